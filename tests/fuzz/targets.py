@@ -1,4 +1,4 @@
-"""What reads bytes of strangers, one judge each: it takes any bytes, and raises only where latticed has a fault."""
+"""Fuzz targets, one per reader of untrusted bytes: each takes any bytes, and raises only for a fault in latticed."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class _Transport(asyncio.Transport):
 
 
 async def _page(request: web.BaseRequest) -> web.StreamResponse:
-    """What our listeners do with a request before anybody is asked: target, Host, Origin, headers, body."""
+    """A request to our listeners up to the handler: target, Host, Origin, headers, body."""
     try:
         asked = request_target.parse(request.raw_path)
         same_origin.check(request.method, request.headers.get("Host", ""), request.headers)

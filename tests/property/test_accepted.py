@@ -1,4 +1,4 @@
-"""Of any two manifests: what runs after an upgrade is never more than what was accepted or what is asked for."""
+"""For any two manifests: what runs after an upgrade is within both what was accepted and what is declared."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ _USUAL = st.sampled_from([DEFAULTS, accepted.Usual(level="filtered"), accepted.U
 
 
 @given(_MANIFESTS, _INTERPRETERS, _MANIFESTS, _INTERPRETERS, _USUAL)
-def test_what_runs_is_what_was_accepted_and_asked_for(old, by, new, by_now, usual):
-    """All that is beyond it has to be named before it starts."""
+def test_effective_manifest_is_within_accepted_and_declared(old, by, new, by_now, usual):
+    """Everything else has to be named before the plugin starts."""
     terms = accepted.meet(accepted.asked(old, by), accepted.asked(new, by_now), usual)
     found = accepted.effective(new, terms, usual)
     needed = set(accepted.needed(new, by_now, terms))
@@ -68,8 +68,8 @@ def test_what_runs_is_what_was_accepted_and_asked_for(old, by, new, by_now, usua
 
 
 @given(_MANIFESTS, _INTERPRETERS, _USUAL)
-def test_what_was_accepted_whole_runs_whole(manifest, by, usual):
-    """A first install takes nothing away."""
+def test_manifest_accepted_completely_is_effective_unchanged(manifest, by, usual):
+    """As at a first install."""
     terms = accepted.asked(manifest, by)
     assert accepted.effective(manifest, terms, usual) == manifest
     assert accepted.needed(manifest, by, terms) == ()
@@ -78,7 +78,7 @@ def test_what_was_accepted_whole_runs_whole(manifest, by, usual):
 
 @given(_MANIFESTS, _MANIFESTS, _INTERPRETERS, _USUAL)
 def test_meet_is_within_both_terms(one, other, by, usual):
-    """For all that has an order."""
+    """For all terms that have an order."""
     first, second = accepted.asked(one, by), accepted.asked(other, by)
     both = accepted.meet(first, second, usual)
     assert accepted.beyond(both, first, usual) == ()
@@ -90,8 +90,8 @@ _KINDS = {"type", "protocol", "interpreter", "args"}
 
 
 @given(st.lists(_HOSTS | st.just("*")).map(tuple), st.lists(_HOSTS).map(tuple), _HOSTS)
-def test_meet_means_the_hosts_that_both_mean(granted, declared, one):
-    """A host is meant by the meet exactly when both mean it; `*` means ports 80 and 443."""
+def test_meet_covers_the_hosts_that_both_cover(granted, declared, one):
+    """No more and no fewer; `*` covers ports 80 and 443."""
     host, _, number = one.removeprefix("*.").rpartition(":")
     for name in (host, f"x.{host}"):
         port = int(number)

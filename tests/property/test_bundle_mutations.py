@@ -75,8 +75,8 @@ def _check(original, mutant):
 
 
 @versions
-def test_a_bundle_signed_from_the_contract_alone_verifies(version):
-    """The signer (tests/house/bundles) knows contracts §2 and §3, hashlib and Ed25519, and nothing of latticed."""
+def test_bundle_signed_by_independent_signer_verifies(version):
+    """tests/house/bundles uses contracts §2 and §3, hashlib and Ed25519, and no code of latticed."""
     found = _judge(MANIFESTS[version])
     assert isinstance(found, Verified)
     assert found.manifest.name == 'Größe "☂" \\ \U0001f600'
@@ -84,7 +84,10 @@ def test_a_bundle_signed_from_the_contract_alone_verifies(version):
 
 @versions
 def test_no_flipped_bit_of_the_manifest_is_accepted_outside_white_space(version):
-    """Every bit of every byte; a flip between tokens may turn one white space into another, which says the same."""
+    """Every bit of every byte.
+
+    Between tokens a flip may turn one white space into another, which changes no meaning.
+    """
     original = MANIFESTS[version]
     white = _white_space(original)
     for place in range(len(original)):
@@ -103,7 +106,7 @@ def _is_hex_case(original, place, bit):
 
 @versions
 def test_no_missing_or_doubled_byte_of_the_manifest_is_accepted_outside_white_space(version):
-    """Every byte once left out and once written twice."""
+    """Each byte removed once and doubled once."""
     original = MANIFESTS[version]
     white = _white_space(original)
     for place in range(len(original)):
@@ -116,7 +119,7 @@ def test_no_missing_or_doubled_byte_of_the_manifest_is_accepted_outside_white_sp
 
 
 def test_no_flipped_missing_or_added_byte_of_the_artifact_is_accepted():
-    """Every byte, and the manifest alone cannot say otherwise."""
+    """Each byte of it, under the unchanged manifest."""
     for place in range(len(ARTIFACT)):
         flipped = bytearray(ARTIFACT)
         flipped[place] ^= 1 << (place % 8)
@@ -132,8 +135,8 @@ def test_no_flipped_missing_or_added_byte_of_the_artifact_is_accepted():
 
 @versions
 @given(data=st.data())
-def test_any_byte_in_any_place_is_refused_or_says_the_same(version, data):
-    """Substitution and insertion of arbitrary bytes."""
+def test_substituted_or_inserted_byte_is_refused_or_changes_no_meaning(version, data):
+    """Arbitrary bytes at arbitrary offsets."""
     original = MANIFESTS[version]
     place = data.draw(st.integers(0, len(original) - 1))
     byte = data.draw(st.binary(min_size=1, max_size=1))
@@ -149,8 +152,8 @@ def test_any_byte_in_any_place_is_refused_or_says_the_same(version, data):
         min_size=1,
     )
 )
-def test_any_other_field_is_refused_or_says_the_same(version, fields):
-    """Whole fields exchanged under the old signature; the order of v1's capabilities means nothing."""
+def test_replaced_field_is_refused_or_changes_no_meaning(version, fields):
+    """Whole fields under the old signature; the order of v1's capabilities has no meaning."""
     original = json.loads(MANIFESTS[version])
     mutant = {**original, **fields}
     found = _judge(json.dumps(mutant).encode())

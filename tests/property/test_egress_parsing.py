@@ -1,4 +1,4 @@
-"""URLs, hosts, addresses and bodies from strangers: whatever they are, two readers agree or it is refused."""
+"""Untrusted URLs, hosts, addresses and bodies: two parsers agree, or the value is refused."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def parsed(text: str) -> url.Target | None:
 @given(st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=14).map("".join)))
 @example("http://a/?#")
 @example("http://a:80")
-def test_a_url_is_refused_or_read_alike_by_another_parser(text):
-    """And what it was read as reads back the same."""
+def test_url_is_refused_or_parsed_as_by_another_parser(text):
+    """The result parses to itself."""
     for whole in (text, f"http://{text}"):
         target = parsed(whole)
         if target is None:
@@ -50,7 +50,7 @@ def test_a_url_is_refused_or_read_alike_by_another_parser(text):
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=8).map("".join)))
-def test_a_location_leads_to_a_plain_target_or_nowhere(text):
+def test_location_gives_a_plain_target_or_is_refused(text):
     """A relative one stays at its origin."""
     base = url.parse("https://example.org/a/b?c")
     try:
@@ -65,7 +65,7 @@ def test_a_location_leads_to_a_plain_target_or_nowhere(text):
 @given(st.one_of(st.text(max_size=40), NUMERIC, st.lists(PIECES, max_size=6).map("".join)))
 @example("127.1")
 @example("0x7f.1")
-def test_a_host_has_one_form_and_no_second_reading(text):
+def test_host_has_one_normal_form_and_one_reading(text):
     """Where the C library would read an address, it is the same address, or the host is refused."""
     try:
         normal = hosts.normal(text)
@@ -82,8 +82,8 @@ def test_a_host_has_one_form_and_no_second_reading(text):
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.integers(0, 70_000))
-def test_patterns_and_origins_from_strangers_never_crash(pattern, host, port):
-    """They match, they do not, or they are refused in words."""
+def test_any_text_is_a_pattern_or_origin_or_is_refused(pattern, host, port):
+    """Only ValueError is raised."""
     rights = EgressRights(hosts=(pattern,), declared=(pattern,))
     egress.refusal(rights, host=host, port=port)
     try:
@@ -94,8 +94,8 @@ def test_patterns_and_origins_from_strangers_never_crash(pattern, host, port):
 
 
 @given(st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), st.integers(0, 2**128 - 1).map(IPv6Address)))
-def test_no_address_is_public_that_the_registries_call_special(address):
-    """The standard library's table is a subset of what is blocked."""
+def test_special_addresses_are_blocked(address):
+    """Everything that the standard library's table of the registries lists."""
     if addresses.blocked_class(address) is None:
         assert address.is_global
         assert not address.is_multicast
@@ -103,8 +103,8 @@ def test_no_address_is_public_that_the_registries_call_special(address):
 
 @pytest.mark.parametrize("prefix", ["::ffff:0:0/96", "::/96", "64:ff9b::/96", "2002::/16", "2001::/32"])
 @given(low=st.integers(0, 2**32 - 1))
-def test_no_address_that_carries_another_is_public(prefix, low):
-    """Whatever it carries."""
+def test_addresses_with_an_embedded_ipv4_address_are_blocked(prefix, low):
+    """Whatever the embedded address is."""
     from ipaddress import IPv6Network
 
     network = IPv6Network(prefix)
@@ -113,8 +113,8 @@ def test_no_address_that_carries_another_is_public(prefix, low):
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "identity", "br", "gzip, gzip"]))
-def test_a_body_from_strangers_is_decoded_or_refused(data, encoding):
-    """Never more than the limit, never another exception."""
+def test_any_body_is_decoded_or_refused(data, encoding):
+    """Never beyond the limit, and with no other exception."""
     for raw in (data, zlib.compress(data), zlib.compress(data, wbits=31) + data):
         try:
             assert len(body.decoded(raw, encoding, limit=300)) <= 300 or encoding == "identity"

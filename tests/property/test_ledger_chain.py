@@ -57,8 +57,8 @@ def exported(found: list[Event], *, sign_after: int = 0) -> list[dict[str, Any]]
 
 @settings(deadline=None)
 @given(found=st.lists(events, min_size=1, max_size=3))
-def test_whatever_is_recorded_verifies_and_is_byte_equal_to_rfc_8785(found: list[Event]) -> None:
-    """Our canonical form of a stored event is that of RFC 8785, and holds printable ASCII only."""
+def test_recorded_events_verify_and_equal_rfc_8785(found: list[Event]) -> None:
+    """The canonical form of a stored event is that of RFC 8785 and is printable ASCII."""
     lines = exported(found, sign_after=1)
     report = audit_chain.verify(lines, key=KEY.public_key())
     assert report.ok, report.problem
@@ -72,7 +72,7 @@ def test_whatever_is_recorded_verifies_and_is_byte_equal_to_rfc_8785(found: list
 
 @st.composite
 def tamperings(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A chain whose last event is signed, and the same after one random change."""
+    """A chain whose last event is signed, and a copy with one random change."""
     size = draw(st.integers(2, 6))
     lines = exported(draw(st.lists(plain, min_size=size, max_size=size)), sign_after=size)
     changed = copy.deepcopy(lines)
@@ -99,8 +99,8 @@ def tamperings(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 @settings(deadline=None, max_examples=300)
 @given(pair=tamperings())
-def test_every_random_change_is_found(pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-    """The chain as written passes; after any one change it does not."""
+def test_any_single_change_is_found(pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    """The unchanged chain passes."""
     lines, changed = pair
     assert audit_chain.verify(lines, key=KEY.public_key()).ok
     assert not audit_chain.verify(changed, key=KEY.public_key()).ok
@@ -115,8 +115,8 @@ almost_events = st.fixed_dictionaries(dict.fromkeys(sorted(audit_chain.FIELDS), 
 
 
 @given(lines=st.lists(st.one_of(json_values, almost_events, st.builds(lambda v: {"head": v}, json_values))))
-def test_no_line_crashes_the_check(lines: list[Any]) -> None:
-    """Any JSON gets a report, never an exception."""
+def test_any_json_line_gives_a_report(lines: list[Any]) -> None:
+    """Never an exception."""
     report = audit_chain.verify(lines, key=KEY.public_key())
     assert report.ok == (not lines)
 
@@ -125,8 +125,8 @@ def test_no_line_crashes_the_check(lines: list[Any]) -> None:
     gaps=st.lists(st.sampled_from([0.0, 0.01, 0.4, 1.0, 3.0, 11.0]), max_size=120),
     actors=st.lists(st.sampled_from("ab"), min_size=120, max_size=120),
 )
-def test_every_denial_is_counted(gaps: list[float], actors: list[str]) -> None:
-    """Whenever they come: written events and their counts add up to the denials."""
+def test_counts_add_up_to_all_denials(gaps: list[float], actors: list[str]) -> None:
+    """Whatever their times."""
     denials, now_s, written = Denials(quota=3), 0.0, []
     for gap, actor in zip(gaps, actors, strict=False):
         now_s += gap

@@ -24,7 +24,7 @@ steps = st.tuples(st.sampled_from(["put", "delete"]), names, st.binary(max_size=
 def test_rows_behave_like_a_dictionary_with_a_quota(
     done: list[tuple[str, str, bytes]], prefix: str, after: str, limit: int
 ) -> None:
-    """Values, usage, the quota and listing by prefix agree with the plain model after any steps."""
+    """Values, usage, quota and listing by prefix equal a model's after any steps."""
     connection = apsw.Connection(":memory:")
     try:
         migrations.migrate(connection)

@@ -1,4 +1,4 @@
-"""Whatever operators decide and disks show, in whatever order: the rules of the lifecycle hold."""
+"""The lifecycle's rules hold for any order of operators' decisions and changes on disk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def verified(by: str | None, version: str, capabilities: tuple[str, ...]) -> Any
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """One id: a disk with up to three bundles of it, a store whose pair may be refused, an operator, a record."""
+    """One plugin id: up to three bundles on disk, a store that may refuse its pair, an operator, a record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def host_risk_takes_its_name(self) -> None:
-        """No host-risk capability is granted that no operator has named for this publisher's plugin."""
+        """No capability of host risk is granted that no operator has named for this publisher's plugin."""
         if self.record is not None and not self.record.forgotten:
             risky = set(self.record.granted) & capability.host_risk(CAPABILITIES)
             assert risky <= self.named
@@ -212,7 +212,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def what_was_trimmed_stays_trimmed(self) -> None:
-        """Until it is granted by name; no disk, upgrade or publisher brings it back."""
+        """A masked capability stays masked until it is granted by name, whatever disk, upgrade or publisher follows."""
         if self.record is not None and not self.record.forgotten:
             assert not self.trimmed & set(self.record.granted)
 

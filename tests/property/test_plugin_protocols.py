@@ -1,4 +1,4 @@
-"""Whatever bytes a plugin writes, however they are cut: a conversation goes on or ends with a reason, nothing else."""
+"""Any bytes of a plugin, in any chunks: the session goes on or ends with a reason."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ cuts = st.lists(st.integers(0, 1 << 16), max_size=8)
 
 
 @given(data=st.binary(max_size=200) | st.text("ab\n", max_size=60).map(str.encode), cuts=cuts, limit=st.integers(1, 30))
-def test_lines_are_the_same_however_the_bytes_are_cut(data, cuts, limit):
-    """All complete lines up to the first that is too long; what is refused late in one piece is refused in many."""
+def test_lines_do_not_depend_on_chunking(data, cuts, limit):
+    """All complete lines before the first that is too long."""
 
     def fed(pieces):
         lines, found = LineSplitter(max_bytes=limit), []
@@ -117,8 +117,8 @@ def _spoken(pieces):
 @given(data=_as_lines(rpc) | _as_lines(proper_calls) | st.binary(max_size=300), cuts=cuts)
 @example(data=b'{"jsonrpc":"2.0","id":4,"result":1}\n' * 2, cuts=[])
 @example(data=b'{"jsonrpc":"2.0","id":1,"result":1,"result":2}\n', cuts=[40])
-def test_a_session_ends_with_a_reason_or_goes_on(data, cuts):
-    """And comes to the same in one piece and in many."""
+def test_session_goes_on_or_ends_with_a_reason(data, cuts):
+    """With the same result in one chunk and in many."""
     whole = _spoken([data])
     broken, calls, _ = whole
     assert len(broken) <= 1
@@ -135,8 +135,8 @@ def test_a_session_ends_with_a_reason_or_goes_on(data, cuts):
 
 
 @given(bursts=st.lists(st.integers(0, 3 * CAP), max_size=5))
-def test_many_calls_run_within_the_thread_limit(bursts):
-    """Every call is answered, never more than the cap at once, and reading goes on in the end."""
+def test_calls_run_within_the_thread_limit(bursts):
+    """Every call is answered, and reading resumes at the end."""
 
     async def conversation():
         running = most = 0
@@ -190,6 +190,6 @@ def _invoked(pieces):
 @given(data=_as_lines(one_shot) | st.binary(max_size=SMALL + 20), cuts=cuts)
 @example(data=b'{"ok":true}\n' + b"x" * SMALL, cuts=[12])
 @example(data=b'{"ok":true}', cuts=[3])
-def test_an_invocation_has_one_outcome(data, cuts):
-    """A reply, or a problem with its code; the same however the bytes are cut."""
+def test_invocation_has_one_outcome(data, cuts):
+    """A reply, or a problem with its code; the same for any chunking."""
     assert _invoked([data]) == _invoked(_pieces(data, cuts))

@@ -1,4 +1,4 @@
-"""Whatever the order of marks and looks: nothing is lost, nothing is early, nothing waits too long."""
+"""Any order of marks and checks: no name is lost, early, or later than the longest time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _steps = st.lists(
 
 
 @given(_steps)
-def test_every_mark_is_answered_in_time(steps: list[tuple[int, str | None]]) -> None:
-    """Each step passes some time, then marks a name or looks what is due; a naive model says what must come out."""
+def test_every_marked_name_becomes_due_in_time(steps: list[tuple[int, str | None]]) -> None:
+    """Compared with a naive model, step by step."""
     settle = Settle(quiet_s=QUIET_S, longest_s=LONGEST_S)
     first: dict[str, float] = {}
     last: dict[str, float] = {}

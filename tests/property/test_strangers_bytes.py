@@ -1,4 +1,4 @@
-"""Bytes and values from strangers end in a code, never in a crash."""
+"""Untrusted bytes and values give a code, never a crash."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def _judged(data):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_judged(data):
-    """Refused with a reason that is safe to print."""
+def test_any_bytes_as_a_bundle_get_a_verdict(data):
+    """The reason of a refusal is safe to print."""
     assert isinstance(_judged(data), Refused)
 
 
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), values, max_size=4), v2=st.booleans())
-def test_any_values_in_any_fields_are_judged(fields, v2):
-    """Whatever stands where something else was expected."""
+def test_any_values_in_manifest_fields_get_a_verdict(fields, v2):
+    """Of any JSON type."""
     plain = bundles.manifest_v2() if v2 else bundles.manifest_v1()
     signed = bundles.signed(plain, b"", AUTHOR)
     _judged(json.dumps({**signed, **fields}).encode())
@@ -75,7 +75,7 @@ def _check(problem):
 
 @given(st.binary(max_size=100) | values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_policy_or_a_problem(data):
-    """trust.json too is written by somebody."""
+    """trust.json may be anything, too."""
     try:
         policy.decode(data)
     except Problem as problem:
@@ -84,7 +84,7 @@ def test_any_bytes_are_a_policy_or_a_problem(data):
 
 @given(publishers=st.dictionaries(st.sampled_from(["acme", "other", "A"]), values, max_size=2), revoked=values)
 def test_any_values_in_a_policy_are_a_policy_or_a_problem(publishers, revoked):
-    """Each getter refuses what it did not expect."""
+    """Of any JSON type."""
     try:
         policy.decode(json.dumps({"trusted_publishers": publishers, "revoked": revoked}).encode())
     except Problem as problem:
@@ -92,8 +92,8 @@ def test_any_values_in_a_policy_are_a_policy_or_a_problem(publishers, revoked):
 
 
 @given(st.text(alphabet="0123456789.xX*^~<>=|, -+av\n", max_size=30))
-def test_any_text_is_a_range_or_none(written):
-    """And no range holds what is no version."""
+def test_any_text_is_a_range_or_is_refused(written):
+    """No range contains text that is not a version."""
     try:
         semver_range.check(written)
     except semver_range.InvalidRange:
@@ -103,8 +103,8 @@ def test_any_text_is_a_range_or_none(written):
 
 
 @given(st.binary(max_size=300))
-def test_what_is_decoded_was_valid_json(data):
-    """Our decoder is stricter than Python's, never laxer."""
+def test_decoded_bytes_are_valid_json(data):
+    """The decoder accepts nothing that Python's refuses."""
     try:
         raw, _ = decode.decode(data)
     except BundleRefused:

@@ -1,4 +1,4 @@
-"""Whatever happens to a handle, in whatever order: the invariants of supervision hold."""
+"""The supervisor's invariants hold for any order of events of a handle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAULT = Fault("digest_mismatch", "tampered")
 
 
 class Handle(RuleBasedStateMachine):
-    """A model of the world around `decide`: lives that start and end, a timer, an operator, a disk."""
+    """A model of what `decide` reacts to: plugin instances that start and end, a timer, an operator, a disk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Handle(RuleBasedStateMachine):
 
     @rule(afresh=st.booleans())
     def want(self, *, afresh: bool) -> None:
-        """`afresh` is a restart or another identity; else the disk was looked at."""
+        """`afresh`: a restart or another identity; otherwise the disk was checked."""
         if afresh:
             self.crashes = self.own = 0
         self.post(Arm(afresh=afresh))
@@ -103,7 +103,7 @@ class Handle(RuleBasedStateMachine):
     @precondition(lambda self: self.state.phase is Phase.ARMED)
     @rule()
     def visit(self) -> None:
-        """Somebody outside asks it something; how this life ends may be their doing."""
+        """A request from outside; the next failure of this instance may be excused."""
         self.visited = True
 
     def count(self, uptime_s: float) -> None:
@@ -147,7 +147,7 @@ class Handle(RuleBasedStateMachine):
 
     @invariant()
     def waiting_means_one_timer(self) -> None:
-        """What waits will be woken, once; what does not wait has no timer left."""
+        """A handle that waits has exactly one timer, any other handle none."""
         assert self.timers == (1 if self.state.phase is Phase.WAITING else 0)
 
     @invariant()
@@ -174,14 +174,17 @@ class Handle(RuleBasedStateMachine):
 
     @invariant()
     def only_its_own_failures_open_the_breaker(self) -> None:
-        """A row of them does, however many that visitors may have caused lie between; those alone never do."""
+        """Failures that are not excused do, with any number of excused ones between them.
+
+        Excused ones alone never do.
+        """
         if self.state.phase is Phase.BROKEN:
             assert self.own >= RULES.restart.breaker_failures
         if self.state.phase in {Phase.WAITING, Phase.STARTING}:
             assert self.own < RULES.restart.breaker_failures
 
     def teardown(self) -> None:
-        """Whatever happened: once nobody wants it, it comes to rest without being restarted."""
+        """Once the handle is not wanted, it stops and is not restarted."""
         self.disable()
         if self.stopping:
             self.stop_ends()

@@ -1,4 +1,4 @@
-"""Random templates and values: one pass, whatever is put in."""
+"""Random templates and values are rendered in one pass."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ WRITTEN = dict(zip(PIECES, REFERENCES, strict=False))
 
 
 @given(st.lists(st.sampled_from([*PIECES[:5], "text", "ü\n", "} ", " {"]), max_size=12), st.tuples(*[VALUES] * 4))
-def test_an_answer_is_the_texts_with_each_value_once(pieces, values):
-    """Piece by piece: text as it is, references as their values as they are, nothing for what is unknown."""
+def test_rendering_inserts_each_value_once(pieces, values):
+    """Text unchanged, references replaced by their values, unknown ones by nothing."""
     known = dict(zip(REFERENCES, values, strict=True))
     expected = "".join(
         known[WRITTEN[piece]] if piece in WRITTEN else "" if piece == "{{nothing}}" else piece for piece in pieces
@@ -41,15 +41,15 @@ def test_an_answer_is_the_texts_with_each_value_once(pieces, values):
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
-def test_any_braces_are_taken_or_refused(source):
-    """Never another exception; what is taken has no opening braces left in its texts."""
+def test_any_braces_are_parsed_or_refused(source):
+    """With no other exception; the text parts of a parsed template have no opening braces."""
     with contextlib.suppress(Problem):
         parts = template.parse(source.encode()).parts
         assert not any(b"{{" in part for part in parts if isinstance(part, bytes))
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_taken_or_refused(source):
+def test_any_bytes_are_a_template_or_a_problem(source):
     """Strangers' artifacts: a Problem, or a template that renders."""
     with contextlib.suppress(Problem):
         template.render(template.parse(source).parts, {})

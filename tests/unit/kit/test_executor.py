@@ -1,4 +1,4 @@
-"""kit.hands: the loop's executor, whose threads hold up no end."""
+"""kit.executor: the event loop's executor, whose threads do not delay shutdown."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from latticed.kit import executor
 
 
-def test_a_call_that_hangs_does_not_delay_shutdown():
-    """What returns at once does; what stands still is left to itself, and other work goes on beside it."""
+def test_hanging_call_does_not_delay_shutdown():
+    """Calls that return finish; one that hangs is abandoned and does not delay others."""
     go_on = threading.Event()
 
     async def main():
@@ -30,8 +30,8 @@ def test_a_call_that_hangs_does_not_delay_shutdown():
     go_on.set()
 
 
-def test_what_is_cancelled_before_its_turn_is_not_done():
-    """As with the standard one."""
+def test_call_cancelled_while_queued_is_not_run():
+    """As with ThreadPoolExecutor."""
     pool, go_on, done = executor.DaemonThreadExecutor(), threading.Event(), []
     busy = [pool.submit(go_on.wait) for _ in range(executor.MOST)]
     waiting = pool.submit(done.append, "too late")
@@ -44,8 +44,8 @@ def test_what_is_cancelled_before_its_turn_is_not_done():
         pool.submit(int)
 
 
-def test_a_thread_that_cannot_be_started_is_an_error_and_costs_no_place(monkeypatch):
-    """Where the number of threads is limited: whoever asked hears of it, and later work is done."""
+def test_failure_to_start_a_thread_is_raised_and_frees_its_slot(monkeypatch):
+    """The caller gets the error, and later calls are run."""
     pool, done = executor.DaemonThreadExecutor(), []
 
     def refused(_: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""kit.journal: entries as journald takes them, on a real datagram socket."""
+"""kit.journal_sender: entries in journald's native protocol, on a real datagram socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latticed.kit import journal_sender
 
 
 def parse(data: bytes) -> dict[str, bytes]:
-    """Entries by the protocol's own rules: `NAME=value` lines, or NAME, length and bytes."""
+    """Parse an entry by the rules of the protocol: `NAME=value` lines, or NAME, length and bytes."""
     fields: dict[str, bytes] = {}
     while data:
         line, _, rest = data.partition(b"\n")
@@ -40,21 +40,21 @@ def journald(tmp_path):
 
 
 @given(value=st.text(max_size=200))
-def test_no_value_can_pose_as_a_field(value):
-    """Whatever a value holds, exactly the fields sent are read, with the bytes sent."""
+def test_value_cannot_inject_a_field(value):
+    """Exactly the fields that were sent are parsed, with their bytes."""
     found = parse(journal_sender.encode({"MESSAGE": value, "PRIORITY": "6"}))
     assert found == {"MESSAGE": value.encode("utf-8", "backslashreplace"), "PRIORITY": b"6"}
 
 
-def test_an_entry_is_one_datagram(journald):
+def test_small_entry_is_one_datagram(journald):
     """A small entry arrives whole."""
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal_sender.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
     assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
 
 
-def test_a_big_entry_is_a_sealed_memfd(journald):
-    """Past a datagram's size, the entry comes as a descriptor that can no longer be changed."""
+def test_large_entry_is_sent_as_sealed_memfd(journald):
+    """When it exceeds the size of a datagram."""
     message = "x" * (4 << 20)
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal_sender.encode({"MESSAGE": message}))
@@ -70,7 +70,7 @@ def test_a_big_entry_is_a_sealed_memfd(journald):
 
 
 def test_send_returns_false_without_journald(tmp_path, journald):
-    """What is not sent is not sent; once it is there again, the next entry is."""
+    """The next entry is sent once journald is back."""
     with journal_sender.JournalSender(str(tmp_path / "nobody")) as sender:
         assert not sender.send(journal_sender.encode({"MESSAGE": "one"}))
         assert not sender.send(journal_sender.encode({"MESSAGE": "two"}))
@@ -78,8 +78,8 @@ def test_send_returns_false_without_journald(tmp_path, journald):
         assert sender.send(journal_sender.encode({"MESSAGE": "three"}))
 
 
-def test_a_stuck_journald_loses_entries_and_does_not_block(journald):
-    """With nobody reading, sending gives up on each entry after a moment."""
+def test_stuck_journald_loses_entries_after_the_timeout(journald):
+    """Nobody reads the socket."""
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         sender._socket.settimeout(0.001)
         sent = 0
@@ -88,8 +88,8 @@ def test_a_stuck_journald_loses_entries_and_does_not_block(journald):
             assert sent < 100_000
 
 
-def test_the_stream_is_ours_only_when_device_and_inode_match(tmp_path):
-    """$JOURNAL_STREAM may be inherited by somebody whose stderr went elsewhere (systemd.exec(5))."""
+def test_journal_stream_must_match_device_and_inode(tmp_path):
+    """$JOURNAL_STREAM may be inherited although stderr was redirected (systemd.exec(5))."""
     with (tmp_path / "a").open("wb") as file:
         found = os.fstat(file.fileno())
         assert journal_sender.is_stream(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})

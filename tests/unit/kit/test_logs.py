@@ -1,4 +1,4 @@
-"""kit.logs: configured once, in the form that the place asks for."""
+"""kit.logs: configuration, and the form of entries by destination."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def undone():
     logs.reset()
 
 
-def test_lines_are_json_when_nobody_watches():
-    """Not a terminal, not the journal: one JSON object per line, with time, level, event and fields."""
+def test_output_to_a_file_is_json_lines():
+    """Neither terminal nor journal: one JSON object per line, with time, level, event and fields."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
     logs.get_logger(runner="wasm").info("plugin_armed", plugin_id="acme.demo")
@@ -36,7 +36,7 @@ def test_lines_are_json_when_nobody_watches():
 
 
 def test_a_terminal_gets_coloured_text():
-    """On a terminal: text with colour, unless NO_COLOR or a dumb terminal says otherwise."""
+    """Without colour for NO_COLOR or a dumb terminal."""
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as screen, open(theirs, "w", encoding="utf-8") as terminal:
         logs.configure("info", stream=terminal, environ={})
@@ -49,8 +49,8 @@ def test_a_terminal_gets_coloured_text():
             assert b"warning  bundle_refused" in seen
 
 
-def test_the_level_holds_and_can_be_changed():
-    """Below the level nothing is written; a later configure reaches loggers made before."""
+def test_level_filters_and_can_be_changed():
+    """A later `configure` applies to loggers made before."""
     stream = io.StringIO()
     log = logs.get_logger()
     logs.configure("warning", stream=stream, environ={})
@@ -63,8 +63,8 @@ def test_the_level_holds_and_can_be_changed():
         logs.configure("loud", stream=stream, environ={})
 
 
-def test_an_exception_is_logged_with_its_traceback():
-    """exc_info becomes rows of text, without rich's frames."""
+def test_exception_is_logged_with_its_traceback():
+    """`exc_info` becomes lines of text, without the frames of rich."""
     stream = io.StringIO()
     logs.configure(stream=stream, environ={})
     try:
@@ -76,8 +76,8 @@ def test_an_exception_is_logged_with_its_traceback():
     assert line["exception"][-2:] == ["ValueError: a", "b\\x1b"]
 
 
-def test_libraries_go_the_same_way():
-    """Standard library loggers and warnings arrive as entries, from WARNING up."""
+def test_standard_loggers_and_warnings_become_entries():
+    """From level WARNING up."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
     library = logging.getLogger("some.package")
@@ -98,8 +98,8 @@ def test_libraries_go_the_same_way():
     assert "UserWarning: old" in entries[2]["message"]
 
 
-def test_reset_leaves_nothing_behind():
-    """Handlers and levels of the root logger are as before."""
+def test_reset_restores_the_root_logger():
+    """Handlers and levels."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     for _ in range(3):
@@ -108,8 +108,8 @@ def test_reset_leaves_nothing_behind():
     assert (list(root.handlers), root.level) == before
 
 
-def test_a_closed_stream_does_not_raise():
-    """A closed stream or a broken pipe loses lines, not the daemon."""
+def test_closed_stream_loses_lines_without_raising():
+    """A broken pipe too."""
     stream = io.StringIO()
     logs.configure(stream=stream, environ={})
     stream.close()
@@ -126,8 +126,8 @@ def test_a_closed_stream_does_not_raise():
         assert logs.dropped() == before + 1
 
 
-def test_entries_lost_to_the_journal_are_counted_in_an_entry(tmp_path, monkeypatch):
-    """Before the first entry after a gap, one says how many are missing."""
+def test_entries_lost_to_journald_are_counted_in_an_entry(tmp_path, monkeypatch):
+    """It is sent before the first entry after the gap."""
     path = str(tmp_path / "journal")
     monkeypatch.setattr(journal_sender.JournalSender.__init__, "__defaults__", (path,))
     logs.configure(form="journal", environ={})
@@ -143,8 +143,8 @@ def test_entries_lost_to_the_journal_are_counted_in_an_entry(tmp_path, monkeypat
     assert told == ["MESSAGE=log dropped: entries=2", "MESSAGE=three said", "MESSAGE=four said"]
 
 
-def test_an_unread_pipe_loses_entries_and_does_not_block():
-    """Logging and configuring again return at once; what did not fit is counted, and told when it flows again."""
+def test_unread_pipe_loses_entries_without_blocking():
+    """Neither logging nor configuring again blocks; lost entries are counted, and reported once the pipe is read."""
     read, write = os.pipe()
     with open(read, "rb") as reader, open(write, "w", encoding="utf-8") as pipe:
         logs.configure(stream=pipe, environ={})
@@ -163,8 +163,8 @@ def test_an_unread_pipe_loses_entries_and_does_not_block():
         assert json.loads(reader.readline())["event"] == "flows_again"
 
 
-def test_an_entry_that_is_larger_than_the_queue_is_written_too(tmp_path):
-    """Whatever its size, while nothing else waits."""
+def test_entry_larger_than_the_queue_is_written(tmp_path):
+    """When nothing else is queued."""
     before = logs.dropped()
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         logs.configure(stream=file, environ={})
@@ -174,7 +174,7 @@ def test_an_entry_that_is_larger_than_the_queue_is_written_too(tmp_path):
     assert logs.dropped() == before
 
 
-def test_entries_are_written_when_a_program_just_ends():
+def test_entries_are_written_at_exit_without_reset():
     """Without `reset`."""
     program = "from latticed.kit import logs; logs.configure()\n"
     program += "for number in range(500): logs.get_logger().info('said', number=number)"
@@ -182,8 +182,8 @@ def test_entries_are_written_when_a_program_just_ends():
     assert [json.loads(line)["number"] for line in ran.stdout.splitlines()] == [*range(500)]
 
 
-def test_closing_does_not_wait_for_the_reader():
-    """With the pipe still full, `reset` gives up after a moment."""
+def test_reset_does_not_wait_for_an_unread_pipe():
+    """It gives up after CLOSE_S."""
     read, write = os.pipe()
     with open(read, "rb"), open(write, "w", encoding="utf-8") as pipe:
         logs.configure(stream=pipe, environ={})
@@ -196,8 +196,8 @@ def test_closing_does_not_wait_for_the_reader():
 
 
 @pytest.mark.parametrize("before", ["", "import rich.console;"])
-def test_structlog_does_not_bring_rich(before):
-    """Importing kit.logs leaves rich unloaded, importable, and as it was when it was loaded already."""
+def test_import_of_logs_does_not_load_rich(before):
+    """rich stays importable, and as it was when it was loaded before."""
     program = f"""{before}import sys
 had = "rich" in sys.modules
 from latticed.kit import logs

@@ -1,4 +1,4 @@
-"""Passwords of proxied services: in clear or hashed, judged before use."""
+"""kit.passwords: passwords in clear and as scrypt hashes, and values that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from latticed.kit import passwords
 CHEAP = passwords.make_hash("correct horse", ln=10)
 
 
-def test_the_password_itself():
+def test_clear_password_matches_itself_only():
     assert passwords.fault("correct horse") is None
     assert passwords.verify("correct horse", "correct horse")
     assert not passwords.verify("correct horse", "Correct horse")
     assert not passwords.verify("correct horse", "")
 
 
-def test_its_hash():
-    """Salted: the same password never looks the same; the hash is no password."""
+def test_hash_matches_its_password():
+    """Salted: two hashes of one password differ, and a hash is not accepted as the password."""
     assert passwords.fault(CHEAP) is None
     assert passwords.verify(CHEAP, "correct horse")
     assert not passwords.verify(CHEAP, CHEAP)
     assert passwords.make_hash("correct horse", ln=10) != CHEAP
 
 
-def test_a_hash_of_another_program():
-    """The form of the field: $scrypt$ln=..,r=..,p=..$salt$hash, as the standard library makes it."""
+def test_hash_made_by_hashlib_matches():
+    """In the form $scrypt$ln=..,r=..,p=..$salt$hash."""
     salt = b"0123456789abcdef"
     value = hashlib.scrypt(b"caf\xc3\xa9 au lait", salt=salt, n=1 << 11, r=4, p=2, dklen=64)
     coded = [base64.b64encode(part).decode().rstrip("=") for part in (salt, value)]
@@ -53,13 +53,13 @@ def test_a_hash_of_another_program():
         CHEAP[:-30],
     ],
 )
-def test_what_cannot_serve_as_a_password_opens_nothing(kept):
-    """Too short, too long, or a hash that is none or would take too much; the value is not shown."""
+def test_unusable_stored_value_never_matches(kept):
+    """Too short, too long, a malformed hash, or one that costs too much; the message does not show it."""
     assert passwords.fault(kept)
     assert len(kept) < 9 or kept not in (passwords.fault(kept) or "")
     assert not passwords.verify(kept, kept)
 
 
-def test_a_long_guess_is_cut_and_wrong():
+def test_overlong_guess_does_not_match():
     assert not passwords.verify("x" * 1_024, "x" * 1_025)
     assert passwords.verify("x" * 1_024, "x" * 1_024)

@@ -29,8 +29,8 @@ def listening(tmp_path):
         yield server
 
 
-def test_a_peer_in_this_process_is_this_process(listening):
-    """pid, uid, gid and groups are the kernel's."""
+def test_peer_in_this_process_has_its_credentials(listening):
+    """pid, uid, gid and groups as the kernel reports them."""
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.connect(listening.getsockname())
         accepted, _ = listening.accept()
@@ -41,8 +41,8 @@ def test_a_peer_in_this_process_is_this_process(listening):
 
 @pytest.mark.root
 @pytest.mark.parametrize("groups", [(), (70_001,), tuple(range(70_000, 70_300))], ids=["none", "one", "300"])
-def test_a_peer_has_the_uid_that_the_kernel_reports(listening, groups):
-    """Another uid with none, one, and more groups than Python's getsockopt can take."""
+def test_peer_of_another_uid_has_its_groups(listening, groups):
+    """With none, one, and more groups than Python's getsockopt can return."""
     user = processes.User(uid=65500, gid=65501, groups=groups)
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     with processes.spawned([python, "-c", _CONNECT, listening.getsockname()], user=user, env={}) as stranger:
@@ -52,7 +52,7 @@ def test_a_peer_has_the_uid_that_the_kernel_reports(listening, groups):
     assert found == peers.Peer(pid=stranger.pid, uid=65500, gid=65501, groups=frozenset(groups))
 
 
-def test_a_socket_without_a_peer_is_an_error():
-    """A listening or unconnected socket names nobody."""
+def test_socket_without_peer_is_an_error():
+    """A listening or an unconnected one."""
     with closing(socket.socket(socket.AF_UNIX)) as lonely, pytest.raises(OSError, match="not connected"):
         peers.of(lonely)

@@ -1,4 +1,4 @@
-"""kit.looking: each thing outside is looked at on its own."""
+"""kit.poll: each poll has a task of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import asyncio
 from latticed.kit.poll import Poll
 
 
-async def test_polls_do_not_overlap_and_always_polls_once_more():
-    """Two more are asked for while one goes on: one follows, and takes nothing for unchanged."""
+async def test_polls_do_not_overlap_and_always_adds_one_more():
+    """Two requests during a poll cause one further poll, with `always`."""
     seen, go_on = [], asyncio.Event()
 
     async def look(always):
@@ -26,8 +26,8 @@ async def test_polls_do_not_overlap_and_always_polls_once_more():
     assert (seen, one.running_s) == ([False, True], 0.0)
 
 
-async def test_stop_waits_only_for_a_poll_that_began_just_now():
-    """It is finished; one that stands still for longer is left alone."""
+async def test_stop_waits_only_for_a_poll_that_began_recently():
+    """One that has been running for longer is cancelled."""
     done = []
 
     async def short(_):
@@ -48,7 +48,7 @@ async def test_stop_waits_only_for_a_poll_that_began_just_now():
     assert done == ["short"]
 
 
-async def test_a_failed_poll_is_followed_by_the_next():
+async def test_failed_poll_is_logged_and_does_not_stop_the_next():
     """And is logged."""
     seen = []
 

@@ -1,4 +1,4 @@
-"""kit.rendering: whatever an entry holds, what comes out is safe to show and to store."""
+"""kit.rendering: any entry is rendered safe to show and to store."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _unsafe(shown: str, allowed: str = "") -> list[str]:
 
 
 @given(fields=st.dictionaries(st.text(max_size=10), _values, max_size=5), event=st.text(max_size=10))
-def test_no_form_carries_a_raw_control_character(fields, event):
-    """One line per entry in text and JSON, and JSON stays JSON; journal values have no line breaks."""
+def test_no_form_has_raw_control_characters(fields, event):
+    """One line per entry in text and JSON, JSON stays valid, and journal values have no line breaks."""
     entry = fields | PLAIN | {"event": event}
     entry.pop("exception", None)
     assert _unsafe(rendering.as_text(entry, colour=False)) == []
@@ -37,23 +37,23 @@ def test_no_form_carries_a_raw_control_character(fields, event):
     assert [name for name, value in rendering.as_journal(entry).items() if _unsafe(value)] == []
 
 
-def test_text_is_for_reading():
-    """Time, level, event, then key=value, quoted where a value is more than a word."""
+def test_text_form_is_time_level_event_and_pairs():
+    """Values of more than one word are quoted."""
     entry = PLAIN | {"plugin_id": "acme.demo", "reason": "expected 7f3a, found 91c0", "attempt": 3}
     shown = rendering.as_text(entry, colour=False)
     expected = '22:13:20.123 warning  verdict_refused          plugin_id=acme.demo reason="expected 7f3a, found 91c0"'
     assert shown == f"{expected} attempt=3"
 
 
-def test_colour_is_only_on_the_level_and_the_event():
-    """With colour the same words; no value is inside an escape sequence."""
+def test_only_level_and_event_are_coloured():
+    """The text is the same; values are never within an escape sequence."""
     shown = rendering.as_text(PLAIN | {"reason": "x"}, colour=True)
     assert shown.startswith("\x1b[2m22:13:20.123\x1b[0m \x1b[33mwarning ")
     assert shown.endswith(" reason=x")
 
 
-def test_the_journal_gets_listed_fields_and_a_readable_message():
-    """Listed names become LATTICED_*, others stay in MESSAGE; the level becomes PRIORITY."""
+def test_journal_form_has_listed_fields_and_a_message():
+    """Listed names become LATTICED_*, others are in MESSAGE; the level becomes PRIORITY."""
     entry = PLAIN | {"plugin_id": "acme.demo", "code": "digest_mismatch", "colour": "blue", "MESSAGE": "forged"}
     assert rendering.as_journal(entry) == {
         "MESSAGE": "verdict refused: plugin_id=acme.demo code=digest_mismatch colour=blue MESSAGE=forged",
@@ -65,8 +65,8 @@ def test_the_journal_gets_listed_fields_and_a_readable_message():
     }
 
 
-def test_a_traceback_keeps_its_lines_and_nothing_else():
-    """In text each line is indented, so that none can pose as an entry; the rest of it is escaped."""
+def test_traceback_keeps_line_breaks_only():
+    """Its lines are indented in text, so that none can pass as an entry; other control characters are escaped."""
     entry = PLAIN | {"exception": 'Traceback:\n  File "x"\nValueError: a\x1b[2J\u2028b'}
     lines = rendering.as_text(entry, colour=False).split("\n")
     assert lines[1:] == ["    | Traceback:", '    |   File "x"', "    | ValueError: a\\x1b[2J\\u2028b"]
@@ -89,10 +89,10 @@ def test_a_traceback_keeps_its_lines_and_nothing_else():
     ids=["hostile", "bytes", "nan", "long", "tuple", "deep", "many"],
 )
 def test_values_are_made_safe(value, expected):
-    """Strings are escaped and capped, numbers stay numbers JSON has, collections are bounded."""
+    """Strings are escaped and cut, numbers are those of JSON, collections are bounded."""
     assert rendering.safe(value) == expected
 
 
-def test_a_long_value_is_cut_with_a_mark():
+def test_long_value_is_cut_with_a_mark():
     """Nobody fills the log with one value."""
     assert rendering.safe("x" * 100_000) == "x" * (rendering.MAX_VALUE_CHARACTERS - 1) + "…"

@@ -1,4 +1,4 @@
-"""kit.sd_notify: against a real datagram socket, as the service manager holds one."""
+"""kit.sd_notify on a real datagram socket, as the service manager has one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def manager(request, tmp_path):
             yield listening, f"@latticed-test-{os.getpid()}"
 
 
-def test_each_state_arrives_as_the_manual_spells_it(manager):
-    """READY, STATUS, WATCHDOG and STOPPING over a path and over an abstract address; the variable is consumed."""
+def test_states_are_sent_as_in_the_manual_page(manager):
+    """READY, STATUS, WATCHDOG and STOPPING to a path and to an abstract address; the variable is removed."""
     listening, address = manager
     environ = {"NOTIFY_SOCKET": address}
     notifier = sd_notify.from_environment(environ)
@@ -54,8 +54,8 @@ def test_reloading_carries_the_monotonic_time(manager):
     assert before <= int(stamp) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
-def test_a_status_cannot_smuggle_another_variable(manager):
-    """Line breaks in somebody else's text are escaped."""
+def test_status_cannot_inject_a_variable(manager):
+    """Line breaks in it are escaped."""
     listening, address = manager
     sd_notify.from_environment({"NOTIFY_SOCKET": address}).ready("x\nREADY=1\u2028MAINPID=1")
     assert listening.recv(4096) == b"READY=1\nSTATUS=x\\x0aREADY=1\\u2028MAINPID=1"
@@ -63,18 +63,18 @@ def test_a_status_cannot_smuggle_another_variable(manager):
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_without_a_service_manager_nothing_is_sent(environ):
-    """No address, or a kind this daemon does not speak: every call is silent."""
+    """No address, or one of an unsupported kind: no call fails."""
     notifier = sd_notify.from_environment(environ)
     notifier.ready("x")
     notifier.reloading()
 
 
-def test_a_missing_service_manager_is_no_error(tmp_path):
-    """sd_notify(3): failures are ignored."""
+def test_missing_service_manager_is_no_error(tmp_path):
+    """As sd_notify(3) recommends."""
     sd_notify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 
 
-def test_a_service_manager_that_does_not_read_does_not_block(manager):
+def test_full_queue_of_service_manager_does_not_block(manager):
     """With the manager's queue full, notifying returns."""
     _, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
@@ -94,8 +94,8 @@ def test_a_service_manager_that_does_not_read_does_not_block(manager):
         ({}, None),
     ],
 )
-def test_the_watchdog_is_fed_twice_per_limit(environ, expected):
-    """Half the limit, only when it is this process that is watched; the variables are consumed."""
+def test_watchdog_interval_is_half_the_limit(environ, expected):
+    """Only when $WATCHDOG_PID is this process; the variables are removed."""
     assert sd_notify.watchdog_interval_s(environ, pid=7) == expected
     assert environ == {}
 
@@ -110,14 +110,14 @@ def test_the_watchdog_is_fed_twice_per_limit(environ, expected):
         {"LISTEN_FDS": "-1", "LISTEN_PID": str(os.getpid())},
     ],
 )
-def test_descriptors_meant_for_another_are_left_alone(environ):
-    """A wrong pid or count yields nothing, and the variables are consumed."""
+def test_descriptors_for_another_process_are_ignored(environ):
+    """A wrong pid or count gives none; the variables are removed."""
     assert sd_notify.listen_fds(environ) == ()
     assert environ == {}
 
 
 def test_passed_sockets_are_named_and_not_inherited(tmp_path):
-    """A real process with descriptors 3 and 4, as sd_listen_fds(3) passes them."""
+    """A real process with descriptors 3 and 4, as in sd_listen_fds(3)."""
     program = textwrap.dedent("""
         import os, sys
         from latticed.kit import sd_notify
@@ -135,8 +135,8 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
     assert ran.stdout.splitlines() == ["3 control False", "4 unknown False", "[]"]
 
 
-def test_a_slow_service_manager_still_gets_ready(manager):
-    """Nothing waits for it: what found no room comes with a later ping, pings that found none never do."""
+def test_state_that_found_no_room_is_sent_later(manager):
+    """With a later `watchdog` call; watchdog pings themselves are not sent again."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
     for _ in range(2_000):  # more than net.unix.max_dgram_qlen and its buffer take
@@ -152,7 +152,7 @@ def test_a_slow_service_manager_still_gets_ready(manager):
 
 
 def test_states_are_sent_later_when_no_descriptor_is_free(manager, monkeypatch):
-    """Whoever has something to say goes on; it arrives once there is a descriptor again."""
+    """The caller is not blocked and gets no error."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
 

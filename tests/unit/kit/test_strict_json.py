@@ -1,4 +1,4 @@
-"""How deep JSON is, judged before it is decoded."""
+"""The limit on nesting, checked before decoding."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VALUES = st.recursive(
 
 
 def depth(value):
-    """How many arrays and objects are in one another."""
+    """Nesting of arrays and objects."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
 @given(VALUES, st.integers(0, 4))
-def test_what_is_deeper_than_asked_for_is_refused(value, most):
-    """Whatever brackets, quotes and backslashes its texts hold."""
+def test_json_nested_too_deep_is_refused(value, most):
+    """With any brackets, quotes and backslashes within strings."""
     data = json.dumps(value).encode()
     if depth(value) <= most:
         assert strict_json.loads(data, max_depth=most) == value
@@ -46,6 +46,6 @@ def test_what_is_deeper_than_asked_for_is_refused(value, most):
         b"]" + b"[" * 5_000 + b"]" * 5_000,
     ],
 )
-def test_what_is_no_json_is_refused_whatever_its_brackets(data):
+def test_invalid_json_is_refused_whatever_its_brackets(data):
     with pytest.raises(strict_json.InvalidJson):
         strict_json.loads(data)

@@ -1,4 +1,4 @@
-"""The little of tar that a backup needs: what other tools read, and nothing that a stranger could abuse."""
+"""kit.tar: readable by other tools, and safe against crafted archives."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ names = st.from_regex(r"[a-z0-9/._-]{1,98}[a-z]", fullmatch=True)
 
 
 @given(files=st.dictionaries(names, st.binary(max_size=1500), max_size=5))
-def test_what_is_written_is_read_by_us_and_by_others(files):
+def test_written_archive_is_read_by_us_and_by_tarfile(files):
     data = archive(files)
     assert contents(data) == files
     with tarfile.open(fileobj=io.BytesIO(data)) as other:
         assert {one.name: other.extractfile(one).read() for one in other.getmembers()} == files
 
 
-def test_a_source_may_give_less_than_asked():
+def test_source_may_return_short_reads():
     files = {"a": b"x" * 2000, "b": b""}
     reader = tar.TarReader(Dribble(archive(files)))
     assert reader.next().name == "a"
@@ -55,13 +55,13 @@ def test_a_source_may_give_less_than_asked():
     assert reader.next().name == "b"
 
 
-def test_sizes_beyond_octal_are_kept():
+def test_sizes_beyond_octal_round_trip():
     """8 GiB and more (GNU's binary form)."""
     block = tar.header("ledger.sqlite3", 9 << 33, mode=0o600, mtime_s=1)
     assert tar.TarReader(io.BytesIO(block)).next().size == 9 << 33
 
 
-def test_a_long_name_is_not_written():
+def test_overlong_name_is_refused_on_writing():
     with pytest.raises(ValueError, match="100 characters"):
         tar.header("x" * 101, 1, mode=0o600, mtime_s=1)
 
@@ -81,13 +81,13 @@ def test_only_regular_files_are_read(kind):
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512, 513, 600, 1023, 1024, 1535, 1536, 2047])
-def test_what_is_cut_is_not_whole(cut):
+def test_truncated_archive_is_refused(cut):
     with pytest.raises(tar.BadTar):
         contents(archive({"a": b"x" * 300})[:cut])
 
 
-def test_zeros_to_fill_a_record_are_fine_and_nothing_else_is():
-    """GNU tar fills up to 10 KiB."""
+def test_only_zeros_may_follow_the_end():
+    """GNU tar fills up its record of 10 KiB."""
     data = archive({"a": b"x"})
     assert contents(data + bytes(10240 - len(data))) == {"a": b"x"}
     for more in (b"x", bytes(512) + b"x", bytes(1 << 20)):
@@ -95,8 +95,8 @@ def test_zeros_to_fill_a_record_are_fine_and_nothing_else_is():
             contents(data + more)
 
 
-def test_what_fills_up_a_block_is_zeros():
-    """Nothing can be hidden there."""
+def test_padding_of_a_block_must_be_zeros():
+    """Otherwise data could be hidden there."""
     data = bytearray(archive({"a": b"x"}))
     data[tar.BLOCK + 5] = 1
     with pytest.raises(tar.BadTar, match="zeros after a file"):
@@ -104,14 +104,14 @@ def test_what_fills_up_a_block_is_zeros():
 
 
 @given(data=st.binary(max_size=2000))
-def test_any_bytes_are_an_archive_or_not(data):
-    """Never another exception than BadTar."""
+def test_any_bytes_are_read_or_raise_bad_tar(data):
+    """No other exception."""
     with contextlib.suppress(tar.BadTar):
         contents(data)
 
 
 @given(at=st.integers(0, 511), bit=st.integers(0, 7))
-def test_a_changed_header_never_crashes(at, bit):
+def test_mutated_header_is_read_or_raises_bad_tar(at, bit):
     data = bytearray(archive({"a": b"x" * 10}))
     data[at] ^= 1 << bit
     with contextlib.suppress(tar.BadTar):

@@ -1,4 +1,4 @@
-"""kit.tasks: a task's failure stays its own."""
+"""kit.tasks: a failing task does not affect others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ async def _fail(error: BaseException) -> None:
     raise error
 
 
-async def test_a_failure_is_reported_and_siblings_live_on():
-    """In a TaskGroup, one fenced task's exception reaches its report; the others finish, the group raises nothing."""
+async def test_failure_is_reported_and_siblings_go_on():
+    """In a TaskGroup the exception reaches `on_error`; the others finish and the group raises nothing."""
     reported: list[BaseException] = []
     finished = asyncio.Event()
 
@@ -32,8 +32,8 @@ async def test_a_failure_is_reported_and_siblings_live_on():
     assert finished.is_set()
 
 
-async def test_cancelling_passes_through():
-    """A fenced task that is cancelled is cancelled, and that is no error."""
+async def test_cancellation_passes_through():
+    """It is not reported as an error."""
     reported: list[BaseException] = []
     task = tasks.fenced(asyncio.Event().wait(), reported.append, name="waits")
     await asyncio.sleep(0)
@@ -44,8 +44,8 @@ async def test_cancelling_passes_through():
     assert reported == []
 
 
-async def test_an_unrequested_cancellation_is_reported():
-    """Work that ends by somebody else's CancelledError would otherwise be gone without a word."""
+async def test_unrequested_cancellation_is_reported():
+    """Otherwise a CancelledError from something awaited would end the work silently."""
     reported: list[BaseException] = []
     inner = asyncio.get_running_loop().create_future()
     inner.cancel()
@@ -59,8 +59,8 @@ async def test_an_unrequested_cancellation_is_reported():
     assert [type(error) for error in reported] == [asyncio.CancelledError]
 
 
-async def test_a_broken_report_does_not_break_the_fence(capsys):
-    """When reporting itself fails, the task still ends quietly; the failure is logged."""
+async def test_exception_in_on_error_is_logged(capsys):
+    """The task still ends without raising."""
 
     def report(error: BaseException) -> None:
         raise ValueError("report broke")
@@ -70,8 +70,8 @@ async def test_a_broken_report_does_not_break_the_fence(capsys):
     assert "error_report_failed" in capsys.readouterr().out
 
 
-async def test_an_unreferenced_task_is_not_garbage_collected():
-    """The loop's references are weak; the fence keeps its task until it is done."""
+async def test_unreferenced_task_is_not_garbage_collected():
+    """The loop has weak references only."""
     import gc
 
     done = asyncio.Event()
@@ -87,8 +87,8 @@ async def test_an_unreferenced_task_is_not_garbage_collected():
         await done.wait()
 
 
-async def test_cancelled_before_it_began_leaves_no_coroutine_behind():
-    """Nobody awaits its work then: it is closed, not complained about."""
+async def test_task_cancelled_before_start_closes_its_coroutine():
+    """Otherwise Python warns that it was never awaited."""
     work = _fail(ValueError("never"))
     task = tasks.fenced(work, lambda _: None)
     task.cancel()
@@ -99,8 +99,8 @@ async def test_cancelled_before_it_began_leaves_no_coroutine_behind():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_the_end_of_the_process_is_not_fenced(error):
-    """SystemExit and KeyboardInterrupt pass through and are not reported as a task's failure."""
+def test_system_exit_and_keyboard_interrupt_pass_through(error):
+    """They are not reported as a failure of the task."""
     reported: list[BaseException] = []
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to show and to store."""
+"""kit.text: making untrusted text safe to show and to store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from latticed.kit import text
 
 
 @given(st.text(max_size=60), st.integers(min_value=1, max_value=70))
-def test_cutting_first_shows_the_same(found: str, limit: int) -> None:
-    """As if all of it had been escaped."""
+def test_cut_before_escaping_gives_the_same_result(found: str, limit: int) -> None:
+    """As if the whole text had been escaped."""
     assert text.sanitise(found, limit) == text.clip(text.escape(found), limit)
 
 
 def test_only_text_that_is_shown_is_escaped() -> None:
-    """Half a megabyte of control characters costs no more than what is shown of them."""
+    """Half a megabyte of control characters costs no more than the part that is shown."""
 
     class Counted(str):
-        """A text that tells how many characters were asked of it."""
+        """A string that counts the characters taken from it."""
 
         __slots__ = ()
         taken: list[int] = []  # noqa: RUF012 - one test's
@@ -32,8 +32,8 @@ def test_only_text_that_is_shown_is_escaped() -> None:
     assert Counted.taken == [41]
 
 
-def test_what_is_known_of_characters_is_bounded() -> None:
-    """However many different ones come by; each is written as it always was."""
+def test_cache_of_escapes_is_bounded() -> None:
+    """Characters beyond the bound are escaped as before."""
     everything = "".join(map(chr, range(0x250, 0x3000)))
     shown = text.escape(everything)
     assert text.escape(everything[::-1]) != shown

@@ -1,4 +1,4 @@
-"""kit.token_bucket: bursts, refilling, and how much is remembered."""
+"""kit.token_bucket: bursts, refilling and bounded memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from latticed.kit.token_bucket import Rate, TokenBuckets
     per_second=st.floats(0.1, 50),
     burst=st.floats(1, 20),
 )
-def test_never_more_than_burst_and_rate_together(steps, per_second, burst):
-    """Over any time from the start: at most the burst, and what the time has refilled."""
+def test_tokens_never_exceed_burst_plus_rate(steps, per_second, burst):
+    """Over any time since the start."""
     rate, buckets, now_s, allowed = Rate(per_second=per_second, burst=burst), TokenBuckets(), 100.0, 0
     for step in steps:
         now_s += step
@@ -25,15 +25,15 @@ def test_never_more_than_burst_and_rate_together(steps, per_second, burst):
         assert 0 <= wait_s <= 1 / per_second
 
 
-def test_a_clock_that_goes_back_refills_nothing():
-    """Monotonic clocks do not; a suspended machine's may seem to."""
+def test_clock_set_back_adds_no_tokens():
+    """Monotonic clocks are not set back, but the time passed in may be."""
     buckets, rate = TokenBuckets(), Rate(per_second=1, burst=1)
     assert buckets.take("a", rate, 100.0) == 0
     assert buckets.take("a", rate, 50.0) == 1
 
 
-def test_each_key_has_its_own_bucket_and_full_ones_are_forgotten(monkeypatch):
-    """Memory is bounded, and nobody who has taken too much gets anything by it."""
+def test_keys_have_their_own_buckets_and_full_ones_are_dropped(monkeypatch):
+    """Dropping bounds memory, and gives nobody a token."""
     monkeypatch.setattr(token_bucket, "_MOST_KEYS", 3)
     buckets, rate = TokenBuckets(), Rate(per_second=0.1, burst=1)
     for key in "ab":

@@ -1,4 +1,4 @@
-"""Reading what only its owners can change: every step of the path counts, and what was judged is what is read."""
+"""kit.trusted_files: every component of the path is judged, and the judged descriptor is what is read."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def read(path):
     return trusted_files.read(path, 1024, owners=OWNERS)
 
 
-def test_a_plain_file_and_one_behind_links_are_read(home):
-    """Links are followed when everything on the way is as safe as the file."""
+def test_plain_file_and_file_behind_symlinks_are_read(home):
+    """When all directories and links on the way are as safe as the file."""
     (home / "there").symlink_to(home / "conf")
     (home / "up").symlink_to("conf/../conf/./trust.json")
     assert read(home / "conf/trust.json") == read(home / "there/trust.json") == read(home / "up") == b"good"
@@ -33,8 +33,8 @@ def test_a_plain_file_and_one_behind_links_are_read(home):
 
 @pytest.mark.parametrize("place", ["conf/trust.json", "conf"])
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
-def test_writable_by_others_is_refused(home, place, mode):
-    """The file or any directory above it; the message names which."""
+def test_component_writable_by_others_is_refused(home, place, mode):
+    """The file or any directory above it; the message names it."""
     (home / place).chmod(mode)
     with pytest.raises(trusted_files.ForeignFile, match=place):
         read(home / "conf/trust.json")
@@ -43,8 +43,8 @@ def test_writable_by_others_is_refused(home, place, mode):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 @pytest.mark.parametrize("place", ["conf/trust.json", "conf", "there", "mine"])
-def test_a_foreign_owner_of_a_path_component_is_refused(home, place):
-    """Also the directory that merely holds a link to a safe place, and the link itself."""
+def test_foreign_owner_of_a_path_component_is_refused(home, place):
+    """A directory that holds a link to a safe place too, and the link itself."""
     (home / "mine").mkdir()
     (home / "mine/conf").symlink_to(home / "conf")
     (home / "there").symlink_to(home / "mine/conf")
@@ -56,8 +56,8 @@ def test_a_foreign_owner_of_a_path_component_is_refused(home, place):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
-def test_a_link_switched_during_the_check_never_yields_foreign_bytes(home):
-    """A stranger swaps a link in a sticky directory between a safe file and his own: only good bytes are ever read."""
+def test_symlink_swapped_during_the_check_yields_no_foreign_bytes(home):
+    """In a sticky directory, another user swaps a link between a safe file and his own."""
     swap = home / "sticky"
     swap.mkdir()
     swap.chmod(0o1777)
@@ -90,8 +90,8 @@ def test_a_link_switched_during_the_check_never_yields_foreign_bytes(home):
     assert outcomes == {b"good", "refused"}
 
 
-def test_a_loop_of_links_ends(home):
-    """As in the kernel: too many links."""
+def test_loop_of_symlinks_is_an_error(home):
+    """Too many links, as in the kernel."""
     (home / "a").symlink_to("b")
     (home / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many"):
@@ -100,14 +100,14 @@ def test_a_loop_of_links_ends(home):
 
 @pytest.mark.parametrize("make", ["directory", "fifo"])
 def test_only_regular_files_are_read(home, make):
-    """A directory or a FIFO in its place is refused, and nothing waits for a writer."""
+    """A directory or a FIFO is refused without blocking."""
     path = home / "odd"
     path.mkdir() if make == "directory" else os.mkfifo(path)
     with pytest.raises(ValueError, match="regular file"):
         read(path)
 
 
-def test_too_large_and_missing(home):
+def test_too_large_or_missing_file_is_an_error(home):
     """Bounds hold, and a file that is not there is said to be not there."""
     with pytest.raises(ValueError, match="at most 3 bytes"):
         trusted_files.read(home / "conf/trust.json", 3, owners=OWNERS)

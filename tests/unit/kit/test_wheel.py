@@ -1,4 +1,4 @@
-"""kit.wheel: never early, at most a tick late, no drift, in virtual time."""
+"""kit.wheel: never early, at most a tick late, no drift; in virtual time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latticed.kit import wheel
 
 
 class Time:
-    """A clock that stands still until told."""
+    """A clock that is moved by the test."""
 
     def __init__(self, start_s: float = 1_000.0) -> None:
         self.now_s = start_s
@@ -33,8 +33,8 @@ def _turn(turning: wheel.Wheel, time: Time, seconds: float, step_s: float = 0.01
 
 @given(delays=st.lists(st.floats(0, 30, allow_nan=False), max_size=30))
 @settings(deadline=None)
-def test_a_call_comes_once_never_early_at_most_a_tick_late(delays):
-    """Every single call happens exactly once, within a tick after it is due."""
+def test_call_is_made_once_and_at_most_a_tick_late(delays):
+    """Never before it is due."""
     time = Time()
     turning, start, calls = wheel.Wheel(time), time.now_s, {}
     for number, delay in enumerate(delays):
@@ -48,8 +48,8 @@ def test_a_call_comes_once_never_early_at_most_a_tick_late(delays):
     assert len(turning) == 0
 
 
-def test_a_periodic_call_does_not_drift():
-    """After a thousand periods the calls are still where the first one put them."""
+def test_periodic_call_does_not_drift():
+    """A thousand periods later the phase is that of the first call."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
     turning.every(0.33, lambda: came.append(time.now_s))
@@ -58,8 +58,8 @@ def test_a_periodic_call_does_not_drift():
     assert came[-1] - came[0] == pytest.approx(0.33 * (len(came) - 1), abs=wheel.TICK_S + 0.02)
 
 
-def test_ten_thousand_periodic_calls_all_come():
-    """10,000 handles with spread phases each get their call in each period, and the wheel holds just them."""
+def test_ten_thousand_periodic_calls_are_all_made():
+    """One per period for each ticket, with spread phases; the wheel holds no other tickets."""
     time = Time()
     turning, counts = wheel.Wheel(time), [0] * 10_000
 
@@ -73,8 +73,8 @@ def test_ten_thousand_periodic_calls_all_come():
     assert len(turning) == 10_000
 
 
-def test_missed_ticks_are_not_made_up_for():
-    """After an hour's suspension a periodic call comes once and goes on at its pace."""
+def test_missed_periods_are_skipped():
+    """After an hour's suspension a periodic call is made once, then at its period."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
     turning.every(1.0, lambda: came.append(time.now_s))
@@ -84,8 +84,8 @@ def test_missed_ticks_are_not_made_up_for():
     assert len(came) == 3
 
 
-def test_a_cancelled_call_does_not_come():
-    """Before it is due, and from within itself."""
+def test_cancelled_call_is_not_made():
+    """Cancelled before it is due, or by its own callback."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
     turning.add(0.2, lambda: came.append("single")).cancel()
@@ -101,8 +101,8 @@ def test_a_cancelled_call_does_not_come():
     assert len(turning) == 0
 
 
-def test_a_call_that_raises_does_not_stop_others(capsys):
-    """It is logged, keeps its own period, and the calls beside it come."""
+def test_exception_of_a_callback_does_not_stop_others(capsys):
+    """It is logged, and the ticket keeps its period."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
     turning.every(0.1, lambda: came.append(1 / 0))
@@ -112,8 +112,8 @@ def test_a_call_that_raises_does_not_stop_others(capsys):
     assert capsys.readouterr().out.count("timer_call_failed") == 3
 
 
-def test_a_call_may_add_another():
-    """A chain of single calls keeps going, one per tick at most."""
+def test_callback_may_add_a_call():
+    """A chain of single calls makes one per tick at most."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
 
@@ -126,8 +126,8 @@ def test_a_call_may_add_another():
     assert 9 <= len(came) <= 11
 
 
-async def test_running_sleeps_to_the_next_tick_and_rests_when_empty():
-    """`run` wakes at tick boundaries while there is something due, and waits for `add` when there is nothing."""
+async def test_run_sleeps_to_the_next_tick_and_waits_when_empty():
+    """An empty wheel waits for `add`."""
     time, came, slept = Time(1_000.02), asyncio.Event(), []
     turning = wheel.Wheel(time)
 
@@ -153,7 +153,7 @@ async def test_running_sleeps_to_the_next_tick_and_rests_when_empty():
         await running
 
 
-async def test_the_real_clock_turns_it():
+async def test_call_is_made_with_the_real_clock():
     """With the machine's own clock and sleep, a call comes."""
     turning, came = wheel.Wheel(), asyncio.Event()
     running = asyncio.create_task(turning.run())
