@@ -1,4 +1,4 @@
-"""What an operator accepted of a plugin, and what of a manifest may run: never more than that (contracts §13). Pure.
+"""What an operator accepted of a manifest, and the effective manifest, which never exceeds that (contracts §13). Pure.
 
 Capabilities and hosts have their own fields in a record (masked, hosts); everything else that an upgrade could widen
 is here. Words such as `limit=memory_mib:512` are what an operator names to accept it (`model.consents`).
@@ -26,9 +26,9 @@ LIMITS: Final = ManifestLimits.__struct_fields__
 DEFAULT: Final = "default"
 """What stands for a limit or level that is left to the settings."""
 V1_FEATURES: Final = frozenset({"threads", "processes"})
-"""What a v1 system plugin is given, for its manifest cannot ask: threads always, processes where the host has them."""
+"""Features of every v1 system plugin, whose manifest cannot declare any; `processes` only where the host has them."""
 HEAD_BYTES: Final = 258
-"""How much of an artifact tells what it is run by."""
+"""Bytes at the beginning of an artifact that `interpreter_of` needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usual:
-    """What the settings make of a manifest's silence; a limit of None is no limit."""
+    """The settings' values for what a manifest leaves out; a limit of None is no limit."""
 
     level: str = "isolated"
     limits: ManifestLimits = ManifestLimits()
@@ -70,7 +70,7 @@ def interpreter_of(head: bytes) -> str:
 
 
 def protocol_of(manifest: Manifest) -> str:
-    """What a plugin speaks; nothing for a worker, which is a template."""
+    """The protocol of a plugin; empty for a worker, which is a template."""
     if manifest.type == "worker":
         return ""
     if manifest.type == "system" and not manifest.is_v2:
@@ -95,7 +95,7 @@ def asked(manifest: Manifest, interpreter: str) -> Accepted:
 
 
 def effective(manifest: Manifest, accepted: Accepted, usual: Usual) -> Manifest:
-    """`manifest` without what was not accepted and can be left out; the rest is `needed`."""
+    """`manifest` without optional parts that were not accepted; the parts it cannot run without are `needed`."""
     runtime, wants = manifest.runtime, asked(manifest, "")
     sandbox = structs.replace(
         runtime.sandbox,
@@ -119,7 +119,7 @@ def withheld(manifest: Manifest, accepted: Accepted) -> frozenset[str]:
 
 
 def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[str, ...]:
-    """What must be named before the plugin can start: it cannot run with less."""
+    """The terms that an operator must accept before the plugin can start, as it cannot run without them."""
     required = {one.id for one in manifest.dependencies if not one.optional}
     wants = asked(manifest, interpreter)
     less = replace(
@@ -130,7 +130,7 @@ def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[st
 
 
 def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = True) -> tuple[str, ...]:
-    """What `wants` has and `accepted` has not, in the words that accept it."""
+    """The terms in `wants` beyond `accepted`, as the words that accept them."""
     return (
         *_identity(wants, accepted),
         *(f"dependency={one}" for one in sorted(wants.dependencies - accepted.dependencies)),
@@ -142,7 +142,7 @@ def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = 
 
 
 def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
-    """What both have; of what is one thing or another (type, protocol, …) that of `accepted`."""
+    """The terms in both; for single-valued ones (type, protocol, …) the value of `accepted`."""
     return replace(
         accepted,
         features=accepted.features & other.features,
@@ -154,19 +154,19 @@ def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
 
 
 def rank(level: str, usual: str) -> int:
-    """How strict a level is; an empty one is the settings'."""
+    """How strict a level is; `usual` stands for an empty one."""
     return LEVELS.index(level or usual)
 
 
 def bound(limits: ManifestLimits, name: str, usual: ManifestLimits) -> float:
-    """What a limit comes to; infinity without one."""
+    """The effective value of a limit; infinity for none."""
     value = getattr(limits, name)
     found = value if value is not None else getattr(usual, name)
     return math.inf if found is None else float(found)
 
 
 def _identity(wants: Accepted, accepted: Accepted) -> Iterable[str]:
-    """What it is, rather than what it has: another one replaces, and nothing replaces nothing."""
+    """Single-valued terms (type, protocol, …): a changed value has to be accepted, an empty one has not."""
     for name in ("type", "protocol", "interpreter"):
         value = getattr(wants, name)
         if value and value != getattr(accepted, name):

@@ -1,8 +1,8 @@
-"""Which addresses are public: what plugins may reach without an operator having bound it (docs/egress.md).
+"""Which addresses are public: others can be reached only by origins that an operator bound (docs/egress.md).
 
-`ipaddress`'s is_global is not enough: it takes transition addresses that carry a private IPv4 address (NAT64, 6to4,
-mapped, ISATAP), and clouds answer for their machines at addresses that look public. Sources: the IANA special-purpose
-address registries (RFC 6890), RFC 4291, 5214, 6052; the metadata addresses are those the clouds document.
+`ipaddress`'s is_global is not enough: it is true of transition addresses that embed a private IPv4 address (NAT64,
+6to4, mapped, ISATAP), and clouds have services for their machines at addresses that look public. Sources: the IANA
+special-purpose address registries (RFC 6890), RFC 4291, 5214, 6052; metadata addresses: documentation of the clouds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ HOST_CALL: Final = "host.call"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """Who did it: a local peer (uid, user, pid), a plugin, or the daemon itself."""
+    """The actor of an event: a local peer (uid, user, pid), a plugin, or the daemon itself."""
 
     kind: Literal["peer", "plugin", "daemon"]
     name: str = ""

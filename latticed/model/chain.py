@@ -19,7 +19,7 @@ Name = Literal["decisions", "calls"]
 DECISIONS: Final = "decisions"
 """Verdicts, lifecycle, runtime, trust, what operators do; and host calls that older versions recorded."""
 CALLS: Final = "calls"
-"""Each `host.call`, and what retention removed of them."""
+"""Each `host.call`, and the removals of such events by retention."""
 NAMES: Final[tuple[Name, ...]] = (DECISIONS, CALLS)
 
 GENESIS: Final = "0" * 64
@@ -77,7 +77,7 @@ def head_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECISIONS)
 class Checkpoint:
     """A signed statement of the host: at `ts` its retention removed the events up to `seq`, whose hash was `hash`.
 
-    Only this licenses a chain that begins after event 1; a head, whose signature is over other bytes, does not.
+    Only with this may a chain begin after event 1, not with a head, whose signature covers other bytes.
     """
 
     seq: int
@@ -121,7 +121,7 @@ def logged_head(line: str) -> Head | None:
 
 
 class Position(NamedTuple):
-    """How far somebody is in both chains: the seq of the last event seen of each, 0 before the first.
+    """A position in both chains: the seq of the last event seen of each, 0 before the first.
 
     As text, `<decisions>.<calls>`: a cursor, and the id of an event in a stream of both.
     """
@@ -136,11 +136,11 @@ class Position(NamedTuple):
         return self.calls if chain == CALLS else self.decisions
 
     def at(self, chain: Name, seq: int) -> Position:
-        """The same in the other chain."""
+        """This position with another seq in one chain."""
         return Position(self.decisions, seq) if chain == CALLS else Position(seq, self.calls)
 
     def past(self, events: Iterable[Mapping[str, Any]]) -> Position:
-        """After `events`, which follow this position."""
+        """The position after `events`, which follow this one."""
         found = self
         for event in events:
             found = found.at(name_of(event), event["seq"])

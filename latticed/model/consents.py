@@ -1,4 +1,4 @@
-"""The words in which operators name what they accept: a capability, or `KIND=VALUE` (contracts §8). Pure.
+"""Parses what operators accept by name: a capability, or `KIND=VALUE` (contracts §8). Pure.
 
 latticectl and the control API read them by the same rules. A kind of permit is added in `model.permits`.
 """
@@ -51,7 +51,7 @@ _LEVELS: Final = frozenset({"filtered", "isolated", "dedicated", "default"})
 
 
 class BadConsent(ValueError):
-    """A text that names nothing that can be accepted; the message says what was expected and found."""
+    """A text that is neither a capability nor a known KIND=VALUE; the message says what was expected and found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

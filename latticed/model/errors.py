@@ -1,4 +1,4 @@
-"""The one shape of what went wrong or was refused, and the exceptions that carry it.
+"""`Fault`, the form of every error and refusal, and the exceptions that carry one.
 
 It is translated at the edges only: the Gate tells a plugin `code: reason`, rpc writes a problem document (where the
 reason is `detail`), latticectl prints it with its hint.
@@ -47,7 +47,7 @@ class FaultError(Exception):
 
 
 class Problem(FaultError):
-    """Something that was asked for and cannot be had."""
+    """An operation that failed or was refused."""
 
     def __init__(self, code: str, reason: str, hint: str = "") -> None:
         super().__init__(Fault(code, reason, hint))

@@ -1,4 +1,4 @@
-"""The table of host calls: what a plugin may ask of a Gate, and which capability opens each (contracts §9)."""
+"""The table of host calls, and the capability that each needs (contracts §9)."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class Denied(Fault):
 
 
 FIX: Final = "fix"
-"""In the detail of a denial's event: what an operator could grant to mend it. No plugin reads it."""
+"""Key in the detail of a denial's event: what an operator could grant to allow the call. Not shown to plugins."""
 
 
 def calls_of(capability: str) -> tuple[str, ...]:
-    """The host calls that `capability` opens."""
+    """The host calls that need `capability`."""
     return _BY_CAPABILITY[capability]

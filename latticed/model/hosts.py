@@ -1,7 +1,7 @@
 """The one form of a host name: lower case, ASCII, no trailing dot; addresses as `ipaddress` writes them.
 
 Whatever could be read as an address in a second way (`127.1`, `0x7f000001`, `2130706433`, `0177.0.0.1`) is refused,
-for a resolver would take it (RFC 3986, section 7.4). Names: RFC 1123, IDNA 2008 with UTS 46 (RFC 5891).
+because a resolver would accept it (RFC 3986, section 7.4). Names: RFC 1123, IDNA 2008 with UTS 46 (RFC 5891).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def bracketed(host: str) -> str:
 
 
 def local_name(host: str) -> str | None:
-    """Why a name in normal form can only mean something near, or None."""
+    """Why a name in normal form cannot be public (single label, reserved domain), or None."""
     if "." not in host:
         return "a name without a dot belongs to this network"
     for suffix in _LOCAL_NAMES:

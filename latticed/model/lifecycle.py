@@ -1,4 +1,4 @@
-"""What an operator can decide about a plugin, and the record of it (architecture, Lifecycle)."""
+"""Status of plugins by operators' decisions, and the record of each (architecture, Lifecycle)."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class Record:
 
     @property
     def granted(self) -> tuple[str, ...]:
-        """What the plugin may actually use: declared and not masked."""
+        """The granted capabilities: declared and not masked."""
         return tuple(c for c in self.facts.capabilities if c not in self.masked)
 
     @property
     def accepted(self) -> bool:
-        """Whether an operator has ever taken this plugin in."""
+        """Whether an operator has ever installed this plugin."""
         return self.status is not Status.VERIFIED

@@ -27,7 +27,7 @@ EXPECTED: Final = {
     PUBLISH: "publish=http://127.0.0.1:3000: a service that its routes may put on the web",
     ENV: "env=NODE_ENV: a variable that its services may set (none of the linker's, LD_…)",
 }
-"""The kinds there are, each with an example for people."""
+"""All kinds, each with an example for messages."""
 AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
 """The kinds that a runner applies when it starts a plugin; the others are checked at each use."""
 
@@ -49,13 +49,13 @@ def fault(permit: str) -> str | None:
 
 
 def of_kind(permits: Iterable[str], kind: str) -> tuple[str, ...]:
-    """The values that are permitted of one kind."""
+    """The values of the permits of one kind."""
     start = f"{kind}="
     return tuple(permit.removeprefix(start) for permit in permits if permit.startswith(start))
 
 
 def bound_to_a_life(permits: Iterable[str]) -> bool:
-    """Whether one of `permits` lasts as long as the life that was started with it."""
+    """Whether one of `permits` is applied at the start, so that withdrawing it needs a restart."""
     return any(permit.partition("=")[0] in AT_START for permit in permits)
 
 

@@ -20,7 +20,7 @@ _LARGEST: Final = 2**53 - 1
 
 
 class PlanState(StrEnum):
-    """Where a plan stands. Only operators approve and refuse, only appliers apply."""
+    """State of a plan. Only operators approve and refuse, only appliers apply."""
 
     PLANNED = "planned"
     APPROVED = "approved"
@@ -38,7 +38,7 @@ TRANSITIONS: Final = MappingProxyType(
         PlanState.REFUSED: frozenset[PlanState](),
     }
 )
-"""The only transitions there are. To plan what was applied, or is stale, is to want it again; a refusal stays."""
+"""All transitions. An applied or stale plan that is made again is planned again; a refused one stays refused."""
 
 
 class BadIntent(ValueError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 VISITED: Final = "(visitors' requests had reached it: this does not count for the breaker)"
-"""What is said besides of a failure that is excused, as outsiders may have caused it."""
+"""Added to the message of an excused failure, which a visitor's request may have caused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Failures:
 
     @property
     def counted(self) -> int:
-        """Those that count for the breaker."""
+        """Number of failures that count for the breaker."""
         return self.in_a_row - self.excused
 
     def breaker_open(self, policy: RestartPolicy) -> bool:

@@ -1,4 +1,4 @@
-"""What is alive right now of a plugin (architecture, Runtime). Never paths, environment, command lines, sockets."""
+"""Runtime state of a plugin (architecture, Runtime). Never has paths, environment, command lines or sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STARTING: Final = "starting"
 
 
 def shown(state: str, message: str) -> str:
-    """The state in one word for people, who want to tell what is being started from what is stopped."""
+    """The state as shown to people: a stopped plugin that is being started is `starting`."""
     return STARTING if state == RuntimeState.STOPPED and message == STARTING else state
 
 

@@ -151,12 +151,12 @@ def _numbers(found: re.Match[str]) -> list[int]:
 
 
 def _any_or_nothing(operator: str | None) -> list[_Bound]:
-    """What a lone `*` means after `operator`: nothing is above or below everything."""
+    """The bounds of `operator *`: `>*` and `<*` match nothing, the others everything."""
     return [_Bound(operator="<" if operator in {">", "<"} else ">=", version=semver.Version(0, 0, 0))]
 
 
 def _caret_place(numbers: list[int]) -> int:
-    """The place that `^` holds fixed: the first that is not zero, or the last given."""
+    """Index of the number that `^` fixes: the first that is not zero, or the last given."""
     return next((place for place, number in enumerate(numbers) if number), len(numbers) - 1)
 
 

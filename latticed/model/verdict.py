@@ -1,4 +1,4 @@
-"""What the judge says of one bundle: verified, or refused with the first code that applies (contracts §5)."""
+"""The verdict on one bundle: verified, or refused with the first code that applies (contracts §5)."""
 
 from __future__ import annotations
 

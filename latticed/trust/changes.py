@@ -1,4 +1,4 @@
-"""The differences between two trust policies: publishers, keys, switches. Not revocations, which only grow."""
+"""The differences between two trust policies: publishers, keys, switches. Without revocations, which only grow."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Who may claim an id when several verified bundles do (architecture, Lifecycle; contracts §5).
 
-So that dropping a bundle can never stop or replace a plugin: whoever matches the record stays, newcomers are refused.
+Adding a bundle must never stop or replace a plugin: the claim that matches the record wins, newcomers are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdClaim:
-    """A verified bundle that says it is a plugin; `name` is its key among the bundle directories."""
+    """A verified bundle with the id of a plugin; `name` is its key among the bundle directories."""
 
     name: str
     verdict: Verified
@@ -38,7 +38,7 @@ class ClaimPin:
 
 
 class Claimants:
-    """The claims to one id, indexed: a change, a winner or one refusal costs the same however many copies there are.
+    """The claims to one id, indexed: each operation takes constant time, however many copies there are.
 
     Another publisher or signedness than the pin's is `publisher_changed`. Of the rest, the first of these wins alone:
     the pinned identity at the pinned source; the only one of the pinned identity; the one at the pinned source; the
@@ -86,7 +86,7 @@ class Claimants:
                 del self._names[signer], self._sizes[signer]
 
     def winner(self, pin: ClaimPin | None) -> IdClaim | None:
-        """The claim that is the plugin; None when that cannot be decided."""
+        """The winning claim; None when there is none or the claims are ambiguous."""
         if len(self) < 2:
             return next((one for one in self if pin is None or _signer(one) == _pinned(pin)), None)
         if pin is None:
@@ -104,7 +104,7 @@ class Claimants:
         return self._claims[next(iter(same))] if len(same) == 1 else None
 
     def refusal(self, name: str, pin: ClaimPin | None) -> Refused | None:
-        """Why the claim of this name is not the plugin; None for the winner, and for a name that claims nothing."""
+        """Why the claim of this name does not win; None for the winner and for an unknown name."""
         claim, winner = self._claims.get(name), self.winner(pin)
         if claim is None or claim is winner:
             return None

@@ -1,4 +1,4 @@
-"""Ed25519 keys and signatures as text, and the one place that says whether a signature holds (RFC 8032)."""
+"""Ed25519 keys and signatures as text, and the only verification of signatures on bundles (RFC 8032)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL_ORDER_8: Final = (
     0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
 )
 _SMALL_ORDER_Y: Final = frozenset({0, 1, _PRIME - 1, *_SMALL_ORDER_8})
-"""y of the eight points of order 1, 2, 4 and 8: under such a key, signatures hold for messages nobody signed."""
+"""y of the eight points of order 1, 2, 4 and 8: under such keys forged signatures verify."""
 
 _ALPHABET: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
@@ -54,29 +54,29 @@ def decode_base64(text: str, *, size: int) -> bytes:
 
 
 def encode_base64(value: bytes) -> str:
-    """The one spelling we write: padded."""
+    """Base64 of the standard alphabet, padded: the only form that latticed writes."""
     return base64.b64encode(value).decode()
 
 
 def raw(canonical: str) -> bytes:
-    """The bytes of what `encode_base64` wrote: for values that were checked when they came in."""
+    """Decode what `encode_base64` wrote, without the checks of `decode_base64`."""
     return base64.b64decode(canonical)
 
 
 def fingerprint(canonical: str) -> str:
-    """A key in short, to be compared by eye: the first 16 hex digits of its SHA-256."""
+    """A short form of a key for people to compare: the first 16 hex digits of its SHA-256."""
     return hashlib.sha256(raw(canonical)).hexdigest()[:16]
 
 
 def decode_public(text: str) -> bytes:
-    """The 32 bytes of a public key that is fit to trust, or BadText; white space around it is tolerated."""
+    """The 32 bytes of a public key that passes `check_public`, or BadText; white space around it is allowed."""
     key = decode_base64(text.strip(), size=KEY_BYTES)
     check_public(key)
     return key
 
 
 def check_public(key: bytes) -> None:
-    """Raise BadText for keys under which a signature proves nothing, that have a second spelling or are no point."""
+    """Raise BadText for keys of small order, with an unreduced y, or not on the curve."""
     y = int.from_bytes(key, "little") & ((1 << 255) - 1)
     if not any(key):
         raise BadText("expected a public key, found 32 zero bytes")

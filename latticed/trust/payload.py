@@ -36,5 +36,5 @@ def signing_payload(raw: dict[str, Any], manifest: Manifest) -> bytes:
 
 
 def identity(payload: bytes) -> str:
-    """What a verified pair is filed under: SHA-256 of its signing payload, lowercase hex."""
+    """The identity of a verified pair: SHA-256 of its signing payload, lowercase hex."""
     return hashlib.sha256(payload).hexdigest()

@@ -1,4 +1,4 @@
-"""Whom the operator trusts, and with what (`trust.json`, contracts §4)."""
+"""The trust policy of the operator (`trust.json`, contracts §4)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """What is trusted no more.
+    """Revoked keys, artifacts and plugins.
 
     `keys` are public keys (canonical base64), `digests` of artifacts (lowercase hex), `plugins` `id@version` (its
     builds too) or `id@*`.
@@ -74,7 +74,7 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPolicy:
-    """The operator's word on publishers, unsigned bundles and revocations."""
+    """Trusted publishers, rules for unsigned bundles, and revocations."""
 
     publishers: Mapping[str, Publisher] = field(default_factory=lambda: MappingProxyType({}))
     allow_unsigned_host_risk: bool = False
@@ -118,7 +118,7 @@ def encode(policy: TrustPolicy) -> bytes:
 
 
 def with_revocations(policy: TrustPolicy, remembered: Revoked) -> TrustPolicy:
-    """`policy` and besides everything in `remembered` revoked: what the file forgets, the daemon does not (§4)."""
+    """`policy` with the revocations in `remembered` added: removing one from the file does not lift it (§4)."""
     return dataclasses.replace(policy, revoked=policy.revoked | remembered)
 
 
@@ -193,7 +193,7 @@ def _revoked(value: Any) -> Revoked:
 
 
 def public_key(value: Any, where: str) -> str:
-    """A key fit to trust, in canonical base64."""
+    """A public key that passes `keys.check_public`, in canonical base64."""
     return _key(value, where, keys.decode_public)
 
 
@@ -234,7 +234,7 @@ def _id_pattern(value: Any, where: str) -> str:
 
 
 def _some(value: Any, where: str, read: Callable[[Any, str], str]) -> tuple[str, ...]:
-    """At least one: an empty list would read as "any" to some and "none" to others."""
+    """A list with at least one element: an empty one could be read as "any" or as "none"."""
     if value == []:
         raise _wrong(where, "at least one entry", value)
     return tuple(dict.fromkeys(_each(value, where, read)))

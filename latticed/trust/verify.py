@@ -1,4 +1,4 @@
-"""Judge one bundle: a ladder of rungs in the order of contracts §5; the first that breaks is the verdict.
+"""Judges one bundle by checks in the order of contracts §5; the first that fails is the verdict.
 
 Manifest and signature are judged before a byte of the artifact is read. Nothing here decides who may claim an id:
 that needs to see all bundles at once (`claims`).
