@@ -80,7 +80,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
-    """How bundles are judged: limits of reading, the policy of this very moment, our own version."""
+    """Gives the verdict on a bundle directory (`judge`). `policy` is called for each verdict, so a change of policy
+    counts at once.
+    """
 
     limits: read.ReadLimits
     policy: Callable[[], TrustPolicy]
@@ -145,7 +147,9 @@ class _Source:
 
 
 def fingerprint(name: str, root: Root) -> Fingerprint:
-    """What tells whether a bundle is as it was judged."""
+    """The fingerprint of the directory `root` and of the bundle's manifest and artifact, without reading them; while
+    it equals that of a DirectoryEntry, the entry's verdict was made from the same files.
+    """
     return _packed(root, read.fingerprint(name, beneath=root.fd))
 
 

@@ -158,7 +158,11 @@ class Ledger:
         self.floors = marked
 
     def accept(self) -> None:
-        """From now on, heads signed before this moment do not count as proof that this ledger is older than it was."""
+        """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a
+        rollback.
+
+        Changes `floors` in memory only; the next `write_floors` saves it.
+        """
         self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
     async def _append(self, event: audit.Event) -> int:

@@ -149,7 +149,11 @@ class Pairs:
                     self.mend_soon(plugin_id)
 
     def start(self) -> None:
-        """Handle pairs that the supervisor finds damaged, until closed."""
+        """Start a background task, which `close` ends: it judges again each pair that the supervisor refused at a
+        start.
+
+        If the pair is faulty, its plugin is stopped and the pair is replaced if possible.
+        """
         self._spawn("refused pairs", self._follow_refused())
 
     def mend_soon(self, plugin_id: str) -> None:

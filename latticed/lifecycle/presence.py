@@ -153,7 +153,11 @@ def migrated(record: Record) -> Record:
 
 
 def with_interpreter(record: Record, interpreter: str) -> Record:
-    """`record` with its artifact's interpreter, once known; it has run under it, so that counts as accepted."""
+    """`record` with `interpreter` added to its facts, and to its accepted terms unless they name one already.
+
+    Unchanged when `interpreter` is empty, the facts already name one, the record has no terms, or it is not of type
+    system.
+    """
     if not interpreter or record.facts.interpreter or record.terms is None or record.facts.type != "system":
         return record
     terms = record.terms if record.terms.interpreter else replace(record.terms, interpreter=interpreter)

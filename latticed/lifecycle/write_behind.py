@@ -26,7 +26,11 @@ log = logs.get_logger()
 
 
 class WriteBehind:
-    """Saves the current record of each id; ids with a decision under way (`busy`) wait for its end."""
+    """Writes records to the ledger in the background, each as it is when written, after `save(plugin_id)`.
+
+    Failed writes are retried. A plugin with a decision under way (`state.busy`) is written after the decision ends
+    (`wake`).
+    """
 
     def __init__(self, ledger: Ledger, store: Store, revocations: RevocationKeeper, state: LifecycleState) -> None:
         self._ledger = ledger

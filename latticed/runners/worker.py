@@ -111,7 +111,9 @@ class Serving:
         return {"ok": True, "message": "", "result": result, "error": None}
 
     async def stop(self, grace_s: float) -> None:
-        """Release the routes. Requests under way are finished, or fail at the Gate, which is closed."""
+        """Release the claimed routes; returns at once, `grace_s` is not used. Requests under way are not cancelled:
+        they finish, or fail at the closed Gate.
+        """
         del grace_s
         if self.claim is not None:
             self._routes.release(self.claim)

@@ -97,7 +97,9 @@ def read_status(fd: int) -> bytes | None:
 
 
 def read_report(lines: bytes) -> LaunchReport:
-    """Parse the stub's report; `lines` is everything it wrote so far."""
+    """Parse the stub's report; `lines` is everything it wrote so far. What is not reported yet is None (`errno`: 0);
+    unknown lines are ignored; ValueError when a number is malformed.
+    """
     pid, init, stage, error = None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
         match line.split(" ", 2):

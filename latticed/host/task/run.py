@@ -120,7 +120,9 @@ class TaskRun:
 
 
 def interpreters(named: Mapping[str, str]) -> dict[str, str]:
-    """Paths of the interpreters of tasks: from the settings, else the first binary of that name in _DIRECTORIES."""
+    """Paths by name of spec.INTERPRETERS: from `named` (the settings, not checked here), else the first executable ELF
+    file of that name in _DIRECTORIES. Names that are not found are left out.
+    """
     found = {name: path for name in spec.INTERPRETERS if (path := _find(name)) is not None}
     return {**found, **{name: path for name, path in named.items() if name in spec.INTERPRETERS}}
 

@@ -42,7 +42,10 @@ def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> Tas
 
 
 def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> TaskRow:
-    """Problems: not_found, invalid_transition, digest_mismatch."""
+    """Approve a submitted task whose script has the digest `sha256`, and audit it as done by `by`; the changed row.
+
+    Problems: not_found, invalid_transition, digest_mismatch.
+    """
     task = _found(tx, task_id)
     _decided(task, Step(verb="approve", sha256=sha256))
     rows.approve(tx, task_id, sha256=sha256, by=by, now_us=now_us)
