@@ -29,6 +29,7 @@ __all__ = ["Catalog", "Sighting"]
 
 MAX_BUNDLES: Final = 20_000
 _AT_ONCE: Final = 2
+# Beyond bundle.read's own deadline: a read that is only slow ends with its own refusal, not abandoned.
 _GRACE_S: Final = 1.0
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Catalog:
         self._coalescer = Coalescer()
         self._pool = AbandoningThreads(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
+        # These sets are shared with the directories, which read them: change them, never replace them.
         self._recorded: dict[str, set[str]] = {label: set() for label in self._paths}
         judge = Judge(limits=self._limits, policy=policy, host_version=host_version, clock=clock)
         self._directories = {
@@ -82,6 +84,7 @@ class Catalog:
         try:
             await asyncio.gather(*(directory.start() for directory in self._directories.values()))
         except BaseException:
+            # Python calls no __aexit__ when __aenter__ raises.
             await self._stop()
             raise
         for label, directory in self._directories.items():
@@ -103,11 +106,13 @@ class Catalog:
         if self._read:
             raise RuntimeError("the catalog's changes have one reader")
         self._read = True
+        # Even when empty: the reader learns that the first scan is over.
         yield self._coalescer.take()
         while True:
             await self._coalescer.wait()
             if self._failed is not None:
                 self._failed.result()
+            # Empty when a change was undone before it was read.
             if batch := self._coalescer.take():
                 yield batch
 
@@ -121,6 +126,7 @@ class Catalog:
         """No record names this bundle any more."""
         label, _, bundle = name.partition("/")
         self._recorded.get(label, set()).discard(bundle)
+        # Otherwise a bundle whose plugin is gone would be polled for ever.
         self.set_active(name, active=False)
 
     def rescan(self, *, rehash: bool = False) -> None:
@@ -163,6 +169,7 @@ class Catalog:
         path = self._paths[label]
 
         def copy() -> None:
+            # On the worker thread: opening may hang as reading does.
             root = roots.open_root(path)
             try:
                 with read.open_bundle(bundle, beneath=root.fd, limits=self._limits, owners=root.owners) as directory:
@@ -192,6 +199,7 @@ class Catalog:
             outcome = await self._pool.run([job], lambda _: work())
         if job in outcome.failed:
             raise outcome.failed[job]
+        # By key, not by value: None is a result.
         if job not in outcome.done:
             detail = f"expected an answer within {self._limits.deadline_s:g} s, found none"
             raise Problem("deadline_exceeded", detail, "the disk or the file system does not answer")
@@ -210,6 +218,7 @@ class Catalog:
             self._coalescer.wake()
 
     async def _stop(self) -> None:
+        # Before the directories stop: these tasks use descriptors that stopping closes.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -40,6 +40,7 @@ START_WAIT_S: Final = 5.0
 """How long a start waits while nothing is found out about bundles that no record names."""
 ACTIVE_LONGEST_S: Final = 1.0
 """What is active and written to without end is judged after so long, whatever the settings say."""
+# Beyond the deadline that bundle.read keeps itself, so that a read that is only slow gets its own, exact refusal.
 _GRACE_S: Final = 1.0
 
 
@@ -70,6 +71,7 @@ class Directory:
         self._counters = counters
         self._now = judge.clock.monotonic_s
         deadline_s = judge.limits.deadline_s + _GRACE_S
+        # Each batch here is a single job.
         self._blocking = AbandoningThreads(threads=1, deadline_s=deadline_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
@@ -78,6 +80,7 @@ class Directory:
         self._checker = BundleChecker(
             path, judge=judge, watcher=self._watcher, recorded=recorded, max_bundles=max_bundles
         )
+        # Threads of its own for each: reads that hang in one queue take no thread from the other.
         self._recorded_queue, self._other_queue = (
             JudgeQueue(
                 AbandoningThreads(threads=THREADS, deadline_s=deadline_s),
@@ -119,21 +122,25 @@ class Directory:
 
         An artifact whose file has not changed is not hashed again, unless `rehash`.
         """
+        # Those that are being judged too: their verdict may still be by the policy of before, and be no entry yet.
         names = {*self._entries, *self._recorded_queue.judging, *self._other_queue.judging}
         self._enqueue(names, JudgeMode.HASH if rehash else JudgeMode.JUDGE)
         self._schedule.want_scan_now(self._now())
+        # `run` sleeps until something is due by its old reckoning.
         self._news.set()
 
     async def start(self) -> None:
         """Begin to watch, and judge all there is; a bundle that hangs is waited for only if a record names it."""
         self._loop = asyncio.get_running_loop()
         await self._blocking.run(["watcher"], lambda _: self._watcher.start())
+        # Before the queues run, so that `idle` below cannot find them empty because nothing was listed yet.
         await self._scan()
         self._tasks = [
             asyncio.create_task(queue.run(), name="catalog queue")
             for queue in (self._recorded_queue, self._other_queue)
         ]
         for task in self._tasks:
+            # Until `stop`, a queue's task ends only by failing: wake `run`, which raises that.
             task.add_done_callback(lambda _: self._news.set())
         await self._recorded_queue.idle()
         await self._other_queue.idle(START_WAIT_S)
@@ -144,12 +151,14 @@ class Directory:
             await self._pause()
             for task in self._tasks:
                 if task.done():
+                    # Raises what ended it; the catalog hands that to its reader.
                     task.result()
             self._take_dirty()
             if self._schedule.tick_due_s() <= self._now():
                 await self._check_watch()
             if self._schedule.scan_due_s(watched=self._watched()) <= self._now():
                 await self._scan()
+            # After the scan, which takes time: what has settled meanwhile is judged now.
             now_s = self._now()
             self._enqueue([*self._settle_active.due(now_s), *self._settle.due(now_s)], JudgeMode.HASH, urgent=True)
 
@@ -159,6 +168,7 @@ class Directory:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mounts.close()
+        # On a thread: closing joins watchdog's thread, which may be inside a call to a slow file system.
         await self._blocking.run(["stop"], lambda _: self._watcher.close())
 
     def judge_once(self, name: str) -> Verdict | None:
@@ -194,6 +204,7 @@ class Directory:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(due_s) - self._now())):
                 await self._news.wait()
+        # Cleared before anything is looked at: news from here on wakes the next pause.
         self._news.clear()
 
     def _take_dirty(self) -> None:
@@ -214,6 +225,7 @@ class Directory:
             await self._blocking.run(["watcher"], lambda _: self._restart_watcher())
             self._schedule.want_scan()
         outcome = await self._blocking.run(["root"], lambda _: roots.identify(self._path))
+        # While something is watched, no answer in time counts as moved: the scan's own deadline then says what is wrong.
         moved = outcome.done.get("root") != self._watcher.watched_root
         if self._mounts.changed() or moved:
             self._schedule.want_scan()
@@ -224,6 +236,7 @@ class Directory:
 
     async def _scan(self) -> None:
         """List the directory; what is gone is posted, everything else is looked at."""
+        # Before listing: a request that comes during the scan may be about what the scan has already passed.
         self._schedule.scan_began()
         began_s = self._now()
         work = functools.partial(scanner.list_names, watcher=self._watcher, most=LISTED_PER_BUNDLE * self._max_bundles)
@@ -238,14 +251,17 @@ class Directory:
 
     def _apply_listing(self, listing: Listing) -> None:
         self._problem = ""
+        # A listing that was cut says nothing of who is gone: names known from before are looked at one by one.
         names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._recorded)
         self._unlisted = max(0, listing.unlisted - len(names.difference(listing.names)))
         self._watcher.retain(names)
         self._recorded_queue.retain(names)
         self._other_queue.retain(names)
         self._uncounted &= names
+        # What is gone first: that frees slots for the new names below.
         self._record({name: None for name in self._entries if name not in names})
         known = [name for name, entry in self._entries.items() if not entry.surplus]
+        # Known ones before new ones, which are sorted: who finds no slot does not hang on the order of readdir(3).
         self._enqueue(known, JudgeMode.COMPARE)
         self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
 
@@ -269,6 +285,7 @@ class Directory:
         """Record what a queue has found. A problem of the directory itself is one of this bundle too."""
         found: dict[str, DirectoryEntry | None] = {}
         for name, entry in outcome.done.items():
+            # An unchanged bundle's comparison returns the entry itself: neither counted nor posted.
             if entry is None or entry is not self._entries.get(name):
                 found[name] = entry
                 self._counters["judged"] += entry is not None and not entry.surplus
@@ -278,6 +295,7 @@ class Directory:
                 continue
             found[name] = None if error.code == "directory_missing" else reasons.in_unreadable_directory()
             self._problem = reasons.directory(self._path, error)
+            # The directory failed, not this bundle: a scan finds out about all the others.
             self._schedule.want_scan()
         found.update(dict.fromkeys(outcome.stuck, reasons.no_answer(self._judge.limits.deadline_s)))
         found.update(dict.fromkeys(self._checker.evicted(), reasons.surplus(self._max_bundles)))
@@ -300,6 +318,7 @@ class Directory:
                 self._checker.release(name)
             (self._surplus.add if entry is not None and entry.surplus else self._surplus.discard)(name)
             posted.append((name, entry.verdict if entry is not None else None))
+        # Nothing else would look again at a refused surplus bundle whose files do not change.
         if made_room and self._surplus:
             self._schedule.want_scan()
             self._news.set()

@@ -40,6 +40,7 @@ class Store:
     def __init__(self, directory: Path, *, limits: read.ReadLimits | None = None) -> None:
         self._directory = directory
         self._limits = limits or read.ReadLimits()
+        # The store is private: unlike in a plugin directory, not even root's files are expected here.
         self._owners = frozenset({os.geteuid()})
         self._busy: set[str] = set()
         self._kept: set[str] = set()
@@ -55,12 +56,15 @@ class Store:
         Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
         """
         with self._lock:
+            # Before the stored pair is looked at: a `collect` in between must not take away what is found intact.
             self._kept.add(verified.identity)
         # Hashes the stored artifact: a damaged pair is replaced while its bundle verifies.
         stored = self._stored_signature(verified)
         if stored == verified.manifest.signature_ed25519:
             return
+        # In the store itself: rename(2) does not work across file systems.
         temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
+        # Before it exists: `collect` would take it for the rest of an interrupted write.
         self._busy.add(temporary)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,6 +78,7 @@ class Store:
             hint = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check the state directory"
             raise Problem("store_unavailable", detail, hint) from error
         finally:
+            # What cannot be removed now (the disk may be the trouble) the next `collect` removes.
             shutil.rmtree(self._directory / temporary, ignore_errors=True)
             self._busy.discard(temporary)
 
@@ -139,6 +144,7 @@ class Store:
             if name in self._kept:
                 return False
             try:
+                # With the lock held only for the rename; removing the files may take long, and `keep` would wait.
                 os.rename(self._directory / name, aside)
             except OSError:  # the next call tries again
                 return False
@@ -161,12 +167,15 @@ class Store:
     def _replace_manifest(self, aside: Path, source: BundleDirectory, verified: Verified) -> None:
         target = self.path(verified.identity)
         self._write_manifest(aside, source, verified)
+        # Its bytes were synced in _write_manifest: after a power cut the name leads to the old or the new file, whole.
         os.rename(aside / read.MANIFEST, target / read.MANIFEST)
+        # The rename is durable only now (fsync(2): syncing a file does not sync its directory entry).
         files.sync_directory(target)
 
     def _write_manifest(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
         target.mkdir(mode=0o700)
         manifest = source.manifest()
+        # The source may have changed since it was verified: what is written is checked, not what was read then.
         found = _identity(manifest)
         if found != verified.identity or decode.decode(manifest)[1] != verified.manifest:
             raise BundleRefused(
@@ -186,6 +195,7 @@ class Store:
                 reason = f"expected the artifact's SHA-256 to be {verified.artifact_sha256}, found {sha256}"
                 raise BundleRefused(Code.DIGEST_MISMATCH, reason, _HINT_AGAIN)
             os.fsync(fd)
+        # Both entries on the disk before the pair gets its name: a pair that is there after a power cut is whole.
         files.sync_directory(target)
 
     def _put_in_place(self, temporary: str, identity: str) -> None:
@@ -194,11 +204,13 @@ class Store:
         try:
             os.rename(self._directory / temporary, target)
         except OSError as error:
+            # rename(2): the first two for a directory that is not empty, the third for a file or link.
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                 raise
             damaged = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
             os.rename(target, damaged)
             os.rename(self._directory / temporary, target)
+            # rmtree refuses files and links.
             if damaged.is_dir() and not damaged.is_symlink():
                 shutil.rmtree(damaged, ignore_errors=True)
             else:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Left out are IN_OPEN and IN_CLOSE_NOWRITE, since judging itself would cause events, and IN_MODIFY, since a copy would
+# cause one for each write(2). IN_ATTRIB tells of chmod and chown.
+# IN_ONLYDIR and IN_DONT_FOLLOW make inotify_add_watch(2) itself refuse a file or link.
 _MASK: Final = Mask(
     InotifyConstants.IN_CREATE
     | InotifyConstants.IN_CLOSE_WRITE
@@ -51,6 +54,7 @@ _MASK: Final = Mask(
 _WRITES: Final = Mask(_MASK | InotifyConstants.IN_MODIFY)
 _ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
 _PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # does not ask what is mounted there
+# An empty name means the watched directory itself (inotify(7): `name` is present only for files in it).
 _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
 
 
@@ -72,8 +76,10 @@ class Watcher:
     def __init__(self, path: Path, *, dirty: DirtyNames) -> None:
         self._path = path
         self._dirty = dirty
+        # Reentrant: arm_root holds it when it calls disarm_all.
         self._lock = threading.RLock()
         self._inotify: InotifyFD | None = None
+        # watchdog keeps callbacks of one watch by id: fresh ids let an old and a new one exist side by side.
         self._ids = itertools.count(1)
         self._root: _Watch | None = None
         self._watches: dict[str, _Watch] = {}
@@ -98,6 +104,7 @@ class Watcher:
         with self._lock:
             self._inotify = inotify
             self._failure = ""
+        # close() sets the flag, then stops; here the instance is published, then the flag read: one of both sees it.
         if self._closed:
             self.stop()
 
@@ -109,6 +116,7 @@ class Watcher:
     def stop(self) -> None:
         """Give back the instance and wait for its thread; not for the event loop's thread."""
         with self._lock:
+            # Only taken out here: with the lock held, the join below could wait for a callback that wants the lock.
             inotify, self._inotify, self._root = self._inotify, None, None
             self._watches.clear()
             self._unwatched.clear()
@@ -152,6 +160,8 @@ class Watcher:
                 return
             self.disarm_all()
             try:
+                # By descriptor: what is watched is what was opened, whatever the path means by now. The trailing "/."
+                # has the kernel go through the link in /proc, which IN_DONT_FOLLOW does not follow as last component.
                 self._root = self._add(f"/proc/self/fd/{root.fd}/.", root.id, _RootEvents(self))
                 self._failure = ""
             except OSError as error:
@@ -163,11 +173,13 @@ class Watcher:
         `inode` is what the caller found there. What is mounted in the plugin directory is not watched: its file system
         need not answer, or tell of changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
         """
+        # Without the lock, since this is all that happens to most names in most scans; _arm asks again with it.
         known = self._watches.get(name)
         if known is not None and (known.inode, known.every_write) == (inode, name in self.active):
             return
         try:
             with files.closing(os.open(name, _PATH_ONLY, dir_fd=root.fd)) as place:
+                # Neither O_PATH nor reading fdinfo asks the file system there: a dead one cannot hang here.
                 if mounts.mount_of(place) != root.mount:
                     self._mounted.add(name)
                     return
@@ -184,6 +196,7 @@ class Watcher:
     def _arm(self, name: str, root: Root, place: int, inode: RootId) -> None:
         every_write = name in self.active
         with self._lock:
+            # Again, now with the lock: watchdog's thread arms new bundles while a scan does the same.
             known = self._watches.get(name)
             is_armed = known is not None and (known.inode, known.every_write) == (inode, every_write)
             if self._root is None or self._root.inode != root.id or is_armed:
@@ -221,6 +234,7 @@ class Watcher:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
         wd = self._inotify.add_callback(os.fsencode(path), _WRITES if every_write else _MASK, callback, own_id)
+        # The callback was entered under -1 all the same: take it out, or the next such failure would be added to it.
         if wd == -1:  # watchdog's way of saying EACCES
             self._inotify.remove_callbacks([(wd, own_id)])
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -246,8 +260,10 @@ class Watcher:
             self._dirty.note(scan=True)
             return
         name = os.fsdecode(event.name)
+        # The same filter as a scan's: otherwise each event in a hidden directory would mark a name that no scan lists.
         if not roots.may_be_bundle(name):
             return
+        # A watch follows the inode: it would report, under the old name, what happens wherever it was moved to.
         if event.is_moved_from:
             with self._lock:
                 self._disarm(name)
@@ -259,10 +275,12 @@ class Watcher:
         with self._lock:
             watched = self._root
         try:
+            # Opened anew: no descriptor of the directory is kept between passes (root.Root).
             root = roots.open_root(self._path)
         except Problem:  # the directory is on its way out
             return
         try:
+            # By now the path may mean another directory than the one whose event this is.
             if watched is not None and watched.inode == root.id:
                 self.arm(name, root)
         finally:
@@ -276,6 +294,7 @@ class Watcher:
     def on_root_deleted(self, wd: WatchDescriptor) -> None:
         """The plugin directory, or its file system, is gone."""
         with self._lock:
+            # By descriptor: arm_root may have put another watch in its place since the kernel ended this one.
             if self._root is not None and self._root.wd == wd:
                 self._root = None
         self._dirty.note(scan=True)
@@ -283,6 +302,7 @@ class Watcher:
     def on_bundle_deleted(self, name: str, wd: WatchDescriptor) -> None:
         """The watch of a bundle has ended with its directory."""
         with self._lock:
+            # The name may have been armed anew, for another directory, since the kernel ended this watch.
             if name in self._watches and self._watches[name].wd == wd:
                 del self._watches[name]
         self._dirty.note(name)
@@ -291,6 +311,8 @@ class Watcher:
         """The kernel dropped events: what is watched may not be what is there."""
         _log.warning("watch_overflowed")
         with self._lock:
+            # A directory may have been replaced unseen. None has the inode (0, 0), so the next scan arms all again.
+            # Descriptor and id stay, since removing the old callback needs them. Keys stay too, so iterating is safe.
             for name, watch in self._watches.items():
                 self._watches[name] = _Watch(wd=watch.wd, id=watch.id, inode=(0, 0))
         self._dirty.note(scan=True, overflows=1)
