@@ -100,6 +100,7 @@ class AbandoningThreads:
                 return
 
         with self._lock:
+            # With the lock: a thread that gets unstuck takes itself out of the set meanwhile.
             hanging = {worker.job for worker in self._abandoned}
         batch: _Batch[J, R] = _Batch(todo=deque(), work=work, until_s=time.monotonic() + slice_s, wake=wake)
         for job in jobs:
@@ -115,6 +116,7 @@ class AbandoningThreads:
                 if report is not None:
                     report(self._outcome(batch))
         finally:
+            # Also when cancelled: a worker that finds nothing to do ends after its present job.
             left = _drain(batch.todo)
         return self._outcome(batch, left)
 
@@ -140,6 +142,7 @@ class AbandoningThreads:
                 job = batch.todo.popleft()
             except IndexError:
                 break
+            # `busy` last: _abandon_late on the loop must not see it together with the job before's time.
             worker.job, worker.since_s, worker.busy = job, time.monotonic(), True
             self._do(batch, worker, job)
         with self._lock:
@@ -155,6 +158,7 @@ class AbandoningThreads:
         except Exception as error:  # noqa: BLE001 - handed to whoever asked; a thread must not die of it
             failure = error
         with self._lock:
+            # Together with looking at `abandoned`: a job is either done or stuck, never both.
             worker.busy = False
             if worker.abandoned:
                 return
@@ -168,6 +172,7 @@ class AbandoningThreads:
         now_s = time.monotonic()
         for worker in list(batch.workers):
             with self._lock:
+                # With the lock, so that a job which ends right now is not called stuck too (_do).
                 late = worker.busy and not worker.abandoned and now_s - worker.since_s > self._deadline_s
                 if not late:
                     continue

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 POLL_S: Final = 1.0
 STUCK_S: Final = 0.5
 """A job that takes longer is abandoned; its names get a job each from then on."""
+# Bundles in one job: opening the plugin directory and handing over a job are paid for once for all of them.
 TOGETHER: Final = 256
 _THREADS: Final = 2
 
@@ -67,6 +68,7 @@ class ActivePoll:
     async def check_all(self) -> None:
         """Compare all of them once. A bundle whose file system does not answer delays the others once, by STUCK_S."""
         outcome = await self._pool.run(self._jobs(), self._changed)
+        # By `active` of now: a name may have been given up while its job was stuck.
         self._alone.update(self._watcher.active.intersection(itertools.chain.from_iterable(outcome.stuck)))
         for name in itertools.chain.from_iterable(outcome.done.values()):
             self._note(name)

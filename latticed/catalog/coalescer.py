@@ -46,6 +46,7 @@ class Coalescer:
         """These names were judged; what the reader knows already is dropped."""
         for name, verdict in found:
             if same(self._reported.get(name), verdict):
+                # Changed and changed back before the reader looked: no news any more.
                 self._pending.pop(name, None)
             else:
                 self._pending[name] = verdict
@@ -67,6 +68,7 @@ class Coalescer:
         self._pending.clear()
         for sighting in batch:
             if sighting.verdict is None:
+                # Memory is bounded by what is there now, not by all that ever was.
                 self._reported.pop(sighting.name, None)
             else:
                 self._reported[sighting.name] = sighting.verdict

@@ -225,7 +225,7 @@ class Directory:
             await self._blocking.run(["watcher"], lambda _: self._restart_watcher())
             self._schedule.want_scan()
         outcome = await self._blocking.run(["root"], lambda _: roots.identify(self._path))
-        # While something is watched, no answer in time counts as moved: the scan's own deadline then says what is wrong.
+        # While something is watched, no answer in time counts as moved: the scan then says what is wrong.
         moved = outcome.done.get("root") != self._watcher.watched_root
         if self._mounts.changed() or moved:
             self._schedule.want_scan()

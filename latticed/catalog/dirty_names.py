@@ -37,6 +37,7 @@ class DirtyNames:
     def note(self, name: str | None = None, *, scan: bool = False, overflows: int = 0) -> None:
         """Something happened to `name`, or something that only a scan can answer."""
         with self._lock:
+            # One call of `wake` for each `take`, however many events: each call writes to the loop's wake-up socket.
             first = not self._names and not self._scan
             self._events += 1
             self._overflows += overflows
@@ -44,8 +45,10 @@ class DirtyNames:
             if name is not None:
                 self._names.add(name)
             if len(self._names) > MAX_NAMES:
+                # A scan looks at every name anyway.
                 self._names.clear()
                 self._scan = True
+        # After the lock is released: `wake` is foreign code.
         if first:
             self._wake()
 

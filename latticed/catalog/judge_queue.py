@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from latticed.catalog.abandoning_threads import AbandoningThreads, JobOutcome
     from latticed.catalog.scanner import DirectoryEntry
 
+# After so long urgent names get their turn, however long the backlog is.
 _SLICE_S: Final = 0.25
 _SLICE_NAMES: Final = 4096
+# When so many threads are stuck that none is started, all jobs come back at once: without a pause this would spin.
 _FULL_PAUSE_S: Final = 1.0
 
 
@@ -72,6 +74,7 @@ class JudgeQueue:
         while True:
             jobs = self._take()
             if not jobs:
+                # Only here, never before the first turn: `idle` cannot return before what was put at first is judged.
                 self._idle.set()
                 self._news.clear()
                 await self._news.wait()

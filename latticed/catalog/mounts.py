@@ -24,6 +24,7 @@ class MountTable:
         self._poll = select.poll()
         with contextlib.suppress(OSError):  # no /proc: timed scans are left
             self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            # Only POLLPRI: the file is always readable, and a change shows as POLLPRI and POLLERR, once per descriptor.
             self._poll.register(self._fd, select.POLLPRI)
 
     def changed(self) -> bool:

@@ -13,6 +13,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from pathlib import Path
 
+# No O_NOFOLLOW, unlike everywhere below it: the operator may have made the plugin directory a link.
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 
 RootId = tuple[int, int]
@@ -37,6 +38,7 @@ class Root:
         found = os.fstat(fd)
         self.fd = fd
         self.id: RootId = (found.st_dev, found.st_ino)
+        # What lies on another mount than this is mounted within the plugin directory, and not watched.
         self.mount = mounts.mount_of(fd)
         self.owners = frozenset({0, os.geteuid(), found.st_uid})
 
@@ -80,6 +82,7 @@ def open_root(path: Path) -> Root:
         return Root(os.open(path, _FLAGS))
     except FileNotFoundError as error:
         raise Problem("directory_missing", f"expected a directory {path}, found nothing", f"mkdir {path}") from error
+    # Missing too, not unreadable: whatever bundles were known there are gone.
     except NotADirectoryError as error:
         raise Problem("directory_missing", f"expected a directory {path}, found {_kind(path)}") from error
     except OSError as error:

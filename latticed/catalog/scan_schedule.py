@@ -33,6 +33,7 @@ class ScanSchedule:
         """When to scan next; `watched` says whether events can be relied on to arrive."""
         if self._wanted:
             return self._allowed_s
+        # Never less often than the settings ask for.
         every_s = self._rescan_s if watched else min(FALLBACK_S, self._rescan_s)
         return max(self._scanned_s + every_s, self._allowed_s)
 
@@ -42,6 +43,7 @@ class ScanSchedule:
 
     def scan_ended(self, *, began_s: float, now_s: float) -> None:
         self._scanned_s = now_s
+        # By this scan's duration: a slow directory is scanned less often, whatever asks for scans.
         self._allowed_s = now_s + max(_PAUSE_S, _SHARE * (now_s - began_s))
 
     def tick_due_s(self) -> float:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Fingerprint = bytes
 """Who may own the files, and what `lstat` says of manifest and artifact; packed, for there is one of each bundle."""
 
+# bundle.read.Stamp: dev, inode, size, mode, mtime_ns, ctime_ns.
 _STAMP: Final = struct.Struct("=QQqIqq")
 
 _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
@@ -97,6 +98,7 @@ class Judge:
         The artifact is hashed, unless `known` was made from the very same files; with `compare` the answer is `known`
         itself then.
         """
+        # Before reading: what changes while it is read differs from this at the next comparison.
         stamps = read.fingerprint(name, beneath=root.fd)
         before = _packed(root, stamps)
         same = known is not None and known.fingerprint == before
@@ -120,6 +122,7 @@ class Judge:
     def _comparable(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
         """Whether a later look that finds the same fingerprint finds the same bytes."""
         now_ns = self.clock.wall_us() * 1000
+        # By ctime, which unlike mtime nobody can set (utimensat(2)).
         return all(stamp is not None and now_ns - stamp[-1] > _RACY_NS for stamp in found)
 
 
@@ -194,8 +197,10 @@ def candidate(name: str, root: Root) -> Candidate | None:
     if not stat.S_ISDIR(found.st_mode):
         return None
     try:
+        # Two components, so a link in the place of `name` would be followed: this decides only which slots it needs.
         os.stat(f"{name}/{read.MANIFEST}", dir_fd=root.fd, follow_symlinks=False)
         has_manifest = True
+    # Any other error is the caller's: it means that the bundle cannot be looked at.
     except FileNotFoundError:
         has_manifest = False
     return Candidate(inode=(found.st_dev, found.st_ino), owner=found.st_uid, has_manifest=has_manifest)

@@ -23,6 +23,7 @@ class Settle:
     def mark(self, name: str, now_s: float) -> None:
         """Something happened to `name` at `now_s`."""
         self._first.setdefault(name, now_s)
+        # Assigning to an existing key keeps its place: take it out, so that it goes to the end.
         self._last.pop(name, None)
         self._last[name] = now_s
 
@@ -43,6 +44,7 @@ class Settle:
         while (moment := self.next_due_s()) is not None and moment <= now_s:
             quiet, quiet_since = next(iter(self._last.items()))
             oldest, _ = next(iter(self._first.items()))
+            # Else it is the oldest that is due, for one of both is.
             name = quiet if quiet_since + self._quiet_s <= now_s else oldest
             self.forget(name)
             found.append(name)

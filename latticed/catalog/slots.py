@@ -50,8 +50,10 @@ class BundleSlots:
         if not self._names:
             return False
         richest = max(self._names, key=lambda one: len(self._names[one]))
+        # A difference of one is fair: without the + 1 two owners would take the same slot from each other for ever.
         if len(self._names[richest]) <= len(self._names.get(owner, ())) + 1:
             return False
+        # The latest: a dict keeps the order of insertion.
         name = next(reversed(self._names[richest]))
         self._drop(name)
         self._evicted.append(name)

@@ -39,9 +39,12 @@ class BundleChecker:
         self, jobs: Mapping[str, JudgeMode], entries: Mapping[str, DirectoryEntry]
     ) -> Callable[[str], DirectoryEntry | None]:
         """The function that checks one of `jobs`; the plugin directory is opened once for all of them."""
+        # Taken on the event loop: worker threads must not read what the loop changes. Without an entry all is hashed.
         known = {name: entries.get(name) if mode < JudgeMode.HASH else None for name, mode in jobs.items()}
+        # A copy, for the same reason.
         recorded = frozenset(name for name in jobs if name in self._recorded)
         shared = roots.Shared(self._path)
+        # Bundles that records name count towards the limit, though they take no slot.
         self._slots.most = max(0, self._max_bundles - len(self._recorded))
 
         def check(name: str) -> DirectoryEntry | None:
@@ -53,8 +56,10 @@ class BundleChecker:
                     self.release(name)
                 elif not self._has_slot(name, candidate):
                     return reasons.surplus(self._max_bundles)
+                # Watch before reading: a change after the reading causes an event, one before it is read.
                 self._watcher.arm(name, root, candidate.inode)
                 before = known[name]
+                # The entry of a surplus bundle says nothing of its files: it was never read.
                 compare = jobs[name] is JudgeMode.COMPARE and before is not None and not before.surplus
                 return self._judge.judge(name, root, known=before, compare=compare)
 
