@@ -129,7 +129,7 @@ class BundleDirectory:
     def copy_artifact(self, copy_to: int) -> int:
         """Write the bytes of `artifact` to the descriptor `copy_to`, which the caller hashes; their number.
 
-        ReadRefused as for `hash_artifact`.
+        BundleRefused as for `hash_artifact`.
         """
         return self._read_artifact(lambda chunk: files.write_all(copy_to, chunk), memoryview(_own_buffer()))
 

@@ -3,7 +3,7 @@
 Under systemd (stderr is the stream that $JOURNAL_STREAM names): the journal's native protocol. Else JSON lines on
 stdout, or text when stdout is a terminal. Entries of the standard library's loggers (asyncio, aiohttp, watchdog) go
 the same way. No entry carries a raw control, format or line-separator character, whatever its values held.
-Logging never waits: what cannot be written at once is dropped and counted (kit.writer).
+Logging never waits: what cannot be written at once is dropped and counted (kit.nonblocking_writer).
 
 Use: `log = logs.get_logger()` at module level, then `log.info("plugin_armed", plugin_id=..., runner="wasm")`.
 No other module imports structlog: a plain import pulls in rich (100 ms, 10 MB) for tracebacks that are not used.

@@ -29,15 +29,15 @@ def read(path: Path, limit: int, *, owners: frozenset[int]) -> bytes:
     """The bytes of a regular file of at most `limit` bytes that only `owners` can change.
 
     The file, and every directory and link that leads to it, must belong to one of `owners` (uids) and be writable by
-    nobody else; root-owned sticky directories such as /tmp pass. Foreign otherwise; OSError and ValueError as
-    `files.read_at_most`.
+    nobody else; root-owned sticky directories such as /tmp pass. ForeignFile otherwise; OSError and ValueError
+    as `files.read_at_most`.
     """
     with files.closing(_open(path, owners)) as fd:
         return files.read_open(fd, limit)
 
 
 def check_directory(directory: Path) -> None:
-    """Foreign unless root or this process's user owns `directory` and nobody else may write there; OSError.
+    """ForeignFile unless root or this process's user owns `directory` and nobody else may write there; OSError.
 
     One that is not there is nobody's.
     """

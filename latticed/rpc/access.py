@@ -53,6 +53,7 @@ class Access:
         if peer.uid == 0:
             return Scope.ALL
         granted = self.users.get(peer.uid, Scope.NONE)
+        # The primary group need not be among the supplementary ones (credentials(7)).
         for gid in {peer.gid, *peer.groups}:
             granted |= self.groups.get(gid, Scope.NONE)
         return granted
@@ -68,6 +69,7 @@ def resolve(wanted: Wanted, *, own_uid: int) -> Access:
     groups = {_gid(name): _scopes(words) for name, words in wanted.groups.items()}
     if wanted.own_user:
         users[own_uid] = Scope.ALL
+    # Names are looked up here, not for each request: NSS may ask a server over the network (nsswitch.conf(5)).
     return Access(users=users, groups=groups, names={uid: _name(uid) for uid in {0, own_uid, *users}})
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from latticed.settings import Settings
     from latticed.supervisor.supervisor import Supervisor
 
+# Once its head is complete a connection has `answer_s` (60 s); a stalled body must not take that long.
 BODY_S: Final = 5.0
 
 T = TypeVar("T")
@@ -141,6 +142,7 @@ class Ask:
     def actor(self) -> Actor:
         return self.api.access.actor(self.peer)
 
+    # Once per request: a reload of the settings meanwhile does not change them halfway.
     @functools.cached_property
     def scopes(self) -> Scope:
         return self.api.access.scopes(self.peer)
@@ -167,10 +169,12 @@ class Ask:
         given = self.request.query
         known = kind.__struct_fields__
         for name in given:
+            # Of a parameter given twice, dict() below would silently drop one.
             if name not in known or len(given.getall(name)) != 1:
                 expected = ", ".join(known) or "none"
                 raise Problem("bad_request", f"expected query parameters {expected}, each once, found {name[:80]!r}")
         try:
+            # Not strict: values of a query are text, numbers too.
             self._asked = msgspec.convert(dict(given), kind, strict=False)
         except msgspec.ValidationError as error:
             raise Problem("bad_request", f"the query: {error}") from error
@@ -184,6 +188,7 @@ class Ask:
     @contextlib.asynccontextmanager
     async def recorded(self, told: Event) -> AsyncIterator[None]:
         """Record `told` before the block; record it again as denied when the block raises Problem."""
+        # Raises when it cannot be recorded: then the block is not entered.
         await self.api.ledger.record(told)
         try:
             yield
@@ -193,6 +198,7 @@ class Ask:
 
     async def raw(self) -> bytes:
         """The body as sent. Problems: too_large (MAX_BODY_BYTES), request_timeout (BODY_S), bad_request (cut off)."""
+        # By the announced length, before anything is read; chunked bodies are bounded by aiohttp (client_max_size).
         if (self.request.content_length or 0) > wire.MAX_BODY_BYTES:
             raise Problem("too_large", f"expected a body of at most {wire.MAX_BODY_BYTES} bytes")
         try:
@@ -206,6 +212,7 @@ class Ask:
     async def body(self, kind: type[T]) -> T:
         """The body as a `kind`; empty counts as `{}`. Problem("bad_request") for duplicate or unknown fields."""
         data = await self.raw()
+        # Counted before decoding: small values take many times their bytes as Python objects.
         if lines.too_many(data):
             raise Problem("bad_request", f"the body: expected at most {lines.MAX_VALUES} values, found more")
         try:

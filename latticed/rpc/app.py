@@ -31,6 +31,7 @@ _failures: Final = LogLimiter()
 
 def application(api: Api) -> web.Application:
     """The control API over `api`."""
+    # client_max_size bounds chunked bodies, too, whose length `Ask.raw` cannot know beforehand.
     app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[_outermost])
     for route in ROUTES:
         handle = _handler(api, route)
@@ -49,11 +50,13 @@ def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web
     async def handle(request: web.Request) -> web.StreamResponse:
         ask = Ask(api, request)
         try:
+            # The scope first: without it the query is not even looked at.
             ask.need(route.scope)
             ask.take_query(route.form.query)
             answer = await route.handle(ask)
         except Problem as problem:
             if problem.code == "access_denied":
+                # If the refusal cannot be recorded, audit_unavailable is raised and answered in its place.
                 await _record_refusal(ask, problem)
             raise
         return answer if isinstance(answer, web.StreamResponse) else _json(answer)
@@ -79,6 +82,7 @@ async def _outermost(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     connection = cast("ControlConnection", request.protocol)  # the server makes no other
+    # From here on it is not among the connections that are cut when there are too many.
     connection.complete()
     try:
         answer = await handler(request)
@@ -91,6 +95,7 @@ async def _outermost(
         answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
     finally:
         connection.answered()
+    # After 413 the rest of the body would have to be read, only to find the next request.
     if connection.last or answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _out_of_step(request):
         answer.force_close()
     return answer

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_PAGE: Final = 1_000
 TELL_S: Final = 1.0
 """How often a verification says how far it is."""
+# A reader that takes nothing for so long is cut.
 WRITE_S: Final = 10.0
 _EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)
 Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
@@ -77,6 +78,7 @@ async def query(ask: Ask) -> dict[str, Any]:
         since_us=since_us,
         **filters,
     )
+    # The newest events have no page after them.
     more = len(events) == limit and not newest
     end = after.past(events)
     answer = {"events": events, "next": (end.decisions if chains == (DECISIONS,) else str(end)) if more else None}
@@ -92,6 +94,7 @@ def _start(asked: Filter) -> tuple[Position, tuple[chain.Name, ...]]:
     found = chain.cursor(asked.after) if asked.after else Position()
     if found is None:
         raise Problem("bad_request", f"after: expected a cursor, found {asked.after[:40]!r}")
+    # Where host calls alone are asked for, a bare number is a seq of theirs.
     if asked.calls == "1":
         return (found if isinstance(found, Position) else Position(0, found)), (CALLS,)
     if isinstance(found, Position):
@@ -140,6 +143,7 @@ async def verify(ask: Ask) -> web.StreamResponse:
             return await _told(ask, work, chains)
         return web.json_response(described(await work, chains))
     finally:
+        # The reader may be gone. What was verified is kept, so the next check starts there (`Verifying`).
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
 
@@ -155,8 +159,10 @@ async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, .
                 await _line(answer, {"verifying": ask.api.verifying.progress._asdict()})
         try:
             await _line(answer, described(work.result(), chains))
+        # 200 has been sent with the head: a failure can be told in the body only.
         except Problem as problem:
             await _line(answer, {"ok": False, "code": problem.code, "reason": problem.reason, "hint": problem.hint})
+    # It may have been broken off within a line: no further answer may follow on this connection.
     answer.force_close()
     return answer
 
@@ -174,4 +180,5 @@ def _microseconds(text: str) -> int:
         since = moment.astimezone(UTC) - _EPOCH
     except (ValueError, OverflowError) as error:  # OverflowError: the zone shifts it beyond year 1 or 9999
         raise Problem("bad_request", f"since: expected an RFC 3339 time, found {text[:40]!r}") from error
+    # Before 1970: all events.
     return max(0, since // timedelta(microseconds=1))

@@ -36,6 +36,7 @@ async def download(ask: Ask) -> web.StreamResponse:
         await answer.prepare(ask.request)
         try:
             await _send(ask, backup, answer)
+        # OSError includes the TimeoutError of WRITE_S. The head is sent, so no problem document can follow.
         except (OSError, Problem) as error:
             log.warning("backup_broken_off", error=str(error) or type(error).__name__)
             if connection.wire is not None:  # the next answer would be taken as the rest of this body

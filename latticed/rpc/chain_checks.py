@@ -68,6 +68,7 @@ class Verifying:
     async def _verify(self, name: chain.Name, closing: asyncio.Event) -> audit_chain.ChainCheck:
         """Check one chain; the verified head is kept after each batch, so a cancelled check is not repeated."""
         walk = audit_chain.Walk(self._key, name, since=self._sealed.get(name))
+        # Fixed at the start: events that are written meanwhile do not keep the check going.
         end = await self._ledger.read_slow(lambda db: rows.last_seq(db, name))
         while True:
             if closing.is_set():
@@ -112,6 +113,7 @@ def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -
     if begins is not None:
         walk.removed(begins)
     head = rows.newest_head(db, name)
+    # A signed head beyond the last event shows that events were cut off the end.
     if head is not None and head["seq"] > rows.last_seq(db, name):
         walk.take({"head": head})
     walk.finish()

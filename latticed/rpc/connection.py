@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REQUEST_S: Final = 5.0
 STREAMS: Final = 32  # open at once, per uid
 PER_UID: Final = 128
+# aiohttp's own default, for the request line and for each header field.
 HEADER_BYTES: Final = 8190
 
 
@@ -38,6 +39,7 @@ class ControlConnection(LimitedConnection):
             limiter,
             server,
             loop=loop,
+            # How long aiohttp reads the rest of a body that a handler left unread; its default is 10 s.
             lingering_time=1.0,
             max_line_size=HEADER_BYTES,
             max_field_size=HEADER_BYTES,
@@ -51,6 +53,7 @@ class ControlConnection(LimitedConnection):
         try:
             self.peer = peers.of(transport.get_extra_info("socket"))
         except OSError:  # the peer has disconnected already
+            # Not entered into the limiter, so no sweep would cut it.
             transport.abort()  # type: ignore[attr-defined] # a unix socket's
             return
         self.limiter.enter(self, self.peer.uid)
@@ -67,12 +70,14 @@ class ControlConnection(LimitedConnection):
         """Aiohttp's own errors (an unknown Expect) become problem documents too."""
         fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
+        # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.
         if self.last:
             self.close()
         return finished
 
     def stream(self) -> bool:
         """Exempt the answer from deadlines until it is complete; False if the uid has STREAMS streams already."""
+        # This connection is among them, but is not streaming yet.
         self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
         return self.streaming
 
@@ -101,5 +106,6 @@ def _hung_up(transport: asyncio.Transport | None) -> bool:
     if transport is None:
         return True
     poll = select.poll()
+    # 0: POLLHUP is reported without being asked for (poll(2)).
     poll.register(transport.get_extra_info("socket").fileno(), 0)
     return any(events & select.POLLHUP for _, events in poll.poll(0))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK: Final = ".lock"
+# Connections that wait for accept(2); beyond it connect(2) of a non-blocking client fails with EAGAIN. The kernel
+# lowers it to net.core.somaxconn (listen(2)).
 BACKLOG: Final = 1024
+# To connect takes write permission for the socket's file (unix(7)).
 MODE: Final = 0o660
 
 Identity = tuple[int, int]
@@ -43,6 +46,8 @@ class RuntimeDirectory:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
+            # Removed while it is still locked, and only if it is ours: the path may lead to another daemon's file by
+            # now.
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(self._fd), os.lstat(self.path / LOCK)):
                     os.unlink(self.path / LOCK)
@@ -60,6 +65,7 @@ class RuntimeDirectory:
         except trusted_files.ForeignFile as fault:
             hint = f"chown and chmod go-w {self.path}, or name another one: runtime_dir in the settings"
             raise Problem("runtime_unusable", f"the runtime directory {self.path}: {fault}", hint) from fault
+        # The old lock is kept until the new directory is locked.
         if fd != self._fd:
             self.__exit__()
             self._fd = fd
@@ -70,11 +76,14 @@ class RuntimeDirectory:
         Another daemon removes the file when it ends, so a lock counts only if the path still leads to the locked file.
         """
         while True:
+            # Without O_EXCL: a killed daemon leaves the file, but not its lock (flock(2)).
             fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
+                # flock(2) locks belong to an open file description: this descriptor would conflict with our own lock.
                 if self._fd >= 0 and os.path.sameopenfile(fd, self._fd):
                     os.close(fd)
                     return self._fd
+                # open(2) sets the mode of a new file only; who can open the file can lock it.
                 os.fchmod(fd, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(fd), os.lstat(self.path / LOCK)):
@@ -127,6 +136,7 @@ class ControlSocket:
         """Change the file's group, now and for later `open`s; Problem `socket_unusable` when that is not permitted."""
         if gid != self._gid and self.inherited is None:
             try:
+                # chown(2) takes -1 as "leave it", so the daemon's own group has to be named.
                 os.chown(self.path, -1, gid if gid >= 0 else os.getegid())
             except FileNotFoundError:
                 pass  # the next `open` creates it with the new group

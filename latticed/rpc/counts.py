@@ -47,6 +47,7 @@ class PluginCounts:
 async def count_plugins(api: Api) -> PluginCounts:
     """All counts of `PluginCounts`; forgotten records are left out."""
     found = PluginCounts()
+    # A copy: records may come and go between two batches.
     async for record in paced(list(api.lifecycle.records.values())):
         if record.forgotten:
             continue
@@ -70,5 +71,6 @@ async def not_running(api: Api) -> dict[str, int]:
         if record.status is Status.ACTIVE:
             runtime = api.supervisor.runtime(record.id)
             found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
+    # Plugins that do run. A Counter, unlike a dict, does not mind a missing key.
     del found[""]
     return dict(sorted(found.items()))

@@ -34,7 +34,9 @@ PAGE: Final = 200
 """Events read at a time: about 1 ms of the event loop. All streams together read one page per turn (`Api.paging`)."""
 SPAN: Final = 2_000
 """Rows scanned at most for one page, since old databases may hold many host calls that the page leaves out."""
+# latticectl takes a stream for dead after 45 s without data: three heartbeats (`QUIET_S` in ctl/client.py).
 HEARTBEAT_S: Final = 15.0
+# A reader that takes nothing for so long is cut: it holds a descriptor, and one of its user's `STREAMS`.
 WRITE_S: Final = 10.0
 
 SCOPE_OF: Final = dict.fromkeys(("plugin", "bundle", "host", "trust", "ledger"), Scope.READ)
@@ -69,6 +71,7 @@ async def stream(ask: Ask) -> web.StreamResponse:
     await answer.prepare(ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read
         await _follow(ask, answer, seen, calls=calls)
+    # The stream may have been broken off within a chunk: no further answer may follow on this connection.
     answer.force_close()
     return answer
 
@@ -91,6 +94,7 @@ def _calls_since(db: ledger.Connection, seq: int) -> int:
     """The seq of the last host call before decision `seq`, to resume after; 0 when `seq` is 0."""
     if not seq:
         return 0
+    # The chains have no numbers in common; only times relate a decision to host calls.
     last = rows.query(db, after=seq - 1, limit=1)
     return rows.before(db, last[0]["ts"], chain.CALLS) if last else rows.last_seq(db, chain.CALLS)
 
@@ -127,13 +131,17 @@ class _EventPage(NamedTuple):
 def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
     """The events after `seen`. Reads a bounded number of rows, so `events` may be empty while `more` is True."""
     if calls:
+        # PAGE of each chain, since all of the oldest PAGE events may be of one.
         parts = [rows.query(db, chain=name, after=seen.of(name), limit=PAGE) for name in chain.NAMES]
         events = rows.merged(parts)[:PAGE]
         return _EventPage(events, seen.past(events), len(events) == PAGE)
     end = rows.last_seq(db)
+    # Retention may have removed rows: start at the first that is there, not with one empty span after another.
     first = max(seen.decisions + 1, rows.first_seq(db))
     span = (first, min(end, first + SPAN - 1))
     events = rows.query(db, within=span, limit=PAGE, other_than=HOST_CALL)
+    # A full page may end inside the span, any other has covered it. `seen` is a client's and may be beyond the end:
+    # never go back behind it.
     upto = events[-1]["seq"] if len(events) == PAGE else max(span[1], seen.decisions)
     return _EventPage(events, Position(upto, seen.calls), upto < end)
 
@@ -161,6 +169,7 @@ async def _write(answer: web.StreamResponse, chunk: bytes) -> None:
 def _shown(events: list[dict[str, Any]], seen: Position, scopes: Scope, *, calls: bool) -> Iterator[bytes]:
     """The events that `scopes` may see, encoded as server-sent events; without `detail` unless `operate` is granted."""
     for event in events:
+        # Before the check of scopes: the id of the next event shown covers those left out.
         seen = seen.past([event])
         if SCOPE_OF.get(event["action"].partition(".")[0], Scope.OPERATE) not in scopes:
             continue

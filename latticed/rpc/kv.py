@@ -60,6 +60,7 @@ async def keys(ask: Ask) -> KeyPage:
     """The keys of a bucket, by pages."""
     asked = ask.query(Span)
     bucket = _bucket(ask)
+    # One more than is shown, which tells whether another page follows.
     found = ask.api.ledger.read(lambda db: rows.keys(db, bucket, asked.prefix, asked.after, PAGE + 1))
     return {"keys": found[:PAGE], "next": found[PAGE - 1] if len(found) > PAGE else None}
 
@@ -69,6 +70,7 @@ async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -
     event = Event(actor=str(ask.actor), action=action, target=f"{bucket}/{key}", decision="allow")
 
     def recorded(tx: Transaction) -> Any:
+        # In one transaction: neither the event nor the change is kept without the other.
         tx.append_audit(event)
         return change(tx)
 

@@ -58,6 +58,7 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family("latticed_log_dropped_total", "counter", "log entries not written", {"": logs.dropped()})
     yield from _family("latticed_start_time_seconds", "gauge", "start", {"": api.started_at // 1_000_000})
     yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
+    # The descriptor that lists the directory is counted, too.
     yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})
 
 
@@ -74,4 +75,5 @@ def _labelled(label: str, values: Mapping[str, int]) -> dict[str, int]:
 
 def _resident_bytes() -> int:
     with open("/proc/self/statm", encoding="ascii") as statm:
+        # The second field: resident pages (proc_pid_statm(5)).
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -43,6 +43,7 @@ _PARTS: Final = {
 }
 
 
+# Routes and version do not change while the daemon runs.
 @functools.cache
 def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
     """The OpenAPI document of `routes`, as JSON values."""

@@ -124,6 +124,7 @@ async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes])
         for start in range(0, len(known), ROWS_AT_ONCE):
             made = [row(one) for one in known[start : start + ROWS_AT_ONCE]]
             await answer.write((b"," if start else b"[") + b",".join(made))
+            # write() returns at once while the transport's buffer has room: let other tasks run.
             await asyncio.sleep(0)
         await answer.write_eof(b"]")
     except Exception as error:

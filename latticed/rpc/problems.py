@@ -102,7 +102,7 @@ def response(problem: Problem) -> web.Response:
 
 
 def of_http_error(error: web.HTTPException) -> web.Response:
-    """An error raised by aiohttp itself (404, 405, ...) as a problem document; its headers, such as Allow, are kept."""
+    """An error raised by aiohttp itself (404, 405, ...) as a problem document; of its headers, Allow is kept."""
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
     code = codes.get(error.status, "bad_request")
     detail = {
@@ -112,6 +112,7 @@ def of_http_error(error: web.HTTPException) -> web.Response:
     }.get(error.status, error.reason)
     answer = web.Response(status=error.status, body=document(code, detail, "", error.status))
     answer.content_type = wire.PROBLEM_TYPE
+    # RFC 9110, section 15.5.6: an answer with 405 must have it.
     if allow := error.headers.get("Allow"):
         answer.headers["Allow"] = allow
     return answer

@@ -36,6 +36,7 @@ class LogStream(QueryParams, frozen=True):
 
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
+    # At most half of what an answer may take (`answer_s`, 60 s).
     wait_s: Annotated[int, Meta(ge=0, le=30)] = 0
 
 
@@ -46,6 +47,7 @@ async def invoke(ask: Ask) -> Reply:
     runtime = ask.api.supervisor.runtime(plugin_id)
     if runtime.state is not RuntimeState.ARMED:
         raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
+    # The record has the payload's size and digest only: it is kept for long, and a payload may hold secrets.
     payload = lines.encode(body.payload)
     detail: dict[str, str | int | bool] = {
         "call": body.action,
@@ -77,6 +79,7 @@ async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
             async with asyncio.timeout(wait_s):
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        # asyncio.wait() leaves its tasks running, also when the timeout cancels it.
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

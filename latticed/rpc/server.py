@@ -47,8 +47,10 @@ class Server:
         self._directory = directory
         self._socket = ControlSocket(path, gid=gid, inherited=inherited)
         self._limiter: ConnectionLimiter[ControlConnection] = ConnectionLimiter(
+            # Each connection takes a descriptor; the other half is left for the ledger, plugins and their pipes.
             api.clock, most=descriptors.limit() // 2, per_owner=PER_UID
         )
+        # The limiter has drained or cut all connections before aiohttp's cleanup begins; its own default would be 60 s.
         self._runner = web.AppRunner(application(api), shutdown_timeout=1.0)
         self._listener: asyncio.AbstractServer | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -58,6 +60,7 @@ class Server:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await self._open(stack)
+            # Not reached when `_open` fails halfway: then the inner stack undoes what was done.
             self._stack = stack.pop_all()
         return self
 
@@ -74,6 +77,7 @@ class Server:
             return
         before, old = self.trouble, self._listener
         try:
+            # The lock first: `bind` replaces whatever socket it finds in the directory.
             await asyncio.to_thread(self._directory.hold)
             await self._listen()
         except Problem as problem:
@@ -92,6 +96,8 @@ class Server:
         await self._tell_group()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        # On exit these run in reverse: end streams and waiting requests, stop accepting, drain, stop the sweeper (which
+        # cuts overdue connections while draining), remove the file, end aiohttp.
         await self._runner.setup()
         stack.push_async_callback(self._runner.cleanup)
         await self._listen()
@@ -131,4 +137,5 @@ class Server:
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
+    # Never raises: the cancellation is ours, and `fenced` has logged any other end of the sweeper.
     await asyncio.gather(task, return_exceptions=True)

@@ -122,6 +122,7 @@ def _end(db: Connection, name: chain.Name) -> AuditHead:
 
 async def trust(ask: Ask) -> Trust:
     """Whom the daemon trusts right now, and what it has seen revoked: once what that refuses is stopped."""
+    # `latticectl trust` takes this answer for the sign that its edit has effect (ctl/policy_wait.py).
     await ask.api.lifecycle.pairs.in_effect()
     policy, problem = ask.api.policy.current, ask.api.policy.problem
     return {

@@ -89,6 +89,7 @@ async def listing(ask: Ask) -> TaskPage:
         states=(wanted.state,) if wanted.state else (),
         plugin_id=wanted.plugin,
         before_seq=wanted.after or wanted.before,
+        # One more than is shown, which tells whether another page follows.
         limit=wanted.limit + 1,
     )
     page = found[: wanted.limit]
