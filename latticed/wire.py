@@ -29,7 +29,10 @@ def encode(message: Any) -> dict[str, Any]:
 
 
 def decode(kind: type[T], plain: Mapping[str, Any]) -> T:
-    """The dataclass `kind` from a JSON object; fields it does not know are ignored."""
+    """The dataclass `kind` from a JSON object; fields it does not know are ignored.
+
+    Types are not checked, and nested objects stay dicts; TypeError when a field without a default is missing.
+    """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in plain.items() if name in known})
 

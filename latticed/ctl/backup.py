@@ -37,6 +37,7 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     name = session.args.file
+    # A generator: nothing is asked of the daemon before the checks of the target have passed.
     chunks = session.client().chunks("backup")
     if name == STDOUT:
         return _to_stdout(chunks)
@@ -96,10 +97,13 @@ def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
 def _name(temporary: str, name: str) -> None:
     """Move the complete file to `name`; FileExistsError when that exists by now."""
     try:
+        # link(2), unlike rename(2), fails when the name exists.
         os.link(temporary, name)
     except PermissionError:  # a file system without hard links, such as FAT
+        # O_EXCL takes the name, so that rename(2) replaces nothing but this empty file.
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         os.rename(temporary, name)
+    # A new name is durable only once its directory is synced (fsync(2)).
     fd = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

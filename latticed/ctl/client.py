@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 5.0
 READ_S: Final = 30.0
+# Three of the daemon's heartbeats (`HEARTBEAT_S` in rpc/events.py).
 QUIET_S: Final = 45.0
 LONG_S: Final = 600.0
 MAX_REPLY_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 256 << 10
 _LINE_BYTES: Final = 1 << 20
+# Twice as much: sizes of HTTP chunks, and what the buffered reader reads ahead, count as well.
 _MOST_A_LINE: Final = 2 * _LINE_BYTES
 _MOST_A_CHUNK: Final = 2 * _CHUNK_BYTES
 _SERVICE_UNAVAILABLE: Final = 503
@@ -117,6 +119,7 @@ class ControlClient:
             if response.status >= 400:
                 _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
             connection.wire.within(QUIET_S, _MOST_A_LINE)
+            # The limits are set anew after each line, since the caller may take its time between two of them.
             while line := response.readline(_LINE_BYTES):
                 if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
                     raise bounded_socket.reply_too_long()
@@ -167,6 +170,7 @@ class ControlClient:
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         try:
             return self._once(method, target, body, kind)
+        # Only a broken connection is worth a second attempt: after a timeout it would double the wait.
         except (http.HTTPException, ConnectionError) as error:
             if isinstance(error, ConnectionRefusedError) or method != "GET":
                 raise self._lost(error, method) from error
@@ -205,6 +209,8 @@ class ControlClient:
 
     def _lost(self, error: Exception, method: str) -> Problem:
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
+        # Classes before their base classes: ConnectionRefusedError is a ConnectionError, all but the last two are
+        # OSError.
         match error:
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return Problem("unreachable", "the daemon is not running", f"systemctl start latticed; {where}")
@@ -231,6 +237,7 @@ def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None
     for part in parts:
         if part in {"", ".", ".."}:  # dot segments and empty ones would name another path
             raise Problem("not_found", f"nothing is named {part!r}")
+    # fsencode: an argument that is not UTF-8 holds surrogates (PEP 383), which quote() could not encode.
     path = "/api/" + "/".join(quote(os.fsencode(part), safe="") for part in parts)
     given = {name: value for name, value in (query or {}).items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path

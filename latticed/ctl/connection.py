@@ -52,6 +52,7 @@ class UnixConnection(http.HTTPConnection):
         self.wire.within(within_s, _HEAD_BYTES)
         self.request(method, target, body=body, headers=headers)
         response = self.getresponse()
+        # http.client takes the first of several lengths, and whatever int() takes: `+5`, `1_0`.
         length = response.headers.get_all("Content-Length", [])
         if len(length) > 1 or not all(one.isascii() and one.isdigit() for one in length):
             raise Problem("bad_reply", "the daemon's answer has no proper length", REALLY)
@@ -60,6 +61,7 @@ class UnixConnection(http.HTTPConnection):
     def end(self) -> None:
         """Close the socket even if a response was not read to its end; `close` alone would leave it open until then."""
         self.close()
+        # None when connect() was never reached.
         wire = getattr(self, "wire", None)
         if wire is not None and (fd := wire.detach()) >= 0:
             os.close(fd)

@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _guarded(sys.argv[1:] if argv is None else list(argv), screen)
+        # Here, not at the interpreter's exit, where a failure could no longer become an exit code.
         screen.flush()
     except BrokenPipeError:
         _drop_stdout()

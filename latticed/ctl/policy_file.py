@@ -65,12 +65,14 @@ def _locked(path: Path, directory: int) -> Iterator[None]:
     """Hold a lock on a file beside `path` that is removed afterwards; Problem("policy_busy") after LOCK_S."""
     name, until_s = f".{path.name}.lock", time.monotonic() + LOCK_S
     while True:
+        # Opened anew each time, since the holder removes the file when it is done.
         lock = _lock_file(path.with_name(name), directory)
         with files.closing(lock):
             if _is_held(lock, name, directory):
                 try:
                     yield
                 finally:
+                    # While it is locked: whoever has it open then finds that the name leads elsewhere (`_is_held`).
                     os.unlink(name, dir_fd=directory)
                 return
         if time.monotonic() > until_s:
@@ -99,6 +101,7 @@ def _lock_file(place: Path, directory: int) -> int:
         if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in {0, os.geteuid(), owner}:
             detail = f"{place}: expected a file of uid {owner} with mode 0600, found uid {found.st_uid} and mode"
             raise Problem("policy_denied", f"{detail} {stat.S_IMODE(found.st_mode):04o}", f"rm {place}")
+        # If root's latticectl is killed the file stays; with mode 0600 its owner must be the one who edits here.
         if os.geteuid() == 0 and found.st_uid != owner:
             os.fchown(lock, owner, -1)
     except BaseException:

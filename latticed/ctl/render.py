@@ -115,6 +115,7 @@ class Screen(NamedTuple):
             for part in data.decode("utf-8", "backslashreplace").splitlines():
                 self.line(part)
             return
+        # `buffer` is below the text layer: what was printed before must come first.
         self.out.flush()
         self.out.buffer.write(data)
 
@@ -156,6 +157,7 @@ def _width(out: TextIO, environ: Mapping[str, str]) -> int | None:
     if given.isascii() and given.isdigit() and int(given) > 0:
         return int(given)
     try:
+        # A pseudo-terminal whose size was never set has 0 columns.
         return os.get_terminal_size(out.fileno()).columns or None
     except OSError:
         return None

@@ -32,6 +32,7 @@ def check(sock: socket.socket, path: str, owner: Callable[[], str]) -> None:
     uid = _CREDENTIALS.unpack(raw)[1]
     if uid in {0, os.geteuid()}:
         return
+    # Asked for only now, as it reads the settings file.
     named = owner()
     if uid != _NOBODY and (uid == _uid(named) or uid == given_to(path)):
         return
@@ -58,6 +59,7 @@ def given_to(path: str) -> int | None:
             found = os.stat(here)
             is_open = bool(found.st_mode & 0o022)
             if found.st_uid in mine:
+                # In a sticky directory others cannot rename or remove what is not theirs, but can create (inode(7)).
                 sticky = found.st_uid == 0 and found.st_mode & stat.S_ISVTX
                 if is_open and (owner is not None or not sticky):
                     return None

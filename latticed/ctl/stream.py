@@ -38,6 +38,7 @@ def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
     for raw in lines:
         line = raw.decode("utf-8", "replace").rstrip("\r\n")
         if line:
+            # The name of a comment (`: still here`) is empty, so comments are skipped.
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if name == "id":
@@ -82,6 +83,7 @@ def follow(
                 pause_s, lost, after = FIRST_PAUSE_S, False, sent.at
                 yield sent
         except Problem as problem:
+            # Without a cursor the events of the meantime would be lost without a word.
             if after is None or not passing(problem):
                 raise
         if not lost and after is not None:

@@ -32,6 +32,7 @@ _COLUMNS: Final = (
     Column(title="CALLS", right=True),
     Column(title="DENIED", right=True),
 )
+# xterm's alternate screen (1049), so that the user's screen comes back, and no cursor (25).
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
@@ -95,6 +96,7 @@ def _live(session: CtlSession, client: ControlClient) -> int:
     keys, out = sys.stdin.fileno(), session.screen.out
     kept = termios.tcgetattr(keys)
     try:
+        # Keys come without Enter, while Ctrl-C still is a signal.
         tty.setcbreak(keys)
         out.write(_ENTER)
         _draw_until_told(session, client, keys)
@@ -118,6 +120,7 @@ def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> N
             if of(problem) is not ExitCode.UNREACHABLE or not shown:
                 raise
             shown = f"the daemon does not answer: {problem.reason}"
+            # The counters of a restarted daemon begin at 0: a rate against the old sample would be wrong.
             before = None
         _paint(session, shown)
         if _told(keys, session.args.interval):
@@ -129,6 +132,7 @@ def _told(keys: int, within_s: float) -> bool:
     import select
 
     ready, _, _ = select.select([keys], [], [], within_s)
+    # Ctrl-D comes as the byte 4, since without line mode it is no end of file (termios(3)).
     return bool(ready) and os.read(keys, 64) in {b"", b"q", b"Q", b"\x03", b"\x04"}
 
 

@@ -29,6 +29,7 @@ def _seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
+        # Fails the comparison below, as every comparison with NaN does.
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise ArgumentTypeError(f"expected seconds, found {text[:40]!r}")
@@ -68,6 +69,7 @@ def run(session: CtlSession) -> int:
 def _passing(problem: Problem, *, reached_once: bool) -> bool:
     """Whether to retry: the plugin is not there yet, or the daemon, reached before, is restarting."""
     code = of(problem)
+    # Only the daemon's refusals have a status; an id that no request can carry will not appear later.
     return (code is ExitCode.NOT_FOUND and hasattr(problem, "status")) or (
         code is ExitCode.UNREACHABLE and reached_once
     )

@@ -46,8 +46,8 @@ class Server:
         self._api = api
         self._directory = directory
         self._socket = ControlSocket(path, gid=gid, inherited=inherited)
+        # Each connection takes a descriptor; the other half is left for the ledger, plugins and their pipes.
         self._limiter: ConnectionLimiter[ControlConnection] = ConnectionLimiter(
-            # Each connection takes a descriptor; the other half is left for the ledger, plugins and their pipes.
             api.clock, most=descriptors.limit() // 2, per_owner=PER_UID
         )
         # The limiter has drained or cut all connections before aiohttp's cleanup begins; its own default would be 60 s.

@@ -50,6 +50,7 @@ class PluginBase:
     id: str = ""
     capabilities: tuple[str, ...] = ()
     config: Mapping[str, Any] = MappingProxyType({})
+    # staticmethod: a plain function of the class would be bound and given `self`.
     _ask: Ask = staticmethod(_unconnected)
 
     def started(self) -> None:

@@ -44,6 +44,7 @@ PAGE = 1_000
 MAX_TEXT_BYTES = 64 << 10
 EVENTS_PAGE = 100
 MAX_EVENTS_PAGE = 500
+# Hangul fillers: letters by their category, but shown as blanks.
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
 _LEVELS = ("debug", "info", "warning", "error")
 _PARAMS: dict[str, dict[str, type]] = {
@@ -206,6 +207,7 @@ def _check_params(method: str, params: dict[str, Any]) -> None:
         if name not in known:
             raise HostError("bad_params", f"{method}: expected no parameter {name!r}")
         nullable = name in {"bucket", "value", "value_base64", "action", "decision"}
+        # bool is a subclass of int.
         if not (value is None and nullable) and (not isinstance(value, known[name]) or isinstance(value, bool)):
             raise HostError("bad_params", f"{method}: expected {name} to be of type {known[name].__name__}")
     if missing := [name for name in _REQUIRED.get(method, ()) if name not in params]:
@@ -255,6 +257,7 @@ def _calls_after(cursor: int | str | None) -> int | None:
     """The call's seq in a cursor of both chains; None for a seq of the decisions, of which there are none here."""
     if cursor is None:
         return 0
+    # Up to 2**53 every integer is exact in readers of JSON that use doubles (RFC 8259, section 6).
     if isinstance(cursor, int) and 0 <= cursor <= 2**53:
         return None
     first, _, second = str(cursor).partition(".")

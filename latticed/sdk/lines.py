@@ -20,6 +20,7 @@ CHUNK_BYTES = 1 << 16
 UNFIT = (TypeError, ValueError, RecursionError)
 """What `encode` raises for a value that is no JSON; UnicodeEncodeError (a lone surrogate) is a ValueError."""
 
+# ensure_ascii=False: a lone surrogate then fails in encode() here, and is not sent as an escape.
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -49,6 +50,7 @@ class LineStream:
     def read_line(self) -> bytes | None:
         """The next line without its newline; None at end of file. A last line without a newline counts as a line."""
         while (end := self._held.find(b"\n", self._searched)) == -1:
+            # A long line comes in many chunks: search each byte once.
             self._searched = len(self._held)
             more = self.more()
             self._held += more
@@ -72,6 +74,7 @@ class LineStream:
 
     def write(self, line: bytes) -> None:
         """Write all of `line`, not interleaved with other threads' lines; BrokenPipeError when the host has gone."""
+        # write(2) may take a part of a line; another thread's line must not come between the parts.
         with self._one_writes:
             left = memoryview(line)
             while left:

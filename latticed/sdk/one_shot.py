@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def run(plugin: PluginBase, stream: LineStream, answers_fd: int) -> None:
     """Carry out the one action that was asked for; `answers_fd` is where the host answers calls."""
+    # Inherited from the host across exec; programs that the plugin starts must not read the answers.
     os.set_inheritable(answers_fd, False)
     caller = Caller(stream, LineStream(answers_fd, -1))
     plugin.connect(caller.call)
@@ -77,12 +78,14 @@ class Caller:
         answer = json.loads(found)["host_response"]
         if answer["ok"]:
             return answer.get("result")
+        # This protocol carries an error as one text, `code: message`.
         code, _, message = str(answer.get("error")).partition(": ")
         raise HostError(code, message)
 
     def end(self, reply: bytes) -> None:
         """Write the reply; host calls after it are refused."""
         with self._call_lock:
+            # With the lock held no call is under way, so the reply is the last line.
             self._ended = True
             with contextlib.suppress(BrokenPipeError):  # the host has gone
                 self._calls.write(reply)

@@ -31,6 +31,7 @@ HURRY_S = 0.5
 HOST_REFUSED = -32000
 
 
+# pass_fds of subprocess keeps a descriptor's number, so the started process moves it to 3 itself.
 _MOVE = """
 import os, sys
 here = int(sys.argv[1])
@@ -50,6 +51,7 @@ class _DeadlineStream(LineStream):
 
     def __init__(self, reading: int, writing: int, deadline_s: float) -> None:
         super().__init__(reading, writing)
+        # select(2) promises room for some bytes only: a blocking write of a long line could hang for ever.
         os.set_blocking(writing, False)
         self._deadline_s = deadline_s
 
@@ -68,6 +70,7 @@ class _Program:
     """A running program and its stderr."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None, pass_fds: Sequence[int] = ()) -> None:
+        # A file, not a pipe, which would be full at some point: nobody reads stderr while the program runs.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program
         try:
             self.process = subprocess.Popen(  # noqa: S603 - the command under test
@@ -89,10 +92,12 @@ class _Program:
     def stderr(self) -> str:
         """What it has written there so far."""
         size = os.fstat(self._errors.fileno()).st_size
+        # pread(2): the file offset is shared with the program, which writes there.
         return os.pread(self._errors.fileno(), size, 0).decode("utf-8", errors="replace")
 
     def end(self, grace_s: float) -> tuple[int, str]:
         """Wait, then kill; its exit status and its stderr."""
+        # At end of file a program that waits for its host ends by itself.
         self.stdin.close()
         try:
             self.process.wait(timeout=grace_s)
@@ -212,6 +217,7 @@ def run_once(
 
 def _with_descriptor_3(command: Sequence[str], theirs: int, env: Mapping[str, str] | None) -> _Program:
     """Start it with `theirs` as descriptor 3, as the host does (a shell redirects only 0 to 9); closes it here."""
+    # -I and -S: PYTHON* variables are meant for the program, not for this step.
     first = [sys.executable, "-ISc", _MOVE, str(theirs), *command]
     try:
         return _Program(first, {**(env or {}), RESPONSE_FD: "3"}, [theirs])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.sdk.lines import LineStream
 
 MAX_LINE_BYTES = 1 << 20
+# JSON-RPC 2.0, section 5.1; -32000 to -32099 are left to implementations.
 METHOD_NOT_FOUND = -32601
 NOT_STARTED = -32000
 
@@ -39,6 +40,7 @@ def run(plugin: PluginBase, stream: LineStream) -> None:
     except BrokenPipeError:
         return  # the host has gone
     finally:
+        # The interpreter joins the plugin's threads at exit: none may go on waiting for an answer.
         session.end()
 
 
@@ -106,6 +108,7 @@ class Session:
                 raise HostError("service_unavailable", "the host has ended the conversation")
             self._last_id += 1
             number = self._last_id
+            # Before the request is written: another thread may read its answer before this one gets to.
             self._answers[number] = None
         try:
             self._stream.write(_call(number, method, params))
@@ -113,6 +116,7 @@ class Session:
                 self._read_until(lambda: self._answers[number] is not None)
         finally:
             with self._changed:
+                # Also when writing failed; an answer that comes later is then dropped by `_take`.
                 answer = self._answers.pop(number)
         if answer is None:
             raise HostError("service_unavailable", "the host has ended the conversation")
@@ -124,6 +128,7 @@ class Session:
         def instead(reason: str) -> dict[str, Any]:
             return {"jsonrpc": "2.0", "id": request.get("id"), "result": failed(reason)}
 
+        # A notification is not answered (JSON-RPC 2.0, section 4.1).
         if request.get("id") is None:
             return
         line = lines.encode_or({"jsonrpc": "2.0", "id": request["id"], "result": result}, instead)
@@ -150,6 +155,7 @@ class Session:
                 self._changed.wait()
                 continue
             self._reading = True
+            # Read without the lock, so that other threads can make their calls meanwhile.
             self._changed.release()
             line = None
             try:
@@ -158,6 +164,7 @@ class Session:
                 self._changed.acquire()
                 self._reading = False
                 self._changed.notify_all()
+            # Those woken wait for the lock, which is held until this line is in its place.
             self._take(line)
 
     def _take(self, line: bytes | None) -> None:
