@@ -57,6 +57,7 @@ class LimitedConnection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        # Only at the first byte: a client that sends a byte now and then must not renew its time.
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self.limiter.now()
         super().data_received(data)
@@ -153,6 +154,7 @@ class ConnectionLimiter(Generic[C]):
 
     async def drain(self, within_s: float) -> None:
         """Dismiss all, let answers under way finish for `within_s` seconds at most, then cut the rest."""
+        # Before dismissing, which may cut the last connection and set it.
         self._emptied.clear()
         self.dismiss()
         if self._by_owner:
@@ -165,4 +167,5 @@ class ConnectionLimiter(Generic[C]):
         self.cut += 1
         self.leave(connection)  # at once: many may come before connection_lost is called, and each must cut another
         if connection.wire is not None:
+            # Not close(), which would wait for a peer that does not read.
             connection.wire.abort()

@@ -54,6 +54,7 @@ def read_open(fd: int, limit: int) -> bytes:
         raise ValueError(f"expected a regular file, found {stat.filemode(os.fstat(fd).st_mode)}")
     chunks: list[bytes] = []
     size = 0
+    # One byte more than allowed is enough to tell, however fast the file grows.
     while chunk := os.read(fd, limit + 1 - size):
         chunks.append(chunk)
         size += len(chunk)
@@ -74,10 +75,12 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
 
     An existing file keeps its owner and mode when the caller may set them.
     """
+    # Beside it: rename(2) does not work across file systems.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with closing(fd):
+            # The umask took bits from the mode given to open(2).
             os.fchmod(fd, mode)
             with contextlib.suppress(FileNotFoundError):
                 old = path.stat()
@@ -85,6 +88,7 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
                 if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                     os.fchown(fd, old.st_uid, old.st_gid)
             write_all(fd, data)
+            # Before the rename: otherwise a crash could leave the new name with missing bytes.
             os.fsync(fd)
         os.replace(temporary, path)
     except BaseException:

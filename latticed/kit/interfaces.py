@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# thread-self: /proc/net is that of the main thread, and namespaces belong to threads (network_namespaces(7)).
 IF_INET6: Final = Path("/proc/thread-self/net/if_inet6")
 
 _SIOCGIFCONF: Final = 0x8912

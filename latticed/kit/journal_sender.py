@@ -71,6 +71,7 @@ class JournalSender:
         try:
             self._socket.sendto(data, self._path)  # by path each time: journald may have been restarted
         except OSError as error:
+            # Larger than a datagram may be: sent as a descriptor instead (JOURNAL_NATIVE_PROTOCOL).
             if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
                 raise
             self._send_sealed(data)

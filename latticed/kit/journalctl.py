@@ -80,9 +80,11 @@ async def following(
 ) -> tuple[list[JournalEntry], str]:
     """At most `limit` wanted entries after `cursor` (empty: from `since_us` on), and the cursor to go on from."""
     # Not --after-cursor: where the cursor's own entry does not match, systemd 252 starts too early or skips an entry.
+    # @ takes seconds (systemd.time(7)), and --cursor includes its own entry: the loop below leaves out the surplus.
     start = (f"--cursor={cursor}",) if cursor else (f"--since=@{since_us // 1_000_000}",)
     found: list[JournalEntry] = []
     read, size, last = 0, 0, cursor
+    # Leaving the loop early must end journalctl now, not when the generator is collected.
     async with contextlib.aclosing(_entries(matches, start)) as entries:
         async for entry in entries:
             if (cursor and not _is_after(entry.cursor, cursor)) or entry.at_us < since_us:
@@ -107,6 +109,7 @@ def _newest_that_fit(entries: list[JournalEntry]) -> list[JournalEntry]:
 
 async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGenerator[JournalEntry, None]:
     fields = () if any(one.startswith("--output-fields") for one in start) else (f"--output-fields={','.join(FIELDS)}",)
+    # --all: without it journalctl(1) prints null in JSON for a field of more than 4096 bytes.
     options = ("--quiet", "--no-pager", "--all", "--output=json", *fields, *start)
     try:
         child = await asyncio.create_subprocess_exec(

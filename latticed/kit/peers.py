@@ -39,6 +39,7 @@ class Peer:
 def of(sock: Connected) -> Peer:
     """The peer of a connected unix stream socket; OSError when the kernel does not know."""
     pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    # The uid -1, which the kernel gives for a socket without a peer.
     if uid == 0xFFFFFFFF:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
     return Peer(pid=pid, uid=uid, gid=gid, groups=frozenset(_groups(sock)))

@@ -65,6 +65,7 @@ class Notifier:
 
     def _send_owed(self, address: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            # A full queue of the receiver would block a datagram (unix(7)).
             sender.setblocking(False)
             while self._owed:
                 try:

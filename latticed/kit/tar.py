@@ -45,6 +45,7 @@ def header(name: str, size: int, *, mode: int, mtime_s: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, mode, mtime_s
     block = info.tobuf(tarfile.GNU_FORMAT, encoding="ascii", errors="strict")
+    # GNU's format puts a longer name into blocks of their own before the header.
     if len(block) != BLOCK:
         raise ValueError(f"expected a name of at most 100 characters, found {name[:200]!r}")
     return block

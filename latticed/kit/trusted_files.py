@@ -67,6 +67,7 @@ def _open(path: Path, owners: frozenset[int]) -> int:
                 if links > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
                 _judge(found, os.path.join(here, name), owners)
+                # Another link may be here by now: whatever it says, each component of its target is judged in turn.
                 target = os.readlink(name, dir_fd=current)
                 rest[:0] = [part for part in target.split("/") if part not in {"", "."}]
                 if target.startswith("/"):

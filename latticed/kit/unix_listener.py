@@ -27,6 +27,7 @@ def listen(
     try:
         sock.setblocking(False)
         sock.bind(str(fresh))
+        # Before listen: until then connect(2) is refused, so nobody gets in under the mode that the umask left.
         fresh.chmod(mode)
         os.chown(fresh, -1, gid)
         sock.listen(backlog)

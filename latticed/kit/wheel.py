@@ -99,6 +99,7 @@ class Wheel:
         return 1
 
     def _insert(self, ticket: Ticket) -> Ticket:
+        # Rounded up: never early. At the earliest the next tick: one that has been served is not looked at again.
         tick = max(math.ceil(ticket._due), self._turned + 1)  # noqa: SLF001
         self._due.setdefault(tick, []).append(ticket)
         self._wanted.set()
