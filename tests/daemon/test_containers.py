@@ -58,7 +58,7 @@ def zombies(pid):
     """Zombie children of a process."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # of a thread, or a child, that is gone
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of a thread, or a child, that is gone
             found += [child for child in (task / "children").read_text().split() if state(child) == b"Z"]
     return found
 
