@@ -209,8 +209,7 @@ class ControlClient:
 
     def _lost(self, error: Exception, method: str) -> Problem:
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
-        # Classes before their base classes: ConnectionRefusedError is a ConnectionError, all but the last two are
-        # OSError.
+        # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return Problem("unreachable", "the daemon is not running", f"systemctl start latticed; {where}")

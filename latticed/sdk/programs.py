@@ -217,7 +217,7 @@ def run_once(
 
 def _with_descriptor_3(command: Sequence[str], theirs: int, env: Mapping[str, str] | None) -> _Program:
     """Start it with `theirs` as descriptor 3, as the host does (a shell redirects only 0 to 9); closes it here."""
-    # -I and -S: PYTHON* variables are meant for the program, not for this step.
+    # -I: PYTHON* variables are meant for the program, not for this step. -S: it needs no site-packages.
     first = [sys.executable, "-ISc", _MOVE, str(theirs), *command]
     try:
         return _Program(first, {**(env or {}), RESPONSE_FD: "3"}, [theirs])
