@@ -69,6 +69,7 @@ async def _run(settings: Settings, source: str) -> int:
     notifier = sd_notify.from_environment(os.environ)
     inherited = sd_notify.listen_fds(os.environ)
     stop = asyncio.Event()
+    # Daemon threads: a file that cannot be read (a hung disk) does not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -79,6 +80,7 @@ async def _run(settings: Settings, source: str) -> int:
     async with contextlib.AsyncExitStack() as stack:
         path = journal_client.socket_path(settings)
         if inherited:
+            # Socket activation (sd_listen_fds(3)): the path belongs to the service manager and stays.
             sock = socket.socket(fileno=inherited[0].fd)
         else:
             sock = _listen(path)
@@ -105,6 +107,7 @@ def clients(settings: Settings) -> frozenset[int]:
     uids = {0, os.geteuid()}
     with contextlib.suppress(OSError):
         uids.add(settings.runtime_dir.stat().st_uid)
+    # The overflow uid stands for every uid that has no mapping here (user_namespaces(7)).
     return frozenset(uids - {peers.NOBODY})
 
 
@@ -120,12 +123,14 @@ class JournalServer:
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
         """Serve the listening socket, which is closed at the end; the caller removes its path."""
+        # Since Python 3.13 asyncio removes the path when it closes; it may be the service manager's.
         options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **options)
         try:
             yield
         finally:
             server.close()
+            # close() only stops listening; open connections would go on.
             for connection in self._connections:
                 connection.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
@@ -168,6 +173,7 @@ class JournalServer:
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise HostError(Denial.BAD_PARAMS, str(error)) from error
         try:
+            # The deadline includes the wait for a turn, as the daemon's does.
             async with asyncio.timeout(ANSWER_S), self._queries:
                 return await journal_query.answer(self._sources, asked)
         except TimeoutError as error:

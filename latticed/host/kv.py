@@ -90,6 +90,7 @@ class KvCalls:
         return {"ok": True, "value": _as_text(value), "value_base64": coded}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
+        # One key more than is answered tells whether there is a next page.
         keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
@@ -99,6 +100,7 @@ class KvCalls:
             return bucket_of(caller)
         # Only workers have buckets besides their own, so only they may be granted more.
         allowed = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
+        # No grant opens the bucket of another plugin.
         if bucket.startswith("plugin:") or not allowed:
             raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
         return bucket

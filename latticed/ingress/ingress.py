@@ -54,6 +54,7 @@ class Ingress:
     async def __aenter__(self) -> Self:
         self._http = web.Server(self._handle, handler_cancellation=True)  # a lost connection cancels its handler
         async with contextlib.AsyncExitStack() as stack:
+            # Ends in reverse: stop listening, let answers finish for DRAIN_S, end the tasks, close what is left.
             stack.push_async_callback(self._http.shutdown, 1.0)
             for work, name in ((self._limiter.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
@@ -74,6 +75,7 @@ class Ingress:
 
     async def _keep(self) -> None:
         while True:
+            # Before looking at the claims: a change during `_listen` is then seen in the next round.
             self._routes.changed.clear()
             if self._routes.in_use and self._server is None:
                 await self._listen()
@@ -83,6 +85,7 @@ class Ingress:
                 self._routes.set_listener(RouteListener())
             again = self._routes.in_use and self._server is None
             with contextlib.suppress(TimeoutError):
+                # Nothing tells when an address becomes free, so it is tried again.
                 async with asyncio.timeout(RETRY_S if again else None):
                     await self._routes.changed.wait()
 
@@ -93,6 +96,7 @@ class Ingress:
         except OSError as error:
             where, reason = _url(self._endpoint), error.strerror or str(error)
             fault = f"cannot listen at {where}: {reason}"
+            # Tried again every RETRY_S: the same failure is logged once.
             if self._routes.listener.fault != fault:
                 log.error("ingress_unavailable", address=where, reason=reason)
             self._routes.set_listener(RouteListener(fault=fault))
@@ -120,6 +124,7 @@ class Ingress:
             answer = await self._answer(request, connection)
         except Problem as problem:
             answer = answers.of_problem(problem)
+        # The client has gone, or the server shuts down: nobody is left to answer.
         except (ConnectionError, asyncio.CancelledError):
             raise
         except web.RequestPayloadError:
@@ -158,6 +163,8 @@ class Ingress:
             return answers.of_response(await claim.target.serve(wanted))
         except asyncio.CancelledError:
             task = asyncio.current_task()
+            # `give_up` cancelled it once. If the count is not 0 then, somebody else has cancelled too (shutdown, a
+            # lost connection), and that has to go on.
             if connection.late and task is not None and task.uncancel() == 0:
                 raise Problem("deadline_exceeded", "the answer took too long") from None
             raise
@@ -174,6 +181,7 @@ def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
 async def _body(request: web.BaseRequest) -> bytes:
     """The whole body; Problem("request_too_large") beyond the limit. The connection limiter cuts slow senders."""
     too_large = Problem("request_too_large", f"expected a body of at most {MAX_BODY_BYTES} bytes")
+    # Before 100 Continue: a client that waits for it then sends no body at all.
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise too_large
     if expects := request.headers.get(hdrs.EXPECT):
@@ -205,6 +213,7 @@ def _out_of_step(request: web.BaseRequest) -> bool:
 def _bound(endpoint: tuple[str, int]) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
+        # Else connections of an earlier daemon in TIME_WAIT keep the address in use (socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(endpoint)
         sock.listen(BACKLOG)

@@ -90,6 +90,8 @@ class Proxy:
         watched = aiohttp.TraceConfig()
         watched.on_request_redirect.append(_refuse_redirect)  # ws_connect would follow them
         watched.on_connection_create_end.append(_connected)
+        # Nothing of its own is added: no cookies, no proxies of the environment, bodies as they are encoded. A
+        # connection for each request, so that `visited` is told of every one; `slot` bounds their number.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -145,6 +147,7 @@ class Proxy:
         if request.body_exists:
             data = upload.pieces()
             if request.content_length is not None:
+                # Without it aiohttp would send chunks: it does not know the length of an iterator.
                 fields[hdrs.CONTENT_LENGTH] = str(request.content_length)
         with self.slot(passed.target):
             answer = await self._asked(passed, fields, data, upload)
@@ -157,17 +160,21 @@ class Proxy:
         url, method = self.url(passed), passed.request.method
         try:
             async with asyncio.timeout(self.limits.head_s) as upload.deadline:
+                # A redirect is for the client to follow; Expect has been answered by us, see `Upload.pieces`.
                 answer = await self.session().request(
                     method, url, headers=fields, data=data, allow_redirects=False, expect100=False
                 )
         except TimeoutError as error:
+            # What the client did wrong shows up here as a failed request: report the cause.
             if upload.problem is not None:
                 raise upload.problem from error
+            # `sock_connect`: the service was not reached at all, so this is no late answer.
             if isinstance(error, aiohttp.ServerTimeoutError):
                 raise bad_gateway() from error
             raise Problem("deadline_exceeded", "the service did not answer in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise (upload.problem or bad_gateway()) from error
+        # No upgrade was asked for: `relay` makes websockets, and other upgrades are not forwarded.
         if answer.status == 101:
             answer.close()
             raise bad_gateway()
@@ -218,6 +225,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
     out = web.StreamResponse(status=answer.status, headers=fields)
     if answer.content_length is not None:
         out.content_length = answer.content_length
+    # Otherwise the rest of this body, or bytes after a refused upgrade, could be read as the next request.
     if (
         passed.connection.last
         or (request.body_exists and not request.content.at_eof())
@@ -246,6 +254,7 @@ async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: Proxy
         sent += len(piece)
         if sent > limits.answer_bytes:
             raise ValueError("more than any answer may have")
+        # A client that does not read must not keep the slot and the connection to the service.
         async with asyncio.timeout(limits.write_s):
             await out.write(piece)
 

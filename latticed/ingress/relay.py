@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CLOSE_S: Final = 2.0
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _PROTOCOL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+# Without 1005, 1006 and 1015, which no endpoint may send, and 1004 (RFC 6455, section 7.4.1).
 _SENDABLE: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 _FAILED: Final = 1011
 
@@ -79,6 +80,7 @@ async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str
             )
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
         raise proxy.bad_gateway() from error
+    # The service chose a subprotocol that nobody offered: the handshake has failed (RFC 6455, section 4.1).
     if back.protocol is not None and back.protocol not in protocols:
         await back.close()
         raise proxy.bad_gateway()
@@ -92,6 +94,7 @@ async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse
     finally:
         for one in pumps:
             one.cancel()
+        # Before either side is closed: aiohttp refuses two receive() at once, and close() receives too.
         await asyncio.gather(*pumps, return_exceptions=True)
 
 

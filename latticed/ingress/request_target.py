@@ -11,6 +11,7 @@ from latticed.model.errors import Problem
 MAX_CHARACTERS: Final = 4_096
 MAX_FIELDS: Final = 128
 
+# No segment begins with a dot here, so none can be . or .. .
 _PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
 """A quick check that accepts most paths: those without escapes and dot segments."""
 _BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -63,6 +64,7 @@ def _query(raw: str) -> tuple[tuple[str, str], ...]:
         raise _bad(f"with at most {MAX_FIELDS} query fields")
     pairs = []
     for field in fields:
+        # Before decoding: + is a space as in HTML forms, %2B is a plus.
         name, _, value = field.replace("+", " ").encode("utf-8", "surrogateescape").partition(b"=")
         if name or value:
             pairs.append((_decoded(name), _decoded(value)))

@@ -44,6 +44,7 @@ PUBLIC_S: Final = 120.0
 OFF: Final = "http.service_listen is not set"
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?:[/\\]|$)")
 _DECODINGS: Final = 4
+# With %, so that escapes stay as the client wrote them.
 _NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
 
 
@@ -88,6 +89,7 @@ class ServiceIngress(Ingress):
             self._routes.set_listener(RouteListener(fault=OFF))
             return self
         async with contextlib.AsyncExitStack() as stack:
+            # Ends in reverse: the watching task, the listener, then the client session that its answers use.
             await stack.enter_async_context(self._proxy)
             stack.push_async_callback(super().__aexit__, None, None, None)
             await super().__aenter__()
@@ -106,6 +108,7 @@ class ServiceIngress(Ingress):
         asked = request_target.parse(request.raw_path)
         host = self._addressed(request, asked)
         _check_dots(asked.path)
+        # Until `complete`: a client that ends its side now never sends the whole body, see `eof_received`.
         connection.wants_body = request.body_exists
         if asked.path.startswith(OWN_PREFIX):
             return await self._login_pages.answer(request, asked, host)
@@ -116,6 +119,7 @@ class ServiceIngress(Ingress):
             allowed = ", ".join(sorted(METHODS))
             return answers.of_problem(Problem("method_not_allowed", f"expected one of {allowed}"), ("Allow", allowed))
         path, query = _origin_form(request.raw_path)
+        # 308 and not 301: method and body stay as they are (RFC 9110, section 15.4.9).
         if path + "/" == target.prefix:
             return IngressAnswer(
                 b"", "text/plain; charset=utf-8", status=308, more=(("Location", target.prefix + query),)
@@ -140,14 +144,17 @@ class ServiceIngress(Ingress):
     ) -> tuple[LoginSession | None, IngressAnswer | None]:
         """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer)."""
         websocket = relay.is_wanted(request)
+        # Without a login only reading: no body, no websocket, no method that changes anything.
         readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
         if readable and public_paths.is_public(target.public, below):
             return None, None
+        # There is no password that would open it, so it is answered as if it did not exist.
         if not target.login:
             raise Problem("not_found", "there is no such service")
         session = self._sessions.find(target, forwarding.session_ids(request.headers.getall(hdrs.COOKIE, [])))
         if session is None:
             return None, self._login_pages.sent_to(request, raw)
+        # Browsers send the session cookie for pages of other origins too (cross-site request forgery).
         same_origin.check(request.method, host, request.headers, websocket=websocket)
         return session, None
 

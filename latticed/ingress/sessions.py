@@ -82,6 +82,7 @@ class Sessions:
 
         Problems: login_failed, login_throttled (hint: seconds to wait), service_unavailable.
         """
+        # For each login and not for each client: all connections come from a loopback address.
         wait_s = self._buckets.take(f"{target.plugin_id}/{target.login}", ATTEMPTS, self._clock.monotonic_s())
         if wait_s:
             raise Problem("login_throttled", "too many attempts, try again later", str(int(wait_s) + 1))

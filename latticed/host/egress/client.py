@@ -81,8 +81,11 @@ class EgressClient:
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
+            # `body.decoded` decompresses, and bounds what comes out.
             auto_decompress=False,
+            # HTTP_PROXY would lead past the guard, and ~/.netrc would add credentials of the daemon's user.
             trust_env=False,
+            # `send` has one deadline for all hops together.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.guard.connect_s),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             max_line_size=_MAX_LINE_BYTES,
@@ -150,6 +153,7 @@ class EgressClient:
             URL(str(request.target), encoded=True),
             headers=request.header,
             data=request.body or None,
+            # The guard has to judge the target of each hop: see `_hop`.
             allow_redirects=False,
         )
 
@@ -158,6 +162,7 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
     if answer.status == 101:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer changes to another protocol")
     header = headers.received(answer.raw_headers)
+    # An answer to HEAD gives the length that GET would have, and has no body (RFC 9110, section 8.6).
     if request.method != "HEAD" and (answer.content_length or 0) > limits.body_bytes:
         raise body.too_large(limits.body_bytes)
     raw = bytearray()
@@ -215,6 +220,7 @@ def _as_host_errors(target: Target) -> Iterator[None]:
     """Raise HostError for errors of the connection, without their texts, which may contain the URL."""
     try:
         yield
+    # Subclasses before their bases.
     except aiohttp.ClientConnectorCertificateError as error:
         raise _unavailable(f"the certificate of {target.shown} does not verify") from error
     except aiohttp.ClientSSLError as error:
@@ -228,6 +234,7 @@ def _as_host_errors(target: Target) -> Iterator[None]:
             raise HostError(Denial.TOO_LARGE, f"the header of {target.shown} has a line that is too long") from error
         raise _unavailable(f"{target.shown} did not answer in HTTP/1.1") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
+        # An OSError too; it is the deadline, which `send` reports.
         if isinstance(error, TimeoutError):
             raise
         raise _unavailable(f"{target.shown} broke off") from error

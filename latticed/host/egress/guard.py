@@ -53,12 +53,14 @@ class Guard:
         owner are unanswered; `deadline_exceeded`.
         """
         name = _normal(host)
+        # An origin that the operator bound may be private: nothing is looked up, so no DNS answer can move it.
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
         if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
         literal = hosts.address_of(name)
         found = await self._lookup(name, rights.owner) if literal is None else (literal,)
+        # Read at each call: the addresses of interfaces change while the daemon runs.
         own = self._own_addresses()
         for address in found:  # all must be allowed: DNS may vary which one is used
             if reason := self._refusal(address, own):
@@ -95,6 +97,7 @@ class Guard:
                 timeout = HostError(Denial.DEADLINE_EXCEEDED, f"no connection to {shown} within {self.connect_s:g} s")
                 failure = failure or timeout
             except ssl.SSLError:
+                # Replaces other failures: that something answered but cannot be trusted is what matters.
                 failure = HostError(Denial.SERVICE_UNAVAILABLE, f"no TLS connection that can be trusted to {shown}")
             except OSError:  # another address may answer
                 failure = failure or HostError(Denial.SERVICE_UNAVAILABLE, f"cannot connect to {shown}")

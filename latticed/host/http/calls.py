@@ -75,6 +75,7 @@ class HttpCalls:
                     contacted=lambda target: self._contacted(caller, target.shown),
                 )
         except HostError as error:
+            # The message may quote a URL or a header into which secrets have been put.
             raise HostError(error.code, secrets.redact(error.reason), fix=secrets.redact(error.fault.fix)) from error
         return _result(answer, secrets if uses_secrets else None)
 
@@ -110,6 +111,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
     secret = frozenset(name.lower() for name, value in header if REFERENCE.search(value))
     if secret:
         header = tuple((name, secrets.expand(value)) for name, value in header)
+        # A second time: the value of a secret may have a line break, or make the header too long.
         for name, value in header:
             headers.check_value(name, value)
         headers.check_size(header)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_SUBJECT_CHARACTERS: Final = 250
+# Octets, RFC 5321, section 4.5.3.1.1.
 _MAX_LOCAL: Final = 64
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -81,5 +82,6 @@ def compose(
     message["Message-ID"] = message_id
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: automatic responders do not answer it
     message["X-Latticed-Plugin"] = plugin_id
+    # CR and LF may appear only together (RFC 5322, section 2.3); the policy writes each LF as CRLF.
     message.set_content(re.sub(r"\r\n?", "\n", body), charset="utf-8")
     return message.as_bytes(), message_id

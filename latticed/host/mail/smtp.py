@@ -87,6 +87,7 @@ class Smtp:
         except ssl.SSLError as error:
             raise _unavailable(f"no TLS connection that can be trusted to {relay.shown}") from error
         except (aiosmtplib.SMTPException, OSError) as error:
+            # aiosmtplib wraps errors of the TLS handshake in its own.
             if isinstance(error.__cause__, ssl.SSLError):
                 raise _unavailable(f"no TLS connection that can be trusted to {relay.shown}") from error
             raise _unavailable(f"the relay {relay.shown} broke off") from error
@@ -99,16 +100,20 @@ class Smtp:
         async with self._connected(relay) as client:
             if relay.security == "starttls":
                 await client.ehlo()
+                # Somebody in between can remove STARTTLS from the answer: no fallback to plaintext.
                 if not client.supports_extension("starttls"):
                     raise _unavailable(f"the relay {relay.shown} offers no STARTTLS, which mail.starttls demands")
                 await client.starttls()
+            # Again after STARTTLS: what the relay said before TLS does not count (RFC 3207, section 4.2).
             await client.ehlo()
             if relay.username:
                 await _log_in(client, relay, password)
             size_limit = client.esmtp_extensions.get("size", "")
+            # RFC 1870: 0, or no number, means that the relay states no limit.
             if size_limit.isascii() and size_limit.isdigit() and 0 < int(size_limit[:12]) < len(envelope.message):
                 raise HostError(Denial.TOO_LARGE, f"the relay takes messages of at most {size_limit[:12]} bytes")
             await client.mail(envelope.sender)
+            # All before DATA: one refusal raises, and then nobody gets the message.
             for one in envelope.to:
                 await client.rcpt(one)
             await client.data(envelope.message)
@@ -131,6 +136,7 @@ class Smtp:
             start_tls=False,
             tls_context=self._tls if relay.security != "none" else None,
             local_hostname=_ehlo_name(sock),
+            # aiosmtplib has a timeout for each command; `send` has one deadline for all.
             timeout=None,
         )
         try:

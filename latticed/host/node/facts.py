@@ -27,6 +27,7 @@ _LOCAL_FILE_SYSTEMS: Final = frozenset(
 )
 """Local file systems: statvfs(3) on a remote one whose server is gone may block the thread for ever."""
 _NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
+# White space and backslashes in /proc/self/mounts are octal (getmntent(3)).
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 _SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}
 _CPU: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -92,6 +93,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
             device, found = os.stat(mount).st_dev, os.statvfs(mount)
         except (OSError, ValueError):
             continue
+        # A bind mount shows the same device again.
         if device in seen or not found.f_blocks:
             continue
         seen.add(device)
@@ -107,6 +109,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
 
 
 def _os_release(root: Path) -> dict[str, str | None]:
+    # In this order, os-release(5).
     found = _read(root / "etc/os-release") or _read(root / "usr/lib/os-release")
     values: dict[str, str] = {}
     for line in found.splitlines():
@@ -153,12 +156,14 @@ def _cpu_s(root: Path) -> dict[str, float] | None:
     words = _fields(root / "proc/stat").get("cpu", "").split()
     if len(words) < len(_CPU) or not all(word.isdigit() for word in words):
         return None
+    # /proc/stat counts in USER_HZ (proc(5)).
     ticks = os.sysconf("SC_CLK_TCK")
     return {name: int(word) / ticks for name, word in zip(_CPU, words, strict=False)}
 
 
 def _network(root: Path) -> Iterator[dict[str, Any]]:
     """Counters by interface: receive in columns 0 to 3, transmit in 8 to 11."""
+    # Two lines of headings come first.
     for line in _read(root / "proc/net/dev").split("\n")[2:]:
         name, _, rest = line.rpartition(":")  # a name may hold anything but white space and a slash
         words = rest.split()

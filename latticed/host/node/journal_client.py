@@ -62,6 +62,7 @@ async def _exchange(path: Path, request: bytes, readers: Callable[[], frozenset[
     reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=MAX_ANSWER_BYTES)
     try:
         uid = peers.of(writer.get_extra_info("socket")).uid
+        # Before anything is sent or believed: another user may have bound a socket at this path.
         if uid == peers.NOBODY or uid not in await asyncio.to_thread(readers):  # may ask a directory service
             raise HostError(Denial.SERVICE_UNAVAILABLE, "what listens as the journal reader is somebody else")
         writer.write(request)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE: Final = 16 << 10
 SSHD: Final = "sshd"
 
+# OpenSSH 9.8 moved sessions to sshd-session, 10.0 authentication to sshd-auth.
 _SSHD_COMMS: Final = ("sshd", "sshd-session", "sshd-auth")
 _SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS))
 _SSHD_UNIT: Final = re.compile(r"sshd?(?:@[^/]*)?\.service")
@@ -98,6 +99,7 @@ async def _read_journald(
 ) -> tuple[list[JournalEntry], str]:
     kind, _, position = asked.cursor.partition(":")
     if not asked.cursor:
+        # Before reading: an entry that is written meanwhile is then after the cursor, not lost.
         since_us = time.time_ns() // 1_000
         found, cursor = await journalctl.newest(matches, wanted, asked.limit)
         return found, f"j:{cursor}" if cursor else f"t:{since_us}"
@@ -190,6 +192,7 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
             return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))
         for year in (time.localtime(now_s).tm_year, time.localtime(now_s).tm_year - 1):
             seconds = time.mktime(time.strptime(f"{year} {stamp}", "%Y %b %d %H:%M:%S"))
+            # With a day to spare, for clocks that were set back; what is later still was last year.
             if seconds < now_s + _DAY_S:
                 return rfc3339(int(seconds) * 1_000_000)
     except (ValueError, OverflowError, OSError):
@@ -198,6 +201,7 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
 
 
 def _number(field: str) -> int | None:
+    # 19 digits always fit into 64 bits. isascii, because isdigit is true for other scripts and superscripts.
     return int(field) if field.isascii() and field.isdigit() and len(field) < 20 else None
 
 

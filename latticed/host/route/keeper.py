@@ -114,6 +114,7 @@ class RouteKeeper:
         self._wheel = wheel
         self._quota = quota or rows.RouteQuota()
         self._routes: dict[tuple[str, str], StoredRoute] = {}  # by plugin and path, in the order they were put
+        # Put, delete and forget wait for the ledger between table and dict: one at a time, so that both agree.
         self._changing = asyncio.Lock()
         self._stack = contextlib.ExitStack()
 
@@ -121,11 +122,13 @@ class RouteKeeper:
         for row in await self._ledger.read_slow(rows.load_all):
             try:
                 route = await asyncio.to_thread(self._stored_route, row.plugin_id, route_spec.decoded(row.spec))
+            # One damaged row must not keep the other routes, and the daemon, from starting.
             except (ValueError, Problem) as error:
                 log.error("route_damaged", plugin_id=row.plugin_id, path=row.path, reason=str(error))
             else:
                 self._routes[row.plugin_id, row.path] = route
         with contextlib.ExitStack() as stack:
+            # Ends in reverse: the timer is cancelled first, else it could claim the released routes again.
             stack.callback(self._release_all)
             stack.callback(self._wheel.every(RECHECK_S, self._recheck_all).cancel)
             self._recheck_all()
@@ -153,6 +156,7 @@ class RouteKeeper:
         async with self._changing:
             if key not in self._routes:
                 return False
+            # The row first: when this write fails, the route is still stored and still served.
             await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
             self._release(self._routes.pop(key))
         return True
@@ -171,6 +175,7 @@ class RouteKeeper:
                 try:
                     self._claim(route)
                 except Problem as problem:
+                    # Tried again every RECHECK_S: the same refusal is logged once.
                     if route.fault != problem.reason:
                         log.warning("route_refused", plugin_id=route.plugin_id, reason=problem.reason)
                     route.fault = problem.reason
@@ -180,6 +185,7 @@ class RouteKeeper:
     async def forget(self, plugin_id: str) -> None:
         """Delete the routes of a plugin that was forgotten, or that another publisher took over."""
         async with self._changing:
+            # Unlike in `delete`, released before the write: even if that fails, nothing answers for the old plugin.
             for key in [key for key in self._routes if key[0] == plugin_id]:
                 self._release(self._routes.pop(key))
             await self._ledger.write(lambda tx: rows.clear(tx, plugin_id))
@@ -245,6 +251,7 @@ class RouteKeeper:
         encoded, now_us = route_spec.encoded(route.spec), self._clock.wall_us()
         try:
             await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
+        # Cancellation too: the old route must be served again, and a claim without a row would not survive a restart.
         except BaseException:
             self._release(route)
             if old is not None and was_claimed:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 """The HTTP methods that an invoke route may take."""
 _ACTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+# Unreserved characters only (RFC 3986, section 2.3): the prefix is compared with paths that are still encoded, and
+# written into Location and Set-Cookie as it is.
 _SERVICE_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~-]+/)*", re.ASCII)
 _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PARAMETERS_OF: Final = {
@@ -95,6 +97,7 @@ def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
     try:
         content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
         template.parse(asked.template.encode("utf-8"))
+    # JSON can escape a lone surrogate (RFC 8259, section 8.2); UTF-8 cannot encode it.
     except UnicodeEncodeError as error:
         raise _bad("template: expected text without lone surrogates") from error
     except Problem as problem:
@@ -120,6 +123,7 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
         bound = egress.origin(asked.origin)
     except ValueError as error:
         raise _bad(f"origin: {error}") from error
+    # The proxy speaks plain HTTP to services, see `Proxy.url`.
     if bound.scheme != "http":
         raise _bad(f"origin: expected http://host:port[=address], found the scheme {bound.scheme}")
     reference = REFERENCE.fullmatch(asked.login)

@@ -22,6 +22,7 @@ RESERVED: Final = "/.well-known/"
 MAX_PREFIXES: Final = 16
 MAX_PREFIX_CHARACTERS: Final = 255
 MAX_SEGMENTS: Final = 8
+# Characters that no path has unescaped (RFC 3986, section 3.3), and %, which only encoded paths have.
 _NOT_IN_PREFIX: Final = frozenset('%?#\\"<>^`{|} ')
 
 
@@ -98,6 +99,7 @@ class RouteTable:
         self._depths: Counter[int] = Counter()  # claimed prefixes by number of segments: bounds `find`
         self._deepest = 0
         self._listener_known = asyncio.Event()
+        # NO_LISTENER is final until an ingress says otherwise: without one, `wait_for_listener` returns at once.
         self._listener_known.set()
 
     def claimed(self) -> list[tuple[str, str]]:
@@ -137,6 +139,7 @@ class RouteTable:
         Replaces what an earlier instance of the same plugin has claimed of them.
         """
         claimed = tuple(dict.fromkeys(prefixes))
+        # All are checked before the first is claimed: a refusal leaves nothing half claimed.
         self.check(plugin_id, claimed, granted_prefixes=granted_prefixes)
         claim = RouteClaim(plugin_id, claimed, target)
         for prefix in claimed:
@@ -163,6 +166,7 @@ class RouteTable:
         if path.startswith(RESERVED) or path == RESERVED[:-1]:
             return None
         found, end = self._claims.get("/"), 0
+        # Paths are untrusted: the number of look-ups depends on the claims, not on the length of the path.
         for _ in range(self._deepest):
             end = path.find("/", end + 1)
             if end < 0:

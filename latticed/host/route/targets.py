@@ -32,6 +32,7 @@ _FORWARDED: Final = frozenset({"accept", "accept-language", "content-type", "use
 _NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
 """Of the `x-` headers, those that proxies set about clients, and those that make servers see another request."""
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;\s*[A-Za-z0-9-]+=[A-Za-z0-9._+-]+)*")
+# Answers without content by definition (RFC 9110, sections 15.3.5 and 15.3.6).
 _WITHOUT_BODY: Final = frozenset({204, 205})
 _ANSWER: Final = frozenset({"status", "content_type", "body", "body_base64"})
 
@@ -59,6 +60,7 @@ class Templated:
             content_type=self._content_type,
             call=self._call,
         )
+        # Asked again: the plugin may have been stopped or have lost the right while values were read.
         _check_live(self._live, self._plugin_id)
         return RouteResponse(body=body, content_type=self._content_type)
 
@@ -87,6 +89,7 @@ class Invoked:
             reply = await self._invoke(self._plugin_id, self._action, invoke_payload(request))
         finally:
             self._in_flight -= 1
+        # As above: what it answers is not sent once the route may not be served.
         _check_live(self._live, self._plugin_id)
         if not reply.get("ok"):
             raise Problem("plugin_error", "the plugin says that it failed")
@@ -119,6 +122,7 @@ def invoke_payload(request: RouteRequest) -> dict[str, Any]:
         lower = name.lower()
         wanted = lower in _FORWARDED or (lower.startswith("x-") and not _NOT_FORWARDED.fullmatch(lower))
         if wanted and lower not in headers and len(headers) < MAX_HEADERS and len(value) <= MAX_HEADER_CHARACTERS:
+            # aiohttp gives invalid UTF-8 as surrogate escapes, which cannot be encoded as UTF-8 again.
             headers[lower] = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     payload: dict[str, Any] = {
         "method": request.method,
@@ -141,6 +145,7 @@ def response_from(result: Any) -> RouteResponse:
     if not isinstance(result, dict) or not result.keys() <= _ANSWER:
         raise _bad_answer(f"expected a result with {', '.join(sorted(_ANSWER))}, found something else")
     status, kind = result.get("status", 200), result.get("content_type", "text/plain; charset=utf-8")
+    # `type`, because True is an instance of int. No redirects: an action cannot give a Location.
     if type(status) is not int or not (200 <= status <= 299 or 400 <= status <= 599) or status in _WITHOUT_BODY:
         raise _bad_answer("expected a status of 200 to 299 (not 204, 205) or 400 to 599")
     if not isinstance(kind, str) or len(kind) > 128 or not _TYPE.fullmatch(kind):

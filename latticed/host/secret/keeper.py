@@ -112,6 +112,7 @@ class SecretKeeper:
             raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
         if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before the key is read
             raise Problem("not_found", f"there is no secret {name}")
+        # With a MAC, so that a row written into the database by somebody without the key binds nothing.
         mac = self._key().mac(_binding_message(self._owner, name, plugin_id))
         binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
         await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)
@@ -185,6 +186,7 @@ class SecretKeeper:
         """The value; Problem secret_unavailable says whether the key is another one or the row is damaged."""
         from cryptography.exceptions import InvalidTag
 
+        # A sealed value that was copied to another owner or name does not decrypt.
         aad = _associated(row.owner, row.name, row.version)
         try:
             return self._key_of(row).cipher.decrypt(row.nonce, row.sealed, aad).decode("utf-8")

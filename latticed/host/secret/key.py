@@ -71,6 +71,7 @@ def place(settings: Settings, environ: Mapping[str, str]) -> KeyLocation:
         raise Problem("settings_invalid", f"secrets.key_file: expected an absolute path, found {wanted[:80]!r}")
     beside = settings.config_file.parent if settings.config_file else settings.trust.parent
     path = Path(wanted) if wanted else beside / FILE
+    # Resolved, so that a symlink into the state directory counts as inside.
     if path.resolve().is_relative_to(settings.state_dir.resolve()):
         raise Problem(
             "secret_unavailable",
@@ -116,12 +117,14 @@ class KeyReader:
         if self._pending is None:
             started: Future[SealingKeys | None] = Future()
             try:
+                # A daemon thread: one that hangs does not keep the process from ending.
                 threading.Thread(target=self._read, args=(started,), name="latticed-key", daemon=True).start()
             except RuntimeError as error:  # the system has no thread to give
                 raise _unavailable(f"the key {self._place.path} cannot be read: {error}") from error
             self._pending, wait_s = started, READ_S
         try:
             found = self._pending.result(wait_s)
+        # `_pending` stays: further calls look at this read instead of starting a thread each.
         except TimeoutError as error:
             raise _unavailable(f"the key {self._place.path} cannot be read: the disk does not answer") from error
         except BaseException:
@@ -146,7 +149,9 @@ def make(found: KeyLocation) -> SealingKeys:
         try:
             with files.closing(fd):
                 files.write_all(fd, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+                # On disk before anything is sealed with it: without the key those secrets are lost.
                 os.fsync(fd)
+            # link(2) never replaces a file, as rename(2) would.
             with contextlib.suppress(FileExistsError):  # another process was faster: its key is used
                 os.link(temporary, found.path, follow_symlinks=False)
         finally:
@@ -180,6 +185,7 @@ def _expanded(key: bytes, label: bytes) -> bytes:
 
 def _decoded(data: bytes, path: Path) -> bytes:
     """32 bytes, or the base64 of 32 bytes with white space around it."""
+    # Never ambiguous: the base64 of 32 bytes has 43 characters or more.
     if len(data) == KEY_BYTES:
         return data
     try:

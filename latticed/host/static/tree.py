@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TEMPORARY: Final = ".put-"
+# ENOTDIR: a file where the path has a directory; ELOOP: a symlink, which O_NOFOLLOW refuses (open(2)).
 _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -65,6 +66,7 @@ class StaticFiles:
             if old is None and files_used >= quota.files:
                 raise HostError(Denial.QUOTA_EXCEEDED, f"expected at most {quota.files} files, found {files_used}")
             new_total = bytes_used + len(data) - (old or 0)
+            # A file may always shrink, even while the total is above a quota that was lowered.
             if len(data) > (old or 0) and new_total > quota.total_bytes:
                 found = f"expected at most {quota.total_bytes} bytes in all files, found {new_total}"
                 raise HostError(Denial.QUOTA_EXCEEDED, found)
@@ -72,6 +74,7 @@ class StaticFiles:
             try:
                 self._replace(owner, path, data)
             except BaseException:
+                # Directories may have been made before the disk was full.
                 self._prune(owner, path)
                 raise
             self._used[owner] = (files_used + (old is None), new_total)
@@ -84,6 +87,7 @@ class StaticFiles:
             try:
                 with self._open_directory(owner, folder) as fd:
                     os.unlink(name, dir_fd=fd)
+                    # So that a deleted file is not there again after a crash.
                     os.fsync(fd)
             except IsADirectoryError:
                 return False
@@ -177,6 +181,7 @@ class StaticFiles:
             try:
                 with closing(fd):
                     files.write_all(fd, data)
+                    # Before the rename: after a crash the name must not lead to a file without its data.
                     os.fsync(fd)
                 os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
             except BaseException:
@@ -193,6 +198,7 @@ class StaticFiles:
             try:
                 with self._open_directory(owner, above) as fd:
                     os.rmdir(name, dir_fd=fd)
+            # Not empty, as a rule. Anything else leaves an empty directory, which does no harm.
             except OSError:
                 return
             folder = above
