@@ -55,25 +55,30 @@ log = logs.get_logger()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; its exit code."""
+    # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
     if argv is None:
         process_start.reset_for_server()
         faulthandler.enable()  # a crash in a C library leaves the stacks of all threads on stderr
     parser = _parser()
     options = parser.parse_args(argv)
+    # argparse has exclusive groups but no options that need another one.
     astray = options.without_floors and not (options.recover or options.restore)
     if astray or (options.public_key and not options.restore):
         parser.error("--without-floors goes with --recover or --restore, --public-key with --restore")
     try:
         settings = settings_room.load(options.config, os.environ, os.geteuid())
+        # Before logging is set up: stdout carries the settings only.
         if options.check_config:
             return _show(settings)
         if options.recover or options.restore:
             return _mend(options, settings)
         logs.configure(settings.log.level, form=settings.log.format)
+        # What Python prints to stderr by itself (failed `__del__`, threads) becomes log lines.
         logs.take_unraised()
         for sentence in settings_room.advice(settings.renamed):
             logs.get_logger().warning("setting_renamed", reason=sentence)
         descriptors.raise_limit()
+        # Typed by root at a shell, while the daemon's user must be able to use every file that is made.
         if options.accept_rollback:
             from latticed.lifecycle import offline as mending
 
@@ -118,6 +123,7 @@ def _let_go_of_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
+        # Python flushes stdout again when it ends; on /dev/null that succeeds.
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -128,6 +134,7 @@ def _mend(options: argparse.Namespace, settings: Settings) -> int:
     from latticed.lifecycle import offline as mending
 
     with contextlib.ExitStack() as stack:
+        # Opened as root, before the uid changes: the daemon's user may not be able to read the operator's file.
         source = mending.opened(options.restore, stack) if options.restore else None
         mending.become_owner(settings.state_dir)
         lines = (
@@ -135,6 +142,7 @@ def _mend(options: argparse.Namespace, settings: Settings) -> int:
             if source is None
             else mending.restore(settings, source, public_key=options.public_key, without_floors=options.without_floors)
         )
+        # `lines` is a generator: the work is done here, within the stack that keeps the source open.
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 
@@ -156,19 +164,24 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     from latticed.app import App  # late import: --check-config and --version do not need it
     from latticed.sandbox import host_facts
 
+    # All three take their variables out of the environment before any child could inherit them.
     notifier = sd_notify.from_environment(os.environ)
     watchdog_s = sd_notify.watchdog_interval_s(os.environ)
     passed = sd_notify.listen_fds(os.environ)
     listener = _listener(passed[0].fd) if passed else None
     loop = asyncio.get_running_loop()
+    # asyncio's own executor joins its threads at the end: one in a system call that hangs would block stopping.
     loop.set_default_executor(DaemonThreadExecutor())
+    # Before the app is opened: a SIGTERM during the first scan must end it too.
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         host_facts.hide_memory()  # before the first child: children of our uid must not read it
         app = App(config, settings, inherited=listener, accept_rollback=accept_rollback)
         if not await _opened(stack, app, signals, notifier):
             return 0
+        # Pushed after the app, so it runs before the app is closed.
         stack.callback(notifier.stopping, "stopping")
+        # After everything long-lived was made, so that `gc.freeze` covers it.
         _settle_collector()
         notifier.ready("ready")
         log.info("daemon_ready", version=app.api.version, plugins=len(app.api.lifecycle.known()))
@@ -183,6 +196,7 @@ def _listener(fd: int) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
         fits = (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+        # socket(7): SO_ACCEPTCONN is 1 only for a listening socket, so Accept=yes in the unit is refused here.
         if fits and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return sock
         sock.close()
@@ -193,6 +207,7 @@ def _listener(fd: int) -> socket.socket:
 
 async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, notifier: Notifier) -> bool:
     """Open the app, extending the start timeout during the first scan; False when stopped before its end."""
+    # A task, because a wait for the app alone could neither extend the timeout nor be ended by a signal.
     opening = asyncio.ensure_future(stack.enter_async_context(app))
     ended = asyncio.ensure_future(signals.ended.wait())
     try:
@@ -200,9 +215,12 @@ async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, 
             await asyncio.wait({opening, ended}, timeout=EXTEND_S, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() and not opening.done():
                 opening.cancel()
+                # Waited for, so that what is open already is closed before the process ends.
                 await asyncio.wait({opening})
                 return False
+            # Three intervals: one that comes late must not let the service manager give up (EXTEND_TIMEOUT_USEC).
             notifier.extend(3 * EXTEND_S)
+        # Done by now; this raises what opening it raised.
         await opening
     finally:
         ended.cancel()
@@ -213,18 +231,23 @@ async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: flo
     """Feed the watchdog, handle signals and start the polls until stopped; the exit code."""
     from latticed.processes import orphans
 
+    # `watchdog_s` is half of WatchdogSec already (sd_watchdog_enabled(3)).
     pause_s = min(LOOK_S, watchdog_s or LOOK_S)
     reload: asyncio.Task[None] | None = None
     while not await signals.stop_within(pause_s):
         notifier.watchdog()
+        # As process 1 of a container the daemon inherits every orphan; unreaped they stay zombies.
         orphans.reap()
+        # A daemon that no longer sees tampering must not keep plugins running.
         if not app.api.lifecycle.alive:
             log.critical("daemon_failed", reason="changes on disk are not followed any more: stopping everything")
             return FAILED
         for look in app.reloader.looks:
             look.start()
+        # One reload at a time; a SIGHUP during one is kept in `Signals` and starts the next.
         if (reload is None or reload.done()) and signals.take_reload():
             reload = fenced(_reload(app, notifier), lambda error: log.error("reload_failed", error=repr(error)))
+    # Before the app closes: a poll that goes on would use a closed ledger.
     await asyncio.gather(*(look.stop(FINISH_S) for look in app.reloader.looks))
     if reload is not None:
         reload.cancel()
@@ -239,8 +262,10 @@ def _settle_collector() -> None:
     the daemon: 160 ms of the event loop at 100 plugins, and nothing found. Generation 0 keeps its threshold: the
     garbage of one outside request may be 1 MiB.
     """
+    # First, or `freeze` would keep the garbage of the start for ever.
     gc.collect()
     gc.freeze()
+    # 700 and 10 are CPython's defaults (3.11); the third, 50 instead of 10, makes full collections five times rarer.
     gc.set_threshold(700, 10, 50)
 
 
@@ -249,6 +274,7 @@ async def _reload(app: App, notifier: Notifier) -> None:
     try:
         await app.reloader.reload()
     finally:
+        # Type=notify-reload waits for READY=1 after RELOADING=1, also of a reload that failed.
         notifier.ready("reloaded")
 
 
@@ -270,6 +296,7 @@ class Signals:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+        # Once the daemon is to stop, `_wake` stays set: later waits return at once.
         if not self.ended.is_set():
             self._wake.clear()
         return self.ended.is_set()
@@ -281,15 +308,18 @@ class Signals:
 
     def _end(self) -> None:
         if self.ended.is_set():
+            # os._exit never returns, so nothing below runs twice.
             self._force("a second signal")
         self.ended.set()
         self._wake.set()
+        # Never cancelled: a stop in time ends the loop, and the timer with it.
         self._loop.call_later(self._stop_s, self._force, f"it did not end within {self._stop_s:g} s")
 
     def _force(self, reason: str) -> None:
         """Exit now; the kernel kills our children (prctl(2), PR_SET_PDEATHSIG)."""
         log.error("daemon_forced", reason=reason)
         logs.flush()
+        # Not sys.exit: that would wait for threads and exit handlers, one of which may be what hangs.
         os._exit(FAILED)
 
     def _again(self) -> None:

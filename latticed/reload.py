@@ -126,6 +126,7 @@ class Reloader:
         """Apply what a reload can change; an invalid file keeps the old settings and shows in health."""
         try:
             fresh, allowed, gid = await asyncio.to_thread(self._read_settings)
+            # Before anything is applied: if it fails, all of the old settings stay.
             await self._server.set_group(gid)
         except Problem as problem:
             if problem.reason not in [known.reason for known in self._api.trouble]:

@@ -32,6 +32,7 @@ class Allow:
 
 def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Denied:
     """Whether the call may be carried out; the first rule that fails answers."""
+    # The first rule that fails answers: what a plugin may not do at all is said before size and rate.
     capability = hostcall.CAPABILITY_OF.get(asked.method)
     if capability is None:
         return Denied(Denial.NOT_FOUND, "there is no such host call")

@@ -66,6 +66,7 @@ class Broker:
         self.clock = clock
         self.limits = gate_limits
         self.counts: dict[str, Count] = {}
+        # A plugin decides how often a failing service is called: without a limit it could fill the log.
         self._failures = LogLimiter()
 
     def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
@@ -77,6 +78,7 @@ class Broker:
         count = self._failures.take((plugin_id, method, type(error).__name__), self.clock.monotonic_s())
         if count is not None:
             log.error("host_call_failed", call=method, plugin_id=plugin_id, count=count, exc_info=error)
+        # Without the exception's text, which may name paths or values of the host; the plugin is untrusted.
         return HostError(Denial.INTERNAL, "the host service failed, see the daemon's log")
 
 
@@ -93,6 +95,7 @@ class Gate:
         self._open = True
         # The deadline of each call, with its capability: `_expire` moves deadlines to now, which cancels the calls.
         self._under_way: dict[asyncio.Timeout, str] = {}
+        # Shared by all Gates of a plugin: a restart makes a new Gate, and the count goes on.
         self._count = broker.counts.setdefault(caller.plugin_id, Count())
 
     def capabilities(self) -> list[str]:
@@ -101,11 +104,13 @@ class Gate:
 
     def regrant(self, granted: frozenset[str]) -> None:
         """Replace the grants; calls under way that need others are cancelled."""
+        # Before the calls are cancelled: `_expired_reason` reads it to say why.
         self._rights = Rights(declared=self._rights.declared, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
 
     def close(self) -> None:
         """Refuse further calls and cancel those under way."""
+        # Before the calls are cancelled: `_expired_reason` reads it to say why.
         self._open = False
         self._expire(self._under_way)
 
@@ -132,10 +137,13 @@ class Gate:
         """
         if not self._open:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+        # A closed Gate neither counts nor records: a child that does not stop calling would fill the chain.
         self._count.calls += 1
+        # The token is taken for every call, refused ones too: refusals are recorded and cost as much.
         asked = CallAttempt(method=method, size=len(payload), within_rate=self._within_rate(method))
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Denied):
+            # Name, grant, size and rate are judged on the bytes: nothing refused by them is decoded (docs/adr/0014).
             denied = await self._denied(method, payload, HostError(decision.code, decision.reason))
             if not asked.within_rate:  # for any denial
                 await asyncio.sleep(PAUSE_S)
@@ -144,6 +152,7 @@ class Gate:
             served, typed = self._typed(method, payload)
         except HostError as error:
             raise await self._denied(method, payload, error) from error
+        # On record before it is made (architecture, decision 8): a kill between the two leaves no unrecorded effect.
         await self._record(method, payload, decision)
         if not self._open:  # closed while the event was written
             raise await self._denied(
@@ -155,6 +164,7 @@ class Gate:
         """Take a token from each bucket that applies to this call, under the present limits."""
         wanted = self._broker.limits
         overall = wanted.rate
+        # A manifest may only lower the operator's rate, never raise it.
         if self._calls_per_s is not None and self._calls_per_s < overall.per_second:
             overall = Rate(per_second=self._calls_per_s, burst=self._calls_per_s)
         rates = {"": overall}
@@ -162,6 +172,7 @@ class Gate:
             rates[method] = slower
         now_s, within = self._broker.clock.monotonic_s(), True
         for name, rate in rates.items():
+            # `take` comes first in the expression: every bucket loses its token, whatever the others say.
             within = self._buckets.take(name, rate, now_s) == 0 and within
         return within
 
@@ -178,14 +189,17 @@ class Gate:
             raise HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {found}") from error
 
     async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params, capability: str) -> Any:
+        # Made outside the block: `except` and `finally` need it, and its key in `_under_way`.
         deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
             async with deadline:
+                # Within the block: `reschedule` raises RuntimeError for a timeout that was not entered.
                 self._under_way[deadline] = capability
                 return await served.answer(self.caller, typed)
         except HostError as error:
             raise await self._denied(method, payload, error) from error
         except Exception as error:
+            # Asked of the timeout, not of the exception's type: a service may raise a TimeoutError of its own.
             if deadline.expired():
                 raise await self._denied(method, payload, self._expired_reason(capability)) from error
             fault = self._broker.failed(method, self.caller.plugin_id, error)
@@ -194,6 +208,7 @@ class Gate:
             self._under_way.pop(deadline, None)
 
     def _expired_reason(self, capability: str) -> HostError:
+        # A deadline moved to now (`_expire`) looks like one that passed: the state says which of the three it was.
         if not self._open:
             return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
         if capability not in self._rights.granted:
@@ -204,6 +219,7 @@ class Gate:
         outcome: dict[str, Any] = {"decision": "allow"}
         if isinstance(decision, HostError):
             outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.reason}
+        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
         detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
         if isinstance(decision, HostError) and decision.fault.fix:
             detail[FIX] = decision.fault.fix
@@ -215,6 +231,7 @@ class Gate:
 
     async def _denied(self, method: str, payload: bytes, error: HostError) -> HostError:
         """`error`, after it was recorded."""
+        # Counted before the write, which may fail: the number must not depend on the disk.
         self._count.denied += 1
         await self._record(method, payload, error)
         return error
@@ -223,5 +240,6 @@ class Gate:
 def _encode(params: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(params)
+    # In-process callers pass any object: bytes, lone surrogates (UnicodeEncodeError) or cycles are not JSON.
     except (TypeError, ValueError, RecursionError) as error:
         raise HostError(Denial.BAD_PARAMS, "expected parameters that JSON can carry") from error

@@ -100,6 +100,7 @@ class Backups:
         for left in self._directory.glob(f"{STAGING}*"):  # left by a killed daemon
             shutil.rmtree(left, ignore_errors=True)
         staging.mkdir(mode=0o700)
+        # Before the snapshot: a pair that its records name may be removed from the store meanwhile, but its link stays.
         self._link_pairs(staging)
 
     def _complete(self, staging: Path, settings: Settings) -> Backup:

@@ -129,6 +129,7 @@ class Decisions:
             if widens:
                 await self._write(after, event, None)
             else:
+                # In memory first: what only takes away must not wait for the disk (architecture, decision 6).
                 self.registry.put(after)
             if renews and after.accepted:
                 supervisor.renew(self.state.plugins[plugin_id])
@@ -291,6 +292,7 @@ class Decisions:
             raise await self._refused(actor, record.id, error.fault, record.status.value) from error
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
+        # Loosening goes to the floors first: a start tightens the ledger to them.
         await self.revocations.before(record, self.state.records)
         try:
             await self.ledger.write(recording.writing(record, event, also), durable=True)

@@ -96,6 +96,7 @@ class Lifecycle:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # First: a refresh while closing must not arm or disarm anything any more.
         self.registry.closed = True
         await self.pairs.close()
         if self._following is not None:

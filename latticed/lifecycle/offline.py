@@ -44,6 +44,7 @@ def become_owner(state_dir: Path) -> None:
         os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
     except KeyError:
         os.setgroups([])
+    # Groups before the uid: without root neither may be changed any more (setgid(2), setgroups(2)).
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
 

@@ -88,6 +88,7 @@ class Pairs:
             self._learn(record, verdict.interpreter)
             return None
         fault = Fault(verdict.code.value, verdict.reason, verdict.hint)
+        # An I/O error may pass, and nothing would clear the fault before the pair is judged again.
         if verdict.code is not Code.UNREADABLE:
             self._state.pair_faults[record.facts.identity] = fault
         return fault

@@ -116,6 +116,7 @@ class _Recovery:
         head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
         wanted = floors_of(rebuilt, policy.current.revoked)
         floors.write(directory, floors.of_replaced(wanted, head, rfc3339(self._clock.wall_us())), key)
+        # Floors and new ledger are complete before the renames; a start refuses a host key without a ledger.
         moved = rebuild.set_aside(directory, self._label)
         rebuild.put_in_place(directory, directory / FRESH)
         return _with(report, moved)

@@ -97,6 +97,7 @@ def restore(
     with state.locked(place.state_dir):
         staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
         try:
+            # Safe to remove: the lock of the state directory is held, so no other restore is running.
             for left in place.state_dir.glob(f"{STAGING}*"):  # left by an interrupted restore
                 shutil.rmtree(left, ignore_errors=True)
             staging.mkdir(mode=0o700)

@@ -125,6 +125,7 @@ class WriteBehind:
     async def _put_in_order(self) -> None:
         self._needs_tidying = False
         records = list(self._state.records.values())
+        # In the step that reads the records: `collect` spares what is kept from here on.
         self._store.mark()
         in_use = {record.facts.identity for record in records if record.accepted}
         try:

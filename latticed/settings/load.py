@@ -228,6 +228,7 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
         return tuple(value)
     if wanted is float and type(value) is int:
         value = _as_float(value)
+    # Not isinstance: bool is a subclass of int, and `true` is no number.
     if type(value) is not wanted:
         raise _bad(
             key, origin, {str: "text", int: "an integer", float: "a number", bool: "true or false"}[wanted], value

@@ -150,15 +150,20 @@ def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
     if afresh:
         fresh = replace(fresh, failures=restart.Failures(), fault=None, pending=None)
     match state.phase:
+        # HELD replaces BROKEN when the bundle is refused. Its return must not close the breaker: only an operator does.
         case Phase.HELD if fresh.failures.breaker_open(rules.restart):
             return _still_broken(fresh), ()
+        # `failures` is kept: a bundle that is removed and put back does not reset the count.
         case Phase.STOPPED | Phase.HELD:
             return _start(replace(fresh, fault=None, message=""), restarts=0)
+        # An operator's restart or another identity: neither waits for the backoff nor stays behind an open breaker.
         case Phase.WAITING | Phase.BROKEN if afresh:
             after, actions = _start(fresh, restarts=state.restarts + 1)
             return after, (HandleAction.CANCEL_RETRY, *actions)
         case Phase.STARTING | Phase.ARMED if afresh:
             return replace(fresh, phase=Phase.STOPPING), (HandleAction.STOP,)
+        # STOPPING starts again by `_stopped`, since `wanted` is set.
+        # Without `afresh` WAITING keeps its delay and BROKEN stays.
         case _:
             return fresh, ()
 
@@ -170,12 +175,14 @@ def _still_broken(state: HandleState) -> HandleState:
 
 
 def _disarm(state: HandleState, fault: Fault | None) -> Next:
+    # `pending` is dropped: a plugin that is not to run any more does not count its bad health as a failure.
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
     if fault is None:  # an operator's decision clears the failures
         unwanted = replace(unwanted, failures=restart.Failures())
     match state.phase:
         case Phase.STARTING | Phase.ARMED:
             return replace(unwanted, phase=Phase.STOPPING), (HandleAction.STOP,)
+        # A stop is under way already; `_stopped` reads `wanted` and `fault` when it has ended.
         case Phase.STOPPING:
             return unwanted, ()
         case Phase.WAITING | Phase.BROKEN:
@@ -192,20 +199,25 @@ def _not_wanted(state: HandleState) -> HandleState:
 
 
 def _started(state: HandleState, message: str) -> Next:
+    # It was disarmed while the runner returned the instance; the queued STOP ends that instance.
     if state.phase is not Phase.STARTING:
         return state, ()
     return replace(state, phase=Phase.ARMED, fault=None, message=message, bad_checks=0), ()
 
 
 def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules) -> Next:
+    # A late event: what is being stopped ends anyway, and its end is not a failure.
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
+    # Only of an armed one: nobody reaches what is starting, so a failed start always counts (docs/adr/0015).
     may_be_theirs = state.phase is Phase.ARMED and failed.visited
     message = f"{failed.message} {restart.VISITED}" if may_be_theirs else failed.message
     fault = Fault(failed.code, message)
     down = replace(state, fault=fault, message=message, health=Health.UNKNOWN, bad_checks=0, pending=None)
+    # Not wanted any more: HELD starts again only when the lifecycle arms it.
     if failed.final:
         return replace(down, phase=Phase.HELD, wanted=False), ()
+    # Excused failures still lengthen the pause, up to a share of the ceiling (`RestartPolicy.excused_share`).
     excused = may_be_theirs or (state.phase is Phase.ARMED and failed.code in EXCUSED)
     failures = state.failures.after(failed.uptime_s, rules.restart, excused=excused)
     if failures.breaker_open(rules.restart):
@@ -214,6 +226,7 @@ def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules)
 
 
 def _checked(state: HandleState, checked: Checked, rules: SupervisionRules) -> Next:
+    # The check was sent to an instance that has ended or is being stopped.
     if state.phase is not Phase.ARMED:
         return state, ()
     seen = replace(state, health=checked.health, message=checked.message)
@@ -222,6 +235,7 @@ def _checked(state: HandleState, checked: Checked, rules: SupervisionRules) -> N
     if state.bad_checks + 1 < rules.bad_checks:
         return replace(seen, bad_checks=state.bad_checks + 1), ()
     reason = f"unhealthy {rules.bad_checks} times in a row: {checked.message}".rstrip(": ")
+    # Counted in `_stopped`, once it has ended: the pause before the next start begins then.
     pending = InstanceFailed(code="unhealthy", message=reason, uptime_s=checked.uptime_s, visited=checked.visited)
     return replace(seen, phase=Phase.STOPPING, pending=pending, bad_checks=0), (HandleAction.STOP,)
 

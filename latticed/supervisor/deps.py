@@ -41,6 +41,7 @@ TURN_S: Final = 1.0
 """How long one start may occupy a slot of STARTS."""
 STOP_MARGIN_S: Final = 5.0
 """How much longer than its grace a plugin may take to end, before the handle stops waiting for it."""
+# UNREADABLE is an I/O error of this moment: a retry may read the pair, so the plugin is not held for it.
 _PAIR_CODES: Final = frozenset(code.value for code in Code) - {Code.UNREADABLE.value}
 FINAL_CODES: Final = _PAIR_CODES | {
     "sandbox_unavailable",
@@ -54,8 +55,10 @@ pass, so it is not among them."""
 
 async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
     try:
+        # A stop that hangs must not keep the daemon from ending.
         async with asyncio.timeout(grace_s + STOP_MARGIN_S):
             await ending
+    # A runner's bug must not leave the handle STOPPING for ever: it counts as stopped, and the log says why.
     except Exception:
         log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
 
@@ -78,6 +81,7 @@ class HandleDeps:
     judge: Callable[[str, str | None], Awaitable[Verdict]]
     record: Callable[[AuditEvent], None]
     clock: Clock
+    # From the settings of the start; a reload does not change them.
     restart: restart.RestartPolicy
     start_deadline_s: float
     stop_grace_s: float
@@ -96,7 +100,9 @@ class HandleDeps:
 
     def gate(self, plugin: PluginToRun, granted: frozenset[str]) -> Gate:
         rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
+        # The manifest's own limit; the Gate takes it only where it is lower than that of the settings.
         own = plugin.manifest.runtime.limits.host_calls_per_s
+        # Workers are templates, not code: besides their own bucket they may name the operators' `default`.
         buckets = FOR_WORKERS if plugin.manifest.type == "worker" else frozenset[str]()
         return self.broker.gate(Caller(plugin_id=plugin.id, buckets=buckets), rights, calls_per_s=own)
 
@@ -118,7 +124,9 @@ class HandleDeps:
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """One slot of `starts`, released after TURN_S at the latest: one that hangs must not block other starts."""
+        # Not `async with`: the timer may release the slot before the start ends, and it must be released once only.
         await self.starts.acquire()
+        # `close` of an ExitStack runs its callbacks once: whichever comes first, timer or end, releases the slot.
         acquired = contextlib.ExitStack()
         acquired.callback(self.starts.release)
         over = asyncio.get_running_loop().call_later(TURN_S, acquired.close)
@@ -132,8 +140,10 @@ class HandleDeps:
         runner = self.runners[plugin.manifest.type]
         # A runner that hashes what it executes covers the bytes: hashing the stored file as well would add nothing.
         sha256 = plugin.manifest.digest_sha256.lower() if runner.hashes_artifact else None
+        # The store is no trust anchor (architecture, decision 3): the pair may have changed since it was accepted.
         verdict = await self.judge(plugin.identity, sha256)
         if isinstance(verdict, Refused):
+            # The lifecycle learns it by the queue, as the supervisor must not import it.
             self._report_refused(plugin, verdict.code.value)
             raise Problem.of(verdict)
         with self._opened(plugin) as pair:
@@ -142,8 +152,10 @@ class HandleDeps:
     async def end(self, plugin_id: str, living: Instance | None, *, at_once: bool, for_good: bool) -> None:
         """End the running instance and, `for_good`, what host services do for its plugin; never raises."""
         grace_s = 0.0 if at_once else self.stop_grace_s
+        # First the process, then host services: what its last calls began is then ended as well.
         if living is not None:
             await _in_time(plugin_id, living.stop(grace_s), grace_s)
+        # Not at a restart: monitors, tasks and the like of a plugin go on while it is replaced.
         if for_good:
             await _in_time(plugin_id, self.drained(plugin_id), grace_s)
 
@@ -153,6 +165,7 @@ class HandleDeps:
         try:
             with self.store.open(plugin.identity) as pair:
                 yield pair
+        # The files may change between `judge` and this open; the code is one of a verdict, so that the plugin is held.
         except BundleRefused as refused:
             self._report_refused(plugin, refused.code)
             raise Problem.of(refused.fault) from refused
@@ -167,6 +180,7 @@ class HandleDeps:
 
     def later(self, delay_s: float, call: Callable[[], None]) -> Ticket | asyncio.Handle:
         """Call by the timer wheel (50 ms resolution); without a delay, in the next iteration of the event loop."""
+        # Not called at once: the caller is in the middle of `post`, and the call posts the next event.
         if delay_s <= 0:
             return asyncio.get_running_loop().call_soon(call)
         return self.wheel.add(delay_s, call)
@@ -174,6 +188,7 @@ class HandleDeps:
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task whose failure is logged only."""
         task = fenced(work, lambda error: log.error("task_failed", task=name, error=repr(error)), name=name)
+        # Awaited when the supervisor closes: no check or stop may outlive the ledger that records it.
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

@@ -29,8 +29,10 @@ log = logs.get_logger()
 
 _STATE_OF = {
     Phase.STOPPED: RuntimeState.STOPPED,
+    # Until the runner returns there is no instance that could be called.
     Phase.STARTING: RuntimeState.STOPPED,
     Phase.ARMED: RuntimeState.ARMED,
+    # It may still run for its grace, so it is not reported as stopped before it has ended.
     Phase.STOPPING: RuntimeState.ARMED,
     Phase.WAITING: RuntimeState.FAILED,
     Phase.BROKEN: RuntimeState.FAILED,
@@ -69,6 +71,7 @@ class Handle:
 
     async def settled(self) -> None:
         """Return once it is armed, stopped or failed."""
+        # A loop: between the future's result and this task's next step the phase may have changed again.
         while self.state.phase not in rules.SETTLED:
             waiter = asyncio.get_running_loop().create_future()
             self._settled.append(waiter)
@@ -83,6 +86,7 @@ class Handle:
     def visit(self) -> Instance:
         """The running instance for an outside request, or Problem; its failures no longer count for the breaker."""
         instance = self.instance()
+        # Before the request is sent: the instance may fail while it reads it (docs/adr/0015).
         self._visited = True
         return instance
 
@@ -100,6 +104,7 @@ class Handle:
         """Have the running instance carry out `action`; Problem when there is none, or its bundle failed meanwhile."""
         instance = self.visit() if by_outsider else self.instance()
         reply = await instance.invoke(action, payload)
+        # Asked again after the wait: an answer of code that is being stopped for its bundle must not be used.
         if self.distrusted:
             raise Problem("not_armed", f"{self.plugin.id} was stopped meanwhile: its bundle does not verify")
         return reply
@@ -112,6 +117,7 @@ class Handle:
 
     def regrant(self, granted: frozenset[str]) -> None:
         """Change what its Gate allows, at once."""
+        # Kept even without a Gate: the next start makes its Gate with it.
         self.granted = granted
         if self._gate is not None:
             self._gate.regrant(granted)
@@ -124,6 +130,7 @@ class Handle:
         self.state, actions = rules.decide(before, event, self._rules())
         if self.state.phase is not before.phase:
             if self.state.phase is Phase.STARTING:
+                # Per instance: late exits and checks of an earlier one carry its number and are ignored.
                 self._instance_no, self._early, self._visited = self._instance_no + 1, None, False
             self._changed(before.phase)
         for action in actions:
@@ -139,6 +146,7 @@ class Handle:
         match action:
             case HandleAction.RETRY:
                 delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
+                # `RetryDue` is ignored unless WAITING, so a retry that fires while it is being cancelled does no harm.
                 self._retry = self._tools.later(delay_s, lambda: self.post(rules.RetryDue()))
                 self._seen = replace(self._seen, next_retry_at=self._now_us() + int(delay_s * 1e6))
             case HandleAction.CANCEL_RETRY:
@@ -146,9 +154,12 @@ class Handle:
             case HandleAction.START | HandleAction.STOP:
                 if action is HandleAction.STOP:
                     self._close_gate()  # no host calls from here on, however long stopping takes
+                    # Else the stop would wait behind a start that may take until its deadline.
                     if self._starting is not None:
                         self._starting.cancel()
+                # Queued, not run at once: a START that follows a STOP waits until the old instance has ended.
                 self._todo.append(action)
+                # One task at a time keeps the order; it exists only while there is work (docs/adr/0004).
                 if self._task is None:
                     self._task = self._tools.spawn(self._work(), f"handle {self.plugin.id}")
 
@@ -166,25 +177,31 @@ class Handle:
                 else:
                     await self._stop()
         finally:
+            # No await between the loop's last check and this: an action queued by `post` finds a task or makes one.
             self._task = None
 
     async def _start(self) -> None:
         self._retry = None
+        # It was disarmed while this START was queued.
         if self.state.phase is not Phase.STARTING:
             return
+        # Bound now: when the callback comes, `_instance_no` may be that of a later instance.
         instance_no = self._instance_no
         self._gate = self._tools.gate(self.plugin, self.granted)
         attempt = self._tools.start(
             self.plugin, self._gate, lambda code, message: self._exited(instance_no, code, message)
         )
+        # A task of its own, so that STOP can cancel the start without cancelling `_work`, which must go on to stop.
         self._starting = asyncio.ensure_future(attempt)
         failed = await self._started(self._starting)
         self._starting = None
         if failed is not None:
             self._fail(failed)
         elif self._instance is not None:
+            # Monotonic: an adjusted wall clock must neither reset the backoff nor open the breaker.
             self._since_s = self._tools.clock.monotonic_s()
             self.post(rules.Started(message=self._instance.message))
+            # ARMED first, then failed: so it counts as a failure of an instance, and `stopped_at` is set.
             if self._early is not None:
                 self._instance = None
                 self._fail(self._early)
@@ -202,19 +219,23 @@ class Handle:
                 raise  # this task itself is being cancelled
             if self.state.phase is Phase.STOPPING:
                 return None
+            # Cancelled though nobody here asked for it: as a failure it is retried, and the handle does not hang.
             return rules.InstanceFailed(code="internal", message="the runner gave up starting it")
         except Problem as problem:
             return rules.InstanceFailed(
                 code=problem.code, message=problem.reason, final=problem.code in self._tools.final_codes
             )
         except Exception as error:
+            # The traceback goes to the log only: an exception's text may name paths, and operators see the reason.
             log.error("plugin_start_failed", plugin_id=self.plugin.id, exc_info=True)
             return rules.InstanceFailed(code="internal", message=f"the runner failed: {type(error).__name__}")
         return None
 
     async def _stop(self) -> None:
+        # Taken before the wait: an exit reported while it stops must find no instance to fail.
         instance, self._instance = self._instance, None
         self._close_gate()
+        # Without grace when distrusted: code whose bundle no longer verifies gets no time to act.
         await self._tools.end(self.plugin.id, instance, at_once=self.distrusted, for_good=not self.state.wanted)
         self.post(rules.Stopped())
 
@@ -222,6 +243,7 @@ class Handle:
         """The instance ended by itself; an exit that belongs to an earlier instance is ignored."""
         if instance_no != self._instance_no:
             return
+        # Not posted yet: `_start` still waits for the runner and would take the dead instance for a running one.
         if self.state.phase is Phase.STARTING:  # it ended before the runner returned it
             self._early = rules.InstanceFailed(code=code, message=message)
         elif self.state.phase is Phase.ARMED:
@@ -230,6 +252,7 @@ class Handle:
             self._fail(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
     def _fail(self, failed: rules.InstanceFailed) -> None:
+        # Before the event: no call of what has ended may still be under way when it is started again.
         self._close_gate()
         self.post(failed)
 
@@ -241,10 +264,12 @@ class Handle:
     # Health.
 
     def _check_later(self, within_s: float = math.inf) -> None:
+        # Spread by a tenth either way: plugins started together would otherwise all be checked in one moment.
         interval_s = min(self.plugin.manifest.runtime.health.interval_s, within_s)
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
 
     def _check_now(self) -> None:
+        # A task per check, not in the timer's call: one that hangs must not delay the wheel, which all handles share.
         if self.state.phase is Phase.ARMED and self._instance is not None:
             work = self._check(self._instance, self._instance_no)
             self._checking = self._tools.spawn(work, f"check {self.plugin.id}")
@@ -265,12 +290,15 @@ class Handle:
             found = Checkup(health=Health.UNHEALTHY, message=f"no answer within {timeout_s} s")
         except Exception as error:  # noqa: BLE001 - any exception is a bad check
             found = Checkup(health=Health.UNHEALTHY, message=str(error) or type(error).__name__)
+        # Asked again after the wait: another instance may run by now, for which this answer says nothing.
         if instance_no != self._instance_no or self.state.phase is not Phase.ARMED:
             return
         self._checking = None
+        # None: it could not be asked now, which counts neither as healthy nor as unhealthy.
         if found is not None:
             uptime_s = self._tools.clock.monotonic_s() - self._since_s
             self.post(rules.Checked(found.health, found.message, uptime_s, visited=self._visited))
+        # Asked once more: the finding may have begun a stop, which cancels checks.
         if self.state.phase is Phase.ARMED:
             self._check_later()
 
@@ -287,15 +315,18 @@ class Handle:
             self._check_later(FIRST_CHECK_S)
         else:
             self._cancel_checks()
+        # Before RETRY is performed, which sets it: `post` calls this first, then acts.
         if phase not in {Phase.WAITING, Phase.BROKEN}:
             self._seen = replace(self._seen, next_retry_at=0)
         if before in {Phase.ARMED, Phase.STOPPING} and phase in rules.SETTLED:
             self._seen = replace(self._seen, stopped_at=now)
         self._seen = replace(self._seen, updated_at=now)
         if phase in rules.SETTLED:
+            # Settled phases only: what passes (starting, stopping) would double the events of every restart.
             self._record(phase)
             waiting, self._settled = self._settled, []
             for waiter in waiting:
+                # Cancelled when its caller gave up waiting; set_result would raise InvalidStateError.
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -324,5 +355,6 @@ class Handle:
             pid=instance.pid if instance else 0,
             sandbox=instance.sandbox if instance else "",
             restart_count=self.state.restarts,
+            # While it stops for a bad check the failure is only pending: the last error stays what it was.
             last_error=self._seen.last_error if self.state.phase is Phase.STOPPING else self.state.fault,
         )

@@ -38,13 +38,16 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # First: the lifecycle or a request may still ask for a start while all are being stopped.
         self._closing = True
         for handle in self._handles.values():
+            # All are told before any is awaited, so that their graces run side by side.
             handle.post(rules.Disarm())
         await asyncio.gather(*(handle.settled() for handle in self._handles.values()))
         if self._wheel is not None:
             self._wheel.cancel()
             await asyncio.gather(self._wheel, return_exceptions=True)
+        # A loop: a task that ends may have started another.
         while self._tools.tasks:
             await asyncio.gather(*self._tools.tasks, return_exceptions=True)
 
@@ -53,6 +56,7 @@ class Supervisor:
         if self._closing:
             return
         handle = self._handle(plugin)
+        # Compared before the handle's plugin is replaced.
         afresh = afresh or handle.plugin.identity != plugin.identity
         handle.plugin = plugin
         handle.regrant(granted)
@@ -60,12 +64,15 @@ class Supervisor:
 
     def disarm(self, plugin: PluginToRun, fault: Fault | None = None) -> None:
         """Have `plugin` stopped; `fault` says why, unless the operator asked for it."""
+        # With a fault a handle is made even for what never ran, so that `runtime` shows why; else thousands of inactive
+        # plugins would each get one.
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))
 
     def drop(self, plugin_id: str) -> None:
         """Forget the handle of a plugin that has stopped."""
         handle = self._handles.get(plugin_id)
+        # Any other phase has an instance, a timer or a task, which would go on without an owner.
         if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.HELD}:
             del self._handles[plugin_id]
 
@@ -77,8 +84,10 @@ class Supervisor:
     def renew(self, plugin: PluginToRun) -> None:
         """Restart a running plugin that has lost what it was started with (a permission that is fixed at its start)."""
         handle = self._handles.get(plugin.id)
+        # Also of one that waits for a retry: its next start must use the narrower terms.
         if handle is not None:
             handle.plugin = plugin
+        # Not WAITING or BROKEN: `afresh` would start these at once and close the breaker.
         if handle is not None and handle.state.phase in {rules.Phase.STARTING, rules.Phase.ARMED}:
             handle.post(rules.Arm(afresh=True))
 
