@@ -139,6 +139,7 @@ class BundleDirectory:
         if isinstance(found, BundleRefused):
             raise found
         with files.closing(found):
+            # Checked again on the descriptor: the name may have been given to another file since it was looked at.
             before = self._regular(found, ARTIFACT, limit=self._limits.artifact_bytes)
             self._check_owner(before, ARTIFACT)
             return self._pass_on(found, before, take, buffer)
@@ -146,6 +147,7 @@ class BundleDirectory:
     def _pass_on(self, fd: int, before: os.stat_result, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         size = 0
         head = b""
+        # Stops at the size seen at first, so a file that grows for ever ends; `_check_unchanged` finds the growth.
         while (size == 0 or size < before.st_size) and (count := self._readv(fd, buffer, ARTIFACT)):
             size += count
             if len(head) < accepted.HEAD_BYTES:

@@ -25,6 +25,7 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
     """
     if directory.exists() or directory.is_symlink():
         raise FileExistsError(17, os.strerror(17), str(directory))
+    # In the same parent: rename(2) works within one file system only.
     temporary = directory.with_name(f".{directory.name}.new.{os.getpid()}")
     temporary.mkdir(mode=0o755)
     try:
@@ -34,6 +35,7 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
     except BaseException:
         _remove(temporary)
         raise
+    # A rename survives a power cut only once the parent directory is synced (fsync(2)).
     files.sync_directory(directory.parent)
 
 

@@ -94,6 +94,7 @@ class Chain:
 
     def restore(self, tip: Tip, signed_seq: int) -> None:
         """Return to the state before a transaction or savepoint that was rolled back; drops the buffered rows."""
+        # Rows not inserted yet belong to what was rolled back: the next flush must not write them.
         self._waiting.clear()
         self.tip = tip
         self.signed_seq = signed_seq
@@ -218,6 +219,7 @@ def _last(connection: Connection, name: chain.Name) -> Tip:
     """The tip as the database has it; `size` is that of the last head or checkpoint plus the events after it."""
     events, heads, checkpoints = rows.TABLES[name]
     row = connection.execute(f"SELECT seq, hash FROM {events} ORDER BY seq DESC LIMIT 1").get
+    # No event at all: then the last checkpoint is the tip, so that seqs are not used again.
     if row is None:
         last = f"SELECT seq, hash, size FROM {checkpoints} ORDER BY seq DESC LIMIT 1"
         removed = connection.execute(last).get

@@ -46,17 +46,20 @@ class Committer:
 
     def perform(self, batch: list[WriteJob]) -> list[Head]:
         """Commit `batch` and return the heads signed with it. Never raises: errors are set on the jobs."""
+        # Before the commit, so that nothing is written into a file that the next start will not find.
         if (fault := self._place.fault()) is not None:
             _fail(batch, fault)
             return []
         heads = self._perform(batch)
         self._place.written()
+        # Again afterwards: the files may have been replaced during the commit. Jobs that failed keep their own error.
         if (fault := self._place.fault()) is not None:
             _fail([job for job in batch if job.error is None], fault)
             return []
         return heads
 
     def _perform(self, batch: list[WriteJob]) -> list[Head]:
+        # Not held: it was given up, or the disk had no room for it from the start.
         scarce = not self._reserve.held()
         if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
@@ -66,6 +69,7 @@ class Committer:
             if scarce:
                 self._fold()
             return heads
+        # `_commit` has rolled back, so nothing of the batch is on disk and its essential jobs may run a second time.
         except STORAGE_ERRORS as error:
             return self._again(batch, error)
         except BaseException as error:  # noqa: BLE001 - set on the jobs, for their futures; the thread must go on
@@ -78,6 +82,7 @@ class Committer:
         essential = [job for job in batch if job.essential]
         if not essential:
             return []
+        # The space must be free before the WAL is checkpointed: folding it may need room in the database file.
         self._reserve.give_up()
         self._fold()
         try:
@@ -93,17 +98,20 @@ class Committer:
 
         A commit writes about ten times the size of its rows to the WAL.
         """
+        # PASSIVE waits for no reader. That it fails or leaves frames only costs space; the rows are in the WAL already.
         with contextlib.suppress(apsw.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _commit(self, batch: list[WriteJob]) -> list[Head]:
         """Commit `batch` as one transaction and return the new heads; on a storage error roll back and raise."""
         connection, chains = self._connection, self._transaction.chains
+        # Tips live in memory and are changed by `append`: what a rollback must restore is taken before the transaction.
         before = chains.state
         due = _due(batch, chains)
         try:
             # A signed head is copied to the journal, which may survive a power cut better than the WAL: so fsync.
             self._synchronise(fully=bool(due) or any(job.durable for job in batch))
+            # IMMEDIATE takes the write lock here; otherwise a busy database would fail within a job.
             connection.execute("BEGIN IMMEDIATE")
             chains.begin()
             for job in batch:
@@ -112,15 +120,19 @@ class Committer:
                 else:
                     self._change(job, job.change)
             chains.flush()
+            # After the flush, when the tips are final: a head must be of the last event of this transaction.
             for chain in due:
                 chain.sign()
             connection.execute("COMMIT")
         except BaseException:
+            # Restored first: if ROLLBACK fails as well, the tips must not count events that were not committed.
             chains.restore(before)
+            # On some errors (disk full, I/O) SQLite has rolled back itself; ROLLBACK would then be an error.
             if connection.in_transaction:
                 with contextlib.suppress(apsw.Error):
                     connection.execute("ROLLBACK")
             raise
+        # Heads of this transaction only; a `sign` whose savepoint was rolled back has restored `signed_seq`.
         signed = zip(chains.all, before, strict=True)
         return [one.head for one, (_, seq) in signed if one.signed_seq != seq and one.head is not None]
 
@@ -133,18 +145,22 @@ class Committer:
     def _change(self, job: WriteJob, change: Callable[[Transaction], Any]) -> None:
         """Run one change in a savepoint; its own exception undoes it alone, a storage error fails the whole batch."""
         connection, chains = self._connection, self._transaction.chains
+        # Events of earlier jobs must be inserted outside the savepoint, or its rollback would take them along.
         chains.flush()
         before = chains.state
         connection.execute("SAVEPOINT change")
         try:
             job.result = change(self._transaction)
+            # Within the savepoint, so that an event which cannot be inserted fails its own change.
             chains.flush()
+        # SQLite may have ended the transaction and the savepoint with it, so the other jobs cannot go on.
         except STORAGE_ERRORS:
             raise
         except BaseException as error:  # noqa: BLE001 - set on the job, for its caller
             job.error = error
             connection.execute("ROLLBACK TO change")
             chains.restore(before)
+        # ROLLBACK TO leaves the savepoint open (sqlite.org/lang_savepoint.html), so it is released in both cases.
         connection.execute("RELEASE change")
 
 
@@ -164,6 +180,7 @@ def _append(job: WriteJob, event: Event, chains: Chains) -> None:
 
 def _fail(jobs: list[WriteJob], error: BaseException) -> None:
     for job in jobs:
+        # One exception per job: each is raised in another caller, and a traceback grows with each raise.
         job.error = unavailable(error)
         if isinstance(error, Problem):
             job.error = Problem(job.error.code, f"the ledger cannot be written: {error.reason}", error.hint)

@@ -72,6 +72,7 @@ def open_writer(path: Path) -> Connection:
     Problems: ledger_damaged, ledger_newer, state_unusable. A file that is refused is left as it was found, WAL
     included.
     """
+    # Before SQLite opens it: it would take a broken WAL for an empty one.
     if fault := integrity.in_wal(path):
         raise damaged(f"expected a sound database, found: {fault}")
     try:
@@ -113,12 +114,15 @@ def open_reader(path: Path) -> Connection:
 
 def _prepare(connection: Connection) -> None:
     connection.set_busy_timeout(BUSY_MS)
+    # SQLite returns the mode in force instead of failing where it cannot have a WAL.
     mode = connection.pragma("journal_mode", "wal")
     if mode != "wal":
         raise Problem("state_unusable", f"expected a file system that can hold a WAL, found journal mode {mode}")
     connection.pragma("synchronous", "normal")
     connection.pragma("foreign_keys", True)
+    # The schema comes from a file: its views and triggers may call no functions with side effects.
     connection.pragma("trusted_schema", False)
+    # In bytes: after a large transaction or a long snapshot the WAL file would keep its greatest size.
     connection.pragma("journal_size_limit", 64 << 20)
     found = integrity.check(connection)
     if found:

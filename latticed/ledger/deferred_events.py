@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
     from latticed.ledger.writer import LedgerWriter
 
+# Bounds memory while the disk is full for hours; beyond it only a count is kept.
 MAX: Final = 10_000
+# Small enough for one transaction from the reserve, which holds about 2,000 decisions.
 BATCH: Final = 500
+# How long a refused batch waits: a full disk does not get free by trying more often.
 AGAIN_S: Final = 1.0
+# In microseconds: below a second the chain's own `ts` says well enough when it happened.
 _LATE_US: Final = 1_000_000
 
 log = logs.get_logger()
@@ -53,6 +57,7 @@ class DeferredEvents:
     def put(self, event: Event) -> None:
         """Queue `event`; never blocks, never fails."""
         if len(self._events) < MAX:
+            # With the time it happened: `ts` of the chain is that of the commit, which may be hours later.
             self._events.append((self._now.wall_us(), event))
         else:
             self._lost += 1
@@ -71,9 +76,11 @@ class DeferredEvents:
         """Write all queued events; False when the ledger cannot be written."""
         while self._writing is not None or self._events or self._lost:
             try:
+                # A submitted batch is remembered: submitting its events again would record them twice.
                 future, count, lost = self._writing = self._writing or self._submit()
             except Problem:  # closed
                 return False
+            # `wait` does not cancel the future when this task is cancelled; `await future` would.
             await asyncio.wait([future])  # cancelled here, it goes on, and the next flush learns what came of it
             self._writing = None
             if (error := future.exception()) is not None:
@@ -81,8 +88,10 @@ class DeferredEvents:
                 log.warning("events_wait_to_be_recorded", count=self.waiting, error=str(error))
                 return False
             self._refused = False
+            # Removed only after the commit; newer events stand behind them, so the first `count` are those.
             for _ in range(count):
                 self._events.popleft()
+            # Subtracted, not set to 0: more may have been lost since the batch was made.
             self._lost -= lost
         return True
 
@@ -103,6 +112,7 @@ def _dated(event: Event, at_us: int, now_us: int) -> Event:
     """The event with `at`, the time it happened, if it is recorded more than a second later."""
     if now_us - at_us < _LATE_US:
         return event
+    # `at` first: recording caps the number of entries from the end.
     return replace(event, detail={"at": clock.rfc3339(at_us), **event.detail})
 
 

@@ -57,5 +57,6 @@ class DirectoryIdentity:
             found = os.stat(path, follow_symlinks=path == self._directory)
         except OSError:
             return None
+        # The key is written once; the other files change with every write, so only their inode counts.
         changed = (found.st_size, found.st_mtime_ns) if path == self._key else ()
         return (found.st_dev, found.st_ino, *changed)

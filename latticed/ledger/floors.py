@@ -78,6 +78,7 @@ def read(directory: Path, key: Ed25519PublicKey) -> Floors:
         data = files.read_at_most(directory / FILE, MAX_BYTES)
         found = strict_json.loads(data)
         signature = base64.b64decode(found.pop("signature"), validate=True)
+        # Verified over the encoding of what was parsed, before anything of it is used.
         key.verify(signature, _payload(found))
         return _decode(found)
     except FileNotFoundError:

@@ -58,6 +58,7 @@ def in_wal(database: Path) -> str:
     if order is None or len(header) < _WAL_HEADER:
         return "the WAL does not begin like one"
     first = second = 0
+    # The checksum covers the first 24 bytes as pairs of 32-bit words, in the order that the magic number says.
     for at in range(0, 24, 8):
         first = first + int.from_bytes(header[at : at + 4], order) + second & 0xFFFFFFFF  # type: ignore[arg-type]
         second = second + int.from_bytes(header[at + 4 : at + 8], order) + first & 0xFFFFFFFF  # type: ignore[arg-type]

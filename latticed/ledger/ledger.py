@@ -49,6 +49,7 @@ class Ledger:
         self._clock = clock
         self._denials = Denials()
         self._deferred = DeferredEvents(writer, clock)
+        # Returned for denials that are only counted: those have no event of their own.
         self._last_seq = 0
         self._signed_s = clock.monotonic_s()
         self.public_key = state.public_half(entered.key)
@@ -96,6 +97,7 @@ class Ledger:
 
         Denials beyond a quota are only counted (`ledger.coalesce`): those return the last seq known.
         """
+        # Only denials: a caller can cause them without end, and the chain would grow with every one.
         if event.decision == "deny":
             kept = self._denials.take(event, self._clock.monotonic_s())
             if kept is None:
@@ -148,13 +150,16 @@ class Ledger:
 
         It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
         """
+        # Durable, and before the file is written: heads named there must survive any power cut that the file survives.
         await self.sign_head()
         heads: dict[Name, tuple[int, str]] = {}
         for name in NAMES:
             if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
                 heads[name] = (head["seq"], head["hash"])
         marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at)
+        # Through the writer's queue: two calls write in their order, and the fsync is off the event loop.
         await self._writer.submit(lambda _: floors.write(self._entered.directory, marked, self._entered.key))
+        # Only after the file is on disk: what is in memory never claims more than the file.
         self.floors = marked
 
     def accept(self) -> None:
@@ -179,6 +184,7 @@ class Ledger:
 
     def _start(self) -> list[asyncio.Task[None]]:
         work = {"upkeep": self._keep_up(), "later": self._deferred.run(), "retention": self._retain()}
+        # Only for files larger than `integrity.WHOLE_BYTES`; smaller ones were checked wholly at open.
         if self._entered.partly_checked:
             work["check"] = self._check_rest()
         return [asyncio.create_task(one, name=f"ledger-{name}") for name, one in work.items()]
@@ -196,6 +202,7 @@ class Ledger:
     async def _retain(self) -> None:
         """Apply retention periodically until cancelled."""
         while True:
+            # Size every time, age only in the first check of a round.
             for check in range(upkeep.CHECKS_PER_ROUND):
                 with contextlib.suppress(Problem):  # as above
                     await self.remove_old(by_age=check == 0)
@@ -205,6 +212,7 @@ class Ledger:
         for event in events:
             try:
                 await self._append(event)
+            # Counted denials are in memory only: back they go, and the next round tries again.
             except Problem:
                 self._denials.put_back(event)
 
@@ -213,6 +221,7 @@ class Ledger:
         self.trouble = await upkeep.check_rest(self._entered.database)
 
     async def _finish(self) -> None:
+        # Deferred events first: the final head must sign all that was accepted, in the order it happened.
         await self._deferred.flush()
         await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
         with contextlib.suppress(Problem):
@@ -239,6 +248,7 @@ async def open_ledger(
     async with contextlib.AsyncExitStack() as stack:
         writer = LedgerWriter(state_dir, clock=clock, on_head=on_head, accept_rollback=accept_rollback)
         entered = await writer.start()
+        # Undone in reverse: tasks, what is owed and the last head, readers; writer and lock last.
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)
         stack.push_async_callback(readers.close)
@@ -253,4 +263,5 @@ async def open_ledger(
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
+    # Waited for, with any exception: a task that still writes would race with `_finish`.
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -89,6 +89,7 @@ def keep(
     number = int(tx.execute("SELECT checks FROM monitors WHERE key = ?", (key,)).get)
     rest = (result.at, result.outcome, result.code, result.reason, result.took_us, result.http_status)
     tx.execute("INSERT INTO monitor_results VALUES (?,?,?,?,?,?,?,?,?)", (key, number, *rest, result.expires_at))
+    # Numbers have no gaps, so the newest `most` are known without counting.
     tx.execute("DELETE FROM monitor_results WHERE monitor = ? AND number <= ?", (key, number - most))
     return Result(number=number, **{name: getattr(result, name) for name in _RESULT.split(", ")[1:]})
 

@@ -42,6 +42,7 @@ def retain(tx: Transaction, *, before_us: int, most: int) -> int:
     removed = tx.changes()
     tx.execute(
         "DELETE FROM notifications WHERE seq IN (SELECT seq FROM notifications WHERE status IN ('done', 'failed')"
+        # SQLite knows OFFSET only after LIMIT; a negative limit is none.
         " ORDER BY updated_at DESC, seq DESC LIMIT -1 OFFSET ?)",
         (most,),
     )
@@ -109,6 +110,7 @@ def _chosen(statuses: Collection[Status], plugin_id: str | None) -> tuple[str, t
 
 def _recount(tx: Transaction) -> None:
     """Recompute `notification_usage` after a change of many rows, keeping the order of turns."""
+    # Rows are kept, not deleted: `served` is in them. Plugins without open items stay at 0.
     tx.execute("UPDATE notification_usage SET items = 0, bytes = 0")
     tx.execute(
         "INSERT INTO notification_usage (plugin_id, items, bytes) SELECT plugin_id, count(*), sum(size)"

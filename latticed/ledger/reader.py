@@ -26,6 +26,7 @@ class Readers:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._inline = connection.open_reader(database)
+        # One slow query at a time: each has a thread, a connection and a snapshot that holds up the WAL.
         self._turn = asyncio.Lock()
         self._stop = threading.Event()
         self._closed = False
@@ -41,10 +42,12 @@ class Readers:
 
     async def ask_slowly(self, question: Callable[[connection.Connection], T]) -> T:
         """Run `question` on a thread and on one snapshot. Cancelling interrupts it."""
+        # Taking the turn waits for the query that runs; those queued behind it find `_closed`.
         async with self._turn:
             if self._closed:
                 raise _closed()
             loop = asyncio.get_running_loop()
+            # Not `asyncio.to_thread`: a cancelled caller must be able to stop the query and wait for its thread to end.
             answer: asyncio.Future[T] = loop.create_future()
             self._stop = stop = threading.Event()
 
@@ -58,6 +61,7 @@ class Readers:
             try:
                 return await answer
             finally:
+                # Nothing of the thread may run on when the caller goes on to close the database.
                 stop.set()
                 await joined(thread)
 
@@ -79,6 +83,7 @@ def _ask_apart(
     try:
         apart = connection.open_reader(database)
         try:
+            # Called every 10,000 instructions of the SQLite virtual machine.
             apart.set_progress_handler(stop.is_set, 10_000)  # true ends the statement with InterruptError
             apart.execute("BEGIN")  # one snapshot; closing ends it
             return question(apart), None
@@ -86,9 +91,11 @@ def _ask_apart(
             apart.close()
     except apsw.Error as error:
         failure = _unreadable(error)
+        # Set by hand: `raise ... from` is not possible here, as the exception is raised by the waiting future.
         failure.__cause__ = error
         return None, failure
     except BaseException as error:  # noqa: BLE001 - raised in the caller
+        # Future.set_exception refuses StopIteration (TypeError), and the caller would wait for ever.
         return None, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
 
 

@@ -116,6 +116,7 @@ def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable
             change(Transaction(writer, chains))
             chains.flush()
             chains.sign()
+        # Everything must be in the one file: only that is renamed, not its WAL.
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except connection.STORAGE_ERRORS as error:
         raise Problem("state_unusable", f"{database.name} cannot be written: {error}", "free some space") from error

@@ -42,20 +42,24 @@ class Reserve:
     def give_up(self) -> None:
         """Free its space for the next write."""
         self._held = False
+        # If truncating fails the essential write fails as well, and that error is reported.
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)
 
     def _make(self) -> bool:
         try:
+            # NOFOLLOW: a link placed here must not have another file allocated or truncated.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             with files.closing(os.open(self._path, flags, 0o600)) as fd:
                 return _allocate(fd)
         except OSError as error:
+            # Other errors are no lack of space: then there is no reserve, but writes are not refused.
             return error.errno not in _NO_SPACE
 
 
 def _allocate(fd: int) -> bool:
     try:
+        # Blocks are really allocated: a sparse file made by truncate(2) would free nothing when it is given up.
         os.posix_fallocate(fd, 0, BYTES)
     except OSError as error:
         if error.errno not in _NO_SPACE:

@@ -92,6 +92,7 @@ class Old:
         found = self._ask(f"SELECT hash FROM {self._events} WHERE seq = ?", head.seq)
         if found != head.hash or not self._chain.genuine(head):
             return 0
+        # The checkpoint is in the same transaction as the removal: without it the chain would not verify.
         self._chain.attest(head, size=size)
         self._tx.execute(f"DELETE FROM {self._events} WHERE seq <= ?", (head.seq,))
         removed = self._tx.changes()

@@ -58,6 +58,7 @@ def locked(directory: Path) -> Iterator[None]:
             fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
             os.fchmod(fd, 0o600)  # whoever can open it can lock it
+            # flock(2) ends with the descriptor: kill -9 leaves no stale lock, and the file is never removed.
             _lock(fd, directory)
         except OSError as error:
             raise _unusable(directory, error) from error
@@ -76,10 +77,12 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
     """
     with locked(directory), contextlib.ExitStack() as stack:
         _clear_remains(directory)
+        # Looked at before anything is made: opening the database creates the file.
         had_key = (directory / HOST_KEY).exists()
         had_database = _holds_bytes(directory / DATABASE)
         if had_key and not had_database:
             raise connection.damaged(f"expected {DATABASE} beside {HOST_KEY}, found none")
+        # Damage that an earlier run found in the part of a large file which opening does not check.
         if found := integrity.noted(directory):
             raise connection.damaged(f"expected a sound database, found earlier: {found}")
         writer = _open_writer(directory)
@@ -127,6 +130,7 @@ def _lock(fd: int, directory: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        # For the message only: the lock itself is flock(2), the number may be of an earlier holder.
         pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
         raise Problem(
             "state_in_use",
@@ -167,8 +171,10 @@ def load_key(directory: Path) -> Ed25519PrivateKey:
     """The host key kept in `directory`. Problems: state_unusable, ledger_damaged (it is no key)."""
     path = directory / HOST_KEY
     try:
+        # NONBLOCK: opening a FIFO put in its place must not wait for a writer.
         with files.closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
             found = os.fstat(fd)
+            # One byte more, so that a file that is too long is noticed.
             seed = os.read(fd, _SEED_BYTES + 1)
     except OSError as error:
         raise _unusable(path.parent, error) from error

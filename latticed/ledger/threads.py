@@ -17,6 +17,7 @@ async def joined(thread: threading.Thread) -> None:
     while thread.is_alive():
         try:
             await asyncio.sleep(_LOOK_S)
+        # Remembered, not raised: the caller closes what the thread uses as soon as this returns.
         except asyncio.CancelledError as error:
             cancelled = error
     thread.join()

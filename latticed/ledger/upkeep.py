@@ -72,6 +72,7 @@ async def snapshot(database: Path, target: Path) -> None:
     readers = Readers(database)
     copying = asyncio.ensure_future(readers.ask_slowly(lambda source: _copy(source, target, unwanted)))
     try:
+        # Shielded, so that the copy sees `unwanted` between two steps and closes its file before this returns.
         await asyncio.shield(copying)
     except asyncio.CancelledError:
         unwanted.set()
@@ -105,6 +106,7 @@ def _whole(source: connection.Connection) -> str:
 
 def _copy(source: connection.Connection, target: Path, unwanted: threading.Event) -> None:
     source.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # the snapshot begins here
+    # Made here for its mode and for EXCL: SQLite would open an existing file, and follow a link.
     os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     copy = apsw.Connection(os.fspath(target), flags=apsw.SQLITE_OPEN_READWRITE)
     try:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Bounds one transaction, and so how long the first caller of a batch waits for the last.
 MAX_BATCH: Final = 4_096
 
 
@@ -45,8 +46,10 @@ class LedgerWriter:
         self._clock = clock
         self._on_head = on_head
         self._loop = asyncio.get_running_loop()
+        # Unbounded: `put` never blocks the event loop. None asks the thread to stop.
         self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
         self._ready: asyncio.Future[state.StateDir] = self._loop.create_future()
+        # Not a daemon thread: the interpreter would end it in the middle of a commit at exit.
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
         self._waiting: list[asyncio.Future[None]] = []
@@ -58,8 +61,10 @@ class LedgerWriter:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
         self._thread.start()
         try:
+            # Shielded: the thread resolves this future; a cancellation of `start` must not cancel it under the thread.
             entered = await asyncio.shield(self._ready)
         except BaseException:
+            # The thread may still be opening the database: it must have released the lock when `start` returns.
             await self.stop()
             raise
         self._open = True
@@ -70,6 +75,7 @@ class LedgerWriter:
 
         Without `calls`, host calls do not wake the waiter, so that idle streams cost them nothing.
         """
+        # A loop: a waiter is woken for either chain and may find that the event it wants has not come.
         while self.tip.decisions <= seen.decisions and not (calls and self.tip.calls > seen.calls):
             waiter = self._loop.create_future()
             (self._waiting_for_calls if calls else self._waiting).append(waiter)
@@ -91,6 +97,7 @@ class LedgerWriter:
     def _put(
         self, change: Callable[[Transaction], Any] | Event, *, durable: bool, essential: bool = False
     ) -> asyncio.Future[Any]:
+        # After `stop` has queued None nobody takes jobs any more: a future made now would never be resolved.
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -99,6 +106,7 @@ class LedgerWriter:
 
     async def stop(self) -> None:
         """Commit queued jobs, close the database, release the lock and end the thread."""
+        # Closed before None is queued, so that no job can come to stand behind it.
         self._open = False
         self._queue.put(None)
         await joined(self._thread)
@@ -110,6 +118,7 @@ class LedgerWriter:
             with state.enter(self._directory, accept_rollback=self._accept_rollback) as entered:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
                 committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
+                # Only once chains and reserve are ready: the first write may come as soon as the loop sees this.
                 self._tell(_resolve, self._ready, entered, None)
                 self._serve(committer, chains)
         except BaseException as error:  # noqa: BLE001 - `start` raises it; an exception of the thread itself would be lost
@@ -122,6 +131,7 @@ class LedgerWriter:
             going = self._take(batch)
             if batch:
                 heads = committer.perform(batch)
+                # One callback for the whole batch, so the loop is woken once and not for every job.
                 self._tell(self._deliver, batch, heads, chains.position)
 
     def _take(self, batch: list[WriteJob]) -> bool:
@@ -135,6 +145,7 @@ class LedgerWriter:
         return False
 
     def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
+        # The tip is set before anybody is woken, so that a waiter which looks again sees the new events.
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
         if decided:

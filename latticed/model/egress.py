@@ -201,6 +201,7 @@ def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
     if port not in (0, wanted_port):
         return False
     if wanted.startswith("*."):
+        # With the dot, so that *.a.b does not cover xa.b.
         return host.endswith(wanted[1:]) and hosts.address_of(host) is None
     return host == wanted
 

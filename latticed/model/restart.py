@@ -22,6 +22,7 @@ class Backoff:
 
     def plain_s(self, failures: int) -> float:
         """Seconds after so many failures in a row, without jitter; 0 after none."""
+        # The exponent is bounded: a float power overflows (OverflowError) after some thousand failures.
         return min(self.ceiling_s, self.base_s * self.factor ** min(failures - 1, 64)) if failures > 0 else 0.0
 
     def delay_s(self, failures: int, roll: float) -> float:

@@ -39,6 +39,7 @@ def private_text(key: Ed25519PrivateKey) -> bytes:
 def create(path: Path, key: Ed25519PrivateKey) -> None:
     """Write `key` to the new file `path`, mode 0600; Problem "exists" rather than replacing anything."""
     try:
+        # EXCL: a key in use must not be overwritten; it cannot be made again.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise Problem(
@@ -68,6 +69,7 @@ def parse(data: bytes) -> Ed25519PrivateKey:
     """The private key in PEM text; ValueError when it is something else, which the message names."""
     try:
         key = serialization.load_pem_private_key(data, password=None)
+    # cryptography raises TypeError for an encrypted key without a password.
     except TypeError as error:
         raise ValueError("the key is encrypted with a password") from error
     except ValueError as error:

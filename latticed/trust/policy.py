@@ -62,6 +62,7 @@ class Revoked:
         A version covers its builds (SemVer 2.0.0, section 10: what follows `+` has no part in precedence); a build
         covers itself alone.
         """
+        # `or`: a v1 version is any text, and may begin with "+".
         release = version.partition("+")[0] or version
         entries = (f"{plugin_id}@{version}", f"{plugin_id}@{release}", f"{plugin_id}@*")
         return next((entry for entry in entries if entry in self.plugins), None)

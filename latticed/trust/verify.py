@@ -59,9 +59,11 @@ def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: Trus
     _digest_written(manifest)
     payload = signing_payload(raw, manifest)
     holding = _holding_key(publisher, payload, signature)
+    # Before `_signature_holds`: a bundle under a revoked key is reported as that, the order of contracts §5.
     _key_not_revoked(manifest, publisher, holding, policy)
     _plugin_not_revoked(manifest, policy)
     _signature_holds(manifest, publisher, holding)
+    # The artifact is read only here (by default up to 64 MiB), for a manifest that is trusted already.
     artifact_sha256, artifact_bytes = source.hash_artifact()
     _digest_matches(manifest, artifact_sha256)
     _digest_not_revoked(artifact_sha256, policy)
