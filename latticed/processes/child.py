@@ -118,6 +118,7 @@ class Child:
                         await self._exited.wait()
         finally:
             self.kill()
+            # Also when cancelled: the caller may rely on nothing being left once this has ended.
             await waiting.uncancelled(self._until_gone())
         return await self.exited()
 
@@ -137,6 +138,7 @@ class Child:
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
+            # SIGTERM goes to the program alone: process 1 would ignore it.
             if self._born.init is not None and number == signal.SIGKILL:
                 signal.pidfd_send_signal(self._born.init_pidfd, number)  # the kernel kills the rest of its namespace
             elif self._own_pids:

@@ -22,6 +22,7 @@ def reap(proc: Path = Path("/proc/self")) -> int:
 
     Does nothing while a child is being started: the stub's own child may not be known by its pid yet.
     """
+    # The cheap check first: reading /proc for every thread is only worth it when some child has ended.
     if birth.BEGUN or not _any_ended():
         return 0
     reaped = 0

@@ -15,6 +15,7 @@ async def readable(fd: int) -> None:
     """Wait until `fd` is readable or at end of file."""
     loop = asyncio.get_running_loop()
     seen: asyncio.Future[None] = loop.create_future()
+    # The callback may run once more before the reader is removed: a future that is done takes no second result.
     loop.add_reader(fd, lambda: None if seen.done() else seen.set_result(None))
     try:
         await seen

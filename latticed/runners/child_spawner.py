@@ -135,6 +135,7 @@ class ChildSpawner:
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
             started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
+            # Only once the whole tree is gone: until then its processes count for this uid (RLIMIT_NPROC).
             started.when_gone(ours.give_back)
             ours.keep()
             return started

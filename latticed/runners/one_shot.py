@@ -179,6 +179,7 @@ class _Call(asyncio.Protocol):
         self._child = child
         with contextlib.suppress(BrokenPipeError):  # it may have ended already; `ended` reports that
             child.stdin.write(request)
+            # End of file after the one request: a program may read its stdin to the end.
             child.stdin.close()
         self._catch_up()
 

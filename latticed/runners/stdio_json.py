@@ -215,6 +215,7 @@ class Invocation:
     async def _answer_call(self, call: HostCall, refused: HostError | None, before: asyncio.Task[None] | None) -> None:
         async with self._room:
             line = await self._answered(call, refused)
+            # Calls run at the same time, but are answered in the order in which they came.
             if before is not None:
                 await asyncio.wait({before})
             with contextlib.suppress(OSError):  # it no longer reads answers, but may still write its reply

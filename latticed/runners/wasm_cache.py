@@ -75,6 +75,7 @@ class Cache:
                 path.unlink()
             return None
         with contextlib.suppress(OSError):
+            # The time of last use, by which `_make_room` chooses what to delete.
             os.utime(path)
         return fd
 
@@ -90,6 +91,7 @@ class Cache:
                 ) as out:
                     files.write_all(out, mac)
                     _copy(code, out)
+                # Renamed when complete. No fsync: an entry that a crash tore does not verify, and is compiled again.
                 temporary.rename(self._directory / subject.name)
             finally:
                 with contextlib.suppress(FileNotFoundError):

@@ -69,6 +69,7 @@ class Compiler:
         found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
         if found is not None:
             return found
+        # Look again once it is our turn: another start of the same module may have compiled it meanwhile.
         async with self._turns:
             found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
             return found if found is not None else await self._make(module, package, chosen, stderr)

@@ -189,6 +189,7 @@ def _source(pair: BundleDirectory, sha256: str) -> bytes:
     with files.closing(_memory(room)) as fd:
         try:
             found, size = pair.hash_artifact(copy_to=fd)
+        # EPERM of the sealed memfd: the artifact is larger than a template may be, which `template.parse` reports.
         except PermissionError:
             size, found = room, sha256
         if found != sha256:

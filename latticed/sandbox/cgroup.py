@@ -122,6 +122,7 @@ def claim(found: Delegation) -> Delegation:
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text("0")
     for name in sorted(offered):
+        # One at a time: a write that names several controllers enables all of them or none (cgroup-v2.rst).
         with contextlib.suppress(OSError):  # EBUSY: processes in the group
             (found.base / "cgroup.subtree_control").write_text(f"+{name}")
     enabled = set((found.base / "cgroup.subtree_control").read_text().split())

@@ -78,6 +78,7 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
         finally:
             if pid < 0:
                 os.close(status)
+        # Only our end: `read_status` returns what is there instead of blocking the event loop.
         os.set_blocking(status, False)
         return Launched(pid=pid, status=status)
     finally:

@@ -64,6 +64,7 @@ def enter_namespaces(plan: Plan) -> None:
         begin(f"unshare({token})")
         check(libc.unshare(flag))
         if token == "user":  # noqa: S105
+            # user_namespaces(7): without privileges gid_map can be written only after setgroups was set to "deny".
             for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
                 begin(name if name != "setgroups" else "setgroups_deny")
                 write_to(f"/proc/self/{name}", text)
@@ -91,6 +92,7 @@ def enter_pid_namespace(names: tuple[str, ...]) -> str:
             os.close(wait)
             return name
         tell(f"{name} {pid}")
+    # One byte for each child: all pids have been told by now, so any of them may fail or exit.
     os.write(go, b"1" * len(names))
     os._exit(0)
 

@@ -100,6 +100,7 @@ class GuestCalls:
         return invoke
 
     def _put(self, context: Context, data: bytes) -> tuple[int, int]:
+        # Taken away meanwhile: an `alloc` that makes a host call would be called again for its answer, without end.
         alloc, self._alloc = self._alloc, None
         if alloc is None:
             raise GuestFailed("wasm_trap", "expected alloc to make no host call, found that it does")
@@ -122,6 +123,7 @@ class GuestCalls:
         except GuestFault as fault:
             raise GuestFailed("wasm_trap", str(fault)) from None
         packed = (start & WORD) << 32 | length
+        # wasmtime takes an i64 as a signed number.
         return packed - (1 << 64) if packed >> 63 else packed
 
     def _answer(self, caller: Caller, at: int, size: int) -> dict[str, Any]:

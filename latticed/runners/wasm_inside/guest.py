@@ -39,6 +39,7 @@ class Guest:
     def view(self, context: Context, at: int, size: int) -> memoryview:
         """`size` bytes at the address `at`, valid until the module runs again; GuestFault when out of bounds."""
         memory = self._memory or self._find(context)
+        # wasmtime passes i32 as signed numbers; addresses are unsigned.
         at, size = at & WORD, size & WORD
         if at + size > memory.data_len(context):
             raise GuestFault(f"expected {size} bytes at {at} to be in the module's memory")
