@@ -64,6 +64,7 @@ class Served:
             return await self.serve(caller, params)
         except Problem as problem:
             known = problem.code in hostcall.Denial._value2member_map_
+            # A plugin sees documented denials only (contracts §10); other codes are for operators.
             code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
             raise HostError(code, problem.reason) from problem
 
@@ -72,6 +73,7 @@ def table(served: Iterable[Served]) -> Mapping[str, Served]:
     """The calls by name, read-only. ValueError for a name that `model.hostcall` does not know, or a duplicate."""
     calls: dict[str, Served] = {}
     for call in served:
+        # Checked when the table is made: the broker finds the capability of a call by this name.
         if call.method not in hostcall.CAPABILITY_OF or call.method in calls:
             raise ValueError(f"host call {call.method!r} is unknown or served twice")
         calls[call.method] = call

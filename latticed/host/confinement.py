@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.levels import Level
     from latticed.sandbox.spec import ChildRequest, Ids
 
+# The daemon's own PATH is not inherited: it may name directories that others than root can write to.
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 CODE: Final = "program_unusable"
 MAX_SCRIPT_BYTES: Final = 4 << 20
@@ -65,6 +66,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
     """The highest sandbox level of this host, with the features of _LIKES it has. Problem("sandbox_unavailable")."""
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
+    # Only the operator's floor and the network are required; missing _LIKES do not prevent a start.
     chosen = levels.decide(levels.Required(level=spawner.floor, features=needs), provided)
     if isinstance(chosen, Fault):
         raise Problem.of(chosen)
@@ -73,6 +75,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
 
 def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The whole environment of a program; nothing of the daemon's own is inherited."""
+    # /scratch exists only at levels with a work directory; elsewhere HOME would name a place that is not there.
     return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
 
 
@@ -83,11 +86,13 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 
     Problem("program_unusable") says what is wrong with it.
     """
+    # Whoever else could change the file could have the daemon run any code of theirs.
     owners = frozenset({0, os.geteuid()})
     try:
         with open(path, "rb") as source:
             head = source.read(4)
         if head.startswith(b"#!"):
+            # The script is copied while it is checked: a later change of the file does not change what is run.
             script = trusted_files.read(Path(path), MAX_SCRIPT_BYTES, owners=owners)
             return artifact.of_bytes(script, interpreters=interpreters)
     except (OSError, ValueError, trusted_files.ForeignFile) as error:
@@ -96,6 +101,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
         raise _unusable(path, problem.reason) from problem
     if head != b"\x7fELF" or not os.access(path, os.X_OK):
         raise _unusable(path, "a file that cannot be executed")
+    # A binary is not copied but executed by path, so every directory on the way counts, too.
     if place := _changeable(Path(path), owners):
         raise _unusable(path, f"{place} can be changed by others")
     return Program(path=path)
@@ -104,8 +110,10 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 def _changeable(path: Path, owners: frozenset[int]) -> str | None:
     """The part of a path (link, target, directory) that users other than `owners` can change; None if there is none."""
     real = Path(os.path.realpath(path))
+    # `path.parent` besides the real path: whoever can write there can replace the link itself.
     for place in (path.parent, real, *real.parents):
         found = place.stat()
+        # In a sticky directory (inode(7), S_ISVTX), such as /tmp, others cannot rename or remove root's entries.
         is_sticky = found.st_uid == 0 and found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode)
         if found.st_uid not in owners or (found.st_mode & 0o022 and not is_sticky):
             return str(place)
@@ -114,11 +122,13 @@ def _changeable(path: Path, owners: frozenset[int]) -> str | None:
 
 async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
     """As `program_at`, in a thread; if cancelled, the opened Artifact is closed."""
+    # A thread cannot be cancelled: it may open a descriptor after the caller has gone.
     opening = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
         await asyncio.wait({opening})
+        # Reading `exception` also marks it as retrieved; otherwise asyncio logs "exception was never retrieved".
         if opening.exception() is None:
             close(opening.result())
         raise

@@ -47,7 +47,9 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> tuple[T, bool] | None:
         """The next item and whether it is slow, in a slot until `release`; None when none may start."""
+        # Changing the dict below is safe although it is iterated: each change is followed by a return.
         for owner, lanes in self._lanes.items():
+            # Lanes of one owner take turns, so that neither a flood of quick items nor slow ones starve the other.
             for slow in (lanes.slow_next, not lanes.slow_next):
                 if lanes.waiting[slow] and self._has_place(lanes, slow=slow):
                     lanes.slow_next = not slow
@@ -62,12 +64,14 @@ class FairQueue(Generic[T]):
         lanes = self._lanes[owner]
         lanes.running[slow] -= 1
         self._running[slow] -= 1
+        # Forgotten when idle: the dict would otherwise keep every owner there ever was.
         if lanes.idle:
             del self._lanes[owner]
 
     def _has_place(self, lanes: _Lanes[T], *, slow: bool) -> bool:
         if sum(lanes.running.values()) >= self._per_owner:
             return False
+        # Before the check of `total`: an owner that runs nothing in this lane waits for no other owner.
         if not lanes.running[slow]:
             return True
         if self.running >= self._total:

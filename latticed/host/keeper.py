@@ -51,6 +51,7 @@ class Keeper(Generic[Item]):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aexit__(self, *_: object) -> None:
+        # Changes under way first: one may still add an item, which must be among those that are stopped below.
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stop(list(self._kept.values()))
         self._kept.clear()
@@ -85,12 +86,15 @@ class Keeper(Generic[Item]):
         await self._stop(items)
 
     async def _delete(self, key: tuple[str, ...]) -> bool:
+        # The row first: if the ledger cannot be written, the item stays in force and the caller gets the error.
         existed = await self._ledger.write(lambda tx: self._delete_row(tx, *key), durable=True)
         if (found := self._kept.pop(key, None)) is not None:
             await self._discard([found])
         return existed
 
     async def _forget(self, plugin_id: str) -> int:
+        # Stopped first, unlike `_delete`: the plugin is being dropped, and nothing of it may run
+        # even if the write fails.
         await self._discard([self._kept.pop(key) for key in list(self._kept) if key[0] == plugin_id])
         return await self._ledger.write(lambda tx: self._delete_rows(tx, plugin_id), durable=True)
 
@@ -107,14 +111,17 @@ class Keeper(Generic[Item]):
         """The result of `change`, run after earlier changes of this plugin; a cancelled caller does not cancel it."""
 
         async def in_turn() -> T:
+            # asyncio.Lock serves waiters in the order in which they came, so the last change of a plugin wins.
             async with self._changing[plugin_id]:
                 return await change()
 
+        # Shielded: cancelled between the write and the change in memory, the two would differ until the next start.
         return await asyncio.shield(self._background(in_turn()))
 
     def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that `__aexit__` waits for. Its exception is retrieved here, as a cancelled caller does not."""
         task = asyncio.create_task(work)
+        # The event loop keeps only weak references to tasks (asyncio.create_task): else it may be collected.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())

@@ -7,6 +7,7 @@ from typing import Final
 
 from latticed.kit import text
 
+# Reading costs time of the event loop that all plugins share; a pipe that is not read blocks its writer (pipe(7)).
 RATE_BYTES_PER_S: Final = 1 << 20
 BURST_BYTES: Final = 4 << 20
 
@@ -26,6 +27,7 @@ class LastOutput(asyncio.Protocol):
     @property
     def truncated(self) -> bool:
         """Whether the beginning is missing."""
+        # Escaping makes text longer than its bytes, so `shown` may cut what `data` still has.
         return self.total > self._most or len(shown(self.data())) > self._most
 
     def data(self) -> bytes:
@@ -34,6 +36,7 @@ class LastOutput(asyncio.Protocol):
 
     def shown(self) -> str:
         """`data` as text of at most `most` characters; control characters but newline and tab are escaped."""
+        # Cut again: each escaped byte becomes several characters, and rows of the ledger are sized by `most`.
         return shown(self.data())[-self._most :]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,6 +53,7 @@ class LastOutput(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self._transport = None
+        # The loop would otherwise hold this object, with its buffer, until the timer fires.
         if self._later is not None:
             self._later.cancel()
 
@@ -70,6 +74,7 @@ class LastOutput(asyncio.Protocol):
 def shown(data: bytes) -> str:
     """Output as text that is safe to show: control characters escaped."""
     lines = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n").split("\n")
+    # Newline and tab are taken out before escaping, as `text.escape` would escape them, too.
     return "\n".join("\t".join(text.escape(part) for part in line.split("\t")) for line in lines)
 
 

@@ -60,6 +60,8 @@ NOT_SEEN: Final = PluginStanding(seen=False)
 
 def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
     """Why a plugin with this standing may not act, or None. One of `capabilities` is enough."""
+    # The order matters to callers: `not_seen` says nothing about the plugin, and `not_available` must win over
+    # `not_active`, since only it has processes killed without a grace period.
     if not standing.seen:
         return PermissionRefused("not_seen", "the plugin directory has not been looked at yet")
     if standing.fault:
@@ -88,6 +90,7 @@ class Permissions:
             self._standings.pop(plugin_id, None)
         else:
             self._standings[plugin_id] = standing
+        # Not seen yet counts as no loss of permission (see `PluginStanding`), so nothing has to be stopped.
         return standing.seen and standing != before
 
     def standing(self, plugin_id: str) -> PluginStanding:

@@ -109,6 +109,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         for one in items:
             one.gone = True
             if one.ticket is not None:
+                # A cancelled ticket calls nothing, so no recheck of this item is queued from here on.
                 one.ticket.cancel()
             if one.task is not None:
                 one.task.cancel()
@@ -121,6 +122,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         """Start queued runs while there are free slots."""
         while (found := self._queue.pop()) is not None:
             one, slow = found
+            # Stopped while it was queued: no task was ever made, so no callback of one frees the slot.
             if one.gone:
                 one.busy = False
                 self._queue.release(one.plugin_id, slow=slow)
@@ -131,7 +133,9 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     def _release(self, one: Scheduled, _: asyncio.Task[None], *, slow: bool) -> None:
         one.busy, one.task = False, None
+        # `slow` as it was when queued: `one.slow` may have changed by the run, and would free a slot of the other lane.
         self._queue.release(one.plugin_id, slow=slow)
+        # `_stop` and `put` decide about an item that is gone; rescheduling it would keep a replaced one alive.
         if not one.gone:
             self._ended(one)
         self._start()

@@ -173,6 +173,7 @@ class HostServices:
         )
 
     async def __aenter__(self) -> Self:
+        # If one of them fails to start, those that were entered before it are left again, in reverse.
         async with contextlib.AsyncExitStack() as stack:
             for one in self._running():
                 await stack.enter_async_context(one)
@@ -184,6 +185,8 @@ class HostServices:
 
     def _running(self) -> tuple[contextlib.AbstractAsyncContextManager[Any], ...]:
         """The context managers of what runs between calls, in the order of their start."""
+        # The order is that of dependence: monitors write notifications, records use the client; left in reverse, each
+        # still finds open what it uses.
         watching = (self._client, self.notifications, self.monitors, self.ddns)
         return (*watching, self.tasks, self.programs, self.tunnels, self.routes)
 
@@ -219,6 +222,7 @@ class HostServices:
     def update(self, plugin_id: str, standing: PluginStanding) -> None:
         """Store the standing of a plugin, and begin to stop what it may no longer do (see `drained`)."""
         if self.permissions.update(plugin_id, standing):
+            # Routes first: visitors are refused before the services and tunnels that they lead to are stopped.
             self.routes.recheck(plugin_id)
             for keeper in self._keepers():
                 keeper.recheck(plugin_id)

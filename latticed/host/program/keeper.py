@@ -91,13 +91,16 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
     async def _put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         before = self.get(plugin_id, name)
+        # Plugins put their services again at each start; that must not restart what runs.
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
         settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
+        # The row first: when it cannot be written (quota, disk), the service of before keeps running.
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
         )
+        # Stopped before the new one is started: both may need the same port or file.
         if before is not None:
             await before.stop()
         made = self._keep(plugin_id, name, spec)
@@ -119,6 +122,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
     def _why_not(self, one: KeptProgram) -> PermissionRefused | None:
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
+        # Asked again after `put`: the operator may have withdrawn a variable since.
         missing = one.spec.environment.keys() - self._variables(one.plugin_id)
         return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
@@ -133,6 +137,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
                 "egress_blocked", f"the operator does not let {spec.program} have the host's network any more"
             )
         chosen = confinement.choose(spawner, network=spec.network != "none")
+        # Last, as it opens a descriptor that only `Ready.close` closes.
         program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
             program=program,

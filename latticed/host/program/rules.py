@@ -66,8 +66,10 @@ def after(
     before: Failures, ended: ProgramEnded, rules: RestartRules, *, uptime_s: float, roll: float
 ) -> RestartAfter | NoRestart:
     """Whether to restart a program that ended after `uptime_s` seconds; `roll` in [0, 1) is random."""
+    # Before all else: also a program that is always to be restarted stays ended after such a code.
     if ended.status in rules.hopeless:
         return NoRestart(state="failed", code=ended.code, message=ended.message)
+    # Exit code 0 with `always` counts as a failure below: a program that ends at once would be restarted in a loop.
     if ended.status == 0 and rules.restart != "always":
         return NoRestart(state="ended")
     if rules.restart == "never":

@@ -98,9 +98,11 @@ def _check_text(what: str, value: str) -> None:
     if len(value) > MAX_CHARACTERS or any(text.is_control(c) and c not in "\n\t" for c in value):
         raise bad(what, f"texts of at most {MAX_CHARACTERS} characters without control characters")
     try:
+        # JSON can carry lone surrogates (RFC 8259, section 8.2); execve(2) takes bytes.
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise bad(what, "text without lone surrogates") from error
+    # /proc/PID/cmdline can be read by every user (proc(5)).
     if REFERENCE.search(value):
         raise bad(
             what, "no ${secret:NAME}: arguments and environments of processes can be listed, so none is filled in"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.spec import ChildRequest, Ids
 
+# Seconds between SIGTERM and SIGKILL.
 GRACE_S: Final = 5.0
 log = logs.get_logger()
 
@@ -100,15 +101,19 @@ class SupervisedProgram:
             return
         self.stopping = True
         task.cancel()
+        # asyncio.wait, not `await task`: it does not raise the task's CancelledError, and a cancelled caller of `stop`
+        # leaves the task ending.
         await asyncio.wait({task})
         if self._task is task:  # else a concurrent `stop` was first, and it may be started again by now
             self._task, self.stopping = None, False
             self._set("stopped")
+            # Retrieved and logged: else asyncio reports "exception was never retrieved" when the task is collected.
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("program_left", program=self.name, error=str(error))
 
     def kill(self) -> None:
         """Kill its processes without a grace period. `stop` must still be called."""
+        # For the `child.stop` of `_run_once` that is still to come.
         self._grace_s = 0.0
         if self._child is not None:
             self._child.kill()
@@ -117,6 +122,7 @@ class SupervisedProgram:
         """Stop it with state `failed`; it is not restarted before `stop` and `start`."""
         if self._task is not None:
             self._task.cancel()
+            # The task is kept, unlike in `stop`: `started` stays true, so that rechecks do not start it again.
             await asyncio.wait({self._task})
             self.note_error(code, message)
             self._set("failed")
@@ -153,8 +159,10 @@ class SupervisedProgram:
             self._set("starting")
             started_s = clock.monotonic_s()
             ended = await self._run_once()
+            # None (a signal, or no start at all) is an error, too.
             if ended.status != 0:
                 self.note_error(ended.code, ended.shown_message)
+            # Monotonic for the uptime, since the wall clock may be set; wall clock below, for people read `next_retry_at`.
             next_ = after(
                 failures, ended, self._rules, uptime_s=clock.monotonic_s() - started_s, roll=self._deps.roll()
             )
@@ -176,21 +184,26 @@ class SupervisedProgram:
             try:
                 child = await self._spawn(ready)
             finally:
+                # Also after a failed start: the opened program would otherwise leak a descriptor at each retry.
                 ready.close()
         except Problem as problem:
             return ProgramEnded(code=problem.code, message=problem.reason)
+        # A fault of ours counts as a failed start, so that the backoff bounds how often it is met.
         except Exception as error:
             log.error("program_failed", program=self.name, exc_info=True)
             return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")
         self._child, self._visited = child, False
         try:
+            # End of file at once: nobody will write to it.
             child.stdin.close()
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._deps.clock.wall_us()
             self._set("running")
             exit_ = await child.gone()
         finally:
+            # Uncancelled: `stop` promises that no process is left when it returns.
             await waiting.uncancelled(child.stop(self._grace_s))
             self.pid = self._child = None
+        # Read after the child has gone, when all of its output has been delivered.
         last_line = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
         return ProgramEnded(
             code=exit_.code, message=exit_.message + last_line, status=exit_.status, visited=self._visited

@@ -59,6 +59,7 @@ class SupervisedKeeper(Keeper[Supervised]):
     async def __aexit__(self, *exc: object) -> None:
         if self._rechecks is not None:
             self._rechecks.cancel()
+            # Before the items are stopped: a recheck would start them again.
             await asyncio.gather(self._rechecks, return_exceptions=True)
         await super().__aexit__(*exc)
 
@@ -68,6 +69,7 @@ class SupervisedKeeper(Keeper[Supervised]):
 
     async def drained(self, plugin_id: str) -> None:
         """Return once nothing runs of one plugin that may not."""
+        # Not only awaited but stopped: the recheck that was to begin it may have been missed.
         await asyncio.gather(*(one.stop() for one in self.of(plugin_id) if self._why_not(one) is not None))
 
     # For subclasses.
@@ -92,9 +94,12 @@ class SupervisedKeeper(Keeper[Supervised]):
     async def _keep_rechecking(self) -> None:
         failed = f"{self._kind}s_failed"
         while True:
+            # Cleared before the recheck, not after: a wish that comes during it leads to another one.
             self._wanted.clear()
             try:
+                # No await in `_recheck`, so the dict does not change while it is iterated.
                 self._recheck(self._kept.values())
+            # Logged, and the loop goes on: without it nothing would be stopped any more when permissions are lost.
             except Exception:
                 log.error(failed, exc_info=True)
             with contextlib.suppress(TimeoutError):
@@ -108,6 +113,7 @@ class SupervisedKeeper(Keeper[Supervised]):
             if refusal is None:
                 one.start()
                 continue
+            # At each recheck, also while it is already being stopped: that stop may have begun with a grace period.
             if refusal.distrusted:
                 one.program.kill()
             if one.program.started and not one.program.stopping:

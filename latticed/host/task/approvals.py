@@ -34,14 +34,17 @@ class Approvals:
         Problems: not_found, not_available, digest_mismatch, invalid_transition.
         """
         now_us, digest = self._clock.wall_us(), sha256.lower()
+        # Counted before the first await: a `withdraw` that runs meanwhile writes even if it sees no approved row.
         self._approving += 1
         try:
             self._check_owner(self._ledger.read(lambda db: rows.get(db, task_id)))
+            # First: a lapse that is not yet recorded would otherwise take back this new approval as well.
             await self.withdraw()
             return await self._ledger.write(
                 lambda tx: steps.approve(tx, task_id, sha256=digest, by=by, now_us=now_us), durable=True
             )
         except Problem as problem:
+            # Refusals are audited: a wrong digest here may be an attempt to have another script approved.
             event = Event(
                 actor=by, action="task.approve", target=task_id[:80], decision="deny", code=problem.code,
                 reason=problem.reason, detail={"sha256": digest[:64]},
@@ -55,17 +58,23 @@ class Approvals:
         """Whether approved tasks of a plugin may be started; if it may not act, its approvals lapse."""
         refusal = self._refusal(plugin_id)
         if refusal is not None:
+            # Also noted here, in case `recheck` was missed: a plugin that lost permission needs approval anew,
+            # even if it has got it back.
             self.lapse(plugin_id, refusal)
+        # A lapse that is not on disk yet counts: the rows still say `approved`.
         return refusal is None and plugin_id not in self._lapsed
 
     def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
         """Its approved tasks are not started from now on; `withdraw` records that they need approval again."""
+        # Before the first scan every plugin is refused; that must not undo approvals at each start of the daemon.
         if refusal.lost:
             self._lapsed[plugin_id] = refusal
 
     async def withdraw(self) -> None:
         """Record lapsed approvals as withdrawn; until then no such task is started. Problem ledger_unavailable."""
+        # A copy: `lapse` may add to the dict during the write.
         for plugin_id, refusal in list(self._lapsed.items()):
+            # Without an approved task there is nothing to record; this saves an fsync.
             if self._approving or any(task.plugin_id == plugin_id for task in self._approved()):
                 await self._ledger.write(
                     lambda tx, one=plugin_id, why=refusal.reason: steps.withdraw(tx, one, reason=why),  # type: ignore[misc]

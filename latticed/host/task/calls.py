@@ -57,6 +57,7 @@ class TaskCalls:
             states=states,
             plugin_id=caller.plugin_id,
             before_seq=asked.after or asked.before,
+            # One more than asked for says whether there is a next page.
             limit=asked.limit + 1,
         )
         page = found[: asked.limit]
@@ -78,6 +79,7 @@ class TaskCalls:
             if problem.code == "invalid_transition":  # it has ended already
                 return {"ok": False, "state": self._tasks.get(asked.id).state}
             raise
+        # It may have ended by itself before the kill reached it.
         return {"ok": after.state == "cancelled", "state": after.state}
 
 

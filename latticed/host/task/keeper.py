@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RECHECK_S: Final = 0.5
 """Seconds between rechecks of the queue, in case a call of `recheck` was missed."""
+# Expiry and retention are in hours and days, so a minute late does not matter.
 SWEEP_S: Final = 60.0
 ERROR_PAUSE_S: Final = 2.0
 SECOND_US: Final = 1_000_000
@@ -68,6 +69,7 @@ class TaskKeeper:
         self._running: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._interrupted = False
+        # So the first recheck sweeps: tasks may have expired while the daemon did not run.
         self._swept_s = float("-inf")
 
     async def __aenter__(self) -> Self:
@@ -79,6 +81,7 @@ class TaskKeeper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # The loop is cancelled with the runs: it must not start another task while they end.
         ending = [*([self._loop] if self._loop else []), *self._running]
         for one in ending:
             one.cancel()
@@ -99,6 +102,7 @@ class TaskKeeper:
     async def drained(self, plugin_id: str) -> None:
         """Return once no run is left of a plugin that may not act, and the withdrawn approvals are recorded."""
         if self._refusal(plugin_id) is not None:
+            # `gone`, not `over`: on a full disk the end may not get on record, which must not hold up the kill.
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
             with contextlib.suppress(Problem):  # disk full or failing: `_recheck` tries again
                 await self._approvals.withdraw()
@@ -136,8 +140,10 @@ class TaskKeeper:
         task = self.get(task_id, plugin_id=plugin_id)
         if (running := self._runs.get(task_id)) is not None:
             running[1].stop(f"cancelled by {by}")
+            # Its end is recorded by `_run_and_record`; a second write here would race with it.
             await running[1].over.wait()
             task = self.get(task_id)
+            # Otherwise its begin was not recorded, and it is still approved: it is cancelled below.
             if task.state in ENDS:
                 return task
         outcome = TaskOutcome(code="cancelled", reason=f"cancelled by {by}")
@@ -155,6 +161,7 @@ class TaskKeeper:
 
     async def cancel_all(self, *, by: str) -> int:
         """Cancel every task that has not ended; how many there were."""
+        # Recorded before any task is stopped: if the audit cannot be written, nothing is done.
         await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
         count = 0
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
@@ -197,6 +204,7 @@ class TaskKeeper:
 
     async def _recheck(self) -> None:
         settings = self.settings
+        # Retried at each recheck, before anything is started: a new run must not be taken for an old one.
         if self._interrupted:
             await self._recover()
         for plugin_id, run in self._runs.values():
@@ -204,6 +212,7 @@ class TaskKeeper:
                 run.stop("the operator switched tasks off")
             elif (refusal := self._refusal(plugin_id)) is not None:
                 run.stop(f"{_NOT_PERMITTED.format(plugin_id)}: {refusal.reason}")
+        # Before `_start_permitted`, which reads the approved rows.
         await self._approvals.withdraw()
         if self._clock.monotonic_s() - self._swept_s >= SWEEP_S:
             await self.sweep()
@@ -217,6 +226,7 @@ class TaskKeeper:
                 return
             running = Counter(plugin_id for plugin_id, _ in self._runs.values())
             if self._approvals.valid(task.plugin_id) and running[task.plugin_id] < settings.plugin_at_once:
+                # Read again: `of_state` was read before the awaits of earlier turns of this loop.
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
 
     def _of(self, plugin_id: str) -> list[TaskRun]:
@@ -233,11 +243,13 @@ class TaskKeeper:
                 lambda tx: steps.begin(tx, task.id, run_id=task.run_id, now_us=now_us), durable=True
             )
         finally:
+            # Whoever awaits these events (`drained`, `cancel`) would wait forever for a run that never began.
             if not recorded:
                 del self._runs[task.id]
                 run.gone.set()
                 run.over.set()
         if recorded:
+            # Only after the fsync: after a power cut, a task that may have run is `running` and is not run again.
             running = asyncio.create_task(self._run_and_record(task, run), name=f"task {task.id}")
             self._running.add(running)
             running.add_done_callback(self._running.discard)
@@ -252,6 +264,7 @@ class TaskKeeper:
             verb: Verb = "finish" if not outcome.code else "cancel" if outcome.code == "cancelled" else "fail"
             await self._record_end(task, Step(verb=verb, run_id=task.run_id), outcome)
         finally:
+            # After the end is on record, so that no slot is free and no second `cancel` writes before that.
             self._runs.pop(task.id, None)
             run.over.set()
             self._wanted.set()

@@ -77,11 +77,13 @@ def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
         case "withdraw":
             return _with(before, "submitted", approved_sha256="")
         case "begin":
+            # Both: the script must be the one that was submitted, and the one that the operator saw.
             for meant in (before.approved_sha256, before.sha256):
                 if step.sha256 != meant:
                     return _mismatch("to run", meant, step.sha256)
             return _with(before, "running", run_id=step.run_id)
         case "finish":
+            # A late report of an earlier run must not end this one.
             if step.run_id != before.run_id:
                 return Fault("invalid_transition", "it is another run's end")
             return _with(before, "done")

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from latticed.processes.exits import Exit
     from latticed.settings.programs import TaskSettings as Settings
 
+# For a script's own cleanup after a timeout; one that is stopped on purpose gets none.
 GRACE_S: Final = 2.0
 _MIB: Final = 1 << 20
+# Fixed, not the daemon's PATH, so that the environment of the daemon does not choose the interpreter.
 _DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
 
 
@@ -53,6 +55,7 @@ class TaskRun:
 
     def stop(self, why: str) -> None:
         """Kill it, or do not start it; the outcome has the reason `why`."""
+        # The first reason is the cause; `recheck` calls this again every half second until it has ended.
         self._why = self._why or why
         self._stopped.set()
 
@@ -65,13 +68,18 @@ class TaskRun:
                 raise Problem(
                     "digest_mismatch", f"expected to run {self._task.approved_sha256}, found {program.sha256}"
                 )
+            # Within `with`: the child has the memfd open by then, and the daemon's own descriptor can be closed.
             child = await self._spawn(program)
         try:
+            # End of file at once: a script that reads standard input would otherwise wait until its timeout.
             child.stdin.close()
             timed_out = await self._wait(child)
         finally:
+            # Uncancelled, since no process of a run may outlive it; `stop` does nothing more once all have gone.
             await waiting.uncancelled(child.stop(0 if self._stopped.is_set() else GRACE_S))
+        # After `stop`, which returns once everything has ended, so this does not wait.
         ended = await child.exited()
+        # Before the test for a stop: a stop during the grace period does not change that its time was over.
         if timed_out:
             return self._outcome("timeout", f"expected an end within {self._task.timeout_s} s", ended)
         if self._stopped.is_set():
@@ -98,11 +106,13 @@ class TaskRun:
         """Wait until it has ended or is to be stopped; True when its time was over before that."""
         waits = [asyncio.ensure_future(child.gone()), asyncio.ensure_future(self._stopped.wait())]
         try:
+            # asyncio.wait neither raises at the timeout nor cancels what it waits for; `done` tells the ends apart.
             done, _ = await asyncio.wait(waits, timeout=self._task.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             return not done
         finally:
             for one in waits:
                 one.cancel()
+            # Awaited, so that no cancelled future is left pending when the run ends.
             await asyncio.gather(*waits, return_exceptions=True)
 
     def _outcome(self, code: str, reason: str, ended: Exit) -> TaskOutcome:
@@ -142,7 +152,9 @@ def _sealed(task: TaskRow) -> Artifact:
     fd = artifact.memory()
     try:
         files.write_all(fd, data)
+        # Sealed before the digest is taken: the bytes that are compared are those that will be executed.
         artifact.close_for_good(fd)
+        # One more byte than was written, so that a longer file cannot pass as the same.
         kept = os.pread(fd, len(data) + 1, 0)
         return Artifact(fd=fd, size=len(kept), sha256=spec.sha256(kept), executable=False, interpreter=task.interpreter)
     except BaseException:

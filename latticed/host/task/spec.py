@@ -33,12 +33,14 @@ class TaskSubmit(Params, frozen=True):
 def checked(asked: TaskSubmit) -> bytes:
     """The script's bytes; HostError bad_params or too_large."""
     try:
+        # JSON can carry lone surrogates (RFC 8259, section 8.2), which UTF-8 cannot.
         script = asked.script.encode("utf-8")
     except UnicodeEncodeError as error:
         raise _bad("script", "text without lone surrogates") from error
     if len(script) > MAX_SCRIPT_BYTES:
         found = f"found {len(script)}"
         raise HostError(Denial.TOO_LARGE, f"script: expected at most {MAX_SCRIPT_BYTES} bytes, {found}")
+    # Interpreters treat a NUL differently: some skip it, others refuse the file.
     if not asked.script.strip() or "\0" in asked.script:
         raise _bad("script", "some text without NUL")
     low, high = TIMEOUT_S
@@ -49,6 +51,7 @@ def checked(asked: TaskSubmit) -> bytes:
     if len(asked.targets) > MAX_TARGETS:
         raise _bad("targets", f"at most {MAX_TARGETS}")
     for target in asked.targets:
+        # Visible characters only: the operator must see the arguments as the script gets them.
         if not 1 <= len(target) <= MAX_TARGET_CHARACTERS or text.escape(target) != target:
             raise _bad("targets", f"texts of 1 to {MAX_TARGET_CHARACTERS} visible characters")
     if any(REFERENCE.search(one) for one in (asked.script, *asked.targets)):

@@ -21,6 +21,7 @@ def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> Tas
     """The row of a task that is submitted now."""
     return TaskRow(
         seq=0,
+        # 64 random bits: ids are not guessable by other plugins and do not repeat after rows were removed.
         id=secrets.token_hex(8),
         plugin_id=plugin_id,
         name=asked.name,
@@ -47,6 +48,7 @@ def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int)
     Problems: not_found, invalid_transition, digest_mismatch.
     """
     task = _found(tx, task_id)
+    # Decided inside the transaction, from the row as it is now: two operators cannot both approve it.
     _decided(task, Step(verb="approve", sha256=sha256))
     rows.approve(tx, task_id, sha256=sha256, by=by, now_us=now_us)
     detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": sha256, "interpreter": task.interpreter}
@@ -70,9 +72,12 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
     task = rows.get(tx, task_id)
     if task is None:
         return False
+    # The digest is computed from the stored script, not read from its column: a changed row must not run.
     step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
     after = decide(_status(task), step)
     if isinstance(after, Fault):
+        # Ended, not left approved: otherwise it would be tried again at each recheck. Other faults mean that somebody
+        # cancelled it or withdrew the approval meanwhile.
         if after.code == "digest_mismatch":
             changed = TaskOutcome(code=after.code, reason=after.reason)
             end(tx, task_id, Step(verb="fail"), changed, actor=str(DAEMON), now_us=now_us)

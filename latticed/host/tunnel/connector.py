@@ -88,6 +88,7 @@ class Connector:
 
     def start(self) -> None:
         """Start it; no effect while `stop` or `switch` is under way."""
+        # A recheck may come while `stop` awaits: started then, it would run beside the files that are being removed.
         if self._stops:
             return
         self.program.start()
@@ -98,11 +99,13 @@ class Connector:
         """Stop it; its processes and credentials are gone when this returns."""
         self._stops += 1
         try:
+            # The checks first: one may call `program.fail`, which would overlap with `program.stop`.
             if self._checks is not None:
                 self._checks.cancel()
                 await asyncio.gather(self._checks, return_exceptions=True)
             await self.program.stop()
             self.connected = False
+            # After the program has ended, which may read the file again until then.
             await asyncio.to_thread(self._files.remove, self._files.credentials)
         finally:
             self._stops -= 1
@@ -111,6 +114,7 @@ class Connector:
         """Stop it; the next `start` runs `spec`."""
         self._stops += 1
         try:
+            # `_stops` is 2 within, so that no recheck starts the old program between `stop` and the new spec.
             await self.stop()
             self.spec = spec
             self.program = self._new_program()
@@ -172,6 +176,7 @@ class Connector:
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
         config = render(self.spec, bound, files.credentials)
         await waiting.uncancelled(asyncio.to_thread(files.write, files.config, config))
+        # A new port at each start: the one of before may be taken by another process by now.
         self._port = ready.free_port()
         self.connected = False
         metrics = f"{ready.ADDRESS}:{self._port}"
@@ -210,6 +215,7 @@ class Connector:
                 made.request, made.chosen, on_exit=lambda _: None, stdout=out, stderr=err, on_ids=made.on_ids
             )
         finally:
+            # Also after a failed start: the opened program would leak a descriptor.
             made.close()
         try:
             child.stdin.close()
@@ -217,6 +223,7 @@ class Connector:
                 async with asyncio.timeout(VALIDATE_S):
                     ended = await child.gone()
         finally:
+            # No grace: a validation that takes too long, or is not wanted any more, has nothing to clean up.
             await waiting.uncancelled(child.stop(0))
         return (ended.status if ended else None), last_words(err.data() or out.data())
 
@@ -225,10 +232,12 @@ class Connector:
     async def _keep_checking(self) -> None:
         """Ask /ready every POLL_S until it is connected, then every `tunnel.check_s`."""
         while True:
+            # `_port` is passed, and compared afterwards: a restart meanwhile has another port, not connected yet.
             self.connected = self.program.state == "running" and await self._is_connected(self._port)
             await asyncio.sleep(self._deps.settings.check_s if self.connected else POLL_S)
 
     async def _is_connected(self, port: int) -> bool:
+        # /config is asked only once it is ready: rules of the provider come over that connection.
         if not await ready.is_ready(port):
             return False
         if await ready.is_managed_elsewhere(port):

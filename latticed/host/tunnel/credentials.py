@@ -52,6 +52,7 @@ class Credentials:
         file = _File(AccountTag=self.account, TunnelSecret=self.secret, TunnelID=self.tunnel)
         return msgspec.json.encode(file)
 
+    # The generated one would show the secret in logs and tracebacks.
     def __repr__(self) -> str:
         return f"Credentials(tunnel={self.tunnel!r})"
 
@@ -69,6 +70,7 @@ def load(directory: str, spec: TunnelSpec) -> Credentials:
     except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
         kind = "a token" if spec.is_token else "a JSON object with AccountTag, TunnelSecret and TunnelID"
         raise _unusable(f"{spec.file} is not {kind}") from error
+    # A plugin names both the tunnel and the file: a wrong pair would connect under another tunnel's names.
     if found.tunnel.lower() != spec.tunnel:
         raise _unusable(f"{spec.file} is that of another tunnel")
     return found
@@ -79,6 +81,7 @@ def _read(directory: str, name: str) -> bytes:
     try:
         with files.closing(files.open_directory(directory)) as folder:
             found = os.fstat(folder)
+            # Judged by descriptor (fstat), as is the file below: what is checked is what is read.
             if found.st_uid not in owners or found.st_mode & 0o022:
                 raise _unusable("the directory can be changed by others")
             with files.closing(files.open_file(name, beneath=folder)) as fd:

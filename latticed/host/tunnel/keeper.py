@@ -53,12 +53,14 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         self._validations: dict[asyncio.Task[None], str] = {}  # to plugin id
 
     async def _load(self) -> None:
+        # In a thread, as it walks directories; before any item is made, as it removes every tunnel's files.
         await asyncio.to_thread(self._clear_leftovers)
         for row in await self._ledger.read_slow(lambda db: rows.load_all(db, "tunnel")):
             if (spec := self._decoded(row, specs.decode)) is None:
                 continue
             made = self._made(row.plugin_id, row.name, spec)
             self._kept[row.plugin_id, row.name] = made
+            # The daemon ended during a trial: `row.spec` is still the one of before, which is what starts.
             if row.candidate:
                 with contextlib.suppress(Problem):  # full disk: the next start tries again
                     await self._drop_candidate(made)
@@ -96,7 +98,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             self._start_permitted(tunnel)
             return tunnel
         text = specs.encode(spec)
+        # Before the switch: a daemon that is killed during the trial finds the candidate and starts with the old spec.
         await self._ledger.write(lambda tx: rows.consider(tx, plugin_id, "tunnel", name, text), durable=True)
+        # An earlier trial would end by switching back to the stored spec, in the middle of this one.
         await tunnel.stop_trial()
         await tunnel.switch(spec)
         self._start_permitted(tunnel)
@@ -111,10 +115,12 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         validation = asyncio.ensure_future(tunnel.validate(spec))
         self._validations[validation] = tunnel.plugin_id
         try:
+            # asyncio.wait: `recheck` may cancel the validation, which, awaited, would look like our own cancellation.
             await asyncio.wait({validation})
         finally:
             validation.cancel()
             del self._validations[validation]
+        # Asked before `result`, which would raise CancelledError for a validation that `recheck` cancelled.
         if (refusal := self._refusal(tunnel.plugin_id)) is not None:
             raise Problem("not_armed", f"{tunnel.plugin_id} may not have tunnels any more: {refusal.reason}")
         validation.result()
@@ -146,6 +152,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         code, message, _ = tunnel.program.error or ("not_ready", f"it was {tunnel.view()['state']}", 0)
         with contextlib.suppress(Problem):
             await self._drop_candidate(tunnel)
+        # `trial` stays set until the switch is done, so that `_stop` cancels and awaits this task meanwhile.
         await tunnel.switch(tunnel.recorded)
         tunnel.trial = None
         self._start_permitted(tunnel)

@@ -18,6 +18,7 @@ def free_port() -> int:
     """A free port of loopback. If another process takes it first, cloudflared ends and is restarted with another."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind((ADDRESS, 0))
+        # Port 0 has the kernel choose (ip(7)); it is free again once the socket is closed here.
         return int(sock.getsockname()[1])
 
 
@@ -42,10 +43,12 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(ASK_S):
             reader, writer = await asyncio.open_connection(ADDRESS, port)
             try:
+                # HTTP/1.0: no chunked answer (RFC 9112, section 7.1), so the body simply ends with the connection.
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: {ADDRESS}:{port}\r\nConnection: close\r\n\r\n".encode())
                 answer = await _read_all(reader)
             finally:
                 writer.close()
+                # The peer may have reset the connection; the answer is complete by then, or is judged as it is.
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
     except (OSError, TimeoutError):
@@ -59,5 +62,6 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
 async def _read_all(reader: asyncio.StreamReader) -> bytes:
     data = b""
     while len(data) <= MAX_BYTES and (chunk := await reader.read(MAX_BYTES)):
+        # Bounded: another process may have taken the port and answer without end.
         data += chunk
     return data

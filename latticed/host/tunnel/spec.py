@@ -103,6 +103,7 @@ def _fix(service: str) -> str:
 
 def _id(text: str) -> str:
     try:
+        # uuid.UUID also takes braces, "urn:uuid:" and missing hyphens; only the canonical form compares equal below.
         plain = str(uuid.UUID(text))
     except ValueError:
         plain = ""
@@ -140,6 +141,7 @@ def _service(text: str, where: str) -> str:
         target = url.parse(text)
     except HostError as error:
         raise HostError(Denial.BAD_PARAMS, f"{where}: {error.reason}") from error
+    # Paths, queries and fragments of a service have no meaning for cloudflared; origins are bound without them.
     if target.path != "/" or text.endswith("/") or "#" in text:
         raise bad(where, "a service without a path")
     return f"{target.scheme}://{target.shown}"
