@@ -162,7 +162,7 @@ class SupervisedProgram:
             # None (a signal, or no start at all) is an error, too.
             if ended.status != 0:
                 self.note_error(ended.code, ended.shown_message)
-            # Monotonic for the uptime, since the wall clock may be set; wall clock below, for people read `next_retry_at`.
+            # Monotonic for the uptime, since the wall clock may be set; wall clock below, for `next_retry_at`.
             next_ = after(
                 failures, ended, self._rules, uptime_s=clock.monotonic_s() - started_s, roll=self._deps.roll()
             )
