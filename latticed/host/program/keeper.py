@@ -91,7 +91,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
     async def _put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         before = self.get(plugin_id, name)
-        # Plugins put their services again at each start; that must not restart what runs.
+        # A plugin may put its services each time it starts; that must not restart what runs.
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
         settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)

@@ -102,7 +102,7 @@ def _check_text(what: str, value: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise bad(what, "text without lone surrogates") from error
-    # /proc/PID/cmdline can be read by every user (proc(5)).
+    # /proc/PID/cmdline can be read by every user (proc(5)), unless /proc is mounted with hidepid.
     if REFERENCE.search(value):
         raise bad(
             what, "no ${secret:NAME}: arguments and environments of processes can be listed, so none is filled in"

@@ -226,7 +226,7 @@ class TaskKeeper:
                 return
             running = Counter(plugin_id for plugin_id, _ in self._runs.values())
             if self._approvals.valid(task.plugin_id) and running[task.plugin_id] < settings.plugin_at_once:
-                # Read again: `of_state` was read before the awaits of earlier turns of this loop.
+                # Read again: rows of `of_state` come without their scripts.
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
 
     def _of(self, plugin_id: str) -> list[TaskRun]:

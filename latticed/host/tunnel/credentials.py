@@ -70,7 +70,7 @@ def load(directory: str, spec: TunnelSpec) -> Credentials:
     except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
         kind = "a token" if spec.is_token else "a JSON object with AccountTag, TunnelSecret and TunnelID"
         raise _unusable(f"{spec.file} is not {kind}") from error
-    # A plugin names both the tunnel and the file: a wrong pair would connect under another tunnel's names.
+    # A plugin names both the tunnel and the file: a wrong pair would run another tunnel than the spec says.
     if found.tunnel.lower() != spec.tunnel:
         raise _unusable(f"{spec.file} is that of another tunnel")
     return found

@@ -46,7 +46,6 @@ class TunnelFiles:
     def write(self, path: Path, data: bytes) -> None:
         """Replace one file atomically; blocks."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Atomically: cloudflared may read the file at any time.
         files.replace(path, data, mode=0o600)
 
     def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:

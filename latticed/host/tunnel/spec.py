@@ -141,7 +141,7 @@ def _service(text: str, where: str) -> str:
         target = url.parse(text)
     except HostError as error:
         raise HostError(Denial.BAD_PARAMS, f"{where}: {error.reason}") from error
-    # Paths, queries and fragments of a service have no meaning for cloudflared; origins are bound without them.
+    # Origins are bound without path, query and fragment.
     if target.path != "/" or text.endswith("/") or "#" in text:
         raise bad(where, "a service without a path")
     return f"{target.scheme}://{target.shown}"
