@@ -84,8 +84,9 @@ class JudgeQueue:
                 outcome = await self.pool.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, report=self._report)
             finally:
                 self.judging = {}
-            for name in outcome.left:
-                self._backlog.setdefault(name, jobs[name])
+            for name in outcome.left:  # nobody began it: back into its queue, unless a higher mode is wanted by now
+                waiting = self._urgent if name in self._urgent else self._backlog
+                waiting[name] = max(jobs[name], waiting.get(name, jobs[name]))
             self._report(outcome)
             if self.pool.full:
                 await asyncio.sleep(_FULL_PAUSE_S)
