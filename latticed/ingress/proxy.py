@@ -174,6 +174,9 @@ class Proxy:
             raise Problem("deadline_exceeded", "the service did not answer in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise (upload.problem or bad_gateway()) from error
+        finally:
+            # A service may answer before it has read the whole body: a timeout that was left cannot be rescheduled.
+            upload.deadline = None
         # No upgrade was asked for: `relay` makes websockets, and other upgrades are not forwarded.
         if answer.status == 101:
             answer.close()

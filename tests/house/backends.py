@@ -48,6 +48,8 @@ class Backend:
         return [one.path for one in self.seen]
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.endswith("/early"):
+            return await self._early(request)
         body = b""
         with contextlib.suppress(web.RequestPayloadError, OSError):
             body = await request.read()
@@ -73,6 +75,15 @@ class Backend:
             "/assets/worker.js": self._worker,
         }.get(request.path, self._echo)
         return await act(request)
+
+    async def _early(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Begins to answer before it has read the body, and ends with how much that was."""
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(b"begun ")
+        await answer.write(str(len(await request.read())).encode())
+        await answer.write_eof()
+        return answer
 
     async def _echo(self, request: web.BaseRequest) -> web.Response:
         one = self.seen[-1]

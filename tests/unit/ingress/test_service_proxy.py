@@ -325,6 +325,20 @@ async def test_a_content_length_that_is_too_large_is_refused_at_once(world, back
     assert backend.seen == []
 
 
+async def test_an_upload_goes_on_after_its_answer_has_begun(world, session):
+    """A service may answer while the body is still on its way; the rest of the body still reaches it."""
+    head = f"POST {PREFIX}/early HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
+    writer.write(f"{head}Content-Length: 6\r\nConnection: close\r\n\r\nabc".encode())
+    begun = await reader.readuntil(b"begun ")
+    for piece in (b"d", b"e", b"f"):
+        writer.write(piece)
+        await asyncio.sleep(0.02)  # each in a piece of its own
+    (answer,) = raw_http.parsed(begun + await ingresses.until_closed(reader))
+    assert (answer.status, answer.body) == (200, b"begun 6")
+    await ingresses.gone(writer)
+
+
 async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend, session):
     """413; the backend sees a truncated body."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
