@@ -6,6 +6,7 @@ a type). A change completes even if its caller is cancelled, and changes of one 
 
 from __future__ import annotations
 
+import abc
 import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -28,7 +29,7 @@ Item = TypeVar("Item")
 log = logs.get_logger()
 
 
-class Keeper(Generic[Item]):
+class Keeper(abc.ABC, Generic[Item]):
     """An async context manager; subclasses load their rows on entry and define how items are stopped.
 
     `kind` is the prefix of log events. `delete_row` and `delete_rows` delete one item, and all of a plugin.
@@ -77,9 +78,9 @@ class Keeper(Generic[Item]):
 
     # For subclasses.
 
+    @abc.abstractmethod
     async def _stop(self, items: Iterable[Item]) -> None:
         """Return once nothing runs for these items, nor will again."""
-        raise NotImplementedError
 
     async def _discard(self, items: Iterable[Item]) -> None:
         """Stop these items, and remove what they have outside the ledger."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ log = logs.get_logger()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class ScheduledItem:
+class ScheduledItem(abc.ABC):
     """`key`: that of its row. `busy`: queued or running. `gone`: deleted or replaced, so no run of it may start."""
 
     key: int
@@ -34,9 +35,9 @@ class ScheduledItem:
     gone: bool = False
 
     @property
+    @abc.abstractmethod
     def slow(self) -> bool:
         """Whether its next run is expected to take long, as it never ran, timed out or failed; see `FairQueue`."""
-        raise NotImplementedError
 
 
 Scheduled = TypeVar("Scheduled", bound=ScheduledItem)
@@ -84,13 +85,13 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     # For subclasses.
 
+    @abc.abstractmethod
     def _due(self, one: Scheduled) -> None:
         """Called when the delay given to `_schedule` is over; calls `_enqueue` or `_schedule`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _run(self, one: Scheduled, rights: EgressRights) -> None:
         """One run; exceptions are logged by the caller."""
-        raise NotImplementedError
 
     def _ended(self, one: Scheduled) -> None:
         """Called after a run has ended or was cancelled, unless the item is gone."""

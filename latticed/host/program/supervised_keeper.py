@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
@@ -74,9 +75,9 @@ class SupervisedKeeper(Keeper[Supervised]):
 
     # For subclasses.
 
+    @abc.abstractmethod
     async def _load(self) -> None:
         """Make an item for every row."""
-        raise NotImplementedError
 
     def _why_not(self, one: Supervised) -> PermissionRefused | None:
         """Why it may not run now, or None."""
