@@ -14,7 +14,8 @@ from latticed.sandbox import artifact, levels, probe, rlimits, spec
 from latticed.sandbox.host_facts import Probed
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
-CHILD_UID = 65504
+CHILD_UID = 62_000 + os.getpid() % 3_000  # not that of other tests: RLIMIT_NPROC counts by uid, zombies too
+_EXITING = 0x4  # PF_EXITING of the flags in /proc/PID/stat (proc(5)): set once, when the process begins to end
 
 
 @functools.cache
@@ -95,8 +96,13 @@ def _pid_namespace(pid: int) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of that number is there and is more than a zombie."""
+    """Whether a process of that number is there and may still run code of its own: neither a zombie nor exiting.
+
+    Process 1 of a pid namespace is exiting, not a zombie, until all others of its namespace have been reaped. When the
+    daemon was killed, that is up to process 1 of this machine, which may take seconds.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return False
+    return state not in {"Z", "X"} and not int(fields[5]) & _EXITING
