@@ -141,8 +141,8 @@ async def _invoke(session, action, payload=None):
     return replies.reply(await session.ask("invoke", {"action": action, "payload": payload}))
 
 
-async def test_latticed_stdio_1_works_between_sdk_and_host(tmp_path):
-    """Requests, host calls with and without success, from one thread and from many, while several ask."""
+async def test_latticed_stdio_1_session_between_sdk_and_host_carries_calls_and_errors(tmp_path):
+    """Requests and host calls, allowed and denied, from one thread and from forty, with several invocations at once."""
     async with spoken(plugins.program(tmp_path, BODY)) as session:
         assert (await _invoke(session, "ask", {"x": "ä"}))["result"] == ["began", _value("a"), {"x": "ä"}]
         denied = "capability_denied: the manifest does not declare log:write"
@@ -156,7 +156,7 @@ async def test_latticed_stdio_1_works_between_sdk_and_host(tmp_path):
             await session.ask("dance", {})
 
 
-async def test_the_longest_messages_pass(tmp_path):
+async def test_messages_up_to_the_size_limit_pass_and_longer_ones_are_too_large(tmp_path):
     """In both directions; the SDK refuses one byte more, which would make the host end the session."""
     around = len(b'{"jsonrpc":"2.0","id":2,"method":"kv.put","params":{"key":"big","value":""}}\n')
     async with spoken(plugins.program(tmp_path, BODY)) as session:
@@ -168,8 +168,8 @@ async def test_the_longest_messages_pass(tmp_path):
 @pytest.mark.parametrize(
     ("action", "result"), [("ask", ["began", _value("a"), [1]]), ("describe", None), ("health", None)]
 )
-async def test_stdio_json_v1_works_between_sdk_and_host(tmp_path, action, result):
-    """Request, calls, reply; pipes left open by the plugin do not matter."""
+async def test_stdio_json_v1_invocation_returns_the_plugins_result(tmp_path, action, result):
+    """A reply before the end counts; `ended` afterwards changes nothing."""
     async with piped(plugins.program(tmp_path, BODY), one_shot=True) as pipes:
         call = Invocation(
             answer=pipes.answers.write,

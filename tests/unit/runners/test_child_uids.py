@@ -21,6 +21,6 @@ def test_each_uid_is_leased_once_until_returned():
     assert [uids.take(), uids.take()] == [taken[3], taken[1]]
 
 
-def test_the_first_uid_is_random():
+def test_first_leased_uid_is_random():
     """Eight daemons that all start at the same of 65,536 uids would be no coincidence."""
     assert len({_Uids(1_900_000_000, 65_536).take() for _ in range(8)}) > 1

@@ -20,7 +20,7 @@ class Log:
 
 
 async def test_failures_under_many_method_names_log_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin chooses the method's text: a new one each time must not add lines."""
+    """The plugin chooses the method's name: a new one each time must not add lines."""
     log = Log()
     monkeypatch.setattr(internal_errors, "log", log)
     monkeypatch.setattr(internal_errors, "_FAILURES", LogLimiter())

@@ -37,8 +37,8 @@ async def _asked(talk, method="health", params=None):
 # Requests to the plugin.
 
 
-async def test_ask_returns_the_result(talk):
-    """A request with an id of its own goes out; its result comes back, whatever JSON it is."""
+async def test_ask_sends_request_with_unique_id_and_returns_its_result(talk):
+    """Results are any JSON value."""
     for result in ({"a": [1, None]}, None, "text", 5, True, []):
         task, number = await _asked(talk, "invoke", {"action": "x"})
         assert talk.said[-1] == {"jsonrpc": "2.0", "id": number, "method": "invoke", "params": {"action": "x"}}
@@ -47,7 +47,7 @@ async def test_ask_returns_the_result(talk):
     assert len({one["id"] for one in talk.said}) == 6
 
 
-async def test_answers_may_come_in_any_order(talk):
+async def test_answers_in_any_order_reach_their_requests(talk):
     first, one = await _asked(talk)
     second, two = await _asked(talk)
     talk.hear({"id": two, "result": "second"})
@@ -64,8 +64,8 @@ async def test_answers_may_come_in_any_order(talk):
         ({"message": {"a": 1}}, "{'a': 1}"),
     ],
 )
-async def test_an_error_is_a_problem(talk, error, words):
-    """plugin_error, with what it said made safe to print; a result of null beside it does not matter."""
+async def test_error_answer_raises_plugin_error(talk, error, words):
+    """With its message, control characters escaped; a result of null beside the error is ignored."""
     for more in ({}, {"result": None}):
         task, number = await _asked(talk)
         talk.hear({"id": number, "error": error, **more})
@@ -76,14 +76,14 @@ async def test_an_error_is_a_problem(talk, error, words):
     assert talk.broken == []
 
 
-async def test_an_error_of_null_counts_as_absent(talk):
+async def test_error_of_null_counts_as_absent(talk):
     task, number = await _asked(talk)
     talk.hear({"id": number, "result": 1, "error": None})
     assert await task == 1
 
 
-async def test_a_late_answer_is_ignored_once(talk):
-    """To an abandoned request; a second answer to it has an unknown id."""
+async def test_late_answer_to_abandoned_request_is_ignored_once(talk):
+    """A second answer to it has an unknown id and breaks the session."""
     task, number = await _asked(talk)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -93,8 +93,8 @@ async def test_a_late_answer_is_ignored_once(talk):
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_an_answer_to_a_request_cancelled_in_the_same_turn_is_late(talk):
-    """In the very same turn of the loop."""
+async def test_answer_to_request_cancelled_in_the_same_turn_is_ignored(talk):
+    """The same turn of the event loop."""
     task, number = await _asked(talk)
     task.cancel()
     talk.hear({"id": number, "result": 1})
@@ -103,7 +103,7 @@ async def test_an_answer_to_a_request_cancelled_in_the_same_turn_is_late(talk):
 
 
 async def test_abandoned_requests_are_remembered_up_to_a_bound(talk, monkeypatch):
-    """Beyond the bound the oldest becomes unknown."""
+    """Beyond the bound the oldest is forgotten: an answer to it has an unknown id."""
     monkeypatch.setattr(jsonrpc, "MAX_GIVEN_UP", 3)
     numbers = []
     for _ in range(4):
@@ -118,15 +118,14 @@ async def test_abandoned_requests_are_remembered_up_to_a_bound(talk, monkeypatch
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_two_answers_to_one_request_break_the_session(talk):
+async def test_second_answer_to_a_request_breaks_the_session(talk):
     task, number = await _asked(talk)
     talk.hear({"id": number, "result": 1}, {"id": number, "result": 2})
     assert await task == 1
     assert talk.broken_code() == "protocol_error"
 
 
-async def test_closing_fails_waiting_callers(talk):
-    """And later requests fail."""
+async def test_closing_session_fails_waiting_and_later_requests(talk):
     task, _ = await _asked(talk)
     await talk.session.close()
     for late in (task, talk.session.ask("health", {})):
@@ -135,8 +134,8 @@ async def test_closing_fails_waiting_callers(talk):
         assert caught.value.code == "plugin_gone"
 
 
-async def test_a_breakage_fails_waiting_callers(talk):
-    """At once, with the code and reason of the breakage."""
+async def test_broken_session_fails_waiting_requests(talk):
+    """At once, with the code and reason of what broke it."""
     tasks = [(await _asked(talk))[0] for _ in range(2)]
     talk.session.feed(b"what?\n")
     for task in tasks:
@@ -145,8 +144,8 @@ async def test_a_breakage_fails_waiting_callers(talk):
         assert caught.value.code == "protocol_error"
 
 
-async def test_a_request_that_cannot_be_written_is_plugin_gone(talk):
-    """Whether writing fails or waiting for room does; nothing is left waiting."""
+async def test_request_that_cannot_be_written_is_plugin_gone(talk):
+    """Whether writing or draining fails; no entry for the request is left."""
     for broken in ("write", "drain"):
         talk.fail = broken
         with pytest.raises(Problem) as caught:
@@ -158,22 +157,22 @@ async def test_a_request_that_cannot_be_written_is_plugin_gone(talk):
 # The plugin's calls.
 
 
-async def test_a_call_is_carried_out_and_answered(talk):
-    """Under the plugin's own id, number or text."""
+async def test_host_call_is_carried_out_and_answered_under_its_id(talk):
+    """The plugin chooses the id, a number or a text."""
     for number in (0, -1, 7, "call-1", "", 2**70):
         talk.hear({"id": number, "method": "kv.get", "params": {"key": "a"}})
         await talk.until_said(1)
         assert talk.said.pop() == {"jsonrpc": "2.0", "id": number, "result": ["kv.get", {"key": "a"}]}
 
 
-async def test_params_may_be_missing(talk):
+async def test_missing_params_of_host_call_count_as_empty(talk):
     for more in ({}, {"params": None}, {"params": {}}):
         talk.hear({"id": 1, "method": "node.facts", **more})
         await talk.until_said(1)
         assert talk.said.pop()["result"] == ["node.facts", {}]
 
 
-async def test_a_refusal_carries_its_code(talk):
+async def test_refused_host_call_is_answered_with_its_code(talk):
     async def refuse(method, params):
         raise HostError(Denial.QUOTA_EXCEEDED, "expected less")
 
@@ -185,8 +184,8 @@ async def test_a_refusal_carries_its_code(talk):
 
 
 @pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
-async def test_an_exception_in_a_service_is_internal_and_keeps_the_session(talk, fault, caplog):
-    """The plugin gets `internal` without details; the session goes on."""
+async def test_exception_in_service_is_answered_internal_and_keeps_the_session(talk, fault, caplog):
+    """The answer has no details of the exception."""
 
     async def fail(method, params):
         if fault == "raises":
@@ -207,8 +206,8 @@ async def test_an_exception_in_a_service_is_internal_and_keeps_the_session(talk,
     assert talk.broken == []
 
 
-async def test_calls_run_side_by_side(talk):
-    """A slow one does not hold up the next; answers come as they are ready."""
+async def test_host_calls_run_concurrently(talk):
+    """Each is answered as soon as it is done, so a slow one does not delay the next."""
     gate = asyncio.Event()
 
     async def serve(method, params):
@@ -224,8 +223,8 @@ async def test_calls_run_side_by_side(talk):
     assert [one["id"] for one in talk.said] == [2, 1]
 
 
-async def test_an_unread_answer_breaks_nothing(talk):
-    """Its process is about to end, and what it said before counts."""
+async def test_answer_that_cannot_be_written_keeps_the_session(talk):
+    """The plugin's process is about to end, and what it has sent before still counts."""
     task, number = await _asked(talk)
     for broken in ("write", "drain"):
         talk.fail = broken
@@ -236,8 +235,8 @@ async def test_an_unread_answer_breaks_nothing(talk):
     assert talk.broken == []
 
 
-async def test_closing_cancels_calls_under_way(talk):
-    """And answers nothing more."""
+async def test_closing_session_cancels_running_host_calls(talk):
+    """Calls that arrive afterwards are not answered."""
     ended = asyncio.Event()
 
     async def serve(method, params):
@@ -258,8 +257,8 @@ async def test_closing_cancels_calls_under_way(talk):
 # Limits and back-pressure.
 
 
-async def test_calls_beyond_the_cap_stop_reading(talk):
-    """Never more than MAX_IN_FLIGHT at once, whatever arrives in one piece; reading stops, and goes on when all fit."""
+async def test_host_calls_beyond_the_cap_pause_reading(talk):
+    """Never more than MAX_IN_FLIGHT run at once, however many arrive in one read; reading resumes when all fit."""
     gate, running, most = asyncio.Event(), 0, 0
 
     async def serve(method, params):
@@ -284,7 +283,7 @@ async def test_calls_beyond_the_cap_stop_reading(talk):
     assert len({json.dumps(one["id"]) for one in talk.said}) == CAP * 3 + 1
 
 
-async def test_one_below_the_cap_does_not_stop_reading(talk):
+async def test_one_host_call_below_the_cap_does_not_pause_reading(talk):
     gate = asyncio.Event()
 
     async def serve(method, params):
@@ -301,8 +300,8 @@ async def test_one_below_the_cap_does_not_stop_reading(talk):
     assert talk.flows == [False, True, False, True]
 
 
-async def test_nothing_more_is_read_while_lines_are_left(talk):
-    """Also of lines that are refused at once, which no cap on calls holds up: else they fill the daemon's memory."""
+async def test_reading_is_paused_while_lines_are_unprocessed(talk):
+    """Also lines that are refused at once, to which the cap on calls does not apply: they would fill memory."""
     lines = b"".join(b'{"jsonrpc":"2.0","id":%d,"method":"a","params":{"a":1e400}}\n' % n for n in range(1_000))
     talk.session.feed(lines)
     assert talk.flows == [False]
@@ -310,8 +309,8 @@ async def test_nothing_more_is_read_while_lines_are_left(talk):
     await talk.until_said(1_000)
 
 
-async def test_unread_answers_stop_reading(talk):
-    """A call is under way until its answer was written: at most MAX_IN_FLIGHT answers are buffered."""
+async def test_unread_answers_pause_reading(talk):
+    """A call counts until its answer is written, so at most MAX_IN_FLIGHT answers are buffered."""
     talk.room.clear()
     talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 2)))
     await conversations.until(lambda: len(talk.said) == CAP)
@@ -326,8 +325,8 @@ async def test_unread_answers_stop_reading(talk):
     await asyncio.gather(asked, return_exceptions=True)
 
 
-async def test_many_messages_yield_to_the_event_loop():
-    """However much arrives in one piece, others' calls come in between."""
+async def test_many_messages_in_one_read_do_not_delay_other_sessions():
+    """They are processed LINES_A_TURN per turn of the event loop."""
     of_greedy = jsonrpc.LINES_A_TURN * 4
     async with conversations.session() as greedy, conversations.session() as modest:
         taken = []
@@ -343,8 +342,8 @@ async def test_many_messages_yield_to_the_event_loop():
         assert taken == [jsonrpc.LINES_A_TURN]
 
 
-async def test_large_calls_stop_reading_before_the_cap(talk):
-    """What waits is bounded in bytes as decoded, of one plugin; the same lines are all answered in the end."""
+async def test_large_host_calls_pause_reading_below_the_cap(talk):
+    """Waiting calls of a plugin are also bounded by their size in memory once decoded; all are answered in the end."""
     talk.room.clear()
     params = {"a": [[]] * 40_000}  # 120 KB on the wire, about 2.5 MB of objects
     talk.hear(*({"id": n, "method": "kv.get", "params": params} for n in range(12)))
@@ -356,8 +355,8 @@ async def test_large_calls_stop_reading_before_the_cap(talk):
     assert len({one["id"] for one in talk.said}) == 12
 
 
-async def test_beyond_the_shared_bound_each_plugin_may_have_one_call(monkeypatch):
-    """A session paused because of others goes on when there is room again."""
+async def test_beyond_the_shared_memory_bound_each_plugin_may_have_one_call(monkeypatch):
+    """A session paused because of another plugin's calls resumes when there is room again."""
     monkeypatch.setattr(held, "ALL", held.MessageMemory(of_all=1_000))
     async with conversations.session() as greedy, conversations.session() as modest:
         greedy.room.clear()
@@ -372,7 +371,7 @@ async def test_beyond_the_shared_bound_each_plugin_may_have_one_call(monkeypatch
         await modest.until_said(3)
 
 
-async def test_a_plugin_that_never_reads_its_answers_is_ended(talk, monkeypatch):
+async def test_plugin_that_never_reads_its_answers_is_ended(talk, monkeypatch):
     monkeypatch.setattr(jsonrpc, "UNREAD_S", 0.01)
     talk.room.clear()
     talk.hear({"id": 1, "method": "kv.get"})
@@ -386,8 +385,8 @@ async def test_a_plugin_that_never_reads_its_answers_is_ended(talk, monkeypatch)
     [[[]] * 50_001, [{}] * 50_001, list(range(60_000)), {str(n): 0 for n in range(60_000)}, ["a,b"] * 50_001],
     ids=["lists", "dicts", "numbers", "keys", "texts"],
 )
-async def test_a_message_of_too_many_values_is_not_even_decoded(talk, value, monkeypatch):
-    """The call is refused, or the answer fails alone; its objects are never made."""
+async def test_message_with_too_many_values_is_refused_undecoded(talk, value, monkeypatch):
+    """The host call gets bad_params, the answer raises plugin_error; the session continues."""
     task, number = await _asked(talk)
     odd = json.dumps({"jsonrpc": "2.0", "id": "c", "method": "kv.get", "params": {"a": value}}, separators=(",", ":"))
     answer = json.dumps({"jsonrpc": "2.0", "id": number, "result": value}, separators=(",", ":"))
@@ -409,7 +408,7 @@ async def test_commas_and_brackets_in_strings_do_not_count_as_values(talk):
         assert await task == [value]
 
 
-async def test_an_invalid_message_behind_the_cap_breaks_the_session_later(talk):
+async def test_invalid_message_after_capped_calls_breaks_the_session_once_they_end(talk):
     gate = asyncio.Event()
 
     async def serve(method, params):
@@ -469,8 +468,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-async def test_an_invalid_message_breaks_the_session(talk, line):
-    """Once, with a reason that can be printed; nothing is carried out, and whatever follows is not looked at."""
+async def test_invalid_message_breaks_the_session_once(talk, line):
+    """With a printable reason; no call is carried out, and later messages are ignored."""
     talk.session.feed(line + b"\n" + CALL + b"}\n")
     talk.session.feed(CALL + b"}\n" + line)
     ((code, reason),) = talk.broken
@@ -498,8 +497,8 @@ ODD = {
 @pytest.mark.parametrize(
     "line", [b'{"jsonrpc":"2.0","id":%d,"result":%b}', b'{"result":%b , "id": %d, "jsonrpc": "2.0"}']
 )
-async def test_an_unrepresentable_answer_fails_alone(talk, line, value):
-    """plugin_error for whoever asked, wherever the id stands in the line; the session lives on."""
+async def test_unrepresentable_answer_fails_only_its_request(talk, line, value):
+    """With plugin_error, wherever in the line the id is."""
     task, number = await _asked(talk)
     parts = (value, number) if line.startswith(b'{"result"') else (number, value)
     talk.session.feed(line % parts + b"\n")
@@ -512,8 +511,8 @@ async def test_an_unrepresentable_answer_fails_alone(talk, line, value):
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
-async def test_parameters_of_a_call_are_not_decoded_here(talk, value):
-    """They reach the service as they were written (test_gate_values.py), or are refused; the session goes on."""
+async def test_params_of_host_call_reach_the_service_undecoded(talk, value):
+    """test_gate_values.py tests how they are decoded. Some are refused with bad_params here; the session continues."""
     heard = []
     talk.session._serve = lambda method, params: talk.serve(method, heard.append(params))
     talk.session.feed(CALL + b',"params":{"a":' + value + b"}}\n")
@@ -537,7 +536,7 @@ async def test_parameters_of_a_call_are_not_decoded_here(talk, value):
         b'{"jsonrpc":"2.0","result":{"id":1,"a":' + b"[" * 5_000 + b"]" * 5_000 + b',"id":1}}',
     ],
 )
-async def test_an_unrepresentable_value_without_an_id_breaks_the_session(talk, line):
+async def test_unrepresentable_value_without_an_id_breaks_the_session(talk, line):
     """Without the id of a request or of a call there is no single answer or call to fail."""
     task, number = await _asked(talk)
     assert number == 1
@@ -556,15 +555,15 @@ async def test_an_unrepresentable_value_without_an_id_breaks_the_session(talk, l
         (b"\xff\xfe", r'"\xff\xfe"'),
     ],
 )
-async def test_noise_on_stdout_is_quoted_in_the_reason(talk, line, shown):
-    """The first 80 characters, escaped: what a forgotten print looks like from here."""
+async def test_text_that_is_no_message_is_quoted_in_the_reason(talk, line, shown):
+    """The first 80 characters, escaped: it may come from a print statement that was left in the plugin."""
     talk.session.feed(line + b"\n")
     ((_, reason),) = talk.broken
     assert shown in reason
     assert reason.isprintable()
 
 
-async def test_an_answer_without_an_outcome_breaks_the_session(talk):
+async def test_answer_without_result_or_error_breaks_the_session(talk):
     for odd in ({}, {"result": 1, "params": {}}):
         async with conversations.session() as fresh:
             task, number = await _asked(fresh)
@@ -574,28 +573,28 @@ async def test_an_answer_without_an_outcome_breaks_the_session(talk):
                 await task
 
 
-async def test_a_message_of_the_greatest_depth_is_accepted(talk):
-    """100 levels with the message itself."""
+async def test_message_of_the_greatest_depth_is_accepted(talk):
+    """100 levels, the message itself included."""
     talk.session.feed(CALL + b',"params":{"a":' + b"[" * 98 + b"]" * 98 + b"}}\n")
     await talk.until_said(1)
     assert talk.broken == []
 
 
-async def test_the_last_of_duplicate_names_counts(talk):
+async def test_last_of_duplicate_names_counts(talk):
     talk.session.feed(CALL + b',"params":{"key":"a"},"params":{"key":"b","key":"c"}}\n')
     await talk.until_said(1)
     assert talk.calls == [("a", {"key": "c"})]
 
 
-async def test_white_space_around_a_message_is_ignored(talk):
+async def test_white_space_around_message_is_ignored(talk):
     talk.session.feed(b" \t" + CALL + b" } \r\n")
     await talk.until_said(1)
     assert talk.broken == []
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-async def test_a_line_that_is_too_long_has_its_own_code(talk, end):
-    """As soon as it cannot fit; a line of the limit does."""
+async def test_line_over_the_limit_is_message_too_large(talk, end):
+    """As soon as it exceeds the limit, with or without its newline; a line of exactly the limit is accepted."""
     padding = b" " * (LIMIT - len(CALL) - 1)
     talk.session.feed(CALL + padding + b"}\n")
     await talk.until_said(1)

@@ -8,8 +8,8 @@ from latticed.runners import lines
 from latticed.runners.lines import LineSplitter, LineTooLong
 
 
-def test_lines_come_out_without_their_newline():
-    """Complete ones at once, the rest when its end arrives."""
+def test_complete_lines_are_returned_without_newline():
+    """An incomplete line is kept until its end arrives."""
     cut = LineSplitter(max_bytes=100)
     assert list(cut.feed(b"one\ntwo\nthr")) == [b"one", b"two"]
     assert cut.rest == b"thr"
@@ -17,15 +17,15 @@ def test_lines_come_out_without_their_newline():
     assert cut.rest == b""
 
 
-def test_a_line_of_exactly_the_limit_fits():
+def test_line_of_exactly_the_limit_is_returned():
     cut = LineSplitter(max_bytes=4)
     assert list(cut.feed(b"abcd\nabcd")) == [b"abcd"]
     assert list(cut.feed(b"\n")) == [b"abcd"]
 
 
 @pytest.mark.parametrize("cuts", [[b"abcde"], [b"abcde\n"], [b"abcd", b"e"], [b"abcd", b"e\n"]])
-def test_a_longer_line_is_refused_as_soon_as_it_cannot_fit(cuts):
-    """With or without its end, in one piece or several; the message says the limit."""
+def test_line_over_the_limit_is_refused_before_it_ends(cuts):
+    """With or without its newline, in one read or several; the message has the limit."""
     cut = LineSplitter(max_bytes=4)
     for data in cuts[:-1]:
         assert list(cut.feed(data)) == []
@@ -33,7 +33,7 @@ def test_a_longer_line_is_refused_as_soon_as_it_cannot_fit(cuts):
         list(cut.feed(cuts[-1]))
 
 
-def test_lines_before_the_long_one_still_come_out():
+def test_lines_before_one_over_the_limit_are_returned():
     cut = LineSplitter(max_bytes=4)
     found = cut.feed(b"ab\nabcdef\n")
     assert next(found) == b"ab"
@@ -41,8 +41,8 @@ def test_lines_before_the_long_one_still_come_out():
         next(found)
 
 
-def test_stopping_the_iteration_loses_nothing():
-    """Neither the lines left nor what arrives meanwhile."""
+def test_lines_left_by_a_stopped_iteration_are_kept():
+    """So is what is fed meanwhile."""
     cut = LineSplitter(max_bytes=100)
     for line in cut.feed(b"one\ntwo\nthr"):
         assert line == b"one"
@@ -52,8 +52,8 @@ def test_stopping_the_iteration_loses_nothing():
     assert cut.rest == b"fo"
 
 
-def test_a_long_line_in_small_pieces_is_searched_once(monkeypatch):
-    """The work grows with the bytes, not with their square."""
+def test_each_byte_of_long_line_is_searched_once(monkeypatch):
+    """Fed byte by byte: the work is linear in the length of the line, not quadratic."""
     seen = []
 
     class Counted(bytearray):
@@ -69,8 +69,8 @@ def test_a_long_line_in_small_pieces_is_searched_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("depth", "wanted"), [(1, False), (100, False), (101, True), (400, True)])
-def test_too_deep_nesting_is_found(depth, wanted):
-    """A message nested deeper than MAX_DEPTH is too deep, whatever it is nested of."""
+def test_nesting_deeper_than_the_limit_is_too_deep(depth, wanted):
+    """Lists, objects and both mixed."""
     for build in (lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: [1, inner, "x"]):
         value = build(0)
         for _ in range(depth - 1):

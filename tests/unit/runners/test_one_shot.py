@@ -106,8 +106,8 @@ class LateGate:
         return {"ok": True}
 
 
-async def test_the_output_limit_applies_per_line(tmp_path):
-    """Not the sum; and calls under way together are answered in the order in which they came."""
+async def test_output_limit_applies_to_each_line_not_to_the_sum(tmp_path):
+    """Concurrent host calls are answered in the order in which they were made."""
     async with instance(tmp_path, LateGate(), artifact=TALKS, invoke_timeout_s=20) as plugin:
         assert (await plugin.invoke("much", None))["result"] == [0, 1, 2, 3, 4, 5]
         with pytest.raises(Problem) as refused:
@@ -120,15 +120,14 @@ async def test_the_output_limit_applies_per_line(tmp_path):
         assert refused.value.code == "protocol_error", "the line is within what its manifest asks for, and no message"
 
 
-async def test_a_temporary_directory_and_zeros_are_there(tmp_path):
-    """TMPDIR is /scratch where that is; /dev/zero reads as it does everywhere."""
+async def test_child_has_tmpdir_in_scratch_and_dev_zero(tmp_path):
     sandbox = {"level": "isolated", "features": ["workdir"]}
     async with instance(tmp_path, LateGate(), artifact=TALKS, sandbox=sandbox) as plugin:
         assert (await plugin.invoke("look", None))["result"] == ["/scratch", True, "/scratch"]
 
 
-async def test_too_much_of_a_core_is_cpu_exceeded(tmp_path, monkeypatch):
-    """`cpu_exceeded`, long before its time is over."""
+async def test_invocation_over_its_cpu_limit_is_cpu_exceeded(tmp_path, monkeypatch):
+    """Long before its deadline; the next invocation is not affected."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.5))
     async with instance(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
         with pytest.raises(Problem) as refused:
@@ -137,8 +136,8 @@ async def test_too_much_of_a_core_is_cpu_exceeded(tmp_path, monkeypatch):
         assert (await plugin.invoke("greet", None))["ok"], "the next one is not held to account for it"
 
 
-def test_processor_time_is_read_past_any_process_name():
-    """Processor time is read past any name: no UTF-8, or one that looks like the rest of the line."""
+def test_processor_time_is_read_whatever_the_process_name():
+    """Names that are not UTF-8, or look like the fields after the name in /proc/PID/stat."""
     program = "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0);"
     program += " print(flush=True); sys.stdin.read()"
     for name in (b"\xff\xfe", b"a) R 1 (\n"):
@@ -149,8 +148,7 @@ def test_processor_time_is_read_past_any_process_name():
             process.communicate()
 
 
-async def test_without_a_cpu_limit_the_deadline_ends_it(tmp_path, monkeypatch):
-    """With a code of its own."""
+async def test_invocation_without_cpu_limit_ends_with_deadline_exceeded(tmp_path, monkeypatch):
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.1))
     async with instance(tmp_path, SlowGate(), invoke_timeout_s=1) as plugin:
         with pytest.raises(Problem) as refused:
@@ -158,8 +156,8 @@ async def test_without_a_cpu_limit_the_deadline_ends_it(tmp_path, monkeypatch):
         assert refused.value.code == "deadline_exceeded"
 
 
-async def test_stopping_after_the_reply_cancels_its_host_calls(tmp_path, monkeypatch):
-    """It has replied, does not end, and is being asked to: then the plugin is disabled."""
+async def test_stop_after_reply_cancels_running_host_calls(tmp_path, monkeypatch):
+    """The plugin has replied but does not exit on SIGTERM, and is disabled while one of its host calls runs."""
     gate, said = SlowGate(), []
     async with instance(tmp_path, gate, said) as plugin:
         monkeypatch.setattr(one_shot, "LINGER_S", 0.0)  # not before: the process that proves it can start is told too

@@ -17,7 +17,7 @@ PIPE_BYTES = 60_000  # a pipe takes it at once
 
 @contextlib.asynccontextmanager
 async def hearing(stderr, data):
-    """A pipe with `data` in it, read by `stderr` from now on; its transport, and an event when it is over."""
+    """A pipe with `data` in it, read by `stderr` from now on; its transport, and an event that is set at its end."""
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
         assert end.write(data) == len(data)
@@ -31,7 +31,7 @@ async def hearing(stderr, data):
 
 
 async def most_in_a_turn(told, over):
-    """The most lines that were told within one turn of the loop."""
+    """The most lines that were passed on within one turn of the event loop."""
     most = 0
     while not over.is_set():
         before = len(told)
@@ -42,7 +42,7 @@ async def most_in_a_turn(told, over):
 
 @pytest.mark.parametrize("whole_bytes", [None, 1 << 20])
 async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
-    """Thousands of them in one read: a few a turn, all in order, and the end comes after them."""
+    """Thousands of them in one read: LINES_A_TURN per turn, in order, and all before the end is reported."""
     monkeypatch.setattr(output, "BURST_BYTES", 1 << 30)
     told = []
     stderr = output.Stderr(runner_deps.outputs(told), "acme.demo", whole_bytes=whole_bytes)
@@ -54,7 +54,7 @@ async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
 
 
 async def test_empty_lines_yield_to_the_event_loop():
-    """They are not kept, but take time all the same."""
+    """They are dropped, but take time as well."""
     told = []
     stderr = runner_deps.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)
     async with hearing(stderr, b"\n" * PIPE_BYTES + b"end\n") as (_, over):
@@ -67,8 +67,8 @@ async def test_empty_lines_yield_to_the_event_loop():
 
 
 @pytest.mark.parametrize(("line", "goes_on"), [(b"x" * 999 + b"\n", True), (b"x\n", False)])
-async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
-    """Each is a row in the ring and an entry of the log: many short ones slow a plugin down as few long ones do not."""
+async def test_many_short_lines_are_slowed_down_before_few_long_ones(line, goes_on):
+    """Of as many bytes: each line also counts as an entry of the log."""
     told, over = [], asyncio.Event()
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
@@ -83,8 +83,8 @@ async def test_a_line_counts_for_more_than_its_bytes(line, goes_on):
         await over.wait()
 
 
-async def test_closing_keeps_one_turns_lines():
-    """Closed in the middle of thousands of lines: one turn's are kept, no turn is long."""
+async def test_closing_drops_all_but_one_turns_lines():
+    """Closed while thousands of lines wait; no turn of the event loop passes on more lines than usual."""
     told = []
     stderr = runner_deps.outputs(told).stderr("acme.demo")
     async with hearing(stderr, b"x\n" * (PIPE_BYTES // 2)) as (transport, over):

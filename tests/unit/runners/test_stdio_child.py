@@ -9,8 +9,8 @@ from latticed.runners.child_spawner import Invoking
 from latticed.runners.stdio_child import StdioChild, StdioChildSpec
 
 
-async def test_a_check_during_an_invocation_does_not_repeat_the_last_answer(monkeypatch):
-    """Else one bad answer would count again at each check, until the plugin is restarted in the middle of its work."""
+async def test_health_check_during_invocation_gives_no_result(monkeypatch):
+    """Repeating the last one would count a bad answer again at each check, until the plugin is restarted."""
     bounds = Invoking(timeout_s=5, line_bytes=1 << 20, stderr_bytes=1 << 10, host_calls=1, at_once=2)
     spec = StdioChildSpec(plugin=None, gate=None, invoking=bounds, stderr=None, sandbox="")
     child = StdioChild(spec, lambda *_: None)

@@ -29,8 +29,8 @@ async def _code(call):
     return caught.value.code
 
 
-def test_the_request_is_one_line_with_the_action_first():
-    """A shell can find it there."""
+def test_request_is_one_line_with_the_action_first():
+    """So a shell script can find the action."""
     assert stdio_json.request("greet", {"name": "Ada\n"}) == b'{"action":"greet","payload":{"name":"Ada\\n"}}\n'
     assert stdio_json.request("describe", None) == b'{"action":"describe","payload":null}\n'
 
@@ -51,20 +51,20 @@ def test_the_request_is_one_line_with_the_action_first():
         ({"ok": True, "extra": 1}, {"ok": True, "message": "", "result": None, "error": None}),
     ],
 )
-async def test_a_reply_is_the_outcome(call, said, found):
-    """Whatever may be left out, `plan` for result; fields that nobody knows are left to their plugin."""
+async def test_reply_is_the_outcome_with_defaults_for_missing_fields(call, said, found):
+    """`plan` stands for `result`; unknown fields are dropped."""
     call.hear(said)
     assert await call.invocation.outcome == found
 
 
-async def test_messages_are_cut_to_a_bounded_length(call):
+async def test_message_and_error_of_reply_are_cut_to_2000_characters(call):
     call.hear({"ok": False, "message": "m" * 5_000, "error": "e" * 5_000})
     found = await call.invocation.outcome
     assert len(found["message"]) == len(found["error"]) == 2_000
 
 
 async def test_output_after_the_reply_is_ignored(call):
-    """Neither nonsense nor calls, nor how it ended."""
+    """Invalid lines, host calls, the exit status."""
     call.hear(REPLY, {"host_call": {"id": 1, "method": "kv.get"}})
     call.invocation.feed(b"nonsense\n")
     call.invocation.ended("exited", "status 3")
@@ -72,7 +72,7 @@ async def test_output_after_the_reply_is_ignored(call):
     assert call.calls == []
 
 
-async def test_a_reply_without_a_newline_counts_at_the_end(call):
+async def test_reply_without_newline_counts_when_the_process_ends(call):
     call.invocation.feed(json.dumps(REPLY).encode())
     assert not call.invocation.outcome.done()
     call.invocation.ended("exited", "status 1")
@@ -80,14 +80,14 @@ async def test_a_reply_without_a_newline_counts_at_the_end(call):
 
 
 @pytest.mark.parametrize("before", [b"", b"\n", b"  \r\n\n", b"   "])
-async def test_an_exit_without_a_reply_is_the_outcome(call, before):
-    """Blank lines say nothing."""
+async def test_exit_without_reply_fails_the_invocation(call, before):
+    """With blank lines on stdout or none."""
     call.invocation.feed(before)
     call.invocation.ended("exited", "status 1")
     assert await _code(call) == "exited"
 
 
-async def test_a_line_cut_off_at_the_end_is_no_reply(call):
+async def test_truncated_reply_is_protocol_error(call):
     call.invocation.feed(b'{"ok": true, "mess')
     call.invocation.ended("killed", "signal 9")
     assert await _code(call) == "protocol_error"
@@ -96,7 +96,7 @@ async def test_a_line_cut_off_at_the_end_is_no_reply(call):
 # Host calls.
 
 
-async def test_a_call_is_carried_out_and_answered(call):
+async def test_host_call_is_carried_out_and_answered_under_its_id(call):
     for number in (1, "1", ""):
         call.call(number, "kv.get", key="a")
         await call.until_said(1)
@@ -104,13 +104,13 @@ async def test_a_call_is_carried_out_and_answered(call):
         assert call.said.pop() == {"host_response": answer}
 
 
-async def test_params_may_be_missing(call):
+async def test_missing_params_of_host_call_count_as_empty(call):
     call.hear({"host_call": {"id": 1, "method": "node.facts"}}, {"host_call": {"id": 2, "method": "a", "params": None}})
     await call.until_said(2)
     assert call.calls == [("node.facts", {}), ("a", {})]
 
 
-async def test_a_refusal_is_code_and_text(call):
+async def test_refused_host_call_is_answered_with_code_and_text(call):
     async def refuse(method, params):
         raise HostError(Denial.CAPABILITY_DENIED, "the manifest does not declare kv:read")
 
@@ -122,8 +122,8 @@ async def test_a_refusal_is_code_and_text(call):
 
 
 @pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
-async def test_an_exception_in_a_service_is_internal(call, fault):
-    """The plugin learns `internal`, and may still reply."""
+async def test_exception_in_service_is_answered_internal(call, fault):
+    """Without details of the exception; the plugin may still reply."""
 
     async def fail(method, params):
         if fault == "raises":
@@ -141,8 +141,8 @@ async def test_an_exception_in_a_service_is_internal(call, fault):
     assert await call.invocation.outcome == REPLY
 
 
-async def test_an_unread_answer_does_not_spoil_the_reply(call):
-    """A plugin may close its end as soon as it knows enough."""
+async def test_answer_that_cannot_be_written_does_not_fail_the_invocation(call):
+    """A plugin may close its end of the pipe before it replies."""
     for broken in ("write", "drain"):
         call.fail = broken
         call.call(1, "log.write")
@@ -151,8 +151,8 @@ async def test_an_unread_answer_does_not_spoil_the_reply(call):
     assert await call.invocation.outcome == REPLY
 
 
-async def test_few_calls_are_carried_out_at_once_and_answers_wait_for_room(call):
-    """One that asks and never reads has a few answers in our memory, not all."""
+async def test_unread_answers_bound_the_number_of_running_host_calls(call):
+    """MAX_AT_ONCE run while answers wait for room in the pipe, so few of them are held in memory."""
     call.room.clear()
     for number in range(60):
         call.call(number, "kv.get")
@@ -164,8 +164,8 @@ async def test_few_calls_are_carried_out_at_once_and_answers_wait_for_room(call)
     await call.until_said(60)
 
 
-async def test_calls_are_carried_out_together_and_answered_in_order(call):
-    """Also those that fail, are refused, or are a fault of ours."""
+async def test_concurrent_host_calls_are_answered_in_order(call):
+    """Also those that fail, are refused, or raise in the service."""
     gates = [asyncio.Event() for _ in range(5)]
 
     async def serve(method, params):
@@ -194,8 +194,8 @@ async def test_calls_are_carried_out_together_and_answered_in_order(call):
     assert [one["ok"] for one in answers] == [True, False, True, False, True, False]
 
 
-async def test_calls_under_way_are_bounded(call):
-    """The rest stays in the pipe until an answer is read; nothing of it is lost, not even a reply after the end."""
+async def test_large_host_calls_pause_reading(call):
+    """All are carried out in the end, and the reply after them counts although the process has ended."""
     gate = asyncio.Event()
 
     async def serve(method, params):
@@ -216,7 +216,7 @@ async def test_calls_under_way_are_bounded(call):
 
 
 async def test_reading_resumes_after_the_outcome(call):
-    """Else the end of its output would never be seen."""
+    """Otherwise the end of the output would never be read."""
     gate = asyncio.Event()
     call.serve = lambda method, params: gate.wait()
     for number in range(6):
@@ -227,7 +227,7 @@ async def test_reading_resumes_after_the_outcome(call):
     await conversations.until(lambda: call.flows == [False, True])
 
 
-async def test_closing_cancels_calls_under_way(call):
+async def test_closing_invocation_cancels_running_host_calls(call):
     ended = asyncio.Event()
 
     async def serve(method, params):
@@ -245,7 +245,7 @@ async def test_closing_cancels_calls_under_way(call):
     assert call.said == []
 
 
-async def test_an_outcome_without_a_caller_is_not_logged(call):
+async def test_failed_outcome_without_caller_is_not_logged(call):
     """The caller may have been cancelled."""
     call.invocation.feed(b"nonsense\n")
     await call.invocation.close()
@@ -254,8 +254,8 @@ async def test_an_outcome_without_a_caller_is_not_logged(call):
 # Limits.
 
 
-async def test_a_line_on_stdout_has_a_limit():
-    """Of exactly so many bytes; one more is output_too_large, in whatever pieces. All lines together have none."""
+async def test_line_on_stdout_over_the_limit_is_output_too_large():
+    """In however many reads; a line of exactly the limit is accepted, and the sum of all lines has no limit."""
     line = json.dumps(REPLY).encode() + b"\n"
     for pieces in ([line], [line[:10], line[10:]], [b"\n" * 5_000, line], [b" \n" * 5_000 + line]):
         async with conversations.invocation(max_line_bytes=len(line) - 1) as call:
@@ -269,8 +269,8 @@ async def test_a_line_on_stdout_has_a_limit():
             assert await _code(call) == "output_too_large"
 
 
-async def test_a_reply_within_the_limit_counts_whatever_follows_it():
-    """Whether it arrives in one piece with the rest or alone."""
+async def test_reply_counts_although_too_long_a_line_follows():
+    """In the same read or in the next one."""
     line = json.dumps(REPLY).encode() + b"\n"
     for pieces in ([line + b"x" * 500], [line, b"x" * 500]):
         async with conversations.invocation(max_line_bytes=len(line)) as call:
@@ -279,8 +279,8 @@ async def test_a_reply_within_the_limit_counts_whatever_follows_it():
             assert await call.invocation.outcome == REPLY
 
 
-async def test_host_calls_have_a_limit():
-    """The one beyond it is not carried out."""
+async def test_host_call_beyond_the_limit_is_too_many_host_calls():
+    """It is not carried out."""
     async with conversations.invocation(max_host_calls=2) as call:
         for number in range(3):
             call.call(number, "kv.get")
@@ -314,8 +314,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-async def test_an_invalid_line_is_protocol_error(call, line):
-    """protocol_error, with a reason that can be printed; a reply after it comes too late."""
+async def test_invalid_line_is_protocol_error(call, line):
+    """With a printable reason; a reply after it is ignored."""
     call.invocation.feed(line + b"\n" + json.dumps(REPLY).encode() + b"\n")
     with pytest.raises(Problem) as caught:
         await call.invocation.outcome
@@ -337,8 +337,8 @@ async def test_an_invalid_line_is_protocol_error(call, line):
         b'{"host_call":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
     ],
 )
-async def test_an_unrepresentable_reply_is_plugin_error(call, line):
-    """plugin_error: it spoke the protocol, and what it said has no form here."""
+async def test_unrepresentable_reply_is_plugin_error(call, line):
+    """Not protocol_error: the line is valid, but its value cannot be passed on."""
     call.invocation.feed(line + b"\n")
     with pytest.raises(Unrepresentable) as caught:
         await call.invocation.outcome
@@ -346,8 +346,8 @@ async def test_an_unrepresentable_reply_is_plugin_error(call, line):
     assert caught.value.reason.isprintable()
 
 
-async def test_an_unrepresentable_call_is_refused_alone(call):
-    """bad_params for that call, and the invocation goes on; it counts for the limit of calls."""
+async def test_host_call_with_unrepresentable_params_is_bad_params(call):
+    """The invocation continues."""
     call.invocation.feed(rb'{"host_call":{"id":7,"method":"kv.put","params":{"key":"\ud800"}}}' + b"\n")
     await call.until_said(1)
     assert call.said[0]["host_response"]["error"].startswith("bad_params: ")
@@ -356,20 +356,19 @@ async def test_an_unrepresentable_call_is_refused_alone(call):
     assert await call.invocation.outcome == REPLY
 
 
-async def test_noise_on_stdout_is_quoted_in_the_reason(call):
-    """Also when it happens to be JSON."""
+async def test_text_that_is_no_message_is_quoted_in_the_reason(call):
+    """Also if it is JSON."""
     call.invocation.feed(b'{"level":"debug"}\n')
     with pytest.raises(Problem, match=r'found something else: "\{"level":"debug"\}"'):
         await call.invocation.outcome
 
 
-async def test_a_reply_of_the_greatest_depth_is_accepted(call):
+async def test_reply_of_the_greatest_depth_is_accepted(call):
     call.invocation.feed(b'{"ok":true,"result":' + b"[" * 99 + b"]" * 99 + b"}\n")
     assert (await call.invocation.outcome)["ok"]
 
 
-async def test_a_line_of_too_many_values_is_not_even_decoded(call, monkeypatch):
-    """It costs this invocation, as an answer that cannot be carried on does."""
+async def test_reply_with_too_many_values_is_plugin_error_and_not_decoded(call, monkeypatch):
     monkeypatch.setattr(stdio_json, "_decode", lambda line: pytest.fail("it was decoded"))
     call.invocation.feed(b'{"ok":true,"result":[' + b"[]," * 60_000 + b"[]]}\n")
     with pytest.raises(Problem, match="more than 50000 values") as failed:
@@ -379,7 +378,7 @@ async def test_a_line_of_too_many_values_is_not_even_decoded(call, monkeypatch):
 
 @pytest.mark.parametrize("line", [b"\n", b" \n"])
 async def test_empty_lines_yield_to_the_event_loop(call, line):
-    """A pipe full of them is no fault, and no long turn of the loop; meanwhile nothing more is read."""
+    """Thousands in one read are no error, and no further read happens until all are processed."""
     call.invocation.feed(line * 30_000 + json.dumps(REPLY).encode() + b"\n")
     assert call.flows == [False]
     turns = 0

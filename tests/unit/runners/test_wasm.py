@@ -35,8 +35,8 @@ CALLS_AND_ANSWERS = {  # the request of a host call, and what of its answer show
 }
 
 
-async def test_a_small_module_is_invoked_checked_and_stopped(tmp_path):
-    """hello-wasm: called for each invocation, heard in the log, asked how it is, and gone when it is stopped."""
+async def test_function_module_is_invoked_checked_and_stopped(tmp_path):
+    """The sample hello-wasm; its log lines arrive, and no process is left."""
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
         asked = {"action": "greet", "payload": {"name": "Ada ☺"}}
@@ -52,8 +52,8 @@ async def test_a_small_module_is_invoked_checked_and_stopped(tmp_path):
         assert bench.exits == []
 
 
-async def test_a_wasi_command_speaks_the_protocol(tmp_path):
-    """hello-wasi speaks the protocol itself: what it keeps outlives it, several may ask at once."""
+async def test_wasi_command_answers_concurrent_invocations_and_keeps_kv_values(tmp_path):
+    """The sample hello-wasi, which implements latticed-stdio-1 itself; its count is in kv and survives a restart."""
     async with wasms.bench(tmp_path) as bench:
         fields = json.loads((SAMPLES / "hello-wasi/manifest.json").read_text())
         artifact = (SAMPLES / "hello-wasi/artifact").read_bytes()
@@ -69,8 +69,7 @@ async def test_a_wasi_command_speaks_the_protocol(tmp_path):
         assert bench.exits == []
 
 
-async def test_the_template_of_new_wasm_answers(tmp_path):
-    """`latticectl new wasm` writes a plugin that can be started and says something, whatever it is asked."""
+async def test_module_from_latticectl_new_wasm_answers_any_payload(tmp_path):
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start(scaffold.artifact("wasm"))
         for payload in ({}, "x" * 300_000):
@@ -78,7 +77,6 @@ async def test_the_template_of_new_wasm_answers(tmp_path):
 
 
 async def test_each_invocation_has_fresh_memory(tmp_path):
-    """Each invocation finds its memory as it was in the beginning."""
     text = '{"ok":true,"result":0}'
     at = text.index("0")
     count = f"(i32.store8 (i32.const {at}) (i32.add (i32.load8_u (i32.const {at})) (i32.const 1)))"
@@ -88,8 +86,8 @@ async def test_each_invocation_has_fresh_memory(tmp_path):
         assert [(await instance.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
 
 
-async def test_a_small_module_may_use_wasi_at_start(tmp_path):
-    """In its start function and in `_initialize`, in each instance anew: its log, and nothing of our streams."""
+async def test_function_module_may_use_wasi_at_start(tmp_path):
+    """In its start function and in `_initialize`, run for each invocation: stderr is the log, stdout is closed."""
     write = "(call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))"
     more = f"""(data (i32.const 0) "\\10\\00\\00\\00\\03\\00\\00\\00") {wasms.says(16, "up.")} {wasms.says(32, ANSWER)}
       (func $start (drop {write.format(fd=2)})) (start $start)
@@ -103,8 +101,8 @@ async def test_a_small_module_may_use_wasi_at_start(tmp_path):
 
 
 @pytest.mark.parametrize("request_", CALLS_AND_ANSWERS, ids=lambda text: text[:40])
-async def test_a_small_module_makes_host_calls(tmp_path, request_):
-    """The answer is JSON: a result, or an error with its code. It comes to the module as it is."""
+async def test_host_call_of_function_module_returns_result_or_error_code(tmp_path, request_):
+    """As JSON, written to the module's memory."""
     size = len(request_)
     more = wasms.says(0, request_) + wasms.says(512, '{"ok":true,"result":')
     body = f"""(local $answer i64)
@@ -120,8 +118,8 @@ async def test_a_small_module_makes_host_calls(tmp_path, request_):
         assert len(answer) == 1
 
 
-async def test_a_command_gets_arguments_and_logs_on_stderr(tmp_path):
-    """A command's first argument is its id, the others are the manifest's; file descriptor 2 is its log."""
+async def test_wasi_command_gets_id_and_arguments_and_logs_on_stderr(tmp_path):
+    """The first argument is the plugin's id, the others are the manifest's."""
     imports = wasms.wasi("args_get", "i32 i32") + wasms.wasi("fd_write", "i32 i32 i32 i32")
     write = """(drop (call $args_get (i32.const 64) (i32.const 128)))
       (drop (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))"""
@@ -133,8 +131,8 @@ async def test_a_command_gets_arguments_and_logs_on_stderr(tmp_path):
         assert bench.lines == ["acme.demo\\x00one\\x00zw"]
 
 
-async def test_wasm_runs_at_filtered(tmp_path):
-    """Where user namespaces are refused there is wasm all the same."""
+async def test_wasm_plugin_runs_at_sandbox_level_filtered(tmp_path):
+    """As on hosts that refuse user namespaces."""
     processes.reachable_python()
     async with wasms.bench(tmp_path, level="filtered") as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
@@ -142,16 +140,16 @@ async def test_wasm_runs_at_filtered(tmp_path):
         assert instance.sandbox.startswith("filtered")
 
 
-async def test_a_large_payload_is_echoed(tmp_path):
-    """Bounded by the protocol's lines, not by a page of memory."""
+async def test_payload_larger_than_a_memory_page_is_echoed(tmp_path):
+    """Its size is limited by the protocol's line length."""
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
         payload = {"text": "x" * 400_000}
         assert (await instance.invoke("greet", payload))["result"]["payload"] == payload
 
 
-async def test_compiled_code_is_loaded_from_the_cache(tmp_path, monkeypatch):
-    """By the same daemon and by the next; a module that is compiled to count fuel is another one."""
+async def test_compiled_code_is_loaded_from_the_cache_by_the_next_daemon(tmp_path, monkeypatch):
+    """With a fuel limit the module is compiled separately."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
         await bench.start(artifact)
@@ -171,8 +169,8 @@ async def test_compiled_code_is_loaded_from_the_cache(tmp_path, monkeypatch):
         assert entry in bench.entries
 
 
-async def test_a_changed_entry_is_compiled_again(tmp_path):
-    """One bit of it: the entry is not loaded, and what was there is replaced by what belongs there."""
+async def test_damaged_cache_entry_is_compiled_again(tmp_path):
+    """One flipped bit: the entry is not loaded but replaced."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
         await bench.start(artifact)
@@ -185,8 +183,7 @@ async def test_a_changed_entry_is_compiled_again(tmp_path):
         assert entry.read_bytes() == good
 
 
-async def test_an_unwritable_cache_costs_time_only(tmp_path):
-    """It is compiled at every start then."""
+async def test_module_is_compiled_at_each_start_if_cache_is_unwritable(tmp_path):
     async with wasms.bench(tmp_path) as bench:
         (tmp_path / "state/cache").write_text("in the way")
         for _ in range(2):
@@ -195,12 +192,12 @@ async def test_an_unwritable_cache_costs_time_only(tmp_path):
 
 
 def left(before):
-    """What is there that was not; the loop's own helper threads stay."""
+    """What is left over since `before`, except the helper threads of the event loop."""
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
-async def test_cancelling_a_start_leaves_nothing(tmp_path):
-    """However far it got, compiling or starting, no child and no descriptor is left."""
+async def test_cancelled_start_leaves_no_child_or_descriptor(tmp_path):
+    """Whether it was compiling or starting."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
         turns, finished = 0, False
@@ -219,8 +216,8 @@ async def test_cancelling_a_start_leaves_nothing(tmp_path):
                 shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
 
 
-async def test_an_artifact_with_another_digest_is_refused(tmp_path):
-    """What the store holds now is hashed again before anything is made of it."""
+async def test_artifact_with_other_digest_is_refused_at_start(tmp_path):
+    """The stored artifact is hashed again before it is compiled."""
     async with wasms.bench(tmp_path) as bench:
         plugin, directory = bench.plugin(wasms.module())
         with (directory / "artifact").open("ab") as artifact:
@@ -233,8 +230,8 @@ async def test_an_artifact_with_another_digest_is_refused(tmp_path):
         assert refused.value.code == "digest_mismatch"
 
 
-async def test_unsupported_plugins_are_not_admitted(tmp_path, monkeypatch):
-    """A floor that the host does not reach, another protocol, a host without wasmtime."""
+async def test_plugin_that_host_cannot_run_is_not_admitted(tmp_path, monkeypatch):
+    """A sandbox level that the host does not reach, another protocol, a host without wasmtime."""
     async with wasms.bench(tmp_path, level="filtered") as bench:
         plugin, _ = bench.plugin(wasms.module())
         await bench.wasm.admit(plugin, None)
@@ -249,16 +246,16 @@ async def test_unsupported_plugins_are_not_admitted(tmp_path, monkeypatch):
             await bench.wasm.admit(plugin, None)
 
 
-def test_the_daemon_never_imports_wasmtime():
-    """Nor what runs inside: that is for children."""
+def test_daemon_never_imports_wasmtime():
+    """Nor the package that runs modules: only child processes import them."""
     script = "import sys, latticed.daemon, latticed.app, latticed.runners.wasm as w; w.Package.find();"
     script += "print([name for name in sys.modules if name.startswith(('wasmtime', 'latticed.runners.wasm_inside'))])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "[]\n"
 
 
-async def test_compiling_has_its_own_limits(tmp_path):
-    """Time, memory and the size of what comes out: a named error, nothing in the cache, nobody left."""
+async def test_compiling_beyond_its_limits_is_refused(tmp_path):
+    """Time, memory and size of the compiled code each have an error; nothing is cached, and no process is left."""
     long = "(module (func) " + "(func (drop (i64.div_u (i64.const 1) (i64.const 3))))" * 40_000 + ")"
     artifact = bytes(await asyncio.to_thread(wasms.wasmtime.wat2wasm, long))
     cases = [

@@ -48,8 +48,8 @@ def found(cache, subject=SUBJECT):
         os.close(fd)
 
 
-def test_a_kept_entry_is_found(cache, places):
-    """By this one and by the next with the same key; and nothing before that."""
+def test_kept_entry_is_found_by_any_cache_with_the_same_key(cache, places):
+    """Directory and files are private."""
     assert found(cache) is None
     keep(cache)
     assert found(cache) == found(Cache(*places)) == CODE
@@ -60,8 +60,8 @@ def test_a_kept_entry_is_found(cache, places):
 
 
 @pytest.mark.parametrize("name", ["sha256", "engine", "flags", "target"])
-def test_code_for_another_subject_is_not_found(cache, places, name):
-    """Another module, engine, configuration or processor: not found, nor taken under a name that is not its own."""
+def test_code_of_other_module_engine_flags_or_target_is_not_found(cache, places, name):
+    """Not even if its file is renamed to the expected name; that file is deleted."""
     keep(cache)
     other = replace(SUBJECT, **{name: getattr(SUBJECT, name) + "0"})
     assert found(cache, other) is None
@@ -70,8 +70,8 @@ def test_code_for_another_subject_is_not_found(cache, places, name):
     assert list(places[0].iterdir()) == []
 
 
-def test_fields_do_not_run_into_each_other():
-    """Where one ends and the next begins is part of it."""
+def test_subjects_with_shifted_field_boundaries_differ():
+    """`ab`, `c` and `a`, `bc` are different subjects."""
     one, two = replace(SUBJECT, engine="ab", flags="c"), replace(SUBJECT, engine="a", flags="bc")
     assert one.bytes() != two.bytes()
     assert one.name != two.name
@@ -89,8 +89,8 @@ def test_fields_do_not_run_into_each_other():
     ],
     ids=["shorter", "longer", "empty", "no mac", "its mac", "its code"],
 )
-def test_a_changed_entry_is_deleted(cache, places, change):
-    """And what is compiled anew takes its place."""
+def test_altered_entry_is_not_found_and_deleted(cache, places, change):
+    """A new entry can be kept in its place."""
     keep(cache)
     entry = places[0] / SUBJECT.name
     entry.write_bytes(change(entry.read_bytes()))
@@ -100,8 +100,8 @@ def test_a_changed_entry_is_deleted(cache, places, change):
     assert found(cache) == CODE
 
 
-def test_links_and_fifos_are_not_opened(cache, places, tmp_path):
-    """A link is not followed, a FIFO not waited for."""
+def test_symlink_or_fifo_as_entry_is_not_found(cache, places, tmp_path):
+    """A symbolic link is not followed, and opening a FIFO does not block."""
     keep(cache)
     entry = places[0] / SUBJECT.name
     entry.rename(tmp_path / "elsewhere")
@@ -114,8 +114,8 @@ def test_links_and_fifos_are_not_opened(cache, places, tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["gone", "readable", "short", "a link"])
-def test_a_key_readable_by_others_is_replaced(cache, places, spoil, tmp_path):
-    """A fresh one is made; what was kept under the old one is nothing any more."""
+def test_missing_or_unsafe_key_is_replaced(cache, places, spoil, tmp_path):
+    """Readable by others, too short, or a symbolic link; entries kept under the old key are not found."""
     keep(cache)
     key = places[1]
     old = key.read_bytes()
@@ -137,8 +137,8 @@ def test_a_key_readable_by_others_is_replaced(cache, places, spoil, tmp_path):
     assert found(Cache(*places)) == CODE
 
 
-def test_the_least_recently_used_entries_are_deleted(places):
-    """Used is younger than kept; what was just kept always stays, however large it is."""
+def test_least_recently_used_entries_are_deleted_when_cache_is_full(places):
+    """Finding an entry counts as use; the newest one stays, however large it is."""
     cache = Cache(*places, most_bytes=3 * (len(CODE) + 32))
     many = [replace(SUBJECT, sha256=str(number)) for number in range(4)]
     for age, subject in enumerate(many[:3]):
@@ -151,17 +151,15 @@ def test_the_least_recently_used_entries_are_deleted(places):
     assert [found(cache, one) is not None for one in many] == [False, True, False, False]
 
 
-def test_leftovers_of_interrupted_writes_are_deleted(cache, places):
-    """With the next write."""
+def test_temporary_files_of_interrupted_writes_are_deleted(cache, places):
+    """By the next write."""
     places[0].mkdir(parents=True)
     (places[0] / ".tmp-0123456789abcdef").write_bytes(b"half")
     keep(cache)
     assert [path.name for path in places[0].iterdir()] == [SUBJECT.name]
 
 
-def test_a_full_disk_leaves_no_partial_entry(cache, places, monkeypatch):
-    """OSError, and no half of it."""
-
+def test_write_to_full_disk_raises_and_leaves_no_entry(cache, places, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -149,8 +149,8 @@ UNCARRIED = {  # lives on: the bytes of an answer that some readers of JSON woul
 
 
 @pytest.mark.parametrize("name", NO_PLUGIN)
-async def test_invalid_modules_are_refused_by_the_compiler(tmp_path, name):
-    """Refused by the compiler, which never runs it; nothing of it is kept."""
+async def test_invalid_module_is_refused_by_the_compiler(tmp_path, name):
+    """It is never run, and nothing is cached."""
     source, code, words = NO_PLUGIN[name]
     artifact = source if isinstance(source, bytes) else bytes(wasmtime.wat2wasm(source))
     async with wasms.bench(tmp_path) as bench:
@@ -161,8 +161,8 @@ async def test_invalid_modules_are_refused_by_the_compiler(tmp_path, name):
         assert bench.exits == []
 
 
-async def test_a_compiler_out_of_memory_is_not_wasm_invalid(tmp_path):
-    """Wherever it runs out of memory: the module is too large, not invalid."""
+async def test_compiler_out_of_memory_is_not_wasm_invalid(tmp_path):
+    """At whatever step it runs out: the module is too large, not invalid."""
     data = "x" * (8 << 20)
     module = bytes(
         wasmtime.wat2wasm(f'(module (memory (export "memory") 200) (func (export "_start")) (data "{data}"))')
@@ -178,8 +178,8 @@ async def test_a_compiler_out_of_memory_is_not_wasm_invalid(tmp_path):
 
 
 @pytest.mark.parametrize("name", AT_START)
-async def test_a_module_that_fails_at_start_is_reported(tmp_path, name):
-    """A start that fails, with its reason; nobody is told of an exit, and nothing is left."""
+async def test_module_that_fails_at_start_fails_start_with_its_reason(tmp_path, name):
+    """No exit is reported to the supervisor, and no process is left."""
     source, code, words = AT_START[name]
     async with wasms.bench(tmp_path, memory_mib=8, caps=Caps(start_s=0.3)) as bench:
         with pytest.raises(Problem, match=words) as failed:
@@ -190,8 +190,8 @@ async def test_a_module_that_fails_at_start_is_reported(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", AT_INVOKE)
-async def test_a_module_that_ends_in_an_invocation_is_reported(tmp_path, name):
-    """Whoever asked is told why, the supervisor too, and the next life is as good as the first."""
+async def test_module_that_ends_during_invocation_fails_it_and_reports_exit(tmp_path, name):
+    """With the same code; the plugin can be started again."""
     body, more, code, words = AT_INVOKE[name]
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start(wasms.module(body, more=more), runtime={"limits": {"invoke_timeout_s": 1}})
@@ -207,8 +207,8 @@ async def test_a_module_that_ends_in_an_invocation_is_reported(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-async def test_invalid_answers_fail_and_the_plugin_goes_on(tmp_path, name):
-    """An error for whoever asked; the plugin lives, for its next answer may be better."""
+async def test_invalid_answer_fails_only_its_invocation(tmp_path, name):
+    """The plugin keeps running: its next answer may be valid."""
     answer, words = BAD_ANSWERS[name]
     size = len(answer.replace("\\0a", "\n"))
     async with wasms.bench(tmp_path) as bench:
@@ -221,8 +221,8 @@ async def test_invalid_answers_fail_and_the_plugin_goes_on(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", UNCARRIED)
-async def test_unrepresentable_answers_are_plugin_error(tmp_path, name):
-    """plugin_error for whoever asked, as docs/wasm.md says; any visitor may have caused it, so the plugin lives."""
+async def test_unrepresentable_answer_is_plugin_error(tmp_path, name):
+    """As docs/wasm.md says; any visitor may have caused it, so the plugin keeps running."""
     answer = UNCARRIED[name]
     vector = "".join(f"\\{byte:02x}" for byte in answer)
     more = f'(data (i32.const 16) "{vector}")'
@@ -237,8 +237,8 @@ async def test_unrepresentable_answers_are_plugin_error(tmp_path, name):
         assert bench.exits == []
 
 
-async def test_too_large_an_answer_is_refused(tmp_path):
-    """Larger than a message may be: refused, whatever memory the module has."""
+async def test_answer_over_the_message_limit_is_refused(tmp_path):
+    """Whatever memory the module has."""
     async with wasms.bench(tmp_path) as bench:
         source = wasms.module(wasms.packed(0, 1_500_000)).replace('"memory") 2', '"memory") 32')
         instance = await bench.start(source)
@@ -256,8 +256,8 @@ async def test_too_large_an_answer_is_refused(tmp_path):
     ],
     ids=["no newline", "no message", "an answer to nothing"],
 )
-async def test_a_command_that_writes_noise_ends_its_session(tmp_path, text, code):
-    """Lines that never end, or are no messages: its session is over, with the reason."""
+async def test_wasi_command_that_writes_no_messages_fails_to_start(tmp_path, text, code):
+    """Lines without an end, text, answers without a request: each has its code, and no process is left."""
     size = len(text.replace("\\0a", "\n"))
     vector = "".join(f"\\{byte:02x}" for byte in struct.pack("<II", 16, size))
     head = f'(data (i32.const 0) "{vector}")'
@@ -270,7 +270,7 @@ async def test_a_command_that_writes_noise_ends_its_session(tmp_path, text, code
 
 
 async def test_memory_grow_fails_beyond_the_limit(tmp_path):
-    """The module is told that there is no more, in its own terms; what it does then is its business."""
+    """It returns -1, as WebAssembly specifies, and the module continues."""
     grow = """(loop $again (br_if $again (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0))))
       (if (i32.ne (memory.size) (i32.const 128)) (then unreachable))"""
     answer = '{"ok":true,"message":"128 pages"}'
@@ -281,7 +281,6 @@ async def test_memory_grow_fails_beyond_the_limit(tmp_path):
 
 
 async def test_all_memory_up_to_the_limit_is_usable(tmp_path):
-    """Every byte that it was promised can be written to."""
     fill = """(drop (memory.grow (i32.sub (i32.const 1024) (memory.size))))
       (memory.fill (i32.const 1024) (i32.const 7) (i32.const 67107840))"""
     answer = '{"ok":true,"message":"full"}'
@@ -291,7 +290,7 @@ async def test_all_memory_up_to_the_limit_is_usable(tmp_path):
 
 
 async def test_table_grow_fails_beyond_the_limit(tmp_path):
-    """100,000 elements; then it is told that there is no more."""
+    """100,000 elements."""
     grow = """(loop $again (br_if $again (i32.ge_s (table.grow (ref.null func) (i32.const 1000)) (i32.const 0))))
       (if (i32.ne (table.size) (i32.const 100000)) (then unreachable))"""
     answer = '{"ok":true}'
@@ -302,7 +301,7 @@ async def test_table_grow_fails_beyond_the_limit(tmp_path):
 
 
 async def test_used_up_fuel_ends_the_plugin(tmp_path):
-    """What the manifest asks for is enough for each message, or the plugin ends by name, long before its deadline."""
+    """The manifest's fuel is for each message; the plugin ends with fuel_exhausted, long before its deadline."""
     spend = f"""(local $left i32) (local.set $left (i32.load8_u (i32.add (local.get $at) (i32.const 12))))
       (if (i32.eq (local.get $left) (i32.const 98)) (then {FOREVER}))"""
     answer = '{"ok":true}'
@@ -319,8 +318,8 @@ async def test_used_up_fuel_ends_the_plugin(tmp_path):
         assert bench.exits[0][0] == "fuel_exhausted"
 
 
-async def test_an_allocator_that_calls_the_host_is_ended(tmp_path):
-    """It would be asked for room for the answer to its own call, without end."""
+async def test_alloc_that_makes_a_host_call_is_wasm_trap(tmp_path):
+    """The answer to that call would need alloc again, without end."""
     imports = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
     alloc = """(func (export "alloc") (param i32) (result i32)
       (drop (call $call (i32.const 16) (i32.const 2))) (i32.const 64))"""
@@ -331,8 +330,8 @@ async def test_an_allocator_that_calls_the_host_is_ended(tmp_path):
         assert failed.value.code == "wasm_trap"
 
 
-async def test_a_looping_plugin_does_not_delay_others(tmp_path):
-    """While one loops until it is ended, another one answers."""
+async def test_looping_plugin_does_not_delay_another(tmp_path):
+    """The other plugin answers until the looping one is ended."""
     good_answer = '{"ok":true,"message":"here"}'
     good_source = wasms.module(wasms.packed(16, len(good_answer)), more=wasms.says(16, good_answer))
     async with wasms.bench(tmp_path) as bench:

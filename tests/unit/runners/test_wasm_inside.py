@@ -81,7 +81,6 @@ def world(pipes):
 
 
 def test_arguments_are_given_and_the_environment_is_empty(world):
-    """And no environment."""
     assert world.call("args_sizes_get", 0, 4) == wasi.OK
     assert (world.number(0), world.number(4)) == (2, 10 + 7)
     assert world.call("args_get", 16, 64) == wasi.OK
@@ -93,7 +92,7 @@ def test_arguments_are_given_and_the_environment_is_empty(world):
 
 
 def test_monotonic_time_advances_and_the_date_is_zero(world):
-    """Monotonic time goes on from zero; the time of day stands still at it; there is no processor time."""
+    """Clocks of processor time are not supported."""
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 0) == wasi.OK
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 8) == wasi.OK
     assert 0 <= world.number(0, 8) <= world.number(8, 8) < time.monotonic_ns()
@@ -107,14 +106,13 @@ def test_monotonic_time_advances_and_the_date_is_zero(world):
 
 
 def test_random_get_fills_exactly_the_buffer(world):
-    """Every byte of what was asked for, and no other."""
     assert world.call("random_get", 8, PAGE - 16) == wasi.OK
     assert world.read(0, 8) == world.read(PAGE - 8, 8) == bytes(8)
     assert len(set(world.read(8, PAGE - 16))) == 256
 
 
-def test_files_and_sockets_are_absent(world):
-    """Files, directories, sockets: none of them, whatever the descriptor."""
+def test_file_and_socket_calls_return_errors(world):
+    """Whatever descriptor they name."""
     for name, (letters, answer) in wasi._ABSENT.items():
         assert answer != wasi.OK, name
         assert world.call(name, *[3] * len(letters)) == answer
@@ -124,8 +122,8 @@ def test_files_and_sockets_are_absent(world):
 
 
 @pytest.mark.parametrize("fd", [3, 4, 100, -1])
-def test_only_three_descriptors_exist(world, fd):
-    """There are three, whatever the process has open."""
+def test_descriptors_beyond_stderr_are_bad(world, fd):
+    """Although the process has more of them open."""
     assert world.call("fd_read", fd, 0, 0, 0) == wasi.BADF
     assert world.call("fd_write", fd, 0, 0, 0) == wasi.BADF
     assert world.call("fd_fdstat_get", fd, 0) == wasi.BADF
@@ -136,8 +134,8 @@ def test_only_three_descriptors_exist(world, fd):
     assert world.call("fd_fdstat_set_flags", fd, 0) == wasi.BADF
 
 
-def test_streams_are_neither_files_nor_terminals(world, pipes):
-    """No terminal, no file: they cannot be sought in, and each goes one way."""
+def test_streams_cannot_be_seeked_and_are_one_way(world, pipes):
+    """They are neither files nor terminals; closing one leaves the process's descriptor open."""
     for fd, right in ((0, 1 << 1), (1, 1 << 6), (2, 1 << 6)):
         assert world.call("fd_fdstat_get", fd, 0) == wasi.OK
         kind, flags, rights, inherited = struct.unpack("<BxHxxxxQQ", world.read(0, 24))
@@ -153,7 +151,7 @@ def test_streams_are_neither_files_nor_terminals(world, pipes):
 
 
 def test_fd_read_returns_what_is_available(world, pipes):
-    """Into all vectors what there is; more is not waited for; each message that begins is a message."""
+    """Into all vectors, without waiting for more; each message whose beginning is read counts once."""
     world.put(0, struct.pack("<6I", 100, 3, 200, 0, 300, 10))
     os.write(pipes[1][0], b"abcdefg")
     assert world.call("fd_read", 0, 0, 3, 64) == wasi.OK
@@ -175,7 +173,7 @@ def test_fd_read_returns_what_is_available(world, pipes):
 
 
 def test_fd_write_writes_all_vectors(world, pipes):
-    """All of all vectors, however large: the daemon reads as it likes."""
+    """More than fits into the pipe, while the reader takes small pieces."""
     world.put(0, struct.pack("<4I", 1024, 60_000, 2048, 50_000))
     world.put(1024, os.urandom(60_000))
     heard = bytearray()
@@ -198,8 +196,8 @@ BEYOND = [PAGE, PAGE - 3, -1, -PAGE]
 
 
 @pytest.mark.parametrize("at", BEYOND)
-def test_addresses_outside_the_memory_are_faults(world, pipes, at):
-    """Fault, for every address that is not whole in the memory; nothing is written anywhere."""
+def test_address_outside_the_memory_is_fault(world, pipes, at):
+    """Also if only its last bytes are outside."""
     os.write(pipes[1][0], b"x")
     world.put(0, struct.pack("<2I", at & 0xFFFFFFFF, 8))
     answers = [
@@ -218,8 +216,8 @@ def test_addresses_outside_the_memory_are_faults(world, pipes, at):
 
 
 @given(at=st.integers(-(1 << 31), (1 << 32) - 1), size=st.integers(-(1 << 31), (1 << 32) - 1))
-def test_a_view_is_within_or_a_fault(at, size):
-    """For any two numbers."""
+def test_view_is_within_memory_or_raises_guest_fault(at, size):
+    """For any address and size."""
     store = Store(Engine())
     guest = Guest()
     guest.attach(Memory(store, MemoryType(Limits(1, 1))))
@@ -249,8 +247,8 @@ def poll(world, *asked):
     return [struct.unpack("<QHBxxxxxQxxxxxxxx", data[at : at + 32]) for at in range(0, len(data), 32)]
 
 
-def test_poll_oneoff_reports_events(world, pipes):
-    """Time, input, output; what can never happen is told at once."""
+def test_poll_oneoff_reports_due_clocks_and_ready_streams(world, pipes):
+    """What can never happen is reported at once as an error."""
     assert poll(world, clock(7, 1_000_000)) == [(7, 0, CLOCK, 0)]
     assert poll(world, clock(7, 0), clock(8, 10**18)) == [(7, 0, CLOCK, 0)]
     assert poll(world, clock(7, 1, absolute=True)) == [(7, 0, CLOCK, 0)]
@@ -269,8 +267,7 @@ def test_poll_oneoff_reports_events(world, pipes):
     assert world.call("poll_oneoff", 0, 0, polling.MOST + 1, 0) == wasi.INVAL
 
 
-def test_proc_exit_carries_its_status(world):
-    """Its status is what it says."""
+def test_proc_exit_raises_exited_with_its_status(world):
     for status in (0, 3, -1):
         with pytest.raises(Exited) as exited:
             world.call("proc_exit", status)
@@ -278,7 +275,7 @@ def test_proc_exit_carries_its_status(world):
 
 
 def test_signatures_are_those_of_preview_1():
-    """Some that are easily mistaken."""
+    """Four that are easily mistaken."""
     assert wasi.SIGNATURES["fd_seek"] == ("i32 i64 i32 i32", "i32")
     assert wasi.SIGNATURES["path_open"] == ("i32 i32 i32 i32 i32 i64 i64 i32 i32", "i32")
     assert wasi.SIGNATURES["proc_exit"] == ("i32", "")
@@ -292,8 +289,8 @@ class Expired(threading.Event):
         return self.wait(20)
 
 
-def test_computing_uses_up_the_budget():
-    """Once, and never again."""
+def test_budget_expires_while_computing():
+    """Once; its thread then ends."""
     expired = Expired()
     budget = Budget(expired.set)
     budget.renew(0.02)
@@ -301,8 +298,8 @@ def test_computing_uses_up_the_budget():
     processes.until(lambda: not [one for one in threading.enumerate() if one.name == "budget"], what="its thread's end")
 
 
-def test_waiting_does_not_use_the_budget():
-    """However long it is; and what is left afterwards is what was left before. A message starts it afresh."""
+def test_time_spent_waiting_does_not_use_the_budget():
+    """What was left before the wait is left after it."""
     expired = Expired()
     budget = Budget(expired.set)
     budget.renew(0.5)
@@ -311,8 +308,8 @@ def test_waiting_does_not_use_the_budget():
     assert expired.soon()
 
 
-def test_an_idle_budget_never_expires():
-    """Idle, and waiting while idle; then it works as on the first day."""
+def test_stopped_budget_never_expires():
+    """Also during a wait; once renewed, it expires as usual."""
     expired = Expired()
     budget = Budget(expired.set)
     budget.renew(0.5)
@@ -325,8 +322,7 @@ def test_an_idle_budget_never_expires():
     assert expired.soon()
 
 
-def test_one_engine_for_compiling_and_running():
-    """Code that was compiled without counting fuel does not run where fuel is counted."""
+def test_code_compiled_without_fuel_does_not_load_in_engine_with_fuel():
     from wasmtime import Module, WasmtimeError
 
     code = Module(engine.make(fuel=False), "(module)").serialize()

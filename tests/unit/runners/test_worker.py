@@ -36,8 +36,8 @@ async def blocked(outside, source, **fields):
     return caught.value
 
 
-async def test_a_template_is_served_on_its_route(outside):
-    """The contract's own example, from the operator's bucket to the answer."""
+async def test_template_is_served_on_its_route(outside):
+    """The example of the contract, with a value from the operator's bucket."""
     await outside.put("default", "message", b"world")
     instance = await outside.arm(b"hello {{path}} {{kv:default/message}}")
     answer = await outside.get("/acme.demo/a%20b/%C3%BC")
@@ -48,16 +48,16 @@ async def test_a_template_is_served_on_its_route(outside):
     assert (await instance.check()).health is Health.HEALTHY
 
 
-async def test_a_changed_value_shows_in_the_next_answer(outside):
-    """Compiled once, read each time."""
+async def test_changed_value_shows_in_the_next_answer(outside):
+    """The template is parsed once, values are read for each request."""
     await outside.arm(b"{{kv:plugin:acme.demo/k}}")
     assert (await outside.get("/acme.demo/")).body == b""
     await outside.put("plugin:acme.demo", "k", b"one")
     assert (await outside.get("/acme.demo/")).body == b"one"
 
 
-async def test_a_path_that_contains_a_reference_is_text(outside):
-    """A requester cannot read what the template does not name."""
+async def test_reference_in_requested_path_is_not_expanded(outside):
+    """A requester cannot read values that the template does not name."""
     await outside.put("default", "secret", b"hidden")
     await outside.arm(b"<{{path}}|{{query:q}}>")
     written = "%7B%7Bkv:default/secret%7D%7D"
@@ -67,8 +67,7 @@ async def test_a_path_that_contains_a_reference_is_text(outside):
     assert outside.calls() == []
 
 
-async def test_a_value_that_contains_a_reference_is_text(outside):
-    """Nothing that is put in is expanded again."""
+async def test_reference_in_stored_value_is_not_expanded(outside):
     await outside.put("default", "secret", b"hidden")
     await outside.put("default", "a", b"{{kv:default/secret}}{{path}}")
     await outside.arm(b"<{{kv:default/a}}>")
@@ -96,7 +95,6 @@ async def test_html_values_are_escaped(outside):
     ],
 )
 async def test_text_content_types_are_served_as_utf8(outside, said, sent):
-    """Always in UTF-8."""
     await outside.arm(b"x", routes={"content_type": said})
     assert (await outside.get("/acme.demo/")).headers["content-type"] == f"{sent}; charset=utf-8"
 
@@ -116,14 +114,14 @@ async def test_text_content_types_are_served_as_utf8(outside, said, sent):
         "text/html; x=y",
     ],
 )
-async def test_other_content_types_are_refused(outside, said):
-    """A script cannot be escaped, other types are no text."""
+async def test_content_type_that_is_not_safe_text_is_refused(outside, said):
+    """A script cannot be escaped; other types are not text."""
     problem = await blocked(outside, b"x", routes={"content_type": said})
     assert (problem.code, "content_type" in problem.reason) == ("source_blocked", True)
 
 
 @pytest.mark.parametrize("said", ["text/xml", "text/xsl", "text/vnd.x+xml"])
-async def test_markup_by_other_names_is_escaped_too(outside, said):
+async def test_values_in_xml_content_types_are_escaped(outside, said):
     await outside.arm(b"{{query:q}}", routes={"content_type": said})
     assert (await outside.get("/acme.demo/?q=<a>")).body == b"&lt;a&gt;"
 
@@ -132,16 +130,16 @@ async def test_markup_by_other_names_is_escaped_too(outside, said):
 
 
 @pytest.mark.parametrize("source", [b"a\nfetch(1)", b"{{path", b"\xff", b"x" * (template.MAX_BYTES + 1)])
-async def test_invalid_templates_are_refused_before_the_start(outside, source):
-    """By admit, with nothing claimed; by start as well, should it come to that."""
+async def test_invalid_template_is_refused_before_the_start(outside, source):
+    """By `admit`, and by `start` as well; no prefix is claimed."""
     assert (await blocked(outside, source)).code == "source_blocked"
     with pytest.raises(Problem, match="source_blocked"):
         await outside.arm(source)
     assert not outside.routes.in_use
 
 
-async def test_an_enormous_artifact_is_refused_without_being_copied(outside, monkeypatch):
-    """Three megabytes of placeholders: no more than a template's worth of them is ever held."""
+async def test_oversized_artifact_is_refused_without_being_read_whole(outside, monkeypatch):
+    """3.2 MB of placeholders: no more than the largest template and one byte is read."""
     held: list[int] = []
     real = worker._memory
 
@@ -161,8 +159,7 @@ async def test_an_enormous_artifact_is_refused_without_being_copied(outside, mon
     assert peak < 8 << 20, "the test's own copy is 3.2 MB"
 
 
-async def test_a_pair_with_another_digest_is_refused(outside):
-    """The digest is that of the manifest, or nothing is served."""
+async def test_artifact_with_other_digest_is_refused(outside):
     plugin, path = outside.plugin(b"hello")
     (path / "artifact").write_bytes(b"hullo")
     with (
@@ -172,8 +169,8 @@ async def test_a_pair_with_another_digest_is_refused(outside):
         await outside.worker.admit(plugin, pair)
 
 
-async def test_a_taken_route_refuses_activation(tmp_path):
-    """The holder is named; it is free again when the holder stops."""
+async def test_activation_with_taken_route_is_refused(tmp_path):
+    """The error names the plugin that holds it; once that one stops, the route is free."""
     async with ingresses.opened(tmp_path) as outside:
         outside.worker = WorkerRunner(outside.routes, granted_prefixes=lambda _: frozenset({"/app"}))
         wanted = {"routes": {"prefixes": ["/app/"]}}
@@ -190,8 +187,8 @@ async def test_a_taken_route_refuses_activation(tmp_path):
         assert (await outside.get("/app/x")).body == b"second"
 
 
-async def test_prefixes_that_are_not_granted_are_not_served(outside):
-    """Declared or not: its own prefix is what it has."""
+async def test_declared_prefixes_without_grant_are_not_served(outside):
+    """The plugin's own prefix needs no grant."""
     await outside.arm(b"x", routes={"prefixes": ["/app/", "/.well-known/"]})
     assert (await outside.get("/acme.demo/")).status == 200
     assert (await outside.get("/app/")).status == 404
@@ -201,8 +198,8 @@ async def test_prefixes_that_are_not_granted_are_not_served(outside):
 # Reads through the Gate, and their audit.
 
 
-async def test_without_kv_read_references_are_empty_and_on_record(outside):
-    """Not declared, and not granted: the template renders, the denials are audited."""
+async def test_references_without_kv_read_are_empty_and_audited(outside):
+    """Not declared, or not granted."""
     await outside.put("default", "k", b"value")
     await outside.arm(b"<{{kv:default/k}}>", capabilities=["worker:route"])
     assert (await outside.get("/acme.demo/")).body == b"<>"
@@ -215,8 +212,8 @@ async def test_without_kv_read_references_are_empty_and_on_record(outside):
 @pytest.mark.parametrize(
     "reference", ["private/k", "plugin:acme.other/k", "default/missing", "default/..", "default/a/b"]
 )
-async def test_references_that_cannot_be_read_are_empty(outside, reference):
-    """Another plugin's bucket, an operator's that is not for workers, a key that is not there, no key at all."""
+async def test_unreadable_reference_renders_empty(outside, reference):
+    """Another plugin's bucket, one that is not for workers, a missing key, an invalid key."""
     for bucket in ("private", "plugin:acme.other"):
         await outside.put(bucket, "k", b"secret")
     await outside.arm(b"<{{kv:%s}}>" % reference.encode())
@@ -224,8 +221,8 @@ async def test_references_that_cannot_be_read_are_empty(outside, reference):
     assert len(outside.calls()) >= 1
 
 
-async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, monkeypatch):
-    """Eight references to four values: four calls, of which the last begins before the first has ended."""
+async def test_referenced_values_are_read_once_each_and_concurrently(outside, monkeypatch):
+    """Eight references to four values cause four concurrent calls."""
     for key in "abcd":
         await outside.put("default", key, key.encode())
     instance = await outside.arm(b"".join(b"{{kv:default/%c}}" % key for key in b"abcdabcd"))
@@ -248,8 +245,7 @@ async def test_each_value_is_asked_for_once_and_all_at_the_same_time(outside, mo
     assert most == 4
 
 
-async def test_bytes_that_are_not_utf8_are_replaced(outside):
-    """An answer is UTF-8, whatever was stored."""
+async def test_stored_bytes_that_are_not_utf8_are_replaced(outside):
     await outside.put("default", "k", b"a\xffb")
     await outside.arm(b"{{kv:default/k}}")
     assert (await outside.get("/acme.demo/")).body.decode() == "a\ufffdb"
@@ -265,8 +261,8 @@ async def test_bytes_that_are_not_utf8_are_replaced(outside):
         (Denial.INTERNAL, 500),
     ],
 )
-async def test_a_failed_read_fails_the_whole_answer(outside, monkeypatch, denial, status):
-    """No half of an answer: a code, and nothing of the inside."""
+async def test_failed_read_fails_the_whole_answer(outside, monkeypatch, denial, status):
+    """With a code, without a partial body, and with no details of an internal error."""
     instance = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
 
     async def call(method, params):
@@ -282,16 +278,15 @@ async def test_a_failed_read_fails_the_whole_answer(outside, monkeypatch, denial
     assert (reply["ok"], reply["error"].partition(":")[0]) == (False, denial.value)
 
 
-async def test_an_answer_that_would_be_too_large_is_the_plugins_failure(outside):
-    """502 with its code; the next request is answered."""
+async def test_too_large_an_answer_is_502_output_too_large(outside):
     await outside.put("default", "k", b"x" * 60_000)
     await outside.arm(b"{{query:small}}" + b"{{kv:default/k}}" * 20)
     answer = await outside.get("/acme.demo/")
     assert (answer.status, answer.code) == (502, "output_too_large")
 
 
-async def test_trimming_the_capability_closes_the_route(outside):
-    """At once, and a grant brings it back at once."""
+async def test_trimming_worker_route_makes_the_route_404(outside):
+    """From the next request on; a grant serves it again at once."""
     instance = await outside.arm(b"x")
     instance._gate.regrant(frozenset({"kv:read"}))
     assert (await outside.get("/acme.demo/")).status == 404
@@ -301,8 +296,8 @@ async def test_trimming_the_capability_closes_the_route(outside):
     assert (await outside.get("/acme.demo/")).status == 200
 
 
-async def test_a_worker_that_declares_no_route_has_none(outside):
-    """It can still be invoked, and nobody listens for it."""
+async def test_worker_without_worker_route_claims_no_route(outside):
+    """It can still be invoked."""
     instance = await outside.arm(b"hi {{path}}", capabilities=["kv:read"])
     assert not outside.routes.in_use
     assert "does not declare worker:route" in instance.message
@@ -311,7 +306,7 @@ async def test_a_worker_that_declares_no_route_has_none(outside):
 
 
 async def test_invoke_renders_the_template(outside):
-    """Path, query and method may be given; the reply says what a request would have been answered."""
+    """Path, query and method may be given; the result is what a request would be answered with."""
     instance = await outside.arm(b"{{method}} {{path}} {{query:a}}")
     payload = {"path": "/p", "query": {"a": "1"}, "method": "HEAD"}
     assert await instance.invoke("render", payload) == {
@@ -337,7 +332,7 @@ async def test_invoke_renders_the_template(outside):
         ("render", {"body": ""}),
     ],
 )
-async def test_other_invocations_are_refused(outside, action, payload):
+async def test_unknown_action_or_malformed_payload_is_bad_request(outside, action, payload):
     instance = await outside.arm(b"x")
     with pytest.raises(Problem, match="bad_request"):
         await instance.invoke(action, payload)
@@ -347,15 +342,15 @@ async def test_other_invocations_are_refused(outside, action, payload):
 
 
 async def test_stopping_releases_the_route(outside):
-    """Stopping twice is harmless."""
+    """Stopping a second time does nothing."""
     instance = await outside.arm(b"x")
     await instance.stop(1.0)
     await instance.stop(1.0)
     assert not outside.routes.in_use
 
 
-async def test_without_a_listener_it_is_degraded_and_says_why():
-    """And well again when there is one: nothing of the plugin's own is wrong."""
+async def test_worker_without_listener_is_degraded_with_the_reason():
+    """Healthy once there is a listener."""
     routes = RouteTable()
     gate = _gate()
     instance = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)
@@ -369,8 +364,8 @@ async def test_without_a_listener_it_is_degraded_and_says_why():
     assert (await instance.check()).health is Health.HEALTHY
 
 
-async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, monkeypatch):
-    """It ends only after the thread that reads from the pair, which is then closed."""
+async def test_start_cancelled_during_read_ends_after_the_read_and_claims_no_route(outside, monkeypatch):
+    """A thread reads from the bundle, which may be closed only afterwards."""
     reading, go_on, done = threading.Event(), threading.Event(), []
     real = worker._source
 
@@ -393,8 +388,7 @@ async def test_a_start_that_is_cancelled_while_it_reads_leaves_nothing(outside, 
     assert not outside.routes.in_use
 
 
-async def test_a_start_that_is_cancelled_while_it_waits_leaves_no_route(outside):
-    """For a listener that takes its time."""
+async def test_start_cancelled_while_waiting_for_listener_releases_route(outside):
     routes = RouteTable()
     routes.set_listener(RouteListener())
     outside.worker = WorkerRunner(routes)
@@ -412,8 +406,8 @@ def _gate():
     return broker.gate(Caller(plugin_id="acme.demo"), rights)
 
 
-async def test_a_thousand_armed_workers_take_little_memory():
-    """Under 4 KiB each beyond their source: template, route, Gate and all."""
+async def test_each_armed_worker_takes_under_4_kib_besides_its_source():
+    """Template, route and Gate, measured over a thousand workers."""
     source = b"<h1>{{path}}</h1> {{kv:default/message}} {{query:who}} {{method}}" + b"." * 2_000
     routes, count = RouteTable(), 1_000
     broker = Broker({}, record=None, clock=SystemClock(), gate_limits=GateLimits())  # type: ignore[arg-type]
