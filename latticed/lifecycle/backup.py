@@ -31,12 +31,18 @@ if TYPE_CHECKING:
     from latticed.settings import Settings
 
 STAGING: Final = ".backup-"
+"""Prefix of the staging directory's name, below the state directory; a random part follows."""
+# Bytes read at a time: large enough that switching to a thread for each costs little.
 CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """A staged backup; `size` is that of the tar in bytes, `made_s` the time in Unix seconds."""
+    """A staged backup; valid within the block of `Backups.made`.
+
+    `manifest` is the signed `manifest.json`, `entries` the files that follow it in the tar, `size` the size of the tar
+    in bytes, `made_s` the time in Unix seconds.
+    """
 
     directory: Path
     manifest: bytes
@@ -45,7 +51,7 @@ class Backup:
     made_s: int
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes of the tar; files are read off the event loop."""
+        """The bytes of the tar, `size` of them, in chunks of at most 1 MiB; files are read off the event loop."""
         yield self._header(archive.MANIFEST, len(self.manifest)) + self.manifest
         yield bytes(tar.padding(len(self.manifest)))
         for entry in self.entries:
@@ -74,7 +80,10 @@ class Backups:
         """A backup of the present state and of what `settings` chooses; removed when the block is left.
 
         Problems: backup_running, ledger_unavailable, ledger_damaged, and store_unavailable without space.
+        ConnectionError and TimeoutError of the block itself pass through: they are about the client that reads the
+        backup.
         """
+        # No await between this check and taking the lock below: two callers cannot both pass.
         if self._busy.locked():
             raise Problem("backup_running", "another backup is being made", "wait for its end")
         async with self._busy:
@@ -82,14 +91,20 @@ class Backups:
             try:
                 yield await self._stage(staging, settings)
             except OSError as error:
+                # Both are subclasses of OSError, raised by the block: they say nothing about the disk.
                 if isinstance(error, ConnectionError | TimeoutError):
                     raise
                 detail = f"expected to stage a backup in the state directory, found: {error.strerror or error}"
                 raise Problem("store_unavailable", detail, "free some space") from error
             finally:
+                # The pairs in it are hard links: the store keeps its own.
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
 
     async def _stage(self, staging: Path, settings: Settings) -> Backup:
+        """Stage all files of a backup, so that none of those that the ledger's snapshot names is missing.
+
+        The floors are written first, to hold all decisions so far. Pairs are linked before and after the snapshot.
+        """
         if not await self._lifecycle.deps.revocations.write_floors(self._lifecycle.records.values()):
             raise Problem("store_unavailable", f"{floors.FILE} cannot be written", "free some space")
         await asyncio.to_thread(self._begin, staging)
@@ -105,10 +120,13 @@ class Backups:
 
     def _complete(self, staging: Path, settings: Settings) -> Backup:
         self._link_pairs(staging)  # pairs stored since; unused ones are left out
+        # Links suffice: both files are replaced by renaming, never written in place.
         for name in (floors.FILE, state.HOST_KEY):
             os.link(self._directory / name, staging / name)
+        # Checked now: a backup that cannot be restored would be noticed only when it is needed.
         if fault := rebuild.diagnosis(staging):
             raise Problem("ledger_damaged", f"expected a ledger that can be restored, found: {fault}", RECOVER_HINT)
+        # Read from the snapshot, not from memory: the manifest must describe the ledger that is in the archive.
         found = rebuild.read_damaged(staging / state.DATABASE)
         in_use = {record.facts.identity for record in found.records if record.accepted}
         names = [*archive.NEEDED, *_pairs(staging, in_use)]
@@ -132,11 +150,17 @@ class Backups:
         return Backup(directory=staging, manifest=data, entries=entries, size=size, made_s=now_us // 1_000_000)
 
     def _link_pairs(self, staging: Path) -> None:
+        """Hard-link all stored pairs into the staging directory; what is there already stays.
+
+        A pair may vanish while it is linked, since the store removes unused ones meanwhile.
+        """
+        # Before the first plugin is installed there is no store.
         with contextlib.suppress(FileNotFoundError):
             for identity in os.listdir(self._directory / "store"):
                 for name in (PLUGIN_MANIFEST, ARTIFACT):
                     target = staging / "store" / identity / name
                     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    # Removed meanwhile, linked by the first round, or no pair at all (a file directly in the store).
                     with contextlib.suppress(FileNotFoundError, FileExistsError, NotADirectoryError):
                         os.link(self._directory / "store" / identity / name, target, follow_symlinks=False)
 
@@ -155,5 +179,7 @@ def _entry(staging: Path, name: str) -> archive.ArchiveEntry:
 
 
 def _size(manifest: bytes, entries: Collection[archive.ArchiveEntry]) -> int:
+    """The size of the tar in bytes, needed before it is sent (Content-Length)."""
     sizes = [len(manifest), *(entry.size for entry in entries)]
+    # Each file: a header block, its bytes, zeros up to a whole block.
     return sum(tar.BLOCK + size + tar.padding(size) for size in sizes) + len(tar.END)

@@ -17,17 +17,18 @@ SETTLE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """Both waits end after SETTLE_S at the latest."""
+    """Waits for the effects of a decision. Both waits end after SETTLE_S at the latest, without an error."""
 
     supervisor: Supervisor
     services: HostServices
 
     async def settled(self, plugin_id: str) -> None:
-        """Until a plugin is armed, stopped or failed, and nothing that it may not do is under way for it."""
+        """Until a plugin is armed, stopped or failed, and host services have ended what they may not do for it."""
         await asyncio.gather(self.supervisor.settled(plugin_id, within_s=SETTLE_S), self.drained(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:
-        """Until nothing that a plugin may not do is under way for it."""
+        """Until host services have ended what they may not do any more for a plugin."""
+        # Answered all the same: the decision stands and is enforced, only its effects take longer.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 await self.services.drained(plugin_id)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
 NOTHING: Final = Named()
+"""Names nothing: the default of a Regrant."""
 
 
 class _Unfit(Exception):  # its text becomes the reason of bad_request
@@ -32,10 +33,11 @@ class _Unfit(Exception):  # its text becomes the reason of bad_request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrant:
-    """A change of grants.
+    """A change of grants, as the control API takes it.
 
-    `grant` and `trim` are capabilities to unmask and to mask; `add` and `remove` name anything else; `hosts` and
-    `permits` replace the present ones unless None. `force` allows origins that are cloud metadata addresses.
+    `grant` and `trim` are capabilities to unmask and to mask. `add` and `remove` name anything else (`model.consents`).
+    `hosts` and `permits` replace the present ones; None leaves them. `force` allows origins that are cloud metadata
+    addresses.
     """
 
     grant: frozenset[str] = frozenset()
@@ -56,18 +58,21 @@ class Regrant:
 def regrant(
     record: Record, wanted: Regrant, manifest: Manifest | None, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
-    """The record with other grants; `manifest` is None when neither record nor disk has one.
+    """`record` with the grants changed as `wanted`, at `now` (microseconds since the epoch), or why that is refused.
 
-    Problems: bad_request, metadata_origin, needs_consent.
+    `manifest` is None when neither record nor disk has one. What is removed wins over what is added. Problems:
+    bad_request, metadata_origin; needs_consent when an active plugin could not start any more.
     """
     hosts = record.hosts if wanted.hosts is None else wanted.hosts
     allowed = record.permits if wanted.permits is None else wanted.permits
+    # New ones only: they are judged. One that is granted already may stay though the manifest no longer declares it.
     named = Named(
         caps=tuple(wanted.grant | wanted.trim),
         hosts=(*(one for one in hosts if one not in record.hosts), *wanted.add.hosts),
         permits=(*(one for one in allowed if one not in record.permits), *wanted.add.permits),
         terms=wanted.add.terms,
     )
+    # Those that the lists drop are gone before the new ones are added, in the order of the lists.
     kept = replace(
         record,
         hosts=tuple(one for one in dict.fromkeys(hosts) if one in record.hosts),
@@ -76,19 +81,26 @@ def regrant(
     wider = widened(kept, manifest, named, usual, force=wanted.force)
     if isinstance(wider, Problem):
         return wider
+    # Trimmed last: a capability that is named in both is masked.
     masked = (record.masked - wanted.grant) | wanted.trim
     try:
         after = _narrowed(replace(wider, masked=masked, updated_at=now), wanted.remove, usual)
     except _Unfit as unfit:
         return Problem("bad_request", str(unfit))
+    # An active plugin must be able to start again with what is left.
     return _startable(after, manifest) or after
 
 
 def widened(
     record: Record, manifest: Manifest | None, named: Named, usual: Usual, *, force: bool = False
 ) -> Record | Problem:
-    """`record` with `named` granted besides. Problems: bad_request for what is not declared, metadata_origin."""
+    """`record` with `named` granted besides, or why that is refused.
+
+    `usual` are the settings' values for what a manifest leaves out; `force` as in Regrant. Problems: bad_request for
+    what the manifest does not declare or ask for, metadata_origin.
+    """
     try:
+        # In turn: capabilities, hosts, permits, then terms, of which some are kept as permits.
         _declared(named.caps, record.facts)
         hosts = _joined(record.hosts, _hosts(named.hosts, manifest))
         allowed = _joined(record.permits, _permits(named.permits, record.permits, force=force))
@@ -106,7 +118,11 @@ def widened(
 
 
 def needs_consent(record: Record, manifest: Manifest | None, verb: str) -> Problem | None:
-    """Problem needs_consent listing all that must be accepted before `manifest` can start, or None."""
+    """Problem needs_consent listing all that must be accepted before `manifest` can start, or None.
+
+    `verb` is the latticectl verb (`activate`, `upgrade`) that the hint repeats with the missing `--accept`s. A record
+    without terms needs nothing: its first install accepts all.
+    """
     if manifest is None or record.terms is None:
         return None
     needed = accepted.needed(manifest, record.facts.interpreter, record.terms)
@@ -121,13 +137,13 @@ def needs_consent(record: Record, manifest: Manifest | None, verb: str) -> Probl
 
 
 def widens(before: Record, after: Record, usual: Usual) -> bool:
-    """Whether `after` grants anything that `before` does not."""
+    """Whether `after` grants anything that `before` does not; then it has to be on disk before it takes effect."""
     fewer = before.masked <= after.masked and set(after.hosts) <= set(before.hosts)
     return not (fewer and set(after.permits) <= set(before.permits)) or bool(_more(after.terms, before.terms, usual))
 
 
 def ends_life(before: Record, after: Record, usual: Usual) -> bool:
-    """Whether `after` takes away something that an instance keeps from its start, so that it must be restarted."""
+    """Whether `after` takes away something that an instance got at its start, so that it must be restarted."""
     gone = permits.bound_to_a_life(set(before.permits) - set(after.permits))
     return gone or bool(_more(before.terms, after.terms, usual))
 
@@ -137,12 +153,13 @@ def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
     wants = presence.asked(record.facts)
     if wants is None or record.terms is None:
         return ()
+    # A feature can be granted as a permit as well: then it is not withheld.
     given = {f"{permits.FEATURE}={one}" for one in permits.of_kind(record.permits, permits.FEATURE)}
     return tuple(one for one in accepted.beyond(wants, record.terms, usual) if one not in given)
 
 
 def hosts_after(record: Record, manifest: Manifest) -> tuple[str, ...]:
-    """The granted hosts that remain after an upgrade: those still declared; all of them if `manifest` is v1."""
+    """The granted hosts that remain after an upgrade: those that `manifest` declares; all of them if it is v1."""
     return egress.meet(record.hosts, manifest.egress.hosts) if manifest.is_v2 else record.hosts
 
 
@@ -155,14 +172,20 @@ def _more(wants: Accepted | None, terms: Accepted | None, usual: Usual) -> tuple
 
 
 def _declared(caps: Iterable[str], facts: RecordFacts) -> None:
+    """Raise _Unfit for a capability that the manifest does not declare: it cannot be granted."""
     extra = sorted(set(caps) - set(facts.capabilities))
     if extra:
+        # Cut to 80 characters, here and below: the text comes from the caller and ends in logs and the audit record.
         declared = ", ".join(facts.capabilities)
         raise _Unfit(f"expected capabilities that the manifest declares ({declared}), found {extra[0][:80]}")
 
 
 def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
-    """Hosts in normal form; `*` granted to a v2 plugin becomes the hosts it declares now on ports 80 and 443."""
+    """Hosts in normal form, each checked against what the manifest declares; _Unfit otherwise.
+
+    `*` granted to a v2 plugin becomes the hosts that it declares now on ports 80 and 443. A v1 manifest declares no
+    hosts: any may be granted.
+    """
     found: list[str] = []
     for text in named:
         try:
@@ -182,6 +205,10 @@ def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
 
 
 def _permits(named: Iterable[str], known: tuple[str, ...], *, force: bool) -> tuple[str, ...]:
+    """`named` unchanged, each checked; _Unfit for bad syntax, _Metadata for a cloud's metadata service.
+
+    Without `force` only those that are not `known`, that is granted already, are held to the second rule.
+    """
     for permit in named:
         if unfit := permits.fault(permit):
             raise _Unfit(unfit)
@@ -194,11 +221,17 @@ def _permits(named: Iterable[str], known: tuple[str, ...], *, force: bool) -> tu
 def _term(
     terms: Accepted | None, record: Record, manifest: Manifest | None, named: tuple[str, str], usual: Usual
 ) -> tuple[Accepted | None, tuple[str, ...]]:
-    """The terms with `named` accepted too, and the permits to add for it."""
+    """The terms with `named` (kind, value) accepted too, and the permits to add for it.
+
+    Some kinds are kept in two places: a prefix always as a permit, and as a term where the manifest asks for it; a
+    feature as a term where the manifest asks for it, else as a permit. All other kinds are terms only, so they need a
+    manifest and terms: _Unfit without.
+    """
     kind, value = named
     text = f"{kind}={value}"
     wants = accepted.asked(manifest, record.facts.interpreter) if manifest is not None else None
     if kind == permits.PREFIX:
+        # `/shop` and `/shop/` are the same prefix; the terms keep the manifest's spelling.
         same = {one for one in wants.prefixes if _slashed(one) == _slashed(value)} if wants else set()
         return (replace(terms, prefixes=terms.prefixes | same) if terms else None), (text,)
     if kind == permits.FEATURE and (terms is None or wants is None or value not in wants.features):
@@ -209,6 +242,10 @@ def _term(
 
 
 def _accepting(terms: Accepted, wants: Accepted, kind: str, value: str, usual: Usual) -> Accepted:
+    """`terms` with this value of this kind accepted, never more than `wants` asks for; _Unfit otherwise.
+
+    A level or limit that is no wider than the accepted one changes nothing.
+    """
     match kind:
         case "limit":
             return _with_limit(terms, wants, value, usual)
@@ -228,6 +265,7 @@ def _accepting(terms: Accepted, wants: Accepted, kind: str, value: str, usual: U
             if _words(value) != wants.args:
                 raise _Unfit(f"expected args={shlex.join(wants.args)}, which it asks for, found args={value[:80]}")
             return replace(terms, args=wants.args)
+        # Single-valued kinds (type, protocol, interpreter): named in full, so that the operator accepts what is there.
         case _:
             asked = getattr(wants, kind)
             if value != asked:
@@ -237,6 +275,7 @@ def _accepting(terms: Accepted, wants: Accepted, kind: str, value: str, usual: U
 
 
 def _with_limit(terms: Accepted, wants: Accepted, value: str, usual: Usual) -> Accepted:
+    """`terms` with the limit `value` (`name:number`) raised to it; unchanged if it is no higher."""
     name, limits = _limit(value)
     most = accepted.bound(wants.limits, name, usual.limits)
     if accepted.bound(limits, name, usual.limits) > most:
@@ -244,15 +283,20 @@ def _with_limit(terms: Accepted, wants: Accepted, value: str, usual: Usual) -> A
         found = f"limit={value}"
         raise _Unfit(f"expected at most limit={name}:{asked or accepted.DEFAULT}, which it asks for, found {found}")
     if accepted.bound(limits, name, usual.limits) <= accepted.bound(terms.limits, name, usual.limits):
+        # Granting never lowers: that is what removing does (`_without`).
         return terms
     return replace(terms, limits=structs.replace(terms.limits, **{name: getattr(limits, name)}))
 
 
 def _narrowed(record: Record, removed: Named, usual: Usual) -> Record:
+    """`record` without what `removed` names. What was not granted is no error, except for kinds that stay (_Unfit)."""
     terms, allowed, hosts = record.terms, list(record.permits), list(record.hosts)
     for host in removed.hosts:
+        # `*` became the declared hosts on ports 80 and 443 when it was granted (`_hosts`): removing it takes those
+        # away.
         starred = set(egress.on_star_ports(hosts)) | {egress.ANY}
         hosts = [one for one in hosts if one != host and not (host == egress.ANY and one in starred)]
+    # Features and prefixes may be kept as permits too (`_term`).
     gone = {*removed.permits, *(f"{kind}={value}" for kind, value in removed.terms)}
     for kind, value in removed.terms:
         terms = _without(terms, kind, value, usual) if terms is not None else None
@@ -261,6 +305,10 @@ def _narrowed(record: Record, removed: Named, usual: Usual) -> Record:
 
 
 def _without(terms: Accepted, kind: str, value: str, usual: Usual) -> Accepted:
+    """`terms` without this value of this kind; _Unfit for kinds that a plugin cannot run without.
+
+    For a limit or level the value is what is left at most, so it can only tighten them.
+    """
     match kind:
         case "feature":
             return replace(terms, features=terms.features - {value})
@@ -277,6 +325,7 @@ def _without(terms: Accepted, kind: str, value: str, usual: Usual) -> Accepted:
 
 
 def _startable(record: Record, manifest: Manifest | None) -> Problem | None:
+    """The Problem if `record` is active and could not start again with its terms, else None."""
     return needs_consent(record, manifest, "activate") if record.status is Status.ACTIVE else None
 
 
@@ -287,6 +336,7 @@ def _limit(value: str) -> tuple[str, ManifestLimits]:
 
 
 def _words(value: str) -> tuple[str, ...]:
+    """The arguments that `value` names, split as in a shell; _Unfit when it cannot be split."""
     try:
         return tuple(shlex.split(value))
     except ValueError as error:
@@ -294,6 +344,7 @@ def _words(value: str) -> tuple[str, ...]:
 
 
 def _slashed(prefix: str) -> str:
+    """`prefix` with a slash at its end, to compare prefixes."""
     return prefix if prefix.endswith("/") else f"{prefix}/"
 
 
@@ -302,4 +353,5 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """`old` and `new`, each once and in order."""
     return tuple(dict.fromkeys((*old, *new)))

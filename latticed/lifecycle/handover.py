@@ -31,7 +31,10 @@ _AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, tasks)
 
 
 def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], None]:
-    """Remove secret bindings and ongoing work of a forgotten plugin; its data only with `purge`."""
+    """A change for a plugin that is forgotten: removes secret bindings and ongoing work; its data only with `purge`.
+
+    To be run in the transaction that writes its tombstone.
+    """
 
     def strip(tx: Transaction) -> None:
         secrets.unbind_all(tx, plugin_id)
@@ -43,9 +46,10 @@ def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], Non
 
 
 def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | None:
-    """For a takeover: keep the old publisher's data under its name; ongoing work ends. None if the publisher stays.
+    """A change for a takeover: the old publisher's data is kept under its name, its ongoing work is removed.
 
-    Data that the new publisher left under this id earlier becomes current again.
+    Data that the new publisher left under this id earlier becomes current again. None if the publisher stays. To be run
+    in the transaction that writes the record: a crash between them would show one publisher's data to the other.
     """
     old, new = before.facts.publisher, after.facts.publisher
     if old == new:
@@ -53,11 +57,14 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
     bucket = f"plugin:{before.id}"
 
     def swap(tx: Transaction) -> None:
+        # Out of the way before the new publisher's own comes back, since both have the same current name.
         kv.rename(tx, bucket, f"{bucket}@{old}")
         kv.rename(tx, f"{bucket}@{new}", bucket)
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
+        # What was recorded so far is about the other publisher's code.
         audit_horizon.draw(tx, before.id)
+        # Not sent yet: the new publisher must not be taken for their sender.
         notification_upkeep.prune(tx, statuses=("queued", "delivering"), plugin_id=before.id)
         _clear(tx, before.id)
 
@@ -65,7 +72,10 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
 
 
 def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> None:
-    """As `set_aside`, after a loss when floors pin another publisher: key-value data and events stay the old one's."""
+    """As `set_aside`, after a loss, when the floors pin another publisher than the ledger's record.
+
+    Only key-value data and events are set aside. `before` is None for an id that the ledger did not know.
+    """
     if before is not None and before.facts.publisher != after.facts.publisher:
         kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
         audit_horizon.draw(tx, before.id)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """`winner` is the bundle that is the plugin now, if any; `fault` says why there is none.
+    """What the disk says of one plugin id now.
 
-    `stored` says why the stored pair may not run under the current policy.
+    `winner` is the verified bundle that is the plugin, if there is one; else `fault` says why not. `stored` says why
+    the stored pair may not run under the current policy; it can be set while a bundle on disk verifies, and the other
+    way round.
     """
 
     winner: IdClaim | None = None
@@ -35,11 +37,13 @@ class Presence:
 
     @property
     def available(self) -> bool:
+        """Whether the plugin may run: a bundle on disk verifies as it, and so does its stored pair."""
         return self.winner is not None and self.stored is None
 
     @property
     def trouble(self) -> Fault | None:
         """Why it is not available, or None."""
+        # The pair first: it is what would run, and a good bundle on disk can replace it (`pairs`).
         return self.stored or self.fault
 
     def candidate(self, record: Record) -> Verified | None:
@@ -50,14 +54,21 @@ class Presence:
 
 
 def standing(record: Record, manifest: Manifest, seen: Presence | None) -> PluginStanding:
-    """What an active plugin may do, for host services; `seen` is None before the first scan of the disk."""
+    """What an active plugin may do, for host services; only for a record whose status is active.
+
+    `manifest` is the effective one. `seen` is None before the first scan of the disk: then the plugin may do nothing
+    yet.
+    """
+    # A v1 manifest cannot declare hosts: None leaves the operator's grants as the only bound.
     declared = manifest.egress.hosts if manifest.is_v2 else None
     if seen is None:
+        # Not seen counts as no loss of a permission: what goes on for the plugin waits, and is not stopped.
         return replace(NOT_SEEN, permits=record.permits, hosts=record.hosts, declared_hosts=declared)
     fault = "" if seen.available else seen.trouble.code if seen.trouble else "not_available"
     return _active(fault, record.granted, record.permits, record.hosts, declared, record.facts.publisher)
 
 
+# Tuples because arguments of a cached function must be hashable. Bounded, since grants change while it runs.
 @functools.lru_cache(maxsize=1_024)
 def _active(
     fault: str,
@@ -67,7 +78,7 @@ def _active(
     declared_hosts: tuple[str, ...] | None,
     publisher: str,
 ) -> PluginStanding:
-    """Cached: thousands of plugins with the same standing share one object."""
+    """Cached, since thousands of plugins may have the same standing: they share one object."""
     return PluginStanding(
         active=True,
         fault=fault,
@@ -86,9 +97,10 @@ def pin_of(record: Record) -> ClaimPin:
 
 
 def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
-    """Why the bundle that a record came from cannot be its plugin any more.
+    """Why the bundle that a record came from (`Record.source`) cannot be its plugin any more.
 
-    `found` is the verdict on the bundle of that name, `refused` why it may not claim the id though it verifies.
+    `found` is the verdict on that bundle, None when it is gone. `refused` says why it may not claim the id although it
+    verifies; it takes precedence. A verified bundle without `refused` claims another id by now.
     """
     verdict = refused or found
     match verdict:
@@ -102,7 +114,10 @@ def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
 
 
 def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:
-    """What a record keeps of a verified bundle; its manifest only once it is accepted (P8: there may be thousands)."""
+    """What a record keeps of a verified bundle.
+
+    The manifest is kept only if `accepted`: bundles that nobody installed may be thousands, and follow the disk anyway.
+    """
     manifest = verified.manifest
     return RecordFacts(
         name=manifest.name,
@@ -119,19 +134,24 @@ def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:
 
 
 def manifest_of(facts: RecordFacts) -> Manifest | None:
-    """The manifest as it was verified, of a plugin that was accepted."""
+    """The manifest as it was verified; None when the record keeps none (never accepted, or forgotten)."""
     return msgspec.json.decode(facts.manifest, type=Manifest) if facts.manifest else None
 
 
 def asked(facts: RecordFacts) -> Accepted | None:
-    """What an accepted plugin's manifest asks for."""
+    """All that an accepted plugin's manifest asks for (`model.accepted`); None when no manifest is kept."""
     manifest = manifest_of(facts)
     return accepted.asked(manifest, facts.interpreter) if manifest is not None else None
 
 
 def plugin_of(record: Record, usual: Usual) -> PluginToRun:
-    """What the supervisor runs: the manifest with the effective terms."""
+    """What the supervisor runs: the stored manifest, reduced to what the operator accepted.
+
+    `record` must be accepted, for only then is there a manifest. `usual` are the settings' values for what it leaves
+    out.
+    """
     manifest = msgspec.json.decode(record.facts.manifest, type=Manifest)
+    # A record from before there were terms: everything that its manifest asks for counts as accepted.
     terms = record.terms or accepted.asked(manifest, record.facts.interpreter)
     return PluginToRun(
         id=record.id,
@@ -142,11 +162,16 @@ def plugin_of(record: Record, usual: Usual) -> PluginToRun:
 
 
 def migrated(record: Record) -> Record:
-    """`record` with terms, if it has none yet: all its manifest asks for is accepted, `*` is the declared hosts."""
+    """`record` with terms, if it was written before there were any; else `record` itself.
+
+    All that its manifest asks for counts as accepted. A granted `*` becomes the hosts that a v2 manifest declares, so
+    that hosts which a later version declares are not covered by it.
+    """
     manifest = manifest_of(record.facts)
     if not record.accepted or record.terms is not None or manifest is None:
         return record
     hosts = record.hosts
+    # Each once, in the order in which they were granted.
     if manifest.is_v2 and egress.ANY in hosts:
         hosts = tuple(dict.fromkeys((*(one for one in hosts if one != egress.ANY), *manifest.egress.hosts)))
     return replace(record, terms=accepted.asked(manifest, record.facts.interpreter), hosts=hosts)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 
 def writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
+    """The change for `Ledger.write`: the record, its event and what `also` changes, in one transaction.
+
+    So no record is on disk without the event that explains it, nor an event without its record.
+    """
+
     def change(tx: Transaction) -> None:
         rows.put(tx, record)
         tx.append_audit(event)
@@ -26,6 +31,7 @@ def writing(record: Record, event: Event, also: Callable[[Transaction], None] | 
 
 
 def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int | bool]) -> Event:
+    """The audit event of an allowed decision about `record`; it is hashed with its `detail`."""
     return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
 
 

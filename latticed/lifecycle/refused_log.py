@@ -18,17 +18,23 @@ MOST_LINES: Final = 100
 
 
 class WarningLogger(Protocol):
+    """The part of a logger that is used here."""
+
     def warning(self, event: str, **fields: Any) -> None: ...
 
 
 class RefusedLog:
-    """Collects bundles that newly claim an id, and logs those that are refused."""
+    """Collects bundles that newly claim an id, and logs those that are refused.
+
+    `record` gets an audit event for each line. Of copies with the same refusal one stands for all.
+    """
 
     def __init__(self, log: WarningLogger, record: Callable[[Event], None] = lambda _: None) -> None:
         self._log = log
         self._record = record
         self._newcomers: dict[str, list[str]] = {}
         self._left: int | None = None
+        """Lines left in this batch; below 0 it counts what was left out, None outside of a batch."""
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
@@ -46,7 +52,12 @@ class RefusedLog:
         self._newcomers.setdefault(plugin_id, []).append(name)
 
     def settle(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
-        """Log the newcomers that `refusal` refuses and the `former` winner; one line and event per code."""
+        """Log which newcomers of `plugin_id` `refusal` refuses, and the `former` winner if it is refused now.
+
+        Called once it is known who wins. One line and one event for each code: a thousand copies of a bundle give one
+        line.
+        """
+        # Taken out: each bundle is logged once, not at every refresh of its id.
         names = self._newcomers.pop(plugin_id, [])
         if former is not None and former not in names:
             names.append(former)

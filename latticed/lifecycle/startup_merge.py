@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 JOURNAL_S: Final = 2.0
 """Timeout of reading the journal, seconds."""
 MOST_HEADS: Final = 40
+"""Number of the newest journal entries that are read, to find the newest head of each chain."""
 
 log = logs.get_logger()
 
@@ -35,16 +36,19 @@ log = logs.get_logger()
 async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
     """Refuse a ledger that was rolled back, unless `accept`; tighten it to the floors and record what that changed.
 
-    Problems: ledger_rolled_back, ledger_unavailable.
+    Called at each start, before anything reads records. Problems: ledger_rolled_back, ledger_unavailable.
     """
+    # Opening compared it with the heads in the floors file; the journal may hold newer ones.
     behind = ledger.behind or await _behind_journal(ledger)
     if behind and not accept:
         raise rollback.problem_of(behind)
+    # What would change: records that are looser than the floors, revocations that the ledger lacks.
     now_us, kept = clock.wall_us(), ledger.floors
     before = {record.id: record for record in ledger.read(rows.load_all)}
     changed = merge_after_loss.held_to(before, kept, now_us=now_us, replaced=bool(behind))
     known = ledger.read(revocations.load)
     forgotten = sum(len(getattr(kept.revoked, kind) - getattr(known, kind)) for kind in revocations.KINDS)
+    # The usual start: nothing is written, so that no event is recorded and no fsync is paid for.
     if not changed and not forgotten and not behind:
         return
 
@@ -55,10 +59,13 @@ async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
             handover.set_aside_lost(tx, before.get(record.id), record)
         revocations.remember(tx, kept.revoked, now_us=now_us)
 
+    # Essential: tightening must not fail because the disk is full.
     await ledger.write(change, durable=True, essential=True)
     log.warning("ledger_held_to_floors", records=len(changed), revocations=forgotten, reason=behind)
     if behind:
+        # Heads signed before now belong to the ledger that was lost: the next start must not compare with them.
         ledger.accept()
+    # Floors of the merged state, so that a start which follows finds nothing to tighten.
     everything = {**before, **{record.id: record for record in changed}}
     known = ledger.read(revocations.load)
     revoked = Revoked(**{kind: getattr(known, kind) for kind in revocations.KINDS})
@@ -68,6 +75,7 @@ async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
 
 def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
     """Audit event of what was tightened; `behind` is set when the operator accepted an older ledger."""
+    # Ten ids at most, so that the event stays short; `records` says how many there were.
     detail: dict[str, str | int | bool] = {
         "records": len(changed),
         "ids": ",".join(record.id for record in changed[:10]),
@@ -94,6 +102,10 @@ async def _behind_journal(ledger: Ledger) -> str:
 
 
 async def _journalled() -> list[chain.Head]:
+    """The newest heads of all chains that the journal has, oldest first; empty when it cannot be read.
+
+    Anybody may write such a journal entry: the caller drops heads that this host did not sign.
+    """
     if not journalctl.available():
         return []
     matches = ("SYSLOG_IDENTIFIER=latticed", f"LATTICED_EVENT={chain.HEAD_EVENT}")
@@ -101,6 +113,7 @@ async def _journalled() -> list[chain.Head]:
         async with asyncio.timeout(JOURNAL_S):
             entries, _ = await journalctl.newest(matches, lambda _: True, MOST_HEADS)
     except (journalctl.JournalUnreadable, TimeoutError) as error:
+        # No error: the daemon often has no right to read the journal, and the floors file was compared already.
         log.info("journal_not_read", error=str(error))
         return []
     return [head for entry in entries if (head := chain.logged_head(entry.fields["MESSAGE"])) is not None]

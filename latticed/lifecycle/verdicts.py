@@ -36,7 +36,10 @@ def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event
 
 
 def of_bundle(name: str, before: Refused | None, refused: Refused | None, *, copies: int = 1) -> Event | None:
-    """The event for a bundle that no record came from: newly refused, or no longer refused."""
+    """The event for a bundle that no record came from: newly refused, or no longer refused; None for neither.
+
+    `name` is `<directory>/<bundle>`, of which the event names the bundle. `copies`: how many bundles it stands for.
+    """
     if refused is None and before is None:
         return None
     return Event(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from latticed.model.audit import Event
 
 AGAIN_S: Final = 1.0
+"""Pause after a failed write, in seconds: a full disk or a busy one needs time, and each failure is logged."""
 TIDY_S: Final = 0.5
+"""Delay of tidying, in seconds: a batch of decisions is followed by one run instead of one for each."""
 
 log = logs.get_logger()
 
@@ -47,14 +49,17 @@ class WriteBehind:
         """How many records the last write could not save."""
 
     def save(self, plugin_id: str, event: Event | None = None) -> None:
-        """Have a record written soon, with the event that explains its change."""
+        """Have the record of `plugin_id` written soon, with the event that explains its change.
+
+        Returns at once. What is written is the record as it is then, so several calls may end in one write.
+        """
         self._unsaved.add(plugin_id)
         if event is not None:
             self._pending_events.append(event)
         self.wake()
 
     def wake(self) -> None:
-        """Resume saving: an id is no longer busy."""
+        """Resume saving, if there is anything to save: an id is no longer busy."""
         if self._unsaved and (self._saving is None or self._saving.done()):
             self._saving = fenced(self._save(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
 
@@ -65,7 +70,10 @@ class WriteBehind:
             self._tidying = fenced(self._tidy(), lambda e: log.error("tidying_failed", error=repr(e)), name="tidying")
 
     async def flush(self) -> bool:
-        """Write what is pending; False when that failed."""
+        """Write what is pending now; False when that failed: then it stays pending and is retried.
+
+        Records of busy ids are left out: their decision writes them.
+        """
         ids = self._unsaved.difference(self._state.busy)
         pending = [self._state.records[plugin_id] for plugin_id in ids]
         if not pending:
@@ -81,11 +89,13 @@ class WriteBehind:
             for event in events:
                 tx.append_audit(event)
 
+        # Before the wait: a change that comes while this is written marks its id again, and is not lost.
         self._unsaved -= ids
         written = False
         try:
             await self._ledger.write(change)
             written = True
+        # Also what is no Problem: the finally below keeps the records, and the saver must go on.
         except Exception as error:  # noqa: BLE001 - any failure is retried
             log.error("records_not_saved", records=len(pending), error=str(error))
         finally:
@@ -103,6 +113,7 @@ class WriteBehind:
         running = [task for task in (self._saving, self._tidying) if task is not None and not task.done()]
         for task in running:
             task.cancel()
+        # Their cancellation puts back what they were writing (`flush`); only then the last flush.
         await asyncio.gather(*running, return_exceptions=True)
         await self.flush()
         if self._needs_tidying:
@@ -123,10 +134,13 @@ class WriteBehind:
                 await asyncio.sleep(AGAIN_S)
 
     async def _put_in_order(self) -> None:
+        """Remove unused pairs from the store and write the floors; what fails leaves `_needs_tidying` set."""
+        # Reset first: a call of `tidy` while this waits asks for another run.
         self._needs_tidying = False
         records = list(self._state.records.values())
         # In the step that reads the records: `collect` spares what is kept from here on.
         self._store.mark()
+        # A pair that a decision is storing is in use before a record names it (`being_stored`).
         in_use = {record.facts.identity for record in records if record.accepted}
         try:
             await asyncio.to_thread(self._store.collect, in_use.union(self._state.being_stored.values()))
