@@ -18,7 +18,9 @@ class Rights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallAttempt:
-    """A call as far as access is concerned; `size` is the length in bytes of its encoded parameters."""
+    """A call as far as access is concerned; `size` is the length in bytes of its encoded parameters; `within_rate`:
+    whether every bucket that applies had a token.
+    """
 
     method: str
     size: int
@@ -27,11 +29,15 @@ class CallAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allow:
+    """The call may be carried out, by this effective capability."""
+
     capability: str
 
 
 def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Denied:
-    """Whether the call may be carried out; the first rule that fails answers."""
+    """Whether the call may be carried out; a Denied with the first rule that fails. `max_bytes` bounds the encoded
+    parameters. Pure.
+    """
     # The first rule that fails answers: what a plugin may not do at all is said before size and rate.
     capability = hostcall.CAPABILITY_OF.get(asked.method)
     if capability is None:

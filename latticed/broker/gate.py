@@ -34,7 +34,11 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """Limits per plugin: call rate (`of_call`: further rates by method), bytes of parameters, seconds for one call."""
+    """Limits per plugin: call rate (`of_call`: further rates by method), bytes of encoded parameters, seconds for one
+    call.
+
+    The daemon sets them from `[host_calls]`, and replaces them on a reload: open Gates read them at each call.
+    """
 
     rate: Rate = Rate(per_second=1_000, burst=2_000)
     of_call: Mapping[str, Rate] = field(default_factory=dict)
@@ -51,7 +55,10 @@ class Count:
 
 
 class Broker:
-    """Makes Gates: one per armed handle. `record` appends an audit event and returns once it is on record."""
+    """Makes Gates: one per running instance. `record` appends an audit event and returns once it is on record.
+
+    `services` by method, as `host.call.table` returns them; `counts` by plugin id, kept until the daemon ends.
+    """
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class Broker:
         self.record = record
         self.clock = clock
         self.limits = gate_limits
+        # Not dropped with a Gate: operators see the calls of a plugin across its restarts.
         self.counts: dict[str, Count] = {}
         # A plugin decides how often a failing service is called: without a limit it could fill the log.
         self._failures = LogLimiter()
@@ -83,12 +91,13 @@ class Broker:
 
 
 class Gate:
-    """Answers the host calls of one plugin until it is closed."""
+    """Answers the host calls of one plugin until it is closed. Used on the event loop only."""
 
     def __init__(self, broker: Broker, caller: Caller, rights: Rights, calls_per_s: int | None) -> None:
         self.caller = caller
         self._broker = broker
         self._rights = rights
+        # The id comes from the verified manifest, never from a message of the plugin.
         self._actor = str(Actor(kind="plugin", name=caller.plugin_id))
         self._calls_per_s = calls_per_s
         self._buckets = TokenBuckets()
@@ -103,24 +112,27 @@ class Gate:
         return sorted(self._rights.declared & self._rights.granted) if self._open else []
 
     def regrant(self, granted: frozenset[str]) -> None:
-        """Replace the grants; calls under way that need others are cancelled."""
+        """Replace the grants while the plugin runs; calls under way that need others are cancelled, and denied when
+        they end.
+        """
         # Before the calls are cancelled: `_expired_reason` reads it to say why.
         self._rights = Rights(declared=self._rights.declared, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
 
     def close(self) -> None:
-        """Refuse further calls and cancel those under way."""
+        """Refuse further calls and cancel those under way, with `service_unavailable`. Returns at once; idempotent."""
         # Before the calls are cancelled: `_expired_reason` reads it to say why.
         self._open = False
         self._expire(self._under_way)
 
     def _expire(self, calls: Iterable[asyncio.Timeout]) -> None:
+        """Cancel calls under way by moving their deadline to now; `_dispatch` then denies them, with a reason."""
         for one in calls:
             with contextlib.suppress(RuntimeError):  # it has expired or ended already
                 one.reschedule(asyncio.get_running_loop().time())
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """As `call_raw`, for parameters that are decoded already."""
+        """As `call_raw`, for parameters that are decoded already; callers are inside the daemon. HostError."""
         try:
             payload = _encode(params)
         except HostError as error:
@@ -166,7 +178,9 @@ class Gate:
         overall = wanted.rate
         # A manifest may only lower the operator's rate, never raise it.
         if self._calls_per_s is not None and self._calls_per_s < overall.per_second:
+            # A burst of one second.
             overall = Rate(per_second=self._calls_per_s, burst=self._calls_per_s)
+        # The empty text is the name of no call.
         rates = {"": overall}
         if (slower := wanted.of_call.get(method)) is not None:
             rates[method] = slower
@@ -177,6 +191,7 @@ class Gate:
         return within
 
     def _typed(self, method: str, payload: bytes) -> tuple[Served, Params]:
+        """The service's call and its decoded parameters; HostError service_unavailable, or bad_params."""
         served = self._broker.services.get(method)
         if served is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, f"{method} is not served by this version of latticed")
@@ -189,6 +204,7 @@ class Gate:
             raise HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {found}") from error
 
     async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params, capability: str) -> Any:
+        """The result of the service, within the deadline. Every other end but cancellation is recorded as a denial."""
         # Made outside the block: `except` and `finally` need it, and its key in `_under_way`.
         deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
@@ -208,6 +224,9 @@ class Gate:
             self._under_way.pop(deadline, None)
 
     def _expired_reason(self, capability: str) -> HostError:
+        """Why the deadline of a call ended it: the Gate was closed, the capability was taken back, or the time was
+        over.
+        """
         # A deadline moved to now (`_expire`) looks like one that passed: the state says which of the three it was.
         if not self._open:
             return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
@@ -216,6 +235,7 @@ class Gate:
         return HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
 
     async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:
+        """Record the call as allowed or denied; returns once the event is on record. HostError audit_unavailable."""
         outcome: dict[str, Any] = {"decision": "allow"}
         if isinstance(decision, HostError):
             outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.reason}

@@ -1,4 +1,4 @@
-"""How a host service declares its calls."""
+"""How a host service declares its calls: parameters as a struct, the caller, errors, and the table of all calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Whole = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Parameters of a call; unknown fields are `bad_params`."""
+    """Base of the parameters of a call: a JSON object, decoded strictly; unknown fields are `bad_params`."""
 
 
 class NoParams(Params, frozen=True):
@@ -29,14 +29,18 @@ class NoParams(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The plugin that makes a call; `buckets`: buckets of operators that it may read besides its own."""
+    """The plugin that makes a call; `buckets`: kv buckets of operators that it may also read (workers only)."""
 
     plugin_id: str
     buckets: frozenset[str] = frozenset()
 
 
 class HostError(FaultError):
-    """A host call that failed or was refused; the plugin gets `code: reason` (contracts §10)."""
+    """A host call that failed or was refused; the plugin gets `code: reason` (contracts §10).
+
+    `reason` must hold nothing that plugins may not know (paths, values of secrets). `fix`: what an operator could
+    grant, as `kind=value`; it is recorded in the audit event and not sent to the plugin.
+    """
 
     fault: hostcall.Denied
 
@@ -45,12 +49,18 @@ class HostError(FaultError):
 
     @property
     def code(self) -> hostcall.Denial:
+        """The code that the plugin gets."""
         return self.fault.code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One call that a service carries out. `serve` returns what becomes the JSON result."""
+    """One call that a service carries out: `method` as in `model.hostcall`, such as `kv.get`; `params` decodes its
+    parameters.
+
+    `serve(caller, params)` returns what becomes the JSON result. It is called after the broker has allowed and recorded
+    the call, and is cancelled at the deadline.
+    """
 
     method: str
     params: type[Params]
@@ -63,6 +73,7 @@ class Served:
         try:
             return await self.serve(caller, params)
         except Problem as problem:
+            # Not `in hostcall.Denial`: on Python 3.11 that raises TypeError for a str that is no member.
             known = problem.code in hostcall.Denial._value2member_map_
             # A plugin sees documented denials only (contracts §10); other codes are for operators.
             code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE

@@ -1,4 +1,4 @@
-"""What host services need to run a program confined: a spawner, the sandbox level, the program itself.
+"""What host services need to run a program confined: a spawner, the sandbox level, the environment, the program itself.
 
 `runners.child_spawner.ChildSpawner` implements `Spawner`; it is in a higher layer, which this module may not import.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # The daemon's own PATH is not inherited: it may name directories that others than root can write to.
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 CODE: Final = "program_unusable"
+"""The code of a Problem about the program of a host service: missing, not executable, or changeable by others."""
 MAX_SCRIPT_BYTES: Final = 4 << 20
 """A script of the host's is copied into memory before it is run; a larger one is refused."""
 _LIKES: Final = frozenset({levels.THREADS, levels.PROCESSES, levels.WORKDIR})
@@ -38,7 +39,9 @@ _SCRATCH: Final = {"HOME": "/scratch", "TMPDIR": "/scratch"}
 
 
 class Spawner(Protocol):
-    """Starts children. `floor`: the lowest sandbox level that the operator allows; `interpreters`: paths by name."""
+    """Starts children. `probed`: what this host can confine with; `floor`: the lowest sandbox level that the operator
+    allows; `interpreters`: paths by name, from the settings.
+    """
 
     probed: Probed
     floor: Level
@@ -63,7 +66,11 @@ class Spawner(Protocol):
 
 
 def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
-    """The highest sandbox level of this host, with the features of _LIKES it has. Problem("sandbox_unavailable")."""
+    """The highest sandbox level of this host, with those features of _LIKES that it has. `network`: the program needs
+    one.
+
+    Problem("sandbox_unavailable") when the host is below the operator's floor, or cannot give a network.
+    """
     needs = frozenset({levels.NETWORK}) if network else frozenset()
     provided = spawner.probed.provided
     # Only the operator's floor and the network are required; missing _LIKES do not prevent a start.
@@ -74,7 +81,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
 
 
 def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The whole environment of a program; nothing of the daemon's own is inherited."""
+    """The whole environment of a program, with `more` added; nothing of the daemon's own is inherited."""
     # /scratch exists only at levels with a work directory; elsewhere HOME would name a place that is not there.
     return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
 
@@ -90,6 +97,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
     owners = frozenset({0, os.geteuid()})
     try:
         with open(path, "rb") as source:
+            # Enough for `#!` and for the four bytes that begin an ELF file (elf(5), EI_MAG).
             head = source.read(4)
         if head.startswith(b"#!"):
             # The script is copied while it is checked: a later change of the file does not change what is run.
@@ -135,7 +143,7 @@ async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artif
 
 
 def close(made: Program | Artifact) -> None:
-    """Close what `program_at` returned; children that run it have descriptors of their own."""
+    """Close what `program_at` returned; children that run it have descriptors of their own. No effect on a Program."""
     if not isinstance(made, Program):
         made.close()
 

@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Lanes(Generic[T]):
+    """The waiting items of one owner, and how many run in each lane; `slow_next`: which lane `pop` looks at first."""
+
     waiting: dict[bool, deque[T]] = field(default_factory=lambda: {False: deque(), True: deque()})
+    # Keys are `slow`: False is the quick lane.
     running: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
     slow_next: bool = False
 
@@ -26,7 +29,10 @@ class _Lanes(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """`total` and `per_owner` slots, both at least 2."""
+    """A queue of items of several owners, each with `push`, `pop`, `release` in this order.
+
+    `total` slots for all owners and `per_owner` for each, both at least 2: half of them are for slow items.
+    """
 
     def __init__(self, *, total: int, per_owner: int) -> None:
         self._total = total
@@ -40,9 +46,11 @@ class FairQueue(Generic[T]):
 
     @property
     def running(self) -> int:
+        """The number of items that were popped and not released yet; may exceed `total`, see the module."""
         return sum(self._running.values())
 
     def push(self, owner: str, item: T, *, slow: bool) -> None:
+        """Queue `item` behind the others of this owner and lane. Starts nothing: the caller then pops."""
         self._lanes.setdefault(owner, _Lanes()).waiting[slow].append(item)
 
     def pop(self) -> tuple[T, bool] | None:
@@ -60,7 +68,7 @@ class FairQueue(Generic[T]):
         return None
 
     def release(self, owner: str, *, slow: bool) -> None:
-        """Free the slot of an item that was popped."""
+        """Free the slot of an item that was popped; `slow` as `pop` returned it."""
         lanes = self._lanes[owner]
         lanes.running[slow] -= 1
         self._running[slow] -= 1
@@ -69,6 +77,7 @@ class FairQueue(Generic[T]):
             del self._lanes[owner]
 
     def _has_place(self, lanes: _Lanes[T], *, slow: bool) -> bool:
+        """Whether an item of this owner may start now in this lane."""
         if sum(lanes.running.values()) >= self._per_owner:
             return False
         # Before the check of `total`: an owner that runs nothing in this lane waits for no other owner.
@@ -76,4 +85,5 @@ class FairQueue(Generic[T]):
             return True
         if self.running >= self._total:
             return False
+        # Half of the slots stay free of slow items, so that quick ones find a slot while every slow target hangs.
         return not slow or (lanes.running[True] < self._per_owner // 2 and self._running[True] < self._total // 2)

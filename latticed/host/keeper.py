@@ -32,7 +32,8 @@ log = logs.get_logger()
 class Keeper(abc.ABC, Generic[Item]):
     """An async context manager; subclasses load their rows on entry and define how items are stopped.
 
-    `kind` is the prefix of log events. `delete_row` and `delete_rows` delete one item, and all of a plugin.
+    `kind` is the prefix of log events. `delete_row(tx, *key)` deletes one row and returns whether there was one;
+    `delete_rows(tx, plugin_id)` deletes all of a plugin and returns how many.
     """
 
     def __init__(
@@ -58,14 +59,15 @@ class Keeper(abc.ABC, Generic[Item]):
         self._kept.clear()
 
     def every(self) -> list[Item]:
-        """All, by plugin and name."""
+        """All items, by plugin and name."""
         return [self._kept[key] for key in sorted(self._kept)]
 
     def of(self, plugin_id: str) -> list[Item]:
-        """Those of one plugin, by name."""
+        """The items of one plugin, by name."""
         return [self._kept[key] for key in sorted(key for key in self._kept if key[0] == plugin_id)]
 
     def get(self, *key: str) -> Item | None:
+        """The item with this key (plugin id, name, and the type of a DNS record), or None."""
         return self._kept.get(key)
 
     async def delete(self, plugin_id: str, *name: str) -> bool:
@@ -87,6 +89,7 @@ class Keeper(abc.ABC, Generic[Item]):
         await self._stop(items)
 
     async def _delete(self, key: tuple[str, ...]) -> bool:
+        """Delete the row, then stop the item; True when there was a row."""
         # The row first: if the ledger cannot be written, the item stays in force and the caller gets the error.
         existed = await self._ledger.write(lambda tx: self._delete_row(tx, *key), durable=True)
         if (found := self._kept.pop(key, None)) is not None:
@@ -94,6 +97,7 @@ class Keeper(abc.ABC, Generic[Item]):
         return existed
 
     async def _forget(self, plugin_id: str) -> int:
+        """Stop and remove all items of a plugin, then delete its rows; how many rows there were."""
         # Stopped first, unlike `_delete`: the plugin is being dropped, and nothing of it may run
         # even if the write fails.
         await self._discard([self._kept.pop(key) for key in list(self._kept) if key[0] == plugin_id])

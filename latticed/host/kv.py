@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_KEY_CHARACTERS: Final = 256
+"""Characters, not bytes."""
 PAGE: Final = 1_000
+"""Keys in one answer of kv.list; `next` leads to the rest."""
 MAX_TEXT_BYTES: Final = 64 << 10
 """A longer value is answered as base64 only: with both forms the answer would exceed many plugins' line limit."""
 FOR_WORKERS: Final = frozenset({"default"})
@@ -33,29 +35,37 @@ FOR_WORKERS: Final = frozenset({"default"})
 
 
 class KvKey(Params, frozen=True):
+    """Parameters of kv.delete."""
+
     key: str
 
 
 class KvGet(Params, frozen=True):
-    """`bucket` absent: the caller's own."""
+    """Parameters of kv.get. `bucket` absent: the caller's own."""
 
     key: str
     bucket: str | None = None
 
 
 class ListKeys(Params, frozen=True):
+    """Parameters of kv.list: keys of the caller's bucket that begin with `prefix`, in order, those after the key
+    `after`.
+    """
+
     prefix: str = ""
     after: str = ""
 
 
 class KvPut(Params, frozen=True):
+    """Parameters of kv.put: exactly one of `value` (text, stored as UTF-8) and `value_base64`."""
+
     key: str
     value: str | None = None
     value_base64: str | None = None
 
 
 class KvCalls:
-    """The service; `quota` bounds each plugin's bucket, and is replaced on a reload.
+    """Serves kv.get, kv.list, kv.put, kv.delete. `quota` bounds each plugin's bucket, and is replaced on a reload.
 
     `granted(plugin_id)`: the buckets of operators that a worker of that id may read besides `default`.
     """
@@ -72,6 +82,7 @@ class KvCalls:
         self._granted = granted
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls of this service, for `call.table`."""
         return (
             Served(method="kv.get", params=KvGet, serve=self._get),
             Served(method="kv.list", params=ListKeys, serve=self._list),
@@ -81,6 +92,7 @@ class KvCalls:
 
     async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
         key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
+        # Read on the event loop: one row by its key, which costs less than handing it to a thread.
         value = self._ledger.read(lambda db: rows.get(db, bucket, key))
         if value is None:
             return {"ok": False}
@@ -107,6 +119,8 @@ class KvCalls:
 
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
         key, value = _checked(asked.key), _value(asked)
+        # Without `durable`: it survives a kill of the daemon, but perhaps not a power cut (`Ledger.write`). The quota
+        # is checked in the same transaction, so that concurrent calls cannot exceed it together.
         await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self.quota))
         return {"ok": True}
 
@@ -116,7 +130,7 @@ class KvCalls:
 
 
 def quota_of(limits: HostCallSettings) -> rows.KvQuota:
-    """The quota of one bucket."""
+    """The quota of one bucket by the settings `host_calls.kv_*`."""
     return rows.KvQuota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
 
 

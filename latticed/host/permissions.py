@@ -36,8 +36,8 @@ class PluginStanding:
 
 
 class PermissionRefused(Fault):
-    """Why a plugin may not act. `code`: `not_active`, `not_available`, `capability_not_granted`, `env_not_granted`,
-    `origin_not_bound` or `not_seen`.
+    """Why a plugin may not act; a value, not an exception. `code`: `not_active`, `not_available`,
+    `capability_not_granted`, `env_not_granted`, `origin_not_bound` or `not_seen`.
     """
 
     __slots__ = ()
@@ -56,6 +56,7 @@ class PermissionRefused(Fault):
 UNKNOWN: Final = PluginStanding()
 """The standing of a plugin that does not exist or is not active."""
 NOT_SEEN: Final = PluginStanding(seen=False)
+"""The standing of any plugin before the first scan of the plugin directories."""
 
 
 def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | None:
@@ -68,6 +69,7 @@ def judge(standing: PluginStanding, *capabilities: str) -> PermissionRefused | N
         return PermissionRefused("not_available", f"its bundle does not verify: {standing.fault}")
     if not standing.active:
         return PermissionRefused("not_active", "it is not active")
+    # Also without capabilities: `judge(standing)` refuses, so that a forgotten argument does not permit anything.
     if standing.granted.isdisjoint(capabilities):
         return PermissionRefused("capability_not_granted", f"{' or '.join(capabilities)} is not granted")
     return None
@@ -94,17 +96,21 @@ class Permissions:
         return standing.seen and standing != before
 
     def standing(self, plugin_id: str) -> PluginStanding:
+        """The standing of a plugin, of any id."""
         return self._standings.get(plugin_id, UNKNOWN if self.complete else NOT_SEEN)
 
     def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
-        """Why it may not act with any of `capabilities`, or None."""
+        """Why it may not act with any of `capabilities`, or None. Decided anew from the present standing: nothing is
+        cached.
+        """
         return judge(self.standing(plugin_id), *capabilities)
 
     def may(self, plugin_id: str, *capabilities: str) -> bool:
+        """Whether it may act with one of `capabilities`."""
         return self.refusal(plugin_id, *capabilities) is None
 
     def to(self, *capabilities: str) -> CapabilityPermissions:
-        """The permissions for these capabilities alone."""
+        """The permissions for these capabilities alone, which a host service gets instead of all."""
         return CapabilityPermissions(self, capabilities)
 
     def publisher(self, plugin_id: str) -> str:
@@ -112,7 +118,9 @@ class Permissions:
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:
-        """What the operator granted besides capabilities, as `kind=value` (`model.permits`)."""
+        """What the operator granted besides capabilities, as `kind=value` (`model.permits`); also while the plugin may
+        not act.
+        """
         return self.standing(plugin_id).permits
 
     def prefixes(self, plugin_id: str) -> frozenset[str]:
@@ -133,7 +141,9 @@ class Permissions:
         return EgressRights(origins=tuple(egress.origin(one) for one in found))
 
     def egress_rights(self, plugin_id: str) -> EgressRights:
-        """Where it may connect to."""
+        """Where it may connect to, by what the operator granted. Does not say whether it may act: see
+        `CapabilityPermissions`.
+        """
         standing = self.standing(plugin_id)
         origins = permits.of_kind(standing.permits, permits.ORIGIN)
         return EgressRights(
@@ -150,7 +160,7 @@ class Permissions:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityPermissions:
-    """Permissions to act with one of `capabilities`."""
+    """Permissions to act with one of `capabilities`; reads `permissions` at each call."""
 
     permissions: Permissions
     capabilities: tuple[str, ...]
@@ -160,6 +170,7 @@ class CapabilityPermissions:
         return self.permissions.refusal(plugin_id, *self.capabilities)
 
     def may(self, plugin_id: str) -> bool:
+        """Whether a plugin may act."""
         return self.refusal(plugin_id) is None
 
     def egress_rights(self, plugin_id: str) -> EgressRights | None:

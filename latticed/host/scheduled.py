@@ -1,4 +1,8 @@
-"""Common base of the keepers of monitors and DNS records: short runs, due by a timer wheel, few at a time."""
+"""Common base of the keepers of monitors and DNS records: short runs, due by a timer wheel, few at a time.
+
+An item is scheduled (`_schedule`), then due (`_due`), queued (`_enqueue`), run (`_run`) and ended (`_ended`), where the
+subclass schedules it again.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,10 @@ log = logs.get_logger()
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ScheduledItem(abc.ABC):
-    """`key`: that of its row. `busy`: queued or running. `gone`: deleted or replaced, so no run of it may start."""
+    """What a subclass keeps of one row. `key`: that of its row. `ticket`: its timer. `task`: its run.
+
+    `busy`: queued or running. `gone`: deleted or replaced, so no run of it may start.
+    """
 
     key: int
     plugin_id: str
@@ -44,9 +51,10 @@ Scheduled = TypeVar("Scheduled", bound=ScheduledItem)
 
 
 class ScheduledKeeper(Keeper[Scheduled]):
-    """`rights(plugin_id)`: where a plugin may connect to, None while it may not act: then nothing is run for it.
+    """Keeps items that are run again and again, each for a short time.
 
-    At most `total` runs at a time, `per_plugin` of one plugin; see `FairQueue`.
+    `rights(plugin_id)`: where a plugin may connect to, None while it may not act: then nothing is run for it. At most
+    `total` runs at a time, `per_plugin` of one plugin; see `FairQueue`.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     def recheck(self, plugin_id: str) -> None:
         """Cancel the runs of one plugin if it may not act; if it may, its items run when they are due."""
+        # Only runs: the items stay scheduled, and each run asks for its rights again when it begins (`_guarded`).
         if self.resting(plugin_id):
             for one in self.of(plugin_id):
                 if one.task is not None:
@@ -97,6 +106,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         """Called after a run has ended or was cancelled, unless the item is gone."""
 
     def _schedule(self, one: Scheduled, after_s: float) -> None:
+        """Call `_due` for this item after `after_s` seconds, at most a tick of the wheel late."""
         one.ticket = self._wheel.add(after_s, functools.partial(self._due, one))
 
     def _enqueue(self, one: Scheduled) -> None:
@@ -106,6 +116,9 @@ class ScheduledKeeper(Keeper[Scheduled]):
         self._start()
 
     async def _stop(self, items: Iterable[Scheduled]) -> None:
+        """Cancel timers and runs of these items, and return once the runs have ended; queued ones are dropped by
+        `_start`.
+        """
         running = []
         for one in items:
             one.gone = True
@@ -133,6 +146,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
             one.task.add_done_callback(functools.partial(self._release, one, slow=slow))
 
     def _release(self, one: Scheduled, _: asyncio.Task[None], *, slow: bool) -> None:
+        """Called when a run has ended, whatever its end: frees the slot and starts the next run."""
         one.busy, one.task = False, None
         # `slow` as it was when queued: `one.slow` may have changed by the run, and would free a slot of the other lane.
         self._queue.release(one.plugin_id, slow=slow)
@@ -142,10 +156,13 @@ class ScheduledKeeper(Keeper[Scheduled]):
         self._start()
 
     async def _guarded(self, one: Scheduled) -> None:
+        """One run; no exception but CancelledError escapes, as nothing awaits this task."""
         try:
             rights = self._rights(one.plugin_id)  # read here: rights may have changed while it was queued
             if rights is not None:
+                # Without rights the run ends here, and `_ended` schedules the next one: it is asked again then.
                 await self._run(one, rights)
         except Exception:
             event = f"{self._kind}_failed"
+            # A fault of latticed: expected failures are outcomes that `_run` stores.
             log.error(event, plugin_id=one.plugin_id, name=one.name, exc_info=True)

@@ -67,9 +67,11 @@ SENDS: Final = ("notify:send", "monitor:admin")
 
 
 class HostServices:
-    """An async context manager, entered before the first plugin is started and left after the last one.
+    """All host services; an async context manager, entered before the first plugin is started and left after the last
+    one.
 
-    `permissions` are written by the lifecycle and `handles` (by plugin id) by the supervisor, both made later.
+    `permissions` are written by the lifecycle and `handles` (by plugin id) by the supervisor, both made later: here
+    they are only read, at the time of each call. `spawner` starts the programs of services, tasks and tunnels.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class HostServices:
             publisher=permissions.publisher,
             published=permissions.to("static:write").may,
         )
+        # One guard for all services, so that no service has rules of its own for where a connection may go.
         guard = Guard()
         self._client = EgressClient(guard)
         self._smtp = Smtp(guard)
@@ -126,6 +129,7 @@ class HostServices:
             rights=permissions.to("monitor:admin").egress_rights,
             settings=settings.monitor,
         )
+        # Before the routes: they tell `programs` of visitors.
         self._make_programs(spawner)
         self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
         route_deps = RouteDeps(
@@ -144,9 +148,10 @@ class HostServices:
         )
 
     def _make_programs(self, spawner: Spawner) -> None:
-        """What runs programs of the host's own for plugins."""
+        """Make the keepers of what is run as a process for plugins: tasks, services, tunnels."""
         settings, ledger, clock, permissions = self._settings, self._ledger, self._clock, self.permissions
         policy = restart_policy(settings.supervision)
+        # Tasks and services need the same capability, see `model.hostcall`.
         to_run = permissions.to("task:run")
         self.tasks = TaskKeeper(ledger, clock=clock, spawner=spawner, settings=settings.task, refusal=to_run.refusal)
         self.programs = ProgramKeeper(
@@ -220,7 +225,10 @@ class HostServices:
     # Changes of permissions; ids that are forgotten or taken over by another publisher.
 
     def update(self, plugin_id: str, standing: PluginStanding) -> None:
-        """Store the standing of a plugin, and begin to stop what it may no longer do (see `drained`)."""
+        """Store the standing of a plugin, and begin to stop what it may no longer do; returns at once (see `drained`).
+
+        What it may do again continues by itself.
+        """
         if self.permissions.update(plugin_id, standing):
             # Routes first: visitors are refused before the services and tunnels that they lead to are stopped.
             self.routes.recheck(plugin_id)
@@ -229,11 +237,17 @@ class HostServices:
             self.notifications.wake()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing runs for a plugin that it may not do."""
+        """Return once nothing runs for a plugin that it may not do. May take as long as a program takes to end; the
+        caller has a deadline.
+        """
         await asyncio.gather(*(keeper.drained(plugin_id) for keeper in self._keepers()))
 
     async def forget(self, plugin_id: str) -> None:
-        """Stop and drop what runs for a plugin; `lifecycle.handover` removes or renames its rows of the ledger."""
+        """Stop what runs for a plugin and delete its rows of the keepers; `lifecycle.handover` removes or renames its
+        other rows.
+
+        Problem ledger_unavailable; what runs has been stopped of each keeper that was reached.
+        """
         for keeper in (*self._keepers(), self.routes):
             await keeper.forget(plugin_id)
 

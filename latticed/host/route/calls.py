@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class RouteDelete(Params, frozen=True):
+    """Parameters of route.delete; the slash at the end of `path` may be left out."""
+
     path: str
 
 
@@ -23,12 +25,14 @@ class RouteCalls:
         self._routes = routes
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls of this service, for `call.table`."""
         return (
             Served(method="route.put", params=route_spec.RoutePut, serve=self._put),
             Served(method="route.delete", params=RouteDelete, serve=self._delete),
         )
 
     async def _put(self, caller: Caller, asked: route_spec.RoutePut) -> dict[str, Any]:
+        # In a thread: it parses a template of up to 256 KiB.
         spec = await asyncio.to_thread(route_spec.checked, asked)
         listener = await self._routes.put(caller.plugin_id, spec)
         url = f"{listener.url}{spec.path}" if listener.url else None

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 ROUTE: Final = "worker:route"
+"""The capability that every route needs."""
 RECHECK_S: Final = 1.0
+"""Seconds between rechecks of all routes; a path that another plugin released is claimed after at most so long."""
 LISTEN_S: Final = 1.0
 """How long `put` waits for the listener to start."""
 
@@ -49,10 +51,14 @@ class PluginHandle(Protocol):
         """Whether an instance of it is running."""
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """A host call of the plugin through its Gate; Problem, or HostError."""
+        """A host call of the plugin through its Gate, as `broker.gate.Gate.call`; Problem, or HostError."""
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
-        """Have one of its actions carried out; Problem when it is not armed."""
+        """Have one of its actions carried out; Problem when it is not armed.
+
+        `by_outsider`: a visitor's request asks for it, so that failures of this instance do not count for the breaker
+        (docs/adr/0015).
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +77,7 @@ class RouteDeps:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class StoredRoute:
-    """A route that a plugin has put: `claim` while it is served, `fault` why it was last refused."""
+    """A route that a plugin has put: `claim` while it is served; `fault` why the last claim was refused, or empty."""
 
     plugin_id: str
     spec: RouteSpec
@@ -90,9 +96,10 @@ class ListedRoute:
 
 
 class RouteKeeper:
-    """An async context manager: on entry it claims the routes that are stored.
+    """An async context manager: on entry it claims the routes that are stored, on exit it releases all.
 
-    `pages` is the route table of the HTTP listener, `upstreams` that of the service listener.
+    `pages` is the route table of the HTTP listener, `upstreams` that of the service listener. A route is in memory as
+    long as its row is in the ledger. Used on the event loop only.
     """
 
     def __init__(
@@ -121,12 +128,15 @@ class RouteKeeper:
     async def __aenter__(self) -> Self:
         for row in await self._ledger.read_slow(rows.load_all):
             try:
+                # In a thread, as in `put`: up to 1,000 templates are parsed before the daemon is ready.
                 route = await asyncio.to_thread(self._stored_route, row.plugin_id, route_spec.decoded(row.spec))
             # One damaged row must not keep the other routes, and the daemon, from starting.
             except (ValueError, Problem) as error:
                 log.error("route_damaged", plugin_id=row.plugin_id, path=row.path, reason=str(error))
             else:
                 self._routes[row.plugin_id, row.path] = route
+        # When the first recheck raises, the timer and the claims made so far are undone; else `pop_all` keeps them
+        # until exit.
         with contextlib.ExitStack() as stack:
             # Ends in reverse: the timer is cancelled first, else it could claim the released routes again.
             stack.callback(self._release_all)
@@ -139,19 +149,22 @@ class RouteKeeper:
         self._stack.close()
 
     async def put(self, plugin_id: str, spec: RouteSpec) -> RouteListener:
-        """Store a route and claim it, replacing the plugin's route at this path; returns where it is served. HostError.
+        """Store a route and claim it, replacing the plugin's route at this path; returns where it is served.
 
-        The target is made in a thread: parsing a template takes time.
+        HostError `bad_params` (also for `route_taken`, and a secret that is not bound), `egress_blocked`,
+        `service_unavailable`; Problem `quota_exceeded`, `ledger_unavailable`. The old route stays when one is raised.
+        The target is made in a thread: parsing a template takes milliseconds. Waits up to LISTEN_S for the listener.
         """
         if spec.target == "service":
             self._check_service(plugin_id, spec)
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
         async with self._changing:
             await self._replace(route)
+        # After the lock is released: other changes do not wait for the listener.
         return await self._table(spec).wait_for_listener(LISTEN_S)
 
     async def delete(self, plugin_id: str, path: str) -> bool:
-        """Delete a route; False when the plugin has none at `path`."""
+        """Delete a route; False when the plugin has none at `path`. Problem ledger_unavailable, and the route stays."""
         key = (plugin_id, prefixes.normalised(path))
         async with self._changing:
             if key not in self._routes:
@@ -183,7 +196,9 @@ class RouteKeeper:
                 self._release(route)
 
     async def forget(self, plugin_id: str) -> None:
-        """Delete the routes of a plugin that was forgotten, or that another publisher took over."""
+        """Delete all routes of a plugin that was forgotten or taken over by another publisher. Problem
+        ledger_unavailable.
+        """
         async with self._changing:
             # Unlike in `delete`, released before the write: even if that fails, nothing answers for the old plugin.
             for key in [key for key in self._routes if key[0] == plugin_id]:
@@ -193,17 +208,22 @@ class RouteKeeper:
     # What operators see.
 
     def every(self) -> list[ListedRoute]:
-        """The routes that plugins have put, then those that running workers declare."""
+        """The routes that plugins have put, in the order they were put, then those that running workers declare."""
         stored = [ListedRoute(plugin_id=one.plugin_id, path=one.spec.path, stored=one) for one in self._routes.values()]
         paths = {(route.path, route.plugin_id) for route in stored}
+        # The table has the claims of both; those that are also stored are shown once, with what is known of them.
         declared = [one for one in self._pages.claimed() if one not in paths]
         return [*stored, *(ListedRoute(plugin_id=plugin_id, path=path, stored=None) for path, plugin_id in declared)]
 
     def view(self, listed: ListedRoute) -> dict[str, Any]:
-        """One route as `GET /api/routes` shows it (contracts §7), without its template."""
+        """One route as `GET /api/routes` shows it (contracts §7), without its template and the name of its secret.
+
+        `state`: `served`; `refused`, with the reason; or `resting`, while its plugin may not have it or is not armed.
+        """
         if (route := listed.stored) is None:
             spec = route_spec.RouteSpec(path=listed.path, target="template")
             return self._view(spec, listed.plugin_id, served=True)
+        # A fault of the past says nothing while the route is not to be served anyway.
         fault = route.fault if self._may_serve(route) else ""
         return self._view(route.spec, route.plugin_id, served=route.claim is not None, fault=fault)
 
@@ -225,6 +245,9 @@ class RouteKeeper:
         }
 
     def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
+        """HostError when a proxied route could not be served now, so that the plugin's call fails instead of a later
+        request.
+        """
         if not self._upstreams.enabled:
             raise HostError(
                 Denial.SERVICE_UNAVAILABLE,
@@ -236,18 +259,21 @@ class RouteKeeper:
                 Denial.EGRESS_BLOCKED,
                 f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
             )
+        # The value is checked, and not kept: the listener asks for it again at each login.
         if spec.login and (fault := passwords.fault(self._deps.secret(plugin_id, spec.login))):
             raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
 
     async def _replace(self, route: StoredRoute) -> None:
         """Claim first, then store: a refused claim leaves no row, and a failed write no claim."""
         key = (route.plugin_id, route.spec.path)
+        # What is replaced, and whether it was served: both are needed to undo.
         old = self._routes.get(key)
         was_claimed = old is not None and old.claim is not None
         try:
             self._claim(route)
         except Problem as problem:
             raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}") from problem
+        # Encoded here, not in the transaction, which runs on the ledger's thread and holds up other writes.
         encoded, now_us = route_spec.encoded(route.spec), self._clock.wall_us()
         try:
             await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
@@ -264,6 +290,7 @@ class RouteKeeper:
     # What answers, and whether it may.
 
     def _stored_route(self, plugin_id: str, spec: RouteSpec) -> StoredRoute:
+        """A route that is not claimed yet. Problem("source_blocked"), ValueError for an origin that does not parse."""
         target: RouteTarget | Proxied
         match spec.target:
             case "template":
@@ -284,6 +311,8 @@ class RouteKeeper:
                     pinned=lambda: self._pinned(plugin_id, origin),
                     visited=lambda: self._deps.visited(plugin_id),
                 )
+        # Proxied has no `methods` and no `serve`; only the service listener looks into `upstreams`, and it knows
+        # Proxied.
         return StoredRoute(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
 
     def _may(self, plugin_id: str) -> bool:
@@ -299,6 +328,7 @@ class RouteKeeper:
         return await self._handle(plugin_id).call(method, params)
 
     async def _invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        # Every request by a route is a visitor's, whoever sent it.
         return await self._handle(plugin_id).invoke(action, payload, by_outsider=True)
 
     def _handle(self, plugin_id: str) -> PluginHandle:
@@ -307,8 +337,10 @@ class RouteKeeper:
         return handle
 
     def _pinned(self, plugin_id: str, origin: egress.Origin) -> Address | None:
+        """The address of `origin` if the operator granted `publish` for exactly that origin and address, else None."""
         rights = self._deps.permissions.published(plugin_id)
         found = egress.pinned(rights, scheme=origin.scheme, host=origin.host, port=origin.port)
+        # The address too: a grant of the same origin with another address must not lead to this one.
         return origin.address if origin.address in found else None
 
     def _table(self, spec: RouteSpec) -> RouteTable:
@@ -320,6 +352,7 @@ class RouteKeeper:
         return allowed(route.plugin_id) and self._may_have(route.plugin_id, route.spec.path)
 
     def _may_have(self, plugin_id: str, path: str) -> bool:
+        """Whether a path is the plugin's own or granted; grants may change while a route is stored."""
         return path.startswith(prefixes.own_prefix(plugin_id)) or bool(self._granted(plugin_id, path))
 
     def _granted(self, plugin_id: str, path: str) -> frozenset[str]:
@@ -332,6 +365,7 @@ class RouteKeeper:
         path = route.spec.path
         granted = self._granted(route.plugin_id, path)
         table = self._table(route.spec)
+        # The setting may have been removed since `put` checked it and the route was stored.
         if isinstance(route.target, Proxied) and not self._upstreams.enabled:
             raise Problem("service_unavailable", "http.service_listen is not set, so no services are proxied")
         route.claim = table.claim(route.plugin_id, [path], route.target, granted_prefixes=granted)

@@ -1,7 +1,8 @@
 """Which paths of a proxied upstream are served without a login (route.put, `public`).
 
 A pattern is a path below the route: `/download/*/*`, where `*` is one segment, or one that ends in `/**`, which is
-everything below. A path that the upstream could read as another one is never public.
+everything below. `/assets/**` matches `/assets/a/b` and `/assets/`, but not `/assets`. A path that the upstream could
+read as another one is never public.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PLAIN: Final = re.compile(r"[^/\\%;\x00-\x1f\x7f]+")
 
 
 def fault(pattern: str) -> str | None:
-    """What is wrong with a pattern, or None."""
+    """What is wrong with a pattern, as a text for the plugin, or None."""
     if len(pattern) > MAX_CHARACTERS or not pattern.startswith("/"):
         return f"expected a path of at most {MAX_CHARACTERS} characters, found {pattern[:80]!r}"
     segments = pattern[1:].split("/")
@@ -30,8 +31,13 @@ def fault(pattern: str) -> str | None:
 
 
 def is_public(patterns: tuple[str, ...], raw: str) -> bool:
-    """Whether the path `raw` (below the route, begins with /, still encoded, without the query) is public."""
+    r"""Whether the path `raw` (below the route, begins with /, still encoded, without the query) is public.
+
+    Segments are decoded once and compared as text; a path whose decoding leaves `/`, `\`, `%`, `;` or a control
+    character in a segment is not public, since upstreams differ in how they read it.
+    """
     segments = [unquote(one) for one in raw[1:].split("/")]
+    # A slash at the end leaves an empty last segment; anywhere else an empty one is refused by _PLAIN.
     inner = segments[:-1] if segments[-1] == "" else segments
     if not all(_PLAIN.fullmatch(one) and one not in {".", ".."} for one in inner):
         return False
@@ -39,6 +45,8 @@ def is_public(patterns: tuple[str, ...], raw: str) -> bool:
 
 
 def _matches(pattern: list[str], segments: list[str]) -> bool:
+    # `**` is compared as its prefix: the path must be longer than it, and only as many segments count. The last segment
+    # may be empty (`/assets/`); the pattern `/**` alone has an empty prefix and matches every path.
     if pattern[-1] == "**":
         pattern = pattern[:-1]
         segments = segments[: len(pattern)] if len(segments) > len(pattern) else []

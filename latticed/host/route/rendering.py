@@ -29,31 +29,41 @@ _EMPTY: Final = frozenset(
         Denial.TOO_LARGE,
     }
 )
-"""Denials for which a reference renders empty; any other fails the request."""
+"""Denials for which a reference renders empty, as docs/workers.md promises for what may not be read or does not exist.
+Any other (rate, deadline, audit) is a temporary failure, and fails the request instead of showing a page with gaps.
+"""
 _TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
+# Words in the subtypes of all JavaScript media types (RFC 9239, section 6), `text/x-javascript` and the like included.
 _SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 
 
 async def render(
     compiled: Template, path: str, method: str, query: tuple[tuple[str, str], ...], *, content_type: str, call: Call
 ) -> bytes:
-    """The body; `call(method, params)` is a host call of the plugin. Problem when one of them fails."""
+    """The body; `path` is decoded, `query` decoded pairs in their order. `call(method, params)` is a host call of the
+    plugin.
+
+    Problem with the code of a denial that is not in _EMPTY, or `output_too_large`.
+    """
     values: dict[Reference, str] = {PATH: path, METHOD: method}
     for wanted in compiled.queries:
+        # The first field of a name counts when it is repeated (docs/workers.md).
         values[wanted] = next((value for name, value in query if name == wanted.name), "")
     if compiled.stored:
         for wanted, value in zip(compiled.stored, await _stored(compiled.stored, call), strict=True):
             if isinstance(value, Problem):
                 raise value
             values[wanted] = value
+    # Path and query come from visitors: unescaped in markup they could insert elements (cross-site scripting).
     escape = template.escape_html if _is_markup(content_type) else None
     return template.render(compiled.parts, values, escape=escape)
 
 
 def content_type(given: str, name: str) -> str:
-    """The Content-Type of a template's answers; Problem("source_blocked") for one that cannot be served safely.
+    """The Content-Type of a template's answers, `text/…; charset=utf-8`; Problem("source_blocked") for one that cannot
+    be served safely.
 
-    `name` is that of the field with it, for the message.
+    `given`: such as `text/html`, with or without `charset=utf-8`. `name` is that of the field with it, for the message.
     """
     kind, _, parameter = (part.strip().lower() for part in given.partition(";"))
     scripted = any(word in kind for word in _SCRIPTS)
@@ -67,8 +77,9 @@ def content_type(given: str, name: str) -> str:
 
 
 def _is_markup(content_type: str) -> bool:
-    """Whether a browser parses it as markup, so that values must be escaped."""
+    """Whether a browser parses it as HTML or XML, so that values must be escaped."""
     kind = content_type.partition(";")[0]
+    # `xsl`: Chromium parses `text/xsl` as XML, too.
     return kind in {"text/html", "text/xml"} or kind.endswith("+xml") or "xsl" in kind
 
 
@@ -76,10 +87,13 @@ async def _stored(references: tuple[Reference, ...], call: Call) -> list[str | P
     """The values of all references, read concurrently."""
     if len(references) <= 1:  # a task would cost more than the call
         return [await _value(reference, call) for reference in references]
+    # `_value` returns a Problem instead of raising it: gather would return at the first exception and leave the other
+    # calls running without anybody awaiting them.
     return await asyncio.gather(*(_value(reference, call) for reference in references))
 
 
 async def _value(reference: Reference, call: Call) -> str | Problem:
+    """The stored text, empty for what does not exist or may not be read; a Problem for any other failure."""
     try:
         found = await call("kv.get", {"bucket": reference.name, "key": reference.key})
     except HostError as error:
@@ -88,4 +102,5 @@ async def _value(reference: Reference, call: Call) -> str | Problem:
         return ""
     if found.get("value") is not None:
         return str(found["value"])
+    # There is no text of a value over 64 KiB (`kv.MAX_TEXT_BYTES`), or of one that is not UTF-8.
     return base64.b64decode(found["value_base64"]).decode("utf-8", "replace")

@@ -36,6 +36,12 @@ _PARAMETERS_OF: Final = {
 
 
 class RoutePut(Params, frozen=True):
+    """Parameters of route.put, as in the table of docs/services.md, Routes; `checked` says which go together.
+
+    `login`: `${secret:NAME}`; `origin`: `http://host:port`, or `http://host:port=address`; `public`: see
+    `public_paths`.
+    """
+
     path: str
     target: Literal["template", "invoke", "service"]
     template: str = ""
@@ -48,7 +54,9 @@ class RoutePut(Params, frozen=True):
 
 
 class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One route as it is stored. `path` ends with a slash; `login` is the name of a secret; `origin` in normal form."""
+    """One route as it is stored. `path` ends with a slash; `login` is the name of a secret, without `${secret:}`;
+    `origin` is in the normal form of `model.egress`. Parameters of other targets are empty.
+    """
 
     path: str
     target: Literal["template", "invoke", "service"]
@@ -62,12 +70,18 @@ class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def parsed_origin(self) -> Origin:
-        """The origin of an upstream, parsed."""
+        """The origin of a `service` route, parsed; ValueError for other routes, which have none."""
         return egress.origin(self.origin)
 
 
 def checked(asked: RoutePut) -> RouteSpec:
-    """The spec; HostError bad_params. Whether the path is free is left to the route table."""
+    """The spec; HostError bad_params.
+
+    Parses a template of up to 256 KiB, so callers run it in a thread. Whether the path is free is left to the route
+    table, whether origin and secret may be used to the keeper.
+    """
+    # A parameter of another target is an error: left out silently, `public` of a template would look as if it had
+    # effect.
     for kind, names in _PARAMETERS_OF.items():
         if kind != asked.target and (odd := [name for name in names if getattr(asked, name)]):
             raise _bad(f"{odd[0]}: goes with the target {kind}, found {asked.target}")
@@ -89,7 +103,7 @@ def encoded(spec: RouteSpec) -> str:
 
 
 def decoded(stored: str) -> RouteSpec:
-    """What `encoded` returned; ValueError when it is damaged."""
+    """What `encoded` returned. ValueError (msgspec.DecodeError) when the row is damaged."""
     return msgspec.json.decode(stored, type=RouteSpec)
 
 
@@ -102,6 +116,7 @@ def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
         raise _bad("template: expected text without lone surrogates") from error
     except Problem as problem:
         raise _bad(f"{problem.code}: {problem.reason}") from problem
+    # After `parse`, which takes an empty text.
     if not asked.template:
         raise _bad("template: expected some text, found none")
     return RouteSpec(path=path, target="template", template=asked.template, content_type=content_type)
@@ -110,6 +125,7 @@ def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
 def _invoke_spec(asked: RoutePut, path: str) -> RouteSpec:
     if not _ACTION.fullmatch(asked.action):
         raise _bad("action: expected 1 to 128 of A-Z a-z 0-9 . _ : -, first a letter or digit")
+    # `dict.fromkeys` removes duplicates and keeps the order, so that the same call is stored as the same JSON.
     methods = tuple(dict.fromkeys(asked.methods)) or ("GET", "HEAD")
     if unknown := [one for one in methods if one not in METHODS]:
         raise _bad(f"methods: expected some of {', '.join(METHODS)}, found {_shown(unknown[0])}")
@@ -126,9 +142,11 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
     # The proxy speaks plain HTTP to services, see `Proxy.url`.
     if bound.scheme != "http":
         raise _bad(f"origin: expected http://host:port[=address], found the scheme {bound.scheme}")
+    # A reference, not the password itself: the spec is stored in the ledger.
     reference = REFERENCE.fullmatch(asked.login)
     if asked.login and (reference is None or not _SECRET_NAME.fullmatch(reference[1])):
         raise _bad("login: expected a reference such as ${secret:NAME}, found something else")
+    # Without both the route would answer nothing at all.
     if not asked.login and not asked.public:
         raise _bad("login: expected a password as ${secret:NAME}; without one only the paths in `public` are served")
     if len(asked.public) > public_paths.MAX_PATTERNS:

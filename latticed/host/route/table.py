@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 RESERVED: Final = "/.well-known/"
 """Belongs to no plugin (RFC 8615)."""
 MAX_PREFIXES: Final = 16
+"""Prefixes of one claim, thus of one manifest."""
 MAX_PREFIX_CHARACTERS: Final = 255
 MAX_SEGMENTS: Final = 8
+"""Also bounds the look-ups of `find` for one request."""
 # Characters that no path has unescaped (RFC 3986, section 3.3), and %, which only encoded paths have.
 _NOT_IN_PREFIX: Final = frozenset('%?#\\"<>^`{|} ')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRequest:
-    """A request of an HTTP client: `path` decoded once; `query` decoded pairs in their order.
+    """A request of an HTTP client: `path` decoded once, with the prefix of its route; `query` decoded pairs in their
+    order; `body` the whole body.
 
     `headers` is a case-insensitive mapping.
     """
@@ -42,7 +45,7 @@ class RouteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteResponse:
-    """The answer of a target."""
+    """The answer of a target, complete in memory; the listener adds the security headers."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -50,7 +53,7 @@ class RouteResponse:
 
 
 class RouteTarget(Protocol):
-    """Answers the requests below a prefix."""
+    """Answers the requests below a prefix. `Templated`, `Invoked` and workers implement it; the ingress calls it."""
 
     @property
     def methods(self) -> frozenset[str]:
@@ -58,7 +61,9 @@ class RouteTarget(Protocol):
         ...
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """The answer; Problem. The caller sets the deadline."""
+        """The answer; a Problem becomes an error document whose status follows from its code. The caller sets the
+        deadline and cancels.
+        """
         ...
 
 
@@ -85,9 +90,10 @@ class RouteClaim:
 
 
 class RouteTable:
-    """Claims by prefix. `changed` is set whenever one is made or released; the ingress clears it.
+    """Claims by prefix, each ending with a slash; the longest prefix of a path answers.
 
-    `on_release` is called after a release: the listener aborts requests still running under that claim.
+    `changed` is set whenever a claim is made or released; the ingress clears it. `on_release` is called after a
+    release: the listener aborts requests still running under that claim. `listener`: where routes are served now.
     """
 
     def __init__(self) -> None:
@@ -114,7 +120,11 @@ class RouteTable:
     # Claiming.
 
     def check(self, plugin_id: str, prefixes: Iterable[str], *, granted_prefixes: frozenset[str] = frozenset()) -> None:
-        """Problem("route_taken") when `plugin_id` may not have one of `prefixes` (each `normalised`)."""
+        """Problem("route_taken") when `plugin_id` may not have all of `prefixes` (each `normalised`); claims nothing.
+
+        `granted_prefixes`: those that it may claim besides its own, compared exactly. A prefix that the plugin holds
+        itself is no obstacle.
+        """
         claimed, granted = tuple(prefixes), {normalised(one) for one in granted_prefixes}
         if len(claimed) > MAX_PREFIXES:
             raise _refused(f"expected at most {MAX_PREFIXES} prefixes, found {len(claimed)}")
@@ -142,11 +152,15 @@ class RouteTable:
         # All are checked before the first is claimed: a refusal leaves nothing half claimed.
         self.check(plugin_id, claimed, granted_prefixes=granted_prefixes)
         claim = RouteClaim(plugin_id, claimed, target)
+        # A plugin that starts again replaces the claim of its earlier instance, prefix by prefix: no request in between
+        # is 404.
         for prefix in claimed:
             if (old := self._claims.get(prefix)) is not None:
                 self._drop(prefix, old)
             self._claims[prefix] = claim
             self._depths[prefix.count("/") - 1] += 1
+            # `_granted` is what `_holder` searches for a claim of another plugin below an own prefix; without it that
+            # would be a walk through all claims.
             if not prefix.startswith(own_prefix(plugin_id)):
                 self._granted[prefix] = claim
         self._deepest = max(self._depths, default=0)
@@ -159,23 +173,32 @@ class RouteTable:
             self._drop(prefix, claim)
         self._deepest = max(self._depths, default=0)
         self.changed.set()
+        # Last: the listener looks claims up again and must not find this one any more.
         self.on_release()
 
     def find(self, path: str) -> RouteClaim | None:
         """The claim with the longest prefix of the decoded `path`, if any. `/a` counts as below `/a/`."""
+        # Also below a granted `/`: whoever answers there can prove control of the host (ACME, RFC 8555, section 8.3).
         if path.startswith(RESERVED) or path == RESERVED[:-1]:
             return None
         found, end = self._claims.get("/"), 0
         # Paths are untrusted: the number of look-ups depends on the claims, not on the length of the path.
         for _ in range(self._deepest):
             end = path.find("/", end + 1)
+            # The path ends here; with a slash added, `/a` finds the claim of `/a/`.
             if end < 0:
                 return self._claims.get(path + "/", found)
             found = self._claims.get(path[: end + 1], found)
         return found
 
     def _holder(self, prefix: str, plugin_id: str) -> str | None:
-        """Another plugin with `prefix`, or the own prefix above it; for an own prefix also one with a claim below."""
+        """The id of another plugin that stands in the way of `prefix`, or None.
+
+        That is one that claims the same prefix, or, as its own, the first segment of it: `/b/x/` is taken while b
+        claims `/b/`. For the plugin's own prefix also one with a granted claim below: `/b/` is taken while a claims
+        `/b/x/`. Claims below other prefixes are no obstacle, as the longest match answers.
+        """
+        # The first segment with its slashes; for `/` the empty text, which is no claim.
         owner = self._claims.get(prefix[: prefix.find("/", 1) + 1])
         above = owner if owner and prefix.startswith(own_prefix(owner.plugin_id)) else None
         for claim in (self._claims.get(prefix), above):
@@ -187,6 +210,7 @@ class RouteTable:
         return None
 
     def _drop(self, prefix: str, claim: RouteClaim) -> None:
+        # A newer claim of the same plugin has replaced this one; releasing the old one late must not remove the new.
         if self._claims.get(prefix) is not claim:
             return
         del self._claims[prefix]
@@ -225,13 +249,13 @@ def normalised(prefix: str) -> str:
 
 
 def claimable(plugin_id: str, declared: Iterable[str], granted_prefixes: frozenset[str]) -> tuple[str, ...]:
-    """The prefixes that a plugin claims: its own, and those that its manifest declares and the operator granted."""
+    """The prefixes that a plugin claims: its own, then those that its manifest declares and the operator granted."""
     granted = {normalised(one) for one in granted_prefixes}
     return tuple(dict.fromkeys([own_prefix(plugin_id), *(p for p in map(normalised, declared) if p in granted)]))
 
 
 def prefix_fault(prefix: str) -> str:
-    """What is wrong with a prefix, or nothing."""
+    """What is wrong with a normalised prefix, or an empty text."""
     if not (prefix.startswith("/") and prefix.endswith("/")) or len(prefix) > MAX_PREFIX_CHARACTERS:
         return f"expected at most {MAX_PREFIX_CHARACTERS} characters between slashes"
     if not prefix.isprintable() or not _NOT_IN_PREFIX.isdisjoint(prefix):
@@ -239,6 +263,7 @@ def prefix_fault(prefix: str) -> str:
     segments = prefix[1:-1].split("/") if prefix != "/" else []
     if len(segments) > MAX_SEGMENTS or not {"", ".", ".."}.isdisjoint(segments):
         return f"expected at most {MAX_SEGMENTS} segments, none of them empty or dots"
+    # The prefix `/` passes, if granted: `find` leaves RESERVED out of it.
     if prefix.startswith(RESERVED):
         return f"{RESERVED} belongs to no plugin"
     return ""

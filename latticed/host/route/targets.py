@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT: Final = 8
 """Concurrent requests of one invoke route: each may be a process."""
 MAX_ANSWER_BYTES: Final = 1 << 20
+"""Of the decoded body in an action's result."""
 MAX_HEADERS: Final = 32
+"""Headers that an action gets; more of a request are left out, and so are longer values. The listener itself takes up
+to 16 KiB of headers (docs/workers.md).
+"""
 MAX_HEADER_CHARACTERS: Final = 4_096
+# Without `cookie` and `authorization`: routes of all plugins share one origin, so these may be meant for another
+# plugin.
+# Without `cookie` and `authorization`: routes of all plugins share one origin, so these may be meant for another
+# plugin.
 _FORWARDED: Final = frozenset({"accept", "accept-language", "content-type", "user-agent", "if-none-match"})
 _NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
 """Of the `x-` headers, those that proxies set about clients, and those that make servers see another request."""
@@ -82,6 +90,7 @@ class Invoked:
     async def serve(self, request: RouteRequest) -> RouteResponse:
         """See RouteTarget."""
         _check_live(self._live, self._plugin_id)
+        # Refused and not queued: a queue of visitors' requests would grow without bound while the plugin is slow.
         if self._in_flight >= MAX_IN_FLIGHT:
             raise Problem("busy", f"expected at most {MAX_IN_FLIGHT} requests at once")
         self._in_flight += 1
@@ -102,7 +111,9 @@ class Proxied:
 
     `login`: the name of the secret with its password; empty: only `public` is served. `pinned()` is the address to
     connect to, None unless the operator granted `publish` for the origin; `live()`: whether anything may be served now.
-    `visited()` is called for each connection that a visitor's request makes to it.
+    `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015).
+
+    No `serve`: the service listener streams requests to it instead of collecting them.
     """
 
     plugin_id: str
@@ -116,7 +127,11 @@ class Proxied:
 
 
 def invoke_payload(request: RouteRequest) -> dict[str, Any]:
-    """A request as an action gets it: without cookies, credentials, and headers of proxies about the client."""
+    """A request as an action gets it: without cookies, credentials, and headers of proxies about the client.
+
+    Header names are in lower case; of a repeated header the first is kept. `query` is a list of [name, value] pairs.
+    `body` is text, or None with `body_base64` when it is not UTF-8; both are None without a body.
+    """
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         lower = name.lower()
@@ -141,13 +156,17 @@ def invoke_payload(request: RouteRequest) -> dict[str, Any]:
 
 
 def response_from(result: Any) -> RouteResponse:
-    """The response in an action's result; Problem("plugin_error"), or ("output_too_large")."""
+    """The response in an action's result: {status, content_type, body | body_base64}, all optional.
+
+    Problem("plugin_error"), or ("output_too_large") for a body over MAX_ANSWER_BYTES.
+    """
     if not isinstance(result, dict) or not result.keys() <= _ANSWER:
         raise _bad_answer(f"expected a result with {', '.join(sorted(_ANSWER))}, found something else")
     status, kind = result.get("status", 200), result.get("content_type", "text/plain; charset=utf-8")
     # `type`, because True is an instance of int. No redirects: an action cannot give a Location.
     if type(status) is not int or not (200 <= status <= 299 or 400 <= status <= 599) or status in _WITHOUT_BODY:
         raise _bad_answer("expected a status of 200 to 299 (not 204, 205) or 400 to 599")
+    # _TYPE has no line ends and no other control characters, so the value cannot add a header to the answer.
     if not isinstance(kind, str) or len(kind) > 128 or not _TYPE.fullmatch(kind):
         raise _bad_answer("expected a content type such as text/plain")
     body = _body(result)
@@ -158,7 +177,7 @@ def response_from(result: Any) -> RouteResponse:
 
 
 def compiled(source: str) -> Template:
-    """A stored template, parsed; Problem("source_blocked")."""
+    """A stored template, parsed; Problem("source_blocked"). Takes milliseconds for 256 KiB: call it in a thread."""
     return template.parse(source.encode("utf-8"))
 
 

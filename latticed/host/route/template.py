@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_BYTES: Final = 256 << 10
+"""Of the source in UTF-8, as docs/workers.md promises."""
 MAX_PLACEHOLDERS: Final = 1_024
+"""Bounds the work of one rendering; known and unknown placeholders count."""
 MAX_VALUES: Final = 64
 """Different key-value references in one template: each costs a host call per request."""
 MAX_OUTPUT_BYTES: Final = 1 << 20
+"""Of one rendered answer: a short template can repeat a long value many times."""
 
+# The five source primitives of system-plugins.md, worker:route. The lookbehind: only where an identifier could begin,
+# so `photos.` passes and `os.` does not.
 _BLOCKED: Final = re.compile(r"(?<![\w$])(?:fetch\(|require\(|process\.env(?![\w$])|exec\(|os\.)")
 _PLACEHOLDER: Final = "a placeholder such as {{path}}, {{method}}, {{query:NAME}} or {{kv:BUCKET/KEY}}"
 
+# Escapes `& < > " '`: quotes too, since a placeholder may be inside an attribute.
 escape_html = html.escape
 
 
@@ -45,7 +51,9 @@ METHOD: Final = Reference("method")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Text (UTF-8) and references in their order; `queries` and `stored` have each of those kinds once."""
+    """Text (UTF-8) and references in their order; `queries` and `stored` have each of those kinds once, in the order of
+    their first use.
+    """
 
     parts: tuple[bytes | Reference, ...]
     queries: tuple[Reference, ...]
@@ -61,10 +69,13 @@ def parse(source: bytes) -> Template:
     except UnicodeDecodeError as error:
         line = source.count(b"\n", 0, error.start) + 1
         raise _blocked(f"expected a template in UTF-8, found other bytes in line {line}") from error
+    # Searched in the whole text, placeholders included: it is a check for mistakes, not what keeps templates from
+    # running.
     if found := _BLOCKED.search(text):
         where = _line(text, found.start())
         raise _blocked(f"expected a template, which is data, found the source primitive `{found[0]}` in line {where}")
     parts = _parts(text)
+    # Each value is read once per request, however often it is used; `dict.fromkeys` keeps the order.
     references = dict.fromkeys(part for part in parts if isinstance(part, Reference))
     stored = tuple(one for one in references if one.kind == "kv")
     if len(stored) > MAX_VALUES:
@@ -81,8 +92,10 @@ def render(
 ) -> bytes:
     """The parts with `values` in the place of references, UTF-8; a reference without a value is empty.
 
-    Problem("output_too_large") for more than `max_bytes`, before so much is put together.
+    `escape` is applied to each value once, not to the text of the template. Problem("output_too_large") for more than
+    `max_bytes`, before so much is put together.
     """
+    # `replace`: a text may hold lone surrogates, which UTF-8 cannot encode.
     ready = {
         reference: (escape(value) if escape else value).encode("utf-8", "replace")
         for reference, value in values.items()
@@ -94,6 +107,13 @@ def render(
 
 
 def _parts(text: str) -> tuple[bytes | Reference, ...]:
+    """Text and references in their order. Problem for a `{{` that is not closed before the next one, or too many
+    placeholders.
+
+        "a{{path}}b"  ->  (b"a", PATH, b"b")
+        "{{unknown}}" ->  ()
+        "{{{path}}}"  ->  (b"{", PATH, b"}")
+    """
     parts: list[bytes | Reference] = []
     known: dict[str, Reference | None] = {}
     place = count = 0
@@ -108,6 +128,7 @@ def _parts(text: str) -> tuple[bytes | Reference, ...]:
             raise _blocked(f"expected at most {MAX_PLACEHOLDERS} placeholders, found more in line {_line(text, start)}")
         if start > place:
             parts.append(text[place:start].encode("utf-8"))
+        # Equal placeholders are parsed once.
         if inside not in known:
             known[inside] = _reference(inside.strip(" "))
         if (reference := known[inside]) is not None:
@@ -119,7 +140,10 @@ def _parts(text: str) -> tuple[bytes | Reference, ...]:
 
 
 def _reference(placeholder: str) -> Reference | None:
-    """What a placeholder refers to; None for an unknown one, which renders empty."""
+    """What a placeholder refers to; None for an unknown one, which renders empty.
+
+    `query:NAME` is Reference("query", "NAME"), `kv:BUCKET/KEY` is Reference("kv", "BUCKET", "KEY").
+    """
     if placeholder in {"path", "method"}:
         return PATH if placeholder == "path" else METHOD
     kind, colon, rest = placeholder.partition(":")
@@ -127,6 +151,8 @@ def _reference(placeholder: str) -> Reference | None:
         return None
     if kind == "query":
         return Reference("query", rest)
+    # Keys hold no slash (`kv.key_fault`): of `kv:a/b/c` the bucket is `a`, kv.get refuses the key `b/c`, and it renders
+    # empty.
     bucket, _, key = rest.partition("/")
     return Reference("kv", bucket, key) if kind == "kv" and bucket and key else None
 

@@ -24,6 +24,7 @@ class UpstreamTable(RouteTable):
 
     def check(self, plugin_id: str, prefixes: Iterable[str], *, granted_prefixes: frozenset[str] = frozenset()) -> None:
         """As for any route, and Problem("route_taken") while another plugin has services."""
+        # Any claim shows the holder: all are of one plugin, since this check precedes each.
         holder = next((one.plugin_id for one in self._claims.values()), plugin_id)
         if holder != plugin_id:
             raise Problem(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Approvals:
-    """`refusal(plugin_id)`: why it may not have tasks run now, or None."""
+    """Gives and withdraws approvals. `refusal(plugin_id)`: why a plugin may not have tasks run now, or None."""
 
     def __init__(self, ledger: Ledger, clock: Clock, refusal: Callable[[str], PermissionRefused | None]) -> None:
         self._ledger = ledger
@@ -65,7 +65,7 @@ class Approvals:
         return refusal is None and plugin_id not in self._lapsed
 
     def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
-        """Its approved tasks are not started from now on; `withdraw` records that they need approval again."""
+        """Start none of its approved tasks from now on; takes effect at once, `withdraw` records it later."""
         # Before the first scan every plugin is refused; that must not undo approvals at each start of the daemon.
         if refusal.lost:
             self._lapsed[plugin_id] = refusal
@@ -78,6 +78,8 @@ class Approvals:
             if self._approving or any(task.plugin_id == plugin_id for task in self._approved()):
                 await self._ledger.write(
                     lambda tx, one=plugin_id, why=refusal.reason: steps.withdraw(tx, one, reason=why),  # type: ignore[misc]
+                    # Essential: taking an approval back must be possible on a full disk, and is written from the
+                    # reserve (`Ledger.write`).
                     durable=True,
                     essential=True,
                 )
@@ -88,6 +90,9 @@ class Approvals:
         return self._ledger.read(lambda db: rows.of_state(db, "approved"))
 
     def _check_owner(self, task: TaskRow | None) -> None:
+        """Problem not_available when the plugin of this task may not have it run. A missing task is left to
+        `steps.approve`.
+        """
         if task is not None and (refusal := self._refusal(task.plugin_id)) is not None:
             detail = f"expected {task.plugin_id} to be one that may have tasks run, found: {refusal.reason}"
             raise Problem("not_available", detail, f"latticectl explain {task.plugin_id}")

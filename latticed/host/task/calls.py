@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 MAX_PAGE: Final = 200
+"""Tasks in one answer of task.list, without scripts and output."""
 
 
 class TaskList(Params, frozen=True):
@@ -36,14 +37,19 @@ class TaskList(Params, frozen=True):
 
 
 class TaskId(Params, frozen=True):
+    """Parameters of task.get and task.cancel."""
+
     id: str
 
 
 class TaskCalls:
+    """Serves task.submit, task.cancel, task.list and task.get. A plugin sees its own tasks only."""
+
     def __init__(self, tasks: TaskKeeper) -> None:
         self._tasks = tasks
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls of this service, for `call.table`."""
         return (
             Served(method="task.list", params=TaskList, serve=self._list),
             Served(method="task.get", params=TaskId, serve=self._get),
@@ -84,7 +90,7 @@ class TaskCalls:
 
 
 def summary(task: Row) -> dict[str, Any]:
-    """One row of a list."""
+    """One task as lists show it, without script and output. Times are RFC 3339, None when there is none yet."""
     return {
         "seq": task.seq,
         "id": task.id,
@@ -105,7 +111,9 @@ def summary(task: Row) -> dict[str, Any]:
 
 
 def full(task: Row) -> dict[str, Any]:
-    """A task with its script and the end of its output."""
+    """As `summary`, with the script, its arguments, and the end of its output (up to `task.output_bytes` of each
+    stream).
+    """
     outcome = task.outcome
     return {
         **summary(task),
@@ -123,4 +131,5 @@ def full(task: Row) -> dict[str, Any]:
 
 
 def _time(wall_us: int) -> str | None:
+    """RFC 3339 of microseconds since the epoch; None for 0, which stands for a time that has not come."""
     return rfc3339(wall_us) if wall_us else None

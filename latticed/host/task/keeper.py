@@ -41,13 +41,18 @@ RECHECK_S: Final = 0.5
 # Expiry and retention are in hours and days, so a minute late does not matter.
 SWEEP_S: Final = 60.0
 ERROR_PAUSE_S: Final = 2.0
+"""Seconds until a write is tried again that a full or failing disk refused."""
 SECOND_US: Final = 1_000_000
 _NOT_PERMITTED: Final = "{} may not have tasks run any more"
 log = logs.get_logger()
 
 
 class TaskKeeper:
-    """An async context manager. `refusal(plugin_id)`: why it may not have tasks run now, or None."""
+    """Keeps the queue and runs what is approved; an async context manager.
+
+    `refusal(plugin_id)`: why it may not have tasks run now, or None. On exit runs are killed; their rows stay
+    `running`, and the next start records them as interrupted.
+    """
 
     def __init__(
         self,
@@ -154,13 +159,15 @@ class TaskKeeper:
         )
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
-        """See `Approvals.approve`."""
+        """See `Approvals.approve`; starts the task at once if there is a free slot."""
         approved = await self._approvals.approve(task_id, sha256=sha256, by=by)
         self._wanted.set()
         return approved
 
     async def cancel_all(self, *, by: str) -> int:
-        """Cancel every task that has not ended; how many there were."""
+        """Cancel every task that has not ended; how many were cancelled. Problem audit_unavailable, and then nothing
+        was done.
+        """
         # Recorded before any task is stopped: if the audit cannot be written, nothing is done.
         await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
         count = 0
@@ -171,9 +178,10 @@ class TaskKeeper:
         return count
 
     async def forget(self, plugin_id: str) -> int:
-        """Cancel and delete all tasks of one plugin; how many there were."""
+        """Cancel and delete all tasks of one plugin; how many rows there were. Problem ledger_unavailable."""
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
             if task.plugin_id == plugin_id:
+                # It has ended meanwhile, or the ledger fails: then the delete below fails as well, and is reported.
                 with contextlib.suppress(Problem):
                     await self.cancel(task.id, by=str(DAEMON))
         return await self._ledger.write(lambda tx: rows.clear(tx, plugin_id), durable=True)
@@ -181,7 +189,9 @@ class TaskKeeper:
     # Running.
 
     async def _keep_rechecking(self) -> None:
+        """Recheck the queue for ever: when `_wanted` is set, and every RECHECK_S."""
         while True:
+            # Before the recheck, not after: a change that comes during it has it run once more.
             self._wanted.clear()
             try:
                 await self._recheck()
@@ -214,6 +224,7 @@ class TaskKeeper:
                 run.stop(f"{_NOT_PERMITTED.format(plugin_id)}: {refusal.reason}")
         # Before `_start_permitted`, which reads the approved rows.
         await self._approvals.withdraw()
+        # The monotonic clock: setting the wall clock must not skip or repeat sweeps.
         if self._clock.monotonic_s() - self._swept_s >= SWEEP_S:
             await self.sweep()
         if settings.enabled:
@@ -222,6 +233,7 @@ class TaskKeeper:
     async def _start_permitted(self, settings: Settings) -> None:
         """Start approved tasks, oldest approval first, within `task.total_at_once` and `task.plugin_at_once`."""
         for task in self._ledger.read(lambda db: rows.of_state(db, "approved")):
+            # Counted again for each task: `_begin` has added one.
             if len(self._runs) >= settings.total_at_once:
                 return
             running = Counter(plugin_id for plugin_id, _ in self._runs.values())
@@ -255,12 +267,16 @@ class TaskKeeper:
             running.add_done_callback(self._running.discard)
 
     async def _run_and_record(self, task: TaskRow, run: TaskRun) -> None:
-        """Run a task and record its end; no exception escapes."""
+        """Run a task and record its end; no exception but CancelledError escapes.
+
+        When it is cancelled, as the daemon stops, no end is recorded: the row stays `running`, for `_recover`.
+        """
         try:
             try:
                 outcome = await self._outcome(task, run)
             finally:
                 run.gone.set()
+            # An empty code is an exit status of 0, see `TaskRun`.
             verb: Verb = "finish" if not outcome.code else "cancel" if outcome.code == "cancelled" else "fail"
             await self._record_end(task, Step(verb=verb, run_id=task.run_id), outcome)
         finally:
@@ -270,6 +286,7 @@ class TaskKeeper:
             self._wanted.set()
 
     async def _outcome(self, task: TaskRow, run: TaskRun) -> TaskOutcome:
+        """How the run ended; failures to start it, and faults of latticed, are outcomes too."""
         try:
             return await run.outcome()
         except Problem as problem:
@@ -279,7 +296,9 @@ class TaskKeeper:
             return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
 
     async def _record_end(self, task: TaskRow, step: Step, outcome: TaskOutcome) -> None:
-        """Retried until it is on disk; until then the run counts as running."""
+        """Record the end of a run, retried until it is on disk; until then the run counts as running and keeps its
+        slot.
+        """
         while True:
             now_us = self._clock.wall_us()
             try:
@@ -288,6 +307,7 @@ class TaskKeeper:
                     durable=True,
                 )
             except Problem as problem:
+                # Such as not_found, when the task was deleted meanwhile: no retry would change that.
                 if problem.code != "ledger_unavailable":
                     log.error("task_end_lost", task=task.id, code=problem.code, reason=problem.reason)
                     return
@@ -298,7 +318,9 @@ class TaskKeeper:
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Expire tasks not approved or started in time; remove those that ended long ago."""
+        """Expire tasks not approved or started within `task.expire_s`; remove those that ended long ago, or beyond
+        `task.keep_items`. Problem ledger_unavailable.
+        """
         settings, now_us = self.settings, self._clock.wall_us()
         late_us = now_us - settings.expire_s * SECOND_US
 
@@ -311,4 +333,5 @@ class TaskKeeper:
             rows.retain(tx, before_us=now_us - settings.keep_days * 86_400 * SECOND_US, most=settings.keep_items)
 
         await self._ledger.write(change)
+        # After the write: a sweep that failed is tried again at the next recheck.
         self._swept_s = self._clock.monotonic_s()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Verb = Literal["approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover"]
 
+# (state before, verb): state after. What is not here is refused.
 _NEXT: Final = MappingProxyType(
     {
         ("submitted", "approve"): "approved",
@@ -41,6 +42,7 @@ _NEXT: Final = MappingProxyType(
     }
 )
 ENDS: Final = frozenset({"done", "failed", "interrupted", "cancelled", "expired"})
+"""States that no step leads out of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,9 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`sha256`: digest of the script that is approved or about to be run; `run_id`: the run that is meant."""
+    """One step. `sha256`: digest of the script that is approved or about to be run (approve, begin); `run_id`: the run
+    that is meant (begin, finish).
+    """
 
     verb: Verb
     sha256: str = ""

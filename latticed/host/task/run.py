@@ -35,9 +35,10 @@ _DIRECTORIES: Final = ("/usr/bin", "/bin", "/usr/local/bin")
 
 
 class TaskRun:
-    """`outcome` runs the task to its end; `stop`, called during it, makes the outcome a cancellation.
+    """One run of `task`, whose `approved_sha256` and `run_id` are set; used once.
 
-    An outcome without a code is a script that ended by itself with exit code 0.
+    `outcome` runs it to its end; `stop`, called during it, makes the outcome a cancellation. An outcome without a code
+    is a script that ended by itself with exit code 0.
     """
 
     def __init__(self, task: TaskRow, spawner: Spawner, settings: Settings) -> None:
@@ -54,13 +55,17 @@ class TaskRun:
         self._err = LastOutput(settings.output_bytes)
 
     def stop(self, why: str) -> None:
-        """Kill it, or do not start it; the outcome has the reason `why`."""
+        """Kill it, or do not start it; returns at once. The outcome has the reason `why`."""
         # The first reason is the cause; `recheck` calls this again every half second until it has ended.
         self._why = self._why or why
         self._stopped.set()
 
     async def outcome(self) -> TaskOutcome:
-        """How it ended; a Problem when it could not be started. Being cancelled kills the script."""
+        """Run the script and return how it ended; all its processes have ended then. Being cancelled kills them as
+        well.
+
+        Problems when it could not be started: digest_mismatch, sandbox_unavailable, and those of `Spawner.spawn`.
+        """
         if self._stopped.is_set():
             return TaskOutcome(code="cancelled", reason=f"{self._why} before it began")
         with _sealed(self._task) as program:
@@ -89,7 +94,10 @@ class TaskRun:
         return self._outcome(ended.code, ended.message + last_words(self._err.data()), ended)
 
     async def _spawn(self, program: Artifact) -> Child:
+        """Start the confined child at the highest level of this host; its output goes to `_out` and `_err`."""
+        # Without a network: a script's targets are arguments, not places that it may reach.
         chosen = confinement.choose(self._spawner)
+        # All that the script learns of its task.
         names = {"LATTICED_TASK": self._task.id, "LATTICED_RUN": self._task.run_id}
         request = ChildRequest(
             program=program,
@@ -130,8 +138,10 @@ class TaskRun:
 
 
 def interpreters(named: Mapping[str, str]) -> dict[str, str]:
-    """Paths by name of spec.INTERPRETERS: from `named` (the settings, not checked here), else the first executable ELF
-    file of that name in _DIRECTORIES. Names that are not found are left out.
+    """Paths by name, for the names of spec.INTERPRETERS.
+
+    From `named` (the settings, not checked here), else the first executable ELF file of that name in _DIRECTORIES.
+    Names that are not found are left out. Opens files: blocks shortly.
     """
     found = {name: path for name in spec.INTERPRETERS if (path := _find(name)) is not None}
     return {**found, **{name: path for name, path in named.items() if name in spec.INTERPRETERS}}
@@ -141,13 +151,16 @@ def _find(name: str) -> str | None:
     for directory in _DIRECTORIES:
         path = f"{directory}/{name}"
         with contextlib.suppress(OSError), open(path, "rb") as source:
+            # ELF only: a wrapper script would need an interpreter of its own inside the sandbox.
             if os.access(path, os.X_OK) and source.read(4) == b"\x7fELF":
                 return path
     return None
 
 
 def _sealed(task: TaskRow) -> Artifact:
-    """The script in a sealed (immutable) memfd, and the digest of its contents."""
+    """The script in a sealed (immutable) memfd (memfd_create(2), F_ADD_SEALS of fcntl(2)), and the digest of its
+    contents. The caller closes it.
+    """
     data = task.script.encode("utf-8")
     fd = artifact.memory()
     try:

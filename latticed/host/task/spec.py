@@ -14,14 +14,18 @@ from latticed.model.hostcall import Denial
 Interpreter = Literal["sh", "bash", "python3", "node"]
 INTERPRETERS: Final = ("sh", "bash", "python3", "node")
 MAX_SCRIPT_BYTES: Final = 64 << 10
+"""Of the script in UTF-8."""
 TIMEOUT_S: Final = (1, 600)
+"""The shortest and the longest timeout, in seconds."""
 MAX_TARGETS: Final = 32
 MAX_TARGET_CHARACTERS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class TaskSubmit(Params, frozen=True):
-    """task.submit. `targets` are the script's arguments; `name` is for people."""
+    """Parameters of task.submit. `targets` are the script's arguments, `timeout_s` is 1 to 600; `name` is shown to
+    people and has no effect.
+    """
 
     interpreter: Interpreter
     script: str
@@ -31,7 +35,7 @@ class TaskSubmit(Params, frozen=True):
 
 
 def checked(asked: TaskSubmit) -> bytes:
-    """The script's bytes; HostError bad_params or too_large."""
+    """The script's bytes in UTF-8; HostError bad_params, or too_large for the script. Pure."""
     try:
         # JSON can carry lone surrogates (RFC 8259, section 8.2), which UTF-8 cannot.
         script = asked.script.encode("utf-8")

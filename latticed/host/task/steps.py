@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def fresh(plugin_id: str, asked: TaskSubmit, sha256: str, *, now_us: int) -> TaskRow:
-    """The row of a task that is submitted now."""
+    """The row of a task that is submitted now; `seq` is given by the ledger. `sha256`: digest of the script's bytes."""
     return TaskRow(
         seq=0,
         # 64 random bits: ids are not guessable by other plugins and do not repeat after rows were removed.
@@ -61,6 +61,7 @@ def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
     waiting = [task for task in rows.of_state(tx, "approved") if task.plugin_id == plugin_id]
     for task in waiting:
         _decided(task, Step(verb="withdraw"))
+        # Row and event in one transaction: a withdrawal that is on record has happened, and the other way round.
         rows.withdraw(tx, task.id)
         detail: dict[str, str | int | bool] = {"plugin": plugin_id, "sha256": task.sha256}
         tx.append_audit(Event(actor=str(DAEMON), action="task.withdraw", target=task.id, reason=reason, detail=detail))
@@ -89,7 +90,10 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
 
 
 def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, actor: str, now_us: int) -> TaskRow:
-    """Record a step that ends it. Problems: not_found, invalid_transition."""
+    """Record the step that ends a task, with its outcome, and audit it as done by `actor`; the changed row.
+
+    Problems: not_found, invalid_transition. ValueError for a step that does not end it.
+    """
     task = _found(tx, task_id)
     after = _decided(task, step)
     if after.state not in ENDS:
