@@ -23,12 +23,13 @@ FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
 """Fields of heads and of checkpoints."""
 MAX_PAGE: Final = 1_000
+"""Most events that one query returns; `rpc.audit` has the same bound for the API."""
 SPAN: Final = 50_000
 """Most rows that one query scans (about 50 ms); longer scans are split, so that other queries get their turn."""
 
 
 class Tables(NamedTuple):
-    """Names of the tables of one chain."""
+    """Names of the tables of one chain: its events, its signed heads, and the checkpoints that retention left."""
 
     events: str
     heads: str
@@ -82,6 +83,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
         if wanted is not None and (column, wanted) != ("decision", "deny"):
             conditions.append(f"{column} = ?")
             values.append(wanted)
+    # Only column names and constants are in the text of the statement; what callers ask for is bound.
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = " ORDER BY seq DESC LIMIT ?" if newest_first else " ORDER BY seq LIMIT ?"
     rows = conn.execute(_select(chain) + where + order, (*values, max(0, min(limit, MAX_PAGE))))
@@ -99,8 +101,10 @@ async def query_in_parts(
 ) -> list[dict[str, Any]]:
     """At most `limit` events of `chains`, merged by time, asked for by `read` in spans of `SPAN` rows.
 
-    Within a chain the order is that of seqs, whatever the clock did: so `after.past(events)` goes on where this ends.
+    `read` is `Ledger.read_slow` or one like it; `filters` are those of `query`. Within a chain the order is that of
+    seqs, whatever the clock did: so `after.past(events)` goes on where this ends.
     """
+    # `limit` from each chain: all events of the page may turn out to be of the same one.
     found = [
         await _query_chain_in_parts(read, name, after.of(name), limit=limit, newest_first=newest_first, **filters)
         for name in chains
@@ -116,8 +120,9 @@ def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False)
 async def last_calls(
     read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], *, actor: str, calls: frozenset[str]
 ) -> dict[str, str]:
-    """The decision on the newest of each of these host calls that `actor` made. One scan, newest first, which ends
-    once all are found.
+    """The decision ("allow" or "deny") on the newest of each of `calls` that `actor` made, by name of the call.
+
+    Calls that it never made are left out. One scan of the host calls, newest first, which ends once all are found.
     """
     first, last = await read(lambda db: ends(db, CALLS))
     found: dict[str, str] = {}
@@ -143,6 +148,7 @@ async def _query_chain_in_parts(
     newest_first: bool,
     **filters: Any,
 ) -> list[dict[str, Any]]:
+    # Taken once: events that are recorded while this reads are for the next page.
     first, last = await read(lambda db: ends(db, name))
     if newest_first:
         last = min(last, after - 1) if after else last
@@ -152,6 +158,7 @@ async def _query_chain_in_parts(
     while first <= last and len(found) < limit:
         span = (max(first, last - SPAN + 1), last) if newest_first else (first, min(last, first + SPAN - 1))
         rest = limit - len(found)
+        # Each span is a query of its own, so `read` may give its thread to others in between.
         found += await read(
             lambda db, span=span, rest=rest: query(  # type: ignore[misc]
                 db, chain=name, within=span, limit=rest, newest_first=newest_first, **filters
@@ -164,30 +171,31 @@ async def _query_chain_in_parts(
 def export_lines(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
     """Lines of an export: the next `most` events after one seq, up to another, each followed by the heads that sign it.
 
-    A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides.
+    A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides. Fewer than `most` events: the end.
     """
     rows = conn.execute(_select(chain) + " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, upto, most))
     found = rows.fetchall()
+    # Heads only up to the last event here: a head of a later event belongs behind that, in the next part.
     last = found[-1][0] if found else after
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} WHERE seq > ? AND seq <= ? ORDER BY seq, id"
     return list(_interleaved(iter(found), conn.execute(statement, (after, last)), chain))
 
 
 def newest_head(conn: RowReader, chain: chain.Name) -> dict[str, Any] | None:
-    """The signed head that reaches furthest."""
+    """The signed head with the highest seq, by the names of `HEAD_FIELDS`; None while nothing was signed."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} ORDER BY seq DESC, id DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
 
 
 def heads(conn: RowReader, first: int, last: int, *, chain: chain.Name = DECISIONS) -> list[dict[str, Any]]:
-    """The signed heads of events `first` to `last`, in order."""
+    """The signed heads of events `first` to `last` (both included), in order, by the names of `HEAD_FIELDS`."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].heads} WHERE seq BETWEEN ? AND ? ORDER BY seq, id"
     return [dict(zip(HEAD_FIELDS, row, strict=True)) for row in conn.execute(statement, (first, last))]
 
 
 def checkpoint(conn: RowReader, *, chain: chain.Name = DECISIONS) -> dict[str, Any] | None:
-    """The signed statement of what retention removed; None while it has removed nothing."""
+    """The signed statement of what retention removed, by the names of `HEAD_FIELDS`; None while nothing was removed."""
     statement = f"SELECT {_HEAD} FROM {TABLES[chain].checkpoints} ORDER BY seq DESC LIMIT 1"
     row = conn.execute(statement).fetchone()
     return None if row is None else dict(zip(HEAD_FIELDS, row, strict=True))
@@ -220,9 +228,13 @@ def position(conn: RowReader) -> Position:
 
 
 def before(conn: RowReader, ts: str, chain: chain.Name) -> int:
-    """The seq of the last event of a chain that was recorded before `ts`, as far as the clock did not jump."""
+    """The seq of the last event of a chain recorded before `ts` (RFC 3339), as far as the clock did not jump.
+
+    0, or the seq of the last event that was removed, when none is left from before.
+    """
     low, high = first_seq(conn, chain), last_seq(conn, chain) + 1
     statement = f"SELECT ts >= ? FROM {TABLES[chain].events} WHERE seq = ?"
+    # A binary search: `ts` has no index, and between the ends seqs have no gaps.
     while low < high:
         middle = (low + high) // 2
         if conn.execute(statement, (ts, middle)).get:

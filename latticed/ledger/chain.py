@@ -66,6 +66,7 @@ class Chain:
 
     def append(self, event: audit.Event) -> int:
         """Sanitise `event`, link it to the tip and return its seq; the row is inserted by the next `flush`."""
+        # Values of a wrong type raise before anything is changed below: `commit._append` undoes nothing.
         prev = self.tip.hash
         seq = self.tip.seq + 1
         ts = self._ts

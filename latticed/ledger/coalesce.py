@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from latticed.model.audit import Event
 
 QUOTA: Final = 20
+"""Denials of one actor, action and code that are recorded one by one in a window."""
 WINDOW_S: Final = 10.0
+"""How long a window lasts, from its first denial."""
 EVERY_S: Final = 1.0
+"""Shortest time between two events with a count of the same window."""
 MAX_WINDOWS: Final = 1_024
+"""Bounds memory, as strangers cause these denials. Beyond it the oldest window is closed for a new one."""
 COUNT: Final = "count"
+"""The key of the count in `detail`."""
 
 _Key = tuple[str, str, str, str]
 
@@ -64,6 +69,7 @@ class Denials:
 
     def due(self, now_s: float) -> list[Event]:
         """The events with counts that are due; call it every `every_s`. Drops windows that are over."""
+        # Counts first: a window that is over is removed below, with what it has counted.
         self._settle(now_s, lambda window: self._over(window, now_s) or now_s - window.written_s >= self._every_s)
         for key in [key for key, window in self._windows.items() if self._over(window, now_s)]:
             del self._windows[key]
@@ -78,6 +84,7 @@ class Denials:
 
     def put_back(self, event: Event) -> None:
         """Have `due` return `event` again, because it could not be written."""
+        # Bounded: the ledger may refuse writes for hours. Counts beyond that are lost.
         if len(self._owed) < MAX_WINDOWS:
             self._owed.append(event)
 
@@ -90,6 +97,7 @@ class Denials:
             elif len(self._windows) >= MAX_WINDOWS:
                 self._owe(self._windows.popitem(last=False)[1], now_s)
             window = self._windows[key] = _Window(now_s, event)
+            # A key that is assigned again keeps its place, and `popitem` above relies on the oldest window being first.
             self._windows.move_to_end(key)
         return window
 
@@ -102,6 +110,7 @@ class Denials:
                 self._owe(window, now_s)
 
     def _owe(self, window: _Window, now_s: float) -> None:
+        """Queue the event with the window's count, for `due` or `rest`; nothing when all was written."""
         if window.counted:
             self.put_back(_summary(window, now_s))
 

@@ -166,6 +166,8 @@ class Committer:
 
 def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
     """The chains that get a head with this batch; a job that is no event is counted as one decision."""
+    # Before the jobs run, so an estimate: a change may append no event or several. Then a head comes a little early or
+    # late.
     calls = sum(isinstance(job.change, Event) and job.change.action == HOST_CALL for job in batch)
     more = ((chains.decisions, len(batch) - calls), (chains.calls, calls))
     return [chain for chain, count in more if count and chain.tip.seq + count - chain.signed_seq >= HEAD_EVERY]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Connection = apsw.Connection
 
 BUSY_MS: Final = 2_000
+"""How long a statement waits for a lock of another connection, in milliseconds."""
 OWN: Final = "unix-excl"
 """The VFS of the daemon's connections: the WAL index is in heap memory (sqlite.org/vfs.html), not in a mapped file.
 
@@ -42,12 +43,17 @@ STORAGE_ERRORS: Final = (
 """Errors of the disk, not of the statement; SQLite may already have rolled the whole transaction back."""
 
 DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+"""Errors by which SQLite says that the file itself is damaged, or no database."""
 DAMAGED: Final = (*DAMAGE, apsw.SQLError, apsw.IOError, apsw.MismatchError, UnicodeDecodeError)
 """Errors when reading a damaged database: a missing table, an unreadable page."""
 
 
 class RowReader(Protocol):
-    """What the row functions need for reading: a Connection or a Transaction."""
+    """What the row functions need for reading: a Connection or a Transaction.
+
+    Of the cursor they use `fetchone`, `fetchall` and apsw's `get`: the value of the only row and column, a tuple for
+    the only row, None for none.
+    """
 
     def execute(self, statements: str, bindings: tuple[Any, ...] = ..., /) -> apsw.Cursor: ...
 
@@ -84,6 +90,7 @@ def open_writer(path: Path) -> Connection:
     try:
         _prepare(connection)
     except BaseException as error:
+        # Whatever went wrong: closing as usual would checkpoint into a file that is being refused.
         _leave(connection)
         if isinstance(error, DAMAGE):
             raise damaged(f"expected a sound database, found: {error}") from error
@@ -94,7 +101,7 @@ def open_writer(path: Path) -> Connection:
 
 
 def open_witness(path: Path) -> Connection:
-    """A read-only connection to a database that nobody else has open, and that may be damaged.
+    """A read-only connection to a database that nobody else has open, and that may be damaged; raises apsw.Error.
 
     Closing it leaves the WAL as it is (read-only connections do not checkpoint), as the only good rows may be there.
     """
@@ -105,7 +112,7 @@ def open_witness(path: Path) -> Connection:
 
 
 def open_reader(path: Path) -> Connection:
-    """A read-only connection to a ledger that a writer of this process keeps open."""
+    """A read-only connection to a ledger that a writer of this process keeps open; raises apsw.Error."""
     connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, vfs=OWN)
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("trusted_schema", False)
@@ -118,12 +125,14 @@ def _prepare(connection: Connection) -> None:
     mode = connection.pragma("journal_mode", "wal")
     if mode != "wal":
         raise Problem("state_unusable", f"expected a file system that can hold a WAL, found journal mode {mode}")
+    # In WAL mode a commit then survives kill -9, but a power cut may undo it; `Committer` sets "full" where needed.
     connection.pragma("synchronous", "normal")
     connection.pragma("foreign_keys", True)
     # The schema comes from a file: its views and triggers may call no functions with side effects.
     connection.pragma("trusted_schema", False)
     # In bytes: after a large transaction or a long snapshot the WAL file would keep its greatest size.
     connection.pragma("journal_size_limit", 64 << 20)
+    # Before the migrations: they must not write into a damaged file.
     found = integrity.check(connection)
     if found:
         raise damaged(f"expected a sound database, found: {found}")

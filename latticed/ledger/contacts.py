@@ -26,7 +26,10 @@ _DECISIONS: Final = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """How often one host call was made and refused in some time; `last_at` is RFC 3339, or empty."""
+    """How often an actor made one host call, and how often it was refused, in the time asked about.
+
+    `last_at` (RFC 3339): the latest of these, made or refused.
+    """
 
     call: str
     allowed: int
@@ -49,7 +52,7 @@ def note(tx: Transaction, plugin_id: str, host: str, *, now_us: int) -> None:
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
-    """Remove all hosts recorded for a plugin."""
+    """Remove all hosts recorded for a plugin, which does not change what it may reach."""
     tx.execute("DELETE FROM contacts WHERE plugin_id = ?", (plugin_id,))
 
 
@@ -63,12 +66,14 @@ async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[A
     """Since when the audit record shows what a plugin does with its present permissions (RFC 3339).
 
     The later of the last decision that widened them and the last removal of calls by retention; empty without either.
+    Searches the newest `_DECISIONS` decisions on the plugin only.
     """
     decided = await audit.query_in_parts(
         read, chains=(chain.DECISIONS,), target=plugin_id, decision="allow", newest_first=True, limit=_DECISIONS
     )
     given = next((str(row["ts"]) for row in decided if _gives(row)), "")
     removed = await read(lambda db: audit.checkpoint(db, chain=chain.CALLS))
+    # RFC 3339 in UTC and of one width: comparing the texts compares the times.
     return max(given, str(removed["ts"])) if removed is not None else given
 
 
@@ -80,11 +85,12 @@ def _gives(row: dict[str, Any]) -> bool:
 
 
 async def used(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], actor: str, since_us: int) -> list[Used]:
-    """The host calls of an actor since then by name, from the audit record, which `read` is asked for in spans.
+    """The host calls of an actor (as events name it) since `since_us`, by name, read from the audit record in spans.
 
     Denials that were coalesced count once. Calls of before host calls had a chain of their own count too.
     """
     found: dict[str, Used] = {}
+    # Both chains: ledgers of before `calls` existed keep their host calls among the decisions (`docs/adr/0011`).
     for name in chain.NAMES:
         first, last = await read(functools.partial(audit.ends, name=name))
         for start in range(first, last + 1, audit.SPAN):

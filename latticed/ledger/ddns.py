@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 State = Literal["pending", "published", "retrying", "denied"]
+"""published: the provider has the address; retrying: after a failure that may pass; denied: after one that will not."""
 _KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"
 
 
@@ -71,7 +72,10 @@ def put(
     *,
     now_us: int,
 ) -> DdnsRow:
-    """Keep a record from now on, or change it; Problems quota_exceeded, bad_params when another plugin has it."""
+    """Keep a record of the plugin from now on, or change it, and return its row.
+
+    `kind` is the type of DNS record. Problems: quota_exceeded; bad_params when another plugin has this name and type.
+    """
     owner = tx.execute("SELECT plugin_id FROM ddns_records WHERE name = ? AND type = ?", (name, kind)).get
     if owner not in (None, plugin_id):
         raise Problem("bad_params", f"name: expected one that no other plugin keeps, found {name} ({kind}) of another")
@@ -81,6 +85,7 @@ def put(
             "INSERT INTO ddns_records (plugin_id, name, type, spec, created_at, updated_at) VALUES (?,?,?,?,?,?)",
             (plugin_id, name, kind, spec, now_us, now_us),
         )
+    # For a row inserted just now as well: the status is set in one place.
     statement = f"UPDATE ddns_records SET spec = ?, updated_at = ?, {_SET} WHERE name = ? AND type = ?"  # noqa: S608
     tx.execute(statement, (spec, now_us, *_values(standing), name, kind))
     row = get(tx, plugin_id, name, kind)
@@ -89,7 +94,7 @@ def put(
 
 
 def keep(tx: Transaction, key: int, standing: DdnsStatus) -> bool:
-    """Set the status of a record; False when it is gone."""
+    """Set the status of the record with this `key`; False when it is gone, so that a late result is dropped."""
     tx.execute(f"UPDATE ddns_records SET {_SET} WHERE key = ?", (*_values(standing), key))  # noqa: S608 - constants
     return tx.changes() > 0
 
@@ -107,6 +112,7 @@ def clear(tx: Transaction, plugin_id: str) -> int:
 
 
 def get(conn: RowReader, plugin_id: str, name: str, kind: str) -> DdnsRow | None:
+    """One record of the plugin, or None."""
     statement = f"SELECT {_COLUMNS} FROM ddns_records WHERE plugin_id = ? AND name = ? AND type = ?"  # noqa: S608
     row = conn.execute(statement, (plugin_id, name, kind)).fetchone()
     return None if row is None else _row(row)

@@ -42,6 +42,7 @@ class DeferredEvents:
         self._lost = 0
         self._refused = False
         self._wake = asyncio.Event()
+        # The batch handed to the writer: its future, and how many events and lost ones are in it.
         self._writing: tuple[asyncio.Future[None], int, int] | None = None
 
     @property
@@ -64,16 +65,17 @@ class DeferredEvents:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write queued events until cancelled."""
+        """Write queued events until cancelled, and try again every `AGAIN_S` while the ledger refuses them."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             if not await self.flush():
                 await asyncio.sleep(AGAIN_S)
+                # What was refused is still queued, and no `put` may ever come to wake this again.
                 self._wake.set()
 
     async def flush(self) -> bool:
-        """Write all queued events; False when the ledger cannot be written."""
+        """Write all queued events; False when the ledger cannot be written, and what is left stays queued."""
         while self._writing is not None or self._events or self._lost:
             try:
                 # A submitted batch is remembered: submitting its events again would record them twice.
@@ -96,6 +98,7 @@ class DeferredEvents:
         return True
 
     def _submit(self) -> tuple[asyncio.Future[None], int, int]:
+        # The count of lost events is fixed here: those lost from now on go into the next batch.
         now_us, lost = self._now.wall_us(), self._lost
         events = [_dated(event, at_us, now_us) for at_us, event in itertools.islice(self._events, BATCH)]
 
@@ -105,6 +108,7 @@ class DeferredEvents:
             if lost:
                 tx.append_audit(_count(lost))
 
+        # Essential: on a full disk these are written from the reserve.
         return self._writer.submit(change, essential=True), len(events), lost
 
 

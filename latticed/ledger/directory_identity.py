@@ -19,9 +19,12 @@ _HINT: Final = "put back what was there; or restart latticed, which then takes w
 
 
 class DirectoryIdentity:
-    """The things in `directory` by (device, inode), as they were when this was made; `key` by its time of change too.
+    """The state directory and its files by (device, inode), as they were when this was made.
 
-    Everything here blocks as long as the disk does. `written` adds the write-ahead log, once the first write made it.
+    The key also by size and mtime.
+
+    `database`, `key` and `lock` are names in `directory`. Everything here blocks as long as the disk does. `fault` may
+    be called from any thread, `written` by the writer's only.
     """
 
     def __init__(self, directory: Path, *, database: str, key: str, lock: str) -> None:
@@ -39,11 +42,16 @@ class DirectoryIdentity:
     def written(self) -> None:
         """Call after a commit: from then on the write-ahead log must exist too."""
         if self._wal not in self._watched and (found := self._identity(self._wal)) is not None:
+            # Before `_watched`: `fault` may be running on another thread and looks up each watched path here.
             self._seen[self._wal] = found
             self._watched[self._wal] = "ledger_replaced"
 
     def fault(self) -> Problem | None:
-        """The Problem when a file is missing or has been replaced; None when all are as they were."""
+        """The Problem when a file is missing or has been replaced; None when all are as they were.
+
+        Codes: state_replaced (directory, lock), ledger_replaced (database, write-ahead log), host_key_replaced.
+        """
+        # A copy: the writer's thread may add the write-ahead log meanwhile, and iterating over the dict would raise.
         for path, code in [*self._watched.items()]:
             found = self._identity(path)
             if found != self._seen[path]:
@@ -54,6 +62,8 @@ class DirectoryIdentity:
 
     def _identity(self, path: Path) -> Identity | None:
         try:
+            # The state directory may be named by a link. Its files are opened with O_NOFOLLOW, so a link there is
+            # another thing.
             found = os.stat(path, follow_symlinks=path == self._directory)
         except OSError:
             return None

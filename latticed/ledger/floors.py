@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 FILE: Final = "floors.json"
 DOMAIN: Final = b"LATTICED-FLOORS-V1\n"
+"""What is signed begins with this, so that no other signature of the host key can pass for one of floors."""
 MAX_BYTES: Final = 64 << 20
+"""Bounds what a start reads into memory."""
 _HINT: Final = "keep a copy of it, then run: latticed --recover"
 
 
@@ -45,11 +47,11 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """By plugin id: the highest version ever accepted, what is not granted and what is accepted, and whose it is.
+    """By plugin id: the highest version ever accepted, what is not granted, what is accepted, and who owns the id.
 
     `heads`: seq and hash of an event of each chain that was on disk before this was written: a ledger without it is
-    older. `accepted_at` (RFC 3339): when a ledger was last replaced or taken back by word; heads signed before that
-    say nothing.
+    older. `accepted_at` (RFC 3339): when a ledger was last replaced, or an older one accepted by an operator; heads
+    signed before that are no evidence of a rollback.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -62,18 +64,21 @@ class Floors:
 
 
 def of_replaced(kept: Floors, head: Head | None, now: str) -> Floors:
-    """`kept` for a ledger that has taken another's place at `now`, with `head` as the newest of its decisions."""
+    """`kept` for a ledger that takes the place of another at `now` (RFC 3339); `head` is the newest of its decisions.
+
+    Heads of the replaced ledger are dropped, as the new one does not have their events.
+    """
     heads = {head.chain: (head.seq, head.hash)} if head is not None else {}
     return replace(kept, heads=heads, accepted_at=now)
 
 
 def present(directory: Path) -> bool:
-    """Whether there is a file at all: it is made with the host key, and never removed."""
+    """Whether there is a floors file at all: it is made with the host key, and never removed."""
     return (directory / FILE).exists()
 
 
 def read(directory: Path, key: Ed25519PublicKey) -> Floors:
-    """The floors kept in `directory`; Problem floors_invalid for a file that `key` did not sign."""
+    """The floors kept in `directory`, empty ones without a file; Problem floors_invalid if `key` did not sign it."""
     try:
         data = files.read_at_most(directory / FILE, MAX_BYTES)
         found = strict_json.loads(data)
@@ -85,12 +90,16 @@ def read(directory: Path, key: Ed25519PublicKey) -> Floors:
         return Floors()
     except InvalidSignature as error:
         raise _invalid("expected the signature of this host's key, found another") from error
+    # Bytes from outside until the signature is verified: any JSON value, of any depth, may be there.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
         raise _invalid(f"expected what this host wrote, found: {error}") from error
 
 
 def write(directory: Path, floors: Floors, key: Ed25519PrivateKey) -> None:
-    """Replace the file, fsynced; blocking. Problem ledger_unavailable when the disk would not take it."""
+    """Replace the file, fsynced; blocking. Problem ledger_unavailable when the disk would not take it.
+
+    The caller has to see to it that the events of `floors.heads` are on disk before.
+    """
     plain = _encode(floors)
     signature = base64.b64encode(key.sign(_payload(plain))).decode("ascii")
     try:

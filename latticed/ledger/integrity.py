@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import apsw
 
 WHOLE_BYTES: Final = 256 << 20
+"""Largest file, in bytes, that is checked wholly at open: 0.4 s."""
 NOTE: Final = "ledger.damaged"
+"""Name of the file beside the ledger that makes the next start refuse it."""
 
 _DECISIVE: Final = ("records", "revocations", "heads", "checkpoints", "call_heads", "call_checkpoints", "kv_usage")
 _WAL_HEADER: Final = 32
@@ -27,7 +29,7 @@ _WAL_MAGIC: Final = {0x377F0682: "little", 0x377F0683: "big"}
 
 
 def partial(connection: apsw.Connection) -> bool:
-    """Whether `check` leaves out a part of this file."""
+    """Whether `check` leaves out a part of this file unless told `whole`: it is larger than `WHOLE_BYTES`."""
     return int(connection.pragma("page_count")) * int(connection.pragma("page_size")) > WHOLE_BYTES
 
 
@@ -36,6 +38,7 @@ def check(connection: apsw.Connection, *, whole: bool = False) -> str:
     connection.pragma("schema_version")  # reads the header and compares it with the file's size
     if whole or not partial(connection):
         return _found(connection, "")
+    # A ledger of an older version lacks some of these tables: it is checked before it is migrated.
     known = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     return next((found for table in _DECISIVE if table in known and (found := _found(connection, table))), "")
 
@@ -68,21 +71,24 @@ def in_wal(database: Path) -> str:
 
 
 def note(directory: Path, finding: str) -> None:
-    """Have the next start refuse this ledger; raises OSError."""
+    """Have the next start refuse this ledger, because of `finding` (its first 1,000 bytes are kept); raises OSError."""
     files.replace(directory / NOTE, finding.encode("utf-8", "replace")[:1_000] + b"\n", mode=0o600)
 
 
 def noted(directory: Path) -> str:
     """The finding that an earlier check noted; empty when there is none."""
     try:
+        # An empty note counts as well: that the file exists is what refuses the ledger.
         return files.read_at_most(directory / NOTE, 1 << 16).decode("utf-8", "replace").strip() or "damage"
     except FileNotFoundError:
         return ""
+    # Refused as well: what the note says of the ledger is unknown.
     except (OSError, ValueError) as error:
         return f"a note of damage that cannot be read ({error})"
 
 
 def _found(connection: apsw.Connection, table: str) -> str:
+    # The number bounds the findings: the first one is enough.
     pragma = f"PRAGMA quick_check({table})" if table else "PRAGMA quick_check(1)"
     first = connection.execute(pragma).fetchone()
     return "" if first is None or first[0] == "ok" else " ".join(str(first[0]).split())

@@ -18,6 +18,7 @@ _USE: Final = """
 INSERT INTO kv_usage VALUES (?, ?, ?)
 ON CONFLICT (bucket) DO UPDATE SET keys = keys + excluded.keys, bytes = bytes + excluded.bytes
 """
+"""Adds the differences (keys, bytes) to what the bucket uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +31,14 @@ class KvQuota:
 
 
 def get(conn: RowReader, bucket: str, key: str) -> bytes | None:
-    """The value, or None."""
+    """The value, or None for a missing key."""
     row = conn.execute("SELECT value FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
     return None if row is None else bytes(row[0])
 
 
 def keys(conn: RowReader, bucket: str, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
     """At most `limit` keys that begin with `prefix` and sort after `after`, in code point order."""
+    # A range instead of LIKE: it needs no escaping of % and _, and the primary key serves it.
     bounds, values = "key > ? AND key >= ?", [after, prefix]
     if (end := _past(prefix)) is not None:
         bounds += " AND key < ?"
@@ -83,7 +85,7 @@ def clear(tx: Transaction, bucket: str) -> int:
 
 
 def rename(tx: Transaction, old: str, new: str) -> int:
-    """Move a whole bucket to a name that has none; returns how many keys moved."""
+    """Move a whole bucket to a name that has no key yet; returns how many keys moved."""
     used_keys, _ = usage(tx, old)
     tx.execute("UPDATE kv SET bucket = ? WHERE bucket = ?", (new, old))
     tx.execute("UPDATE kv_usage SET bucket = ? WHERE bucket = ?", (new, old))
@@ -91,7 +93,10 @@ def rename(tx: Transaction, old: str, new: str) -> int:
 
 
 def of_plugin(conn: RowReader, plugin_id: str) -> list[str]:
-    """The buckets of an id: the plugin's own, and those set aside under the names of earlier publishers."""
+    """The buckets of an id: the plugin's own, and those set aside under the names of earlier publishers.
+
+    The latter are named `plugin:<id>@…`.
+    """
     own = f"plugin:{plugin_id}"
     found = conn.execute("SELECT bucket FROM kv_usage WHERE bucket = ? OR bucket >= ? AND bucket < ?", _of(own))
     return [bucket for (bucket,) in found]
@@ -105,13 +110,14 @@ def usage(conn: RowReader, bucket: str) -> tuple[int, int]:
 
 def _size(conn: RowReader, bucket: str, key: str) -> int | None:
     """What one row counts for: the bytes of its key and value."""
+    # As a BLOB: of text, length() counts characters.
     statement = "SELECT length(CAST(key AS BLOB)) + length(value) FROM kv WHERE bucket = ? AND key = ?"
     row = conn.execute(statement, (bucket, key)).fetchone()
     return None if row is None else int(row[0])
 
 
 def _of(own: str) -> tuple[str, str, str]:
-    """`own`, and the bounds of all that is `own@…`; an id has no "@" in it."""
+    """`own`, and the bounds of all names that begin with `own@`: "A" is the character after "@", and no id has one."""
     return own, f"{own}@", f"{own}A"
 
 

@@ -19,12 +19,16 @@ def load(conn: RowReader) -> dict[str, str]:
 
 
 def change(tx: Transaction, wanted: Mapping[str, str | None], *, most: int) -> dict[str, str]:
-    """Set those with a value, remove those without; all labels after that. Problem quota_exceeded beyond `most`."""
+    """Set the labels that have a value, remove those with None, and return all labels after that.
+
+    Problem quota_exceeded when there are more than `most` then; nothing is changed in that case.
+    """
     for name, value in wanted.items():
         if value is None:
             tx.execute("DELETE FROM node_labels WHERE name = ?", (name,))
         else:
             tx.execute("INSERT OR REPLACE INTO node_labels VALUES (?,?)", (name, value))
+    # Counted after the changes; raising undoes them, as each change runs in a savepoint (`commit.Committer`).
     labels = load(tx)
     if len(labels) > most:
         raise Problem("quota_exceeded", f"expected at most {most} labels, found {len(labels)}")

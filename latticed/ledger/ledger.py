@@ -81,11 +81,14 @@ class Ledger:
         return await self._writer.submit(change, durable=durable, essential=essential)
 
     def read(self, question: Callable[[Connection], T]) -> T:
-        """Run a short point query inline, on the event loop. Sees what is committed."""
+        """Run a short point query inline, on the event loop. Sees what is committed; Problem ledger_unavailable."""
         return self._readers.ask(question)
 
     async def read_slow(self, question: Callable[[Connection], T]) -> T:
-        """Run a long query off the loop, on one snapshot; consume cursors within `question`."""
+        """Run a long query off the loop, on one snapshot; consume cursors within `question`.
+
+        One such query runs at a time, others wait. Cancelling the caller interrupts it. Problem ledger_unavailable.
+        """
         return await self._readers.ask_slowly(question)
 
     async def read_for_plugin(self, question: Callable[[Connection], T]) -> T:
@@ -106,7 +109,7 @@ class Ledger:
         return await self._append(event)
 
     def record_later(self, event: audit.Event) -> None:
-        """Queue `event` for recording and return at once; it is retried until the disk takes it."""
+        """Queue `event` for recording and return at once; it is retried until the disk takes it (`DeferredEvents`)."""
         self._deferred.put(event)
 
     def record_limited(self, event: audit.Event, *, group: str = "") -> None:
@@ -119,11 +122,15 @@ class Ledger:
             self._deferred.put(kept)
 
     async def wait_for_events(self, seen: Position, *, calls: bool = False) -> None:
-        """Return once a decision after `seen` is committed or, with `calls`, an event of either chain."""
+        """Return once a decision after `seen` is committed or, with `calls`, an event of either chain.
+
+        Returns at once when there is one already.
+        """
         await self._writer.wait_for_events(seen, calls=calls)
 
     async def sign_head(self) -> list[Head]:
         """Sign the newest event of each chain, on disk when this returns; none of one that is signed already."""
+        # Before the write: while it fails, `_keep_up` tries again in a minute and not every second.
         self._signed_s = self._clock.monotonic_s()
         return await self._writer.submit(lambda tx: tx.chains.sign(), durable=True)
 
@@ -132,16 +139,22 @@ class Ledger:
         return self._entered.identity.fault()
 
     async def snapshot(self, target: Path) -> None:
-        """Write a consistent copy of the database to `target`, which must not exist; reads and writes go on."""
+        """Write a consistent copy of the database to `target`, which must not exist, fsynced; reads and writes go on.
+
+        Raises OSError, Problem ledger_unavailable. A cancelled call leaves an incomplete file.
+        """
         await upkeep.snapshot(self._entered.database, target)
 
     async def remove_old(self, *, by_age: bool) -> int:
-        """Apply retention by size and, with `by_age`, by age; return how many events were removed."""
+        """Apply retention by size and, with `by_age`, by age; returns the number of events removed.
+
+        Problem ledger_unavailable.
+        """
         kept: dict[Name, Retention] = {DECISIONS: self.retention, CALLS: self.calls_retention}
         return await upkeep.remove_old(self._writer, kept, self._clock, by_age=by_age)
 
     def genuine(self, heads: Iterable[Head]) -> list[Head]:
-        """Those of `heads` that this host has signed."""
+        """Those of `heads` that this host has signed; heads found elsewhere (in the journal) may be of any origin."""
         key = self._entered.key.public_key()
         return [head for head in heads if signed_by(key, head)]
 
@@ -224,6 +237,7 @@ class Ledger:
         # Deferred events first: the final head must sign all that was accepted, in the order it happened.
         await self._deferred.flush()
         await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
+        # On a full disk the chain stays without this head: closing must not fail for it.
         with contextlib.suppress(Problem):
             await self.sign_head()
 
@@ -240,10 +254,10 @@ async def open_ledger(
     on_head: Callable[[Head], None] = _ignore,
     accept_rollback: bool = False,
 ) -> AsyncIterator[Ledger]:
-    """Lock `state_dir` and open its ledger; `on_head` gets every signed head, on the loop, for the journal.
+    """Lock `state_dir` and open its ledger; `on_head` gets every signed head, on the event loop, for the journal.
 
-    Problems: state_unusable, state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless
-    `accept_rollback`.
+    Leaving the context writes what is queued, signs a last head and releases the lock. Problems: state_unusable,
+    state_in_use, ledger_damaged, ledger_newer; ledger_rolled_back, floors_invalid unless `accept_rollback`.
     """
     async with contextlib.AsyncExitStack() as stack:
         writer = LedgerWriter(state_dir, clock=clock, on_head=on_head, accept_rollback=accept_rollback)
@@ -252,6 +266,7 @@ async def open_ledger(
         stack.push_async_callback(writer.stop)
         readers = Readers(entered.database)
         stack.push_async_callback(readers.close)
+        # A second one has a lock of its own, so that slow queries of plugins do not delay those of operators.
         plugin_readers = Readers(entered.database)
         stack.push_async_callback(plugin_readers.close)
         ledger = Ledger(writer=writer, readers=readers, plugin_readers=plugin_readers, entered=entered, clock=clock)

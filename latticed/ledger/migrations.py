@@ -39,6 +39,10 @@ CREATE TABLE revocations (
     kind TEXT NOT NULL, value TEXT NOT NULL, seen_at INTEGER NOT NULL, PRIMARY KEY (kind, value)
 ) STRICT, WITHOUT ROWID;
 """
+"""In all tables times are microseconds since the epoch, except `ts` (RFC 3339), and lists are JSON.
+
+STRICT: SQLite refuses a value of another type (sqlite.org/stricttables.html).
+"""
 
 _RETENTION: Final = """
 ALTER TABLE heads ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
@@ -58,6 +62,7 @@ CREATE TABLE secret_bindings (
     PRIMARY KEY (owner, name, plugin_id)
 ) STRICT, WITHOUT ROWID;
 """
+"""`owner` is the scope of the name; `sealed` and `mac` are made and checked by `host.secrets`."""
 
 _NODE_LABELS: Final = """
 CREATE TABLE node_labels (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -98,6 +103,7 @@ CREATE TABLE monitor_results (
 """A monitor whose target changes is a new row with a new key; keys are never used again."""
 
 _PERMITS: Final = "ALTER TABLE records ADD COLUMN permits TEXT NOT NULL DEFAULT '[]'"
+"""Grants beyond capabilities, as a JSON list of names (`docs/adr/0008`)."""
 
 _DDNS: Final = """
 CREATE TABLE ddns_records (
@@ -118,6 +124,7 @@ CREATE TABLE routes (
     updated_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, path)
 ) STRICT;
 """
+"""Rows of `ledger.routes`: a path is unique within a plugin only."""
 
 _PLANS: Final = """
 CREATE TABLE plans (
@@ -126,6 +133,7 @@ CREATE TABLE plans (
     UNIQUE (plugin_id, sha256)
 ) STRICT;
 """
+"""Rows of `ledger.plans`: the same intent of one plugin is one row."""
 
 _TASKS_PROGRAMS: Final = """
 CREATE TABLE tasks (
@@ -153,6 +161,7 @@ CREATE TABLE contacts (
     plugin_id TEXT NOT NULL, host TEXT NOT NULL, last_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, host)
 ) STRICT, WITHOUT ROWID;
 """
+"""`last_at`: when the plugin last connected to this host (host:port)."""
 
 _CALLS: Final = """
 CREATE TABLE calls (
@@ -206,15 +215,19 @@ MIGRATIONS: Final = (
     _CALLS,
     _TERMS,
 )
+"""In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 
 
 def version_of(connection: apsw.Connection) -> int:
-    """How many steps this ledger has taken."""
+    """How many steps this ledger has taken: SQLite's user_version, 0 for an empty file."""
     return int(connection.pragma("user_version"))
 
 
 def migrate(connection: apsw.Connection, *, steps: tuple[str, ...] = MIGRATIONS) -> int:
-    """Take the steps that are missing and return the version reached; Problem ledger_newer for an unknown version."""
+    """Take the steps that are missing and return the version reached; Problem ledger_newer for an unknown version.
+
+    Each step is a transaction of its own, so an interrupted migration goes on at the next start.
+    """
     found = version_of(connection)
     if found > len(steps):
         raise Problem(

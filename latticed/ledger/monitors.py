@@ -40,7 +40,10 @@ class MonitorRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One check, the `number`-th of its monitor. `http_status` and `expires_at` (of a certificate): 0 when unknown."""
+    """One check, the `number`-th of its monitor (0: not kept yet), made `at`, which took `took_us` microseconds.
+
+    `http_status` and `expires_at` (of a certificate): 0 when unknown.
+    """
 
     number: int = 0
     at: int = 0
@@ -55,8 +58,12 @@ class Result:
 def put(
     tx: Transaction, plugin_id: str, name: str, spec: str, quota: RowQuota, *, now_us: int, anew: bool
 ) -> MonitorRow:
-    """Make a monitor or change its spec; with `anew` what was known of it is forgotten. Problem quota_exceeded."""
+    """Make a monitor or change its spec, and return its row; Problem quota_exceeded.
+
+    With `anew` its state and results are forgotten and it gets another `key`; only `created_at` stays.
+    """
     found = get(tx, plugin_id, name)
+    # Before the quota is checked, so that replacing one is possible for a plugin that has as many as it may.
     if found is not None and anew:
         delete(tx, plugin_id, name)
     if found is None or anew:
@@ -78,7 +85,7 @@ def keep(
 ) -> Result | None:
     """Add a result, of which the newest `most` are kept, and set the monitor's state.
 
-    Returns the result with its number; None, and nothing is kept, when the monitor is gone.
+    Returns the result with its number; None, and nothing is kept, when the monitor is gone (removed during the check).
     """
     tx.execute(
         "UPDATE monitors SET checks = checks + 1, state = ?, against = ?, since = ? WHERE key = ?",
@@ -113,6 +120,7 @@ def clear(tx: Transaction, plugin_id: str) -> int:
 
 
 def get(conn: RowReader, plugin_id: str, name: str) -> MonitorRow | None:
+    """One monitor of the plugin, or None."""
     statement = f"SELECT {_COLUMNS} FROM monitors WHERE plugin_id = ? AND name = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, name)).fetchone()
     return None if row is None else _row(row)
@@ -120,6 +128,7 @@ def get(conn: RowReader, plugin_id: str, name: str) -> MonitorRow | None:
 
 def load_all(conn: RowReader) -> list[tuple[MonitorRow, Result | None]]:
     """Every monitor with its latest result, by plugin and name."""
+    # The newest result of a monitor is the one whose number is `checks`; without any the joined columns are NULL.
     columns = ", ".join(f"monitors.{name}" for name in _COLUMNS.split(", "))
     statement = (
         f"SELECT {columns}, {_RESULT} FROM monitors"  # noqa: S608 - constants
@@ -141,4 +150,5 @@ def _row(row: tuple[Any, ...]) -> MonitorRow:
 
 
 def _result(row: tuple[Any, ...]) -> Result | None:
+    """The result in a joined row; None where the monitor has none."""
     return None if row[0] is None else Result(**dict(zip(_RESULT.split(", "), row, strict=True)))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 FINISHED: Final[tuple[Status, ...]] = ("done", "failed")
+"""Statuses of items that ended; these can be removed without losing a message."""
 
 
 def age(tx: Transaction, seconds: int) -> None:
@@ -22,10 +23,14 @@ def age(tx: Transaction, seconds: int) -> None:
 
 
 def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
-    """Fail queued items that have waited `limit_s` or longer; returns how many by plugin id."""
+    """Fail queued items that have waited `limit_s` or longer; returns how many by plugin id.
+
+    What is being delivered is left: its attempt decides.
+    """
     condition = "status = 'queued' AND waited_s >= ?"
     counted = f"SELECT plugin_id, count(*) FROM notifications WHERE {condition} GROUP BY plugin_id"  # noqa: S608
     found: list[Any] = tx.execute(counted, (limit_s,)).fetchall()
+    # Counted before the update, after which the condition would match nothing.
     given_up: dict[str, int] = dict(found)
     if given_up:
         tx.execute(
@@ -100,6 +105,7 @@ def counts(conn: RowReader) -> dict[Status, int]:
 
 
 def _chosen(statuses: Collection[Status], plugin_id: str | None) -> tuple[str, tuple[Any, ...]]:
+    # "1" is true for every row, so that conditions can be appended with AND.
     bounds, values = "1", tuple[Any, ...]()
     if statuses:
         bounds, values = f"status IN ({', '.join('?' * len(statuses))})", tuple(sorted(statuses))

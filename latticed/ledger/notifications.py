@@ -30,8 +30,10 @@ LONGEST_WAIT_US: Final = 6 * 3_600 * 1_000_000
 """Longest delay of a retry. A row with a later `next_at` was written before the clock was set back: it is due now."""
 
 _ROW_BYTES: Final = 256
+"""What a row counts for besides its texts, so that empty messages are not free."""
 _OPEN: Final = "status IN ('queued', 'delivering')"
 _DUE: Final = "status = 'queued' AND (next_at <= ? OR next_at > ?)"
+"""Bound to now and to now plus LONGEST_WAIT_US: a time beyond that was written before the clock was set back."""
 COLUMNS: Final = (
     "seq, id, plugin_id, event, severity, title, body, status, attempts, next_at, code, reason, created_at, updated_at"
 )
@@ -39,6 +41,7 @@ _USE: Final = """
 INSERT INTO notification_usage (plugin_id, items, bytes) VALUES (?, ?, ?)
 ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = bytes + excluded.bytes
 """
+"""Adds the differences (items, bytes) to what the plugin uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,7 @@ def accept(
         if (row := found.fetchone()) is not None:
             return QueuedNotification(id=row[0], duplicate=True)
     _make_sure_of_room(tx, plugin_id, message.size, quota)
+    # Random, so that receivers which drop duplicates by id never see the same id from a ledger made anew.
     made = secrets.token_hex(16)
     tx.execute(
         "INSERT INTO notifications (id, plugin_id, dedupe, event, severity, title, body, size, status, next_at,"
@@ -142,6 +146,7 @@ def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item
     Plugins in `resting` are skipped. None when nothing is due.
     """
     plugins = tx.execute("SELECT plugin_id FROM notification_usage WHERE items > 0 ORDER BY served, plugin_id")
+    # In the order of turns: the plugin served longest ago comes first, so a full queue of one does not delay others.
     for plugin_id in [row[0] for row in plugins.fetchall() if row[0] not in resting]:
         found = tx.execute(
             f"SELECT seq FROM notifications WHERE plugin_id = ? AND {_DUE} ORDER BY seq LIMIT 1",  # noqa: S608 - constants
@@ -159,7 +164,10 @@ def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item
 
 
 def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: str = "", reason: str = "") -> bool:
-    """Set an item to `done` (its body is erased) or `failed`; False when it is unknown or had ended before."""
+    """Set an item to `done` or `failed`; False when it is unknown or had ended before.
+
+    The body of a `done` item is erased; a `failed` one keeps it, for `reopen`.
+    """
     item = _open_one(tx, item_id)
     if item is None:
         return False
@@ -184,6 +192,7 @@ def put_back(tx: Transaction, item_id: str, *, next_at: int, now_us: int, code: 
 
 def recover(tx: Transaction) -> int:
     """At startup: queue again what was being delivered when the daemon stopped or crashed; returns how many."""
+    # Whether it arrived is unknown: it is sent once more, with the same id (delivered at least once).
     tx.execute("UPDATE notifications SET status = 'queued' WHERE status = 'delivering'")
     return tx.changes()
 
@@ -191,7 +200,7 @@ def recover(tx: Transaction) -> int:
 def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: int) -> bool:
     """Queue a failed item again, with attempts and waiting time at 0; False when no failed item has that id.
 
-    Problem quota_exceeded.
+    Problem quota_exceeded: it counts against the quotas again.
     """
     found = tx.execute("SELECT plugin_id, size FROM notifications WHERE id = ? AND status = 'failed'", (item_id,))
     if (row := found.fetchone()) is None:
@@ -222,6 +231,7 @@ def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> 
     soonest = conn.execute(f"SELECT min(next_at) {queued}", tuple(resting)).get
     if soonest is None or soonest <= now_us:
         return None if soonest is None else int(soonest)
+    # A time beyond the longest wait was written before the clock was set back, so that row is due now (`_DUE`).
     latest = conn.execute(f"SELECT max(next_at) {queued}", tuple(resting)).get
     return now_us if latest > now_us + LONGEST_WAIT_US else int(soonest)
 
@@ -264,4 +274,5 @@ def _one(conn: RowReader, condition: str, value: Any) -> Item | None:
 
 
 def of_row(row: tuple[Any, ...]) -> Item:
+    """The item of a row whose columns are `COLUMNS`."""
     return Item(**dict(zip(COLUMNS.split(", "), row, strict=True)))

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, created_at, updated_at"
 _OPEN: Final = "('planned', 'approved')"
+"""States of plans that may still be applied: `_make_room` removes none of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRow:
-    """One plan. `number` grows and is never used again; `intent` is its canonical form, kind and all."""
+    """One plan. `number` grows and is never used again; `intent` is the canonical form of kind and intent.
+
+    `sha256` (hex) names it within its plugin: it is the hash of `intent`.
+    """
 
     number: int
     plugin_id: str
@@ -37,10 +41,12 @@ class PlanRow:
 def put(
     tx: Transaction, plugin_id: str, sha256: str, kind: str, intent: str, quota: RowQuota, *, now_us: int
 ) -> PlanRow:
-    """Keep a plan. The same one again is the one that there is; planned anew when it was applied or has gone stale.
+    """Keep a plan and return its row.
 
-    Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted.
-    Problem quota_exceeded when the plugin, or all, have as many as `quota` says and nothing closed can make way.
+    The same plan again is the row that exists, planned anew if it was applied or stale.
+
+    Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted. Problem
+    quota_exceeded when the plugin, or all, have as many as `quota` says and no closed one can be removed.
     """
     found = get(tx, plugin_id, sha256)
     if found is not None and found.state in {PlanState.PLANNED, PlanState.APPROVED, PlanState.REFUSED}:
@@ -63,7 +69,7 @@ def put(
 
 
 def move(tx: Transaction, plugin_id: str, sha256: str, wanted: PlanState, *, now_us: int) -> PlanRow:
-    """Set the state of a plan; Problems not_found, invalid_transition."""
+    """Set the state of a plan and return its row; Problems not_found, invalid_transition (`model.plan.TRANSITIONS`)."""
     found = get(tx, plugin_id, sha256)
     if found is None:
         raise Problem("not_found", f"there is no plan {sha256[:12]}… of {plugin_id}")
@@ -83,26 +89,28 @@ def clear(tx: Transaction, plugin_id: str) -> int:
 
 
 def get(conn: RowReader, plugin_id: str, sha256: str) -> PlanRow | None:
+    """One plan of the plugin, or None."""
     statement = f"SELECT {_COLUMNS} FROM plans WHERE plugin_id = ? AND sha256 = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, sha256)).fetchone()
     return None if row is None else _row(row)
 
 
 def page(conn: RowReader, *, plugin_id: str | None = None, after: int = 0, limit: int = 100) -> list[PlanRow]:
-    """Plans with a greater number, oldest first: of one plugin, or of all."""
+    """At most `limit` plans whose number is greater than `after`, oldest first: of one plugin, or of all."""
     chosen, values = ("plugin_id = ? AND ", (plugin_id,)) if plugin_id is not None else ("", ())
     statement = f"SELECT {_COLUMNS} FROM plans WHERE {chosen}number > ? ORDER BY number LIMIT ?"  # noqa: S608
     return [_row(row) for row in conn.execute(statement, (*values, after, limit))]
 
 
 def _make_room(tx: Transaction, plugin_id: str, quota: RowQuota) -> None:
-    """Drop the oldest closed plan of the plugin where it has as many as it may; what is open stays."""
+    """Remove the oldest closed plan of the plugin when a quota is reached; open ones stay. Problem quota_exceeded."""
     mine = int(tx.execute("SELECT count(*) FROM plans WHERE plugin_id = ?", (plugin_id,)).get)
     everybodys = int(tx.execute("SELECT count(*) FROM plans").get)
     if mine < quota.plugin and everybodys < quota.total:
         return
     oldest = f"SELECT min(number) FROM plans WHERE plugin_id = ? AND state NOT IN {_OPEN}"  # noqa: S608 - constants
     tx.execute(f"DELETE FROM plans WHERE number = ({oldest})", (plugin_id,))  # noqa: S608 - constants
+    # One row has gone, which is enough unless the quota was lowered below what there is. Raising brings the row back.
     if tx.changes() and mine <= quota.plugin and everybodys <= quota.total:
         return
     whose, most = (f"plans of {plugin_id}", quota.plugin) if mine >= quota.plugin else ("plans", quota.total)

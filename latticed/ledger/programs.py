@@ -21,7 +21,10 @@ Kind = Literal["service", "tunnel"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramRow:
-    """One program; `candidate` is a spec that is being tried in place of `spec`, or empty."""
+    """One program; `candidate` is a spec that is being tried in place of `spec`, or empty.
+
+    `name` is unique among the programs of its kind and plugin.
+    """
 
     plugin_id: str
     kind: Kind
@@ -38,7 +41,10 @@ _COLUMNS: Final = ", ".join(field.name for field in fields(ProgramRow))
 def put(
     tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, quota: RowQuota, *, now_us: int
 ) -> ProgramRow:
-    """Keep a program from now on, or change it, without any candidate; Problem quota_exceeded."""
+    """Keep a program from now on, or change its spec, and return its row; Problem quota_exceeded.
+
+    A candidate that was being tried is dropped. The quota counts programs of this kind only.
+    """
     if get(tx, plugin_id, kind, name) is None:
         quotas.check_one_more(tx, "programs", plugin_id, quota, what=kind + "s{whose}", where=f"kind = '{kind}'")
         tx.execute(
@@ -57,7 +63,10 @@ def put(
 
 
 def consider(tx: Transaction, plugin_id: str, kind: Kind, name: str, candidate: str) -> bool:
-    """Try `candidate` in place of the spec, or (empty) no longer; False when there is no such program."""
+    """Note that `candidate` is being tried in place of the spec, or (empty) that none is any more.
+
+    False when there is no such program. The spec itself stays: after a crash it is what runs.
+    """
     tx.execute(
         "UPDATE programs SET candidate = ? WHERE plugin_id = ? AND kind = ? AND name = ?",
         (candidate, plugin_id, kind, name),
@@ -79,6 +88,7 @@ def clear(tx: Transaction, plugin_id: str, kind: Kind | None = None) -> int:
 
 
 def get(conn: RowReader, plugin_id: str, kind: Kind, name: str) -> ProgramRow | None:
+    """One program of the plugin, or None."""
     statement = f"SELECT {_COLUMNS} FROM programs WHERE plugin_id = ? AND kind = ? AND name = ?"  # noqa: S608
     row = conn.execute(statement, (plugin_id, kind, name)).fetchone()
     return None if row is None else _row(row)

@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 
 class Readers:
-    """One read-only connection for the loop; for slow questions a thread and connection each, one at a time."""
+    """One read-only connection for short queries on the event loop; slow ones get a thread and connection each.
+
+    One slow query runs at a time.
+    """
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -32,7 +35,10 @@ class Readers:
         self._closed = False
 
     def ask(self, question: Callable[[connection.Connection], T]) -> T:
-        """Run `question` inline; Problem ledger_unavailable on a storage error."""
+        """Run `question` inline, on what is committed; Problem ledger_unavailable on a storage error or when closed.
+
+        Blocks the event loop: for queries of a few rows only.
+        """
         if self._closed:
             raise _closed()
         try:
@@ -41,7 +47,11 @@ class Readers:
             raise _unreadable(error) from error
 
     async def ask_slowly(self, question: Callable[[connection.Connection], T]) -> T:
-        """Run `question` on a thread and on one snapshot. Cancelling interrupts it."""
+        """Run `question` on a thread and on one snapshot; queued behind others. Cancelling interrupts it.
+
+        Problem ledger_unavailable on a storage error or when closed; other exceptions of `question` come back as they
+        are.
+        """
         # Taking the turn waits for the query that runs; those queued behind it find `_closed`.
         async with self._turn:
             if self._closed:
@@ -66,7 +76,11 @@ class Readers:
                 await joined(thread)
 
     async def close(self) -> None:
-        """Interrupt a slow query, wait for its end and close the connections."""
+        """Interrupt a slow query, wait for its end and close the connections.
+
+        Queued queries get Problem ledger_unavailable.
+        """
+        # The event ends the query that runs; those queued behind it make events of their own, and find `_closed`.
         self._closed = True
         self._stop.set()
         try:
@@ -81,6 +95,7 @@ def _ask_apart(
 ) -> tuple[Any, BaseException | None]:
     """The answer or the exception; runs on the thread."""
     try:
+        # A connection of its own: one is used by one thread at a time, and the inline one belongs to the event loop.
         apart = connection.open_reader(database)
         try:
             # Called every 10,000 instructions of the SQLite virtual machine.

@@ -56,15 +56,17 @@ class RecoveredRows:
 
 
 def diagnosis(directory: Path) -> str:
-    """What is wrong with the ledger of `directory`, checked wholly; empty when it is sound.
+    """What is wrong with the ledger of `directory` and with its host key, checked wholly; empty when both are sound.
 
-    Problem ledger_newer: it was written by a newer latticed. Problem not_found: there was never one.
+    Problem ledger_newer: it was written by a newer latticed. Problem not_found: there was never one. Problem
+    state_unusable: the key cannot be read.
     """
     database, had_key = directory / state.DATABASE, (directory / state.HOST_KEY).exists()
     if not database.exists() and not had_key:
         raise Problem("not_found", f"there is no ledger in {directory}", "start latticed: it makes a new one")
     if not database.exists() or not database.stat().st_size:
         return f"expected {state.DATABASE} beside {state.HOST_KEY}, found none"
+    # Before SQLite opens it: it would take a broken WAL for an empty one.
     if fault := integrity.in_wal(database) or _wrong_with_key(directory):
         return fault
     try:
@@ -80,6 +82,7 @@ def read_damaged(database: Path) -> RecoveredRows:
         with contextlib.closing(connection.open_witness(database)) as witness:
             last_seq, last_hash = _end(witness, DECISIONS)
             calls_seq, calls_hash = _end(witness, CALLS)
+            # Each part by itself: an unreadable table must not keep the others from being read.
             return RecoveredRows(
                 records=records.readable(witness),
                 revoked=revocations.readable(witness),
@@ -88,6 +91,7 @@ def read_damaged(database: Path) -> RecoveredRows:
                 calls_seq=calls_seq,
                 calls_hash=calls_hash,
             )
+    # Not even the header can be read: then nothing of it counts.
     except (apsw.Error, OSError):
         return RecoveredRows()
 
@@ -109,6 +113,7 @@ def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable
     """
     writer = connection.open_writer(database)
     try:
+        # The caller renames this file to the ledger's name: its contents must be on disk before.
         writer.pragma("synchronous", "full")
         chains = Chains(writer, key=key, now=clock)
         with writer:
@@ -126,8 +131,12 @@ def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable
 
 
 def set_aside(directory: Path, label: str) -> tuple[str, ...]:
-    """Rename the ledger of `directory` to `ledger.sqlite3.<label>`, WAL and index with it; the new names."""
+    """Rename the ledger of `directory` to `ledger.sqlite3.<label>`, WAL and index with it; returns the new names.
+
+    On disk when it returns. Parts that do not exist are skipped, so it can be repeated after a crash.
+    """
     moved = []
+    # The WAL goes along: SQLite would take one left here for that of the next database (sqlite.org/howtocorrupt.html).
     for part in PARTS:
         name = f"{state.DATABASE}{part}"
         with contextlib.suppress(FileNotFoundError):
@@ -135,6 +144,7 @@ def set_aside(directory: Path, label: str) -> tuple[str, ...]:
             moved.append(f"{state.DATABASE}.{label}{part}")
     with contextlib.suppress(FileNotFoundError):
         os.rename(directory / integrity.NOTE, directory / f"{integrity.NOTE}.{label}")
+    # Before the new ledger gets the name: these renames must be on disk.
     files.sync_directory(directory)
     return tuple(moved)
 
@@ -146,14 +156,14 @@ def put_in_place(directory: Path, database: Path) -> None:
 
 
 def discard(database: Path) -> None:
-    """Remove a temporary database that was not renamed."""
+    """Remove a temporary database that was not renamed, with its WAL and index; missing files are no error."""
     for part in PARTS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{database}{part}")
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, in hex; empty when it cannot be read."""
+    """SHA-256 of a file, in lower-case hex; empty when it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -165,7 +175,10 @@ def fingerprint(path: Path) -> str:
 
 
 def trusted_floors(directory: Path, key: Ed25519PrivateKey) -> floors.Floors:
-    """The signed floors; Problem floors_invalid also when there are none, for they are made with the key."""
+    """The signed floors.
+
+    Problem floors_invalid for a file that `key` did not sign, and for none: it is made with the key.
+    """
     if not floors.present(directory):
         raise Problem("floors_invalid", f"expected {floors.FILE} beside {state.HOST_KEY}, found none")
     return floors.read(directory, key.public_key())
@@ -177,6 +190,7 @@ def _wrong_with_key(directory: Path) -> str:
     try:
         state.load_key(directory)
     except Problem as problem:
+        # Anything else (mode, permission) is to be put right by hand: a rebuild would not help.
         if problem.code != "ledger_damaged":
             raise
         return problem.reason
@@ -189,6 +203,7 @@ def _wrong_with(witness: connection.Connection) -> str:
     version = migrations.version_of(witness)
     if version > len(migrations.MIGRATIONS):
         raise Problem("ledger_newer", "this ledger is not damaged: it was written by a newer latticed", "run that one")
+    # A trigger or view that somebody added would act within later statements; `quick_check` reports none.
     if version == 0 or _schema(witness) != _expected_schema(version):
         return "expected the tables of latticed and nothing else, found others"
     try:
@@ -204,6 +219,7 @@ def _schema(conn: connection.RowReader) -> set[tuple[Any, ...]]:
 
 
 def _expected_schema(version: int) -> set[tuple[Any, ...]]:
+    """The schema that the migrations make, taken from a database in memory that they are run on."""
     with contextlib.closing(apsw.Connection(":memory:")) as fresh:
         migrations.migrate(fresh, steps=migrations.MIGRATIONS[:version])
         return _schema(fresh)

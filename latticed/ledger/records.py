@@ -49,7 +49,7 @@ _ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: 
 
 
 def put(tx: Transaction, record: lifecycle.Record) -> None:
-    """Insert the record, or replace the one with its id."""
+    """Insert the record, or replace the one with its id. The row of a forgotten plugin is replaced like any other."""
     facts = record.facts
     tx.execute(
         _PUT,
@@ -89,16 +89,17 @@ def load_all(conn: RowReader) -> tuple[lifecycle.Record, ...]:
 
 
 def accepted_sources(conn: RowReader) -> tuple[str, ...]:
-    """`source` of the records that an operator has accepted."""
+    """`source` (label and directory name) of the records that an operator has accepted, so not only verified."""
     rows = conn.execute("SELECT source FROM records WHERE status != ?", (lifecycle.Status.VERIFIED.value,))
     return tuple(bytes(source).decode("utf-8", "surrogateescape") for (source,) in rows)
 
 
 def readable(conn: RowReader) -> tuple[lifecycle.Record, ...]:
-    """Those records that can still be read of a damaged table, in no order."""
+    """Those records that can still be read of a damaged table, in no order; never raises for damage."""
     found: list[lifecycle.Record] = []
     with contextlib.suppress(*DAMAGED):
         for row in conn.execute(_ALL.removesuffix(" ORDER BY id")):  # without the index, which may be damaged too
+            # A row that does not decode is left out; the rows behind it may be sound.
             with contextlib.suppress(Problem):
                 found.append(_record(dict(zip(_COLUMNS, row, strict=True))))
     return tuple(found)
@@ -118,6 +119,7 @@ def _record(row: dict[str, Any]) -> lifecycle.Record:
     try:
         facts = lifecycle.RecordFacts(
             name=row.pop("name"),
+            # Interned, as thousands of records have a few distinct types, versions and publishers.
             type=sys.intern(row.pop("type")),
             version=sys.intern(row.pop("version")),
             publisher=sys.intern(row.pop("publisher")),

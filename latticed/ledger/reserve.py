@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "reserve"
+"""Its name in the state directory."""
 BYTES: Final = 1 << 20
-"""Enough for about 2,000 decisions, or about 200 while a reader keeps the WAL from being reused."""
+"""1 MiB: enough for about 2,000 decisions, or about 200 while a reader keeps the WAL from being reused."""
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full file system, or a used-up quota of the daemon's user."""
 
 
 class Reserve:
@@ -40,7 +42,7 @@ class Reserve:
         return self._held
 
     def give_up(self) -> None:
-        """Free its space for the next write."""
+        """Free its space for the next write; `held` is what allocates it again."""
         self._held = False
         # If truncating fails the essential write fails as well, and that error is reported.
         with contextlib.suppress(OSError):

@@ -52,12 +52,13 @@ class Old:
         self._events, self._heads, self._checkpoints = self._chain.tables
 
     def by_size(self, wanted: Retention) -> int:
-        """Up to which seq to remove so that the rest fits; 0 for nothing."""
+        """The seq up to which to remove (included) so that the rest fits `max_bytes`; 0 for nothing."""
         gone = int(self._ask(f"SELECT coalesce(max(size), 0) FROM {self._checkpoints}"))
         tip = self._chain.tip
         if not wanted.max_bytes or tip.size - gone <= wanted.max_bytes:
             return 0
         keep = wanted.max_bytes - wanted.max_bytes // 10
+        # `size` counts from the first event ever: what follows a head has `tip.size` minus the size at that head.
         young = f"SELECT min(seq) FROM {self._heads} WHERE size >= ? AND seq < ?"
         found = self._ask(young, tip.size - keep, tip.seq)
         if found is None:  # the newest events alone exceed the limit: remove up to the last head before them
@@ -65,19 +66,26 @@ class Old:
         return found or 0
 
     def by_age(self, wanted: Retention, *, now_us: int) -> int:
-        """Up to which seq to remove so that nothing is older than wanted, the oldest day at most; 0 for nothing."""
+        """The seq up to which to remove so that nothing is older than `keep_days`; 0 for nothing.
+
+        At most the events of one day, counted from the oldest event.
+        """
         if not wanted.keep_days:
             return 0
         oldest = self._ask(f"SELECT ts FROM {self._events} ORDER BY seq LIMIT 1")
         if oldest is None:
             return 0
+        # One day past the oldest event at most: a clock that jumped ahead would otherwise remove the whole chain at
+        # once.
         cutoff = min(rfc3339(max(0, now_us - wanted.keep_days * _DAY_US)), _next_day(oldest))
+        # The first head that is recent enough stops the removal, even if events after it carry older times.
         young = self._ask(f"SELECT min(seq) FROM {self._heads} WHERE ts >= ?", cutoff)
+        # The newest event is never removed; without a recent head the end is the last head before it.
         before = min(young or self._chain.tip.seq, self._chain.tip.seq)
         return int(self._ask(f"SELECT coalesce(max(seq), 0) FROM {self._heads} WHERE seq < ?", before))
 
     def remove(self, upto: int) -> int:
-        """Remove one slice of the events up to `upto`; how many went.
+        """Remove one slice of the events up to `upto`, never beyond a signed head; returns how many events went.
 
         Nothing is removed when the head at the end of the slice is not signed by this host or does not match its event:
         then the chain was tampered with, and is evidence. The removal is recorded in the same chain, so that removing

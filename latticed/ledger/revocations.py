@@ -26,7 +26,10 @@ class RevocationRows:
 
 
 def remember(tx: Transaction, seen: RevocationRows, *, now_us: int) -> RevocationRows:
-    """Keep all of `seen` and return those that were not known before."""
+    """Keep all of `seen` and return those that were not known before.
+
+    What a later trust policy no longer has stays known: only `lift` removes one.
+    """
     known = load(tx)
     fresh = {kind: getattr(seen, kind) - getattr(known, kind) for kind in KINDS}
     for kind, values in fresh.items():
@@ -42,7 +45,7 @@ def lift(tx: Transaction, kind: Kind, value: str) -> bool:
 
 
 def readable(conn: RowReader) -> RevocationRows:
-    """Those that can still be read of a damaged table."""
+    """Those revocations that can still be read of a damaged table; never raises for damage."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     with contextlib.suppress(*DAMAGED):
         for kind, value in conn.execute("SELECT kind, value FROM revocations"):

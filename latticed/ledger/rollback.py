@@ -43,12 +43,14 @@ def check_floors(
     `accept` (an operator said --accept-rollback) neither is raised: the second value says what is wrong.
     """
     try:
+        # Read first: without a file these are empty floors, which a new ledger gets signed below.
         kept = floors.read(directory, key.public_key())
         if not floors.present(directory):
             if audit.last_seq(conn) == 0:  # killed after the key was made, before the floors were
                 floors.write(directory, kept, key)
                 return kept, ""
             raise Problem("floors_invalid", f"expected {floors.FILE} beside host.key, found none")
+    # Other problems (a disk that would not take the new file) are no question of age, and `accept` does not cover them.
     except Problem as problem:
         if problem.code != "floors_invalid":
             raise
@@ -70,6 +72,7 @@ def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
         last = audit.last_seq(conn, chain)
         removed = audit.checkpoint(conn, chain=chain)
         here = conn.execute(f"SELECT hash FROM {audit.TABLES[chain].events} WHERE seq = ?", (seq,)).fetchone()
+        # Missing at the end. What is missing at the beginning was removed by retention, which a checkpoint states.
         if here is None and seq > max(last, removed["seq"] if removed else 0):
             return f"expected event {seq} of the {chain}, which this host has signed, found event {last} to be the last"
         if here is not None and here[0] != found:

@@ -20,7 +20,7 @@ _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuota:
-    """How many routes one plugin may have, how many bytes their specs, and how many routes there may be in all."""
+    """How many routes one plugin may have, how many characters their specs in all, and how many routes all plugins."""
 
     routes: int = 32
     total_bytes: int = 1 << 20
@@ -29,7 +29,7 @@ class RouteQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRow:
-    """One route. Times are microseconds since the epoch."""
+    """One route of one plugin. Times are microseconds since the epoch; `created_at` stays when the spec is replaced."""
 
     plugin_id: str
     path: str
@@ -41,6 +41,7 @@ class RouteRow:
 def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: RouteQuota, *, now_us: int) -> RouteRow:
     """Keep a route, in place of the one that the plugin has at this path; Problem quota_exceeded."""
     found = get(tx, plugin_id, path)
+    # Without the row at this path, which is replaced: a plugin at its quota can still change its routes.
     statement = "SELECT count(*), coalesce(sum(length(spec)), 0) FROM routes WHERE plugin_id = ? AND path <> ?"
     others, size = tx.execute(statement, (plugin_id, path)).fetchone() or (0, 0)
     for would_be, most, what in (
@@ -75,6 +76,7 @@ def clear(tx: Transaction, plugin_id: str) -> int:
 
 
 def get(conn: RowReader, plugin_id: str, path: str) -> RouteRow | None:
+    """The plugin's route at this path, or None."""
     statement = f"SELECT {_COLUMNS} FROM routes WHERE plugin_id = ? AND path = ?"  # noqa: S608 - constants
     row = conn.execute(statement, (plugin_id, path)).fetchone()
     return None if row is None else _row(row)
@@ -87,7 +89,7 @@ def load_all(conn: RowReader) -> list[RouteRow]:
 
 
 def count(conn: RowReader) -> int:
-    """How many there are."""
+    """Number of routes of all plugins."""
     return int(conn.execute("SELECT count(*) FROM routes").get)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 MAX_SECRETS: Final = 1_000
+"""Secrets of all owners together."""
 MAX_BINDINGS: Final = 64
 """Plugins bound to one secret."""
 
@@ -24,9 +25,9 @@ _COLUMNS: Final = "owner, name, version, key_id, nonce, sealed, created_at, upda
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretRow:
-    """One secret: `sealed` is the ciphertext, `key_id` names the key (and reveals nothing of it).
+    """One secret: `sealed` is the ciphertext under `nonce`, `key_id` names the key (and reveals nothing of it).
 
-    Times are microseconds since the epoch.
+    Times are microseconds since the epoch. `version` is the caller's count of changes.
     """
 
     owner: str
@@ -85,6 +86,7 @@ def bound_to(conn: RowReader, owner: str, name: str) -> list[str]:
 def delete(tx: Transaction, owner: str, name: str) -> bool:
     """Remove a secret and its bindings; False when there was none."""
     tx.execute("DELETE FROM secret_bindings WHERE owner = ? AND name = ?", (owner, name))
+    # Last, as `changes` below is about the secret.
     tx.execute("DELETE FROM secrets WHERE owner = ? AND name = ?", (owner, name))
     return tx.changes() > 0
 
@@ -140,7 +142,7 @@ def binding(conn: RowReader, owner: str, name: str, plugin_id: str) -> bytes | N
 
 
 def bindings(conn: RowReader, owner: str) -> list[tuple[str, str]]:
-    """(name, plugin id) of all bindings, in that order."""
+    """(name, plugin id) of all bindings of an owner's secrets, in that order; their MACs are not checked here."""
     statement = "SELECT name, plugin_id FROM secret_bindings WHERE owner = ? ORDER BY name, plugin_id"
     return list(conn.execute(statement, (owner,)))
 

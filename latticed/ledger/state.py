@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK: Final = "lock"
+"""Name of the file that flock(2) locks; it holds the pid of the daemon, for messages only."""
 DATABASE: Final = "ledger.sqlite3"
 HOST_KEY: Final = "host.key"
 _SEED_BYTES: Final = 32
+"""An Ed25519 private key (RFC 8032, section 5.1.5) is 32 random bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDir:
-    """An open state directory, locked against other daemons.
+    """An open state directory, locked against other daemons, with its write connection and host key.
 
-    `behind` says why the ledger counts as older than `floors`, when that was accepted.
+    `partly_checked`: the file was too large for a complete check. `behind` says why the ledger counts as older than
+    `floors`, when that was accepted.
     """
 
     directory: Path
@@ -50,7 +53,10 @@ class StateDir:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock `directory` (made 0700 if missing), opening nothing in it. Problems: state_unusable, state_in_use."""
+    """Lock `directory` (made 0700 if missing), opening nothing in it. Problems: state_unusable, state_in_use.
+
+    Never waits for the lock. Held until the context is left.
+    """
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,6 +86,7 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
         # Looked at before anything is made: opening the database creates the file.
         had_key = (directory / HOST_KEY).exists()
         had_database = _holds_bytes(directory / DATABASE)
+        # A key without a database means that one was lost: making a new one would hide it.
         if had_key and not had_database:
             raise connection.damaged(f"expected {DATABASE} beside {HOST_KEY}, found none")
         # Damage that an earlier run found in the part of a large file which opening does not check.
@@ -91,6 +98,7 @@ def enter(directory: Path, *, accept_rollback: bool = False) -> Iterator[StateDi
             _make_key(directory, writer)
         partly, key = integrity.partial(writer), load_key(directory)
         kept, behind = rollback.check_floors(directory, writer, key, accept=accept_rollback)
+        # Last, when every file exists that it watches.
         identity = DirectoryIdentity(directory, database=DATABASE, key=HOST_KEY, lock=LOCK)
         yield StateDir(
             directory=directory,
@@ -110,6 +118,7 @@ def _open_writer(directory: Path) -> connection.Connection:
     except Problem as problem:
         if problem.code != "state_unusable":
             raise
+    # The committer allocates it again.
     Reserve(directory).give_up()
     return connection.open_writer(directory / DATABASE)
 
@@ -137,6 +146,7 @@ def _lock(fd: int, directory: Path) -> None:
             f"another latticed (pid {pid}) holds {directory}",
             "stop it first, or give this one a state directory of its own",
         ) from error
+    # Only now, with the lock held: the pid of a running daemon must not be erased.
     os.ftruncate(fd, 0)
     with contextlib.suppress(OSError):  # only for messages; a full disk must not prevent a start
         os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
@@ -163,12 +173,12 @@ def _make_key(directory: Path, writer: connection.Connection) -> None:
 
 
 def make_key(directory: Path) -> None:
-    """Write a new host key; raises OSError."""
+    """Write a new host key (32 random bytes, mode 0600), fsynced; raises OSError."""
     files.replace(directory / HOST_KEY, os.urandom(_SEED_BYTES), mode=0o600)
 
 
 def load_key(directory: Path) -> Ed25519PrivateKey:
-    """The host key kept in `directory`. Problems: state_unusable, ledger_damaged (it is no key)."""
+    """The host key kept in `directory`. Problems: state_unusable (unreadable, mode), ledger_damaged (it is no key)."""
     path = directory / HOST_KEY
     try:
         # NONBLOCK: opening a FIFO put in its place must not wait for a writer.

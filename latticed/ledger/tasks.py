@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 State = Literal["submitted", "approved", "running", "done", "failed", "interrupted", "cancelled", "expired"]
 OPEN: Final = ("submitted", "approved", "running")
+"""States of tasks that have not ended."""
 _IS_OPEN: Final = "state IN ('submitted', 'approved', 'running')"
+"""As the partial index `tasks_open` has it: SQLite uses that only where a statement repeats its condition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """How a task ended. `exit_code` or `signal`, when it ran to an end; `*_bytes`: all that it wrote.
+    """How a task ended. `exit_code` or `signal` when it ran to an end; `code` and `reason` say why it did not succeed.
 
-    `stdout` and `stderr` are the last of it, ready to be shown; `truncated`: there was more.
+    `stdout` and `stderr` are the last of what it wrote, ready to be shown; `truncated`: there was more. `*_bytes`: all
+    that it wrote.
     """
 
     code: str = ""
@@ -77,7 +80,10 @@ _GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name 
 
 
 def submit(tx: Transaction, task: TaskRow, quota: RowQuota) -> TaskRow:
-    """Keep a new one (its `seq` is given here); Problem quota_exceeded changes nothing."""
+    """Keep a new task and return it with the `seq` given to it; Problem quota_exceeded.
+
+    The quota counts tasks that have not ended.
+    """
     what, hint = "tasks{whose} that have not ended", "latticectl task list"
     quotas.check_one_more(tx, "tasks", task.plugin_id, quota, what=what, where=_IS_OPEN, hint=hint)
     names = tuple(name for name in _OWN if name != "seq")
@@ -91,6 +97,7 @@ def submit(tx: Transaction, task: TaskRow, quota: RowQuota) -> TaskRow:
 
 
 def approve(tx: Transaction, task_id: str, *, sha256: str, by: str, now_us: int) -> None:
+    """Set a task to approved; the caller has checked that it may be, and that `sha256` is that of the script."""
     tx.execute(
         "UPDATE tasks SET state = 'approved', approved_sha256 = ?, approved_by = ?, approved_at = ? WHERE id = ?",
         (sha256, by, now_us, task_id),
@@ -106,11 +113,12 @@ def withdraw(tx: Transaction, task_id: str) -> None:
 
 
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> None:
-    """Set a task to running, before its only run begins."""
+    """Set a task to running, before its only run begins: after a crash it is known that it may have run."""
     tx.execute("UPDATE tasks SET state = 'running', run_id = ?, started_at = ? WHERE id = ?", (run_id, now_us, task_id))
 
 
 def end(tx: Transaction, task_id: str, state: State, outcome: TaskOutcome, *, now_us: int) -> None:
+    """Set a task to one of the states that are no longer open, with its outcome."""
     sets = ", ".join(f"{name} = ?" for name in _OUTCOME)
     values = tuple(int(value) if isinstance(value, bool) else value for value in _values(outcome))
     tx.execute(
@@ -120,12 +128,16 @@ def end(tx: Transaction, task_id: str, state: State, outcome: TaskOutcome, *, no
 
 
 def get(conn: RowReader, task_id: str) -> TaskRow | None:
+    """One task with its script and output, or None."""
     row = conn.execute(f"SELECT {_COLUMNS} FROM tasks WHERE id = ?", (task_id,)).fetchone()  # noqa: S608
     return None if row is None else _task(row)
 
 
 def of_state(conn: RowReader, *states: State) -> list[TaskRow]:
-    """All in one of these (open) states, without their scripts: the longest approved first, then as they came."""
+    """All tasks in one of these open states, without script and output.
+
+    Those approved longest ago come first; tasks without an approval before them, as they were submitted.
+    """
     marks = ", ".join("?" * len(states))
     statement = f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND state IN ({marks}) ORDER BY approved_at, seq"  # noqa: S608
     return [_task(row) for row in conn.execute(statement, states)]
@@ -139,7 +151,10 @@ def page(
     before_seq: int = 0,
     limit: int = 100,
 ) -> list[TaskRow]:
-    """At most `limit` tasks, newest first, without script and output; go on with the last one's `seq`."""
+    """At most `limit` tasks, newest first, without script and output; the next page has `before_seq` of the last one.
+
+    `states`: none for all. `plugin_id`: None for all.
+    """
     wheres: list[str] = ["1"]
     values: list[Any] = []
     if states:
@@ -162,7 +177,7 @@ def count_open(conn: RowReader, plugin_id: str | None = None) -> int:
 
 
 def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
-    """Those that wait for approval, or for their turn, since before `before_us`; without their scripts."""
+    """Tasks that wait for approval, or approved for their turn, since before `before_us`; without script and output."""
     statement = (
         f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND "  # noqa: S608 - constants
         "((state = 'submitted' AND created_at < ?) OR (state = 'approved' AND approved_at < ?))"
@@ -193,6 +208,7 @@ def _values(outcome: TaskOutcome) -> tuple[Any, ...]:
 
 
 def _task(row: tuple[Any, ...]) -> TaskRow:
+    # Not strict: the row goes on with the columns of the outcome.
     own = dict(zip(_OWN, row, strict=False))
     own["targets"] = tuple(json.loads(own["targets"]))
     told = dict(zip(_OUTCOME, row[len(_OWN) :], strict=True))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import threading
 
 _LOOK_S: Final = 0.001
+"""How often it looks. The thread was asked to stop, so this ends soon; `Thread.join` would block the event loop."""
 
 
 async def joined(thread: threading.Thread) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Transaction:
-    """What a change may do: run statements and append audit events. Not to be kept after the change returns."""
+    """What a change may do: run statements and append audit events. Not to be kept after the change returns.
+
+    Belongs to the writer's thread.
+    """
 
     __slots__ = ("_connection", "chains")
 
@@ -26,6 +29,10 @@ class Transaction:
         self.chains = chains
 
     def execute(self, statements: str, bindings: tuple[Any, ...] = (), /) -> apsw.Cursor:
+        """Run `statements` with `bindings` for their `?`; returns apsw's cursor.
+
+        An apsw.Error that the change lets through undoes it, a storage error its whole batch.
+        """
         self.chains.flush()  # so that a change can read what it appended
         return self._connection.execute(statements, bindings)
 
@@ -40,7 +47,11 @@ class Transaction:
 
 @dataclass(slots=True)
 class WriteJob:
-    """One change, or one event to append (which needs no savepoint: it fails before it changes anything)."""
+    """One change, or one event to append (which needs no savepoint: it fails before it changes anything).
+
+    The writer's thread sets `result` or `error`; the event loop then resolves `future` with it. `durable`: fsynced.
+    `essential`: written from the reserve on a full disk.
+    """
 
     change: Callable[[Transaction], Any] | Event
     future: asyncio.Future[Any]

@@ -29,10 +29,10 @@ CHECK_S: Final = 60.0
 """How often retention checks the size."""
 
 CHECKS_PER_ROUND: Final = 60
-"""Retention by age runs once in this many checks of the size."""
+"""Retention by age runs once in this many checks of the size, so every hour."""
 
 PAGES: Final = 1_000
-"""Pages that a snapshot copies between two checks whether it was cancelled."""
+"""Pages (of 4 KiB, SQLite's default) that a snapshot copies between two checks whether it was cancelled."""
 
 log = logs.get_logger()
 
@@ -54,9 +54,11 @@ async def _remove_old(writer: LedgerWriter, name: chain.Name, wanted: Retention,
 
     if not wanted.keep_days and not wanted.max_bytes:
         return 0
+    # Found once, so that events recorded while slices are removed cannot keep this going.
     upto = await writer.submit(due)
     total = 0
     while upto:
+        # A slice for each transaction, so that recording waits only briefly.
         removed = await writer.submit(lambda tx: retention.Old(tx, name).remove(upto), durable=True)
         if not removed:
             break
@@ -83,7 +85,7 @@ async def snapshot(database: Path, target: Path) -> None:
 
 
 async def check_rest(database: Path) -> Problem | None:
-    """Check the whole file; damage is noted beside it and returned."""
+    """Check the whole file; damage is noted beside it and returned as a Problem, None when it is sound."""
     readers = Readers(database)
     try:
         finding = await readers.ask_slowly(_whole)
@@ -98,6 +100,7 @@ async def check_rest(database: Path) -> Problem | None:
 
 
 def _whole(source: connection.Connection) -> str:
+    """What is wrong with the whole file; an error that says damage is a finding too."""
     try:
         return integrity.check(source, whole=True)
     except connection.DAMAGE as error:
@@ -117,6 +120,8 @@ def _copy(source: connection.Connection, target: Path, unwanted: threading.Event
     finally:
         copy.close()
     if unwanted.is_set():
+        # The incomplete file is left: the caller removes what it did not get.
         raise InterruptedError("the snapshot is not wanted any more")
+    # Also for a descriptor opened for reading fsync(2) writes out the whole file.
     with files.closing(os.open(target, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)

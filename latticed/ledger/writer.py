@@ -73,7 +73,8 @@ class LedgerWriter:
     async def wait_for_events(self, seen: Position, *, calls: bool) -> None:
         """Return once there is an event after `seen` in the decisions or, with `calls`, in either chain.
 
-        Without `calls`, host calls do not wake the waiter, so that idle streams cost them nothing.
+        Returns at once if there is. Without `calls`, host calls do not wake the waiter, so that idle streams cost them
+        nothing.
         """
         # A loop: a waiter is woken for either chain and may find that the event it wants has not come.
         while self.tip.decisions <= seen.decisions and not (calls and self.tip.calls > seen.calls):
@@ -86,12 +87,14 @@ class LedgerWriter:
     ) -> asyncio.Future[T]:
         """Queue `change`; the future gets its result once committed (fsynced when `durable`), or its exception.
 
-        What is `essential` may be tried twice, on a full disk from the reserve: only rows and events, nothing else.
+        What is `essential` may be run twice, on a full disk from the reserve: it may change only rows and events,
+        nothing else. Problem ledger_unavailable is raised when closed, and set on the future when the disk would not
+        take it.
         """
         return self._put(change, durable=durable, essential=essential)
 
     def append(self, event: Event) -> asyncio.Future[int]:
-        """Queue one event; the future gets its seq once committed."""
+        """Queue one event; the future gets its seq once committed. Problem ledger_unavailable when closed."""
         return self._put(event, durable=False)
 
     def _put(
@@ -153,6 +156,7 @@ class LedgerWriter:
             self._waiting = []
         for waiter in waiting:
             _resolve(waiter, None, None)
+        # Before the heads, so that a failing `on_head` leaves no caller waiting.
         for job in batch:
             _resolve(job.future, job.result, job.error)
         for head in heads:
