@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import BundleDirectory
 
+# From linux/fcntl.h and linux/memfd.h. MFD_EXEC and MFD_NOEXEC_SEAL: Linux 6.3 and newer.
 _SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _F_ADD_SEALS: Final = 1033
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _MFD_EXEC = 0x1, 0x2, 0x8, 0x10
-_HEAD_BYTES: Final = 4096
+_HEAD_BYTES: Final = 4096  # what `classify` looks at; longer than any first line that is allowed
 _CHUNK_BYTES: Final = 1 << 20
-_LINE_BYTES: Final = 256
+_LINE_BYTES: Final = 256  # about what execve(2) reads of a first line since Linux 5.1
 _ELF_TYPES: Final = (2, 3)  # ET_EXEC, ET_DYN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """Sealed bytes at the descriptor `fd`, which it owns. Without an `interpreter` it is an ELF executable.
+    """Sealed bytes in memory. `fd` is its descriptor, which it owns; `size` in bytes; `sha256` in lowercase hex.
 
-    `executable`: the kernel lets programs in memory be executed (sysctl vm.memfd_noexec may forbid it).
+    Without an `interpreter` it is an ELF executable; otherwise `interpreter` is the base name in a script's first line,
+    and `interpreter_args` what follows it there. `executable`: the kernel lets programs in memory be executed (sysctl
+    vm.memfd_noexec may forbid it).
     """
 
     fd: int
@@ -58,10 +61,11 @@ class Artifact:
 
 
 def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, str]) -> Artifact:
-    """The artifact of `directory` in memory, with the digest `sha256` (lowercase hex). Blocks: call it in a thread.
+    """Copy the artifact of `directory` into a sealed memfd and check that its digest is `sha256` (lowercase hex).
 
     `interpreters` maps the names that a script's first line may have to paths. Problem: `digest_mismatch` when the
     bytes are others, `artifact_not_executable`, `interpreter_not_allowed`; BundleRefused when it cannot be read.
+    Nothing stays open then. Blocks: call it in a thread.
     """
     fd, executable = _memory()
     try:
@@ -74,7 +78,10 @@ def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, 
 
 
 def seal_data(directory: BundleDirectory, *, sha256: str) -> int:
-    """Like `seal`, for an artifact that the host does not execute (wasm): the memfd, which the caller closes."""
+    """Like `seal`, for an artifact that the host does not execute (wasm): the memfd, which the caller closes.
+
+    Problem("digest_mismatch") when the bytes are others, BundleRefused when it cannot be read.
+    """
     fd = memory()
     try:
         _fill(fd, directory, sha256)
@@ -95,7 +102,7 @@ def close_for_good(fd: int) -> None:
 
 
 def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
-    """Copy the artifact to `fd`, seal it, compare its digest; its size.
+    """Copy the artifact to `fd`, seal it, compare its digest; return its size in bytes.
 
     Hashed once it is sealed, not while it is copied: until then a process of the same user can write to the memfd
     through /proc.
@@ -113,13 +120,19 @@ def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
 def classify(
     head: bytes, interpreters: Mapping[str, str], *, machine: syscalls.Machine | None = None
 ) -> dict[str, Any]:
-    """Classify an artifact by its first bytes: {} for an ELF executable, else `interpreter` and its arguments."""
+    """Classify an artifact by its first bytes (at most `_HEAD_BYTES` of it): {} for an ELF executable, else
+    `interpreter` and `interpreter_args`.
+
+    `#!/usr/bin/env python3 -u` gives `python3` and `("-u",)`. `machine`: the host's by default. Problem:
+    `artifact_not_executable`, `interpreter_not_allowed`.
+    """
     if head.startswith(b"\x7fELF"):
         _check_elf(head, machine or syscalls.machine())
         return {}
     if not head.startswith(b"#!"):
         raise _not_executable(f"its first bytes are {text.sanitise(repr(head[:8]), 40)}")
     line, newline, _ = head[2:].partition(b"\n")
+    # Without a newline the line is complete only if the artifact itself ends here.
     if len(line) > _LINE_BYTES or not (newline or len(head) < _HEAD_BYTES):
         raise _not_executable(f"its first line is longer than {_LINE_BYTES} bytes")
     try:
@@ -130,8 +143,12 @@ def classify(
 
 
 def _interpreter(words: list[str], interpreters: Mapping[str, str]) -> dict[str, Any]:
+    """The interpreter that the words of a first line name, by its base name: paths come from the operator's table
+    alone.
+    """
     name, arguments = (os.path.basename(words[0]), words[1:]) if words else ("", [])
     if name == "env":
+        # With -S env(1) splits what follows into words, as is done here for every line.
         arguments = arguments[1:] if arguments[:1] == ["-S"] else arguments
         name, arguments = (os.path.basename(arguments[0]), arguments[1:]) if arguments else ("", [])
     if name not in interpreters:
@@ -145,6 +162,8 @@ def _interpreter(words: list[str], interpreters: Mapping[str, str]) -> dict[str,
 
 
 def _check_elf(head: bytes, machine: syscalls.Machine | None) -> None:
+    """Problem("artifact_not_executable") unless `head` begins an executable for `machine` (elf(5))."""
+    # Class 2 is 64-bit, data 1 little-endian; then at 16 the type and at 18 the machine, two bytes each.
     if machine is None or len(head) < 20 or head[4:6] != b"\x02\x01":
         raise _not_executable("it is an ELF file, not a 64-bit little-endian one")
     kind, found = int.from_bytes(head[16:18], "little"), int.from_bytes(head[18:20], "little")
@@ -170,7 +189,7 @@ def _memory() -> tuple[int, bool]:
     flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
     try:
         return os.memfd_create("artifact", flags | _MFD_EXEC), True
-    except OSError as error:
+    except OSError as error:  # EACCES: vm.memfd_noexec is 2, which forbids executable ones
         if error.errno == errno.EINVAL:  # before 6.3 there was no such flag, and no such policy
             return os.memfd_create("artifact", flags), True
         if error.errno != errno.EACCES:
@@ -188,10 +207,10 @@ def _digest(fd: int) -> str:
 
 
 def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> Artifact:
-    """Trusted bytes (a probe, a test), sealed like an artifact."""
+    """Trusted bytes (a probe, a test), sealed like an artifact; the caller closes it. Nothing is verified."""
     fd, executable = _memory()
     try:
-        with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:
+        with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:  # closing flushes, and closes the duplicate
             out.write(data)
         fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
         kind = classify(data[:_HEAD_BYTES], interpreters or {})

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.syscalls import Machine
 
+# Actions from linux/seccomp.h (SECCOMP_RET_*); an errno is or-ed into the lower half of ERRNO.
 ALLOW: Final = 0x7FFF0000
 KILL_PROCESS: Final = 0x80000000
 ERRNO: Final = 0x00050000
 WORD: Final = 0xFFFFFFFF
-X32_BIT: Final = 0x40000000
+X32_BIT: Final = 0x40000000  # __X32_SYSCALL_BIT: set in the numbers of x32 calls, whose architecture is x86_64's
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06  # BPF_LD|W|ABS, BPF_ALU|AND|K, BPF_RET|K
 _EQUAL, _AT_LEAST, _GREATER = 0x15, 0x35, 0x25  # BPF_JMP|K with JEQ, JGE, JGT
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
-_FARTHEST: Final = 255
+_FARTHEST: Final = 255  # jump distances are bytes (struct sock_filter)
 
 Value = int | str
 """A 32-bit constant, or the name of one that the stub fills in when it loads the program (`own_pid`)."""
@@ -32,10 +33,11 @@ Value = int | str
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """`argument & mask` is one of `values`; 32 bits, the upper half of the register with `high`.
+    """A test of one argument of a call: (`argument` & `mask`) is one of `values`.
 
-    The kernel ignores the upper half of `int` arguments, so the filter must ignore it too: comparing it would refuse
-    legal calls, and a denied value could be passed with other upper bits.
+    `argument` is its position, from 0; 32 bits of it are compared, the upper half of the register with `high`. The
+    kernel ignores the upper half of `int` arguments, so the filter must ignore it too: comparing it would refuse legal
+    calls, and a denied value could be passed with other upper bits.
     """
 
     argument: int
@@ -61,6 +63,7 @@ class BpfProgram:
 
 
 Instruction = tuple[int, int, int, Value]
+"""(operation, distance when the test holds, distance when not, constant); 0 goes on with the next instruction."""
 
 
 def compile_program(
@@ -73,11 +76,14 @@ def compile_program(
 ) -> BpfProgram:
     """Compile the program for `machine`; calls that it does not have are left out.
 
-    Foreign architectures and x32 numbers kill the process; calls that are not mentioned fail with the errno `default`.
+    In this order: a foreign architecture or an x32 number kills the process; a call in `rules` is tested; one in
+    `allowed` is allowed, even if it is in `errnos` too; one in `errnos` fails with that errno; any other call fails
+    with the errno `default`. ValueError when a rule is too long for a jump.
     """
     known = machine.numbers
     returns = {known[name]: ERRNO | errno for name, errno in errnos.items() if name in known}
     returns |= {known[name]: ALLOW for name in allowed if name in known}
+    # The architecture first: a number means another call elsewhere (i386 calls are open to 64-bit programs, int 0x80).
     code: list[Instruction] = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, machine.audit), (_RETURN, 0, 0, KILL_PROCESS)]
     code.append((_LOAD, 0, 0, _NUMBER))
     if machine.x32:
@@ -85,8 +91,10 @@ def compile_program(
     for name, rule in rules.items():
         if name in known:
             returns.pop(known[name], None)
+            # The block loads arguments over the number, so every path through it must end with a return.
             block = _rule(rule)
             code += [(_EQUAL, 0, len(block), known[name]), *block]
+    # A chain of ranges: the kernel runs it on every call, and neighbours mostly share an answer.
     for low, high, action in _ranges(returns):
         code += [(_AT_LEAST, 0, 2, low), (_GREATER, 1, 0, high), (_RETURN, 0, 0, action)]
     code.append((_RETURN, 0, 0, ERRNO | default))
@@ -94,6 +102,7 @@ def compile_program(
 
 
 def _rule(rule: SyscallRule) -> list[Instruction]:
+    """The instructions of one rule: its ways in turn, then the errno."""
     block: list[Instruction] = []
     for way in rule.ways:
         block += _way(way)
@@ -101,7 +110,7 @@ def _rule(rule: SyscallRule) -> list[Instruction]:
 
 
 def _way(way: tuple[Argument, ...]) -> list[Instruction]:
-    """Falls through to `allow` when all tests hold, else jumps past it."""
+    """Allows when all tests hold, else jumps behind itself. Built from the end, as each test must know what to skip."""
     block: list[Instruction] = [(_RETURN, 0, 0, ALLOW)]
     for test in reversed(way):
         block = [*_argument(test, past=len(block)), *block]
@@ -114,6 +123,7 @@ def _argument(test: Argument, *, past: int) -> list[Instruction]:
     block: list[Instruction] = [(_LOAD, 0, 0, offset)]
     if test.mask != WORD:
         block.append((_AND, 0, 0, test.mask))
+    # A match jumps over the remaining comparisons; only the last one may fail.
     for position, value in enumerate(test.values):
         left = len(test.values) - 1 - position
         block.append((_EQUAL, left, 0 if left else past, value))
@@ -133,6 +143,7 @@ def _ranges(returns: Mapping[int, int]) -> list[tuple[int, int, int]]:
 
 
 def _assemble(code: list[Instruction]) -> BpfProgram:
+    """The instructions as bytes, with 0 for each constant that the stub fills in. ValueError when a jump is too far."""
     blanks = tuple((index, value) for index, (_, _, _, value) in enumerate(code) if isinstance(value, str))
     words = []
     for operation, taken, missed, value in code:

@@ -26,14 +26,16 @@ SUPERVISOR: Final = "supervisor"
 """The group of the daemon itself (the unit's DelegateSubgroup): a group with limits may not hold processes."""
 _CHILD: Final = "child-"
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
-_PERIOD_US: Final = 100_000
+_PERIOD_US: Final = 100_000  # the kernel's default period of cpu.max
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 FIX: Final = "set Delegate=cpu memory pids in the unit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delegation:
-    """`base` is the group that was delegated; `controllers` are enabled for the groups made in it."""
+    """A group that was delegated to the daemon. `base` is its directory; `controllers` are enabled for the groups made
+    in it, none before `claim`.
+    """
 
     base: Path
     controllers: frozenset[str] = frozenset()
@@ -41,13 +43,15 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The group of one child; `procs` is a descriptor of cgroup.procs, to which the child writes its pid."""
+    """The group of one child: its directory `path`, and `procs`, a descriptor of its cgroup.procs to which the child
+    writes its pid. Made by `make`; the caller calls `close` and, once all its processes have ended, `remove`.
+    """
 
     path: Path
     procs: int = field(repr=False)
 
     def kill(self) -> None:
-        """SIGKILL to everything in it, including what is forked meanwhile (cgroup.kill)."""
+        """SIGKILL to everything in it, including what is forked meanwhile (cgroup.kill). OSError when it is gone."""
         (self.path / "cgroup.kill").write_text("1")
 
     def out_of_memory(self) -> bool:
@@ -61,7 +65,7 @@ class Group:
             return False
 
     def remove(self) -> bool:
-        """Remove it; False while a process in it is still dying."""
+        """Remove its directory; True when it is gone, False while a process in it is still dying."""
         try:
             self.path.rmdir()
         except FileNotFoundError:
@@ -71,6 +75,7 @@ class Group:
         return True
 
     def close(self) -> None:
+        """Close `procs`; the group itself stays."""
         os.close(self.procs)
 
 
@@ -79,6 +84,7 @@ def own_group(proc: Path = Path("/proc/self")) -> Path | None:
 
     Names in /proc are arbitrary bytes; the kernel escapes white space in them (proc_pid_mountinfo(5)).
     """
+    # Fields 4 and 5 are root and mount point; the type of file system follows a "-" after optional fields.
     mounts = [line.split(b" ") for line in (proc / "mountinfo").read_bytes().split(b"\n") if line]
     place = next(((row[3], row[4]) for row in mounts if row[row.index(b"-") + 1] == b"cgroup2"), None)
     lines = (proc / "cgroup").read_bytes().split(b"\n")
@@ -96,7 +102,7 @@ def find() -> Delegation | Failure:
     if own is None:
         return Failure(token=CGROUP, step="no cgroup version 2 hierarchy", fix="mount cgroup2 at /sys/fs/cgroup")
     base = own.parent if own.name == SUPERVISOR else own
-    if not (base / "cgroup.events").exists():
+    if not (base / "cgroup.events").exists():  # every group has it but the root
         return Failure(token=CGROUP, step="the root group is nobody's to divide", fix=FIX)
     if not (base / "cgroup.kill").exists():
         return Failure(token=CGROUP, step="no cgroup.kill", fix="a kernel of 5.14 or newer")
@@ -110,13 +116,15 @@ def find() -> Delegation | Failure:
 
 
 def claim(found: Delegation) -> Delegation:
-    """Enable the available controllers for groups below `found`.
+    """Enable the available controllers for groups below `found`; return it with those that are enabled.
 
     Moves the daemon into `supervisor` if it is alone in the group, since a group that has controllers enabled for its
     children may hold no process. With other processes in it, or without controllers, the groups only serve to kill.
+    OSError when the group's files cannot be read.
     """
     own = own_group()
     offered = set((found.base / "cgroup.controllers").read_text().split()) & set(_CONTROLLERS)
+    # Other processes in the group are not moved; the writes below then fail with EBUSY.
     if offered and own == found.base and _members(found.base) == {os.getpid()}:
         leaf = found.base / SUPERVISOR
         leaf.mkdir(exist_ok=True)
@@ -130,7 +138,7 @@ def claim(found: Delegation) -> Delegation:
 
 
 def make(delegation: Delegation, limits: ResourceLimits) -> Group:
-    """Make a group for one child and set its limits; OSError when that fails."""
+    """Make a group for one child and set its limits; OSError when that fails, and nothing is left then."""
     path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
     path.mkdir()
     try:
@@ -145,9 +153,10 @@ def make(delegation: Delegation, limits: ResourceLimits) -> Group:
 
 
 def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:
-    """Control files and their values."""
+    """Control files and their values, such as `pids.max` and "32", for the `controllers` that are enabled."""
     files: dict[str, str] = {}
     if "memory" in controllers:
+        # Without swap, else it would be slowed down instead of killed; and the whole group is killed, not one process.
         files |= {"memory.max": str(limits.memory_bytes), "memory.swap.max": "0", "memory.oom.group": "1"}
     if "pids" in controllers:
         files["pids.max"] = str(limits.tasks)
@@ -157,7 +166,7 @@ def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[
 
 
 def sweep(delegation: Delegation) -> int:
-    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return their number.
+    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return how many were found.
 
     Call it before the first child. Groups whose processes are still dying are removed by the next call.
     """
@@ -183,4 +192,5 @@ def _delegated(base: Path) -> bool:
 
 
 def _members(path: Path) -> set[int]:
+    """The pids of the processes in the group, without those in groups below it."""
     return {int(pid) for pid in (path / "cgroup.procs").read_text().split()}

@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.spec import ChildSpec
 
+# Code and plan arrive as one marshal stream: the child reads no file of latticed and compiles nothing.
 _LOADER: Final = (
     f"import marshal; a, b, c, p = marshal.load(open({stub_calls.PLAN}, 'rb')); exec(a); exec(b); exec(c); main(p)"
 )
-_ABOVE: Final = 256  # descriptors are moved above this before the low numbers are assigned
+# Descriptors are moved above this before the low numbers are assigned, all of which are below 106 (`stub_calls`).
+_ABOVE: Final = 256
+# An ignored signal stays ignored across execve(2), so all are set back. The kernel refuses that for these two.
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A started stub: `pid` leads a session and a process group; `status` is the pipe of its report."""
+    """A started stub: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
+    report, non-blocking. The caller reaps `pid` and closes `status`.
+    """
 
     pid: int
     status: int
@@ -43,7 +48,8 @@ class Launched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchReport:
-    """The stub's report so far: the child's `pid` if that is another process, or the `stage` that failed.
+    """The stub's report so far: the child's `pid` if that is another process than the stub, or the `stage` that failed
+    and its `errno` (0: none).
 
     `init` is process 1 of the child's namespace, when that is not the child itself.
     """
@@ -55,9 +61,12 @@ class LaunchReport:
 
 
 def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | None = None) -> Launched:
-    """Start the stub with `descriptors` (the child's number -> ours; at least 0, 1 and 2). OSError when that fails.
+    """Start the stub for `spec` and return at once; the plan is carried out in the new process.
 
-    From the main thread only: a child is told to die when the thread that started it ends (prctl(2), PDEATHSIG).
+    `descriptors`: the child's number -> ours, for at least 0, 1 and 2; the child gets copies, ours stay open. `cgroup`:
+    a descriptor of cgroup.procs of the child's group. OSError when no process can be started; no descriptor is left
+    then. RuntimeError outside the main thread: a child is told to die when the thread that started it ends
+    (PR_SET_PDEATHSIG in prctl(2)).
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("children are started from the main thread: they end with the thread that started them")
@@ -69,6 +78,8 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
         try:
             by_number = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
             by_number[stub_calls.PLAN] = _plan(spec, opened)
+            # The stub polls it: the daemon may have died before PDEATHSIG was set, and that signal is not sent
+            # afterwards.
             by_number[stub_calls.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
             if spec.artifact_fd is not None:
                 by_number[stub_calls.ARTIFACT] = by_number[SCRIPT_FD] = spec.artifact_fd
@@ -76,6 +87,7 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
                 by_number[stub_calls.CGROUP] = cgroup
             pid = _spawn(by_number, opened)
         finally:
+            # The caller gets our end with `Launched`; without one nobody else would close it.
             if pid < 0:
                 os.close(status)
         # Only our end: `read_status` returns what is there instead of blocking the event loop.
@@ -87,7 +99,10 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
 
 
 def read_status(fd: int) -> bytes | None:
-    """Read the available part of the stub's report: b"" at its end, None when nothing is available yet."""
+    """Read the available part of the stub's report: b"" at its end, None when nothing is available yet.
+
+    `fd` is non-blocking. The end comes when every copy of the writing end is closed: on exec, or with the stub.
+    """
     received = b""
     try:
         while chunk := os.read(fd, 4096):
@@ -114,7 +129,7 @@ def read_report(lines: bytes) -> LaunchReport:
 
 
 def failed(report: LaunchReport) -> StageFailed:
-    """The Problem for a failed stage."""
+    """The Problem for a report whose `stage` failed."""
     error = os.strerror(report.errno) if report.errno else "no errno"
     return StageFailed(
         report.stage or "stub", report.errno, f"the sandbox could not be set up: {report.stage}: {error}"
@@ -122,7 +137,9 @@ def failed(report: LaunchReport) -> StageFailed:
 
 
 class StageFailed(Problem):
-    """A step of the stub failed; nothing of the child's program was executed."""
+    """Problem("sandbox_failed"): the stub's step `stage` failed with `errno` (0: none). Nothing of the child's program
+    was executed.
+    """
 
     def __init__(self, stage: str, error: int, detail: str) -> None:
         super().__init__("sandbox_failed", detail, "latticectl health shows what this host gives")
@@ -131,8 +148,13 @@ class StageFailed(Problem):
 
 
 def _plan(spec: ChildSpec, opened: list[int]) -> int:
+    """A memfd with the stub's code and the plan, ready to be read from its start.
+
+    Not a pipe: writing more than it holds (64 KiB, pipe(7)) would block until the child reads.
+    """
     fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
     os.write(fd, marshal.dumps((*_compiled_stub(), dict(spec.plan))))
+    # The child's copy shares this offset (dup(2)).
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
@@ -145,15 +167,21 @@ def _compiled_stub() -> list[CodeType]:
 
 
 def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
-    """Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed."""
+    """Start the stub's Python with copies of `by_number`'s descriptors at those numbers; its pid.
+
+    Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
+    """
     high = {}
     for number, fd in by_number.items():
         high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)
+    # posix_spawn(3): nothing of this Python runs in the new process, and no memory is copied. The environment is empty,
+    # so no PYTHON* or LD_* variable reaches the stub.
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-ISEB", "-c", _LOADER],
         {},
         file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()],
+        # Session and group of its own: no terminal, and one id for all that the stub starts.
         setsid=True,
         setsigmask=(),
         setsigdef=_SIGNALS,
@@ -161,5 +189,6 @@ def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
 
 
 def _opened(fd: int, opened: list[int]) -> int:
+    """Add `fd` to those that are closed at the end of `launch`."""
     opened.append(fd)
     return fd

@@ -61,6 +61,7 @@ class Failure:
 
     @property
     def words(self) -> str:
+        """Errno and step in one phrase, such as "EPERM at unshare(user)"."""
         return f"{errno.errorcode.get(self.errno, self.errno)} at {self.step}" if self.errno else self.step
 
 
@@ -73,6 +74,7 @@ class Provided:
     failures: tuple[Failure, ...] = ()
 
     def failure(self, token: str) -> Failure | None:
+        """Why `token` (a level or a feature) is not provided; None when that is not known."""
         return next((failure for failure in self.failures if failure.token == token), None)
 
 
@@ -87,7 +89,7 @@ class Required:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """What the child runs with."""
+    """The level and the features that one child runs with."""
 
     level: Level
     features: frozenset[str]
@@ -105,9 +107,11 @@ def decide(required: Required, provided: Provided) -> Chosen | Fault:
     """The highest level with the required features, or the failure: the missing token, the step, its errno."""
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
+    # `open` confines nothing: the operator may choose it (above), it is never used because a host gives nothing more.
     if provided.level < required.level or provided.level < Level.FILTERED:
         level = max(required.level, Level.FILTERED)
         return _refused(level.token, provided, _level_failure(level, provided))
+    # Sorted, so that the same lack always gives the same message.
     for token in sorted(required.features - provided.features):
         return _refused(token, provided, provided.failure(token))
     return Chosen(level=provided.level, features=required.features)
@@ -127,7 +131,11 @@ def _refused(token: str, provided: Provided, failure: Failure | None) -> Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSupport:
-    """What explains a failed step: kernel settings as read at boot, None where the kernel has no such setting."""
+    """What explains a failed step: kernel settings (sysctl) as read at boot, None where the kernel has no such setting.
+
+    `unprivileged_userns_clone` is Debian's, `apparmor_restricts_userns` Ubuntu's. `filtered_already`: a seccomp filter
+    applies to the daemon itself.
+    """
 
     max_user_namespaces: int | None = None
     unprivileged_userns_clone: int | None = None
@@ -137,7 +145,10 @@ class HostSupport:
 
 
 def fix(step: str, error: int, host: HostSupport) -> str:
-    """What an operator can do about `step` having failed with the errno `error`."""
+    """What an operator can do about `step` having failed with the errno `error`; "" when nothing is known.
+
+    `step` is a name that the stub gave to `begin`, such as `unshare(user)` or `bind(/usr/lib)`.
+    """
     kind = step.split("(", 1)[0]
     if kind == "unshare":
         return _unshare_fix(step, error, host)
@@ -157,6 +168,7 @@ def fix(step: str, error: int, host: HostSupport) -> str:
 
 
 def _unshare_fix(step: str, error: int, host: HostSupport) -> str:
+    # ENOSPC: a limit in /proc/sys/user is reached, or namespaces are nested too deep (unshare(2)).
     if host.max_user_namespaces == 0 or error == errno.ENOSPC:
         return "no more namespaces are allowed: raise sysctl user.max_user_namespaces (and its like)"
     if host.unprivileged_userns_clone == 0:

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 
 SCRATCH: Final = "/scratch"
 ARTIFACT: Final = "/artifact"
+# Name for messages, and flag (CLONE_NEW* in linux/sched.h).
 USER: Final = ("user", 0x10000000)
 MOUNT: Final = ("mnt", 0x00020000)
 PID: Final = ("pid", 0x20000000)
 NET: Final = ("net", 0x40000000)
 IPC: Final = ("ipc", 0x08000000)
-OPTIONAL: Final = (0x04000000, 0x02000000)
+OPTIONAL: Final = (0x04000000, 0x02000000)  # CLONE_NEWUTS, CLONE_NEWCGROUP
 """Optional namespaces: unshared if the host allows it; no guarantee depends on them."""
 _MOUNTPOINTS: Final = ("/tmp", "/run", "/var", "/usr")  # noqa: S108 - any directory will do, in one's own namespace
+# Room for mount points, links and the program of process 1; the artifact's size is added where it is copied.
 _ROOT_BYTES: Final = 1 << 20
 _ROOT_INODES: Final = 1024
-_ZERO_BYTES: Final = 1 << 60
+_ZERO_BYTES: Final = 1 << 60  # sparse: reading never comes to its end, and it takes no memory
 
 
 def unshared(*, own_user: bool, own_net: bool) -> list[tuple[str, int]]:
-    """(name, flag) in order; the user namespace is first, as its capabilities are needed for the others."""
+    """(name, flag) in the order in which to unshare them.
+
+    The user namespace is first: it gives the capabilities that the others need. `own_user`: unshare one at all;
+    `own_net`: False for a child that uses the host's network.
+    """
     kinds = [USER] if own_user else []
     return [*kinds, MOUNT, PID, *([NET] if own_net else []), IPC]
 
@@ -48,10 +54,12 @@ def tree(
     executable: bool,
     init: bytes,
 ) -> dict[str, Any]:
-    """The root to build. `artifact_bytes` is the size of what to copy into it, 0 for none; `owner` is of /scratch.
+    """The root to build, as `stub_root.build_tree` reads it. `artifact_bytes` is the size of what to copy into it, 0
+    for none; `owner` (uid, gid) is of /scratch. `executable`: the copy is executed, not read by an interpreter.
 
     `init` is the program of process 1, b"" where that is the child itself.
     """
+    # One inode more than the plugin may use: the root of a tmpfs takes one.
     scratch = (
         f"mode=0700,uid={owner[0]},gid={owner[1]},size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes + 1}"
     )
@@ -73,7 +81,7 @@ def tree(
 def first(machine: Machine) -> dict[str, Any]:
     """The plan's overrides for process 1, where that is not the child itself but `elf_programs.reaps`.
 
-    It has no descriptors, else the child's pipes would never reach end of file, and may only wait.
+    It keeps no descriptors, else the child's pipes would not reach end of file while it lives, and may only wait.
     """
     program = seccomp.init_program(machine)
     return {
@@ -81,6 +89,7 @@ def first(machine: Machine) -> dict[str, Any]:
         "argv": ["latticed-init"],
         "env": [],
         "cwd": "/",
+        # It waits for the signal with rt_sigtimedwait, which takes signals that are blocked (sigwaitinfo(2)).
         "blocked": (int(signal.SIGCHLD),),
         "keep": [],
         "landlock": None,  # it can open nothing

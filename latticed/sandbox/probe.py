@@ -36,20 +36,26 @@ if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
 
 DEADLINE_S: Final = 10.0
+"""How long, in seconds, one child of the probe may take before it is killed."""
 PROBE_IDS: Final = spec.Ids(uid=65533, gid=65533)
+# EINVAL: fcntl(2) with F_DUPFD and a number above RLIMIT_NOFILE, as `launch` moves descriptors.
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINVAL})
-_PAUSE_S: Final = 0.001
-_ANSWER: Final = 42
+_PAUSE_S: Final = 0.001  # between two looks at the child
+_ANSWER: Final = 42  # an exit code that no failing program or stub gives by chance
 _SHELL: Final = "/bin/sh"
 
 
 def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
-    """Try every level, as the user `ids` if the daemon may change uids. Blocks for 0.1 s; main thread only."""
+    """Try every level, as the user `ids` if the daemon may change uids; return what this host gives and why no more.
+
+    Blocks for 0.1 s; main thread only. Failures of steps are part of the result, not exceptions.
+    """
     machine = syscalls.machine()
     here = host_facts.look()
     if machine is None:
         failure = Failure(token=Level.FILTERED.token, step=f"no system call table for {os.uname().machine}")
         return _nothing(syscalls.X86_64, here, failure)
+    # Asked directly: without Landlock no level can be reached, and this errno says why.
     abi, error = landlock.version(machine)
     if not abi:
         step = "landlock_create_ruleset"
@@ -58,6 +64,7 @@ def probe(ids: spec.Ids = PROBE_IDS) -> Probed:
     bare = Probed(machine=machine, standing=here, landlock=abi, delegation=None, provided=Provided(level=Level.OPEN))
     with artifact.of_bytes(elf_programs.exits_42(machine)) as program:
         reached, failures = _climb(bare, program, ids)
+        # Last, since claiming a group moves the daemon; and only when children can be confined at all.
         divided = _divide(bare, program, ids) if reached >= Level.FILTERED else None
     delegation = divided if isinstance(divided, Delegation) else None
     if isinstance(divided, Failure):
@@ -80,7 +87,7 @@ def features_at(level: Level, *, whole_tree: bool) -> frozenset[str]:
 
 
 def _missing(features: frozenset[str], failures: list[Failure]) -> list[Failure]:
-    """The failure behind each missing feature."""
+    """A failure for each feature that is missing and has none of its own: what stopped the climb explains it."""
     named = {failure.token for failure in failures}
     absent = sorted(levels.FEATURES - features - named)
     return [replace(failures[0], token=token) for token in absent if failures]
@@ -101,12 +108,13 @@ def _climb(bare: Probed, program: Artifact, ids: spec.Ids) -> tuple[Level, list[
 
 
 def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Failure:
-    """The delegation, after a child has lived in a group of its own."""
+    """The delegation, after a child was executed in a group of its own; or what failed."""
     found = cgroup.find()
     if isinstance(found, Failure):
         return found
     try:
         delegation = cgroup.claim(found)
+        # At `filtered`: a host may refuse namespaces and still delegate a group.
         failure = _try(replace(bare, delegation=delegation), Level.FILTERED, program, ids)
     except OSError as error:
         return Failure(token=levels.CGROUP, step="making a cgroup", errno=error.errno or 0, fix=cgroup.FIX)
@@ -115,6 +123,7 @@ def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Fail
 
 def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Failure | None:
     """Execute `program` in a child at `level`; the Failure if that failed."""
+    # A root daemon that may not change uids must fail here: its child would be uid 0.
     own_uid = so_far.standing.uid == 0 or so_far.standing.other_ids
     subject: Artifact | spec.Program = program
     if (
@@ -122,6 +131,7 @@ def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Fail
     ):  # vm.memfd_noexec=2: scripts and the host's programs still run
         subject = _host_program()
     request = spec.ChildRequest(program=subject, limits=rlimits.ResourceLimits(), ids=ids if own_uid else None)
+    # With /scratch too: mounting it is a step that a host may refuse.
     features = {levels.THREADS} | ({levels.WORKDIR} if level >= Level.ISOLATED else set())
     host = so_far.standing.host
     plan = spec.build(request, Chosen(level=level, features=frozenset(features)), so_far)
@@ -160,7 +170,7 @@ def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch
         os.close(null)
         if group is not None:
             group.close()
-            group.remove()
+            group.remove()  # everything in it was reaped above
 
 
 def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
@@ -171,7 +181,7 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchRepor
         received += launch.read_status(started.status) or b""
         try:
             ended = os.waitid(os.P_PGID, started.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
+        except ChildProcessError:  # all of the group has been reaped
             break
         if ended is None:
             if time.monotonic() > deadline:
@@ -185,6 +195,7 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchRepor
 
 
 def _nothing(machine: Machine, here: HostFacts, failure: Failure) -> Probed:
+    """The result for a host where no child can be confined, for the reason `failure`."""
     return Probed(
         machine=machine,
         standing=here,

@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import Final
 
-STACK_BYTES: Final = 8 << 20
+STACK_BYTES: Final = 8 << 20  # the usual default of distributions
 PENDING_SIGNALS: Final = 256
 SHARED_TASKS: Final = 4096
 """RLIMIT_NPROC where tasks of other children with the same uid count too: high enough for all but fork bombs."""
@@ -18,8 +18,9 @@ MAX_OPEN_FILES: Final = 4096
 class ResourceLimits:
     """Limits of one child. `tasks` are threads and processes together, itself included.
 
-    `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too;
-    `cpu_percent` of one core needs a cgroup.
+    `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too; `cpu_percent` of
+    one core needs a cgroup, None for no limit. `scratch_bytes` and `scratch_inodes` are what /scratch holds. ValueError
+    for a number that no child could run with.
     """
 
     memory_bytes: int = 256 << 20
@@ -48,6 +49,7 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
     """
     rows = [
         (resource.RLIMIT_CORE, 0),
+        # Not RLIMIT_AS, which counts address space that is only reserved too: V8 and Go reserve far more than they use.
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_STACK, STACK_BYTES),
         (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY if file_bytes is None else file_bytes),
@@ -64,6 +66,7 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
 
 
 def _least(value: int, hard: int) -> int:
-    if resource.RLIM_INFINITY in {value, hard}:  # -1 in Python
+    """The lower of a value and a hard limit."""
+    if resource.RLIM_INFINITY in {value, hard}:  # -1 in Python, so max() gives the other one
         return max(value, hard)
     return min(value, hard)

@@ -22,6 +22,9 @@ PATH_LOW: Final = "path_low"
 PATH_HIGH: Final = "path_high"
 """Constants that the stub fills in. The descriptor is above RLIMIT_NOFILE, the address is within the stub."""
 
+# What any confined program may call, except where a rule below limits a call. Absent on purpose: clone3, whose flags
+# are in memory that a filter cannot read (C libraries fall back on clone), and memfd_create, memory that RLIMIT_DATA
+# does not count.
 _BASE: Final = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek open openat stat fstat
 lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir getdents getdents64 dup dup2
@@ -36,6 +39,7 @@ clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage sys
 exit exit_group wait4 waitid sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max
 sched_get_priority_min getrlimit setrlimit getpriority recvfrom shutdown getsockopt getsockname getpeername
 """
+# Refused with EPERM unless a feature below allows the call.
 _DANGEROUS: Final = """
 ptrace process_vm_readv process_vm_writev kcmp pidfd_open pidfd_getfd pidfd_send_signal process_madvise process_mrelease
 bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key seccomp
@@ -53,11 +57,14 @@ execve fork vfork setsid setpgid setpriority ioprio_set sched_setparam sched_set
 rt_sigqueueinfo rt_tgsigqueueinfo vmsplice splice tee name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
 migrate_pages move_pages mbind set_mempolicy remap_file_pages flock
 """
+# Changes to files, for a child that has a /scratch. Landlock allows them there only; what it does not know (chmod and
+# the utime family) fails elsewhere because all other mounts are read-only.
 _WORKDIR: Final = """
 flock
 chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat truncate creat rename renameat renameat2 unlink
 unlinkat mkdir mkdirat rmdir link linkat symlink symlinkat copy_file_range sendfile sync_file_range
 """
+# What may be executed is left to Landlock. execveat stays limited by its rule where the pid namespace is shared.
 _PROCESSES: Final = "execve execveat fork vfork setsid setpgid"
 _OUTSIDE: Final = {
     "readlink": errno.EINVAL,  # "not a link": programs go on with the path they have
@@ -70,6 +77,7 @@ _OWN_NAMESPACE: Final = "kill tgkill tkill pidfd_open pidfd_send_signal"  # no o
 _NETWORK: Final = "bind connect listen accept accept4 setsockopt sendto sendmsg recvmsg sendmmsg recvmmsg"
 
 _CLONE_THREAD: Final = 0x00010000
+# From linux/sched.h. CLONE_NEWTIME is missing: clone cannot take it, its bit belongs to the exit signal there.
 _CLONE_NAMESPACES: Final = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _CLONE_FOREIGN: Final = _CLONE_NAMESPACES | 0x00808000 | 0x2000  # and UNTRACED, PARENT, PTRACE
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
@@ -80,7 +88,7 @@ _SOCK_FLAGS: Final = 0x80800  # SOCK_CLOEXEC, SOCK_NONBLOCK
 _FCNTL: Final = (0, 1, 2, 3, 4, 1030, 1032, 1034)
 _FCNTL_LOCKS: Final = (5, 6, 7, 36, 37, 38)  # F_GETLK to F_SETLKW, F_OFD_*: all who can read a file share its locks
 _O_PATH: Final = 0x200000
-_NEGATIVE: Final = 0x80000000
+_NEGATIVE: Final = 0x80000000  # the sign of a 32-bit number
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Never TIOCSTI, FIOSETOWN, …
 _IOCTL: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_TIMERSLACK,
@@ -90,7 +98,10 @@ _PRCTL: Final = (2, 3, 15, 16, 21, 23, 30, 39, 0x53564D41)
 
 @functools.cache
 def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.BpfProgram:
-    """The program for a child with `features`; `own_pids`: it has its own pid namespace."""
+    """The filter for a child with `features` (names in `levels.FEATURES`); `own_pids`: it has its own pid namespace.
+
+    Compiled once for each combination; the stub fills in the constants above.
+    """
     allowed = set(_BASE.split())
     rules = _rules(features)
     for feature, names in (("workdir", _WORKDIR), ("processes", _PROCESSES), ("network", _NETWORK)):
@@ -100,6 +111,7 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
     if own_pids and "processes" in features:
         allowed |= set(_OWN_NAMESPACE.split())
     if not own_pids:
+        # Rules win over features here: without its own namespaces nothing is allowed outright that a rule limits.
         rules |= _among_others()
         allowed -= {*rules, *_OUTSIDE}
         errnos |= _OUTSIDE
@@ -110,11 +122,12 @@ def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bp
 
 
 def _among_others() -> dict[str, SyscallRule]:
-    """Remove calls that reveal the host's files and processes, where the child shares its namespaces.
+    """Rules for calls that reveal the host's files and processes, where the child shares its namespaces.
 
     sched_getaffinity is lost for the child's own threads too: C libraries cope with ENOSYS. A negative clock id is the
     cpu time of another process; O_PATH opens files that may not be read.
     """
+    # For these calls 0 means the caller.
     oneself = Argument(0, (0, OWN_PID))
     own_clock = SyscallRule(((Argument(0, (0,), mask=_NEGATIVE),),), errno.EINVAL)
     rules = dict.fromkeys(
@@ -131,7 +144,10 @@ def _among_others() -> dict[str, SyscallRule]:
 
 @functools.cache
 def init_program(machine: Machine) -> bpf.BpfProgram:
-    """The filter for process 1 (`elf_programs.reaps`): it may be executed, wait, report a failure, and exit."""
+    """The filter for process 1 (`elf_programs.reaps`): it may be executed, wait, report a failure, and exit.
+
+    `write` and `exit_group` are the stub's, for when the exec fails.
+    """
     allowed = ("wait4", "rt_sigtimedwait", "write", "exit_group")
     rules = {"execveat": _rules(frozenset())["execveat"]}
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos={}, default=errno.EPERM)
@@ -150,7 +166,9 @@ def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
         "fcntl": ((Argument(1, _FCNTL + (_FCNTL_LOCKS if "workdir" in features else ())),),),
         "ioctl": ((Argument(1, _IOCTL),),),
         "prctl": ((Argument(0, _PRCTL),),),
+        # AF_UNIX, SOCK_STREAM, no protocol: both ends are the child's own.
         "socketpair": ((Argument(0, (1,)), stream, Argument(2, (0,))),),
+        # Only without an address, as send(3) calls it.
         "sendto": ((Argument(4, (0,)), Argument(4, (0,), high=True)),),
         # Shared anonymous memory and stacks that grow down escape RLIMIT_DATA.
         "mmap": ((Argument(3, (0, _MAP_SHARED, _MAP_ANONYMOUS), mask=_MAP_SHARED | _MAP_ANONYMOUS | _MAP_GROWSDOWN),),),
@@ -171,6 +189,7 @@ def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
 
 
 def _clone(features: frozenset[str]) -> tuple[tuple[Argument, ...], ...]:
+    """Threads and processes as the features allow; never a new namespace, and never a process that is not a child."""
     ways = []
     if "threads" in features:
         ways.append((Argument(0, (_CLONE_THREAD,), mask=_CLONE_THREAD | _CLONE_FOREIGN),))
@@ -181,6 +200,8 @@ def _clone(features: frozenset[str]) -> tuple[tuple[Argument, ...], ...]:
 
 def _socket() -> tuple[tuple[Argument, ...], ...]:
     """TCP and UDP over IPv4 and IPv6, and routing netlink, which getaddrinfo(3) asks; no MPTCP, no raw sockets."""
+    # SOCK_STREAM and SOCK_DGRAM of AF_INET and AF_INET6 (2, 10), with protocol 0, TCP or UDP; SOCK_RAW of AF_NETLINK
+    # (16) with NETLINK_ROUTE (0).
     kind = Argument(1, (1, 2), mask=bpf.WORD ^ _SOCK_FLAGS)
     raw = Argument(1, (3,), mask=bpf.WORD ^ _SOCK_FLAGS)
     return ((Argument(0, (2, 10)), kind, Argument(2, (0, 6, 17))), (Argument(0, (16,)), raw, Argument(2, (0,))))

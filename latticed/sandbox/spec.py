@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from latticed.sandbox.visible_paths import VisiblePaths
 
 Network = Literal["none", "own", "host"]
+"""`none`: no sockets at all; `own`: a namespace with nothing but a loopback device; `host`: the host's network."""
 SCRIPT_FD: Final = 10
+"""The number at which an interpreter finds the script, where there is no root of its own to copy it to."""
 _EXEC_FD_FROM: Final = 128  # above the stub's own descriptors
-_OOM_SCORE: Final = 500
+_OOM_SCORE: Final = 500  # of 1000 (proc_pid_oom_score_adj(5)): the kernel kills a child before the daemon
 _READS_DESCRIPTOR: Final = {"node": ("--preserve-symlinks-main",)}  # else node resolves the memfd's name as a path
+# Calls that the stub makes by number: C libraries have no wrapper for some, or only newer ones do.
 _STUB_CALLS: Final = (
     "clone execveat pivot_root mount_setattr open_tree move_mount close_range landlock_create_ruleset"
     " landlock_add_rule landlock_restrict_self"
@@ -38,7 +41,9 @@ _STUB_CALLS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program of the host (root-owned, from the settings), to be confined like an artifact."""
+    """A program of the host, to be confined like an artifact: `path` is absolute. It comes from the settings, never
+    from a plugin.
+    """
 
     path: str
     args: tuple[str, ...] = ()
@@ -58,10 +63,11 @@ class Ids:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """How to make one child. `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from.
+    """How to make one child; made by `build`, carried out by the stub.
 
-    `own_pids`: the child has a pid namespace; the end of process 1 kills its tree. `init`: process 1 is not the child
-    but `elf_programs.reaps`, which reaps orphans, since the child may start processes.
+    `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from, which must stay open until
+    the child was started. `own_pids`: the child has a pid namespace, and the end of process 1 kills its tree. `init`:
+    process 1 is not the child but `elf_programs.reaps`, which reaps orphans, since the child may start processes.
     """
 
     level: Level
@@ -100,7 +106,7 @@ class ChildRequest:
 
 
 def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
-    """The spec for `request` at the level `chosen` on the host as `probed`.
+    """The spec for `request` at the level `chosen` on the host as `probed`. Starts nothing and opens nothing.
 
     Problem: `sandbox_unavailable` when a program in memory may not be executed and there is nowhere to copy it,
     `interpreter_not_allowed` when the interpreter of a script is not there or is no program. ValueError: a caller's
@@ -108,7 +114,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
     """
     _check(request, chosen, probed)
     shape = _shape(request, chosen, probed)
-    if shape.init:  # it counts as a task
+    if shape.init:  # it counts as a task of the same uid or group, and must not take one of the child's
         request = replace(request, limits=replace(request.limits, tasks=request.limits.tasks + 1))
     plan = {
         "numbers": {name: probed.machine.numbers[name] for name in _STUB_CALLS},
@@ -139,7 +145,12 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """What follows from the request and the level. `copied`: the artifact is copied into the child's own root."""
+    """What follows from the request and the level, computed once for all parts of the plan.
+
+    `own_user`: in a user namespace of its own, which is needed for the others when the daemon is not an admin. `init`:
+    see ChildSpec. `script`: the artifact needs an interpreter. `copied`: the artifact is copied into the child's own
+    root. `path`: the host program to execute, None for the artifact itself.
+    """
 
     features: frozenset[str]
     own_root: bool
@@ -184,6 +195,7 @@ def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
 def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
     """The plan's ids and limits."""
     ids = request.ids
+    # RLIMIT_FSIZE, in bytes: without a work directory there is no file that the child may write, so 0.
     file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
     return {
         "ids": (ids.uid, ids.gid) if ids else None,
@@ -210,6 +222,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
     return {
         "unshare": unshared if shape.own_root else [],
         "try_unshare": namespaces.OPTIONAL if shape.own_root else (),
+        # The names under which the stub reports the pids, in the order in which it makes the processes.
         "own_pids": (("init", "pid") if shape.init else ("pid",)) if shape.own_root else (),
         "loopback": request.network == "own",
         "tree": tree if shape.own_root else None,
@@ -219,10 +232,12 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
 
 def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
     """The plan's descriptors, Landlock ruleset and seccomp filter."""
+    # The interpreter opens the script through this descriptor, so it must survive exec.
     script = {SCRIPT_FD} if shape.script and not shape.own_root else set()
     kept = {0, 1, 2, *request.descriptors, *request.given, *script}
     walls: dict[str, Any] = {
         "keep": sorted(kept),
+        # The filter allows execveat with this number only. RLIMIT_NOFILE keeps the child from ever getting it again.
         "exec_fd": max(request.limits.open_files, _EXEC_FD_FROM),
         "landlock": None,
         "seccomp": None,
@@ -232,6 +247,7 @@ def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape)
         walls["landlock"] = landlock.plan(
             shape.seen, abi=probed.landlock, own_root=shape.own_root, workdir=shape.workdir, network=network
         )
+        # A cgroup changes no system call: left out, so that one cached program serves with and without it.
         program = seccomp.program(probed.machine, shape.features - {levels.CGROUP}, own_pids=shape.own_root)
         walls["seccomp"] = {"code": program.code, "blanks": program.blanks}
     return walls
@@ -242,6 +258,7 @@ def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list
     artifact = request.program
     if isinstance(artifact, Program):
         return artifact.path, [artifact.path, *artifact.args, *request.args]
+    # An executable artifact; its first argument is for display, since the program is executed by descriptor.
     if artifact.interpreter is None:
         return None, [namespaces.ARTIFACT, *request.args]
     path = request.interpreters.get(artifact.interpreter, "")
@@ -257,6 +274,7 @@ def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list
 
 
 def _is_program(path: str) -> bool:
+    """Whether the absolute `path` is an ELF file that the daemon may read."""
     try:
         with open(path, "rb") as source:
             return os.path.isabs(path) and source.read(4) == b"\x7fELF"
@@ -265,10 +283,12 @@ def _is_program(path: str) -> bool:
 
 
 def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
+    """Refuse what must never be started: see `build`."""
     if request.ids is None and probed.standing.uid == 0:
         raise ValueError("expected ids for the child: a child is never uid 0")
     if chosen.level is Level.FILTERED and levels.PROCESSES in chosen.features and probed.delegation is None:
         raise ValueError("expected a way to end the whole tree of a child with processes: isolated, or a cgroup")
+    # From SCRIPT_FD on the stub and the launcher place their own.
     numbers = (*request.descriptors, *request.given)
     if any(not 2 < fd < SCRIPT_FD for fd in numbers) or len(set(numbers)) < len(numbers):
         raise ValueError(f"expected descriptors 3 to {SCRIPT_FD - 1}, each once, found {numbers}")

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     Plan = dict[str, Any]
 
+# Above what a child may be given (3 to 9, and 10 for a script), below the number that the program is executed from (128
+# or more, see `spec`).
 PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT = range(100, 106)
 AT_EMPTY_PATH = 0x1000
 
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-stage = "plan"
-numbers: dict[str, int] = {}
+libc.syscall.restype = ctypes.c_long  # not int, the default of ctypes
+stage = "plan"  # the step under way, for the report if it fails; `begin` sets it
+numbers: dict[str, int] = {}  # system call numbers of this machine by name; `main` fills it from the plan
 
 
 class StageError(Exception):
@@ -29,6 +31,7 @@ class StageError(Exception):
 
 
 def begin(name: str) -> None:
+    """Name the step that follows: a failure is reported with this name."""
     global stage  # noqa: PLW0603 - one process, one purpose: the step it is at
     stage = name
 
@@ -41,21 +44,30 @@ def check(result: int) -> int:
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Make a system call by its number; arguments are 64-bit words or pointers."""
+    """Make a system call by its number; arguments are 64-bit words or pointers. StageError when it fails.
+
+    By number, since the C library may be older than the call.
+    """
+    # ctypes passes a bare int as 32 bits, which leaves the upper half of a register undefined.
     words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
     words += [ctypes.c_long(0)] * (6 - len(words))
     return check(libc.syscall(ctypes.c_long(numbers[name]), *words))
 
 
 def prctl(option: int, *arguments: Any) -> int:
+    """Set an option of this process by the C library; StageError when it fails. Unused arguments are passed as 0, which
+    some options require.
+    """
     words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in (*arguments, 0, 0, 0, 0)[:4]]
     return check(libc.prctl(option, *words))
 
 
 def tell(message: str) -> None:
+    """Report one line to the daemon."""
     os.write(STATUS, message.encode() + b"\n")
 
 
 def write_to(path: str, text: str) -> None:
+    """Write `text` to a file, which is created if it is not there."""
     with open(path, "w") as file:
         file.write(text)

@@ -23,25 +23,31 @@ if TYPE_CHECKING:
         write_to,
     )
 
+# From linux/mount.h, linux/fcntl.h and sys/mount.h.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
 OPEN_TREE_CLONE, AT_RECURSIVE, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 4, -100
 
 
 def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, data: str) -> None:
+    """Mount `source` on `target`, with `data` as the file system's options; StageError when it fails."""
     check(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data.encode()))
 
 
 def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
+    """Make the mount at `fd` read-only and nosuid; everything below it too when `recursive` (mount_setattr(2))."""
+    # On a device file MS_NODEV would forbid opening it. 32: the size of struct mount_attr (MOUNT_ATTR_SIZE_VER0).
     attributes = MS_RDONLY | MS_NOSUID | (MS_NOEXEC if device else MS_NODEV)  # MOUNT_ATTR_* have the same values
     call("mount_setattr", fd, b"", AT_EMPTY_PATH | recursive * AT_RECURSIVE, struct.pack("4Q", attributes, 0, 0, 0), 32)
 
 
 def build_tree(tree: Plan) -> None:
     """Build the child's root: read-only clones of the plan's paths, /scratch, its script; then detach the old root."""
+    # Else what root mounts here would appear on the host, whose mounts are shared (mount_namespaces(7)).
     begin("propagation")
     mount(None, "/", None, MS_REC | MS_PRIVATE, "")
     clones = list(cloned(tree))  # before the new root hides some of them
     begin("root")
+    # An existing directory to mount over: in a read-only root none could be made.
     top = next(place for place in tree["mountpoints"] if os.path.isdir(place))
     mount(b"tmpfs", top, b"tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={tree['bytes']},nr_inodes={tree['inodes']}")
     for path, target in tree["links"]:
@@ -69,9 +75,11 @@ def build_tree(tree: Plan) -> None:
         hold_init(top + "/init", tree["init"])
     begin("pivot_root")
     os.chdir(top)
+    # With the same directory twice the old root is stacked on the new one, and "." is what to detach (pivot_root(2)).
     call("pivot_root", b".", b".")
     check(libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
+    # Only now that it is filled, and not recursively: /scratch stays writable. The clones are read-only already.
     set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
 
 
@@ -79,6 +87,7 @@ def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
     """Yield (path, descriptor of its read-only clone, whether it is a directory) of each listed path that exists."""
     for path, device in tree["binds"]:
         begin(f"bind({path})")
+        # A needed path that is missing fails at stat, under this step's name; an optional one is left out.
         if path in tree["needed"] or os.path.exists(path):
             directory = stat.S_ISDIR(os.stat(path).st_mode)
             fd = call("open_tree", AT_FDCWD, path.encode(), OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC)
@@ -87,8 +96,9 @@ def cloned(tree: Plan) -> Iterator[tuple[str, int, bool]]:
 
 
 def copy_artifact(path: str, mode: int) -> None:
+    """Copy the sealed artifact to the new file `path` with the given mode."""
     with open(path, "xb", buffering=0) as out:
-        offset = 0
+        offset = 0  # given explicitly: the descriptor's own offset is shared with the daemon and other children
         while count := os.sendfile(out.fileno(), ARTIFACT, offset, 1 << 30):
             offset += count
         os.fchmod(out.fileno(), mode)
@@ -99,7 +109,8 @@ def hold_init(path: str, program: bytes) -> None:
     with open(path, "xb", buffering=0) as out:
         out.write(program)
         os.fchmod(out.fileno(), 0o555)
+    # After closing: a file that is open for writing cannot be executed (ETXTBSY in execve(2)).
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     os.dup2(fd, INIT, inheritable=False)
     os.close(fd)
-    os.unlink(path)
+    os.unlink(path)  # the descriptor is enough; the child sees no such file

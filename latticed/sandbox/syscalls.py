@@ -64,7 +64,9 @@ vfork:58:- vhangup:153:58 vmsplice:278:75 wait4:61:260 waitid:247:95 write:1:64 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # one of two: told apart by identity
 class Machine:
-    """An architecture that programs are compiled for; `audit` is its AUDIT_ARCH_* (linux/audit.h)."""
+    """An architecture that programs are compiled for. `name` as uname(2) gives it; `audit` is its AUDIT_ARCH_*
+    (linux/audit.h), `elf` its e_machine (elf(5)); `numbers` are its system calls by name; `x32`: it has x32 calls too.
+    """
 
     name: str
     audit: int
@@ -74,6 +76,7 @@ class Machine:
 
 
 def _numbers(column: int) -> dict[str, int]:
+    """The numbers in one column of the table (1: x86_64, 2: aarch64) by name."""
     cells = (cell.split(":") for cell in _TABLE.split())
     return {cell[0]: int(cell[column]) for cell in cells if cell[column] != "-"}
 

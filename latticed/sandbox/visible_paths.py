@@ -31,14 +31,19 @@ DEVICES: Final = (
     "/dev/urandom",
     "/dev/random",
 )  # never /dev/zero: a shared mapping of it is memory that no limit counts (see ZERO)
-NULL: Final = "/dev/null"
+NULL: Final = "/dev/null"  # the only device that may be written
 ZERO: Final = "/dev/zero"
 """In the child's own root a sparse file: it reads as zeros, and pages written to a mapping count for that tmpfs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisiblePaths:
-    """Paths on the host; `links` are (path, target) to make instead of binding."""
+    """The paths that one child sees, all absolute and on the host.
+
+    `read`: files and directories with all that is below them; `needed`: those of them that must exist; `lists`:
+    directories whose names alone may be read; `links`: (path, target) to make instead of binding; `execute`: what may
+    be executed.
+    """
 
     read: tuple[str, ...]
     needed: tuple[str, ...]
@@ -50,19 +55,22 @@ class VisiblePaths:
 def view(
     program: str | None, *, binds: tuple[str, ...] = (), lists: tuple[str, ...] = (), processes: bool, network: bool
 ) -> VisiblePaths:
-    """What a child that executes `program` (None: its own artifact) may see.
+    """What a child that executes `program` (an absolute path; None: its own artifact) may see.
 
     `binds` are further files and directories, which must exist; `lists` are directories of which it may learn the
-    names, which a program that looks for files there needs.
+    names, which a program that looks for files there needs. `processes`: it may execute the system's programs.
+    `network`: it needs the files of the resolver and the certificates.
     """
     links = tuple((path, os.readlink(path)) for path in _TOP if os.path.islink(path))
     paths = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
     paths += _NETWORK if network else ()
     needed = [*binds]
+    # A link and its target may each have a part of the library: a venv has its pyvenv.cfg beside the link.
     for path in dict.fromkeys((program, os.path.realpath(program)) if program is not None else ()):
         needed.append(path)
         paths += _library_of(path)
     read = _without_covered([*paths, *needed])
+    # The kernel executes a program's dynamic linker too, so Landlock must allow it.
     execute = [*_LINKERS, *([os.path.realpath(program)] if program is not None else [])]
     if processes:
         execute += [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path))]
@@ -103,4 +111,5 @@ def _without_covered(paths: list[str]) -> tuple[str, ...]:
 
 
 def _beyond_links(path: str) -> str:
+    """The path with the links of its directory resolved; its own last part may be a link."""
     return f"{os.path.realpath(os.path.dirname(path))}/{os.path.basename(path)}"
