@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeConsent:
-    """Consent given by name: capabilities, hosts, `kind=value` permits, and terms (`model.consents`).
+    """What an operator consents to by name when installing, activating or upgrading.
 
-    `publisher` lets another publisher take over the id.
+    `accept` are capabilities, `hosts` egress patterns, `permits` are `kind=value`, `terms` (kind, value) pairs
+    (`model.consents`). `allow_downgrade` accepts a version below the floor. `publisher` lets that other publisher take
+    over the id; None: nobody.
     """
 
     accept: frozenset[str] = frozenset()
@@ -54,10 +56,14 @@ UNVERSIONED: Final = "-"
 """The version floor after a manifest without a version was accepted."""
 
 NO_CONSENT = UpgradeConsent()
+"""For decisions that nothing was accepted with."""
 
 
 def first_seen(claim: IdClaim, now: int, tombstone: Record | None) -> Record:
-    """The initial `verified` record of a bundle; keeps floor, masks and terms of a tombstone of the same id."""
+    """The initial `verified` record of a bundle that claims an id; `now` in microseconds since the epoch.
+
+    Keeps floor, masks and terms of a `tombstone` of the same id. Host-risk capabilities are masked.
+    """
     facts = facts_of(claim.verdict, accepted=False)
     at_first = capability.host_risk(facts.capabilities)
     return Record(
@@ -75,7 +81,11 @@ def first_seen(claim: IdClaim, now: int, tombstone: Record | None) -> Record:
 
 
 def follow(record: Record, claim: IdClaim, now: int) -> Record:
-    """`record` after a rescan: a `verified` one takes the bundle's facts, an accepted one only its new name."""
+    """`record` after a rescan that found its plugin in `claim`; `record` itself when nothing changed.
+
+    A `verified` one takes the bundle's facts. An accepted one takes only its new name, and only if the identity is the
+    accepted one: another version has to be accepted first.
+    """
     if record.accepted:
         if claim.verdict.identity != record.facts.identity or claim.name == record.source:
             return record
@@ -93,8 +103,12 @@ def transition(
 ) -> Record | Problem:
     """The record in status `wanted`, or the Problem that refuses it.
 
-    Problems: invalid_transition, not_available, version_downgrade, bad_request, metadata_origin, needs_consent.
+    `seen` is what the disk says of it, `now` microseconds since the epoch, `usual` the settings' values for what a
+    manifest leaves out. Installing takes over the facts and, the first time, all terms of the bundle on disk.
+    Dependencies are not looked at (`unmet`). Problems: invalid_transition, not_available, version_downgrade,
+    bad_request, metadata_origin, needs_consent.
     """
+    # Is it allowed now? Disabling always must be, whatever is on disk.
     if wanted not in TRANSITIONS[record.status]:
         allowed = ", ".join(sorted(TRANSITIONS[record.status]))
         detail = f"cannot make {record.id} {wanted}: expected {allowed} after {record.status}"
@@ -103,6 +117,7 @@ def transition(
         return _not_available(record, wanted, seen)
     if wanted is Status.INSTALLED and (fault := _downgrade(record, record.facts.version, consent)):
         return fault
+    # The facts that are accepted with it, and what is granted besides.
     facts = record.facts
     if wanted is Status.INSTALLED and seen.winner is not None:
         facts = facts_of(seen.winner.verdict, accepted=True)
@@ -113,6 +128,7 @@ def transition(
     after = granting.widened(base, manifest, consent.named, usual)
     if isinstance(after, Problem):
         return after
+    # An installed plugin may lack what it needs; it only must not be started so.
     if wanted is Status.ACTIVE and (fault := granting.needs_consent(after, manifest, "activate")):
         return fault
     floor = higher(record.floor, record.facts.version) if wanted is Status.INSTALLED else record.floor
@@ -122,9 +138,11 @@ def transition(
 def upgrade(
     record: Record, claim: IdClaim | None, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
-    """The record with the candidate's facts; capabilities that were not granted before stay masked.
+    """The record with the candidate's facts, or the Problem that refuses it; the status stays.
 
-    Problems: no_candidate, version_downgrade, bad_request, metadata_origin, needs_consent.
+    `claim` is the candidate, None when there is none. Capabilities that were not granted before stay masked, and
+    another publisher inherits no grants. Of a tombstone it makes a `verified` record. Problems: no_candidate,
+    version_downgrade, bad_request, metadata_origin, needs_consent.
     """
     if claim is None or claim.verdict.identity == record.facts.identity:
         return Problem(
@@ -133,10 +151,12 @@ def upgrade(
             "put the new bundle in place; `latticectl rejected` shows bundles that do not verify",
         )
     facts = facts_of(claim.verdict, accepted=record.accepted)
+    # May this version be taken?
     if fault := _downgrade(record, facts.version, consent):
         return fault
     if record.forgotten:
         return first_seen(claim, now, record)
+    # What was granted before and is still asked for stays; what is new has to be named.
     same_hand = facts.publisher == record.facts.publisher  # another publisher inherits no grants
     granted = frozenset(record.granted) if same_hand else frozenset[str]()
     masked = frozenset(facts.capabilities) - granted
@@ -151,6 +171,7 @@ def upgrade(
         permits=record.permits if same_hand else (),
         terms=_kept(record, accepted.asked(manifest, facts.interpreter), usual),
     )
+    # Then what the operator names now; an active plugin must be able to start with the result.
     after = granting.widened(base, manifest, consent.named, usual)
     if isinstance(after, Problem):
         return after
@@ -166,7 +187,11 @@ def upgrade(
 
 
 def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
-    """The tombstone of a record: publisher pin and floor stay, grants and terms go. Problem invalid_transition."""
+    """The tombstone of a record: publisher pin and floor stay, grants and terms go.
+
+    Problem invalid_transition while it is active, and while a bundle that nobody decided about is on disk: that would
+    only make a new record.
+    """
     if record.status is Status.ACTIVE:
         hint = f"latticectl disable {record.id}"
         return Problem("invalid_transition", f"cannot forget {record.id}: it is active", hint)
@@ -188,7 +213,10 @@ def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
 
 
 def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Problem | None:
-    """Problem dependency_unmet for the first required dependency that is not active in a matching version, or None."""
+    """Problem dependency_unmet for the first required dependency that is not active in a matching version, or None.
+
+    `records` are all by id. Optional dependencies are never unmet. The hint is the command that helps.
+    """
     for dependency in needed:
         other = records.get(dependency.id)
         found = f"{other.status} {other.facts.version}".strip() if other and not other.forgotten else "nothing"
@@ -209,6 +237,7 @@ def _meeting(dependency: Dependency, other: Record | None, *, fits: bool) -> str
 def is_downgrade(floor: str, version: str) -> bool:
     """Whether `version` is below `floor` or not comparable to it; an empty `floor` means none was accepted yet."""
     label = version or UNVERSIONED
+    # The same version again is no downgrade, even one that has no order.
     if not floor or label == floor:
         return False
     order = semver_range.compare(floor, label)
@@ -217,6 +246,7 @@ def is_downgrade(floor: str, version: str) -> bool:
 
 def needs_downgrade(record: Record, version: str) -> bool:
     """Whether moving to `version` takes --allow-downgrade: below the floor, or not comparable to the present one."""
+    # Between versions without an order nothing says which is newer: any change needs the operator's word.
     label, current = version or UNVERSIONED, record.facts.version or UNVERSIONED
     changes_without_order = record.accepted and label != current and semver_range.compare(current, label) is None
     return changes_without_order or is_downgrade(record.floor, version)
@@ -241,6 +271,7 @@ def _masked_at_first(record: Record, facts: RecordFacts) -> frozenset[str]:
 
 
 def _downgrade(record: Record, version: str, consent: UpgradeConsent) -> Problem | None:
+    """Problem version_downgrade, unless `version` may be taken without consent or with this one."""
     if consent.allow_downgrade or not needs_downgrade(record, version):
         return None
     detail = f"version {version or '(none)'} is not known to be newer than {record.floor}, which was accepted before"
@@ -248,6 +279,7 @@ def _downgrade(record: Record, version: str, consent: UpgradeConsent) -> Problem
 
 
 def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:
+    """Problem not_available, with what the disk has instead."""
     trouble = seen.trouble
     other = "another bundle than the record shows" if seen.winner else "nothing"
     found = f"{trouble.code}: {trouble.reason}" if trouble else other
@@ -256,11 +288,13 @@ def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:
 
 
 def _next_step(record: Record) -> str:
+    """The latticectl command that a record in this status can take."""
     verb = {Status.VERIFIED: "install", Status.INSTALLED: "activate", Status.DISABLED: "activate"}.get(record.status)
     return f"latticectl {verb or 'disable'} {record.id}"
 
 
 def _stamped(record: Record, wanted: Status, now: int) -> Record:
+    """`record` with the time of this transition."""
     match wanted:
         case Status.INSTALLED:
             return replace(record, installed_at=now)
@@ -290,7 +324,7 @@ def changes(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[tuple[str
 
 
 def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> tuple[str, ...]:
-    """What must be accepted by name before the candidate can start, as `kind=value`."""
+    """What must be accepted by name before the upgraded plugin can start, as `kind=value`; empty for none."""
     if record.terms is None:
         return ()
     new = accepted.asked(candidate.manifest, candidate.interpreter)
@@ -298,6 +332,10 @@ def must_name(record: Record, candidate: Verified, usual: Usual = DEFAULTS) -> t
 
 
 def _added(old: RecordFacts, new: RecordFacts, usual: Usual) -> tuple[str, ...]:
+    """What `new` asks for beyond `old`, as `changes` names it.
+
+    Only capabilities when either lacks its manifest: a record keeps it only once it is accepted.
+    """
     caps = tuple(one for one in new.capabilities if one not in old.capabilities)
     before, after = presence.manifest_of(old), presence.manifest_of(new)
     if before is None or after is None:  # only accepted records keep their manifest

@@ -31,16 +31,19 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "latticed.backup.v1"
 DOMAIN: Final = b"LATTICED-BACKUP-V1\n"
+"""Precedes what is signed, so that no other signature of the host key can pass for one of a backup."""
 MANIFEST: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 64 << 20
+"""Most bytes of `manifest.json`: it is held in memory before anything of it is verified."""
 NEEDED: Final = (state.DATABASE, floors.FILE, state.HOST_KEY)
+"""Files that every backup has; all others are those of pairs."""
 _PAIR: Final = re.compile(r"store/[0-9a-f]{64}/(manifest\.json|artifact)")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveEntry:
-    """One file of the archive."""
+    """One file of the archive: `size` in bytes, `sha256` in lowercase hex."""
 
     name: str
     size: int
@@ -51,7 +54,9 @@ class ArchiveEntry:
 class ArchiveManifest:
     """What the archive contains, when and by which version it was made, and the ends of the audit chains then.
 
-    `created_at` is RFC 3339. Backups from before there was a separate chain of calls have 0 and empty for it.
+    `created_at` is RFC 3339; `ledger_version` counts migrations; `public_key` is the key that signs, in the form of
+    `ledger.state.public_half`. Backups from before there was a separate chain of calls have 0 and empty for it.
+    `entries` are in the order of the archive.
     """
 
     created_at: str
@@ -82,18 +87,23 @@ def encode_manifest(manifest: ArchiveManifest, key: Ed25519PrivateKey) -> bytes:
         "settings": [list(row) for row in manifest.settings],
         "files": [[entry.name, entry.size, entry.sha256] for entry in manifest.entries],
     }
+    # Over the canonical encoding (`model.chain.encode`) of everything but the signature itself.
     signature = base64.b64encode(key.sign(DOMAIN + encode(plain).encode("ascii"))).decode("ascii")
     return encode({**plain, "signature": signature}).encode("ascii") + b"\n"
 
 
 def decode_manifest(data: bytes) -> ArchiveManifest:
-    """The manifest, with signature, field types and file names checked; Problem backup_invalid."""
+    """The manifest, with signature, field types and file names checked; Problem backup_invalid.
+
+    The signature is checked with the key that the manifest names: whether that key may be trusted is up to the caller.
+    """
     try:
         plain = strict_json.loads(data)
         signature = base64.b64decode(plain.pop("signature"), validate=True)
         key = audit_chain.public_key(plain["public_key"])
         key.verify(signature, DOMAIN + encode(plain).encode("ascii"))
         found = _decode(plain)
+    # Untrusted input: whatever it makes the parsers raise is backup_invalid.
     except InvalidSignature as error:
         raise invalid("its manifest is not signed by the key it names") from error
     except Problem as problem:
@@ -115,11 +125,13 @@ def unpack(source: tar.TarSource, target: Path, limits: ReadLimits) -> ArchiveMa
         if first is None or first.name != MANIFEST or first.size > MAX_MANIFEST_BYTES:
             raise invalid(f"expected {MANIFEST} first")
         manifest = decode_manifest(b"".join(reader.chunks()))
+        # In the order of the manifest, so that name and size of each file are known before its bytes come.
         for entry in manifest.entries:
             member = reader.next()
             if member is None or (member.name, member.size) != (entry.name, entry.size):
                 found = f"{member.name} of {member.size} bytes" if member else "the end"
                 raise invalid(f"expected {entry.name} of {entry.size} bytes, found {found}")
+            # Before anything is written.
             if entry.size > _limit(entry.name, limits):
                 raise invalid(f"{entry.name} is larger than the settings allow: {entry.size} bytes")
             _write(reader, target / entry.name, entry)
@@ -136,7 +148,9 @@ def invalid(detail: str) -> Problem:
 
 
 def _write(reader: tar.TarReader, path: Path, entry: ArchiveEntry) -> None:
+    """Write one file, created here (never through a link), fsynced; Problem backup_invalid for another hash."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # As the store and the ledger make them: a stored pair is never written again.
     mode = 0o400 if _PAIR.fullmatch(entry.name) else 0o600
     digest = hashlib.sha256()
     with files.closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)) as fd:
@@ -149,7 +163,9 @@ def _write(reader: tar.TarReader, path: Path, entry: ArchiveEntry) -> None:
 
 
 def _limit(name: str, limits: ReadLimits) -> int:
+    """Most bytes of a file of this name."""
     if name == state.HOST_KEY:
+        # A key has 32 bytes; a longer file is refused when it is loaded.
         return 64
     if name == floors.FILE:
         return floors.MAX_BYTES
@@ -159,10 +175,12 @@ def _limit(name: str, limits: ReadLimits) -> int:
 
 
 def _decode(plain: dict[str, Any]) -> ArchiveManifest:
+    """The manifest from parsed JSON; KeyError, TypeError or ValueError for other shapes and types."""
     if plain["format"] != FORMAT:
         raise ValueError(f"expected the format {FORMAT}, found {str(plain['format'])[:80]!r}")
     texts = {name: plain[name] for name in ("created_at", "version", "public_key", "last_hash")}
     numbers = {name: plain[name] for name in ("ledger_version", "last_seq")}
+    # Missing in backups of older versions.
     texts["calls_hash"], numbers["calls_seq"] = plain.get("calls_hash", ""), plain.get("calls_seq", 0)
     rows: list[list[Any]] = plain["files"]
     settings: list[list[Any]] = plain.get("settings", [])
@@ -175,15 +193,18 @@ def _decode(plain: dict[str, Any]) -> ArchiveManifest:
 
 
 def _expect(holds: bool) -> None:  # noqa: FBT001 - a finding, not a switch
+    """ValueError unless `holds`."""
     if not holds:
         raise ValueError("a field is of the wrong kind")
 
 
 def _natural(value: Any) -> bool:
+    # bool is a subclass of int.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_names(names: list[str]) -> None:
+    """Problem backup_invalid for a name that no backup has (it could lead out of the target), twice or missing."""
     for name in names:
         if name not in NEEDED and _PAIR.fullmatch(name) is None:
             raise invalid(f"it names a file that no backup has: {name[:100]!r}")

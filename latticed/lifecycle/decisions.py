@@ -43,7 +43,12 @@ log = logs.get_logger()
 
 @dataclass(kw_only=True, eq=False)
 class Decisions:
-    """Everything by which an operator changes a record. A refusal is recorded, then raised as Problem."""
+    """Everything by which an operator changes a record.
+
+    `actor` is always who decided, for the audit record. A refusal is recorded, then raised as Problem. Besides the
+    codes of `advance` and `granting`, each method raises not_found, and ledger_unavailable when the decision could not
+    be recorded.
+    """
 
     state: LifecycleState
     registry: Registry
@@ -58,16 +63,23 @@ class Decisions:
     clock: Clock
     defaults: Usual
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    """By id, and kept: there are never more than records."""
 
     async def change(
         self, actor: Actor, plugin_id: str, wanted: Status, consent: UpgradeConsent = NO_CONSENT
     ) -> Record:
-        """Install, activate or disable; returns once it is armed, stopped or failed (10 s at most)."""
+        """Install, activate or disable, for `wanted`; returns once it is armed, stopped or failed (10 s at most).
+
+        Disabling never fails because of the disk. Problems besides those of `advance.transition`: dependency_unmet, the
+        code of a verdict when the pair does not verify, store_unavailable, and those of the runner
+        (`sandbox_unavailable`, ...).
+        """
         async with self._deciding(actor, plugin_id) as record:
             seen = self.state.presence(plugin_id)
             after = await self._accepted(actor, record, self._changed(record, wanted, consent), wanted)
             if wanted is Status.DISABLED:
                 return await self._disable(actor, record, after)
+            # For what starts, in this order: pair in the store, host able to run it, record on disk, then armed.
             await self._store(actor, after, seen.winner)
             if wanted is Status.ACTIVE:
                 await self._admit(actor, after)
@@ -75,7 +87,11 @@ class Decisions:
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
-        """Switch to the candidate, or to the bundle of another publisher accepted by name."""
+        """Switch to the candidate, or to the bundle of another publisher that `consent` names.
+
+        Problems besides those of `advance.upgrade`: as `change`. When another publisher takes over, the old one's
+        plugin is stopped first and its data set aside (`handover.set_aside`).
+        """
         async with self._deciding(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             claim = self._candidate(record, consent)
             after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
@@ -87,6 +103,7 @@ class Decisions:
                 await self._stop(record)  # or its code could reach data of the new publisher
             await self._write(after, self._status_event(actor, record, after), handover.set_aside(record, after))
             if after.facts.publisher != record.facts.publisher:
+                # Its rows went with the write; this stops what host services still run of them.
                 await self.services.forget(plugin_id)
         return await self._settled(after)
 
@@ -107,9 +124,10 @@ class Decisions:
         return outcome
 
     async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
-        """Change grants; an armed plugin's Gate applies them at once.
+        """Change grants; an armed plugin's Gate applies them at once. Problems as `granting.regrant`.
 
-        A plugin that loses something fixed at its start is restarted.
+        A plugin that loses something fixed at its start is restarted. What only takes away applies even if the disk is
+        full.
         """
         async with self._deciding(actor, plugin_id) as record:
             outcome = self._regranted(record, wanted)
@@ -124,6 +142,7 @@ class Decisions:
                 "withheld": " ".join(granting.withheld(after, defaults)),
             }
             event = recording.event(actor, "plugin.grants", after, detail)
+            # What widens has to be on disk first; what only narrows takes effect first.
             renews = granting.ends_life(record, after, defaults)
             widens = bool(wanted.grant) or granting.widens(record, after, defaults)
             if widens:
@@ -135,14 +154,17 @@ class Decisions:
                 supervisor.renew(self.state.plugins[plugin_id])
             if not widens:
                 await self._tighten(after, event)
+            # Now what was granted, too: it is on record.
             supervisor.regrant(plugin_id, frozenset(after.granted))
+            # Host services may still be ending what it may not do any more.
             await self.effects.drained(plugin_id)
         return await self._settled(after) if renews else after
 
     async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, KeptData]:
-        """Reduce a plugin that is not active to a tombstone; `purge` removes its data too.
+        """Reduce a plugin that is not active to a tombstone; `purge` removes its data too, also a tombstone's.
 
-        Returns the record, and how much data is left or, with `purge`, was removed.
+        Returns the record, and how much data is left or, with `purge`, was removed. Problems: as `advance.forget`, and
+        store_unavailable.
         """
         async with self._deciding(actor, plugin_id, forgotten=purge) as record:
             outcome = advance.forget(record, self.state.presence(plugin_id), self.clock.wall_us())
@@ -152,6 +174,7 @@ class Decisions:
             files = await kept_data.files_of(self.services.static, plugin_id)
             left = self.ledger.read(lambda db: kept_data.count(db, plugin_id, files))
             event = recording.event(actor, "plugin.forget", after, {"purged": purge, **asdict(left)})
+            # Rows first, files last: files that are left by a crash are removed when it is purged again.
             await self._write(after, event, handover.strip(plugin_id, purge=purge))
             await self.services.forget(plugin_id)
             self.supervisor.drop(plugin_id)
@@ -160,7 +183,10 @@ class Decisions:
         return after, left
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:
-        """Stop and start an active plugin, and close its breaker."""
+        """Stop and start an active plugin, and close its breaker.
+
+        Problems: invalid_transition when it is not active, not_available, audit_unavailable.
+        """
         async with self._deciding(actor, plugin_id) as record:
             if record.status is not Status.ACTIVE:
                 detail = f"cannot restart {plugin_id}: it is {record.status}, expected active"
@@ -170,12 +196,14 @@ class Decisions:
                 trouble = f": {seen.trouble.code}" if seen.trouble else ""
                 detail = f"cannot restart {plugin_id}: its bundle does not verify{trouble}"
                 raise await self._refused(actor, plugin_id, Problem("not_available", detail).fault)
+            # Before it takes effect, as everything that starts something.
             await self.ledger.record(recording.event(actor, "plugin.restart", record, {}))
             self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
 
     async def _stop(self, record: Record) -> None:
         """Stop a plugin and what host services do for it, until `_deciding` clears `in_handover`."""
+        # Host services first, as in `Registry.refresh`: nothing new may begin for it.
         self.state.in_handover.add(record.id)
         self.registry.update_permissions(record.id)
         if record.status is Status.ACTIVE:
@@ -191,12 +219,14 @@ class Decisions:
 
     async def _tighten(self, after: Record, event: Event) -> None:
         """Apply at once a decision that only takes away; it is written as soon as the ledger can."""
+        # In memory first: from here nothing arms it again.
         self.registry.put(after)
         self.write_behind.tidy()
         try:
             await self.ledger.write(recording.writing(after, event, None), durable=True, essential=True)
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
+            # Retried until the disk takes it, with its event.
             self.write_behind.save(after.id, event)
 
     @contextlib.asynccontextmanager
@@ -212,10 +242,12 @@ class Decisions:
                 record = self._known(plugin_id, forgotten=forgotten)
             except Problem as missing:
                 raise await self._refused(actor, plugin_id, missing.fault) from None
+            # While it is busy, the registry leaves the record alone and arms nothing.
             self.state.busy.add(plugin_id)
             try:
                 yield record
             finally:
+                # The marks first: saving and `refresh` both heed them.
                 self.state.busy.discard(plugin_id)
                 self.state.in_handover.discard(plugin_id)
                 self.state.being_stored.pop(plugin_id, None)
@@ -223,12 +255,14 @@ class Decisions:
                 self.registry.refresh(plugin_id)
 
     def _known(self, plugin_id: str, *, forgotten: bool) -> Record:
+        """The record; Problem not_found, also for a tombstone unless `forgotten`."""
         record = self.state.records.get(plugin_id)
         if record is None or (record.forgotten and not forgotten):
             raise _unknown(plugin_id)
         return record
 
     def _changed(self, record: Record, wanted: Status, consent: UpgradeConsent) -> Record | Problem:
+        """What `change` would make of the record, by the rules; dependencies are looked at for an activation."""
         seen, now_us = self.state.presence(record.id), self.clock.wall_us()
         outcome = advance.transition(record, wanted, seen, consent, now_us, self.defaults)
         if isinstance(outcome, Record) and wanted is Status.ACTIVE:
@@ -241,16 +275,19 @@ class Decisions:
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
         seen = self.state.presence(record.id)
+        # Before the install a record keeps no manifest; what may be granted is then read from the bundle.
         there = seen.winner.verdict.manifest if seen.winner is not None and not record.accepted else None
         manifest = presence.manifest_of(record.facts) or there
         return granting.regrant(record, wanted, manifest, self.clock.wall_us(), self.defaults)
 
     def _candidate(self, record: Record, consent: UpgradeConsent) -> IdClaim | None:
+        """The bundle that an upgrade takes: the plugin's own, or that of the publisher who is to take over."""
         if consent.publisher is not None and consent.publisher != record.facts.publisher:
             return self.registry.claimant(record.id, consent.publisher)
         return self.state.presence(record.id).winner
 
     async def _accepted(self, actor: Actor, record: Record, outcome: Record | Problem, wanted: str) -> Record:
+        """The record that the rules give; a Problem is recorded as refusal of `wanted`, then raised."""
         if isinstance(outcome, Problem):
             raise await self._refused(actor, record.id, outcome.fault, wanted)
         return outcome
@@ -273,7 +310,11 @@ class Decisions:
         return Problem.of(fault)
 
     async def _store(self, actor: Actor, record: Record, claim: IdClaim | None) -> None:
-        """Have the pair that `record` names in the store: copied from the bundle if that is on disk, and judged."""
+        """Have the pair that `record` names in the store: copied from the bundle if that is on disk, and judged.
+
+        Problem with the code of the verdict that refuses it, store_unavailable, or deadline_exceeded.
+        """
+        # Before it is copied: tidying must not take it for unused while no record names it.
         self.state.being_stored[record.id] = record.facts.identity
         on_disk = claim is not None and claim.verdict.identity == record.facts.identity
         if claim is not None and on_disk:
@@ -285,19 +326,24 @@ class Decisions:
             raise await self._refused(actor, record.id, fault)
 
     async def _admit(self, actor: Actor, record: Record) -> None:
-        """Ask the runner whether this host can run it, before anything is put on record."""
+        """Ask the runner whether this host can run it, before anything is put on record; its Problem, recorded."""
         try:
             await self.supervisor.admit(presence.plugin_of(record, self.defaults))
         except (BundleRefused, Problem) as error:
             raise await self._refused(actor, record.id, error.fault, record.status.value) from error
 
     async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
+        """Put a record on disk with its event and what `also` changes, then make it the current one.
+
+        Problem ledger_unavailable: then the old record stays in force.
+        """
         # Loosening goes to the floors first: a start tightens the ledger to them.
         await self.revocations.before(record, self.state.records)
         try:
             await self.ledger.write(recording.writing(record, event, also), durable=True)
             self.registry.put(record)
         finally:
+            # Also after a failure: the floors may have been loosened for a record that was not written.
             self.write_behind.tidy()
         with contextlib.suppress(Problem):  # `write_floors` may have used the old record; tidying retries
             await self.revocations.before(record, self.state.records)
@@ -306,6 +352,7 @@ class Decisions:
         return recording.status_event(actor, before, after, granting.withheld(after, self.defaults))
 
     async def _settled(self, record: Record) -> Record:
+        """The record as it is once its decision has taken effect, or 10 s have passed."""
         await self.effects.settled(record.id)
         return self.state.records.get(record.id, record)
 

@@ -29,7 +29,10 @@ class PairJudge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleDeps:
-    """`defaults` are the settings' values for what a manifest leaves out."""
+    """What the lifecycle works with; `app` makes it.
+
+    `defaults` are the settings' values for what a manifest leaves out.
+    """
 
     ledger: Ledger
     catalog: Catalog

@@ -30,17 +30,17 @@ class KeptData:
 
 
 async def files_of(static: StaticCalls, plugin_id: str) -> int:
-    """Number of static files; Problem store_unavailable."""
+    """Number of a plugin's static files; Problem store_unavailable when they cannot be listed."""
     return await _said(static.count_files(plugin_id))
 
 
 async def remove_files(static: StaticCalls, plugin_id: str) -> None:
-    """Remove all static files; repeatable after a crash. Problem store_unavailable."""
+    """Remove all static files of a plugin. A call that was interrupted can be repeated. Problem store_unavailable."""
     await _said(static.purge(plugin_id))
 
 
 def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:
-    """What the ledger holds of a plugin, with its number of `files`."""
+    """How much data is left under an id: what the ledger holds of it, and `files` of it as given."""
     values = sum(kv.usage(conn, bucket)[0] for bucket in kv.of_plugin(conn, plugin_id))
     return KeptData(values=values, files=files, notifications=notification_upkeep.count_of(conn, plugin_id))
 
@@ -54,6 +54,7 @@ def clear(tx: Transaction, plugin_id: str) -> None:
 
 
 async def _said(work: Awaitable[int]) -> int:
+    """The result of `work`; what a host service refuses becomes a Problem, as this is an operator's command."""
     try:
         return await work
     except HostError as error:

@@ -34,7 +34,11 @@ log = logs.get_logger()
 
 
 class Lifecycle:
-    """An async context manager; entered once the first scan of the plugin directories is taken in."""
+    """All parts of the lifecycle on one common state.
+
+    An async context manager; entered once the first scan of the plugin directories is taken in. Left, it stops
+    following the disk and writes what is pending; stopping the plugins is up to the supervisor.
+    """
 
     def __init__(self, deps: LifecycleDeps) -> None:
         self.deps = deps
@@ -79,19 +83,25 @@ class Lifecycle:
         self._following: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        # Records first: what they permit is known before anything of the disk is judged.
         for record in self.deps.ledger.read(rows.load_all):
             self.registry.put(after := presence.migrated(record))
             if after is not record:
                 self.write_behind.save(record.id)
+        # From now on an id without a record counts as unknown, no longer as not seen yet.
         self.deps.services.permissions.complete = True
+        # Before the first scan arms plugins: it must know which stored pairs may not run.
         await self.pairs.judge_all()
         self.pairs.start()
+        # A failure ends following, which `alive` shows: the daemon then stops.
         self._following = fenced(
             self._follow_catalog(), lambda error: log.critical("lifecycle_failed", error=repr(error)), name="lifecycle"
         )
+        # Either the first scan is taken in, or following has failed: never wait for a scan that cannot come.
         scanned = asyncio.ensure_future(self._scanned.wait())
         await asyncio.wait({scanned, self._following}, return_when=asyncio.FIRST_COMPLETED)
         scanned.cancel()
+        # Pairs and temporary files that an earlier process left.
         self.write_behind.tidy()
         return self
 
@@ -99,6 +109,7 @@ class Lifecycle:
         # First: a refresh while closing must not arm or disarm anything any more.
         self.registry.closed = True
         await self.pairs.close()
+        # Then the stream of changes, and last the writes: nothing can add to them any more.
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -113,16 +124,24 @@ class Lifecycle:
         async for batch in self.deps.catalog.changes():
             # Bundles that vanished while no daemon ran are in no batch: the first scan touches every record.
             touched = set() if self._scanned.is_set() else set(self.state.records)
+            # A bundle that has come may replace a damaged pair, or bring a new signature for it.
             for plugin_id in self.registry.take(batch, touched):
                 if self.state.presence(plugin_id).stored is not None or self.pairs.resigned(plugin_id):
                     self.pairs.mend_soon(plugin_id)
             if not self._scanned.is_set():
+                # So that what the first scan found is on record when the daemon opens. If it fails, it is retried in
+                # the background.
                 await self.write_behind.flush()
                 self.pairs.scanned = True
                 self._scanned.set()
 
     async def policy_changed(self) -> None:
-        """Judge every bundle and every stored pair again, and record new revocations."""
+        """Judge every bundle and every stored pair again, and record new revocations.
+
+        On return what the new policy refuses is stopped (waited for at most `effects.SETTLE_S`); hashing goes on in the
+        background.
+        """
+        # Only starts the scan. Stopping comes next, recording last: a full disk must not delay a stop.
         self.deps.catalog.rescan()
         await self.pairs.policy_changed()
         await self.deps.revocations.remember()
@@ -132,10 +151,12 @@ class Lifecycle:
 
     @property
     def records(self) -> Mapping[str, Record]:
+        """Every record by id, tombstones too."""
         return self.state.records
 
     @property
     def plugins(self) -> Mapping[str, PluginToRun]:
+        """What the supervisor runs of each accepted plugin, by id."""
         return self.state.plugins
 
     def known(self) -> list[Record]:

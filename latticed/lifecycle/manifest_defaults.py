@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def of(settings: Settings) -> Usual:
-    """From the settings of the daemon's start: a reload changes none of them."""
+    """The values that these settings give to what a manifest leaves out.
+
+    Made once, from the settings of the daemon's start: a reload changes none of them.
+    """
     return _of(settings.sandbox, settings.plugin_limits, settings.host_calls)
 
 
@@ -22,6 +25,7 @@ def _of(sandbox: SandboxSettings, limits: PluginLimitSettings, calls: HostCallSe
         level=sandbox.floor,
         limits=ManifestLimits(
             memory_mib=limits.memory_mib,
+            # 0 in the settings means no limit, which is None here.
             cpu_percent=limits.cpu_percent or None,
             processes=limits.processes,
             open_files=limits.open_files,

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def opened(name: str, stack: ExitStack) -> TarSource:
-    """The backup `name`, `-` for stdin; open it before `become_owner`, whose user may not be able to read it."""
+    """The backup `name` open for reading, `-` for stdin; closed by `stack`. Problem not_found.
+
+    Open it before `become_owner`, whose user may not be able to read it.
+    """
     if name == "-":
         return sys.stdin.buffer
     try:
@@ -34,7 +37,10 @@ def opened(name: str, stack: ExitStack) -> TarSource:
 
 
 def become_owner(state_dir: Path) -> None:
-    """Switch from root to the owner of the state directory: the daemon could not use files owned by root."""
+    """Switch from root to the owner of the state directory: the daemon could not use files owned by root.
+
+    Does nothing when not run as root, without a state directory, or when root owns it. OSError when the kernel refuses.
+    """
     if os.geteuid() != 0 or not state_dir.exists():
         return
     owner = state_dir.stat()
@@ -42,6 +48,7 @@ def become_owner(state_dir: Path) -> None:
         return
     try:
         os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    # A uid without an entry in passwd(5), as in containers: no supplementary groups, instead of root's.
     except KeyError:
         os.setgroups([])
     # Groups before the uid: without root neither may be changed any more (setgid(2), setgroups(2)).
@@ -50,7 +57,10 @@ def become_owner(state_dir: Path) -> None:
 
 
 def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
-    """Recover; lines that say what was done."""
+    """Recover while the lines are read, which say what was done. Problems of `recovery.recover`.
+
+    A generator: nothing happens before its first line is asked for.
+    """
     done = recovery.recover(_place(settings), SystemClock(), without_floors=without_floors)
     yield f"the ledger was damaged: {done.damage}"
     yield f"set aside in {settings.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
@@ -63,7 +73,10 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
 
 
 def restore(settings: Settings, source: TarSource, *, public_key: str, without_floors: bool) -> Iterator[str]:
-    """Restore; lines that say what was done and what is missing."""
+    """Restore while the lines are read, which say what was done and what is missing. Problems of `restore.restore`.
+
+    A generator: nothing happens before its first line is asked for, so `source` has to stay open until the last.
+    """
     consent = restoring.RestoreConsent(public_key=public_key, without_floors=without_floors)
     place = _place(settings)
     done = restoring.restore(place, source, SystemClock(), consent)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from latticed.model.verdict import Verdict, Verified
 
 EFFECT_S: Final = 10.0
+"""Longest time that `in_effect` waits, in seconds."""
 EFFECT_POLL_S: Final = 0.02
+"""How often `in_effect` looks, in seconds."""
 BUSY_POLL_S: Final = 0.05
 """How soon mending is tried again while a decision about the plugin is under way."""
 
@@ -42,7 +44,11 @@ log = logs.get_logger()
 
 
 class Pairs:
-    """`refused_at_start` yields ids whose stored pair was refused when the supervisor started it."""
+    """Judges stored pairs, and keeps `LifecycleState.pair_faults`.
+
+    `refused_at_start` yields ids whose stored pair was refused when the supervisor started it. Call `start` once,
+    `close` at the end.
+    """
 
     def __init__(
         self,
@@ -84,6 +90,7 @@ class Pairs:
         return self._note(record, verdict)
 
     def _note(self, record: Record, verdict: Verdict) -> Fault | None:
+        """Take in a verdict on the pair of `record`; what is wrong with it, or None."""
         if not isinstance(verdict, Refused):
             self._learn(record, verdict.interpreter)
             return None
@@ -96,6 +103,7 @@ class Pairs:
     def _learn(self, record: Record, interpreter: str) -> None:
         """Add the interpreter of an accepted artifact to its record, if that was not known."""
         after, state = presence.with_interpreter(record, interpreter), self._state
+        # Not if the record was replaced while the pair was judged, or a decision is about to replace it.
         if after is not record and state.records.get(record.id) is record and record.id not in state.busy:
             self._registry.put_later(after)
 
@@ -104,8 +112,10 @@ class Pairs:
 
         Hashing goes on in the background; `judged` waits for it.
         """
+        # Taken once: the policy may change again while the pairs are judged, and this call vouches for this one only.
         policy = self._policy.current
         await asyncio.gather(*[self._effects.settled(plugin_id) for plugin_id in await self._judge_without_hashing()])
+        # Then, with time: hashing finds what is wrong with the files themselves.
         self._in_effect, self._outdated = policy, True
         if "judging" not in self._tasks:
             self._spawn("judging", self._judge_again())
@@ -116,6 +126,7 @@ class Pairs:
             await asyncio.wait({judging})
 
     async def _judge_again(self) -> None:
+        """Judge all pairs, again and again while the policy has changed meanwhile."""
         while self._outdated:
             self._outdated = False
             await self.judge_all()
@@ -140,7 +151,10 @@ class Pairs:
         return stopped
 
     async def judge_all(self) -> None:
-        """Verify every stored pair; each finding takes effect at once."""
+        """Verify every stored pair, artifacts included; each finding takes effect at once.
+
+        Before the first scan (`scanned`) findings are only kept: that scan applies them.
+        """
         for plugin_id in self._state.accepted():
             record = self._state.records[plugin_id]
             fault = await self.judge(record)
@@ -150,20 +164,24 @@ class Pairs:
                     self.mend_soon(plugin_id)
 
     def start(self) -> None:
-        """Start a background task, which `close` ends: it judges again each pair that the supervisor refused at a
-        start.
+        """Follow `refused_at_start` in a background task, which `close` ends.
 
-        If the pair is faulty, its plugin is stopped and the pair is replaced if possible.
+        Each pair that the supervisor refused at a start is judged again; if it is faulty, its plugin is stopped and the
+        pair is replaced if possible.
         """
         self._spawn("refused pairs", self._follow_refused())
 
     def mend_soon(self, plugin_id: str) -> None:
-        """Try to replace a damaged pair, in the background."""
+        """Try to replace the pair of a plugin, in the background; nothing happens if it is in order.
+
+        It is replaced only by a bundle on disk that verifies and has the accepted identity.
+        """
         self._to_mend[plugin_id] = None
         if "mending" not in self._tasks:
             self._spawn("mending", self._mend_all())
 
     async def close(self) -> None:
+        """Cancel the background tasks and wait until they have ended."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -172,6 +190,7 @@ class Pairs:
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = fenced(work, lambda error: log.error("pairs_failed", task=name, error=repr(error)), name=name)
         self._tasks[name] = task
+        # By task: under its name a newer one may run by the time that this one is done.
         task.add_done_callback(lambda done: self._forget(name, done))
 
     def _forget(self, name: str, done: asyncio.Task[None]) -> None:
@@ -183,11 +202,13 @@ class Pairs:
         while True:
             plugin_id = await self._refused_at_start.get()
             record = self._state.records.get(plugin_id)
+            # Judged here again: since the start the policy may have changed, or the pair been replaced.
             if record is not None and record.accepted and await self.judge(record) is not None:
                 self._registry.refresh(plugin_id)
                 self.mend_soon(plugin_id)
 
     async def _mend_all(self) -> None:
+        """Mend in the order in which ids came; an id that comes again while it waits keeps its place."""
         while self._to_mend:
             plugin_id = next(iter(self._to_mend))
             del self._to_mend[plugin_id]
@@ -216,17 +237,21 @@ class Pairs:
             await asyncio.sleep(BUSY_POLL_S)
             return
         try:
+            # Verifies while it copies, and leaves an intact pair alone.
             await self._catalog.keep(winner.name, winner.verdict)
         except (Problem, BundleRefused, OSError) as error:
             log.warning("pair_not_mended", plugin_id=plugin_id, reason=str(error))
             return
+        # Judged from the store, not believed: only a pair that verifies there counts as mended.
         if await self.judge(record) is None:
             self._record_mended(plugin_id, winner.verdict, fault, resigned=resigned)
+        # Whatever came of it: the plugin is armed again, or its fault is shown as it is now.
         self._registry.refresh(plugin_id)
 
     def _record_mended(self, plugin_id: str, found: Verified, fault: Fault | None, *, resigned: bool) -> None:
         """Record that the stored pair was replaced; a new signature goes into the record's manifest."""
         detail: dict[str, str | int | bool] = {"identity": found.identity}
+        # As it is now: it may have changed while the pair was copied and judged.
         record = self._state.records[plugin_id]
         if resigned and record.facts.identity == found.identity and plugin_id not in self._state.busy:
             signed = presence.facts_of(found, accepted=True)

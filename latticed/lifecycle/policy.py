@@ -21,18 +21,23 @@ if TYPE_CHECKING:
     from latticed.trust.policy import Revoked, TrustPolicy
 
 MAX_BYTES = 1 << 20
+"""A larger policy file is refused unread."""
 MISSING = "policy_missing"
 UNREADABLE = "policy_unreadable"
 HINT = "see `latticectl trust`; until it is mended nothing new is trusted"
 
 
 class PolicyKeeper:
-    """Reads the policy file when it changes; a file that uids other than `owners` could change is refused."""
+    """Reads the policy file when it changes; a file that uids other than `owners` could change is refused.
+
+    `remembered` are the revocations on record. `problem` says why the file was not used last; None when it was.
+    """
 
     def __init__(self, file: Path, *, owners: frozenset[int], remembered: Revoked) -> None:
         self.file = file
         self.problem: Problem | None = None
         self.own: TrustPolicy = trust.NOBODY
+        """The file's policy as last read without a problem, without remembered revocations."""
         self.owner = -1
         """The uid that owns the file, recorded as the author of its changes; -1 before it was found."""
         self.told: TrustPolicy | None = None
@@ -43,7 +48,7 @@ class PolicyKeeper:
 
     @property
     def current(self) -> TrustPolicy:
-        """The policy to judge by."""
+        """The policy to judge by: the file's, with every remembered revocation."""
         return trust.with_revocations(self.own, self._remembered)
 
     @property
@@ -61,7 +66,11 @@ class PolicyKeeper:
         self._remembered = revoked
 
     def look(self, *, always: bool = False) -> bool:
-        """Read the file if it has changed, or `always`; True when the policy in force has changed."""
+        """Read the file if it has changed, or `always`; True when the policy or its usability has changed.
+
+        Blocks. Raises nothing: what is wrong with the file is `problem`, and the policy of before stays in force.
+        """
+        # Before the file is read: a change in between shows at the next call.
         seen = self._fingerprint()
         if seen == self._seen and not always:
             return False
@@ -77,7 +86,10 @@ class PolicyKeeper:
         return (self.own, self.problem is None) != before
 
     def _fingerprint(self) -> tuple[int, ...] | None:
-        """Metadata of the file and its parents, which changes when they do; None without a file."""
+        """Metadata of the file and of the directories above it; None without a file. Sets `owner`.
+
+        The directories count because their owner and mode decide whether the file is trusted (`trusted_files`).
+        """
         try:
             found = self.file.stat()
             above = [(place.st_ino, place.st_mode, place.st_uid) for place in map(os.stat, self.file.parents)]
@@ -88,6 +100,7 @@ class PolicyKeeper:
         return (*own, *itertools.chain.from_iterable(above))
 
     def _read(self) -> TrustPolicy:
+        """The file's policy; Problem with a code for each way in which there is none."""
         try:
             data = trusted_files.read(self.file, MAX_BYTES, owners=self._owners)
         except FileNotFoundError as error:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 FRESH: Final = f"{state.DATABASE}.fresh"
+"""File name of the new ledger until it is complete; in the same directory, so that renaming it is one step."""
 _NO_FLOORS: Final = (
     "keep a copy of the state directory; put floors.json and host.key back from a backup, or restore the backup, or, "
     "forgetting version floors, masks and lifted grants: latticed --recover --without-floors"
@@ -46,7 +47,11 @@ _NO_FLOORS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPlace:
-    """Paths and limits to work with. `trust` is the policy file, `version` the host version to verify pairs for."""
+    """Paths and limits to work with.
+
+    `trust` is the policy file, `version` the host version to verify pairs for, `limits` those for reading a stored
+    pair.
+    """
 
     state_dir: Path
     plugin_dir: Path
@@ -57,7 +62,11 @@ class RecoveryPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
-    """What recovery did, as counts; `policy` says why the trust policy could not be used, empty when it could."""
+    """What recovery did, for the lines that it prints.
+
+    `damage` says what was wrong; `set_aside` are the new names of what was renamed. `verified`, `tombstones` and
+    `revocations` are counts. `policy` says why the trust policy could not be used, empty when it could.
+    """
 
     damage: str
     set_aside: tuple[str, ...]
@@ -74,10 +83,12 @@ def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False)
     """
     with state.locked(place.state_dir):
         found = rebuild.diagnosis(place.state_dir)
+        # A sound ledger is never replaced: recovery would lose every decision that is not in the floors.
         if not found:
             _forget_note(place.state_dir)
             detail = f"the ledger in {place.state_dir} is not damaged: it was checked wholly"
             raise Problem("ledger_sound", detail, "start latticed as ever")
+        # Before anything is written: without genuine floors the operator has to say so (`without_floors`).
         kept = _floors(place.state_dir, without_floors=without_floors)
         try:
             return _Recovery(place, clock, found, without_floors=kept is None).perform(kept or floors.Floors())
@@ -87,6 +98,8 @@ def recover(place: RecoveryPlace, clock: Clock, *, without_floors: bool = False)
 
 
 class _Recovery:
+    """One recovery, under the lock of the state directory; `found` says what is wrong with the ledger."""
+
     def __init__(self, place: RecoveryPlace, clock: Clock, found: str, *, without_floors: bool) -> None:
         self._place = place
         self._clock = clock
@@ -94,15 +107,26 @@ class _Recovery:
         self._without_floors = without_floors
         self._database = place.state_dir / state.DATABASE
         self._label = f"damaged-{_stamp(clock)}"
+        """Appended to the names of what is set aside."""
 
     def perform(self, kept: floors.Floors) -> RecoveryReport:
+        """Build the new ledger and floors beside the damaged ledger, then swap; the report. OSError when a write fails.
+
+        The damaged ledger stays in place until the renames at its end, so that recovery can be run again after a
+        failure.
+        """
         directory = self._place.state_dir
+        # What the damaged ledger still says, as a witness only; its hash goes on record, as proof of what was set
+        # aside.
         salvage = rebuild.read_damaged(self._database)
         before = rebuild.fingerprint(self._database)
+        # Revocations of both count: they only take away.
         revoked = Revoked(**{kind: getattr(kept.revoked, kind) for kind in revocations.KINDS})
         revoked |= Revoked(**{kind: getattr(salvage.revoked, kind) for kind in revocations.KINDS})
+        # Every id that a stored pair, the floors or the old rows know gets a record.
         policy = self._policy(revoked)
         rebuilt = self._records(policy, kept, salvage)
+        # The key that signs the new chain: the old one if it can be read.
         set_aside = self._set_aside_key()
         key = state.load_key(directory)
         report = RecoveryReport(
@@ -113,6 +137,7 @@ class _Recovery:
             revocations=sum(len(getattr(policy.current.revoked, kind)) for kind in revocations.KINDS),
             policy=str(policy.problem.reason) if policy.problem else "",
         )
+        # The ledger first, since the floors name its newest head.
         head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
         wanted = floors_of(rebuilt, policy.current.revoked)
         floors.write(directory, floors.of_replaced(wanted, head, rfc3339(self._clock.wall_us())), key)
@@ -122,12 +147,15 @@ class _Recovery:
         return _with(report, moved)
 
     def _policy(self, revoked: Revoked) -> PolicyKeeper:
+        """The policy file of now, joined with these revocations; with a bad file nothing verifies."""
         keeper = PolicyKeeper(self._place.trust, owners=frozenset({0, os.geteuid()}), remembered=revoked)
         keeper.look(always=True)
         return keeper
 
     def _records(self, policy: PolicyKeeper, kept: floors.Floors, salvage: RecoveredRows) -> list[Record]:
+        """A record for every id that is known from anywhere, sorted by id (`merge_after_loss.rebuilt`)."""
         pairs = self._pairs(policy)
+        # Rows of a damaged database may hold anything: an id that cannot be one is left out.
         remembered = {record.id: record for record in salvage.records if ids.is_valid(record.id)}
         known = {*pairs, *remembered, *kept.pins, *kept.versions, *kept.masked}
         now_us = self._clock.wall_us()
@@ -154,6 +182,7 @@ class _Recovery:
             os.rename(directory / floors.FILE, directory / f"{floors.FILE}.{self._label}")
             moved.append(f"{floors.FILE}.{self._label}")
         try:
+            # It may be missing, be no key, or be readable by others: a new one is made in each case.
             state.load_key(directory)
         except Problem:
             if (directory / state.HOST_KEY).exists():
@@ -163,6 +192,10 @@ class _Recovery:
         return tuple(moved)
 
     def _event(self, report: RecoveryReport, salvage: RecoveredRows, before: str) -> Event:
+        """The first event of the new chain: what was found, and where the lost chains ended as far as could be read.
+
+        `before` is the SHA-256 of the damaged database, empty when there was none to be read.
+        """
         return Event(
             actor=str(DAEMON),
             action="ledger.recovered",
@@ -183,6 +216,7 @@ class _Recovery:
         )
 
     def _write(self, key: Ed25519PrivateKey, rebuilt: list[Record], revoked: Revoked, event: Event) -> Head | None:
+        """Make the new ledger with these rows; the signed head of its chain."""
         seen = revocations.RevocationRows(**{kind: getattr(revoked, kind) for kind in revocations.KINDS})
 
         def change(tx: Transaction) -> None:
@@ -197,6 +231,7 @@ class _Recovery:
 
 
 def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
+    """The signed floors; None if they cannot be used and `without_floors` allows that, else Problem floors_invalid."""
     try:
         return rebuild.trusted_floors(directory, state.load_key(directory))
     except Problem as problem:
@@ -211,10 +246,12 @@ def _forget_note(directory: Path) -> None:
 
 
 def _stamp(clock: Clock) -> str:
+    """The time, for file names: RFC 3339 without its colons and dashes."""
     return rfc3339(clock.wall_us()).replace(":", "").replace("-", "")
 
 
 def _with(report: RecoveryReport, moved: tuple[str, ...]) -> RecoveryReport:
+    """`report` with the names of the ledger's own files added, which are known only after the swap."""
     return RecoveryReport(
         damage=report.damage,
         set_aside=(*moved, *report.set_aside),

@@ -38,7 +38,11 @@ log = logs.get_logger()
 
 @dataclass(kw_only=True, eq=False)
 class Registry:
-    """`defaults` are the settings' values for what a manifest leaves out. Once `closed`, `refresh` does nothing."""
+    """Which bundle is which plugin, and what follows from it: permissions, audit events, arming and disarming.
+
+    All of it runs on the event loop without waiting. `defaults` are the settings' values for what a manifest leaves
+    out. Once `closed`, `refresh` does nothing.
+    """
 
     state: LifecycleState
     ledger: Ledger
@@ -62,12 +66,15 @@ class Registry:
     # Queries.
 
     def critical(self) -> list[Record]:
-        """Active plugins without which the daemon is not healthy."""
+        """Active plugins whose manifest says `critical`: while one does not run, the daemon is not healthy."""
         found = [self.state.records[plugin_id] for plugin_id in sorted(self._critical)]
         return [record for record in found if record.status is Status.ACTIVE]
 
     def rejected(self) -> dict[str, Refused]:
-        """Every bundle on disk that may not run, by name: it does not verify, or may not claim its id."""
+        """Every bundle on disk that may not run, by name: it does not verify, or may not claim its id.
+
+        Computed at each call: only ids with a refused claimant are looked at.
+        """
         found = {name: verdict for name, verdict in self._verdicts.items() if isinstance(verdict, Refused)}
         for plugin_id in self._contested:
             for claim in self._claimants[plugin_id]:
@@ -76,7 +83,10 @@ class Registry:
         return found
 
     def claimant(self, plugin_id: str, publisher: str) -> claims.IdClaim | None:
-        """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id."""
+        """The one bundle of `publisher` that verifies and was refused only because another publisher holds the id.
+
+        None when there is none, or more than one: then nothing says which of them an operator means.
+        """
         found = [c for c in self._claimants.get(plugin_id, ()) if c.verdict.manifest.publisher == publisher]
         fitting = [claim for claim in found if self._refusal(plugin_id, claim.name) is not None]
         return fitting[0] if len(fitting) == 1 else None
@@ -84,7 +94,10 @@ class Registry:
     # Changes on disk, from the catalog.
 
     def take(self, batch: Iterable[Sighting], touched: set[str]) -> set[str]:
-        """Apply a batch of verdicts: refresh the ids they affect and those in `touched`, and return both."""
+        """Apply a batch of verdicts: refresh the ids they affect and those in `touched`, and return both.
+
+        All verdicts are entered before the first refresh, so that a bundle which was renamed is not taken for gone.
+        """
         with self._refused_log.bounded():
             for seen in batch:
                 touched |= self._enter(seen)
@@ -94,6 +107,7 @@ class Registry:
 
     def _enter(self, seen: Sighting) -> set[str]:
         """Store one verdict; the ids that it affects."""
+        # Up to three ids: the record's that came from this bundle, the one it claimed before, the one it claims now.
         touched = {self._sources[seen.name]} if seen.name in self._sources else set()
         before = self._verdicts.pop(seen.name, None)
         if isinstance(before, Verified):
@@ -111,6 +125,7 @@ class Registry:
             case Refused() as verdict:
                 self._verdicts[seen.name] = verdict
                 self._refused_log.tell(bundle=seen.name, code=verdict.code, reason=verdict.reason)
+            # The bundle is gone: taking out the old verdict, above, was all.
             case None:
                 pass
         return touched
@@ -122,17 +137,22 @@ class Registry:
             self.ledger.record_limited(event)
 
     def _disclaim(self, plugin_id: str, name: str) -> None:
+        """The bundle `name` claims this id no longer; an id that nobody claims keeps no entry."""
         claimants = self._claimants[plugin_id]
         claimants.drop(name)
         if not claimants:
             del self._claimants[plugin_id]
 
     def refresh(self, plugin_id: str) -> None:
-        """Recompute which bundle is the plugin, and apply that. On return, whatever may not run is being stopped."""
+        """Recompute which bundle is the plugin, and apply that. On return, whatever may not run is being stopped.
+
+        Call it whenever a verdict, a record or the fault of a stored pair has changed.
+        """
         if self.closed:
             return
         state = self.state
         record = state.records.get(plugin_id)
+        # Which bundle is the plugin; if none, why the one that the record came from is not.
         winner = self._resolve(plugin_id, record)
         fault = None
         if winner is None and record is not None:
@@ -140,9 +160,12 @@ class Registry:
         stored = state.pair_fault(record) if record is not None else None
         before, seen = state.presences.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
         state.presences[plugin_id] = seen
+        # Host services first: nothing new may begin for a plugin that is being stopped.
         self.update_permissions(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
+            # Accepted plugins have quotas of their own: bundles that strangers drop cannot use theirs up.
             self.ledger.record_limited(event, group=plugin_id if record.accepted else "")
+        # The record follows the disk, unless a decision is changing it: that refreshes again at its end.
         if winner is not None and plugin_id not in state.busy:
             now_us = self.clock.wall_us()
             if record is None or record.forgotten:
@@ -155,6 +178,7 @@ class Registry:
         """Which bundle is the plugin. Logs newcomers and a former winner that are refused; copies are logged once."""
         claimants = self._claimants.get(plugin_id, Claimants())
         winner = claimants.winner(presence.pin_of(record) if record else None)
+        # Contested: there are more claims than the winning one, so `rejected` has to look at this id.
         (self._contested.add if len(claimants) > (winner is not None) else self._contested.discard)(plugin_id)
         former = self.state.presence(plugin_id).winner
         former_name = former.name if former is not None and former != winner else None
@@ -168,7 +192,7 @@ class Registry:
         return claimants.refusal(name, presence.pin_of(record) if record else None) if claimants else None
 
     def _run(self, plugin_id: str) -> None:
-        """Arm the plugin if it is active and available, else disarm it."""
+        """Arm the plugin if it is active and available, else disarm it; nothing for one that was never installed."""
         record = self.state.records.get(plugin_id)
         if record is None or not record.accepted:
             return
@@ -190,6 +214,7 @@ class Registry:
         """Make `record` the current one; the caller writes it to the ledger."""
         state = self.state
         before = state.records.get(record.id)
+        # The record may have come from another bundle before: that one is no longer judged first.
         if before is not None and self._sources.get(before.source) == record.id:
             del self._sources[before.source]
             self.catalog.unmark_recorded(before.source)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 STAGING: Final = ".restoring-"
+"""Prefix of the staging directory's name. It is below the state directory: rename(2) works only within a file
+system."""
 STORE: Final = "store"
 _NO_FLOORS: Final = (
     "keep a copy of the state directory; restore into an empty one, or, forgetting what was decided since the backup: "
@@ -46,7 +48,11 @@ _NO_FLOORS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreConsent:
-    """The operator's consent: `public_key` of another host whose backup is accepted; ignoring the present floors."""
+    """What the operator accepts.
+
+    `public_key`: a backup that this key of another host has signed. `without_floors`: the present floors are ignored
+    when they are lost or not genuine.
+    """
 
     public_key: str = ""
     without_floors: bool = False
@@ -54,9 +60,11 @@ class RestoreConsent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
-    """What was restored; `stricter` counts records that differ from those in the backup.
+    """What was restored.
 
-    `placed`: names of the bundle directories made. `restored`, `sealed`, `settings`: for `restore_needs.missing`.
+    `created_at` and `public_key` are the backup's; `records`, `stricter` (records that differ from those in the backup)
+    and `pairs` are counts. `set_aside` names the directory with the replaced state, `placed` the bundle directories
+    made. `restored`, `sealed`, `settings` are for `restore_needs.missing`.
     """
 
     created_at: str
@@ -72,7 +80,10 @@ class RestoreReport:
 
 
 class _HashedFile:
-    """Hashes a source while it is read; `hexdigest` is that of the archive once it was read to its end."""
+    """Hashes a source while it is read, so that standard input, too, is read once only.
+
+    `hexdigest` is the archive's once it was read to its end.
+    """
 
     def __init__(self, source: tar.TarSource) -> None:
         self._source = source
@@ -90,9 +101,10 @@ class _HashedFile:
 def restore(
     place: RecoveryPlace, backup: tar.TarSource, clock: Clock, consent: RestoreConsent = RestoreConsent()
 ) -> RestoreReport:
-    """Replace the state by that of `backup`.
+    """Replace the state by that of `backup`, read once from its beginning.
 
-    Problems: backup_invalid, backup_foreign, floors_invalid, ledger_newer, state_in_use, state_unusable.
+    Nothing of the present state is changed before the whole archive is unpacked and valid. Problems: backup_invalid,
+    backup_foreign, floors_invalid, ledger_newer, state_in_use, state_unusable.
     """
     with state.locked(place.state_dir):
         staging = place.state_dir / f"{STAGING}{secrets.token_hex(6)}"
@@ -112,6 +124,8 @@ def restore(
 
 
 class _Restore:
+    """One restore: `staging` holds the unpacked archive, whose manifest is `manifest`."""
+
     def __init__(self, place: RecoveryPlace, staging: Path, manifest: archive.ArchiveManifest, clock: Clock) -> None:
         self._place = place
         self._state_dir = place.state_dir
@@ -121,8 +135,10 @@ class _Restore:
         self._now_us = clock.wall_us()
 
     def perform(self, sha256: str, consent: RestoreConsent) -> RestoreReport:
+        """Make the unpacked state as strict as the present one, then swap them; `sha256` is the archive's."""
         theirs = self._theirs()
         report = self._amend(merge_after_loss.union(self._present(consent), theirs), sha256)
+        # Bundles first: those of the swapped state must be on disk when a daemon starts. Taken back if the swap fails.
         made = around.put_bundles(self._place, self._staging / STORE, report.restored)
         try:
             self._swap(report.set_aside)
@@ -135,6 +151,7 @@ class _Restore:
         """The backup's floors, once its key, ledger and floors fit together. Problem backup_invalid, ledger_newer."""
         try:
             key = state.load_key(self._staging)
+            # The manifest is signed by the key that it names; here that key is found to be the state's own.
             if state.public_half(key) != self._manifest.public_key:
                 raise archive.invalid("its host key is not the one that signed it")
             if found := rebuild.diagnosis(self._staging):
@@ -147,6 +164,7 @@ class _Restore:
 
     def _present(self, consent: RestoreConsent) -> floors.Floors:
         """Floors of the state to be replaced; none without a state. Problem floors_invalid, backup_foreign."""
+        # A new machine has neither: nothing to be held to. A ledger alone means that both were removed.
         if not (self._state_dir / state.HOST_KEY).exists() and not floors.present(self._state_dir):
             if (self._state_dir / state.DATABASE).exists() and not consent.without_floors:
                 raise Problem("floors_invalid", f"expected {state.HOST_KEY} and {floors.FILE}, found none", _NO_FLOORS)
@@ -199,6 +217,7 @@ class _Restore:
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
     def _event(self, report: RestoreReport, sha256: str) -> Event:
+        """The event of the restore: which archive, and where the chains of the replaced ledger ended."""
         replaced = rebuild.read_damaged(self._state_dir / state.DATABASE)
         return Event(
             actor=str(DAEMON),
@@ -223,6 +242,7 @@ class _Restore:
         So a crash at any point leaves no ledger beside the key or floors of another state.
         """
         directory, staging = self._state_dir, self._staging
+        # The old ledger leaves first: from here a start finds a key without a ledger, and refuses.
         old = directory / set_aside
         old.mkdir(mode=0o700)
         for part in (*rebuild.PARTS, integrity.NOTE):
@@ -234,8 +254,10 @@ class _Restore:
                 os.link(directory / name, old / name)
         with contextlib.suppress(FileNotFoundError):
             os.rename(directory / STORE, old / STORE)
+        # Durable before anything new moves in: after a power cut the two states must not be mixed.
         files.sync_directory(old)
         files.sync_directory(directory)
+        # The new state moves in, its ledger last: with it the swap is complete.
         if (staging / STORE).exists():
             _sync_tree(staging / STORE)
             os.rename(staging / STORE, directory / STORE)
@@ -246,6 +268,7 @@ class _Restore:
 
 
 def _sync_tree(directory: Path) -> None:
+    """Sync a directory and those in it: their entries (fsync(2)); `archive` has synced the files themselves."""
     for path in directory.iterdir():
         files.sync_directory(path)
     files.sync_directory(directory)

@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from latticed.trust.policy import TrustPolicy
 
 BUNDLES: Final = "bundles"
+"""The daemon's own bundle directory, below the state directory."""
 _OF_THE_MACHINE: Final = frozenset({"plugin_dir", "state_dir", "runtime_dir", "trust"})
+"""Paths: they are expected to differ on another machine, so a backup does not carry them."""
 
 
 def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) -> tuple[Path, ...]:
     """Copy from `store` the pairs of `records` that no plugin directory has; the directories made.
 
-    OSError when that fails; then none of them is left.
+    A pair is there already if a bundle of its id verifies, or if any bundle has its identity. OSError when copying
+    fails; then none of the new directories is left.
     """
     policy = _policy(place).current
     kept = [record for record in records if not record.forgotten and (store / record.facts.identity).is_dir()]
@@ -51,6 +54,7 @@ def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) 
     made: list[Path] = []
     try:
         made.extend(_put(place.state_dir / BUNDLES, record, store / record.facts.identity) for record in wanted)
+    # BaseException: also on Ctrl-C nothing may be left, for the state has not been swapped yet.
     except BaseException:
         take_back(made)
         raise
@@ -84,6 +88,7 @@ def missing(
 
     `sealed`: number of secrets by id of the key that sealed them. `were_set`: what `chosen` returned on that host.
     """
+    # Without a policy no pair verifies: one sentence instead of one for each plugin.
     policy = _policy(place)
     if policy.problem is not None:
         yield f"the trust policy: {policy.problem.reason}; until it is there nothing verifies"
@@ -92,6 +97,7 @@ def missing(
         for record in records:
             if record.status is Status.ACTIVE:
                 found = store.verify(record.facts.identity, policy.current, host_version=place.version)
+                # Only active plugins: the others start nothing, and are judged when an operator decides about them.
                 if isinstance(found, Refused):
                     yield f"{record.id} does not verify here: {found.code}: {found.reason}"
     yield from _missing_key(settings, sealed)
@@ -102,6 +108,7 @@ def missing(
 
 
 def _missing_key(settings: Settings, sealed: Mapping[str, int]) -> Iterator[str]:
+    """A sentence when the secrets' key is not here, or is not the one that sealed all of them."""
     if not sealed:
         return
     total = sum(sealed.values())
@@ -119,6 +126,7 @@ def _missing_key(settings: Settings, sealed: Mapping[str, int]) -> Iterator[str]
 
 
 def _policy(place: RecoveryPlace) -> PolicyKeeper:
+    """The trust policy of this machine, without revocations of any ledger: none is open here."""
     keeper = PolicyKeeper(place.trust, owners=frozenset({0, os.geteuid()}), remembered=Revoked())
     keeper.look(always=True)
     return keeper
@@ -140,6 +148,7 @@ def _there(place: RecoveryPlace, policy: TrustPolicy) -> frozenset[str]:
 
 
 def _claims(place: RecoveryPlace, policy: TrustPolicy, root: roots.Root, name: str) -> set[str]:
+    """The identity of one bundle, and its id if it verifies; raises what reading or decoding it raises."""
     with read.open_bundle(name, beneath=root.fd, limits=place.limits, owners=root.owners) as source:
         raw, manifest = decode.decode(source.manifest())
         verdict = verify.verify(source, policy, host_version=place.version)
@@ -148,10 +157,12 @@ def _claims(place: RecoveryPlace, policy: TrustPolicy, root: roots.Root, name: s
 
 
 def _put(directory: Path, record: Record, pair: Path) -> Path:
+    """Write a bundle named by its id, else by id and identity when that name is taken; the directory made."""
     directory.mkdir(mode=0o700, exist_ok=True)
     for name in (record.id, f"{record.id}-{record.facts.identity[:12]}"):
         with contextlib.suppress(FileExistsError):
             manifest, artifact = ((pair / part).read_bytes() for part in (read.MANIFEST, read.ARTIFACT))
             write.write_bundle(directory / name, manifest, artifact)
             return directory / name
+    # 17 is EEXIST: both names are taken.
     raise FileExistsError(17, os.strerror(17), str(directory / record.id))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logs.get_logger()
 
 KINDS: Final[dict[str, rows.Kind]] = {"key": "keys", "digest": "digests", "plugin": "plugins"}
+"""The kind as operators name it, and the name of its column in the ledger, the policy and the floors."""
 
 
 def remembered(db: Connection) -> Revoked:
@@ -41,7 +42,7 @@ def remembered(db: Connection) -> Revoked:
 
 
 class RevocationKeeper:
-    """Records what the policy revokes, and lifts revocations for an operator."""
+    """Records what the policy revokes, lifts revocations for an operator, and writes the floors file."""
 
     def __init__(self, ledger: Ledger, policy: PolicyKeeper, clock: Clock) -> None:
         self._ledger = ledger
@@ -53,12 +54,14 @@ class RevocationKeeper:
     async def remember(self) -> bool:
         """Record new revocations and other changes of the policy file; True when all is on record.
 
-        Revocations apply whether or not that succeeds.
+        Revocations apply whether or not that succeeds; a failed call is repeated by the poll of the policy.
         """
         policy = self._policy
         wanted, told, own = policy.current.revoked, policy.told, policy.own
         changed = changes.differences(told, own) if told is not None else ()
+        # Before the wait: a second call meanwhile must not record the same changes again.
         policy.told = own
+        # The usual case: nothing to write.
         if wanted == policy.remembered and not changed:
             return True
         seen = rows.RevocationRows(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
@@ -74,16 +77,22 @@ class RevocationKeeper:
                 tx.append_audit(_told(one, owner))
 
         try:
+            # Durable: after a power cut a revocation must not depend on the file any more. Essential: also on a full
+            # disk.
             await self._ledger.write(change, durable=True, essential=True)
         except Problem as problem:
             log.error("revocations_not_recorded", code=problem.code)
+            # So that the next call finds the same changes again.
             policy.told = told
             return False
         policy.remember(wanted)
         return True
 
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
-        """Remove one revocation. Problems: bad_request, still_revoked, not_found, ledger_unavailable."""
+        """Remove one revocation of this kind (`key`, `digest`, `plugin`) for an operator.
+
+        Problems: bad_request, still_revoked (the policy file names it), not_found, ledger_unavailable.
+        """
         column = KINDS.get(kind)
         if column is None:
             raise Problem("bad_request", f"kind: expected one of {', '.join(KINDS)}, found {kind[:40]!r}")
@@ -102,15 +111,16 @@ class RevocationKeeper:
             await self._loosen_floors(column, value)
         if not await self._ledger.write(change, durable=True):
             raise Problem("not_found", f"{value[:100]} is not revoked", "latticectl trust")
+        # From the ledger, not by subtraction: a revocation may have been recorded meanwhile.
         self._policy.remember(self._ledger.read(remembered))
         with contextlib.suppress(Problem):  # `write_floors` may have put it back meanwhile
             await self._loosen_floors(column, value)
 
     async def before(self, record: Record, records: Mapping[str, Record]) -> None:
-        """Loosen the floors as far as `record` needs, before it is written; Problem ledger_unavailable.
+        """Loosen the floors as far as `record` needs; call it before `record` is written. Problem ledger_unavailable.
 
-        A start tightens the ledger to its floors. So loosening is written to the floors first, and tightening to the
-        ledger first: then a kill at any time keeps what was answered.
+        `records` are all present ones by id. A start tightens the ledger to its floors. So loosening is written to the
+        floors first, and tightening to the ledger first: then a kill at any time keeps what was answered.
         """
         async with self._turn:
             if merge_after_loss.looser(self._ledger.floors, record):
@@ -118,6 +128,7 @@ class RevocationKeeper:
                 await self._ledger.write_floors(floors_of(wanted.values(), self._policy.current.revoked))
 
     async def _loosen_floors(self, column: rows.Kind, value: str) -> None:
+        """Write the floors without this revocation, if they have it; everything else in them stays."""
         async with self._turn:
             kept = self._ledger.floors
             left = replace(kept.revoked, **{column: getattr(kept.revoked, column) - {value}})
@@ -125,7 +136,10 @@ class RevocationKeeper:
                 await self._ledger.write_floors(replace(kept, revoked=left))
 
     async def write_floors(self, records: Iterable[Record]) -> bool:
-        """Write floors, masks, terms, pins and revocations outside the ledger; False, and logged, if it fails."""
+        """Write versions, masks, terms, pins and revocations to the floors file; False, and logged, if it fails.
+
+        `records` are all records, tombstones included: the file is replaced as a whole.
+        """
         try:
             async with self._turn:
                 made = asyncio.to_thread(floors_of, list(records), self._policy.current.revoked)
@@ -137,6 +151,7 @@ class RevocationKeeper:
 
 
 def _told(change: changes.Change, owner: str) -> Event:
+    """The audit event of one change of the policy file; `owner` is the file's, its author as far as is known."""
     detail: dict[str, str | int | bool] = {change.what: change.value, "file_owner": owner}
     return Event(actor=str(DAEMON), action=f"trust.{change.kind}", target=change.target, detail=detail)
 

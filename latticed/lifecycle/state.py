@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class LifecycleState:
-    """`registry` writes records and presences, `pairs` writes faults, `decisions` writes the rest."""
+    """What is known of every plugin, read by all parts of the lifecycle; only the event loop's thread uses it.
+
+    `registry` writes records and presences, `pairs` writes faults, `decisions` writes the rest.
+    """
 
     records: dict[str, Record] = field(default_factory=dict)
     """By id, tombstones too."""
@@ -37,7 +40,7 @@ class LifecycleState:
     """By id, identity of the pair that a decision is storing: not collected before a record names it."""
 
     def presence(self, plugin_id: str) -> Presence:
-        """What the disk says of an id right now."""
+        """What the disk says of an id right now; an empty Presence, which is not available, if it says nothing."""
         return self.presences.get(plugin_id, Presence())
 
     def known(self) -> list[Record]:
@@ -59,5 +62,6 @@ class LifecycleState:
             return UNKNOWN
         if record.status is not Status.ACTIVE:  # a runner asks for its permits before it is activated
             return replace(UNKNOWN, permits=record.permits)
+        # During a handover `not_active`, not `not_available`: its processes are to end, with their grace.
         found = presence.standing(record, self.plugins[plugin_id].manifest, self.presences.get(plugin_id))
         return replace(found, active=False, fault="", seen=True) if plugin_id in self.in_handover else found
