@@ -36,11 +36,15 @@ BY_WORD: Final = {
     "host": Scope.HOST,
     "trust": Scope.TRUST,
 }
+"""What each word under `[access]` grants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Scopes by uid and gid. Root has all; uid 65534, which stands for peers of another user namespace, has none."""
+    """Scopes by uid and gid. Root has all; uid 65534, which stands for peers of another user namespace, has none.
+
+    `names`: user names by uid, for audit events. Nothing here asks the system's user database.
+    """
 
     users: Mapping[int, Scope]
     groups: Mapping[int, Scope]
@@ -48,6 +52,7 @@ class Access:
 
     def scopes(self, peer: Peer) -> Scope:
         """The scopes of `peer`: its uid's and all its groups' together."""
+        # First, so that no setting can give it a scope.
         if peer.uid == NOBODY:
             return Scope.NONE
         if peer.uid == 0:
@@ -64,7 +69,11 @@ class Access:
 
 
 def resolve(wanted: Wanted, *, own_uid: int) -> Access:
-    """Names to numbers, once; Problem("settings_invalid") for a user or group that does not exist."""
+    """The scopes of `[access]` by number; Problem settings_invalid for a user or group that does not exist.
+
+    Blocking: it asks the system's user database, so it is called when settings are loaded. With `own_user` the daemon's
+    own uid (`own_uid`) has all scopes.
+    """
     users = {_uid(name): _scopes(words) for name, words in wanted.users.items()}
     groups = {_gid(name): _scopes(words) for name, words in wanted.groups.items()}
     if wanted.own_user:
@@ -74,7 +83,7 @@ def resolve(wanted: Wanted, *, own_uid: int) -> Access:
 
 
 def socket_gid(group: str) -> int:
-    """The gid of the control socket's group, -1 to leave it alone."""
+    """The gid of the control socket's group, -1 for none named; Problem settings_invalid. Blocking, as `resolve`."""
     return _gid(group) if group else -1
 
 
@@ -100,6 +109,7 @@ def _gid(name: str) -> int:
 
 
 def _name(uid: int) -> str:
+    """The user's name, or the uid as text: a number in the settings need not be a user of this host."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -68,8 +68,10 @@ class ListedPlugin:
 class Api:
     """The components that handlers call, and the settings in force.
 
-    `trouble`: what reloads of the settings could not apply. `around`: returns problems of the daemon's environment,
-    such as files that do not answer or a state directory that was replaced. `shown`: cached rows by plugin id.
+    `started_at` is microseconds since the epoch, `started_s` seconds of the monotonic clock. `trouble`: what reloads of
+    the settings could not apply. `around`: returns problems of the daemon's environment, such as files that do not
+    answer or a state directory that was replaced. `closing`: set when the daemon stops, for streams. `shown`: cached
+    rows by plugin id.
     """
 
     lifecycle: Lifecycle
@@ -107,7 +109,7 @@ class Api:
         self.verifying = Verifying(self.ledger)
 
     def runner_of(self, plugin_type: str) -> str:
-        """The name of the runner for plugins of this type."""
+        """The name of the runner for plugins of this type; KeyError for a type that there is not."""
         return self.runners[plugin_type].name
 
     def quota(self) -> KvQuota:
@@ -124,7 +126,10 @@ class QueryParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Ask:
-    """One request of a peer: its scopes, its parameters, its body, read once and strictly."""
+    """One request of a peer: its scopes, its parameters, its body, read once and strictly.
+
+    What it raises is a Problem, which becomes the answer.
+    """
 
     def __init__(self, api: Api, request: web.Request) -> None:
         self.api = api
@@ -133,6 +138,7 @@ class Ask:
 
     @property
     def peer(self) -> Peer:
+        """Who asks, by the kernel's word (uid, gid, pid, groups); Problem access_denied when that is not known."""
         connection = self.request.protocol
         if not isinstance(connection, ControlConnection) or connection.peer is None:
             raise Problem("access_denied", "the kernel does not know who is asking")
@@ -140,11 +146,13 @@ class Ask:
 
     @property
     def actor(self) -> Actor:
+        """Who asks, as audit events name them."""
         return self.api.access.actor(self.peer)
 
     # Once per request: a reload of the settings meanwhile does not change them halfway.
     @functools.cached_property
     def scopes(self) -> Scope:
+        """The scopes of who asks."""
         return self.api.access.scopes(self.peer)
 
     @property
@@ -156,6 +164,7 @@ class Ask:
         """Raise Problem("access_denied"), which names the missing scopes, unless the peer has all of `scope`."""
         missing = scope & ~self.scopes
         if missing:
+            # Iterating over a Flag gives its single members.
             words = ", ".join(str(part.name).lower() for part in missing)
             detail = f"this takes the scope {words}, which uid {self.peer.uid} does not have"
             raise Problem("access_denied", detail, "an administrator grants scopes under [access] in the settings")
@@ -165,7 +174,7 @@ class Ask:
         return self.request.match_info[name]
 
     def take_query(self, kind: type[QueryParams]) -> None:
-        """Read the query as the `kind` that the route declares; anything else in it is `bad_request`."""
+        """Read the query as the `kind` that the route declares; Problem bad_request for anything else in it."""
         given = self.request.query
         known = kind.__struct_fields__
         for name in given:
@@ -180,14 +189,17 @@ class Ask:
             raise Problem("bad_request", f"the query: {error}") from error
 
     def query(self, kind: type[Q]) -> Q:
-        """The query's parameters, of the kind that the handler's route declares."""
+        """The query's parameters, of the kind that the handler's route declares; TypeError for another kind."""
         if not isinstance(self._asked, kind):
             raise TypeError(f"expected a route that declares {kind.__name__}, found {type(self._asked).__name__}")
         return self._asked
 
     @contextlib.asynccontextmanager
     async def recorded(self, told: Event) -> AsyncIterator[None]:
-        """Record `told` before the block; record it again as denied when the block raises Problem."""
+        """Record `told` before the block; record it again as denied when the block raises Problem.
+
+        Problem audit_unavailable when it cannot be recorded: then the block is not run.
+        """
         # Raises when it cannot be recorded: then the block is not entered.
         await self.api.ledger.record(told)
         try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logs.get_logger()
 _failures: Final = LogLimiter()
+"""Unexpected exceptions by method, type and beginning of their text."""
 
 
 def application(api: Api) -> web.Application:
@@ -47,6 +48,8 @@ def _pattern(path: str) -> str:
 
 
 def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The aiohttp handler of one route: scope, query, the route's own handler, its answer as JSON."""
+
     async def handle(request: web.Request) -> web.StreamResponse:
         ask = Ask(api, request)
         try:
@@ -65,6 +68,7 @@ def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web
 
 
 async def _record_refusal(ask: Ask, problem: Problem) -> None:
+    """Put a refusal for lack of a scope on record; Problem audit_unavailable."""
     target = f"{ask.request.method} {ask.request.path}"
     event = Event(
         actor=str(ask.actor),
@@ -88,6 +92,7 @@ async def _outermost(
         answer = await handler(request)
     except Problem as problem:
         answer = problems.response(problem)
+    # Raised by aiohttp itself: an unknown path or method, a body that is too large.
     except web.HTTPException as error:
         answer = problems.of_http_error(error)
     except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked

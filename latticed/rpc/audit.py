@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from latticed.rpc.connection import ControlConnection
 
 MAX_PAGE: Final = 1_000
+"""Most events of one answer; `ledger.audit` has the same bound."""
 TELL_S: Final = 1.0
 """How often a verification says how far it is."""
 # A reader that takes nothing for so long is cut.
 WRITE_S: Final = 10.0
 _EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)
+"""Times of the ledger count from here."""
 Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
+"""A cursor as text: it is checked here, and taken apart by `model.chain.cursor`."""
 
 
 class Filter(QueryParams, frozen=True):
@@ -59,10 +62,12 @@ class Verify(QueryParams, frozen=True):
 
 
 async def query(ask: Ask) -> dict[str, Any]:
-    """Events after a cursor, oldest first; `newest` counts from the end instead. Those of calls say `chain`.
+    """Events after a cursor, oldest first; with `newest=1` the last ones, newest first.
 
-    `heads` adds signed heads, and the checkpoint that a chain begins with once retention has removed something
-    (`calls_checkpoint` for the calls').
+    Events of host calls have `chain`.
+
+    `heads=1` adds signed heads, and the checkpoint that a chain begins with once retention has removed something
+    (`calls_checkpoint` for the host calls').
     """
     asked = ask.query(Filter)
     limit, newest = asked.limit, asked.newest == "1"
@@ -117,13 +122,14 @@ async def _vouched(ask: Ask, events: list[dict[str, Any]]) -> dict[str, Any]:
         )
         heads += [{**head, **named} for head in signed]
         begins = ask.api.ledger.read(lambda db, name=name: rows.checkpoint(db, chain=name))  # type: ignore[misc]
+        # Only for a page at the beginning of what is left: there the checkpoint stands for the events before.
         if begins and begins["seq"] == first - 1:
             found["checkpoint" if name == DECISIONS else "calls_checkpoint"] = begins
     return found
 
 
 async def verify(ask: Ask) -> web.StreamResponse:
-    """Check both chains, from where they were last found whole in this life of the daemon.
+    """Check both chains, from the event up to which they were last found intact since the daemon's start.
 
     The report is that of the decisions, `calls` that of the host calls beside it; with `calls=1` theirs alone. With
     `progress=1` it is the last of some lines of JSON; those before it are `{"verifying": {"chain", "seq", "of"}}`.
@@ -135,6 +141,7 @@ async def verify(ask: Ask) -> web.StreamResponse:
     connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():  # may take minutes: exempt from deadlines like a stream
         raise Problem("too_many_streams", "expected fewer long answers to one user at once", "wait for one of them")
+    # A task of its own, so that it goes on while progress is written, and ends when the reader has gone.
     work = asyncio.ensure_future(
         ask.api.verifying.verify(VerifyRequest(chains=chains, whole=asked.whole == "1"), closing=ask.api.closing)
     )
@@ -168,11 +175,13 @@ async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, .
 
 
 async def _line(answer: web.StreamResponse, plain: dict[str, Any]) -> None:
+    """Write one line of JSON; TimeoutError when the reader takes nothing for `WRITE_S`."""
     async with asyncio.timeout(WRITE_S):
         await answer.write(json.dumps(plain, separators=(",", ":")).encode("ascii") + b"\n")
 
 
 def _microseconds(text: str) -> int:
+    """Microseconds since the epoch of an RFC 3339 time with a zone; Problem bad_request for other text."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from latticed.rpc.connection import ControlConnection
 
 WRITE_S: Final = 30.0
+"""Longest wait, in seconds, for the reader to take one chunk: a backup under way holds a copy of the ledger on disk."""
 HEADERS: Final = {"Content-Type": "application/x-tar", "Cache-Control": "no-store"}
 
 log = logs.get_logger()
 
 
 async def download(ask: Ask) -> web.StreamResponse:
-    """A backup of this moment. Its length is announced: what is shorter is not a backup."""
+    """A backup of this moment as a tar. Its length is announced: what is shorter is not a backup."""
     if ask.headers_only:
         return web.Response(headers=HEADERS)  # its length is known only after the backup is made
     connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer streams of one user at once", "close some of them")
+    # Before it is made, and an error of it is answered: the host's private key leaves only on record.
     await ask.api.ledger.record(Event(actor=str(ask.actor), action="ledger.backup", target="ledger", decision="allow"))
     async with ask.api.backups.made(ask.api.settings) as backup:
         answer = web.StreamResponse(headers=HEADERS)
@@ -47,6 +49,7 @@ async def download(ask: Ask) -> web.StreamResponse:
 
 async def _send(ask: Ask, backup: Backup, answer: web.StreamResponse) -> None:
     async for chunk in backup.chunks():
+        # Between two chunks, so that a slow reader does not hold up the end of the daemon.
         if ask.api.closing.is_set():
             raise Problem("service_unavailable", "the daemon is being stopped")
         async with asyncio.timeout(WRITE_S):

@@ -45,7 +45,10 @@ Reports = dict[chain.Name, audit_chain.ChainCheck]
 
 
 class Verifying:
-    """Runs one check at a time; a concurrent caller waits, then starts at the head that the other check verified."""
+    """Runs one check at a time; a concurrent caller waits, then starts at the head that the other check verified.
+
+    `progress` is of the check that runs, or of the last one.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -76,6 +79,7 @@ class Verifying:
             self.progress = Progress(name, walk.seq, end)
             match await self._ledger.read_slow(lambda db, walk=walk: _batch(db, name, walk, end)):  # type: ignore[misc]
                 case _Step.OVERTAKEN:
+                    # Without a head: the walk starts over, at the checkpoint that retention has left.
                     walk = audit_chain.Walk(self._key, name)
                 case _Step.DONE:
                     break
@@ -100,6 +104,7 @@ class _Step(enum.Enum):
 
 def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -> _Step:
     """Check up to BATCH events, none past `end`. Runs on a reader thread of the ledger."""
+    # Read in the same snapshot as the events below, so that both are from before or from after a removal.
     begins = rows.checkpoint(db, chain=name)
     if begins is not None and begins["seq"] > walk.seq:
         if walk.seq:
@@ -108,6 +113,7 @@ def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -
     lines = rows.export_lines(db, name, after=walk.seq, upto=end, most=BATCH)
     for line in lines:
         walk.take(line)
+    # A fault ends the walk: its first event is what the report names.
     if lines and not walk.broken:
         return _Step.MORE
     if begins is not None:
@@ -128,12 +134,14 @@ def described(reports: Reports, chains: tuple[chain.Name, ...]) -> dict[str, Any
     first, *others = (_plain(reports[name], name) for name in chains)
     if not others:
         return first
+    # There are two chains, so there is one other.
     (calls,) = others
     worse = {} if calls["ok"] or not first["ok"] else {key: calls[key] for key in ("first_bad_seq", "reason", "chain")}
     return {**first, **worse, "ok": first["ok"] and calls["ok"], "calls": calls}
 
 
 def _plain(report: audit_chain.ChainCheck, name: chain.Name) -> dict[str, Any]:
+    """One report as the API's JSON; `chain` only for the host calls."""
     plain: dict[str, Any] = {
         "ok": report.ok,
         "events": report.events,

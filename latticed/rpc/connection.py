@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     import asyncio
 
 REQUEST_S: Final = 5.0
+"""From the first byte of a request to its last, body included; `LimitedConnection.request_s`."""
 STREAMS: Final = 32  # open at once, per uid
 PER_UID: Final = 128
+"""Connections open at once, per uid."""
 # aiohttp's own default, for the request line and for each header field.
 HEADER_BYTES: Final = 8190
 
 
 class ControlConnection(LimitedConnection):
-    """One connection of the control socket, with its peer."""
+    """One connection of the control socket, with its peer.
+
+    `peer` is None only for a connection that ended before the kernel could be asked.
+    """
 
     request_s = REQUEST_S
     idle_s = 15.0
@@ -49,6 +54,10 @@ class ControlConnection(LimitedConnection):
         self.streaming = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask the kernel who the peer is (SO_PEERCRED, SO_PEERGROUPS.
+
+        Unix(7)), and count the connection for its uid.
+        """
         super().connection_made(transport)
         try:
             self.peer = peers.of(transport.get_extra_info("socket"))
@@ -67,7 +76,7 @@ class ControlConnection(LimitedConnection):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Aiohttp's own errors (an unknown Expect) become problem documents too."""
+        """Send an answer, those of aiohttp's own errors (an unknown Expect) as problem documents."""
         fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
         # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.
@@ -82,6 +91,7 @@ class ControlConnection(LimitedConnection):
         return self.streaming
 
     def answered(self) -> None:
+        """The answer is complete; if it was a stream, deadlines hold again."""
         super().answered()
         self.streaming = False
 
@@ -93,6 +103,7 @@ class ControlConnection(LimitedConnection):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what does not parse as HTTP with 400 as a problem document, and close the connection."""
+        # A fault of ours, which aiohttp logs; below 500 it is the peer's, and is not.
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         body = problems.document("bad_request", "expected an HTTP/1.1 request", "", status)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK: Final = ".lock"
+"""Name of the lock file in the runtime directory."""
 # Connections that wait for accept(2); beyond it connect(2) of a non-blocking client fails with EAGAIN. The kernel
 # lowers it to net.core.somaxconn (listen(2)).
 BACKLOG: Final = 1024
@@ -116,10 +117,11 @@ class ControlSocket:
         self._made: Identity | None = None
 
     def open(self) -> socket.socket:
-        """A listening socket; Problem `socket_unusable`."""
+        """A socket to listen at: the inherited one, or a new one at `path`; Problem socket_unusable."""
         if self.inherited is not None:
             return self.inherited
         sock = bind(self.path, gid=self._gid)
+        # After the rename: from now on `is_there` compares with this.
         self._made = identity(self.path)
         return sock
 
@@ -128,7 +130,7 @@ class ControlSocket:
         return self.inherited is not None or (self._made is not None and identity(self.path) == self._made)
 
     def remove(self) -> None:
-        """Remove the file if it is still our socket's."""
+        """Remove the file if it is still our socket's; another daemon may have replaced it."""
         if self.inherited is None and self.is_there():
             self.path.unlink(missing_ok=True)
 

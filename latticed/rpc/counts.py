@@ -22,7 +22,10 @@ BATCH: Final = 256
 
 
 async def paced(items: Iterable[T]) -> AsyncIterator[T]:
-    """`items`, yielding to the event loop after each `BATCH` of them."""
+    """`items`, one by one, yielding to the event loop after each `BATCH` of them.
+
+    Give it a copy of what may change meanwhile.
+    """
     for number, item in enumerate(items, 1):
         yield item
         if number % BATCH == 0:
@@ -45,7 +48,10 @@ class PluginCounts:
 
 
 async def count_plugins(api: Api) -> PluginCounts:
-    """All counts of `PluginCounts`; forgotten records are left out."""
+    """All counts of `PluginCounts`; forgotten records are left out.
+
+    Not of one moment: records may change while batches are counted.
+    """
     found = PluginCounts()
     # A copy: records may come and go between two batches.
     async for record in paced(list(api.lifecycle.records.values())):
@@ -70,6 +76,7 @@ async def not_running(api: Api) -> dict[str, int]:
     async for record in paced(list(api.lifecycle.records.values())):
         if record.status is Status.ACTIVE:
             runtime = api.supervisor.runtime(record.id)
+            # Empty for a plugin that runs.
             found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
     # Plugins that do run. A Counter, unlike a dict, does not mind a missing key.
     del found[""]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Of(QueryParams, frozen=True):
-    """Selects the rows of one `plugin`, or all; `after`: the `next` of the previous page."""
+    """Selects the rows of one `plugin`, or all; `after`: the `next` of the previous page; `limit`: rows of a page."""
 
     plugin: str | None = None
     after: str = ""
@@ -38,6 +38,8 @@ class Retry(Body, frozen=True):
 
 
 class DelegatedFault(TypedDict):
+    """The last failure: its code, a text for people, and when it happened (RFC 3339)."""
+
     code: str
     message: str
     at: str
@@ -66,19 +68,21 @@ class DdnsRow(TypedDict):
 
 
 class DdnsPage(TypedDict):
-    """`next` is what `after` must be for the following page, null on the last; so on all of these pages."""
+    """`next` is what `after` must be for the following page, null on the last."""
 
     records: list[DdnsRow]
     next: str | None
 
 
 class DdnsRetried(TypedDict):
-    """Those that are tried again: none when all of that name are published."""
+    """The records that are tried again: none when all of that name are published."""
 
     records: list[DdnsRow]
 
 
 class Check(TypedDict):
+    """One check of a monitor: its number and outcome; `status` is that of HTTP, `code` and `reason` say what failed."""
+
     number: int
     at: str
     outcome: str
@@ -111,11 +115,15 @@ class MonitorRow(TypedDict):
 
 
 class MonitorPage(TypedDict):
+    """One page of monitors; `next` is what `after` must be for the following page, null on the last."""
+
     monitors: list[MonitorRow]
     next: str | None
 
 
 class ServiceRow(TypedDict):
+    """A long-lived program; `pid`, `sandbox` and `started_at` while it runs, `next_retry_at` while it waits."""
+
     plugin: str
     name: str
     program: str
@@ -131,6 +139,8 @@ class ServiceRow(TypedDict):
 
 
 class ServicePage(TypedDict):
+    """One page of programs; `next` is what `after` must be for the following page, null on the last."""
+
     services: list[ServiceRow]
     next: str | None
 
@@ -153,18 +163,20 @@ class RouteRow(TypedDict):
 
 
 class RoutePage(TypedDict):
+    """One page of routes; `next` is what `after` must be for the following page, null on the last."""
+
     routes: list[RouteRow]
     next: str | None
 
 
 async def ddns(ask: Ask) -> DdnsPage:
-    """DNS records by plugin, name and type."""
+    """DNS records that are kept up to date for plugins, by plugin, name and type."""
     found = await _page(ask, ask.api.ddns.every(), lambda one: f"{one.plugin_id}/{one.name} {one.spec.type}")
     return {"records": [_ddns(ask, one) for one in found.rows], "next": found.next}
 
 
 async def retry_ddns(ask: Ask) -> DdnsRetried:
-    """Have what is not published tried again now, a denied record too."""
+    """Try the records of this name that are not published again now, one that the provider refused too."""
     kind = (await ask.body(Retry)).type
     plugin_id = known(ask)
     try:
@@ -179,7 +191,7 @@ async def retry_ddns(ask: Ask) -> DdnsRetried:
 
 
 async def monitors(ask: Ask) -> MonitorPage:
-    """Monitors by plugin and name."""
+    """Monitors of plugins with their state and last check, by plugin and name."""
     watching = ask.api.monitors
     found = await _page(ask, watching.every(), lambda one: f"{one.plugin_id}/{one.name}")
     rows = []
@@ -192,14 +204,14 @@ async def monitors(ask: Ask) -> MonitorPage:
 
 
 async def services(ask: Ask) -> ServicePage:
-    """Long-lived programs by plugin and name."""
+    """Long-lived programs of plugins with their state, by plugin and name."""
     found = await _page(ask, ask.api.programs.every(), lambda one: f"{one.plugin_id}/{one.name}")
     rows = [cast("ServiceRow", {"plugin": one.plugin_id, **longlived.view(one)}) for one in found.rows]
     return {"services": rows, "next": found.next}
 
 
 async def routes(ask: Ask) -> RoutePage:
-    """HTTP routes by plugin and path."""
+    """HTTP routes of plugins and whether they are served, by plugin and path."""
     found = await _page(ask, ask.api.routes.every(), lambda one: f"{one.plugin_id}{one.path}")
     return {"routes": [cast("RouteRow", ask.api.routes.view(one)) for one in found.rows], "next": found.next}
 
@@ -219,6 +231,7 @@ async def _page(ask: Ask, everything: Collection[Any], key: Callable[[Any], str]
     wanted = ask.query(Of)
     if wanted.plugin is not None:
         known(ask, wanted.plugin)
+    # Keys instead of numbers as cursors: rows may come and go between two pages without one being left out.
     later = {}
     async for one in paced(everything):
         if wanted.plugin in (None, one.plugin_id) and (name := key(one)) > wanted.after:

@@ -100,6 +100,7 @@ def _calls_since(db: ledger.Connection, seq: int) -> int:
 
 
 async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls: bool) -> None:
+    # `told`: the position that the client was told last by an id without data.
     kept, closing, told = ask.api.ledger, ask.api.closing, None
     await _write(answer, b": latticed events\n\n")
     while not closing.is_set():
@@ -147,12 +148,14 @@ def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
 
 
 def _id(at: Position, *, calls: bool) -> str:
+    """The id of an event in the stream: the cursor after it."""
     return str(at) if calls else str(at.decisions)
 
 
 async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
     """Wait for an event after `seen` or for the daemon to stop; False after HEARTBEAT_S without either."""
     grown = ask.api.ledger.wait_for_events(seen, calls=calls)
+    # Two tasks, as either may come first; the one that is left is cancelled below and waited for.
     news = [asyncio.ensure_future(grown), asyncio.ensure_future(ask.api.closing.wait())]
     done, waiting = await asyncio.wait(news, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
@@ -162,6 +165,7 @@ async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
 
 
 async def _write(answer: web.StreamResponse, chunk: bytes) -> None:
+    """Write to the stream; TimeoutError when the reader takes nothing for `WRITE_S`."""
     async with asyncio.timeout(WRITE_S):
         await answer.write(chunk)
 

@@ -29,6 +29,7 @@ _NEXT: Final = {
     Status.INSTALLED: Status.ACTIVE,
     Status.DISABLED: Status.ACTIVE,
 }
+"""The step that an operator would take next from each status."""
 _SIGNS: Final = (
     ("missing_module", re.compile(r"ModuleNotFoundError: No module named '(?P<value>[\w.]{1,100})'")),
     ("missing_module", re.compile(r"Cannot find module '(?P<value>[^'\s]{1,100})'")),
@@ -39,6 +40,7 @@ _SIGNS: Final = (
     ("cannot_fork", re.compile(r"spawn \S+ (?P<value>EPERM|EAGAIN)\b")),
     ("cannot_thread", re.compile(r"(?P<value>can't start new thread|pthread_create)")),
 )
+"""(sign, pattern) of what interpreters write to stderr when a package is missing or the sandbox refuses a process."""
 
 
 async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) -> Causes:
@@ -111,6 +113,7 @@ async def _ended(api: Api, record: Record) -> LastEnd | None:
         action="plugin.runtime",
         target=record.id,
         newest_first=True,
+        # Two: the running instance's start is the newest, the failure before it the next.
         limit=2,
     )
     failed = next((row for row in last if row["detail"].get("state") == RuntimeState.FAILED), None)

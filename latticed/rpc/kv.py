@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latticed.rpc.responses import KeyPage, ValueDeleted, ValueSet
 
 PAGE = 1_000
+"""Most keys of one answer."""
 
 
 class Span(QueryParams, frozen=True):
@@ -31,7 +32,7 @@ class Span(QueryParams, frozen=True):
 
 
 async def get(ask: Ask) -> web.Response:
-    """The bytes of one value."""
+    """One value, as raw bytes."""
     bucket, key = _place(ask)
     value = ask.api.ledger.read(lambda db: rows.get(db, bucket, key))
     if value is None:
@@ -40,7 +41,7 @@ async def get(ask: Ask) -> web.Response:
 
 
 async def put(ask: Ask) -> ValueSet:
-    """Set one value."""
+    """Set one value: the body is its bytes."""
     bucket, key = _place(ask)
     value = await ask.raw()
     quota = ask.api.quota()
@@ -49,7 +50,7 @@ async def put(ask: Ask) -> ValueSet:
 
 
 async def delete(ask: Ask) -> ValueDeleted:
-    """Take one key out."""
+    """Delete one key and its value."""
     bucket, key = _place(ask)
     if not await _change(ask, "kv.delete", lambda tx: rows.delete(tx, bucket, key)):
         raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")
@@ -57,7 +58,7 @@ async def delete(ask: Ask) -> ValueDeleted:
 
 
 async def keys(ask: Ask) -> KeyPage:
-    """The keys of a bucket, by pages."""
+    """The keys of a bucket, sorted, at most 1,000 at a time."""
     asked = ask.query(Span)
     bucket = _bucket(ask)
     # One more than is shown, which tells whether another page follows.
@@ -66,6 +67,7 @@ async def keys(ask: Ask) -> KeyPage:
 
 
 async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -> Any:
+    """Run `change` in one transaction with its audit event, and return what it returned."""
     bucket, key = _place(ask)
     event = Event(actor=str(ask.actor), action=action, target=f"{bucket}/{key}", decision="allow")
 
@@ -78,6 +80,7 @@ async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -
 
 
 def _bucket(ask: Ask) -> str:
+    """The bucket in the path; Problem bad_request for a name that is none."""
     try:  # invalid UTF-8 would be decoded to other text, and so name another key
         urllib.parse.unquote_to_bytes(ask.request.rel_url.raw_path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -88,6 +91,7 @@ def _bucket(ask: Ask) -> str:
 
 
 def _place(ask: Ask) -> tuple[str, str]:
+    """The bucket and key in the path; Problem bad_request for names that are none."""
     if fault := key_fault(ask.part("key")):
         raise Problem("bad_request", fault)
     return _bucket(ask), ask.part("key")

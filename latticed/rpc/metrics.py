@@ -22,8 +22,9 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def metrics(ask: Ask) -> web.Response:
-    """Everything that is counted, at once."""
+    """Counters and gauges of the daemon and of all plugins, in the Prometheus text format 0.0.4."""
     counted = await counts.count_plugins(ask.api)
+    # Paced: with ten thousand plugins there are tens of thousands of lines.
     body = "".join([line async for line in counts.paced(_lines(ask.api, counted))]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -63,6 +64,7 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Iterator[str]:
+    """The lines of one metric: HELP, TYPE, and a sample for each text of labels (empty: without labels)."""
     yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
     for labels, value in values.items():
         yield f"{name}{labels} {value}\n"

@@ -41,13 +41,14 @@ class Prune(Body, frozen=True):
 
 
 async def listing(ask: Ask) -> NotificationPage:
-    """Newest first."""
+    """Notifications by status and plugin, newest first, without their bodies."""
     wanted = ask.query(Shelf)
     statuses = (wanted.status,) if wanted.status else ()
     found = await ask.api.notifications.page(
         statuses=statuses,
         plugin_id=wanted.plugin,
         before_seq=wanted.after or wanted.before,
+        # One more than is shown, which tells whether another page follows.
         limit=wanted.limit + 1,
     )
     counts = await ask.api.notifications.counts()
@@ -60,7 +61,7 @@ async def listing(ask: Ask) -> NotificationPage:
 
 
 async def reopen(ask: Ask) -> NotificationReopened:
-    """Have a failed one tried afresh."""
+    """Queue a failed notification again, with its attempts at 0."""
     await ask.body(Nothing)
     item_id = ask.part("item")
     told = Event(actor=str(ask.actor), action="notify.retry", target=item_id, decision="allow")
@@ -71,7 +72,7 @@ async def reopen(ask: Ask) -> NotificationReopened:
 
 
 async def prune(ask: Ask) -> NotificationsPruned:
-    """Remove what is done or failed, or what waits."""
+    """Remove notifications that are done or failed, or, when named, those that are queued."""
     body = await ask.body(Prune)
     detail: dict[str, str | int | bool] = {"statuses": ",".join(body.statuses), "plugin": body.plugin or ""}
     told = Event(actor=str(ask.actor), action="notify.prune", target="notifications", decision="allow", detail=detail)
@@ -80,6 +81,7 @@ async def prune(ask: Ask) -> NotificationsPruned:
 
 
 def _row(item: Item) -> Notification:
+    """One notification as the API's JSON, without its body."""
     return {
         "seq": item.seq,
         "id": item.id,

@@ -29,6 +29,7 @@ ABOUT: Final = (
     "HTTP/1.1 on a unix socket. Who asks is told by the socket's peer credentials; `x-scope` names the scope that an "
     "operation takes. Some consents (host risk, hosts, a downgrade, a publisher) take the scope `host` besides."
 )
+"""The description at the top of the document."""
 _REF: Final = "#/components/schemas/{name}"
 _PROBLEM: Final = {"$ref": _REF.format(name="ProblemView")}
 _ID: Final = r"^[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]$"
@@ -41,12 +42,13 @@ _PARTS: Final = {
     "task": ("a task's id", {"type": "string", "pattern": "^[0-9a-f]{1,64}$"}),
     "item": ("a notification's id", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
 }
+"""(description, schema) of each `{name}` in a path, by name."""
 
 
 # Routes and version do not change while the daemon runs.
 @functools.cache
 def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
-    """The OpenAPI document of `routes`, as JSON values."""
+    """The OpenAPI 3.1 document of `routes`, as JSON values; a KeyError for a code or path part without an entry."""
     kinds = [
         kind
         for route in routes
@@ -55,6 +57,7 @@ def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
     ]
     wanted = [kind for kind in dict.fromkeys(kinds) if kind not in {None, bytes}]
     schemas, components = msgspec.json.schema_components([*wanted, wire.ProblemView], ref_template=_REF)
+    # Not strict: the last schema is that of ProblemView, which is referred to by name.
     shapes = dict(zip(wanted, schemas, strict=False))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -90,17 +93,20 @@ def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[s
 
 
 def _path_parameters(route: ApiRoute) -> Iterable[dict[str, Any]]:
+    """The parameter objects of the parts in a route's path."""
     for name in re.findall(r"{(\w+)}", route.path):
         description, schema = _PARTS[name]
         yield {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def _query_parameters(kind: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The parameter objects of a query type, from its JSON schema."""
     for name, schema in kind.get("properties", {}).items():
         yield {"name": name, "in": "query", "required": False, "schema": schema}
 
 
 def _responses(route: ApiRoute, shapes: Mapping[Any, Any]) -> dict[str, Any]:
+    """The answers of a route by status: 200, and one for each status of the problems that it may answer."""
     raw = isinstance(route.form.answer, str)
     content = {route.form.answer: {}} if raw else {"application/json": {"schema": shapes[route.form.answer]}}
     if route.form.also:
@@ -110,6 +116,7 @@ def _responses(route: ApiRoute, shapes: Mapping[Any, Any]) -> dict[str, Any]:
         about = ", ".join(f"`{code}`" for code in codes)
         schema = {"allOf": [_PROBLEM, {"properties": {"code": {"enum": list(codes)}}}]}
         found[str(int(status))] = {"description": about, "content": {wire.PROBLEM_TYPE: {"schema": schema}}}
+    # The one route that answers with its own form, not a problem document, and another status than 200.
     if route.form.answer is HealthReport:
         found["503"] = {"description": "not well: `problems` says why", "content": content}
     return found

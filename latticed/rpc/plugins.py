@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHOWN_DENIALS = 10
+"""The newest denials of a plugin that `show` answers with."""
 NAME_BYTES = 255  # NAME_MAX of Linux file systems
 ROWS_AT_ONCE = 256
+"""Rows made between two turns of the event loop."""
 
 log = logs.get_logger()
 
@@ -77,6 +79,8 @@ class Forget(Body, frozen=True):
 
 
 class PathName(Body, frozen=True):
+    """`name`: that of a bundle's directory in the plugin directory, without a path."""
+
     name: str
 
 
@@ -137,9 +141,10 @@ async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes])
 
 
 async def decide(ask: Ask) -> dict[str, Any]:
-    """Install, activate or disable."""
+    """Install, activate or disable a plugin; with `dry_run`, show what it would become."""
     body = await ask.body(Decision)
     consent = _consent(body)
+    # Not in the table of routes: it depends on what the body consents to.
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
     decide, wanted = ask.api.lifecycle.decisions, Status(body.status)
@@ -150,7 +155,7 @@ async def decide(ask: Ask) -> dict[str, Any]:
 
 
 async def upgrade(ask: Ask) -> dict[str, Any]:
-    """Swap to the candidate."""
+    """Replace the accepted version of a plugin by its candidate; with `dry_run`, show what that would change."""
     body = await ask.body(Upgrade)
     consent = replace(_consent(body), publisher=body.accept_publisher)
     if consent.needs_host_scope:
@@ -163,14 +168,17 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
 
 
 async def restart(ask: Ask) -> dict[str, Any]:
-    """Stop, start, and close the breaker."""
+    """Stop an active plugin and start it again, and close its breaker."""
     await ask.body(Nothing)
     record = await ask.api.lifecycle.decisions.restart(ask.actor, ask.part("id"))
     return views.plugin(ask.api, record)
 
 
 async def forget(ask: Ask) -> Forgotten:
-    """Leave a tombstone, and the plugin's data unless it is to go too."""
+    """Forget a plugin that is not active: only its publisher and highest version stay on record.
+
+    Its data stays unless `purge` is set; the answer says how much.
+    """
     purge = (await ask.body(Forget)).purge
     record, left = await ask.api.lifecycle.decisions.forget(ask.actor, ask.part("id"), purge=purge)
     ask.api.outputs.forget(record.id)
@@ -179,7 +187,7 @@ async def forget(ask: Ask) -> Forgotten:
 
 
 async def show(ask: Ask) -> dict[str, Any]:
-    """One plugin with its verdict, grants and last denials; when asked, what it suffers from."""
+    """One plugin with its verdict, grants and last denials; with `explain=1` also what keeps it from working."""
     record = _record(ask)
     trouble = ask.api.lifecycle.presence(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
@@ -210,7 +218,7 @@ async def show(ask: Ask) -> dict[str, Any]:
 
 
 async def rejected(ask: Ask) -> web.StreamResponse:
-    """Every bundle on disk that may not run."""
+    """Every bundle on disk that may not run, with code and reason."""
     found = ask.api.lifecycle.rejected()
 
     def row(name: str) -> bytes:
@@ -225,18 +233,19 @@ async def rejected(ask: Ask) -> web.StreamResponse:
 async def verify(ask: Ask) -> dict[str, Any]:
     """Judge one bundle of the plugin directory now; nothing is stored."""
     name = (await ask.body(PathName)).name
+    # A single component, so that nothing outside the plugin directory is judged; the catalog ignores some names, too.
     if not name or "/" in name or "\0" in name or not may_be_bundle(name) or len(os.fsencode(name)) > NAME_BYTES:
         raise Problem("bad_request", f"name: expected the name of a bundle's directory, found {sanitise(name, 80)!r}")
     return views.verdict(name, await ask.api.catalog.judge(f"plugins/{name}"))
 
 
 async def grants(ask: Ask) -> dict[str, Any]:
-    """What a plugin declares and may use."""
+    """What a plugin declares, and what of it is granted."""
     return views.grants(ask.api, _record(ask))
 
 
 async def regrant(ask: Ask) -> dict[str, Any]:
-    """Grant and trim capabilities by name, set the accepted hosts."""
+    """Grant and withdraw capabilities and other consents by name, replace the accepted hosts and permits."""
     body = await ask.body(Grants)
     add, remove = _named(body.grant, upgrading=False), _named(body.trim, upgrading=False)
     wanted = Regrant(
@@ -256,6 +265,7 @@ async def regrant(ask: Ask) -> dict[str, Any]:
 
 
 def _consent(body: Decision | Upgrade) -> UpgradeConsent:
+    """The consents that a body names; Problem bad_request for one that is none."""
     named = _named((*body.accept, *(f"host={host}" for host in body.accept_hosts)))
     return UpgradeConsent(
         accept=frozenset(named.caps),
@@ -267,6 +277,7 @@ def _consent(body: Decision | Upgrade) -> UpgradeConsent:
 
 
 def _named(texts: tuple[str, ...], *, upgrading: bool = True) -> consents.Named:
+    """`texts` (capabilities and `kind=value`) by kind; Problem bad_request for one that is none."""
     try:
         return consents.parse(texts, upgrading=upgrading)
     except consents.BadConsent as bad:
@@ -274,6 +285,7 @@ def _named(texts: tuple[str, ...], *, upgrading: bool = True) -> consents.Named:
 
 
 def _record(ask: Ask) -> Record:
+    """The record of the plugin in the path; Problem not_found for an unknown or forgotten one."""
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
         raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Foresee(Body, frozen=True):
-    """`policy` is what a trust.json would say."""
+    """`policy` is the content of a trust.json."""
 
     policy: dict[str, Any]
 
@@ -30,6 +30,7 @@ async def foresee(ask: Ask) -> Foreseen:
         wanted = policies.decode(json.dumps(body.policy).encode("ascii"))
     except Problem as problem:
         raise Problem("bad_request", f"policy: {problem.reason}", problem.hint) from problem
+    # What the daemon has seen revoked stays so under any policy (contracts §4).
     policy = policies.with_revocations(wanted, api.policy.remembered)
     verify = api.lifecycle.deps.store.verify
     stops: list[Stop] = []
@@ -37,6 +38,7 @@ async def foresee(ask: Ask) -> Foreseen:
         facts = record.facts
         if not api.lifecycle.presence(record.id).available:  # stopped already
             continue
+        # On a thread: it reads the stored pair from disk.
         verdict = await asyncio.to_thread(
             verify, facts.identity, policy, host_version=api.version, sha256=facts.artifact_sha256
         )

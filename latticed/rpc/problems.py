@@ -38,7 +38,7 @@ OF_PLUGINS: Final = (
     "killed",
     "exited",
 )
-"""What a plugin did instead of replying."""
+"""Codes of what a plugin did instead of replying: 502, as a gateway answers for its upstream."""
 
 STATUS_OF: Final = {
     "bad_request": HTTPStatus.BAD_REQUEST,
@@ -83,19 +83,19 @@ STATUS_OF: Final = {
 
 
 def status_of(problem: Problem) -> HTTPStatus:
-    """The HTTP status that goes with a problem's code."""
+    """The HTTP status that goes with a problem's code; 500 for a code that is not in `STATUS_OF`."""
     return STATUS_OF.get(problem.code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def document(code: str, detail: str, hint: str, status: int) -> bytes:
-    """The body of one problem document."""
+    """The body of one problem document (RFC 9457), as JSON in ASCII."""
     title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
     view = wire.ProblemView(type="about:blank", title=title, status=status, code=code, detail=detail, hint=hint)
     return json.dumps(wire.encode(view)).encode("ascii")
 
 
 def response(problem: Problem) -> web.Response:
-    """A problem as the answer to a request."""
+    """A problem as the answer to a request: the status that goes with its code, and a problem document."""
     status = status_of(problem)
     body = document(problem.code, problem.reason, problem.hint, status)
     return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)

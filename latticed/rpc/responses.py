@@ -97,6 +97,8 @@ class Glance(TypedDict):
 
 
 class TrustedPublisher(TypedDict):
+    """A publisher with its keys (base64), the ids that it may claim, and the highest risk that its plugins may have."""
+
     publisher: str
     keys: list[str]
     ids: list[str]
@@ -104,6 +106,8 @@ class TrustedPublisher(TypedDict):
 
 
 class RevokedThings(TypedDict):
+    """Public keys (base64), artifact digests (hex) and plugins (`id@version`, `id@*`)."""
+
     keys: list[str]
     digests: list[str]
     plugins: list[str]
@@ -130,10 +134,14 @@ class Stop(TypedDict):
 
 
 class Foreseen(TypedDict):
+    """The active plugins that would stop."""
+
     stops: list[Stop]
 
 
 class Lifted(TypedDict):
+    """The revocation that was lifted."""
+
     kind: str
     value: str
     lifted: Literal[True]
@@ -182,7 +190,7 @@ class CallCount(TypedDict):
 
 
 class Refusal(TypedDict):
-    """What would refuse a decision now."""
+    """Why a decision would be refused now."""
 
     code: str
     detail: str
@@ -216,8 +224,8 @@ class LastEnd(TypedDict):
 class Causes(TypedDict):
     """What keeps a plugin from its next step, or from what it tries.
 
-    `refusal`: of being installed or activated, `upgrade`: of its candidate; `working`: calls among the last denials
-    that went well since; `ended`: by which failure it came to be started again.
+    `refusal`: why an install or activation would be refused now, `upgrade`: the same of an upgrade to its candidate;
+    `working`: calls among the last denials that were allowed since; `ended`: the failure before its last restart.
     """
 
     refusal: Refusal | None
@@ -240,7 +248,7 @@ class PluginReport(TypedDict):
 
 
 class DataLeft(TypedDict):
-    """How much there is under an id, or was before it was purged."""
+    """How much is stored under an id, or was before it was purged."""
 
     values: int
     files: int
@@ -277,6 +285,8 @@ class AuditPage(TypedDict):
 
 
 class ChainEnd(TypedDict):
+    """The last event of the chain."""
+
     seq: int
     hash: str
 
@@ -307,12 +317,16 @@ class KeyPage(TypedDict):
 
 
 class ValueSet(TypedDict):
+    """The value that was set, and its size in bytes."""
+
     bucket: str
     key: str
     bytes: int
 
 
 class ValueDeleted(TypedDict):
+    """The key that was deleted."""
+
     bucket: str
     key: str
     deleted: Literal[True]

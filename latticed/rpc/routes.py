@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 async def describe(ask: Ask) -> dict[str, Any]:
-    """This description of the API."""
+    """This description of the API, in OpenAPI 3.1."""
     from latticed.rpc import openapi  # imported when first asked for: it takes long
 
     return openapi.document(ROUTES, ask.api.version)

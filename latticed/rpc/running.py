@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.runners.output import Ring
 
 PAGE: Final = 1_000
+"""Most lines of one answer."""
 
 
 class Invoke(Body, frozen=True):
@@ -41,7 +42,7 @@ class LogStream(QueryParams, frozen=True):
 
 
 async def invoke(ask: Ask) -> Reply:
-    """Have an armed plugin carry out an action; on record before it is done."""
+    """Have an armed plugin carry out an action, and answer with its reply; recorded before it begins."""
     body = await ask.body(Invoke)
     plugin_id = known(ask)
     runtime = ask.api.supervisor.runtime(plugin_id)
@@ -61,7 +62,7 @@ async def invoke(ask: Ask) -> Reply:
 
 
 async def logs(ask: Ask) -> LogPage:
-    """What a plugin wrote on stderr and through log.write, the oldest first."""
+    """Lines that a plugin wrote to stderr and through log.write, oldest first."""
     wanted = ask.query(LogStream)
     ring = ask.api.outputs.ring(known(ask))
     after = wanted.after if wanted.after <= ring.seq else 0  # a number from a time before the clock was set back

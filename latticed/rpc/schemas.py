@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`answer` is the type that 200 carries as JSON, or the media type of anything else.
+    """What a route takes and answers.
 
-    `also` is another media type that it may come in, on request. `query` and `body` are what is taken (a body of
-    `bytes` as it is), `codes` the problems that may be answered besides those of every such route.
+    `answer` is the type that 200 carries as JSON, or the media type of anything else; `also` is another media type that
+    it may come in, on request. `query` and `body` are what is taken (a body of `bytes` as it is), `codes` the problems
+    that may be answered besides those of every such route (`openapi._problems`).
     """
 
     answer: Any
@@ -51,7 +52,10 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class ApiRoute:
-    """One route. Some consents in a body take the scope `host` besides `scope`: see `Consent.needs_host_scope`."""
+    """One route of the control API: method, path with `{parts}`, scope, handler and form.
+
+    Some consents in a body take the scope `host` besides `scope`: see `Consent.needs_host_scope`.
+    """
 
     method: str
     path: str

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def listing(ask: Ask) -> SecretList:
-    """Names, versions and bindings; never a value."""
+    """Names, versions and bindings of all secrets; never a value."""
     return {
         "secrets": [
             {
@@ -34,7 +34,7 @@ async def listing(ask: Ask) -> SecretList:
 
 
 async def put(ask: Ask) -> SecretSet:
-    """Set one; the body is its value, as UTF-8."""
+    """Set a secret; the body is its value, UTF-8 text."""
     data = await ask.raw()
     try:
         value = data.decode("utf-8")
@@ -51,27 +51,28 @@ class Deletion(QueryParams, frozen=True):
 
 
 async def delete(ask: Ask) -> SecretDeleted:
-    """Forget one, and its bindings if so said."""
+    """Delete a secret; one that is bound to plugins only with `unbind`, which removes the bindings too."""
     async with _recorded(ask, "secret.delete"):
         plugins = await ask.api.secrets.delete(ask.part("name"), unbind=ask.query(Deletion).unbind)
     return {"name": ask.part("name"), "plugins": list(plugins), "deleted": True}
 
 
 async def bind(ask: Ask) -> SecretBound:
-    """Let a plugin have it used."""
+    """Bind a secret to a plugin, whose host calls may then refer to it."""
     async with _recorded(ask, "secret.bind"):
         await ask.api.secrets.bind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": True}
 
 
 async def unbind(ask: Ask) -> SecretBound:
-    """Take that back."""
+    """Remove the binding of a secret to a plugin."""
     async with _recorded(ask, "secret.unbind"):
         await ask.api.secrets.unbind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": False}
 
 
 def _recorded(ask: Ask, action: str) -> AbstractAsyncContextManager[None]:
+    """`Ask.recorded` for an action on the secret in the path; the event never has its value."""
     plugin = ask.request.match_info.get("id")
     detail: dict[str, str | int | bool] = {"plugin": plugin} if plugin else {}
     told = Event(actor=str(ask.actor), action=action, target=ask.part("name"), decision="allow", detail=detail)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.rpc.control_socket import RuntimeDirectory
 
 DRAIN_S: Final = 5.0
+"""How long answers under way may take once the daemon stops."""
 
 log = logs.get_logger()
 
@@ -31,7 +32,9 @@ log = logs.get_logger()
 class Server:
     """Serves the API. An async context manager: leaving it lets answers under way finish, for `DRAIN_S` at most.
 
-    The caller holds `directory`, the one of `path`.
+    The caller holds the lock of `directory`, in which `path` lies. `gid`: the socket file's group, -1 for the daemon's
+    own. `inherited`: a socket from the service manager, used instead of making one. Entering raises Problem
+    socket_unusable.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Server:
             self._listener.close()
 
     async def _tell_group(self) -> None:
+        """Warn when an inherited socket has another group than the settings say: the daemon does not change it."""
         if (found := await asyncio.to_thread(self._socket.foreign_group)) is not None:
             hint = "set SocketGroup= in the socket's unit, or [access] socket_group to what it says there"
             log.warning("socket_group_differs", expected=found[0], found=found[1], hint=hint)

@@ -17,16 +17,20 @@ class SecretRow(TypedDict):
 
 
 class SecretList(TypedDict):
+    """All secrets."""
+
     secrets: list[SecretRow]
 
 
 class SecretSet(TypedDict):
+    """The secret that was set, and its version from now on."""
+
     name: str
     version: int
 
 
 class SecretDeleted(TypedDict):
-    """`plugins`: those that had it bound."""
+    """The secret that was deleted; `plugins`: those that it was bound to."""
 
     name: str
     plugins: list[str]
@@ -34,6 +38,8 @@ class SecretDeleted(TypedDict):
 
 
 class SecretBound(TypedDict):
+    """Whether the secret is bound to the plugin now."""
+
     name: str
     plugin: str
     bound: bool
@@ -66,11 +72,15 @@ class NotificationPage(TypedDict):
 
 
 class NotificationReopened(TypedDict):
+    """The notification that was queued again."""
+
     id: str
     queued: Literal[True]
 
 
 class NotificationsPruned(TypedDict):
+    """How many were removed."""
+
     removed: int
 
 
@@ -84,6 +94,8 @@ class UsedCall(TypedDict):
 
 
 class ReachedHost(TypedDict):
+    """A host (host:port) that the plugin has connected to, and when last."""
+
     host: str
     last_at: str
 

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 
 class Lift(Body, frozen=True):
+    """`kind` is keys, digests or plugins, `value` as the trust policy writes it."""
+
     kind: str
     value: str
 
 
 async def health(ask: Ask) -> web.Response:
-    """200 or 503. Whoever may read learns why; anybody else the status only."""
+    """200 when all is well, 503 when not. A caller without the scope `read` gets the status only."""
     found = troubles(ask.api)
     answer: HealthReport = {"status": "degraded" if found else "ok"}
+    # The route itself takes no scope.
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
         answer["not_running"] = await counts.not_running(ask.api)
@@ -43,6 +46,7 @@ async def health(ask: Ask) -> web.Response:
 
 
 def _sandbox(api: Api) -> SandboxReport:
+    """The sandbox as probed at the daemon's start."""
     provided = api.spawner.probed.provided
     return {
         "level": provided.level.token,
@@ -88,12 +92,13 @@ def notes(api: Api) -> list[Trouble]:
 
 
 def _well(api: Api, record: Record) -> bool:
+    """Whether a critical plugin runs and reports itself healthy."""
     runtime = api.supervisor.runtime(record.id)
     return runtime.state is RuntimeState.ARMED and runtime.health is Health.HEALTHY
 
 
 async def status(ask: Ask) -> Glance:
-    """The daemon at a glance."""
+    """Version, problems, counts of plugins, and the newest events of both audit chains."""
     api = ask.api
     counted = await counts.count_plugins(api)
     ends = {name: api.ledger.read(lambda db, name=name: _end(db, name)) for name in chain.NAMES}  # type: ignore[misc]
@@ -121,7 +126,10 @@ def _end(db: Connection, name: chain.Name) -> AuditHead:
 
 
 async def trust(ask: Ask) -> Trust:
-    """Whom the daemon trusts right now, and what it has seen revoked: once what that refuses is stopped."""
+    """The trust policy in force, and all that was ever seen revoked.
+
+    Answered once everything that this policy refuses has been stopped.
+    """
     # `latticectl trust` takes this answer for the sign that its edit has effect (ctl/policy_wait.py).
     await ask.api.lifecycle.pairs.in_effect()
     policy, problem = ask.api.policy.current, ask.api.policy.problem
@@ -148,9 +156,10 @@ async def trust(ask: Ask) -> Trust:
 
 
 async def lift(ask: Ask) -> Lifted:
-    """Lift one remembered revocation, by explicit word."""
+    """Lift one remembered revocation, which the trust policy must not have any more."""
     body = await ask.body(Lift)
     await ask.api.revocations.lift(ask.actor, body.kind, body.value)
     await ask.api.lifecycle.policy_changed()
+    # Answered only then, so that what was refused for this revocation can be activated at once.
     await ask.api.lifecycle.pairs.judged()
     return {"kind": body.kind, "value": body.value, "lifted": True}

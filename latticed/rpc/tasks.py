@@ -37,7 +37,10 @@ class Approval(Body, frozen=True):
 
 
 class TaskRow(TypedDict):
-    """`exit_code` or `signal`, once it ran to an end; `code` and `reason` say why it is not done."""
+    """A script that a plugin submitted, and how it ended.
+
+    `exit_code` or `signal`, once it ran to an end; `code` and `reason` say why it did not succeed.
+    """
 
     seq: int
     id: str
@@ -79,11 +82,13 @@ class TaskPage(TypedDict):
 
 
 class TasksCancelled(TypedDict):
+    """How many were cancelled."""
+
     cancelled: int
 
 
 async def listing(ask: Ask) -> TaskPage:
-    """Newest first."""
+    """Tasks by state and plugin, newest first, without script and output."""
     wanted = ask.query(Sought)
     found = await _tasks(ask).page(
         states=(wanted.state,) if wanted.state else (),
@@ -98,26 +103,26 @@ async def listing(ask: Ask) -> TaskPage:
 
 
 async def show(ask: Ask) -> TaskWhole:
-    """One, with its script and what it wrote."""
+    """One task, with its script and what it wrote."""
     return cast("TaskWhole", host.full(_tasks(ask).get(ask.part("task"))))
 
 
 async def approve(ask: Ask) -> TaskRow:
-    """Let one run, once; the queue puts it on record, and what it refuses too."""
+    """Approve a task by the digest of its script; it then runs once."""
     body = await ask.body(Approval)
     task = await _tasks(ask).approve(ask.part("task"), sha256=body.sha256, by=str(ask.actor))
     return cast("TaskRow", host.summary(task))
 
 
 async def cancel(ask: Ask) -> TaskRow:
-    """Have one not run, or end."""
+    """Cancel a task that has not ended; all processes of a running one are killed."""
     await ask.body(Nothing)
     task = await _tasks(ask).cancel(ask.part("task"), by=str(ask.actor))
     return cast("TaskRow", host.summary(task))
 
 
 async def cancel_all(ask: Ask) -> TasksCancelled:
-    """The kill switch."""
+    """Cancel every task that has not ended, of all plugins."""
     await ask.body(Nothing)
     return {"cancelled": await _tasks(ask).cancel_all(by=str(ask.actor))}
 

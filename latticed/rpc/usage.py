@@ -28,9 +28,9 @@ class Lookback(QueryParams, frozen=True):
 
 
 async def usage(ask: Ask) -> UsageReport:
-    """Host calls made and refused, hosts reached, granted capabilities and hosts that were never used.
+    """Host calls that a plugin made, hosts that it reached, and granted capabilities and hosts that it did not use.
 
-    Nothing counts as never used before the plugin was watched for as long as the query looks back.
+    Nothing is reported as unused before the plugin was watched for as long as the query looks back.
     """
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
@@ -39,6 +39,7 @@ async def usage(ask: Ask) -> UsageReport:
     actor = str(Actor(kind="plugin", name=record.id))
     made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)
     watched = await contacts.watched_since(ask.api.ledger.read_slow, record.id)
+    # A plugin that is not active makes no calls, which says nothing about its grants.
     enough = bool(watched) and watched <= rfc3339(since_us) and record.status is Status.ACTIVE
     reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
     used = {hostcall.CAPABILITY_OF[one.call] for one in made if one.allowed and one.call in hostcall.CAPABILITY_OF}

@@ -28,7 +28,7 @@ ROWS_KEPT: Final = 1_024
 
 
 def plugin(api: Api, record: Record) -> dict[str, Any]:
-    """One row of the lifecycle list."""
+    """One row of the lifecycle list, as `wire.PluginView` in JSON values."""
     facts, seen = record.facts, api.lifecycle.presence(record.id)
     view = wire.PluginView(
         id=record.id,
@@ -57,7 +57,10 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
 
 
 def plugin_row(api: Api, record: Record) -> bytes:
-    """`plugin` as JSON bytes, cached until the record, presence or runtime changes (P7); ROWS_KEPT rows at most."""
+    """`plugin` as JSON bytes, cached until the record, presence or runtime changes; ROWS_KEPT rows at most.
+
+    What a listing costs: `docs/performance.md`, P7.
+    """
     source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id)
     known = api.shown.get(record.id)
     if known is None or known.source != source:
@@ -109,7 +112,7 @@ def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
 
 
 def grants(api: Api, record: Record) -> dict[str, Any]:
-    """A plugin's declared and granted capabilities and accepted terms, as `GrantsView`."""
+    """A plugin's declared and granted capabilities and accepted terms, as `responses.GrantsView`."""
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -167,6 +170,7 @@ def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
 
 
 def _candidate(record: Record, seen: Presence, usual: Usual) -> wire.CandidateView | None:
+    """The bundle that an upgrade would take, with what it adds and drops; None when there is none."""
     found = seen.candidate(record)
     if found is None:
         return None
@@ -183,4 +187,5 @@ def _candidate(record: Record, seen: Presence, usual: Usual) -> wire.CandidateVi
 
 
 def _time(wall_us: int) -> str | None:
+    """RFC 3339 of microseconds since the epoch; None for 0, which is never."""
     return rfc3339(wall_us) if wall_us else None
