@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
 
 CursorInBoth = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
+"""A cursor over both chains, as `chain.Position` writes it: `decisions.calls`, the last seq of each."""
 
 
 class AuditQuery(Params, frozen=True):
-    """`after`: a cursor over both chains, or a seq of the decision chain, which alone is answered then."""
+    """Parameters of audit.query. `after`: `next` of the answer before: a cursor over both chains, or a seq of the
+    decision chain, which alone is answered then; absent: from the beginning of both. `action`, `decision`: only such
+    events.
+    """
 
     after: Whole | CursorInBoth | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
@@ -30,18 +34,21 @@ class AuditQuery(Params, frozen=True):
 
 
 class AuditCalls:
-    """The service."""
+    """The host call `audit.query`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def calls(self) -> tuple[Served, ...]:
+        """The call with its parameters and handler, for `host.call.table`."""
         return (Served(method="audit.query", params=AuditQuery, serve=self._query),)
 
     async def _query(self, caller: Caller, asked: AuditQuery) -> dict[str, Any]:
+        """Events of the caller, oldest first, and `next`: the cursor of the following page, or null."""
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
         decisions_only = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
+        # Events up to here belong to an earlier publisher of this id.
         horizon = self._ledger.read(lambda db: audit_horizon.of(db, caller.plugin_id))
         events = await rows.query_in_parts(
             self._ledger.read_for_plugin,
@@ -53,6 +60,7 @@ class AuditCalls:
             decision=asked.decision,
         )
         for event in events:
+            # The command that would grant what was denied is advice for operators, not for the plugin.
             event["detail"].pop(FIX, None)
         end = start.past(events)
         more = (end.decisions if decisions_only else str(end)) if len(events) == asked.limit else None

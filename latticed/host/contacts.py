@@ -1,4 +1,4 @@
-"""Records which hosts plugins connect to, for operators who decide what to grant."""
+"""Records which hosts plugins connect to, so that operators see what to grant. Best effort: no call fails for it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 REPEAT_S: Final = 60.0
 """Seconds before the same host of the same plugin is recorded again."""
 MAX_REMEMBERED: Final = 10_000
+"""Bounds memory: a plugin may contact any number of hosts. Beyond it all are forgotten, which only has them recorded
+again early.
+"""
 
 log = logs.get_logger()
 
 
 class Contacts:
-    """`note` does not delay the call: a task writes the row; if that fails, the next contact after REPEAT_S does."""
+    """Notes contacts; `note` does not delay the call: a task writes the row. If that fails, it is logged, and the next
+    contact after REPEAT_S writes it.
+    """
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
@@ -31,7 +36,9 @@ class Contacts:
         self._noted: dict[tuple[str, str], float] = {}
 
     def note(self, caller: Caller, host: str) -> None:
-        """Record that `caller` is about to connect to `host` (`host:port`)."""
+        """Record that `caller` is about to connect to `host` (`host:port`). Returns at once; of equal calls, one per
+        REPEAT_S is written.
+        """
         key, now_s = (caller.plugin_id, host), self._clock.monotonic_s()
         if now_s - self._noted.get(key, -REPEAT_S) < REPEAT_S:
             return
@@ -44,4 +51,5 @@ class Contacts:
 
 
 async def _done(work: Awaitable[Any]) -> None:
+    """A coroutine of any awaitable, as `fenced` needs one."""
     await work

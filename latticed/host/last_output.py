@@ -7,13 +7,17 @@ from typing import Final
 
 from latticed.kit import text
 
-# Reading costs time of the event loop that all plugins share; a pipe that is not read blocks its writer (pipe(7)).
+# The lasting rate, and what may come at once. Reading costs time of the event loop that all plugins share; a pipe that
+# is not read blocks its writer (pipe(7)).
 RATE_BYTES_PER_S: Final = 1 << 20
 BURST_BYTES: Final = 4 << 20
 
 
 class LastOutput(asyncio.Protocol):
-    """Keeps the newest `most` bytes; `total` counts all. Beyond RATE_BYTES_PER_S reading pauses, so writers block."""
+    """The protocol of a pipe's reading end that keeps the newest `most` bytes; `total` counts all.
+
+    Beyond RATE_BYTES_PER_S reading pauses, so that writers block. Use one for each stream of each start.
+    """
 
     def __init__(self, most: int) -> None:
         self.total = 0
@@ -26,12 +30,12 @@ class LastOutput(asyncio.Protocol):
 
     @property
     def truncated(self) -> bool:
-        """Whether the beginning is missing."""
+        """Whether the beginning is missing from `shown`."""
         # Escaping makes text longer than its bytes, so `shown` may cut what `data` still has.
         return self.total > self._most or len(shown(self.data())) > self._most
 
     def data(self) -> bytes:
-        """What is kept, oldest first."""
+        """What is kept, at most `most` bytes, oldest first."""
         return bytes(self._kept[-self._most :])
 
     def shown(self) -> str:
@@ -40,11 +44,13 @@ class LastOutput(asyncio.Protocol):
         return shown(self.data())[-self._most :]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop, as the next two (asyncio.Protocol)."""
         assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.total += len(data)
+        # At most twice `most` in memory, and never more of one read than is kept.
         self._kept += data[-self._most :]
         if len(self._kept) >= 2 * self._most:  # not at each write: deleting at the front copies the rest
             del self._kept[: -self._most]
@@ -58,8 +64,12 @@ class LastOutput(asyncio.Protocol):
             self._later.cancel()
 
     def _slow_down(self, size: int) -> None:
+        """Pause reading once the allowance is used up, for as long as it takes to be refilled (a token bucket in
+        bytes).
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
+        # May become negative: what was read cannot be given back, and the pause makes up for it.
         self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
         self._seen_s = now
         if self._allowance < 0 and self._transport is not None and not self._transport.is_closing():
@@ -67,6 +77,7 @@ class LastOutput(asyncio.Protocol):
             self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
 
     def _go_on(self) -> None:
+        """Read again; nothing if the pipe was closed meanwhile."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -79,7 +90,9 @@ def shown(data: bytes) -> str:
 
 
 def last_words(data: bytes, limit: int = 200) -> str:
-    """The last line that is not blank, to be appended to a message; empty when there is none."""
+    """The last line that is not blank, as "; it said last: …" to be appended to a message; empty when there is none.
+    Escaped, at most `limit` characters of it.
+    """
     lines = [line.strip() for line in data.decode("utf-8", "backslashreplace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
     return f"; it said last: {text.sanitise(last, limit)}" if last else ""

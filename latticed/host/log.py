@@ -11,6 +11,7 @@ from latticed.kit import text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Longer texts are cut, with a mark, and further fields dropped: a line of the log is bounded, whatever a plugin sends.
 MAX_MESSAGE_CHARACTERS: Final = 8_192
 MAX_FIELDS: Final = 32
 MAX_FIELD_CHARACTERS: Final = 512
@@ -20,21 +21,25 @@ ALIASES: Final = MappingProxyType({"warn": "warning"})
 
 
 class LogWrite(Params, frozen=True):
+    """Parameters of log.write. `fields`: further values of the record, which become text."""
+
     message: str
     level: str = "info"
     fields: dict[str, Any] = {}
 
 
 class LogCalls:
-    """The service; `emit(level, plugin_id, message, fields)` writes one record of escaped, capped text."""
+    """The host call `log.write`; `emit(level, plugin_id, message, fields)` writes one record of escaped, cut text."""
 
     def __init__(self, emit: Callable[[str, str, str, dict[str, str]], None]) -> None:
         self._emit = emit
 
     def calls(self) -> tuple[Served, ...]:
+        """The call with its parameters and handler, for `host.call.table`."""
         return (Served(method="log.write", params=LogWrite, serve=self._write),)
 
     async def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
+        """Write one record in the plugin's name. Nothing is refused for its level or length: it is a log."""
         given = asked.level.lower()
         level = ALIASES.get(given, given if given in LEVELS else "info")
         fields = {

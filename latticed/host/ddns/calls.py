@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 
 
 class DdnsDelete(Params, frozen=True):
-    """`type` absent: both."""
+    """Parameters of ddns.delete. `type` absent: both, A and AAAA."""
 
     name: str
     type: specs.Type | None = None
 
 
 class DdnsStatusQuery(Params, frozen=True):
-    """`name` and `type` narrow it down; both empty: all of the caller's."""
+    """Parameters of ddns.status. `name` and `type` narrow it down; both absent: all records of the caller."""
 
     name: str = ""
     type: specs.Type | None = None
 
 
 class DdnsCalls:
-    """`secrets_of` gives a plugin's secrets, to see that the one that is named is bound."""
+    """The host calls `ddns.put`, `ddns.delete` and `ddns.status`.
+
+    `secrets_of(plugin_id)` gives a plugin's secrets, to check that the one that is named is bound to it.
+    """
 
     def __init__(self, records: DdnsKeeper, *, settings: Settings, secrets_of: Callable[[str], PluginSecrets]) -> None:
         self._records = records
@@ -42,6 +45,7 @@ class DdnsCalls:
         self._secrets_of = secrets_of
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="ddns.put", params=specs.DdnsPut, serve=self._put),
             Served(method="ddns.delete", params=DdnsDelete, serve=self._delete),
@@ -49,18 +53,23 @@ class DdnsCalls:
         )
 
     async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
+        """Keep the record up to date from now on; `state` is that before the provider was asked."""
         spec = specs.checked(asked, private=self.settings.private)
+        # Only checked: the value is read anew for each try, so that a rotated secret is used at once. Without this, a
+        # typing error would show only in the status of a later try.
         self._secrets_of(caller.plugin_id).expand(spec.secret)
         made = await self._records.put(caller.plugin_id, spec, retry=asked.retry)
         return {"ok": True, "name": made.name, "type": spec.type, "state": made.status.state}
 
     async def _delete(self, caller: Caller, asked: DdnsDelete) -> dict[str, Any]:
+        """`ok`: whether there was any. The record at the provider stays as it is."""
         name = specs.record_name(asked.name)
         kinds = ("A", "AAAA") if asked.type is None else (asked.type,)
         existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
         return {"ok": any(existed)}
 
     async def _status(self, caller: Caller, asked: DdnsStatusQuery) -> dict[str, Any]:
+        """The caller's records, by name and type, each as `KeptRecord.view`."""
         name = specs.record_name(asked.name) if asked.name else ""
         found = [
             one.view()

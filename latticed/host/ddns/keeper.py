@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 TOTAL_TRIES: Final = 8
 PLUGIN_TRIES: Final = 4
-"""Concurrent tries: of all plugins, of one."""
+"""Concurrent tries: of all plugins, of one. A try may take `providers.TRY_S`."""
 SPREAD_S: Final = 30.0
-"""Seconds over which the first rechecks of all records are spread after a start."""
+"""Seconds over which the first rechecks of all records are spread after a start, so that providers do not get all tries
+at once.
+"""
 TRIES: Final = Rate(burst=32, per_second=0.1)
 """The rate limit of tries per plugin: putting and deleting records does not evade it."""
 
@@ -48,7 +50,8 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     """An async context manager: entered, every record is kept up to date; left, no try runs.
 
     `rights(plugin_id)`: where a plugin may connect to, None while it may not act (not active, capability not granted):
-    then its records are not tried. `addresses_of(interface)`: the current addresses of an interface.
+    then its records are not tried. `addresses_of(interface)`: the current addresses of an interface. `roll` gives a
+    random number in [0, 1).
     """
 
     def __init__(
@@ -82,17 +85,23 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         self._paused: dict[tuple[str, str], int] = {}  # (plugin, provider): end of its Retry-After, wall clock in µs
 
     async def __aenter__(self) -> Self:
+        # Off the event loop: there may be thousands of rows.
         for row in await self._ledger.read_slow(rows.load_all):
             if (spec := self._decoded(row, specs.decode)) is not None:
                 self._keep(record.of_row(row, spec), first_s=self._roll() * SPREAD_S)
         return self
 
     async def put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool = False) -> KeptRecord:
-        """Keep `spec` up to date from now on. Problems: quota_exceeded, bad_params, ledger_unavailable."""
+        """Keep `spec` up to date from now on; the record, once that is on disk. The provider is asked afterwards.
+
+        Putting an equal spec changes nothing, unless `retry`: then a denied or waiting record is tried at once.
+        Problems: quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable; a record that
+        was there before then stays in force.
+        """
         return await self._change(plugin_id, lambda: self._put(plugin_id, spec, retry=retry))
 
     async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
-        """Try records of this name (and type) again now, unless they are published; Problem not_found."""
+        """Try records of this name (and type) again now, unless they are published; those tried. Problem not_found."""
         found = [one for one in self.of(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
@@ -125,29 +134,39 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         return after
 
     def _keep(self, one: KeptRecord, *, first_s: float) -> None:
+        """Hold a record in memory, and have its first recheck due in `first_s` seconds."""
         self._kept[one.plugin_id, one.spec.name, one.spec.type] = one
         self._schedule(one, first_s)
 
     # Rechecks.
 
     def _due(self, one: KeptRecord) -> None:
-        """Find the address to publish; queue a try if one is due, else schedule the next recheck."""
+        """Find the address to publish; queue a try if one is due, else schedule the next recheck.
+
+        Exactly one of both happens for a record that is not gone: otherwise it would never be looked at again.
+        """
         if one.gone or one.busy:
             return
         settings, now_us = self.settings, self._clock.wall_us()
+        # Even for a plugin that may not act, since `ddns.status` shows the address.
         one.wanted, one.try_at = self._wanted(one, settings), None
         if one.wanted and not self.resting(one.plugin_id):
             at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(settings))
             if at is not None:
                 paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
+                # A pause of the provider applies to all records of the plugin there: they share the token. Cut to a
+                # day, in case the wall clock was set back since it was noted.
                 one.try_at = max(at, min(paused, now_us + rules.LONGEST_US))
         if one.try_at is not None and one.try_at <= now_us:
+            # 0, and a token is taken; or the seconds until there is one.
             wait_s = self._buckets.take(one.plugin_id, TRIES, self._clock.monotonic_s())
             if not wait_s:
                 self._enqueue(one)
                 return
             one.try_at = now_us + round(wait_s * rules.SECOND_US)
         again_s = settings.poll_s
+        # At the latest at the next try. More often than that, because addresses of interfaces are not announced (no
+        # netlink), but polled.
         if one.try_at is not None:
             again_s = min(again_s, (one.try_at - now_us) / rules.SECOND_US)
         self._schedule(one, again_s)
@@ -156,9 +175,12 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         self._due(one)
 
     def _wanted(self, one: KeptRecord, settings: DdnsSettings) -> str:
-        """The address to publish now; empty when there is none, or none that the settings still allow."""
+        """The address to publish now, as text; empty when there is none, or none that the settings still allow. Notes
+        since when the interface has it.
+        """
         spec, published = one.spec, one.status.published
         if spec.address:
+            # Judged again, although `put` did: the operator may have revoked `ddns.private` since.
             return source.chosen(specs.addresses_in(spec), spec.type, published="", private=settings.private)
         found = source.chosen(
             self._addresses_of(spec.interface), spec.type, published=published, private=settings.private
@@ -171,6 +193,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     # Tries.
 
     async def _run(self, one: KeptRecord, rights: EgressRights) -> None:
+        """Make one try, and store its outcome."""
         await self._begin(one)
         await self._record(one, await self._providers.publish(one.plugin_id, one.spec, one.wanted, rights))
 
@@ -182,7 +205,11 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
                 await self._ledger.write(lambda tx: rows.keep(tx, one.key, one.status))
 
     async def _record(self, one: KeptRecord, outcome: Published | UpdateFailed) -> None:
-        """Store the outcome of a try; in memory only if the ledger cannot be written."""
+        """Store the outcome of a try: status, and audit event if it is a new one, in one transaction.
+
+        If the ledger cannot be written, the status is kept in memory only, so that backoff and pauses hold at least
+        until the daemon ends; this is logged.
+        """
         before, now_us = one.status, self._clock.wall_us()
         policy = policy_of(self.settings)
         after = rules.after(before, outcome, now_us=now_us, policy=policy, roll=self._roll())
@@ -202,5 +229,6 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
 
 
 def policy_of(settings: DdnsSettings) -> rules.RetryPolicy:
+    """The retry policy that the settings give."""
     backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
     return rules.RetryPolicy(min_change_s=settings.min_change_s, verify_s=settings.verify_s, backoff=backoff)

@@ -1,4 +1,4 @@
-"""The outcome of one try at a provider."""
+"""What is to be published, and the outcome of one try at a provider: `Published` or `UpdateFailed`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from latticed.model.errors import Fault, FaultError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateJob:
-    """What to publish: the record of this name and type gets this single address. `ttl` in seconds."""
+    """What to publish: the record of this name and type (`A`, `AAAA`) gets this single address. `ttl` in seconds,
+    `spec.AUTOMATIC` for the provider's own choice; `zone` empty: to be found.
+    """
 
     name: str
     type: str
@@ -20,7 +22,7 @@ class UpdateJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The provider has confirmed the address; `changed` when it had another one, or none, before."""
+    """The provider has confirmed the address; `changed` when it had another address or TTL, or none, before."""
 
     address: str
     changed: bool
@@ -28,9 +30,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFailed(Fault):
-    """The address is not known to be published. `lasting`: the provider refused it, and a retry would not help.
+    """The address is not known to be published; `code` and `reason` are shown by `ddns.status`.
 
-    `retry_after_s`: the provider's Retry-After, 0 without one.
+    `lasting`: the provider refused it, and a retry would not help. `retry_after_s`: the provider's Retry-After, 0
+    without one.
     """
 
     lasting: bool = False
@@ -38,7 +41,7 @@ class UpdateFailed(Fault):
 
 
 class ProviderRefused(FaultError):
-    """Ends a try; `fault` is its outcome."""
+    """Raised within a try to end it; `fault` is its outcome. `Providers.publish` turns it into that value."""
 
     fault: UpdateFailed
 
@@ -47,10 +50,10 @@ class ProviderRefused(FaultError):
 
 
 def denied(code: str, reason: str) -> ProviderRefused:
-    """The provider refused it: it is not tried again."""
+    """The exception for what the provider refused: it is not tried again until the record is changed."""
     return ProviderRefused(UpdateFailed(code, reason, lasting=True))
 
 
 def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> ProviderRefused:
-    """It is tried again later."""
+    """The exception for what may work later: it is tried again, after `retry_after_s` at the earliest."""
     return ProviderRefused(UpdateFailed(code, reason, retry_after_s=retry_after_s))

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from latticed.model.egress import EgressRights
 
 TRY_S: Final = 30.0
+"""Seconds for a whole try, with all its requests: few tries run at a time, so one that hangs must end."""
 REASON_CHARACTERS: Final = 300
+"""Reasons contain text of the provider; they are stored and shown."""
 
 log = logs.get_logger()
 
 
 class Providers:
-    """All providers. `secrets_of(plugin_id)`: its secrets, for one try."""
+    """All providers. `secrets_of(plugin_id)`: its secrets as they are now, for one try."""
 
     def __init__(
         self, *, cloudflare: CloudflareProvider, rfc2136: Rfc2136Provider, secrets_of: Callable[[str], PluginSecrets]
@@ -39,7 +41,10 @@ class Providers:
     async def publish(
         self, plugin_id: str, spec: DdnsSpec, address: str, rights: EgressRights
     ) -> Published | UpdateFailed:
-        """The outcome, within TRY_S; never raises, and no reason contains a secret."""
+        """The outcome of one try, within TRY_S. Raises nothing but CancelledError, and no reason contains a secret.
+
+        `rights` count for rfc2136 only: Cloudflare's API is reached under rights of its own.
+        """
         secrets = self._secrets_of(plugin_id)
         try:
             async with asyncio.timeout(TRY_S):
@@ -53,10 +58,12 @@ class Providers:
         except Exception:
             log.error("ddns_try_failed", plugin_id=plugin_id, provider=spec.provider, exc_info=True)
             found = UpdateFailed("internal", "the try failed, see the daemon's log")
+        # Redacted before it is cut and escaped: half a secret, or an escaped one, would not be recognised.
         reason = text.sanitise(secrets.redact(found.reason), REASON_CHARACTERS)
         return replace(found, reason=reason)
 
     async def _publish(self, spec: DdnsSpec, address: str, secrets: PluginSecrets, rights: EgressRights) -> Published:
+        """As `publish`, with exceptions: ProviderRefused, HostError (a secret that is not bound, the egress guard)."""
         job = UpdateJob(name=spec.name, type=spec.type, address=address, ttl=spec.ttl, zone=spec.zone)
         secret = secrets.expand(spec.secret)
         match spec.provider:

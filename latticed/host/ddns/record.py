@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class KeptRecord(ScheduledItem):
-    """One DNS record. `wanted`: the address to publish, empty while there is none; `try_at`: when the next try is due,
-    wall clock in µs, None when none is.
+    """One DNS record. `status` is that of its row; `wanted`: the address to publish, empty while there is none; `seen`:
+    what its interface has, and since when; `try_at`: when the next try is due, wall clock in µs, None when none is.
     """
 
     spec: DdnsSpec
@@ -31,10 +31,13 @@ class KeptRecord(ScheduledItem):
 
     @property
     def slow(self) -> bool:
+        """Whether its next try may take long, as the last one failed."""
         return self.status.failures > 0
 
     def view(self) -> dict[str, Any]:
-        """As `ddns.status` shows it."""
+        """One record as `ddns.status` shows it, as JSON: times in RFC 3339, null where there is none. `last_error`
+        stays after a success.
+        """
         spec, status = self.spec, self.status
         error = None
         if status.failed_at:
@@ -59,13 +62,18 @@ class KeptRecord(ScheduledItem):
 
 
 def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
+    """A record from its row; `spec` is that of the row, decoded."""
     return KeptRecord(
         key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, status=row.standing, wanted=spec.address
     )
 
 
 def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | UpdateFailed) -> Event | None:
-    """The event of a try that changed the address, or failed in a new way, else None; `before`: the old status."""
+    """The event `ddns.update` of a try that changed the address, or failed in a new way, else None.
+
+    `before`: the status before the try. A retry that fails with the same code gives none: retries go on for as long as
+    the provider is down. Denials always do, as they are not retried.
+    """
     detail: dict[str, str | int | bool] = {
         "type": one.spec.type,
         "provider": one.spec.provider,
@@ -92,4 +100,5 @@ def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | Update
 
 
 def _time(wall_us: int) -> str | None:
+    """RFC 3339, or None for 0 (never)."""
     return clock.rfc3339(wall_us) if wall_us else None

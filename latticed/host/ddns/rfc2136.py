@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     from latticed.host.egress.guard import Guard
     from latticed.model.egress import EgressRights
 
+# NXDOMAIN: the name does not exist yet, and the answer has the zone's SOA all the same.
 _FINE: Final = frozenset({"NOERROR", "NXDOMAIN"})
 
 
 class Rfc2136Provider:
-    """Any server that the plugin may connect to (scheme `dns`)."""
+    """Publishes records by dynamic updates, at any server that the plugin may connect to (scheme `dns`, TCP only)."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
     async def publish(self, job: UpdateJob, spec: DdnsSpec, secret: str, rights: EgressRights) -> Published:
-        """Publish `job`. ProviderRefused, or HostError from the egress guard."""
+        """Publish `job` at `spec.server`, signed with the TSIG key `spec.key`; `secret` is its value in base64.
+
+        ProviderRefused, or HostError from the egress guard; then it is not known to be published.
+        """
         signer = dns_exchange.key(spec.key, secret, spec.algorithm)
         host, port = specs.host_and_port(spec.server)
         reader, writer = await self._guard.connect(host, port, rights, scheme="dns")
@@ -43,11 +47,13 @@ class Rfc2136Provider:
 
 
 async def _publish(server: Exchange, job: UpdateJob) -> Published:
+    """Publish over an open connection: read, compare, update, read back."""
     import dns.rcode
 
     found, zone = await _read(server, job)
     if _is_equal(found, job):
         return Published(address=job.address, changed=False)
+    # Several addresses may be there on purpose (round robin); an update would replace them all.
     if found is not None and len(found) > 1:
         raise outcome.denied(
             "several_records",
@@ -59,6 +65,7 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
     ):  # what was read came from a wildcard, or has been deleted since
         answer = await server.ask(_update(job, zone, None))
     dns_exchange.check(answer, fine=frozenset({"NOERROR"}), about=f"the update of {job.name}")
+    # NOERROR also answers an update that the server ignored, such as one of a CNAME's name (RFC 2136, section 3.4.2.2).
     written, _ = await _read(server, job)
     if not _is_equal(written, job):
         raise outcome.transient("not_written", "the server took the update, and the record is not as it was sent")
@@ -66,8 +73,10 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
 
 
 def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
-    """Replace what was found, on condition that it is still there (RFC 2136, section 2.4): a change that somebody else
-    made meanwhile is not overwritten.
+    """The message that replaces what was found (None: nothing) by the job's address and TTL.
+
+    It holds on condition that what was found is still there (RFC 2136, section 2.4): a change that somebody else made
+    meanwhile is not overwritten, and the server answers NXRRSET or YXRRSET.
     """
     import dns.name
     import dns.rdatatype
@@ -84,7 +93,10 @@ def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) 
 
 
 async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | None, dns.name.Name]:
-    """What the server has under that name and type, and the zone that it lies in."""
+    """(what the server has under that name and type, or None; the zone that the name lies in).
+
+    ProviderRefused when it has no authority, the name is an alias, or the code is no success.
+    """
     import dns.flags
     import dns.message
     import dns.name
@@ -93,9 +105,11 @@ async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | Non
 
     name, kind = dns.name.from_text(job.name), dns.rdatatype.from_text(job.type)
     question = dns.message.make_query(name, kind)
+    # No recursion: another server's answer, or a cached one, is not what an update would change.
     question.flags &= ~dns.flags.RD
     answer = await server.ask(question)
     dns_exchange.check(answer, fine=_FINE, about=f"the question for {job.name}")
+    # Without authority the answer may come from a cache, and updates would not be taken.
     if not answer.flags & dns.flags.AA:
         raise outcome.denied("not_authoritative", f"the server has no authority for {job.name}")
     if any(one.rdtype == dns.rdatatype.CNAME and one.name == name for one in answer.answer):
@@ -106,7 +120,11 @@ async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | Non
 
 
 async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.name.Name:
-    """The zone that a name lies in: its SOA comes with the answer, in one section or the other (RFC 2308)."""
+    """The zone that a name lies in: the owner of its SOA, which comes with the answer.
+
+    At the zone's own name it is in the answer section, otherwise in the authority section (RFC 2308, section 3).
+    ProviderRefused no_zone when it is in neither.
+    """
     import dns.flags
     import dns.message
     import dns.rdatatype
@@ -122,8 +140,10 @@ async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.na
 
 
 def _is_equal(found: dns.rrset.RRset | None, job: UpdateJob) -> bool:
+    """Whether what was found is exactly the job's address, with its TTL."""
     return found is not None and [one.to_text() for one in found] == [job.address] and found.ttl == _ttl_s(job)
 
 
 def _ttl_s(job: UpdateJob) -> int:
+    """The TTL in seconds; DNS knows no automatic one."""
     return specs.AUTOMATIC_S if job.ttl == specs.AUTOMATIC else job.ttl

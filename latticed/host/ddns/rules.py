@@ -21,15 +21,16 @@ LONGEST_S: Final = 86_400
 LONGEST_US: Final = LONGEST_S * SECOND_US
 """The longest wait. A later time in a row was written before the wall clock was set back, and is cut to this."""
 _MAX_FLAPS: Final = 6
+"""The pause between changes is doubled at most this often: 64 times `min_change_s`."""
 _CALM: Final = 4
 """An address that has stayed for so many pauses resets the pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """In seconds. `min_change_s`: pause between changes of one record, doubled by each that follows too soon.
-
-    `verify_s`: after which a published record is compared with what the provider has.
+    """The operator's settings, in seconds. `min_change_s`: pause between changes of one record, doubled by each that
+    follows too soon. `verify_s`: after which a published record is compared with what the provider has. `backoff`:
+    pauses after failures in a row.
     """
 
     min_change_s: float
@@ -40,11 +41,13 @@ class RetryPolicy:
 def after(
     before: DdnsStatus, outcome: Published | UpdateFailed, *, now_us: int, policy: RetryPolicy, roll: float
 ) -> DdnsStatus:
-    """The status after one try; `roll` in [0, 1) is random."""
+    """The status after one try that ended at `now_us` (wall clock, µs); `roll` in [0, 1) is random."""
     match outcome:
         case Published():
+            # Up to a tenth earlier, never later: records that were put together are not all verified at one moment.
             spread = 0.9 + 0.1 * roll
             flaps, changed_at = before.flaps, before.changed_at
+            # That the provider had the address already is no change: the pause and `flaps` stay.
             if outcome.changed:
                 flaps, changed_at = _flaps(before, now_us, policy), now_us
             return replace(
@@ -58,6 +61,7 @@ def after(
                 next_at=now_us + round(policy.verify_s * spread * SECOND_US),
             )
         case UpdateFailed():
+            # `published` is kept: it is what the provider had when it was last known.
             failures = before.failures + 1
             delay_s = max(policy.backoff.delay_s(failures, roll), outcome.retry_after_s)
             return replace(
@@ -74,19 +78,24 @@ def after(
 
 
 def next_try(status: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolicy) -> int | None:
-    """When to ask the provider for `wanted`, wall clock in µs and not before now; None: not in this state."""
+    """When to ask the provider for `wanted` (not empty), wall clock in µs, from `now_us` to a day later; None: not in
+    this state.
+    """
     if status.state == "denied":
         return None
     is_change = wanted != status.published
+    # `next_at` is a backoff after failures, for any address; for a published record the time of its verification, which
+    # another address does not wait for.
     waits = status.state == "retrying" or (status.state == "published" and not is_change)
     at = status.next_at if waits else now_us
     if is_change or status.state == "pending":  # something may have to be written
         at = max(at, earliest_change(status, policy))
+    # Bounded: a time of before the wall clock was set back must not delay the try for years.
     return min(max(at, now_us), now_us + LONGEST_US)
 
 
 def earliest_change(status: DdnsStatus, policy: RetryPolicy) -> int:
-    """When the next change may be sent, wall clock in µs; 0 while there was none."""
+    """When the next change may be sent, by the pause between changes; wall clock in µs, 0 while there was none."""
     return status.changed_at + _pause_us(status.flaps, policy) if status.changed_at else 0
 
 
@@ -96,6 +105,8 @@ def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) 
     The pause between changes stays. Another address alone lifts no denial and shortens no pause. The provider is asked
     even if the new address is the published one: an interrupted try may have changed it.
     """
+    # What another provider or zone has is unknown. The pause stays, or putting the record there and back would evade
+    # it.
     if new.asks_elsewhere(old):
         return DdnsStatus(changed_at=before.changed_at, flaps=before.flaps)
     if new.asks_otherwise(old) or retry:
@@ -109,6 +120,9 @@ def begun(before: DdnsStatus) -> DdnsStatus:
 
 
 def _flaps(before: DdnsStatus, now_us: int, policy: RetryPolicy) -> int:
+    """How many changes in quick succession, with one more at `now_us`: the pause grows with it. 0 for the first change,
+    and after a calm period.
+    """
     if not before.changed_at:
         return 0
     is_calm = now_us - before.changed_at >= _CALM * _pause_us(before.flaps, policy)
@@ -116,5 +130,6 @@ def _flaps(before: DdnsStatus, now_us: int, policy: RetryPolicy) -> int:
 
 
 def _pause_us(flaps: int, policy: RetryPolicy) -> int:
+    """The pause after the last change, in µs: `min_change_s`, doubled for each flap."""
     pause = restart.Backoff(base_s=policy.min_change_s, ceiling_s=LONGEST_S)
     return round(pause.plain_s(min(flaps, _MAX_FLAPS) + 1) * SECOND_US)

@@ -1,4 +1,12 @@
-"""What a plugin asks to have published, checked once: names in normal form, numbers within bounds."""
+"""Parameters of ddns.put, validated once: names in normal form, numbers within bounds.
+
+    name    "Home.Example.ORG."  ->  "home.example.org"
+    name    "*.example.org"      ->  "*.example.org"
+    server  "ns.example.org"     ->  "ns.example.org:53"
+    server  "[2001:db8::1]:54"   ->  "[2001:db8::1]:54"
+
+A `DdnsPut` is what a plugin asks for, a `DdnsSpec` what is stored and published.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +28,19 @@ AUTOMATIC: Final = 1
 """The provider's own choice of a TTL; where it has none, AUTOMATIC_S."""
 AUTOMATIC_S: Final = 300
 TTL_S: Final = (60, 86_400)
+"""Bounds of a TTL in seconds, both included; 60 and a day are those that Cloudflare takes."""
 DNS_PORT: Final = 53
 _HIGHEST_PORT: Final = 65_535
+# Classes of `model.addresses` that `ddns.private` allows; loopback, link-local and the like never are.
 _PRIVATE: Final = frozenset({"private", "shared (carrier NAT)"})
 _INTERFACE: Final = re.compile(r"[!-.0-~]{1,15}")  # netdevice(7): 15 bytes, no '/' and no white space
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 
 
 class DdnsPut(Params, frozen=True):
-    """ddns.put. One of `address` and `interface`; `server`, `key` and `algorithm` are for rfc2136 alone.
+    """Parameters of ddns.put. `secret` is `${secret:NAME}`; `ttl` in seconds, 1: automatic; `zone` empty: found by the
+    provider; exactly one of `address` and `interface`; `server`, `key` (name of the TSIG key) and `algorithm` are for
+    rfc2136 alone.
 
     `retry`: try again what the provider has denied, although nothing else has changed.
     """
@@ -48,7 +60,10 @@ class DdnsPut(Params, frozen=True):
 
 
 class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `DdnsPut`, checked. `secret` is a reference, never a value; `server` is `host:port`."""
+    """As `DdnsPut`, checked. `secret` is a reference, never a value; `server` is `host:port`, empty for cloudflare.
+
+    Its JSON is stored in the ledger (`encode`): a field that is added needs a default, or stored rows no longer decode.
+    """
 
     name: str
     type: Type
@@ -74,7 +89,9 @@ class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked(asked: DdnsPut, *, private: bool) -> DdnsSpec:
-    """The spec; HostError bad_params says what was expected. `private`: addresses of private networks are fine too."""
+    """The spec; HostError bad_params names the field and what was expected. `private`: addresses of private networks
+    are allowed, too. Whether the secret is bound, and the server may be reached, is not checked here.
+    """
     name = record_name(asked.name)
     zone = _name("zone", asked.zone) if asked.zone else ""
     if zone and not is_below(name, zone):
@@ -121,7 +138,7 @@ def version(kind: Type) -> int:
 
 
 def is_below(name: str, zone: str) -> bool:
-    """Whether a name is a zone's own or below it."""
+    """Whether a name is a zone's own or below it; both in normal form."""
     return name == zone or name.endswith(f".{zone}")
 
 
@@ -132,12 +149,13 @@ def host_and_port(server: str) -> tuple[str, int]:
 
 
 def addresses_in(spec: DdnsSpec) -> tuple[addresses.Address, ...]:
-    """The address that was given, as a list of one."""
+    """The address that was given, as a tuple of one; empty when the record follows an interface."""
     found = hosts.address_of(spec.address)
     return () if found is None else (found,)
 
 
 def encode(spec: DdnsSpec) -> str:
+    """A spec as it is stored in a row of the ledger: JSON."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 
@@ -147,10 +165,12 @@ def decode(stored: str) -> DdnsSpec:
 
 
 def bad(name: str, expected: str) -> HostError:
+    """HostError bad_params for a field: `name: expected …`."""
     return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
 
 
 def _name(field: str, given: str) -> str:
+    """A domain name of at least two labels in normal form; HostError bad_params naming the field."""
     try:
         name = hosts.normal(given)
     except hosts.NotAHost as error:
@@ -161,6 +181,7 @@ def _name(field: str, given: str) -> str:
 
 
 def _address(asked: DdnsPut, *, private: bool) -> str:
+    """The address in its normal spelling, if it fits the type and may be published; HostError bad_params otherwise."""
     address = hosts.address_of(asked.address)
     if address is None or address.version != version(asked.type):
         raise bad("address", f"an IPv{version(asked.type)} address, for the type is {asked.type}")
@@ -171,7 +192,7 @@ def _address(asked: DdnsPut, *, private: bool) -> str:
 
 
 def _key_and_server(asked: DdnsPut) -> tuple[str, str]:
-    """(server, key); both for rfc2136 alone."""
+    """(server, key) for rfc2136, both in normal form, empty for cloudflare; HostError bad_params."""
     if asked.provider == "cloudflare":
         for field in ("server", "key"):
             if getattr(asked, field):
@@ -185,7 +206,9 @@ def _key_and_server(asked: DdnsPut) -> tuple[str, str]:
 
 
 def _server(given: str) -> str:
+    """`host:port` in normal form; without a port it is DNS_PORT. HostError bad_params."""
     host, colon, port = given.rpartition(":")
+    # No port: a bare host, or an IPv6 address in brackets, whose last colon is its own.
     if not colon or (given.startswith("[") and given.endswith("]")):
         host, port = given, str(DNS_PORT)
     if not _PORT.fullmatch(port) or int(port) > _HIGHEST_PORT:

@@ -1,4 +1,6 @@
-"""The notification (in the owner's name) and the audit event of a transition."""
+"""What a change of a monitor's state produces: the notification, in the name of the plugin that owns the monitor, and
+the audit event.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ if TYPE_CHECKING:
     from latticed.ledger.monitors import Result
 
 Alert = Literal["up", "down"]
+"""The state that a monitor has changed to."""
 
 
 def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: int, since_us: int) -> NotificationRow:
-    """`since_us`: start of the previous state, wall clock in µs; 0 when that was `unknown`.
+    """The notification of a change to `alert`, not yet in the ledger.
+
+    `result` is the one that caused the change, with its number; `key` is that of the monitor's row. `since_us`: start
+    of the previous state, wall clock in µs; 0 when that was `unknown`, and the body then has no such line.
 
     `dedupe` is unique to this transition, so that no alert is dropped as a duplicate of another.
     """
+    # Without the URL's query (`MonitorSpec.shown`): notifications and audit events are also read by others than the
+    # owner, and a query may contain a token.
     lines = [f"{spec.kind} {spec.shown}"]
     if result.code or result.reason:
         lines.append(": ".join(part for part in (result.code, result.reason) if part))
@@ -35,7 +43,10 @@ def message(alert: Alert, name: str, spec: MonitorSpec, result: Result, *, key: 
 
 
 def event(alert: Alert, plugin_id: str, name: str, spec: MonitorSpec, result: Result, *, notification: str) -> Event:
-    """`notification`: its id, or the code of the error for which there is none."""
+    """The audit event `monitor.alert` of a change to `alert`, caused by `result`.
+
+    `notification`: the id of the notification, or the code of the Problem that prevented it (`quota_exceeded`).
+    """
     detail: dict[str, str | int | bool] = {
         "state": alert,
         "kind": spec.kind,

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from latticed.settings import MonitorSettings as Settings
 
 PAGE: Final = 200
+"""Monitors in one answer of monitor.list."""
 
 
 class MonitorList(Params, frozen=True):
-    """`after`: `owner/name` of the last one of the page before."""
+    """Parameters of monitor.list. `after`: `owner/name` of the last monitor of the previous page (its `next`); empty
+    for the first page.
+    """
 
     after: str = ""
 
 
 class MonitorResults(Params, frozen=True):
-    """`owner`: the caller, when empty; `after`: only results with a greater number."""
+    """Parameters of monitor.results. `owner`: the plugin that put the monitor, the caller when empty; `after`: only
+    results with a greater number; `limit`: how many, the newest ones.
+    """
 
     name: str
     owner: str = ""
@@ -38,15 +43,20 @@ class MonitorResults(Params, frozen=True):
 
 
 class MonitorName(Params, frozen=True):
+    """Parameters of monitor.delete: the name of one of the caller's own monitors."""
+
     name: str
 
 
 class MonitorCalls:
+    """The host calls `monitor.list`, `monitor.results`, `monitor.put` and `monitor.delete`."""
+
     def __init__(self, monitors: MonitorKeeper, *, settings: Settings) -> None:
         self._monitors = monitors
         self.settings = settings
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="monitor.list", params=MonitorList, serve=self._list),
             Served(method="monitor.results", params=MonitorResults, serve=self._results),
@@ -55,6 +65,8 @@ class MonitorCalls:
         )
 
     async def _list(self, caller: Caller, asked: MonitorList) -> dict[str, Any]:
+        """A page of the monitors that the caller may read, by owner and name; `next` is null on the last page."""
+        # A plugin id contains no slash, so the first one ends it. The monitor itself need not exist any more.
         owner, _, name = asked.after.partition("/")
         visible = [
             one
@@ -66,18 +78,22 @@ class MonitorCalls:
         return {"monitors": [one.view(whole=one.plugin_id == caller.plugin_id) for one in page], "next": more}
 
     async def _results(self, caller: Caller, asked: MonitorResults) -> dict[str, Any]:
+        """The state and the newest results, oldest first; HostError not_found."""
         found = self._monitors.get(asked.owner or caller.plugin_id, asked.name)
         if found is None or not _may_read(caller, found):
+            # The same answer for both, so that a caller cannot find out which names others use.
             raise _not_found()
         results = self._monitors.results(found.key, after=asked.after, limit=asked.limit)
         return {"state": found.status.state, "results": [watched.result_view(one) for one in results]}
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
+        """Check the target from now on; `target` in the answer is its normal form."""
         spec = specs.checked(asked, least_interval_s=self.settings.min_interval_s)
         made = await self._monitors.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "target": made.spec.target}
 
     async def _delete(self, caller: Caller, asked: MonitorName) -> dict[str, Any]:
+        """`ok`: whether there was one."""
         return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
 
 

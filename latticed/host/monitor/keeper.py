@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from latticed.settings import MonitorSettings
 
 SOON_S: Final = 2.0
-"""The first check of a new monitor is made within this many seconds."""
+"""The first check of a new monitor is made within so many seconds, at random: a plugin may put many at once."""
 JITTER: Final = 0.1
+"""Each pause between checks is the interval, more or less this share of it."""
 
 log = logs.get_logger()
 
@@ -41,8 +42,9 @@ log = logs.get_logger()
 class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
     """An async context manager: entered, every stored monitor is checked; left, no check runs.
 
-    `check(spec, rights)` makes one check. `rights(plugin_id)`: where a plugin may connect to, None while it may not act
-    (not active, capability not granted): then its monitors are not checked.
+    `check(spec, rights)` makes one check and never raises. `rights(plugin_id)`: where a plugin may connect to, None
+    while it may not act (not active, capability not granted): then its monitors are not checked. `queue` takes the
+    notifications of alerts. `roll` gives a random number in [0, 1).
     """
 
     def __init__(
@@ -74,27 +76,35 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         self._roll = roll
 
     async def __aenter__(self) -> Self:
+        # Off the event loop: there may be thousands of rows.
         for row, last in await self._ledger.read_slow(rows.load_all):
             if (spec := self._decoded(row, specs.decode)) is not None:
                 found = watched.of_row(row, spec, last)
+                # Spread over the whole interval: after a restart, all checks would otherwise be due at one moment.
                 self._keep(found, first_s=self._roll() * self._interval_s(found))
         return self
 
     async def put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
-        """Check `spec` from now on, replacing a monitor of that name. Problems: quota_exceeded, ledger_unavailable."""
+        """Check `spec` from now on, replacing this plugin's monitor of that name; the monitor, once that is on disk.
+
+        Putting an equal spec changes nothing. State and results are kept unless kind or target differ. Problems:
+        quota_exceeded, ledger_unavailable; the monitor before then stays in force.
+        """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
     def results(self, key: int, *, after: int, limit: int) -> list[Result]:
-        """The newest `limit` results of a monitor with a number above `after`, oldest first."""
+        """The newest `limit` results of a monitor with a number above `after`, oldest first; `key`: that of its row."""
         return self._ledger.read(lambda db: rows.results(db, key, after=after, limit=limit))
 
     async def _put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
         before = self.get(plugin_id, name)
+        # A plugin may put its monitors at each of its starts: this neither writes nor restarts the interval.
         if before is not None and before.spec == spec:
             return before
         anew = before is None or spec.differs_in_kind(before.spec)
         settings, now_us, text = self.settings, self._clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_monitors, total=settings.total_monitors)
+        # Before the old one is stopped: if the write fails, that stays in force.
         row = await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, name, text, quota, now_us=now_us, anew=anew), durable=True
         )
@@ -104,16 +114,21 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         row = self._ledger.read(lambda db: rows.get(db, plugin_id, name)) or row
         last = self._ledger.read(lambda db: rows.results(db, row.key, limit=1))
         after = watched.of_row(row, spec, last[0] if last else None)
+        # Not only after an interval, which may be a day: whoever put it wants to see the first result.
         self._keep(after, first_s=self._roll() * min(SOON_S, self._interval_s(after)))
         return after
 
     def _keep(self, one: WatchedTarget, *, first_s: float) -> None:
+        """Hold a monitor in memory, and have its first check due in `first_s` seconds."""
         self._kept[one.plugin_id, one.name] = one
         self._schedule(one, first_s)
 
     # Checks.
 
     def _due(self, one: WatchedTarget) -> None:
+        """Queue a check, unless the last one still waits or runs, and schedule the next one."""
+        # First, and in any case: the pause counts from here, so that a slow check does not shift later ones, and a
+        # plugin that may act again is checked without anything else being done.
         self._schedule(one, restart.spread(self._interval_s(one), JITTER, self._roll()))
         if one.busy:
             one.skipped += 1
@@ -121,6 +136,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
             self._enqueue(one)
 
     async def _run(self, one: WatchedTarget, rights: EgressRights) -> None:
+        """Make one check, and store its result with time (wall clock) and duration (monotonic clock)."""
         at, started_s = self._clock.wall_us(), self._clock.monotonic_s()
         result = await self._check(one.spec, rights)
         took_us = round((self._clock.monotonic_s() - started_s) * 1_000_000)
@@ -130,7 +146,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         """Write a result, the state and the alert that follow from it in one transaction.
 
         So an alert is neither lost nor sent twice. When the write fails (full disk), the state stays as it was and the
-        next result is judged instead.
+        next result is judged instead: this is logged, and nothing is raised.
         """
         status, alert = decide(one.status, cast("Outcome", result.outcome), one.spec.failures)
         since = one.since if status.state == one.status.state else result.at
@@ -143,16 +159,20 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
             return kept
 
         try:
+            # Only alerts are fsynced: checks are many, and what a power cut loses is replaced by the next check.
             kept = await self._ledger.write(change, durable=alert is not None)
         except Problem as problem:
             log.error("monitor_result_lost", plugin_id=one.plugin_id, name=one.name, code=problem.code)
             return
+        # Only after the commit, and not if the monitor was deleted meanwhile: memory never claims more than the row.
         if kept is not None:
             one.status, one.since, one.last = status, since, kept
         if alert is not None:
+            # After the commit: the queue reads the row that was just written.
             self._notifications.wake()
 
     def _alert(self, tx: Transaction, one: WatchedTarget, alert: Alert, result: Result) -> None:
+        """Add notification and audit event of an alert to the transaction of its result."""
         before_us = 0 if one.status.state == "unknown" else one.since
         message = alerts.message(alert, one.name, one.spec, result, key=one.key, since_us=before_us)
         try:
@@ -162,5 +182,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         tx.append_audit(alerts.event(alert, one.plugin_id, one.name, one.spec, result, notification=notified))
 
     def _interval_s(self, one: WatchedTarget) -> float:
-        """As asked for, but at least the current `monitor.min_interval_s`."""
+        """Seconds, as asked for, but at least `monitor.min_interval_s`: it may have been raised since the monitor was
+        put.
+        """
         return max(one.spec.interval_s, self.settings.min_interval_s)

@@ -22,19 +22,24 @@ if TYPE_CHECKING:
     from latticed.model.egress import EgressRights
 
 ADDRESSES: Final = 4
-"""How many addresses of one target are tried."""
+"""How many addresses of one target are tried; they share the time of the check."""
 log = logs.get_logger()
 
 
 class Probes:
-    """Makes checks. `tls`: which authorities HTTPS trusts; by default those of this host."""
+    """Makes checks. `guard` decides where they may go; `tls`: which authorities HTTPS trusts, by default those of this
+    host, loaded at the first HTTPS check.
+    """
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
         self._tls = tls
 
     async def check(self, spec: MonitorSpec, rights: EgressRights) -> Result:
-        """The result of one check under these rights, within `spec.timeout_s`; never raises."""
+        """The result of one check under these rights, within `spec.timeout_s`. Raises nothing but CancelledError.
+
+        The result has no number, time or duration yet: `MonitorKeeper` adds them.
+        """
         try:
             async with asyncio.timeout(spec.timeout_s):
                 match spec.kind:
@@ -44,6 +49,7 @@ class Probes:
                         return await self._tcp(spec, rights)
                     case "ping":
                         return await self._ping(spec, rights)
+        # Everything: a fault here must be a result of this check and not end the keeper's run without one.
         except Exception as error:
             if isinstance(error, rules.CheckError):
                 return rules.of_error(error, late=f"no answer within {spec.timeout_s:g} s")
@@ -51,6 +57,7 @@ class Probes:
             return rules.INTERNAL
 
     async def _http(self, spec: MonitorSpec, rights: EgressRights) -> Result:
+        """The result of one GET; raises `rules.CheckError`."""
         from latticed.host.egress import url
         from latticed.host.monitor import http_probe
 
@@ -62,6 +69,7 @@ class Probes:
         return rules.of_answer(answer, spec, now_s=time.time())
 
     async def _tcp(self, spec: MonitorSpec, rights: EgressRights) -> Result:
+        """`up` as soon as a connection is made; nothing is sent. Raises HostError of the guard."""
         host, port = specs.host_and_port(spec.target)
         addresses = await self._guard.resolve(host, port, rights, scheme="tcp")
         return await _first_up(
@@ -69,6 +77,7 @@ class Probes:
         )
 
     async def _ping(self, spec: MonitorSpec, rights: EgressRights) -> Result:
+        """`up` as soon as an echo is answered. Raises HostError of the guard."""
         from latticed.host.monitor import ping
 
         addresses = await self._guard.resolve(spec.target, 0, rights, scheme="ping")
@@ -78,13 +87,18 @@ class Probes:
 async def _first_up(
     addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[None]], timeout_s: float, *, late: str
 ) -> Result:
-    """`up` if an attempt at one of the first addresses succeeds, else what the last one says; they share the time."""
+    """`up` if `attempt` succeeds at one of the first addresses, else what the last one says.
+
+    Each address gets an equal share of `timeout_s`, so that a silent one leaves time for the next. `late` is the reason
+    of a result that ran out of its share.
+    """
     tried = addresses[:ADDRESSES]
     found = rules.down("unreachable")
     for address in tried:
         try:
             async with asyncio.timeout(timeout_s / len(tried)):
                 await attempt(address)
+        # OSError includes the TimeoutError of asyncio.timeout.
         except (OSError, rules.PingUnsupported) as error:
             found = rules.of_error(error, late=late)
         else:
@@ -96,5 +110,6 @@ async def _connect(address: Address, port: int) -> None:
     """Connect to an address that the guard has allowed, and close the connection."""
     _, writer = await asyncio.open_connection(str(address), port)
     writer.close()
+    # The peer may reset the connection instead of closing it. It was made, which is all that is asked.
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -31,11 +31,13 @@ Outcome = Literal["up", "down", "unsupported", "blocked", "error"]
 for a reason that says nothing about the target.
 """
 REASON_CHARACTERS: Final = 200
+"""Reasons are cut to this: they may contain text of the peer, and hundreds per monitor are stored."""
 UP: Final = Result(outcome="up")
 INTERNAL: Final = Result(outcome="error", code="internal", reason="the check failed, see the daemon's log")
 
 _DAY_S: Final = 86_400
 _CERTIFICATE_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+# Errors that the target, or the way to it, causes: `down`, with these codes. Errors in neither table are `failed`.
 _OF_TARGET: Final = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "reset",
@@ -44,12 +46,14 @@ _OF_TARGET: Final = {
     errno.EHOSTUNREACH: "unreachable",
     errno.ETIMEDOUT: "timeout",
 }
+# Errors that say nothing about the target: `error`, so no alert.
 _OF_THIS_HOST: Final = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM), "no_resources"),
     errno.EADDRNOTAVAIL: "no_resources",  # no port is free, or no address to come from
     errno.EACCES: "not_permitted",  # this host's own firewall or security module
     errno.EPERM: "not_permitted",
 }
+# By `BodyFinding.kind`: outcome, code, and reason with a place for `BodyFinding.detail`.
 _OF_BODY: Final[dict[str, tuple[Outcome, str, str]]] = {
     "found": ("up", "", ""),
     "absent": ("down", "body_mismatch", "expected words are not in the body"),
@@ -79,11 +83,14 @@ class PingUnsupported(Exception):
 
 
 CheckError = OSError | HostError | BadAnswer | HeaderTooLarge | PingUnsupported
+"""What may end a check without an answer; `of_error` knows each of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """`expires_s`: when the certificate ends, seconds since the epoch, 0 without TLS; `body` None: not searched."""
+    """What an HTTP check observed. `expires_s`: when the certificate ends, seconds since the epoch, 0 without TLS;
+    `body` None: not searched.
+    """
 
     status: int
     expires_s: int
@@ -91,12 +98,14 @@ class HttpAnswer:
 
 
 def is_expected(status: int, spec: MonitorSpec) -> bool:
-    """Whether an answer with this status can be `up`."""
+    """Whether an answer with this status can be `up`: one of `spec.statuses`, or 200 to 399 when there are none."""
     return status in spec.statuses if spec.statuses else 200 <= status < 400
 
 
 def of_answer(answer: HttpAnswer, spec: MonitorSpec, *, now_s: float) -> Result:
-    """What an HTTP answer says: status first, then body, then certificate."""
+    """The result that an HTTP answer gives: status is judged first, then body, then certificate; the first that is not
+    as expected counts. `now_s`: wall clock, seconds since the epoch.
+    """
 
     def result(outcome: Outcome, code: str = "", reason: str = "") -> Result:
         return Result(
@@ -122,7 +131,10 @@ def of_answer(answer: HttpAnswer, spec: MonitorSpec, *, now_s: float) -> Result:
 
 
 def of_error(error: CheckError, *, late: str) -> Result:
-    """What the error that ended a check says; `late` is the reason when the check's own time was over."""
+    """The result that the error which ended a check gives; `late` is the reason when the check's own deadline passed.
+
+    The order of the cases matters, as most are subclasses of OSError.
+    """
     match error:
         case HostError():
             return _of_denial(error)
@@ -141,6 +153,7 @@ def of_error(error: CheckError, *, late: str) -> Result:
             return down("tls_failed", error.reason or "the TLS handshake failed")
         case OSError():
             number = error.errno or 0
+            # PermissionError without a number: an address that the guard has not allowed (`http_probe`).
             if isinstance(error, PermissionError) or number in _OF_THIS_HOST:
                 code = _OF_THIS_HOST.get(number, "not_permitted")
                 return _no_verdict("error", code, error.strerror or str(error))
@@ -150,16 +163,20 @@ def of_error(error: CheckError, *, late: str) -> Result:
 
 
 def down(code: str, reason: str = "") -> Result:
+    """A `down` result with this code; `reason` is escaped and cut."""
     return Result(outcome="down", code=code, reason=_shown(reason))
 
 
 def _of_denial(error: HostError) -> Result:
-    """What the egress guard's refusal says: a name without an address is down, one that may not be dialled is not."""
+    """The result of a refusal by the egress guard: a name without an address is down, one that may not be dialled is
+    not.
+    """
     match error.code:
         case Denial.DEADLINE_EXCEEDED:
             return down("timeout", error.reason)
         case Denial.SERVICE_UNAVAILABLE:
             return down("unresolved", error.reason)
+        # Too many look-ups of this plugin are unanswered: the resolver's trouble, not the target's.
         case Denial.RATE_LIMITED:
             return _no_verdict("error", "no_resources", error.reason)
         case _:
@@ -167,17 +184,18 @@ def _of_denial(error: HostError) -> Result:
 
 
 def _no_verdict(outcome: Literal["unsupported", "blocked", "error"], code: str, reason: str) -> Result:
+    """A result that does not change the state."""
     return Result(outcome=outcome, code=code, reason=_shown(reason))
 
 
 def _shown(reason: str) -> str:
-    """A reason as it is kept: one line, cut."""
+    """A reason as it is stored: one line, invisible characters escaped, at most REASON_CHARACTERS."""
     return text.sanitise(reason, REASON_CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorStatus:
-    """`against`: how many results in a row were unlike `state`."""
+    """The state of a monitor; `against`: how many results in a row, so far, were unlike `state`; below `failures`."""
 
     state: State = "unknown"
     against: int = 0
@@ -186,9 +204,14 @@ class MonitorStatus:
 def decide(
     before: MonitorStatus, outcome: Outcome, failures: int
 ) -> tuple[MonitorStatus, Literal["up", "down"] | None]:
-    """The status after one more result, and the alert that is due.
+    """The status after one more result, and the alert that is due, or None.
 
-    What says nothing about the target (unsupported, blocked, error) changes nothing.
+        up, then down, with failures=2   ->  (up, against 1), None
+        and down once more               ->  (down, against 0), "down"
+        unknown, then up                 ->  (up, against 0), None
+
+    What says nothing about the target (unsupported, blocked, error) changes nothing, not even `against`. `failures` is
+    at least 1.
     """
     match outcome:
         case "unsupported" | "blocked" | "error":

@@ -1,4 +1,11 @@
-"""Parameters of monitor.put, validated once: targets in normal form, numbers within bounds."""
+"""Parameters of monitor.put, validated once: targets in normal form, numbers within bounds.
+
+    http  "HTTP://Web.Example/x?y"  ->  "http://web.example/x?y"
+    tcp   "[::1]:22"                ->  "[::1]:22"
+    ping  "Web.Example"             ->  "web.example"
+
+A `MonitorPut` is what a plugin asks for, a `MonitorSpec` what is stored and checked.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,7 @@ from latticed.model.hostcall import Denial
 Kind = Literal["http", "tcp", "ping"]
 Number = TypeVar("Number", int, float)
 
+# Bounds of the parameters, both included. The least interval is the operator's (`monitor.min_interval_s`).
 LONGEST_INTERVAL_S: Final = 86_400.0
 TIMEOUT_S: Final = (0.1, 60.0)
 FAILURES: Final = (1, 10)
@@ -27,11 +35,15 @@ MAX_TARGET_CHARACTERS: Final = 2_048
 MAX_BODY_CHARACTERS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+# Fields of kind http alone, with the defaults that mean "not given".
 _HTTP_ONLY: Final = {"statuses": (), "body": "", "certificate_days": 0}
 
 
 class MonitorPut(Params, frozen=True):
-    """monitor.put. `statuses` empty: 200 to 399; `failures`: results in a row that change the state."""
+    """Parameters of monitor.put, not yet checked. `interval_s`, `timeout_s`: seconds; `failures`: results in a row that
+    change the state; `statuses` empty: 200 to 399; `body`: words that must be in the body; `certificate_days`: so many
+    days the certificate must still be valid, 0: not judged; `shared`: other plugins may read it.
+    """
 
     name: str
     kind: Kind
@@ -46,7 +58,10 @@ class MonitorPut(Params, frozen=True):
 
 
 class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `MonitorPut`, checked; `target` is a URL, `host:port` or a host, in normal form."""
+    """As `MonitorPut`, checked; `target` is a URL, `host:port` or a host, in normal form.
+
+    Its JSON is stored in the ledger (`encode`): a field that is added needs a default, or stored rows no longer decode.
+    """
 
     kind: Kind
     target: str
@@ -60,16 +75,20 @@ class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """The target without its query, which may hold something private."""
+        """The target without its query, which may contain a token."""
         return self.target.partition("?")[0]
 
     def differs_in_kind(self, other: MonitorSpec) -> bool:
-        """Whether results of one say nothing about the other."""
+        """Whether kind or target differ: then results of one say nothing about the other."""
         return (self.kind, self.target) != (other.kind, other.target)
 
 
 def checked(asked: MonitorPut, *, least_interval_s: float) -> MonitorSpec:
-    """The spec; HostError bad_params says what was expected, egress_blocked that the target can never be allowed."""
+    """The spec. `least_interval_s`: the operator's lower bound.
+
+    HostError: bad_params names the field and what was expected, egress_blocked says that the target can never be
+    allowed. Whether this plugin may connect to it is not judged here: the guard does that at each check.
+    """
     if not _NAME.fullmatch(asked.name):
         raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
     interval_s = _within("interval_s", asked.interval_s, (least_interval_s, LONGEST_INTERVAL_S))
@@ -96,6 +115,7 @@ def checked(asked: MonitorPut, *, least_interval_s: float) -> MonitorSpec:
 
 
 def encode(spec: MonitorSpec) -> str:
+    """A spec as it is stored in a row of the ledger: JSON."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 
@@ -105,21 +125,26 @@ def decode(stored: str) -> MonitorSpec:
 
 
 def host_and_port(target: str) -> tuple[str, int]:
-    """The parts of a `host:port` in normal form; the host without brackets."""
+    """The parts of a `host:port` in normal form, the host without brackets: "[::1]:22" gives ("::1", 22)."""
     host, _, port = target.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def bad(name: str, expected: str) -> HostError:
+    """HostError bad_params for a field: `name: expected …`."""
     return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
 
 
 def _target(kind: Kind, given: str) -> str:
+    """A target in the normal form of its kind; HostError bad_params or egress_blocked."""
     if len(given) > MAX_TARGET_CHARACTERS:
         raise bad("target", f"at most {MAX_TARGET_CHARACTERS} characters")
+    # Targets are shown in lists and results: a secret must not get into one. Refused, because a reference that is not
+    # replaced would look like one that is.
     if REFERENCE.search(given):
         raise bad("target", "no secrets: they are not filled in here")
     if kind == "http":
+        # Measured again: each character may become twelve when it is percent-encoded, and the target is stored.
         if len(target := str(url.parse(given))) > MAX_TARGET_CHARACTERS:
             raise bad("target", f"at most {MAX_TARGET_CHARACTERS} characters once it is encoded")
         return target
@@ -137,6 +162,7 @@ def _target(kind: Kind, given: str) -> str:
 
 
 def _within(name: str, value: Number, bounds: tuple[Number, Number]) -> Number:
+    """The value, if it is within the bounds (both included); HostError bad_params otherwise."""
     low, high = bounds
     if not low <= value <= high:  # in this form NaN is refused too
         raise bad(name, f"{low:g} to {high:g}")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WatchedTarget(ScheduledItem):
-    """One monitor. `since`: start of its state, wall clock in µs; `skipped`: checks not made as one was running."""
+    """One monitor. `status`, `since` (start of the state, wall clock in µs) and `last` (newest result, None before the
+    first) are those of its rows; `skipped`: checks not made as the one before still waited or ran, since the daemon
+    started.
+    """
 
     spec: MonitorSpec
     status: MonitorStatus
@@ -26,10 +29,13 @@ class WatchedTarget(ScheduledItem):
 
     @property
     def slow(self) -> bool:
+        """Whether its next check may take its whole timeout: it was never checked, or timed out last time."""
         return self.last is None or self.last.code == "timeout"
 
     def view(self, *, whole: bool) -> dict[str, Any]:
-        """As `monitor.list` shows it; without `whole`, without what only the owner may see."""
+        """One monitor as `monitor.list` shows it, as JSON. Without `whole` (callers other than the owner) the target
+        has no query, and `body` is empty.
+        """
         spec = self.spec
         return {
             "name": self.name,
@@ -51,6 +57,7 @@ class WatchedTarget(ScheduledItem):
 
 
 def of_row(row: MonitorRow, spec: MonitorSpec, last: Result | None) -> WatchedTarget:
+    """A monitor from its row; `spec` is that of the row, decoded, `last` its newest result."""
     return WatchedTarget(
         key=row.key,
         plugin_id=row.plugin_id,
@@ -63,7 +70,9 @@ def of_row(row: MonitorRow, spec: MonitorSpec, last: Result | None) -> WatchedTa
 
 
 def result_view(result: Result) -> dict[str, Any]:
-    """As `monitor.results` shows it."""
+    """A result as `monitor.results` shows it, as JSON: times in RFC 3339, `status` and `certificate_expires_at` null
+    where there are none.
+    """
     return {
         "number": result.number,
         "at": clock.rfc3339(result.at),

@@ -16,6 +16,7 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from latticed.host.notify.keeper import NotificationQueue
 
+# Longer titles and bodies are cut, with a mark. A longer `dedupe` is refused: once cut, it could equal another one.
 MAX_TITLE_CHARACTERS: Final = 200
 MAX_BODY_CHARACTERS: Final = 8_192
 MAX_DEDUPE_CHARACTERS: Final = 128
@@ -24,6 +25,11 @@ _BREAKS: Final = re.compile(r"\r\n?")
 
 
 class NotifySend(Params, frozen=True):
+    """Parameters of notify.send. `title`: one line; `body`: lines of text, never a template; `event`: what kind of
+    thing happened, for the operator's rules; `dedupe`: empty, or a key: a second message of the plugin with it is the
+    first one.
+    """
+
     title: str
     body: str = ""
     severity: Severity = "info"
@@ -32,22 +38,26 @@ class NotifySend(Params, frozen=True):
 
 
 class NotifyCalls:
-    """The service."""
+    """The host call `notify.send`."""
 
     def __init__(self, queue: NotificationQueue) -> None:
         self._queue = queue
 
     def calls(self) -> tuple[Served, ...]:
+        """The call with its parameters and handler, for `host.call.table`."""
         return (Served(method="notify.send", params=NotifySend, serve=self._send),)
 
     async def _send(self, caller: Caller, asked: NotifySend) -> dict[str, Any]:
+        """Queue the message. It is delivered under `id`; `duplicate`: that is the id of an earlier message."""
         message = checked(asked)
         accepted = await self._queue.accept(caller.plugin_id, message)
         return {"ok": True, "id": accepted.id, "duplicate": accepted.duplicate}
 
 
 def checked(asked: NotifySend) -> NotificationRow:
-    """The message, its text escaped and cut; HostError bad_params."""
+    """The message as it is queued: texts escaped and cut, `dedupe` with a prefix. HostError bad_params for a blank
+    title, an event or a dedupe key that is not as documented.
+    """
     if not asked.title.strip():
         raise HostError(Denial.BAD_PARAMS, "title: expected some text, found none")
     if not _EVENT.fullmatch(asked.event):
@@ -62,11 +72,14 @@ def checked(asked: NotifySend) -> NotificationRow:
         body=body_text(asked.body),
         severity=asked.severity,
         event=asked.event,
+        # The prefix keeps keys that a plugin chooses apart from those that the host makes in its name
+        # (`monitor.alerts`).
         dedupe=f"plugin:{text.escape(asked.dedupe)}" if asked.dedupe else "",
     )
 
 
 def body_text(body: str) -> str:
     """The body with control characters escaped, except line ends, and cut to MAX_BODY_CHARACTERS."""
+    # Cut before escaping, to bound the work; one character more, so that `clip` sees whether to put a mark.
     lines = _BREAKS.sub("\n", body[: MAX_BODY_CHARACTERS + 1]).split("\n")
     return text.clip("\n".join(text.escape(line) for line in lines), MAX_BODY_CHARACTERS)

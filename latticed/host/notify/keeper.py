@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 LEASE_S: Final = 600.0
 """Seconds for a delivery; an item without a report by then is queued again."""
 SWEEP_S: Final = 60.0
+"""Seconds between sweeps (`NotificationQueue.sweep`). Waiting time is counted by them, so it is exact to about this."""
 FAULT_PAUSE_S: Final = 5.0
+"""Seconds until a waiting deliverer tries again while the ledger cannot be written."""
 MAX_PAUSE_S: Final = 30.0
 """The longest sleep of a waiting deliverer; bounded since due times are wall clock, which may be set meanwhile."""
 DAY_S: Final = 86_400
 REASON_CHARACTERS: Final = 500
+"""Reasons of failed attempts may contain text of the receiver; they are stored and shown."""
 
 log = logs.get_logger()
 
@@ -42,7 +45,11 @@ log = logs.get_logger()
 class NotificationQueue:
     """An async context manager: on entry, items that the previous process was delivering are queued again.
 
-    `may(plugin_id)`: whether a plugin's notifications may be delivered now; otherwise they wait.
+    `may(plugin_id)`: whether a plugin's notifications may be delivered now; otherwise they wait. `roll` gives a random
+    number in [0, 1) for the backoff.
+
+    For any number of senders, but one deliverer. Methods that write raise Problem ledger_unavailable when the disk does
+    not take it, unless they say otherwise.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class NotificationQueue:
         counts = await self._ledger.read_slow(upkeep.counts)
         if counts["delivering"]:
             try:
+                # Before anything can be taken: whatever is `delivering` now has nobody who will report on it.
                 log.info("notifications_requeued", count=await self._ledger.write(rows.recover))
             except Problem as problem:  # the disk is full or failing: the next start does it
                 log.error("notifications_not_requeued", code=problem.code, reason=problem.reason)
@@ -78,19 +86,26 @@ class NotificationQueue:
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
+        # Counts the waiting time since the last sweep; otherwise each restart would lose up to SWEEP_S of it.
         with contextlib.suppress(Problem):  # the disk is full or failing: only waiting times are lost
             await self.sweep()
 
     # Senders.
 
     async def accept(self, plugin_id: str, message: NotificationRow) -> QueuedNotification:
-        """Queue a message; it is on disk when this returns. Problems: quota_exceeded, ledger_unavailable."""
+        """Queue a message; it is on disk (fsynced) when this returns. The result has the id under which it is
+        delivered.
+
+        Problems: quota_exceeded, ledger_unavailable.
+        """
         accepted = await self._ledger.write(lambda tx: self.accept_in(tx, plugin_id, message), durable=True)
         self.wake()
         return accepted
 
     def accept_in(self, tx: Transaction, plugin_id: str, message: NotificationRow) -> QueuedNotification:
-        """As `accept`, within a durable transaction of the caller, who calls `wake` after it."""
+        """As `accept`, within a durable transaction of the caller, who calls `wake` after the commit: so a message and
+        what it is about are stored together or not at all.
+        """
         return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
 
     def wake(self) -> None:
@@ -102,6 +117,7 @@ class NotificationQueue:
     async def next(self) -> Item:
         """The next item, once one is due. Waits while the ledger cannot be written."""
         while True:
+            # Cleared before looking, not after: a `wake` in between then ends the wait below at once.
             self._changed.clear()
             pause_s = FAULT_PAUSE_S
             with contextlib.suppress(Problem):
@@ -113,18 +129,21 @@ class NotificationQueue:
                     await self._changed.wait()
 
     async def take(self) -> Item | None:
-        """An item that is due, now `delivering`, with this attempt counted; None if none is due."""
+        """An item that is due, now `delivering`, with this attempt counted; None if none is due. Plugins take turns."""
         now_us, resting = self._clock.wall_us(), self._resting()
+        # Looked up first: a read is cheap, while every write costs a transaction of the one writer.
         due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
         if due is None or due > now_us:
             return None
         item = await self._ledger.write(lambda tx: rows.take(tx, now_us=now_us, resting=resting))
         if item is not None:
+            # After the commit: cancelled in between, the row is `delivering` without a lease here; `_lost` gives it
+            # one.
             self._taken[item.id] = self._clock.monotonic_s()
         return item
 
     async def done(self, item_id: str) -> bool:
-        """Record a delivery; False when the item has ended before, or is unknown."""
+        """Record a delivery, and erase the body; False when the item has ended before, or is unknown."""
         now_us = self._clock.wall_us()
         ended = await self._ledger.write(lambda tx: rows.finish(tx, item_id, "done", now_us=now_us))
         self._taken.pop(item_id, None)
@@ -133,9 +152,11 @@ class NotificationQueue:
     async def retry(
         self, item: Item, *, code: str, reason: str = "", retry_after_s: float | None = None
     ) -> Literal["queued", "failed"]:
-        """Record a failed attempt: queue the item again after a backoff, not before `retry_after_s`, or fail it.
+        """Record a failed attempt: queue the item again after a backoff, or fail it; which of both. `code` and `reason`
+        say why it failed.
 
-        It fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
+        The pause is at least `retry_after_s` (what the receiver asked for) and at most `rows.LONGEST_WAIT_US`. The item
+        fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
         """
         settings, reason = self.settings, text.sanitise(reason, REASON_CHARACTERS)
         delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
@@ -144,6 +165,7 @@ class NotificationQueue:
         next_at = now_us + min(round(delay_s * 1_000_000), rows.LONGEST_WAIT_US)
 
         def change(tx: Transaction) -> Literal["queued", "failed"]:
+            # Judged within the transaction: a sweep may have aged the item since it was taken.
             if rows.waited_s(tx, item.id) < limit_s:
                 rows.put_back(tx, item.id, next_at=next_at, now_us=now_us, code=code, reason=reason)
                 return "queued"
@@ -157,7 +179,7 @@ class NotificationQueue:
         return outcome
 
     async def fail(self, item: Item, *, code: str, reason: str = "") -> bool:
-        """Record a permanent failure; False when the item has ended before."""
+        """Record a permanent failure, with an audit event; False when the item has ended before."""
         now_us, reason = self._clock.wall_us(), text.sanitise(reason, REASON_CHARACTERS)
 
         def change(tx: Transaction) -> bool:
@@ -205,7 +227,9 @@ class NotificationQueue:
         plugin_id: str | None = None,
         before_us: int = 0,
     ) -> int:
-        """Remove items last changed before `before_us` (0: all), queued ones only if `statuses` has them; how many."""
+        """Remove items of these statuses (by default ended ones), of one plugin or all, that were last changed before
+        `before_us` (wall clock in µs, 0: all of them); how many. Queued ones are lost.
+        """
         return await self._ledger.write(
             lambda tx: upkeep.prune(tx, statuses=statuses, plugin_id=plugin_id, before_us=before_us), durable=True
         )
@@ -213,8 +237,14 @@ class NotificationQueue:
     # Upkeep.
 
     async def sweep(self) -> None:
-        """Count uptime towards waiting items, fail those too old, requeue lost ones, apply retention."""
+        """Count uptime towards waiting items, fail those too old, queue lost ones again, apply retention; one
+        transaction.
+
+        Called every SWEEP_S and when the daemon ends.
+        """
         settings, now_us, now_s = self.settings, self._clock.wall_us(), self._clock.monotonic_s()
+        # Whole seconds, as rows count them; the rest stays in `_swept_s` for the next sweep. Monotonic, so that setting
+        # the wall clock expires nothing.
         passed_s = int(now_s - self._swept_s)
         lost = self._lost(now_s)
 
@@ -227,6 +257,7 @@ class NotificationQueue:
             upkeep.retain(tx, before_us=now_us - settings.keep_days * DAY_S * 1_000_000, most=settings.keep_items)
 
         await self._ledger.write(change)
+        # Only once it is committed: after a failed write, the next sweep counts these seconds, too.
         self._swept_s += passed_s
         for item_id in lost:
             self._taken.pop(item_id, None)
@@ -234,12 +265,17 @@ class NotificationQueue:
             self.wake()
 
     def _lost(self, now_s: float) -> list[str]:
-        """Items whose lease has ended. One whose `take` was cancelled is not in `_taken`: its lease begins now."""
+        """Ids of items whose lease has ended: no report came within LEASE_S.
+
+        One whose `take` was cancelled is not in `_taken`: its lease begins now. Items that have ended are dropped from
+        it.
+        """
         delivering = self._ledger.read(rows.delivering)
         self._taken = {item_id: self._taken.get(item_id, now_s) for item_id in delivering}
         return [item_id for item_id, taken_s in self._taken.items() if now_s - taken_s >= LEASE_S]
 
     async def _sweep_regularly(self) -> None:
+        """Sweep until cancelled; a failing disk does not end it."""
         while True:
             await asyncio.sleep(SWEEP_S)
             with contextlib.suppress(Problem):  # the disk is full or failing: writers get the error
@@ -249,6 +285,7 @@ class NotificationQueue:
         """Seconds until the next item is due, at most MAX_PAUSE_S."""
         now_us, resting = self._clock.wall_us(), self._resting()
         due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
+        # At least 50 ms: an item that is due but cannot be taken must not make the deliverer spin.
         return MAX_PAUSE_S if due is None else min(max((due - now_us) / 1_000_000, 0.05), MAX_PAUSE_S)
 
     def _resting(self) -> frozenset[str]:
@@ -256,11 +293,13 @@ class NotificationQueue:
         return frozenset(one for one in self._ledger.read(rows.senders) if not self._may(one))
 
     def _backoff_s(self, attempts: int) -> float:
+        """The pause after so many attempts, in seconds."""
         settings = self.settings
         backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
         return backoff.delay_s(attempts, self._roll())
 
     def _quota(self) -> rows.NotificationQuota:
+        """The limits of the settings, as the ledger takes them."""
         settings = self.settings
         return rows.NotificationQuota(
             items=settings.plugin_items,
@@ -271,10 +310,12 @@ class NotificationQueue:
 
 
 def _failed_event(item: Item, code: str, reason: str) -> Event:
+    """The audit event of one item that failed."""
     detail: dict[str, str | int | bool] = {"plugin": item.plugin_id, "event": item.event, "attempts": item.attempts}
     return Event(actor=str(DAEMON), action="notify.failed", target=item.id, code=code, reason=reason, detail=detail)
 
 
 def _gave_up_event(plugin_id: str, count: int) -> Event:
+    """The audit event for `count` items of one plugin that waited too long: one for all, as there may be thousands."""
     detail: dict[str, str | int | bool] = {"plugin": plugin_id, "count": count}
     return Event(actor=str(DAEMON), action="notify.failed", target=plugin_id, code="gave_up", detail=detail)

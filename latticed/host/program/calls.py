@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 
 
 class ProgramName(Params, frozen=True):
+    """Parameters of service.delete: the name of one of the caller's services."""
+
     name: str
 
 
 class ProgramStatus(Params, frozen=True):
-    """`name` empty: all of the caller's, without what they wrote."""
+    """Parameters of service.status. `name` empty: all of the caller's, without their output."""
 
     name: str = ""
 
 
 class ProgramCalls:
+    """The host calls `service.put`, `service.delete` and `service.status`.
+
+    `variables(plugin_id)`: the names of environment variables that the operator granted to it.
+    """
+
     def __init__(
         self, programs: ProgramKeeper, *, settings: Settings, variables: Callable[[str], frozenset[str]]
     ) -> None:
@@ -34,6 +41,7 @@ class ProgramCalls:
         self._variables = variables
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="service.put", params=specs.ProgramPut, serve=self._put),
             Served(method="service.delete", params=ProgramName, serve=self._delete),
@@ -41,14 +49,17 @@ class ProgramCalls:
         )
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
+        """Keep the program running from now on; `state` is that before it has started."""
         spec = specs.checked(asked, self.settings, self._variables(caller.plugin_id))
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.program.state}
 
     async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
+        """Stop it; `ok`: whether there was one."""
         return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
+        """The caller's services, by name; a named one with the end of its output. HostError not_found."""
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:
             return {"services": [view(one) for one in mine]}

@@ -33,7 +33,7 @@ _MIB: Final = 1 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class KeptProgram:
-    """One service."""
+    """One service, and the program that runs for it; `spec` is what its row has."""
 
     plugin_id: str
     name: str
@@ -41,17 +41,19 @@ class KeptProgram:
     program: SupervisedProgram
 
     def start(self) -> None:
+        """Have it run; no effect while it is started."""
         self.program.start()
 
     async def stop(self) -> None:
+        """Stop it; none of its processes is left when this returns."""
         await self.program.stop()
 
 
 class ProgramKeeper(SupervisedKeeper[KeptProgram]):
-    """An async context manager: entered, every stored service runs while its owner may act.
+    """An async context manager: entered, every stored service runs while its owner may act; left, none does.
 
     `refusal(plugin_id)`: why it may not have services run now, or None. `variables(plugin_id)`: the names that their
-    environment may set.
+    environment may set. `policy`: backoff and breaker. `roll` gives a random number in [0, 1).
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             one.program.note_visitor()
 
     async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
-        """Keep `spec` running, in place of what had that name. Problems: quota_exceeded, ledger_unavailable.
+        """Keep `spec` running, in place of the plugin's service of that name; the service, once its row is on disk. It
+        is started afterwards.
 
-        To put the same again changes nothing, unless it has failed or ended: then it is started afresh.
+        Putting an equal spec changes nothing, unless the service has failed or ended: then it is started afresh, with a
+        closed breaker. Problems: quota_exceeded, ledger_unavailable; what had that name then keeps running.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
@@ -108,6 +112,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return made
 
     def _keep(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
+        """Hold a service in memory in place of that of before, not started."""
         program = SupervisedProgram(
             f"{plugin_id}/{name}",
             self._deps,
@@ -120,6 +125,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return made
 
     def _why_not(self, one: KeptProgram) -> PermissionRefused | None:
+        """Why it may not run now, or None: its owner's refusal, or a variable that is no longer granted."""
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
         # Asked again after `put`: the operator may have withdrawn a variable since.
@@ -127,9 +133,14 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
     async def _ready(self, spec: ProgramSpec) -> Ready:
-        """What to start, by the operator's list of programs at this moment."""
+        """What to start, by the operator's list of programs at this moment. Called before each start.
+
+        Problem program_unusable, egress_blocked, or as `confinement.choose` and `confinement.program`: counts as a
+        failed start.
+        """
         settings, spawner = self.settings, self._deps.spawner
         path = settings.programs.get(spec.program)
+        # Judged by `spec.checked` before; but rows outlive a change of the settings.
         if path is None:
             raise Problem("program_unusable", f"the operator's list has no program {spec.program} any more")
         if spec.network == "host" and spec.program not in settings.host_network:

@@ -19,7 +19,8 @@ put again.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramEnded:
-    """`status` is the exit code; None when a signal ended it, or when it could not even be started.
+    """How one run of a program ended. `status` is the exit code; None when a signal ended it, or when it could not even
+    be started.
 
     `visited`: a visitor's connection had reached it since its start, and may have caused the end: the message says so,
     and the end counts for the backoff but not for the breaker.
@@ -32,13 +33,13 @@ class ProgramEnded:
 
     @property
     def shown_message(self) -> str:
-        """The message as people see it."""
+        """The message for people; names the visitor when there was one."""
         return f"{self.message} {VISITED}" if self.visited else self.message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartAfter:
-    """It is restarted after `delay_s`."""
+    """It is restarted after `delay_s` seconds; `failures` is to be passed to the next `after`."""
 
     failures: Failures
     delay_s: float
@@ -55,7 +56,9 @@ class NoRestart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartRules:
-    """`hopeless`: exit codes after which a restart would end the same way."""
+    """What `after` judges by. `restart`: what its owner wants; `policy`: backoff and breaker; `hopeless`: exit codes
+    after which a restart would end the same way, such as refused credentials.
+    """
 
     restart: Restart
     policy: RestartPolicy
@@ -65,7 +68,15 @@ class RestartRules:
 def after(
     before: Failures, ended: ProgramEnded, rules: RestartRules, *, uptime_s: float, roll: float
 ) -> RestartAfter | NoRestart:
-    """Whether to restart a program that ended after `uptime_s` seconds; `roll` in [0, 1) is random."""
+    """Whether to restart a program that ended after `uptime_s` seconds; `roll` in [0, 1) is random.
+
+        restart="always", status 0       ->  RestartAfter
+        restart="on-failure", status 0   ->  NoRestart(state="ended")
+        restart="never", status 1        ->  NoRestart(state="failed")
+        a further failure in a row that opens the breaker  ->  NoRestart(state="failed", code="crash_loop")
+
+    `before`: what the last `RestartAfter` had, at first `Failures()`.
+    """
     # Before all else: also a program that is always to be restarted stays ended after such a code.
     if ended.status in rules.hopeless:
         return NoRestart(state="failed", code=ended.code, message=ended.message)

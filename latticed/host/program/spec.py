@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latticed.settings.programs import ServiceSettings as Settings
 
 Network = Literal["none", "own", "host"]
+# Bounds of one service; MAX_CHARACTERS is for each argument and each value.
 MAX_ARGS: Final = 64
 MAX_VARIABLES: Final = 32
 MAX_CHARACTERS: Final = 4_096
@@ -24,7 +25,9 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ProgramPut(Params, frozen=True):
-    """service.put. `program` is a name on the operator's list; `network` none, its own loopback, or the host's."""
+    """Parameters of service.put. `program` is a name on the operator's list; `restart`: always, on-failure or never;
+    `network`: none, its own loopback (own), or the host's.
+    """
 
     name: str
     program: str
@@ -35,7 +38,10 @@ class ProgramPut(Params, frozen=True):
 
 
 class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `ProgramPut`, checked."""
+    """As `ProgramPut`, checked.
+
+    Its JSON is stored in the ledger (`encode`): a field that is added needs a default, or stored rows no longer decode.
+    """
 
     program: str
     args: tuple[str, ...]
@@ -45,7 +51,8 @@ class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) -> ProgramSpec:
-    """The spec; HostError bad_params says what was expected, egress_blocked that it may not have that network.
+    """The spec; HostError bad_params names the field and what was expected, egress_blocked says that it may not have
+    that network.
 
     `variables` are the names that the operator lets this plugin set. No list of harmless ones is possible: `BASH_ENV`,
     `NODE_OPTIONS`, `PYTHONWARNINGS` and many others make a program run code of the plugin.
@@ -77,11 +84,13 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
 
 
 def check_name(name: str) -> None:
+    """HostError bad_params unless `name` is one that a service or tunnel may have."""
     if not NAME.fullmatch(name):
         raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
 
 
 def encode(spec: msgspec.Struct) -> str:
+    """A spec as it is stored in a row of the ledger: JSON."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 
@@ -91,10 +100,12 @@ def decode(stored: str) -> ProgramSpec:
 
 
 def bad(name: str, expected: str) -> HostError:
+    """HostError bad_params for a field: `name: expected …`."""
     return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
 
 
 def _check_text(what: str, value: str) -> None:
+    """HostError bad_params unless `value` can be an argument or the value of a variable; `what` names the field."""
     if len(value) > MAX_CHARACTERS or any(text.is_control(c) and c not in "\n\t" for c in value):
         raise bad(what, f"texts of at most {MAX_CHARACTERS} characters without control characters")
     try:

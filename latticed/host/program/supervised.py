@@ -31,7 +31,10 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What to start. `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed."""
+    """What to start, made anew for each start. `request`: program, arguments, limits; `chosen`: the confinement;
+    `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed, and releases what
+    `request` has open.
+    """
 
     request: ChildRequest
     chosen: Chosen
@@ -49,9 +52,14 @@ class ProgramDeps:
 
 
 class SupervisedProgram:
-    """Between `start` and `stop` it is restarted by its rules. `prepare` is awaited before each start.
+    """A program that is kept running between `start` and `stop`, restarted by its rules.
 
-    `error`: code, message, wall clock in µs. `stopping`: also set by a keeper that is about to call `stop`.
+    `prepare` is awaited before each start and gives what to start; a Problem from it counts as a failed start.
+    `output_bytes` of stdout and of stderr are kept.
+
+    Attributes: `error`: the last one, as (code, message, wall clock in µs); `restarts`: since it was made; `level`: the
+    confinement of the last start; `started_at`, `next_at` (the next restart): wall clock in µs, 0 for none; `stopping`:
+    also set by a keeper that is about to call `stop`.
     """
 
     def __init__(
@@ -90,12 +98,15 @@ class SupervisedProgram:
     def start(self) -> None:
         """Start it; no effect if it is started."""
         if self._task is None:
+            # `kill` may have set it to 0 for the run before.
             self._grace_s = GRACE_S
             self._set("starting")
             self._task = asyncio.create_task(self._keep_running(), name=f"program {self.name}")
 
     async def stop(self) -> None:
-        """Stop it; none of its processes is left when this returns. Concurrent callers all wait."""
+        """Stop it, with GRACE_S between SIGTERM and SIGKILL; none of its processes is left when this returns. No effect
+        if it is not started. Concurrent callers all wait.
+        """
         task = self._task
         if task is None:
             return
@@ -112,7 +123,7 @@ class SupervisedProgram:
                 log.error("program_left", program=self.name, error=str(error))
 
     def kill(self) -> None:
-        """Kill its processes without a grace period. `stop` must still be called."""
+        """Kill its processes without a grace period. Returns at once; `stop` must follow, or it is restarted."""
         # For the `child.stop` of `_run_once` that is still to come.
         self._grace_s = 0.0
         if self._child is not None:
@@ -137,11 +148,11 @@ class SupervisedProgram:
         self.error = (code, message, self._deps.clock.wall_us())
 
     def output(self) -> dict[str, str]:
-        """The end of its output."""
+        """The end of its output since the last start, escaped: `stdout` and `stderr`."""
         return {"stdout": self._out.shown(), "stderr": self._err.shown()}
 
     def view(self) -> dict[str, Any]:
-        """As answers show it: never paths, arguments or environment."""
+        """Its state as JSON, for answers: never paths, arguments or environment."""
         code, message, at = self.error or ("", "", 0)
         return {
             "state": self.state,
@@ -154,6 +165,7 @@ class SupervisedProgram:
         }
 
     async def _keep_running(self) -> None:
+        """Run it again and again until the rules say no; cancelling this stops it."""
         failures, clock = Failures(), self._deps.clock
         while True:
             self._set("starting")
@@ -178,7 +190,7 @@ class SupervisedProgram:
             self.restarts += 1
 
     async def _run_once(self) -> ProgramEnded:
-        """Start it and wait for its end; cancelling this stops it."""
+        """Start it and wait for its end; failed starts are an end, too. Cancelling this stops it."""
         try:
             ready = await self._prepare()
             try:
@@ -210,10 +222,12 @@ class SupervisedProgram:
         )
 
     async def _spawn(self, ready: Ready) -> Child:
+        """Start the child, with empty output."""
         self._out, self._err = LastOutput(self._output_bytes), LastOutput(self._output_bytes)
         return await self._deps.spawner.spawn(
             ready.request,
             ready.chosen,
+            # Its end is awaited in `_run_once` (`Child.gone`).
             on_exit=lambda _: None,
             stdout=self._out,
             stderr=self._err,
@@ -221,4 +235,5 @@ class SupervisedProgram:
         )
 
     def _set(self, state: State, *, next_at: int = 0) -> None:
+        """Set the state; `next_at` is 0 in all but `waiting`."""
         self.state, self.next_at = state, next_at

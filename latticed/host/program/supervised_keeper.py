@@ -25,7 +25,9 @@ log = logs.get_logger()
 
 
 class SupervisedItem(Protocol):
-    """A service or a tunnel, and the program that runs for it."""
+    """What a keeper holds: a service or a tunnel, and the program that runs for it. `start` has no effect while it is
+    started; `stop` returns once none of its processes is left.
+    """
 
     plugin_id: str
     name: str
@@ -39,7 +41,11 @@ Supervised = TypeVar("Supervised", bound=SupervisedItem)
 
 
 class SupervisedKeeper(Keeper[Supervised]):
-    """`refusal(plugin_id)`: why it may not have programs run now, or None."""
+    """An async context manager: entered, items run while their plugin may act; left, none runs.
+
+    `kind`: `service` or `tunnel`, that of the rows. `refusal(plugin_id)`: why it may not have programs run now, or
+    None.
+    """
 
     def __init__(self, ledger: Ledger, kind: Kind, *, refusal: Callable[[str], PermissionRefused | None]) -> None:
         super().__init__(
@@ -65,7 +71,9 @@ class SupervisedKeeper(Keeper[Supervised]):
         await super().__aexit__(*exc)
 
     def recheck(self, plugin_id: str) -> None:
-        """Start what may run of one plugin; begin to stop what may not, killing it if the plugin is distrusted."""
+        """Start what may run of one plugin; begin to stop what may not, killing it if the plugin is distrusted. Returns
+        at once: see `drained`.
+        """
         self._recheck(self.of(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:
@@ -84,6 +92,7 @@ class SupervisedKeeper(Keeper[Supervised]):
         return self._refusal(one.plugin_id)
 
     def _start_permitted(self, one: Supervised) -> None:
+        """Start an item, unless it may not run; then a recheck starts it once it may."""
         if self._why_not(one) is None:
             one.start()
 
@@ -93,6 +102,7 @@ class SupervisedKeeper(Keeper[Supervised]):
     # Rechecks.
 
     async def _keep_rechecking(self) -> None:
+        """Recheck all items every RECHECK_S, and at once when one has stopped, until cancelled."""
         failed = f"{self._kind}s_failed"
         while True:
             # Cleared before the recheck, not after: a wish that comes during it leads to another one.
@@ -108,6 +118,7 @@ class SupervisedKeeper(Keeper[Supervised]):
                     await self._wanted.wait()
 
     def _recheck(self, items: Iterable[Supervised]) -> None:
+        """Start what may run, begin to stop what may not. Does not wait."""
         stopped = f"{self._kind}_stopped"
         for one in items:
             refusal = self._why_not(one)

@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 
 
 class TunnelName(Params, frozen=True):
+    """Parameters of tunnel.delete: the name of one of the caller's tunnels."""
+
     name: str
 
 
 class TunnelStatus(Params, frozen=True):
-    """`name` empty: all of the caller's, without their rules and what they wrote."""
+    """Parameters of tunnel.status. `name` empty: all of the caller's, without their rules and output."""
 
     name: str = ""
 
 
 class TunnelCalls:
-    """`origins(plugin_id)`: what the operator has bound to it at that moment."""
+    """The host calls `tunnel.put`, `tunnel.delete` and `tunnel.status`.
+
+    `origins(plugin_id)`: the origins that the operator has bound to it at that moment.
+    """
 
     def __init__(self, tunnels: TunnelKeeper, *, origins: Callable[[str], tuple[Origin, ...]]) -> None:
         self._tunnels = tunnels
         self._origins = origins
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="tunnel.put", params=specs.TunnelPut, serve=self._put),
             Served(method="tunnel.delete", params=TunnelName, serve=self._delete),
@@ -41,14 +47,17 @@ class TunnelCalls:
         )
 
     async def _put(self, caller: Caller, asked: specs.TunnelPut) -> dict[str, Any]:
+        """Run the tunnel from now on. `trying`: the rules are a change, which may still be undone."""
         spec = specs.checked(asked, self._origins(caller.plugin_id))
         made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
 
     async def _delete(self, caller: Caller, asked: TunnelName) -> dict[str, Any]:
+        """Stop it, and remove its files; `ok`: whether there was one."""
         return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:
+        """The caller's tunnels, by name; a named one with its rules and output. HostError not_found."""
         mine = self._tunnels.of(caller.plugin_id)
         if not asked.name:
             return {"tunnels": [one.view() for one in mine]}
@@ -59,5 +68,6 @@ class TunnelCalls:
 
 
 def _full(one: Connector) -> dict[str, Any]:
+    """One tunnel as `tunnel.status` shows it when it is named: also its rules, and the end of its output."""
     ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in one.spec.ingress]
     return {**one.view(), "ingress": ingress, "output": one.program.output()}

@@ -37,15 +37,20 @@ if TYPE_CHECKING:
 BAD_TOKEN: Final = 255
 """The exit code for a refused token, after which a restart is no use; 1 (no name service, no route) may pass."""
 POLL_S: Final = 0.2
+"""Seconds between questions whether it is connected, while it is not."""
 VALIDATE_S: Final = 8.0
+"""Seconds for cloudflared's own validation: the plugin waits for it, as tunnel.put answers afterwards."""
 OUTPUT_BYTES: Final = 64 << 10
+"""How much of stdout and of stderr is kept."""
 _LIMITS: Final = rlimits.ResourceLimits(memory_bytes=1 << 30, tasks=256, open_files=4_096)
 log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorDeps:
-    """What tunnels are run with. `origins(plugin_id)`: the origins that are bound to it now."""
+    """What tunnels are run with. `origins(plugin_id)`: the origins that are bound to it now; `policy`: backoff of
+    restarts, whose breaker is not used.
+    """
 
     program: ProgramDeps
     settings: Settings
@@ -54,9 +59,11 @@ class ConnectorDeps:
 
 
 class Connector:
-    """`spec` is what runs, `recorded` what is stored; they differ while the task `trial` tries a change.
+    """One tunnel, made stopped. `spec` is what runs, `recorded` what is stored; they differ while the task `trial`
+    tries a change.
 
-    `connected`: cloudflared's `/ready` says that the provider's edge accepts it.
+    `connected`: cloudflared's `/ready` says that the provider's edge accepts it. `program` is another one after
+    `switch`.
     """
 
     def __init__(self, plugin_id: str, name: str, spec: TunnelSpec, files: TunnelFiles, deps: ConnectorDeps) -> None:
@@ -87,7 +94,7 @@ class Connector:
         return self.trial is not None
 
     def start(self) -> None:
-        """Start it; no effect while `stop` or `switch` is under way."""
+        """Have it run; no effect while it is started, or while `stop` or `switch` is under way."""
         # A recheck may come while `stop` awaits: started then, it would run beside the files that are being removed.
         if self._stops:
             return
@@ -96,7 +103,9 @@ class Connector:
             self._checks = asyncio.create_task(self._keep_checking(), name=f"tunnel {self.plugin_id}/{self.name}")
 
     async def stop(self) -> None:
-        """Stop it; its processes and credentials are gone when this returns."""
+        """Stop it; its processes and its credentials file are gone when this returns. A trial goes on: see
+        `stop_trial`.
+        """
         self._stops += 1
         try:
             # The checks first: one may call `program.fail`, which would overlap with `program.stop`.
@@ -129,7 +138,7 @@ class Connector:
             self.trial = None
 
     async def settled(self) -> bool:
-        """Wait up to `tunnel.ready_s`; whether it is connected then."""
+        """Wait until it is connected or can no longer be, at most `tunnel.ready_s`; whether it is connected then."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._deps.settings.ready_s):
                 while not self.connected and self.program.state not in {"failed", "ended"}:  # noqa: ASYNC110 - `connected` is polled, too
@@ -137,11 +146,16 @@ class Connector:
         return self.connected
 
     async def validate(self, spec: TunnelSpec) -> None:
-        """Have cloudflared validate a spec; Problem bad_params with the last line of its output."""
+        """Have cloudflared validate a spec, without starting the tunnel and without network.
+
+        Problem bad_params with the last line of cloudflared's output, credentials_unusable, or as `confinement.choose`;
+        HostError egress_blocked for a service that is not bound.
+        """
         files, bound = self._files, specs.bound(spec, self._deps.origins(self.plugin_id))
         await asyncio.to_thread(credentials.load, self._deps.settings.credentials_dir, spec)  # raises if unusable
         await asyncio.to_thread(files.write, files.candidate, render(spec, bound, files.credentials))
         try:
+            # In a file of its own: the running tunnel may read config.yml again when it is restarted.
             code, last_line = await self._run_to_end("tunnel", "--config", str(files.candidate), "ingress", "validate")
         finally:
             await asyncio.to_thread(files.remove, files.candidate)
@@ -151,7 +165,7 @@ class Connector:
             )
 
     def view(self) -> dict[str, Any]:
-        """As answers show it."""
+        """The tunnel as JSON, for answers; the state `running` is shown as `connected` or `connecting`."""
         plain = self.program.view()
         if plain["state"] == "running":
             plain["state"] = "connected" if self.connected else "connecting"
@@ -160,17 +174,24 @@ class Connector:
     # The program.
 
     def _new_program(self) -> SupervisedProgram:
+        """A program, not started, that is restarted without end, unless its credentials are refused."""
         policy = replace(self._deps.policy, breaker_failures=sys.maxsize)  # an outage may last
         rules = RestartRules(restart="always", policy=policy, hopeless=frozenset({BAD_TOKEN}))
         name = f"tunnel {self.plugin_id}/{self.name}"
         return SupervisedProgram(name, self._deps.program, self._prepare, rules, output_bytes=OUTPUT_BYTES)
 
     async def _prepare(self) -> Ready:
+        """Write configuration and credentials, and give what to start; called before each start.
+
+        Problem egress_blocked when an origin is not bound any more, credentials_unusable, service_unavailable: counts
+        as a failed start.
+        """
         files = self._files
         try:
             bound = specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError as error:
             raise Problem(error.code.value, error.reason) from error
+        # Read again at each start: the operator may have replaced the file.
         kept = await asyncio.to_thread(credentials.load, self._deps.settings.credentials_dir, self.spec)
         # Uncancelled: a thread cannot be cancelled, and would write the file after `stop` has removed it.
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
@@ -184,11 +205,12 @@ class Connector:
         return await self._request(args, (files.config, files.credentials), "host")
 
     async def _request(self, args: tuple[str, ...], paths: tuple[Path, ...], network: Network) -> Ready:
-        """The request for a cloudflared with these arguments that can read these files."""
+        """A request for cloudflared with these arguments, which can read these files; `Ready.close` must be called."""
         spawner, path = self._deps.program.spawner, self._deps.settings.program
         if not path:
             raise Problem("service_unavailable", "the operator has named no cloudflared", "set tunnel.program")
         chosen = confinement.choose(spawner, network=network != "none")
+        # Last, as it opens a descriptor that only `Ready.close` closes.
         program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
             program=program,
@@ -206,7 +228,9 @@ class Connector:
         )
 
     async def _run_to_end(self, *args: str) -> tuple[int | None, str]:
-        """Run cloudflared to its end, without network: (exit code, last line of its output)."""
+        """Run cloudflared to its end, without network: (exit code, last line of its output). The code is None when a
+        signal ended it or VALIDATE_S were over.
+        """
         made = await self._request(args, (self._files.candidate,), "none")
         out, err = LastOutput(OUTPUT_BYTES), LastOutput(OUTPUT_BYTES)
         ended: Exit | None = None
@@ -237,6 +261,9 @@ class Connector:
             await asyncio.sleep(self._deps.settings.check_s if self.connected else POLL_S)
 
     async def _is_connected(self, port: int) -> bool:
+        """Whether the cloudflared that was started with this port is connected. If its rules come from the provider, it
+        is stopped for good (`failed`).
+        """
         # /config is asked only once it is ready: rules of the provider come over that connection.
         if not await ready.is_ready(port):
             return False

@@ -23,17 +23,23 @@ if TYPE_CHECKING:
     from latticed.host.tunnel.spec import TunnelSpec
 
 MAX_BYTES: Final = 16 << 10
+"""A file of either kind is well below 1 KiB; the bound is for a name that leads to something else."""
 CODE: Final = "credentials_unusable"
+"""The code of every Problem of this module."""
 _ACCOUNT: Final = re.compile(r"[0-9a-fA-F]{32}")
 
 
 class _File(msgspec.Struct, frozen=True):
+    """A credentials file, as cloudflared writes it: account, secret in base64, id of the tunnel."""
+
     AccountTag: str
     TunnelSecret: str
     TunnelID: str
 
 
 class _Token(msgspec.Struct, frozen=True):
+    """A token, once decoded from base64: account, id of the tunnel, secret in base64."""
+
     a: str
     t: str
     s: str
@@ -41,7 +47,7 @@ class _Token(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Account, secret and id of a tunnel; `repr` shows the id alone."""
+    """Account (32 hex digits), secret (base64) and id of a tunnel; `repr` shows the id alone."""
 
     account: str
     secret: str
@@ -58,9 +64,10 @@ class Credentials:
 
 
 def load(directory: str, spec: TunnelSpec) -> Credentials:
-    """The credentials that a spec names; Problem("credentials_unusable") says what is wrong with them.
+    """The credentials in the file that a spec names, below `directory` (setting `tunnel.credentials_dir`).
 
-    Blocks: call it in a thread.
+    Problem credentials_unusable says what is wrong: no such file, not private, malformed, of another tunnel. Its text
+    holds nothing of the contents. Blocks: call it in a thread.
     """
     if not directory:
         raise _unusable("the operator has named no directory", "set tunnel.credentials_dir")
@@ -77,6 +84,9 @@ def load(directory: str, spec: TunnelSpec) -> Credentials:
 
 
 def _read(directory: str, name: str) -> bytes:
+    """The bytes of a file of the directory, which only root and the daemon's user may be able to change, and only they
+    to read; Problem credentials_unusable.
+    """
     owners = {0, os.geteuid()}
     try:
         with files.closing(files.open_directory(directory)) as folder:
@@ -95,21 +105,25 @@ def _read(directory: str, name: str) -> bytes:
 
 
 def _of_file(data: bytes) -> Credentials:
+    """From the contents of a credentials file; msgspec.MsgspecError or ValueError."""
     found = msgspec.json.decode(data, type=_File)
     return _checked(Credentials(account=found.AccountTag, secret=found.TunnelSecret, tunnel=found.TunnelID))
 
 
 def _of_token(data: bytes) -> Credentials:
+    """From the contents of a token's file; msgspec.MsgspecError, binascii.Error or ValueError."""
     found = msgspec.json.decode(base64.b64decode(data.strip(), validate=True), type=_Token)
     return _checked(Credentials(account=found.a, secret=found.s, tunnel=found.t))
 
 
 def _checked(found: Credentials) -> Credentials:
+    """The credentials, if account and secret have the right form; ValueError or binascii.Error otherwise."""
     if not _ACCOUNT.fullmatch(found.account) or len(base64.b64decode(found.secret, validate=True)) < 16:
         raise ValueError("expected an account of 32 hex digits and a secret of at least 16 bytes")
     return found
 
 
 def _unusable(found: str, hint: str = "") -> Problem:
+    """The Problem for what was found instead of usable credentials."""
     expected = "expected credentials that only root or the daemon's user can read"
     return Problem(CODE, f"{expected}, found: {found}", hint)

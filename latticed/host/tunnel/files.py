@@ -26,30 +26,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelFiles:
-    """The two directories of a tunnel."""
+    """The two directories of one tunnel, which need not exist; `write` makes them."""
 
     state: Path
     runtime: Path
 
     @property
     def config(self) -> Path:
+        """The configuration that runs."""
         return self.state / "config.yml"
 
     @property
     def candidate(self) -> Path:
+        """A configuration that is being validated; removed afterwards."""
         return self.state / "candidate.yml"
 
     @property
     def credentials(self) -> Path:
+        """What cloudflared authenticates with; there from a start until the stop."""
         return self.runtime / "credentials.json"
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace one file atomically; blocks."""
+        """Replace one file atomically, mode 0600; makes its directory. Blocks. OSError."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.replace(path, data, mode=0o600)
 
     def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
-        """Change the owner of some of them to the user that the program runs as; None: it is the daemon's own."""
+        """Change the owner of these files to the user that the program runs as; None: it runs as the daemon's own.
+        OSError.
+        """
         if ids is not None:
             for one in paths:
                 os.chown(one, ids.uid, ids.gid)
@@ -59,15 +64,16 @@ class TunnelFiles:
         path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all of it; blocks."""
+        """Remove both directories and what is in them; errors are ignored. Blocks."""
         for directory in (self.state, self.runtime):
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -> bytes:
-    """The configuration as JSON, which is valid YAML (YAML 1.2, section 1.3) with all strings quoted.
+    """The configuration of cloudflared as JSON, which is valid YAML (YAML 1.2, section 1.3) with all strings quoted.
 
-    Origins are given by the address that the operator bound, so that cloudflared resolves no names.
+    `origins`: the origin of each service, as `spec.bound` gives them. They are named by the address that the operator
+    bound, so that cloudflared resolves no names. `credentials`: the path that cloudflared reads them from.
     """
     config = {
         "tunnel": spec.tunnel,
@@ -78,6 +84,7 @@ def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -
 
 
 def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
+    """One ingress rule; `origin` is None for `http_status:…`."""
     entry: dict[str, Any] = {"service": rule.service}
     if rule.hostname:
         entry["hostname"] = rule.hostname
@@ -89,6 +96,8 @@ def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
         return entry
     address = str(origin.address)
     entry["service"] = f"{origin.scheme}://{hosts.bracketed(address)}:{origin.port}"
+    # The origin is dialled by address, but is to see the name: in Host, and for https in SNI, by which its certificate
+    # is verified, too.
     if address != origin.host:
         port = "" if origin.port == url.DEFAULT_PORTS[origin.scheme] else f":{origin.port}"
         entry["originRequest"] = {"httpHostHeader": hosts.bracketed(origin.host) + port}

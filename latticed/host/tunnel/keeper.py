@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
 
 FOLDER: Final = "tunnels"
+"""Name of the directory of tunnels below the state directory and the runtime directory."""
 log = logs.get_logger()
 
 
 class TunnelKeeper(SupervisedKeeper[Connector]):
-    """An async context manager: entered, every stored tunnel runs while its owner may act.
+    """An async context manager: entered, every stored tunnel runs while its owner may act; left, none does.
 
     `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations are in `state_dir`, credentials,
     while they are in use, in `runtime_dir`.
@@ -69,6 +70,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
                 )
 
     def recheck(self, plugin_id: str) -> None:
+        """As the base, and cancel validations for a plugin that may not have tunnels any more."""
         super().recheck(plugin_id)
         for validation in self._forbidden_validations(plugin_id):
             validation.cancel()
@@ -80,9 +82,13 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         )
 
     async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
-        """Run `spec` from now on. If a tunnel of that name runs, `spec` is tried, and replaces it once it is connected.
+        """Run `spec` from now on; the tunnel, once the spec is valid and on disk. It is started afterwards.
 
-        Problems: bad_params when cloudflared refuses it, credentials_unusable, quota_exceeded, sandbox_unavailable, …
+        If a tunnel of that name exists, `spec` is tried, and replaces the stored one only once it is connected;
+        `Connector.trying` is True until then. Putting what runs again changes nothing.
+
+        Problems: bad_params when cloudflared refuses it, credentials_unusable, not_armed when the plugin lost its
+        permission meanwhile, quota_exceeded, sandbox_unavailable, ledger_unavailable.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
@@ -90,6 +96,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         before = self.get(plugin_id, name)
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
+        # First, while the tunnel of before runs on: a spec that is refused here changes nothing.
         tunnel = before or self._made(plugin_id, name, spec)
         await self._validate(tunnel, spec)
         if before is None:
@@ -126,11 +133,15 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         validation.result()
 
     def _forbidden_validations(self, plugin_id: str) -> list[asyncio.Task[None]]:
+        """Validations under way for a plugin that may not have tunnels; empty when it may."""
         if self._refusal(plugin_id) is None:
             return []
         return [one for one, owner in self._validations.items() if owner == plugin_id]
 
     async def _record(self, tunnel: Connector, spec: TunnelSpec) -> None:
+        """Store a spec as the one that counts, in place of that of before and its candidate. Problems: quota_exceeded,
+        ledger_unavailable.
+        """
         settings, now_us, text = self._deps.settings, self._deps.program.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_tunnels, total=settings.total_tunnels)
         await self._ledger.write(
@@ -139,6 +150,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         tunnel.recorded = spec
 
     async def _drop_candidate(self, tunnel: Connector) -> None:
+        """Remove the candidate from the row: the stored spec counts again."""
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
     async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
@@ -161,6 +173,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         log.warning("tunnel_change_undone", plugin_id=tunnel.plugin_id, name=tunnel.name, code=code)
 
     def _why_not(self, one: Connector) -> PermissionRefused | None:
+        """Why it may not run now, or None: its owner's refusal, or an origin that is not bound any more."""
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
         if one.is_bound:
@@ -173,15 +186,18 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         await super()._stop(tunnels)
 
     async def _discard(self, items: Iterable[Connector]) -> None:
+        """Stop these tunnels, and remove their files."""
         tunnels = list(items)
         await self._stop(tunnels)
         for one in tunnels:
             await asyncio.to_thread(self._files(one.plugin_id, one.name).clear)
 
     def _made(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
+        """A tunnel in memory, not started."""
         return Connector(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
 
     def _files(self, plugin_id: str, name: str) -> TunnelFiles:
+        """The directories of a tunnel."""
         folder = f"{plugin_id}+{name}"  # unambiguous: neither contains a '+'
         return TunnelFiles(state=self._state / folder, runtime=self._runtime / folder)
 

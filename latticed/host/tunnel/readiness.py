@@ -9,8 +9,11 @@ import socket
 from typing import Final
 
 ADDRESS: Final = "127.0.0.1"
+"""Where cloudflared's metrics server listens."""
 ASK_S: Final = 2.0
+"""Seconds for one question: the server is on this host."""
 MAX_BYTES: Final = 64 << 10
+"""How much of an answer is read; /config has all rules."""
 OK: Final = 200
 
 
@@ -23,12 +26,16 @@ def free_port() -> int:
 
 
 async def is_ready(port: int) -> bool:
-    """Whether it is connected to the provider's edge."""
+    """Whether the cloudflared with this metrics port is connected to the provider's edge; False when it does not
+    answer.
+    """
     return (await _get(port, "/ready"))[0] == OK
 
 
 async def is_managed_elsewhere(port: int) -> bool:
-    """Whether its rules came from the provider instead of our file: only those have a version (0 and up)."""
+    """Whether its rules came from the provider instead of our file: only those have a version (0 and up). False when it
+    does not answer.
+    """
     status, body = await _get(port, "/config")
     with contextlib.suppress(ValueError):
         plain = json.loads(body) if status == OK else None
@@ -38,7 +45,7 @@ async def is_managed_elsewhere(port: int) -> bool:
 
 
 async def _get(port: int, path: str) -> tuple[int, bytes]:
-    """(status, body); (0, b"") when there is no answer in time."""
+    """(status, body) of one GET; (0, b"") when there is no HTTP answer within ASK_S. It raises no error."""
     try:
         async with asyncio.timeout(ASK_S):
             reader, writer = await asyncio.open_connection(ADDRESS, port)
@@ -60,6 +67,7 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection ends, at most about twice MAX_BYTES."""
     data = b""
     while len(data) <= MAX_BYTES and (chunk := await reader.read(MAX_BYTES)):
         # Bounded: another process may have taken the port and answer without end.

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["IngressRule", "TunnelPut", "TunnelSpec", "bound", "checked", "decode", "encode"]
 
 MAX_RULES: Final = 64
+"""Ingress rules of one tunnel."""
 _STATUS: Final = re.compile(r"http_status:([2-5][0-9]{2})")
 _PATH: Final = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class IngressRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`hostname` a name or `*.name`, `path` what paths begin with; empty: any. `service`: `http://host:port`,
-    `https://host:port` of an origin that the operator bound, or `http_status:404`.
+    """One rule: what comes for `hostname` (a name or `*.name`) and `path` (what paths begin with) goes to `service`;
+    either empty: any. `service`: `http://host:port`, `https://host:port` of an origin that the operator bound, or
+    `http_status:404`.
     """
 
     service: str
@@ -41,7 +43,9 @@ class IngressRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class TunnelPut(Params, frozen=True):
-    """tunnel.put. `credentials` or `token`: the name of a file in the operator's directory."""
+    """Parameters of tunnel.put. `tunnel`: its id; `ingress`: rules, of which the first that matches counts;
+    `credentials` or `token`: the name of a file in the operator's directory.
+    """
 
     name: str
     tunnel: str
@@ -51,7 +55,10 @@ class TunnelPut(Params, frozen=True):
 
 
 class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """As `TunnelPut`, checked. `file` holds credentials, or (`is_token`) a token."""
+    """As `TunnelPut`, checked. `file` holds credentials, or (`is_token`) a token.
+
+    Its JSON is stored in the ledger (`encode`): a field that is added needs a default, or stored rows no longer decode.
+    """
 
     tunnel: str
     ingress: tuple[IngressRule, ...]
@@ -60,7 +67,9 @@ class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checked(asked: TunnelPut, origins: Iterable[Origin]) -> TunnelSpec:
-    """The spec; HostError bad_params says what was expected, egress_blocked that a service is none of `origins`."""
+    """The spec; HostError bad_params names the field or rule and what was expected, egress_blocked says that a service
+    is none of `origins`. Whether the credentials are usable is not checked here.
+    """
     check_name(asked.name)
     if bool(asked.credentials) == bool(asked.token):
         raise bad("credentials", "exactly one of credentials and token")
@@ -79,7 +88,9 @@ def decode(stored: str) -> TunnelSpec:
 
 
 def bound(spec: TunnelSpec, origins: Iterable[Origin]) -> dict[str, Origin]:
-    """The origin of each service of a spec; HostError egress_blocked when one is not bound (any more)."""
+    """The origin of each service of a spec, by its text; HostError egress_blocked when one is not bound (any more).
+    Services `http_status:…` have none.
+    """
     known = {(one.scheme, one.host, one.port): one for one in origins}
     found: dict[str, Origin] = {}
     for rule in spec.ingress:
@@ -94,7 +105,9 @@ def bound(spec: TunnelSpec, origins: Iterable[Origin]) -> dict[str, Origin]:
 
 
 def _fix(service: str) -> str:
-    """The grant that would bind a service, when its host is an address itself."""
+    """What the operator could grant to bind a service: `origin=…` when its host is an address, else empty, as only the
+    operator knows the address.
+    """
     try:
         return f"origin={egress.origin(service)}"
     except ValueError:
@@ -102,6 +115,7 @@ def _fix(service: str) -> str:
 
 
 def _id(text: str) -> str:
+    """A tunnel's id in lower case; HostError bad_params."""
     try:
         # uuid.UUID also takes braces, "urn:uuid:" and missing hyphens; only the canonical form compares equal below.
         plain = str(uuid.UUID(text))
@@ -113,6 +127,7 @@ def _id(text: str) -> str:
 
 
 def _rule(rule: IngressRule, number: int) -> IngressRule:
+    """A rule in normal form; HostError bad_params naming it by `number`, from 1."""
     where = f"ingress rule {number}"
     if rule.path and not (_PATH.fullmatch(rule.path) and ".." not in rule.path):
         raise bad(where, "a path of letters, digits and ._~/- that begins with /, and no ..")
@@ -120,6 +135,7 @@ def _rule(rule: IngressRule, number: int) -> IngressRule:
 
 
 def _hostname(text: str, where: str) -> str:
+    """A public name, also `*.name`, in normal form, or empty; HostError bad_params."""
     if not text:
         return ""
     wild, name = ("*.", text[2:]) if text.startswith("*.") else ("", text)
@@ -133,6 +149,7 @@ def _hostname(text: str, where: str) -> str:
 
 
 def _service(text: str, where: str) -> str:
+    """A service in normal form, always with its port; HostError bad_params."""
     if _STATUS.fullmatch(text):
         return text
     if not text.lower().startswith(("http://", "https://")):
@@ -148,7 +165,11 @@ def _service(text: str, where: str) -> str:
 
 
 def _check_order(rules: tuple[IngressRule, ...]) -> None:
-    """HostError unless the last rule matches everything and no rule hides a later one."""
+    """HostError bad_params unless the last rule matches everything and no rule hides a later one.
+
+    "*.example.org" before "a.example.org"              refused: the second never matches
+    "a.example.org", path "/x/y" before path "/x"       fine
+    """
     if not 1 <= len(rules) <= MAX_RULES:
         raise bad("ingress", f"1 to {MAX_RULES} rules")
     if rules[-1].hostname or rules[-1].path:
@@ -160,4 +181,5 @@ def _check_order(rules: tuple[IngressRule, ...]) -> None:
 
 
 def _covers(pattern: str, hostname: str) -> bool:
+    """Whether every name that `hostname` stands for matches `pattern`; an empty pattern is any."""
     return pattern in ("", hostname) or (pattern.startswith("*.") and hostname.endswith(pattern[1:]))
