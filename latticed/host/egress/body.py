@@ -8,15 +8,17 @@ from typing import Final
 from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
 
+# `wbits` of zlib.decompressobj: + 16 expects a gzip header (RFC 1952), negative none at all (RFC 1951).
 _GZIP: Final = zlib.MAX_WBITS | 16
 _ZLIB: Final = zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
 
 
 def decoded(data: bytes, encoding: str, *, limit: int) -> bytes:
-    """The content of a body with this Content-Encoding, at most `limit` bytes; HostError otherwise.
+    """The content of a body with this Content-Encoding, at most `limit` bytes; HostError `too_large`, or
+    `service_unavailable` for another encoding or a damaged body.
 
-    Requests ask for identity only; gzip and deflate, applied once, are understood all the same.
+    Requests ask for identity only; gzip and deflate, applied once, are decoded all the same.
     """
     match encoding.strip().lower():
         case "" | "identity":
@@ -27,20 +29,25 @@ def decoded(data: bytes, encoding: str, *, limit: int) -> bytes:
             return _inflated(data, _GZIP, limit)
         case "deflate":
             # Named after zlib's format, often sent without its header (RFC 9110, section 8.4.1.2).
+            # 8 in the low four bits of the first byte is zlib's compression method (RFC 1950, section 2.2).
             return _inflated(data, _ZLIB if data[0] & 0x0F == 8 else _RAW, limit)
         case _:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer has a Content-Encoding that was not asked for")
 
 
 def too_large(limit: int) -> HostError:
+    """The HostError for a body of an answer over `limit` bytes, encoded or decoded."""
     return HostError(Denial.TOO_LARGE, f"the answer's body is over {limit} bytes")
 
 
 def _inflated(data: bytes, window: int, limit: int) -> bytes:
+    """`data` decompressed; never holds more than `limit` + 1 bytes, however much a small body expands to."""
     content = bytearray()
     while data:  # gzip may be of several members (RFC 1952, section 2.2)
         member = zlib.decompressobj(window)
         try:
+            # One byte more than allowed says that there is more. Never 0, which means no limit: `content` has at most
+            # `limit` here.
             content += member.decompress(data, limit + 1 - len(content))
         except zlib.error as error:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer's body is not what it says it is") from error
@@ -48,5 +55,6 @@ def _inflated(data: bytes, window: int, limit: int) -> bytes:
             raise too_large(limit)
         if not member.eof:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer's body ends too early")
+        # What follows the only stream of zlib or raw deflate is ignored.
         data = member.unused_data if window == _GZIP else b""
     return bytes(content)

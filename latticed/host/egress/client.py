@@ -34,13 +34,18 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
 
+# A ContextVar, as aiohttp passes no argument to resolver and socket factory. Tasks that aiohttp makes for a connection
+# get a copy of the context (asyncio.create_task), so concurrent requests do not see each other's addresses.
 _allowed: Final[ContextVar[tuple[Address, ...]]] = ContextVar("latticed_allowed_addresses", default=())
 _MAX_LINE_BYTES: Final = 8_190
+"""Of the status line, and of each header field of an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressLimits:
-    """Of one exchange with all its redirects."""
+    """Limits of one call of `send`, over all redirects: bytes of the request's or answer's body, seconds for
+    everything.
+    """
 
     body_bytes: int = 256 << 10
     total_s: float = 10.0
@@ -51,7 +56,7 @@ DEFAULT_LIMITS: Final = EgressLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressAnswer:
-    """What came back from `target`: canonical header names, the decoded body."""
+    """The last answer, from `target`: canonical header names as in `headers.received`, the decoded body."""
 
     status: int
     header: dict[str, str]
@@ -60,7 +65,10 @@ class EgressAnswer:
 
 
 class EgressClient:
-    """An async context manager. `tls` defaults to the certificate authorities of this host."""
+    """HTTP requests through `guard`; an async context manager, open while requests are sent.
+
+    `tls` defaults to the certificate authorities of this host.
+    """
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self.guard = guard
@@ -70,6 +78,8 @@ class EgressClient:
     async def __aenter__(self) -> Self:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
+        # No cache of names and no limit of connections here: addresses hold for one request, and callers bound their
+        # requests.
         connector = aiohttp.TCPConnector(
             resolver=_AllowedResolver(),
             socket_factory=_allowed_socket,
@@ -80,6 +90,7 @@ class EgressClient:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            # A cookie of one plugin's server must not be sent with requests of another plugin.
             cookie_jar=aiohttp.DummyCookieJar(),
             # `body.decoded` decompresses, and bounds what comes out.
             auto_decompress=False,
@@ -87,6 +98,7 @@ class EgressClient:
             trust_env=False,
             # `send` has one deadline for all hops together.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.guard.connect_s),
+            # What may be sent is decided in `headers.checked`, which adds User-Agent and Accept-Encoding itself.
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
@@ -107,9 +119,10 @@ class EgressClient:
         contacted: Callable[[Target], None] | None = None,
     ) -> EgressAnswer:
         """The answer to `request` after at most five redirects; the guard checks each target, then `contacted` is
-        called with it.
+        called with it, before the connection is made.
 
-        HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`.
+        HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`, `rate_limited` (look-ups).
+        After a failure it is unknown whether the server has acted on the request.
         """
         try:
             async with asyncio.timeout(limits.total_s):
@@ -130,6 +143,7 @@ class EgressClient:
         limits: EgressLimits,
         contacted: Callable[[Target], None] | None,
     ) -> EgressAnswer | EgressRequest:
+        """One request: its answer, or the request that its redirect leads to."""
         target = request.target
         found = await self.guard.resolve(target.host, target.port, rights, scheme=target.scheme)
         if contacted is not None:
@@ -138,6 +152,7 @@ class EgressClient:
             async with self._request(request) as answer:
                 if answer.status not in redirects.STATUSES:
                     return await _read(answer, request, limits)
+                # The body of a redirect is not read: leaving the block closes the connection.
                 status, location = answer.status, answer.headers.get("Location")
 
         def is_bound(one: Target) -> bool:
@@ -150,6 +165,8 @@ class EgressClient:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
         return self._session.request(
             request.method,
+            # `encoded`: yarl would otherwise normalise escapes, and the URL sent would differ from the one that was
+            # judged.
             URL(str(request.target), encoded=True),
             headers=request.header,
             data=request.body or None,
@@ -159,10 +176,13 @@ class EgressClient:
 
 
 async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: EgressLimits) -> EgressAnswer:
+    """The answer with its whole body; HostError `too_large`, or for an encoding that cannot be decoded."""
     if answer.status == 101:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer changes to another protocol")
+    # From the raw bytes: aiohttp decodes values with surrogate escapes, which JSON cannot carry.
     header = headers.received(answer.raw_headers)
     # An answer to HEAD gives the length that GET would have, and has no body (RFC 9110, section 8.6).
+    # Refused by what it announces, before anything is read; the loop below counts what really comes.
     if request.method != "HEAD" and (answer.content_length or 0) > limits.body_bytes:
         raise body.too_large(limits.body_bytes)
     raw = bytearray()
@@ -170,6 +190,7 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
         raw += part
         if len(raw) > limits.body_bytes:
             raise body.too_large(limits.body_bytes)
+    # Repeated fields are one list (RFC 9110, section 5.3); `body.decoded` refuses more than one encoding.
     encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
     content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
     return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
@@ -208,6 +229,7 @@ def _allowed_socket(info: tuple[Any, ...]) -> socket.socket:
 
 @contextlib.contextmanager
 def _allowing(found: tuple[Address, ...]) -> Iterator[None]:
+    """Within this block the current task, and tasks it makes, may connect to the addresses `found`."""
     token = _allowed.set(found)
     try:
         yield
@@ -230,6 +252,7 @@ def _as_host_errors(target: Target) -> Iterator[None]:
     except aiohttp.ClientConnectorError as error:
         raise _unavailable(f"cannot connect to {target.shown}") from error
     except aiohttp.ClientResponseError as error:
+        # aiohttp wraps the error of its parser.
         if isinstance(_root(error), LineTooLong):
             raise HostError(Denial.TOO_LARGE, f"the header of {target.shown} has a line that is too long") from error
         raise _unavailable(f"{target.shown} did not answer in HTTP/1.1") from error
@@ -241,6 +264,7 @@ def _as_host_errors(target: Target) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> BaseException:
+    """The first cause in a chain of exceptions."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from latticed.model.egress import EgressRights
 
 MAX_ADDRESSES: Final = 64
+"""Of one name; each is judged, and a name server could answer with thousands."""
 _MAX_TRIED: Final = 4  # addresses of one target that `connect` tries, within `connect_s` together
 
 
 class Guard:
-    """Decides where connections may go.
+    """Decides where connections may go, and opens them.
 
     `blocked` are further networks that no plugin may reach, for example the public address of a NAT router in front of
-    this host.
+    this host. `own_addresses` returns those of this host's interfaces. `lookup_s` and `connect_s`: seconds for a
+    look-up, and for connecting to all addresses of a target together.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Guard:
         # An origin that the operator bound may be private: nothing is looked up, so no DNS answer can move it.
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
+        # Before the look-up: a name that is asked for can carry data to its name servers.
         if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
         literal = hosts.address_of(name)
@@ -82,6 +85,7 @@ class Guard:
 
         HostError as `resolve`, and `service_unavailable` when nothing answers, `deadline_exceeded` when too slowly.
         """
+        # The time is shared equally: one address that does not answer must leave time for the others.
         found = (await self.resolve(host, port, rights, scheme=scheme))[:_MAX_TRIED]
         name = _normal(host)
         shown = f"{hosts.bracketed(name)}:{port}"
@@ -108,6 +112,7 @@ class Guard:
         return bool(egress.pinned(rights, scheme=scheme, host=_normal(host), port=port))
 
     async def _lookup(self, name: str, owner: str) -> tuple[Address, ...]:
+        """The addresses of a name, at least one; HostError otherwise."""
         try:
             async with asyncio.timeout(self._lookup_s):
                 found = await self._resolver.lookup(name, owner)
@@ -124,8 +129,10 @@ class Guard:
         return found
 
     def _refusal(self, address: Address, own: frozenset[Address]) -> str | None:
+        """Why an address may not be connected to, or None. `own`: the addresses of this host."""
         if (kind := addresses.blocked_class(address)) is not None:
             return kind
+        # Also the public ones: services on this host may trust connections from it.
         if address in own:
             return "this host's own"
         if any(address in network for network in self._blocked):
@@ -134,6 +141,9 @@ class Guard:
 
 
 def _normal(host: str) -> str:
+    """A host in normal form, an IPv6 address without brackets; HostError `egress_blocked` for one that can be read in
+    two ways.
+    """
     try:
         literal = hosts.address_of(host)
         return hosts.normal(host) if literal is None else hosts.normal(hosts.bracketed(host))

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS: Final = 5
 STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+"""Those with a Location to follow (RFC 9110, section 15.4). 300, 304 and 305 are answers like any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressRequest:
-    """One request. `secret` names the headers (lower case) that hold secrets; `secret_body` says that the body does."""
+    """One request, ready to be sent. `secret` names the headers (lower case) that hold secrets; `secret_body` says that
+    the body does.
+    """
 
     method: str
     target: Target
@@ -34,9 +37,10 @@ class EgressRequest:
 def follow(
     request: EgressRequest, status: int, location: str | None, *, is_bound: Callable[[Target], bool]
 ) -> EgressRequest:
-    """The next request after an answer with a status of STATUSES; HostError when it may not be made.
+    """The next request after an answer with a status of STATUSES; HostError `egress_blocked` when it may not be made.
 
-    `is_bound` tells the origins that the operator bound: no redirect leads out of one, or into one.
+    `location`: the Location header, relative or absolute. `is_bound` says which origins the operator bound: no redirect
+    leads out of one, or into one. The guard has yet to judge the new target.
     """
     if location is None:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"{request.target.shown} answered {status} without a Location")
@@ -49,6 +53,7 @@ def follow(
         moved = replace(moved, method="GET", body=b"", secret_body=False, header=headers.without_body(moved.header))
     if target.origin == request.target.origin:
         return moved
+    # 307 and 308 repeat the body; headers with secrets are dropped in `across_origins`, a body cannot be.
     if moved.secret_body:
         raise _blocked("it leads a body that holds a secret to another origin")
     return replace(moved, header=headers.across_origins(moved.header, request.secret))
@@ -62,6 +67,7 @@ def _target(base: Target, location: str) -> Target:
 
 
 def _check_crossing(old: Target, new: Target, is_bound: Callable[[Target], bool]) -> None:
+    """HostError when a redirect may not lead from the origin of `old` to that of `new`."""
     if old.scheme == "https" and new.scheme != "https":
         raise _blocked(f"it leads from https to {new.scheme}")
     if is_bound(old):

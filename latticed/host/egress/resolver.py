@@ -79,6 +79,7 @@ class SystemResolver:
         answer: asyncio.Future[tuple[Address, ...]] = loop.create_future()
 
         def deliver(found: tuple[Address, ...] | OSError) -> None:
+            # On the event loop, as every other access to these counters: no lock is needed.
             self._threads_left += 1
             if answer.cancelled():
                 lookups.abandoned -= 1
@@ -94,6 +95,7 @@ class SystemResolver:
                 loop.call_soon_threadsafe(deliver, found)
 
         try:
+            # Not asyncio.to_thread: its pool is shared, and look-ups that hang would take all of its threads.
             threading.Thread(target=run, name="latticed-lookup", daemon=True).start()
         except RuntimeError as error:  # the system has no thread to give
             raise TooManyLookups(str(error)) from error
@@ -111,8 +113,13 @@ class SystemResolver:
 
 
 def _getaddrinfo(host: str) -> tuple[Address, ...] | OSError:
+    """The addresses of a name, each once, in the order of getaddrinfo(3). Blocks: called in a thread.
+
+    Errors are returned, not raised, for the event loop to raise them.
+    """
     try:
         # Bytes: the name is in its final form, and Python would encode a str with its IDNA 2003 codec.
+        # SOCK_STREAM: otherwise each address comes once for every type of socket.
         found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
     except OSError as error:
         return error

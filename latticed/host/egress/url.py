@@ -1,4 +1,9 @@
-"""URLs, parsed once and strictly (RFC 3986): one that two parsers could read differently is refused."""
+"""URLs, parsed once and strictly (RFC 3986): one that two parsers could read differently is refused.
+
+    http://API.example.org:80/a?b#c  ->  Target(scheme="http", host="api.example.org", port=80, path="/a?b")
+
+A difference between two parsers is how a check is passed with one host and the connection made to another.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +22,26 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS: Final = 8_192
 MAX_ENCODED_CHARACTERS: Final = 16_384
+"""Of path and query once they are encoded, with secrets in place."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 HIGHEST_PORT: Final = 65_535
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
 _PARTS: Final = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?")
+# Without leading zeros, signs and digits of other scripts, which int() would take.
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+# Controls and white space, backslash (browsers read it as a slash), C1 controls and no-break space, line separators,
+# surrogates.
 _UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\\u0080-\u00a0\u2028\u2029\ud800-\udfff]")
 _SAFE: Final = "%/:?@!$&'()*+,;=-._~[]"  # what RFC 3986 lets stand in a path or a query; the rest is encoded
+# Without `/ ? # & = + %`: the value of a secret cannot add a segment or a field, or be decoded to something else.
 _SAFE_IN_VALUES: Final = ":@!$'()*,;-._~"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a request goes: scheme `http` or `https`, host in normal form, port, path with its query, ready to send."""
+    """Where a request goes: scheme `http` or `https`, host in normal form, port, and path with its query,
+    percent-encoded and ready to send.
+    """
 
     scheme: str
     host: str
@@ -38,6 +50,7 @@ class Target:
 
     @property
     def origin(self) -> tuple[str, str, int]:
+        """(scheme, host, port): what redirects are compared by."""
         return self.scheme, self.host, self.port
 
     @property
@@ -51,11 +64,12 @@ class Target:
 
 
 def parse(text: str, *, expand: Callable[[str], str] | None = None) -> Target:
-    """The target of an absolute URL; HostError `bad_params` for what is no plain URL, `egress_blocked` for a
-    scheme or host that no request goes to.
+    """The target of an absolute URL; HostError `bad_params` for what is no plain URL, `egress_blocked` for a scheme or
+    host that no request goes to.
 
-    The fragment is dropped. `expand` gives the values of references to secrets, in path and query only: a secret never
-    is part of a host or port. Messages contain nothing of the URL but its scheme.
+    The fragment is dropped. `expand` gives the values of references to secrets, in path and query only: a secret is
+    never part of a host or port. Messages contain nothing of the URL but its scheme. Whether the target may be reached
+    is for the guard.
     """
     if len(text) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters, found {len(text)}")
@@ -76,7 +90,7 @@ def parse(text: str, *, expand: Callable[[str], str] | None = None) -> Target:
 
 
 def refer(base: Target, location: str) -> Target:
-    """Where a Location header of an answer from `base` leads; HostError as in `parse`."""
+    """Where a Location header of an answer from `base` leads, absolute or relative; HostError as in `parse`."""
     if _SCHEME.match(location):
         return parse(location)
     if location.startswith("//"):
@@ -84,6 +98,7 @@ def refer(base: Target, location: str) -> Target:
     if _UNSAFE.search(location):
         raise _bad("expected no white space, control characters and backslashes")
     # Only path and query are taken from what urljoin returns: the host is always that of `base`.
+    # Only one slash at the front: urljoin would read `//x/` of the base as a host.
     joined = _PARTS.fullmatch(urljoin("/" + base.path.lstrip("/"), location.partition("#")[0]))
     if joined is None or len(location) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters")
@@ -107,6 +122,10 @@ def _encoded(raw: str, expand: Callable[[str], str] | None) -> str:
 
 
 def _authority(text: str, default_port: int) -> tuple[str, int]:
+    """Host in normal form, and port. HostError `bad_params`, or `egress_blocked` for a host that can be read in two
+    ways.
+    """
+    # `http://good.example@evil.example/` is at evil.example: user names are refused rather than cut off.
     if "@" in text:
         raise _bad("expected no user name and password; send them in a header")
     host, port = text, ""
@@ -124,6 +143,7 @@ def _authority(text: str, default_port: int) -> tuple[str, int]:
     if not host:
         raise _bad("expected a host")
     try:
+        # An empty port after the colon is the default (RFC 3986, section 3.2.3).
         return hosts.normal(host), int(port) if port else default_port
     except hosts.NotAHost as error:
         raise HostError(Denial.EGRESS_BLOCKED, f"host not understood: {error}") from error

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_IN_FLIGHT: Final = 64
+"""Requests under way of all plugins: each holds a descriptor, and an answer of up to 256 KiB in memory."""
 MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
+"""Requests under way of one plugin, so that slow servers of one do not take all slots."""
 
 
 class HttpDo(Params, frozen=True):
+    """Parameters of http.do, see docs/egress.md. `header`: values by name; at most one of `body` (text) and
+    `body_base64`.
+    """
+
     url: str
     method: str = "GET"
     header: dict[str, str] = {}
@@ -58,6 +64,7 @@ class HttpCalls:
         self._in_flight: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls of this service, for `call.table`."""
         return (Served(method="http.do", params=HttpDo, serve=self._do),)
 
     async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:
@@ -88,6 +95,7 @@ class HttpCalls:
 
     @contextmanager
     def _slot(self, caller: Caller) -> Iterator[None]:
+        """Count one request of the plugin while the context is open. HostError rate_limited, or service_unavailable."""
         if self._in_flight[caller.plugin_id] >= MAX_IN_FLIGHT_OF_PLUGIN:
             raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_IN_FLIGHT_OF_PLUGIN} requests at once")
         if self._in_flight.total() >= MAX_IN_FLIGHT:
@@ -97,6 +105,7 @@ class HttpCalls:
             yield
         finally:
             self._in_flight[caller.plugin_id] -= 1
+            # Else a Counter keeps a zero for every plugin there ever was.
             if not self._in_flight[caller.plugin_id]:
                 del self._in_flight[caller.plugin_id]
 
@@ -108,6 +117,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
         raise HostError(Denial.BAD_PARAMS, f"method: expected one of {', '.join(METHODS)}")
     target = url.parse(asked.url, expand=secrets.expand)
     header = headers.checked(asked.header)
+    # Found before they are replaced: afterwards the value of a secret looks like any other.
     secret = frozenset(name.lower() for name, value in header if REFERENCE.search(value))
     if secret:
         header = tuple((name, secrets.expand(value)) for name, value in header)
@@ -125,9 +135,11 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
 
 
 def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
+    """The body as bytes, and whether secrets were put into it. In `body_base64` none are."""
     if asked.body and asked.body_base64:
         raise HostError(Denial.BAD_PARAMS, "expected at most one of body and body_base64")
     try:
+        # An empty text counts as no body.
         if asked.body_base64:
             return base64.b64decode(asked.body_base64, validate=True), False
         text = asked.body or ""
@@ -144,5 +156,6 @@ def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, An
     if secrets is not None:
         # `headers.received` changes the case of names, so a value in one is searched for in any case.
         header = {secrets.redact(name, any_case=True): secrets.redact(value) for name, value in header.items()}
+        # surrogateescape: bytes that are not UTF-8 come out as they went in.
         body = secrets.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}

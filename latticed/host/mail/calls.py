@@ -30,22 +30,30 @@ if TYPE_CHECKING:
 OWNER: Final = "latticed.mail"
 """The id that the relay's password is bound to; no plugin can have it."""
 MAX_IN_FLIGHT: Final = 8
+"""Messages of all plugins that are being sent."""
 MAX_IN_FLIGHT_OF_PLUGIN: Final = 2
+"""Messages of one plugin that are being sent."""
 _REASON_CHARACTERS: Final = 240
+"""Of an error's text: replies of the relay are in it."""
 SEND_S: Final = 9.0
-"""Shorter than the deadline of a host call, so that the error names the relay."""
+"""Shorter than the deadline of a host call (10 s by default), so that the error names the relay."""
 
 log = logs.get_logger()
 
 
 class MailSend(Params, frozen=True):
+    """Parameters of mail.send: plain text; `to` is one address or a list."""
+
     to: str | tuple[str, ...]
     subject: str
     body: str
 
 
 class MailCalls:
-    """Serves mail.send. `secrets_of` gives the secrets of a plugin's id, and of OWNER."""
+    """Serves mail.send. `secrets_of` gives the secrets of a plugin's id, and of OWNER.
+
+    `send_s`: seconds for one message from the look-up of the relay to its acceptance.
+    """
 
     def __init__(
         self,
@@ -65,6 +73,7 @@ class MailCalls:
         self._in_flight: list[str] = []
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls of this service, for `call.table`."""
         return (Served(method="mail.send", params=MailSend, serve=self._send),)
 
     async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:
@@ -72,17 +81,21 @@ class MailCalls:
         relay, sender = relay_of(settings), _sender(settings)
         to = mail_message.recipients(asked.to, limit=settings.recipients)
         _check_allowed(to, settings.allow)
+        # Two sets, so that a plugin cannot use the relay's password in its texts; errors are redacted of both.
         plugin_secrets, relay_secrets = self._secrets_of(caller.plugin_id), self._secrets_of(OWNER)
         try:
             message, message_id = self._compose(caller, asked, plugin_secrets, settings, sender=sender, to=to)
             with self._slot(caller):
+                # Last before sending: a message refused for another reason costs none of the hour's tokens.
                 self._take_token(caller, settings)
                 envelope = Envelope(sender=sender, to=to, message=message)
                 await self._smtp.send(relay, envelope, _password(settings, relay_secrets), within_s=self._send_s)
         except HostError as error:
+            # Redacted before it is cut: half a value would not be found.
             reason = text.sanitise(relay_secrets.redact(plugin_secrets.redact(error.reason)), _REASON_CHARACTERS)
             if error.code is Denial.SERVICE_UNAVAILABLE:
                 log.warning("mail_not_sent", plugin_id=caller.plugin_id, reason=reason)
+            # `from None`: the text of the original error is not redacted.
             raise HostError(error.code, reason) from None
         return {"ok": True, "message_id": message_id, "recipients": len(to)}
 
@@ -96,6 +109,8 @@ class MailCalls:
         sender: str,
         to: tuple[str, ...],
     ) -> tuple[bytes, str]:
+        """The message and its Message-ID, with secrets put in. HostError of the checks."""
+        # Before secrets are put in as well: for a wrong text none is opened.
         mail_message.check_subject(asked.subject)
         mail_message.check_body(asked.body, max_bytes=settings.body_bytes)
         subject, body = secrets.expand(asked.subject), secrets.expand(asked.body)
@@ -115,6 +130,7 @@ class MailCalls:
 
     @contextmanager
     def _slot(self, caller: Caller) -> Iterator[None]:
+        """Count one message of the plugin while the context is open. HostError rate_limited, or service_unavailable."""
         if self._in_flight.count(caller.plugin_id) >= MAX_IN_FLIGHT_OF_PLUGIN:
             raise HostError(Denial.RATE_LIMITED, f"expected at most {MAX_IN_FLIGHT_OF_PLUGIN} messages at once")
         if len(self._in_flight) >= MAX_IN_FLIGHT:
@@ -127,7 +143,9 @@ class MailCalls:
 
 
 def relay_of(settings: Settings) -> Relay:
-    """The relay of the settings, with rights to reach it and nothing else; HostError when none is set."""
+    """The relay of the settings, with rights to reach it and nothing else; HostError service_unavailable when none is
+    set.
+    """
     parsed = relays.parsed(settings.relay)
     if parsed is None:
         raise HostError(
@@ -143,6 +161,7 @@ def relay_of(settings: Settings) -> Relay:
 
 
 def _sender(settings: Settings) -> str:
+    """The sender of the settings, in normal form; HostError service_unavailable when missing or no plain address."""
     if not settings.sender:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "no sender is configured: the operator sets sender in [mail]")
     try:
@@ -168,5 +187,7 @@ def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
     """HostError for a recipient not in `allow`, which has addresses and `@domain`s; empty allows any."""
     for one in to:
         local, _, domain = one.rpartition("@")
+        # The local part also in lower case, as most servers compare it (RFC 5321, section 2.4); domains are in normal
+        # form.
         if allow and one not in allow and f"@{domain}" not in allow and f"{local.lower()}@{domain}" not in allow:
             raise HostError(Denial.EGRESS_BLOCKED, f"recipient not allowed: {one} is not in mail.allow")

@@ -22,13 +22,16 @@ MAX_SUBJECT_CHARACTERS: Final = 250
 # Octets, RFC 5321, section 4.5.3.1.1.
 _MAX_LOCAL: Final = 64
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+# A dot-string (RFC 5321, section 4.1.2). Quoted local parts, which may hold spaces and control characters, are refused.
 _LOCAL: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _POLICY: Final = email.policy.SMTP.clone(cte_type="7bit")
 """CRLF, folded headers, and 7-bit bodies, for which no relay needs 8BITMIME."""
 
 
 def address(given: str, *, field: str = "to") -> str:
-    """A plain address (`local@domain`, no name, no quotes) in normal form; HostError bad_params."""
+    """A plain address (`local@domain`, no name, no quotes) in normal form: the domain as `hosts.normal` gives it, the
+    local part as it is. HostError bad_params; `field` is named in its message.
+    """
     local, at, domain = given.rpartition("@")
     if not at or len(local) > _MAX_LOCAL or not _LOCAL.fullmatch(local):
         raise HostError(Denial.BAD_PARAMS, f"{field}: expected plain addresses such as ops@example.org")
@@ -36,13 +39,14 @@ def address(given: str, *, field: str = "to") -> str:
         name = hosts.normal(domain)
     except hosts.NotAHost as error:
         raise HostError(Denial.BAD_PARAMS, f"{field}: {error}") from error
+    # `hosts.normal` takes addresses, too; in mail they would be literals (RFC 5321, section 4.1.3).
     if hosts.address_of(name) is not None:
         raise HostError(Denial.BAD_PARAMS, f"{field}: expected a domain after the @, found an address in numbers")
     return f"{local}@{name}"
 
 
 def recipients(given: str | Iterable[str], *, limit: int) -> tuple[str, ...]:
-    """The addresses in their order, each once; HostError bad_params for none, or more than `limit`."""
+    """The addresses in normal form, in their order, each once; HostError bad_params for none, or more than `limit`."""
     listed = (given,) if isinstance(given, str) else tuple(given)
     if not 1 <= len(listed) <= limit:
         raise HostError(Denial.BAD_PARAMS, f"to: expected 1 to {limit} addresses, found {len(listed)}")
@@ -50,7 +54,9 @@ def recipients(given: str | Iterable[str], *, limit: int) -> tuple[str, ...]:
 
 
 def check_subject(subject: str) -> None:
-    """HostError unless it is one line of visible text; the message does not contain it."""
+    """HostError bad_params unless it is one line of visible text, too_large beyond MAX_SUBJECT_CHARACTERS; the message
+    does not contain it.
+    """
     if len(subject) > MAX_SUBJECT_CHARACTERS:
         raise HostError(Denial.TOO_LARGE, f"subject: expected at most {MAX_SUBJECT_CHARACTERS} characters")
     if not subject.strip() or any(text.is_control(c) or "\ud800" <= c <= "\udfff" for c in subject):
@@ -58,13 +64,16 @@ def check_subject(subject: str) -> None:
 
 
 def check_body(body: str, *, max_bytes: int) -> None:
-    """HostError for a body that is too long, or not text."""
+    """HostError too_large for more than `max_bytes` in UTF-8, bad_params for what is not text; the message does not
+    contain it.
+    """
     try:
         size = len(body.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise HostError(Denial.BAD_PARAMS, "body: expected text without lone surrogates") from error
     if size > max_bytes:
         raise HostError(Denial.TOO_LARGE, f"body: expected at most {max_bytes} bytes, found {size}")
+    # Since RFC 5322 no body may hold a NUL (section 4.1).
     if "\0" in body:
         raise HostError(Denial.BAD_PARAMS, "body: expected text without NUL characters")
 
@@ -72,8 +81,13 @@ def check_body(body: str, *, max_bytes: int) -> None:
 def compose(
     *, sender: str, to: Iterable[str], subject: str, body: str, plugin_id: str, now_us: int
 ) -> tuple[bytes, str]:
-    """The message as bytes, and its Message-ID. The arguments have been checked."""
+    """The message as bytes (headers and body, lines end with CRLF), and its Message-ID with angle brackets.
+
+    The arguments have been checked: addresses by `address`, texts by `check_subject` and `check_body`. `now_us`:
+    microseconds since the epoch, for Date.
+    """
     message = email.message.EmailMessage(policy=_POLICY)
+    # Unique by 128 random bits, at the sender's domain (RFC 5322, section 3.6.4).
     message_id = f"<{secrets.token_hex(16)}@{sender.rpartition('@')[2]}>"
     message["From"] = sender
     message["To"] = ", ".join(to)

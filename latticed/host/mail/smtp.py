@@ -29,14 +29,21 @@ if TYPE_CHECKING:
 Security = Literal["tls", "starttls", "none"]
 
 _MAX_TRIED: Final = 4
+"""Addresses of the relay that are tried, within the guard's `connect_s` together."""
 _QUIT_S: Final = 0.5
+"""Seconds for the answer to QUIT; by then the message has been accepted."""
+# 552: RFC 1870, section 6.
 _TOO_LARGE: Final = frozenset({523, 552})
+# No such mailbox, not local, name not allowed (RFC 5321, section 4.2.3).
 _UNKNOWN_RECIPIENT: Final = frozenset({550, 551, 553})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """The relay and the user name for it; `rights` allow this one target and no other."""
+    """The relay and the user name for it (empty: no login); `rights` allow this one target and no other.
+
+    `security`: `tls` from the start, `starttls` demanded, or `none`.
+    """
 
     host: str
     port: int
@@ -46,16 +53,18 @@ class Relay:
 
     @property
     def scheme(self) -> str:
+        """The scheme by which the relay can be a bound origin."""
         return "smtps" if self.security == "tls" else "smtp"
 
     @property
     def shown(self) -> str:
+        """Host and port, for messages."""
         return f"{hosts.bracketed(self.host)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """One message with its sender and recipients."""
+    """One message as bytes, with the sender and recipients of MAIL and RCPT (RFC 5321, section 3.3)."""
 
     sender: str
     to: tuple[str, ...]
@@ -63,7 +72,9 @@ class Envelope:
 
 
 class Smtp:
-    """Sends through `guard`. `tls` defaults to the certificate authorities of this host."""
+    """Sends messages, each over a connection of its own, through `guard`. `tls` defaults to the certificate authorities
+    of this host.
+    """
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
@@ -93,6 +104,7 @@ class Smtp:
             raise _unavailable(f"the relay {relay.shown} broke off") from error
 
     async def _send(self, relay: Relay, envelope: Envelope, password: str, limit: asyncio.Timeout) -> None:
+        # Refused before connecting, so that the password is not sent in clear.
         if relay.username and relay.security == "none":
             raise _unavailable("the relay's user name and password go over TLS only (settings, [mail])")
         import aiosmtplib
@@ -108,6 +120,7 @@ class Smtp:
             await client.ehlo()
             if relay.username:
                 await _log_in(client, relay, password)
+            # The relay's limit first: without it the whole message would be sent, only to be refused.
             size_limit = client.esmtp_extensions.get("size", "")
             # RFC 1870: 0, or no number, means that the relay states no limit.
             if size_limit.isascii() and size_limit.isdigit() and 0 < int(size_limit[:12]) < len(envelope.message):
@@ -161,10 +174,12 @@ class Smtp:
 
 
 async def _open(address: Address, port: int) -> socket.socket:
+    """A connected, non-blocking socket; OSError. `address` has been checked by the guard."""
     sock = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
+    # Also when cancelled at the timeout: else the descriptor would be left to the garbage collector.
     except BaseException:
         sock.close()
         raise
@@ -172,12 +187,16 @@ async def _open(address: Address, port: int) -> socket.socket:
 
 
 async def _log_in(client: aiosmtplib.SMTP, relay: Relay, password: str) -> None:
+    """AUTH with a mechanism that both know; HostError service_unavailable without the relay's words, which may repeat
+    what was sent.
+    """
     import aiosmtplib
 
     try:
         await client.login(relay.username, password)
     except aiosmtplib.SMTPAuthenticationError as error:
         raise _unavailable(f"the relay does not accept its user name and password ({error.code})") from error
+    # Before SMTPException, its base class: `send` says more about these two.
     except aiosmtplib.SMTPResponseException:
         raise
     except aiosmtplib.SMTPServerDisconnected:
@@ -190,6 +209,7 @@ def _of_reply(error: aiosmtplib.SMTPResponseException) -> HostError:
     """The HostError for a reply of the relay (RFC 5321 section 4.2)."""
     import aiosmtplib
 
+    # The relay's own words: plugin and operator need them to see why.
     reply = f"{error.code} {error.message}"  # not cut: the caller redacts secrets in it first
     if error.code in _TOO_LARGE:
         return HostError(Denial.TOO_LARGE, f"the relay does not take a message of this size ({reply})")

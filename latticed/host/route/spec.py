@@ -36,7 +36,7 @@ _PARAMETERS_OF: Final = {
 
 
 class RoutePut(Params, frozen=True):
-    """Parameters of route.put, as in the table of docs/services.md, Routes; `checked` says which go together.
+    """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
 
     `login`: `${secret:NAME}`; `origin`: `http://host:port`, or `http://host:port=address`; `public`: see
     `public_paths`.

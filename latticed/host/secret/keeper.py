@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OPERATOR: Final = "operator"
 """The owner of secrets that operators set."""
 MAX_VALUE_BYTES: Final = 64 << 10
+"""Of one value in UTF-8."""
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _NONCE_BYTES: Final = 12  # 96 bits, NIST SP 800-38D section 8.2.2
@@ -52,7 +53,11 @@ class KnownSecret:
 
 
 class SecretKeeper:
-    """Stores secrets. Methods for operators raise Problem, those for plugins HostError."""
+    """Stores, seals and opens secrets. Methods for operators raise Problem, those for plugins HostError.
+
+    `owner`: whose secrets these are; values and bindings of another owner are not seen. The key is read at its first
+    use.
+    """
 
     def __init__(self, ledger: Ledger, place: KeyLocation, *, clock: Clock, owner: str = OPERATOR) -> None:
         self._ledger = ledger
@@ -76,10 +81,12 @@ class SecretKeeper:
         """
         _check_name(name)
         data = _encoded(value)
+        # Before the transaction, which runs on the ledger's thread: reading the key may block.
         keys = self._key(make=True)
 
         def change(tx: Transaction) -> int:
             old = rows.get(tx, self._owner, name)
+            # The version is part of what is sealed: no value can be passed off as that of another version.
             version, now_us = (old.version + 1 if old else 1), self._clock.wall_us()
             created_at = old.created_at if old else now_us
             rows.put(tx, _sealed(keys, self._owner, name, version, data, created_at=created_at, updated_at=now_us))
@@ -103,9 +110,9 @@ class SecretKeeper:
         return await self._ledger.write(change, durable=True)
 
     async def bind(self, name: str, plugin_id: str) -> None:
-        """Let `plugin_id` use the secret; no effect if it is bound already.
+        """Let `plugin_id` use the secret, whether there is such a plugin or not; no effect if it is bound already.
 
-        Problems: bad_request, not_found, quota_exceeded, secret_unavailable.
+        Problems: bad_request, not_found, quota_exceeded, secret_unavailable, ledger_unavailable.
         """
         _check_name(name)
         if not ids.is_valid(plugin_id):
@@ -147,13 +154,16 @@ class SecretKeeper:
     # For plugins.
 
     def for_plugin(self, plugin_id: str) -> PluginSecrets:
-        """The secrets bound to a plugin, for one host call."""
+        """The secrets bound to a plugin, for one host call; each value is read when it is first used."""
         return PluginSecrets(functools.partial(self.value_for, plugin_id))
 
     def value_for(self, plugin_id: str, name: str) -> str:
-        """The value of a secret bound to a plugin; HostError bad_params, service_unavailable."""
+        """The value of a secret bound to a plugin, read now; HostError bad_params when none of that name is bound to
+        it, service_unavailable when it cannot be opened.
+        """
         try:
             row = self._ledger.read(lambda db: rows.get(db, self._owner, name)) if _NAME.fullmatch(name) else None
+            # The binding first: nothing is decrypted for a plugin that may not have it.
             if row is not None and self._is_bound(row, plugin_id):
                 return self._open(row)
         except Problem as problem:
@@ -166,6 +176,7 @@ class SecretKeeper:
         raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
 
     def _stored(self) -> list[rows.SecretRow]:
+        """All rows of this owner, by name."""
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
     def _log_once(self, name: str, problem: Problem) -> None:
@@ -175,6 +186,7 @@ class SecretKeeper:
             log.error("secret_unavailable", secret=name, reason=problem.reason, hint=problem.hint)
 
     def _is_bound(self, row: rows.SecretRow, plugin_id: str) -> bool:
+        """Whether a binding with a valid MAC is stored. Problem secret_unavailable when the MAC is of another key."""
         mac = self._ledger.read(lambda db: rows.binding(db, row.owner, row.name, plugin_id))
         if mac is None:
             return False
@@ -208,6 +220,7 @@ class SecretKeeper:
         """The key, cached; with `make`, a new one is made if there is none and no secret is stored."""
         if self._keys is None:
             self._keys = self._key_reader.get()
+        # Never when anything is stored: a new key would hide that the old one was lost, and with it those secrets.
         if self._keys is None and make and self._location.ours and not self._ledger.read(rows.count):
             self._keys = secret_key.make(self._location)
         if self._keys is None:
@@ -221,6 +234,7 @@ class SecretKeeper:
 def _sealed(
     keys: SealingKeys, owner: str, name: str, version: int, data: bytes, *, created_at: int, updated_at: int
 ) -> rows.SecretRow:
+    """A row with `data` encrypted under a fresh nonce."""
     nonce = os.urandom(_NONCE_BYTES)
     return rows.SecretRow(
         owner=owner,
@@ -235,20 +249,24 @@ def _sealed(
 
 
 def _associated(owner: str, name: str, version: int) -> bytes:
+    """What a sealed value is bound to. As JSON, so that no two different lists give the same bytes."""
     return json.dumps(["latticed-secret-v1", owner, name, version]).encode("ascii")
 
 
 def _binding_message(owner: str, name: str, plugin_id: str) -> bytes:
+    """What the MAC of a binding is made of; its first word keeps it apart from other uses of the key."""
     return json.dumps(["latticed-binding-v1", owner, name, plugin_id]).encode("ascii")
 
 
 def _check_name(name: str) -> None:
+    """Problem bad_request unless it is a name that references can have."""
     if not _NAME.fullmatch(name):
         shown = texts.sanitise(name, 64)
         raise Problem("bad_request", f"expected a name of A-Z, 0-9 and _ (1 to 64, a letter first), found {shown!r}")
 
 
 def _encoded(value: str) -> bytes:
+    """The value in UTF-8; Problem bad_request, too_large. Messages do not contain it."""
     try:
         data = value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 CREDENTIAL: Final = "latticed-secrets.key"
 """The credential's name (systemd.exec(5), LoadCredential=)."""
 FILE: Final = "secrets.key"
+"""Name of the key file beside the settings file, where neither credential nor setting names one."""
 KEY_BYTES: Final = 32
+"""Of the stored key, from which 256-bit keys are derived."""
+# A key in base64 has 44 characters; the rest is room for white space.
 _MAX_FILE_BYTES: Final = 1_024
 READ_S: Final = 0.25
 """How long the event loop is blocked for reading the key: at a start, after a reload, and for a key that changed."""
@@ -47,14 +50,16 @@ class KeyLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKeys:
-    """Derived from the key: `id` identifies it without revealing it; `cipher` seals values, `binding` is a MAC key."""
+    """Keys derived from the stored one: `id` identifies it without revealing it; `cipher` seals values, `binding` is a
+    MAC key.
+    """
 
     id: str
     cipher: AESGCM
     binding: bytes
 
     def mac(self, message: bytes) -> bytes:
-        """HMAC-SHA256 of a binding."""
+        """HMAC-SHA256 of a binding (RFC 2104), 32 bytes."""
         return hmac.digest(self.binding, message, hashlib.sha256)
 
 
@@ -63,6 +68,7 @@ def place(settings: Settings, environ: Mapping[str, str]) -> KeyLocation:
 
     The credential wins where there is one; then `[secrets] key_file`; else `secrets.key` beside the settings file.
     """
+    # Set by systemd for a unit with credentials (systemd.exec(5)).
     given = environ.get("CREDENTIALS_DIRECTORY", "")
     if given.startswith("/") and (path := Path(given) / CREDENTIAL).exists():
         return KeyLocation(path=path, ours=False)
@@ -82,7 +88,7 @@ def place(settings: Settings, environ: Mapping[str, str]) -> KeyLocation:
 
 
 def read(found: KeyLocation) -> SealingKeys | None:
-    """The key, or None when there is no file; Problem secret_unavailable for one that is no key or not private."""
+    """The key, or None when there is no file; Problem secret_unavailable when it is no key or not private. Blocks."""
     owners = frozenset({0, os.geteuid()})
     try:
         data = trusted_files.read(found.path, _MAX_FILE_BYTES, owners=owners)
@@ -105,14 +111,17 @@ def read(found: KeyLocation) -> SealingKeys | None:
 
 
 class KeyReader:
-    """Reads the key in a thread: `get` blocks the event loop for at most READ_S, and not at all while a read hangs."""
+    """Reads the key in a thread: `get` blocks the event loop for at most READ_S, and not at all while a read hangs.
+
+    It blocks because references are replaced by plain functions (`PluginSecrets.expand`), which cannot await.
+    """
 
     def __init__(self, place: KeyLocation) -> None:
         self._place = place
         self._pending: Future[SealingKeys | None] | None = None
 
     def get(self) -> SealingKeys | None:
-        """As `read`; Problem secret_unavailable too while the disk does not answer."""
+        """As `read`; Problem secret_unavailable also while the disk does not answer."""
         wait_s = 0.0
         if self._pending is None:
             started: Future[SealingKeys | None] = Future()
@@ -134,6 +143,7 @@ class KeyReader:
         return found
 
     def _read(self, answer: Future[SealingKeys | None]) -> None:
+        """Runs in the thread; hands over the key or the exception."""
         try:
             answer.set_result(read(self._place))
         except BaseException as error:  # noqa: BLE001 - raised by `get`
@@ -142,9 +152,12 @@ class KeyReader:
 
 def make(found: KeyLocation) -> SealingKeys:
     """Make a new key at a place that is ours and has none; never replaces one. Problem secret_unavailable."""
+    # A new name in the same directory: link(2) does not cross file systems, and the file appears under its name
+    # complete.
     temporary = found.path.with_name(f".{found.path.name}.{os.urandom(6).hex()}")
     try:
         found.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # O_EXCL and O_NOFOLLOW: a file or link that somebody put there is not written to.
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with files.closing(fd):
@@ -156,19 +169,21 @@ def make(found: KeyLocation) -> SealingKeys:
                 os.link(temporary, found.path, follow_symlinks=False)
         finally:
             os.unlink(temporary)
+        # The file's own fsync does not cover its name (fsync(2)).
         files.sync_directory(found.path.parent)
     except OSError as error:
         raise _unavailable(
             f"there is no key for secrets, and none can be made at {found.path}: {error.strerror or error}",
             f"as root: head -c 32 /dev/urandom | base64 > {found.path}; chown it to the daemon's user, mode 0600",
         ) from error
+    # Read back instead of returning what was written: another process may have made it first.
     if (keys := read(found)) is None:
         raise _unavailable(f"the key {found.path} is gone again")
     return keys
 
 
 def derive(key: bytes) -> SealingKeys:
-    """The keys in use, from the 32 bytes that are stored (RFC 5869, HKDF-SHA256, a label each)."""
+    """The keys in use, from the 32 bytes that are stored (RFC 5869, HKDF-SHA256, a label each). Pure."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return SealingKeys(
@@ -177,9 +192,11 @@ def derive(key: bytes) -> SealingKeys:
 
 
 def _expanded(key: bytes, label: bytes) -> bytes:
+    """32 bytes for this label; nothing can be learned of one label's from another's."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+    # No salt: the key is random already (RFC 5869, section 3.1).
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"latticed-secrets-v1 " + label).derive(key)
 
 
@@ -189,6 +206,7 @@ def _decoded(data: bytes, path: Path) -> bytes:
     if len(data) == KEY_BYTES:
         return data
     try:
+        # `validate`: else other characters are skipped, and a damaged key would decode to a wrong one.
         key = base64.b64decode(data.strip(), validate=True)
     except binascii.Error:
         key = b""

@@ -1,4 +1,10 @@
-"""References to secrets in texts: `${secret:NAME}` replaced by its value, and values by their references."""
+"""References to secrets in texts: `${secret:NAME}` replaced by its value, and values by their references.
+
+    expand("Bearer ${secret:TOKEN}")   ->  "Bearer s3cret-value"
+    redact("401 for s3cret-value")     ->  "401 for ${secret:TOKEN}"
+
+Names are not checked here: `value_of` knows which there are.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +25,7 @@ MAX_EXPANDED_BYTES: Final = 1 << 20
 MIN_REDACTED: Final = 6
 """Values with fewer characters are not redacted: they would match unrelated text. `SecretKeeper.set` refuses them."""
 REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}")
+"""A reference; its only group is the name, of any characters but braces: a wrong name is an error, not text."""
 
 
 class PluginSecrets:
@@ -37,6 +44,7 @@ class PluginSecrets:
 
         HostError: bad_params naming a NAME that is not bound to the plugin, too_large, service_unavailable.
         """
+        # Most texts have none; the value of no secret is asked for then.
         if "${secret:" not in text:
             return text
         parts, size, end = [], 0, 0
@@ -49,10 +57,11 @@ class PluginSecrets:
         return "".join([*parts, text[end:]])
 
     def redact(self, text: str, *, any_case: bool = False) -> str:
-        """`text` with the values that were used replaced by their references (see `redacted`)."""
+        """`text` with the values that were used so far replaced by their references (see `redacted`)."""
         return redacted(text, self._used.items(), any_case=any_case)
 
     def _value(self, name: str) -> str:
+        """The value, read once per call: all places of one request get the same version."""
         if name not in self._used:
             self._used[name] = self._value_of(name)
         return self._used[name]
@@ -64,11 +73,13 @@ def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = F
     One pass, longest first, so that of a value which contains another one nothing is left. Redact before the text is
     cut or escaped: half a value, or one with an escape in it, is not found.
     """
+    # Every form in which a value may be repeated, with the reference that replaces it.
     shown = {form: f"${{secret:{name}}}" for name, value in values for form in _forms(value)}
     if not shown:
         return text
     forms = sorted(shown, key=len, reverse=True)
     pattern = "|".join(f"({re.escape(form)})" for form in forms)
+    # One group for each form: `lastindex` is the number of the one that matched.
     references = [shown[form] for form in forms]
     flags = re.IGNORECASE if any_case else 0
     return re.sub(pattern, lambda found: references[(found.lastindex or 1) - 1], text, flags=flags)
@@ -76,8 +87,11 @@ def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = F
 
 def _forms(value: str) -> Iterator[str]:
     """How a value may appear in a message: as it is, and as URLs, JSON, `repr` and Basic credentials write it."""
+    # Without white space too: values from files end with a newline, which servers cut off before they repeat it.
     for one in {value, value.strip()}:
         if len(one) >= MIN_REDACTED:
+            # With and without `/` kept, and with `+` for spaces, as forms write it.
             yield from (one, quote(one, safe=""), quote(one), quote_plus(one))
             yield from (json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1], repr(one)[1:-1])
+            # A value `user:password` as Basic credentials carry it (RFC 7617).
             yield base64.b64encode(one.encode("utf-8")).decode("ascii")
