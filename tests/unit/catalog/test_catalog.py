@@ -46,8 +46,8 @@ async def test_first_batch_has_every_bundle(plugins: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
-async def test_leftovers_of_file_systems_and_archivers_are_ignored(plugins: Path, name: str) -> None:
-    """By events and by timed scans, whatever they contain."""
+async def test_directories_of_file_systems_and_archivers_are_ignored(plugins: Path, name: str) -> None:
+    """By events and by timed scans, although they contain a valid bundle."""
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundles.drop(plugins, name, author=ACME, id="acme.left")
         bundles.drop(plugins, "demo", author=ACME)
@@ -91,8 +91,8 @@ async def test_timed_scans_find_changes_without_events(plugins: Path, monkeypatc
         assert seen.catalog.counters["events"] == 0
 
 
-async def test_timed_scans_hash_only_changed_bundles(plugins: Path) -> None:
-    """With equal fingerprints nothing is judged again; a rescan on request judges everything."""
+async def test_timed_scans_judge_only_changed_bundles(plugins: Path) -> None:
+    """A bundle with an equal fingerprint is not read again; a rescan on request judges everything."""
     for number in range(3):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}")
     catalogs.age(plugins)
@@ -207,7 +207,7 @@ async def test_judge_of_missing_bundle_is_not_found(plugins: Path) -> None:
             assert caught.value.code == "not_found"
 
 
-async def test_keep_stores_the_sighted_pair(plugins: Path, tmp_path: Path) -> None:
+async def test_keep_stores_the_verified_pair(plugins: Path, tmp_path: Path) -> None:
     """It verifies from the store."""
     bundles.drop(plugins, "demo", author=ACME)
     store = Store(tmp_path / "store")
@@ -246,8 +246,8 @@ async def test_slow_reader_gets_only_the_latest_verdict(plugins: Path) -> None:
         await stream.aclose()
 
 
-async def test_changes_allows_one_reader(plugins: Path) -> None:
-    """A second one would take sightings from the first."""
+async def test_second_reader_of_changes_is_an_error(plugins: Path) -> None:
+    """It would take sightings from the first."""
     async with catalogs.watching(plugins, ACME) as seen:
         with pytest.raises(RuntimeError):
             await anext(seen.catalog.changes())

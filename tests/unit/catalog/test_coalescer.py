@@ -20,7 +20,7 @@ def refused(code: Code, reason: str = "") -> Refused:
     return Refused(code=code, reason=reason)
 
 
-def test_same_compares_identity_artifact_and_code() -> None:
+def test_sightings_are_same_if_identity_artifact_or_code_is() -> None:
     """Identity and artifact of verified bundles, the code of refused ones, absence of removed ones."""
     assert same(verified("1"), verified("1"))
     assert not same(verified("1"), verified("2"))
@@ -33,7 +33,7 @@ def test_same_compares_identity_artifact_and_code() -> None:
 
 
 def test_verified_after_a_reported_refusal_is_reported() -> None:
-    """The reader that heard of the refusal hears that it is over."""
+    """The reader that got the refusal must learn that it is over."""
     box = Coalescer()
     heard = []
     for verdict in (verified("1"), verified("1"), refused(Code.DIGEST_MISMATCH), verified("1"), None, None):
@@ -58,8 +58,8 @@ def test_slow_reader_gets_latest_sighting_once() -> None:
     assert box.take() == ()
 
 
-def test_dirty_names_wake_once_and_are_bounded() -> None:
-    """Many notes wake the loop once until it takes them; too many names are replaced by a scan."""
+def test_dirty_names_wake_the_loop_once_until_taken() -> None:
+    """Too many names are replaced by a scan."""
     woken: list[int] = []
     dirty = DirtyNames(lambda: woken.append(1))
     for _ in range(100):
@@ -77,7 +77,6 @@ def test_dirty_names_wake_once_and_are_bounded() -> None:
 
 @forks.as_root
 def test_change_of_mount_table_is_reported_once() -> None:
-    """The mount table tells once that it changed."""
     import asyncio
     import ctypes
     import subprocess

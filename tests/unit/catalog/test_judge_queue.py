@@ -32,8 +32,8 @@ class Busy:
 
 
 @pytest.mark.parametrize("urgent", [False, True])
-async def test_name_that_was_not_begun_keeps_the_higher_mode(urgent):
-    """A weaker look that is asked for meanwhile does not replace the stronger one, in whichever queue it waits."""
+async def test_name_not_begun_in_time_keeps_the_higher_mode(urgent):
+    """A request for the lower mode meanwhile does not replace the higher one, in whichever queue the name waits."""
     threads = Busy(urgent=urgent)
     threads.queue.put(["a"], JudgeMode.HASH)
     running = asyncio.create_task(threads.queue.run())

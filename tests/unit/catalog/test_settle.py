@@ -46,7 +46,6 @@ def test_forgotten_name_is_not_due() -> None:
 
 
 def test_quiet_s_of_zero_is_due_at_once() -> None:
-    """A quiet time of zero judges at the next look."""
     settle = Settle(quiet_s=0.0, longest_s=0.0)
     settle.mark("a", 1.0)
     assert settle.due(1.0) == ["a"]

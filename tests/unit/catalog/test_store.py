@@ -94,7 +94,7 @@ def test_pair_stored_under_another_identity_is_a_mismatch(store: Store, bundle: 
 
 
 def test_present_policy_applies_at_each_verification(store: Store, bundle: bundles.Bundle) -> None:
-    """The store is no trust anchor."""
+    """A pair in the store is trusted no longer than the policy says."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     verdict = store.verify(verified.identity, NOBODY, host_version=catalogs.HOST_VERSION)
@@ -132,7 +132,7 @@ def test_missing_pair_is_refused(store: Store) -> None:
 
 
 def test_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """And leftovers of interrupted writes; pairs in use and foreign files stay."""
+    """And files of interrupted writes; pairs in use and foreign files stay."""
     assert store.collect([]) == 0
     kept = judged(bundle.path)
     keep(store, bundle.path, kept)

@@ -36,8 +36,8 @@ def export(path: Path, lines: list[dict[str, object]]) -> str:
     return str(path)
 
 
-def test_an_export_of_the_api_verifies_offline(ctl, api, tmp_path):
-    """Export interleaves events and signed heads; the file alone and the key are enough to check it."""
+def test_export_of_the_api_verifies_offline(ctl, api, tmp_path):
+    """It has events and signed heads; besides the file only the host's public key is needed."""
     rows = events(3)
     first = {"events": rows[:2], "next": 2, "heads": [head(rows[1])]}
     api.override["GET audit"] = (200, first)
@@ -86,7 +86,7 @@ def test_forged_chain_without_signed_head_is_found(ctl, tmp_path):
     assert ctl("audit", "verify", forged, "--public-key", PUBLIC).code == 6
 
 
-def test_unchecked_parts_are_reported(ctl, tmp_path):
+def test_events_of_export_under_no_signed_head_are_reported(ctl, tmp_path):
     rows = events(3)
     path = export(tmp_path / "f", [rows[0], {"head": head(rows[0])}, *rows[1:]])
     without = ctl("audit", "verify", path)
@@ -96,7 +96,7 @@ def test_unchecked_parts_are_reported(ctl, tmp_path):
     assert ctl("audit", "verify", path, "--public-key", PUBLIC, "--format", "json").json["signed_seq"] == 1
 
 
-def test_invalid_files_and_keys_are_errors(ctl, tmp_path):
+def test_invalid_export_file_or_key_is_an_error(ctl, tmp_path):
     assert ctl("audit", "verify", str(tmp_path / "none")).code == 4
     assert ctl("audit", "verify", str(tmp_path)).code == 1
     assert ctl("audit", "verify", str(tmp_path / "none"), "--public-key", "x").code == 1
@@ -106,7 +106,7 @@ def test_invalid_files_and_keys_are_errors(ctl, tmp_path):
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_heads_in_the_log_reveal_a_truncated_export(ctl, tmp_path, form):
-    """Who truncates events and heads together cannot change the log; its heads count if their signature is valid."""
+    """Truncating events and heads of the file does not change the log; its heads count if their signature is valid."""
     rows = events(3)
     signed = head(rows[2])
     fields = {"seq": 3, "hash": signed["hash"], "signed_at": signed["ts"], "signature": signed["signature"]}

@@ -65,13 +65,13 @@ def test_verify_in_text_names_bundle_and_reason(ctl, tmp_path, acme, trust):
     assert "\n  hint: if you trust it: latticectl trust add evil KEY\n" in ran.out
 
 
-def test_each_bundle_is_verified_by_itself(ctl, tmp_path, acme, trust):
-    """Two bundles of one id both pass: offline no id is claimed twice."""
+def test_two_bundles_of_one_id_both_pass_offline_verification(ctl, tmp_path, acme, trust):
+    """Duplicate ids are refused by the daemon only."""
     paths = [str(bundles.drop(tmp_path, name, author=acme).path) for name in ("one", "two")]
     assert ctl("verify", "--trust", trust, *paths).code == 0
 
 
-def test_link_is_not_followed_even_with_a_final_slash(ctl, tmp_path, acme, trust):
+def test_verify_does_not_follow_symlink_even_with_a_final_slash(ctl, tmp_path, acme, trust):
     bundle = bundles.drop(tmp_path, "real", author=acme)
     link = tmp_path / "link"
     link.symlink_to(bundle.path)
@@ -88,7 +88,7 @@ def test_link_is_not_followed_even_with_a_final_slash(ctl, tmp_path, acme, trust
         (b'{"trusted_publishers": {"acme": "AAAA"}}', "trusted_publishers.acme"),
     ],
 )
-def test_a_policy_that_cannot_be_read_exits_2(ctl, tmp_path, content, told):
+def test_unreadable_policy_exits_2(ctl, tmp_path, content, told):
     path = tmp_path / "policy.json"
     if content is not None:
         path.write_bytes(content)
@@ -98,7 +98,7 @@ def test_a_policy_that_cannot_be_read_exits_2(ctl, tmp_path, content, told):
     assert str(path) in ran.err
 
 
-def test_a_policy_that_others_may_write_exits_2(ctl, tmp_path, trust):
+def test_policy_writable_by_others_exits_2(ctl, tmp_path, trust):
     os.chmod(trust, 0o646)  # noqa: S103 - the very thing that is refused
     ran = ctl("verify", "--trust", trust, str(tmp_path))
     assert ran.code == 2
@@ -112,7 +112,7 @@ def test_policy_that_is_not_a_regular_file_exits_2_without_blocking(ctl, tmp_pat
     assert ctl("verify", "--trust", str(path), str(tmp_path)).code == 2
 
 
-def test_policy_and_limits_default_to_the_settings(ctl, tmp_path, acme, trust):
+def test_verify_takes_policy_and_limits_from_the_settings_by_default(ctl, tmp_path, acme, trust):
     bundle = bundles.drop(tmp_path, "good", author=acme, artifact=b"#!/bin/sh\n" + b"#" * 2000)
     config = tmp_path / "latticed.toml"
     config.write_text("[limits]\nartifact_bytes = 1024\n")
@@ -122,8 +122,8 @@ def test_policy_and_limits_default_to_the_settings(ctl, tmp_path, acme, trust):
     assert ctl("verify", str(bundle.path), LATTICED_TRUST=str(tmp_path / "none")).code == 2
 
 
-def test_bundle_is_made_signed_trusted_and_verified(ctl, tmp_path, monkeypatch):
-    """new, key, sign, trust, verify: author's and operator's steps with latticectl alone."""
+def test_new_key_sign_trust_and_verify_give_a_verified_bundle(ctl, tmp_path, monkeypatch):
+    """Author's and operator's steps, with latticectl alone."""
     monkeypatch.chdir(tmp_path)
     assert ctl("key", "generate", "acme.key").code == 0
     public = ctl("key", "show", "acme.key").out.strip()
@@ -140,8 +140,8 @@ def test_bundle_is_made_signed_trusted_and_verified(ctl, tmp_path, monkeypatch):
     assert (ran.code, ran.out.count("verified")) == (0, 3)
 
 
-def test_signing_v1_covers_what_other_tooling_signs(ctl, tmp_path, acme):
-    """A v1 bundle signed by latticectl carries the signature that the contract's payload asks for."""
+def test_v1_signature_covers_the_payload_that_the_contract_states(ctl, tmp_path, acme):
+    """As other tools sign it."""
     key = tmp_path / "key"
     key.write_bytes(_pem(acme))
     raw = bundles.manifest_v1(name="Ünïcode")
@@ -182,7 +182,7 @@ def test_invalid_manifest_is_not_signed(ctl, tmp_path, acme, manifest, told):
     assert sorted(os.listdir(tmp_path / "b")) == ["artifact"] + ["manifest.json"] * (manifest is not None)
 
 
-def test_keys_are_not_overwritten_and_bad_ones_are_errors(ctl, tmp_path):
+def test_key_new_does_not_overwrite_and_bad_key_is_an_error(ctl, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(b"secret")
     assert ctl("key", "generate", str(path)).code == 1
@@ -212,8 +212,8 @@ def test_new_does_not_replace_an_existing_directory(ctl, tmp_path):
     assert ctl("new", "system", str(tmp_path / "none/demo"), "--id", "acme.demo").code == 1
 
 
-def test_the_new_system_plugin_speaks_its_protocol(ctl, tmp_path):
-    """The scaffolded artifact answers initialize, health, invoke, an unknown method, and ends at shutdown."""
+def test_artifact_of_new_system_plugin_speaks_its_protocol(ctl, tmp_path):
+    """It answers initialize, health, invoke and an unknown method, and exits at shutdown."""
     ctl("new", "system", str(tmp_path / "acme.demo"))
     calls = [
         ("initialize", {"protocol": "latticed-stdio-1", "id": "acme.demo", "capabilities": [], "config": {}}),
@@ -241,7 +241,7 @@ def test_the_new_system_plugin_speaks_its_protocol(ctl, tmp_path):
     assert answers[3]["error"]["data"] == {"code": "not_found"}
 
 
-def test_the_new_wasm_module_is_well_formed(ctl, tmp_path):
+def test_artifact_of_new_wasm_plugin_is_well_formed(ctl, tmp_path):
     """Its sections, type to data, fill the file exactly (WebAssembly core, binary format)."""
     ctl("new", "wasm", str(tmp_path / "acme.demo"))
     module = (tmp_path / "acme.demo/artifact").read_bytes()

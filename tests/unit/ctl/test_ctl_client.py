@@ -16,8 +16,8 @@ from latticed.model.errors import Problem
 from tests.house import api_server
 
 
-def test_missing_daemon_differs_from_missing_permission(ctl, tmp_path):
-    """No socket, or no listener: `the daemon is not running`, exit 7."""
+def test_missing_daemon_exits_7_as_not_running(ctl, tmp_path):
+    """No socket, or a socket without a listener; exit 5 is for missing permission."""
     ran = ctl("status", LATTICED_SOCKET=str(tmp_path / "none.sock"))
     assert ran.code == 7
     assert ran.err.startswith("error: the daemon is not running\nhint: ")
@@ -31,8 +31,8 @@ def test_missing_daemon_differs_from_missing_permission(ctl, tmp_path):
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
-def test_socket_without_permission_is_denied(api):
-    """EACCES: `you may not use its socket`, exit 5."""
+def test_socket_without_permission_exits_5_as_denied(api):
+    """EACCES from connect(2)."""
     api.socket.chmod(0o600)
     for place in (api.socket.parent, *api.socket.parent.parents[:2]):
         place.chmod(0o755)
@@ -89,7 +89,7 @@ def test_change_is_not_retried(api):
     ],
 )
 def test_any_answer_ends_in_a_message_and_an_exit_code(ctl, api, answer, code, detail):
-    """Problem documents speak for themselves; other nonsense is told as such, never a traceback."""
+    """Problem documents are shown as they are, other answers as a bad reply; never a traceback."""
     api.override["GET plugins"] = answer
     ran = ctl("list")
     assert (ran.code, ran.data) == (code, b"")
@@ -114,7 +114,7 @@ def test_path_parts_are_percent_encoded(api):
             client.get_bytes("kv", "b", key)
 
 
-def test_a_refusal_keeps_its_code_and_status(api):
+def test_refusal_keeps_its_code_and_status(api):
     with pytest.raises(ApiRefusal) as caught:
         ControlClient(str(api.socket)).get("plugins", "by-id", "acme.none")
     assert (caught.value.status, caught.value.code) == (404, "not_found")
@@ -160,14 +160,14 @@ def test_silent_daemon_times_out(tmp_path):
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000,
     ],
 )
-def test_broken_http_is_an_unreachable_daemon(tmp_path, answer):
-    """Truncated and malformed answers are retried once, then an error; a truncated one is never taken for complete."""
+def test_broken_http_is_retried_once_then_unreachable(tmp_path, answer):
+    """A truncated answer is never taken for complete."""
     with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
         ControlClient(str(tmp_path / "s")).get("status")
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
-def test_an_endless_answer_is_cut(api, monkeypatch):
+def test_endless_answer_is_cut(api, monkeypatch):
     monkeypatch.setattr("latticed.ctl.client.MAX_REPLY_BYTES", 1000)
     api.override["GET plugins"] = (200, b"x" * 1001)
     with pytest.raises(Problem, match="longer than"):

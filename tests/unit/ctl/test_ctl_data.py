@@ -11,7 +11,7 @@ from latticed.model import capability
 from tests.house import api_server
 
 
-def test_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
+def test_kv_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
     """A pipe gets exactly the stored bytes; JSON has base64, and text if the value is UTF-8."""
     data = b"\0\xff\x1b[2J\r\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -36,7 +36,7 @@ def test_value_beyond_the_body_limit_is_not_sent(ctl, api, monkeypatch):
     assert api.asked == []
 
 
-def test_keys_are_listed_over_all_pages(ctl, api):
+def test_kv_list_follows_all_pages(ctl, api):
     for key in ("a", "b", "c", "d", "e\x1b"):
         api.values["default", key] = b""
     assert ctl("kv", "list", "default").out == "a\nb\nc\nd\ne\\x1b\n"
@@ -47,7 +47,7 @@ def test_keys_are_listed_over_all_pages(ctl, api):
     assert len(api.asked) == 4
 
 
-def test_missing_keys_are_not_found(ctl, api):
+def test_missing_kv_key_is_not_found(ctl, api):
     assert ctl("kv", "get", "default", "none").code == 4
     assert ctl("kv", "delete", "default", "none").code == 4
     assert ctl("kv", "get", "default", "..").code == 4
@@ -56,8 +56,8 @@ def test_missing_keys_are_not_found(ctl, api):
     assert api.values == {}
 
 
-def test_the_table_of_capabilities_needs_no_daemon(ctl):
-    """`caps` alone: all 19 with risk, types and host calls."""
+def test_caps_lists_all_capabilities_without_a_daemon(ctl):
+    """19, each with risk, types and host calls."""
     rows = ctl("caps", "--format", "json").json
     assert {row["name"]: row["risk"] for row in rows} == {name: risk.word for name, risk in capability.RISKS.items()}
     assert next(row for row in rows if row["name"] == "kv:read")["host_calls"] == ["kv.get", "kv.list"]
@@ -151,15 +151,15 @@ def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
         ("", "Expecting value"),
     ],
 )
-def test_a_payload_is_as_strict_as_the_api(ctl, api, payload, said):
-    """What the API refuses is refused here, and never changed into something that it takes."""
+def test_payload_that_the_api_would_refuse_is_refused_before_sending(ctl, api, payload, said):
+    """Never changed into something that the API accepts."""
     ran = ctl("invoke", "acme.demo", "greet", payload)
     assert (ran.code, ran.data) == (2, b"")
     assert said in ran.err
     assert api.asked == []
 
 
-def test_every_capability_shows_its_limits(tmp_path):
+def test_caps_shows_limits_of_every_capability(tmp_path):
     """From the settings of the local daemon."""
     from latticed import settings
     from latticed.ctl import limits

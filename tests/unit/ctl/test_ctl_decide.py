@@ -20,8 +20,8 @@ def test_plugin_is_installed_activated_disabled_and_forgotten(ctl, api):
     assert ctl("forget", "acme.demo").code == 4
 
 
-def test_forget_prints_kept_data_and_purge_removed_data(ctl, api):
-    """On forget: counts on stderr with the purging command; on purge: what was removed, on stdout."""
+def test_forget_counts_kept_data_and_purge_counts_removed_data(ctl, api):
+    """Forget: on stderr, with the purging command; purge: on stdout."""
     api.left = {"values": 3, "files": 1, "notifications": 0}
     api.add()
     ran = ctl("forget", "acme.demo")
@@ -138,7 +138,7 @@ def test_upgrade_of_an_unavailable_plugin_fails(ctl, api):
     assert json.loads(api.bodies[-1]) == {"accept_publisher": "evil"}
 
 
-def test_denied_exits_5_and_names_the_scope(ctl, api):
+def test_denied_decision_exits_5_and_names_the_missing_scope(ctl, api):
     api.override["POST plugins/lifecycle"] = api_server.problem(403, "access_denied", "this takes the scope operate")
     ran = ctl("install", "acme.demo")
     assert ran.code == 5
@@ -146,8 +146,8 @@ def test_denied_exits_5_and_names_the_scope(ctl, api):
 
 
 @pytest.mark.parametrize("verb", ["activate", "restart"])
-def test_slow_start_is_waited_for(ctl, api, verb):
-    """Never exit 0 with "stopped": the record is read again until it is armed or failed."""
+def test_activate_waits_until_armed_or_failed(ctl, api, verb):
+    """The record is read again while the plugin is starting, so exit 0 never comes with `stopped`."""
     shown = api.add(status="active")
     slow = copy.deepcopy(shown)
     slow["runtime"]["message"] = "starting"
@@ -162,7 +162,7 @@ def test_slow_start_is_waited_for(ctl, api, verb):
     assert (ran.code, "could not be armed: start_timeout" in ran.err) == (1, True)
 
 
-def test_start_that_does_not_end_is_reported(ctl, api, monkeypatch):
+def test_activate_reports_start_that_does_not_end(ctl, api, monkeypatch):
     monkeypatch.setattr(decision, "WAIT_S", 0.05)
     slow = api.add(status="active")
     slow["runtime"]["message"] = "starting"

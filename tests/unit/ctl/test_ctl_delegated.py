@@ -61,8 +61,8 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_rows_are_listed(ctl, api, verb):
-    """All pages; of one plugin when it is named; as JSON a list."""
+def test_list_prints_aligned_rows_of_all_plugins_or_one(ctl, api, verb):
+    """For each verb; as JSON a list."""
     kind, member, row, shown = VERBS[verb]
     api.override[f"GET {kind}"] = (200, {member: [row], "next": None})
     ran = ctl(verb, "list", "--abs-time")
@@ -77,15 +77,15 @@ def test_rows_are_listed(ctl, api, verb):
     assert "no proper list" in ctl(verb, "list").err
 
 
-def test_pages_are_followed(ctl, api):
-    """Until `next` is null; a daemon that repeats a page does not cause an endless loop."""
+def test_list_follows_pages_until_the_last(ctl, api):
+    """A daemon that repeats a page does not cause an endless loop."""
     api.override["GET monitors"] = (200, {"monitors": [MONITOR], "next": "acme.watch/web"})
     assert len(ctl("monitor", "list", "--format", "json").json) == 2
     assert api.asked[-1] == "GET /api/monitors?after=acme.watch%2Fweb&limit=500"
 
 
-def test_a_denied_record_is_tried_again(ctl, api):
-    """Prints which; or that all are published already."""
+def test_ddns_retry_prints_the_retried_records(ctl, api):
+    """Or that all are published already."""
     url = "POST ddns/acme.home/home.example.org/retry"
     api.override[url] = (200, {"records": [{**DDNS, "state": "pending"}]})
     assert ctl("ddns", "retry", "acme.home", "home.example.org").out == "home.example.org A is tried again now\n"

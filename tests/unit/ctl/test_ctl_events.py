@@ -87,7 +87,7 @@ def test_since_is_accepted_as_old_name_of_after(ctl, api):
 
 
 def test_older_pages_are_read_until_enough_events_match(ctl, api):
-    """When few of the newest events are about the plugin."""
+    """When few of the newest events are of the plugin."""
     api.events = [event(seq, target="acme.other") for seq in range(1, 31)]
     api.events[0] |= {"target": "acme.demo"}
     api.events[1] |= {"actor": "plugin:acme.demo", "action": "host.call"}
@@ -165,7 +165,7 @@ def test_retry_pauses_are_bounded(ctl, api, hurried):
         (("--plugin", "NO"), 4),
     ],
 )
-def test_wrong_use_is_an_error(ctl, api, words, code):
+def test_wrong_use_of_events_is_an_error(ctl, api, words, code):
     assert ctl("events", *words).code == code
 
 

@@ -133,7 +133,7 @@ GRANT = "latticectl caps grant acme.demo"
         ),
     ],
 )
-def test_each_cause_has_its_command(found, command):
+def test_explain_names_the_command_for_each_cause(found, command):
     assert advice.advice(found).command == command
 
 
@@ -153,7 +153,7 @@ def test_each_cause_has_its_command(found, command):
         (("too_many_host_calls", "m"), ["limit=memory_mib:512"], "latticectl restart acme.demo"),
     ],
 )
-def test_a_limit_that_a_grant_lifts_is_named(error, withheld, command):
+def test_explain_names_the_grant_that_lifts_a_limit(error, withheld, command):
     code, message = error
     view = active("failed", runtime={"last_error": {"code": code, "message": message}})
     assert advice.advice(facts(view, withheld=withheld)).command == command
@@ -241,7 +241,7 @@ def test_running_plugin_needs_no_advice():
         (facts(rejected=[{"code": "digest_mismatch"}], policy="no such file"), "latticectl verify /plugins/bad"),
     ],
 )
-def test_each_situation_has_its_command(found, command):
+def test_explain_names_the_command_for_each_situation(found, command):
     assert advice.advice(found).command == command
 
 
@@ -302,7 +302,7 @@ def test_unknown_id_is_not_found(ctl, api, plugin_id):
     assert (ran.code, ran.data) == (4, b"")
 
 
-def test_trust_policy_problem_is_named_as_the_cause(ctl, api):
+def test_explain_names_trust_policy_problem_as_the_cause(ctl, api):
     api.rejected = [{"name": "bad", "code": "publisher_untrusted", "reason": "r", "hint": "h", "id": "acme.demo"}]
     api.health = (503, {"status": "degraded", "problems": [{"code": "policy_missing", "detail": "found no such file"}]})
     out = ctl("explain", "acme.demo").out

@@ -59,7 +59,7 @@ def _places(parser, words):
 
 
 def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch):
-    """Everywhere except in paths; no argument reaches the daemon changed."""
+    """Everywhere except in paths; no argument reaches the daemon altered."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     tried = 0
@@ -120,13 +120,13 @@ def test_wrong_use_exits_2_with_an_error_and_a_hint(ctl, words, detail, hint):
     assert "\x1b" not in ran.err
 
 
-def test_an_unknown_format_in_the_environment_is_a_usage_error(ctl, api):
+def test_unknown_format_in_environment_is_a_usage_error(ctl, api):
     ran = ctl("list", LATTICECTL_FORMAT="yaml")
     assert ran.code == 2
     assert "LATTICECTL_FORMAT: expected text or json, found 'yaml'" in ran.err
 
 
-def test_the_format_is_taken_from_option_then_environment(ctl, api):
+def test_format_option_overrides_environment(ctl, api):
     """--format before or after the verb, else LATTICECTL_FORMAT, else text."""
     assert ctl("list", LATTICECTL_FORMAT="json").json == []
     assert ctl("--format", "json", "list").json == []
@@ -135,7 +135,7 @@ def test_the_format_is_taken_from_option_then_environment(ctl, api):
     assert ctl("kv", "list", "b", "--format", "json").json == {"bucket": "b", "keys": []}
 
 
-def test_the_socket_option_wins_over_the_environment(ctl, api, tmp_path):
+def test_socket_option_overrides_environment(ctl, api, tmp_path):
     assert ctl("--socket", str(api.socket), "list", LATTICED_SOCKET=str(tmp_path / "none")).code == 0
     assert ctl("list", "--socket", str(tmp_path / "none")).code == 7
 
@@ -163,21 +163,21 @@ def test_bad_settings_exit_2_and_name_the_key(ctl, tmp_path):
         *(("explain", "acme.demo"), ("events",), ("top",)),
     ],
 )
-def test_online_verbs_import_the_standard_library_only(api, words):
-    """None of the daemon's packages, and nothing heavy, is loaded (P8)."""
+def test_online_verbs_import_none_of_the_daemons_packages(api, words):
+    """Nor any large library, so that they start fast."""
     api.add(status="installed")
     code = (
         "import sys\nfrom latticed.ctl import main\n"
         f"code = main.main({list(words)!r})\n"
         "heavy = 'msgspec cryptography rich aiohttp asyncio structlog rfc8785 semver shtab watchdog apsw ssl'.split()\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\n"
-        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('latticed.')}\n"
-        "print(sorted(rooms), file=sys.stderr)\nsys.exit(code)"
+        "packages = {name.split('.')[1] for name in sys.modules if name.startswith('latticed.')}\n"
+        "print(sorted(packages), file=sys.stderr)\nsys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environ(api), capture_output=True, text=True, check=True)
-    heavy, rooms = done.stderr.splitlines()[-2:]
+    heavy, packages = done.stderr.splitlines()[-2:]
     assert heavy == "[]"
-    assert set(eval(rooms)) <= {"ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
+    assert set(eval(packages)) <= {"ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
 
 
 def test_closed_pipe_ends_without_an_error_message(api):
@@ -195,8 +195,7 @@ def test_closed_pipe_ends_without_an_error_message(api):
     assert (child.returncode, err) == (141, b"")
 
 
-def test_output_to_a_full_disk_fails(api):
-    """Output that cannot be written fails the verb."""
+def test_output_to_a_full_disk_exits_with_an_error(api):
     api.add()
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, env=environ(api), check=False)

@@ -63,8 +63,8 @@ def test_dry_run_field_is_absent_by_default(ctl, api):
         (("--key", "1" * 43), {"kind": "key", "value": "1" * 42 + "w="}),
     ],
 )
-def test_a_revocation_is_lifted_by_name(ctl, api, words, body):
-    """The value is sent in the daemon's spelling."""
+def test_trust_lift_sends_the_revocation_by_kind_and_value(ctl, api, words, body):
+    """In the daemon's spelling."""
     if words[0] == "--key":
         words = ("--key", body["value"].rstrip("="))
     ran = ctl("trust", "lift", *words)
@@ -80,7 +80,7 @@ def test_a_revocation_is_lifted_by_name(ctl, api, words, body):
         (api_server.problem(403, "access_denied"), 5),
     ],
 )
-def test_refused_lift_is_an_error(ctl, api, answer, code):
+def test_refused_trust_lift_is_an_error(ctl, api, answer, code):
     api.override["POST trust/lift"] = answer
     ran = ctl("trust", "lift", "--plugin", "acme.demo@1.0.0")
     assert (ran.code, ran.data) == (code, b"")
@@ -90,7 +90,7 @@ def test_refused_lift_is_an_error(ctl, api, answer, code):
 @pytest.mark.parametrize(
     "words", [(), ("--plugin", "nonsense"), ("--key", "x"), ("--digest", "ff"), ("--plugin", "a@1", "--key", "x")]
 )
-def test_lift_requires_exactly_one_value(ctl, api, words):
+def test_trust_lift_requires_exactly_one_value(ctl, api, words):
     assert ctl("trust", "lift", *words).code == 2
     assert api.asked == []
 

@@ -144,7 +144,7 @@ def test_health_exits_0_or_3_with_check(ctl, api):
     assert ctl("health").code == 5
 
 
-def test_version_shows_both_sides(ctl, api):
+def test_version_shows_client_and_daemon_versions(ctl, api):
     out = ctl("version").out.splitlines()
     assert out[0].startswith("latticectl  ")
     assert out[1] == "latticed    9.8.7"
@@ -199,7 +199,7 @@ def test_wait_sees_changes_and_new_plugins(ctl, api):
     thread.join()
 
 
-def test_wait_survives_a_restart_but_not_a_missing_daemon(ctl, api):
+def test_wait_goes_on_over_a_daemon_restart_and_fails_without_a_daemon(ctl, api):
     assert ctl("wait", "acme.demo", LATTICED_SOCKET="/nowhere/s").code == 7
     api.add()
     api.override["GET plugins/by-id/acme.demo"] = (200, {"plugin": api_server.plugin(available=False)})

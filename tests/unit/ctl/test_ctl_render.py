@@ -31,7 +31,7 @@ NOW_S = 1_738_310_400.0  # 2025-01-31T08:00:00Z
         ("0001-01-01T00:00:00+23:59", "0001-01-01T00:00:00+23:59"),
     ],
 )
-def test_times_are_shown_relative(moment, shown):
+def test_times_are_shown_relative_to_now(moment, shown):
     assert times.relative(moment, NOW_S) == shown
 
 
@@ -51,7 +51,7 @@ def test_since_counts_back_from_now(given_text, sent):
 
 
 @given(st.text(max_size=20))
-def test_since_takes_any_text_or_refuses_it(text):
+def test_since_parses_or_refuses_any_text(text):
     try:
         sent = times.since(text, NOW_S)
     except Problem as problem:
@@ -80,8 +80,8 @@ def test_the_widest_column_that_may_shrink_is_cut_first():
 
 
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), max_size=5), st.integers(1, 80))
-def test_no_text_breaks_a_table(rows, width):
-    """Each row is one line without control characters, and fits if its columns may shrink."""
+def test_any_text_leaves_table_rows_on_one_line(rows, width):
+    """Without control characters; rows fit the width if their columns may shrink."""
     columns = [Column(title="A", shrinks=True), Column(title="B", shrinks=True)]
     lines = shown([list(row) for row in rows], width, columns)
     assert len(lines) == len(rows) + 1
@@ -89,7 +89,7 @@ def test_no_text_breaks_a_table(rows, width):
     assert all(escape(line) == line for line in lines)
 
 
-def test_every_output_method_escapes():
+def test_every_output_method_escapes_control_characters():
     out, err = io.StringIO(), io.StringIO()
     screen = render.Screen(out=out, err=err)
     evil = "a\x1b[31m\r\nb\u202e\x9b\u2028"
@@ -116,8 +116,8 @@ def test_raw_bytes_on_a_terminal_are_escaped():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_every_verb_and_parses(ctl, shell):
-    """The script names all verbs; the shell itself accepts it where it is installed."""
+def test_completion_script_names_every_verb_and_parses(ctl, shell):
+    """The shell itself parses it, where it is installed."""
     script = ctl("completion", shell)
     assert script.code == 0
     assert all(verb in script.out for verb in main.VERBS)

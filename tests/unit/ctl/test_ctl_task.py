@@ -77,7 +77,7 @@ def test_task_show_prints_script_digest_and_output(ctl, api):
     assert ctl("task", "show", "nope").code == 4
 
 
-def test_approval_sends_the_digest(ctl, api):
+def test_task_approve_sends_the_digest(ctl, api):
     api.override["POST tasks/5c0f00/approve"] = 200, {**ROW, "state": "approved"}
     assert ctl("task", "approve", "5c0f00", SHA).out == "5c0f00 approved\n"
     assert json.loads(api.bodies[-1]) == {"sha256": SHA}
@@ -86,7 +86,7 @@ def test_approval_sends_the_digest(ctl, api):
     assert ctl("task", "approve", "5c0f00", SHA).code != 0
 
 
-def test_cancel_ends_one_task_or_all(ctl, api):
+def test_task_cancel_requests_one_task_or_all(ctl, api):
     api.override["POST tasks/5c0f00/cancel"] = 200, {**ROW, "state": "cancelled"}
     assert ctl("task", "cancel", "5c0f00").out == "5c0f00 cancelled\n"
     api.override["POST tasks/cancel"] = 200, {"cancelled": 3}

@@ -31,14 +31,14 @@ def armed(plugin_id: str, **fields):
     return api_server.plugin(plugin_id, status="active", runtime=runtime)
 
 
-def test_counts_are_read_from_the_metrics():
+def test_top_reads_counts_from_metrics_text():
     assert activity.read(METRICS, 5.0) == activity.Sample(
         calls={"acme.demo": 1200, "acme.other": 5}, denied={"acme.demo": 3}, at_s=5.0
     )
 
 
 @given(st.text())
-def test_any_metrics_text_is_parsed(text):
+def test_any_metrics_text_is_parsed_without_error(text):
     assert activity.read(text, 0.0).at_s == 0.0
 
 
@@ -148,7 +148,7 @@ def test_top_redraws_on_a_terminal_until_ended(api, terminal, end):
     assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
-def test_a_daemon_that_goes_away_is_waited_for(api, terminal):
+def test_top_waits_for_a_daemon_that_stopped(api, terminal):
     terminal.until(b"50 plugins, 50 armed")
     api.drop = 4
     terminal.until(b"the daemon does not answer")

@@ -29,7 +29,7 @@ def trust(ctl, tmp_path):
     return run
 
 
-def test_publishers_are_added_narrowed_and_removed(trust, ctl):
+def test_trust_adds_narrows_and_removes_publishers(trust, ctl):
     assert trust("add", "acme", ACME)["trusted_publishers"] == {"acme": ACME}
     assert trust.path.stat().st_mode & 0o777 == 0o644
     assert trust("add", "acme", OTHER)["trusted_publishers"] == {"acme": [ACME, OTHER]}
@@ -47,7 +47,7 @@ def test_publishers_are_added_narrowed_and_removed(trust, ctl):
     trust("remove", "acme", code=4)
 
 
-def test_revocations_are_added(trust):
+def test_trust_revoke_adds_revocations(trust):
     found = trust("revoke", "--key", ACME, "--digest", "AB" * 32, "--plugin", "acme.demo@1.0.0", "--plugin", "acme.x@*")
     assert found["revoked"] == {"keys": [ACME], "digests": ["ab" * 32], "plugins": ["acme.demo@1.0.0", "acme.x@*"]}
     assert trust("revoke", "--key", ACME) == found
@@ -75,7 +75,7 @@ def test_invalid_id_pattern_is_not_written(trust):
     assert trust("add", "acme", ACME, "--ids", "acme.*.x", code=2) == {}
 
 
-def test_invalid_file_is_an_error_and_unchanged(trust):
+def test_invalid_policy_file_is_an_error_and_unchanged(trust):
     trust.path.parent.mkdir()
     trust.path.write_bytes(b'{"x": 1}')
     assert trust("add", "acme", ACME, code=2) == {"x": 1}
@@ -157,7 +157,7 @@ def test_edit_without_write_permission_is_denied(ctl, tmp_path):
     assert path.read_bytes() == b"{}"
 
 
-def test_show_asks_the_daemon_or_reads_the_file(ctl, api, trust):
+def test_trust_show_asks_the_daemon_or_reads_the_file(ctl, api, trust):
     answer = {
         "ok": False,
         "error": "no valid JSON",

@@ -15,7 +15,7 @@ async def nothing(_caller, _params):
 
 
 def test_table_refuses_unknown_and_duplicate_calls():
-    """When the daemon starts, not at the first call."""
+    """When the table is made at the daemon's start."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
     with pytest.raises(ValueError, match=r"kv\.get"):
@@ -29,19 +29,18 @@ def test_table_is_read_only():
         service.table([])["kv.get"] = None  # type: ignore[index]
 
 
-def test_text_of_host_error():
-    """`code: text` (contracts §10)."""
+def test_host_error_text_is_code_and_reason():
     assert str(HostError(Denial.NOT_FOUND, "there is no such host call")) == "not_found: there is no such host call"
 
 
 @pytest.mark.parametrize("key", ["a", "a b", "ключ", "k" * 256, "...", "a.b", "~", "plugin:x"])
-def test_valid_kv_keys(key):
-    """Any printable characters but a slash."""
+def test_printable_kv_key_without_slash_is_accepted(key):
+    """Up to 256 characters."""
     assert key_fault(key) is None
 
 
 @pytest.mark.parametrize(
     "key", ["", "k" * 257, ".", "..", "a/b", "a\\b", "\t", "a\x7f", "a\u200bb", "a\u2029", "\u3164"]
 )
-def test_invalid_kv_keys(key):
+def test_invalid_kv_key_is_refused(key):
     assert str(key_fault(key)).startswith("expected a key")

@@ -490,8 +490,8 @@ async def test_status_filters_by_name_and_type(here):
     assert await here.call("ddns.delete", name=NAME) == {"ok": False}
 
 
-async def test_put_over_quota_is_refused(tmp_path, provider):
-    """Of one plugin, and in total; existing records stay."""
+async def test_record_over_quota_is_refused(tmp_path, provider):
+    """Per plugin, and in total; existing records stay."""
     async with world(tmp_path, provider, plugin_records=2, total_records=3) as here:
         await here.put()
         await here.put(name="two.example.org")

@@ -64,8 +64,8 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
 # Real servers.
 
 
-async def test_written_record_is_resolved(server):
-    """Created, changed, unchanged; address and TTL are read back by another client."""
+async def test_written_record_is_resolved_by_another_client(server):
+    """Created, changed, unchanged; address and TTL."""
     name = next(names)
     assert await publish(server.port, name) == Published(address=A, changed=True)
     assert server.addresses(name) == [(A, specs.AUTOMATIC_S)]
@@ -75,8 +75,8 @@ async def test_written_record_is_resolved(server):
     assert await publish(server.port, name, B, ttl=121) == Published(address=B, changed=True)
 
 
-async def test_both_types_of_one_name(server):
-    """A and AAAA are independent; the zone is found, or given."""
+async def test_a_and_aaaa_records_of_one_name_are_independent(server):
+    """The zone is found, or given."""
     name = next(names)
     assert (await publish(server.port, name, zone=ZONE)).changed
     assert (await publish(server.port, name, "2606:4700::1", kind="AAAA")).changed
@@ -92,8 +92,8 @@ async def test_name_matched_by_wildcard_gets_its_own_record(server):
     assert server.addresses(f"two.wild.{ZONE}") == [("198.51.100.9", 300)]
 
 
-async def test_several_records_and_aliases_are_not_changed(server):
-    """They may not be ours: nothing is written."""
+async def test_name_with_several_records_or_an_alias_is_denied_and_unchanged(server):
+    """They may be somebody else's."""
     found = await publish(server.port, f"several.{ZONE}")
     assert (found.code, found.lasting) == ("several_records", True)
     assert server.addresses(f"several.{ZONE}") == [("198.51.100.1", 300), ("198.51.100.2", 300)]
@@ -113,8 +113,8 @@ async def test_several_records_and_aliases_are_not_changed(server):
         ({"name": f"a.b.{ZONE}", "zone": f"b.{ZONE}"}, "not_authoritative"),
     ],
 )
-async def test_refusals_have_distinct_codes(server, fields, code):
-    """A wrong value, an unknown key, another zone: each is a denial with its code, and nothing is written."""
+async def test_each_refusal_of_the_server_is_a_denial_with_its_code(server, fields, code):
+    """A wrong key value, an unknown key, another zone; nothing is written."""
     name = next(names)
     found = await publish(server.port, **{"name": name, **fields})
     assert isinstance(found, UpdateFailed)
@@ -231,8 +231,8 @@ WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
         ([reply(), reply()], "no_zone", True),
     ],
 )
-async def test_outcome_of_each_answer(replies, code, lasting):
-    """An unsigned answer never means success; denied is what a retry would not change."""
+async def test_each_bad_answer_to_the_query_gives_its_code(replies, code, lasting):
+    """An unsigned answer never means success; only what a retry cannot change is lasting."""
     async with scripted(*replies) as port:
         found = await publish(port, f"h.{ZONE}")
     assert isinstance(found, UpdateFailed)
@@ -251,7 +251,7 @@ async def test_outcome_of_each_answer(replies, code, lasting):
         ("FORMERR", "not_understood", True),
     ],
 )
-async def test_outcome_of_each_update_answer(rcode, code, lasting):
+async def test_each_answer_to_the_update_gives_its_code(rcode, code, lasting):
     """An accepted update is published only once the record can be read back."""
     async with scripted(reply(), reply(rcode=rcode), reply()) as port:
         found = await publish(port, f"h.{ZONE}", zone=ZONE)

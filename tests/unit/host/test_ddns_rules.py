@@ -59,7 +59,7 @@ def test_published_record_is_not_tried_before_verification():
     assert due(how, B, T0 + 120 * SECOND_US) == T0 + 120 * SECOND_US
 
 
-def test_denial_holds_for_every_address():
+def test_denied_record_is_not_due_for_any_address():
     """Until something other than the address changes, or `retry` is set."""
     how = then(DdnsStatus(), DENIED)
     assert (how.state, how.code, how.failures, how.next_at) == ("denied", "bad_credentials", 1, 0)
@@ -71,7 +71,7 @@ def test_denial_holds_for_every_address():
         assert due(put_again(how, SPEC, other, retry=False), A) == T0
 
 
-def test_backoff_grows_up_to_ceiling():
+def test_retry_backoff_doubles_up_to_ceiling():
     """A longer Retry-After is honoured, up to a day; a success resets the failures and keeps the last error."""
     how, waits = DdnsStatus(), []
     for _ in range(9):
@@ -141,7 +141,7 @@ outcomes = st.one_of(
 
 
 @given(st.lists(st.tuples(outcomes, st.integers(0, 10**11), st.floats(0, 1, exclude_max=True)), max_size=30))
-def test_rules_hold_for_any_sequence(story):
+def test_next_try_stays_within_bounds_after_any_outcomes(story):
     """Denied is never due; nothing is due in the past or later than a day; pauses between changes hold."""
     how, now = DdnsStatus(), T0
     for outcome, passed_us, roll in story:
@@ -158,8 +158,7 @@ def test_rules_hold_for_any_sequence(story):
 
 
 @pytest.mark.parametrize("state", ["pending", "published", "retrying", "denied"])
-def test_every_state_of_a_row_has_a_rule(state):
-    """None is overlooked."""
+def test_next_try_handles_every_state(state):
     assert next_try(DdnsStatus(state=state), A, now_us=T0, policy=POLICY) in (T0, None)
 
 

@@ -61,7 +61,7 @@ def test_unsettled_address_is_never_taken(story):
 
 
 def test_temporary_and_deprecated_addresses_are_left_out(tmp_path, monkeypatch):
-    """Temporary, deprecated, tentative and duplicate ones (rtnetlink(7)); the format is the kernel's."""
+    """Tentative and duplicate ones too (rtnetlink(7)); the file has the kernel's format."""
     listed = tmp_path / "if_inet6"
     line = "2606470000000000000000000000{:04x} 02 40 00 {:02x} {:>8}\n"
     flags = (0x80, 0x01, 0x08, 0x20, 0x40, 0x81, 0x00)
@@ -70,8 +70,7 @@ def test_temporary_and_deprecated_addresses_are_left_out(tmp_path, monkeypatch):
     assert [str(address) for address in source.addresses_of("none0")] == ["2606:4700::", "2606:4700::6"]
 
 
-def test_addresses_of_one_interface():
-    """A missing interface has none."""
+def test_addresses_of_loopback_are_found_and_of_missing_interface_are_none():
     found = source.addresses_of("lo")
     assert ip_address("127.0.0.1") in found
     assert set(found) <= own_addresses()
@@ -80,8 +79,8 @@ def test_addresses_of_one_interface():
 
 @pytest.mark.root
 @pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
-def test_real_interface_with_several_addresses():
-    """In a network namespace: aliases count, a deprecated address does not."""
+def test_addresses_of_interface_include_aliases_but_not_deprecated():
+    """In a network namespace."""
 
     async def scenario():
         ip = str(shutil.which("ip"))

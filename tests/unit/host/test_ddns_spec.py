@@ -24,7 +24,7 @@ def checked(*, private=False, **fields):
     return specs.checked(put(**fields), private=private)
 
 
-def test_names_are_normalised():
+def test_ddns_names_are_normalised():
     """Case, trailing dot, international letters; a wildcard keeps its star."""
     made = checked(name="Host.BÜCHER.example.", zone="bücher.example")
     assert (made.name, made.zone) == ("host.xn--bcher-kva.example", "xn--bcher-kva.example")
@@ -59,7 +59,7 @@ def test_names_are_normalised():
         ({"key": "house"}, "key: expected nothing"),
     ],
 )
-def test_bad_parameters_are_refused_with_what_was_expected(fields, words):
+def test_bad_ddns_parameters_are_refused_with_what_was_expected(fields, words):
     """A plain secret given instead of a reference is not in the error."""
     with pytest.raises(HostError) as caught:
         checked(**fields)
@@ -78,16 +78,14 @@ def test_bad_parameters_are_refused_with_what_was_expected(fields, words):
         ("[2001:db8::1]:54", "[2001:db8::1]:54"),
     ],
 )
-def test_server_gets_default_port(server, found):
-    """53 by default."""
+def test_ddns_server_gets_port_53_by_default(server, found):
     made = checked(provider="rfc2136", server=server, key="House-Key.")
     assert (made.server, made.key) == (found, "house-key")
     assert f"{specs.host_and_port(found)[1]}" == found.rpartition(":")[2]
 
 
 @pytest.mark.parametrize("server", ["", "ns:0", "ns:65536", "2001:db8::1", "ns.example.org:53:53", "a b", ":53"])
-def test_malformed_server_is_refused(server):
-    """No part is guessed."""
+def test_malformed_ddns_server_is_refused(server):
     with pytest.raises(HostError, match="server"):
         checked(provider="rfc2136", server=server, key="k")
 

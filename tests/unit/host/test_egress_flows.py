@@ -11,6 +11,6 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(WHY_NOT is not None, reason=s
 
 
 @pytest.mark.parametrize("name", flows.FLOWS)
-def test_flow(name):
-    """Each flow asserts what is connected to, what arrives, and the code of each refusal."""
+def test_egress_flow_connects_and_refuses_as_expected(name):
+    """Each flow of tests/house/flows.py asserts what is connected to, what arrives, and the code of each refusal."""
     netns.run(outside.ADDRESSES, flows.FLOWS[name])

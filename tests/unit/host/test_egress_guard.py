@@ -66,7 +66,7 @@ async def test_bound_origin_is_not_looked_up():
         assert "host not granted" in await refusal(guard.resolve("backend.lan", 80, rights, scheme="https"))
 
 
-async def test_host_is_judged_before_lookup():
+async def test_host_that_is_not_granted_is_refused_without_dns_lookup():
     """A DNS query alone can carry data out."""
     async with guarding({"a.example": [[PUBLIC]]}) as (guard, names, _):
         rights = EgressRights(hosts=("b.example:443",))
@@ -87,7 +87,7 @@ async def test_host_is_judged_before_lookup():
         ("fe80::1%lo", "egress_blocked: host not understood"),
     ],
 )
-async def test_refusal_names_the_rule(host, code):
+async def test_refusal_names_the_rule_it_breaks(host, code):
     """Without the address, if that is not public."""
     zone = {
         "empty.example": [[]],
@@ -108,7 +108,7 @@ async def test_silent_nameserver_is_deadline_exceeded():
         assert message == "deadline_exceeded: no address of slow.example within 0.05 s"
 
 
-async def test_connect_to_bound_origin():
+async def test_guard_connects_to_bound_origin_at_its_pinned_address():
     """As TCP monitors and mail do."""
     async with origins.serving(origins.answer(b"hello")) as server, guarding({}) as (guard, _, dialled):
         rights = bound(f"tcp://mail.lan:{server.port}=127.0.0.1")
@@ -139,8 +139,7 @@ async def test_tls_verifies_name_of_origin():
         assert dialled == [("127.0.0.1", port)] * 3
 
 
-async def test_connect_tries_next_address():
-    """After a timeout and after a refusal."""
+async def test_connect_tries_next_address_after_timeout_or_refusal():
     with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
         port = full.getsockname()[1]
         async with (
@@ -173,7 +172,7 @@ async def test_blocked_target_gets_no_connection():
         assert (server.connections, dialled) == (0, [])
 
 
-def test_own_addresses_are_listed():
+def test_own_addresses_are_those_of_all_interfaces():
     """IPv4 and IPv6, with loopback."""
     found = own_addresses()
     assert ip_address("127.0.0.1") in found
@@ -185,8 +184,8 @@ def test_own_addresses_are_listed():
                 sock.bind((str(one), 0))  # only an address of this host can be bound
 
 
-def test_interface_name_that_is_not_utf8(tmp_path, monkeypatch):
-    """Its name may be any bytes; addresses on that line and after it are still found."""
+def test_addresses_are_found_despite_interface_name_that_is_not_utf8(tmp_path, monkeypatch):
+    """On its line and on those after it."""
     listed = tmp_path / "if_inet6"
     address = b"fd000000000000000000000000000001 01 40 00 80    "
     listed.write_bytes(address + b"wl\xff\xe2\x80\xa8\n" + address.replace(b"1 01", b"2 02") + b"eth0\n")
@@ -196,7 +195,7 @@ def test_interface_name_that_is_not_utf8(tmp_path, monkeypatch):
 
 
 async def test_system_resolver_resolves_localhost():
-    """The real getaddrinfo, with /etc/hosts."""
+    """By getaddrinfo and /etc/hosts."""
     found = await resolver.SystemResolver().lookup("localhost")
     assert found
     assert all(address.is_loopback for address in found)

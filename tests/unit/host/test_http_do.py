@@ -76,7 +76,7 @@ def body_of(result) -> bytes:
     return base64.b64decode(result["body_base64"])
 
 
-async def test_request_and_response_are_passed_on():
+async def test_request_reaches_server_and_response_reaches_plugin():
     """Canonical header names; repeated fields are joined, hop-by-hop and framing fields left out."""
     lines = ["content-type: text/x", "X-A: 1", "x-a: 2", "Set-Cookie: a=b", "Connection: close", "ETAG: W/x"]
     heard = []
@@ -156,7 +156,7 @@ async def test_bad_requests_are_refused_before_connecting(params, message):
         assert (dialled, it.server.connections) == ([], 0)
 
 
-async def test_bodies_are_bounded():
+async def test_too_large_request_or_response_body_is_refused():
     """256 KiB each way, by Content-Length and by the bytes that arrive; HEAD is not judged by Content-Length."""
     whole = b"x" * (256 * KIB)
     async with bench(answer(whole)) as it:
@@ -189,7 +189,7 @@ async def test_bodies_are_bounded():
         ("Identity", b"content"),
     ],
 )
-async def test_unrequested_encodings_are_decoded(encoding, data):
+async def test_response_with_unrequested_encoding_is_decoded(encoding, data):
     """Requests ask for identity; some servers send gzip or deflate all the same."""
     async with bench(answer(data, f"Content-Encoding: {encoding}")) as it:
         assert body_of(await it.do()) == b"content"
@@ -236,7 +236,7 @@ async def test_silent_server_is_deadline_exceeded():
         )
 
 
-async def test_limit_of_concurrent_requests_per_plugin():
+async def test_request_over_concurrency_limit_of_plugin_is_rate_limited():
     """Other plugins are still served; each ended request frees its slot."""
     free = asyncio.Event()
 
@@ -362,8 +362,8 @@ async def test_http_session_cannot_connect_without_guard():
         assert (dialled, it.server.connections) == ([], 1)
 
 
-async def test_closed_client_is_an_error():
-    """The daemon is stopping."""
+async def test_request_after_client_is_closed_is_an_error():
+    """As when the daemon stops."""
     async with serving(answer()) as server:
         rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
         async with EgressClient(Guard(), tls=origins.Authority().trust()) as client:
@@ -372,7 +372,6 @@ async def test_closed_client_is_an_error():
             await call(http, url=f"http://127.0.0.1:{server.port}/")
 
 
-async def test_default_trust_is_that_of_the_system():
-    """With certificates and host names verified."""
+async def test_default_tls_verifies_certificates_and_host_names():
     async with EgressClient(Guard()) as client:
         assert (client._tls.verify_mode.name, client._tls.check_hostname) == ("CERT_REQUIRED", True)

@@ -32,8 +32,8 @@ async def asked(outside, buckets, **params):
         return error.code.value
 
 
-async def test_default_bucket_is_the_callers_own(outside):
-    """Also for workers, which may read another one."""
+async def test_kv_get_without_bucket_reads_the_callers_own(outside):
+    """Also for workers, which may name another one."""
     assert await asked(outside, ()) == await asked(outside, FOR_WORKERS) == "its own"
     assert await asked(outside, (), bucket="plugin:acme.demo") == "its own"
 
@@ -45,7 +45,7 @@ async def test_bucket_default_is_for_workers_only(outside):
 
 
 @pytest.mark.parametrize("bucket", ["plugin:acme.other", "private", "", "plugin:", "Default", "default "])
-async def test_other_buckets_are_refused(outside, bucket):
+async def test_kv_get_of_other_bucket_is_refused(outside, bucket):
     """Another plugin's even if it is among the allowed ones. The answer does not depend on whether it exists."""
     assert await asked(outside, FOR_WORKERS, bucket=bucket) == "bad_params"
     assert await asked(outside, {"plugin:acme.other"}, bucket="plugin:acme.other") == "bad_params"

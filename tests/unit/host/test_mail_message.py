@@ -24,7 +24,7 @@ def compose(subject="Hello", body="text", to=("ops@example.org",)):
     return made, email.message_from_bytes(made, policy=email.policy.default), message_id
 
 
-def test_headers_of_message():
+def test_message_has_exactly_the_expected_headers():
     """Those of RFC 5322, `Auto-Submitted: auto-generated` (RFC 3834), and the plugin."""
     raw, message, message_id = compose(to=("a@example.org", "b@example.org"))
     assert sorted(message.keys()) == sorted(HEADERS)
@@ -45,7 +45,7 @@ def test_plain_address_is_unchanged(given_address):
     assert mail_message.address(given_address) == given_address
 
 
-def test_domain_is_normalised():
+def test_domain_of_address_is_normalised():
     """Lower case, ASCII (IDNA), no trailing dot."""
     assert mail_message.address("Ops@Bücher.Example.") == "Ops@xn--bcher-kva.example"
 
@@ -103,8 +103,8 @@ def test_subject_must_be_one_line(subject):
     assert "Bcc" not in str(caught.value)
 
 
-def test_sizes_are_bounded():
-    """A subject is counted in characters, a body in bytes of UTF-8."""
+def test_too_large_subject_or_body_is_refused():
+    """A subject is counted in characters, a body in bytes of UTF-8; NUL and lone surrogates are bad_params."""
     for check in (
         lambda: mail_message.check_subject("x" * 251),
         lambda: mail_message.check_body("ü" * 6, max_bytes=11),

@@ -93,8 +93,8 @@ async def test_message_is_delivered_unchanged(it):
 
 
 @pytest.mark.parametrize("kind", ["tls", "starttls"])
-async def test_login_over_tls(authority, kind):
-    """smtps and STARTTLS; the password is a secret that the operator bound to the mail service."""
+async def test_login_happens_over_tls_with_bound_password(authority, kind):
+    """smtps and STARTTLS; the operator bound the secret to the mail service."""
     context = authority.server("mail.lan")
     async with relays.serving(**{kind: context}, login=(USER, PASSWORD)) as relay:
         scheme = {"tls": "smtps", "starttls": "smtp"}[kind]
@@ -117,8 +117,8 @@ async def test_unverified_certificate_is_refused(authority, kind):
                 assert relay.taken == []
 
 
-async def test_no_plaintext_fallback(authority):
-    """Nothing is sent to a relay that offers no STARTTLS; a password is sent over TLS only."""
+async def test_relay_without_starttls_gets_no_message_and_no_password(authority):
+    """STARTTLS is required unless the settings say otherwise; a password is sent over TLS only."""
     async with relays.serving() as relay, bench(relay, trust=authority.trust()) as it:
         assert "offers no STARTTLS" in await it.refused("service_unavailable")
         it.mail.settings = replace(it.mail.settings, starttls=False, username=USER, password="${secret:SMTP}")
@@ -199,7 +199,7 @@ async def test_password_must_be_a_bound_secret_reference(authority):
         ("DATA", "421 going down", "service_unavailable", "try again later (421"),
     ],
 )
-async def test_error_code_of_each_smtp_reply(it, at, said, code, words):
+async def test_each_smtp_error_reply_gives_its_error_code(it, at, said, code, words):
     """When one recipient is refused, none gets the message; the next message is sent as usual."""
     it.relay.replies[at] = said
     assert words in await it.refused(code, ["a@example.org", "b@example.org"])
@@ -331,7 +331,7 @@ async def test_recipients_outside_allow_list_are_refused(it):
     assert len(it.relay.taken) == 3
 
 
-async def test_rate_limit_per_plugin_and_hour():
+async def test_messages_over_hourly_limit_of_plugin_are_refused():
     """Messages that are refused before connecting do not count."""
     async with plain(per_hour=3) as it:
         await it.refused("bad_params", to=[])
@@ -344,7 +344,7 @@ async def test_rate_limit_per_plugin_and_hour():
         await it.refused("rate_limited")
 
 
-async def test_limit_of_concurrent_messages(it):
+async def test_message_over_concurrency_limit_is_refused(it):
     """Per plugin and in total; each ended message frees its slot."""
     it.relay.hold = asyncio.Event()
     tasks = []

@@ -198,8 +198,7 @@ async def test_jitter_spreads_checks(tmp_path, found):
     assert max(gaps) - min(gaps) > 1
 
 
-async def test_results_are_bounded(tmp_path, found):
-    """The newest results of each monitor are kept."""
+async def test_only_newest_results_of_each_monitor_are_kept(tmp_path, found):
     async with world(tmp_path, found.check, results=5) as here:
         await here.put("web", interval_s=0.5, timeout_s=0.5)
         while here.last("web") is None or here.last("web").number < 12:
@@ -374,7 +373,7 @@ async def test_long_lists_come_in_pages(tmp_path, found):
         assert names == sorted(f"m{number}" for number in range(250))
 
 
-async def test_put_over_quota_is_refused(tmp_path, found):
+async def test_monitor_over_quota_is_refused(tmp_path, found):
     """Per plugin and in total; existing monitors can still be changed."""
     async with world(tmp_path, found.check, plugin_monitors=2, total_monitors=3) as here:
         for name in ("1", "2"):

@@ -241,7 +241,7 @@ async def check_tls(authority, *, days, name="site.test", trust=True, **params):
         return await check("http", site.url("site.test", "https"), rights=rights, tls=tls, **params)
 
 
-async def test_result_has_end_of_certificate(authority):
+async def test_result_has_expiry_time_of_certificate(authority):
     """The certificate is checked for the name of the target, although its address is pinned."""
     result = await check_tls(authority, days=30, certificate_days=14)
     expected = dt.datetime.now(tz=dt.UTC).timestamp() + 30 * 86_400
@@ -357,8 +357,8 @@ def pinging(prepare, *, target="127.0.0.1", wrap=()):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
 
 
-async def test_ping_group_range_suffices():
-    """net.ipv4.ping_group_range in a network of its own, an unprivileged user, IPv4 and IPv6."""
+async def test_ping_works_without_cap_net_raw_inside_ping_group_range():
+    """In a network namespace with its own net.ipv4.ping_group_range; IPv4 and IPv6."""
     if (reason := netns.why_not()) is not None:
         pytest.skip(reason)
     allow = 'ip link set lo up && echo "65534 65534" > /proc/sys/net/ipv4/ping_group_range && exec "$0" "$@"'
@@ -380,8 +380,8 @@ async def test_ping_without_permission_is_unsupported():
 # Errors of this host, which are not `down`.
 
 
-async def test_guard_blocks_checks():
-    """Unbound, private or not granted: `blocked` with the guard's reason, and no connection."""
+async def test_check_that_guard_refuses_is_blocked():
+    """Unbound, private or not granted, with the guard's reason; no connection is made."""
     async with targets.site() as site:
         for kind, target in (("http", site.url()), ("tcp", f"127.0.0.1:{site.port}"), ("ping", "127.0.0.1")):
             for rights in (EgressRights(), EgressRights(hosts=("*",)), targets.bound("http://127.0.0.1:1")):
@@ -442,7 +442,7 @@ async def test_no_descriptors_is_an_error_not_down():
     ("number", "code"),
     [(errno.EPERM, "not_permitted"), (errno.EACCES, "not_permitted"), (errno.EADDRNOTAVAIL, "no_resources")],
 )
-def test_errors_of_this_host_are_not_down(number, code):
+def test_errors_of_this_host_give_error_not_down(number, code):
     """Its firewall, no free port, an address that the guard has not allowed."""
     result = of_error(OSError(number, os.strerror(number)), late="")
     assert (result.outcome, result.code) == ("error", code)

@@ -133,7 +133,7 @@ TestTurns = TurnsMachine.TestCase
 TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_owners_take_turns():
+def test_owners_take_turns_in_the_queue():
     """The first item of one owner does not wait for a hundred of another."""
     turns = FairQueue(total=100, per_owner=100)
     for number in range(100):
@@ -164,7 +164,7 @@ TOKENS = st.binary(min_size=16, max_size=16)
 
 
 @given(identifier=st.integers(0, 65535), sequence=st.integers(0, 65535), token=TOKENS)
-def test_checksum_of_echo_request(identifier, sequence, token):
+def test_echo_request_has_header_and_valid_checksum(identifier, sequence, token):
     """A packet with its checksum sums to zero (RFC 1071); the header is that of RFC 792 and RFC 4443."""
     packet = icmp.request(4, identifier, sequence, token)
     assert icmp.checksum(packet) == 0

@@ -23,7 +23,7 @@ def checked(**params):
     return specs.checked(asked(**params), least_interval_s=10.0)
 
 
-def test_defaults():
+def test_monitor_spec_without_options_has_defaults():
     """30 s, 5 s, two in a row, 200 to 399, nothing of the body, no certificate rule, for the owner alone."""
     spec = checked()
     assert (spec.interval_s, spec.timeout_s, spec.failures, spec.statuses) == (30.0, 5.0, 2, ())
@@ -43,7 +43,7 @@ def test_defaults():
         ("ping", "192.0.2.1", "192.0.2.1", "192.0.2.1"),
     ],
 )
-def test_targets_are_normalised(kind, given_target, kept, shown):
+def test_monitor_targets_are_normalised(kind, given_target, kept, shown):
     """Equal targets compare equal; the form that is shown has no query."""
     spec = checked(kind=kind, target=given_target)
     assert spec.target == (kept or "http://example.org/a%20b?token=x")
@@ -54,8 +54,8 @@ def test_targets_are_normalised(kind, given_target, kept, shown):
 @pytest.mark.parametrize(
     ("target", "parts"), [("a.example:1", ("a.example", 1)), ("[2001:db8::1]:65535", ("2001:db8::1", 65535))]
 )
-def test_host_and_port_of_a_target(target, parts):
-    """Without brackets, as the guard takes them."""
+def test_tcp_target_splits_into_host_and_port(target, parts):
+    """IPv6 addresses without brackets, as the guard takes them."""
     assert specs.host_and_port(checked(kind="tcp", target=target).target) == parts
 
 
@@ -82,7 +82,7 @@ def test_host_and_port_of_a_target(target, parts):
         {"kind": "tcp", "target": "a.example:1", "certificate_days": 1},
     ],
 )
-def test_bad_parameters_are_refused(params):
+def test_bad_monitor_parameters_are_refused(params):
     with pytest.raises(HostError, match=r"^bad_params: .*expected"):
         checked(**params)
 
@@ -97,7 +97,7 @@ def test_forbidden_urls_are_blocked(target):
 @pytest.mark.parametrize(
     "params", [{"kind": "icmp"}, {"method": "POST"}, {"failures": 1.5}, {"statuses": ["200"]}, {"certificate_days": -1}]
 )
-def test_wrong_types_are_refused(params):
+def test_parameters_of_wrong_type_are_refused(params):
     """Kinds are a closed set; the method is always GET."""
     with pytest.raises(msgspec.ValidationError):
         asked(**params)

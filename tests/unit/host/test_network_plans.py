@@ -155,7 +155,7 @@ async def test_bad_plans_are_refused(desk, kind, intent, word):
     assert desk.states() == []
 
 
-async def test_nesting_is_bounded(desk):
+async def test_intent_nested_too_deep_is_refused(desk):
     """At most 32 levels of objects and lists."""
     deep: object = 1
     for level in range(32):
@@ -165,7 +165,7 @@ async def test_nesting_is_bounded(desk):
     assert "levels of nesting" in error.reason
 
 
-async def test_quotas_count_open_plans(desk, ledger, clock, tmp_path):
+async def test_plan_over_quota_of_open_plans_is_refused(desk, ledger, clock, tmp_path):
     """The oldest closed plan is removed to make room; open ones are not."""
     desk = Desk(ledger, clock, tmp_path, quota=RowQuota(plugin=2, total=3))
     made = {n: await desk.call("plan", kind="nft", intent={"n": n}) for n in range(4)}
@@ -323,7 +323,7 @@ async def test_missing_proc_is_service_unavailable(ledger, clock, tmp_path):
     assert (error.code, "the listeners cannot be read" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
 
 
-def test_parsing_of_proc_net_tables(tmp_path):
+def test_listeners_are_parsed_from_proc_net_tables(tmp_path):
     """Native byte order, mapped addresses as IPv4; malformed lines and missing tables are skipped."""
     tables = tmp_path / "proc/net"
     tables.mkdir(parents=True)

@@ -110,7 +110,7 @@ async def test_serial_numbers_and_macs_need_node_admin(desk: Desk, clock: Manual
     ("address", "reveals"),
     [("fe80::fc:ff:fe00:1", True), ("2001:db8::211:22ff:fe33:4455", True), ("fd00::2", False), ("10.0.0.1", False)],
 )
-def test_addresses_made_from_a_mac(address: str, *, reveals: bool) -> None:
+def test_ipv6_address_made_from_a_mac_is_recognised(address: str, *, reveals: bool) -> None:
     """Modified EUI-64 interface identifiers have ff:fe in the middle (RFC 4291, appendix A)."""
     assert node_network._reveals_mac(ip_address(address)) is reveals
 
@@ -169,7 +169,9 @@ async def test_metrics_are_cached_for_a_second(desk: Desk, clock: ManualClock) -
         assert 0 <= disk["available_bytes"] <= disk["free_bytes"] <= disk["total_bytes"]
 
 
-async def test_missing_files_give_null(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> None:
+async def test_facts_and_metrics_are_null_where_files_are_missing(
+    ledger: Ledger, clock: ManualClock, tmp_path: Path
+) -> None:
     """Nothing below the root: no call fails."""
     (tmp_path / "empty").mkdir()
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "empty")
@@ -204,7 +206,7 @@ def made_up(root: Path) -> None:
     (root / "a b").mkdir()
 
 
-def test_parsing_of_proc_and_etc(tmp_path: Path) -> None:
+def test_facts_and_metrics_are_parsed_from_proc_and_etc(tmp_path: Path) -> None:
     """Text is escaped, units are bytes and seconds; remote file systems are left out: statvfs on one may hang."""
     made_up(tmp_path)
     facts, metrics = node_reading.facts(tmp_path, hardware=True), node_reading.metrics(tmp_path)
@@ -260,7 +262,7 @@ def test_any_bytes_in_proc_are_accepted(tmp_path_factory: pytest.TempPathFactory
 # Labels.
 
 
-async def test_set_labels_merges(desk: Desk) -> None:
+async def test_set_labels_merges_with_existing_labels(desk: Desk) -> None:
     """null removes a label; node.facts shows them."""
     assert await desk.call("node.set_labels", labels={"role": "web", "rack/unit": "7 b"}) == {
         "ok": True,
@@ -307,8 +309,8 @@ async def test_journal_filter_must_be_a_listed_unit(desk: Desk) -> None:
             await desk.call("node.journal", **params)
 
 
-async def test_uids_that_may_serve_the_journal(desk: Desk, tmp_path: Path) -> None:
-    """root, the daemon's user, and `node.journal_user` by name or number."""
+async def test_journal_reader_may_run_as_root_own_user_or_journal_user(desk: Desk, tmp_path: Path) -> None:
+    """`node.journal_user` is a name or a number."""
     assert node.readers(desk.settings) == {0, os.geteuid()}
     for name, uid in (("nobody", 65534), ("4711", 4711)):
         desk.settings = settings_room.load(
@@ -330,8 +332,8 @@ def write(place: Path, text: str) -> Path:
     return file
 
 
-def test_defaults_of_parameters() -> None:
-    """`limit` is optional, null is a label value, unknown fields are refused."""
+def test_parameters_have_defaults_and_no_unknown_fields() -> None:
+    """`limit` is optional, null is a label value."""
     assert msgspec.convert({"filter": "sshd"}, ReadJournal, strict=True).limit == 100
     assert msgspec.convert({"labels": {"a": None}}, SetLabels, strict=True).labels == {"a": None}
     with pytest.raises(msgspec.ValidationError):

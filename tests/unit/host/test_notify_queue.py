@@ -137,7 +137,7 @@ async def test_closed_ledger_is_service_unavailable(tmp_path, clock):
         await send(queue)
 
 
-async def test_backoff_follows_retry_after(queue, clock):
+async def test_retry_backoff_is_lengthened_by_retry_after(queue, clock):
     """5 s, 10 s, 20 s ... up to 15 min; Retry-After can only lengthen a pause, up to 6 h."""
     await send(queue)
     waits = []
@@ -196,7 +196,7 @@ async def test_wall_clock_jump_expires_and_delays_nothing(ledger):
         assert (await queue.counts())["queued"] == 3
 
 
-async def test_attempt_failing_after_days_is_the_last(queue, ledger, clock):
+async def test_attempt_that_fails_after_the_age_limit_is_the_last(queue, ledger, clock):
     """The item fails with the last reason, and an audit event."""
     accepted = await send(queue)
     item = await queue.take()

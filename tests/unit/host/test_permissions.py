@@ -20,7 +20,7 @@ GOOD = PluginStanding(active=True, granted=frozenset({"task:run", "ddns:admin"})
         for granted in (frozenset(), frozenset({"kv:read"}), frozenset({"kv:read", "task:run"}))
     ],
 )
-def test_plugin_must_be_seen_verified_active_and_granted(seen, fault, active, granted):
+def test_plugin_may_act_only_if_seen_verified_active_and_granted(seen, fault, active, granted):
     """The refusal names the first of the four that is missing."""
     refusal = permissions.judge(PluginStanding(seen=seen, fault=fault, active=active, granted=granted), "task:run")
     may = seen and not fault and active and "task:run" in granted
@@ -41,7 +41,7 @@ def test_plugin_must_be_seen_verified_active_and_granted(seen, fault, active, gr
         assert (fault in refusal.reason) is (refusal.code == "not_available" or not fault)
 
 
-def test_one_of_several_capabilities_is_enough():
+def test_one_granted_of_several_capabilities_is_enough():
     assert permissions.judge(GOOD, "notify:send", "task:run") is None
     refusal = permissions.judge(GOOD, "notify:send", "monitor:admin")
     assert refusal is not None
@@ -72,7 +72,8 @@ def test_update_returns_whether_permission_changed():
     assert here._standings == {}, "nothing is kept of those that may nothing: there may be thousands"
 
 
-def test_grants_besides_capabilities():
+def test_permits_and_hosts_are_split_by_kind():
+    """`origin` is for the plugin's own requests, `publish` for its routes."""
     here = Permissions()
     granted = (
         "bucket=shared",

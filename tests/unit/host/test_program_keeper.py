@@ -182,7 +182,7 @@ async def test_program_is_restarted_until_the_breaker_opens(here):
         ("always", "exit 0", "failed", 3),
     ],
 )
-async def test_restart_rules(here, restart, script, state, spawned):
+async def test_restart_policy_decides_whether_ended_program_restarts(here, restart, script, state, spawned):
     await here.put("one", script, restart=restart)
     await here.until_state(state, "one")
     assert here.spawner.spawned == spawned
@@ -241,7 +241,7 @@ async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_
         assert (await here.status("theirs", B))["state"] == "stopped"
 
 
-async def test_network_of_each_kind(tmp_path):
+async def test_program_reaches_only_the_network_of_its_kind(tmp_path):
     """None, a loopback of its own, or that of the host if the operator allows it for the program."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -275,8 +275,8 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
         assert "the host's network any more" in found["last_error"]["message"]
 
 
-async def test_script_as_program_with_readable_path(tmp_path):
-    """With a directory that the operator lets it read; files that others can change are refused."""
+async def test_script_program_reads_allowed_path_and_must_not_be_writable_by_others(tmp_path):
+    """The operator names a directory that it may read."""
     tool, shared = tmp_path / "tool", tmp_path / "shared"
     shared.mkdir()
     (shared / "data").write_text("shared\n")
@@ -294,8 +294,8 @@ async def test_script_as_program_with_readable_path(tmp_path):
         assert "writable by others" in found["last_error"]["message"]
 
 
-async def test_output_is_bounded(tmp_path):
-    """The end is kept; a program that floods is slowed down, and the daemon stays responsive."""
+async def test_only_end_of_program_output_is_kept(tmp_path):
+    """A program that floods is slowed down, and the daemon stays responsive."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         await here.put("loud", "exec yes 'a line that says nothing'")
         await here.put("calm", "echo up; sleep 1000", B)
@@ -304,7 +304,7 @@ async def test_output_is_bounded(tmp_path):
         assert len(here.life("loud").output()["stdout"]) <= 1024
 
 
-async def test_put_over_quota_is_refused(tmp_path):
+async def test_program_over_quota_is_refused(tmp_path):
     async with world(tmp_path, plugin_services=1, total_services=2) as here:
         await here.put("one", "sleep 1000")
         with pytest.raises(HostError, match="quota_exceeded"):
@@ -344,7 +344,7 @@ async def test_put_over_quota_is_refused(tmp_path):
         ({"environment": {f"V{n}": "" for n in range(33)}}, "bad_params: args"),
     ],
 )
-async def test_bad_parameters_are_refused(here, wrong, expected):
+async def test_bad_program_parameters_are_refused(here, wrong, expected):
     """A secret in arguments or environment is refused: both can be listed by others."""
     with pytest.raises(HostError, match=expected):
         await here.call("service.put", **{"name": "web", "program": "shell", **wrong})

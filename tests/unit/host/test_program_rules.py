@@ -24,7 +24,7 @@ def rules(restart="always", hopeless=frozenset()):
     st.lists(st.tuples(ENDS, st.sampled_from([0.0, 59.0, 60.0]), st.floats(0, 0.999)), max_size=40),
 )
 def test_restarts_end_and_delays_stay_in_bounds(restart, has_hopeless, ends):
-    """Quick failures end at the breaker; pauses grow no further than the ceiling and its jitter."""
+    """Four quick failures in a row end at the breaker; pauses grow no further than the ceiling and its jitter."""
     wanted, failures, quick = rules(restart, frozenset({255}) if has_hopeless else frozenset()), Failures(), 0
     for ended, uptime_s, roll in ends:
         next_ = after(failures, ended, wanted, uptime_s=uptime_s, roll=roll)
@@ -41,8 +41,8 @@ def test_restarts_end_and_delays_stay_in_bounds(restart, has_hopeless, ends):
 
 
 @given(st.lists(st.tuples(ENDS, st.booleans()), max_size=40))
-def test_visited_ends_do_not_open_the_breaker(ends):
-    """Four unvisited ends open it; visited ones only lengthen the pause."""
+def test_ends_after_outside_requests_do_not_open_the_breaker(ends):
+    """Four ends without a request open it; others only lengthen the pause."""
     failures, own = Failures(), 0
     for ended, visited in ends:
         next_ = after(failures, replace(ended, visited=visited), rules(), uptime_s=0.0, roll=0.5)
@@ -56,7 +56,7 @@ def test_visited_ends_do_not_open_the_breaker(ends):
         failures = next_.failures
 
 
-def test_hopeless_exit_code_is_not_restarted():
+def test_program_with_hopeless_exit_code_is_not_restarted():
     over = after(
         Failures(),
         ProgramEnded(code="exited", message="m", status=255),
@@ -67,7 +67,7 @@ def test_hopeless_exit_code_is_not_restarted():
     assert over == NoRestart(state="failed", code="exited", message="m")
 
 
-def test_delays_double():
+def test_restart_delay_doubles_after_each_failure():
     failures, pauses = Failures(), []
     for _ in range(3):
         next_ = after(failures, ProgramEnded(code="exited", message="m", status=1), rules(), uptime_s=0, roll=0.5)

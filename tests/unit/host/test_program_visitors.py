@@ -30,7 +30,7 @@ while True:
 """
 
 
-async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
+async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
     """Real program, real proxy, five requests that crash it, each noted; then two crashes of its own."""
     port, rooms = free_port(), routed.Rooms()
     rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
@@ -70,7 +70,7 @@ async def test_crashes_by_visitors_do_not_open_the_breaker(tmp_path):
         assert life.view()["last_error"]["code"] == "crash_loop"
 
 
-async def test_connected_visitor_is_noted_and_refused_one_is_not(tmp_path):
+async def test_request_that_reaches_the_service_is_noted_and_refused_one_is_not(tmp_path):
     """Plain requests, logged in ones, websockets; not requests that the proxy refuses, or while the service is down."""
     rooms, visits = routed.Rooms(), []
     rooms.reached = visits.append

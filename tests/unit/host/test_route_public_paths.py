@@ -24,7 +24,7 @@ from latticed.host.route import public_paths
         ("/a/*/**", ["/a/b/", "/a/b/c"], ["/a/b", "/a//c"]),
     ],
 )
-def test_pattern_matches_only_its_paths(pattern, public, private):
+def test_public_path_pattern_matches_only_its_paths(pattern, public, private):
     assert public_paths.fault(pattern) is None
     assert [path for path in public if not public_paths.is_public((pattern,), path)] == []
     assert [path for path in private if public_paths.is_public((pattern,), path)] == []
@@ -33,7 +33,7 @@ def test_pattern_matches_only_its_paths(pattern, public, private):
 @pytest.mark.parametrize(
     "pattern", ["", "x", "/a//b", "/**/a", "/a**", "/../a", "/.", "/a%2f", "/a?b", "/" + "x" * 255]
 )
-def test_malformed_pattern_is_refused(pattern):
+def test_malformed_public_path_pattern_is_refused(pattern):
     assert public_paths.fault(pattern)
 
 
@@ -52,6 +52,6 @@ def test_public_path_stays_below_its_pattern(raw):
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_accepted_as_input(text):
+def test_any_text_is_matched_without_an_exception(text):
     public_paths.fault(text)
     public_paths.is_public(("/**", "/a/*"), "/" + text)

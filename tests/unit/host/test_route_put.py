@@ -36,7 +36,7 @@ async def page(world, path, *fields, **options):
 # Templates.
 
 
-async def test_template_answers_at_its_path(world):
+async def test_template_route_answers_at_its_path(world):
     """The call returns the URL; pages have a sandbox policy and nosniff."""
     answer = await world.put(path=HERE, **TEMPLATE)
     assert answer == {"ok": True, "path": HERE, "url": f"{world.pages.listener.url}{HERE}", "message": ""}
@@ -115,7 +115,7 @@ async def test_action_gets_request_and_its_result_is_the_response(world):
     assert (await page(world, f"{HERE}hook")).status == 405
 
 
-async def test_binary_bodies_are_base64(world):
+async def test_binary_bodies_of_action_are_base64(world):
     """In the request and in the result."""
     await world.put(path=HERE, **INVOKE, methods=["PUT"])
     coded = base64.b64encode(b"\xff\x00").decode()
@@ -160,8 +160,8 @@ async def test_bad_action_result_is_an_error_code(world, reply, status, code):
     assert b"them" not in answer.body
 
 
-async def test_limit_of_concurrent_actions(world):
-    """Each may be a process; a request beyond the limit gets 503 `busy`."""
+async def test_request_over_limit_of_concurrent_actions_is_503_busy(world):
+    """Each action may be a process."""
     await world.put(path=HERE, **INVOKE)
     world.rooms.hold = asyncio.Event()
     waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_IN_FLIGHT)]
@@ -276,7 +276,7 @@ async def test_put_replaces_route_of_same_path(world):
     assert len(world.kept()) == 1
 
 
-async def test_put_over_quota_changes_nothing(tmp_path):
+async def test_route_put_over_quota_changes_nothing(tmp_path):
     """On routes and bytes per plugin, and on routes in total."""
     async with routed.opened(tmp_path) as world:
         world.keeper._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)

@@ -125,7 +125,7 @@ def test_reserved_and_malformed_prefixes_are_refused(routes, prefix):
     assert refused(routes, "acme.demo", prefix, granted=[prefix])
 
 
-def test_well_known_matches_no_prefix(routes):
+def test_well_known_path_matches_no_prefix(routes):
     """Not even a granted `/`."""
     claim(routes, "acme.all", "/", granted=["/"])
     assert holder(routes, "/.well-known/acme-challenge/x") is None
@@ -184,8 +184,8 @@ async def test_claim_and_release_set_changed(routes):
     assert not routes.changed.is_set()
 
 
-async def test_wait_for_listener(routes):
-    """Returns at once without a listener, once one listens, or as it stands after the timeout."""
+async def test_wait_for_listener_returns_when_it_listens_or_times_out(routes):
+    """At once if there is a fault, with its text."""
     assert (await routes.wait_for_listener(60)).fault
     routes.set_listener(RouteListener())
     waiting = asyncio.create_task(routes.wait_for_listener(60))

@@ -108,7 +108,7 @@ async def test_unbound_secret_is_refused(store: SecretKeeper) -> None:
     assert caught.value.code == "not_found"
 
 
-async def test_list_has_no_values(store: SecretKeeper, clock: ManualClock) -> None:
+async def test_secret_list_has_no_values(store: SecretKeeper, clock: ManualClock) -> None:
     """Names, versions, bound plugins, times; deleting with `unbind` removes the bindings."""
     began = clock.now_us
     await bound(store)
@@ -172,7 +172,7 @@ async def test_expanded_text_is_bounded(store: SecretKeeper) -> None:
     assert refused(store, "${secret:BIG}" * (most + 1)).code is Denial.TOO_LARGE
 
 
-async def test_no_file_contains_the_value(store: SecretKeeper, tmp_path: Path) -> None:
+async def test_no_file_contains_the_secret_value(store: SecretKeeper, tmp_path: Path) -> None:
     """State directory with its WAL, and the directory of the key; equal values have different ciphertexts."""
     value = "needle-in-the-haystack-0123456789"
     await bound(store, "ONE", value)
@@ -195,7 +195,9 @@ async def test_no_file_contains_the_value(store: SecretKeeper, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("column", ["owner", "name", "version", "nonce", "sealed"])
-async def test_changed_row_is_secret_unavailable(store: SecretKeeper, ledger: Ledger, column: str) -> None:
+async def test_secret_with_altered_row_is_refused_as_unavailable(
+    store: SecretKeeper, ledger: Ledger, column: str
+) -> None:
     """Ciphertext that is damaged or moved to another owner, name or version does not decrypt."""
     await bound(store)
     value = {"owner": "'operator'", "name": "'OTHER'", "version": "7"}.get(column, f"zeroblob(length({column}))")
@@ -295,8 +297,10 @@ async def test_hanging_disk_delays_key_only_once(ledger: Ledger, tmp_path: Path,
         assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 
-async def test_other_key_is_a_distinct_error(store: SecretKeeper, place: KeyLocation) -> None:
-    """New secrets are encrypted with the new key; old ones decrypt again once the old file is back."""
+async def test_secret_encrypted_with_other_key_is_unavailable_until_key_is_back(
+    store: SecretKeeper, place: KeyLocation
+) -> None:
+    """The error says that the key differs; new secrets are encrypted with the new key."""
     await bound(store)
     key = place.path.read_bytes()
     place.path.write_bytes(os.urandom(32))
@@ -379,7 +383,7 @@ def settings_at(tmp_path: Path, **environ: str) -> Settings:
     return settings_room.load(file, {"LATTICED_STATE_DIR": str(tmp_path / "state"), **environ}, os.geteuid())
 
 
-def test_location_of_key(tmp_path: Path) -> None:
+def test_key_is_located_by_credential_then_setting_then_default(tmp_path: Path) -> None:
     """A systemd credential, else `secrets.key_file`, else beside the settings file; a credential is never created."""
     assert secret_key.place(settings_at(tmp_path), {}) == KeyLocation(path=tmp_path / "config/secrets.key", ours=True)
     told = settings_at(tmp_path, text=f'[secrets]\nkey_file = "{tmp_path}/elsewhere.key"\n')

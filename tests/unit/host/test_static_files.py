@@ -114,7 +114,7 @@ async def test_large_file_is_read_by_offset(desk: Desk) -> None:
         msgspec.convert({"path": "big.bin", "offset": -1}, StaticGet)
 
 
-async def test_list_and_delete(desk: Desk) -> None:
+async def test_list_shows_files_until_deleted(desk: Desk) -> None:
     """Lists take a prefix and a cursor and are sorted; directories that become empty are removed."""
     for path in ("b/2.txt", "a.txt", "b/1/x.txt", "b.txt"):
         await desk.put(path)
@@ -432,8 +432,8 @@ async def test_concurrent_puts_keep_quota(desk: Desk) -> None:
 # HTTP answers for the ingress.
 
 
-async def test_headers_of_served_file(desk: Desk) -> None:
-    """nosniff, a sandbox policy, revalidation on each use; not_found for other plugins and missing files."""
+async def test_served_file_has_protective_headers(desk: Desk) -> None:
+    """nosniff, a sandbox policy, revalidation on each use. Missing files and those of other plugins are not_found."""
     await desk.put("a.txt", "0123456789")
     found = await desk.service.read("acme.demo", "a.txt")
     assert (found.status, found.body) == (200, b"0123456789")
@@ -474,8 +474,10 @@ async def test_headers_of_served_file(desk: Desk) -> None:
         ("", 200, b"0123456789", None),
     ],
 )
-def test_range_header(wanted: str, status: int, body: bytes, shown: str | None) -> None:
-    """RFC 9110 section 14: one range, else the whole file; with another ETag in If-Range, the whole file."""
+def test_range_request_gives_one_range_or_the_whole_file(
+    wanted: str, status: int, body: bytes, shown: str | None
+) -> None:
+    """RFC 9110 section 14: 206, 416, or 200; with another ETag in If-Range, the whole file."""
     found = static.answer(b"0123456789", "text/plain", wanted=wanted)
     assert (found.status, found.body, found.headers.get("Content-Range")) == (status, body, shown)
     assert static.answer(b"0123456789", "text/plain", wanted=wanted, if_range='"other"').status == 200

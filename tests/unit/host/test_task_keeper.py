@@ -234,7 +234,8 @@ async def test_killed_task_is_failed(here):
         assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 9)
 
 
-async def test_outcome_of_signal_and_memory_limit(here):
+async def test_signal_and_memory_limit_give_failed_outcome(here):
+    """Death by a signal differs from an exit code of 128 plus its number."""
     shot = await here.run("kill -SEGV $$; exit 139")
     assert (shot.state, shot.outcome.code, shot.outcome.signal) == ("failed", "crashed", 11)
     said = await here.run("exit 139")
@@ -244,7 +245,7 @@ async def test_outcome_of_signal_and_memory_limit(here):
     assert "MemoryError" in hungry.outcome.stderr
 
 
-async def test_cancel(here):
+async def test_cancelled_task_never_runs_or_is_killed(here):
     """A queued task never runs; a running one is killed with its process tree; ended ones and those of others stay."""
     waits = await here.submit("echo never")
     with pytest.raises(HostError, match="not_found"):
@@ -278,8 +279,7 @@ async def test_disabling_tasks_stops_runs(here):
     assert (await here.ended(waits)).outcome.stdout == "ran\n"
 
 
-async def test_cancel_all(here):
-    """Every task that has not ended, of all plugins."""
+async def test_cancel_all_cancels_open_tasks_of_all_plugins(here):
     ids = [await here.submit("sleep 1000", caller) for caller in (A, A, B)]
     await here.approve(ids[0])
     await until(lambda: here.tasks.get(ids[0]).state == "running", "one to run")
@@ -330,7 +330,7 @@ async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
         await until(lambda: here.tasks.get(waits).state == "submitted", "the approval to be withdrawn")
 
 
-async def test_limits_of_concurrent_runs(tmp_path):
+async def test_tasks_over_concurrency_limits_wait(tmp_path):
     """In total and per plugin; a plugin at its limit does not delay another one."""
     async with world(tmp_path, total_at_once=2, plugin_at_once=1) as here:
         mine = [await here.submit("sleep 1000") for _ in range(2)]
@@ -410,7 +410,7 @@ async def test_unapproved_task_expires(tmp_path):
         ({"name": "a b"}, "bad_params: name"),
     ],
 )
-async def test_bad_parameters_are_refused(here, wrong, expected):
+async def test_bad_task_parameters_are_refused(here, wrong, expected):
     with pytest.raises(HostError, match=expected):
         await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **wrong})
     for more in ({"interpreter": "perl"}, {"user": "root"}):

@@ -58,7 +58,7 @@ def test_task_runs_at_most_once_and_only_as_approved(steps):
     assert (standing.state in {"running", "done", "interrupted"}) <= (begun == 1)
 
 
-def test_submit_approve_run_finish():
+def test_step_of_running_or_approved_task_gives_its_next_state():
     assert after(RUNNING, Step(verb="finish", run_id="r1")).state == "done"
     assert after(RUNNING, Step(verb="recover")).state == "interrupted"
     assert after(RUNNING, Step(verb="cancel")).state == "cancelled"
@@ -83,7 +83,7 @@ def test_submit_approve_run_finish():
         (TaskStatus(state="interrupted", sha256=SHA), Step(verb="begin", sha256=SHA), "invalid_transition"),
     ],
 )
-def test_refused_steps(before, step, code):
+def test_step_that_does_not_fit_the_task_is_refused_with_its_code(before, step, code):
     refused = decide(before, step)
     assert isinstance(refused, Fault)
     assert refused.code == code

@@ -127,11 +127,11 @@ def test_similar_words_are_not_primitives(source):
     assert rendered(source) == source
 
 
-def test_the_first_primitive_is_named():
+def test_refusal_names_the_first_source_primitive():
     assert "`exec(` in line 2" in refused("a\nexec(\nfetch(\n")
 
 
-def test_a_primitive_inside_a_placeholder_is_refused():
+def test_source_primitive_inside_placeholder_is_refused():
     """The whole source is searched."""
     assert "`os.`" in refused("{{kv:default/os.x}}")
 
@@ -143,8 +143,8 @@ def test_source_must_be_utf8_and_within_size():
     assert "at most 262144 bytes" in refused(b"x" * (template.MAX_BYTES + 1))
 
 
-def test_placeholders_are_bounded():
-    """So is the number of different stored values."""
+def test_too_many_placeholders_are_refused():
+    """Or too many different stored values."""
     template.parse(b"{{path}}" * template.MAX_PLACEHOLDERS)
     assert "at most 1024 placeholders" in refused("{{path}}\n" * 20_000)
     template.parse(b"{{kv:a/b}}" * template.MAX_PLACEHOLDERS)
@@ -152,8 +152,8 @@ def test_placeholders_are_bounded():
     assert "at most 64 different" in refused(many)
 
 
-def test_rendered_size_is_bounded():
-    """It is computed before rendering: many placeholders times a large value may not fit into memory."""
+def test_too_large_a_result_is_refused_before_rendering():
+    """Many placeholders times a large value may not fit into memory."""
     parts = template.parse(b"{{path}}" * 1_000).parts
     with pytest.raises(Problem) as caught:
         template.render(parts, {PATH: "x" * 4_000})

@@ -224,7 +224,7 @@ async def test_refused_credentials_are_not_retried(here):
     await here.until_state("connected")
 
 
-async def test_connected_only_by_ready_page(here):
+async def test_tunnel_is_connected_only_by_its_ready_page(here):
     """A server that answers every path with 200 does not count."""
     await here.put(rule("unready.example.com"))
     await here.until_state("connecting")
@@ -232,8 +232,7 @@ async def test_connected_only_by_ready_page(here):
     assert (await here.status())["state"] == "connecting"
 
 
-async def test_dead_tunnel_is_not_connected(here):
-    """It is restarted."""
+async def test_tunnel_whose_process_dies_is_restarted(here):
     await here.put(rule("dies.example.com"))
     await until(lambda: here.one.program.restarts > 1, "another start")
     assert (await here.status())["last_error"]["code"] == "exited"
@@ -326,7 +325,8 @@ async def test_tunnel_starts_again_after_restart(tmp_path):
         assert here.credentials() == []
 
 
-async def test_quotas_and_names_of_other_plugins(tmp_path):
+async def test_tunnel_over_quota_and_tunnels_of_other_plugins_are_refused(tmp_path):
+    """So is any tunnel while the operator has named no cloudflared."""
     async with world(tmp_path, plugin_tunnels=1) as here:
         await here.put(rule())
         with pytest.raises(HostError, match="quota_exceeded"):

@@ -73,7 +73,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ingress", "words"), REFUSED)
-def test_bad_parameters_are_refused(ingress, words):
+def test_bad_tunnel_parameters_are_refused(ingress, words):
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(*ingress)
     assert words in caught.value.reason
@@ -109,7 +109,7 @@ def test_unbound_origin_is_blocked(service):
         ({"name": "a/b"}, "name"),
     ],
 )
-def test_bad_ids_and_names(wrong, words):
+def test_bad_tunnel_id_name_or_credentials_are_refused(wrong, words):
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(GOOD, REST, **wrong)
     assert words in caught.value.reason
@@ -134,8 +134,8 @@ HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 
 @given(HOSTNAMES, st.text('/abc.~_-"\n({\\', max_size=8))
-def test_rendered_configuration(hostnames, path):
-    """Values of the spec are unchanged; everything else is constant."""
+def test_rendered_configuration_has_only_the_specs_values(hostnames, path):
+    """Besides constants; so that nothing else can be passed to cloudflared."""
     rules = [{"hostname": one, "path": path, "service": "http://10.0.0.6:81"} for one in hostnames]
     try:
         spec = checked(*rules, REST)
@@ -178,7 +178,7 @@ def write(keys, data, *, mode=0o600):
     (keys / "c.json").chmod(mode)
 
 
-def test_token_and_file_give_the_same_credentials(keys):
+def test_token_and_credentials_file_give_the_same_credentials(keys):
     write(keys, FILE)
     found = credentials.load(str(keys), SPEC)
     assert json.loads(found.encode()) == FILE
@@ -214,7 +214,7 @@ def test_credentials_readable_by_others_are_refused(keys, mode):
         credentials.load(str(keys), SPEC)
 
 
-def test_links_and_special_files_are_refused(keys, tmp_path):
+def test_credentials_in_link_or_special_file_are_refused(keys, tmp_path):
     """Symlink, directory, FIFO, directory writable by others, missing directory."""
     write(keys, FILE)
     (keys / "c.json").rename(tmp_path / "real.json")

@@ -36,8 +36,8 @@ def test_headers_that_connection_lists_are_not_passed_on():
     assert answered(*fields) == [("Accept", "3")]
 
 
-def test_the_requested_host_is_not_passed_on():
-    """Host becomes the service's; an Origin becomes the service's origin, and an absent one stays absent."""
+def test_host_and_origin_are_replaced_by_those_of_the_service():
+    """An absent Origin stays absent."""
     assert list(asked(("Host", "sub.example.org"), ("Origin", "https://sub.example.org")).items()) == [
         ("Host", "127.0.0.1:3000"),
         ("Origin", ORIGIN),
@@ -93,7 +93,7 @@ def test_headers_for_the_whole_origin_are_not_passed_back(name):
         ("; Path=/", None),
     ],
 )
-def test_service_cookies_are_limited_to_its_prefix(cookie, passed):
+def test_service_cookie_is_restricted_to_its_prefix_or_dropped(cookie, passed):
     assert answered(("Set-Cookie", cookie)) == ([] if passed is None else [("Set-Cookie", passed)])
 
 
@@ -101,8 +101,8 @@ def test_service_cookies_are_limited_to_its_prefix(cookie, passed):
     ("said", "kept"),
     [(None, "private"), ("public", "private"), ("max-age=1, S-MAXAGE=2", "private"), ("no-store", "no-store")],
 )
-def test_private_answers_are_not_cached_for_all(said, kept):
-    """No shared cache may store an answer to a logged-in user."""
+def test_answer_to_logged_in_user_is_marked_private(said, kept):
+    """No shared cache may store it."""
     fields = [("Cache-Control", said)] if said else []
     assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": kept}
     assert answered(*fields) == fields
@@ -113,7 +113,7 @@ VALUES = st.sampled_from(["a", "X-A", "latticed-session=s3cret", "a=b; latticed-
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8))
-def test_session_and_credentials_are_never_passed_on(fields):
+def test_session_cookie_and_credentials_are_never_forwarded_for_any_headers(fields):
     found = asked(*fields)
     assert found.getall("Host") == ["127.0.0.1:3000"]
     assert not {"Authorization", "Upgrade", "TE", "Connection", "X-Forwarded-For", "X_B"} & set(found.keys())
@@ -150,16 +150,16 @@ def test_session_and_credentials_are_never_passed_on(fields):
         ("HTTP://a.example", "a.example", False),
     ],
 )
-def test_own_origin_is_recognised(origin, host, own):
+def test_own_origin_matches_scheme_host_and_port_only(origin, host, own):
     assert same_origin.is_own(origin, host) is own
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_origin_is_accepted_or_refused(origin, host):
+def test_any_origin_is_compared_without_an_exception(origin, host):
     same_origin.is_own(origin, host)
 
 
-def test_methods_that_read_need_no_origin():
+def test_only_reading_methods_are_allowed_without_origin():
     for method in ("GET", "HEAD", "OPTIONS"):
         same_origin.check(method, "a.example", {})
     for method in ("POST", "get", "WHATEVER"):

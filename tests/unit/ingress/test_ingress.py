@@ -101,7 +101,7 @@ async def test_ipv6_loopback_is_served(tmp_path, echo):
         assert answer.status == 200
 
 
-async def test_closing_lets_an_answer_under_way_finish(tmp_path):
+async def test_closing_waits_for_a_running_answer(tmp_path):
     """Idle connections are not waited for."""
     held = ingresses.Echo(held=asyncio.Event())
     async with ingresses.opened(tmp_path) as outside:
@@ -156,7 +156,7 @@ async def test_lost_connection_cancels_handler(outside):
         await ended.wait()
 
 
-async def test_a_half_closed_connection_still_gets_all_answers(outside):
+async def test_half_closed_connection_still_gets_all_answers(outside):
     """For complete requests; an incomplete one gets none."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
@@ -174,7 +174,7 @@ async def test_a_half_closed_connection_still_gets_all_answers(outside):
         held.asked.clear()
 
 
-async def test_a_client_that_half_closes_during_an_answer_gets_it_whole(outside):
+async def test_client_that_half_closes_during_an_answer_gets_it_whole(outside):
     """Then the connection is closed."""
 
     class Large:
@@ -199,7 +199,7 @@ async def test_a_client_that_half_closes_during_an_answer_gets_it_whole(outside)
     await ingresses.gone(writer)
 
 
-async def test_a_client_that_half_closes_within_a_body_is_disconnected(outside, echo):
+async def test_client_that_half_closes_within_a_body_is_disconnected(outside, echo):
     """At once, since the rest of the body cannot come."""
     await claimed(outside, echo)
     reader, writer = await outside.connect()
@@ -259,7 +259,7 @@ async def test_head_is_get_without_its_body(outside):
     assert got.headers["content-length"] == head.headers["content-length"] == "10"
 
 
-async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
+async def test_target_that_serves_only_get_answers_head_too(outside, echo):
     """The plugin receives GET; Allow lists both."""
     echo.methods = frozenset({"GET"})
     await claimed(outside, echo)
@@ -271,15 +271,15 @@ async def test_a_target_that_takes_get_alone_answers_head_too(outside, echo):
     assert (await outside.ask("HEAD", "/acme.demo/")).headers["allow"] == "POST"
 
 
-async def test_the_control_api_is_not_served(outside, echo):
-    """Its paths are 404, with a route in the table as well."""
+async def test_control_api_paths_are_404_on_the_route_listener(outside, echo):
+    """Although a route is in the table."""
     await claimed(outside, echo)
     for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
         answer = await outside.get(path)
         assert (answer.status, answer.code) == (404, "not_found")
 
 
-async def test_a_connection_is_kept_for_the_next_request(outside, echo):
+async def test_connection_is_kept_for_the_next_request(outside, echo):
     """Pipelined requests are answered in order."""
     await claimed(outside, echo)
     one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -326,8 +326,8 @@ class Failing:
         (RuntimeError("a secret"), 500, "internal"),
     ],
 )
-async def test_failure_has_a_code_and_no_internal_details(outside, error, status, code):
-    """The connection stays open, and the listener works on."""
+async def test_failure_of_target_has_a_code_and_no_internal_details(outside, error, status, code):
+    """The connection stays open, and the listener goes on."""
     await claimed(outside, Failing(error))
     await claimed(outside, ingresses.Echo(), "acme.two")
     request = b"GET /%s/ HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"
@@ -336,8 +336,8 @@ async def test_failure_has_a_code_and_no_internal_details(outside, error, status
     assert b"secret" not in failed.body
 
 
-async def test_a_target_that_takes_too_long_is_cancelled(outside):
-    """504; the next request on the connection is answered."""
+async def test_target_that_takes_too_long_is_cancelled_with_504(outside):
+    """The next request on the connection is answered."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
     await claimed(outside, ingresses.Echo(), "acme.two")
@@ -351,8 +351,7 @@ async def test_a_target_that_takes_too_long_is_cancelled(outside):
     assert (late.status, late.code, well.status) == (504, "deadline_exceeded", 200)
 
 
-async def test_a_target_that_ignores_cancellation_is_cut(outside):
-    """Its connection is closed nevertheless."""
+async def test_connection_of_target_that_ignores_cancellation_is_closed(outside):
     ended = asyncio.Event()
 
     class Stubborn:
@@ -375,9 +374,7 @@ async def test_a_target_that_ignores_cancellation_is_cut(outside):
     ended.set()
 
 
-async def test_a_target_may_answer_with_another_status(outside):
-    """And with its own content type."""
-
+async def test_target_chooses_status_and_content_type(outside):
     class Teapot:
         methods = frozenset({"GET"})
 
@@ -389,7 +386,7 @@ async def test_a_target_may_answer_with_another_status(outside):
     assert (answer.status, answer.headers["content-type"], answer.body) == (418, "application/json", b"{}")
 
 
-async def test_a_failure_of_the_listener_is_reported(outside, monkeypatch):
+async def test_failed_listener_makes_worker_degraded(outside, monkeypatch):
     """Routes must not look healthy then."""
 
     def broken(endpoint):

@@ -31,7 +31,7 @@ GOOD = b"GET /acme.demo/good HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8787", "localhost", "LOCALHOST:80", "localhost:"])
-async def test_allowed_hosts_are_served(outside, host):
+async def test_request_with_allowed_host_is_served(outside, host):
     """With and without port."""
     assert (await outside.ask("GET", "/acme.demo/", host=host)).status == 200
 
@@ -40,8 +40,8 @@ async def test_allowed_hosts_are_served(outside, host):
     "host",
     ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8787", "127.0.0.2", "[::1]", "0", "2130706433"],
 )
-async def test_other_hosts_are_refused(outside, echo, host):
-    """DNS rebinding: such a page does not even learn which routes exist."""
+async def test_request_with_other_host_is_refused(outside, echo, host):
+    """DNS rebinding: such a page cannot even find out which routes exist."""
     for path in ("/acme.demo/", "/", "/nothing"):
         answer = await outside.ask("GET", path, host=host)
         assert (answer.status, answer.code) == (421, "host_not_allowed")
@@ -74,7 +74,7 @@ async def test_absolute_target_overrides_the_host_header(outside, echo):
     assert len(echo.asked) == 1
 
 
-async def test_named_hosts_replace_the_default(tmp_path, echo):
+async def test_hosts_in_settings_replace_the_default(tmp_path, echo):
     """A name with a port admits that port only, one without admits any."""
     async with ingresses.opened(tmp_path, hosts=("app.example.org", "other.example.org:8443")) as named:
         named.routes.claim("acme.demo", ["/acme.demo/"], echo)
@@ -162,7 +162,7 @@ async def test_too_large_bodies_are_refused(outside, echo, head, body):
     assert echo.asked == []
 
 
-async def test_a_body_that_fits_is_taken(outside, echo):
+async def test_body_of_the_largest_size_is_accepted(outside, echo):
     body = b"a" * ingress.MAX_BODY_BYTES
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     first, second = await outside.send(request + body + GOOD)
@@ -236,7 +236,7 @@ async def test_broken_chunks_are_refused(outside, echo, chunks):
 
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"3\r\nabcd\r\n", b"-3\r\nabc\r\n", b"fffffffffffffffff\r\na"])
 @pytest.mark.parametrize("first", [b"", b"2\r\nab\r\n"])
-async def test_a_chunk_that_breaks_after_the_head_is_refused_at_once(outside, echo, first, chunks):
+async def test_broken_chunk_after_the_head_is_refused_at_once(outside, echo, first, chunks):
     """When it arrives, not at a deadline; one answer, then the connection is closed."""
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + first)
@@ -276,7 +276,7 @@ async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw)
         b"\r\n\r\nhello\r\n\r\n",
     ],
 )
-async def test_malformed_http_is_refused(outside, echo, raw):
+async def test_bytes_that_are_not_http_1_are_400(outside, echo, raw):
     """TLS, HTTP/2, random bytes."""
     assert [answer.status for answer in await outside.send(raw)] == [400]
     assert echo.asked == []
@@ -301,7 +301,7 @@ async def cut(outside, reader, seconds):
         b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
     ],
 )
-async def test_slow_headers_and_bodies_are_cut_in_seconds(outside, echo, part):
+async def test_client_with_slow_headers_or_body_is_disconnected_in_seconds(outside, echo, part):
     """The deadline is for the whole request, so a byte now and then does not extend it."""
     reader, writer = await outside.connect()
     writer.write(part)
@@ -314,7 +314,7 @@ async def test_slow_headers_and_bodies_are_cut_in_seconds(outside, echo, part):
     assert (await outside.get("/acme.demo/")).status == 200
 
 
-async def test_idle_connections_are_cut(outside):
+async def test_idle_connections_are_closed(outside):
     """Before the first request, and after an answer."""
     fresh, one = await outside.connect()
     used, two = await outside.connect()
@@ -326,7 +326,7 @@ async def test_idle_connections_are_cut(outside):
         await ingresses.gone(writer)
 
 
-async def test_a_client_that_does_not_read_its_answer_is_cut(tmp_path):
+async def test_client_that_does_not_read_its_answer_is_disconnected(tmp_path):
     """With megabytes in the write buffer."""
     async with ingresses.opened(tmp_path) as outside:
         await outside.put("default", "k", b"x" * 1_000_000)
@@ -352,7 +352,7 @@ def _stuck(outside):
     return look
 
 
-async def test_beyond_the_limit_the_oldest_incomplete_request_is_cut(outside, echo):
+async def test_connection_over_the_limit_closes_the_oldest_incomplete_one(outside, echo):
     """Never one that is being answered; if all are, the new connection is closed."""
     outside.ingress._limiter._most = 3
     echo.held = asyncio.Event()

@@ -36,7 +36,7 @@ def refused(raw):
         ("/\udcc3\udcbc", "/ü"),
     ],
 )
-def test_paths_are_decoded_once_and_whole(raw, path):
+def test_path_is_decoded_exactly_once(raw, path):
     """Including raw UTF-8, which the parser returns as surrogates."""
     assert request_target.parse(raw).path == path
 
@@ -94,7 +94,7 @@ def test_query_fields_keep_their_order_and_repetitions():
         ("http://user@h/a", "user@h", "/a"),
     ],
 )
-def test_whole_urls_name_their_host(raw, authority, path):
+def test_absolute_target_gives_its_host(raw, authority, path):
     """RFC 9112, section 3.2.2: it replaces the Host header."""
     found = request_target.parse(raw)
     assert (found.authority, found.path) == (authority, path)
@@ -102,7 +102,7 @@ def test_whole_urls_name_their_host(raw, authority, path):
 
 
 @given(st.text(max_size=40).filter(lambda text: "\0" not in text))
-def test_quoted_text_round_trips(text):
+def test_quoted_path_parses_back_to_its_text(text):
     """Unless it has dot segments."""
     quoted = "/" + urllib.parse.quote(text, safe="/", errors="strict")
     with contextlib.suppress(Problem):

@@ -43,7 +43,7 @@ async def told(backend: backends.Backend) -> str:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed here")
-def test_a_service_worker_stays_below_its_services_prefix(tmp_path):
+def test_service_worker_controls_only_pages_below_its_services_prefix(tmp_path):
     """`Service-Worker-Allowed: /` is not forwarded, so it cannot control other plugins' pages."""
     if reason := netns.why_not():
         pytest.skip(reason)

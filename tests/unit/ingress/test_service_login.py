@@ -36,7 +36,7 @@ async def world(tmp_path, backend):
 # The cookie.
 
 
-async def test_cookie_over_http_has_its_attributes(world):
+async def test_session_cookie_over_http_is_httponly_and_samesite_without_secure(world):
     """No `__Host-` and no Secure, which browsers accept over https only; all other restrictions."""
     answer = await world.log_in(to=f"{PREFIX}/x?y=1")
     assert (answer.status, answer.headers["location"]) == (303, f"{PREFIX}/x?y=1")
@@ -45,7 +45,7 @@ async def test_cookie_over_http_has_its_attributes(world):
     assert attributes == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
 
 
-async def test_cookie_over_https_is_secure(world, backend):
+async def test_session_cookie_over_https_is_secure(world, backend):
     """Behind a TLS proxy: `__Host-` and Secure; not valid under the http name."""
     answer = await world.log_in(PASSWORD, NAMED, origin=HTTPS)
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
@@ -57,7 +57,7 @@ async def test_cookie_over_https_is_secure(world, backend):
     assert len(backend.seen) == 1
 
 
-async def test_every_login_has_an_id_of_its_own(world):
+async def test_every_login_gets_a_new_session_id(world):
     """Session fixation: an id from before the login never becomes valid."""
     planted = "Cookie: latticed-session=" + "A" * 43
     first = (await world.log_in(PASSWORD, planted)).headers["set-cookie"].partition(";")[0]
@@ -98,7 +98,7 @@ async def test_wrong_password_shows_the_form_with_an_error(world, backend):
     assert backend.seen == []
 
 
-async def test_guessing_is_limited(world):
+async def test_password_guessing_is_throttled(world):
     """Ten at once, then one in ten seconds for all clients; the right password is throttled as well."""
     for _ in range(sessions.ATTEMPTS.burst):
         assert (await world.log_in("guess")).status == 403
@@ -112,8 +112,8 @@ async def test_guessing_is_limited(world):
     assert (await world.log_in()).status == 429
 
 
-async def test_concurrent_guessing_is_limited_too(world):
-    """Parallel connections share one limit."""
+async def test_concurrent_password_guesses_share_the_throttle(world):
+    """Of all connections."""
     answers = await asyncio.gather(*(world.log_in("guess") for _ in range(25)))
     assert sorted(answer.status for answer in answers) == [403] * 10 + [429] * 15
 
@@ -128,7 +128,7 @@ async def test_password_check_does_not_block_other_requests(world):
     assert (await world.log_in()).status == 303
 
 
-async def test_a_changed_password_ends_every_session(world):
+async def test_changed_password_ends_every_session(world):
     """Unbinding the secret does, too; without one nobody can log in."""
     session = await world.cookie()
     assert (await world.get(f"{PREFIX}/x", session)).status == 200
@@ -144,7 +144,7 @@ async def test_a_changed_password_ends_every_session(world):
     assert "WEB" not in answer.body.decode()
 
 
-async def test_sessions_expire(world):
+async def test_session_expires_when_unused_or_old(world):
     """After two hours without use, and after twelve in any case."""
     session = await world.cookie()
     for _ in range(7):
@@ -180,7 +180,7 @@ async def test_logout_ends_the_session(world, backend):
 
 
 async def test_services_of_a_plugin_have_separate_logins(world, backend):
-    """A login to the second keeps that to the first."""
+    """A login to the second does not end that to the first."""
     await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
     await world.secrets.bind("ADMIN", ID)
     await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
@@ -260,7 +260,7 @@ async def test_login_requires_own_origin(world, origin):
 # The page itself.
 
 
-async def test_the_login_page_shows_no_internal_details(world):
+async def test_login_page_has_protective_headers_and_no_internal_details(world):
     """No scripts, no frames, its own style by hash; the form goes to this origin only."""
     answer = await world.get(f"/.latticed/login?to={PREFIX}/")
     policy = answer.headers["content-security-policy"]
@@ -286,7 +286,7 @@ async def test_the_login_page_shows_no_internal_details(world):
         "acme.demo/",
     ],
 )
-async def test_a_login_never_redirects_to_another_site(world, to):
+async def test_login_never_redirects_to_another_site(world, to):
     answer = await world.log_in(to=to)
     assert answer.status in {400, 404}
     assert "location" not in answer.headers

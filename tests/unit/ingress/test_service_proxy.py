@@ -94,14 +94,14 @@ async def test_public_paths_need_no_login(world, backend, path):
         "/assets/a%2f..%2f..%2fapi",
     ],
 )
-async def test_paths_that_only_look_public_need_a_login(world, backend, path):
-    """In any encoding: 401, or 400 where ambiguous."""
+async def test_encoded_path_that_only_looks_public_needs_a_login(world, backend, path):
+    """401, or 400 where it is ambiguous."""
     answer = await world.get(PREFIX + path)
     assert answer.status in {400, 401}
     assert backend.seen == []
 
 
-async def test_public_paths_admit_only_reading(world, backend):
+async def test_public_paths_accept_only_get_and_head(world, backend):
     """No other methods, bodies or websockets."""
     handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
     for answer in (
@@ -113,7 +113,7 @@ async def test_public_paths_admit_only_reading(world, backend):
     assert backend.seen == []
 
 
-async def test_a_service_without_a_password_has_its_public_paths_only(tmp_path, backend):
+async def test_service_without_password_serves_only_its_public_paths(tmp_path, backend):
     """Other paths are 404, and there is no login page."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, login="", public=["/feed"])
@@ -123,14 +123,14 @@ async def test_a_service_without_a_password_has_its_public_paths_only(tmp_path, 
     assert backend.paths == ["/feed"]
 
 
-async def test_dot_segments_are_refused_with_a_session_too(world, backend, session):
+async def test_dot_segments_are_refused_even_with_a_session(world, backend, session):
     for path in ("/../x", "/a/%2e%2e/b", "/a/..%2fb", "/a/%252e%252e/b", "/a/..;x/b", "/%2e", "/a\\..\\b"):
         assert (await world.get(PREFIX + path, session)).status == 400
     assert backend.seen == []
 
 
-async def test_services_have_their_own_listener(world, backend):
-    """Services are not served at http.listen, nor templates here."""
+async def test_services_are_served_only_at_their_own_listener(world, backend):
+    """Not at http.listen, nor are templates served here."""
     answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
     assert answer["url"].startswith(world.pages.listener.url)
     assert (await world.get(f"{PREFIX}/feed", table=world.pages)).status == 404
@@ -142,7 +142,7 @@ async def test_services_have_their_own_listener(world, backend):
 @pytest.mark.parametrize(
     "path", ["/", "/other.one/", "/acme.demos/", "/.well-known/acme", "/.latticed/", "/.latticed/x"]
 )
-async def test_other_paths_are_404(world, session, path):
+async def test_path_outside_any_service_is_404(world, session, path):
     assert (await world.get(path, session)).status == 404
 
 
@@ -234,8 +234,8 @@ async def test_only_listed_request_headers_are_forwarded(world, backend, session
     }
 
 
-async def test_response_headers_are_filtered(world, session):
-    """No hop-by-hop headers, authentication prompts or orders to proxies in front; not for shared caches."""
+async def test_unsafe_response_headers_of_backend_are_removed(world, session):
+    """Hop-by-hop headers, authentication prompts and orders to proxies in front; shared caches may store nothing."""
     headers = (await world.get(f"{PREFIX}/x", session)).headers
     assert headers["x-service"] == "yes"
     assert headers["cache-control"] == "private"
@@ -244,8 +244,8 @@ async def test_response_headers_are_filtered(world, session):
     assert not forbidden & headers.keys()
 
 
-async def test_a_backend_sets_its_own_cookies_only(world, session):
-    """Below its route, without Domain; none with the name of a session cookie, in any spelling."""
+async def test_backend_can_set_cookies_only_below_its_route(world, session):
+    """Without Domain, and none with the name of a session cookie, in any spelling."""
     answer = await world.send(
         f"GET {PREFIX}/cookies HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\nConnection: close\r\n\r\n".encode()
     )
@@ -268,7 +268,7 @@ async def test_a_backend_sets_its_own_cookies_only(world, session):
         ("{origin}.example.org/", "{origin}.example.org/"),
     ],
 )
-async def test_redirects_are_passed_on_and_not_followed(world, backend, session, to, seen):
+async def test_redirects_of_backend_are_passed_on_and_not_followed(world, backend, session, to, seen):
     to, seen = to.format(origin=backend.origin), seen.format(origin=backend.origin)
     answer = await world.get(f"{PREFIX}/redirect?to={to}", session)
     assert (answer.status, answer.headers["location"]) == (302, seen)
@@ -282,7 +282,6 @@ async def test_compressed_answers_are_forwarded_unchanged(world, session):
 
 
 async def test_server_sent_events_are_forwarded_without_buffering(world, backend, session):
-    """Server-sent events are not buffered."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
         assert backend.held == 1
@@ -290,8 +289,7 @@ async def test_server_sent_events_are_forwarded_without_buffering(world, backend
         assert await stream.content.read() == b"data: second\n\n"
 
 
-async def test_a_lost_client_cancels_the_backend_request(world, backend, session):
-    """The connection to the backend is closed."""
+async def test_lost_client_closes_the_backend_connection(world, backend, session):
     async with browsing(world, session) as client:
         stream = await client.get(f"{PREFIX}/sse")
         assert await stream.content.readuntil(b"\n\n")
@@ -302,7 +300,7 @@ async def test_a_lost_client_cancels_the_backend_request(world, backend, session
 # Bodies.
 
 
-async def test_bodies_of_both_framings_arrive_whole(world, backend, session):
+async def test_request_bodies_of_both_framings_arrive_whole(world, backend, session):
     async with browsing(world, session) as client:
         big = bytes(range(256)) * 2_000
 
@@ -318,15 +316,15 @@ async def test_bodies_of_both_framings_arrive_whole(world, backend, session):
     assert backend.seen[1].headers["transfer-encoding"] == "chunked"
 
 
-async def test_a_content_length_that_is_too_large_is_refused_at_once(world, backend, session):
+async def test_too_large_content_length_is_refused_at_once(world, backend, session):
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     (answer,) = await world.send(f"{head}Content-Length: 1048577\r\n\r\n".encode())
     assert (answer.status, answer.code) == (413, "request_too_large")
     assert backend.seen == []
 
 
-async def test_an_upload_goes_on_after_its_answer_has_begun(world, session):
-    """A service may answer while the body is still on its way; the rest of the body still reaches it."""
+async def test_upload_is_forwarded_whole_although_its_answer_has_begun(world, session):
+    """A service may answer while the body is still being sent."""
     head = f"POST {PREFIX}/early HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     writer.write(f"{head}Content-Length: 6\r\nConnection: close\r\n\r\nabc".encode())
@@ -339,8 +337,7 @@ async def test_an_upload_goes_on_after_its_answer_has_begun(world, session):
     await ingresses.gone(writer)
 
 
-async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend, session):
-    """413; the backend sees a truncated body."""
+async def test_too_large_chunked_body_is_413_and_reaches_backend_truncated(world, backend, session):
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
     (answer,) = await world.send(
@@ -350,7 +347,7 @@ async def test_a_chunked_body_that_is_too_large_stays_incomplete(world, backend,
     await ingresses.until(lambda: [one.body for one in backend.seen] in ([b"<broken>"], []), "a broken body")
 
 
-async def test_a_chunk_that_breaks_on_its_way_ends_both_connections_at_once(world, backend, session):
+async def test_broken_chunk_in_upload_closes_both_connections_at_once(world, backend, session):
     """400 before any deadline; the backend sees a truncated body, and the slot is free."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
@@ -395,8 +392,8 @@ async def test_expect_100_continue_is_answered(world, backend, session):
         "X: a\rX: b",
     ],
 )
-async def test_ambiguous_framing_smuggles_nothing(world, backend, session, framing):
-    """At most the outer request arrives, reframed by the proxy; a request hidden in its body never does."""
+async def test_request_hidden_by_ambiguous_framing_never_reaches_backend(world, backend, session, framing):
+    """At most the outer request arrives, reframed by the proxy."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     head = (
         f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n{framing}\r\n\r\n"
@@ -406,8 +403,8 @@ async def test_ambiguous_framing_smuggles_nothing(world, backend, session, frami
     assert backend.seen == []
 
 
-async def test_other_upgrades_are_not_passed_on(world, backend, session):
-    """Such as h2c: answered as a plain request; later bytes are not taken for a request."""
+async def test_upgrade_other_than_websocket_is_proxied_as_plain_request(world, backend, session):
+    """Such as h2c; later bytes are not taken for a request."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n\r\n"
     fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"
     head = f"GET {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n{fields}\r\n\r\n"
@@ -418,7 +415,7 @@ async def test_other_upgrades_are_not_passed_on(world, backend, session):
 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PURGE"])
-async def test_other_methods_are_not_passed_on(world, backend, session, method):
+async def test_unsupported_method_never_reaches_backend(world, backend, session, method):
     target = "127.0.0.1:1" if method == "CONNECT" else f"{PREFIX}/x"
     assert (await world.ask(method, target, session)).status in {400, 405}
     assert backend.seen == []
@@ -443,8 +440,8 @@ async def test_unreachable_backend_is_502_until_it_is_back(world, backend, sessi
     assert port != other.port
 
 
-async def test_incomplete_answer_cuts_the_connection(world, backend, session):
-    """Backend lost before its head: 502. After it: the connection is cut, in either framing."""
+async def test_incomplete_backend_answer_is_502_or_cuts_the_connection(world, backend, session):
+    """502 before the head was forwarded; after it the client's connection is cut, in either framing."""
     answer = await world.get(f"{PREFIX}/die?early", session)
     assert (answer.status, answer.code) == (502, "service_failed")
     async with browsing(world, session) as client:
@@ -454,7 +451,7 @@ async def test_incomplete_answer_cuts_the_connection(world, backend, session):
                     await found.read()
 
 
-async def test_a_backend_that_does_not_answer_is_504(tmp_path, backend):
+async def test_backend_that_does_not_answer_is_504(tmp_path, backend):
     """Its connection is closed."""
     async with routed.opened(tmp_path, limits=ProxyLimits(head_s=0.2)) as world:
         await world.serve(backend)
@@ -463,7 +460,7 @@ async def test_a_backend_that_does_not_answer_is_504(tmp_path, backend):
         await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
+async def test_backend_that_stalls_within_an_answer_is_disconnected(tmp_path, backend):
     async with routed.opened(tmp_path, limits=ProxyLimits(idle_s=0.2)) as world:
         await world.serve(backend)
         async with browsing(world, await world.cookie()) as client:
@@ -473,7 +470,7 @@ async def test_a_backend_that_stalls_is_cut(tmp_path, backend):
         await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_requests_beyond_the_limit_are_503(tmp_path, backend):
+async def test_request_over_concurrency_limit_is_503_busy(tmp_path, backend):
     async with routed.opened(tmp_path, limits=ProxyLimits(at_once=1)) as world:
         await world.serve(backend)
         session = await world.cookie()
@@ -486,7 +483,7 @@ async def test_requests_beyond_the_limit_are_503(tmp_path, backend):
         assert (await world.get(f"{PREFIX}/x", session)).status == 200
 
 
-async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
+async def test_proxy_connects_only_to_the_pinned_address(tmp_path, backend):
     """Names are not resolved; after the operator unbinds the origin, the next request is refused."""
     async with routed.opened(tmp_path) as world:
         pinned = f"http://backend.invalid:{backend.port}=127.0.0.1"
@@ -500,7 +497,7 @@ async def test_only_the_pinned_address_is_dialled(tmp_path, backend):
         assert len(backend.seen) == 1
 
 
-async def test_stopping_a_plugin_cuts_its_answers(world, backend, session):
+async def test_stopping_plugin_disconnects_clients_of_its_service(world, backend, session):
     """Open streams included."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n")
@@ -511,8 +508,8 @@ async def test_stopping_a_plugin_cuts_its_answers(world, backend, session):
     await ingresses.until(lambda: backend.held == 0, "the backend let go")
 
 
-async def test_answers_without_a_login_are_cut_after_a_time(tmp_path, backend):
-    """A public stream after PUBLIC_S; one with a session is not."""
+async def test_public_stream_is_cut_after_its_time_limit(tmp_path, backend):
+    """After PUBLIC_S; one with a session is not."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, public=["/sse"])
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
@@ -548,22 +545,22 @@ async def test_websocket_messages_are_relayed_both_ways(world, backend, session)
     assert backend.sockets == 0
 
 
-async def test_a_websocket_whose_backend_dies_is_closed(world, backend, session):
+async def test_websocket_is_closed_when_its_backend_dies(world, backend, session):
     async with browsing(world, session) as client, client.ws_connect(f"{PREFIX}/ws") as talk:
         await talk.send_str("die")
         message = await talk.receive()
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1011)
 
 
-async def test_a_message_that_is_too_large_ends_a_websocket(world, backend, session):
+async def test_too_large_message_closes_the_websocket(world, backend, session):
     async with browsing(world, session) as client, client.ws_connect(f"{PREFIX}/ws") as talk:
         await talk.send_bytes(b"x" * 70_000)
         assert (await talk.receive()).type is not aiohttp.WSMsgType.BINARY
     await ingresses.until(lambda: backend.sockets == 0, "the backend's side ended")
 
 
-async def test_a_websocket_is_not_redirected(world, backend, session):
-    """A redirect by the backend is 502, after one request."""
+async def test_redirect_of_websocket_by_backend_is_502(world, backend, session):
+    """After one request to the backend."""
     async with browsing(world, session) as client:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await client.ws_connect(f"{PREFIX}/ws?go=elsewhere")
@@ -581,7 +578,7 @@ async def test_a_websocket_is_not_redirected(world, backend, session):
         {"Sec-WebSocket-Protocol": "a b"},
     ],
 )
-async def test_invalid_handshakes_are_refused(world, backend, session, fields):
+async def test_invalid_websocket_handshake_is_400(world, backend, session, fields):
     sound = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     lines = {**sound, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", **fields}
     head = [f"GET {PREFIX}/ws HTTP/1.1", "Host: 127.0.0.1", session, "Origin: http://127.0.0.1"]
@@ -591,8 +588,8 @@ async def test_invalid_handshakes_are_refused(world, backend, session, fields):
     assert backend.seen == []
 
 
-async def test_service_headers_cannot_imitate_ours(world, session):
-    """Only our own pages have our content security policy."""
+async def test_proxied_answer_lacks_our_content_security_policy(world, session):
+    """Only our own pages have it."""
     answer = await world.get(f"{PREFIX}/x", session)
     assert "content-security-policy" not in answer.headers
     assert json.loads(answer.body)["method"] == "GET"

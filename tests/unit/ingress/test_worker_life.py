@@ -85,7 +85,7 @@ async def test_worker_route_is_served_while_active(place):
 @pytest.mark.parametrize(
     ("template", "word"), [(b"x\nfetch('/')", "`fetch(` in line 2"), (b"{{path", "not closed in line 1")]
 )
-async def test_a_blocked_template_cannot_be_activated(place, template, word):
+async def test_worker_with_invalid_template_cannot_be_activated(place, template, word):
     """409 with the reason; the status is unchanged, and nothing is served."""
     place.drop(template)
     answer = await place.activate()
@@ -95,7 +95,7 @@ async def test_a_blocked_template_cannot_be_activated(place, template, word):
     assert not place.routes.in_use
 
 
-async def test_a_route_that_is_taken_refuses_the_second(place):
+async def test_second_worker_of_a_taken_route_cannot_be_activated(place):
     """409 that names the holder; once that is disabled, the second can be activated."""
     routes = {"routes": {"prefixes": ["/app/"]}}
     place.drop(b"first", id="acme.first", name="first", **routes)
@@ -109,7 +109,7 @@ async def test_a_route_that_is_taken_refuses_the_second(place):
     assert await place.get("/app/x") == (200, "second")
 
 
-async def test_an_upgrade_swaps_the_template(place):
+async def test_upgrade_replaces_the_served_template(place):
     """The old one is served until then; a refused upgrade changes nothing."""
     place.drop(b"one")
     await place.activate()

@@ -47,7 +47,6 @@ def test_value_cannot_inject_a_field(value):
 
 
 def test_small_entry_is_one_datagram(journald):
-    """A small entry arrives whole."""
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal_sender.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
     assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
@@ -78,7 +77,7 @@ def test_send_returns_false_without_journald(tmp_path, journald):
         assert sender.send(journal_sender.encode({"MESSAGE": "three"}))
 
 
-def test_stuck_journald_loses_entries_after_the_timeout(journald):
+def test_entry_for_stuck_journald_is_dropped_after_the_timeout(journald):
     """Nobody reads the socket."""
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         sender._socket.settimeout(0.001)

@@ -99,7 +99,7 @@ def test_standard_loggers_and_warnings_become_entries():
 
 
 def test_reset_restores_the_root_logger():
-    """Handlers and levels."""
+    """Its handlers and its level."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     for _ in range(3):
@@ -175,7 +175,6 @@ def test_entry_larger_than_the_queue_is_written(tmp_path):
 
 
 def test_entries_are_written_at_exit_without_reset():
-    """Without `reset`."""
     program = "from latticed.kit import logs; logs.configure()\n"
     program += "for number in range(500): logs.get_logger().info('said', number=number)"
     ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
@@ -197,7 +196,7 @@ def test_reset_does_not_wait_for_an_unread_pipe():
 
 @pytest.mark.parametrize("before", ["", "import rich.console;"])
 def test_import_of_logs_does_not_load_rich(before):
-    """rich stays importable, and as it was when it was loaded before."""
+    """rich can still be imported, and stays loaded if it was."""
     program = f"""{before}import sys
 had = "rich" in sys.modules
 from latticed.kit import logs

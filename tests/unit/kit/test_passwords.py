@@ -27,7 +27,7 @@ def test_hash_matches_its_password():
     assert passwords.make_hash("correct horse", ln=10) != CHEAP
 
 
-def test_hash_made_by_hashlib_matches():
+def test_hash_made_by_hashlib_matches_its_password():
     """In the form $scrypt$ln=..,r=..,p=..$salt$hash."""
     salt = b"0123456789abcdef"
     value = hashlib.scrypt(b"caf\xc3\xa9 au lait", salt=salt, n=1 << 11, r=4, p=2, dklen=64)

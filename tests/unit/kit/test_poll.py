@@ -7,8 +7,8 @@ import asyncio
 from latticed.kit.poll import Poll
 
 
-async def test_polls_do_not_overlap_and_always_adds_one_more():
-    """Two requests during a poll cause one further poll, with `always`."""
+async def test_poll_requested_while_running_runs_once_more_only_with_always():
+    """Two requests during a poll; polls never overlap."""
     seen, go_on = [], asyncio.Event()
 
     async def look(always):
@@ -49,7 +49,6 @@ async def test_stop_waits_only_for_a_poll_that_began_recently():
 
 
 async def test_failed_poll_is_logged_and_does_not_stop_the_next():
-    """And is logged."""
     seen = []
 
     async def look(_):

@@ -26,7 +26,7 @@ def _unsafe(shown: str, allowed: str = "") -> list[str]:
 
 
 @given(fields=st.dictionaries(st.text(max_size=10), _values, max_size=5), event=st.text(max_size=10))
-def test_no_form_has_raw_control_characters(fields, event):
+def test_rendered_entry_has_no_raw_control_characters(fields, event):
     """One line per entry in text and JSON, JSON stays valid, and journal values have no line breaks."""
     entry = fields | PLAIN | {"event": event}
     entry.pop("exception", None)
@@ -37,7 +37,7 @@ def test_no_form_has_raw_control_characters(fields, event):
     assert [name for name, value in rendering.as_journal(entry).items() if _unsafe(value)] == []
 
 
-def test_text_form_is_time_level_event_and_pairs():
+def test_text_entry_is_time_level_event_and_pairs():
     """Values of more than one word are quoted."""
     entry = PLAIN | {"plugin_id": "acme.demo", "reason": "expected 7f3a, found 91c0", "attempt": 3}
     shown = rendering.as_text(entry, colour=False)
@@ -52,7 +52,7 @@ def test_only_level_and_event_are_coloured():
     assert shown.endswith(" reason=x")
 
 
-def test_journal_form_has_listed_fields_and_a_message():
+def test_journal_entry_has_listed_fields_and_a_message():
     """Listed names become LATTICED_*, others are in MESSAGE; the level becomes PRIORITY."""
     entry = PLAIN | {"plugin_id": "acme.demo", "code": "digest_mismatch", "colour": "blue", "MESSAGE": "forged"}
     assert rendering.as_journal(entry) == {
@@ -88,11 +88,10 @@ def test_traceback_keeps_line_breaks_only():
     ],
     ids=["hostile", "bytes", "nan", "long", "tuple", "deep", "many"],
 )
-def test_values_are_made_safe(value, expected):
+def test_values_are_rendered_printable_and_bounded(value, expected):
     """Strings are escaped and cut, numbers are those of JSON, collections are bounded."""
     assert rendering.safe(value) == expected
 
 
 def test_long_value_is_cut_with_a_mark():
-    """Nobody fills the log with one value."""
     assert rendering.safe("x" * 100_000) == "x" * (rendering.MAX_VALUE_CHARACTERS - 1) + "…"

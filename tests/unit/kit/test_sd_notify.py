@@ -42,7 +42,7 @@ def test_states_are_sent_as_in_the_manual_page(manager):
     assert received == [b"READY=1\nSTATUS=serving 3 plugins", b"WATCHDOG=1", b"STOPPING=1"]
 
 
-def test_reloading_carries_the_monotonic_time(manager):
+def test_reloading_state_has_the_monotonic_time(manager):
     """Type=notify-reload pairs RELOADING=1 with MONOTONIC_USEC of the same message."""
     listening, address = manager
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -75,7 +75,6 @@ def test_missing_service_manager_is_no_error(tmp_path):
 
 
 def test_full_queue_of_service_manager_does_not_block(manager):
-    """With the manager's queue full, notifying returns."""
     _, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
     for _ in range(5_000):
@@ -110,7 +109,7 @@ def test_watchdog_interval_is_half_the_limit(environ, expected):
         {"LISTEN_FDS": "-1", "LISTEN_PID": str(os.getpid())},
     ],
 )
-def test_descriptors_for_another_process_are_ignored(environ):
+def test_passed_descriptors_for_another_process_are_ignored(environ):
     """A wrong pid or count gives none; the variables are removed."""
     assert sd_notify.listen_fds(environ) == ()
     assert environ == {}
@@ -135,7 +134,7 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
     assert ran.stdout.splitlines() == ["3 control False", "4 unknown False", "[]"]
 
 
-def test_state_that_found_no_room_is_sent_later(manager):
+def test_state_that_did_not_fit_the_queue_is_sent_later(manager):
     """With a later `watchdog` call; watchdog pings themselves are not sent again."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})

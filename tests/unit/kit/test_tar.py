@@ -47,7 +47,7 @@ def test_written_archive_is_read_by_us_and_by_tarfile(files):
         assert {one.name: other.extractfile(one).read() for one in other.getmembers()} == files
 
 
-def test_source_may_return_short_reads():
+def test_archive_is_read_from_source_with_short_reads():
     files = {"a": b"x" * 2000, "b": b""}
     reader = tar.TarReader(Dribble(archive(files)))
     assert reader.next().name == "a"
@@ -55,7 +55,7 @@ def test_source_may_return_short_reads():
     assert reader.next().name == "b"
 
 
-def test_sizes_beyond_octal_round_trip():
+def test_file_sizes_beyond_octal_round_trip():
     """8 GiB and more (GNU's binary form)."""
     block = tar.header("ledger.sqlite3", 9 << 33, mode=0o600, mtime_s=1)
     assert tar.TarReader(io.BytesIO(block)).next().size == 9 << 33
@@ -104,14 +104,14 @@ def test_padding_of_a_block_must_be_zeros():
 
 
 @given(data=st.binary(max_size=2000))
-def test_any_bytes_are_read_or_raise_bad_tar(data):
+def test_any_bytes_are_read_as_tar_or_raise_bad_tar(data):
     """No other exception."""
     with contextlib.suppress(tar.BadTar):
         contents(data)
 
 
 @given(at=st.integers(0, 511), bit=st.integers(0, 7))
-def test_mutated_header_is_read_or_raises_bad_tar(at, bit):
+def test_header_with_one_flipped_bit_is_read_or_raises_bad_tar(at, bit):
     data = bytearray(archive({"a": b"x" * 10}))
     data[at] ^= 1 << bit
     with contextlib.suppress(tar.BadTar):

@@ -14,7 +14,7 @@ async def _fail(error: BaseException) -> None:
     raise error
 
 
-async def test_failure_is_reported_and_siblings_go_on():
+async def test_failure_of_task_is_reported_and_siblings_continue():
     """In a TaskGroup the exception reaches `on_error`; the others finish and the group raises nothing."""
     reported: list[BaseException] = []
     finished = asyncio.Event()
@@ -32,7 +32,7 @@ async def test_failure_is_reported_and_siblings_go_on():
     assert finished.is_set()
 
 
-async def test_cancellation_passes_through():
+async def test_cancellation_of_task_passes_through():
     """It is not reported as an error."""
     reported: list[BaseException] = []
     task = tasks.fenced(asyncio.Event().wait(), reported.append, name="waits")

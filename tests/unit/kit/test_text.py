@@ -9,13 +9,12 @@ from latticed.kit import text
 
 
 @given(st.text(max_size=60), st.integers(min_value=1, max_value=70))
-def test_cut_before_escaping_gives_the_same_result(found: str, limit: int) -> None:
-    """As if the whole text had been escaped."""
+def test_sanitise_equals_escaping_the_whole_text_and_cutting_it(found: str, limit: int) -> None:
     assert text.sanitise(found, limit) == text.clip(text.escape(found), limit)
 
 
 def test_only_text_that_is_shown_is_escaped() -> None:
-    """Half a megabyte of control characters costs no more than the part that is shown."""
+    """Half a megabyte of control characters costs no more than the shown part."""
 
     class Counted(str):
         """A string that counts the characters taken from it."""

@@ -108,7 +108,7 @@ def test_only_regular_files_are_read(home, make):
 
 
 def test_too_large_or_missing_file_is_an_error(home):
-    """Bounds hold, and a file that is not there is said to be not there."""
+    """A missing file is reported as missing."""
     with pytest.raises(ValueError, match="at most 3 bytes"):
         trusted_files.read(home / "conf/trust.json", 3, owners=OWNERS)
     with pytest.raises(FileNotFoundError):

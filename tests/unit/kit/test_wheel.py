@@ -33,7 +33,7 @@ def _turn(turning: wheel.Wheel, time: Time, seconds: float, step_s: float = 0.01
 
 @given(delays=st.lists(st.floats(0, 30, allow_nan=False), max_size=30))
 @settings(deadline=None)
-def test_call_is_made_once_and_at_most_a_tick_late(delays):
+def test_timer_call_is_made_once_and_at_most_a_tick_late(delays):
     """Never before it is due."""
     time = Time()
     turning, start, calls = wheel.Wheel(time), time.now_s, {}
@@ -126,7 +126,7 @@ def test_callback_may_add_a_call():
     assert 9 <= len(came) <= 11
 
 
-async def test_run_sleeps_to_the_next_tick_and_waits_when_empty():
+async def test_wheel_sleeps_to_the_next_tick_and_waits_when_empty():
     """An empty wheel waits for `add`."""
     time, came, slept = Time(1_000.02), asyncio.Event(), []
     turning = wheel.Wheel(time)
@@ -153,8 +153,8 @@ async def test_run_sleeps_to_the_next_tick_and_waits_when_empty():
         await running
 
 
-async def test_call_is_made_with_the_real_clock():
-    """With the machine's own clock and sleep, a call comes."""
+async def test_timer_call_is_made_with_the_real_clock():
+    """And the real sleep."""
     turning, came = wheel.Wheel(), asyncio.Event()
     running = asyncio.create_task(turning.run())
     turning.add(0.01, came.set)

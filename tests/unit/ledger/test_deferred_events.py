@@ -84,7 +84,9 @@ async def test_event_refused_by_full_disk_is_written_later_with_its_time(
     await nothing_waits(house)
 
 
-async def test_memory_is_bounded_and_the_rest_is_counted(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deferred_events_beyond_the_limit_are_only_counted(
+    house: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
     monkeypatch.setattr(deferred_events, "MAX", 5)
     disk = Disk(house, monkeypatch)

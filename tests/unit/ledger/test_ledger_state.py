@@ -78,7 +78,7 @@ async def test_second_process_is_refused_with_pid_of_the_first(opened: Open, sta
         assert house.public_key
 
 
-async def test_lock_excludes_the_same_process(house: Ledger, opened: Open) -> None:
+async def test_second_open_in_the_same_process_is_refused(house: Ledger, opened: Open) -> None:
     """The lock belongs to the open directory, not to the process."""
     assert (await problem_of(opened)).code == "state_in_use"
     assert await house.write(lambda _: 1) == 1
@@ -174,7 +174,7 @@ async def test_file_in_place_of_state_directory_is_state_unusable(opened: Open, 
 
 
 async def test_symlink_in_place_of_lock_file_is_not_followed(opened: Open, state_dir: Path, tmp_path: Path) -> None:
-    """Else it would truncate a file elsewhere."""
+    """Otherwise it would truncate a file elsewhere."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     state_dir.mkdir()
@@ -183,7 +183,7 @@ async def test_symlink_in_place_of_lock_file_is_not_followed(opened: Open, state
     assert victim.read_text() == "precious"
 
 
-def test_package_exports_its_interface() -> None:
+def test_ledger_package_exports_all_that_others_need() -> None:
     """Other packages need no name of apsw."""
     assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger.__all__)
 

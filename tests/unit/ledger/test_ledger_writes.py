@@ -145,7 +145,6 @@ async def test_event_with_wrong_types_fails_alone(house: Ledger, event: Make) ->
 
 
 async def test_read_connections_are_read_only(house: Ledger) -> None:
-    """The reading connections are read-only."""
     with pytest.raises(Problem) as caught:
         house.read(lambda db: db.execute("DELETE FROM audit"))
     assert caught.value.code == "ledger_unavailable"
@@ -202,7 +201,6 @@ async def test_calls_after_closing_raise_problem(opened: Open, event: Make) -> N
 
 
 async def test_closing_commits_queued_writes(opened: Open, event: Make) -> None:
-    """Closing drains the queue."""
     async with opened() as house:
         waiting = [asyncio.ensure_future(house.record(event())) for _ in range(100)]
         await asyncio.sleep(0)

@@ -34,7 +34,7 @@ def _regranted(before: Record, wanted: Regrant, now: int) -> Record | Problem:
 
 @pytest.mark.parametrize(("old", "new"), list(product(Status, Status)))
 def test_transition_follows_the_table(old, new):
-    """What the table has leads to the new status with its time; everything else is invalid_transition."""
+    """A transition in the table sets the new status and its time; any other one is invalid_transition."""
     found = claim()
     before = record(old, found)
     outcome = advance.transition(before, new, at(found), NO_CONSENT, NOW)
@@ -123,7 +123,7 @@ def test_risky_consent_needs_scope_host(consent, needs):
 
 
 def test_verified_record_follows_the_disk():
-    """Nothing was decided, so the newest bundle is the plugin; its host risk is masked again."""
+    """While nothing was decided the newest bundle is the plugin; its host risk is masked again."""
     other = claim("plugins/new", version="2.0.0", capabilities=["kv:read", "task:run"])
     after = advance.follow(record(), other, NOW)
     assert (after.facts.version, after.source, after.masked) == ("2.0.0", "plugins/new", {"task:run"})
@@ -139,8 +139,7 @@ def test_accepted_record_does_not_follow_the_disk(status):
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_renamed_bundle_changes_only_its_source(status):
-    """Renaming the directory changes nothing else."""
+def test_renamed_bundle_directory_changes_only_its_source(status):
     before = record(status)
     after = advance.follow(before, claim("market/elsewhere"), NOW)
     assert after == replace(before, source="market/elsewhere", updated_at=NOW)
@@ -229,7 +228,7 @@ def test_other_publisher_inherits_no_grants():
 
 
 def test_other_publisher_before_install_masks_only_host_risk():
-    """As in `first_seen`, since nothing was decided yet."""
+    """As at first sight, since nothing was decided yet."""
     rival = claim("plugins/rival", by="rival", capabilities=["kv:read", "task:run"])
     after = upgraded(record(), rival, publisher="rival")
     assert isinstance(after, Record)
@@ -468,7 +467,7 @@ def test_first_unmet_dependency_is_named():
     assert advance.unmet((), {}) is None
 
 
-def test_upgrade_changes_lists_added_and_dropped():
+def test_upgrade_preview_lists_added_and_dropped_capabilities():
     """In the manifest's order."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "log:write"]))
     found = records.verified(capabilities=["task:run", "kv:read", "audit:read"])

@@ -46,7 +46,7 @@ def refused(data):
     return caught.value.reason
 
 
-def test_manifest_survives_encoding():
+def test_backup_manifest_survives_encoding():
     found = archive.decode_manifest(signed(SOUND))
     assert [one.name for one in found.entries] == [name for name, _, _ in SOUND["files"]]
     assert archive.decode_manifest(archive.encode_manifest(found, KEY)) == found
@@ -73,14 +73,14 @@ def test_duplicate_or_missing_file_is_refused():
 @pytest.mark.parametrize("field", SOUND)
 @pytest.mark.parametrize("value", [None, -1, True, 1.5, "x", [], {}, [[1, 2, 3]], [["host.key", -1, EMPTY]], [[]]])
 def test_field_of_wrong_type_is_refused(field, value):
-    """By a Problem, no other exception; fields of any text may be `x`."""
+    """As a Problem, no other exception; fields of any text may be `x`."""
     if (field, value) in [(name, "x") for name in ("created_at", "version", "last_hash")]:
         return
     refused(signed({**SOUND, field: value}))
 
 
 @given(data=st.binary(max_size=200))
-def test_arbitrary_bytes_raise_problem(data):
+def test_arbitrary_bytes_as_backup_manifest_raise_problem(data):
     refused(data)
 
 

@@ -67,8 +67,8 @@ def test_batch_logs_bounded_number_of_lines():
     assert lines.said[-1][1]["bundle"] == "plugins/later"
 
 
-def test_former_winner_is_logged():
-    """Not only new claimants."""
+def test_bundle_that_became_a_duplicate_is_logged():
+    """Not only the new claimants of its id."""
     lines = Lines()
     refusals = RefusedLog(lines)
     refusals.newcomer(ID, "plugins/new")

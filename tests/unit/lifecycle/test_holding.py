@@ -132,7 +132,7 @@ async def test_floors_name_only_heads_that_are_in_the_ledger(ledger, monkeypatch
         (floors.Floors(versions={"acme.demo": "1.0.0"}), set(), "1.2.3"),
     ],
 )
-def test_floors_only_tighten(kept, masked, floor):
+def test_floors_can_only_tighten_records(kept, masked, floor):
     """Masks of what is declared, the higher version; a later pin in the ledger stays."""
     pinned = replace(kept, pins={"acme.demo": floors.Pin(publisher="other", signed=True, identity="")})
     changed = merge_after_loss.held_to({"acme.demo": RECORD}, pinned, now_us=7, replaced=False)

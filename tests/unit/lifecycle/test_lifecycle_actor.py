@@ -318,7 +318,7 @@ async def test_activation_checks_dependencies(home):
 
 
 async def test_decisions_about_one_id_are_serialised(home):
-    """Twelve concurrent activations: one succeeds, eleven find it active already."""
+    """Of twelve concurrent activations one succeeds, and eleven find the plugin active already."""
     home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")
@@ -371,7 +371,7 @@ async def test_revoked_key_stops_its_plugins(home):
 
 
 async def test_invalid_policy_keeps_plugins_running(home):
-    """Health reports it."""
+    """Health reports the problem."""
     home.drop()
     life = await home.armed(ID)
     home.trust.write_text("{")

@@ -13,7 +13,7 @@ HERE = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
 
 async def test_unanswered_lookups_block_only_their_plugin(monkeypatch):
-    """One plugin waits for more names than its share; meanwhile another plugin's name is resolved."""
+    """One plugin waits for more names than its share of threads; meanwhile another plugin's name is resolved."""
     asked, release = [], threading.Event()
 
     def getaddrinfo(host, *_args, **_named):

@@ -23,8 +23,7 @@ def keeper(path, *, remembered=NOTHING, owners=OWNERS):
     return found
 
 
-def test_good_file_is_in_force(tmp_path):
-    """Without a problem."""
+def test_good_policy_file_is_in_force_without_a_problem(tmp_path):
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
     found = keeper(file)
@@ -63,7 +62,7 @@ def test_policy_that_is_no_regular_file_does_not_block(tmp_path):
 
 
 @pytest.mark.parametrize("unsafe", ["file", "directory", "owner"])
-def test_file_that_others_may_change_is_not_trusted(tmp_path, unsafe):
+def test_policy_file_writable_by_others_is_not_used(tmp_path, unsafe):
     """By mode or owner of the file or of a parent, which the problem names."""
     home = tmp_path / "etc"
     home.mkdir(mode=0o755)
@@ -106,8 +105,8 @@ def test_bad_reload_keeps_old_policy(tmp_path, spoil):
     assert (sorted(found.current.publishers), found.problem) == (["acme", "rival"], None)
 
 
-def test_touched_file_is_no_change(tmp_path):
-    """The same policy written again does not count as a change either."""
+def test_rewritten_policy_of_equal_content_is_no_change(tmp_path):
+    """White space is added."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
     found = keeper(file)
@@ -118,7 +117,7 @@ def test_touched_file_is_no_change(tmp_path):
     assert found.look()
 
 
-def test_link_target_must_be_safe(tmp_path):
+def test_target_of_linked_policy_must_be_safe(tmp_path):
     """Its owner and mode are checked, not those of the link."""
     real = tmp_path / "real"
     real.mkdir()

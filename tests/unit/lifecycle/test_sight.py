@@ -42,14 +42,13 @@ def test_candidate_is_other_identity_than_accepted(status):
     assert Presence(fault=FAULT).candidate(before) is None
 
 
-def test_pin_is_taken_from_record():
-    """Publisher, whether it is signed, identity and source."""
+def test_pin_has_publisher_signature_identity_and_source_of_record():
     pin = presence.pin_of(record())
     assert (pin.publisher, pin.signed, pin.source) == ("acme", True, "plugins/demo")
     assert pin.identity == claim().verdict.identity
 
 
-def test_fault_says_what_happened_to_the_bundle():
+def test_fault_code_says_why_the_bundle_is_unavailable():
     """Refused on its own, refused for another claimant, a bundle of another id now, or gone."""
     alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
     rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")

@@ -40,11 +40,11 @@ def pinned(publisher: str = "acme", *, signed: bool = True, identity: str = "") 
         ("1.0.0-rc.1", "1.0.0", "1.0.0"),
     ],
 )
-def test_higher_floor_wins_and_incomparable_keeps_trusted(trusted, other, higher):
+def test_merged_floor_is_the_higher_or_the_trusted_if_incomparable(trusted, other, higher):
     assert merge_after_loss.higher_floor(trusted, other) == higher
 
 
-def test_rebuilt_pair_is_verified_with_masks_and_floor():
+def test_record_rebuilt_from_pair_is_verified_with_masks_and_floor():
     """Host risk is masked whatever was granted; trimmed capabilities stay trimmed; nothing is accepted."""
     pair = verified(version="1.2.0", capabilities=RISKY)
     kept = Floors(versions={ID: "1.5.0"}, masked={ID: frozenset({"kv:write"})}, pins={ID: pinned()})
@@ -54,12 +54,12 @@ def test_rebuilt_pair_is_verified_with_masks_and_floor():
     assert found.facts == facts_of(pair, accepted=False)
 
 
-def test_rebuilt_without_floors_takes_version_as_floor():
+def test_record_rebuilt_without_floors_takes_version_as_floor():
     found = merge_after_loss.rebuilt(ID, [verified(version="1.2.0")], Floors(), None, now_us=NOW)
     assert found.floor == "1.2.0"
 
 
-def test_rebuilt_prefers_pinned_pair_then_highest_version():
+def test_record_is_rebuilt_from_pinned_pair_or_highest_version():
     pairs = [verified(version=version) for version in ("1.9.0", "1.10.0", "1.2.0")]
     kept = Floors(pins={ID: pinned(identity=pairs[2].identity)})
     assert merge_after_loss.rebuilt(ID, pairs, kept, None, now_us=NOW).facts.version == "1.2.0"
@@ -83,8 +83,8 @@ def test_pairs_of_two_publishers_without_pin_give_tombstone():
     assert found.forgotten
 
 
-def test_damaged_ledger_only_tightens():
-    """Its masks and a higher floor count; a lower floor, fewer masks, or a publisher other than the pin do not."""
+def test_damaged_ledger_can_raise_floor_and_add_masks_only():
+    """Its lower floor, fewer masks, or a publisher other than the pin do not count."""
     loose = replace(record(Status.ACTIVE, claim(by="rival")), floor="0.1.0", masked=frozenset())
     kept = Floors(versions={ID: "1.0.0"}, masked={ID: frozenset({"kv:read"})}, pins={ID: pinned()})
     found = merge_after_loss.rebuilt(ID, [verified()], kept, loose, now_us=NOW)

@@ -37,7 +37,7 @@ async def trusting(home, *authors):
     await home.app.api.lifecycle.policy_changed()
 
 
-async def test_verdicts_on_disabled_plugin_are_recorded():
+async def test_changed_verdicts_on_disabled_plugin_are_recorded():
     """Tampered, restored, gone, back: each once, with the code and the previous one."""
     async with houses.opened(author=ACME) as home:
         bundle = home.drop("demo", id=ID)
@@ -63,7 +63,7 @@ async def test_verdicts_on_disabled_plugin_are_recorded():
         assert len(told(home)) == 4
 
 
-async def test_event_stream_has_verdicts():
+async def test_event_stream_has_changed_verdicts():
     async with houses.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)
@@ -144,7 +144,7 @@ async def test_renaming_thousands_of_bundles_does_not_flood_audit():
         assert counted == seen + 1
 
 
-def test_event_groups_have_their_own_quota():
+def test_each_group_of_events_has_its_own_quota():
     denials = Denials(quota=1)
     event = Event(actor="latticed", action="plugin.verdict", target="a", decision="deny", code="x")
     assert denials.take(event, 0.0, group="a") is event

@@ -99,7 +99,7 @@ def comparable(manifest: Any) -> Any:
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
 def test_widened_terms_are_withheld_until_named(old, new, word):
-    """It runs with what was accepted before; named at the upgrade or granted later, it runs as its manifest says."""
+    """Until then the plugin runs with what was accepted before; terms are named at the upgrade or by a grant."""
     before = record(Status.ACTIVE, claim(v2=True, **old))
     plain = upgraded(before, **new)
     assert isinstance(plain, Record)

@@ -68,15 +68,14 @@ def test_user_and_group_names_are_resolved_once():
 
 
 @pytest.mark.parametrize("where", ["users", "groups"])
-def test_unknown_user_or_group_is_an_error(where):
-    """An error at start, not a scope that silently nobody has."""
+def test_unknown_user_or_group_in_settings_is_an_error(where):
+    """At the start, rather than a scope that nobody has."""
     with pytest.raises(Problem, match="no-such-name") as caught:
         resolved(**{where: {"no-such-name": ("read",)}})
     assert caught.value.code == "settings_invalid"
 
 
 def test_socket_group_is_given_by_name_or_number():
-    """By name, by number, or left alone."""
     assert access.socket_gid("") == -1
     assert access.socket_gid("500") == 500
     assert access.socket_gid(grp.getgrgid(0).gr_name) == 0

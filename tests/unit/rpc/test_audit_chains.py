@@ -45,7 +45,7 @@ def ids(events):
     return [f"{event.get('chain', 'decisions')[0]}{event['seq']}" for event in events]
 
 
-async def test_cursor_selects_decisions_calls_or_both(home):
+async def test_audit_cursor_selects_decisions_calls_or_both(home):
     """No `after`: both chains. A bare number: decisions only. `calls=1`: host calls only."""
     await fill(home, decisions=3, calls=2)
     both = await home.ask("GET", "/api/audit?limit=4")
@@ -121,8 +121,7 @@ async def test_all_streams_together_read_one_page_per_turn(home, monkeypatch):
     assert most <= 1
 
 
-async def test_page_is_bounded_in_rows_read_and_shown(home):
-    """Rows walked over, and rows shown."""
+async def test_audit_page_is_bounded_in_rows_read_and_shown(home):
     await fill(home, older_calls=5_000, decisions=1_000, calls=1_000)
     ledger = home.app.api.ledger
     page = ledger.read(lambda db: streams._page(db, streams.Position(), calls=False))
@@ -289,7 +288,7 @@ async def test_verification_reports_progress_without_blocking_other_requests(hom
     assert (lines[-1]["ok"], lines[-1]["events"]) == (True, 200)
 
 
-async def test_stopping_daemon_ends_a_verification(home):
+async def test_stopping_daemon_ends_a_running_verification(home):
     await fill(home, calls=10)
     home.app.api.closing.set()
     answer = await home.ask("GET", "/api/audit/verify")

@@ -38,7 +38,7 @@ async def turns_of_others(work):
     return turns, await done
 
 
-async def test_counts_are_taken_in_batches(home):
+async def test_status_counts_are_taken_in_batches(home):
     turns, counted = await turns_of_others(counts.count_plugins(home.app.api))
     assert turns >= 3 * (MANY // counts.BATCH)
     assert counted.statuses == {"active": MANY + 1}

@@ -70,7 +70,7 @@ async def test_delegated_work_is_listed_and_a_denied_record_retried():
 
 
 async def test_worker_routes_are_listed_while_armed():
-    """And a page starts after the last row of the one before."""
+    """A page starts after the last row of the one before."""
     async with houses.opened(real=True) as home:
         for name in ("a", "b", "c"):
             home.drop(

@@ -115,7 +115,7 @@ async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
         ("the module is named 'x'", "", ""),
     ],
 )
-def test_signs_are_recognised_in_stderr_only(line, sign, value):
+def test_signs_of_known_errors_are_recognised_in_stderr_only(line, sign, value):
     lines = [OutputLine(seq=n, at=n, stream=stream, text=line) for n, stream in enumerate(("stderr", "log", "stderr"))]
     assert explain.signs(lines) == ([{"sign": sign, "value": value}] if sign else [])
     assert explain.signs(lines[1:2]) == []

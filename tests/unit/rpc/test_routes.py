@@ -226,7 +226,7 @@ async def test_unexpected_exception_is_500_without_details(home, monkeypatch):
 # What the routes answer.
 
 
-async def test_the_lists_are_sorted_and_show_no_path(home):
+async def test_plugin_lists_are_sorted_equal_and_show_no_path(home):
     """Both lists are the same; times are RFC 3339 UTC; absent values are left out."""
     for name in ("z", "b", "m"):
         home.drop(name, id=f"acme.{name}{name}")
@@ -342,7 +342,7 @@ async def test_rejected_bundles_are_listed_with_their_reason(home):
     assert row["hint"]
 
 
-async def test_audit_pages_and_filters(home):
+async def test_audit_events_are_paged_and_filtered(home):
     """Oldest first with a cursor; newest first on request; filters match whole fields."""
     await home.decide(ID, "installed")
     await home.decide(ID, "installed")
@@ -358,7 +358,7 @@ async def test_audit_pages_and_filters(home):
     assert (await home.ask("GET", "/api/audit?since=2999-01-01T00:00:00Z"))["events"] == []
 
 
-async def test_stream_shows_only_what_the_scopes_permit(home, be):
+async def test_event_stream_shows_only_what_the_scopes_permit(home, be):
     """`read` sees no detail; host calls come only on request; ids are seqs of the chain."""
     life = await home.armed(ID)
     await life.call("kv.get", key="a")
@@ -392,7 +392,7 @@ async def streamed(home, query, *, until):
     return seen
 
 
-async def test_head_is_answered_wherever_get_is(home):
+async def test_head_request_is_answered_on_every_get_route(home):
     """The same status and type without a body; streams are not produced."""
     mark = home.mark()
     for route in ROUTES:
@@ -408,13 +408,13 @@ async def test_head_is_answered_wherever_get_is(home):
     assert [event["action"] for event in home.events(after=mark)] == []
 
 
-async def test_head_of_a_long_list_ends(home, monkeypatch):
+async def test_head_request_for_a_streamed_list_completes(home, monkeypatch):
     monkeypatch.setattr(views, "ROWS_KEPT", 0)
     async with asyncio.timeout(10), home.session.head("http://latticed/api/plugins") as head:
         assert (head.status, head.content_type) == (200, "application/json")
 
 
-async def test_head_requires_the_scope_of_get(home, be):
+async def test_head_request_requires_the_scope_of_get(home, be):
     be(uid=4_711)
     async with home.session.head("http://latticed/api/plugins") as head:
         assert head.status == 403

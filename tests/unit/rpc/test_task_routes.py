@@ -89,7 +89,8 @@ async def test_task_is_listed_approved_and_run(tmp_path):
         assert told == [(str(OPERATOR), "deny", "digest_mismatch"), (str(OPERATOR), "allow", "")]
 
 
-async def test_cancelling(tmp_path):
+async def test_cancel_routes_cancel_one_task_or_all(tmp_path):
+    """A second cancel is invalid_transition, an unknown task not_found."""
     async with opened(tmp_path) as api:
         tasks = [await submitted(api, f"echo {n}") for n in range(3)]
         assert (await handlers.cancel(Asked(api, {"task": tasks[0].id})))["state"] == "cancelled"

@@ -34,16 +34,15 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_the_sealed_copy_is_what_was_verified(stored):
-    """Same bytes, same digest, ready to run."""
+def test_sealed_copy_equals_the_verified_artifact(stored):
+    """Bytes, digest and interpreter."""
     data = b"#!/bin/sh\necho hello\n"
     with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
         assert os.pread(sealed.fd, 100, 0) == data
         assert (sealed.size, sealed.sha256, sealed.interpreter) == (len(data), digest(data), "sh")
 
 
-def test_a_sealed_copy_cannot_be_changed(stored):
-    """Not by writing, not by making it shorter or longer, not by taking the seals off."""
+def test_sealed_copy_cannot_be_written_or_resized(stored):
     data = b"#!/bin/sh\n"
     with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
         again = os.open(f"/proc/self/fd/{sealed.fd}", os.O_RDWR)
@@ -59,8 +58,7 @@ def test_a_sealed_copy_cannot_be_changed(stored):
         os.close(again)
 
 
-def test_other_bytes_than_verified_are_refused(stored):
-    """And nothing stays open."""
+def test_artifact_with_other_digest_is_refused(stored):
     with stored(b"#!/bin/sh\nevil\n") as directory, pytest.raises(Problem) as refused:
         artifact.seal(directory, sha256=digest(b"#!/bin/sh\ngood\n"), interpreters=INTERPRETERS)
     assert refused.value.code == "digest_mismatch"
@@ -78,8 +76,8 @@ def test_other_bytes_than_verified_are_refused(stored):
         ("#!/opt/anywhere/sh", "sh", ()),  # the base name alone counts; the settings say where it is
     ],
 )
-def test_a_first_line_names_the_interpreter(line, name, arguments):
-    """Interpreter by base name, its arguments kept."""
+def test_interpreter_is_taken_from_the_first_line(line, name, arguments):
+    """By base name, with its arguments."""
     found = artifact.classify(f"{line}\nrest".encode(), INTERPRETERS)
     assert found == {"interpreter": name, "interpreter_args": arguments}
 
@@ -108,8 +106,8 @@ def test_a_first_line_names_the_interpreter(line, name, arguments):
         (b"\x7fELF\x02\x01" + bytes(10) + struct.pack("<HH", 1, 62), "artifact_not_executable", "type 1"),
     ],
 )
-def test_unexecutable_artifacts_are_refused(head, code, words):
-    """Each with its code, and what was found."""
+def test_unexecutable_artifact_is_refused_with_its_code(head, code, words):
+    """The reason says what was found."""
     with pytest.raises(Problem) as refused:
         artifact.classify(head, INTERPRETERS, machine=syscalls.X86_64)
     assert refused.value.code == code
@@ -121,8 +119,8 @@ def test_unexecutable_artifacts_are_refused(head, code, words):
     | st.binary(max_size=50).map(lambda rest: b"#!" + rest)
     | st.binary(max_size=64).map(lambda rest: b"\x7fELF" + rest)
 )
-def test_arbitrary_bytes_give_an_answer_or_a_problem(head):
-    """An answer or a Problem, never anything else."""
+def test_any_bytes_are_classified_or_raise_problem(head):
+    """No other exception."""
     codes = {"artifact_not_executable", "interpreter_not_allowed"}
     try:
         found = artifact.classify(head, INTERPRETERS, machine=syscalls.X86_64)
@@ -133,6 +131,6 @@ def test_arbitrary_bytes_give_an_answer_or_a_problem(head):
 
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
-def test_the_probes_program_is_a_valid_elf_executable(machine):
+def test_probe_program_is_a_valid_elf_executable(machine):
     """For both machines, by the same check as for artifacts."""
     assert artifact.classify(elf_programs.exits_42(machine), {}, machine=machine) == {}

@@ -33,7 +33,7 @@ def program(machine: syscalls.Machine) -> bpf.BpfProgram:
 
 
 def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> int:
-    """What the rules above mean, written down a second time."""
+    """What RULES mean, written down a second time."""
     if machine.x32 and number >= 1 << 30:
         return bpf.KILL_PROCESS
     name = next((name for name, known in machine.numbers.items() if known == number), "")
@@ -53,8 +53,8 @@ def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> in
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
 @given(data=st.data())
-def test_filters_answer_as_their_rules_say(machine, data):
-    """Any number, any arguments; the rules' own numbers often."""
+def test_compiled_filter_answers_as_its_rules_say(machine, data):
+    """For any call number and arguments."""
     known = [machine.numbers[name] for name in (*RULES, "read", "mount", "bpf", "getpid", "ptrace")]
     number = data.draw(st.one_of(st.sampled_from(known), st.integers(0, 600), st.integers(0, 2**32 - 1)))
     arguments = data.draw(st.lists(words, min_size=6, max_size=6))
@@ -65,14 +65,14 @@ def test_filters_answer_as_their_rules_say(machine, data):
 
 
 @given(arch=st.integers(0, 2**32 - 1), number=st.integers(0, 600))
-def test_foreign_architectures_are_killed(arch, number):
+def test_calls_of_other_architectures_kill_the_process(arch, number):
     """i386 above all, whose numbers mean other calls."""
     found = bpf_machine.answer(program(syscalls.X86_64), arch=arch, number=number, blanks={"own_pid": 1})
     assert (found == bpf.KILL_PROCESS) == (arch != syscalls.X86_64.audit)
 
 
-def test_a_jump_too_far_is_an_error():
-    """A jump offset has 8 bits: a longer one must not be truncated."""
+def test_rule_with_a_jump_beyond_8_bits_is_an_error():
+    """A jump offset has 8 bits, and must not be truncated."""
     rule = bpf.SyscallRule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
     with pytest.raises(ValueError, match="jumps"):
         bpf.compile_program(syscalls.X86_64, allowed=(), rules={"ioctl": rule}, errnos={}, default=errno.ENOSYS)

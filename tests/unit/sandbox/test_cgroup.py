@@ -16,7 +16,7 @@ from tests.house import confined, processes
 
 @pytest.fixture
 def delegated() -> Iterator[Path]:
-    """A group below the version 2 hierarchy that carries systemd's mark of delegation."""
+    """A group below the version 2 hierarchy that has systemd's mark of delegation."""
     rows = [row.split() for row in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in row]
     if os.getuid() != 0 or not rows or not os.access(rows[0][4], os.W_OK):
         pytest.skip("no cgroup version 2 hierarchy here in which tests may make groups")
@@ -62,14 +62,14 @@ def proc_of(tmp_path: Path, *, mount: str, own: str) -> Path:
         ("/docker/abc /sys/fs/cgroup rw", "/elsewhere", None),
     ],
 )
-def test_the_own_group_is_found_in_proc(tmp_path, mount, own, expected):
-    """From the kernel's two lists; a group outside of what is mounted is out of reach."""
+def test_own_cgroup_is_found_from_proc(tmp_path, mount, own, expected):
+    """From mountinfo and cgroup; a group outside of what is mounted cannot be reached."""
     found = cgroup.own_group(proc_of(tmp_path, mount=mount, own=own))
     assert found == (Path(expected) if expected else None)
 
 
-def test_names_that_are_not_utf8_are_read(tmp_path):
-    """A mount whose name is no UTF-8, one with a line separator in it, and a hierarchy below a name with a space."""
+def test_own_cgroup_is_found_despite_names_that_are_not_utf8(tmp_path):
+    """Of mounts and of groups; one has a line separator in it, one a space."""
     (tmp_path / "mountinfo").write_bytes(
         b"29 25 0:25 / /mnt/\xff\xfe rw - tmpfs x rw\n28 25 0:24 / /mnt/a\xe2\x80\xa8b\x0bc\x85 rw - tmpfs x rw\n"
         b"31 25 0:27 / /sys/my\\040fs/cgroup rw - cgroup2 cgroup2 rw\n"
@@ -78,8 +78,8 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     assert cgroup.own_group(tmp_path) == Path(os.fsdecode(b"/sys/my fs/cgroup/a.slice/\xfe\xe2\x80\xa8b"))
 
 
-def test_limits_are_set_for_enabled_controllers():
-    """Memory without swap, tasks, cpu as quota per period; nothing without controllers."""
+def test_limit_files_are_made_for_enabled_controllers_only():
+    """Memory without swap, tasks, cpu as quota per period."""
     limits = rlimits.ResourceLimits(memory_bytes=1 << 20, tasks=7, cpu_percent=150)
     assert cgroup.limit_files(limits, frozenset()) == {}
     assert cgroup.limit_files(limits, frozenset({"memory", "pids", "cpu"})) == {
@@ -92,8 +92,8 @@ def test_limits_are_set_for_enabled_controllers():
 
 
 @pytest.mark.root
-def test_a_group_that_is_not_delegated_is_left_alone(delegated, monkeypatch):
-    """Root could write into it; that does not make it ours. The root group never is."""
+def test_cgroup_that_is_not_delegated_is_not_used(delegated, monkeypatch):
+    """Although root could write into it. The root group is never used."""
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
     assert isinstance(cgroup.find(), cgroup.Delegation)
     os.removexattr(delegated, "user.delegate")
@@ -107,8 +107,8 @@ def test_a_group_that_is_not_delegated_is_left_alone(delegated, monkeypatch):
 
 
 @pytest.mark.root
-def test_claiming_moves_no_other_process(delegated, monkeypatch):
-    """With a stranger in the group, it and everybody stay where they are."""
+def test_claiming_cgroup_with_other_processes_moves_none(delegated, monkeypatch):
+    """The daemon itself stays where it is as well."""
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
     with processes.spawned(["sleep", "100"]) as stranger:
         (delegated / "cgroup.procs").write_text(str(stranger.pid))
@@ -119,16 +119,16 @@ def test_claiming_moves_no_other_process(delegated, monkeypatch):
 
 
 @pytest.mark.root
-def test_the_supervisors_group_divides_its_parent(delegated, monkeypatch):
-    """As systemd's DelegateSubgroup=supervisor puts the daemon."""
+def test_group_named_supervisor_makes_its_parent_the_delegation(delegated, monkeypatch):
+    """As systemd's DelegateSubgroup=supervisor arranges it."""
     (delegated / cgroup.SUPERVISOR).mkdir()
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated / cgroup.SUPERVISOR)
     assert cgroup.find() == cgroup.Delegation(base=delegated)
 
 
 @pytest.mark.root
-def test_killing_a_group_ends_the_whole_tree(delegated):
-    """Also what left its session; then the group can go."""
+def test_killing_a_group_ends_all_its_processes(delegated):
+    """Also those that left their session; then the group can be removed."""
     group = cgroup.make(cgroup.Delegation(base=delegated), rlimits.ResourceLimits())
     script = f"echo 0 > {group.path}/cgroup.procs; setsid sleep 100 & setsid sleep 100 & wait"
     with processes.spawned(["sh", "-c", script]) as shell:
@@ -143,8 +143,8 @@ def test_killing_a_group_ends_the_whole_tree(delegated):
 
 
 @pytest.mark.root
-def test_leftovers_of_an_earlier_life_are_swept(delegated):
-    """Killed and removed, strangers' groups untouched."""
+def test_groups_left_by_an_earlier_daemon_are_killed_and_removed(delegated):
+    """Groups that are not ours are untouched."""
     delegation = cgroup.Delegation(base=delegated)
     group = cgroup.make(delegation, rlimits.ResourceLimits())
     group.close()
@@ -158,8 +158,8 @@ def test_leftovers_of_an_earlier_life_are_swept(delegated):
 
 
 @pytest.mark.root
-def test_a_delegated_group_adds_features(delegated):
-    """Without controllers too: processes even where namespaces are refused, for the tree can be killed."""
+def test_delegated_group_provides_feature_processes(delegated):
+    """Without controllers too, and where namespaces are refused: all processes in it can be killed."""
     script = b"#!/bin/sh\n(setsid sleep 100 &) ; (sleep 100 &) ; echo started\n"
     orders = [{"level": "filtered", "features": ["processes"]}, {"level": "isolated", "features": ["processes"]}]
     found = confined.run(script, orders, cgroup=delegated)
@@ -172,5 +172,5 @@ def test_a_delegated_group_adds_features(delegated):
 
 
 def _populated(group):
-    """Whether anything in it is alive."""
+    """Whether any process in it is alive."""
     return "populated 1" in (group.path / "cgroup.events").read_text()

@@ -16,7 +16,7 @@ LEVELS = pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
 
 @pytest.fixture
 def given():
-    """A sealed memfd, and a pipe: what the child may have of them, by its numbers; and our end of the pipe."""
+    """Descriptors for the child by its numbers, a sealed memfd and the write end of a pipe; and the read end."""
     fd = artifact.memory()
     os.write(fd, b"from us\n")
     artifact.close_for_good(fd)
@@ -28,8 +28,8 @@ def given():
 
 
 @LEVELS
-async def test_a_memfd_and_a_pipe_are_open_in_the_child(given, level):
-    """Read and written like its own; nothing else of ours is open in it."""
+async def test_child_has_only_the_given_descriptors_open(given, level):
+    """A memfd that it reads and a pipe that it writes."""
     numbers, ours = given
     script = "read x <&3; echo back: $x >&9; for n in 4 5 6 7 8; do (: <&$n) 2>/dev/null && echo open $n; done; exit 0"
     script = script if level != "filtered" else "read x <&3; echo back: $x >&9"
@@ -47,8 +47,8 @@ async def test_a_memfd_and_a_pipe_are_open_in_the_child(given, level):
     assert set(started.inputs) == {0}
 
 
-async def test_reserved_numbers_are_refused(given):
-    """Its standard streams, those of the stub, and one that it has already."""
+async def test_reserved_or_taken_descriptor_number_is_refused(given):
+    """Standard streams, those of the stub, and one that the child has already."""
     fd = given[0][3]
     for numbers, descriptors in (({2: fd}, ()), ({10: fd}, ()), ({3: fd}, (3,))):
         with (

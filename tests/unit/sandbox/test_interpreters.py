@@ -56,7 +56,7 @@ def outputs(program: bytes, orders: list[dict], user: processes.User | None) -> 
 @pytest.mark.root
 @USERS
 def test_python_runs_with_asyncio_and_threads(user):
-    """asyncio on its own stdin, a thread, and the modules that open files or ask the kernel for much."""
+    """At every level: asyncio on its own stdin, a thread, and modules that open files or make many system calls."""
     orders = [{"level": level, "features": ["threads"], "args": ["one", "two"]} for level in LEVELS]
     assert outputs(PYTHON, orders, user) == ["True /usr/bin/python3 ['one', 'two']\n"] * 3
 
@@ -64,7 +64,7 @@ def test_python_runs_with_asyncio_and_threads(user):
 @pytest.mark.root
 @USERS
 def test_node_runs_with_a_worker(user):
-    """V8 with a worker; it reads its script where no name on disk leads to it."""
+    """V8 with a worker; its script is no file in the file system."""
     if not os.path.exists("/usr/bin/node"):
         pytest.skip("node is not installed here")
     limits = {"memory_bytes": 1 << 30}
@@ -75,7 +75,7 @@ def test_node_runs_with_a_worker(user):
 @pytest.mark.root
 @USERS
 def test_sh_runs_other_programs(user):
-    """With processes and a directory to work in: pipes, files, background jobs."""
+    """With features processes and workdir: pipes, files, background jobs."""
     script = b"#!/bin/sh -e\ncd /scratch; seq 3 | sort -r > out; (echo job) & wait; cat out; mkdir d; mv out d; ls d\n"
     orders = [{"level": "isolated", "features": ["processes", "workdir"]}]
     assert outputs(script, orders, user) == ["job\n3\n2\n1\nout\n"]
@@ -91,8 +91,8 @@ def test_sh_runs_other_programs(user):
         ("host", "talked to 127.0.0.1", "reached the host"),
     ],
 )
-def test_networks_are_none_loopback_or_the_hosts(user, network, own, host):
-    """None, a loopback of its own, or the host's; the daemon's files are out of sight in each."""
+def test_plugin_reaches_only_the_network_it_was_given(user, network, own, host):
+    """None, a loopback of its own, or the host's; the daemon's files cannot be seen with any of them."""
     orders = [{"level": "isolated", "network": network, "args": ["{tcp}", "{ledger}"]}]
     (said,) = outputs(NETWORK, orders, user)
     first, second, third = said.splitlines()

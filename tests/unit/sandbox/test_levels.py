@@ -21,14 +21,13 @@ FILTERED = Provided(level=Level.FILTERED, features=frozenset({"threads"}), failu
 DEDICATED = Provided(level=Level.DEDICATED, features=levels.FEATURES)
 
 
-def test_the_highest_level_is_used():
-    """A floor is the least; what is there is used."""
+def test_highest_provided_level_is_chosen():
+    """The required level is only the least."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"threads"})), DEDICATED)
     assert found == Chosen(level=Level.DEDICATED, features=frozenset({"threads"}))
 
 
-def test_a_refusal_names_token_step_errno_and_fix():
-    """The words an operator gets."""
+def test_refusal_names_level_step_errno_and_fix():
     found = levels.decide(Required(level=Level.ISOLATED), FILTERED)
     assert found == Fault(
         code="sandbox_unavailable",
@@ -37,22 +36,22 @@ def test_a_refusal_names_token_step_errno_and_fix():
     )
 
 
-def test_the_first_missing_level_is_the_reason():
-    """Whoever needs dedicated is told what stands in the way of isolated."""
+def test_refusal_names_the_failure_of_the_first_missing_level():
+    """If dedicated is required, why the host lacks isolated."""
     found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
     assert isinstance(found, Fault)
     assert found.reason == "needs dedicated, host gives filtered: EPERM at unshare(user)"
 
 
-def test_a_missing_feature_is_refused_by_name():
-    """Also when the level would do."""
+def test_missing_feature_is_refused_by_name():
+    """Although the level suffices."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
     assert isinstance(found, Fault)
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
-def test_only_the_operator_can_allow_open():
-    """A host that gives nothing runs nothing, unless the operator said so; a manifest cannot even name it."""
+def test_level_open_is_chosen_only_if_the_operator_allows_it():
+    """On a host that provides nothing; a manifest cannot require it."""
     nothing = Provided(level=Level.OPEN)
     assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Fault)
     assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(
@@ -61,8 +60,7 @@ def test_only_the_operator_can_allow_open():
     assert "open" not in manifest.SandboxLevel.__args__
 
 
-def test_the_floor_applies_without_a_level_in_the_manifest():
-    """And the manifest where it is not."""
+def test_floor_of_settings_applies_only_without_level_in_manifest():
     silent = levels.required(manifest.SandboxSpec(), floor=Level.ISOLATED, needs=frozenset({"threads"}))
     assert silent == Required(level=Level.ISOLATED, features=frozenset({"threads"}))
     asked = levels.required(manifest.SandboxSpec(level="filtered", features=("workdir",)), floor=Level.ISOLATED)
@@ -73,8 +71,8 @@ features = st.frozensets(st.sampled_from(sorted(levels.FEATURES)))
 
 
 @given(wanted=st.sampled_from(Level), needs=features, given_level=st.sampled_from(Level), gives=features)
-def test_never_less_than_required(wanted, needs, given_level, gives):
-    """Either everything that was asked for, or a refusal with its code."""
+def test_chosen_level_and_features_are_never_less_than_required(wanted, needs, given_level, gives):
+    """Otherwise sandbox_unavailable."""
     found = levels.decide(Required(level=wanted, features=needs), Provided(level=given_level, features=gives))
     if isinstance(found, Chosen):
         assert found.level == given_level >= max(wanted, Level.FILTERED)
@@ -99,13 +97,13 @@ def test_never_less_than_required(wanted, needs, given_level, gives):
         ("execveat", errno.EACCES, HostSupport(memfd_noexec=2), "vm.memfd_noexec"),
     ],
 )
-def test_each_failed_step_has_a_fix(step, error, host, words):
-    """For each step that hosts refuse, what to change."""
+def test_each_failed_step_has_a_hint_at_its_fix(step, error, host, words):
+    """For each step that hosts are known to refuse."""
     assert words in levels.fix(step, error, host)
 
 
-def test_levels_have_names():
-    """The same in manifests, settings and answers."""
+def test_level_is_found_by_its_token():
+    """Manifests, settings and answers use the same tokens."""
     assert [Level.of(level.token) for level in Level] == list(Level)
     with pytest.raises(ValueError, match="expected open"):
         Level.of("loose")

@@ -12,8 +12,8 @@ from tests.house import children, confined, processes
 SCRIPT = b"#!/bin/sh\necho hello\n"
 
 
-def test_this_machine_supports_filtered_or_names_the_failed_step():
-    """At least filtered, with threads, or it says which step failed."""
+def test_probe_of_this_machine_names_the_failed_step_of_each_lack():
+    """At least filtered, with threads, or why not."""
     found = children.probed().provided
     assert found.level >= levels.Level.FILTERED or found.failure("filtered") is not None
     assert ("threads" in found.features) == (found.level >= levels.Level.FILTERED)
@@ -22,8 +22,8 @@ def test_this_machine_supports_filtered_or_names_the_failed_step():
 
 
 @pytest.mark.root
-def test_root_reaches_dedicated_and_others_isolated():
-    """The same machine, two users."""
+def test_root_gets_level_dedicated_and_other_users_isolated():
+    """On the same machine."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     found = confined.run(SCRIPT, [], user=None)
@@ -42,8 +42,8 @@ def test_root_reaches_dedicated_and_others_isolated():
         ("sysctl", "ENOSPC at unshare(user)", "max_user_namespaces"),
     ],
 )
-def test_without_user_namespaces_filtered_is_reached(how, words, fix):
-    """Filtered, with the step and its fix; what runs at filtered runs there."""
+def test_host_without_user_namespaces_provides_filtered(how, words, fix):
+    """With the failed step and its fix; a script runs at that level."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     found = confined.run(SCRIPT, [{"level": "filtered"}], user=processes.STRANGER, refuse=how)
@@ -55,8 +55,7 @@ def test_without_user_namespaces_filtered_is_reached(how, words, fix):
     assert found["results"][0]["stdout"] == "hello\n"
 
 
-def test_a_probe_past_its_deadline_is_killed():
-    """A probe has a deadline: its child is gone after it."""
+def test_probe_child_past_its_deadline_is_killed():
     with children.spec_of("read forever", level="filtered", features=()) as spec:
         report, answer = probe.run(spec)
         assert (report.stage, answer) == (None, 1)  # /dev/null ends at once
@@ -67,8 +66,8 @@ def test_a_probe_past_its_deadline_is_killed():
 
 @pytest.mark.root
 @pytest.mark.parametrize("policy", [0, 1, 2])
-def test_memfd_noexec_copies_programs_into_the_root(policy):
-    """Whatever vm.memfd_noexec says, executables and scripts run where there is a root to copy them into."""
+def test_programs_run_whatever_memfd_noexec_says(policy):
+    """Where it forbids execution, they are copied into the sandbox's own root."""
     order = {"level": "isolated", "args": ["descriptors"], "limits": {"open_files": 32}}
     found = confined.run(confined.compiled("bombs"), [order], memfd_noexec=policy)
     assert found["level"] == "dedicated"
@@ -80,7 +79,7 @@ def test_memfd_noexec_copies_programs_into_the_root(policy):
 
 @pytest.mark.root
 def test_root_without_capabilities_uses_a_user_namespace():
-    """As in a container: a user namespace, entered as somebody else. Without other ids no child at all: never uid 0."""
+    """As in a container, under another uid. Without CAP_SETUID no child is started: never uid 0."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     script = b"#!/bin/sh\nid -u; echo $$\n"

@@ -33,14 +33,14 @@ def ask(machine, name, arguments=(), features=frozenset(), *, own_pids=True):
 @MACHINES
 @pytest.mark.parametrize("features", EVERY, ids=lambda some: "+".join(sorted(some)) or "none")
 def test_forbidden_calls_are_refused_with_any_features(machine, features):
-    """With any combination of features, at any level."""
+    """And with or without a pid namespace of the child's own."""
     for own_pids, name in itertools.product((True, False), NEVER):
         if name in machine.numbers:
             assert ask(machine, name, features=features, own_pids=own_pids) & ~0xFFFF == bpf.ERRNO, name
 
 
-def test_every_name_has_a_number():
-    """A name that is misspelt would be a hole, or a call that programs miss."""
+def test_every_named_system_call_has_a_number():
+    """A misspelt name would allow a call, or refuse one that programs need."""
     texts = (
         seccomp._BASE,
         seccomp._DANGEROUS,
@@ -56,8 +56,8 @@ def test_every_name_has_a_number():
 
 
 @MACHINES
-def test_threads_only_when_asked_for(machine):
-    """clone makes threads, processes or neither; never a namespace, never a sibling."""
+def test_clone_makes_only_threads_or_processes_that_were_asked_for(machine):
+    """Never a namespace, never a sibling."""
     thread, process, namespace, sibling = 0x3D0F00, 17, 0x10000000, 0x8000
     assert ask(machine, "clone", [thread]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "clone", [thread], {"threads"}) == bpf.ALLOW
@@ -71,7 +71,7 @@ def test_threads_only_when_asked_for(machine):
 
 @MACHINES
 def test_signals_are_limited_to_own_processes(machine):
-    """In a shared pid namespace only the own pid; in one's own, with processes, anybody there."""
+    """In a shared pid namespace to the child's own pid; in its own one, with processes, to any process there."""
     assert ask(machine, "kill", [4242, 15], own_pids=False) == bpf.ALLOW
     for stranger in (1, 0, 2**64 - 1, 4243):
         assert ask(machine, "kill", [stranger, 15], {"processes"}, own_pids=False) == bpf.ERRNO | errno.EPERM
@@ -84,7 +84,7 @@ def test_signals_are_limited_to_own_processes(machine):
 
 @MACHINES
 def test_dangerous_fcntl_ioctl_and_prctl_commands_are_refused(machine):
-    """fcntl, ioctl and prctl by command: F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM are out."""
+    """Such as F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM."""
     for command in (8, 10, 15, 1024, 1026, 1031, 1033):
         assert ask(machine, "fcntl", [0, command]) == bpf.ERRNO | errno.EPERM
     for command in (0x5412, 0x8901, 0x5402, 0x541D):
@@ -97,8 +97,8 @@ def test_dangerous_fcntl_ioctl_and_prctl_commands_are_refused(machine):
 
 
 @MACHINES
-def test_uncounted_memory_is_refused(machine):
-    """Shared anonymous mappings and stacks that grow; private ones and shared files pass."""
+def test_memory_that_no_limit_counts_is_refused(machine):
+    """Shared anonymous mappings and stacks that grow; private ones and shared files are allowed."""
     assert ask(machine, "mmap", [0, 4096, 3, 0x21]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "mmap", [0, 4096, 3, 0x23]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "mmap", [0, 4096, 3, 0x122]) == bpf.ERRNO | errno.EPERM
@@ -108,7 +108,7 @@ def test_uncounted_memory_is_refused(machine):
 
 @MACHINES
 def test_sockets_need_the_network_feature(machine):
-    """A pair of streams and nothing else; with the network feature TCP and UDP, never raw, packet, vsock, MPTCP."""
+    """Without it only a pair of streams; with it TCP and UDP, never raw, packet, vsock, MPTCP."""
     assert ask(machine, "socketpair", [1, 1 | 0x80800, 0]) == bpf.ALLOW
     for family, kind in ((1, 2), (1, 5), (2, 1), (10, 1)):
         assert ask(machine, "socketpair", [family, kind, 0]) == bpf.ERRNO | errno.EPERM
@@ -123,7 +123,7 @@ def test_sockets_need_the_network_feature(machine):
 
 @MACHINES
 def test_calls_about_other_processes_and_outside_paths_are_refused(machine):
-    """Where their processes and paths can be named: only of oneself, and no path that may not be read."""
+    """Where others' processes and paths can be named: only the child's own pid, and no path that it may not read."""
     refused = bpf.ERRNO | errno.EPERM
 
     def outside(name, *arguments):
@@ -148,7 +148,7 @@ def test_calls_about_other_processes_and_outside_paths_are_refused(machine):
 
 
 @MACHINES
-def test_locks_need_a_workdir(machine):
+def test_file_locks_need_feature_workdir(machine):
     """Files of the system are shared with other plugins, and so are their locks."""
     for name, arguments in (("flock", [3, 2]), *(("fcntl", [3, command]) for command in (5, 6, 7, 36, 37, 38))):
         assert ask(machine, name, arguments) == bpf.ERRNO | errno.EPERM
@@ -156,8 +156,8 @@ def test_locks_need_a_workdir(machine):
 
 
 @MACHINES
-def test_execution_only_by_the_stub_or_with_processes(machine):
-    """Only by the stub's descriptor and address; with processes, as Landlock allows."""
+def test_execution_is_allowed_only_to_the_stub_or_with_processes(machine):
+    """By the stub's descriptor and address; with feature processes, Landlock decides."""
     right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
     assert ask(machine, "execveat", right) == bpf.ALLOW
     for position, wrong in ((0, 3), (1, 0x1000), (1, 0x7F << 32), (4, 0)):
@@ -166,15 +166,14 @@ def test_execution_only_by_the_stub_or_with_processes(machine):
     assert ask(machine, "execve", features={"processes"}) == bpf.ALLOW
 
 
-def test_changing_files_needs_a_workdir():
-    """Names, modes and times of files: only where there is a directory of the child's own."""
+def test_changing_files_needs_feature_workdir():
+    """Names, modes and times of files."""
     for name in ("chmod", "utimensat", "renameat2", "unlinkat", "mkdirat", "linkat", "truncate"):
         assert ask(syscalls.X86_64, name) == bpf.ERRNO | errno.EPERM
         assert ask(syscalls.X86_64, name, features={"workdir"}) == bpf.ALLOW
 
 
-def test_programs_are_cached():
-    """Per machine and features."""
+def test_seccomp_programs_are_cached_per_machine_and_features():
     first = seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True)
     assert seccomp.program(syscalls.X86_64, frozenset({levels.THREADS}), own_pids=True) is first
     assert len(first.code) // 8 < 4096  # BPF_MAXINSNS

@@ -50,7 +50,7 @@ def chosen(level: str, *features: str) -> levels.Chosen:
 
 
 def test_higher_levels_add_restrictions():
-    """Nothing at open, calls and paths at filtered, a world of one's own at isolated."""
+    """None at open, system calls and paths at filtered, namespaces and a root of its own at isolated."""
     plans = {level: spec.build(request(), chosen(level), HOST).plan for level in ("open", "filtered", "isolated")}
     assert (plans["open"]["seccomp"], plans["open"]["landlock"], plans["open"]["unshare"]) == (None, None, [])
     assert all(plans["filtered"][wall] for wall in ("seccomp", "landlock"))
@@ -59,8 +59,8 @@ def test_higher_levels_add_restrictions():
     assert all(plans["isolated"][wall] for wall in ("seccomp", "landlock", "tree", "own_pids"))
 
 
-def test_root_needs_ids_instead_of_a_user_namespace():
-    """Root with its capabilities mounts by itself; without them it first becomes somebody else. Never uid 0."""
+def test_root_runs_child_under_other_ids_never_uid_0():
+    """With its capabilities without a user namespace; without them it changes ids before it makes one."""
     somebody = spec.Ids(uid=70000, gid=70000)
     plan = spec.build(request(ids=somebody), chosen("dedicated"), ROOT).plan
     assert [name for name, _ in plan["unshare"]] == ["mnt", "pid", "net", "ipc"]
@@ -73,8 +73,8 @@ def test_root_needs_ids_instead_of_a_user_namespace():
         spec.Ids(uid=0, gid=70000)
 
 
-def test_invalid_requests_are_refused():
-    """Processes that nobody could end, a network beside our directories, descriptors that are taken."""
+def test_child_request_that_cannot_be_confined_is_refused():
+    """Processes that nobody could end, a network without namespaces, descriptors that are taken."""
     with pytest.raises(ValueError, match="whole tree"):
         spec.build(request(), chosen("filtered", "processes"), HOST)
     with pytest.raises(ValueError, match="network"):
@@ -87,8 +87,8 @@ def test_invalid_requests_are_refused():
         rlimits.ResourceLimits(tasks=0)
 
 
-def test_memfd_noexec_needs_a_root_to_copy_into():
-    """Copied into the root where there is one, refused where there is none."""
+def test_program_is_copied_into_the_root_or_refused_under_memfd_noexec():
+    """Copied at isolated, refused at filtered, which has no root of its own."""
     with artifact.of_bytes(elf_programs.exits_42(syscalls.X86_64)) as sealed:
         forbidden = dataclasses.replace(sealed, executable=False)
         plan = spec.build(request(forbidden), chosen("isolated"), HOST).plan
@@ -103,8 +103,8 @@ def test_memfd_noexec_needs_a_root_to_copy_into():
         assert "vm.memfd_noexec" in refused.value.reason
 
 
-def test_an_interpreter_must_be_a_program(tmp_path):
-    """Not missing, not a wrapper script."""
+def test_interpreter_that_is_no_program_is_refused(tmp_path):
+    """Missing, relative, or a wrapper script."""
     wrapper = tmp_path / "python3"
     wrapper.write_text("#!/bin/sh\n")
     with artifact.of_bytes(b"#!/usr/bin/env python3\n", interpreters={"python3": ""}) as sealed:
@@ -114,15 +114,15 @@ def test_an_interpreter_must_be_a_program(tmp_path):
             assert refused.value.code == "interpreter_not_allowed"
 
 
-def test_the_task_limit_depends_on_the_uid_being_shared():
-    """Exactly where the count is this child's own; loosely where others of the uid are counted with it."""
+def test_task_limit_is_exact_unless_the_uid_is_shared():
+    """RLIMIT_NPROC counts all processes of a uid."""
     limits = rlimits.ResourceLimits(tasks=5)
     alone = dict(spec.build(request(limits=limits), chosen("isolated"), HOST).plan["rlimits"])
     shared = dict(spec.build(request(limits=limits), chosen("filtered"), HOST).plan["rlimits"])
     assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, least(rlimits.SHARED_TASKS))
 
 
-def test_limits_are_capped_by_the_daemons_own():
+def test_limits_are_capped_by_the_daemons_hard_limits():
     """Some hosts allow 3,900 processes: asking for more would leave no child running."""
     program = """
 import json, resource
@@ -138,13 +138,12 @@ print(json.dumps([found[one] for one in (resource.RLIMIT_NPROC, resource.RLIMIT_
 
 
 def least(wanted):
-    """What a limit comes to on the machine that runs the tests."""
+    """What a limit becomes on the machine that runs the tests."""
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
-def test_the_exec_descriptor_is_out_of_reach():
-    """Its number is not below what the child may ever open."""
+def test_exec_descriptor_is_above_any_that_the_child_can_open():
     for files in (16, 100, 128, 4096):
         plan = spec.build(request(limits=rlimits.ResourceLimits(open_files=files)), chosen("isolated"), HOST).plan
         assert plan["exec_fd"] >= dict(plan["rlimits"])[resource.RLIMIT_NOFILE]
@@ -153,7 +152,7 @@ def test_the_exec_descriptor_is_out_of_reach():
 
 
 def test_visible_paths_exclude_home_and_proc(tmp_path):
-    """Only what programs need, each once, extra directories as asked."""
+    """Only what programs need, each once, and extra directories as asked."""
     seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False)
     assert str(tmp_path) in seen.needed
     assert len(set(seen.read)) == len(seen.read)
@@ -162,8 +161,8 @@ def test_visible_paths_exclude_home_and_proc(tmp_path):
     assert not any(path.startswith("/usr/bin/") for path in seen.read)  # within /usr/bin already
 
 
-def test_an_interpreters_library_is_visible(tmp_path):
-    """Itself, shared objects, what is called after it; nothing else of the directory above, which may be a home."""
+def test_only_the_interpreters_own_files_are_visible(tmp_path):
+    """Itself, shared objects, directories named after it; nothing else of its prefix, which may be a home directory."""
     inside = [
         "bin/python3", "bin/libpypy3.10-c.so", "lib/libpython3.so", "lib/libssl.so.3", "lib/python3.13/os.py",
         "lib64/python3.13/x.so", "share/python3/x", "pyvenv.cfg",
@@ -190,7 +189,7 @@ def test_an_interpreters_library_is_visible(tmp_path):
 
 @pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
 def test_landlock_handles_all_rights_of_each_version(abi, rights):
-    """Each version's rights are all handled; nothing that a kernel does not know is asked for."""
+    """And asks for none that the kernel does not know."""
     assert landlock.handled(abi) == (1 << rights) - 1
     seen = view.view(None, processes=True, network=False)
     plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, network=False)
@@ -199,8 +198,8 @@ def test_landlock_handles_all_rights_of_each_version(abi, rights):
     assert all(access & landlock.EXECUTE == 0 for path, access, _ in plan["rules"] if path == "/scratch")
 
 
-def test_the_stub_imports_little():
-    """Standard library only, and little of it: every import is time that each spawn takes."""
+def test_stub_imports_only_a_few_standard_modules():
+    """Every import is time that each spawn takes."""
     sources = [Path(module.__file__).read_text() for module in (stub_calls, stub_root, stub)]
     imported = set()
     for node in [node for source in sources for node in ast.parse(source).body]:
@@ -212,7 +211,7 @@ def test_the_stub_imports_little():
 
 
 def test_host_facts_match_the_kernel():
-    """Whoever runs the tests: uid and capabilities as the kernel says."""
+    """uid, gid and capabilities, for any user that runs the tests."""
     found = host_facts.look()
     assert (found.uid, found.gid) == (os.geteuid(), os.getegid())
     assert children.probed().standing.uid == found.uid

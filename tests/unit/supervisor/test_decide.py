@@ -46,8 +46,8 @@ BROKEN = after(CRASH, RetryDue(), CRASH, RetryDue(), CRASH, state=ARMED)[0]
 HELD = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
 
 
-def test_arming_starts():
-    """A stopped handle is started and armed."""
+def test_arming_stopped_handle_starts_it():
+    """Then it is armed."""
     state, done = after(Arm())
     assert (state.phase, state.wanted, done) == (Phase.STARTING, True, [HandleAction.START])
     assert ARMED.phase is Phase.ARMED
@@ -61,7 +61,7 @@ def test_arming_again_changes_nothing(before):
     assert (state, done) == (before, [])
 
 
-def test_disarm_stops_and_clears_failures():
+def test_disarm_stops_plugin_and_clears_failures():
     """By an operator's decision."""
     state, done = after(Disarm(), state=ARMED)
     assert (state.phase, state.wanted, done) == (Phase.STOPPING, False, [HandleAction.STOP])
@@ -106,7 +106,7 @@ def test_failed_start_counts_like_a_crash():
 
 
 @pytest.mark.parametrize("code", ["exited", "crashed", "out_of_memory", "wasm_trap", "answers_unread"])
-def test_failure_of_visited_instance_does_not_open_breaker(code):
+def test_failure_after_outside_request_does_not_open_breaker(code):
     """Any number, with any code: retried with backoff, and the reason says so. Three other failures still open it."""
     theirs, state = InstanceFailed(code, "x", visited=True), ARMED
     for _ in range(50):
@@ -120,14 +120,14 @@ def test_failure_of_visited_instance_does_not_open_breaker(code):
     assert after(Started(), CRASH, state=state)[0].phase is Phase.BROKEN
 
 
-def test_failed_start_counts_even_if_visited():
+def test_failed_start_counts_although_outside_request_is_noted():
     """No request reaches an instance that is starting."""
     state, _ = after(Arm(), *[InstanceFailed("exited", "x", visited=True), RetryDue()] * 3)
     assert (state.phase, state.message) == (Phase.BROKEN, "x")
 
 
-def test_bad_health_of_visited_instance_does_not_open_breaker():
-    """Restarted with backoff each time."""
+def test_bad_health_after_outside_request_does_not_open_breaker():
+    """The plugin is restarted with backoff each time."""
     state = ARMED
     for _ in range(10):
         state, _ = after(*[replace(SICK, visited=True)] * 3, Stopped(), state=state)
@@ -137,7 +137,7 @@ def test_bad_health_of_visited_instance_does_not_open_breaker():
 
 
 def test_excused_code_does_not_open_breaker():
-    """Too long an answer: growing backoff, but no breaker. It counts at a start, before any request."""
+    """message_too_large while running: growing backoff, but no breaker. It counts at a start, before any request."""
     long = replace(CRASH, code="message_too_large")
     state, done = ARMED, []
     for _ in range(10):
@@ -150,15 +150,14 @@ def test_excused_code_does_not_open_breaker():
 
 
 def test_only_failures_in_a_row_open_breaker():
-    """An uptime of a minute starts the count over."""
+    """An uptime of a minute resets the count."""
     state, _ = after(CRASH, RetryDue(), Started(), CRASH, RetryDue(), Started(), state=ARMED)
     assert state.failures.in_a_row == 2
     state, done = after(replace(CRASH, uptime_s=60.0), state=state)
     assert (state.phase, state.failures.in_a_row, done) == (Phase.WAITING, 1, [HandleAction.RETRY])
 
 
-def test_operator_closes_breaker():
-    """By restart, or by disabling and activating."""
+def test_operator_closes_breaker_by_restart_or_disable_and_activate():
     state, done = after(Arm(afresh=True), state=BROKEN)
     assert (state.phase, state.failures.in_a_row, done) == (
         Phase.STARTING,
@@ -190,8 +189,8 @@ def test_disable_clears_failures_even_if_fault_follows_while_stopping():
     assert (state.phase, state.fault, state.failures.in_a_row) == (Phase.HELD, FAULT, 0)
 
 
-def test_final_failure_holds_plugin():
-    """The stored pair does not verify: a retry cannot mend that."""
+def test_final_failure_is_not_retried():
+    """Such as a stored pair that does not verify."""
     state, done = after(Arm(), InstanceFailed("digest_mismatch", "expected 7f", final=True))
     assert (state.phase, state.wanted, done) == (Phase.HELD, False, [HandleAction.START])
     assert after(RetryDue(), state=state) == (state, [])
@@ -199,7 +198,7 @@ def test_final_failure_holds_plugin():
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.ARMED])
-def test_afresh_replaces_running_instance(phase):
+def test_arming_afresh_replaces_running_instance(phase):
     """The old instance is stopped first, the new one starts once it has ended."""
     state, done = after(Arm(afresh=True), state=replace(ARMED, phase=phase))
     assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
@@ -221,7 +220,7 @@ def test_disarmed_again_while_stopping_stays_stopped():
 
 
 def test_only_unhealthy_checks_are_counted():
-    """Degraded is no failure; a good check starts the count over."""
+    """Degraded is no failure; a good check resets the count."""
     state, done = after(SICK, SICK, Checked(Health.DEGRADED, "slow"), SICK, SICK, state=ARMED)
     assert (state.phase, state.health, state.message, done) == (Phase.ARMED, Health.UNHEALTHY, "no answer", [])
 
@@ -261,5 +260,5 @@ def test_late_events_after_stop_are_ignored(state, event):
 
 
 @pytest.mark.parametrize("state", [HandleState(), ARMED, WAITING, BROKEN, HELD], ids=lambda state: state.phase.value)
-def test_stopped_is_ignored_unless_stopping(state):
+def test_stopped_event_is_ignored_unless_stopping(state):
     assert after(Stopped(), state=state) == (state, [])

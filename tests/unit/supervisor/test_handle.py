@@ -278,7 +278,7 @@ async def test_unhealthy_plugin_is_restarted(stand):
     assert stand.runtime(plugin).health == "unknown"
 
 
-async def test_check_without_finding_is_not_counted(stand):
+async def test_health_check_without_result_is_not_counted(stand):
     """Any number of them between bad checks: the third bad one still restarts the plugin."""
     plugin = await stand.armed(**HEALTH)
     life = stand.driven.only(plugin.id)
@@ -292,7 +292,7 @@ async def test_check_without_finding_is_not_counted(stand):
     assert stand.runtime(plugin).last_error.code == "unhealthy"
 
 
-async def test_check_that_raises_is_a_bad_check(stand):
+async def test_health_check_that_raises_counts_as_bad(stand):
     """For any exception, with its text."""
     plugin = await stand.armed(**HEALTH)
 
@@ -343,8 +343,8 @@ async def test_hanging_check_does_not_delay_shutdown(tmp_path):
             await stand.pass_time(10.1)
 
 
-async def test_slow_check_is_unhealthy(stand):
-    """No answer within the manifest's timeout."""
+async def test_health_check_that_times_out_is_unhealthy(stand):
+    """After the manifest's timeout."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1}})
     stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
     await stand.pass_time(10.1)
@@ -432,8 +432,8 @@ async def test_invoke_needs_armed_plugin(stand):
             await stand.supervisor.invoke(plugin_id, "hello", {})
 
 
-async def test_failure_of_visited_instance_is_shown_and_opens_no_breaker(stand):
-    """During an outside request or after it, not with an operator's; a new instance counts as not visited."""
+async def test_failure_after_outside_request_is_shown_and_opens_no_breaker(stand):
+    """During the request or after it, not with an operator's invocation; a new instance has had no request."""
     plugin = await stand.armed()
     for _ in range(20):
         await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)
@@ -451,7 +451,7 @@ async def test_failure_of_visited_instance_is_shown_and_opens_no_breaker(stand):
     assert stand.runtime(plugin).next_retry_at == 0
 
 
-async def test_bad_health_of_visited_instance_opens_no_breaker(stand):
+async def test_bad_health_after_outside_request_opens_no_breaker(stand):
     """A plugin kept busy by outside requests is restarted each time."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1, "failures": 1}})
     for times in range(1, 8):
@@ -467,8 +467,7 @@ async def test_bad_health_of_visited_instance_opens_no_breaker(stand):
         await until(lambda: stand.runtime(plugin).state == "armed")
 
 
-async def test_drop_removes_only_stopped_handle(stand):
-    """The handle of an armed plugin stays."""
+async def test_drop_removes_only_the_handle_of_a_stopped_plugin(stand):
     plugin = await stand.armed()
     stand.supervisor.drop(plugin.id)
     assert stand.runtime(plugin).state == "armed"
@@ -496,8 +495,8 @@ async def test_stop_does_not_wait_for_the_record(tmp_path):
         assert stand.runtime(plugin).state == "failed"
 
 
-async def test_leaving_supervisor_stops_everything(tmp_path):
-    """Armed, waiting to retry, starting: no instance is left, and the timer wheel has stopped."""
+async def test_leaving_supervisor_stops_every_instance(tmp_path):
+    """Armed, waiting to retry, starting."""
     async with supervisors.standing(tmp_path) as stand:
         await stand.armed()
         other = await stand.armed(id="acme.waits")
