@@ -204,7 +204,7 @@ class App:
         accept = self._accept_rollback
         opening = open_ledger(self._settings.state_dir, clock=self._clock, on_head=_log_head, accept_rollback=accept)
         async with opening as ledger:
-            await startup_merge.hold(ledger, self._clock, accept=accept)
+            await startup_merge.merge(ledger, self._clock, accept=accept)
             yield ledger
 
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.RevocationKeeper]:

@@ -182,7 +182,7 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
         # Pushed after the app, so it runs before the app is closed.
         stack.callback(notifier.stopping, "stopping")
         # After everything long-lived was made, so that `gc.freeze` covers it.
-        _settle_collector()
+        _freeze_collector()
         notifier.ready("ready")
         log.info("daemon_ready", version=app.api.version, plugins=len(app.api.lifecycle.known()))
         code = await _serve(app, signals, notifier, watchdog_s)
@@ -255,7 +255,7 @@ async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: flo
     return 0
 
 
-def _settle_collector() -> None:
+def _freeze_collector() -> None:
     """Exempt objects that live as long as the daemon from collection, and make full collections rare.
 
     With Python's defaults one message of 50,000 values triggers full collections, each of which walks all objects of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latticed.ctl import replies, views
+from latticed.ctl import decode, replies
 from latticed.model import ids
 from latticed.model.errors import Problem
 
@@ -29,4 +29,4 @@ def about(client: ControlClient, plugin_id: str, **query: str) -> dict[str, Any]
 def plugin(client: ControlClient, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
     """One plugin's record, as it was sent and decoded."""
     plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
-    return plain, views.plugin(plain)
+    return plain, decode.plugin(plain)

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import event_table, replies, times, views
+from latticed.ctl import decode, event_table, replies, times
 from latticed.ctl.arguments import Parser, cursor, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model import chain
@@ -100,7 +100,7 @@ def _query(session: CtlSession) -> int:
     if not rows:
         session.screen.note("no such events")
         return ExitCode.OK
-    event_table.show(session.screen, (views.event(row) for row in rows))
+    event_table.show(session.screen, (decode.event(row) for row in rows))
     if page.get("next"):
         session.screen.note(f"there are more: --after {page['next']}")
     return ExitCode.OK

@@ -6,7 +6,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, consent, views
+from latticed.ctl import ask, consent, decode
 from latticed.ctl.client import ApiRefusal
 from latticed.ctl.exit_codes import ExitCode
 
@@ -54,7 +54,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
     if dry_run(session.args) and not done.startswith("already"):
         return _foretell(session, plain, done)
     starts = session.args.verb != "install" and not dry_run(session.args)
-    plain, view = _started(session, plain) if starts else (plain, views.plugin(plain))
+    plain, view = _started(session, plain) if starts else (plain, decode.plugin(plain))
     if screen.json_wanted:
         screen.json(plain)
     else:
@@ -79,7 +79,7 @@ def _starts(view: wire.PluginView) -> bool:
 
 def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
     """Poll until the plugin is armed or failed, for WAIT_S at most: the daemon may answer before a start has ended."""
-    view, deadline_s = views.plugin(plain), time.monotonic() + WAIT_S
+    view, deadline_s = decode.plugin(plain), time.monotonic() + WAIT_S
     if _starts(view):
         session.screen.note(f"{view.id} is being started")
     while _starts(view) and time.monotonic() < deadline_s:
@@ -90,7 +90,7 @@ def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
 
 def _foretell(session: CtlSession, plain: Any, done: str) -> int:
     """Show the record that a dry run returned."""
-    view, screen = views.plugin(plain), session.screen
+    view, screen = decode.plugin(plain), session.screen
     if screen.json_wanted:
         screen.json(plain)
         return ExitCode.OK

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, event_table, render, replies, stream, times, views
+from latticed.ctl import ask, decode, event_table, render, replies, stream, times
 from latticed.ctl.arguments import Parser, cursor, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
@@ -120,7 +120,7 @@ def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:
-    event = views.event({"detail": {}, **row})  # without the scope operate there is no detail
+    event = decode.event({"detail": {}, **row})  # without the scope operate there is no detail
     said = event_table.reason(event)
     why = f"{event.code}: {said}".rstrip(": ") if event.code else said
     return (

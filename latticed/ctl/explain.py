@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import advice, ask, replies, views
+from latticed.ctl import advice, ask, decode, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Cell
@@ -58,11 +58,11 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
     verdict, grants, causes = plain.get("verdict"), plain.get("grants"), plain.get("causes")
     facts = advice.RemedyFacts(
         plugin_id=plugin_id,
-        view=views.plugin(plain["plugin"]) if plain else None,
+        view=decode.plugin(plain["plugin"]) if plain else None,
         verdict=verdict if isinstance(verdict, dict) else {},
         grants=grants if isinstance(grants, dict) else {},
-        denials=[views.event(row) for row in replies.rows(plain.get("denials") or [], "denials")],
-        rejected=list(views.rejected(rejected)),
+        denials=[decode.event(row) for row in replies.rows(plain.get("denials") or [], "denials")],
+        rejected=list(decode.rejected(rejected)),
         policy=_policy(client),
         directory=_directory(session),
         causes=causes if isinstance(causes, dict) else {},

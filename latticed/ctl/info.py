@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, event_table, render, replies, views
+from latticed.ctl import ask, decode, event_table, render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell
@@ -32,7 +32,7 @@ def run(session: CtlSession) -> int:
     if screen.json_wanted:
         screen.json(plain)
         return ExitCode.OK
-    view = views.plugin(plain.get("plugin"))
+    view = decode.plugin(plain.get("plugin"))
     verdict = plain.get("verdict")
     grants = plain.get("grants")
     screen.fields(
@@ -50,7 +50,7 @@ def run(session: CtlSession) -> int:
     if denials:
         screen.line("")
         screen.line("last denials:")
-        event_table.show(screen, [views.event(row) for row in replies.rows(denials, "denials")])
+        event_table.show(screen, [decode.event(row) for row in replies.rows(denials, "denials")])
     return ExitCode.OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import render, replies, views
+from latticed.ctl import decode, render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
@@ -43,7 +43,7 @@ def run(session: CtlSession) -> int:
     if screen.json_wanted:
         screen.json(found)
     elif found:
-        screen.rows(_COLUMNS, (_row(view, screen) for view in views.plugins(found)))
+        screen.rows(_COLUMNS, (_row(view, screen) for view in decode.plugins(found)))
     else:
         screen.note("no plugins")
     if not screen.json_wanted:
@@ -53,7 +53,7 @@ def run(session: CtlSession) -> int:
 
 def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:
     """Say how many active plugins do not run, and why."""
-    active = [view.runtime for view in views.plugins(known) if view.status == Status.ACTIVE]
+    active = [view.runtime for view in decode.plugins(known) if view.status == Status.ACTIVE]
     why = Counter(why_not_running(one.state, one.last_error.code if one.last_error else "") for one in active)
     del why[""]
     if why:

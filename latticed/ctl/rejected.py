@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import replies, views
+from latticed.ctl import decode, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
@@ -33,7 +33,7 @@ def run(session: CtlSession) -> int:
     if screen.json_wanted:
         screen.json(found)
         return ExitCode.OK
-    rows = list(views.rejected(found))
+    rows = list(decode.rejected(found))
     if not rows:
         screen.note("no bundle is refused")
         return ExitCode.OK

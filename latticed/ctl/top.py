@@ -9,7 +9,7 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import activity, render, times, views
+from latticed.ctl import activity, decode, render, times
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Column
@@ -70,7 +70,7 @@ def _seconds(text: str) -> float:
 
 def _look(client: ControlClient, before: activity.Sample | None) -> tuple[list[activity.ActivityRow], activity.Sample]:
     sample = activity.read(client.metrics(), time.monotonic())
-    known = views.plugins(client.get("plugins"))
+    known = decode.plugins(client.get("plugins"))
     return activity.rows(known, sample, before, now_s=time.time()), sample
 
 

@@ -8,9 +8,9 @@ cannot read it.
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from latticed.host import values
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
 from latticed.ledger import kv as rows
@@ -99,7 +99,7 @@ class KvCalls:
         coded = base64.b64encode(value).decode("ascii")
         if len(value) > MAX_TEXT_BYTES:
             return {"ok": True, "value_base64": coded}
-        return {"ok": True, "value": _as_text(value), "value_base64": coded}
+        return {"ok": True, "value": values.as_text(value), "value_base64": coded}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
         # One key more than is answered tells whether there is a next page.
@@ -118,7 +118,7 @@ class KvCalls:
         return bucket
 
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
-        key, value = _checked(asked.key), _value(asked)
+        key, value = _checked(asked.key), values.from_text_or_base64(asked.value, asked.value_base64, name="value")
         # Without `durable`: it survives a kill of the daemon, but perhaps not a power cut (`Ledger.write`). The quota
         # is checked in the same transaction, so that concurrent calls cannot exceed it together.
         await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self.quota))
@@ -152,21 +152,3 @@ def _checked(key: str) -> str:
     if fault := key_fault(key):
         raise HostError(Denial.BAD_PARAMS, fault)
     return key
-
-
-def _value(asked: KvPut) -> bytes:
-    if (asked.value is None) == (asked.value_base64 is None):
-        raise HostError(Denial.BAD_PARAMS, "expected exactly one of value and value_base64")
-    if asked.value is not None:
-        return asked.value.encode("utf-8")
-    try:
-        return base64.b64decode(asked.value_base64 or "", validate=True)
-    except binascii.Error as error:
-        raise HostError(Denial.BAD_PARAMS, f"value_base64: expected base64, found {error}") from error
-
-
-def _as_text(value: bytes) -> str | None:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return None

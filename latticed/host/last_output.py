@@ -6,25 +6,23 @@ import asyncio
 from typing import Final
 
 from latticed.kit import text
+from latticed.kit.token_bucket import ByteBucket, Rate
 
-# The lasting rate, and what may come at once. Reading costs time of the event loop that all plugins share; a pipe that
-# is not read blocks its writer (pipe(7)).
-RATE_BYTES_PER_S: Final = 1 << 20
-BURST_BYTES: Final = 4 << 20
+# The lasting rate, and what may come at once, in bytes.
+RATE: Final = Rate(per_second=1 << 20, burst=4 << 20)
 
 
 class LastOutput(asyncio.Protocol):
     """The protocol of a pipe's reading end that keeps the newest `most` bytes; `total` counts all.
 
-    Beyond RATE_BYTES_PER_S reading pauses, so that writers block. Use one for each stream of each start.
+    Beyond RATE reading pauses, so that writers block. Use one for each stream of each start.
     """
 
     def __init__(self, most: int) -> None:
         self.total = 0
         self._most = most
         self._kept = bytearray()
-        self._allowance = float(BURST_BYTES)
-        self._seen_s = 0.0
+        self._allowance = ByteBucket(RATE)
         self._transport: asyncio.ReadTransport | None = None
         self._later: asyncio.TimerHandle | None = None
 
@@ -68,13 +66,10 @@ class LastOutput(asyncio.Protocol):
         bytes).
         """
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        # May become negative: what was read cannot be given back, and the pause makes up for it.
-        self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
-        self._seen_s = now
-        if self._allowance < 0 and self._transport is not None and not self._transport.is_closing():
+        self._allowance.spend(size, loop.time())
+        if self._allowance.pause_s and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
+            self._later = loop.call_later(self._allowance.pause_s, self._go_on)
 
     def _go_on(self) -> None:
         """Read again; nothing if the pipe was closed meanwhile."""

@@ -1,9 +1,9 @@
-"""Tasks whose failure stays their own."""
+"""Tasks whose failure stays their own, and work in threads that a cancellation waits for."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.kit import logs
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 log = logs.get_logger()
+T = TypeVar("T")
 _running: Final[set[asyncio.Task[None]]] = set()  # the loop itself holds tasks only weakly
 
 
@@ -51,3 +52,21 @@ def _report(error: BaseException, on_error: Callable[[BaseException], None]) -> 
         on_error(error)
     except Exception:
         log.error("error_report_failed", error=repr(error), exc_info=True)
+
+
+async def in_thread(work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+    """The result of `work`, called in a thread of the default executor.
+
+    A thread cannot be cancelled, and `work` may use descriptors that the caller closes when it is cancelled. So a
+    cancellation waits until `work` has returned, calls `undo` with its result (to close what it opened), and then
+    raises CancelledError; an exception of `work` is dropped in that case.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        # `exception()` also marks it as retrieved, else asyncio logs "exception was never retrieved".
+        if not working.cancelled() and working.exception() is None and undo is not None:
+            undo(working.result())
+        raise

@@ -1,4 +1,4 @@
-"""Token buckets: how often somebody may do something, counted in memory."""
+"""Token buckets: how often somebody may do something, or how fast a pipe is read, counted in memory."""
 
 from __future__ import annotations
 
@@ -34,3 +34,25 @@ class TokenBuckets:
 
     def _drop_full(self, now_s: float, full_after_s: float) -> None:
         self._tokens = {one: (left, at_s) for one, (left, at_s) in self._tokens.items() if now_s - at_s < full_after_s}
+
+
+class ByteBucket:
+    """How fast a pipe is read, for readers that learn the size only afterwards: it may go below zero, into debt.
+
+    Reading costs time of the event loop that all plugins share; a pipe that is not read blocks its writer (pipe(7)).
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._left = rate.burst
+        self._at_s = 0.0
+
+    def spend(self, size: int, now_s: float) -> None:
+        """Take `size` bytes that were read at the monotonic time `now_s`."""
+        self._left = min(self._left + (now_s - self._at_s) * self._rate.per_second, self._rate.burst) - size
+        self._at_s = now_s
+
+    @property
+    def pause_s(self) -> float:
+        """The seconds, counted from the last `spend`, after which reading may go on; 0 when it need not pause."""
+        return max(-self._left / self._rate.per_second, 0.0)

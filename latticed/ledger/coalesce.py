@@ -70,7 +70,7 @@ class Denials:
     def due(self, now_s: float) -> list[Event]:
         """The events with counts that are due; call it every `every_s`. Drops windows that are over."""
         # Counts first: a window that is over is removed below, with what it has counted.
-        self._settle(now_s, lambda window: self._over(window, now_s) or now_s - window.written_s >= self._every_s)
+        self._write_ripe(now_s, lambda window: self._over(window, now_s) or now_s - window.written_s >= self._every_s)
         for key in [key for key, window in self._windows.items() if self._over(window, now_s)]:
             del self._windows[key]
         owed, self._owed = self._owed, []
@@ -78,7 +78,7 @@ class Denials:
 
     def rest(self, now_s: float) -> list[Event]:
         """The events with all counts not yet written; call it before closing."""
-        self._settle(now_s, lambda _: True)
+        self._write_ripe(now_s, lambda _: True)
         owed, self._owed = self._owed, []
         return owed
 
@@ -104,7 +104,7 @@ class Denials:
     def _over(self, window: _Window, now_s: float) -> bool:
         return now_s - window.started_s >= self._window_s
 
-    def _settle(self, now_s: float, ripe: Callable[[_Window], bool]) -> None:
+    def _write_ripe(self, now_s: float, ripe: Callable[[_Window], bool]) -> None:
         for window in self._windows.values():
             if ripe(window):
                 self._owe(window, now_s)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latticed.host.services import HostServices
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
-    from latticed.lifecycle.effects import Effects
+    from latticed.lifecycle.effect_waiter import EffectWaiter
     from latticed.lifecycle.granting import Regrant
     from latticed.lifecycle.kept_data import KeptData
     from latticed.lifecycle.pairs import Pairs
@@ -54,7 +54,7 @@ class Decisions:
     registry: Registry
     pairs: Pairs
     write_behind: WriteBehind
-    effects: Effects
+    effects: EffectWaiter
     ledger: Ledger
     catalog: Catalog
     supervisor: Supervisor

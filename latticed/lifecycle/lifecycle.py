@@ -14,7 +14,7 @@ from latticed.kit.tasks import fenced
 from latticed.ledger import records as rows
 from latticed.lifecycle import presence
 from latticed.lifecycle.decisions import Decisions
-from latticed.lifecycle.effects import Effects
+from latticed.lifecycle.effect_waiter import EffectWaiter
 from latticed.lifecycle.pairs import Pairs
 from latticed.lifecycle.registry import Registry
 from latticed.lifecycle.state import LifecycleState
@@ -54,7 +54,7 @@ class Lifecycle:
             clock=deps.clock,
             defaults=deps.defaults,
         )
-        effects = Effects(deps.supervisor, deps.services)
+        effects = EffectWaiter(deps.supervisor, deps.services)
         self.pairs = Pairs(
             state=self.state,
             registry=self.registry,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latticed.catalog.catalog import Catalog
     from latticed.ledger import Ledger
     from latticed.lifecycle.deps import PairJudge
-    from latticed.lifecycle.effects import Effects
+    from latticed.lifecycle.effect_waiter import EffectWaiter
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.registry import Registry
     from latticed.lifecycle.state import LifecycleState
@@ -55,7 +55,7 @@ class Pairs:
         *,
         state: LifecycleState,
         registry: Registry,
-        effects: Effects,
+        effects: EffectWaiter,
         catalog: Catalog,
         ledger: Ledger,
         judge_pair: PairJudge,

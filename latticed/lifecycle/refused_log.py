@@ -51,7 +51,7 @@ class RefusedLog:
         """The bundle `name` verifies and claims this id."""
         self._newcomers.setdefault(plugin_id, []).append(name)
 
-    def settle(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
+    def update(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
         """Log which newcomers of `plugin_id` `refusal` refuses, and the `former` winner if it is refused now.
 
         Called once it is known who wins. One line and one event for each code: a thousand copies of a bundle give one

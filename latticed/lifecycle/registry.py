@@ -182,7 +182,7 @@ class Registry:
         (self._contested.add if len(claimants) > (winner is not None) else self._contested.discard)(plugin_id)
         former = self.state.presence(plugin_id).winner
         former_name = former.name if former is not None and former != winner else None
-        self._refused_log.settle(plugin_id, former_name, lambda name: self._refusal(plugin_id, name))
+        self._refused_log.update(plugin_id, former_name, lambda name: self._refusal(plugin_id, name))
         return winner
 
     def _refusal(self, plugin_id: str, name: str) -> Refused | None:

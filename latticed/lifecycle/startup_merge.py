@@ -33,7 +33,7 @@ MOST_HEADS: Final = 40
 log = logs.get_logger()
 
 
-async def hold(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
+async def merge(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
     """Refuse a ledger that was rolled back, unless `accept`; tighten it to the floors and record what that changed.
 
     Called at each start, before anything reads records. Problems: ledger_rolled_back, ledger_unavailable.

@@ -42,7 +42,7 @@ class RuntimeDirectory:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        self.hold()
+        self.lock()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +55,7 @@ class RuntimeDirectory:
             os.close(self._fd)
             self._fd = -1
 
-    def hold(self) -> None:
+    def lock(self) -> None:
         """Create the directory if it is missing and lock it; a no-op when `path` is still the locked directory."""
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)

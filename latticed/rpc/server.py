@@ -81,7 +81,7 @@ class Server:
         before, old = self.trouble, self._listener
         try:
             # The lock first: `bind` replaces whatever socket it finds in the directory.
-            await asyncio.to_thread(self._directory.hold)
+            await asyncio.to_thread(self._directory.lock)
             await self._listen()
         except Problem as problem:
             self.trouble = problem

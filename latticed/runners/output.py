@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
+from latticed.kit.token_bucket import ByteBucket, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 RING_BYTES: Final = 256 << 10
 LINE_CHARACTERS: Final = 8_192
 LAST_WORDS_CHARACTERS: Final = 200
-RATE_BYTES_PER_S: Final = 64 << 10
-BURST_BYTES: Final = 1 << 20
+RATE: Final = Rate(per_second=64 << 10, burst=1 << 20)
+"""In bytes, of an instance's stderr."""
 LINES_A_TURN: Final = 64
 """Lines of one child handled before yielding to the event loop: a pipe holds tens of thousands of short ones."""
 _ROW_BYTES: Final = 100  # what a line costs besides its text
@@ -121,8 +122,7 @@ class Stderr(asyncio.Protocol):
         self._held = b""
         self._rest = bytearray()
         self._cut = False
-        self._allowance = float(BURST_BYTES)
-        self._seen_s = 0.0
+        self._allowance = ByteBucket(RATE)
         self._transport: asyncio.ReadTransport | None = None
         self._later: asyncio.Handle | None = None
 
@@ -132,7 +132,7 @@ class Stderr(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._whole_bytes is None:
-            self._allow(len(data) + _ROW_BYTES * data.count(b"\n"))
+            self._allowance.spend(len(data) + _ROW_BYTES * data.count(b"\n"), asyncio.get_running_loop().time())
         else:
             data = self._within(data)
         self._held += data
@@ -163,9 +163,9 @@ class Stderr(asyncio.Protocol):
         if not done:
             self._transport.pause_reading()
             self._later = loop.call_soon(self._turn)
-        elif self._allowance < 0:
+        elif self._allowance.pause_s:
             self._transport.pause_reading()
-            self._later = loop.call_later(-self._allowance / RATE_BYTES_PER_S, self._go_on)
+            self._later = loop.call_later(self._allowance.pause_s, self._go_on)
         else:
             self._transport.resume_reading()
 
@@ -209,12 +209,6 @@ class Stderr(asyncio.Protocol):
             warning = f"more than {self._whole_bytes} bytes on stderr in one invocation: the rest is not kept"
             self._outputs.say(self._plugin_id, "daemon", warning)
         return data[: max(room, 0)]
-
-    def _allow(self, size: int) -> None:
-        """Subtract `size` from the allowance; below zero the child is not read until it has refilled."""
-        now = asyncio.get_running_loop().time()
-        self._allowance = min(self._allowance + (now - self._seen_s) * RATE_BYTES_PER_S, BURST_BYTES) - size
-        self._seen_s = now
 
     def _go_on(self) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.tasks import in_thread
 from latticed.model import accepted
 from latticed.runners import child_spawner, one_shot, stdio_child
 from latticed.sandbox import artifact, levels, namespaces
+from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from latticed.broker.gate import Gate
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Instance, PluginToRun
     from latticed.runners.output import Outputs
-    from latticed.sandbox.artifact import Artifact
     from latticed.sandbox.levels import Chosen
 
 PYTHON: Final = "python3"
@@ -70,19 +71,12 @@ class ProcessRunner:
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
-        """The artifact, sealed in a memfd. A cancellation waits for the thread, which reads from `pair`."""
+        """The artifact, sealed in a memfd."""
 
         def seal() -> Artifact:
             return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)
 
-        sealing = asyncio.ensure_future(asyncio.to_thread(seal))
-        try:
-            return await asyncio.shield(sealing)
-        except asyncio.CancelledError:
-            await asyncio.wait({sealing})
-            if not sealing.cancelled() and sealing.exception() is None:
-                sealing.result().close()
-            raise
+        return await in_thread(seal, Artifact.close)
 
     async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.tasks import in_thread
 from latticed.model.errors import Problem
 from latticed.runners import child_spawner, stdio_child, wasm_children
 from latticed.runners.wasm_cache import Cache
 from latticed.runners.wasm_children import INPUT, STATUS, LastWord, Package
-from latticed.runners.wasm_compiler import Bounds, Compiler, Module, in_thread
+from latticed.runners.wasm_compiler import Bounds, Compiler, Module
 from latticed.sandbox import artifact
 
 if TYPE_CHECKING:

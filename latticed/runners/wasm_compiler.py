@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, logs
+from latticed.kit.tasks import in_thread
 from latticed.model.errors import Problem
 from latticed.runners import wasm_children
 from latticed.runners.wasm_cache import Cache, Subject
@@ -20,16 +21,12 @@ from latticed.sandbox import artifact
 from latticed.sandbox.rlimits import ResourceLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.output import Stderr
     from latticed.runners.wasm_children import Package
     from latticed.sandbox.levels import Chosen
-
-    T = TypeVar("T")
 
 AT_ONCE: Final = 2
 _RUST_OUT_OF_MEMORY: Final = "memory allocation of"
@@ -163,18 +160,6 @@ class _Taken(asyncio.Protocol):
             self.too_large = True
             if self.child is not None:
                 self.child.kill()
-
-
-async def in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-    """The result of `work`, done in a thread. A cancellation waits for the thread, then calls the undo function."""
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait({working})
-        if undo is not None and not working.cancelled() and working.exception() is None:
-            undo(working.result())
-        raise
 
 
 def _close(fd: int | None) -> None:

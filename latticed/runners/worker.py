@@ -5,9 +5,6 @@ No code of it is executed: the template is data, rendered in one pass. All reads
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -15,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.host.route import rendering, table, template
 from latticed.host.route.table import RouteResponse
 from latticed.kit import files
+from latticed.kit.tasks import in_thread
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
+from latticed.sandbox import artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 ROUTE: Final = "worker:route"
 LISTEN_S: Final = 1.0
 """How long, in seconds, a start waits to learn whether its routes have a listener."""
-_MFD_NOEXEC_SEAL, _F_ADD_SEALS, _F_SEAL_GROW = 0x8, 1033, 0x4
 
 
 def _none(plugin_id: str) -> frozenset[str]:
@@ -172,15 +170,8 @@ def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str
 
 
 async def _compiled(pair: BundleDirectory, sha256: str) -> Template:
-    """The compiled template of `pair`. A cancellation waits for the thread, which reads from `pair`."""
-    compiling = asyncio.ensure_future(asyncio.to_thread(lambda: template.parse(_source(pair, sha256))))
-    try:
-        return await asyncio.shield(compiling)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await asyncio.wait({compiling})
-            compiling.exception()  # mark it retrieved: CancelledError takes precedence
-        raise
+    """The compiled template of `pair`."""
+    return await in_thread(lambda: template.parse(_source(pair, sha256)))
 
 
 def _source(pair: BundleDirectory, sha256: str) -> bytes:
@@ -200,15 +191,10 @@ def _source(pair: BundleDirectory, sha256: str) -> bytes:
 
 def _memory(room: int) -> int:
     """A memfd of at most `room` bytes (EPERM beyond): copying stops early for an artifact of any size."""
-    try:
-        fd = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create("template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # before Linux 6.3
+    fd = artifact.memory()
     try:
         os.ftruncate(fd, room)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_GROW)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     except BaseException:
         os.close(fd)
         raise

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import BundleDirectory
 
-# From linux/fcntl.h and linux/memfd.h. MFD_EXEC and MFD_NOEXEC_SEAL: Linux 6.3 and newer.
-_SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
-_F_ADD_SEALS: Final = 1033
-_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _MFD_EXEC = 0x1, 0x2, 0x8, 0x10
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_MFD_NOEXEC_SEAL, _MFD_EXEC = 0x8, 0x10  # memfd_create(2); Linux 6.3, not in the os module
 _HEAD_BYTES: Final = 4096  # what `classify` looks at; longer than any first line that is allowed
 _CHUNK_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 256  # about what execve(2) reads of a first line since Linux 5.1
@@ -98,7 +96,7 @@ def memory() -> int:
 
 def close_for_good(fd: int) -> None:
     """Seal a memfd from `memory`: its bytes cannot change from now on."""
-    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
 
 
 def _fill(fd: int, directory: BundleDirectory, sha256: str) -> int:
@@ -186,7 +184,7 @@ def _not_executable(found: str) -> Problem:
 
 def _memory() -> tuple[int, bool]:
     """A memfd that may be sealed, and whether it may be executed."""
-    flags = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         return os.memfd_create("artifact", flags | _MFD_EXEC), True
     except OSError as error:  # EACCES: vm.memfd_noexec is 2, which forbids executable ones
@@ -212,7 +210,7 @@ def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> A
     try:
         with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:  # closing flushes, and closes the duplicate
             out.write(data)
-        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         kind = classify(data[:_HEAD_BYTES], interpreters or {})
         return Artifact(fd=fd, size=len(data), sha256=hashlib.sha256(data).hexdigest(), executable=executable, **kind)
     except BaseException:

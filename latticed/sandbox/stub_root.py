@@ -72,7 +72,7 @@ def build_tree(tree: Plan) -> None:
         copy_artifact(top + tree["artifact"], tree["artifact_mode"])
     if tree["init"]:
         begin("init")
-        hold_init(top + "/init", tree["init"])
+        open_init(top + "/init", tree["init"])
     begin("pivot_root")
     os.chdir(top)
     # With the same directory twice the old root is stacked on the new one, and "." is what to detach (pivot_root(2)).
@@ -104,7 +104,7 @@ def copy_artifact(path: str, mode: int) -> None:
         os.fchmod(out.fileno(), mode)
 
 
-def hold_init(path: str, program: bytes) -> None:
+def open_init(path: str, program: bytes) -> None:
     """Write process 1's program to a file, keep only its descriptor. No memfd: vm.memfd_noexec may forbid it."""
     with open(path, "xb", buffering=0) as out:
         out.write(program)

@@ -19,13 +19,13 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     WAITING = "waiting"  # failed, will be started again
     BROKEN = "broken"  # failed too often in a row: the breaker is open until an operator restarts it
-    HELD = "held"  # failed for a reason that a retry cannot mend: its bundle no longer verifies
+    REFUSED = "refused"  # failed for a reason that a retry cannot mend: its bundle no longer verifies
 
 
 EXCUSED = frozenset({"message_too_large"})
 """Failure codes that do not count for the breaker: whoever supplies data that a plugin echoes can cause them."""
 
-SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.HELD})
+SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.REFUSED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +150,12 @@ def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
     if afresh:
         fresh = replace(fresh, failures=restart.Failures(), fault=None, pending=None)
     match state.phase:
-        # HELD replaces BROKEN when the bundle is refused. Its return must not close the breaker: only an operator does.
-        case Phase.HELD if fresh.failures.breaker_open(rules.restart):
+        # REFUSED replaces BROKEN when the bundle is refused. The bundle may come back: that must not close the breaker,
+        # which only an operator does.
+        case Phase.REFUSED if fresh.failures.breaker_open(rules.restart):
             return _still_broken(fresh), ()
         # `failures` is kept: a bundle that is removed and put back does not reset the count.
-        case Phase.STOPPED | Phase.HELD:
+        case Phase.STOPPED | Phase.REFUSED:
             return _start(replace(fresh, fault=None, message=""), restarts=0)
         # An operator's restart or another identity: neither waits for the backoff nor stays behind an open breaker.
         case Phase.WAITING | Phase.BROKEN if afresh:
@@ -192,10 +193,10 @@ def _disarm(state: HandleState, fault: Fault | None) -> Next:
 
 
 def _not_wanted(state: HandleState) -> HandleState:
-    """Not wanted and not running: HELD if it has a fault, else STOPPED."""
+    """Not wanted and not running: REFUSED if it has a fault, else STOPPED."""
     if state.fault is None:
         return replace(state, phase=Phase.STOPPED, health=Health.UNKNOWN, message="")
-    return replace(state, phase=Phase.HELD, health=Health.UNKNOWN, message=state.fault.reason)
+    return replace(state, phase=Phase.REFUSED, health=Health.UNKNOWN, message=state.fault.reason)
 
 
 def _started(state: HandleState, message: str) -> Next:
@@ -214,9 +215,9 @@ def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules)
     message = f"{failed.message} {restart.VISITED}" if may_be_theirs else failed.message
     fault = Fault(failed.code, message)
     down = replace(state, fault=fault, message=message, health=Health.UNKNOWN, bad_checks=0, pending=None)
-    # Not wanted any more: HELD starts again only when the lifecycle arms it.
+    # Not wanted any more: REFUSED starts again only when the lifecycle arms it.
     if failed.final:
-        return replace(down, phase=Phase.HELD, wanted=False), ()
+        return replace(down, phase=Phase.REFUSED, wanted=False), ()
     # Excused failures still lengthen the pause, up to a share of the ceiling (`RestartPolicy.excused_share`).
     excused = may_be_theirs or (state.phase is Phase.ARMED and failed.code in EXCUSED)
     failures = state.failures.after(failed.uptime_s, rules.restart, excused=excused)

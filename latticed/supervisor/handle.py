@@ -36,7 +36,7 @@ _STATE_OF = {
     Phase.STOPPING: RuntimeState.ARMED,
     Phase.WAITING: RuntimeState.FAILED,
     Phase.BROKEN: RuntimeState.FAILED,
-    Phase.HELD: RuntimeState.FAILED,
+    Phase.REFUSED: RuntimeState.FAILED,
 }
 
 

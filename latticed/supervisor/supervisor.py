@@ -73,7 +73,7 @@ class Supervisor:
         """Forget the handle of a plugin that has stopped."""
         handle = self._handles.get(plugin_id)
         # Any other phase has an instance, a timer or a task, which would go on without an owner.
-        if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.HELD}:
+        if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.REFUSED}:
             del self._handles[plugin_id]
 
     def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:

@@ -12,7 +12,7 @@ from latticed.sdk import gate
 from latticed.sdk.gate import Gate
 from tests.house import houses
 
-HELD = ("kv:read", "kv:write", "log:write", "audit:read")
+REFUSED = ("kv:read", "kv:write", "log:write", "audit:read")
 QUOTAS = {"kv_value_bytes": 64, "kv_keys": 3, "kv_total_bytes": 100}
 RAW = base64.b64encode(b"\xff\x00").decode()
 ASKED = [
@@ -87,9 +87,9 @@ async def both():
     """(ask the real Gate, ask the one in memory), both with the same grants and quotas."""
     toml = "[host_calls]\n" + "".join(f"{name} = {value}\n" for name, value in QUOTAS.items())
     async with houses.opened(toml=toml) as home:
-        home.drop("demo", id="acme.demo", capabilities=[*HELD, "node:admin"])
+        home.drop("demo", id="acme.demo", capabilities=[*REFUSED, "node:admin"])
         life = await home.armed("acme.demo")
-        memory = Gate([*HELD, "node:admin"], granted=HELD)
+        memory = Gate([*REFUSED, "node:admin"], granted=REFUSED)
         for name, value in QUOTAS.items():
             setattr(memory, name, value)
         yield life.gate.call, memory.call

@@ -153,7 +153,7 @@ class Handle(RuleBasedStateMachine):
     @invariant()
     def not_wanted_is_at_rest_or_on_its_way(self) -> None:
         if not self.state.wanted:
-            assert self.state.phase in {Phase.STOPPED, Phase.HELD, Phase.STOPPING}
+            assert self.state.phase in {Phase.STOPPED, Phase.REFUSED, Phase.STOPPING}
 
     @invariant()
     def broken_rests(self) -> None:
@@ -164,7 +164,7 @@ class Handle(RuleBasedStateMachine):
 
     @invariant()
     def held_says_why(self) -> None:
-        if self.state.phase is Phase.HELD:
+        if self.state.phase is Phase.REFUSED:
             assert self.state.fault is not None
 
     @invariant()

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from contextvars import ContextVar
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from latticed.host.call import HostError
 from latticed.host.egress import body, headers, redirects
+from latticed.host.egress.allowed import AllowedAddresses
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -78,11 +76,12 @@ class EgressClient:
     async def __aenter__(self) -> Self:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
+        allowed = AllowedAddresses(_allowed.get)
         # No cache of names and no limit of connections here: addresses hold for one request, and callers bound their
         # requests.
         connector = aiohttp.TCPConnector(
-            resolver=_AllowedResolver(),
-            socket_factory=_allowed_socket,
+            resolver=allowed,
+            socket_factory=allowed.socket,
             use_dns_cache=False,
             force_close=True,
             limit=0,
@@ -194,37 +193,6 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
     encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
     content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
     return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
-
-
-class _AllowedResolver(AbstractResolver):
-    """Answers with the addresses that the guard has allowed in this context (`_allowing`), and fails outside of one."""
-
-    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:  # noqa: ARG002 - aiohttp's signature
-        """The allowed addresses; nothing is looked up here, the guard has done that."""
-        if not _allowed.get():
-            raise PermissionError("a name that the guard has not judged")
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in _allowed.get()
-        ]
-
-    async def close(self) -> None:
-        """There is nothing to close."""
-
-
-def _allowed_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an address that is allowed in this context. aiohttp asks no resolver for an address in a URL."""
-    family, kind, proto, _, address = info
-    if ip_address(address[0]) not in _allowed.get():
-        raise PermissionError("an address that the guard has not judged")
-    return socket.socket(family, kind, proto)
 
 
 @contextlib.contextmanager

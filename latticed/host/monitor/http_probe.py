@@ -6,18 +6,15 @@ Redirects are not followed, and nothing is kept from one check to the next: no c
 from __future__ import annotations
 
 import errno
-import functools
-import socket
 import ssl
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from latticed.host.egress import headers
+from latticed.host.egress.allowed import AllowedAddresses
 from latticed.host.monitor import rules
 from latticed.host.monitor.body_search import BodySearch
 from latticed.host.monitor.rules import BadAnswer, HeaderTooLarge, HttpAnswer
@@ -51,9 +48,10 @@ async def check(
     """
     # A connector of its own for each check: its resolver and sockets are limited to the addresses allowed for this one,
     # and a reused connection would not show that the target accepts new ones.
+    allowed = AllowedAddresses(lambda: addresses)
     connector = aiohttp.TCPConnector(
-        resolver=_AllowedResolver(addresses),
-        socket_factory=functools.partial(_allowed_socket, frozenset(addresses)),
+        resolver=allowed,
+        socket_factory=allowed.socket,
         ssl=tls if tls is not None else True,
         use_dns_cache=False,
         force_close=True,
@@ -134,44 +132,6 @@ class _Response(aiohttp.ClientResponse):
         if certificate:
             self.expires_s = ssl.cert_time_to_seconds(certificate["notAfter"])
         return await super().start(connection)
-
-
-class _AllowedResolver(AbstractResolver):
-    """Resolves any name to the addresses that the guard has allowed for this check."""
-
-    def __init__(self, addresses: Sequence[Address]) -> None:
-        self._addresses = addresses
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily | int = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The allowed addresses of that family, whatever `host` is. Nothing is looked up: the guard has done that."""
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self._addresses
-            if family in {socket.AF_UNSPEC, socket.AF_INET if address.version == 4 else socket.AF_INET6}
-        ]
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-
-def _allowed_socket(allowed: frozenset[Address], info: tuple[Any, ...]) -> socket.socket:
-    """A socket for `info` (as of getaddrinfo), if its address is allowed; PermissionError otherwise.
-
-    Needed beside the resolver: aiohttp does not ask that for an address that is literal in a URL.
-    """
-    family, kind, proto, _, address = info
-    if ip_address(address[0]) not in allowed:
-        raise PermissionError("an address that the guard has not judged")
-    return socket.socket(family, kind, proto)
 
 
 def _os_error(error: Exception) -> OSError:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from latticed.host import values
 from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.host.static import content_types
 from latticed.host.static.tree import StaticFiles, StaticQuota
@@ -141,7 +142,7 @@ class StaticCalls:
         part = data[asked.offset : asked.offset + min(asked.length, MAX_ANSWER_BYTES)]
         return {
             "ok": True,
-            "content": _as_text(part),
+            "content": values.as_text(part),
             "content_base64": base64.b64encode(part).decode("ascii"),
             "bytes": len(data),
             "content_type": self._content_type(path),
@@ -165,7 +166,8 @@ class StaticCalls:
         return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
-        path, data, limits = _checked(asked.path), _content(asked), self.limits
+        path, limits = _checked(asked.path), self.limits
+        data = values.from_text_or_base64(asked.content, asked.content_base64, name="content")
         if (kind := self._content_type(path)) is None:
             raise HostError(Denial.BAD_PARAMS, f"files like {path} are not published: {self._kinds()}")
         if len(data) > limits.file_bytes:
@@ -274,21 +276,3 @@ def _checked(path: str) -> str:
     if fault := path_fault(path):
         raise HostError(Denial.BAD_PARAMS, f"path: {fault}")
     return path
-
-
-def _content(asked: StaticPut) -> bytes:
-    if (asked.content is None) == (asked.content_base64 is None):
-        raise HostError(Denial.BAD_PARAMS, "expected exactly one of content and content_base64")
-    if asked.content is not None:
-        return asked.content.encode("utf-8")
-    try:
-        return base64.b64decode(asked.content_base64 or "", validate=True)
-    except ValueError as error:
-        raise HostError(Denial.BAD_PARAMS, f"content_base64: expected base64, found {error}") from error
-
-
-def _as_text(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None

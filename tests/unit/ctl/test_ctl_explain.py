@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from latticed.ctl import advice, views
+from latticed.ctl import advice, decode
 from latticed.model.verdict import OTHER_SCHEMA, Code
 from tests.house import api_server
 from tests.house.api_server import event, plugin
@@ -20,7 +20,7 @@ def facts(view: dict[str, Any] | None = None, **known: Any) -> advice.RemedyFact
     ]
     return advice.RemedyFacts(
         plugin_id="acme.demo",
-        view=views.plugin(view) if view else None,
+        view=decode.plugin(view) if view else None,
         verdict={"ok": code is None, "code": code, "reason": "r"},
         grants={
             "masked": known.get("masked", []),
@@ -30,8 +30,8 @@ def facts(view: dict[str, Any] | None = None, **known: Any) -> advice.RemedyFact
             "withheld": known.pop("withheld", []),
         },
         causes=known.pop("causes", {}),
-        denials=[views.event(event(9 - at, **row)) for at, row in enumerate(known.pop("denials", []))],
-        rejected=list(views.rejected(rejected)),
+        denials=[decode.event(event(9 - at, **row)) for at, row in enumerate(known.pop("denials", []))],
+        rejected=list(decode.rejected(rejected)),
         policy=known.pop("policy", ""),
         directory="/plugins",
     )

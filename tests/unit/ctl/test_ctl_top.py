@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.ctl import activity, views
+from latticed.ctl import activity, decode
 from tests.house import api_server
 
 METRICS = """# HELP latticed_host_calls_total host calls
@@ -44,7 +44,7 @@ def test_any_metrics_text_is_parsed_without_error(text):
 
 def test_rates_are_differences_between_samples():
     """None in the first sample; not negative after a restart of the daemon; sorted by rate."""
-    known = list(views.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
+    known = list(decode.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
     before = activity.Sample(calls={"acme.a": 10, "acme.b": 900}, denied={}, at_s=1.0)
     now = activity.Sample(calls={"acme.a": 110, "acme.b": 3, "acme.d": 400}, denied={"acme.a": 2}, at_s=3.0)
     found = activity.rows(known, now, before, now_s=0.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import threading
 
 import pytest
 
@@ -109,3 +111,45 @@ def test_system_exit_and_keyboard_interrupt_pass_through(error):
     with pytest.raises(type(error)):
         asyncio.run(main())
     assert reported == []
+
+
+async def test_cancelled_caller_waits_for_its_thread_and_undoes_the_result():
+    """The thread may use what the caller closes next; what it opened is closed by `undo`."""
+    begun, go_on, undone = threading.Event(), threading.Event(), []
+
+    def work() -> str:
+        begun.set()
+        go_on.wait(20)
+        return "opened"
+
+    caller = asyncio.create_task(tasks.in_thread(work, undone.append))
+    await asyncio.to_thread(begun.wait, 20)
+    caller.cancel()
+    done, _ = await asyncio.wait({caller}, timeout=0.05)
+    assert not done
+    assert not undone
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert undone == ["opened"]
+
+
+async def test_error_of_a_thread_whose_caller_was_cancelled_is_not_logged(caplog):
+    """CancelledError takes precedence; asyncio would log the error as never retrieved."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(20)
+        raise OSError("read failed")
+
+    caller = asyncio.create_task(tasks.in_thread(work, lambda _: pytest.fail("there is nothing to undo")))
+    await asyncio.to_thread(begun.wait, 20)
+    caller.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    del caller
+    gc.collect()
+    assert not caplog.records

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.kit import token_bucket
-from latticed.kit.token_bucket import Rate, TokenBuckets
+from latticed.kit.token_bucket import ByteBucket, Rate, TokenBuckets
 
 
 @given(
@@ -42,3 +42,16 @@ def test_keys_have_their_own_buckets_and_full_ones_are_dropped(monkeypatch):
     assert buckets.take("c", rate, 12.0) == 0
     assert buckets.take("d", rate, 12.0) == 0
     assert set(buckets._tokens) == {"b", "c", "d"}
+
+
+def test_reader_in_debt_pauses_until_it_has_refilled():
+    """A read may be larger than what is left: the pause is the time that the rate needs for what is missing."""
+    bucket = ByteBucket(Rate(per_second=100, burst=1_000))
+    bucket.spend(1_000, 10.0)
+    assert bucket.pause_s == 0
+    bucket.spend(50, 10.0)
+    assert bucket.pause_s == 0.5
+    bucket.spend(0, 10.5)
+    assert bucket.pause_s == 0
+    bucket.spend(1_000, 1_000.0)  # a long silence refills no more than the burst
+    assert bucket.pause_s == 0

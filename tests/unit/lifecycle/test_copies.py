@@ -72,7 +72,7 @@ def test_bundle_that_became_a_duplicate_is_logged():
     lines = Lines()
     refusals = RefusedLog(lines)
     refusals.newcomer(ID, "plugins/new")
-    refusals.settle(ID, "plugins/old", lambda _: Refused(code=Code.DUPLICATE_ID, reason="two"))
+    refusals.update(ID, "plugins/old", lambda _: Refused(code=Code.DUPLICATE_ID, reason="two"))
     assert lines.said == [
         ("verdict_refused", {"bundle": "plugins/new", "bundles": 2, "code": Code.DUPLICATE_ID, "plugin_id": ID})
     ]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from latticed.lifecycle import effects as rest
+from latticed.lifecycle import effect_waiter
 from latticed.model.errors import Problem
 from tests.house import bundles, houses
 
@@ -37,7 +37,7 @@ async def idle(home):
 
 async def test_slow_start_is_reported_as_starting(home, monkeypatch):
     """State `stopped`, reason `starting`, in the answer and all views until it is armed."""
-    monkeypatch.setattr(rest, "SETTLE_S", 0.01)
+    monkeypatch.setattr(effect_waiter, "SETTLE_S", 0.01)
     go = asyncio.Event()
     home.driven.starting = lambda _: go.wait()
     await installed(home)

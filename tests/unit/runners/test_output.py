@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from latticed.kit.token_bucket import Rate
 from latticed.processes.pipes import PipeReader
 from latticed.runners import output
 from tests.house import conversations, runner_deps
@@ -43,7 +44,7 @@ async def most_in_a_turn(told, over):
 @pytest.mark.parametrize("whole_bytes", [None, 1 << 20])
 async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
     """Thousands of them in one read: LINES_A_TURN per turn, in order, and all before the end is reported."""
-    monkeypatch.setattr(output, "BURST_BYTES", 1 << 30)
+    monkeypatch.setattr(output, "RATE", Rate(per_second=1, burst=1 << 30))
     told = []
     stderr = output.Stderr(runner_deps.outputs(told), "acme.demo", whole_bytes=whole_bytes)
     lines = [str(number) for number in range(10_000)]

@@ -43,7 +43,7 @@ def after(*events: Event, state: HandleState | None = None) -> tuple[HandleState
 ARMED = after(Arm(), Started("held"))[0]
 WAITING = after(CRASH, state=ARMED)[0]
 BROKEN = after(CRASH, RetryDue(), CRASH, RetryDue(), CRASH, state=ARMED)[0]
-HELD = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
+REFUSED = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
 
 
 def test_arming_stopped_handle_starts_it():
@@ -69,21 +69,22 @@ def test_disarm_stops_plugin_and_clears_failures():
     assert (state.phase, state.fault, state.message, done) == (Phase.STOPPED, None, "", [])
 
 
-def test_disarm_with_fault_holds_plugin_with_reason():
+def test_disarmed_plugin_with_a_fault_is_refused_with_its_reason():
     """A tampered bundle: failed with the code, not stopped."""
-    assert (HELD.phase, HELD.wanted, HELD.fault, HELD.message) == (Phase.HELD, False, FAULT, FAULT.reason)
+    assert (REFUSED.phase, REFUSED.wanted) == (Phase.REFUSED, False)
+    assert (REFUSED.fault, REFUSED.message) == (FAULT, FAULT.reason)
     state, done = after(Disarm(FAULT))
-    assert (state.phase, done) == (Phase.HELD, [])
+    assert (state.phase, done) == (Phase.REFUSED, [])
 
 
 def test_held_plugin_starts_when_armed():
     """Its bundle verifies again: at once, without a backoff."""
-    state, done = after(Arm(), state=HELD)
+    state, done = after(Arm(), state=REFUSED)
     assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [HandleAction.START])
 
 
 @pytest.mark.parametrize("before", [WAITING, BROKEN], ids=["waiting", "broken"])
-@pytest.mark.parametrize(("fault", "phase"), [(None, Phase.STOPPED), (FAULT, Phase.HELD)])
+@pytest.mark.parametrize(("fault", "phase"), [(None, Phase.STOPPED), (FAULT, Phase.REFUSED)])
 def test_disarm_cancels_pending_retry(before, fault, phase):
     state, done = after(Disarm(fault), state=before)
     assert (state.phase, done) == (phase, [HandleAction.CANCEL_RETRY])
@@ -186,13 +187,13 @@ def test_returned_bundle_keeps_failure_count():
 def test_disable_clears_failures_even_if_fault_follows_while_stopping():
     """Once it verifies and is wanted again, earlier failures do not count."""
     state, _ = after(CRASH, RetryDue(), Disarm(), Disarm(FAULT), Stopped(), state=ARMED)
-    assert (state.phase, state.fault, state.failures.in_a_row) == (Phase.HELD, FAULT, 0)
+    assert (state.phase, state.fault, state.failures.in_a_row) == (Phase.REFUSED, FAULT, 0)
 
 
 def test_final_failure_is_not_retried():
     """Such as a stored pair that does not verify."""
     state, done = after(Arm(), InstanceFailed("digest_mismatch", "expected 7f", final=True))
-    assert (state.phase, state.wanted, done) == (Phase.HELD, False, [HandleAction.START])
+    assert (state.phase, state.wanted, done) == (Phase.REFUSED, False, [HandleAction.START])
     assert after(RetryDue(), state=state) == (state, [])
     assert after(Arm(), state=state)[1] == [HandleAction.START]
 
@@ -216,7 +217,7 @@ def test_armed_while_stopping_starts_after_stop():
 def test_disarmed_again_while_stopping_stays_stopped():
     """The last event counts."""
     state, done = after(Disarm(), Arm(), Disarm(FAULT), Stopped(), state=ARMED)
-    assert (state.phase, done) == (Phase.HELD, [HandleAction.STOP])
+    assert (state.phase, done) == (Phase.REFUSED, [HandleAction.STOP])
 
 
 def test_only_unhealthy_checks_are_counted():
@@ -250,7 +251,7 @@ def test_operator_restart_of_unhealthy_plugin_skips_backoff():
 
 @pytest.mark.parametrize(
     "state",
-    [HandleState(), WAITING, BROKEN, HELD, after(Disarm(), state=ARMED)[0]],
+    [HandleState(), WAITING, BROKEN, REFUSED, after(Disarm(), state=ARMED)[0]],
     ids=lambda state: state.phase.value,
 )
 @pytest.mark.parametrize("event", [Started(), CRASH, SICK], ids=["started", "failed", "checked"])
@@ -259,6 +260,6 @@ def test_late_events_after_stop_are_ignored(state, event):
     assert after(event, state=state) == (state, [])
 
 
-@pytest.mark.parametrize("state", [HandleState(), ARMED, WAITING, BROKEN, HELD], ids=lambda state: state.phase.value)
+@pytest.mark.parametrize("state", [HandleState(), ARMED, WAITING, BROKEN, REFUSED], ids=lambda state: state.phase.value)
 def test_stopped_event_is_ignored_unless_stopping(state):
     assert after(Stopped(), state=state) == (state, [])

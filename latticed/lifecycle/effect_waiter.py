@@ -16,7 +16,7 @@ SETTLE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Effects:
+class EffectWaiter:
     """Waits for the effects of a decision. Both waits end after SETTLE_S at the latest, without an error."""
 
     supervisor: Supervisor

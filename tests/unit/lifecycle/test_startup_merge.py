@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.ledger import audit as rows
 from latticed.ledger import floors, open_ledger, records
-from latticed.lifecycle import merge_after_loss
-from latticed.lifecycle import startup_merge as holding
+from latticed.lifecycle import merge_after_loss, startup_merge
 from latticed.model import chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -69,7 +68,7 @@ def journal(monkeypatch):
     async def journalled():
         return list(heads)
 
-    monkeypatch.setattr(holding, "_journalled", journalled)
+    monkeypatch.setattr(startup_merge, "_journalled", journalled)
     return heads
 
 
@@ -79,29 +78,29 @@ async def test_journal_heads_reveal_rolled_back_ledger(ledger, clock, journal, t
     await ledger.record(ACT)
     (head,) = await ledger.sign_head()
     journal += [signed(9, "ab" * 32, head.ts, key=Ed25519PrivateKey.generate()), head]
-    await holding.hold(ledger, clock, accept=False)
+    await startup_merge.merge(ledger, clock, accept=False)
     assert len(ledger.read(rows.query)) == 1
     journal.append(signed(3, "ab" * 32, head.ts, key=key))
     with pytest.raises(Problem, match="expected event 3") as caught:
-        await holding.hold(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False)
     assert caught.value.code == "ledger_rolled_back"
     journal[-1] = signed(1, "ab" * 32, head.ts, key=key, name=chain.CALLS)
     with pytest.raises(Problem, match="expected event 1 of the calls"):
-        await holding.hold(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False)
     journal[-1] = signed(1, "ab" * 32, head.ts, key=key)
     with pytest.raises(Problem, match="found another"):
-        await holding.hold(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False)
     clock.advance(1)
-    await holding.hold(ledger, clock, accept=True)
+    await startup_merge.merge(ledger, clock, accept=True)
     (event,) = ledger.read(lambda db: rows.query(db, action="ledger.rollback_accepted"))
     assert event["decision"] == "allow"
-    await holding.hold(ledger, clock, accept=False)  # heads from before the acceptance are ignored
+    await startup_merge.merge(ledger, clock, accept=False)  # heads from before the acceptance are ignored
 
 
 async def test_start_with_agreeing_floors_changes_nothing(ledger, clock, journal):
     await ledger.write(lambda tx: records.put(tx, RECORD))
     await ledger.write_floors(floors.Floors(versions={"acme.demo": "1.2.3"}, masked={"acme.demo": frozenset({"x:y"})}))
-    await holding.hold(ledger, clock, accept=True)
+    await startup_merge.merge(ledger, clock, accept=True)
     assert ledger.read(rows.query) == []
     assert ledger.read(records.load_all) == (RECORD,)
 
