@@ -77,7 +77,7 @@ def test_disarmed_plugin_with_a_fault_is_refused_with_its_reason():
     assert (state.phase, done) == (Phase.REFUSED, [])
 
 
-def test_held_plugin_starts_when_armed():
+def test_refused_plugin_starts_when_armed():
     """Its bundle verifies again: at once, without a backoff."""
     state, done = after(Arm(), state=REFUSED)
     assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [HandleAction.START])
