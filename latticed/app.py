@@ -64,8 +64,10 @@ log = logs.get_logger()
 class App:
     """One running daemon, an async context manager: entered, its state is loaded and the control socket is served.
 
-    `inherited` is a listening socket that the service manager passed; `runners` (by plugin type) replaces the choice
-    that the settings make.
+    `config` is the settings file named on the command line, for reloads; `inherited` a listening socket that the
+    service manager passed; `accept_rollback` goes on with a ledger that is older than what was decided. `runners` (by
+    plugin type) replaces the choice that the settings make, `clock` the system's. Entering raises the Problems of its
+    parts; what was open by then is closed again.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class App:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await self._open(stack)
+            # Only now: until here, leaving the block closes what is open.
             self._stack = stack.pop_all()
         return self
 
@@ -105,13 +108,17 @@ class App:
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Open each part after those it depends on; the control socket last."""
         settings, clock = self._settings, self._clock
+        # A file or directory service that hangs must not block the loop: SIGTERM has to work during the start.
         settings_seen = await asyncio.to_thread(fingerprint, settings.config_file)
         allowed, gid = await asyncio.to_thread(resolved, settings)
+        # Locks the state directory: a second daemon on it ends here.
         ledger = await stack.enter_async_context(self._open_ledger())
         set_retention(ledger, settings)
         directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
+        # The policy needs the ledger, for the revocations that its file no longer names.
         policy, kept_revocations = await self._open_policy(ledger)
         spawner, outputs = _child_spawner(settings), Outputs(clock, logs.plugin_line)
+        # What plugins' calls are served by, before any plugin can be started.
         handles: dict[str, Handle] = {}
         services = self.services = HostServices(
             settings,
@@ -126,6 +133,7 @@ class App:
         emit = functools.partial(_log_line, outputs)
         self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
         await stack.enter_async_context(services)
+        # What is on disk. `judge` reads the policy at each call, so that a change counts at once.
         store = Store(settings.state_dir / "store", limits=self._read_limits())
 
         async def judge(identity: str, sha256: str | None = None) -> Verdict:
@@ -133,9 +141,11 @@ class App:
             return await asyncio.to_thread(verify, sha256=sha256)
 
         catalog = self._make_catalog(policy, store)
+        # Before the first scan, which then judges bundles of installed plugins first.
         for source in ledger.read(records.accepted_sources):
             catalog.mark_recorded(source)
         await stack.enter_async_context(catalog)
+        # What runs plugins. Entered before the lifecycle, it is closed after it: then all plugins stop.
         handle_deps = HandleDeps(
             runners=runners,
             broker=self.broker,
@@ -164,8 +174,10 @@ class App:
                 defaults=manifest_defaults.of(settings),
             )
         )
+        # Before the lifecycle, which arms plugins and so brings routes to serve.
         await self._open_ingress(stack, ledger)
         await stack.enter_async_context(lifecycle)
+        # Last what is reached from outside: nothing is asked before everything can answer.
         api = self.api = Api(
             lifecycle=lifecycle,
             backups=Backups(lifecycle, settings.state_dir, version=self._version),
@@ -196,6 +208,7 @@ class App:
         self.reloader = Reloader(
             self._config, api, server, broker=self.broker, services=services, settings_seen=settings_seen
         )
+        # Set afterwards, since the reloader needs the API that shows its troubles.
         api.around = self.reloader.troubles
 
     @contextlib.asynccontextmanager
@@ -208,6 +221,7 @@ class App:
             yield ledger
 
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.RevocationKeeper]:
+        """The policy in force, read once, and the keeper of its revocations, which records new ones at once."""
         remembered = ledger.read(revocations.remembered)
         policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
         await asyncio.to_thread(policy.look, always=True)
@@ -229,6 +243,7 @@ class App:
         await stack.enter_async_context(proxy)
 
     def _make_runners(self, spawner: ChildSpawner, outputs: Outputs) -> Mapping[str, Runner]:
+        """A runner for each plugin type, as the settings choose."""
         wanted, services = self._settings.runners, self.services
         deps = RunnerDeps(
             spawner=spawner,
@@ -242,9 +257,11 @@ class App:
         return choice.choose({"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}, deps)
 
     def _make_catalog(self, policy: PolicyKeeper, store: Store) -> Catalog:
+        """The catalog of the operator's plugin directory and the market's."""
         settings = self._settings
         return Catalog(
             {"plugins": settings.plugin_dir, "market": _market_dir(settings)},
+            # Asked at each judgement: it changes while the daemon runs.
             policy=lambda: policy.current,
             host_version=self._version,
             clock=self._clock,
@@ -255,6 +272,7 @@ class App:
         )
 
     def _read_limits(self) -> read.ReadLimits:
+        """How much of a bundle is read, by the settings."""
         limits = self._settings.limits
         return read.ReadLimits(
             manifest_bytes=limits.manifest_bytes,
@@ -284,7 +302,10 @@ def _child_spawner(settings: Settings) -> ChildSpawner:
 
 @functools.cache
 def _probed() -> Probed:
-    """Cached for the process: the probe starts throw-away children at every confinement level."""
+    """What this host can confine with.
+
+    Cached for the process, as the probe starts throw-away children at every confinement level.
+    """
     return probe.probe()
 
 

@@ -41,6 +41,7 @@ EXIT_CODES: Final = {
 """Exit codes of latticed by problem (contracts §6); any other problem at start is 1, wrong usage is 2."""
 
 FAILED: Final = 1
+"""Exit code of a daemon that stops because it cannot go on, or is forced."""
 LOOK_S: Final = 1.0
 """Interval of the polls of settings, trust policy, socket and state directory."""
 FINISH_S: Final = 1.0
@@ -54,7 +55,10 @@ log = logs.get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon; its exit code."""
+    """Run the daemon until it is stopped, or do what an option asks for; the exit code.
+
+    `argv` without the program's name; None takes the process's own, and sets up signals and limits as for a server.
+    """
     # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
     if argv is None:
         process_start.reset_for_server()
@@ -148,6 +152,7 @@ def _mend(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _show(settings: Settings) -> int:
+    """`--check-config`: print each setting with its origin; 0. Problem for settings that a start would refuse."""
     from latticed.rpc import access  # what a start would refuse is refused here too
 
     access.resolve(settings.access, own_uid=os.geteuid())
@@ -270,6 +275,7 @@ def _freeze_collector() -> None:
 
 
 async def _reload(app: App, notifier: Notifier) -> None:
+    """SIGHUP: apply what can be, and keep the service manager informed."""
     notifier.reloading()
     try:
         await app.reloader.reload()
@@ -279,7 +285,10 @@ async def _reload(app: App, notifier: Notifier) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGINT stop the daemon, within `stop_s`; a second one exits at once. SIGHUP reloads."""
+    """SIGTERM and SIGINT stop the daemon, within `stop_s`; a second one exits at once. SIGHUP reloads.
+
+    `ended` is set once it is to stop. Handlers run on `loop`, between its callbacks.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, stop_s: float) -> None:
         self._loop = loop
@@ -307,6 +316,7 @@ class Signals:
         return asked
 
     def _end(self) -> None:
+        """SIGTERM or SIGINT came."""
         if self.ended.is_set():
             # os._exit never returns, so nothing below runs twice.
             self._force("a second signal")
@@ -323,6 +333,7 @@ class Signals:
         os._exit(FAILED)
 
     def _again(self) -> None:
+        """SIGHUP came; several before the next `take_reload` count as one."""
         self._reload = True
         self._wake.set()
 

@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from latticed.settings import Settings
 
 MAX_REQUEST_BYTES: Final = 8 << 10
+"""Longest line of a request; the connection of a longer one is closed."""
 REQUEST_S: Final = 5.0
+"""How long a client may take to send its request, and again to take the answer."""
 ANSWER_S: Final = 7.0
 """A little less than the daemon waits (journal_client.DEADLINE_S), so that it gets the reason."""
 MAX_CONNECTIONS: Final = 16
+"""Open connections; further ones are closed at once."""
 MAX_CONCURRENT_QUERIES: Final = 2
+"""Queries that run at once, each with a journalctl of its own; further ones wait for their turn."""
 
 log = logs.get_logger()
 
@@ -47,6 +51,7 @@ log = logs.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the reader until SIGTERM or SIGINT; the exit code."""
     if argv is None:
+        # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
         process_start.reset_for_server()
     parser = argparse.ArgumentParser(prog="latticed-journal", description="Show latticed what it may of the journal.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML), the daemon's")
@@ -66,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(settings: Settings, source: str) -> int:
+    """Listen and answer until a signal; the exit code. Problem socket_unusable."""
     notifier = sd_notify.from_environment(os.environ)
     inherited = sd_notify.listen_fds(os.environ)
     stop = asyncio.Event()
@@ -84,9 +90,11 @@ async def _run(settings: Settings, source: str) -> int:
             sock = socket.socket(fileno=inherited[0].fd)
         else:
             sock = _listen(path)
+            # Ours: a socket file that nobody listens on would refuse connections until the next start.
             stack.callback(path.unlink, missing_ok=True)
         await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
         source_name = "journald" if use_journald else "auth.log"
+        # Only now, with the socket open: units that wait for this one may connect at once.
         notifier.ready(f"reading {source_name}")
         log.info("journal_reader_ready", source=source_name, units=len(sources.units))
         await stop.wait()
@@ -95,6 +103,7 @@ async def _run(settings: Settings, source: str) -> int:
 
 
 def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path`, in the daemon's runtime directory. Problem socket_unusable."""
     try:
         return unix_listener.listen(path)
     except OSError as error:
@@ -103,7 +112,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 def clients(settings: Settings) -> frozenset[int]:
-    """The uids that may ask: root, our own, and the owner of the runtime directory, which is the daemon's user."""
+    """The uids that may ask: root, our own, and the owner of the runtime directory, which is the daemon's user.
+
+    Looked up once at the start. Without the directory only root and our own user may.
+    """
     uids = {0, os.geteuid()}
     with contextlib.suppress(OSError):
         uids.add(settings.runtime_dir.stat().st_uid)
@@ -112,7 +124,10 @@ def clients(settings: Settings) -> frozenset[int]:
 
 
 class JournalServer:
-    """Answers one request for each connection."""
+    """Answers one request for each connection, from `clients` (uids) only.
+
+    A request is one line of JSON, a JournalQuery; the answer is one line of JSON: entries, or `code` and `message`.
+    """
 
     def __init__(self, sources: Sources, *, clients: frozenset[int]) -> None:
         self._sources = sources
@@ -133,6 +148,7 @@ class JournalServer:
             # close() only stops listening; open connections would go on.
             for connection in self._connections:
                 connection.cancel()
+            # Waited for, so that no query and no journalctl outlives the server.
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,6 +156,7 @@ class JournalServer:
         assert task is not None  # noqa: S101 - runs as a task
         self._connections.add(task)
         try:
+            # A stranger gets no answer, not even an error: the connection is closed.
             if self._is_allowed(writer):
                 await self._serve(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -148,6 +165,7 @@ class JournalServer:
             self._connections.discard(task)
             writer.close()
             with contextlib.suppress(OSError):
+                # Raises what broke the connection, which nobody needs to know any more.
                 await writer.wait_closed()
 
     def _is_allowed(self, writer: asyncio.StreamWriter) -> bool:
@@ -157,12 +175,14 @@ class JournalServer:
         return uid in self._clients and len(self._connections) <= MAX_CONNECTIONS
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A slow client must not keep its connection, of which there are only so many.
         async with asyncio.timeout(REQUEST_S):
             line = await reader.readuntil(b"\n")
         try:
             answer = await self._answer(line)
         except HostError as error:
             answer = {"code": error.code.value, "message": error.reason}
+        # json escapes everything but ASCII, newlines too: the answer is one line.
         writer.write(json.dumps(answer).encode("ascii") + b"\n")
         async with asyncio.timeout(REQUEST_S):
             await writer.drain()

@@ -37,6 +37,7 @@ class Reloader:
     """One poll each for settings, policy, socket and state directory, off the event loop.
 
     `config` is the settings file named on the command line, `settings_seen` its `fingerprint` when it was last read.
+    The daemon starts the polls (`looks`) every second.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reloader:
         self._settings = Poll("settings", self._look_at_settings)
         self._policy = Poll("policy", self._look_at_policy)
         self._displaced: Problem | None = None
+        """Why the state directory is not the one that was opened; None while it is."""
         self.looks = (
             self._settings,
             self._policy,
@@ -69,16 +71,18 @@ class Reloader:
     async def reload(self) -> None:
         """SIGHUP: read settings and policy again and judge every bundle, changed or not.
 
-        Settings first, since they name the policy file. A read that hangs is waited for STALLED_S at most.
+        Settings first, since they name the policy file. A read that hangs is waited for STALLED_S at most, logged, and
+        goes on in the background. What cannot be applied keeps what was in force, and is in `troubles`.
         """
         for look in (self._settings, self._policy):
             looking = look.start(always=True)
+            # From when the poll began: one that has hung for a while already gets only the rest.
             await asyncio.wait({looking}, timeout=max(STALLED_S - look.running_s, 0))
             if look.running_s >= STALLED_S:
                 log.error("reload_stalled", task=look.name)
 
     def troubles(self) -> list[Problem]:
-        """Problems with the daemon's environment, for health."""
+        """Problems with the daemon's environment, for health: polls that stall, the socket, the state directory."""
         still = [look for look in self.looks if look.running_s >= STALLED_S]
         found = [
             Problem(f"{one.name}_stalled", f"expected an answer of the disk, found none for {one.running_s:.0f} s")
@@ -88,8 +92,10 @@ class Reloader:
 
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         """Apply the settings file if it has changed."""
+        # In a thread: a stat on a network file system may hang.
         seen = await asyncio.to_thread(fingerprint, self._api.settings.config_file or self._config)
         if always or seen != self._settings_seen:
+            # As it was before the read: a change in between is noticed by the next poll.
             self._settings_seen = seen
             await self._reload_settings()
 
@@ -101,9 +107,11 @@ class Reloader:
             await self._api.revocations.remember()
 
     async def _look_at_socket(self, _: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
+        """Listen again if the control socket was removed."""
         await self._server.look()
 
     async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
+        """Log, once for each kind, that the open ledger is no longer what lies at its path, and when it is again."""
         before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.directory_fault)
         if self._displaced is not None and (before is None or before.code != self._displaced.code):
             log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.reason)
@@ -111,6 +119,7 @@ class Reloader:
             log.warning("state_back")
 
     async def _policy_changed(self) -> None:
+        """Log what the policy file says now, and have the lifecycle judge everything by it."""
         policy = self._api.policy
         if policy.problem is not None:
             log.error("trust_policy_refused", code=policy.problem.code, reason=policy.problem.reason)
@@ -119,6 +128,7 @@ class Reloader:
         await self._api.lifecycle.policy_changed()
 
     def _read_settings(self) -> tuple[Settings, access.Access, int]:
+        """The settings, who may use the control API, and the socket's group; Problem when anything is bad. Blocks."""
         fresh = settings_room.load(self._config, os.environ, os.geteuid())
         return (fresh, *resolved(fresh))
 
@@ -129,15 +139,19 @@ class Reloader:
             # Before anything is applied: if it fails, all of the old settings stay.
             await self._server.set_group(gid)
         except Problem as problem:
+            # Once: the poll comes here every second while the file is bad.
             if problem.reason not in [known.reason for known in self._api.trouble]:
                 log.error("settings_refused", reason=problem.reason, hint=problem.hint)
             self._api.trouble = [problem]
             self._settings_seen = ()  # retry: an I/O error may pass without a change of metadata
             return
+        # The sections that can change while it runs; all others stay as they were at the start.
         live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
         applied = replace(self._api.settings, **live)
+        # Compared with the file, so that what waits for a restart is named, also when it changed earlier.
         if waiting := _differences(applied, fresh):
             log.warning("settings_need_restart", keys=",".join(waiting))
+        # No await from here on: no request sees half of it.
         self._api.settings = applied
         self._api.access, self._api.trouble = allowed, []
         self._broker.limits = gate_limits(applied)
@@ -152,7 +166,10 @@ class Reloader:
 
 
 def fingerprint(file: Path | None) -> tuple[int, ...] | None:
-    """Metadata that changes when the settings file does; None without one. Blocks."""
+    """Metadata that changes when the settings file does: device, inode, size, mtime and ctime in ns.
+
+    None without a file, or when it cannot be looked at. Blocks.
+    """
     try:
         found = file.stat() if file else None
     except OSError:
@@ -161,7 +178,10 @@ def fingerprint(file: Path | None) -> tuple[int, ...] | None:
 
 
 def resolved(settings: Settings) -> tuple[access.Access, int]:
-    """Who may use the control API, and the gid of the socket's group. Blocks: may ask a directory service."""
+    """Who may use the control API, and the gid of the socket's group; Problem for a name that does not exist.
+
+    Blocks: may ask a directory service.
+    """
     allowed = access.resolve(settings.access, own_uid=os.geteuid())
     return allowed, access.socket_gid(settings.access.socket_group)
 
@@ -185,5 +205,6 @@ def gate_limits(settings: Settings) -> GateLimits:
 
 
 def _differences(applied: Settings, fresh: Settings) -> list[str]:
+    """The dotted keys of which `fresh` has another value than `applied`."""
     old = {key: value for key, value, _ in settings_room.describe(applied)}
     return [key for key, value, _ in settings_room.describe(fresh) if old[key] != value]

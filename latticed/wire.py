@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_BODY_BYTES: Final = 1 << 20
+"""Largest body of a request; a larger one is 413 (contracts §7)."""
 PROBLEM_TYPE: Final = "application/problem+json"
+"""Content type of an error (RFC 9457, section 3)."""
 
 T = TypeVar("T")
 
 
 def encode(message: Any) -> dict[str, Any]:
-    """A dataclass as a JSON object without its absent (None) fields; nested dataclasses included."""
+    """A dataclass as a JSON object without its absent (None) fields; nested dataclasses included.
+
+    `ErrorInfo(code="a", message="b")` becomes `{"code": "a", "message": "b"}`. Lists and dicts are passed on as they
+    are.
+    """
     plain: dict[str, Any] = {}
     for field in fields(message):
         value = getattr(message, field.name)
@@ -39,13 +45,19 @@ def decode(kind: type[T], plain: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
+    """The last failure of a plugin: a code for programs, a sentence for people."""
+
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeView:
-    """What is alive of a plugin; times are RFC 3339 UTC."""
+    """What runs of a plugin now; times are RFC 3339 in UTC.
+
+    `state`: `armed`, `stopped` or `failed`. `health`: `unknown`, `healthy`, `degraded` or `unhealthy`. `sandbox`: the
+    level that confines it. `next_retry_at`: when a failed one is started again.
+    """
 
     state: str
     runner: str
@@ -64,9 +76,11 @@ class RuntimeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateView:
-    """Another identity of an accepted plugin that lies on disk and verifies.
+    """Another identity of an installed plugin that is on disk and verifies: what an upgrade would take.
 
-    `adds` and `drops`: capabilities by name, the rest as `kind=value`; `must_name`: what it cannot start without.
+    `identity` and `artifact_sha256` are lowercase hex. `adds` and `drops`: capabilities by name, the rest as
+    `kind=value`. `must_name`: what has to be accepted by name before it can start. `needs_downgrade`: it takes
+    `allow_downgrade`.
     """
 
     version: str | None = None
@@ -80,9 +94,12 @@ class CandidateView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginView:
-    """One row of `GET /api/plugins/lifecycle`.
+    """One row of `GET /api/plugins/lifecycle`; times are RFC 3339 in UTC.
 
-    `withheld`: what of the manifest was not accepted, as `kind=value`. `adds` and `drops`: of an upgrade's dry run.
+    `status` is the operator's decision (`verified`, `installed`, `active`, `disabled`), `available` whether the bundle
+    verifies now. `capabilities` are declared, `granted` those that were granted. `withheld`: what else of the manifest
+    was not accepted, as `kind=value`. `candidate`: what an upgrade would take. `adds` and `drops`: of an upgrade's dry
+    run.
     """
 
     id: str
@@ -127,7 +144,8 @@ class RejectedView:
 class VerdictView:
     """The judgement of one bundle by `verify`, offline or over the API.
 
-    `capabilities` rows are {"name", "risk"}.
+    `code`, `reason` and `hint` are null when it is `ok`; `id`, `version` and `digest_sha256` when the manifest cannot
+    be read. `capabilities` rows are {"name", "risk"}.
     """
 
     path: str
@@ -161,7 +179,11 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemView:
-    """An RFC 9457 problem document."""
+    """An RFC 9457 problem document.
+
+    `status` is the HTTP status, `code` the kind of error for programs; `detail` says what was expected and what was
+    found, `hint` what can be done about it.
+    """
 
     type: str
     title: str

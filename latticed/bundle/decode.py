@@ -17,8 +17,10 @@ from latticed.kit import strict_json, text
 from latticed.model import capability, manifest
 from latticed.model.verdict import OTHER_SCHEMA, Code
 
+# Most characters of a reason: it quotes the author's text.
 _REASON_CHARS = 300
 _FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(manifest.Manifest))
+# Fields whose values recur in many manifests.
 _COMMON = ("type", "version", "publisher")
 _ALWAYS_REQUIRED = ("id", "name", "type", "capabilities")
 _V2_FIELDS = frozenset(_FIELDS) - {"entrypoint"}
@@ -31,6 +33,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
     manifest_invalid_json, manifest_invalid, unknown_capability, duplicate_capability.
     """
     try:
+        # Integers within ±(2^53-1) only (contracts §2): RFC 8785, which v2 signs, writes numbers as doubles.
         raw = strict_json.loads(data, integers_only=True)
     except strict_json.InvalidJson as error:
         raise BundleRefused(
@@ -43,6 +46,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
             "manifest.json must be one strict JSON object in UTF-8",
         )
     try:
+        # Before the shape: an unknown or missing field is named with what was meant.
         _check_version_of_format(raw)
         found = msgspec.convert(_shared(raw), manifest.Manifest, strict=True)
         rules.check(raw, found)
@@ -55,13 +59,16 @@ def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
 
 
 def _shared(raw: dict[str, Any]) -> dict[str, Any]:
-    """`raw` with one copy, for all manifests, of the texts that thousands of bundles have in common (P8)."""
+    """`raw` with one copy, for all manifests, of the texts that thousands of bundles have in common: saves memory."""
     common = {name: sys.intern(raw[name]) for name in _COMMON if isinstance(raw.get(name), str)}
     return {**raw, **common}
 
 
 def _check_version_of_format(raw: dict[str, Any]) -> None:
-    """Fields that one of the two versions knows and the other does not."""
+    """Refuse fields that this version of the format does not know, and missing required ones.
+
+    Without `schema` it is v1. Another schema than v2's is BundleRefused, as it may be of a newer latticed.
+    """
     if "schema" not in raw:
         _check_known(raw, manifest.V1_FIELDS, "without a `schema` field")
         _check_present(raw, _ALWAYS_REQUIRED)
@@ -84,6 +91,7 @@ def _check_present(raw: dict[str, Any], required: tuple[str, ...]) -> None:
 
 
 def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None:
+    """rules.Broken for a field outside of `known`, with the nearest known name; `which` says of which format."""
     for name in raw:
         if name not in known:
             nearest = difflib.get_close_matches(name[:80].lower(), sorted(known), n=1)
@@ -92,6 +100,7 @@ def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None
 
 
 def _check_capabilities(found: manifest.Manifest) -> None:
+    """BundleRefused for an unknown or repeated capability; `found` goes along, as the manifest is valid otherwise."""
     for name in found.capabilities:
         if name not in capability.RISKS:
             nearest = difflib.get_close_matches(name[:80].lower(), sorted(capability.RISKS), n=1)

@@ -43,11 +43,12 @@ Stamp = tuple[int, int, int, int, int, int]
 """(dev, inode, size, mode, mtime_ns, ctime_ns) of one file."""
 
 _buffers = threading.local()
+"""A scratch buffer for each thread that reads (`_own_buffer`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadLimits:
-    """How much of a bundle is read, and for how long."""
+    """How much of a bundle is read at most, in bytes, and for how long (settings `limits.*`)."""
 
     manifest_bytes: int = 64 << 10
     artifact_bytes: int = 64 << 20
@@ -57,7 +58,8 @@ class ReadLimits:
 class BundleDirectory:
     """One reading of the bundle in the directory `fd`, which it owns and closes.
 
-    `owners` are the uids that the two files may belong to. The deadline starts now.
+    `owners` are the uids that the two files may belong to. The deadline starts now and covers all that is read through
+    it. Where both files are read, call `manifest` first. Blocks; use it from one thread.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class BundleDirectory:
         self._clock = clock
         self._deadline = clock() + limits.deadline_s
         self._artifact: int | BundleRefused | None = None
+        """Its descriptor, why it cannot be opened, or None while that was not tried."""
         self.interpreter = ""
         """What the artifact that was hashed last is run by (`model.accepted.interpreter_of`)."""
 
@@ -97,6 +100,7 @@ class BundleDirectory:
         stranger, outranks whatever the manifest says (contracts §5).
         """
         self._forget_artifact()
+        # The artifact first: what is wrong with it may outrank the manifest.
         self._artifact = self._try_open(ARTIFACT)
         found = self._try_open(MANIFEST)
         if isinstance(found, BundleRefused):
@@ -135,6 +139,7 @@ class BundleDirectory:
 
     def _read_artifact(self, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
+        # Taken over: from here it is closed below, whatever happens.
         self._artifact = None
         if isinstance(found, BundleRefused):
             raise found
@@ -145,6 +150,7 @@ class BundleDirectory:
             return self._pass_on(found, before, take, buffer)
 
     def _pass_on(self, fd: int, before: os.stat_result, take: Callable[[memoryview], None], buffer: memoryview) -> int:
+        """Read `fd` to its end and give `take` each chunk, which is valid during the call only; the number of bytes."""
         size = 0
         head = b""
         # Stops at the size seen at first, so a file that grows for ever ends; `_check_unchanged` finds the growth.
@@ -152,6 +158,8 @@ class BundleDirectory:
             size += count
             if len(head) < accepted.HEAD_BYTES:
                 head += bytes(buffer[: min(count, accepted.HEAD_BYTES - len(head))])
+            # Counted too, not only looked at before: a file may be larger than its size says (it grows, or is of a
+            # pseudo file system).
             if size > self._limits.artifact_bytes:
                 raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
             take(buffer[:count])
@@ -170,6 +178,7 @@ class BundleDirectory:
         return bytes(data)
 
     def _readv(self, fd: int, buffer: memoryview, name: str) -> int:
+        """The number of bytes read into `buffer`, 0 at the end. The deadline counts between reads only."""
         self._check_in_time(name)
         try:
             return os.readv(fd, [buffer])
@@ -187,6 +196,7 @@ class BundleDirectory:
             seen = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
             if not stat.S_ISREG(seen.st_mode):
                 return refusal.not_regular(name, seen.st_mode)
+            # Without following links or waiting (O_NOFOLLOW, O_NONBLOCK): it may have been swapped since the stat.
             return files.open_file(name, beneath=self._fd)
         except FileNotFoundError:
             return refusal.missing(name)
@@ -196,6 +206,7 @@ class BundleDirectory:
             return refusal.unreadable(name, error)
 
     def _regular(self, fd: int, name: str, *, limit: int) -> os.stat_result:
+        """The stat of an open file; BundleRefused when it is no regular file or larger than `limit`."""
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise refusal.not_regular(name, found.st_mode)
@@ -208,7 +219,10 @@ class BundleDirectory:
             raise refusal.foreign_owner(name, self._owners, found.st_uid)
 
     def _check_unchanged(self, fd: int, before: os.stat_result, size: int, name: str) -> None:
-        """Reading stops at the size the file had before; that it still has it, and its times, makes that its end."""
+        """BundleRefused when the file changed while it was read, or the deadline has passed.
+
+        Reading stops at the size the file had before; that it still has it, and its times, makes that its end.
+        """
         self._check_in_time(name)
         after = os.fstat(fd)
         if _moment(before) != _moment(after) or size != after.st_size:
@@ -230,7 +244,8 @@ def open_bundle(
 ) -> BundleDirectory:
     """Open the bundle directory `name` (beneath a directory's descriptor), or raise BundleRefused.
 
-    A bundle that is gone is `manifest_missing`; a link in place of the directory is never followed.
+    `limits`, `owners` and `clock` as in BundleDirectory. A bundle that is gone is `manifest_missing`; a link in place
+    of the directory is never followed.
     """
     try:
         fd = files.open_directory(name, beneath=beneath)
@@ -260,10 +275,12 @@ def fingerprint(name: str, *, beneath: int) -> tuple[Stamp | None, Stamp | None]
             return None, None
     except OSError:
         return None, None
+    # If `name` is swapped for a link meanwhile, another file's stamp comes out: a difference, so the bundle is read.
     return _stamp(f"{name}/{MANIFEST}", beneath), _stamp(f"{name}/{ARTIFACT}", beneath)
 
 
 def _stamp(path: str, beneath: int) -> Stamp | None:
+    """What lstat(2) says of one file; None when it cannot be looked at."""
     try:
         found = os.stat(path, dir_fd=beneath, follow_symlinks=False)
     except OSError:
@@ -272,6 +289,7 @@ def _stamp(path: str, beneath: int) -> Stamp | None:
 
 
 def _moment(found: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file is written to, or replaced."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 

@@ -47,6 +47,7 @@ _CODES: Final = {
 
 
 def missing(name: str) -> BundleRefused:
+    """The refusal when one of the two files is not there."""
     return BundleRefused(
         _CODES[name].missing,
         f"expected a file {name} in the bundle, found none",
@@ -55,6 +56,7 @@ def missing(name: str) -> BundleRefused:
 
 
 def foreign_owner(name: str, owners: frozenset[int], found: int) -> BundleRefused:
+    """The refusal of a file that belongs to uid `found`, not to one of `owners`."""
     expected = " or ".join(map(str, sorted(owners)))
     return BundleRefused(
         Code.FOREIGN_OWNER,
@@ -64,6 +66,7 @@ def foreign_owner(name: str, owners: frozenset[int], found: int) -> BundleRefuse
 
 
 def changed(name: str) -> BundleRefused:
+    """The refusal when a file was written to, or replaced, while it was read."""
     return BundleRefused(
         Code.CHANGED_WHILE_READING,
         f"expected {name} to stay as it was, found it changed while it was read",
@@ -72,6 +75,7 @@ def changed(name: str) -> BundleRefused:
 
 
 def too_slow(name: str, deadline_s: float) -> BundleRefused:
+    """The refusal when the deadline passed before all was read."""
     return BundleRefused(
         Code.UNREADABLE,
         f"expected to read the bundle within {deadline_s:g} s, found {name} still being read",
@@ -80,6 +84,7 @@ def too_slow(name: str, deadline_s: float) -> BundleRefused:
 
 
 def unreadable(name: str, error: OSError) -> BundleRefused:
+    """The refusal when the system did not let the file be read; names errno only, never a path."""
     return BundleRefused(
         Code.UNREADABLE,
         f"expected to read {name}, found: {os.strerror(error.errno or errno.EIO)}",
@@ -88,6 +93,7 @@ def unreadable(name: str, error: OSError) -> BundleRefused:
 
 
 def not_regular(name: str, mode: int) -> BundleRefused:
+    """The refusal of anything but a regular file; `mode` is st_mode."""
     return BundleRefused(
         _CODES[name].not_regular,
         f"expected {name} to be a regular file, found {_kind(mode)}",
@@ -108,6 +114,7 @@ def _kind(mode: int) -> str:
 
 
 def too_large(name: str, limit: int, found: int) -> BundleRefused:
+    """The refusal of a file of `found` bytes where `limit` are allowed."""
     return BundleRefused(
         _CODES[name].too_large,
         f"expected {name} to be at most {limit} bytes, found {found}",

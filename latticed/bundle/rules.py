@@ -11,6 +11,7 @@ from latticed.model import egress, ids, semver_range
 if TYPE_CHECKING:
     from latticed.model.manifest import Dependency, Manifest
 
+# Characters, not bytes (contracts §2).
 MAX_NAME: Final = 80
 MAX_VERSION: Final = 64
 MAX_ENTRYPOINT: Final = 255
@@ -72,6 +73,8 @@ def _check_line(field: str, value: str, *, limit: int) -> None:
 
 
 def _check_characters(field: str, value: str, *, allowed: str = "") -> None:
+    """Broken for the first control or invisible character that is not in `allowed`."""
+    # The usual case, fast: nearly all texts of a manifest are printable ASCII.
     if value.isascii() and value.isprintable():
         return
     for char in value:
@@ -80,8 +83,10 @@ def _check_characters(field: str, value: str, *, allowed: str = "") -> None:
 
 
 def _check_v2(raw: dict[str, Any], found: Manifest) -> None:
+    """The rules that only v2 has; v1 stays as other lattice tools read it."""
     if not semver_range.is_version(found.version):
         raise Broken(f"expected `version` to be SemVer such as 1.2.3, found {_quote(found.version)}")
+    # Over the JSON object, not the struct: it is what is signed, `config` with it.
     for name, value in raw.items():
         _check_strings(name, value, allowed="\n\t" if name == "config" else "", nulls=name == "config")
     for place, host in enumerate(found.egress.hosts):
@@ -116,6 +121,8 @@ def _check_host(field: str, host: str) -> None:
 
 
 def _check_dependencies(plugin_id: str, dependencies: tuple[Dependency, ...]) -> None:
+    """Each names another plugin, once, with a valid range of versions."""
+    # A plugin cannot depend on itself.
     seen = {plugin_id}
     for place, dependency in enumerate(dependencies):
         field = f"dependencies[{place}]"

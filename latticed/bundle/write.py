@@ -21,17 +21,21 @@ def render(raw: dict[str, Any]) -> bytes:
 def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int = 0o644) -> None:
     """Make the new directory `directory` hold the two files, all there or not at all; FileExistsError if it exists.
 
-    They are written under a name that starts with a dot, which scans ignore, and renamed.
+    They are written under a name that starts with a dot, which scans ignore, and renamed. `mode` is that of both files.
+    OSError otherwise; nothing is left then.
     """
     if directory.exists() or directory.is_symlink():
+        # 17 is EEXIST.
         raise FileExistsError(17, os.strerror(17), str(directory))
     # In the same parent: rename(2) works within one file system only.
     temporary = directory.with_name(f".{directory.name}.new.{os.getpid()}")
+    # 0755: the daemon usually runs as another user than whoever drops the bundle.
     temporary.mkdir(mode=0o755)
     try:
         files.replace(temporary / ARTIFACT, artifact, mode=mode)
         files.replace(temporary / MANIFEST, manifest, mode=mode)
         temporary.rename(directory)
+    # Also on Ctrl-C: an interrupted `latticectl pack` leaves nothing behind.
     except BaseException:
         _remove(temporary)
         raise
@@ -40,7 +44,7 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
 
 
 def write_manifest(directory: Path, manifest: bytes, *, mode: int = 0o644) -> None:
-    """Replace the manifest of an existing bundle in one step."""
+    """Replace the manifest of an existing bundle in one step; a scan sees the old or the new one, whole. OSError."""
     files.replace(directory / MANIFEST, manifest, mode=mode)
 
 

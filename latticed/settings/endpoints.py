@@ -28,6 +28,7 @@ def loopback(value: str) -> tuple[str, int] | None:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return None
+    # Brackets for IPv6 and only for it (RFC 3986 §3.2.2).
     if not address.is_loopback or (address.version == 6) != bool(found["six"]):
         return None
     return str(address), int(found["port"])

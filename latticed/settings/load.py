@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MAX_FILE_BYTES: Final = 1 << 20
+"""A larger settings file is refused."""
 _PATHS: Final = ("plugin_dir", "state_dir", "runtime_dir", "trust")
+# Variables that win over the file; the only settings that have one.
 _ENVIRONMENT: Final = {
     "plugin_dir": "LATTICE_PLUGIN_DIR",
     "state_dir": "LATTICED_STATE_DIR",
@@ -30,19 +32,23 @@ _ENVIRONMENT: Final = {
     "trust": "LATTICED_TRUST",
     "log.level": "LATTICED_LOG_LEVEL",
 }
+# Set by StateDirectory= and RuntimeDirectory= of the unit (systemd.exec(5)); the file wins over them.
 _SYSTEMD: Final = {"state_dir": "STATE_DIRECTORY", "runtime_dir": "RUNTIME_DIRECTORY"}
 
 
 def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings:
     """The effective settings of a process with `environ` and `euid`; Problem("settings_invalid") when they are bad.
 
-    `config` None means the default file, which need not exist; a file that was named must.
+    `config` None means the default file, which need not exist; a file that was named must. Blocks: reads the file, and
+    may ask the user database for a home directory. Names of users and groups are not resolved here (`rpc.access`).
     """
     config_dir = _config_dir(environ, euid)
     file = (config or config_dir / "latticed.toml").absolute()
     table = _read(file, named=config is not None, owners=frozenset({0, euid}))
+    # The trust policy is expected beside the settings that were read.
     if table is not None:
         config_dir = file.parent
+    # From weakest to strongest: defaults, file, environment.
     values, renamed = _renamed(_flatten(table or {}, str(file)))
     values.update(
         {key: (environ[name], f"environment {name}") for key, name in _ENVIRONMENT.items() if environ.get(name)}
@@ -73,7 +79,9 @@ def _leaves(name: str, part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
+    """Where `latticed.toml` is expected: systemd's directory, /etc/latticed, or the user's own."""
     if given := environ.get("CONFIGURATION_DIRECTORY"):
+        # Several directories are joined by colons (systemd.exec(5)); the first is the unit's own.
         return Path(given.split(":")[0])
     if euid == 0:
         return Path("/etc/latticed")
@@ -82,6 +90,7 @@ def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
 
 
 def _xdg(environ: Mapping[str, str], euid: int, name: str, fallback: str) -> Path:
+    """A directory of the XDG Base Directory Specification for latticed; `fallback` below the home directory."""
     base = environ.get(name, "")
     return (Path(base) if _is_for(base, euid) else _home(environ, euid) / fallback) / "latticed"
 
@@ -108,6 +117,7 @@ def _is_for(path: str, euid: int) -> bool:
 
 
 def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[str, tuple[Any, str]]:
+    """(value, origin) of the four paths where nothing else is set: root's, or the user's own; systemd's win."""
     if euid == 0:
         plain = {"plugin_dir": Path("/var/lib/latticed-plugins"), "state_dir": Path("/var/lib/latticed")}
         plain["runtime_dir"] = Path("/run/latticed")
@@ -128,6 +138,10 @@ def _defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[s
 
 
 def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] | None:
+    """The TOML table of `file`; None when it is missing and was not `named`. Problem settings_invalid.
+
+    A file that others than `owners` could change is refused: it decides who may do what.
+    """
     try:
         data = trusted_files.read(file, MAX_FILE_BYTES, owners=owners)
     except FileNotFoundError:
@@ -148,6 +162,10 @@ def _read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] 
 
 
 def _flatten(table: dict[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
+    """(value, origin) by dotted key: `{"log": {"level": "info"}}` becomes `{"log.level": ("info", origin)}`.
+
+    One level only: a table within a section stays a value. An empty section is kept, for `_build` to check its name.
+    """
     flat: dict[str, tuple[Any, str]] = {}
     for name, value in table.items():
         if isinstance(value, dict) and value:
@@ -172,6 +190,10 @@ def _renamed(values: dict[str, tuple[Any, str]]) -> tuple[dict[str, tuple[Any, s
 
 
 def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Settings:
+    """The Settings from (value, origin) by dotted key; Problem settings_invalid names the first that is wrong.
+
+    Values are checked by the types and rules of the fields in `shapes`.
+    """
     hints = get_type_hints(Settings)
     parts: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
@@ -197,7 +219,7 @@ def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Sett
 
 
 def _section(name: str, value: Any, origin: str, kind: Any, origins: dict[str, str]) -> Any:
-    """A section within a section; notes where its keys come from."""
+    """A section within a section (`audit.calls`); notes in `origins` where its keys come from."""
     if not isinstance(value, dict):
         raise _bad(name, origin, "a table", value)
     known, hints = {field.name: field for field in fields(kind)}, get_type_hints(kind)
@@ -213,12 +235,15 @@ def _section(name: str, value: Any, origin: str, kind: Any, origins: dict[str, s
 
 
 def _path(key: str, value: Any, origin: str) -> Path:
+    """An absolute path, or Problem settings_invalid: the daemon's working directory means nothing."""
     if not isinstance(value, (str, Path)) or not os.path.isabs(value) or "\0" in str(value):
         raise _bad(key, origin, "an absolute path", value)
     return Path(value)
 
 
 def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, Any]) -> Any:
+    """`value` as the type `wanted`, within the bounds of `rules`; Problem settings_invalid otherwise."""
+    # Two kinds of tables: names and paths, or names and their scopes.
     if get_origin(wanted) is dict:
         is_paths = get_args(wanted)[1] is str
         return _path_table(key, value, origin) if is_paths else _grants(key, value, origin, rules["one_of"])
@@ -227,6 +252,7 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
             raise _bad(key, origin, "a list of texts", value)
         return tuple(value)
     if wanted is float and type(value) is int:
+        # TOML tells 5 from 5.0; for a person both are five seconds.
         value = _as_float(value)
     # Not isinstance: bool is a subclass of int, and `true` is no number.
     if type(value) is not wanted:
@@ -257,6 +283,7 @@ def _as_float(value: int) -> float:
 
 
 def _grants(key: str, value: Any, origin: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """A table of names and lists of scopes, as tuples."""
     if not isinstance(value, dict):
         raise _bad(key, origin, "a table of names and their scopes", value)
     for name, granted in value.items():
@@ -266,12 +293,14 @@ def _grants(key: str, value: Any, origin: str, scopes: tuple[str, ...]) -> dict[
 
 
 def _path_table(key: str, value: Any, origin: str) -> dict[str, str]:
+    """A table of names and absolute paths."""
     if not isinstance(value, dict):
         raise _bad(key, origin, "a table of names and absolute paths", value)
     return {name: str(_path(f"{key}.{name}", path, origin)) for name, path in value.items()}
 
 
 def _known_keys() -> list[str]:
+    """Every dotted key there is, to suggest one for a key that is unknown."""
     keys = list(_PATHS)
     for name, kind in get_type_hints(Settings).items():
         if is_dataclass(kind):

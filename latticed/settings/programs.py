@@ -13,7 +13,7 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def names_fault(value: Any) -> str:
-    """What was expected of a table of programs, or nothing."""
+    """What was expected of the names in a table of programs, or nothing when all are valid."""
     return "" if all(_NAME.fullmatch(name) for name in value) else "names of 1 to 64 of a-z, 0-9, '.', '_', '-'"
 
 
@@ -24,9 +24,12 @@ def absolute_fault(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """Scripts that plugins submit and operators approve. `*_waiting`: tasks that have not ended; `keep_*`: that have.
+    """Scripts that plugins submit and operators approve; `plugin_*` is for one plugin, `total_*` for all.
 
-    With `enabled` off tasks are refused, none begins, and those that run are ended.
+    `*_at_once`: scripts that run at the same time. `*_waiting`: tasks that have not ended. `keep_*`: those that have.
+    `expire_s`: a task that was not approved, or had no turn, expires then. `memory_mib` is of one process, `processes`
+    counts threads too. `output_bytes`: the last of stdout, and of stderr, that is kept. With `enabled` off tasks are
+    refused, none begins, and those that run are ended.
     """
 
     enabled: bool = setting(default=True)
@@ -44,9 +47,10 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """Long-lived programs. `programs`: name and path of each that is allowed; `reads`: one more path that it may read.
+    """Long-lived programs. `programs`: name and path of each that is allowed.
 
-    `host_network`: those of them that may be given the host's own network.
+    `reads`: one more path that a program may read. `host_network`: those that may be given the host's own network.
+    `total_services` and `plugin_services` count services; the other limits are of one, as in TaskSettings.
     """
 
     programs: dict[str, str] = setting({}, fault=names_fault)
@@ -62,7 +66,10 @@ class ServiceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSettings:
-    """Tunnels: the path of cloudflared and the directory with credentials; empty: no tunnels."""
+    """Tunnels: the path of cloudflared and the directory with credentials; empty: no tunnels.
+
+    `ready_s`: a changed tunnel must be connected within so long. `check_s`: how often a connected one is asked.
+    """
 
     program: str = setting("", fault=absolute_fault)
     credentials_dir: str = setting("", fault=absolute_fault)

@@ -13,7 +13,10 @@ _ALLOWED: Final = re.compile(r"[^@\s]*@[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?", 
 
 
 def parsed(value: str) -> tuple[str, str, int, bool] | None:
-    """(scheme, host in normal form, port, whether it is pinned to an address); None for anything else."""
+    """(scheme, host in normal form, port, whether it is pinned to an address); None for anything else.
+
+    `smtps://Mail.example.org:465` gives ("smtps", "mail.example.org", 465, False).
+    """
     from latticed.model import egress, hosts  # latticectl has no use for them
 
     found = _RELAY.fullmatch(value)
@@ -21,6 +24,7 @@ def parsed(value: str) -> tuple[str, str, int, bool] | None:
         return None
     try:
         host = hosts.normal(found["host"])
+        # An address, written or pinned, is judged as an origin is: a single machine.
         if found["pinned"] or hosts.address_of(host) is not None:
             egress.origin(value)
     except ValueError:

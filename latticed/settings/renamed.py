@@ -25,15 +25,19 @@ RENAMED: Final = {
 
 
 def modern(key: str, value: Any) -> tuple[str, Any]:
-    """The present name of `key`, and `value` in its unit; both unchanged for every other key."""
+    """The present name of `key`, and `value` in its unit; both unchanged for every other key.
+
+    `task.expire_h`, 2 becomes `task.expire_s`, 7200. A value that is no integer is left for the loader to refuse.
+    """
     if key not in RENAMED:
         return key, value
     name, factor = RENAMED[key]
+    # Not isinstance: `true` is no number, and 1 * 3600 would pass for one.
     return name, value * factor if type(value) is int else value
 
 
 def advice(renamed: tuple[str, ...]) -> list[str]:
-    """One sentence for each of these old keys."""
+    """One sentence for each of these old keys, which are those of `Settings.renamed`."""
     return [f"{old} is called {_named(old)} now; the old name is taken for this version only" for old in renamed]
 
 

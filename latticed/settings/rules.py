@@ -17,8 +17,13 @@ def setting(
     one_of: tuple[str, ...] = (),
     fault: Callable[[Any], str] | None = None,
 ) -> Any:
-    """A dataclass field; `fault(value)` returns what was expected, or an empty text if the value is valid."""
+    """A dataclass field with the rules that `settings.load` checks.
+
+    `low` and `high` are inclusive, and given together. `one_of` are the only values (for a table, the only entries of
+    its lists). `fault(value)` returns what was expected, or an empty text if the value is valid.
+    """
     rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
+    # A dict is mutable, which a field's default must not be (dataclasses): each instance gets a copy.
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=rules)
     return field(default=default, metadata=rules)

@@ -11,18 +11,24 @@ from latticed.settings.programs import ServiceSettings, TaskSettings, TunnelSett
 from latticed.settings.rules import setting as _setting
 
 SCOPES: Final = ("read", "operate", "host", "trust")
+"""What a caller of the control API can be allowed (contracts §7)."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
+    """The daemon's own log: the least level that is written, and the form of its lines."""
+
     level: str = _setting("info", one_of=LEVELS)
     format: str = _setting("auto", one_of=("auto", "journal", "json", "text"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    """Bounds on what is read from the plugin directory (contracts §1)."""
+    """Bounds on what is read from a plugin directory (contracts §1).
+
+    `bundles`: most in one directory. `read_deadline_s`: longest time for reading one of them.
+    """
 
     manifest_bytes: int = _setting(64 << 10, low=1 << 10, high=1 << 20)
     artifact_bytes: int = _setting(64 << 20, low=1 << 10, high=1 << 30)
@@ -32,7 +38,11 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchSettings:
-    """When a changed bundle is verified (architecture decision 5)."""
+    """When a changed bundle is verified (architecture, decision 5).
+
+    After `quiet_s` without a change, at the latest `max_wait_s` after the first. `rescan_s`: how often all are looked
+    at.
+    """
 
     quiet_s: float = _setting(0.15, low=0.0, high=60)
     max_wait_s: float = _setting(2.0, low=0.0, high=600)
@@ -50,7 +60,12 @@ class RunnerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisionSettings:
-    """Start, stop, backoff and breaker of plugins."""
+    """Start, stop, backoff and breaker of plugins.
+
+    `stop_grace_s`: how long a plugin may take to stop before it is killed. The pause after a failure is
+    `backoff_base_s`, doubled by each next one up to `backoff_ceiling_s`; after `healthy_after_s` without one it begins
+    anew. `breaker_failures` in a row open the breaker. `ignore_critical`: critical plugins do not turn health 503.
+    """
 
     start_deadline_s: float = _setting(10.0, low=0.1, high=300)
     stop_grace_s: float = _setting(5.0, low=0.1, high=300)
@@ -65,7 +80,8 @@ class SupervisionSettings:
 class SandboxSettings:
     """How children are confined. `interpreters`: names allowed in a script's first line, and their paths here.
 
-    If the daemon may change uids, each child gets one of its own: `uids` of them, from `uid_first` on.
+    `floor`: the least level of a plugin whose manifest names none. If the daemon may change uids, each child gets one
+    of its own: `uids` of them, from `uid_first` on.
     """
 
     floor: str = _setting("isolated", one_of=("filtered", "isolated", "dedicated"))
@@ -102,7 +118,11 @@ class PluginLimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCallSettings:
-    """Limits on the host calls of one plugin."""
+    """Limits on the host calls of one plugin.
+
+    `per_second` sustained, `burst` at once; `request_bytes`: parameters of one call; `deadline_s`: longest call. The
+    `kv_*` are of one bucket, `log_per_second` of log.write.
+    """
 
     per_second: int = _setting(1_000, low=1, high=1_000_000)
     burst: int = _setting(2_000, low=1, high=1_000_000)
@@ -145,7 +165,11 @@ class AuditSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """Who may use the control socket (contracts §7); names or numeric ids map to scopes, resolved at load."""
+    """Who may use the control socket (contracts §7); names or numeric ids map to scopes, resolved at load.
+
+    `socket_group`: its group, empty: the daemon's. `socket_owner`: the user whose daemon latticectl talks to, besides
+    root's and the caller's own. `own_user`: the daemon's own user has all scopes.
+    """
 
     socket_group: str = _setting("")
     socket_owner: str = _setting("latticed")
@@ -163,7 +187,10 @@ class SecretSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticSettings:
-    """Files that plugins publish, per plugin; `html` and `svg` can carry scripts."""
+    """Files that plugins publish: how many and how many bytes one plugin may have, how large one may be.
+
+    `html` and `svg`: whether these types are allowed, which can carry scripts.
+    """
 
     plugin_files: int = _setting(1_000, low=1, high=100_000)
     file_bytes: int = _setting(1 << 20, low=1, high=64 << 20)
@@ -188,7 +215,11 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifySettings:
-    """The queue of notifications: its size (of one plugin, of all), retries, and how long items are kept."""
+    """The queue of notifications. `plugin_*` and `total_*`: how much may wait, of one plugin and of all.
+
+    `backoff_*`: the pause after a failed delivery, doubled by each next one. After `give_up_days` of uptime it fails.
+    `keep_*`: how long, and how many, delivered and failed ones are kept.
+    """
 
     plugin_items: int = _setting(1_000, low=1, high=1_000_000)
     plugin_bytes: int = _setting(4 << 20, low=1 << 10, high=1 << 30)
@@ -203,7 +234,10 @@ class NotifySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorSettings:
-    """Monitors: how many, how often, how many checks at once, how many results are kept."""
+    """Monitors: how many, of one plugin and of all; how often and how many checks run at once.
+
+    `min_interval_s`: shortest time between two checks of one. `results`: how many of each are kept.
+    """
 
     plugin_monitors: int = _setting(100, low=1, high=10_000)
     total_monitors: int = _setting(1_000, low=1, high=100_000)
@@ -215,9 +249,11 @@ class MonitorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DdnsSettings:
-    """DNS records kept for plugins: how many, how often they change, how often the provider is asked (`verify_s`).
+    """DNS records kept for plugins: how many, how often they change, how often the provider is asked.
 
-    `private`: addresses of private networks may be published. Another address of an interface counts after `settle_s`.
+    `poll_s`: how often the addresses of interfaces are read; another one counts after `settle_s`. `min_change_s`:
+    shortest time between two changes of a record. `verify_s`: how often it is compared with the provider's. `private`:
+    addresses of private networks may be published.
     """
 
     plugin_records: int = _setting(16, low=1, high=1_000)
@@ -235,7 +271,9 @@ class DdnsSettings:
 class MailSettings:
     """The relay that mail.send goes to; none: no mail. `password`: a reference to a secret, never a value.
 
-    `starttls`: what `smtp://` must offer; `allow`: addresses and @domains that plugins may write to, none: anybody.
+    `starttls`: what `smtp://` must offer. `username` empty: no login. `sender`: the address that mail comes from.
+    `allow`: addresses and @domains that plugins may write to, none: anybody. `recipients` and `body_bytes` are of one
+    message, `per_hour` counts messages of one plugin.
     """
 
     relay: str = _setting("", fault=relays.relay_fault)
@@ -287,8 +325,10 @@ class Settings:
 
     @property
     def control_socket(self) -> Path:
+        """Where the control API listens."""
         return self.runtime_dir / "control.sock"
 
     @property
     def trust_file(self) -> Path:
+        """The file of the trust policy; the same as `trust`."""
         return self.trust

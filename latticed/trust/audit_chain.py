@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELDS", "GENESIS", "ChainCheck", "Walk", "canonical", "decode_head", "link", "public_key", "verify"]
 
+# All of them are hashed except `hash` itself; `chain` may come besides, and is not.
 FIELDS: Final = frozenset(
     {"seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash"}
 )
 _HEX: Final = frozenset("0123456789abcdef")
+# Hex digits of a hash that messages show.
 _SHORT: Final = 12
 
 
@@ -117,18 +119,19 @@ def public_key(text: str) -> Ed25519PublicKey:
 
 
 def decode_head(found: Any) -> Head | None:
-    """A head from its JSON object, or None for anything else."""
+    """A head from its JSON object, or None for anything else; its signature is not checked here."""
     plain = _statement(found)
     return Head(**plain) if plain else None
 
 
 def decode_checkpoint(found: Any) -> Checkpoint | None:
-    """A checkpoint from its JSON object, or None for anything else."""
+    """A checkpoint from its JSON object, or None for anything else; its signature is not checked here."""
     plain = _statement(found)
     return Checkpoint(**plain) if plain else None
 
 
 def _statement(found: Any) -> dict[str, Any] | None:
+    """The fields that heads and checkpoints share: seq, hash, ts, signature; None unless exactly these, well formed."""
     match found:
         case {"seq": int(seq), "hash": str(found_hash), "ts": str(), "signature": str(), **others}:
             sound = not others and not isinstance(seq, bool) and seq > 0 and _is_hash(found_hash)
@@ -138,10 +141,11 @@ def _statement(found: Any) -> dict[str, Any] | None:
 
 
 class Walk:
-    """Incremental verification of one chain: the last event seen, and heads of events that have not come yet.
+    """Incremental verification of one chain: feed it lines with `take`, then `finish`, then ask for `report`.
 
-    After the first fault, further lines are ignored. `since`, the report of an earlier walk without a fault, resumes
-    after its last event.
+    It keeps the last event's hash, and heads of events that have not come yet. After the first fault, further lines are
+    ignored. `since`, the report of an earlier walk without a fault, resumes after its last event. Without `key` no
+    signature is checked.
     """
 
     def __init__(
@@ -160,9 +164,11 @@ class Walk:
         self.sealed: ChainCheck | None = since
         """The report as of the last verified head, for the `since` of a later walk."""
         self.seq = since.last_seq if since else 0
+        """The last event that was taken, 0 before the first."""
 
     @property
     def broken(self) -> bool:
+        """Whether a fault was found; further lines are then ignored."""
         return self._broken is not None
 
     def take(self, line: Any) -> None:
@@ -195,6 +201,7 @@ class Walk:
         if isinstance(line, dict):
             if line.get("chain", self._chain) != self._chain:
                 raise _ChainBroken(self.seq + 1, f"event {self.seq + 1} is malformed: its chain is none of ours")
+            # Heads and checkpoints have one field besides `chain`; events have eleven.
             kind = _kind(line) if len(line) <= 2 else ""
         if kind == "checkpoint":
             if begun:
@@ -209,6 +216,7 @@ class Walk:
             self._event(line)
 
     def _genuine(self, found: Any) -> Checkpoint:
+        """A checkpoint that is well formed and, with a key, signed by it; else the chain is broken."""
         checkpoint = decode_checkpoint(found)
         if checkpoint is None:
             raise _ChainBroken(1, "the checkpoint at the beginning is malformed")
@@ -217,6 +225,7 @@ class Walk:
         return checkpoint
 
     def _remove(self, found: Any) -> None:
+        """Events up to the checkpoint are gone: they no longer count, the hash at which the walk is stays."""
         self._removed = self._genuine(found).seq
         self._events = self.seq - self._removed
 
@@ -225,10 +234,12 @@ class Walk:
         checkpoint = self._genuine(found)
         self.seq = self._removed = checkpoint.seq
         self._hash = checkpoint.hash
+        # A head from elsewhere may sign just that event: then it must have the same hash.
         signed = self._expected.get(checkpoint.seq, checkpoint.hash)
         self._compare(signed)
 
     def _expect(self, head: Head) -> None:
+        """Check a head now if its event was the last one, keep it if the event is still to come."""
         self._heads += 1
         if self._key is not None and not _signed(head, self._key, self._chain):
             raise _ChainBroken(head.seq, f"the head of event {head.seq} was not signed by this host's key")
@@ -239,6 +250,7 @@ class Walk:
         if head.seq == self.seq:
             self._compare(head.hash)
             self._sealed()
+        # Its event has not come: kept, and compared with another head of the same event.
         elif self._expected.setdefault(head.seq, head.hash) != head.hash:
             raise _ChainBroken(head.seq, f"two heads of event {head.seq} disagree")
 
@@ -264,6 +276,7 @@ class Walk:
         )
 
     def _event(self, line: Any) -> None:
+        """Check form, number, link, then hash of an event: the first fault names the likeliest cause."""
         wanted = self.seq + 1
         if fault := _fault(line):
             raise _ChainBroken(wanted, f"event {wanted} is malformed: {fault}")
@@ -276,6 +289,7 @@ class Walk:
         self._check_hash(line)
         self._events += 1
         self.seq, self._hash = seq, line["hash"]
+        # A head that came before its event, from the journal.
         if seq in self._expected:
             self._compare(self._expected.pop(seq))
             self._sealed()
@@ -292,6 +306,7 @@ class Walk:
             )
 
     def _compare(self, signed: str) -> None:
+        """The last event must have the hash that was signed."""
         if signed != self._hash:
             raise _ChainBroken(
                 self.seq,
@@ -300,6 +315,7 @@ class Walk:
             )
 
     def _sealed(self) -> None:
+        """Everything up to here is under a checked signature: remember the report, for a later walk to go on from."""
         if self._key is not None:
             self._signed = self.seq
             self.sealed = self.report()
@@ -326,10 +342,12 @@ def _is_hash(found: Any) -> bool:
 
 
 def _signed(head: Head, key: Ed25519PublicKey, chain: Name) -> bool:
+    """Whether `key` signed this head of the chain; the chain's name is part of what is signed."""
     return _holds(head.signature, head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=chain), key)
 
 
 def _attested(found: Checkpoint, key: Ed25519PublicKey, chain: Name) -> bool:
+    """Whether `key` signed this checkpoint of the chain."""
     payload = checkpoint_payload(seq=found.seq, ts=found.ts, event_hash=found.hash, chain=chain)
     return _holds(found.signature, payload, key)
 

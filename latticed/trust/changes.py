@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from latticed.trust.policy import Publisher, TrustPolicy
 
 SWITCHES: Final = ("require_signature", "allow_unsigned_host_risk")
+"""The yes-or-no fields of a policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """`kind`: added, removed or changed; `target`: a publisher or a switch; `what`: which part, with its `value`."""
+    """One difference, as the audit record shows it.
+
+    `kind`: added, removed or changed. `target`: a publisher or a switch. `what`: `key`, `ids`, `max_risk` or `switch`,
+    with its new `value` (a key by its fingerprint).
+    """
 
     kind: str
     target: str
@@ -26,7 +31,7 @@ class Change:
 
 
 def differences(old: TrustPolicy, new: TrustPolicy) -> tuple[Change, ...]:
-    """From `old` to `new`, in the order of publishers; a key by its fingerprint."""
+    """From `old` to `new`, sorted by publisher, then the switches; empty when only revocations differ."""
     return tuple(_differences(old, new))
 
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES: Final = 16 << 10
+"""Most bytes of a key file; an Ed25519 key in PEM has about 120."""
 
 _HINT: Final = "latticectl key generate makes one; openssl genpkey -algorithm ed25519 does too"
 
 
 def generate() -> Ed25519PrivateKey:
+    """A new key pair, from the system's source of random numbers."""
     return Ed25519PrivateKey.generate()
 
 
@@ -37,7 +39,10 @@ def private_text(key: Ed25519PrivateKey) -> bytes:
 
 
 def create(path: Path, key: Ed25519PrivateKey) -> None:
-    """Write `key` to the new file `path`, mode 0600; Problem "exists" rather than replacing anything."""
+    """Write `key` to the new file `path`, mode 0600, and sync it.
+
+    Problem "exists" rather than replacing anything, or "io_error".
+    """
     try:
         # EXCL: a key in use must not be overwritten; it cannot be made again.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -50,6 +55,7 @@ def create(path: Path, key: Ed25519PrivateKey) -> None:
     with files.closing(fd):
         files.write_all(fd, private_text(key))
         os.fsync(fd)
+    # The directory entry, too (fsync(2)): the author may hand out the public key at once.
     files.sync_directory(path.parent)
 
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 
+# Prime and curve constant of edwards25519 (RFC 8032 §5.1).
 _PRIME: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _PRIME) % _PRIME
 _SMALL_ORDER_8: Final = (
@@ -59,7 +60,7 @@ def encode_base64(value: bytes) -> str:
 
 
 def raw(canonical: str) -> bytes:
-    """Decode what `encode_base64` wrote, without the checks of `decode_base64`."""
+    """The bytes of what `encode_base64` wrote, without the checks of `decode_base64`."""
     return base64.b64decode(canonical)
 
 
@@ -76,7 +77,11 @@ def decode_public(text: str) -> bytes:
 
 
 def check_public(key: bytes) -> None:
-    """Raise BadText for keys of small order, with an unreduced y, or not on the curve."""
+    """Raise BadText for keys of small order, with an unreduced y, or not on the curve.
+
+    OpenSSL accepts all of these; under a key of small order anybody can make signatures that verify.
+    """
+    # Little-endian, and the top bit is the sign of x (RFC 8032 §5.1.2).
     y = int.from_bytes(key, "little") & ((1 << 255) - 1)
     if not any(key):
         raise BadText("expected a public key, found 32 zero bytes")
@@ -91,11 +96,15 @@ def check_public(key: bytes) -> None:
 def _on_curve(y: int) -> bool:
     """Whether there is an x with -x² + y² = 1 + d·x²·y² (RFC 8032 §5.1.3): OpenSSL takes any 32 bytes."""
     x_squared_times_square = (y * y - 1) * (_D * y * y + 1)
+    # Euler's criterion, for x² times the square of its denominator: that is a square exactly when x² is one.
     return pow(x_squared_times_square, (_PRIME - 1) // 2, _PRIME) != _PRIME - 1
 
 
 def verify_signature(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is an Ed25519 signature of `message` under the 32-byte public `key` (RFC 8032 §5.1.7)."""
+    """Whether `signature` is an Ed25519 signature of `message` under the 32-byte public `key` (RFC 8032 §5.1.7).
+
+    `key` must have passed `check_public` before; nothing raises, a key or signature of another length is False.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
+# First in each payload, so that no signature made for something else holds for a manifest.
 V1_DOMAIN: Final = "lattice-plugin-manifest-v1"
 V2_DOMAIN: Final = b"LATTICED-MANIFEST-V2\n"
 
@@ -15,7 +16,9 @@ V2_DOMAIN: Final = b"LATTICED-MANIFEST-V2\n"
 def signing_payload(raw: dict[str, Any], manifest: Manifest) -> bytes:
     """What the signature of `manifest` covers; `raw` is the JSON object it was decoded from.
 
-    The decoder has made sure that no field holds a newline or NUL, so no field can pass for its neighbour.
+    v1: its fields joined by newlines, capabilities sorted and joined by NUL; the digest as it is written. v2: RFC 8785
+    (JCS) of the object without its signature. The decoder has made sure that no field of v1 holds a newline or NUL, so
+    no field can pass for its neighbour.
     """
     if manifest.is_v2:
         import rfc8785  # only what is signed as v2 pays for it

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_SHOWN: Final = 80
+"""Characters of a value that a Problem quotes: the file's text ends in terminals and logs."""
 
 _HINT: Final = "see the trust policy's documented form; `latticectl trust add` writes it for you"
 _PATTERN: Final = re.compile(r"[a-z0-9.-]{0,128}\*")
@@ -68,6 +69,7 @@ class Revoked:
         return next((entry for entry in entries if entry in self.plugins), None)
 
     def __or__(self, other: Revoked) -> Revoked:
+        """All that either revokes."""
         return Revoked(
             keys=self.keys | other.keys, digests=self.digests | other.digests, plugins=self.plugins | other.plugins
         )
@@ -75,7 +77,11 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPolicy:
-    """Trusted publishers, rules for unsigned bundles, and revocations."""
+    """Trusted publishers by name, rules for unsigned bundles, and revocations; the defaults are the strict ones.
+
+    `require_signature`: no unsigned bundle runs. `allow_unsigned_host_risk`: without that, unsigned ones may have host
+    risk.
+    """
 
     publishers: Mapping[str, Publisher] = field(default_factory=lambda: MappingProxyType({}))
     allow_unsigned_host_risk: bool = False
@@ -104,7 +110,7 @@ def decode(data: bytes) -> TrustPolicy:
 
 
 def encode(policy: TrustPolicy) -> bytes:
-    """The trust.json that `decode` reads as `policy`, with each publisher in its shortest form."""
+    """The trust.json that `decode` reads as `policy`: indented, sorted, each publisher in its shortest form."""
     plain: dict[str, Any] = {
         "trusted_publishers": {name: _plain(one) for name, one in sorted(policy.publishers.items())},
         "allow_unsigned_host_risk": policy.allow_unsigned_host_risk,
@@ -137,6 +143,7 @@ def without_publisher(policy: TrustPolicy, name: str) -> TrustPolicy:
 
 
 def _plain(publisher: Publisher) -> str | list[str] | dict[str, Any]:
+    """A publisher as JSON in its shortest form: a key, a list of keys, or an object when it has limits."""
     if publisher.ids or publisher.max_risk is not None:
         plain: dict[str, Any] = {"keys": list(publisher.keys)}
         if publisher.ids:
@@ -155,8 +162,10 @@ def _matches(pattern: str, plugin_id: str) -> bool:
 
 
 def _publisher(name: str, value: Any) -> Publisher:
+    """One entry of `trusted_publishers` in any of its three forms."""
     if not ids.is_valid(name):
         raise _wrong("trusted_publishers", "publisher ids of 3 to 128 of a-z 0-9 . - (no ..)", name)
+    # Otherwise a bundle of that publisher could pass for a built-in plugin.
     if name == ids.RESERVED_PUBLISHER:
         raise _wrong("trusted_publishers", "no publisher of that name, which is reserved for built-in plugins", name)
     where = f"trusted_publishers.{name}"
@@ -171,6 +180,7 @@ def _publisher(name: str, value: Any) -> Publisher:
 
 
 def _detailed(value: dict[str, Any], where: str) -> Publisher:
+    """The form with limits: `keys`, and `ids` or `max_risk` where they are given."""
     plain = _object(value, where, {"keys", "ids", "max_risk"})
     if "keys" not in plain:
         raise _wrong(f"{where}.keys", "a list of keys", None)
@@ -194,24 +204,30 @@ def _revoked(value: Any) -> Revoked:
 
 
 def public_key(value: Any, where: str) -> str:
-    """A public key that passes `keys.check_public`, in canonical base64."""
+    """A public key in canonical base64; Problem policy_invalid, at `where`, for one that fails `keys.check_public`."""
     return _key(value, where, keys.decode_public)
 
 
 def revoked_key(value: Any, where: str) -> str:
-    """Any 32 bytes may be revoked, in canonical base64."""
+    """A key to revoke, in canonical base64: any 32 bytes, or Problem policy_invalid at `where`.
+
+    Not checked further: a weak key that an older version took must be revocable.
+    """
     return _key(value, where, lambda written: keys.decode_base64(written.strip(), size=keys.KEY_BYTES))
 
 
 def revoked_digest(value: Any, where: str) -> str:
-    """An artifact's SHA-256 in lowercase hex."""
+    """An artifact's SHA-256 in lowercase hex; Problem policy_invalid at `where`."""
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise _wrong(where, "64 hex digits", value)
     return value.lower()
 
 
 def revoked_plugin(value: Any, where: str) -> str:
-    """`id@version` (nothing after the @ for a plugin without version) or `id@*`."""
+    """`id@version` (nothing after the @ for a plugin without version) or `id@*`; Problem policy_invalid at `where`.
+
+    Versions of v1 manifests are any text, so only length and printable characters are checked.
+    """
     if isinstance(value, str):
         plugin_id, at, version = value.partition("@")
         if at and ids.is_valid(plugin_id) and len(version) <= 64 and version.isprintable():
@@ -238,6 +254,7 @@ def _some(value: Any, where: str, read: Callable[[Any, str], str]) -> tuple[str,
     """A list with at least one element: an empty one could be read as "any" or as "none"."""
     if value == []:
         raise _wrong(where, "at least one entry", value)
+    # Each once, in the order of the file.
     return tuple(dict.fromkeys(_each(value, where, read)))
 
 

@@ -19,8 +19,9 @@ def sign(
 ) -> dict[str, Any]:
     """`raw` with the digest, a signature by `key` and, if given, the `publisher`.
 
-    `raw` is the manifest's JSON object, old digest and signature are replaced. Problem with the verdict's code
-    (manifest_invalid, unknown_capability, …) when the result would be refused for what it says.
+    `raw` is the manifest's JSON object; it is not changed, and its old digest and signature are replaced in the copy.
+    `artifact_sha256` is hex. Problem publisher_missing, or with the verdict's code (manifest_invalid,
+    unknown_capability, ...) when the result would be refused for what it says.
     """
     full = {name: value for name, value in raw.items() if name != "signature_ed25519"}
     if publisher is not None:

@@ -26,7 +26,10 @@ _HINT_TAMPERED: Final = "the bundle was changed after it was signed: put the ori
 
 
 class Source(Protocol):
-    """Where the two files come from; both methods raise BundleRefused for what cannot be had."""
+    """Where the two files of a bundle come from; both methods raise BundleRefused for what cannot be had.
+
+    A bundle on disk (`bundle.read.BundleDirectory`), or one whose artifact was hashed before.
+    """
 
     def manifest(self) -> bytes: ...
 
@@ -41,7 +44,11 @@ class Source(Protocol):
 
 
 def verify(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict:
-    """The verdict on one bundle under `policy`, for a host of the SemVer `host_version`. Bad bundles never raise."""
+    """The verdict on one bundle under `policy`, for a host of the SemVer `host_version`.
+
+    Verified, or Refused with the code of the first check that fails; bad bundles never raise. Whether the bundle may
+    claim its id is not part of it (`claims`).
+    """
     try:
         raw, manifest = decode.decode(source.manifest())
     except BundleRefused as refused:
@@ -49,10 +56,12 @@ def verify(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict
     try:
         return _climb(source, raw, manifest, policy, host_version)
     except BundleRefused as refused:
+        # From here on it is known what the bundle claims to be: operators see that beside the refusal.
         return replace(refused.fault, manifest=manifest)
 
 
 def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: TrustPolicy, host_version: str) -> Verified:
+    """The checks in the order of contracts §5; BundleRefused at the first that fails."""
     _capabilities_allowed(manifest, policy)
     publisher = _publisher_trusted(manifest, policy)
     signature = _signature_written(manifest)
@@ -71,6 +80,7 @@ def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: Trus
     return Verified(
         manifest=manifest,
         identity=identity(payload),
+        # One text object for both where they are equal: there may be thousands of verdicts in memory.
         artifact_sha256=artifact_sha256 if manifest.digest_sha256 != artifact_sha256 else manifest.digest_sha256,
         artifact_bytes=artifact_bytes,
         key=holding,
@@ -84,7 +94,12 @@ def _unsigned(manifest: Manifest) -> bool:
 
 
 def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
+    """The type may hold them, an unsigned bundle too, and the policy lets this publisher ask for them.
+
+    Judged by what the manifest claims, before its signature is, as the order of codes demands.
+    """
     _type_may_hold(manifest)
+    # Both switches are needed: while signatures are required, an unsigned bundle is refused anyway.
     unsigned_host_risk = not policy.require_signature and policy.allow_unsigned_host_risk
     host_risk = ", ".join(sorted(capability.host_risk(manifest.capabilities)))
     if host_risk and manifest.type == "wasm" and not (manifest.signed or unsigned_host_risk):
@@ -114,6 +129,7 @@ def _type_may_hold(manifest: Manifest) -> None:
 
 
 def _within_publishers_risk(manifest: Manifest, publisher: Publisher | None) -> None:
+    """Held to the publisher's `max_risk`. A publisher that the policy does not name is refused by a later check."""
     limit = Risk.HOST if publisher is None or publisher.max_risk is None else publisher.max_risk
     for name in manifest.capabilities:
         if capability.RISKS[name] > limit:
@@ -134,6 +150,7 @@ def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | N
         raise BundleRefused(Code.PUBLISHER_MISSING, f"expected a publisher, found {found}", _HINT_SIGN)
     publisher = policy.publishers.get(manifest.publisher)
     if publisher is None:
+        # Five at most: a policy may name hundreds.
         trusted = ", ".join(sorted(policy.publishers)[:5]) or "nobody"
         raise BundleRefused(
             Code.PUBLISHER_UNTRUSTED,
@@ -171,7 +188,10 @@ def _digest_written(manifest: Manifest) -> None:
 
 
 def _holding_key(publisher: Publisher | None, payload: bytes, signature: bytes) -> str:
-    """The publisher's key under which the signature holds; empty if none does."""
+    """The publisher's key under which the signature holds; empty if none does.
+
+    All its keys are tried, revoked ones as well, so that a bundle under a revoked key is reported as that.
+    """
     if publisher is None:
         return ""
     holding = (key for key in publisher.keys if keys.verify_signature(keys.raw(key), payload, signature))
@@ -179,6 +199,7 @@ def _holding_key(publisher: Publisher | None, payload: bytes, signature: bytes) 
 
 
 def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: str, policy: TrustPolicy) -> None:
+    """The key that signed is not revoked; nor are all keys of the publisher, whoever signed."""
     if publisher is None:
         return
     if holding in policy.revoked.keys or policy.revoked.keys.issuperset(publisher.keys):
@@ -190,6 +211,7 @@ def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: s
 
 
 def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
+    """No revocation names this id and version (`Revoked.plugin`)."""
     entry = policy.revoked.plugin(manifest.id, manifest.version)
     if entry is not None:
         raise BundleRefused(
@@ -200,6 +222,7 @@ def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
 
 
 def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: str) -> None:
+    """Some key of the publisher has signed the payload; an unsigned bundle got this far only if it may."""
     if publisher is not None and not holding:
         raise BundleRefused(
             Code.SIGNATURE_INVALID,
@@ -210,6 +233,7 @@ def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: s
 
 
 def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
+    """The manifest, which is signed, names this artifact; its hex may be of either case (contracts §2)."""
     if manifest.digest_sha256.lower() != artifact_sha256:
         raise BundleRefused(
             Code.DIGEST_MISMATCH,
@@ -228,6 +252,7 @@ def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
 
 
 def _host_compatible(manifest: Manifest, host_version: str) -> None:
+    """This host is within the range that a v2 manifest may ask for."""
     if manifest.requires_host and not semver_range.contains(manifest.requires_host, host_version):
         raise BundleRefused(
             Code.HOST_INCOMPATIBLE,
