@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
 ELF: Final = "ELF"
+"""Stands for the interpreter of a program that the kernel runs by itself."""
 LEVELS: Final = ("open", "filtered", "isolated", "dedicated")
+"""Sandbox levels, the weakest first: `rank` compares their places."""
 LIMITS: Final = ManifestLimits.__struct_fields__
+"""Names of all limits that a manifest may have."""
 DEFAULT: Final = "default"
 """What stands for a limit or level that is left to the settings."""
 V1_FEATURES: Final = frozenset({"threads", "processes"})
 """Features of every v1 system plugin, whose manifest cannot declare any; `processes` only where the host has them."""
 HEAD_BYTES: Final = 258
-"""Bytes at the beginning of an artifact that `interpreter_of` needs."""
+"""Bytes at the beginning of an artifact that `interpreter_of` needs: `#!` and the 256 that a first line may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,17 @@ class Usual:
 
 
 def interpreter_of(head: bytes) -> str:
-    """What an artifact that begins with `head` is run by: ELF, the words of its `#!` line, or nothing."""
+    r"""What an artifact that begins with `head` is run by: ELF, the words of its `#!` line, or nothing.
+
+    `#!/usr/bin/env  python3 -u` gives `/usr/bin/env python3 -u`. Bytes that are not printable ASCII come as `\xNN`.
+    """
     if head.startswith(b"\x7fELF"):
         return ELF
     if not head.startswith(b"#!"):
         return ""
     words = head[2:].partition(b"\n")[0].replace(b"\t", b" ").split(b" ")
     line = b" ".join(word for word in words if word).decode("latin-1")
+    # The words are shown to operators and named by them, so they must be one line of plain text.
     return "".join(char if " " <= char <= "~" else f"\\x{ord(char):02x}" for char in line)
 
 
@@ -79,7 +86,10 @@ def protocol_of(manifest: Manifest) -> str:
 
 
 def asked(manifest: Manifest, interpreter: str) -> Accepted:
-    """Everything that a manifest, with an artifact run by `interpreter`, asks for."""
+    """Everything that a manifest, with an artifact run by `interpreter`, asks for.
+
+    `interpreter` is what `interpreter_of` gives; it counts for system plugins only.
+    """
     sandbox, is_program = manifest.runtime.sandbox, manifest.type == "system"
     return Accepted(
         type=manifest.type,
@@ -95,7 +105,10 @@ def asked(manifest: Manifest, interpreter: str) -> Accepted:
 
 
 def effective(manifest: Manifest, accepted: Accepted, usual: Usual) -> Manifest:
-    """`manifest` without optional parts that were not accepted; the parts it cannot run without are `needed`."""
+    """`manifest` without what is optional and was not accepted; what it cannot run without is judged by `needed`.
+
+    Levels and limits become the stricter of the two; `usual` stands for those that are left out.
+    """
     runtime, wants = manifest.runtime, asked(manifest, "")
     sandbox = structs.replace(
         runtime.sandbox,
@@ -119,18 +132,29 @@ def withheld(manifest: Manifest, accepted: Accepted) -> frozenset[str]:
 
 
 def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[str, ...]:
-    """The terms that an operator must accept before the plugin can start, as it cannot run without them."""
+    """The terms that an operator must accept before the plugin can start, as it cannot run without them.
+
+    As words: `interpreter=ELF`, `dependency=acme.base`. Empty when it can start with what was accepted.
+    """
     required = {one.id for one in manifest.dependencies if not one.optional}
     wants = asked(manifest, interpreter)
+    # Level, limits, prefixes and optional dependencies are left out: without them the plugin runs confined more or
+    # served less.
     less = replace(
         wants, dependencies=wants.dependencies & required, level="", limits=ManifestLimits(), prefixes=frozenset()
     )
+    # A v1 program runs with threads or not at all (`docs/adr/0006`). A v2 manifest lists features, and starts without
+    # them.
     threads = wants.features & {"threads"} if wants.type == "system" and not manifest.is_v2 else frozenset[str]()
     return beyond(replace(less, features=threads), accepted, Usual(level=accepted.level or "open"), limits=False)
 
 
 def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = True) -> tuple[str, ...]:
-    """The terms in `wants` beyond `accepted`, as the words that accept them."""
+    """The terms in `wants` that exceed `accepted`, as the words that accept them.
+
+    Such as `limit=memory_mib:512` and `feature=threads`. `usual` stands for a level or limit that is left to the
+    settings. Without `limits` those are not compared.
+    """
     return (
         *_identity(wants, accepted),
         *(f"dependency={one}" for one in sorted(wants.dependencies - accepted.dependencies)),
@@ -142,7 +166,10 @@ def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = 
 
 
 def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
-    """The terms in both; for single-valued ones (type, protocol, …) the value of `accepted`."""
+    """The terms in both, so that the result never exceeds either; for single-valued ones the value of `accepted`.
+
+    Single-valued are type, protocol, interpreter and arguments.
+    """
     return replace(
         accepted,
         features=accepted.features & other.features,
@@ -154,12 +181,12 @@ def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
 
 
 def rank(level: str, usual: str) -> int:
-    """How strict a level is; `usual` stands for an empty one."""
+    """How strict a level is, 0 for the weakest; `usual` stands for an empty one. ValueError for an unknown level."""
     return LEVELS.index(level or usual)
 
 
 def bound(limits: ManifestLimits, name: str, usual: ManifestLimits) -> float:
-    """The effective value of a limit; infinity for none."""
+    """The effective value of the limit `name`, with that of `usual` where it is None; infinity for none."""
     value = getattr(limits, name)
     found = value if value is not None else getattr(usual, name)
     return math.inf if found is None else float(found)
@@ -188,9 +215,11 @@ def _limits(wants: ManifestLimits, accepted: ManifestLimits, usual: ManifestLimi
 
 
 def _stricter(one: str, other: str, usual: str) -> str:
+    """The stricter of two levels, `one` when they are equal; either may be empty, for the settings' own."""
     return one if rank(one, usual) >= rank(other, usual) else other
 
 
 def _lower(one: ManifestLimits, other: ManifestLimits, usual: ManifestLimits) -> ManifestLimits:
+    """The lower of two values for each limit."""
     lower = {name: getattr(other, name) for name in LIMITS if bound(other, name, usual) < bound(one, name, usual)}
     return structs.replace(one, **lower)

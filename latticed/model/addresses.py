@@ -31,6 +31,7 @@ _V4: Final = (
     ("224.0.0.0/4", "multicast"),
     ("240.0.0.0/4", "reserved"),
 )
+"""(blocks, name) in the order in which they are asked: the first that contains the address names it."""
 _V6: Final = (
     ("fd00:ec2::254/128 fd00:ec2::23/128 fd20:ce::254/128 fd00:42::42/128 fd00:a9fe:a9fe::1/128", METADATA),
     ("::1/128", "loopback"),
@@ -47,6 +48,7 @@ _V6: Final = (
     ("2001:db8::/32 3fff::/20", "documentation"),
     ("2002::/16", "6to4"),
 )
+"""As `_V4`."""
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # all that IANA has allocated from (RFC 4291, section 2.4)
 _ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface identifier (RFC 5214, 6.1)
 
@@ -58,17 +60,23 @@ def _table(version: int) -> tuple[tuple[int, int, str], ...]:
     for texts, name in _V4 if version == 4 else _V6:
         kind = IPv4Network if version == 4 else IPv6Network
         blocks += [(kind(text), name) for text in texts.split()]
+    # As integers: comparing those takes a fraction of what `address in network` takes.
     return tuple((int(block.netmask), int(block.network_address), name) for block, name in blocks)
 
 
 def blocked_class(address: Address) -> str | None:
-    """What kind of address this is when it is not public (`loopback`, `private`, …); None for a public one."""
+    """What kind of address this is when it is not public (`loopback`, `private`, …); None for a public one.
+
+    `10.0.0.1` is `private`, `::ffff:8.8.8.8` is `IPv4 within IPv6`, `169.254.169.254` is `cloud metadata`.
+    """
     number = int(address)
     for mask, value, name in _table(address.version):
         if number & mask == value:
             return name
+    # Outside these blocks all of IPv4 is public; IPv6 needs the checks below.
     if isinstance(address, IPv4Address):
         return None
+    # A zone (RFC 4007) belongs to addresses that are not global.
     if address.scope_id is not None:
         return "zoned"
     if (number >> 32) & 0xFFFF_FFFF in _ISATAP:

@@ -12,7 +12,10 @@ HOST_CALL: Final = "host.call"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """The actor of an event: a local peer (uid, user, pid), a plugin, or the daemon itself."""
+    """The actor of an event: a local peer (uid, user, pid), a plugin, or the daemon itself.
+
+    As text: `uid:1000 user:ada pid:4711`, `plugin:acme.demo`, `latticed`. Audit queries compare that text.
+    """
 
     kind: Literal["peer", "plugin", "daemon"]
     name: str = ""
@@ -30,11 +33,15 @@ class Actor:
 
 
 DAEMON = Actor(kind="daemon")
+"""The actor of what the daemon does by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A fact worth keeping. `detail` holds strings, integers and booleans only; the ledger sanitises and caps all."""
+    """What happened, before it has a place in a chain; the fields are those of contracts §11.
+
+    `detail` holds strings, integers and booleans only. The ledger escapes and cuts all texts (`ledger.audit_text`).
+    """
 
     actor: str
     action: str

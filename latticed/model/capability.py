@@ -17,6 +17,7 @@ class Risk(IntEnum):
 
     @property
     def word(self) -> str:
+        """The risk as manifests and answers name it: `read`, `write`, `host`."""
         return self.name.lower()
 
 
@@ -45,13 +46,16 @@ RISKS: Final = MappingProxyType(
         "ddns:admin": Risk.HOST,
     }
 )
+"""Every capability there is, with its risk."""
 
 WORKER_MAY_HOLD: Final = frozenset({"worker:route", "kv:read", "static:read"})
+"""A worker is a template: it can answer a route and read what the template names."""
 
 
 def holders(capability: str) -> tuple[str, ...]:
-    """The plugin types that may hold `capability`."""
+    """The plugin types that may hold `capability`; KeyError for a name that is none."""
     types = ["system"]
+    # The one host risk that a wasm plugin may have, if it is signed (contracts §2).
     if RISKS[capability] < Risk.HOST or capability == HTTP_EGRESS:
         types.append("wasm")
     if capability in WORKER_MAY_HOLD:

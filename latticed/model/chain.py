@@ -29,7 +29,9 @@ OUTSIDE: Final = frozenset({"hash", "chain"})
 """Fields of an event that are not hashed: `chain` names the chain, and is absent for decisions."""
 
 HEAD_DOMAIN: Final = b"LATTICED-AUDIT-HEAD-V1\n"
+"""What is signed begins with this, so that a head's signature is valid for nothing else."""
 CHECKPOINT_DOMAIN: Final = b"LATTICED-AUDIT-CHECKPOINT-V1\n"
+"""The same for checkpoints: a head must not pass for one."""
 
 encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 """A JSON value as sorted, compact, ASCII-escaped text. Made once: json.dumps makes a new encoder at every call."""
@@ -53,7 +55,7 @@ def link(prev: str, event: Mapping[str, Any]) -> str:
 
 
 def digest(prev: str, body: bytes) -> str:
-    """The hash of an event that is already canonical."""
+    """The hash, in hex, of an event that is already canonical: SHA-256(32 bytes of `prev` ‖ `body`)."""
     return hashlib.sha256(bytes.fromhex(prev) + body).hexdigest()
 
 
@@ -69,7 +71,7 @@ class Head:
 
 
 def head_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECISIONS) -> bytes:
-    """The bytes that a head's signature is over."""
+    """The bytes that a head's signature is over: the domain and canonical JSON of seq, ts, hash (and chain)."""
     return HEAD_DOMAIN + _stated(seq, ts, event_hash, chain)
 
 
@@ -88,7 +90,7 @@ class Checkpoint:
 
 
 def checkpoint_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECISIONS) -> bytes:
-    """The bytes that a checkpoint's signature is over."""
+    """The bytes that a checkpoint's signature is over: as of a head, with another domain."""
     return CHECKPOINT_DOMAIN + _stated(seq, ts, event_hash, chain)
 
 
@@ -101,17 +103,23 @@ def _stated(seq: int, ts: str, event_hash: str, chain: Name) -> bytes:
 _LOGGED: Final = {
     name: re.compile(rf"""{name}"?\s*[=:]\s*"?'?([^\s",']+)""") for name in ("seq", "hash", "signed_at", "signature")
 }
+"""The fields of a head in a log line: as JSON, as `key=value`, and quoted or not."""
 _LOGGED_CALLS: Final = re.compile(r"""chain"?\s*[=:]\s*"?calls\b""")
 HEAD_EVENT: Final = "audit_head_signed"
+"""The event of the log entry that carries a new head."""
 _HEAD_WORDS: Final = HEAD_EVENT.replace("_", " ")
 """What the journal shows of it: there the message is for people (`kit.journal_sender`)."""
 
 
 def logged_head(line: str) -> Head | None:
-    """The head in a line of latticed's log, in any of its forms; None for any other line."""
+    """The head in a line of latticed's log, in any of its forms; None for any other line.
+
+    It may be forged: check its signature.
+    """
     if HEAD_EVENT not in line and _HEAD_WORDS not in line:
         return None
     found = {name: match[1] for name, pattern in _LOGGED.items() if (match := pattern.search(line))}
+    # A number of at most 16 digits: more would be no seq, and int() of a long text is slow.
     if len(found) < len(_LOGGED) or not found["seq"].isdecimal() or len(found["seq"]) > 16:
         return None
     name: Name = CALLS if _LOGGED_CALLS.search(line) else DECISIONS
@@ -133,6 +141,7 @@ class Position(NamedTuple):
         return f"{self.decisions}.{self.calls}"
 
     def of(self, chain: Name) -> int:
+        """The seq of one chain."""
         return self.calls if chain == CALLS else self.decisions
 
     def at(self, chain: Name, seq: int) -> Position:
@@ -148,8 +157,11 @@ class Position(NamedTuple):
 
 
 BEGINNING: Final = Position()
+"""The position before the first event of either chain."""
 MAX_SEQ: Final = 2**53
+"""Bound of a seq in a cursor: up to here every reader of JSON has integers exactly (RFC 7493, section 2.2)."""
 CURSOR: Final = r"[0-9]{1,16}(\.[0-9]{1,16})?"
+"""A cursor as a regular expression, for schemas; `cursor` also checks the bound."""
 
 
 def cursor(text: str) -> Position | int | None:

@@ -46,7 +46,9 @@ LIMITS: Final = (
     "stdout_kib",
     "fuel",
 )
+"""The limits of a manifest that can be named; a copy, so that latticectl need not import the manifest's types."""
 _LIMIT: Final = re.compile(rf"(?:{'|'.join(LIMITS)}):(?:[1-9][0-9]{{0,14}}|default)", re.ASCII)
+"""At most 15 digits: exact in JSON for every reader."""
 _LEVELS: Final = frozenset({"filtered", "isolated", "dedicated", "default"})
 
 
@@ -77,9 +79,10 @@ class Named:
 
 
 def parse(texts: Iterable[str], *, upgrading: bool = True) -> Named:
-    """What `texts` name; a text without `=` is a capability. BadConsent for what nobody can accept.
+    """What `texts` name, by kind; a text without `=` is a capability. BadConsent for what cannot be accepted by name.
 
-    Whether the manifest declares it is not judged here. Without `upgrading` AT_UPGRADE is refused.
+    `["kv:read", "host=api.example.org:443"]` names a capability and a host. Whether the manifest declares it is not
+    judged here. Without `upgrading` AT_UPGRADE is refused.
     """
     known = {**KINDS, **AT_UPGRADE} if upgrading else KINDS
     caps: list[str] = []
@@ -97,6 +100,8 @@ def parse(texts: Iterable[str], *, upgrading: bool = True) -> Named:
                 caps.append(value)
             case "host":
                 hosts.append(_host(value))
+            # Terms of a manifest that asks for them, permits otherwise; the lifecycle, which knows the manifest,
+            # decides which.
             case "feature" | "prefix":
                 _check_permit(text)
                 terms.append((kind, value))
@@ -109,6 +114,7 @@ def parse(texts: Iterable[str], *, upgrading: bool = True) -> Named:
 
 
 def _once(values: list[_T]) -> tuple[_T, ...]:
+    """Each value once, in the order of its first place."""
     return tuple(dict.fromkeys(values))
 
 
@@ -125,7 +131,9 @@ def _check_permit(text: str) -> None:
 
 
 def _term(kind: str, value: str) -> str:
+    """The value of a term in normal form; BadConsent for one that the kind does not take."""
     fits = {"limit": _LIMIT.fullmatch(value) is not None, "level": value in _LEVELS}.get(kind, True)
     if not fits or (not value and kind != "args"):
         raise BadConsent(f"expected {({**KINDS, **AT_UPGRADE})[kind]}; found {f'{kind}={value}'[:80]!r}")
+    # As `accepted.interpreter_of` writes it, so that the two compare equal.
     return " ".join(value.removeprefix("#!").split()) if kind == "interpreter" else value

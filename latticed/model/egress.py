@@ -25,8 +25,10 @@ _CONSENT: Final = re.compile(
     r"(?::(?P<port>[1-9][0-9]{0,4}))?/?",
 )
 _HOST_EXPECTED: Final = "expected a host and port such as api.example.org:443, *.example.org:443 or *"
+"""Begin of the messages about patterns."""
 _HIGHEST_PORT: Final = 65535
 ANY: Final = "*"
+"""Grants any public host on STAR_PORTS; a manifest cannot declare it."""
 SCHEMES: Final = ("http", "https", "tcp", "smtp", "smtps", "dns", "ping")
 """Schemes of bound origins; `ping` has no port, so its origins have port 0."""
 _ORIGIN: Final = re.compile(
@@ -34,14 +36,19 @@ _ORIGIN: Final = re.compile(
     re.ASCII,
 )
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ping": 0}
+"""Ports of origins that name none."""
 _UNBINDABLE: Final = frozenset({"this network", "unspecified", "multicast", "reserved", "IPv4 within IPv6", "discard"})
+"""Kinds of addresses (`addresses.blocked_class`) that are not those of one machine."""
 STAR_PORTS: Final = frozenset({80, 443})
 """The ports that `*` covers; hosts on other ports must be granted by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A target that an operator bound to one plugin; it may be private. `host` is in normal form (`model.hosts`)."""
+    """A target that an operator bound to one plugin; it may be private. `host` is in normal form (`model.hosts`).
+
+    As text: `http://backend.lan:8080=10.0.0.5` (a name, with the address that it is pinned to), `http://10.0.0.5:8080`.
+    """
 
     scheme: str
     host: str
@@ -78,8 +85,9 @@ def is_pattern(text: str) -> bool:
 def consent(text: str) -> str:
     """Normalise a host pattern (or `*`) as an operator writes it; ValueError says what was expected.
 
-    Hosts are taken in every form that http.do takes: any case, a trailing dot, non-ASCII letters, addresses. The origin
-    of a URL without a port gets the default port of its scheme.
+    `API.example.org:443` gives `api.example.org:443`, `https://api.example.org/` too. Hosts are taken in every form
+    that http.do takes: any case, a trailing dot, non-ASCII letters, addresses. The origin of a URL without a port gets
+    the default port of its scheme.
     """
     if text == ANY:
         return ANY
@@ -94,13 +102,18 @@ def consent(text: str) -> str:
     except hosts.NotAHost as error:
         raise ValueError(f"{error}, found {text[:80]!r}") from error
     pattern = f"{found['wild'] or ''}{host}:{port}"
+    # Last, on the result: what is stored must be what `_parts` takes apart again.
     if not is_pattern(pattern):
         raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
     return pattern
 
 
 def within(pattern: str, others: Iterable[str]) -> bool:
-    """Whether one of `others` covers all hosts that `pattern` covers."""
+    """Whether one of `others` covers all hosts that `pattern` covers.
+
+    `a.example.org:443` is within `*.example.org:443`; `*.example.org:443` is not within `a.example.org:443`.
+    """
+    # A port of -1 is that of an invalid pattern, which is within nothing.
     host, port = _parts(pattern)
     return port > 0 and any(_means(_parts(other), host, port) for other in others)
 
@@ -122,14 +135,15 @@ def meet(granted: Iterable[str], declared: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def on_star_ports(declared: Iterable[str]) -> tuple[str, ...]:
-    """The patterns of `declared` that `*` covers."""
+    """The patterns of `declared` that `*` covers: those on port 80 or 443."""
     return tuple(one for one in declared if _parts(one)[1] in STAR_PORTS)
 
 
 def origin(text: str) -> Origin:
     """Parse `scheme://host[:port][=address]`; ValueError says what was expected.
 
-    A host name needs the address that it is pinned to: bound names are never looked up in the DNS.
+    `http://backend.lan:8080=10.0.0.5`, `ping://10.0.0.5`. A host name needs the address that it is pinned to: bound
+    names are never looked up in the DNS.
     """
     found = _ORIGIN.fullmatch(text)
     if found is None or found["scheme"] not in SCHEMES:
@@ -140,6 +154,7 @@ def origin(text: str) -> Origin:
         raise ValueError("expected a port from 1 to 65535 (none for ping)")
     literal = hosts.address_of(host)
     address = hosts.address_of(found["address"]) if found["address"] else literal
+    # An address as host needs no pin; if it has one, that must be the same address.
     if address is None or literal not in (None, address):
         raise ValueError("expected the address that the name is pinned to, as in http://backend.lan:8080=10.0.0.5")
     if (fault := _unbindable(address)) is not None:
@@ -148,7 +163,10 @@ def origin(text: str) -> Origin:
 
 
 def pinned(rights: EgressRights, *, scheme: str, host: str, port: int) -> tuple[Address, ...]:
-    """The addresses of the origins bound to exactly this target; empty when it is not bound."""
+    """The addresses of the origins bound to exactly this target; empty when it is not bound.
+
+    `host` is in normal form; `port` 0 is that of `ping`.
+    """
     wanted = (scheme, host, port)
     return tuple(one.address for one in rights.origins if (one.scheme, one.host, one.port) == wanted)
 
@@ -173,7 +191,10 @@ def refusal(rights: EgressRights, *, host: str, port: int) -> str | None:
 
 
 def fix(rights: EgressRights, *, host: str, port: int) -> str:
-    """The permit that would lift a `refusal` (`host=…`); empty when the host is not declared or cannot be public."""
+    """The permit that would lift a `refusal`, as `host=api.example.org:443`.
+
+    Empty when no permit would: the host is not declared, it cannot be public, or the protocol has no ports.
+    """
     declared = rights.declared is None or any(covers(one, host, port) for one in rights.declared)
     if not declared or not port or (hosts.address_of(host) is None and hosts.local_name(host) is not None):
         return ""
@@ -181,7 +202,7 @@ def fix(rights: EgressRights, *, host: str, port: int) -> str:
 
 
 def binding(*, scheme: str, host: str, port: int, address: Address) -> str:
-    """The permit that binds this target to `address` (`origin=…`); empty when `origin` would reject it."""
+    """The permit that binds this target to `address`, as `origin=…`; empty when `origin` would reject it."""
     pin = "" if hosts.address_of(host) else f"={address}"
     where = f":{port}" if port else ""
     try:
@@ -198,6 +219,7 @@ def covers(pattern: str, host: str, port: int) -> bool:
 def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
     """As `covers`, of a parsed pattern; `host` may begin with `*.`, for all names below it."""
     wanted, wanted_port = pattern
+    # Port 0 stands for any: a protocol without ports.
     if port not in (0, wanted_port):
         return False
     if wanted.startswith("*."):

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`code` is stable and for programs, `reason` tells a person what was expected and what was found, `hint` what to
-    do about it (may be empty).
+    """A refusal or failure, for programs and for people.
+
+    `code` is stable and for programs, `reason` tells a person what was expected and what was found, `hint` what to do
+    about it (may be empty).
     """
 
     code: str
@@ -32,14 +34,17 @@ class FaultError(Exception):
 
     @property
     def code(self) -> str:
+        """The fault's stable code."""
         return self.fault.code
 
     @property
     def reason(self) -> str:
+        """What was expected and what was found."""
         return self.fault.reason
 
     @property
     def hint(self) -> str:
+        """What to do about it; may be empty."""
         return self.fault.hint
 
     def __str__(self) -> str:
@@ -47,7 +52,7 @@ class FaultError(Exception):
 
 
 class Problem(FaultError):
-    """An operation that failed or was refused."""
+    """An operation that failed or was refused; what public functions raise for anything that a caller may meet."""
 
     def __init__(self, code: str, reason: str, hint: str = "") -> None:
         super().__init__(Fault(code, reason, hint))

@@ -30,6 +30,7 @@ _BY_CAPABILITY: Final = {
     "network:apply": ("network.apply",),
     "ddns:admin": ("ddns.put", "ddns.delete", "ddns.status"),
 }
+"""By capability, the host calls that need it; a contract (contracts §9)."""
 
 CAPABILITY_OF: Final = MappingProxyType({call: cap for cap, calls in _BY_CAPABILITY.items() for call in calls})
 """Every host call there is, and the capability it needs."""
@@ -67,5 +68,5 @@ FIX: Final = "fix"
 
 
 def calls_of(capability: str) -> tuple[str, ...]:
-    """The host calls that need `capability`."""
+    """The host calls that need `capability`; KeyError for a name that is none."""
     return _BY_CAPABILITY[capability]

@@ -7,7 +7,9 @@ import re
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]")
 
 RESERVED_PREFIX = "latticed."
+"""Ids that begin with this are of built-in plugins; bundles cannot claim them."""
 RESERVED_PUBLISHER = "latticed"
+"""The publisher of built-in plugins; bundles cannot name it."""
 
 
 def is_valid(text: str) -> bool:

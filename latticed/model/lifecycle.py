@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """What the operator decided."""
+    """What the operator decided (`verified`: nothing yet)."""
 
     VERIFIED = "verified"
     INSTALLED = "installed"
@@ -28,7 +28,7 @@ TRANSITIONS: Final = MappingProxyType(
         Status.DISABLED: frozenset({Status.ACTIVE}),
     }
 )
-"""The only transitions there are; the diagram in the docs is generated from this table."""
+"""The only transitions there are (architecture, Lifecycle); a test holds them to that table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +56,10 @@ class RecordFacts:
 class Record:
     """What is known and decided of one plugin id. Times are whole microseconds since the epoch, 0 for never.
 
-    `source` is the bundle's name within its directory, `masked` the declared capabilities that the operator has not
-    granted, `permits` what else it may (`model.permits`), `terms` what else was accepted of its manifest (None: nothing
-    yet, so an install accepts it whole), `floor` the highest version ever accepted, `forgotten` a tombstone: only the
-    pin and the floor count.
+    `source` is the bundle's key in the catalog (`<label>/<directory name>`), `masked` the declared capabilities that
+    the operator has not granted, `permits` what else it may (`model.permits`), `terms` what else was accepted of its
+    manifest (None: nothing yet, so an install accepts it whole), `floor` the highest version ever accepted, `forgotten`
+    a tombstone: only the pin and the floor count.
     """
 
     id: str
@@ -86,5 +86,5 @@ class Record:
 
     @property
     def accepted(self) -> bool:
-        """Whether an operator has ever installed this plugin."""
+        """Whether an operator has ever installed this plugin; its facts are then those that were accepted."""
         return self.status is not Status.VERIFIED

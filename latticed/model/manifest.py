@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 SCHEMA_V2: Final = "latticed.manifest.v2"
 
 PluginType = Literal["system", "wasm", "worker"]
+"""What the artifact is: a program, a WebAssembly module, a template."""
 SandboxLevel = Literal["filtered", "isolated", "dedicated"]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -22,6 +23,11 @@ class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class HealthSpec(_Part, frozen=True, kw_only=True):
+    """How often a plugin is asked for its health, how long the answer may take, and how many bad ones in a row stop it.
+
+    A plugin that is stopped for that has failed, and is restarted after a pause.
+    """
+
     interval_s: Positive = 30
     timeout_s: Positive = 5
     failures: Positive = 3
@@ -46,6 +52,8 @@ class SandboxSpec(_Part, frozen=True, kw_only=True):
 
 
 class RuntimeSpec(_Part, frozen=True, kw_only=True):
+    """How a plugin is run; `protocol` None stands for the usual one of its type (`model.accepted.protocol_of`)."""
+
     protocol: Literal["latticed-stdio-1", "stdio-json-v1"] | None = None
     args: tuple[str, ...] = ()
     health: HealthSpec = HealthSpec()
@@ -54,22 +62,34 @@ class RuntimeSpec(_Part, frozen=True, kw_only=True):
 
 
 class Egress(_Part, frozen=True, kw_only=True):
+    """Hosts that the plugin needs to reach, as patterns with a port (`model.egress`)."""
+
     hosts: tuple[str, ...] = ()
 
 
 class RouteDeclaration(_Part, frozen=True, kw_only=True):
+    """Paths below which a worker answers, and the Content-Type of its answers."""
+
     prefixes: tuple[str, ...] = ()
     content_type: str = "text/plain"
 
 
 class Dependency(_Part, frozen=True, kw_only=True):
+    """Another plugin that this one needs; `version` is a range (`model.semver_range`).
+
+    An `optional` one does not keep this plugin from starting.
+    """
+
     id: str
     version: str = "*"
     optional: bool = False
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
-    """One manifest of either version; `schema` None means v1. Absent strings are empty."""
+    """One manifest of either version; `schema` None means v1. Absent strings are empty.
+
+    What a schema cannot express has been checked by `bundle.decode`.
+    """
 
     schema: Literal["latticed.manifest.v2"] | None = None
     id: str
@@ -94,10 +114,12 @@ class Manifest(_Part, frozen=True, kw_only=True):
 
     @property
     def is_v2(self) -> bool:
+        """Whether the manifest has `schema`, so whether it is of version 2."""
         return self.schema is not None
 
     @property
     def signed(self) -> bool:
+        """Whether it carries a signature; not whether that is valid."""
         return bool(self.signature_ed25519)
 
 
@@ -114,4 +136,6 @@ V1_FIELDS: Final = frozenset(
         "signature_ed25519",
     }
 )
+"""The fields that a manifest without `schema` may have."""
 V2_REQUIRED: Final = ("version", "publisher", "digest_sha256", "signature_ed25519")
+"""Fields that v2 requires besides those that both versions require."""

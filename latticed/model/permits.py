@@ -35,11 +35,12 @@ _PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", r
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 _OF_THE_LINKER: Final = ("LD_", "GLIBC_")
+"""Beginnings of variables by which the dynamic linker loads other code (ld.so(8))."""
 _FEATURES: Final = frozenset({"threads", "processes", "workdir"})
 
 
 def fault(permit: str) -> str | None:
-    """What is wrong with `kind=value`, or None."""
+    """What is wrong with `kind=value`, with an example of what is expected; None when nothing is."""
     kind, _, value = permit.partition("=")
     if kind not in EXPECTED:
         return f"expected one of {', '.join(EXPECTED)}, found {permit[:80]!r}"
@@ -55,7 +56,7 @@ def of_kind(permits: Iterable[str], kind: str) -> tuple[str, ...]:
 
 
 def bound_to_a_life(permits: Iterable[str]) -> bool:
-    """Whether one of `permits` is applied at the start, so that withdrawing it needs a restart."""
+    """Whether one of `permits` is applied when the plugin starts, so that withdrawing it needs a restart."""
     return any(permit.partition("=")[0] in AT_START for permit in permits)
 
 
@@ -78,7 +79,9 @@ def _fits(kind: str, value: str) -> bool:
 
 
 def _is_reserved(prefix: str) -> bool:
+    """Whether no plugin may have this path."""
     parts = prefix.split("/")
+    # `/.well-known/` is for the site as a whole (RFC 8615); dot segments are removed by clients (RFC 3986, 5.2.4).
     return ".." in parts or "." in parts or parts[1] == ".well-known"
 
 

@@ -15,8 +15,11 @@ from typing import Any, Final
 KINDS: Final = ("nft", "wireguard", "nginx", "proxy")
 """What can be planned; each kind will have one renderer and one applier."""
 MAX_INTENT_BYTES: Final = 64 << 10
+"""Of the canonical form, kind included (contracts §12)."""
 MAX_DEPTH: Final = 32
+"""Levels of nesting, as in manifests (contracts §2)."""
 _LARGEST: Final = 2**53 - 1
+"""Greatest integer that RFC 8785 writes exactly."""
 
 
 class PlanState(StrEnum):
@@ -46,7 +49,10 @@ class BadIntent(ValueError):
 
 
 def canonical(kind: str, intent: dict[str, Any]) -> bytes:
-    """The bytes that name a plan; BadIntent for what has no canonical form or is too large."""
+    """The bytes that name a plan; BadIntent for what has no canonical form or is too large.
+
+    `{"intent":{"ports":[22]},"kind":"nft"}` for kind `nft` and intent `{"ports": [22]}`.
+    """
     import rfc8785  # only plans and manifests of v2 pay for it
 
     _check(intent, "intent", 0)
@@ -65,6 +71,8 @@ def sha256(canonical_form: bytes) -> str:
 
 
 def _check(value: Any, where: str, depth: int) -> None:
+    """Raise BadIntent for a value that RFC 8785 would not write alike everywhere, naming its path."""
+    # Bounded before rfc8785 is called, which recurses as this function does.
     if depth > MAX_DEPTH:
         raise BadIntent(f"intent: expected at most {MAX_DEPTH} levels of nesting")
     if isinstance(value, dict):

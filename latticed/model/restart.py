@@ -11,8 +11,10 @@ VISITED: Final = "(visitors' requests had reached it: this does not count for th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """`base_s` after the first failure in a row, `factor` times as long after each further one, at most `ceiling_s`;
-    spread over ± `jitter` of that.
+    """Exponential backoff: how long to wait after failures in a row.
+
+    `base_s` after the first failure, `factor` times as long after each further one, at most `ceiling_s`; spread over ±
+    `jitter` of that. With the defaults: 1, 2, 4, 8, 16, 32, 60, 60, … seconds, each ± 20 %.
     """
 
     base_s: float = 1.0
@@ -26,12 +28,15 @@ class Backoff:
         return min(self.ceiling_s, self.base_s * self.factor ** min(failures - 1, 64)) if failures > 0 else 0.0
 
     def delay_s(self, failures: int, roll: float) -> float:
-        """Seconds after so many failures in a row; `roll` in [0, 1) is random."""
+        """Seconds to wait after so many failures in a row; `roll` in [0, 1) is random and chosen by the caller."""
         return spread(self.plain_s(failures), self.jitter, roll)
 
 
 def spread(seconds: float, share: float, roll: float) -> float:
-    """`seconds` ± `share` of it, by `roll` in [0, 1): so what failed at one moment is not retried at one moment."""
+    """`seconds` ± `share` of it, by `roll` in [0, 1): what failed at the same time is not retried at the same time.
+
+    0 gives the shortest, 0.5 `seconds` itself.
+    """
     return seconds * (1 + share * (2 * roll - 1))
 
 
@@ -67,9 +72,11 @@ class Failures:
         return self.in_a_row - self.excused
 
     def breaker_open(self, policy: RestartPolicy) -> bool:
+        """Whether the failures that count are as many as the policy allows."""
         return self.counted >= policy.breaker_failures
 
     def delay_s(self, policy: RestartPolicy, roll: float) -> float:
         """Seconds to wait before the next attempt; `roll` in [0, 1) is random."""
+        # All failures make the pause longer, but excused ones only up to their share of the ceiling.
         excused_s = min(policy.ceiling_s * policy.excused_share, policy.plain_s(self.in_a_row))
         return spread(max(policy.plain_s(self.counted), excused_s), policy.jitter, roll)

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 
 class RuntimeState(StrEnum):
+    """Ready (`armed`), down on purpose or not started yet (`stopped`), or down because of an error (`failed`)."""
+
     ARMED = "armed"
     STOPPED = "stopped"
     FAILED = "failed"
 
 
 class Health(StrEnum):
+    """What the plugin last said of itself; `unknown` until then."""
+
     UNKNOWN = "unknown"
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -41,7 +45,12 @@ def why_not_running(state: str, code: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """One handle as its supervisor sees it. Times are microseconds since the epoch, 0 for not known."""
+    """The runtime state of one plugin, as its supervisor sees it.
+
+    Times are microseconds since the epoch, 0 for not known.
+
+    `pid` 0: no process. `next_retry_at`: while it is failed and will be started again.
+    """
 
     state: RuntimeState = RuntimeState.STOPPED
     runner: str = ""

@@ -15,6 +15,7 @@ from typing import Final
 import semver
 
 MAX_LENGTH: Final = 256
+"""Characters of a range; a bound for input, far above what ranges need."""
 
 _COMPARATOR: Final = re.compile(
     r"(?P<operator>>=|<=|>|<|=|\^|~)?\s*v?(?P<major>0|[1-9][0-9]*|[xX*])"
@@ -24,6 +25,7 @@ _COMPARATOR: Final = re.compile(
 )
 _BETWEEN: Final = re.compile(r"[\s,]*", re.ASCII)
 _WILD: Final = frozenset({None, "x", "X", "*"})
+"""What leaves a number of the version open."""
 
 
 class InvalidRange(ValueError):  # reads as the finding it is
@@ -53,7 +55,7 @@ class _Bound:
 
 
 def is_version(text: str) -> bool:
-    """Whether `text` is a SemVer 2.0.0 version (ASCII, no leading `v`)."""
+    """Whether `text` is a SemVer 2.0.0 version (ASCII, no leading `v`): `1.2.3`, `1.2.3-rc.1+build`."""
     return text.isascii() and semver.Version.is_valid(text)
 
 
@@ -67,7 +69,8 @@ def compare(one: str, other: str) -> int | None:
 def contains(range_text: str, version: str) -> bool:
     """Whether the SemVer `version` lies within `range_text`; InvalidRange when that is no range.
 
-    A `version` that is not SemVer lies in no range.
+    `^1.2` has 1.2.0 and 1.9.3, not 2.0.0; `>=1 <1.5 || 2.x` has 1.4.9 and 2.7.0. A `version` that is not SemVer lies in
+    no range.
     """
     alternatives = _parse(range_text)
     if not is_version(version):
@@ -82,6 +85,7 @@ def check(range_text: str) -> None:
 
 
 def _all_hold(bounds: list[_Bound], version: semver.Version) -> bool:
+    """Whether a version fulfils all bounds of one alternative, and may be a pre-release if it is one."""
     if version.prerelease and not any(_names_prerelease_of(bound, version) for bound in bounds):
         return False
     return all(bound.admits(version) for bound in bounds)
@@ -93,12 +97,14 @@ def _names_prerelease_of(bound: _Bound, version: semver.Version) -> bool:
 
 
 def _parse(range_text: str) -> list[list[_Bound]]:
+    """The bounds of each alternative: all bounds of one of them must hold."""
     if len(range_text) > MAX_LENGTH:
         raise InvalidRange(f"expected a range of at most {MAX_LENGTH} characters, found {len(range_text)}")
     return [_alternative(part) for part in range_text.split("||")]
 
 
 def _alternative(text: str) -> list[_Bound]:
+    """The bounds of one alternative; InvalidRange names the place where it stops being one."""
     bounds: list[_Bound] = []
     position = _skip(text, 0)
     if position == len(text):
@@ -106,6 +112,7 @@ def _alternative(text: str) -> list[_Bound]:
     while position < len(text):
         found = _COMPARATOR.match(text, position)
         end = found.end() if found else position
+        # A comparator must be followed by white space, a comma or the end: `1.2.3foo` is none.
         if not found or (end < len(text) and _skip(text, end) == end):
             raise InvalidRange(f"expected comparators such as >=1.2.0, found {text[position : position + 40]!r}")
         bounds.extend(_bounds(found))
@@ -119,7 +126,7 @@ def _skip(text: str, position: int) -> int:
 
 
 def _bounds(found: re.Match[str]) -> list[_Bound]:
-    """One comparator as plain bounds."""
+    """One comparator as plain bounds: `^1.2.3` as `>=1.2.3` and `<2.0.0`, `~1.2` as `>=1.2.0` and `<1.3.0`."""
     numbers = _numbers(found)
     if found["pre"] is not None and len(numbers) < 3:
         raise InvalidRange(f"expected a full version before a pre-release, found {found[0]!r}")
@@ -131,6 +138,7 @@ def _bounds(found: re.Match[str]) -> list[_Bound]:
             return [_Bound(operator=">=", version=lowest), _below(numbers, _caret_place(numbers))]
         case "~":
             return [_Bound(operator=">=", version=lowest), _below(numbers, min(1, len(numbers) - 1))]
+        # `>1.2` begins after everything that 1.2 leaves open: `>=1.3.0`; so below for `<=1.2` and `1.2` alone.
         case ">" if len(numbers) < 3:
             return [_Bound(operator=">=", version=_version(_next(numbers, len(numbers) - 1), None))]
         case "<=" if len(numbers) < 3:
@@ -142,6 +150,7 @@ def _bounds(found: re.Match[str]) -> list[_Bound]:
 
 
 def _numbers(found: re.Match[str]) -> list[int]:
+    """The given numbers of a partial version: `1.x` gives [1], `*` none."""
     numbers: list[int] = []
     for name in ("major", "minor", "patch"):
         if found[name] in _WILD:
@@ -161,14 +170,17 @@ def _caret_place(numbers: list[int]) -> int:
 
 
 def _below(numbers: list[int], place: int) -> _Bound:
+    """Less than the next version at `place`: of [1, 2, 3] and place 1, `<1.3.0`."""
     return _Bound(operator="<", version=_version(_next(numbers, place), None))
 
 
 def _next(numbers: list[int], place: int) -> list[int]:
+    """The numbers up to `place`, the last one increased: [1, 2, 3] and 1 give [1, 3]."""
     return [*numbers[:place], numbers[place] + 1]
 
 
 def _version(numbers: list[int], prerelease: str | None) -> semver.Version:
+    """The version of these numbers, 0 for those left out; InvalidRange when semver does not take it."""
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     version = semver.Version(major, minor, patch, prerelease)
     if not is_version(str(version)):

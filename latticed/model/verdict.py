@@ -61,8 +61,8 @@ class Verified:
     """A bundle whose manifest, signature and artifact hold under the current policy.
 
     `identity` is the SHA-256 (hex) of the signing payload, `artifact_sha256` lowercase hex of the bytes read,
-    `key` the base64 public key that verified the signature, empty for an unsigned bundle, `interpreter` what a system
-    plugin's artifact is run by (`model.accepted.interpreter_of`).
+    `artifact_bytes` their number, `key` the base64 public key that verified the signature, empty for an unsigned
+    bundle, `interpreter` what a system plugin's artifact is run by (`model.accepted.interpreter_of`).
     """
 
     manifest: Manifest
