@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger, Transaction
 
 PAGE: Final = 100
+"""The most plans in one answer of network.plans."""
 PLANS: Final = RowQuota(plugin=100, total=2_000)
+"""How many plans are kept, as docs/services.md says."""
 CACHE_S: Final = 1.0
+"""Seconds that a reading of listeners or interfaces is answered again."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ONLY_ROOT: Final = {
     "nft": "the ruleset (nft list ruleset)",
@@ -44,16 +47,22 @@ STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
 
 
 class NetworkStateQuery(Params, frozen=True):
+    """Parameters of network.state: one of STATES."""
+
     kind: str
 
 
 class NetworkPlan(Params, frozen=True):
+    """Parameters of network.plan: a kind of `model.plan`, and what is wanted, as a JSON object."""
+
     kind: str
     intent: dict[str, Any]
 
 
 class NetworkPlans(Params, frozen=True):
-    """`sha256`: that plan alone, with its intent; `after`: the `number` of the last one of the page before."""
+    """Parameters of network.plans. `sha256`: that plan alone, with its intent; `after`: the `number` of the last one of
+    the page before.
+    """
 
     sha256: str = ""
     after: Whole = 0
@@ -61,11 +70,17 @@ class NetworkPlans(Params, frozen=True):
 
 
 class NetworkApply(Params, frozen=True):
+    """Parameters of network.apply: the plan's name."""
+
     sha256: str
 
 
 class NetworkCalls:
-    """The service. `secrets_of` gives a plugin's secrets by its id: a plan may refer only to those bound to it."""
+    """The host calls `network.state`, `network.plan`, `network.plans` and `network.apply`.
+
+    `secrets_of(plugin_id)` gives a plugin's secrets: a plan may refer only to those bound to it. `root`: where /proc
+    and /sys are.
+    """
 
     def __init__(
         self,
@@ -86,6 +101,7 @@ class NetworkCalls:
         }
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="network.state", params=NetworkStateQuery, serve=self._state),
             Served(method="network.plan", params=NetworkPlan, serve=self._plan),
@@ -94,6 +110,7 @@ class NetworkCalls:
         )
 
     async def _state(self, _: Caller, asked: NetworkStateQuery) -> dict[str, Any]:
+        """What can be seen without root of this kind; HostError bad_params, service_unavailable."""
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
         if asked.kind in _ONLY_ROOT:
@@ -102,6 +119,7 @@ class NetworkCalls:
                 f"only root can see {_ONLY_ROOT[asked.kind]}, and this version has no root helper;"
                 f" {_LISTENERS} and {_INTERFACES} can be asked for",
             )
+        # nginx and proxy: who listens and at which addresses is what can be seen of them.
         wanted = (asked.kind,) if asked.kind in self._readings else (_LISTENERS, _INTERFACES)
         found: dict[str, Any] = {"kind": asked.kind}
         for name in wanted:
@@ -113,6 +131,9 @@ class NetworkCalls:
         return found
 
     async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
+        """Store a plan; HostError bad_params (kind, intent, a secret in clear or not bound), quota_exceeded. Planning
+        the same again gives the plan that exists.
+        """
         if asked.kind not in plan.KINDS:
             expected = ", ".join(plan.KINDS)
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {expected}, found {_shown(asked.kind)}")
@@ -131,6 +152,7 @@ class NetworkCalls:
             row = rows.put(
                 tx, caller.plugin_id, sha256, asked.kind, canonical.decode("utf-8"), self._quota, now_us=now_us
             )
+            # Only what changed is an event: repeating a call must not fill the audit chain.
             if before is None or before.state is not row.state:
                 tx.append_audit(_planned(caller, row))
             return row
@@ -139,9 +161,13 @@ class NetworkCalls:
         return {"ok": True, **_view(row)}
 
     async def _plans(self, caller: Caller, asked: NetworkPlans) -> dict[str, Any]:
+        """A page of the caller's plans, by number, without intents; or one plan with it. HostError not_found,
+        bad_params.
+        """
         if asked.sha256:
             row = self._found(caller, asked.sha256)
             return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
+        # One more than is shown, to know whether there is a next page.
         one_more = asked.limit + 1
         found = await self._ledger.read_for_plugin(
             lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=one_more)
@@ -150,6 +176,7 @@ class NetworkCalls:
         return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}
 
     async def _apply(self, caller: Caller, asked: NetworkApply) -> dict[str, Any]:
+        """Always HostError: not_found, or service_unavailable, since nothing can apply plans yet."""
         row = self._found(caller, asked.sha256)
         raise HostError(
             Denial.SERVICE_UNAVAILABLE,
@@ -157,6 +184,7 @@ class NetworkCalls:
         )
 
     def _found(self, caller: Caller, sha256: str) -> rows.PlanRow:
+        """The caller's plan of that name; HostError bad_params, not_found."""
         if not _SHA256.fullmatch(sha256):
             raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
         row = self._ledger.read(lambda db: rows.get(db, caller.plugin_id, sha256))
@@ -166,6 +194,7 @@ class NetworkCalls:
 
 
 def _planned(caller: Caller, row: rows.PlanRow) -> Event:
+    """The audit event of a plan; the intent is in the row, not in the event."""
     return Event(
         actor=str(Actor(kind="plugin", name=caller.plugin_id)),
         action="network.plan",
@@ -176,6 +205,7 @@ def _planned(caller: Caller, row: rows.PlanRow) -> Event:
 
 
 def _view(row: rows.PlanRow) -> dict[str, Any]:
+    """A plan as JSON, without its intent."""
     return {
         "number": row.number,
         "sha256": row.sha256,
@@ -187,10 +217,12 @@ def _view(row: rows.PlanRow) -> dict[str, Any]:
 
 
 def _intent(row: rows.PlanRow) -> Any:
+    """The intent of a plan, as it was given."""
     import json
 
     return json.loads(row.intent)["intent"]
 
 
 def _shown(kind: str) -> str:
+    """Text of a plugin, for a message: quoted, escaped and cut."""
     return repr(text.sanitise(kind, 40))

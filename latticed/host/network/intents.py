@@ -16,13 +16,24 @@ _SECRET: Final = re.compile(
     r"(?:.*_)?(?:private_?key|pre_?shared_?key|psk|secret|secret_?key|password|passwd|passphrase|token|api_?key"
     r"|access_?key|auth_?key|client_?secret|credentials?)s?"
 )
-"""Names of fields that hold a secret; `_file`, `_path` and `_name` after one of them make it something else."""
+"""Names of fields that hold a secret, in the form that `is_secret` gives them; `_file`, `_path` and `_name` after one
+of them make it something else.
+"""
+# Where a word ends: before a capital letter, and at separators.
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
 _PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 
 
 def check(intent: dict[str, Any]) -> None:
-    """HostError bad_params naming the first field that holds a secret in clear; never its value."""
+    """HostError bad_params naming the first field that holds a secret in clear; never its value.
+
+        {"password": "hunter2"}                  refused: intent.password
+        {"password": "${secret:DB}"}             fine
+        {"password_file": "/etc/db"}             fine
+        {"note": "-----BEGIN PRIVATE KEY-----…"} refused, whatever the field's name is
+
+    A check against mistakes: a secret in a field with a harmless name is not recognised.
+    """
     for where, name, value in _texts(intent, "intent", ""):
         if _PEM.search(value) or (value and is_secret(name) and not REFERENCE.fullmatch(value)):
             expected = "expected a secret as a reference such as ${secret:NAME}, found one in clear"
@@ -30,7 +41,7 @@ def check(intent: dict[str, Any]) -> None:
 
 
 def references(intent: dict[str, Any]) -> frozenset[str]:
-    """The texts of an intent that contain references to secrets."""
+    """The texts of an intent that contain references to secrets, whole and as they are."""
     return frozenset(value for _, _, value in _texts(intent, "intent", "") if REFERENCE.search(value))
 
 
@@ -46,6 +57,7 @@ def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             inner_name = name if is_secret(name) else key
+            # Cut: keys are the plugin's, and the path gets into a message.
             yield from _texts(inner, f"{where}.{key}"[:200], inner_name)
     elif isinstance(value, list):
         for index, inner in enumerate(value):

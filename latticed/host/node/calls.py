@@ -1,7 +1,7 @@
 """node.*: facts, metrics and labels of this machine, and journal entries of units that operators list.
 
-Rules: system-plugins.md, Host services. Facts and metrics are cached (FACTS_CACHE_S, METRICS_CACHE_S), so that calls
-in a loop cost little.
+Rules: system-plugins.md, Host services. Facts and metrics are cached (FACTS_CACHE_S, METRICS_CACHE_S), so that calls in
+a loop cost little.
 """
 
 from __future__ import annotations
@@ -29,27 +29,39 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
     from latticed.settings import Settings
 
+# Seconds that a reading is answered again, as docs/services.md promises.
 FACTS_CACHE_S: Final = 10.0
 METRICS_CACHE_S: Final = 1.0
 MAX_LABELS: Final = 64
 MAX_LABEL_CHARACTERS: Final = 256
 ADMIN: Final = "node:admin"
+"""The capability with which serial numbers and MACs are shown."""
 
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
 class SetLabels(Params, frozen=True):
+    """Parameters of node.set_labels: text by name; null removes a label, labels that are not named stay."""
+
     labels: dict[str, str | None]
 
 
 class ReadJournal(Params, frozen=True):
+    """Parameters of node.journal. `filter`: `sshd` or a unit; `cursor`: that of the answer before, empty for the newest
+    entries; `limit`: how many.
+    """
+
     filter: Annotated[str, Meta(min_length=1, max_length=256)]
     cursor: Annotated[str, Meta(max_length=1_024)] = ""
     limit: Annotated[int, Meta(ge=0, le=500)] = 100
 
 
 class NodeCalls:
-    """The service. `may(plugin_id, capability)`: whether the plugin has that capability, for node:admin."""
+    """The host calls `node.facts`, `node.metrics`, `node.journal` and `node.set_labels`.
+
+    `may(plugin_id, capability)`: whether the plugin has that capability, for node:admin. `root`: where /proc, /sys and
+    /etc are.
+    """
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class NodeCalls:
         self._ledger = ledger
         self._settings = settings
         self._may = may
+        # One cache for each, so that no caller gets the other's.
         self._facts = {
             hardware: CachedReading(_facts_of(root, hardware=hardware), FACTS_CACHE_S, clock)
             for hardware in (False, True)
@@ -70,6 +83,7 @@ class NodeCalls:
         self._metrics = CachedReading(lambda: node_reading.metrics(root), METRICS_CACHE_S, clock)
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="node.facts", params=NoParams, serve=self._get_facts),
             Served(method="node.metrics", params=NoParams, serve=self._get_metrics),
@@ -78,13 +92,16 @@ class NodeCalls:
         )
 
     async def _get_facts(self, caller: Caller, _: NoParams) -> dict[str, Any]:
+        """Facts, with the labels as they are now; serial numbers and MACs only for node:admin."""
         facts = await self._facts[self._may(caller.plugin_id, ADMIN)].get()
         return {**facts, "labels": self._ledger.read(rows.load)}
 
     async def _get_metrics(self, _caller: Caller, _: NoParams) -> dict[str, Any]:
+        """Metrics as `facts.metrics`, at most METRICS_CACHE_S old."""
         return await self._metrics.get()
 
     async def _set_labels(self, _caller: Caller, asked: SetLabels) -> dict[str, Any]:
+        """Change labels of the machine, all or none; all that there are then. HostError bad_params, quota_exceeded."""
         for name, value in asked.labels.items():
             if fault := _label_fault(name, value):
                 raise HostError(Denial.BAD_PARAMS, fault)
@@ -92,7 +109,12 @@ class NodeCalls:
         return {"ok": True, "labels": labels}
 
     async def _read_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
+        """Entries and the next cursor, from the journal reader. HostError bad_params for a unit that is not listed, and
+        as `journal_client.ask`.
+        """
         settings = self._settings
+        # Checked by the reader as well, against its own settings; here, so that the refusal does not depend on whether
+        # it runs.
         if not journal_client.may_read(asked.filter, settings.node.journal_units):
             shown = text.sanitise(asked.filter, 80)
             raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")
@@ -103,7 +125,7 @@ class NodeCalls:
 
 
 class CachedReading:
-    """The result of `read`, run in a thread, cached for `max_age_s`; concurrent callers share one run."""
+    """The result of `read`, run in a thread, cached for `max_age_s` seconds; concurrent callers share one run."""
 
     def __init__(self, read: Callable[[], dict[str, Any]], max_age_s: float, clock: Clock) -> None:
         self._read = read
@@ -113,19 +135,24 @@ class CachedReading:
         self._since_s = 0.0
 
     async def get(self) -> dict[str, Any]:
-        """A result at most `max_age_s` old. Cancelling one caller does not cancel the others' reading."""
+        """A result at most `max_age_s` old; what `read` raises, which is not cached. Cancelling one caller does not
+        cancel the others' reading.
+        """
         reading = self._reading
         now_s = self._clock.monotonic_s()
         if reading is None or (
             reading.done() and (now_s - self._since_s >= self._max_age_s or reading.exception() is not None)
         ):
+            # Counted from the beginning of the run: what is read may be as old as that.
             self._since_s = now_s
             self._reading = reading = asyncio.get_running_loop().run_in_executor(None, self._read)
         return await asyncio.shield(reading)
 
 
 def readers(settings: Settings) -> frozenset[int]:
-    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError."""
+    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError
+    service_unavailable when that is unknown. May block.
+    """
     name = settings.node.journal_user
     try:
         return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))
@@ -136,16 +163,21 @@ def readers(settings: Settings) -> frozenset[int]:
 
 @functools.lru_cache(maxsize=4)  # cached: getpwnam may ask a directory service
 def _uid(name: str) -> int:
+    """The uid of a user's name or number; KeyError. The cache holds no failure: a user that is added later is found."""
     import pwd
 
     return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
 
 
 def _facts_of(root: Path, *, hardware: bool) -> Callable[[], dict[str, Any]]:
+    """A function that reads the facts; a factory, since a lambda in the comprehension would see the last `hardware`
+    only.
+    """
     return lambda: node_reading.facts(root, hardware=hardware)
 
 
 def _label_fault(name: str, value: str | None) -> str | None:
+    """What is wrong with a label, as the text of an error, or None; `value` None is its removal."""
     if not _LABEL.fullmatch(name):
         shown = text.sanitise(name, 80)
         return f"expected a label of 1 to 63 of a-z 0-9 . _ / -, alphanumeric at both ends, found {shown!r}"

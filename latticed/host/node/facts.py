@@ -20,22 +20,29 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path("/")
 MAX_DISKS: Final = 64
+# Bounds of one text in an answer, and of one file that is read.
 _MAX_TEXT_CHARACTERS: Final = 256
 _MAX_BYTES: Final = 1 << 20
 _LOCAL_FILE_SYSTEMS: Final = frozenset(
     "bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs ntfs3 overlay tmpfs vfat xfs zfs".split()
 )
 """Local file systems: statvfs(3) on a remote one whose server is gone may block the thread for ever."""
+# What is mounted below these is the system's own (tmpfs and the like), no disk.
 _NOT_DISKS: Final = (b"/dev/", b"/proc/", b"/run/", b"/sys/")
 # White space and backslashes in /proc/self/mounts are octal (getmntent(3)).
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+# By the names in /sys/class/dmi/id, which only root can read: None for a daemon of another user.
 _SERIALS: Final = {"product_serial": "product_serial", "product_uuid": "product_uuid", "board_serial": "board_serial"}
+# Columns of the line `cpu` of /proc/stat, and of one direction in /proc/net/dev (proc(5)).
 _CPU: Final = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
 
 
 def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
-    """Facts, which rarely change: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`."""
+    """Facts, which rarely change: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`.
+
+    A value that cannot be read is None. The keys are those of `node.facts` (docs/services.md). Blocks.
+    """
     kernel = os.uname()
     uptime_s = _uptime_s(root)
     boot = _fields(root / "proc/stat").get("btime")
@@ -56,7 +63,10 @@ def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
 
 
 def metrics(root: Path = ROOT) -> dict[str, Any]:
-    """Load, memory and disks in bytes, processor time in seconds, network counters since boot."""
+    """Load, memory and disks in bytes, processor time in seconds, network counters since boot.
+
+    A value that cannot be read is None. The keys are those of `node.metrics` (docs/services.md). Blocks.
+    """
     memory = _memory(root)
     return {
         "uptime_s": _uptime_s(root),
@@ -76,7 +86,9 @@ def metrics(root: Path = ROOT) -> dict[str, Any]:
 
 
 def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
-    """The mounted local file systems, each once: where, of what type, and bytes and inodes of them."""
+    """The mounted local file systems, at most MAX_DISKS and each once: where, of what type, and bytes and inodes of
+    them. `root` is for the list of mounts alone.
+    """
     seen: set[int] = set()
     for line in _bytes(root / "proc/self/mounts").split(b"\n"):
         parts = line.split(b" ")
@@ -91,6 +103,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
             continue
         try:
             device, found = os.stat(mount).st_dev, os.statvfs(mount)
+        # Not accessible for this user, or unmounted meanwhile; ValueError: a NUL in the path.
         except (OSError, ValueError):
             continue
         # A bind mount shows the same device again.
@@ -109,6 +122,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
 
 
 def _os_release(root: Path) -> dict[str, str | None]:
+    """The distribution, by the keys that node.facts has; each None when missing."""
     # In this order, os-release(5).
     found = _read(root / "etc/os-release") or _read(root / "usr/lib/os-release")
     values: dict[str, str] = {}
@@ -116,6 +130,7 @@ def _os_release(root: Path) -> dict[str, str | None]:
         name, assigned, value = line.partition("=")
         if assigned and not name.startswith("#"):
             try:
+                # Values are quoted as in a shell (os-release(5)).
                 values[name.strip()] = text.sanitise("".join(shlex.split(value)[:1]), _MAX_TEXT_CHARACTERS)
             except ValueError:  # no closing quotation
                 continue
@@ -123,6 +138,9 @@ def _os_release(root: Path) -> dict[str, str | None]:
 
 
 def _cpu_model(root: Path) -> str | None:
+    """The name of the processor: `model name` on x86, `Model` and `cpu model` on other architectures; None without
+    either.
+    """
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() in {"model name", "Model", "cpu model"}:
@@ -142,17 +160,20 @@ def _memory(root: Path) -> dict[str, int]:
 
 
 def _uptime_s(root: Path) -> float | None:
+    """Seconds since boot, or None."""
     words = _read(root / "proc/uptime").split()
     return _float(words[0]) if words else None
 
 
 def _load(root: Path) -> list[float] | None:
+    """The load averages of 1, 5 and 15 minutes, or None."""
     found = [_float(word) for word in _read(root / "proc/loadavg").split()[:3]]
     known = [value for value in found if value is not None]
     return known if len(known) == 3 else None
 
 
 def _cpu_s(root: Path) -> dict[str, float] | None:
+    """Seconds since boot that all processors together spent in each state, or None."""
     words = _fields(root / "proc/stat").get("cpu", "").split()
     if len(words) < len(_CPU) or not all(word.isdigit() for word in words):
         return None
@@ -162,7 +183,7 @@ def _cpu_s(root: Path) -> dict[str, float] | None:
 
 
 def _network(root: Path) -> Iterator[dict[str, Any]]:
-    """Counters by interface: receive in columns 0 to 3, transmit in 8 to 11."""
+    """Counters since boot by interface: receive in columns 0 to 3, transmit in 8 to 11 of /proc/net/dev."""
     # Two lines of headings come first.
     for line in _read(root / "proc/net/dev").split("\n")[2:]:
         name, _, rest = line.rpartition(":")  # a name may hold anything but white space and a slash
@@ -178,18 +199,20 @@ def _network(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _hardware(root: Path) -> dict[str, str | None]:
+    """Serial numbers and the machine id (machine-id(5)); each None where it cannot be read."""
     places = {name: root / "sys/class/dmi/id" / file for name, file in _SERIALS.items()}
     places["machine_id"] = root / "etc/machine-id"
     return {name: text.sanitise(_read(place).strip(), _MAX_TEXT_CHARACTERS) or None for name, place in places.items()}
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """First word to the rest, of each line."""
+    """First word to the rest, of each line; empty when the file cannot be read."""
     parts = (line.partition(" ") for line in _read(path).splitlines())
     return {name: value.strip() for name, _, value in parts}
 
 
 def _float(word: str) -> float | None:
+    """The number, or None."""
     try:
         return float(word)
     except ValueError:
@@ -197,11 +220,12 @@ def _float(word: str) -> float | None:
 
 
 def _read(path: Path) -> str:
-    """At most 1 MiB of a file, as text; nothing when it cannot be read."""
+    """At most _MAX_BYTES of a file, as text; empty when it cannot be read."""
     return _bytes(path).decode("utf-8", "replace")
 
 
 def _bytes(path: Path) -> bytes:
+    """At most _MAX_BYTES of a file; empty when it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(_MAX_BYTES)

@@ -22,12 +22,15 @@ MAX_INTERFACES: Final = 128
 
 
 def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
-    """Name, addresses (with prefix length), MTU and state of each; `mac` too with `hardware`, else None.
+    """Name, addresses (with prefix length), MTU and state of each, by name; `mac` too with `hardware`, else None.
 
     An IPv6 address that spells out the MAC (RFC 4291, appendix A) is left out without `hardware`. What cannot be read
-    is None. Reads /proc and /sys beneath `root`; IPv4 addresses are always those of this host.
+    is None. At most MAX_INTERFACES. Reads /proc and /sys beneath `root`; IPv4 addresses are always those of this host.
+    Blocks.
     """
     directory = root / "sys/class/net"
+    # As bytes: the kernel promises no encoding of names. Without /sys (some containers) only interfaces with addresses
+    # are listed.
     names = sorted(os.listdir(os.fsencode(directory))) if directory.is_dir() else []
     found: dict[bytes, list[str]] = {}
     for one in _addresses(root):
@@ -60,6 +63,7 @@ def _reveals_mac(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _line(path: Path) -> str | None:
+    """What a file of one line has, or None."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
@@ -67,4 +71,5 @@ def _line(path: Path) -> str | None:
 
 
 def _number(line: str | None) -> int | None:
+    """The number in a line, or None."""
     return int(line) if line is not None and line.isdigit() else None

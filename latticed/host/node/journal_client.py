@@ -26,39 +26,51 @@ if TYPE_CHECKING:
     from latticed.settings import Settings
 
 MAX_ANSWER_BYTES: Final = 4 << 20
+"""More than an answer has (`kit.journalctl.MAX_READ_CHARACTERS` of messages, escaped); bounds what a faulty reader can
+make the daemon hold.
+"""
 DEADLINE_S: Final = 8.0
+"""For connection, request and answer together."""
 _GONE: Final = "the journal reader is not running: the operator starts latticed-journal"
 _MALFORMED: Final = "the journal reader gave an answer that cannot be read"
 
 
 def may_read(name: str, units: tuple[str, ...]) -> bool:
-    """Whether entries of `name` may be shown: sshd or a listed unit, never a unit of latticed."""
+    """Whether entries of `name` may be shown: sshd or one of `units` (what the operator listed), never a unit of
+    latticed.
+    """
     return name == "sshd" or (name in units and not name.startswith("latticed"))
 
 
 def socket_path(settings: Settings) -> Path:
-    """Where the journal reader listens."""
+    """Where the journal reader listens; an absolute `node.journal_socket` counts as it is."""
     return settings.runtime_dir / (settings.node.journal_socket or "journal.sock")
 
 
 async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], frozenset[int]]) -> dict[str, Any]:
-    """The reader's answer `{entries, cursor}`; `readers()` gives the uids it may run as, and may block.
+    """The reader's answer `{entries, cursor}` to a request `{filter, cursor, limit}`.
 
-    HostError: the one that the reader answers, else service_unavailable, deadline_exceeded.
+    `readers()` gives the uids it may run as, and may block. HostError: the one that the reader answers, else
+    service_unavailable (not running, another user's, malformed), deadline_exceeded after DEADLINE_S.
     """
     try:
         async with asyncio.timeout(DEADLINE_S):
             line = await _exchange(path, json.dumps(request).encode("ascii") + b"\n", readers)
+    # Before OSError, of which it is a subclass.
     except TimeoutError as error:
         raise HostError(Denial.DEADLINE_EXCEEDED, "the journal reader did not answer in time") from error
     except (OSError, asyncio.IncompleteReadError) as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _GONE) from error
+    # LimitOverrunError: a line longer than MAX_ANSWER_BYTES.
     except (asyncio.LimitOverrunError, ValueError) as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED) from error
     return _decoded(line)
 
 
 async def _exchange(path: Path, request: bytes, readers: Callable[[], frozenset[int]]) -> bytes:
+    """One line for one line over a new connection, once the peer's uid is one of `readers`. OSError, HostError, and as
+    StreamReader.readuntil.
+    """
     reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=MAX_ANSWER_BYTES)
     try:
         uid = peers.of(writer.get_extra_info("socket")).uid
@@ -75,6 +87,7 @@ async def _exchange(path: Path, request: bytes, readers: Callable[[], frozenset[
 
 
 def _decoded(line: bytes) -> dict[str, Any]:
+    """`{entries, cursor}` of an answer; HostError for an error in it, or for anything else."""
     try:
         found = strict_json.loads(line)
     except strict_json.InvalidJson as error:

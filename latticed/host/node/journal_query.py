@@ -28,27 +28,32 @@ if TYPE_CHECKING:
     from latticed.kit.journalctl import JournalEntry
 
 MAX_MESSAGE: Final = 16 << 10
+"""Characters of one message; longer ones are cut, with a mark."""
 SSHD: Final = "sshd"
 
 # OpenSSH 9.8 moved sessions to sshd-session, 10.0 authentication to sshd-auth.
 _SSHD_COMMS: Final = ("sshd", "sshd-session", "sshd-auth")
 _SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS))
+# What journald says of sshd's own processes: the unit (ssh.service on Debian, sshd@… for one per connection), or the
+# installed file, for sessions that run in a scope of the user's. `_EXE` is the path that the kernel has.
 _SSHD_UNIT: Final = re.compile(r"sshd?(?:@[^/]*)?\.service")
 _SSHD_EXE: Final = re.compile(
     r"/usr/(?:local/)?sbin/sshd|/usr/(?:local/)?(?:lib|libexec)/(?:openssh|ssh)/sshd-(?:session|auth)"
     r"|/usr/(?:local/)?libexec/sshd-(?:session|auth)"
 )
+# A line of syslog, with the traditional time or RFC 3339's; then host, program, pid and message.
 _AUTH_LINE: Final = re.compile(
     r"(?P<at>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT\S{8,25}) \S+ "
     r"(?P<comm>sshd(?:-session|-auth)?)\[(?P<pid>\d{1,10})\]: (?P<message>.*)",
     re.DOTALL,
 )
 _DAY_S: Final = 86_400
+# It becomes an argument of journalctl (`_SYSTEMD_UNIT=…`): what systemd.unit(5) allows in names.
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
 
 class JournalQuery(Params, frozen=True):
-    """One request, a line of JSON from the daemon."""
+    """One request, a line of JSON from the daemon: the same fields as parameters of node.journal."""
 
     filter: Annotated[str, Meta(min_length=1, max_length=256)]
     cursor: Annotated[str, Meta(max_length=1_024)] = ""
@@ -57,7 +62,9 @@ class JournalQuery(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where entries come from: journald, or else the text log at `auth_log`; only `units` and sshd may be read."""
+    """Where entries come from: journald, or else the text log at `auth_log`; only `units` (what the operator listed)
+    and sshd may be read.
+    """
 
     units: tuple[str, ...]
     auth_log: Path
@@ -85,6 +92,7 @@ async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
 
 
 async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
+    """As `answer`, from journald."""
     is_sshd = asked.filter == SSHD
     matches = _SSHD_MATCHES if is_sshd else (f"_SYSTEMD_UNIT={asked.filter}",)
     try:
@@ -97,6 +105,7 @@ async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
 async def _read_journald(
     asked: JournalQuery, matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool]
 ) -> tuple[list[JournalEntry], str]:
+    """(entries, next cursor); HostError bad_params for a cursor of another kind, journalctl.JournalUnreadable."""
     kind, _, position = asked.cursor.partition(":")
     if not asked.cursor:
         # Before reading: an entry that is written meanwhile is then after the cursor, not lost.
@@ -123,10 +132,12 @@ def _is_sshd(entry: JournalEntry) -> bool:
 
 
 def _is_any(_: JournalEntry) -> bool:
+    """For units: journalctl's match is enough, as `_SYSTEMD_UNIT` cannot be forged."""
     return True
 
 
 def _shown(entry: JournalEntry) -> dict[str, Any]:
+    """An entry of journald, as node.journal shows it."""
     known = entry.fields
     return {
         "at": rfc3339(entry.at_us),
@@ -144,6 +155,7 @@ def _shown(entry: JournalEntry) -> dict[str, Any]:
 
 
 def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
+    """As `answer`, from the text log. Blocks."""
     try:
         lines, mark = _read_auth_log(path, asked)
     except OSError as error:
@@ -155,6 +167,7 @@ def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
 
 
 def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_log.Mark]:
+    """(lines of sshd, the mark after what was read); HostError bad_params for a cursor of another kind, OSError."""
     if not asked.cursor:
         return text_log.newest(path, _is_sshd_line, asked.limit)
     kind, _, position = asked.cursor.partition(":")
@@ -165,14 +178,17 @@ def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_l
 
 
 def _is_sshd_line(line: bytes) -> bool:
+    """Whether a line claims to be sshd's; the first test is a cheap one for most lines."""
     return b" sshd" in line and _parsed(line) is not None
 
 
 def _parsed(line: bytes) -> re.Match[str] | None:
+    """The parts of a line, or None."""
     return _AUTH_LINE.fullmatch(line.decode("utf-8", "replace").rstrip("\r"))
 
 
 def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
+    """A line of the text log, as node.journal shows it."""
     return {
         "at": _rfc3339(found["at"], now_s),
         "unit": None,
@@ -186,11 +202,17 @@ def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
 
 
 def _rfc3339(stamp: str, now_s: float) -> str | None:
-    """A line's time in UTC (RFC 3339). The traditional form is local time and has no year: the last one that fits."""
+    """A line's time in UTC (RFC 3339), or None. The traditional form is local time and has no year: the last one that
+    fits.
+
+    "2026-01-02T03:04:05+01:00"                     ->  "2026-01-02T02:04:05.000000Z"
+    "Dec 31 23:59:59", asked on the 1st of January  ->  a time of the year before
+    """
     try:
         if stamp[0].isdigit():
             return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))
         for year in (time.localtime(now_s).tm_year, time.localtime(now_s).tm_year - 1):
+            # strptime with the year in front: without one, 29 February is no date.
             seconds = time.mktime(time.strptime(f"{year} {stamp}", "%Y %b %d %H:%M:%S"))
             # With a day to spare, for clocks that were set back; what is later still was last year.
             if seconds < now_s + _DAY_S:
@@ -201,9 +223,11 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
 
 
 def _number(field: str) -> int | None:
+    """The number in a field, or None."""
     # 19 digits always fit into 64 bits. isascii, because isdigit is true for other scripts and superscripts.
     return int(field) if field.isascii() and field.isdigit() and len(field) < 20 else None
 
 
 def _bad_cursor() -> HostError:
+    """The HostError for a cursor that is not one of this source."""
     return HostError(Denial.BAD_PARAMS, "cursor: expected one that this host gave, found another; begin without one")

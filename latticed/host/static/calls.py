@@ -34,8 +34,12 @@ MAX_DEPTH: Final = 8
 MAX_ANSWER_BYTES: Final = 192 << 10
 """Bytes of a file in one answer of static.get; callers get the rest with `offset`."""
 PAGE: Final = 500
+"""Files in one answer of static.list."""
 THREADS: Final = 2
 """Threads of the default executor that a slow disk can occupy here."""
+# Content-Security-Policy. `sandbox` gives a file an origin of its own and no scripts: what a plugin publishes cannot
+# act for visitors of others at the same listener. HTML and SVG may also load styles, images, fonts and media from
+# there.
 FILE_POLICY: Final = "sandbox; default-src 'none'"
 PAGE_POLICY: Final = f"{FILE_POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
 
@@ -43,16 +47,23 @@ UNSIGNED: Final = "-"
 """The publisher's name in paths for unsigned plugins; no publisher can have it."""
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+# One range. At most 18 digits, which bounds the work of int().
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class StaticPut(Params, frozen=True):
+    """Parameters of static.put: the text or the bytes (base64) that the file is to have; exactly one of both."""
+
     path: str
     content: str | None = None
     content_base64: str | None = None
 
 
 class StaticGet(Params, frozen=True):
+    """Parameters of static.get. `offset`, `length`: which bytes of the file; `plugin`: whose file, the caller's when
+    empty.
+    """
+
     path: str
     offset: Whole = 0
     length: Whole = MAX_ANSWER_BYTES
@@ -60,12 +71,18 @@ class StaticGet(Params, frozen=True):
 
 
 class ListFiles(Params, frozen=True):
+    """Parameters of static.list. `prefix`: only paths that begin so; `after`: `next` of the page before; `plugin`:
+    whose files, the caller's when empty.
+    """
+
     prefix: str = ""
     after: str = ""
     plugin: str = ""
 
 
 class StaticDelete(Params, frozen=True):
+    """Parameters of static.delete: the path of one of the caller's files."""
+
     path: str
 
 
@@ -79,10 +96,10 @@ class StaticFile:
 
 
 class StaticCalls:
-    """The service. `limits` are the settings.
+    """The host calls `static.get`, `static.list`, `static.put` and `static.delete`, and `read` for the ingress.
 
-    `shared(reader, owner)`: whether a plugin may read another's files; `publisher(owner)`: who signed the owner;
-    `published(owner)`: whether its files may be served now.
+    Files are kept below `directory`. `limits` are the settings. `shared(reader, owner)`: whether a plugin may read
+    another's files; `publisher(owner)`: who signed the owner; `published(owner)`: whether its files may be served now.
     """
 
     def __init__(
@@ -102,6 +119,7 @@ class StaticCalls:
         self._slots = asyncio.Semaphore(THREADS)
 
     def calls(self) -> tuple[Served, ...]:
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="static.get", params=StaticGet, serve=self._get),
             Served(method="static.list", params=ListFiles, serve=self._list),
@@ -112,13 +130,17 @@ class StaticCalls:
     async def read(
         self, plugin_id: str, path: str, wanted: str = "", *, if_none_match: str = "", if_range: str = ""
     ) -> StaticFile:
-        """A plugin's file as an HTTP answer; `wanted` is the Range header, the others are those of their name.
+        """A plugin's file as an HTTP answer; `wanted` is the Range header, the others are those of their name, each
+        empty when absent. Id and path may be anything: they come from a URL.
 
-        HostError not_found when there is none, or it (or its type) may not be published now.
+        HostError not_found when there is no such file, or it (or its type) may not be published now;
+        service_unavailable for errors of the disk.
         """
         kind = self._content_type(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
         directory = self._directory_of(plugin_id)
         found = await self._in_thread(lambda: self._files.read(directory, path)) if kind else None
+        # Asked last: the permission may have been lost while the file was read. One answer for all of these, so that a
+        # visitor learns nothing about files that are not published.
         if found is None or kind is None or not self._published(plugin_id):
             raise HostError(Denial.NOT_FOUND, "there is no such file")
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
@@ -134,6 +156,7 @@ class StaticCalls:
         return await self._in_thread(lambda: sum(self._files.remove(owner) for owner in self._files.owners(plugin_id)))
 
     async def _get(self, caller: Caller, asked: StaticGet) -> dict[str, Any]:
+        """A part of a file, as base64 and, where it is UTF-8, as text; `ok` false when there is no such file."""
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
         found = await self._in_thread(lambda: self._files.read(owner, path))
         if found is None:
@@ -151,6 +174,7 @@ class StaticCalls:
         }
 
     async def _list(self, caller: Caller, asked: ListFiles) -> dict[str, Any]:
+        """A page of the files, by path; `next` is null on the last one."""
         owner = self._owner(caller, asked.plugin)
         found = await self._in_thread(lambda: self._files.entries(owner))
         wanted = [entry for entry in found if entry.path.startswith(asked.prefix) and entry.path > asked.after]
@@ -166,6 +190,9 @@ class StaticCalls:
         return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
+        """Store a file, replacing that of before; on disk when it returns. HostError bad_params, too_large,
+        quota_exceeded, service_unavailable.
+        """
         path, limits = _checked(asked.path), self.limits
         data = values.from_text_or_base64(asked.content, asked.content_base64, name="content")
         if (kind := self._content_type(path)) is None:
@@ -179,10 +206,14 @@ class StaticCalls:
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 
     async def _delete(self, caller: Caller, asked: StaticDelete) -> dict[str, Any]:
+        """`ok`: whether there was one."""
         path, directory = _checked(asked.path), self._directory_of(caller.plugin_id)
         return {"ok": await self._in_thread(lambda: self._files.delete(directory, path))}
 
     def _owner(self, caller: Caller, wanted: str) -> str:
+        """The directory of the plugin whose files are asked for (empty: the caller); HostError bad_params unless it
+        shares them.
+        """
         if wanted in {"", caller.plugin_id}:
             return self._directory_of(caller.plugin_id)
         if ids.is_valid(wanted) and self._shared(caller.plugin_id, wanted):
@@ -196,10 +227,14 @@ class StaticCalls:
         return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
 
     def _content_type(self, path: str) -> str | None:
+        """The Content-Type by the settings, or None: not published. Asked at each use, as `static.html` and
+        `static.svg` may be switched off while there are such files.
+        """
         limits = self.limits
         return content_types.of(path, html=limits.html, svg=limits.svg)
 
     def _kinds(self) -> str:
+        """For messages: which extensions are published."""
         limits = self.limits
         off = [word for word, on in (("html", limits.html), ("svg", limits.svg)) if not on]
         known = ", ".join(content_types.OF)
@@ -209,12 +244,16 @@ class StaticCalls:
         """The result of `work`, run in a thread, which completes (and keeps its slot) if the caller is cancelled."""
         await self._slots.acquire()
         running = asyncio.get_running_loop().run_in_executor(None, work)
+        # Released by the thread's end, not by the caller's: a cancelled caller would otherwise free a slot whose thread
+        # still hangs at a slow disk.
         running.add_done_callback(lambda _: self._slots.release())
         return await asyncio.shield(running)
 
 
 def path_fault(path: str) -> str | None:
-    """What is wrong with a path, or None. No allowed character can be part of an encoding."""
+    """What is wrong with a path, as the end of a message, or None. No allowed character can be part of an encoding, so
+    what is checked here is what is opened.
+    """
     parts = path.split("/")
     if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_DEPTH:
         return f"expected a path of at most {MAX_PATH_CHARACTERS} characters and {MAX_DEPTH} parts"
@@ -226,12 +265,20 @@ def path_fault(path: str) -> str | None:
 
 
 def etag(data: bytes) -> str:
-    """A strong validator: equal for equal bytes, whenever they were put there."""
+    """A strong validator (RFC 9110, section 8.8.3), with its quotes: equal for equal bytes, whenever they were put
+    there.
+    """
     return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
 
 
 def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "", if_range: str = "") -> StaticFile:
-    """`data` as the answer to a GET with these headers; a range that is not one range of bytes is ignored."""
+    """`data` as the answer to a GET with these headers, each empty when absent.
+
+    wanted="bytes=0-3"                  ->  206 with 4 bytes
+    wanted="bytes=900-", 10 bytes       ->  416
+    wanted="bytes=0-1,4-5" or "lines=1" ->  200 with all of it: only a single range of bytes is served
+    if_none_match=<its ETag>            ->  304
+    """
     tag = etag(data)
     active = kind.startswith(("text/html", "image/svg"))
     headers = {
@@ -242,8 +289,11 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": PAGE_POLICY if active else FILE_POLICY,
     }
+    # Before the range: If-None-Match takes precedence (RFC 9110, section 13.2.2).
     if if_none_match and _matches(if_none_match, tag):
         return StaticFile(status=304, headers=headers, body=b"")
+    # With another validator in If-Range the client has a part of another version: it gets the whole file (RFC 9110,
+    # section 13.1.5). Dates are not taken, as they are not sent.
     bounds = _bounds(wanted, len(data)) if wanted and if_range in {"", tag} else None
     if bounds is None:
         return StaticFile(status=200, headers=headers, body=data)
@@ -255,7 +305,13 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
 
 
 def _bounds(wanted: str, size: int) -> tuple[int, int] | None:
-    """(first, end) of one range, first >= end when there is nothing in it; None for what is to be ignored."""
+    """(first, end) of one range, `end` exclusive; first >= end when there is nothing in it (416); None for what is to
+    be ignored.
+
+    "bytes=0-3", 10   ->  (0, 4)
+    "bytes=-3", 10    ->  (7, 10), the last three bytes
+    "bytes=3-1"       ->  None, as it is no valid range (RFC 9110, section 14.1.1)
+    """
     found = _RANGE.fullmatch(wanted.replace(" ", ""))
     if found is None or found.groups() == ("", ""):
         return None
@@ -268,11 +324,12 @@ def _bounds(wanted: str, size: int) -> tuple[int, int] | None:
 
 
 def _matches(header: str, tag: str) -> bool:
-    """If-None-Match compares weakly (RFC 9110 section 13.1.2)."""
+    """Whether If-None-Match has this ETag, or `*`. It compares weakly (RFC 9110, section 13.1.2)."""
     return header.strip() == "*" or tag in {one.strip().removeprefix("W/") for one in header.split(",")}
 
 
 def _checked(path: str) -> str:
+    """The path, if it may be one; HostError bad_params otherwise."""
     if fault := path_fault(path):
         raise HostError(Denial.BAD_PARAMS, f"path: {fault}")
     return path

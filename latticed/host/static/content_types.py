@@ -45,7 +45,12 @@ SVG: Final = MappingProxyType({"svg": "image/svg+xml"})
 
 
 def of(path: str, *, html: bool = False, svg: bool = False) -> str | None:
-    """The type of a file by the extension of its name; None when such files are not published."""
+    """The Content-Type of a file by the extension of its name; None when such files are not published.
+
+    "a/photo.JPG"  ->  "image/jpeg"
+    "index.html"   ->  None, unless `html`
+    "README"       ->  None
+    """
     name = path.rpartition("/")[2]
     extension = name.rpartition(".")[2].lower() if "." in name else ""
     found = OF.get(extension)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Begins with a dot, which `calls.path_fault` refuses: no plugin can name such a file.
 _TEMPORARY: Final = ".put-"
 # ENOTDIR: a file where the path has a directory; ELOOP: a symlink, which O_NOFOLLOW refuses (open(2)).
 _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
@@ -32,7 +33,7 @@ _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticQuota:
-    """What one plugin may publish."""
+    """What one plugin may publish: number of files, and bytes of all of them."""
 
     files: int
     total_bytes: int
@@ -48,18 +49,25 @@ class StaticEntry:
 
 
 class StaticFiles:
-    """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there.
+    """The directories of all plugins beneath `directory` (made 0700). An owner is the path of its directory there, as
+    `acme/acme.demo` (publisher and id).
 
-    Paths and owners have been checked by the caller. HostError service_unavailable for errors of the disk.
+    Paths and owners have been checked by the caller. HostError service_unavailable for errors of the disk. For use by
+    several threads.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # By owner. Threads' locks, as everything here runs in threads of an executor; one for each, so that a put does
+        # not wait for those of other plugins.
         self._locks: dict[str, threading.Lock] = {}
+        # By owner: (files, bytes), so that a put need not walk the directory. Absent: unknown.
         self._used: dict[str, tuple[int, int]] = {}
 
     def put(self, owner: str, path: str, data: bytes, quota: StaticQuota) -> None:
-        """Make `path` hold `data`, on disk when it returns; HostError quota_exceeded, bad_params (a directory)."""
+        """Make `path` hold `data`, on disk when it returns; the file of before until then. HostError quota_exceeded,
+        bad_params (a directory, or below a file).
+        """
         with self._locked(owner), _as_host_errors():
             files_used, bytes_used = self._usage(owner)
             old = self._size(owner, path)
@@ -99,7 +107,9 @@ class StaticFiles:
             return True
 
     def read(self, owner: str, path: str) -> tuple[bytes, int] | None:
-        """The bytes of a file and its mtime in µs, or None. Needs no lock: `put` replaces files by rename."""
+        """The bytes of a file and its mtime in µs since the epoch, or None. Needs no lock: `put` replaces files by
+        rename.
+        """
         folder, _, name = path.rpartition("/")
         with _as_host_errors():
             try:
@@ -114,7 +124,7 @@ class StaticFiles:
                 raise
 
     def entries(self, owner: str) -> list[StaticEntry]:
-        """All files of a plugin, by path."""
+        """All files of a plugin, by path; empty when it has no directory."""
         with _as_host_errors(), contextlib.ExitStack() as stack:
             try:
                 top = stack.enter_context(self._open_directory(owner, ""))
@@ -125,7 +135,7 @@ class StaticFiles:
             return sorted(_walk(top, ""), key=lambda entry: entry.path)
 
     def owners(self, plugin_id: str) -> list[str]:
-        """The directories of an id, one for each of its publishers, past ones included."""
+        """The directories of an id that exist, one for each of its publishers, past ones included."""
         with _as_host_errors():
             try:
                 found = os.listdir(self._directory)
@@ -135,7 +145,7 @@ class StaticFiles:
             return [owner for owner in owners if os.path.lexists(self._directory / owner)]
 
     def remove(self, owner: str) -> bool:
-        """Remove a plugin's whole directory; False when there was none."""
+        """Remove a plugin's whole directory, durably; False when there was none."""
         with self._locked(owner), _as_host_errors():
             self._used.pop(owner, None)
             try:
@@ -147,6 +157,9 @@ class StaticFiles:
 
     @contextlib.contextmanager
     def _locked(self, owner: str) -> Iterator[None]:
+        """One writer at a time for an owner: quota and change belong together. Locks are kept for good; there are as
+        many as plugins.
+        """
         with self._locks.setdefault(owner, threading.Lock()):
             yield
 
@@ -160,6 +173,9 @@ class StaticFiles:
         return self._used[owner]
 
     def _size(self, owner: str, path: str) -> int | None:
+        """The size of the file that `path` names, or None; HostError bad_params when it is a directory, or a part of it
+        is a file.
+        """
         folder, _, name = path.rpartition("/")
         try:
             with self._open_directory(owner, folder) as fd:
@@ -173,9 +189,13 @@ class StaticFiles:
         return found.st_size
 
     def _replace(self, owner: str, path: str, data: bytes) -> None:
+        """Write `data` to a temporary file beside `path`, and rename it there. OSError; the temporary file is removed
+        then.
+        """
         folder, _, name = path.rpartition("/")
         with self._open_directory(owner, folder, make=True) as above:
             temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
+            # O_EXCL and O_NOFOLLOW: never into a file or through a link that another process has put there.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(temporary, flags, 0o600, dir_fd=above)
             try:
@@ -205,7 +225,9 @@ class StaticFiles:
 
     @contextlib.contextmanager
     def _open_directory(self, owner: str, folder: str, *, make: bool = False) -> Iterator[int]:
-        """A descriptor of a directory of `owner`'s."""
+        """A descriptor of a directory of `owner`'s, open within the context; with `make`, missing directories are made.
+        OSError, also for a link on the way.
+        """
         if make:
             self._directory.mkdir(mode=0o700, exist_ok=True)
         fd = files.open_directory(self._directory)
@@ -222,13 +244,16 @@ class StaticFiles:
 
 
 def _make(name: str, above: int) -> None:
+    """Make a directory, durably, if it does not exist."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=above)
         os.fsync(above)
 
 
 def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
-    """The regular files beneath an open directory."""
+    """The regular files beneath an open directory, in any order; links and other kinds are left out. `above`: the path
+    of that directory, empty or with a slash at its end.
+    """
     for name in os.listdir(fd):
         if name.startswith(_TEMPORARY):
             continue
