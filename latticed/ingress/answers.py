@@ -53,7 +53,7 @@ STATUS_OF: Final = MappingProxyType(
         "origin_not_allowed": HTTPStatus.FORBIDDEN,
     }
 )
-"""Any other code is a failure of the plugin: 502."""
+"""HTTP statuses by the code of a Problem. Any other code is a failure of the plugin: 502."""
 
 _WORDS: Final = {
     HTTPStatus.BAD_GATEWAY: "the plugin failed to answer",
@@ -66,7 +66,8 @@ _WORDS: Final = {
 class IngressAnswer:
     """A complete response, written at once; implements only what aiohttp's RequestHandler uses of a StreamResponse.
 
-    `web.Response` would add a Server header, and takes half the time of rendering a small template.
+    `more`: further headers as (name, value), already checked; `policy`: the Content-Security-Policy. `web.Response`
+    would add a Server header, and takes half the time of rendering a small template.
     """
 
     __slots__ = ("_body", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")
@@ -94,10 +95,11 @@ class IngressAnswer:
         self.keep_alive = False
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Build the bytes of the response to `request`."""
+        """Build the bytes of the response to `request`. Called by aiohttp before `write_eof`."""
         wanted = request.keep_alive
         if self.keep_alive is None:
             self.keep_alive = wanted
+        # HTTP/1.1 keeps connections by default, HTTP/1.0 only when told to (RFC 9112, section 9.3).
         closing = b"" if self.keep_alive else b"Connection: close\r\n"
         if self.keep_alive and request.version < HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
@@ -105,6 +107,7 @@ class IngressAnswer:
             _head(self.status, self._content_type, self._policy),
             _fields(self._more) if self._more else b"",
             _date(int(time.time())),
+            # For HEAD too: the length that GET would have (RFC 9110, section 8.6).
             len(self._body),
             closing,
             b"" if request.method == "HEAD" else self._body,
@@ -120,13 +123,17 @@ class IngressAnswer:
 def of_response(response: RouteResponse) -> IngressAnswer:
     """The response of a target; Problem("plugin_error") for a content type that could inject another header."""
     said = response.content_type
+    # For every target, whoever made the response.
     if not (said.isascii() and said.isprintable()):
         raise Problem("plugin_error", "expected a content type in visible ASCII")
     return IngressAnswer(response.body, said, status=response.status)
 
 
 def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
-    """A problem document without internal details; `more` are further headers."""
+    """A problem document without internal details; `more` are further headers.
+
+    `code` is that of the Problem; `detail` is its reason, or a fixed text for statuses in _WORDS.
+    """
     status = STATUS_OF.get(problem.code, HTTPStatus.BAD_GATEWAY)
     document = {
         "type": "about:blank",
@@ -138,18 +145,23 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
     return IngressAnswer(json.dumps(document).encode("ascii"), wire.PROBLEM_TYPE, status=int(status), more=more)
 
 
+# Bounded: plugins choose status and content type.
 @functools.lru_cache(maxsize=256)
 def _head(status: int, content_type: str, policy: str) -> bytes:
     """Status line and the headers that are the same for every such answer (RFC 9112, sections 4 and 5)."""
+    # Not `in HTTPStatus`: on Python 3.11 that raises TypeError for an int that is no member.
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
     guards = {**GUARDS, "Content-Security-Policy": policy}
     return f"HTTP/1.1 {status} {phrase}\r\n".encode() + _fields((*guards.items(), ("Content-Type", content_type)))
 
 
 def _fields(fields: tuple[tuple[str, str], ...]) -> bytes:
+    """Header lines as bytes; names and values have been checked for line ends."""
     return "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
 
 
+# Formatting the date costs more than the rest of a small answer; it changes once per second.
 @functools.lru_cache(maxsize=4)
 def _date(now_s: int) -> bytes:
+    """The Date header for a second since the epoch (RFC 9110, section 5.6.7)."""
     return formatdate(now_s, usegmt=True).encode()

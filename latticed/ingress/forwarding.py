@@ -20,6 +20,7 @@ from latticed.ingress.service_connection import SESSION_COOKIES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+# For one connection only (RFC 9110, section 7.6.1), with the old `Keep-Alive` and `Proxy-Connection`.
 _HOP_BY_HOP: Final = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade"
     " http2-settings".split()
@@ -36,6 +37,7 @@ _ASKED: Final = frozenset(
     " idempotency-key x-requested-with x-csrf-token x-csrftoken x-xsrf-token csrf-token turbo-frame"
     " traceparent tracestate x-request-id".split()
 )
+# Fetch metadata, client hints, htmx, Inertia.
 _ASKED_FAMILIES: Final = ("sec-fetch-", "sec-ch-", "hx-", "x-inertia")
 _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
     "content-length set-cookie location content-location www-authenticate strict-transport-security alt-svc"
@@ -46,13 +48,15 @@ _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
     " origin-trial speculation-rules set-login activate-storage-access sec-session-registration"
     " no-vary-search use-as-dictionary".split()
 )
+# Cache-Control directives that let shared caches keep an answer (RFC 9111, section 5.2.2).
 _SHARED: Final = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
 _COOKIE_PATH: Final = re.compile(r"path\s*=\s*(?P<path>/.*)", re.IGNORECASE)
 _COOKIE_DOMAIN: Final = re.compile(r"domain\s*(?:=.*)?", re.IGNORECASE)
 
 
 def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[str]:
-    """The request headers for a service at `origin` (`http://host:port`), with Host set to `host`.
+    """The request headers for a service at `origin` (`http://host:port`), with Host set to `host`. Cookies of others
+    pass, our session cookies do not (docs/adr/0013).
 
     `Sec-WebSocket-*` is left out: the proxy makes a handshake of its own with the service.
     """
@@ -71,7 +75,11 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
 
 
 def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
-    """The response headers for the client. `private`: the request had a login session; no shared cache may keep it."""
+    """The response headers for the client: Location and cookies moved below `prefix`, without those for the whole
+    origin.
+
+    `private`: the request had a login session; no shared cache may keep the answer then.
+    """
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict()
     for name, value in fields.items():
@@ -88,29 +96,42 @@ def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bo
             out.add("Set-Cookie", kept)
     if private:
         out.add("Vary", "Cookie")
+        # Without Cache-Control a shared cache may keep an answer by its own rules (RFC 9111, section 4.2.2): as if it
+        # were public.
         if _SHARED.search(",".join(out.getall("Cache-Control", ["public"]))):
             out["Cache-Control"] = "private"
     return out
 
 
 def moved(location: str, *, origin: str, prefix: str) -> str:
-    """The service's Location header as the client must see it: moved below `prefix` if it leads to `origin`."""
+    """The service's Location header as the client must see it: moved below `prefix` if it leads to `origin`, else
+    unchanged.
+
+        "/a"                          ->  "/p/a", with the prefix "/p/"
+        "http://10.0.0.1:80/a"        ->  "/p/a", if the origin is "http://10.0.0.1:80"
+        "https://elsewhere.example/"  ->  as it is
+
+    Relative ones such as "b" stay as they are: clients resolve them against the path they asked for.
+    """
     if location == origin or location.startswith((origin + "/", origin + "?", origin + "#")):
         location = location.removeprefix(origin)
         location = location if location.startswith("/") else "/" + location
+    # `//host` and, in browsers, `/\host` name another host.
     if location.startswith("/") and not location.startswith(("//", "/\\")):
         return prefix + location[1:]
     return location
 
 
 def others_cookies(fields: Iterable[str]) -> str:
-    """Cookie fields without our session cookies."""
+    """Cookie fields joined to one, without our session cookies; empty when none is left."""
     pairs = [pair.strip() for field in fields if _is_sound(field) for pair in field.split(";")]
     return "; ".join(pair for pair in pairs if pair and not _is_ours(pair.partition("=")[0]))
 
 
 def session_ids(fields: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, value) of every cookie with a name of our session cookies."""
+    """(name, value) of every cookie with a name of our session cookies. There may be several: a page of another port
+    can set one.
+    """
     pairs = [pair.strip().partition("=") for field in fields for pair in field.split(";")]
     return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip() in SESSION_COOKIES]
 
@@ -123,15 +144,18 @@ def _cookie(value: str, prefix: str) -> str:
         return ""
     kept = [pair]
     for attribute in attributes:
+        # Without Domain a cookie is sent to this host alone.
         if _COOKIE_DOMAIN.fullmatch(attribute):
             continue
         path = _COOKIE_PATH.fullmatch(attribute)
         own_host = name.lower().startswith("__host-")
+        # A `__Host-` cookie is only taken with `Path=/` (RFC 6265bis, section 4.1.3.2).
         kept.append(f"Path={prefix}{path['path'][1:]}" if path and not own_host else attribute)
     return "; ".join(kept)
 
 
 def _is_ours(name: str) -> bool:
+    """Whether a cookie has the name of one of our session cookies, in any case."""
     return name.strip().lower() in {one.lower() for one in SESSION_COOKIES}
 
 
@@ -141,6 +165,7 @@ def _listed(fields: Mapping[str, str]) -> frozenset[str]:
 
 
 def _all(fields: Mapping[str, str], name: str) -> list[str]:
+    """All values of a header, in their order; `fields` need not be case-insensitive."""
     return [value for found, value in fields.items() if found.lower() == name.lower()]
 
 

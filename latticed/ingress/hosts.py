@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 
 
 MAX_CHARACTERS: Final = 300
+"""Of a Host header. A domain name has at most 253 (RFC 1035, section 2.3.4, without the root); a port is added."""
 
 
 class Hosts:
-    """The allowed names: those of the settings, else the listen address and localhost. Without a port: any port."""
+    """The allowed names: `http.hosts`, else the listen address and localhost. One without a port allows any port."""
 
     def __init__(self, settings: HttpSettings) -> None:
         address, _, _ = settings.listen.rpartition(":")
         named = settings.hosts or (address, "localhost")
         self._allowed = frozenset(found for one in named if (found := endpoints.host(one)) is not None)
+        # Bounded: clients choose the header. For each instance, so that changed settings do not meet old answers.
         self._judged = functools.lru_cache(maxsize=64)(self._judge)
 
     def check(self, said: str) -> None:
@@ -32,5 +34,6 @@ class Hosts:
             raise Problem("host_not_allowed", "this host is not served here")
 
     def _judge(self, said: str) -> bool | None:
+        """Whether a Host is allowed; None when it is no host."""
         found = endpoints.host(said)
         return None if found is None else found in self._allowed or (found[0], None) in self._allowed

@@ -26,17 +26,27 @@ if TYPE_CHECKING:
     from latticed.settings import HttpSettings
 
 MAX_BODY_BYTES: Final = 256 << 10
+"""Of a request's body, which a target gets as a whole."""
 MAX_HEADER_BYTES: Final = 16 << 10
+"""Of all names and values of a request together."""
 DRAIN_S: Final = 3.0
+"""Seconds that answers under way have to finish when the daemon stops."""
 RETRY_S: Final = 1.0
+"""Seconds until an address that could not be bound is tried again."""
 BACKLOG: Final = 512
+"""Connections that the kernel queues until they are accepted (listen(2))."""
 CONNECTIONS: Final = 512
+"""Open connections of one listener; beyond that the oldest one without a complete request is cut."""
 
 log = logs.get_logger()
 
 
 class Ingress:
-    """Serves the routes of `routes`. An async context manager: on exit answers under way get DRAIN_S to finish."""
+    """Serves the routes of `routes` at `http.listen`. An async context manager: on exit answers under way get DRAIN_S
+    to finish.
+
+    It listens only while a plugin has a claim; `routes.listener` says where, or why not.
+    """
 
     connection: type[OutsideConnection] = OutsideConnection
 
@@ -44,6 +54,8 @@ class Ingress:
         self._routes = routes
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
         self._hosts = Hosts(settings)
+        # At most a quarter of the descriptors (RLIMIT_NOFILE): visitors must not take those of the control socket and
+        # of plugins.
         self._limiter: ConnectionLimiter[OutsideConnection] = ConnectionLimiter(
             clock, most=min(CONNECTIONS, descriptors.limit() // 4)
         )
@@ -60,6 +72,7 @@ class Ingress:
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
             stack.push_async_callback(self._limiter.drain, DRAIN_S)
             stack.callback(self._close_listener)
+            # Neither url nor fault: `wait_for_listener` waits from here on.
             self._routes.set_listener(RouteListener())
             stack.callback(self._routes.set_listener, NO_LISTENER)
             self._stack = stack.pop_all()
@@ -74,6 +87,7 @@ class Ingress:
         self._routes.set_listener(RouteListener(fault="the listener failed, see the daemon's log"))
 
     async def _keep(self) -> None:
+        """Open and close the listener as claims come and go, until cancelled."""
         while True:
             # Before looking at the claims: a change during `_listen` is then seen in the next round.
             self._routes.changed.clear()
@@ -81,6 +95,8 @@ class Ingress:
                 await self._listen()
             elif not self._routes.in_use and self._server is not None:
                 self._close_listener()
+                # Without a route there is nothing to answer: open connections are cut, or closed after the answer under
+                # way.
                 self._limiter.dismiss()
                 self._routes.set_listener(RouteListener())
             again = self._routes.in_use and self._server is None
@@ -90,6 +106,7 @@ class Ingress:
                     await self._routes.changed.wait()
 
     async def _listen(self) -> None:
+        """Bind and listen; a failure is logged and reported to plugins, and `_keep` tries again."""
         loop, http = asyncio.get_running_loop(), cast("web.Server", self._http)
         try:
             sock = _bound(self._endpoint)
@@ -119,6 +136,10 @@ class Ingress:
             log.info("ingress_closed")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to one request, for aiohttp; called for one request of a connection at a time.
+
+        Problems become problem documents; unexpected exceptions are logged and become `internal`.
+        """
         connection = cast("OutsideConnection", request.protocol)  # the server makes no other
         try:
             answer = await self._answer(request, connection)
@@ -141,12 +162,18 @@ class Ingress:
     async def _answer(
         self, request: web.BaseRequest, connection: OutsideConnection
     ) -> IngressAnswer | web.StreamResponse:
+        """The answer to one request. Problem for every refusal; its code decides the status (`answers.STATUS_OF`)."""
+        # Refusals first that need no route: target, Host, size of headers.
         asked = request_target.parse(request.raw_path)
+        # Several Host fields, or none, are 400 (RFC 9112, section 3.2).
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:
             raise Problem("bad_request", "expected one Host")
+        # Before the route is looked up: a page of a name that was made to resolve to us learns nothing of what there
+        # is.
         self._hosts.check(said[0] if asked.authority is None else asked.authority)
         check_headers(request.raw_headers)
+        # Then the route and its method, before the body is read.
         claim = self._routes.find(asked.path)
         if claim is None:
             raise Problem("not_found", "there is no such route")
@@ -155,8 +182,10 @@ class Ingress:
             method = "GET"
         if method not in claim.target.methods:
             return _not_allowed(claim)
+        # Until `complete`: a client that ends its side now never sends the whole body, see `eof_received`.
         connection.wants_body = request.body_exists
         body = await _body(request) if request.body_exists else b""
+        # The whole request is here: from now on the deadline for the answer runs, see `OutsideConnection.swept`.
         connection.complete()
         wanted = RouteRequest(method=method, path=asked.path, query=asked.query, headers=request.headers, body=body)
         try:
@@ -171,6 +200,7 @@ class Ingress:
 
 
 def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Problem("headers_too_large") when all names and values together are more than MAX_HEADER_BYTES."""
     size = 0
     for name, value in fields:
         size += len(name) + len(value)
@@ -189,6 +219,7 @@ async def _body(request: web.BaseRequest) -> bytes:
             raise Problem("expectation_failed", "expected no other expectation than 100-continue")
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # nothing of the answer itself has been sent
+    # Counted as it comes: chunks announce no length.
     received = bytearray()
     async for chunk in request.content.iter_any():
         received += chunk
@@ -198,6 +229,7 @@ async def _body(request: web.BaseRequest) -> bytes:
 
 
 def _not_allowed(claim: RouteClaim) -> IngressAnswer:
+    """405 with Allow (RFC 9110, section 15.5.6), for a method that the target does not take."""
     methods = claim.target.methods
     allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     problem = Problem("method_not_allowed", f"expected one of {allowed}")
@@ -211,11 +243,13 @@ def _out_of_step(request: web.BaseRequest) -> bool:
 
 
 def _bound(endpoint: tuple[str, int]) -> socket.socket:
+    """A non-blocking socket that is bound to the address and listens; OSError."""
     sock = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         # Else connections of an earlier daemon in TIME_WAIT keep the address in use (socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(endpoint)
+        # With SO_REUSEADDR bind(2) can succeed where only listen(2) finds that the address is in use.
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
@@ -225,10 +259,12 @@ def _bound(endpoint: tuple[str, int]) -> socket.socket:
 
 
 def _url(endpoint: tuple[str, int]) -> str:
+    """`http://address:port`, an IPv6 address in brackets."""
     address, port = endpoint
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task and return once it has ended; its exception is dropped."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

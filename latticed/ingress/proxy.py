@@ -32,13 +32,19 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 MAX_LINE_BYTES: Final = 16 << 10
+"""Of the status line and of each header field of a service's answer."""
 _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 """The service that the current task connects to; for the trace callbacks of aiohttp, which get no argument."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """Limits of one exchange. `head_s` restarts with each piece of the request, `idle_s` with each of the answer."""
+    """Limits of one exchange, in seconds and bytes. `head_s` restarts with each piece of the request, `idle_s` with
+    each of the answer.
+
+    `upload_idle_s`, `write_s`: for the client to send or take the next piece. `ping_s`: between pings to a websocket's
+    client. `message_bytes`: of a websocket's message. `at_once`: requests of one plugin.
+    """
 
     connect_s: float = 3.0
     head_s: float = 60.0
@@ -54,7 +60,7 @@ class ProxyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxiedAnswer:
-    """One proxied request. `path`: path and query below the route, percent-encoded; `private`: has a login session."""
+    """One proxied request. `path`: path and query below the route, percent-encoded; `private`: it has a session."""
 
     request: web.BaseRequest
     connection: OutsideConnection
@@ -69,12 +75,13 @@ class ProxiedAnswer:
 
     @property
     def host(self) -> str:
+        """What the service gets as Host; port 80 is left out, as clients do (RFC 9110, section 7.2)."""
         origin = self.target.origin
         name = hosts.bracketed(origin.host)
         return name if origin.port == 80 else f"{name}:{origin.port}"
 
     def headers(self) -> CIMultiDict[str]:
-        """The request headers for the service."""
+        """The request headers for the service, see `forwarding.asked`."""
         return forwarding.asked(self.request.headers, origin=self.origin, host=self.host)
 
 
@@ -117,7 +124,10 @@ class Proxy:
         return self._session
 
     def url(self, passed: ProxiedAnswer) -> URL:
-        """The URL with the pinned address, so that no name is resolved; Problem when the origin is not pinned."""
+        """The URL with the pinned address, so that no name is resolved; Problem service_unavailable when the origin is
+        not pinned now.
+        """
+        # Asked for each request: the operator may have taken the grant back.
         address: Address | None = passed.target.pinned()
         if address is None:
             raise Problem("service_unavailable", "the service is not bound")
@@ -137,8 +147,12 @@ class Proxy:
             self._under_way[target.plugin_id] -= 1
 
     async def forward(self, passed: ProxiedAnswer) -> web.StreamResponse:
-        """Proxy the request; returns the answer, already sent. Raises Problem only while nothing has been sent."""
+        """Proxy the request; returns the answer, already sent, or cut off when one side failed. Raises Problem only
+        while nothing has been sent: `request_too_large`, `expectation_failed`, `busy`, `bad_request`, `service_failed`,
+        `deadline_exceeded`, `service_unavailable`.
+        """
         limits, request = self.limits, passed.request
+        # Before the service is connected to.
         check_size(request, limits.body_bytes)
         check_expectation(request)
         fields = passed.headers()
@@ -151,12 +165,14 @@ class Proxy:
                 fields[hdrs.CONTENT_LENGTH] = str(request.content_length)
         with self.slot(passed.target):
             answer = await self._asked(passed, fields, data, upload)
+            # For a short answer the rest of the upload is still being sent: closing the answer ends that.
             async with _released(answer):
                 return await _passed_back(passed, answer, limits)
 
     async def _asked(
         self, passed: ProxiedAnswer, fields: CIMultiDict[str], data: Any, upload: Upload
     ) -> ClientResponse:
+        """The head of the service's answer; the body of the request may still be under way. Problem as `forward`."""
         url, method = self.url(passed), passed.request.method
         try:
             async with asyncio.timeout(self.limits.head_s) as upload.deadline:
@@ -185,7 +201,10 @@ class Proxy:
 
 
 class Upload:
-    """Streams a request's body; `problem` is set when it was too large, late or broken."""
+    """Streams a request's body; `problem` is set when it was too large, late or broken.
+
+    `deadline`: that of the answer's head, postponed by each piece; None once the head has come.
+    """
 
     def __init__(self, request: web.BaseRequest, limits: ProxyLimits) -> None:
         self._request = request
@@ -194,7 +213,12 @@ class Upload:
         self.deadline: asyncio.Timeout | None = None
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The pieces as they arrive. An exception cuts the connection to the service, which sees an incomplete body."""
+        """The pieces as they arrive. An exception cuts the connection to the service, which sees an incomplete body.
+
+        Problem, also in `problem`: aiohttp wraps the exception, and `Proxy._asked` reports the cause.
+        """
+        # aiohttp begins to read this once it has connected: until then a client that expects 100 Continue need not send
+        # the body.
         await _ask_for_body(self._request)
         received = 0
         while piece := await self._next():
@@ -206,6 +230,7 @@ class Upload:
                 self.deadline.reschedule(asyncio.get_running_loop().time() + self._limits.head_s)
 
     async def _next(self) -> bytes:
+        """The next piece, empty at the end of the body; Problem bad_request when it does not come in time or breaks."""
         try:
             async with asyncio.timeout(self._limits.upload_idle_s):
                 return await self._request.content.readany()
@@ -220,12 +245,14 @@ class Upload:
 
 
 async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: ProxyLimits) -> web.StreamResponse:
-    """Send the answer on, piece by piece."""
+    """Send the answer on, piece by piece; returns it, complete or cut off."""
     request = passed.request
     fields = forwarding.answered(
         answer.headers, origin=passed.origin, prefix=passed.target.prefix, private=passed.private
     )
+    # Not `Response`, which would hold the whole body in memory.
     out = web.StreamResponse(status=answer.status, headers=fields)
+    # Otherwise aiohttp sends chunks, as the service did.
     if answer.content_length is not None:
         out.content_length = answer.content_length
     # Otherwise the rest of this body, or bytes after a refused upgrade, could be read as the next request.
@@ -237,6 +264,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
         out.force_close()
     try:
         await out.prepare(request)
+        # The answer to HEAD has a Content-Length and no body (RFC 9110, section 9.3.2).
         if request.method != "HEAD":
             await _copied(answer, out, limits)
         await out.write_eof()
@@ -248,6 +276,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
 
 
 async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: ProxyLimits) -> None:
+    """Copy the body; ValueError beyond `answer_bytes`, TimeoutError when one side is too slow."""
     sent = 0
     while True:
         async with asyncio.timeout(limits.idle_s):
@@ -264,6 +293,7 @@ async def _copied(answer: ClientResponse, out: web.StreamResponse, limits: Proxy
 
 @contextlib.asynccontextmanager
 async def _released(answer: ClientResponse) -> AsyncIterator[None]:
+    """Close the connection to the service at the end of the block, also when the answer was not read to its end."""
     try:
         yield
     finally:
@@ -276,6 +306,7 @@ async def _connected(*_: object) -> None:
 
 
 async def _refuse_redirect(*_: object) -> None:
+    """Called by aiohttp when it is about to follow a redirect. aiohttp.ClientConnectionError makes the request fail."""
     raise aiohttp.ClientConnectionError("redirects are not followed")
 
 
@@ -300,8 +331,10 @@ async def _ask_for_body(request: web.BaseRequest) -> None:
 
 
 def bad_gateway() -> Problem:
+    """The Problem for a service that cannot be reached, broke off, or answered what is no HTTP: 502."""
     return Problem("service_failed", "the service did not answer")
 
 
 def too_large(most: int) -> Problem:
+    """The Problem for a body of more than `most` bytes: 413."""
     return Problem("request_too_large", f"expected a body of at most {most} bytes")

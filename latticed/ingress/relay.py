@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
 
 CLOSE_S: Final = 2.0
+"""Seconds that a side has to answer a close frame."""
+# 16 bytes in base64 (RFC 6455, section 4.1).
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _PROTOCOL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 # Without 1005, 1006 and 1015, which no endpoint may send, and 1004 (RFC 6455, section 7.4.1).
 _SENDABLE: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+# "Internal error" (RFC 6455, section 7.4.1): for a side that ended without a code that may be sent.
 _FAILED: Final = 1011
 
 
@@ -32,9 +35,14 @@ def is_wanted(request: web.BaseRequest) -> bool:
 
 
 async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
-    """Relay messages until one side closes; raises Problem only before the handshake with the client is answered."""
+    """Relay messages until one side closes; returns the websocket response, which has been sent and closed.
+
+    Raises Problem only before the handshake with the client is answered: `bad_request`, `busy`, `service_failed`,
+    `service_unavailable`.
+    """
     protocols = _asked(passed.request)
     with through.slot(passed.target):
+        # The service first: while it is not connected, the client can still be answered with a status.
         back = await _connected(passed, through, protocols)
         front = web.WebSocketResponse(
             protocols=(back.protocol,) if back.protocol else (),
@@ -48,6 +56,7 @@ async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
             await _passed_on(front, back, through.limits)
         finally:  # also when cancelled: a client that closes disconnects at once
             await _ended(back, front.close_code)
+        # Not in the `finally`: what cancels this (a lost client, the end of the daemon) ends the client's side itself.
         await _ended(front, back.close_code)
     return front
 
@@ -68,6 +77,7 @@ def _asked(request: web.BaseRequest) -> tuple[str, ...]:
 
 
 async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str, ...]) -> ClientWebSocketResponse:
+    """A websocket to the service, with a handshake of its own; Problem service_failed, or service_unavailable."""
     try:
         async with asyncio.timeout(through.limits.head_s):
             back = await through.session().ws_connect(
@@ -88,6 +98,7 @@ async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str
 
 
 async def _passed_on(front: web.WebSocketResponse, back: ClientWebSocketResponse, limits: ProxyLimits) -> None:
+    """Copy both ways until one side closes or fails, or a message cannot be delivered in time."""
     pumps = [asyncio.ensure_future(_pump(front, back, limits)), asyncio.ensure_future(_pump(back, front, limits))]
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -109,10 +120,12 @@ async def _pump(source: Any, sink: Any, limits: ProxyLimits) -> None:
     """Copy messages from `source` to `sink` until one of them is closed."""
     while True:
         message = await source.receive()
+        # A side that does not read must not hold the slot for ever.
         async with asyncio.timeout(limits.write_s):
             if message.type is WSMsgType.TEXT:
                 await sink.send_str(message.data)
             elif message.type is WSMsgType.BINARY:
                 await sink.send_bytes(message.data)
+            # Close, or an error such as a message over the limit. Pings are answered by aiohttp and not relayed.
             else:
                 return

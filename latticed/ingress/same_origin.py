@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that must not change anything (RFC 9110, section 9.2.1; TRACE is not served)."""
+# Default ports, which Origin and Host leave out.
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 def check(method: str, host: str, fields: Mapping[str, str], *, websocket: bool = False) -> None:
     """Raise Problem("origin_not_allowed") for a request that a page of another origin may have made.
 
-    Websockets and state-changing methods must have our Origin; others may lack it, but must not have a foreign one.
-    Without an Origin, Sec-Fetch-Site must be same-origin or none, or the request a navigation: the cookie's SameSite
-    alone would admit pages on other ports of this host.
+    `host`: the Host that the request is addressed to; `fields`: its headers. Websockets and state-changing methods must
+    have our Origin; others may lack it, but must not have a foreign one. Without an Origin, Sec-Fetch-Site must be
+    same-origin or none, or the request a navigation: the cookie's SameSite alone would admit pages on other ports of
+    this host.
     """
     said = fields.get("Origin")
     if said is None and (websocket or method not in SAFE):
@@ -32,9 +35,10 @@ def check(method: str, host: str, fields: Mapping[str, str], *, websocket: bool 
 
 
 def is_own(origin: str, host: str) -> bool:
-    """Whether an Origin header is `http://` or `https://` followed by the request's Host."""
+    """Whether an Origin header is `http://` or `https://` followed by the request's Host. `null` is not."""
     scheme, divider, authority = origin.partition("://")
     named, asked = endpoints.host(authority), endpoints.host(host)
+    # The scheme is not compared: TLS may end at a proxy in front, which asks us over http.
     if not divider or scheme not in _PORTS or named is None or asked is None:
         return False
     default = _PORTS[scheme]

@@ -12,7 +12,11 @@ loopback there is neither."""
 
 
 class ServiceConnection(OutsideConnection):
-    """Has the usual deadlines for sending a request; while it is answered, only the proxy's limits apply."""
+    """A connection of the service listener.
+
+    It has the usual deadlines for sending a request; while it is answered, only the proxy's limits apply
+    (`ProxyLimits`).
+    """
 
     def overdue(self, now_s: float) -> bool:
         """Whether a deadline has passed; never while a request is answered."""

@@ -38,12 +38,17 @@ if TYPE_CHECKING:
     from latticed.settings import HttpSettings
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""The methods that are proxied: not CONNECT and TRACE."""
 LOOK_S: Final = 1.0
+"""Seconds between looks at the answers under way."""
 PUBLIC_S: Final = 120.0
 """How long an answer without a login may take as a whole."""
 OFF: Final = "http.service_listen is not set"
+"""Why services are not proxied."""
+# With path parameters (`/..;x/`), which some servers cut off before they resolve dots.
 _DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:;[^/\\]*)?(?:[/\\]|$)")
 _DECODINGS: Final = 4
+"""How often a path is decoded to look for dot segments. One that would change again after that is refused."""
 # With %, so that escapes stay as the client wrote them.
 _NOT_ENCODED: Final = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
 
@@ -59,8 +64,10 @@ class _Stream:
 
 
 class ServiceIngress(Ingress):
-    """Serves what `routes` has. `secret(plugin_id, name)`: a password as bound now (HostError when it is not);
-    `record` takes events for the audit chain.
+    """Serves what `routes` has at `http.service_listen`, behind logins; does nothing where that is not set.
+
+    `secret(plugin_id, name)`: a password as bound now (HostError when it is not); `record` takes events for the audit
+    chain.
     """
 
     connection = ServiceConnection
@@ -75,6 +82,7 @@ class ServiceIngress(Ingress):
         clock: Clock,
         limits: ProxyLimits | None = None,
     ) -> None:
+        # The base class reads `listen`. Port 0 is never bound: without an address `__aenter__` opens nothing.
         super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
         self._on = routes.enabled
         self._clock = clock
@@ -93,6 +101,7 @@ class ServiceIngress(Ingress):
             await stack.enter_async_context(self._proxy)
             stack.push_async_callback(super().__aexit__, None, None, None)
             await super().__aenter__()
+            # So that answers end with their route, and not at the next look.
             self._routes.on_release = self._cut
             watching = fenced(self._watch(), self._failed, name="service streams")
             stack.push_async_callback(ingress.cancelled, watching)
@@ -105,6 +114,8 @@ class ServiceIngress(Ingress):
     async def _answer(
         self, request: web.BaseRequest, connection: OutsideConnection
     ) -> IngressAnswer | web.StreamResponse:
+        """The answer to one request: a page of ours, a refusal, or what the service answers, already sent."""
+        # Refusals first that need no route: target, Host, headers, dot segments in every decoding.
         asked = request_target.parse(request.raw_path)
         host = self._addressed(request, asked)
         _check_dots(asked.path)
@@ -112,6 +123,7 @@ class ServiceIngress(Ingress):
         connection.wants_body = request.body_exists
         if asked.path.startswith(OWN_PREFIX):
             return await self._login_pages.answer(request, asked, host)
+        # Found by the decoded path; from here on the encoded one counts, which the service gets as it is.
         target = self._found(asked.path)
         if target is None or not target.live():
             raise Problem("not_found", "there is no such service")
@@ -126,6 +138,7 @@ class ServiceIngress(Ingress):
             )
         if not path.startswith(target.prefix):  # equal only after decoding
             raise Problem("not_found", "there is no such service")
+        # A login is needed unless the path is public; only then is the service connected to.
         below = "/" + path.removeprefix(target.prefix)
         session, refusal = self._admitted(request, target, host, below, path + query)
         if refusal is not None:
@@ -142,7 +155,11 @@ class ServiceIngress(Ingress):
     def _admitted(
         self, request: web.BaseRequest, target: Proxied, host: str, below: str, raw: str
     ) -> tuple[LoginSession | None, IngressAnswer | None]:
-        """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer)."""
+        """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer).
+
+        `below`: the path below the route, `raw`: path and query as asked for, both encoded. Problem not_found,
+        origin_not_allowed.
+        """
         websocket = relay.is_wanted(request)
         # Without a login only reading: no body, no websocket, no method that changes anything.
         readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
@@ -159,6 +176,8 @@ class ServiceIngress(Ingress):
         return session, None
 
     async def _passed_on(self, passed: ProxiedAnswer, session: LoginSession | None) -> web.StreamResponse:
+        """Have the request answered by the service, and watch the answer while it is under way."""
+        # Now, with the body still to come: it is streamed, and the proxy has limits of its own for it.
         passed.connection.complete()
         stream = _Stream(passed.connection, passed.target, session, self._clock.monotonic_s())
         self._streams.add(stream)
@@ -180,7 +199,9 @@ class ServiceIngress(Ingress):
         return host
 
     def _found(self, path: str) -> Proxied | None:
+        """The proxied service that a decoded path belongs to, or None."""
         claim = self._routes.find(path)
+        # Only Proxied are claimed in an UpstreamTable, see `RouteKeeper._stored_route`.
         return None if claim is None else cast("Proxied", cast("Any", claim.target))
 
     async def _watch(self) -> None:
@@ -190,11 +211,13 @@ class ServiceIngress(Ingress):
             self._cut()
 
     def _cut(self) -> None:
+        """Abort the answers under way that may not go on."""
         for stream in list(self._streams):
             if not self._may_go_on(stream) and stream.connection.wire is not None:
                 stream.connection.wire.abort()
 
     def _may_go_on(self, stream: _Stream) -> bool:
+        """Whether an answer may still be sent: service live, address granted, session valid, time not over."""
         if not stream.target.live() or stream.target.pinned() is None:
             return False
         if stream.session is None:
@@ -203,7 +226,14 @@ class ServiceIngress(Ingress):
 
 
 def _origin_form(raw: str) -> tuple[str, str]:
-    """(path, query with its ?) of a valid request target, still encoded; other than ASCII is percent-encoded."""
+    """(path, query with its ?) of a valid request target, still encoded; other than ASCII is percent-encoded.
+
+        "/a%2Fb?x"           ->  ("/a%2Fb", "?x")
+        "http://host:80/a"   ->  ("/a", "")
+        "http://host?x"      ->  ("/", "?x")
+
+    The authority of a whole URL is dropped; `_addressed` has checked it.
+    """
     if not raw.startswith("/"):  # with a whole URL
         rest = raw.partition("://")[2]
         start = min((place for mark in "/?" if (place := rest.find(mark)) >= 0), default=len(rest))
@@ -215,7 +245,10 @@ def _origin_form(raw: str) -> tuple[str, str]:
 
 
 def _check_dots(path: str) -> None:
-    """Raise Problem for dot segments that appear when a path is decoded twice, as some services do."""
+    """Raise Problem("bad_request") for dot segments that appear when a path is decoded again, as some services do.
+
+    `path` has been decoded once.
+    """
     for _ in range(_DECODINGS):
         if _DOTS.search(path) or "\0" in path:
             raise Problem("bad_request", "expected a URL without the segments . and ..")

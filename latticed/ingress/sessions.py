@@ -25,18 +25,24 @@ if TYPE_CHECKING:
     from latticed.model.audit import Decision
 
 LIFE_S: Final = 12 * 3_600.0
+"""Seconds after which a session ends in any case."""
 IDLE_S: Final = 2 * 3_600.0
+"""Seconds without a request after which a session ends; an answer that still runs is no request."""
 MOST: Final = 512
 """Most sessions; the least recently used one is dropped for a new one."""
 ATTEMPTS: Final = Rate(burst=10, per_second=0.1)
-"""Passwords that may be tried for one login."""
+"""Passwords that may be tried for one login: ten in a row, then one every ten seconds."""
 
 log = logs.get_logger()
 
 
 @dataclass(slots=True, eq=False)
 class LoginSession:
-    """`opened`: fingerprint of the password used, by (plugin id, secret name), for each login of this session."""
+    """One session. `opened`: fingerprint of the password used, by (plugin id, secret name), for each login of this
+    session.
+
+    `secure`: made over https, so its cookie has the `__Host-` name. Times are on the monotonic clock.
+    """
 
     secure: bool
     began_s: float
@@ -45,7 +51,11 @@ class LoginSession:
 
 
 class Sessions:
-    """`secret(plugin_id, name)` returns the present password; `record` writes an audit event."""
+    """Logins and sessions of all proxied services; used on the event loop only.
+
+    `secret(plugin_id, name)` returns the present password, or its hash (HostError when it is not bound); `record`
+    writes an audit event.
+    """
 
     def __init__(self, *, secret: Callable[[str, str], str], record: Callable[[Event], None], clock: Clock) -> None:
         self._secret = secret
@@ -53,6 +63,7 @@ class Sessions:
         self._clock = clock
         self._buckets = TokenBuckets()
         self._checking = asyncio.Semaphore(1)  # one at a time: the password hash is costly in memory and CPU
+        # For `_fingerprint`. Sessions, and so fingerprints, end with the process.
         self._key = os.urandom(32)
         self._all: dict[bytes, LoginSession] = {}  # by the hash of the session id: the id itself is not kept
 
@@ -61,6 +72,8 @@ class Sessions:
         now_s = self._clock.monotonic_s()
         for name, value in cookies:
             session = self._all.get(_hash(value))
+            # A session made over https only counts from the `__Host-` cookie, which nothing that came over http can
+            # set.
             if session is not None and session.secure == (name == SESSION_COOKIES[0]) and self.holds(session, target):
                 session.used_s = now_s
                 return session
@@ -78,9 +91,11 @@ class Sessions:
             return False
 
     async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
-        """Check the password; the id of a new session.
+        """Check the password, and make a session that also keeps the logins of the sessions in `cookies`; returns its
+        id.
 
-        Problems: login_failed, login_throttled (hint: seconds to wait), service_unavailable.
+        `secure`: the browser uses https. Problems: login_failed, login_throttled (hint: seconds to wait),
+        service_unavailable. Right and wrong passwords are recorded.
         """
         # For each login and not for each client: all connections come from a loopback address.
         wait_s = self._buckets.take(f"{target.plugin_id}/{target.login}", ATTEMPTS, self._clock.monotonic_s())
@@ -92,10 +107,12 @@ class Sessions:
             log.error("login_unavailable", plugin_id=target.plugin_id, reason=error.reason)
             raise Problem("service_unavailable", "there is no password to compare with") from error
         async with self._checking:
+            # In a thread: scrypt takes about 50 ms and 32 MiB by default (`kit.passwords`).
             right = await asyncio.to_thread(passwords.verify, value, password)
         self._tell(target, "allow" if right else "deny", "" if right else "login_failed")
         if not right:
             raise Problem("login_failed", "this is not the password")
+        # With the value that was checked: if the password was changed meanwhile, `holds` refuses the session at once.
         return self._made(target, value, self._ended(cookies), secure=secure)
 
     def leave(self, cookies: Iterable[tuple[str, str]]) -> None:
@@ -105,7 +122,8 @@ class Sessions:
     def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
         """Make a session that keeps the logins of `before`; its id is new at every login, against session fixation.
 
-        At MOST sessions the least recently used one is removed.
+        At MOST sessions the least recently used one is removed. Logins of http are not carried over to https, nor the
+        reverse.
         """
         now_s = self._clock.monotonic_s()
         opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
@@ -117,6 +135,7 @@ class Sessions:
         return made
 
     def _ended(self, cookies: Iterable[tuple[str, str]]) -> list[LoginSession]:
+        """End the sessions of these cookies; copies of them, for `_made`."""
         ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
         alive = [LoginSession(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
         for one in ended:
@@ -124,9 +143,11 @@ class Sessions:
         return alive
 
     def _fingerprint(self, value: str) -> bytes:
+        """Says whether two passwords are the same, for the time that the daemon runs."""
         return hmac.digest(self._key, value.encode("utf-8"), "sha256")
 
     def _tell(self, target: Proxied, decision: Decision, code: str) -> None:
+        """Record an attempt to log in, without the password."""
         detail: dict[str, str | int | bool] = {"path": target.prefix}
         self._record(
             Event(
@@ -141,4 +162,5 @@ class Sessions:
 
 
 def _hash(value: str) -> bytes:
+    """SHA-256 of a session's id; the id itself is not kept."""
     return hashlib.sha256(value.encode("utf-8", "surrogateescape")).digest()
