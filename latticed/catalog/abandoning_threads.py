@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
+# How often, in seconds, it is looked for jobs that are past their deadline.
 _CHECK_S: Final = 0.25
 
 J = TypeVar("J", bound="Hashable")
@@ -28,7 +29,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutcome(Generic[J, R]):
-    """What became of a batch: results, jobs that raised, jobs that got stuck, jobs nobody began in time."""
+    """What became of a batch: each job is in one of the four.
+
+    `done`: its result. `failed`: what it raised. `stuck`: it took longer than its deadline. `left`: never begun, for
+    lack of time or of threads.
+    """
 
     done: dict[J, R]
     failed: dict[J, Exception]
@@ -38,6 +43,8 @@ class JobOutcome(Generic[J, R]):
 
 @dataclass(slots=True, eq=False)
 class _Worker(Generic[J]):
+    """One thread. `since_s`: when its job began; `busy`: it is doing one; `abandoned`: nobody waits for it any more."""
+
     job: J | None = None
     since_s: float = 0.0
     busy: bool = False
@@ -47,6 +54,8 @@ class _Worker(Generic[J]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[J, R]):
+    """The jobs of one `run`, what was found of them and not reported yet, and the workers on them."""
+
     todo: deque[J]
     work: Callable[[J], R]
     until_s: float
@@ -58,7 +67,10 @@ class _Batch(Generic[J, R]):
 
 
 class AbandoningThreads:
-    """Runs batches of jobs on up to `threads` threads each; a job has `deadline_s` seconds."""
+    """Runs batches of jobs on up to `threads` threads each; a job has `deadline_s` seconds.
+
+    Call `run` on the event loop; several at a time are separate, except for the number of stuck threads.
+    """
 
     def __init__(self, *, threads: int, deadline_s: float, abandoned_max: int = 32) -> None:
         self._threads = threads
@@ -192,6 +204,7 @@ async def _wait(news: asyncio.Event, timeout_s: float) -> None:
 
 def _drain(todo: deque[J]) -> list[J]:
     """Take out what is left, while workers may be taking too."""
+    # popleft of a deque is atomic: each job goes to one of the two.
     found: list[J] = []
     while True:
         try:

@@ -34,7 +34,10 @@ Job = tuple[str, ...]
 
 
 class ActivePoll:
-    """Compares the bundles in `watcher.active` with their last verdicts; calls `note(name)` for each that differs."""
+    """Compares the bundles of active plugins with their last verdicts; calls `note(name)` for each that differs.
+
+    `entries` are those of the directory, read only; `watcher.active` has the names.
+    """
 
     def __init__(
         self, path: Path, *, watcher: Watcher, entries: Mapping[str, DirectoryEntry], note: Callable[[str], None]
@@ -49,7 +52,7 @@ class ActivePoll:
         self._noted: dict[str, Fingerprint] = {}
 
     def set_active(self, name: str, *, active: bool) -> None:
-        """Begin or stop to poll this bundle."""
+        """Begin or stop to poll this bundle; its writes are watched more closely as long."""
         if active:
             self._watcher.active.add(name)
         else:
@@ -74,6 +77,7 @@ class ActivePoll:
             self._note(name)
 
     def _jobs(self) -> Iterator[Job]:
+        """Batches of names that answered so far, and a batch for each that did not."""
         together = sorted(self._watcher.active - self._alone)
         for first in range(0, len(together), TOGETHER):
             yield tuple(together[first : first + TOGETHER])
@@ -82,6 +86,7 @@ class ActivePoll:
     # On a worker thread.
 
     def _changed(self, job: Job) -> list[str]:
+        """Those of `job` that differ from their last verdict."""
         try:
             root = roots.open_root(self._path)
         except Problem:  # a scan says what that means
@@ -92,10 +97,12 @@ class ActivePoll:
             root.close()
 
     def _has_changed(self, name: str, root: roots.Root) -> bool:
+        """Whether the files of `name` are others than its entry was made from; also arms its watch."""
         if name not in self._every_write:
             self._watcher.arm(name, root)  # first, so that no change falls between the comparison and the watch
             self._every_write.add(name)
         now, entry = scanner.fingerprint(name, root), self._entries.get(name)
+        # Not judged yet, or never read: there is nothing to compare with.
         if entry is None or entry.surplus:
             return False
         if entry.fingerprint is not None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Catalog", "Sighting"]
 
+# The default of the setting `limits.bundles`.
 MAX_BUNDLES: Final = 20_000
+# Bundles that `judge` and `keep` read at the same time; others wait. Scans have threads of their own.
 _AT_ONCE: Final = 2
 # Beyond bundle.read's own deadline: a read that is only slow ends with its own refusal, not abandoned.
 _GRACE_S: Final = 1.0
@@ -59,6 +61,7 @@ class Catalog:
         self._store = store
         self._limits = limits or read.ReadLimits()
         self._coalescer = Coalescer()
+        # Each run is one job, so one thread each; `_AT_ONCE` bounds how many there are.
         self._pool = AbandoningThreads(threads=1, deadline_s=self._limits.deadline_s + _GRACE_S)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         # These sets are shared with the directories, which read them: change them, never replace them.
@@ -78,6 +81,7 @@ class Catalog:
         }
         self._tasks: list[asyncio.Task[None]] = []
         self._failed: asyncio.Task[None] | None = None
+        """The first task that ended with an exception; `changes` raises it."""
         self._read = False
 
     async def __aenter__(self) -> Self:
@@ -87,6 +91,7 @@ class Catalog:
             # Python calls no __aexit__ when __aenter__ raises.
             await self._stop()
             raise
+        # Only after all first scans: `changes` then begins with everything that is there.
         for label, directory in self._directories.items():
             for work, name in ((directory.run(), "catalog"), (directory.active_poll.run(), "active_poll")):
                 task = asyncio.create_task(work, name=f"{name} {label}")
@@ -146,8 +151,8 @@ class Catalog:
     async def judge(self, name: str) -> Verdict:
         """The verdict on one bundle, read and hashed now; nothing is remembered.
 
-        `name` may leave the label out; then the first directory that has such a bundle counts.
-        Problem("not_found") when there is none, Problem("bad_request") when it cannot be a name.
+        `name` may leave the label out; then the first directory that has such a bundle counts. Problems: not_found when
+        there is none, bad_request when it cannot be a name, deadline_exceeded.
         """
         for directory, bundle in self._candidates(name):
             verdict = await self._do(("judge", bundle), functools.partial(directory.judge_once, bundle))
@@ -160,7 +165,8 @@ class Catalog:
     async def keep(self, name: str, verified: Verified) -> None:
         """Copy the pair of this sighting into the store, if it is still what was verified.
 
-        BundleRefused when it is not (any more), Problem("store_unavailable") when it cannot be written.
+        `name` has its label. BundleRefused when it is not (any more) what was verified; Problem store_unavailable when
+        it cannot be written, deadline_exceeded when the disk does not answer.
         """
         store = self._store
         if store is None:
@@ -184,6 +190,7 @@ class Catalog:
         return tuple(problem for directory in self._directories.values() for problem in directory.problems())
 
     def _candidates(self, name: str) -> Iterable[tuple[Directory, str]]:
+        """The directories that `name` may mean, with the bundle's own name; Problem bad_request when it is no name."""
         label, slash, bundle = name.partition("/")
         found = [self._directories[label]] if slash and label in self._directories else []
         if not slash:
@@ -206,6 +213,8 @@ class Catalog:
         return outcome.done[job]
 
     def _poster(self, label: str) -> Callable[[Iterable[tuple[str, Verdict | None]]], None]:
+        """The `post` of a directory: it puts the label in front of each name."""
+
         def post(found: Iterable[tuple[str, Verdict | None]]) -> None:
             self._coalescer.post((f"{label}/{name}", verdict) for name, verdict in found)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """What is to be said of one bundle now: `verdict` None means that it is gone.
+    """What is known of one bundle now: `verdict` None means that it is gone.
 
     `name` is `<directory label>/<bundle name>`; bytes that are not UTF-8 are surrogate escapes (os.fsdecode).
     """
@@ -24,7 +24,7 @@ class Sighting:
 
 
 def same(one: Verdict | None, other: Verdict | None) -> bool:
-    """Whether `other` after `one` is no news: the same identity, artifact and key, the same code, or gone."""
+    """Whether `other` after `one` is no change: the same identity, artifact and key, the same code, or gone."""
     match one, other:
         case Verified(), Verified():
             return (one.identity, one.artifact_sha256, one.key) == (other.identity, other.artifact_sha256, other.key)
@@ -39,11 +39,12 @@ class Coalescer:
 
     def __init__(self) -> None:
         self._reported: dict[str, Verdict] = {}
+        """What the reader knows, by name; a name that is gone is not in it."""
         self._pending: dict[str, Verdict | None] = {}
         self._news = asyncio.Event()
 
     def post(self, found: Iterable[tuple[str, Verdict | None]]) -> None:
-        """These names were judged; what the reader knows already is dropped."""
+        """Take in the verdicts on these names; what the reader knows already is dropped."""
         for name, verdict in found:
             if same(self._reported.get(name), verdict):
                 # Changed and changed back before the reader looked: no news any more.
@@ -54,15 +55,15 @@ class Coalescer:
             self._news.set()
 
     def wake(self) -> None:
-        """Have the reader look, news or not."""
+        """Have `wait` return even without changes."""
         self._news.set()
 
     async def wait(self) -> None:
-        """Until there may be news."""
+        """Return when there may be changes."""
         await self._news.wait()
 
     def take(self) -> tuple[Sighting, ...]:
-        """All the news; the reader is taken to know it from now on."""
+        """All changes since the last call; the reader is taken to know them from now on."""
         self._news.clear()
         batch = tuple(Sighting(name=name, verdict=verdict) for name, verdict in self._pending.items())
         self._pending.clear()

@@ -95,7 +95,9 @@ class Directory:
         self._entries: dict[str, DirectoryEntry] = {}
         self.active_poll = ActivePoll(path, watcher=self._watcher, entries=self._entries, note=self._dirty.note)
         self._surplus: set[str] = set()
+        """Names without a slot that are in the entries, as refused."""
         self._uncounted: set[str] = set()
+        """Names without a slot that are not even in the entries, which would grow without bound."""
         self._unlisted = 0
         self._problem = ""
         self._schedule = ScanSchedule(rescan_s=watch.rescan_s, now_s=self._now())
@@ -208,6 +210,7 @@ class Directory:
         self._news.clear()
 
     def _take_dirty(self) -> None:
+        """Take over what watchdog's thread has marked: names settle, and a lost event asks for a scan."""
         batch = self._dirty.take()
         self._counters["events"] += batch.events
         self._counters["overflows"] += batch.overflows
@@ -250,10 +253,12 @@ class Directory:
             self._cannot_list(outcome.failed.get("list"))
 
     def _apply_listing(self, listing: Listing) -> None:
+        """Take in what is in the directory: what is gone is posted, all else queued to be compared."""
         self._problem = ""
         # A listing that was cut says nothing of who is gone: names known from before are looked at one by one.
         names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._recorded)
         self._unlisted = max(0, listing.unlisted - len(names.difference(listing.names)))
+        # Names that are gone need no watch, and no judgement.
         self._watcher.retain(names)
         self._recorded_queue.retain(names)
         self._other_queue.retain(names)

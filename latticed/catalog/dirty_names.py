@@ -15,7 +15,10 @@ MAX_NAMES: Final = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirtyBatch:
-    """What was collected since the last `take`; `scan`: everything has to be looked at. The counts are for health."""
+    """What was collected since the last `take`. `scan`: everything has to be looked at.
+
+    `events` and `overflows` (of the kernel's queue, inotify(7)) count, for health.
+    """
 
     names: frozenset[str]
     scan: bool

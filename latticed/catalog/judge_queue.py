@@ -22,7 +22,10 @@ _FULL_PAUSE_S: Final = 1.0
 
 
 class JudgeMode(IntEnum):
-    """COMPARE judges what changed; JUDGE all, with the known hash of an unchanged artifact; HASH hashes again."""
+    """How much is done for a name; a higher one covers the lower ones.
+
+    COMPARE judges what changed; JUDGE all, with the known hash of an unchanged artifact; HASH hashes again.
+    """
 
     COMPARE = 0
     JUDGE = 1
@@ -32,8 +35,8 @@ class JudgeMode(IntEnum):
 class JudgeQueue:
     """One task, `run`, judges the names given to `put`.
 
-    `prepare(jobs)` gives the work on one name, which is done on worker threads. `report(outcome)` is called on the
-    loop with what has been found so far.
+    `prepare(jobs)` gives the work on one name, which is done on the threads of `pool`. `report(outcome)` is called on
+    the event loop with what has been found so far. `judging` are the jobs that the threads have now.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class JudgeQueue:
     def put(self, names: Iterable[str], mode: JudgeMode, *, urgent: bool = False) -> None:
         """Queue these names, or raise the mode of those that are queued; `urgent` ones do not wait for the backlog."""
         for name in names:
+            # Out of both queues, so that a name is in one of them only.
             wanted = max(mode, self._backlog.pop(name, mode), self._urgent.pop(name, mode))
             (self._urgent if urgent else self._backlog)[name] = wanted
         if self._urgent or self._backlog:
@@ -92,7 +96,10 @@ class JudgeQueue:
                 await asyncio.sleep(_FULL_PAUSE_S)
 
     async def idle(self, timeout_s: float | None = None) -> None:
-        """Return when nothing waits, or (with `timeout_s`) when nothing was found for so long."""
+        """Return when nothing waits, or (with `timeout_s`) when nothing was found for so many seconds.
+
+        So a directory that hangs as a whole is waited for `timeout_s`, a large one until it is done.
+        """
         while True:
             found = self._found
             with contextlib.suppress(TimeoutError):

@@ -8,7 +8,10 @@ import select
 
 
 def mount_of(fd: int) -> int:
-    """The id of the mount that the descriptor `fd` lies on (proc(5), fdinfo), without asking its file system."""
+    """The id of the mount that the descriptor `fd` is on (proc(5), fdinfo), without asking its file system.
+
+    -1 without /proc: then all descriptors count as being on the same mount.
+    """
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
         for line in lines:
             if line.startswith(b"mnt_id:"):
@@ -17,7 +20,7 @@ def mount_of(fd: int) -> int:
 
 
 class MountTable:
-    """Tells, without waiting, whether the mount table changed since it was last asked (proc(5), mountinfo)."""
+    """Notices, without waiting, that the mount table changed since it was last asked (proc(5), mountinfo)."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -28,6 +31,7 @@ class MountTable:
             self._poll.register(self._fd, select.POLLPRI)
 
     def changed(self) -> bool:
+        """Whether anything was mounted or unmounted since the last call; always False without /proc."""
         return self._fd >= 0 and bool(self._poll.poll(0))
 
     def close(self) -> None:

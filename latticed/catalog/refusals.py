@@ -16,26 +16,26 @@ _log = logging.getLogger(__name__)
 
 
 def surplus(max_bundles: int) -> DirectoryEntry:
-    """One bundle more than the settings allow."""
+    """The entry of a bundle beyond `max_bundles`; it was not read."""
     reason = f"expected at most {max_bundles} bundles in the directory, found more"
     hint = "remove bundles, or raise limits.bundles in the settings"
     return DirectoryEntry(verdict=Refused(code=Code.UNREADABLE, reason=reason, hint=hint), surplus=True)
 
 
 def no_answer(deadline_s: float) -> DirectoryEntry:
-    """A read that does not return."""
+    """The entry of a bundle whose read did not return within the deadline."""
     return _unreadable(f"expected an answer of the disk within {deadline_s:g} s, found none")
 
 
 def failed(error: Exception) -> DirectoryEntry:
-    """A judgement that ended in an exception: the disk's fault, or ours."""
+    """The entry of a bundle whose judgement raised: an OSError of the disk, or a fault of ours, which is logged."""
     if not isinstance(error, OSError):
         _log.error("judgement_failed", exc_info=error)
     return _unreadable(f"expected to judge the bundle, found: {getattr(error, 'strerror', None) or error}")
 
 
 def in_unreadable_directory() -> DirectoryEntry:
-    """A bundle that was there while its directory could still be read."""
+    """The entry of a bundle that was there while its directory could still be read."""
     reason = "expected to read the plugin directory, found that it cannot be read"
     return DirectoryEntry(
         verdict=Refused(code=Code.UNREADABLE, reason=reason, hint="`latticectl health` says what is wrong")

@@ -40,9 +40,11 @@ class Root:
         self.id: RootId = (found.st_dev, found.st_ino)
         # What lies on another mount than this is mounted within the plugin directory, and not watched.
         self.mount = mounts.mount_of(fd)
+        # Who may own a bundle's files (contracts §1).
         self.owners = frozenset({0, os.geteuid(), found.st_uid})
 
     def close(self) -> None:
+        """Close the directory; its number may then mean something else."""
         os.close(self.fd)
 
 

@@ -8,12 +8,16 @@ TICK_S: Final = 1.0
 """How often it is asked whether the path still means the directory that is watched."""
 FALLBACK_S: Final = 2.0
 """How often everything is looked at while not everything can be watched."""
+# Least pause between two scans, also of a small directory.
 _PAUSE_S: Final = 0.1
 _SHARE: Final = 4  # pauses of four times a scan's own duration: at most a fifth of the time goes into scans
 
 
 class ScanSchedule:
-    """Pure arithmetic; times are seconds of a clock that only grows."""
+    """When to scan a directory. Pure arithmetic; times are seconds of a clock that only grows.
+
+    The first scan is due at once; `rescan_s` is the setting of that name.
+    """
 
     def __init__(self, *, rescan_s: float, now_s: float) -> None:
         self._rescan_s = rescan_s
@@ -42,12 +46,15 @@ class ScanSchedule:
         self._wanted = False
 
     def scan_ended(self, *, began_s: float, now_s: float) -> None:
+        """A scan that began at `began_s` has ended now: the pause and the timer begin."""
         self._scanned_s = now_s
         # By this scan's duration: a slow directory is scanned less often, whatever asks for scans.
         self._allowed_s = now_s + max(_PAUSE_S, _SHARE * (now_s - began_s))
 
     def tick_due_s(self) -> float:
+        """When to check next that the watched directory is still the one at its path."""
         return self._ticked_s + TICK_S
 
     def ticked(self, now_s: float) -> None:
+        """That was checked now."""
         self._ticked_s = now_s

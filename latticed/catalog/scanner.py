@@ -44,9 +44,8 @@ _RACY_NS: Final = 100_000_000
 class DirectoryEntry:
     """One bundle as it was last judged.
 
-    `fingerprint` None means that the next scan judges again; `artifact` is (SHA-256 hex, bytes) of what was hashed,
-    where the verdict does not say it, `interpreter` what it is run by. `surplus`: there was no place for it, and it was
-    not read.
+    `fingerprint` None means that the next scan judges again. `artifact` is (SHA-256 hex, bytes) of what was hashed,
+    where the verdict does not say it; `interpreter` what it is run by. `surplus`: it had no slot, and was not read.
     """
 
     verdict: Verdict
@@ -57,7 +56,7 @@ class DirectoryEntry:
 
     @property
     def hashed(self) -> tuple[str, int] | None:
-        """What is known of the artifact that was read, if it was."""
+        """(SHA-256 hex, bytes) of the artifact, if it was read; else None."""
         found = self.verdict
         return (found.artifact_sha256, found.artifact_bytes) if isinstance(found, Verified) else self.artifact
 
@@ -81,8 +80,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
-    """Gives the verdict on a bundle directory (`judge`). `policy` is called for each verdict, so a change of policy
-    counts at once.
+    """Gives the verdict on a bundle directory (`judge`), on a worker thread.
+
+    `policy` is called for each verdict, so a change of policy counts at once. `host_version` is what a manifest may ask
+    for; `clock` only tells whether a file changed just before it was read.
     """
 
     limits: read.ReadLimits
@@ -93,10 +94,10 @@ class Judge:
     def judge(
         self, name: str, root: Root, *, known: DirectoryEntry | None = None, compare: bool = False
     ) -> DirectoryEntry:
-        """What is to be said of the bundle directory `name` now.
+        """The entry of the bundle directory `name`, as of now.
 
-        The artifact is hashed, unless `known` was made from the very same files; with `compare` the answer is `known`
-        itself then.
+        The artifact is hashed, unless `known` was made from the very same files: then its hash is used. With `compare`
+        the answer is `known` itself in that case. Never raises for a bad bundle.
         """
         # Before reading: what changes while it is read differs from this at the next comparison.
         stamps = read.fingerprint(name, beneath=root.fd)
@@ -111,6 +112,7 @@ class Judge:
                 verdict = verify.verify(source, self.policy(), host_version=self.host_version)
         except BundleRefused as refused:
             verdict = refused.fault
+        # An entry that may not be compared has no fingerprint: the next scan reads the bundle again.
         comparable = self._comparable(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
         return DirectoryEntry(
             verdict=verdict,
@@ -140,9 +142,11 @@ class _Source:
             self.artifact, self.interpreter = _known.hashed, _known.interpreter
 
     def manifest(self) -> bytes:
+        """The bytes of the manifest, always read."""
         return self._directory.manifest()
 
     def hash_artifact(self) -> tuple[str, int]:
+        """(SHA-256 hex, bytes) of the artifact, from before or hashed now."""
         if self.artifact is None:
             self.artifact = self._directory.hash_artifact()
             self.interpreter = self._directory.interpreter
@@ -150,26 +154,30 @@ class _Source:
 
 
 def fingerprint(name: str, root: Root) -> Fingerprint:
-    """The fingerprint of the directory `root` and of the bundle's manifest and artifact, without reading them; while
-    it equals that of a DirectoryEntry, the entry's verdict was made from the same files.
+    """The fingerprint of the bundle `name` in `root`: its files' metadata, without reading them.
+
+    While it equals that of a DirectoryEntry, the entry's verdict was made from the same files.
     """
     return _packed(root, read.fingerprint(name, beneath=root.fd))
 
 
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
-    """Watch the plugin directory and list it, without looking at what it lists; Problem when it cannot be listed.
+    """Watch the plugin directory and list it, without looking at what it lists.
 
-    Of more than `most` names those that the file system tells first are taken.
+    Of more than `most` names those that the file system tells first are taken. Problem directory_missing or
+    directory_unreadable.
     """
     try:
         root = roots.open_root(path)
     except Problem as problem:
         if problem.code == "directory_missing":
+            # The watches follow inodes: they would report what happens wherever the directory went.
             watcher.disarm_all()
         raise
     names: set[str] = set()
     unlisted = 0
     try:
+        # Watch first, list then: what appears in between causes an event or is listed, or both.
         watcher.arm_root(root)
         os.stat(".", dir_fd=root.fd)  # fails where names can be listed and not looked at
         with os.scandir(root.fd) as entries:

@@ -10,12 +10,16 @@ import threading
 
 
 class BundleSlots:
-    """`most` slots for names, each of an owner. Used from several threads."""
+    """`most` slots for names, each of an owner (uid). Used from several threads.
+
+    `most` may be changed at any time; a lower one takes effect as names are released.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._lock = threading.Lock()
         self._owners: dict[str, int] = {}
+        # A dict for its order: within one owner the latest name is evicted first.
         self._names: dict[int, dict[str, None]] = {}
         self._evicted: list[str] = []
 
@@ -47,6 +51,7 @@ class BundleSlots:
             return found
 
     def _evict_one(self, owner: int) -> bool:
+        """Take a slot for `owner` from the owner with the most; False when that would not be fair."""
         if not self._names:
             return False
         richest = max(self._names, key=lambda one: len(self._names[one]))

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class BundleChecker:
-    """Shared by the queues of one directory. `recorded` are the names that need no slot: a record names them."""
+    """Checks single names of one directory; its queues share it.
+
+    `recorded` are the names that need no slot, because a record names them; read on the event loop only.
+    """
 
     def __init__(
         self, path: Path, *, judge: Judge, watcher: Watcher, recorded: Collection[str], max_bundles: int
@@ -38,7 +41,10 @@ class BundleChecker:
     def batch(
         self, jobs: Mapping[str, JudgeMode], entries: Mapping[str, DirectoryEntry]
     ) -> Callable[[str], DirectoryEntry | None]:
-        """The function that checks one of `jobs`; the plugin directory is opened once for all of them."""
+        """The function that checks one of `jobs`, to be called on worker threads; None from it: no such bundle.
+
+        The plugin directory is opened once for all of them. Problem when it cannot be.
+        """
         # Taken on the event loop: worker threads must not read what the loop changes. Without an entry all is hashed.
         known = {name: entries.get(name) if mode < JudgeMode.HASH else None for name, mode in jobs.items()}
         # A copy, for the same reason.

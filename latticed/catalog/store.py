@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from latticed.trust.policy import TrustPolicy
 
 _IDENTITY: Final = re.compile(r"[0-9a-f]{64}")
+# Prefix of names that are not complete pairs yet, or no longer.
 _TEMPORARY: Final = ".tmp-"
 _HINT_AGAIN: Final = "the bundle changed meanwhile: look at it again, and install what it is now"
 
@@ -152,7 +153,7 @@ class Store:
         return True
 
     def _stored_signature(self, verified: Verified) -> str | None:
-        """The signature of the stored pair, when that is there, byte for byte but for it."""
+        """The signature of the stored pair; None unless all else of it is, byte for byte, what was verified."""
         try:
             with self.open(verified.identity) as directory:
                 manifest = directory.manifest()
@@ -165,6 +166,7 @@ class Store:
         return decode.decode(manifest)[1].signature_ed25519 if intact else None
 
     def _replace_manifest(self, aside: Path, source: BundleDirectory, verified: Verified) -> None:
+        """Put the manifest of `source`, which has another signature, into the stored pair in one step."""
         target = self.path(verified.identity)
         self._write_manifest(aside, source, verified)
         # Its bytes were synced in _write_manifest: after a power cut the name leads to the old or the new file, whole.
@@ -173,6 +175,7 @@ class Store:
         files.sync_directory(target)
 
     def _write_manifest(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
+        """Make the directory `target` with the manifest, fsynced; BundleRefused if it is not what was verified."""
         target.mkdir(mode=0o700)
         manifest = source.manifest()
         # The source may have changed since it was verified: what is written is checked, not what was read then.
@@ -188,6 +191,7 @@ class Store:
             os.fsync(fd)
 
     def _write(self, target: Path, source: BundleDirectory, verified: Verified) -> None:
+        """Make the directory `target` with the whole pair, fsynced; BundleRefused if it is not what was verified."""
         self._write_manifest(target, source, verified)
         with files.closing(_create(target / read.ARTIFACT)) as fd:
             sha256, _ = source.hash_artifact(copy_to=fd)
@@ -219,7 +223,7 @@ class Store:
 
 
 class _HashedCopy:
-    """A pair whose artifact is known already."""
+    """A pair whose artifact's hash is known already; its size is not, nor what it is run by."""
 
     interpreter = ""
 
@@ -235,6 +239,7 @@ class _HashedCopy:
 
 
 def _create(path: Path) -> int:
+    """A new file, never through a link, readable by us alone: nothing writes to a stored pair again."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
 
 

@@ -51,6 +51,7 @@ _MASK: Final = Mask(
     | InotifyConstants.IN_ONLYDIR
     | InotifyConstants.IN_DONT_FOLLOW
 )
+# For the bundles of active plugins: every write(2) is reported.
 _WRITES: Final = Mask(_MASK | InotifyConstants.IN_MODIFY)
 _ARRIVED: Final = InotifyConstants.IN_CREATE | InotifyConstants.IN_MOVED_TO
 _PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # does not ask what is mounted there
@@ -60,6 +61,8 @@ _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Watch:
+    """One watch in the kernel: its descriptor, its callback's id, the (dev, inode) that it is on, and which events."""
+
     wd: WatchDescriptor
     id: CallbackId
     inode: RootId
@@ -194,6 +197,7 @@ class Watcher:
                 self._reason = error.strerror or str(error)
 
     def _arm(self, name: str, root: Root, place: int, inode: RootId) -> None:
+        """Put the watch of `name` on the directory open at `place`, unless it is on it already."""
         every_write = name in self.active
         with self._lock:
             # Again, now with the lock: watchdog's thread arms new bundles while a scan does the same.
@@ -230,6 +234,7 @@ class Watcher:
     def _add(
         self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents, *, every_write: bool = False
     ) -> _Watch:
+        """A new watch by the path of an open descriptor; OSError when the kernel has none to give."""
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))
@@ -241,6 +246,7 @@ class Watcher:
         return _Watch(wd=wd, id=own_id, inode=inode, every_write=every_write)
 
     def _disarm(self, name: str) -> None:
+        """Take the watch of `name` away, if it has one; with the lock held."""
         watch = self._watches.pop(name, None)
         if watch is not None and self._inotify is not None:
             self._inotify.remove_callbacks([(watch.wd, watch.id)])
@@ -272,6 +278,7 @@ class Watcher:
         self._dirty.note(name)
 
     def _arm_new(self, name: str) -> None:
+        """Watch a bundle directory that has just appeared, before its files are written."""
         with self._lock:
             watched = self._root
         try:

@@ -30,7 +30,11 @@ SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Ph
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandleState:
-    """One handle. `fault` is the last error, `pending` the failure to count once it has stopped."""
+    """One handle. `wanted`: the lifecycle has it armed.
+
+    `failures` count for backoff and breaker, `bad_checks` are the unhealthy ones in a row. `fault` is the last error,
+    `pending` the failure to count once it has stopped. `restarts` counts starts since it was last armed from rest.
+    """
 
     phase: Phase = Phase.STOPPED
     wanted: bool = False
@@ -62,6 +66,8 @@ class Disarm:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """The runner has returned an instance; `message` is what the runner says of it."""
+
     message: str = ""
 
 
@@ -92,12 +98,12 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class RetryDue:
-    pass
+    pass  # the delay that RETRY asked for has passed
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    pass
+    pass  # what STOP asked for is done: nothing of the instance is left
 
 
 Event = Arm | Disarm | Started | InstanceFailed | Checked | RetryDue | Stopped
@@ -114,15 +120,21 @@ class HandleAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisionRules:
+    """`restart`: backoff and breaker. `bad_checks`: so many unhealthy checks in a row count as a failure."""
+
     restart: restart.RestartPolicy
     bad_checks: int
 
 
 Next = tuple[HandleState, tuple[HandleAction, ...]]
+"""The state after an event, and the actions in their order."""
 
 
 def decide(state: HandleState, event: Event, rules: SupervisionRules) -> Next:
-    """The state after `event`, and what to do about it."""
+    """The state after `event`, and the actions to take, in their order.
+
+    Pure, and total: an event that does not fit the phase (a late exit, a stale timer) changes nothing.
+    """
     match event:
         case Arm(afresh=afresh):
             return _arm(state, rules, afresh=afresh)
@@ -141,11 +153,13 @@ def decide(state: HandleState, event: Event, rules: SupervisionRules) -> Next:
 
 
 def _start(state: HandleState, *, restarts: int) -> Next:
+    """Begin to start; `restarts` is the new count."""
     after = replace(state, phase=Phase.STARTING, wanted=True, bad_checks=0, health=Health.UNKNOWN, restarts=restarts)
     return after, (HandleAction.START,)
 
 
 def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
+    """The plugin is wanted: start it unless it runs, is being started, or waits for its retry."""
     fresh = replace(state, wanted=True)
     if afresh:
         fresh = replace(fresh, failures=restart.Failures(), fault=None, pending=None)
@@ -176,6 +190,7 @@ def _still_broken(state: HandleState) -> HandleState:
 
 
 def _disarm(state: HandleState, fault: Fault | None) -> Next:
+    """The plugin is not wanted: stop it, or settle at once if nothing runs."""
     # `pending` is dropped: a plugin that is not to run any more does not count its bad health as a failure.
     unwanted = replace(state, wanted=False, pending=None, fault=fault)
     if fault is None:  # an operator's decision clears the failures
@@ -207,6 +222,7 @@ def _started(state: HandleState, message: str) -> Next:
 
 
 def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules) -> Next:
+    """Count a failure: held if final, broken if it is one too many, else another start after a pause."""
     # A late event: what is being stopped ends anyway, and its end is not a failure.
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
@@ -227,6 +243,7 @@ def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules)
 
 
 def _checked(state: HandleState, checked: Checked, rules: SupervisionRules) -> Next:
+    """Take in a health check; too many bad ones in a row stop the instance."""
     # The check was sent to an instance that has ended or is being stopped.
     if state.phase is not Phase.ARMED:
         return state, ()
@@ -242,6 +259,7 @@ def _checked(state: HandleState, checked: Checked, rules: SupervisionRules) -> N
 
 
 def _stopped(state: HandleState, rules: SupervisionRules) -> Next:
+    """The instance has ended: settle, count the failure that it was stopped for, or start again."""
     if state.phase is not Phase.STOPPING:
         return state, ()
     if not state.wanted:

@@ -54,6 +54,7 @@ pass, so it is not among them."""
 
 
 async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> None:
+    """Wait for `ending`, STOP_MARGIN_S longer than its grace; whatever goes wrong is logged, never raised."""
     try:
         # A stop that hangs must not keep the daemon from ending.
         async with asyncio.timeout(grace_s + STOP_MARGIN_S):
@@ -87,18 +88,23 @@ class HandleDeps:
     stop_grace_s: float
     wheel: Wheel = field(default_factory=Wheel)
     roll: Callable[[], float] = random.random
+    """A random number from 0 to 1, for jitter; tests replace it."""
     final_codes: frozenset[str] = FINAL_CODES
     refused: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
     drained: Callable[[str], Awaitable[None]] = _nothing_to_drain
     """Returns once host services do nothing for a plugin that it may no longer have done."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
+    """The slots of starts (`_turn`)."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    """All tasks of handles that have not ended (`spawn`)."""
 
     def runner_name(self, plugin: PluginToRun) -> str:
+        """The name of the runner for this plugin's type."""
         return self.runners[plugin.manifest.type].name
 
     def gate(self, plugin: PluginToRun, granted: frozenset[str]) -> Gate:
+        """A new Gate for one instance: what the manifest declares and `granted`, and the limits of this plugin."""
         rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted)
         # The manifest's own limit; the Gate takes it only where it is lower than that of the settings.
         own = plugin.manifest.runtime.limits.host_calls_per_s
@@ -107,15 +113,16 @@ class HandleDeps:
         return self.broker.gate(Caller(plugin_id=plugin.id, buckets=buckets), rights, calls_per_s=own)
 
     async def admit(self, plugin: PluginToRun) -> None:
-        """Problem when `plugin`, whose pair is stored, cannot be activated on this host."""
+        """Problem when `plugin`, whose pair is stored, cannot be activated on this host (asks its runner)."""
         with self._opened(plugin) as pair:
             await self.runners[plugin.manifest.type].admit(plugin, pair)
 
     async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
-        """Verify the stored pair again, then have its runner start it; Problem, or TimeoutError.
+        """Verify the stored pair again, then have its runner start it.
 
-        The deadline (`start_deadline_s`) begins once a slot of `starts` is free: else, of a thousand plugins starting
-        at once, all would miss it, and again when they are retried.
+        `on_exit(code, message)` is called when the instance ends by itself. Problem (of the verdict, or of the runner),
+        or TimeoutError. The deadline (`start_deadline_s`) begins once a slot of `starts` is free: else, of a thousand
+        plugins starting at once, all would miss it, and again when they are retried.
         """
         async with self._turn():
             async with asyncio.timeout(self.start_deadline_s):

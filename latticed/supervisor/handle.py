@@ -41,7 +41,11 @@ _STATE_OF = {
 
 
 class Handle:
-    """Keeps one plugin in the state that is wanted. `post` takes every event; all runs on the event loop."""
+    """Keeps one plugin in the state that is wanted. `post` takes every event; all runs on the event loop.
+
+    `plugin` and `granted` are what the next start uses; the supervisor replaces them. Failures never leave the handle:
+    they become events.
+    """
 
     def __init__(self, plugin: PluginToRun, tools: HandleDeps) -> None:
         self.plugin = plugin
@@ -66,11 +70,11 @@ class Handle:
     # Queries and calls.
 
     def runtime(self) -> Runtime:
-        """The running state, as of the last event."""
+        """The running state, as of the last event; a value that does not change."""
         return self._seen
 
     async def settled(self) -> None:
-        """Return once it is armed, stopped or failed."""
+        """Return once it is armed, stopped or failed; without a time limit."""
         # A loop: between the future's result and this task's next step the phase may have changed again.
         while self.state.phase not in rules.SETTLED:
             waiter = asyncio.get_running_loop().create_future()
@@ -101,7 +105,11 @@ class Handle:
         return self._seen.state is RuntimeState.ARMED
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
-        """Have the running instance carry out `action`; Problem when there is none, or its bundle failed meanwhile."""
+        """Have the running instance carry out `action`; its reply.
+
+        `by_outsider` as in `visit`. Problem not_armed when there is no instance, or its bundle failed meanwhile; others
+        from the instance itself.
+        """
         instance = self.visit() if by_outsider else self.instance()
         reply = await instance.invoke(action, payload)
         # Asked again after the wait: an answer of code that is being stopped for its bundle must not be used.
@@ -143,6 +151,7 @@ class Handle:
         )
 
     def _act(self, action: HandleAction) -> None:
+        """Perform one action: timers at once, START and STOP by `_work`."""
         match action:
             case HandleAction.RETRY:
                 delay_s = self.state.failures.delay_s(self._tools.restart, self._tools.roll())
@@ -181,6 +190,7 @@ class Handle:
             self._task = None
 
     async def _start(self) -> None:
+        """Perform START: a new Gate, the runner, then the event of how it went."""
         self._retry = None
         # It was disarmed while this START was queued.
         if self.state.phase is not Phase.STARTING:
@@ -232,6 +242,7 @@ class Handle:
         return None
 
     async def _stop(self) -> None:
+        """Perform STOP: end the instance, if there is one, and post Stopped. Never fails (`HandleDeps.end`)."""
         # Taken before the wait: an exit reported while it stops must find no instance to fail.
         instance, self._instance = self._instance, None
         self._close_gate()
@@ -252,11 +263,13 @@ class Handle:
             self._fail(rules.InstanceFailed(code=code, message=message, uptime_s=uptime_s, visited=self._visited))
 
     def _fail(self, failed: rules.InstanceFailed) -> None:
+        """The instance has ended or could not start: close its Gate, then post the failure."""
         # Before the event: no call of what has ended may still be under way when it is started again.
         self._close_gate()
         self.post(failed)
 
     def _close_gate(self) -> None:
+        """Its calls that are under way are given up, later ones refused; harmless when there is none."""
         if self._gate is not None:
             self._gate.close()
         self._gate = None
@@ -264,6 +277,7 @@ class Handle:
     # Health.
 
     def _check_later(self, within_s: float = math.inf) -> None:
+        """Have the next check made after the manifest's interval, within `within_s` at most."""
         # Spread by a tenth either way: plugins started together would otherwise all be checked in one moment.
         interval_s = min(self.plugin.manifest.runtime.health.interval_s, within_s)
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
@@ -282,6 +296,7 @@ class Handle:
         self._tick = self._checking = None
 
     async def _check(self, instance: Instance, instance_no: int) -> None:
+        """Make one check within the manifest's timeout, post what it found, and arrange for the next."""
         timeout_s = self.plugin.manifest.runtime.health.timeout_s
         try:
             async with asyncio.timeout(timeout_s):  # not wait_for: on 3.11 it loses what a cancelled check raises
@@ -331,6 +346,7 @@ class Handle:
                     waiter.set_result(None)
 
     def _record(self, phase: Phase) -> None:
+        """Log and record that it has settled in `phase`."""
         fault = self.state.fault or Fault("", "")
         detail: dict[str, str | int | bool] = {"state": _STATE_OF[phase].value, "identity": self.plugin.identity}
         self._tools.note(
@@ -345,6 +361,7 @@ class Handle:
         )
 
     def _note(self) -> None:
+        """Bring the runtime that operators see up to date with the state."""
         instance = self._instance if self.state.phase is Phase.ARMED else None
         self._seen = replace(
             self._seen,

@@ -22,7 +22,11 @@ _NOT_RUNNING: Final = Runtime()
 
 
 class Supervisor:
-    """Runs the plugins that are armed. An async context manager: leaving it stops all of them."""
+    """Runs the plugins that are armed, one handle for each.
+
+    An async context manager: entered it runs the timers, left it stops all plugins and waits for them. All methods are
+    for the event loop; those that are not coroutines return at once, and what they ask for goes on in the handles.
+    """
 
     def __init__(self, tools: HandleDeps, handles: dict[str, Handle]) -> None:
         """`handles` is empty; host services share it to see which plugins run."""
@@ -52,7 +56,10 @@ class Supervisor:
             await asyncio.gather(*self._tools.tasks, return_exceptions=True)
 
     def arm(self, plugin: PluginToRun, granted: frozenset[str], *, afresh: bool = False) -> None:
-        """Have `plugin` running with these capabilities; a running instance of another identity is replaced."""
+        """Have `plugin` running with these capabilities (`granted`); nothing after the shutdown has begun.
+
+        A running instance of another identity is replaced. `afresh` replaces any, and closes the breaker.
+        """
         if self._closing:
             return
         handle = self._handle(plugin)
@@ -63,14 +70,17 @@ class Supervisor:
         handle.post(rules.Arm(afresh=afresh))
 
     def disarm(self, plugin: PluginToRun, fault: Fault | None = None) -> None:
-        """Have `plugin` stopped; `fault` says why, unless the operator asked for it."""
+        """Have `plugin` stopped; `fault` says why, unless the operator asked for it.
+
+        With a fault it is killed without a grace period.
+        """
         # With a fault a handle is made even for what never ran, so that `runtime` shows why; else thousands of inactive
         # plugins would each get one.
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))
 
     def drop(self, plugin_id: str) -> None:
-        """Forget the handle of a plugin that has stopped."""
+        """Forget the handle of a plugin that has stopped; nothing happens while it has not."""
         handle = self._handles.get(plugin_id)
         # Any other phase has an instance, a timer or a task, which would go on without an owner.
         if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.REFUSED}:
@@ -109,9 +119,10 @@ class Supervisor:
                 return
 
     async def invoke(self, plugin_id: str, action: str, payload: Any, *, by_outsider: bool = False) -> dict[str, Any]:
-        """Have an armed plugin carry out `action`; Problem when it cannot.
+        """Have an armed plugin carry out `action` with a JSON `payload`; its reply.
 
         `by_outsider`: the payload does not come from an operator, so later failures do not count for the breaker.
+        Problem not_armed, or what the instance raises.
         """
         return await self._known(plugin_id).invoke(action, payload, by_outsider=by_outsider)
 
@@ -128,11 +139,13 @@ class Supervisor:
         return self._tools.broker.counts
 
     def _known(self, plugin_id: str) -> Handle:
+        """The handle of a plugin, or Problem not_armed."""
         if (handle := self._handles.get(plugin_id)) is None:
             raise Problem("not_armed", f"{plugin_id} is not armed")
         return handle
 
     def _handle(self, plugin: PluginToRun) -> Handle:
+        """The handle of a plugin, made if there is none."""
         if plugin.id not in self._handles:
             self._handles[plugin.id] = Handle(plugin, self._tools)
         return self._handles[plugin.id]

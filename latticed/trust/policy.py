@@ -79,8 +79,8 @@ class Revoked:
 class TrustPolicy:
     """Trusted publishers by name, rules for unsigned bundles, and revocations; the defaults are the strict ones.
 
-    `require_signature`: no unsigned bundle runs. `allow_unsigned_host_risk`: without that, unsigned ones may have host
-    risk.
+    `require_signature`: no unsigned bundle runs. Only when that is off, `allow_unsigned_host_risk` has an effect:
+    unsigned bundles may have host risk.
     """
 
     publishers: Mapping[str, Publisher] = field(default_factory=lambda: MappingProxyType({}))
