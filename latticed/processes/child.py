@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from latticed.sandbox.spec import ChildSpec
 
 START_S: Final = 10.0
+"""How long, in seconds, a child may take until its program is executed."""
 LINGER_S: Final = 1.0
 """How long output is still read after the child ended, if another process holds its pipes open."""
 UNKILLABLE_S: Final = 10.0
+"""How long, in seconds, a killed process may take to end: one in an uninterruptible call dies only after it."""
 FULL: Final = 0.9
 """A failed child counts as out of memory if its peak use was at least this share of its memory limit."""
 log = logs.get_logger()
@@ -39,8 +41,8 @@ log = logs.get_logger()
 class Child:
     """One running child; made by `spawn`.
 
-    `pid` is for display only: never signal it. `inputs` are the pipes that the child reads, by its descriptor number.
-    `exit` is None while the process lives.
+    `pid` is for display only: never signal it. `level` is what it is confined at. `inputs` are the pipes that the child
+    reads, by its descriptor number. `exit` is None while the process lives.
     """
 
     def __init__(self, spec: ChildSpec, born: Spawn, on_exit: Callable[[Exit], None]) -> None:
@@ -61,19 +63,24 @@ class Child:
         self._asked = False
         self._afterwards: list[Callable[[], None]] = []
         self._end: asyncio.Task[None] | None = None
+        # A pidfd is readable once the process has ended (pidfd_open(2)).
         loop.add_reader(born.pidfd, self._reap)
 
     @property
     def stdin(self) -> PipeWriter:
+        """The writer of the child's descriptor 0."""
         return self.inputs[0]
 
     @property
     def stdout(self) -> asyncio.ReadTransport:
-        """For pausing and resuming; what is read goes to the protocol given to `spawn`."""
+        """The transport of the child's stdout, for pausing and resuming; what is read goes to the protocol given to
+        `spawn`.
+        """
         return self._readers[1]
 
     @property
     def stderr(self) -> asyncio.ReadTransport:
+        """The transport of the child's stderr; see `stdout`."""
         return self._readers[2]
 
     async def exited(self) -> Exit:
@@ -128,15 +135,19 @@ class Child:
         return (self.pid,) if self._born.init is None else (self.pid, self._born.init)
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree, without waiting; await `gone` for its end."""
+        """SIGKILL to the whole tree, without waiting; await `gone` for its end. Does nothing once it has ended."""
         if self.exit is not None:
             return
+        # The cgroup also holds what has left the process group, by setsid(2) for example.
         if self._born.group is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._born.group.kill()
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
+        """Send a signal: to the process group where the child leads it, else to the child, and SIGKILL to process 1 if
+        there is one.
+        """
         with contextlib.suppress(ProcessLookupError):
             # SIGTERM goes to the program alone: process 1 would ignore it.
             if self._born.init is not None and number == signal.SIGKILL:
@@ -150,6 +161,7 @@ class Child:
         """Whether SIGTERM can have an effect: process 1 of a namespace never dies of a signal it does not catch."""
         if not self._own_pids or self._born.init is not None:
             return True
+        # A blocked signal counts too: the program may fetch it with sigwait(3). When in doubt the grace is given.
         try:
             rows = Path(f"/proc/{self.pid}/status").read_bytes().split(b"\n")  # bytes: the child chooses the name in it
         except OSError:
@@ -159,7 +171,9 @@ class Child:
         return any(int(mask, 16) & bit for mask in masks)
 
     async def _until_gone(self) -> None:
+        """Wait for `gone`; Problem("child_unkillable") when it does not come, whatever the reason."""
         try:
+            # Removing the group, once the process has ended, has a limit of its own.
             async with asyncio.timeout(UNKILLABLE_S + birth.REMOVE_S):
                 await self._gone.wait()
         except TimeoutError as error:
@@ -169,15 +183,18 @@ class Child:
     def _reap(self) -> None:
         """The process ended (its pidfd is readable). Kill its group before reaping, while its id is still its own."""
         asyncio.get_running_loop().remove_reader(self._born.pidfd)
+        # Asked now, since the clean-up removes the group.
         memory = self._born.group is not None and self._born.group.out_of_memory()
         if not self._own_pids:
             self._signal(signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)  # unreaped until here: the pid cannot have been reused
+        # wait4(2) for the peak of memory. Unreaped until here: the pid cannot have been reused.
+        _, status, usage = os.wait4(self.pid, 0)
         birth.OURS.discard(self.pid)
         code = os.waitstatus_to_exitcode(status)
         self.exit = Exit(
             status=code if code >= 0 else None,
             killed_by=-code if code < 0 else None,
+            # Without a cgroup this is an inference: it failed by itself, close to its limit. ru_maxrss is in KiB.
             out_of_memory=memory or (code != 0 and not self._asked and self._filled(usage.ru_maxrss << 10)),
             asked=self._asked,
         )
@@ -200,7 +217,7 @@ class Child:
         """Read the remaining output, close the pipes, remove the group, then set `gone`."""
         try:
             await self._read_to_the_end()
-        finally:
+        finally:  # whatever failed: who waits for `gone` must not wait for ever
             self._close()
             await asyncio.sleep(0)  # transports close their descriptors in the loop's next turn
             self._gone.set()
@@ -210,7 +227,11 @@ class Child:
                 self._on_exit(self.exit)
 
     async def _read_to_the_end(self) -> None:
+        """End what is left of the tree, then wait until its output was read, for LINGER_S at most."""
+        # `discard` closes the group's descriptor: from here on the child has none.
         group, self._born.group = self._born.group, None
+        # At the same time: what is left in the namespace may be in the group too. A failure of one must not stop the
+        # other.
         for outcome in await asyncio.gather(self._born.end_init(), birth.discard(group), return_exceptions=True):
             if isinstance(outcome, Problem):
                 log.error("child_group_left", error=outcome.reason)
@@ -221,6 +242,7 @@ class Child:
                 await self._outputs_closed.wait()
 
     def _close(self) -> None:
+        """Close all pipes and pidfds; what is still buffered for the child is dropped."""
         for writer in self.inputs.values():
             writer.abort()
         for reader in self._readers.values():
@@ -269,6 +291,7 @@ async def spawn(
     try:
         await child.connect({1: stdout, 2: stderr})
     except BaseException:
+        # The child runs already, so it is ended like any other; `abandon` is for what comes before.
         await child.stop(0)
         raise
     return child

@@ -13,6 +13,7 @@ _WORDS: Final = {
     signal.SIGSEGV: "a memory access that is not allowed",
     signal.SIGABRT: "it gave up by itself",
 }
+# Signals that the kernel sends for what a program itself did wrong.
 _CRASHES: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP}
 )
@@ -20,7 +21,7 @@ _CRASHES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """`status` is the exit code, or None when the signal `killed_by` ended it.
+    """How a process ended: `status` is the exit code, or None when the signal number `killed_by` ended it.
 
     `out_of_memory`: it reached its memory limit. `asked`: the daemon was stopping it.
     """
@@ -42,17 +43,20 @@ class Exit:
 
     @property
     def message(self) -> str:
+        """What happened, for people: "exited 3", "killed by SIGSEGV (a memory access that is not allowed)"."""
         if self.killed_by is None:
             return f"exited {self.status}" + (" (out of memory)" if self.out_of_memory else "")
         known = _signal(self.killed_by)
         name = known.name if known is not None else f"signal {self.killed_by}"
         if self.out_of_memory:
             return f"killed by {name} (out of memory)"
+        # A signal of the daemon's own needs no guess at its cause.
         why = _WORDS.get(known) if known is not None and not self.asked else None
         return f"killed by {name}" + (f" ({why})" if why else "")
 
 
 def _signal(number: int) -> signal.Signals | None:
+    """The signal with this number, None for a real-time one."""
     try:
         return signal.Signals(number)
     except ValueError:  # a real-time signal

@@ -34,6 +34,7 @@ def reap(proc: Path = Path("/proc/self")) -> int:
 
 
 def _any_ended() -> bool:
+    """Whether any child has ended and not been reaped yet; WNOWAIT leaves it as it is."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -41,7 +42,9 @@ def _any_ended() -> bool:
 
 
 def _children(proc: Path) -> Iterator[int]:
+    """The pids of this process's children, which the kernel lists for each thread that started them."""
+    # /proc/PID/task/TID/children (proc(5)).
     with contextlib.suppress(OSError):  # no descriptor is free (EMFILE): the next call reaps them
         for task in (proc / "task").iterdir():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the thread has ended meanwhile
                 yield from map(int, (task / "children").read_bytes().split())

@@ -20,13 +20,16 @@ class Pipe:
 
     @classmethod
     def make(cls) -> Pipe:
+        """A new pipe, both ends close-on-exec (os.pipe)."""
         return cls(*os.pipe())
 
     def give_read(self) -> int:
+        """Give the reading end away: the caller closes it."""
         fd, self.read = self.read, None
         return cast("int", fd)
 
     def give_write(self) -> int:
+        """Give the writing end away: the caller closes it."""
         fd, self.write = self.write, None
         return cast("int", fd)
 
@@ -41,7 +44,7 @@ class Pipe:
 class PipeWriter(asyncio.BaseProtocol):
     """A pipe that the daemon writes and the child reads. `write` buffers; `drain` waits while too much is buffered.
 
-    `on_lost` is called once when it is closed, by either side.
+    `on_lost` is a function without arguments that is called once when the pipe is closed, by either side.
     """
 
     def __init__(self) -> None:
@@ -68,7 +71,9 @@ class PipeWriter(asyncio.BaseProtocol):
         return self._lost or self._transport is None or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Buffer `data` for the child; BrokenPipeError when the pipe is closed."""
+        """Buffer `data` for the child, without any bound: call `drain` before writing more. BrokenPipeError when the
+        pipe is closed.
+        """
         if self.closed or self._transport is None:
             raise BrokenPipeError("the child no longer reads")
         self._transport.write(data)
@@ -76,6 +81,7 @@ class PipeWriter(asyncio.BaseProtocol):
     async def drain(self) -> None:
         """Wait until the buffer is below its limit; BrokenPipeError when the child closed its end."""
         await self._may_write.wait()
+        # connection_lost sets the event too, so that nobody waits for a pipe that is gone.
         if self._lost:
             raise BrokenPipeError("the child no longer reads")
 
@@ -117,7 +123,9 @@ class PipeReader(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, fd: int, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> asyncio.ReadTransport:
-        """Read the pipe `fd`, which the transport owns from now on."""
+        """Read the pipe `fd`, which the returned transport owns from now on; `inner` gets its events, `on_lost` comes
+        last.
+        """
         end = os.fdopen(fd, "rb", buffering=0)
         try:
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: cls(inner, on_lost), end)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.launch import Launched
     from latticed.sandbox.spec import ChildSpec
 
-_PAUSE_S: Final = 0.002
+_PAUSE_S: Final = 0.002  # between two looks, where the kernel offers no event to wait for
 REMOVE_S: Final = 5.0
 """How long, in seconds, the processes of a killed group may take to end."""
 OURS: Final[set[int]] = set()
@@ -32,7 +32,11 @@ BEGUN: Final[set[int]] = set()
 
 
 class Spawn:
-    """What exists of a child before its program is executed. `begin`, then `complete`; on any failure `abandon`."""
+    """What exists of a child before its program is executed. Call `begin`, then `complete`; on any failure `abandon`.
+
+    `pipes`: the child's descriptor number -> pipe; `pid` and `pidfd` are the child's, 0 and -1 until `complete` is
+    done; `group` is its cgroup, if it has one. `Child` takes them over.
+    """
 
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
@@ -47,7 +51,9 @@ class Spawn:
         self._said = b""
 
     def begin(self) -> None:
-        """Start the stub; OSError when that fails."""
+        """Make cgroup and pipes and start the stub; OSError when that fails. Does not wait, so nothing can cancel it
+        midway.
+        """
         spec = self._spec
         if spec.delegation is not None:
             self.group = cgroup.make(spec.delegation, spec.limits)
@@ -57,13 +63,18 @@ class Spawn:
         theirs = {number: pipe.write if number in outputs else pipe.read for number, pipe in self.pipes.items()}
         descriptors = {number: fd for number, fd in theirs.items() if fd is not None}
         self._started = launch.launch(spec, descriptors, cgroup=self.group.procs if self.group else None)
+        # No await between the start and these: `orphans.reap` runs on the same loop, and must not reap the stub.
         OURS.add(self._started.pid)
         BEGUN.add(self._started.pid)
+        # Close the child's ends: while we hold them, neither side would see end of file.
         for number, pipe in self.pipes.items():
             os.close(pipe.give_write() if number in outputs else pipe.give_read())
 
     async def complete(self) -> None:
-        """Wait until the program is executed; StageFailed when a step of the stub failed."""
+        """Wait until the program is executed; afterwards `pid`, `pidfd` and `init` are known and the stub is reaped.
+
+        StageFailed when a step of the stub failed, OSError for lack of descriptors. Sets no time limit.
+        """
         assert self._started is not None  # noqa: S101 - `begin` came first
         while (more := launch.read_status(self._started.status)) != b"":
             if more is None:
@@ -75,14 +86,16 @@ class Spawn:
         report = launch.read_report(self._said)
         if report.stage is not None:
             raise launch.failed(report)
+        # Something killed the stub: end of file without the report that a child in a pid namespace always begins with.
         if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
             raise launch.failed(launch.LaunchReport(stage="stub (it ended without a word)"))
         self.pid = report.pid or self._started.pid
-        OURS.update({self.pid, report.init or self.pid})
+        OURS.update({self.pid, report.init or self.pid})  # first, or `orphans` could reap them
         BEGUN.discard(self._started.pid)
         self.pidfd = os.pidfd_open(self.pid)
         if report.init is not None:
             self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
+        # The stub ended when it had made the child, which goes on in its place.
         if report.pid is not None:
             await self._reap(only=self._started.pid)
             OURS.discard(self._started.pid)
@@ -90,9 +103,11 @@ class Spawn:
         self._started = None
 
     async def abandon(self) -> None:
-        """Kill the stub's processes, wait until they are gone, close all descriptors."""
+        """Kill the stub's processes, wait until they are gone, close all descriptors. Problem("child_unkillable") when
+        something in the child's namespace or group does not die.
+        """
         known = {self.pid, self._started.pid if self._started is not None else 0}
-        if self._started is not None:
+        if self._started is not None:  # `complete` has not finished: the stub's group is unreaped
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._started.pid, signal.SIGKILL)  # its leader, or a member, is our unreaped child
             await self._reap_all(self._started)
@@ -145,6 +160,7 @@ class Spawn:
         OURS.difference_update({report.pid, report.init})
 
     async def _reap(self, *, only: int) -> None:
+        """Wait until the child process `only` has ended, and reap it."""
         while _ended(os.P_PID, only) is None:  # noqa: ASYNC110 - there is no event for a stub
             await asyncio.sleep(_PAUSE_S)  # it has closed its descriptors, so it is about to end
 
@@ -164,14 +180,17 @@ def _remains(kind: int, number: int) -> bool:
 
 
 async def discard(group: Group | None) -> None:
-    """Kill and remove `group`, if there is one; Problem when something in it does not die."""
+    """Kill and remove `group`, if there is one; Problem("child_unkillable") when something in it does not die in
+    REMOVE_S.
+    """
     if group is None:
         return
     group.close()
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # somebody else removed the group
         group.kill()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + REMOVE_S
+    # A killed process leaves its group only once it is dead; until then the directory is busy.
     while not group.remove():
         if loop.time() > deadline:
             raise _unkillable()

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def readable(fd: int) -> None:
-    """Wait until `fd` is readable or at end of file."""
+    """Wait until `fd` is readable or at end of file. Nothing is read; only one task may wait for a descriptor."""
     loop = asyncio.get_running_loop()
     seen: asyncio.Future[None] = loop.create_future()
     # The callback may run once more before the reader is removed: a future that is done takes no second result.
@@ -24,11 +24,14 @@ async def readable(fd: int) -> None:
 
 
 async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`. When the caller is cancelled meanwhile, CancelledError is raised once it is done."""
+    """Return the result of `work`, or raise its exception. It is never cancelled: when the caller is cancelled
+    meanwhile, CancelledError is raised once `work` is done. So `work` needs a time limit of its own.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
+            # Each cancellation ends this wait only; the loop waits again.
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
             cancelled = error

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from latticed.settings import PluginLimitSettings, SandboxSettings
 
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+"""$PATH of every plugin, whatever the daemon's own is."""
 INTERPRETERS: Final = ("python3", "sh", "node")
 """Interpreters that a script's first line may name when the settings list none, if the host has them."""
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 SDK_PATH: Final = str(_PACKAGE.parent)
 """PYTHONPATH of plugins in Python; only `latticed/sdk` is visible below it."""
+# Importing latticed.sdk reads these two, and lists the directories on the way to them; nothing else is visible there.
 _SDK_BINDS: Final = (str(_PACKAGE / "sdk"), str(_PACKAGE / "__init__.py"))
 _SDK_LISTS: Final = (SDK_PATH, str(_PACKAGE))
 _MIB: Final = 1 << 20
@@ -46,7 +48,11 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invoking:
-    """Limits of one invocation; `host_calls` and `stderr_bytes` apply to stdio-json-v1 only."""
+    """Limits of one invocation: `timeout_s` in seconds, `line_bytes` for one line of stdout, `stderr_bytes` kept of
+    stderr, `host_calls` in all, `at_once` invocations of a plugin at the same time.
+
+    `line_bytes`, `stderr_bytes` and `host_calls` apply to stdio-json-v1 only.
+    """
 
     timeout_s: float
     line_bytes: int
@@ -56,7 +62,11 @@ class Invoking:
 
 
 class ChildSpawner:
-    """See the module. `limits` and `settings` are read once, at the daemon's start."""
+    """Starts every confined child of the daemon. `probed` is what the host gives, `floor` the least level for manifests
+    that name none, `interpreters` the allowed names and their paths.
+
+    `limits` and `settings` are read once, at the daemon's start.
+    """
 
     def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
         self.probed = probed
@@ -78,6 +88,7 @@ class ChildSpawner:
         `needs` are features its runner requires, `optional` those it gets where this host has them; `permits` are the
         operator's words for this one plugin (`model.permits`).
         """
+        # What the operator granted for this plugin is required like what the manifest asks for.
         needs |= frozenset(allowed.of_kind(permits, allowed.FEATURE))
         open_ = "open" in allowed.of_kind(permits, allowed.SANDBOX)
         required = levels.required(manifest.runtime.sandbox, floor=self.floor, needs=needs, open_=open_)
@@ -87,7 +98,9 @@ class ChildSpawner:
         return replace(chosen, features=chosen.features | (optional & self.probed.provided.features))
 
     def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:
-        """The manifest's limits, else the settings' defaults, capped by the settings' maxima."""
+        """The manifest's limits, else the settings' defaults, capped by the settings' maxima. A limit of 0 counts as
+        not set.
+        """
         asked, most = manifest.runtime.limits, self._limits
         cpu = asked.cpu_percent or most.cpu_percent
         return rlimits.ResourceLimits(
@@ -104,7 +117,7 @@ class ChildSpawner:
         return limits.cpu_percent if self.probed.delegation is None else None
 
     def invoking(self, manifest: Manifest) -> Invoking:
-        """The limits of one invocation: the manifest's, capped by the settings."""
+        """The limits of one invocation: the manifest's, else the settings' defaults, capped by the settings' maxima."""
         asked, most = manifest.runtime.limits, self._limits
         return Invoking(
             timeout_s=min(asked.invoke_timeout_s or most.invoke_timeout_s, most.max_invoke_timeout_s),
@@ -127,11 +140,13 @@ class ChildSpawner:
         """Start a child; see `processes.child.spawn`. It gets a uid of its own where the daemon may change uids.
 
         `on_ids` is called before the start with the ids it will have (None: the daemon's own), so that the caller can
-        chown files to them.
+        chown files to them. Problem as `processes.child.spawn` and `sandbox.spec.build`, and `too_many_children` when
+        no uid is free.
         """
         with self._ids() as ours:
             if on_ids is not None:
                 on_ids(ours.ids)
+            # The settings win over names that the caller brings.
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
             started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
@@ -142,6 +157,7 @@ class ChildSpawner:
 
     @contextlib.contextmanager
     def _ids(self) -> Iterator[_UidLease]:
+        """The lease of a uid for one start; it is given back at the end unless the child keeps it."""
         here = self.probed.standing
         lease = _UidLease(self._uids if here.uid == 0 or here.other_ids else None)
         try:
@@ -164,7 +180,8 @@ class _Uids:
         self._back: deque[int] = deque()
 
     def take(self) -> int:
-        """Problem("too_many_children") when all are in use."""
+        """A uid that no other child has. Problem("too_many_children") when all are in use."""
+        # One that was never used, as long as there is any.
         for uid in self._fresh:
             return uid
         if not self._back:
@@ -172,6 +189,7 @@ class _Uids:
         return self._back.popleft()
 
     def give_back(self, uid: int) -> None:
+        """Make a uid available again. Its former processes must be gone."""
         self._back.append(uid)
 
 
@@ -187,9 +205,11 @@ class _UidLease:
             self.ids = spec.Ids(uid=uid, gid=uid)
 
     def keep(self) -> None:
+        """The child was started: from here on `give_back` is called when it is gone."""
         self.kept = True
 
     def give_back(self) -> None:
+        """Return the uid to the pool; a second call does nothing."""
         if self._uids is not None and self.ids is not None:
             self._uids.give_back(self.ids.uid)
         self._uids = None
@@ -213,7 +233,7 @@ def _find(name: str) -> str | None:
 
 
 def for_python(request: ChildRequest) -> ChildRequest:
-    """`request` with the SDK readable and on PYTHONPATH."""
+    """`request` with the SDK readable and on PYTHONPATH, for a program in Python."""
     environment = {**request.environment, "PYTHONPATH": SDK_PATH}
     return replace(request, environment=environment, binds=_SDK_BINDS, lists=_SDK_LISTS)
 

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
 
+# Below 1: a compilation that takes too long then ends with its own code and hint, before the whole start is cancelled.
 _COMPILING: Final = 0.8
 """The share of a start's deadline that compiling a module may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDeps:
-    """What runners need. `permits(id)` and `prefixes(id)` return what the operator granted to that plugin."""
+    """What runners need. `permits(id)` returns the operator's permits for that plugin (`model.permits`), `prefixes(id)`
+    the route prefixes granted to it; both are asked whenever they are needed, since grants change.
+    """
 
     spawner: ChildSpawner
     outputs: Outputs
@@ -43,6 +46,7 @@ def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
 
 
 def _runner(name: str, deps: RunnerDeps) -> Runner:
+    """The runner called `name`; a new one for each plugin type."""
     match name:
         case "noop":
             return NoopRunner("held by the noop runner, its artifact is not executed")

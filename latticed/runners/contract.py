@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginToRun:
-    """A verified plugin, ready to start; `identity` names its pair in the store.
+    """A verified plugin, ready to start: `id` is the plugin's, `identity` names its pair in the store.
 
     `manifest` is the effective one: less than the bundle's where the operator granted less. `withheld` are sandbox
     features that are declared and not granted.
@@ -30,14 +30,14 @@ class PluginToRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkup:
-    """The result of a health check."""
+    """The result of a health check; `message` is for the operator."""
 
     health: Health
     message: str = ""
 
 
 class Instance(Protocol):
-    """A started plugin."""
+    """A started plugin. Its methods are called on the event loop, `invoke` and `check` possibly several at a time."""
 
     @property
     def pid(self) -> int:
@@ -62,7 +62,10 @@ class Instance(Protocol):
         ...
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        """Carry out `action`; return the plugin's reply `{ok, message, result, error}`, or raise Problem."""
+        """Carry out `action`; return the plugin's reply `{ok, message, result, error}`, or raise Problem.
+
+        `payload` is any JSON value. An error that the plugin reports itself is a reply with `ok` false, not a Problem.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:
@@ -74,7 +77,9 @@ class Runner(Protocol):
     """Starts the plugins of one type."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The runner's name in the settings and in answers."""
+        ...
 
     @property
     def hashes_artifact(self) -> bool:
@@ -85,7 +90,10 @@ class Runner(Protocol):
         ...
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
-        """Problem when `plugin` cannot be activated on this host: `sandbox_unavailable`, `source_blocked`, …"""
+        """Problem when `plugin` cannot be activated on this host: `sandbox_unavailable`, `source_blocked`, …
+
+        Asked before a decision is recorded; starts nothing and changes nothing.
+        """
         ...
 
     async def start(

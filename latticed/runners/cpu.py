@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 WINDOW_S: Final = 10.0
 """The window, in seconds, over which the share of a core is measured, so that bursts are allowed."""
+# The unit of times in /proc/PID/stat, per second.
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class CpuWatch:
-    """Calls `exceeded(reason)` once when the child and its descendants used more than `percent` of one core."""
+    """Calls `exceeded(reason)` once when the child and its descendants used more than `percent` of one core over
+    `window_s` seconds; 150 is one and a half cores. It ends nothing itself. `close` it before the loop ends.
+    """
 
     def __init__(
         self, child: Child, percent: int, exceeded: Callable[[str], None], *, window_s: float = WINDOW_S
@@ -36,6 +39,7 @@ class CpuWatch:
         self._next = self._loop.call_later(window_s, self._look)
 
     def close(self) -> None:
+        """Stop measuring; `exceeded` is not called any more."""
         self._next.cancel()
 
     def _look(self) -> None:
@@ -65,13 +69,14 @@ def _ticks(pid: int) -> int | None:
         numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the child chooses the name
     except OSError:
         return None
+    # utime, stime, cutime, cstime: fields 14 to 17 of proc_pid_stat(5); the first after the name is field 3.
     return sum(int(number) for number in numbers[11:15])
 
 
 def _descendants(pid: int) -> Iterator[int]:
     """Living descendants of `pid`; at most as many as its limit of processes allows."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             for child in (task / "children").read_bytes().split():
                 yield int(child)
                 yield from _descendants(int(child))

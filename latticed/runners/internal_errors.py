@@ -10,6 +10,7 @@ from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
 from latticed.model.hostcall import Denial
 
+# A plugin can cause failures as fast as it makes calls.
 _FAILURES: Final = LogLimiter()
 
 log = logs.get_logger()

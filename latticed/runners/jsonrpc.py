@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latticed.runners.unrepresentable import PartialMessage
 
 MAX_LINE_BYTES: Final = 1 << 20
+"""The longest message of a plugin in bytes, without its newline; a longer one ends the session."""
 MAX_IN_FLIGHT: Final = 256
 """Host calls of one plugin under way at once; further input is not read until one is answered."""
 LINES_A_TURN: Final = 32
@@ -37,10 +38,12 @@ MAX_GIVEN_UP: Final = 1_024
 """How many abandoned requests are remembered, so that their late answers are ignored."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
+"""The longest method and id of a call: both are kept while it is under way, and the id is sent back."""
 HOST_REFUSED: Final = -32000
+"""The error code of every refused call: the first of those that JSON-RPC 2.0 leaves to servers."""
 _GONE: Final = "the plugin has ended"
 
-_NO_PARAMS: Final = msgspec.Raw(b"null")
+_NO_PARAMS: Final = msgspec.Raw(b"null")  # what a message without `params` has
 
 
 class JsonRpcMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,12 +68,14 @@ async def _at_once() -> None:
 
 
 class JsonRpcSession:
-    """One session. `write` takes bytes for the plugin, `serve` carries out its host calls.
+    """One session of latticed-stdio-1 with one plugin, over functions that the caller provides.
 
-    `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is kept.
-    `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that a
+    `write` takes bytes for the plugin, `serve(method, params)` carries out one of its host calls: params are JSON, an
+    object. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is
+    kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that a
     plugin that never reads cannot fill the daemon's memory (`message_memory`). `write` and `drain` may raise OSError
     once the plugin no longer reads.
+
     `broken(code, reason)` is called at most once, when the plugin sent an invalid message (`message_too_large`,
     `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
     """
@@ -106,11 +111,12 @@ class JsonRpcSession:
         (see `broken`). After a cancellation the late answer is ignored.
         """
         self._check_open()
+        # Before writing, so that requests do not pile up in memory for a plugin that does not read.
         try:
             await self._drain()
         except OSError as error:
             raise _gone() from error
-        self._check_open()
+        self._check_open()  # again: the session may have ended while waiting
         self._last_id += 1
         number, answer = self._last_id, asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -128,14 +134,17 @@ class JsonRpcSession:
                 answer.exception()  # mark it retrieved, even if the caller was cancelled
 
     def feed(self, data: bytes) -> None:
-        """Take bytes that the plugin wrote."""
+        """Take bytes that the plugin wrote, in pieces of any size. Ignored once the session is over."""
         if self._open:
+            # While paused, or with lines left for the next turn, bytes are only kept.
             found = self._lines.feed(data)
             if not self._paused and self._next_turn is None:
                 self._take_some(found)
 
     async def close(self) -> None:
-        """End the session: nothing more is answered, waiting callers get Problem("plugin_gone")."""
+        """End the session: nothing more is answered, host calls under way are cancelled and waited for, callers of
+        `ask` get Problem("plugin_gone"). `broken` is not called.
+        """
         self._open = False
         self._share.close()
         if self._next_turn is not None:
@@ -150,7 +159,7 @@ class JsonRpcSession:
         try:
             for taken, line in enumerate(found, 1):
                 self._take_line(line)
-                if not self._open:
+                if not self._open:  # this line broke the session
                     return
                 if self._is_full():
                     self._pause(True)
@@ -165,11 +174,12 @@ class JsonRpcSession:
             self._pause(False)
 
     def _turn(self) -> None:
+        """The next turn of the event loop has come: go on with the lines that were left."""
         self._next_turn = None
         self._go_on()
 
     def _go_on(self) -> None:
-        """Handle further lines, if there is room for their calls."""
+        """Handle further lines, if there is room for their calls. Also called when other plugins have freed memory."""
         if not self._open or self._next_turn is not None:
             return
         if self._is_full():
@@ -181,11 +191,13 @@ class JsonRpcSession:
         return len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait()
 
     def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
+        """Pause or resume the reading of the plugin's stdout; only a change is passed on."""
         if paused != self._paused:
             self._paused = paused
             self._flow(not paused)
 
     def _take_line(self, line: bytes) -> None:
+        """Handle one message. First whether it is safe to decode at all, then whether its values can be passed on."""
         if lines.too_many(line):
             self._take_unreadable(unrepresentable.unread(line, lines.TOO_MANY), line, "too many values")
             return
@@ -196,6 +208,7 @@ class JsonRpcSession:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             partial, why = unrepresentable.read(line), text.sanitise(str(error), 100)
         else:
+            # Parameters of a call are judged where they are decoded, by the service.
             if message.method is not None or not lines.too_deep(line, [message.result, message.error]):
                 self._take(message, lines.weight(line))
                 return
@@ -225,12 +238,16 @@ class JsonRpcSession:
             return False
         self._given_up.pop(number, None)
         answer = self._waiting.get(number)
+        # Given up or cancelled: ignored. Done otherwise: a second answer, which breaks the session.
         if answer is None or answer.done():
             return answer is None or answer.cancelled()
         answer.set_exception(Unrepresentable(partial.found))
         return True
 
     def _take(self, message: JsonRpcMessage, size: int) -> None:
+        """Handle a message that was decoded: a call, an answer that is waited for, or a late one; `size` is its weight
+        in bytes.
+        """
         if message.method is not None:
             self._call(message, message.method, size)
         elif isinstance(message.id, int) and message.id in self._waiting:
@@ -242,6 +259,7 @@ class JsonRpcSession:
             self._break("protocol_error", f"expected an answer to something that was asked, found the id {found}")
 
     def _answer(self, answer: asyncio.Future[Any], message: JsonRpcMessage) -> None:
+        """Give the answer to who waits for it; one that is malformed breaks the session."""
         if answer.cancelled():
             return  # the caller was cancelled in this turn of the loop
         if answer.done():
@@ -257,6 +275,7 @@ class JsonRpcSession:
             answer.set_result(message.result)
 
     def _call(self, message: JsonRpcMessage, method: str, size: int) -> None:
+        """Begin a host call; a message with a method that is no request with an id breaks the session."""
         is_request = message.id is not None and message.error is None and message.result is msgspec.UNSET
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")
@@ -268,6 +287,7 @@ class JsonRpcSession:
         self._begin(message.id, method, lambda: self._serve(method, params), size)
 
     def _begin(self, number: int | str | None, method: str, serve: Callable[[], Awaitable[Any]], size: int) -> None:
+        """Carry out a host call in a task of its own; `size` counts as pending memory until it is answered."""
         work = self._answer_call(number, serve)
         task = fenced(work, lambda error: self._failed(number, method, error), name="host call")
         self._serving.add(task)
@@ -281,6 +301,7 @@ class JsonRpcSession:
             self._go_on()
 
     async def _answer_call(self, number: int | str | None, serve: Callable[[], Awaitable[Any]]) -> None:
+        """Carry out one call and write its answer. Any other exception than HostError ends the task, see `_failed`."""
         try:
             answer = {"id": number, "result": await serve()}
         except HostError as error:
@@ -288,12 +309,14 @@ class JsonRpcSession:
         await self._reply(answer)
 
     async def _reply(self, answer: dict[str, Any]) -> None:
+        """Write an answer and wait until the plugin has read enough; until then its call counts as under way."""
         line = _line(answer)
         try:
             if self._open:
                 self._write(line)
                 async with asyncio.timeout(UNREAD_S):
                     await self._drain()
+        # Without this limit MAX_IN_FLIGHT calls would stay under way for ever, and nothing more would be read.
         except TimeoutError:
             self._break(
                 "answers_unread", f"expected the plugin to read its answers, found none read for {UNREAD_S:g} s"
@@ -304,7 +327,7 @@ class JsonRpcSession:
     def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
         """An exception in the daemon: the plugin gets `internal`, the session goes on."""
         fault = internal_errors.report(method, error)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the plugin no longer reads: it is about to exit
             self._send(_refusal(number, fault))
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -312,8 +335,9 @@ class JsonRpcSession:
             self._write(_line(message))
 
     def _give_up(self, number: int) -> None:
+        """Remember a request whose caller was cancelled: its late answer must not count as one to an unknown id."""
         self._given_up[number] = None
-        if len(self._given_up) > MAX_GIVEN_UP:
+        if len(self._given_up) > MAX_GIVEN_UP:  # the oldest; a plugin that never answers must not fill memory
             del self._given_up[next(iter(self._given_up))]
 
     def _check_open(self) -> None:
@@ -327,7 +351,7 @@ class JsonRpcSession:
 
     def _break(self, code: str, reason: str) -> None:
         if self._open:
-            self._open = False
+            self._open = False  # first: callbacks must find the session closed
             self._tell_waiting(code, reason)
             self._broken(code, reason)
 
@@ -337,6 +361,7 @@ async def _refuse(error: HostError) -> Any:
 
 
 def _is_id(number: Any) -> bool:
+    """Whether a value may be the id of a call: text or an integer, no bool, short and printable."""
     return type(number) in {int, str} and len(str(number)) <= ID_CHARACTERS and str(number).isprintable()
 
 

@@ -29,10 +29,10 @@ class LineTooLong(ValueError):
 
 
 class LineSplitter:
-    """Cuts the bytes fed to it into complete lines without their newline, and keeps the rest.
+    r"""Cuts the bytes fed to it into complete lines without their newline, and keeps the rest.
 
-    A caller that stops iterating gets the remaining lines from the next `ready`. Time and memory are linear in the
-    bytes, however small the pieces are: each byte is searched once.
+    `feed(b"a\nb")` gives `a`, then `feed(b"\n")` gives `b`. A caller that stops iterating gets the remaining lines from
+    the next `ready`. Time and memory are linear in the bytes, however small the pieces are: each byte is searched once.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -67,7 +67,9 @@ class LineSplitter:
 
 
 def weight(line: bytes) -> int:
-    """An upper estimate of the bytes that `line` and its decoded value take in memory."""
+    """An upper estimate of the bytes that `line` and its decoded value take in memory: the text itself, once more as
+    values, and VALUE_BYTES for each value.
+    """
     return 2 * len(line) + VALUE_BYTES * _marks(line)
 
 
@@ -75,10 +77,13 @@ def too_many(line: bytes) -> bool:
     """Whether `line` holds more than MAX_VALUES values; judged before anything is decoded, in a few milliseconds."""
     if len(line) <= MAX_VALUES or _marks(line) <= MAX_VALUES:  # nearly all there is
         return False
+    # Commas and brackets inside strings do not count. More strings than values are allowed, keys included, are refused
+    # without splitting the line at each of them.
     plain = strict_json.without_escapes(line)
     if plain.count(b'"') > 2 * MAX_VALUES:
         return True
     bare = strict_json.bare(plain)
+    # A container of n values has n - 1 commas and one opening bracket; an empty one has a bracket and no value.
     return _marks(bare) - bare.count(b"[]") - bare.count(b"{}") > MAX_VALUES
 
 
@@ -88,7 +93,7 @@ def _marks(text: bytes) -> int:
 
 
 def too_deep(line: bytes, value: Any) -> bool:
-    """Whether `value`, decoded from `line`, is nested deeper than MAX_DEPTH."""
+    """Whether `value`, decoded from `line`, is nested deeper than MAX_DEPTH. Level by level, without recursion."""
     if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:  # nearly all there is
         return False
     level = [value]
@@ -100,4 +105,5 @@ def too_deep(line: bytes, value: Any) -> bool:
 
 
 def _inside(value: Any) -> Any:
+    """The values in a container, () for anything else."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

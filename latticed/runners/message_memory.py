@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OF_ONE_BYTES: Final = 8 << 20
+"""The bound for one plugin; enough for a few of the largest messages, as `lines.weight` estimates them."""
 OF_ALL_BYTES: Final = 256 << 20
+"""The bound for all plugins together."""
 
 
 class MessageMemory:
@@ -21,13 +23,14 @@ class MessageMemory:
     def __init__(self, *, of_all: int = OF_ALL_BYTES) -> None:
         self._of_all = of_all
         self._bytes = 0
-        self._waiting: dict[MessageShare, None] = {}
+        self._waiting: dict[MessageShare, None] = {}  # in the order in which they will be woken
 
     def share(self, wake: Callable[[], None], *, of_one: int = OF_ONE_BYTES) -> MessageShare:
         """The share of one plugin; `wake` is called when there may be room again after `must_wait` was True."""
         return MessageShare(self, wake, of_one)
 
     def add(self, size: int) -> None:
+        """Count `size` bytes more; for `MessageShare` alone."""
         self._bytes += size
 
     def must_wait(self, share: MessageShare) -> bool:
@@ -38,18 +41,20 @@ class MessageMemory:
         return True
 
     def remove(self, size: int) -> None:
+        """Count `size` bytes less, and wake all shares that wait once there is room; for `MessageShare` alone."""
         self._bytes -= size
         if self._bytes < self._of_all and self._waiting:
-            waiting, self._waiting = self._waiting, {}
+            waiting, self._waiting = self._waiting, {}  # before waking: a share may have to wait again at once
             for share in waiting:
                 share.wake()
 
     def forget(self, share: MessageShare) -> None:
+        """Do not wake `share` any more."""
         self._waiting.pop(share, None)
 
 
 class MessageShare:
-    """Pending messages of one plugin."""
+    """Pending messages of one plugin, in bytes; made by `MessageMemory.share`."""
 
     def __init__(self, held: MessageMemory, wake: Callable[[], None], of_one: int) -> None:
         self._held = held

@@ -48,6 +48,7 @@ class NoopInstance:
         return Checkup(health=Health.UNKNOWN, message=self.message)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        """Always Problem("service_unavailable"), with the reason why nothing is executed."""
         del action, payload
         raise Problem("service_unavailable", f"the plugin cannot be invoked: {self.message}")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Spawn = Callable[[asyncio.Protocol, asyncio.Protocol, Callable[[Exit], None]], Awaitable[Child]]
 
 RESPONSE_FD: Final = 3
+"""The child's descriptor on which it reads the answers to its host calls."""
 ENVIRONMENT: Final = {"LATTICE_HOST_RESPONSE_FD": str(RESPONSE_FD)}
 TERM_S: Final = 3.0
 """How long, in seconds, a process may take to end after SIGTERM (contracts §10)."""
@@ -37,9 +38,9 @@ LINGER_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneShotSpec:
-    """What every invocation of a plugin needs; `program` is closed with the instance.
+    """What every invocation of a plugin needs; `program` is closed with the instance. `sandbox` is for display.
 
-    `cpu_percent` is the share of a core to watch over, if any.
+    `cpu_percent` is the share of one core to enforce, None where there is no limit or a cgroup enforces it.
     """
 
     plugin_id: str
@@ -53,7 +54,7 @@ class OneShotSpec:
 
 
 class OneShot:
-    """See `runners.contract.Instance`."""
+    """A stdio-json-v1 plugin, which has a process during an invocation only; see `runners.contract.Instance`."""
 
     pid = 0
     message = "a process for each invocation"
@@ -71,6 +72,7 @@ class OneShot:
             await self._in_time("describe", None)
 
     async def check(self) -> Checkup:
+        """Ask by a `health` invocation; a plugin that is carrying out another invocation counts as healthy."""
         if self._running:
             return Checkup(health=Health.HEALTHY, message="at work")
         try:
@@ -84,6 +86,7 @@ class OneShot:
         return Checkup(health=Health.HEALTHY if answer["ok"] else Health.UNHEALTHY, message=message)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        """See `Instance.invoke`. Problem: `busy`, `not_armed`, or the outcome of `stdio_json.Invocation`."""
         limits = self._spec.invoking
         if len(self._running) >= limits.at_once:
             raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
@@ -100,7 +103,9 @@ class OneShot:
             self._spec.program.close()
 
     async def halt(self) -> None:
-        """End the invocations under way and refuse new ones."""
+        """End the invocations under way and refuse new ones; their callers get Problem("plugin_gone"). No process is
+        left.
+        """
         self._stopped = True
         running = list(self._running)
         for task in running:
@@ -116,12 +121,13 @@ class OneShot:
         task.add_done_callback(self._running.discard)
         try:
             return await task
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # of the task by `halt`, or of this caller
             if self._stopped:
                 raise Problem("plugin_gone", "the plugin was stopped meanwhile") from None
             raise
 
     async def _carry_out(self, action: str, payload: Any) -> dict[str, Any]:
+        """Start a process, have it carry out one action, end it; return its reply."""
         spec, limits = self._spec, self._spec.invoking
         stderr = spec.outputs.stderr_of_call(spec.plugin_id, whole_bytes=limits.stderr_bytes)
         call = _Call(spec, stderr)
@@ -139,6 +145,7 @@ class OneShot:
                     await child.exited()
             return answer
         finally:
+            # The process first: its host calls are only cancelled once it can make no more.
             try:
                 await child.stop(self._grace_s)
             finally:  # also when stopped meanwhile: cancel its host calls
@@ -176,6 +183,7 @@ class _Call(asyncio.Protocol):
         self._stdout = cast("asyncio.ReadTransport", transport)
 
     def begin(self, child: Child, request: bytes) -> None:
+        """Write the request, and handle what the process has written so far."""
         self._child = child
         with contextlib.suppress(BrokenPipeError):  # it may have ended already; `ended` reports that
             child.stdin.write(request)
@@ -191,7 +199,7 @@ class _Call(asyncio.Protocol):
 
     def ended(self, exit_: Exit) -> None:
         """The process exited by itself, and all its output was delivered."""
-        self._catch_up()
+        self._catch_up()  # it may have ended before `begin`
         self.conversation.ended(exit_.code, f"ended without a reply: {exit_.message}{self._stderr.words()}")
 
     def _catch_up(self) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
 
 RING_BYTES: Final = 256 << 10
+"""What is kept of one plugin's lines, in characters and `_ROW_BYTES` for each; the oldest go first."""
 LINE_CHARACTERS: Final = 8_192
 LAST_WORDS_CHARACTERS: Final = 200
 RATE: Final = Rate(per_second=64 << 10, burst=1 << 20)
-"""In bytes, of an instance's stderr."""
+"""How much of an instance's stderr is read: bytes a second on average, and bytes at once after a pause."""
 LINES_A_TURN: Final = 64
 """Lines of one child handled before yielding to the event loop: a pipe holds tens of thousands of short ones."""
 _ROW_BYTES: Final = 100  # what a line costs besides its text
@@ -37,10 +38,10 @@ class OutputLine:
 
 
 class Ring:
-    """The newest lines of one plugin.
+    """The newest lines of one plugin, RING_BYTES of them.
 
-    Sequence numbers start at `first`, a time: a number that a client kept from before a restart of the daemon is below
-    all new ones, so no new line is taken for already seen.
+    Sequence numbers start at `first`, a time in microseconds: a number that a client kept from before a restart of the
+    daemon is below all new ones, so no new line is taken for already seen.
     """
 
     def __init__(self, first: int) -> None:
@@ -50,12 +51,15 @@ class Ring:
         self._waiting: list[asyncio.Future[None]] = []
 
     def add(self, at: int, stream: str, line: str) -> None:
+        """Add a line, which is safe to show already, and wake all who wait in `more`. `at`: microseconds since the
+        epoch.
+        """
         self.seq += 1
         self.lines.append(OutputLine(seq=self.seq, at=at, stream=stream, text=line))
         self._bytes += len(line) + _ROW_BYTES
         while self._bytes > RING_BYTES and len(self.lines) > 1:
             self._bytes -= len(self.lines.popleft().text) + _ROW_BYTES
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []  # each waits for one line; it asks again if it wants more
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
@@ -76,7 +80,10 @@ class Ring:
 
 
 class Outputs:
-    """The rings of all plugins. `log_line(plugin_id, line)` passes a line of stderr on to the daemon's log."""
+    """The rings of all plugins. `log_line(plugin_id, line)` passes a line of stderr on to the daemon's log.
+
+    A ring exists from its plugin's first line until `forget`, whether the plugin runs or not.
+    """
 
     def __init__(self, clock: Clock, log_line: Callable[[str, str], None]) -> None:
         self._clock = clock
@@ -90,6 +97,7 @@ class Outputs:
         return self._rings[plugin_id]
 
     def forget(self, plugin_id: str) -> None:
+        """Drop a plugin's ring, with its lines."""
         self._rings.pop(plugin_id, None)
 
     def say(self, plugin_id: str, stream: str, line: str) -> None:
@@ -97,7 +105,7 @@ class Outputs:
         self.ring(plugin_id).add(self._clock.wall_us(), stream, text.sanitise(line, LINE_CHARACTERS))
 
     def heard(self, plugin_id: str, line: str) -> None:
-        """Keep a line of stderr, and pass it on to the daemon's log."""
+        """Keep a line of stderr, which is safe to show already, and pass it on to the daemon's log."""
         self.ring(plugin_id).add(self._clock.wall_us(), "stderr", line)
         self._log_line(plugin_id, line)
 
@@ -111,7 +119,11 @@ class Outputs:
 
 
 class Stderr(asyncio.Protocol):
-    """Cuts the stderr of a child into lines. `last` is its newest line."""
+    """Cuts the stderr of a child into lines, makes them safe to show and passes them on. `last` is its newest line.
+
+    With `whole_bytes` None it is read only as fast as RATE allows, so that the plugin blocks; otherwise all
+    is read, and only the first `whole_bytes` are kept. Lines are cut at LINE_CHARACTERS bytes.
+    """
 
     def __init__(self, outputs: Outputs, plugin_id: str, *, whole_bytes: int | None) -> None:
         self.last = ""
@@ -131,6 +143,7 @@ class Stderr(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        # Short lines cost more than their bytes: each is an entry of the ring and of the log.
         if self._whole_bytes is None:
             self._allowance.spend(len(data) + _ROW_BYTES * data.count(b"\n"), asyncio.get_running_loop().time())
         else:
@@ -142,6 +155,7 @@ class Stderr(asyncio.Protocol):
         """Keep at most LINES_A_TURN of the lines still buffered, and drop the rest."""
         del exc
         self._transport = None
+        # No more than in any turn: a child may end with tens of thousands of lines in its pipe.
         self._take_some()
         if self._later is not None:
             self._later.cancel()
@@ -205,16 +219,19 @@ class Stderr(asyncio.Protocol):
         assert self._whole_bytes is not None  # noqa: S101 - for the type
         room = self._whole_bytes - self._taken
         self._taken += len(data)
-        if 0 <= room < len(data):
+        if 0 <= room < len(data):  # once: afterwards `room` is negative
             warning = f"more than {self._whole_bytes} bytes on stderr in one invocation: the rest is not kept"
             self._outputs.say(self._plugin_id, "daemon", warning)
         return data[: max(room, 0)]
 
     def _go_on(self) -> None:
+        """The allowance has refilled: read again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
 
 def as_row(line: OutputLine) -> Any:
-    """The line as in API answers: seq, at (RFC 3339), stream, text."""
+    """The line as in API answers, such as `{"seq": 5, "at": "2026-01-02T03:04:05.000000Z", "stream": "stderr", "text":
+    "x"}`; `at` is RFC 3339.
+    """
     return {"seq": line.seq, "at": rfc3339(line.at), "stream": line.stream, "text": line.text}

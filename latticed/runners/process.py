@@ -32,7 +32,7 @@ _V1_OPTIONAL: Final = frozenset({levels.PROCESSES})
 
 
 class ProcessRunner:
-    """See `runners.contract.Runner`."""
+    """Runs programs and scripts; see `runners.contract.Runner`. Which protocol they speak is the manifest's."""
 
     name = "process"
     hashes_artifact = True
@@ -46,12 +46,16 @@ class ProcessRunner:
         self._permits = permits
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
+        """Problem("sandbox_unavailable") when this host does not give the level or a feature. The artifact is not
+        looked at.
+        """
         del pair
         self._choose(plugin)
 
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Instance:
+        """See `Runner.start`. Problem also with the codes of `sandbox.artifact.seal`."""
         chosen = self._choose(plugin)
         program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
         try:
@@ -64,6 +68,7 @@ class ProcessRunner:
         return instance
 
     def _choose(self, plugin: PluginToRun) -> Chosen:
+        """Level and features for `plugin`; Problem as `ChildSpawner.choose`."""
         permits = self._permits(plugin.id)
         if plugin.manifest.is_v2:
             return self._spawner.choose(plugin.manifest, permits=permits)
@@ -81,6 +86,7 @@ class ProcessRunner:
     async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
+        """Start the child of a latticed-stdio-1 plugin. It keeps running, so `program` is closed."""
         request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
@@ -99,6 +105,7 @@ class ProcessRunner:
         return instance
 
     async def _start_one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:
+        """An instance of a stdio-json-v1 plugin, after its `describe` call; it keeps `program` for its invocations."""
         request = self._request(plugin.manifest, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
@@ -125,6 +132,7 @@ class ProcessRunner:
     def _request(
         self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
     ) -> ChildRequest:
+        """What to run: `descriptors` are further ones of the child, `environment` further variables."""
         if levels.WORKDIR in chosen.features:
             environment["TMPDIR"] = namespaces.SCRATCH
         request = ChildRequest(

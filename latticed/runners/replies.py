@@ -10,11 +10,12 @@ from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
 
 MESSAGE_CHARACTERS: Final = 2_000
+"""How much is kept of a text that a plugin answers with; the rest is cut off."""
 _STATUSES: Final = frozenset({Health.HEALTHY.value, Health.DEGRADED.value, Health.UNHEALTHY.value})
 
 
 def checkup(answer: Any) -> Checkup:
-    """The result `{status, message}` of a health check; anything else counts as unhealthy, with the reason."""
+    """The result `{status, message}` of a health check. Anything else counts as unhealthy, with the reason."""
     status = answer.get("status") if isinstance(answer, dict) else None
     if not isinstance(status, str) or status not in _STATUSES:
         found = text.sanitise(str(status), 40)
@@ -30,7 +31,11 @@ def unreadable_checkup(problem: Problem) -> Checkup:
 
 
 def reply(answer: Any) -> dict[str, Any]:
-    """The answer `{ok, message, result, error}` to an invocation; Problem("protocol_error") when it is none."""
+    """The answer `{ok, message, result, error}` to an invocation, as decoded; only `ok` is required.
+
+    `message` and `error` are made texts of a bounded length, other members are dropped. Problem("protocol_error") when
+    it is no such object.
+    """
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise Problem("protocol_error", "expected a reply with ok, message and result, found something else")
     error = answer.get("error")
@@ -43,10 +48,11 @@ def reply(answer: Any) -> dict[str, Any]:
 
 
 def said_text(words: Any) -> str:
-    """A text for people, sanitised and cut to a bounded length."""
+    """`words` as a text for people, cut to MESSAGE_CHARACTERS; "" for None. It is not escaped."""
     return text.clip(words if isinstance(words, str) else "" if words is None else str(words), MESSAGE_CHARACTERS)
 
 
 def too_late(limit_s: float) -> Problem:
+    """Problem("deadline_exceeded") for an invocation without a reply after `limit_s` seconds."""
     hint = "the manifest's runtime.limits.invoke_timeout_s may ask for more, up to plugin_limits.max_invoke_timeout_s"
     return Problem("deadline_exceeded", f"expected a reply within {limit_s:g} s, found none", hint)

@@ -39,7 +39,8 @@ HANGUP_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdioChildSpec:
-    """What a StdioChild needs. `explain` turns an exit into (code, message), or None for the default message.
+    """What a StdioChild needs. `sandbox` is its confinement for display. `explain` turns an exit into (code, message),
+    or None for the default message.
 
     `cpu_percent` of one core is enforced by `CpuWatch`, if given.
     """
@@ -54,7 +55,11 @@ class StdioChildSpec:
 
 
 async def begin(spec: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str], None]) -> StdioChild:
-    """Start the child and send `initialize`; Problem when it answers with an error. Leaves nothing when cancelled."""
+    """Start the child and send `initialize`; return the instance once it has answered.
+
+    Problem when it cannot be started, answers with an error or ends first. When that or a cancellation happens, nothing
+    is left. `on_exit(code, message)` is called only for an end after a successful start.
+    """
     instance = StdioChild(spec, on_exit)
     child = await spawn(instance.reader, spec.stderr, instance.ended)
     try:
@@ -67,7 +72,11 @@ async def begin(spec: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str]
 
 
 class StdioChild:
-    """See `runners.contract.Instance`."""
+    """A running plugin that speaks latticed-stdio-1; see `runners.contract.Instance`. Made by `begin`.
+
+    `reader` is the protocol of the child's stdout, `session` the messages on it. The first fault that is noticed is the
+    reason of its end: what follows from it (SIGKILL, a closed pipe) does not replace it.
+    """
 
     message = ""
 
@@ -98,17 +107,20 @@ class StdioChild:
     # Start and end.
 
     def attach(self, child: Child) -> None:
+        """Take over the started child, and handle what it has written so far."""
         self._child = child
         if self._spec.cpu_percent is not None:
             self._cpu = CpuWatch(child, self._spec.cpu_percent, lambda reason: self._kill("cpu_exceeded", reason))
         child.stdin.on_lost = lambda: self.hung_up("stdin")
-        if child.stdin.closed:
+        if child.stdin.closed:  # before `on_lost` was set
             self.hung_up("stdin")
         early, self._early = bytes(self._early), bytearray()
         self.session.feed(early)
 
     async def shake_hands(self) -> None:
-        """Send `initialize` and wait for its answer."""
+        """Send `initialize` and wait for its answer, whose value is not used. Problem when it is an error, or the child
+        ends.
+        """
         plugin, gate = self._spec.plugin, self._spec.gate
         answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
         try:
@@ -120,7 +132,7 @@ class StdioChild:
                 raise
             code, message = await self._why_gone()
             raise Problem(code, message) from problem
-        if self._over:
+        if self._over:  # it answered and ended: `on_exit` was not called for that
             raise Problem(*await self._why_gone())
         self._ready = True
 
@@ -133,6 +145,9 @@ class StdioChild:
             return replies.unreadable_checkup(problem)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        """See `Instance.invoke`. Problem: `busy`, `deadline_exceeded`, `plugin_error`, `protocol_error`, or the code of
+        the child's end.
+        """
         limits = self._spec.invoking
         if self._invocations >= limits.at_once:
             raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
@@ -145,13 +160,16 @@ class StdioChild:
         except Problem as problem:
             if problem.code != "plugin_gone":
                 raise
+            # Why the session is over is known once the child has been reaped.
             code, message = await self._why_gone()
             raise Problem(code, f"the plugin ended: {message}") from problem
         finally:
             self._invocations -= 1
 
     async def stop(self, grace_s: float) -> None:
-        """`shutdown`, then SIGTERM, then SIGKILL: half of the grace for each of the first two."""
+        """`shutdown`, then SIGTERM, then SIGKILL: half of the grace for each of the first two. Nothing is left
+        afterwards.
+        """
         if self._child is None:
             return
         self._stopping = True
@@ -160,20 +178,20 @@ class StdioChild:
                 with contextlib.suppress(TimeoutError, Problem):
                     async with asyncio.timeout(grace_s / 2):
                         await self.session.ask("shutdown", {})
-                        self._child.stdin.close()
+                        self._child.stdin.close()  # end of file, for a program that reads on after its answer
                         await self._child.exited()
         finally:
             await self._child.stop(grace_s / 2)
             await self._end()
 
     async def abandon(self) -> None:
-        """Clean up after a failed start."""
+        """End the child after a failed start; nothing is left, and `on_exit` is not called."""
         if self._child is not None:
             await self._child.stop(0)
         await self._end()
 
     def ended(self, exit_: Exit) -> None:
-        """The child exited by itself, or was killed for a fault."""
+        """The child exited by itself, or was killed for a fault. Called once all its output was delivered."""
         if self._fault is None:
             code, message = self._spec.explain(exit_) or (exit_.code, exit_.message)
             self._fault = (code, message + self._spec.stderr.words())
@@ -183,12 +201,13 @@ class StdioChild:
             self._on_exit(*self._fault)
 
     async def _why_gone(self) -> tuple[str, str]:
-        """(code, message) of its end, once it has exited."""
+        """(code, message) of its end, once it has exited and its last line on stderr is known."""
         if self._child is not None:
             await self._child.gone()
         return self._fault or ("plugin_gone", "it was stopped meanwhile")
 
     async def _end(self) -> None:
+        """Release what the daemon holds for it: the processor watch, the timer, the session with its host calls."""
         self._over = True
         if self._cpu is not None:
             self._cpu.close()
@@ -197,6 +216,7 @@ class StdioChild:
         await self.session.close()
 
     def _kill(self, code: str, reason: str) -> None:
+        """End it for the fault (code, reason), unless there is an earlier one."""
         if self._fault is None:
             self._fault = (code, reason)
         if self._child is not None:
@@ -226,7 +246,9 @@ class StdioChild:
         self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, kill)
 
     async def _serve(self, method: str, params: bytes) -> Any:
+        """Carry out one host call; see `JsonRpcSession`."""
         async with self._room:
+            # Before the call: while the plugin does not read, no further result is made that would wait in memory.
             try:
                 await self._drain()
             except BrokenPipeError as error:

@@ -29,15 +29,20 @@ LINES_A_TURN: Final = 32
 """Lines that are taken before the event loop runs other tasks."""
 METHOD_CHARACTERS: Final = 128
 ID_CHARACTERS: Final = 128
+"""The longest method and id of a call: both are kept while it is under way, and the id is sent back."""
 
 
 class HostCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One host call of the plugin; `params` may be left out."""
+
     id: int | str
     method: str
     params: dict[str, Any] | None = None
 
 
 class ReplyLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line that is a host call: `{"host_call": {"id": "1", "method": "kv.get", "params": {"key": "a"}}}`."""
+
     host_call: HostCall
 
 
@@ -54,13 +59,15 @@ async def _at_once() -> None:
 
 
 class Invocation:
-    """One invocation. `answer` takes lines for the descriptor of answers, `serve` carries out host calls.
+    """One invocation, over functions that the caller provides; it lives from the request to `close`.
+
+    `answer` takes lines for the descriptor of answers, `serve(method, params)` carries out host calls; at most
+    `max_host_calls` of them. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain`
+    waits until the plugin has read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
     `output_too_large`, `too_many_host_calls`, `protocol_error`, the code of its exit, or `plugin_error` for a reply
     whose value JSON cannot represent (Unrepresentable). Calls are answered in the order in which they came.
-    `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain` waits until the plugin
-    has read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
     """
 
     def __init__(
@@ -88,7 +95,7 @@ class Invocation:
         self.outcome.add_done_callback(lambda _: self._pause(False))  # read on, to see the end of its output
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the plugin's stdout; ignored after the reply or a fault."""
+        """Take bytes from the plugin's stdout, in pieces of any size; ignored after the reply or a fault."""
         if self.outcome.done():
             return
         found = self._lines.feed(data)
@@ -96,9 +103,12 @@ class Invocation:
             self._take_all(found)
 
     def ended(self, code: str, message: str) -> None:
-        """Its stdout is closed or it has exited; a last line without a newline counts."""
+        """Its stdout is closed or it has exited; a last line without a newline counts.
+
+        `code` and `message` become the outcome when there is no reply; lines that are still waiting are handled first.
+        """
         self._end = (code, message)
-        if not self._paused:
+        if not self._paused:  # else `_take_all` does it, after the lines that wait
             self._finish(code, message)
 
     async def close(self) -> None:
@@ -133,16 +143,19 @@ class Invocation:
             self._finish(*self._end)
 
     def _finish(self, code: str, message: str) -> None:
+        """Nothing more comes: handle the last line, then fail if that was no reply."""
         if not self.outcome.done():
             self._take(self._lines.rest)
         self.fail(code, message)
 
     def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
+        """Pause or resume the reading of the plugin's stdout; only a change is passed on."""
         if paused != self._paused:
             self._paused = paused
             self._flow(not paused)
 
     def _take(self, line: bytes) -> None:
+        """Handle one line: a host call, the reply, or a fault. Blank lines are ignored."""
         if not line.strip():
             return
         if lines.too_many(line):
@@ -181,6 +194,7 @@ class Invocation:
                 )
 
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
+        """Set the outcome to the reply; `plan` is accepted for `result` (docs/sdk.md)."""
         result = message.get("result")
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
@@ -190,6 +204,9 @@ class Invocation:
             self.outcome.set_result(reply)
 
     def _call(self, call: HostCall, size: int, refused: HostError | None = None) -> None:
+        """Begin a host call; with `refused` it is not carried out but answered with that error. `size`: bytes it takes
+        meanwhile.
+        """
         self._left_calls -= 1
         if self._left_calls < 0:
             self.fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
@@ -197,7 +214,7 @@ class Invocation:
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
             self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
-        before = next(reversed(self._serving), None)
+        before = next(reversed(self._serving), None)  # the newest under way, after which this one is answered
         work = self._answer_call(call, refused, before)
         task = fenced(work, lambda error: _tell(call, error), name="host call")
         self._serving[task] = size
@@ -213,6 +230,8 @@ class Invocation:
             self._take_all(self._lines.ready())
 
     async def _answer_call(self, call: HostCall, refused: HostError | None, before: asyncio.Task[None] | None) -> None:
+        """Carry out one call, wait for the answer of the one `before` it, and write the answer."""
+        # The semaphore is fair, so a call that waits here for an earlier one never keeps that one out.
         async with self._room:
             line = await self._answered(call, refused)
             # Calls run at the same time, but are answered in the order in which they came.
@@ -250,5 +269,6 @@ def _tell(call: HostCall, error: BaseException) -> None:
 
 
 def _refusal(call: HostCall, error: HostError) -> bytes:
+    """The answer to a call that failed; `error` is `code: text`."""
     words = f"{error.code.value}: {error.reason}"
     return lines.encode({"host_response": {"id": call.id, "ok": False, "result": None, "error": words}}) + b"\n"

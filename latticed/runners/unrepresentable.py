@@ -1,8 +1,8 @@
-"""Lines that are complete JSON, but hold a value that cannot be passed on to others (contracts §10).
+r"""Lines that are complete JSON, but hold a value that cannot be passed on to others (contracts §10).
 
-A lone surrogate has no UTF-8, most readers have no number for 1e400, NaN is no JSON, and no reader takes endless
-nesting. Any visitor can put such a value into what a plugin echoes, so it is a fault of that one answer, never of the
-plugin.
+`{"jsonrpc": "2.0", "id": 7, "result": "\ud800"}` is one: a lone surrogate has no UTF-8. Most readers have no number for
+1e400, NaN is no JSON, and no reader takes endless nesting. Any visitor can put such a value into what a plugin echoes,
+so it is a fault of that one answer, never of the plugin.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from latticed.model.errors import Problem
 from latticed.runners import lines
 
 NOISE_CHARACTERS: Final = 80
+# Members with a short name in lower-case letters and a scalar value, such as `"id": 7`: enough to find out which call
+# or answer a line is, when it cannot be decoded.
 _SCALAR: Final = rb'("(?:[^"\\]|\\.)*"|-?\d{1,19}|true|false|null)'
 _MEMBER: Final = rb'"([a-z]{1,16})"\s*:\s*' + _SCALAR
 _FIRST: Final = re.compile(rb"\s*\{\s*" + _MEMBER + rb"\s*,")
 _NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
 _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
-_TAIL_BYTES: Final = 512
+_TAIL_BYTES: Final = 512  # the end of a line in which members are looked for
 
 
 class Unrepresentable(Problem):
-    """A complete answer that cannot be passed on; `found` says why."""
+    """Problem("plugin_error"): a complete answer that cannot be passed on. `found` says why: "a lone surrogate"."""
 
     def __init__(self, found: str) -> None:
         hint = "the plugin is well: it answered with a value that JSON's readers do not take"
@@ -42,7 +44,11 @@ class PartialMessage:
 
 
 def read(line: bytes) -> PartialMessage | None:
-    """`line` if it is a JSON object with such a value; None when it is no object in UTF-8, or has no such value."""
+    """`line` if it is a JSON object with such a value; None when it is no object in UTF-8, or has no such value.
+
+    `{"id": 7, "result": NaN}` gives the members `id` and `result`, and what was found. Where Python cannot decode the
+    line, `members` are only those that `_edges` finds.
+    """
     try:
         value = json.loads(line.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
@@ -60,7 +66,7 @@ def read(line: bytes) -> PartialMessage | None:
 
 
 def unread(line: bytes, found: str) -> PartialMessage | None:
-    """The PartialMessage of a line that must not be decoded because of `found`; None unless it begins as an object."""
+    """As `read`, for a line that must not be decoded because of `found`; None unless it begins as an object."""
     return PartialMessage(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
 
 
@@ -72,6 +78,7 @@ def noise(line: bytes) -> str:
 
 
 def _unfit(value: Any) -> str:
+    """Why `value` cannot be encoded as JSON in UTF-8; "" when it can."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -86,7 +93,11 @@ def _too_deep() -> str:
 
 
 def _edges(line: bytes) -> dict[str, Any]:
-    """Members that are strings, numbers or booleans, before and after a value that cannot be decoded."""
+    """Members that are strings, numbers or booleans, before and after a value that cannot be decoded.
+
+    `{"id": 7, "result": [[[…]]], "jsonrpc": "2.0"}` gives `id` and `jsonrpc`. Stops at the first other value from each
+    side, so nothing inside the value in between is taken for a member.
+    """
     found: dict[str, Any] = {}
     place = _FIRST.match(line)
     while place is not None:

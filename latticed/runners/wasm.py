@@ -32,14 +32,16 @@ if TYPE_CHECKING:
 
 OVERHEAD_BYTES: Final = 64 << 20
 """Memory that Python and wasmtime need in the child, besides the module's memory and compiled code."""
-_CODE_COPIES: Final = 3
-_TASKS: Final = 4
+_CODE_COPIES: Final = 3  # of the compiled code, which Python reads and wasmtime loads (docs/wasm.md)
+_TASKS: Final = 4  # two threads are used, see wasm_children.NEEDS
 _OPEN_FILES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """Limits that no manifest sets. `start_s`: how long a module may compute before it first waits for input."""
+    """Limits that no manifest sets. `start_s`: how long, in seconds, a module may compute before it first waits for
+    input; `table_elements`: of each of its tables; `cache_bytes`: of all compiled code on disk.
+    """
 
     compile: Bounds = field(default_factory=Bounds)
     cache_bytes: int = 256 << 20
@@ -48,7 +50,9 @@ class Caps:
 
 
 class WasmRunner:
-    """See `runners.contract.Runner`. Keeps compiled code below `state_dir`/cache."""
+    """Runs modules; see `runners.contract.Runner`. Keeps compiled code below `state_dir`/cache/wasm, and the key for it
+    in `state_dir`/wasm-cache.key.
+    """
 
     name = "wasm"
     hashes_artifact = True
@@ -61,6 +65,11 @@ class WasmRunner:
         self._compiler = Compiler(spawner, Cache(*places, most_bytes=self._caps.cache_bytes), self._caps.compile)
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
+        """Problem("sandbox_unavailable") without wasmtime or the level it needs, ("protocol_unsupported") for another
+        protocol.
+
+        The module itself is judged at the start, by the compiler.
+        """
         del pair
         Package.find()
         self._choose(plugin.manifest)
@@ -68,8 +77,10 @@ class WasmRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Instance:
+        """See `Runner.start`. Problem also with the codes of docs/wasm.md, such as `wasm_invalid`, `out_of_memory`."""
         chosen, package = self._choose(plugin.manifest), Package.find()
         sha256 = plugin.manifest.digest_sha256.lower()
+        # Sealed and hashed before anything reads it; the compiler gets this copy.
         fd = await in_thread(lambda: artifact.seal_data(pair, sha256=sha256), os.close)
         try:
             module = Module(fd=fd, sha256=sha256, fuel=plugin.manifest.runtime.limits.fuel is not None)
@@ -91,11 +102,13 @@ class WasmRunner:
     async def _begin(
         self, plugin: PluginToRun, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
+        """Start the child that runs the compiled code, and shake hands with it."""
         last_word = LastWord()
         invoking = self._spawner.invoking(plugin.manifest)
         limits = self._spawner.limits(plugin.manifest)
         orders = {
             "fuel": plugin.manifest.runtime.limits.fuel or 0,
+            # Never more than for a message: the child's watchdog relies on deadlines that only move later.
             "start_s": min(self._caps.start_s, invoking.timeout_s),
             "message_s": invoking.timeout_s,
             "memory_bytes": limits.memory_bytes,
@@ -117,7 +130,7 @@ class WasmRunner:
                 last_word.take()
                 raise
             finally:
-                last_word.given()
+                last_word.given()  # while we hold the child's end, the pipe has no end of file
             child.when_gone(last_word.take)
             return child
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 256 << 20
 """The most bytes that all entries may take; the least recently used are deleted first."""
 _KEY_BYTES: Final = 32
-_MAC_BYTES: Final = 32
+_MAC_BYTES: Final = 32  # HMAC-SHA256; an entry is its MAC, then the code
 _CHUNK_BYTES: Final = 1 << 20
 _TEMPORARY: Final = ".tmp-"
 
@@ -34,7 +34,10 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What an entry was compiled from, and for which engine and processor; all of it is under the MAC."""
+    """What an entry was compiled from, and for which engine and processor; all of it is under the MAC.
+
+    `sha256`: the module's digest; `engine`: name and version; `flags`: its configuration; `target`: the processor.
+    """
 
     sha256: str
     engine: str
@@ -48,22 +51,30 @@ class Subject:
 
     @property
     def name(self) -> str:
+        """The entry's file name: a SHA-256 in lowercase hex."""
         return hashlib.sha256(self.bytes()).hexdigest()
 
 
 class Cache:
-    """Entries beneath `directory`, the key in `key_file`. All methods block, and may run in several threads."""
+    """Entries beneath `directory`, the key in `key_file`, both made when they are first needed; `most_bytes` for all
+    entries.
+
+    All methods block, and may run in several threads.
+    """
 
     def __init__(self, directory: Path, key_file: Path, *, most_bytes: int = MOST_BYTES) -> None:
         self._directory = directory
         self._key_file = key_file
         self._most_bytes = most_bytes
         self._key = b""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one key is made, and entries are deleted by one thread at a time
 
     def find(self, subject: Subject) -> int | None:
-        """The code as a sealed memfd, which the caller closes; None when there is none that verifies."""
+        """The code as a sealed memfd, which the caller closes; None when there is none that verifies. An entry that
+        does not verify is deleted.
+        """
         path = self._directory / subject.name
+        # O_NONBLOCK: opening a FIFO would wait for a writer.
         try:
             with files.closing(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as source:
                 fd = self._verified(source, subject)
@@ -81,7 +92,7 @@ class Cache:
 
     def keep(self, subject: Subject, code: int) -> None:
         """Store the sealed memfd `code`; OSError when that fails: then it is compiled again next time."""
-        mac = self._mac(subject, code)
+        mac = self._mac(subject, code)  # before taking the lock, which `_the_key` takes too
         with self._lock:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
@@ -99,6 +110,7 @@ class Cache:
             self._make_room(subject.name)
 
     def _verified(self, source: int, subject: Subject) -> int | None:
+        """A sealed copy of the code in the entry `source`, or None when it is no file or its MAC is another."""
         if not stat.S_ISREG(os.fstat(source).st_mode):
             return None
         mac = os.read(source, _MAC_BYTES)
@@ -115,6 +127,7 @@ class Cache:
         return None
 
     def _mac(self, subject: Subject, code: int) -> bytes:
+        """The MAC over `subject` and all bytes of the descriptor `code`, whose offset stays as it is."""
         mac = hmac.new(self._the_key(), subject.bytes(), hashlib.sha256)
         offset = 0
         while chunk := os.pread(code, _CHUNK_BYTES, offset):
@@ -130,6 +143,7 @@ class Cache:
             return self._key
 
     def _read_key(self) -> bytes | None:
+        """The key in the file; None when it is missing, too short, or another user's to read or write."""
         try:
             fd = os.open(self._key_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -142,6 +156,7 @@ class Cache:
         return None
 
     def _new_key(self) -> bytes:
+        """Make a key and put it in place of what is there."""
         key = secrets.token_bytes(_KEY_BYTES)
         with contextlib.suppress(FileNotFoundError):
             self._key_file.unlink()  # its mode may be what is wrong with it
@@ -158,7 +173,7 @@ class Cache:
                 found = entry.stat(follow_symlinks=False)
                 entries.append((found.st_mtime_ns, found.st_size, entry.path))
         room = self._most_bytes - (self._directory / newest).stat().st_size
-        for _, size, path in sorted(entries, reverse=True):
+        for _, size, path in sorted(entries, reverse=True):  # the most recently used first
             room -= size
             if room < 0:
                 os.unlink(path)

@@ -34,15 +34,17 @@ NEEDS: Final = frozenset({levels.THREADS})
 INPUT, STATUS = 3, 4
 """The child's descriptors for its input and for its final status; the same as in wasm_inside.status."""
 _WORDS_CHARACTERS: Final = 500
-_STATUS_BYTES: Final = 4096
+_STATUS_BYTES: Final = 4096  # more than wasm_inside.status writes, and written at once (PIPE_BUF)
 _RUNNERS: Final = Path(__file__).resolve().parent
 _HOUSE: Final = _RUNNERS.parent
 _INSIDE: Final = _RUNNERS / "wasm_inside"
+# Appended: nothing in these directories can take the place of a module of the standard library.
 _LOADER: Final = (
     "import sys; sys.path += {paths}; from latticed.runners.wasm_inside import {name}; {name}.main(sys.argv[1])"
 )
 
 Name = Literal["run", "ahead"]
+"""The program: `run` runs compiled code, `ahead` compiles."""
 Code = Literal[
     "wasm_invalid",
     "wasm_import",
@@ -64,14 +66,14 @@ class _Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """wasmtime as it is installed: `directory` is the package itself."""
+    """wasmtime as it is installed: `directory` is the package itself, `version` that of its distribution."""
 
     directory: Path
     version: str
 
     @classmethod
     def find(cls) -> Package:
-        """Problem("sandbox_unavailable") when it is not installed."""
+        """Look it up without importing it. Problem("sandbox_unavailable") when it is not installed."""
         found = importlib.util.find_spec("wasmtime")  # finds without importing
         if found is None or not found.submodule_search_locations:
             hint = "install latticed with its dependencies, or set [runners] wasm to noop"
@@ -82,7 +84,11 @@ class Package:
 def request(
     name: Name, orders: Mapping[str, Any], *, package: Package, limits: ResourceLimits, given: Mapping[int, int]
 ) -> ChildRequest:
-    """How to start one of them: the daemon's Python without site-packages; readable are it, wasmtime, wasm_inside."""
+    """How to start the program `name` with `orders` (JSON) as its argument and the descriptors `given` (number ->
+    ours).
+
+    It is the daemon's Python without site-packages; readable are it, wasmtime, wasm_inside.
+    """
     site = package.directory.parent
     loader = _LOADER.format(paths=[str(_HOUSE.parent), str(site)], name=name)
     return ChildRequest(
@@ -97,7 +103,11 @@ def request(
 
 
 class LastWord:
-    """The pipe on which a child reports why it ends. `give` is the child's end; call `given` once it has it."""
+    """The pipe on which a child reports why it ends.
+
+    `give` is the child's end. Call `given` once the child has it, or failed to start; call `take` when the child is
+    gone, then `explain`.
+    """
 
     def __init__(self) -> None:
         self._read, self.give = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -108,7 +118,7 @@ class LastWord:
         os.close(self.give)
 
     def take(self) -> None:
-        """Read the report and close the pipe. For when the child is gone, or failed to start."""
+        """Read the report and close the pipe. For when the child is gone, or failed to start; only once."""
         try:
             self._said = os.read(self._read, _STATUS_BYTES)
         except BlockingIOError:  # a process that the child started holds it open: do not wait
@@ -116,7 +126,11 @@ class LastWord:
         os.close(self._read)
 
     def explain(self, exit_: Exit | None = None) -> tuple[str, str] | None:
-        """(code, message), or None when the report is missing or malformed: the module may control the child."""
+        """The report as (code, message), with a code from `Code` and a message that is safe to show.
+
+        None when the report is missing or malformed: the module may control the child. `exit_` is not used: so this can
+        be `StdioChildSpec.explain`.
+        """
         del exit_
         try:
             said = msgspec.json.decode(self._said, type=_Said)
@@ -127,13 +141,16 @@ class LastWord:
 
 @functools.cache
 def configuration() -> str:
-    """A digest of the engine's configuration: code compiled under another one would not load."""
+    """A digest of the file with the engine's configuration: code compiled under another one would not load.
+
+    Any edit of the file gives another digest; then modules are compiled once more.
+    """
     return hashlib.sha256((_INSIDE / "engine.py").read_bytes()).hexdigest()
 
 
 @functools.cache
 def target() -> str:
-    """This processor and its features, on which compiled code depends."""
+    """This processor and its features, on which compiled code depends; a digest of what /proc/cpuinfo says."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {hashlib.sha256(abilities.encode()).hexdigest()}"

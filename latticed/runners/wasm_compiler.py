@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from latticed.sandbox.levels import Chosen
 
 AT_ONCE: Final = 2
-_RUST_OUT_OF_MEMORY: Final = "memory allocation of"
+"""How many modules are compiled at the same time: each may take a core and `Bounds.memory_bytes`."""
+_RUST_OUT_OF_MEMORY: Final = "memory allocation of"  # "… N bytes failed", what Rust prints before it aborts
 
 log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Limits on compiling one module."""
+    """Limits on compiling one module: memory of the compiler, time in seconds, size of the compiled code."""
 
     memory_bytes: int = 512 << 20
     time_s: float = 8.0
@@ -45,7 +46,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """Verified bytes at `fd` with the digest `sha256`; `fuel`: compile it so that fuel is counted."""
+    """Verified bytes at `fd` with the digest `sha256` (lowercase hex); `fuel`: compile it so that fuel is counted."""
 
     fd: int
     sha256: str
@@ -53,7 +54,7 @@ class Module:
 
 
 class Compiler:
-    """The compiler that all plugins share."""
+    """The compiler that all plugins share; at most AT_ONCE modules are compiled at a time."""
 
     def __init__(self, spawner: ChildSpawner, cache: Cache, bounds: Bounds) -> None:
         self._spawner = spawner
@@ -62,7 +63,11 @@ class Compiler:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def code(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
-        """The compiled code in a sealed memfd, which the caller closes. Problem: wasm_invalid, out_of_memory, …"""
+        """The compiled code in a sealed memfd, which the caller closes; from the cache, or compiled now.
+
+        `chosen` is what the compiling child runs with, `stderr` reads its output. Problem: `wasm_invalid`,
+        `wasm_import`, `out_of_memory`, `deadline_exceeded`, `wasm_compiler`, or why a child could not be started.
+        """
         found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
         if found is not None:
             return found
@@ -72,6 +77,7 @@ class Compiler:
             return found if found is not None else await self._make(module, package, chosen, stderr)
 
     async def _make(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
+        """Compile the module and keep the code in the cache."""
         fd = artifact.memory()
         try:
             await self._compile(module, package, chosen, _Taken(fd, self._bounds.code_bytes), stderr)
@@ -83,6 +89,7 @@ class Compiler:
         return fd
 
     async def _compile(self, module: Module, package: Package, chosen: Chosen, taken: _Taken, stderr: Stderr) -> None:
+        """Run the compiling child, whose stdout goes to `taken`; Problem when it fails. No process is left."""
         bounds, last_word = self._bounds, LastWord()
         request = wasm_children.request(
             "ahead",
@@ -113,7 +120,7 @@ class Compiler:
 
     def _judge(self, ended: Exit, taken: _Taken, last_word: LastWord, stderr: Stderr) -> None:
         """Raise Problem unless the child compiled the module."""
-        if taken.too_large:
+        if taken.too_large:  # first: the child was killed for it, and reports nothing
             detail = f"expected at most {self._bounds.code_bytes} bytes of compiled code, found more"
             raise Problem("out_of_memory", detail)
         if (said := last_word.explain()) is not None:
@@ -128,6 +135,7 @@ class Compiler:
         raise Problem("wasm_compiler", f"the compiler failed: {ended.message}{stderr.words()}")
 
     def _keep(self, subject: Subject, fd: int) -> None:
+        """Store the code, if possible: without a cache it is compiled again at the next start."""
         try:
             os.lseek(fd, 0, os.SEEK_SET)
             self._cache.keep(subject, fd)
@@ -155,7 +163,7 @@ class _Taken(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._left_bytes -= len(data)
         if self._left_bytes >= 0:
-            files.write_all(self._fd, data)
+            files.write_all(self._fd, data)  # into memory, so this does not block the loop
         else:
             self.too_large = True
             if self.child is not None:

@@ -39,7 +39,9 @@ def _none(plugin_id: str) -> frozenset[str]:
 
 
 class WorkerRunner:
-    """See `runners.contract.Runner`. `granted_prefixes(id)` are those granted besides its own."""
+    """The runner of templates; see `runners.contract.Runner`. `granted_prefixes(id)` returns the route prefixes that
+    the operator granted to a plugin besides its own.
+    """
 
     name = "worker"
     hashes_artifact = True
@@ -58,6 +60,7 @@ class WorkerRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Serving:
+        """Compile the template and claim its routes. Problem as `admit`, or `digest_mismatch`: nothing is claimed."""
         del on_exit  # no process that could exit
         mime = content_type(plugin.manifest)
         compiled = await _compiled(pair, plugin.manifest.digest_sha256.lower())
@@ -66,6 +69,7 @@ class WorkerRunner:
         if prefixes := _prefixes(plugin, granted):
             instance.claim = self._routes.claim(plugin.id, prefixes, instance, granted_prefixes=granted)
             try:
+                # Else a health check right after a start would report a listener that is about to be there as missing.
                 await self._routes.wait_for_listener(LISTEN_S)
             except BaseException:
                 self._routes.release(instance.claim)
@@ -74,7 +78,10 @@ class WorkerRunner:
 
 
 class Serving:
-    """See `runners.contract.Instance`. Slots, because thousands may be armed at once."""
+    """An armed worker; see `runners.contract.Instance`. `claim` holds its routes, None when it has none.
+
+    Slots, because thousands may be armed at once.
+    """
 
     __slots__ = ("_compiled", "_content_type", "_gate", "_routes", "claim")
 
@@ -117,12 +124,17 @@ class Serving:
             self._routes.release(self.claim)
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
+        """Answer a request to one of its routes. Problem("not_found") while the plugin may not use routes; other
+        Problems when a value cannot be read or the answer is too long.
+        """
+        # Asked for each request, so that a grant or a trim takes effect without a restart.
         self._check_route()
         body = await self._render(request.path, request.method, request.query)
         self._check_route()  # stopped or trimmed meanwhile
         return RouteResponse(body=body, content_type=self._content_type)
 
     def _check_route(self) -> None:
+        """Problem("not_found") unless the capability `worker:route` is effective now."""
         if ROUTE not in self._gate.capabilities():
             raise Problem("not_found", "there is no such route")
 
@@ -150,6 +162,7 @@ def content_type(manifest: Manifest) -> str:
 
 
 def _prefixes(plugin: PluginToRun, granted: frozenset[str]) -> tuple[str, ...]:
+    """The prefixes to claim: its own and those both declared and granted; none without the capability for routes."""
     if ROUTE not in plugin.manifest.capabilities:
         return ()
     return table.claimable(plugin.id, plugin.manifest.routes.prefixes, granted)
