@@ -46,6 +46,7 @@ class AuditCalls:
     async def _query(self, caller: Caller, asked: AuditQuery) -> dict[str, Any]:
         """Events of the caller, oldest first, and `next`: the cursor of the following page, or null."""
         after = chain.cursor(str(asked.after)) if asked.after is not None else Position()
+        # A bare seq is a cursor over the chain of decisions alone (docs/adr/0011).
         decisions_only = not isinstance(after, Position)
         start = Position(after or 0, 0) if not isinstance(after, Position) else after
         # Events up to here belong to an earlier publisher of this id.
@@ -62,6 +63,7 @@ class AuditCalls:
         for event in events:
             # The command that would grant what was denied is advice for operators, not for the plugin.
             event["detail"].pop(FIX, None)
+        # A full page may be the last one: the next one is empty then.
         end = start.past(events)
         more = (end.decisions if decisions_only else str(end)) if len(events) == asked.limit else None
         return {"events": events, "next": more}

@@ -44,6 +44,7 @@ class Contacts:
             return
         if len(self._noted) >= MAX_REMEMBERED:
             self._noted.clear()
+        # Before the row is written: calls that come meanwhile make no further tasks.
         self._noted[key] = now_s
         now_us = self._clock.wall_us()
         work = self._ledger.write(lambda tx: rows.note(tx, caller.plugin_id, host, now_us=now_us))

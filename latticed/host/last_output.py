@@ -8,7 +8,7 @@ from typing import Final
 from latticed.kit import text
 from latticed.kit.token_bucket import ByteBucket, Rate
 
-# The lasting rate, and what may come at once, in bytes.
+# The lasting rate, and what may come at once, in bytes; why it is bounded: `kit.token_bucket.ByteBucket`.
 RATE: Final = Rate(per_second=1 << 20, burst=4 << 20)
 
 
@@ -62,9 +62,7 @@ class LastOutput(asyncio.Protocol):
             self._later.cancel()
 
     def _slow_down(self, size: int) -> None:
-        """Pause reading once the allowance is used up, for as long as it takes to be refilled (a token bucket in
-        bytes).
-        """
+        """Pause reading for as long as RATE asks for after `size` more bytes."""
         loop = asyncio.get_running_loop()
         self._allowance.spend(size, loop.time())
         if self._allowance.pause_s and self._transport is not None and not self._transport.is_closing():

@@ -40,8 +40,10 @@ class LogCalls:
 
     async def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
         """Write one record in the plugin's name. Nothing is refused for its level or length: it is a log."""
+        # A line with an unknown level is worth more than an error that the plugin may not look at.
         given = asked.level.lower()
         level = ALIASES.get(given, given if given in LEVELS else "info")
+        # Escaped: a line end in a name or value would let a plugin forge records of others.
         fields = {
             text.sanitise(name, 64): text.sanitise(str(value), MAX_FIELD_CHARACTERS)
             for name, value in list(asked.fields.items())[:MAX_FIELDS]

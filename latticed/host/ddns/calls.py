@@ -65,6 +65,7 @@ class DdnsCalls:
         """`ok`: whether there was any. The record at the provider stays as it is."""
         name = specs.record_name(asked.name)
         kinds = ("A", "AAAA") if asked.type is None else (asked.type,)
+        # All are deleted, even after one that existed: `any` over a generator would stop there.
         existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
         return {"ok": any(existed)}
 

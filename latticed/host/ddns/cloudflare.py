@@ -72,6 +72,7 @@ class CloudflareProvider:
             return Published(address=job.address, changed=False)
         wanted = {"content": job.address, "ttl": job.ttl}
         if found is None:
+            # Not proxied: a proxied name resolves to Cloudflare's addresses, not to this one.
             whole = {"type": job.type, "name": job.name, "proxied": False, **wanted}
             answer = await self._api.ask("POST", path, token, whole)
         else:
@@ -157,5 +158,6 @@ def _normal(name: str) -> str:
     """A name as Cloudflare writes it (Unicode for international ones) in normal form; nothing when it is none."""
     try:
         return specs.record_name(name)
+    # A zone or record that no plugin could name; it fits no record of ours.
     except HostError:
         return ""

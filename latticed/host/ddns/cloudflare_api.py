@@ -179,6 +179,8 @@ def _error(answer: EgressAnswer, found: _Envelope | None) -> ProviderRefused:
     if answer.status >= 500:
         pause_s = retry_after_s(answer.header.get("Retry-After", ""), now_s=time.time())
         return outcome.transient("provider_unavailable", reason, retry_after_s=pause_s)
+    # Success without `success: true`, a redirect that was not followed, or no envelope: not what is documented, so it
+    # may pass.
     if found is None or 200 <= answer.status < 400:
         return outcome.transient("bad_answer", reason)
     if answer.status == 404 or any(one.code in _AGAIN for one in errors):  # the record changed since it was read

@@ -63,6 +63,7 @@ class Exchange:
                 await self._writer.drain()
                 size = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "big")
                 found = await self._reader.readexactly(size)
+        # Before OSError, of which it is a subclass.
         except TimeoutError as error:
             raise outcome.transient("no_answer", f"the server did not answer within {EXCHANGE_S:g} s") from error
         except (asyncio.IncompleteReadError, OSError) as error:
@@ -90,8 +91,10 @@ class Exchange:
         # to have the record denied for good.
         except (dns.tsig.BadTime, dns.tsig.BadSignature, dns.tsig.BadKey, dns.tsig.BadAlgorithm) as error:
             raise outcome.transient("bad_signature", "the answer's signature does not hold") from error
+        # The message cannot be parsed at all; a server that refuses may still have sent a code in its header.
         except (dns.exception.DNSException, ValueError) as error:
             raise _unsigned(found) or outcome.transient("bad_answer", "the answer is no DNS message") from error
+        # dnspython verifies a signature only if there is one.
         if not answer.had_tsig:
             raise _unsigned(found) or _not_signed()
         if not question.is_response(answer):

@@ -111,6 +111,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
 
     async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
         before = self.get(plugin_id, spec.name, spec.type)
+        # A plugin may put its records at each of its starts: the same again asks no provider.
         if before is not None and before.spec == spec and not retry:
             return before
         status = rows.DdnsStatus()
@@ -157,6 +158,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
                 # A pause of the provider applies to all records of the plugin there: they share the token. Cut to a
                 # day, in case the wall clock was set back since it was noted.
                 one.try_at = max(at, min(paused, now_us + rules.LONGEST_US))
+        # Due: queued if the plugin's rate allows it; the run's end (`_ended`) leads here again.
         if one.try_at is not None and one.try_at <= now_us:
             # 0, and a token is taken; or the seconds until there is one.
             wait_s = self._buckets.take(one.plugin_id, TRIES, self._clock.monotonic_s())
@@ -214,15 +216,19 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         policy = policy_of(self.settings)
         after = rules.after(before, outcome, now_us=now_us, policy=policy, roll=self._roll())
         one.status = after
+        # Only UpdateFailed has it. Kept in memory: after a restart the row's `next_at` still delays this record.
         if (pause_s := getattr(outcome, "retry_after_s", 0.0)) > 0:
             self._paused[one.plugin_id, one.spec.provider] = now_us + round(pause_s * rules.SECOND_US)
         event = record.audit_event(one, before, outcome)
 
         def change(tx: Transaction) -> None:
+            # Not if the record was deleted during the try.
             if rows.keep(tx, one.key, after) and event is not None:
                 tx.append_audit(event)
 
         try:
+            # Only changes and new failures are fsynced: another outcome that a power cut loses is found again by the
+            # next try.
             await self._ledger.write(change, durable=event is not None)
         except Problem as problem:
             log.error("ddns_outcome_lost", plugin_id=one.plugin_id, name=one.name, code=problem.code)

@@ -50,6 +50,7 @@ class KeptRecord(ScheduledItem):
             "server": spec.server or None,
             "ttl": spec.ttl,
             "interface": spec.interface or None,
+            # A denial is shown even without an address: it lasts, and somebody has to act on it.
             "state": status.state if self.wanted or status.state == "denied" else "no_address",
             "address": self.wanted or None,
             "published": status.published or None,
@@ -82,6 +83,7 @@ def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | Update
     }
     actor = str(Actor(kind="plugin", name=one.plugin_id))
     if isinstance(outcome, UpdateFailed):
+        # A retry that fails with the same code is no news.
         is_new = outcome.lasting or before.state != "retrying" or before.code != outcome.code
         if not is_new:
             return None

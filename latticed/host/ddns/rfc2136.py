@@ -42,6 +42,7 @@ class Rfc2136Provider:
             return await _publish(dns_exchange.Exchange(reader, writer, signer), job)
         finally:
             writer.close()
+            # The server may have reset the connection; what counts has been read by then.
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
@@ -88,6 +89,7 @@ def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) 
         update.absent(name, kind)
     else:
         update.present(name, *found)
+    # `replace`: the old records of that name and type go, in the same update.
     update.replace(name, _ttl_s(job), kind, job.address)
     return update
 
@@ -112,6 +114,7 @@ async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | Non
     # Without authority the answer may come from a cache, and updates would not be taken.
     if not answer.flags & dns.flags.AA:
         raise outcome.denied("not_authoritative", f"the server has no authority for {job.name}")
+    # An address beside a CNAME is not allowed (RFC 1034, section 3.6.2), and a server ignores such an update.
     if any(one.rdtype == dns.rdatatype.CNAME and one.name == name for one in answer.answer):
         raise outcome.denied("is_alias", f"{job.name} is an alias (CNAME), which has no addresses of its own")
     found = answer.get_rrset(answer.answer, name, dns.rdataclass.IN, kind)

@@ -83,6 +83,7 @@ class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def asks_otherwise(self, other: DdnsSpec) -> bool:
         """Whether anything but the address differs: then a denial of one need not hold for the other."""
+        # Both are left out: to follow an interface instead of a fixed address changes the address only.
         return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
             other, address="", interface=""
         )
@@ -98,6 +99,7 @@ def checked(asked: DdnsPut, *, private: bool) -> DdnsSpec:
         raise bad("name", f"one within the zone {zone}")
     if asked.ttl != AUTOMATIC and not TTL_S[0] <= asked.ttl <= TTL_S[1]:
         raise bad("ttl", f"{AUTOMATIC} (automatic) or {TTL_S[0]} to {TTL_S[1]} seconds")
+    # Only a reference: the spec is stored in the ledger, where a value would be in clear.
     if REFERENCE.fullmatch(asked.secret) is None:
         raise bad("secret", "a reference, ${secret:NAME}, and nothing else")
     if bool(asked.address) == bool(asked.interface):
@@ -175,6 +177,7 @@ def _name(field: str, given: str) -> str:
         name = hosts.normal(given)
     except hosts.NotAHost as error:
         raise HostError(Denial.BAD_PARAMS, f"{field}: {error}") from error
+    # `hosts.normal` also takes addresses and names of one label, and neither can be a record of a zone.
     if hosts.address_of(name) is not None or "." not in name:
         raise bad(field, "a full domain name")
     return name

@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final, Literal
 
+# Content codings that can be decoded here (RFC 9110, section 8.4.1); `x-gzip` is an old name of gzip.
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 _CODINGS: Final = frozenset({"", "identity", "deflate", *_GZIP})
 _CHARSETS: Final = frozenset(
@@ -75,6 +76,7 @@ class BodySearch:
             while data and self.finding is None:
                 content, data = self._content(data)
                 self._search(content)
+        # A wrong checksum, too: the body is not what its sender compressed.
         except zlib.error:
             self.finding = BodyFinding("corrupt")
         # The raw bytes are bounded, too: a gzip member may be empty, and a stream of such never reaches the other
@@ -119,6 +121,7 @@ class BodySearch:
         """Look for the words in the next decoded bytes. Sets `finding` when they are there, or when the limit is
         passed.
         """
+        # Only what is within the limit is searched, so that the result does not depend on how the body was split.
         left = self._limit - self._bytes
         self._bytes += len(content)
         text = self._decoder.decode(content[:left])

@@ -68,6 +68,7 @@ class MonitorCalls:
         """A page of the monitors that the caller may read, by owner and name; `next` is null on the last page."""
         # A plugin id contains no slash, so the first one ends it. The monitor itself need not exist any more.
         owner, _, name = asked.after.partition("/")
+        # `every` is sorted by owner and name, so `after` is where the page before ended.
         visible = [
             one
             for one in self._monitors.every()

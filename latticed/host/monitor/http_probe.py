@@ -81,6 +81,7 @@ async def check(
             raise _os_error(error.certificate_error) from error
         except aiohttp.ClientConnectorError as error:
             raise error.os_error from error
+        # aiohttp raises it without an errno, by which `rules.of_error` finds the code.
         except aiohttp.ServerDisconnectedError as error:
             raise ConnectionResetError(errno.ECONNRESET, "the connection was closed without an answer") from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:

@@ -26,6 +26,7 @@ _SEQUENCE: Final = 1
 _NOT_ALLOWED: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT}
 )
+# By IP version: family and protocol of the socket.
 _FAMILIES: Final = {4: (socket.AF_INET, socket.IPPROTO_ICMP), 6: (socket.AF_INET6, socket.IPPROTO_ICMPV6)}
 
 
@@ -63,6 +64,7 @@ def _open(version: int) -> socket.socket | None:
         try:
             opened = socket.socket(family, kind, protocol)
         except OSError as error:
+            # EMFILE and the like: `rules` reports them as errors of this host.
             if error.errno not in _NOT_ALLOWED:
                 raise
         else:

@@ -63,6 +63,7 @@ class Probes:
 
         target = url.parse(spec.target)
         addresses = await self._guard.resolve(target.host, target.port, rights, scheme=target.scheme)
+        # Once, at the first https check. Two checks at the same time may both load it, which is harmless.
         if self._tls is None and target.scheme == "https":
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
         answer = await http_probe.check(spec, target, addresses[:ADDRESSES], self._tls)

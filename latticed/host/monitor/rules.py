@@ -153,7 +153,7 @@ def of_error(error: CheckError, *, late: str) -> Result:
             return down("tls_failed", error.reason or "the TLS handshake failed")
         case OSError():
             number = error.errno or 0
-            # PermissionError without a number: an address that the guard has not allowed (`http_probe`).
+            # PermissionError without a number: an address that the guard has not allowed (`AllowedAddresses`).
             if isinstance(error, PermissionError) or number in _OF_THIS_HOST:
                 code = _OF_THIS_HOST.get(number, "not_permitted")
                 return _no_verdict("error", code, error.strerror or str(error))
@@ -220,6 +220,7 @@ def decide(
             pass
         case _:
             assert_never(outcome)
+    # One `up` ends `unknown`: a new target that is fine needs no confirmation, and alerts nobody.
     if outcome == before.state or (before.state == "unknown" and outcome == "up"):
         return MonitorStatus(state=outcome), None
     against = before.against + 1

@@ -95,6 +95,7 @@ def checked(asked: MonitorPut, *, least_interval_s: float) -> MonitorSpec:
     timeout_s = _within("timeout_s", asked.timeout_s, TIMEOUT_S)
     if timeout_s > interval_s:
         raise bad("timeout_s", "at most interval_s, for checks of one monitor never overlap")
+    # Refused, not ignored: who sets them expects them to be checked.
     if asked.kind != "http" and (odd := [name for name, usual in _HTTP_ONLY.items() if getattr(asked, name) != usual]):
         raise bad(odd[0], f"nothing, for it says nothing about kind {asked.kind}")
     if len(asked.statuses) > MAX_STATUSES:

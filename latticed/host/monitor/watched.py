@@ -46,6 +46,7 @@ class WatchedTarget(ScheduledItem):
             "timeout_s": spec.timeout_s,
             "failures": spec.failures,
             "statuses": list(spec.statuses),
+            # What is expected in a body may be private, as may the query.
             "body": spec.body if whole else "",
             "certificate_days": spec.certificate_days,
             "shared": spec.shared,

@@ -125,6 +125,7 @@ class NetworkCalls:
         for name in wanted:
             try:
                 found |= await self._readings[name].get()
+            # No /proc, or no descriptor left; the path is not for plugins, so only the system's message is shown.
             except OSError as error:
                 unseen = f"the {name} cannot be read: {error.strerror or 'an error of input or output'}"
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
@@ -137,10 +138,12 @@ class NetworkCalls:
         if asked.kind not in plan.KINDS:
             expected = ", ".join(plan.KINDS)
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {expected}, found {_shown(asked.kind)}")
+        # The name of a plan is the hash of its canonical form, whatever the order of keys that the plugin sent.
         try:
             canonical = plan.canonical(asked.kind, asked.intent)
         except plan.BadIntent as error:
             raise HostError(Denial.BAD_PARAMS, text.sanitise(str(error), 400)) from error
+        # Secrets: none in clear, and only such that the plugin may use; before the intent is stored.
         intents.check(asked.intent)
         secrets = self._secrets_of(caller.plugin_id)
         for reference in sorted(intents.references(asked.intent)):
@@ -157,6 +160,7 @@ class NetworkCalls:
                 tx.append_audit(_planned(caller, row))
             return row
 
+        # Durable: the plugin is told the plan's name, by which an operator approves it.
         row = await self._ledger.write(change, durable=True)
         return {"ok": True, **_view(row)}
 

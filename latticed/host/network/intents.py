@@ -56,6 +56,7 @@ def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
     """
     if isinstance(value, dict):
         for key, inner in value.items():
+            # Everything within a secret field is a secret, whatever the keys in it are called.
             inner_name = name if is_secret(name) else key
             # Cut: keys are the plugin's, and the path gets into a message.
             yield from _texts(inner, f"{where}.{key}"[:200], inner_name)
@@ -64,5 +65,6 @@ def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
             yield from _texts(inner, f"{where}[{index}]"[:200], name)
     elif isinstance(value, str):
         yield where, name, value
+    # A PIN may be given as a number; a boolean is none (bool is a subclass of int).
     elif isinstance(value, int) and not isinstance(value, bool) and is_secret(name):
         yield where, name, str(value)

@@ -60,6 +60,7 @@ def _read(root: Path) -> Iterator[ListeningSocket]:
             continue  # for example a kernel without IPv6
         for line in lines:
             fields = line.split()
+            # Columns of proc_net(5): 1 is the local address, 3 the state, 7 the uid.
             if len(fields) > 7 and fields[3] == state and (one := _listener(protocol, fields[1], fields[7])):
                 yield one
 

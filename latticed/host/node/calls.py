@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Seconds that a reading is answered again, as docs/services.md promises.
 FACTS_CACHE_S: Final = 10.0
 METRICS_CACHE_S: Final = 1.0
+# Labels of the machine in all, and characters of one text.
 MAX_LABELS: Final = 64
 MAX_LABEL_CHARACTERS: Final = 256
 ADMIN: Final = "node:admin"
@@ -146,6 +147,7 @@ class CachedReading:
             # Counted from the beginning of the run: what is read may be as old as that.
             self._since_s = now_s
             self._reading = reading = asyncio.get_running_loop().run_in_executor(None, self._read)
+        # Shielded: the reading belongs to all callers, and its thread could not be cancelled anyway.
         return await asyncio.shield(reading)
 
 

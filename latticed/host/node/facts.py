@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path("/")
+# A host of containers may have thousands of mounts, each of which costs a system call.
 MAX_DISKS: Final = 64
 # Bounds of one text in an answer, and of one file that is read.
 _MAX_TEXT_CHARACTERS: Final = 256
@@ -115,6 +116,7 @@ def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
             "type": kind,
             "total_bytes": found.f_blocks * found.f_frsize,
             "free_bytes": found.f_bfree * found.f_frsize,
+            # Without what is reserved for root, unlike f_bfree (statvfs(3)).
             "available_bytes": found.f_bavail * found.f_frsize,
             "inodes": found.f_files,
             "inodes_free": found.f_ffree,

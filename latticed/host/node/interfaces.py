@@ -51,6 +51,7 @@ def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
 
 def _addresses(root: Path) -> Iterator[InterfaceAddress]:
     """All that can be read. if_inet6 may be emulated by a container: at a malformed line the rest is skipped."""
+    # Each family by itself: that one cannot be read must not hide the other.
     with contextlib.suppress(OSError):
         yield from kernel.ipv4(with_prefix=True)
     with contextlib.suppress(ValueError):

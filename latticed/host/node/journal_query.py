@@ -85,6 +85,7 @@ async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
         return await _from_journald(asked)
     if asked.filter != SSHD:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "there is no journald here; without it only sshd can be read")
+    # In a thread: it reads up to some MiB from disk.
     return await asyncio.to_thread(_from_auth_log, sources.auth_log, asked)
 
 
@@ -117,6 +118,7 @@ async def _read_journald(
         since_us, position = int(position), ""
     elif kind != "j" or not journalctl.is_cursor(position):
         raise _bad_cursor()
+    # Nothing is asked for: the place stays the same, and no process is started.
     if not asked.limit:
         return [], asked.cursor
     found, cursor = await journalctl.following(matches, wanted, asked.limit, cursor=position, since_us=since_us)
@@ -217,6 +219,7 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
             # With a day to spare, for clocks that were set back; what is later still was last year.
             if seconds < now_s + _DAY_S:
                 return rfc3339(int(seconds) * 1_000_000)
+    # An impossible date such as 30 February, or one that time_t cannot hold: the entry is shown without a time.
     except (ValueError, OverflowError, OSError):
         pass
     return None

@@ -83,6 +83,7 @@ class NotificationQueue:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # Before the last sweep, which must not overlap with a regular one.
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
@@ -119,6 +120,7 @@ class NotificationQueue:
         while True:
             # Cleared before looking, not after: a `wake` in between then ends the wait below at once.
             self._changed.clear()
+            # Problem: the ledger cannot be written. The item stays queued, and is tried again after the pause.
             pause_s = FAULT_PAUSE_S
             with contextlib.suppress(Problem):
                 if (item := await self.take()) is not None:
@@ -146,6 +148,7 @@ class NotificationQueue:
         """Record a delivery, and erase the body; False when the item has ended before, or is unknown."""
         now_us = self._clock.wall_us()
         ended = await self._ledger.write(lambda tx: rows.finish(tx, item_id, "done", now_us=now_us))
+        # After the commit: if the write fails, the lease goes on, and the item is queued again when it ends.
         self._taken.pop(item_id, None)
         return ended
 
@@ -159,6 +162,7 @@ class NotificationQueue:
         fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
         """
         settings, reason = self.settings, text.sanitise(reason, REASON_CHARACTERS)
+        # A Retry-After can only lengthen the pause.
         delay_s = max(self._backoff_s(item.attempts), retry_after_s or 0.0)
         limit_s = settings.give_up_days * DAY_S
         now_us = self._clock.wall_us()
@@ -169,6 +173,7 @@ class NotificationQueue:
             if rows.waited_s(tx, item.id) < limit_s:
                 rows.put_back(tx, item.id, next_at=next_at, now_us=now_us, code=code, reason=reason)
                 return "queued"
+            # False when an operator has pruned it meanwhile, or its lease ended and another attempt delivered it.
             if rows.finish(tx, item.id, "failed", now_us=now_us, code=code, reason=reason):
                 tx.append_audit(_failed_event(item, code, reason))
             return "failed"

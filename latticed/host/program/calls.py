@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class ProgramName(Params, frozen=True):
-    """Parameters of service.delete: the name of one of the caller's services."""
+    """Parameters of service.delete: the name of one of the caller's programs."""
 
     name: str
 
 
 class ProgramStatus(Params, frozen=True):
-    """Parameters of service.status. `name` empty: all of the caller's, without their output."""
+    """Parameters of service.status. `name` empty: all of the caller's programs, without their output."""
 
     name: str = ""
 
@@ -59,9 +59,10 @@ class ProgramCalls:
         return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
-        """The caller's services, by name; a named one with the end of its output. HostError not_found."""
+        """The caller's programs, by name; a named one with the end of its output. HostError not_found."""
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:
+            # Without output, which bounds the answer: `service.output_bytes` are for each stream of each program.
             return {"services": [view(one) for one in mine]}
         found = [{**view(one), "output": one.program.output()} for one in mine if one.name == asked.name]
         if not found:
@@ -70,7 +71,7 @@ class ProgramCalls:
 
 
 def view(one: KeptProgram) -> dict[str, Any]:
-    """As `service.status` shows it; never arguments or environment."""
+    """One program as `service.status` shows it, as JSON; never arguments or environment, which may be private."""
     spec = one.spec
     return {
         "name": one.name,

@@ -1,4 +1,4 @@
-"""The services of all plugins: stored in the ledger, running while their owner may act."""
+"""Programs that plugins keep running (`service.*`): stored in the ledger, running while their owner may act."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MIB: Final = 1 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class KeptProgram:
-    """One service, and the program that runs for it; `spec` is what its row has."""
+    """One program of a plugin: what is stored of it, and what runs for it."""
 
     plugin_id: str
     name: str
@@ -50,9 +50,9 @@ class KeptProgram:
 
 
 class ProgramKeeper(SupervisedKeeper[KeptProgram]):
-    """An async context manager: entered, every stored service runs while its owner may act; left, none does.
+    """An async context manager: entered, every stored program runs while its owner may act; left, none does.
 
-    `refusal(plugin_id)`: why it may not have services run now, or None. `variables(plugin_id)`: the names that their
+    `refusal(plugin_id)`: why it may not have programs run now, or None. `variables(plugin_id)`: the names that their
     environment may set. `policy`: backoff and breaker. `roll` gives a random number in [0, 1).
     """
 
@@ -80,15 +80,17 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
                 self._keep(row.plugin_id, row.name, spec)
 
     def visited(self, plugin_id: str) -> None:
-        """A visitor has connected to a service of this plugin; which one is unknown, so all of them are marked."""
+        """Note that a visitor has connected to an upstream of this plugin. Which program it reached is unknown, so all
+        of them are marked (`SupervisedProgram.note_visitor`).
+        """
         for one in self.of(plugin_id):
             one.program.note_visitor()
 
     async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
-        """Keep `spec` running, in place of the plugin's service of that name; the service, once its row is on disk. It
+        """Keep `spec` running, in place of the plugin's program of that name; the program, once its row is on disk. It
         is started afterwards.
 
-        Putting an equal spec changes nothing, unless the service has failed or ended: then it is started afresh, with a
+        Putting an equal spec changes nothing, unless the program has failed or ended: then it is started afresh, with a
         closed breaker. Problems: quota_exceeded, ledger_unavailable; what had that name then keeps running.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
@@ -100,7 +102,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             return before
         settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
-        # The row first: when it cannot be written (quota, disk), the service of before keeps running.
+        # The row first: when it cannot be written (quota, disk), the program of before keeps running.
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
         )
@@ -112,7 +114,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return made
 
     def _keep(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
-        """Hold a service in memory in place of that of before, not started."""
+        """Hold a program in memory in place of that of before, not started."""
         program = SupervisedProgram(
             f"{plugin_id}/{name}",
             self._deps,

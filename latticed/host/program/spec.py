@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latticed.settings.programs import ServiceSettings as Settings
 
 Network = Literal["none", "own", "host"]
-# Bounds of one service; MAX_CHARACTERS is for each argument and each value.
+# Bounds of one program; MAX_CHARACTERS is for each argument and each value.
 MAX_ARGS: Final = 64
 MAX_VARIABLES: Final = 32
 MAX_CHARACTERS: Final = 4_096
@@ -63,6 +63,7 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
         raise bad("program", f"one of those that the operator allows ({names})")
     if len(asked.args) > MAX_ARGS or len(asked.environment) > MAX_VARIABLES:
         raise bad("args", f"at most {MAX_ARGS}, and at most {MAX_VARIABLES} variables")
+    # Only granted variables, and no secrets in them or in arguments: see `_check_text`.
     for name, value in asked.environment.items():
         if name not in variables:
             shown = text.sanitise(name, 80)
@@ -84,7 +85,7 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
 
 
 def check_name(name: str) -> None:
-    """HostError bad_params unless `name` is one that a service or tunnel may have."""
+    """HostError bad_params unless `name` is one that a program or tunnel may have."""
     if not NAME.fullmatch(name):
         raise bad("name", "1 to 64 letters, digits, '.', '_', '-', first a letter or digit")
 

@@ -1,4 +1,4 @@
-"""Common base of the keepers of services and tunnels: programs that run while their plugin may act."""
+"""Common base of the keepers of programs and tunnels: processes that run while their plugin may act."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logs.get_logger()
 
 
 class SupervisedItem(Protocol):
-    """What a keeper holds: a service or a tunnel, and the program that runs for it. `start` has no effect while it is
+    """What a keeper holds: a program of a plugin or a tunnel, and what runs for it. `start` has no effect while it is
     started; `stop` returns once none of its processes is left.
     """
 

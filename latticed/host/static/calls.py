@@ -162,6 +162,7 @@ class StaticCalls:
         if found is None:
             return {"ok": False}
         data, modified_us = found
+        # The whole file is read even for a part: the ETag is the hash of all of it.
         part = data[asked.offset : asked.offset + min(asked.length, MAX_ANSWER_BYTES)]
         return {
             "ok": True,
@@ -177,6 +178,7 @@ class StaticCalls:
         """A page of the files, by path; `next` is null on the last one."""
         owner = self._owner(caller, asked.plugin)
         found = await self._in_thread(lambda: self._files.entries(owner))
+        # All files are walked for each page: there are at most `static.plugin_files`.
         wanted = [entry for entry in found if entry.path.startswith(asked.prefix) and entry.path > asked.after]
         shown = [
             {

@@ -81,6 +81,7 @@ class StaticFiles:
             del self._used[owner]  # an error below leaves it unknown: counted again by the next call
             try:
                 self._replace(owner, path, data)
+            # Raised again: whatever ends it, no empty directories are left.
             except BaseException:
                 # Directories may have been made before the disk was full.
                 self._prune(owner, path)
@@ -138,6 +139,7 @@ class StaticFiles:
         """The directories of an id that exist, one for each of its publishers, past ones included."""
         with _as_host_errors():
             try:
+                # The first level has publishers; a plugin id may be in several of them.
                 found = os.listdir(self._directory)
             except FileNotFoundError:
                 return []
@@ -205,6 +207,7 @@ class StaticFiles:
                     os.fsync(fd)
                 os.rename(temporary, name, src_dir_fd=above, dst_dir_fd=above)
             except BaseException:
+                # The error that led here counts. What cannot be removed now is swept by the next put (`_usage`).
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=above)
                 raise
@@ -247,6 +250,7 @@ def _make(name: str, above: int) -> None:
     """Make a directory, durably, if it does not exist."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=above)
+        # Else the directory, and the file that is fsynced in it, may be gone after a power cut.
         os.fsync(above)
 
 

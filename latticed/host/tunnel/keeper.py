@@ -51,6 +51,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         super().__init__(ledger, "tunnel", refusal=refusal)
         self._deps = deps
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
+        # Tasks under way, for `recheck`: there is no item to stop before the first put of a tunnel is through.
         self._validations: dict[asyncio.Task[None], str] = {}  # to plugin id
 
     async def _load(self) -> None:

@@ -58,6 +58,7 @@ async def _get(port: int, path: str) -> tuple[int, bytes]:
                 # The peer may have reset the connection; the answer is complete by then, or is judged as it is.
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
+    # It has not opened its port yet, or hangs: both are "not ready", and it is asked again.
     except (OSError, TimeoutError):
         return 0, b""
     head, _, body = answer.partition(b"\r\n\r\n")
