@@ -82,7 +82,7 @@ class KvCalls:
         self._granted = granted
 
     def calls(self) -> tuple[Served, ...]:
-        """The calls of this service, for `call.table`."""
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="kv.get", params=KvGet, serve=self._get),
             Served(method="kv.list", params=ListKeys, serve=self._list),

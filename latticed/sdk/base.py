@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class PluginError(Exception):
-    """Raised by an action: it fails with this message, without a traceback in the log."""
+    """Raised by an action: it fails with this message, without a traceback in the log. Its text is shown to whoever
+    called it.
+    """
 
 
 class Health:
-    """`status` is healthy, degraded or unhealthy; `message` is for the operator."""
+    """What `health` returns. `status` is healthy, degraded or unhealthy; `message` is for the operator."""
 
     def __init__(self, status: str = "healthy", message: str = "") -> None:
         self.status = status
@@ -31,7 +33,10 @@ class Health:
 
 
 class Reply:
-    """What an action may return to add a message, or to fail without an exception."""
+    """What an action may return to add a message, or to fail without an exception.
+
+    `result` is any JSON; with `ok` False the action has failed, and `message` is its error.
+    """
 
     def __init__(self, result: Any = None, *, message: str = "", ok: bool = True) -> None:
         self.result = result
@@ -40,12 +45,16 @@ class Reply:
 
 
 def _unconnected(method: str, params: dict[str, Any]) -> Any:
+    """The host call of a plugin that `connect` was not called for, such as one made in a test: HostError."""
     del params
     raise HostError("service_unavailable", f"{method}: not connected to a host")
 
 
 class PluginBase:
-    """A plugin's actions and health, and its answers to requests; the defaults of what `Plugin` documents."""
+    """A plugin's actions and health, and its answers to requests; the defaults of what `Plugin` documents.
+
+    `id`, `capabilities` and `config` are set before `started` is called, under latticed-stdio-1.
+    """
 
     id: str = ""
     capabilities: tuple[str, ...] = ()
@@ -54,19 +63,24 @@ class PluginBase:
     _ask: Ask = staticmethod(_unconnected)
 
     def started(self) -> None:
-        """Called once, before anything else; if it raises, the plugin does not start."""
+        """Called once, before any action or health check; host calls can be made. If it raises, the plugin does not
+        start.
+        """
 
     def health(self) -> Health:
-        """The plugin's health; called regularly. An exception counts as unhealthy."""
+        """The plugin's health; called regularly, between actions. An exception counts as unhealthy. Overridden where
+        needed.
+        """
         return Health()
 
     def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a Reply). An exception fails the action.
 
-        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`.
+        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`; PluginError when there is none.
         """
         found = getattr(self, f"do_{action.replace('-', '_')}", None)
         if found is None:
+            # Cut: whoever calls chooses the name.
             raise PluginError(f"no such action: {action[:100]}")
         return found(payload)
 
@@ -74,7 +88,9 @@ class PluginBase:
         """Called once, before the end, under latticed-stdio-1; the host does not wait long."""
 
     def describe(self) -> Any:
-        """What the action `describe` answers under stdio-json-v1."""
+        """What the action `describe` answers under stdio-json-v1: any JSON. By default the class's name, docstring and
+        actions.
+        """
         actions = sorted(name[3:] for name in dir(type(self)) if name.startswith("do_"))
         return {"name": type(self).__name__, "about": (type(self).__doc__ or "").strip(), "actions": actions}
 
@@ -92,6 +108,7 @@ class PluginBase:
             return failed(str(error))
         except HostError as error:
             return failed(str(error))
+        # SystemExit and KeyboardInterrupt pass: `sys.exit()` in an action ends the plugin.
         except Exception as error:  # noqa: BLE001 - a failed action does not end the plugin
             show_traceback()
             return failed(f"{type(error).__name__}: {error}")
@@ -100,9 +117,10 @@ class PluginBase:
         return {"ok": reply.ok, "message": reply.message, "result": reply.result, "error": error_text}
 
     def check(self) -> Health:
-        """What `health` returns, or unhealthy with its exception."""
+        """What `health` returns, or unhealthy with its exception or with what is wrong about what it returned."""
         try:
             found = self.health()
+            # Inside the `try`: what `health` returned may be no Health at all.
             return Health(printable(found.status), printable(found.message))
         except Exception as error:  # noqa: BLE001 - see answer
             show_traceback()
@@ -116,10 +134,10 @@ def failed(message: str) -> dict[str, Any]:
 
 
 def printable(text: object) -> str:
-    """`text` with a mark for each lone surrogate: UTF-8 has no bytes for them."""
+    """`text` with a question mark for each lone surrogate, for which UTF-8 has no bytes."""
     return str(text).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def show_traceback() -> None:
-    """The exception being handled, on stderr."""
+    """Print the exception being handled on stderr, the plugin's log."""
     sys.excepthook(*sys.exc_info())

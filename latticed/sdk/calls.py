@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# Not base64, which imports re and struct: the start of a plugin would be slower.
 from binascii import a2b_base64, b2a_base64
 
 TYPE_CHECKING = False  # typing itself is not needed to run
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class HostError(Exception):
-    """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …)."""
+    """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …), `message` says
+    more.
+
+    The codes are listed in docs/plugins.md.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -26,17 +31,19 @@ class HostError(Exception):
 
 
 class Calls:
-    """A group of host calls."""
+    """A group of host calls. `ask(method, params)` makes one, and returns its result or raises HostError."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
 
 
 def to_base64(data: bytes) -> str:
+    """`data` in base64 with padding, in one line (RFC 4648, section 4)."""
     return b2a_base64(data, newline=False).decode("ascii")
 
 
 def from_base64(text: str) -> bytes:
+    """The bytes of a text in base64; binascii.Error when its padding is wrong. Other characters are skipped."""
     return a2b_base64(text)
 
 
@@ -46,7 +53,10 @@ def given(**params: Any) -> dict[str, Any]:
 
 
 def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[Any]:
-    """The `rows` of all pages of a call that answers `{rows, next}`; `next` is the `after` of the following page."""
+    """The `rows` of all pages of a call that answers `{rows, next}`, each page asked for when it is needed.
+
+    `next` is the `after` of the following page, None on the last one.
+    """
     after: dict[str, Any] = {}
     while True:
         page = ask(method, {**params, **after})
@@ -57,7 +67,9 @@ def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[
 
 
 class Kv(Calls):
-    """Small values that survive restarts, in a bucket of this plugin's own."""
+    r"""Small values that survive restarts, in a bucket of this plugin's own. A key has 1 to 256 characters, without `/`
+    and `\`.
+    """
 
     def get(self, key: str) -> str | None:
         """The value as text, or None when there is none; UnicodeDecodeError when it is no text (kv:read)."""
@@ -67,10 +79,11 @@ class Kv(Calls):
     def get_bytes(self, key: str) -> bytes | None:
         """The value, or None when there is none (kv:read)."""
         found = self._ask("kv.get", {"key": key})
+        # Not `value`, which is missing above 64 KiB and for what is no text.
         return from_base64(found["value_base64"]) if found["ok"] else None
 
     def put(self, key: str, value: str | bytes) -> None:
-        """Set a value; HostError("quota_exceeded") when it does not fit (kv:write)."""
+        """Set a value, text as UTF-8; HostError("quota_exceeded") when it does not fit (kv:write)."""
         if isinstance(value, str):
             self._ask("kv.put", {"key": key, "value": value})
         else:
@@ -89,7 +102,7 @@ class Log(Calls):
     """Lines in the daemon's log, with the plugin's id; `fields` are converted to text."""
 
     def write(self, level: str, message: str, **fields: object) -> None:
-        """One line of level debug, info, warning or error (log:write)."""
+        """One line of level debug, info, warning or error; `fields` are shown with it (log:write)."""
         plain = {name: str(value) for name, value in fields.items()}
         self._ask("log.write", {"level": level, "message": message, "fields": plain})
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
+# A copy of `model.hostcall`, which the SDK cannot import; a test compares them.
 _OPENS = {
     "kv:read": "kv.get kv.list",
     "kv:write": "kv.put kv.delete",
@@ -39,6 +40,7 @@ CAPABILITY_OF = {call: capability for capability, calls in _OPENS.items() for ca
 """Every host call there is, and the capability that opens it."""
 
 REQUEST_BYTES = 512 << 10
+"""Of a call's parameters as JSON: the host's default for `host_calls.request_bytes`."""
 MAX_KEY_CHARACTERS = 256
 PAGE = 1_000
 MAX_TEXT_BYTES = 64 << 10
@@ -59,7 +61,10 @@ _REQUIRED = {"kv.get": ("key",), "kv.put": ("key",), "kv.delete": ("key",), "log
 
 
 class Called:
-    """One host call that a plugin made; `denied` is its code, empty when it was carried out."""
+    """One host call that a plugin made; `denied` is its code, empty when it was carried out.
+
+    `params` as the host gets them, after JSON; as they were given for a call that was denied.
+    """
 
     def __init__(self, method: str, params: Mapping[str, Any], denied: str = "") -> None:
         self.method = method
@@ -102,10 +107,14 @@ class Gate:
         self.calls: list[Called] = []
 
     def call(self, method: str, params: Mapping[str, Any]) -> Any:
-        """The result as the plugin would get it, after a round trip through JSON; HostError when it is refused."""
+        """The result as the plugin would get it, after a round trip through JSON; HostError when it is refused.
+
+        Every call is appended to `calls`, refused ones with their code.
+        """
         try:
             line = _line(params)
             plain = json.loads(line)
+            # Without the newline of the line, which is no part of the parameters.
             self._check(method, len(line) - 1)
             result = json.loads(lines.encode(self._carry_out(method, plain)))
         except HostError as error:
@@ -127,6 +136,9 @@ class Gate:
             raise HostError("too_large", f"expected at most {REQUEST_BYTES} bytes, found {size}")
 
     def _carry_out(self, method: str, params: dict[str, Any]) -> Any:
+        """The result of an allowed call: from `answers`, else by this class. HostError service_unavailable for other
+        calls.
+        """
         if method in self.answers:
             answer = self.answers[method]
             return answer(params) if callable(answer) else answer
@@ -162,8 +174,10 @@ class Gate:
         key, value = _key(asked), _value(asked)
         if len(value) > self.kv_value_bytes:
             raise HostError("quota_exceeded", f"expected a value of at most {self.kv_value_bytes} bytes")
+        # Replacing a value is allowed when there are as many keys as there may be.
         if key not in self.kv and len(self.kv) >= self.kv_keys:
             raise HostError("quota_exceeded", f"expected at most {self.kv_keys} keys")
+        # Keys count as well, as in the host's quota.
         used = sum(len(name.encode()) + len(held) for name, held in self.kv.items())
         more = len(value) - len(self.kv[key]) if key in self.kv else len(key.encode()) + len(value)
         if more > 0 and used + more > self.kv_total_bytes:
@@ -175,6 +189,7 @@ class Gate:
         return {"ok": self.kv.pop(_key(asked), None) is not None}
 
     def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Keep a line; an unknown level becomes info, as at the host."""
         said = asked.get("level", "info").lower()
         level = "warning" if said == "warn" else said if said in _LEVELS else "info"
         self.lines.append((level, asked["message"]))
@@ -202,6 +217,7 @@ def _line(params: Mapping[str, Any]) -> bytes:
 
 
 def _check_params(method: str, params: dict[str, Any]) -> None:
+    """HostError bad_params for unknown, missing or wrongly typed parameters of a call that this class answers."""
     known = _PARAMS[method]
     for name, value in params.items():
         if name not in known:
@@ -215,7 +231,7 @@ def _check_params(method: str, params: dict[str, Any]) -> None:
 
 
 def key_fault(key: str) -> str | None:
-    """What is wrong with a key, or None; the host's own rule."""
+    """What is wrong with a key, or None; a copy of the host's rule (`host.kv.key_fault`), which a test compares."""
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
         return f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters, found {len(key)}"
     hidden = (unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} or c in _BLANK_LETTERS for c in key)
@@ -267,5 +283,6 @@ def _calls_after(cursor: int | str | None) -> int | None:
 
 
 def _event(seq: int, called: Called) -> dict[str, Any]:
+    """A call as an audit event of the chain of calls, with the fields that plugins read."""
     told = {"action": "host.call", "target": called.method, "decision": "deny" if called.denied else "allow"}
     return {"seq": seq, **told, "code": called.denied, "chain": "calls"}

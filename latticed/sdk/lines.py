@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CHUNK_BYTES = 1 << 16
+"""Read at once: 64 KiB, what a pipe holds by default (pipe(7))."""
 UNFIT = (TypeError, ValueError, RecursionError)
 """What `encode` raises for a value that is no JSON; UnicodeEncodeError (a lone surrogate) is a ValueError."""
 
@@ -25,12 +26,14 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 
 def encode(message: Any) -> bytes:
-    """`message` as one line of JSON; raises UNFIT for what the host refuses: NaN, lone surrogates."""
+    """`message` as one line of JSON in UTF-8, with its newline; raises UNFIT for what the host refuses: NaN, lone
+    surrogates.
+    """
     return _dumps(message).encode("utf-8") + b"\n"
 
 
 def encode_or(message: Any, instead: Callable[[str], Any]) -> bytes:
-    """`message` as a line, or what `instead` makes of the reason why it cannot be one."""
+    """`message` as a line; when it cannot be one, the line of what `instead(reason)` returns, which must be JSON."""
     try:
         return encode(message)
     except UNFIT as error:
@@ -43,6 +46,7 @@ class LineStream:
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
         self._writing = writing
+        # Bytes that were read and not returned yet; `_searched` of them are known to hold no newline.
         self._held = bytearray()
         self._searched = 0
         self._one_writes = threading.Lock()
@@ -65,11 +69,11 @@ class LineStream:
         return line
 
     def more(self) -> bytes:
-        """The next bytes, at least one; empty at end of file."""
+        """The next bytes, at least one; empty at end of file. Blocks. Overridden in tests to add a deadline."""
         return os.read(self._reading, CHUNK_BYTES)
 
     def put(self, data: memoryview) -> int:
-        """Write some of `data`; returns how many bytes."""
+        """Write some of `data`, blocking until there is room; returns how many bytes were written."""
         return os.write(self._writing, data)
 
     def write(self, line: bytes) -> None:
@@ -84,11 +88,14 @@ class LineStream:
 def claim() -> LineStream:
     """The stream to the host; from here on descriptor 0 is at end of file and descriptor 1 is stderr."""
     reading, writing = os.dup(0), os.dup(1)  # os.dup: children of the plugin do not inherit them
+    # The read end of a pipe whose write end is closed: at end of file at once.
     nothing, end = os.pipe()  # not /dev/null: a plugin need not be able to open anything
     os.close(end)
     os.dup2(nothing, 0)
     os.close(nothing)
+    # After `os.dup`, which has kept the pipe to the host.
     os.dup2(2, 1)
     sys.stdout.flush()  # what was printed before this goes there too
+    # Both now lead to descriptor 2; one object, so that lines keep their order.
     sys.stdout = sys.stderr
     return LineStream(reading, writing)

@@ -18,7 +18,7 @@ class Node(Calls):
         return dict(self._ask("node.facts", {}))
 
     def metrics(self) -> dict[str, Any]:
-        """Load, memory, disks and network counters (node:read)."""
+        """Load, memory, disks and network counters since boot; None for what cannot be read (node:read)."""
         return dict(self._ask("node.metrics", {}))
 
     def journal(
@@ -54,9 +54,9 @@ class Monitor(Calls):
         return dict(self._ask("monitor.results", given(name=name, owner=owner, after=after, limit=limit)))
 
     def put(self, name: str, kind: str, target: str, **more: Any) -> dict[str, Any]:
-        """Make or replace a check of kind http, tcp or ping (monitor:admin).
+        """Make or replace a check of kind http, tcp or ping: `{ok, target}`, the target in normal form (monitor:admin).
 
-        `more`: interval_s, timeout_s, failures, statuses, body, certificate_days, shared.
+        `more`: interval_s, timeout_s, failures, statuses, body, certificate_days, shared; defaults in docs/services.md.
         """
         return dict(self._ask("monitor.put", {"name": name, "kind": kind, "target": target, **more}))
 
@@ -75,25 +75,32 @@ class Static(Calls):
     def get(
         self, path: str, *, offset: int | None = None, length: int | None = None, plugin: str | None = None
     ) -> dict[str, Any]:
-        """A file's attributes with its contents, or a piece of them; `ok` is false if there is none (static:read)."""
+        """A file's attributes with its contents, or a piece of them; `ok` is false if there is none (static:read).
+
+        An answer holds at most 192 KiB from `offset` on; `bytes` is the size of the whole file.
+        """
         return dict(self._ask("static.get", given(path=path, offset=offset, length=length, plugin=plugin)))
 
     def get_bytes(self, path: str, *, plugin: str | None = None) -> bytes | None:
-        """All of one version of a file, or None when there is none (static:read)."""
+        """All of one version of a file, or None when there is none; asked for piece by piece (static:read)."""
         held, etag = b"", None
         while (piece := self.get(path, offset=len(held), plugin=plugin))["ok"]:
+            # The file was replaced between two pieces: begin again, so that no two versions are mixed.
             if etag not in {None, piece["etag"]}:
                 held, etag = b"", None
                 continue
             etag = piece["etag"]
             more = from_base64(piece["content_base64"])
             held += more
+            # `not more` ends the loop also when a piece is empty before its time.
             if not more or len(held) >= piece["bytes"]:
                 return held
         return None
 
     def put(self, path: str, content: str | bytes) -> dict[str, Any]:
-        """Create or replace a file; its content type follows from its extension (static:write)."""
+        """Create or replace a file; its content type follows from its extension: `{ok, bytes, content_type, etag}`
+        (static:write).
+        """
         text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}
         return dict(self._ask("static.put", {"path": path, **text}))
 

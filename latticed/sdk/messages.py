@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Response:
-    """What a web server answered: `status`, `headers` as the host gave them, `body` in bytes."""
+    """What a web server answered: `status`, `headers` with names such as `Content-Type`, `body` in bytes, decoded."""
 
     def __init__(self, status: int, headers: Mapping[str, Any], body: bytes) -> None:
         self.status = status
@@ -28,23 +28,26 @@ class Response:
         return None
 
     def text(self) -> str:
-        """The body as UTF-8, with a mark for each byte that is none."""
+        """The body as UTF-8, with U+FFFD for what is none."""
         return self.body.decode("utf-8", errors="replace")
 
     def json(self) -> Any:
-        """The body decoded; ValueError when it is no JSON."""
+        """The body decoded from JSON; ValueError when it is none."""
         return json.loads(self.body)
 
 
 class Http(Calls):
-    """Requests through the host's guarded egress: only to hosts that the operator granted."""
+    """Requests through the host's guarded egress: only to hosts that the operator granted. See docs/egress.md for
+    limits.
+    """
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | bytes | None = None
     ) -> Response:
-        """One request; HostError("egress_blocked") when it may not go there (http:egress).
+        """One request with its redirects; HostError("egress_blocked") when it may not go there (http:egress).
 
-        `${secret:NAME}` in url, headers and body is filled in by the host, if the operator bound NAME to this plugin.
+        `${secret:NAME}` in url, headers and a `body` of text is filled in by the host, if the operator bound NAME to
+        this plugin. A status of 400 or more is no error here.
         """
         params = given(method=method, url=url, header=dict(headers) if headers else None)
         if body is not None:
@@ -53,11 +56,11 @@ class Http(Calls):
         return Response(found["status_code"], found.get("header") or {}, from_base64(found.get("body_base64") or ""))
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
-        """See request (http:egress)."""
+        """GET; see request (http:egress)."""
         return self.request("GET", url, headers=headers)
 
     def post(self, url: str, body: str | bytes, *, headers: Mapping[str, str] | None = None) -> Response:
-        """See request (http:egress)."""
+        """POST; see request (http:egress)."""
         return self.request("POST", url, headers=headers, body=body)
 
 
@@ -65,7 +68,11 @@ class Mail(Calls):
     """Mail through the operator's relay."""
 
     def send(self, to: str | Sequence[str], subject: str, body: str) -> Any:
-        """Hand a message to the relay (http:egress)."""
+        """Hand a message in plain text to the relay: `{ok, message_id, recipients}` (http:egress).
+
+        It is sent to all recipients or to none. HostError("deadline_exceeded"): it is not known whether the relay took
+        it.
+        """
         return self._ask("mail.send", {"to": to if isinstance(to, str) else list(to), "subject": subject, "body": body})
 
 
@@ -83,7 +90,8 @@ class Notify(Calls):
     ) -> str:
         """Queue a notification and return its id; accepted means delivered at least once (notify:send).
 
-        `severity` is info, warning, error or critical; of messages with the same `dedupe` one is delivered.
+        `severity` is info, warning, error or critical; `event` is a word for the operator's rules; of messages with the
+        same `dedupe` one is delivered.
         """
         asked = given(title=title, body=body, severity=severity, event=event, dedupe=dedupe)
         return str(self._ask("notify.send", asked)["id"])

@@ -13,31 +13,46 @@ class Route(Calls):
     """HTTP paths of this plugin, below /<plugin id>/ unless the operator granted another prefix."""
 
     def put(self, path: str, target: str, **more: Any) -> Any:
-        """Answer `path` by `target` (template, invoke or service); `more` as docs/services.md has it (worker:route)."""
+        """Answer `path` and what is below it by `target` (template, invoke or service); replaces the plugin's route
+        there.
+
+        `{ok, path, url, message}`; `url` is None while nothing listens, and `message` says why. `more`: the target's
+        parameters, as in docs/services.md (worker:route).
+        """
         return self._ask("route.put", {"path": path, "target": target, **more})
 
     def delete(self, path: str) -> Any:
-        """Remove a route (worker:route)."""
+        """Remove the route at `path`; `{ok}`: whether there was one (worker:route)."""
         return self._ask("route.delete", {"path": path})
 
 
 class Network(Calls):
-    """Changes to the host's network as plans: proposed here, approved by an operator, applied with a rollback."""
+    """Changes to the host's network as plans: proposed here, approved by an operator, then applied with a rollback.
+
+    This version only keeps plans: `apply` is refused.
+    """
 
     def state(self, kind: str) -> Any:
-        """The live facts that a plan of `kind` would change (network:plan)."""
+        """What is live now of `kind`: nft, wireguard, nginx, proxy, listeners or interfaces (network:plan).
+
+        HostError("service_unavailable") for nft and wireguard, which only root can see.
+        """
         return self._ask("network.state", {"kind": kind})
 
     def plan(self, kind: str, intent: dict[str, Any]) -> Any:
-        """Propose a change; the answer names the sha256 that an operator approves (network:plan)."""
+        """Propose a change; `{ok, number, sha256, kind, state, created_at, updated_at}`. `intent` is JSON of at most 64
+        KiB; an operator approves its `sha256` (network:plan).
+        """
         return self._ask("network.plan", {"kind": kind, "intent": intent})
 
     def plans(self) -> Any:
-        """This plugin's plans with their states (network:plan)."""
+        """The first page of this plugin's plans: `{plans, next}`, oldest first, without intents (network:plan)."""
         return self._ask("network.plans", {})
 
     def apply(self, sha256: str) -> Any:
-        """Apply what an operator approved, once (network:apply)."""
+        """Apply what an operator approved, once. This version always raises HostError("service_unavailable")
+        (network:apply).
+        """
         return self._ask("network.apply", {"sha256": sha256})
 
 
@@ -45,13 +60,16 @@ class Ddns(Calls):
     """DNS records that follow this machine's addresses."""
 
     def put(self, name: str, **record: Any) -> Any:
-        """Keep a record up to date (ddns:admin)."""
+        """Keep a DNS record up to date from now on; returns once that is stored, before the provider is asked.
+
+        `record`: type, provider, secret, address or interface, and the others of docs/services.md (ddns:admin).
+        """
         return self._ask("ddns.put", {"name": name, **record})
 
     def delete(self, name: str) -> Any:
-        """Stop updating a record (ddns:admin)."""
+        """Stop updating the records of `name`; they stay at the provider as they are (ddns:admin)."""
         return self._ask("ddns.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """State of the records of `name`, or of all (ddns:admin)."""
+        """`{records}`: state and last error of the records of `name`, or of all (ddns:admin)."""
         return self._ask("ddns.status", given(name=name))

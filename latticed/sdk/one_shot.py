@@ -20,19 +20,23 @@ if TYPE_CHECKING:
 
 
 def run(plugin: PluginBase, stream: LineStream, answers_fd: int) -> None:
-    """Carry out the one action that was asked for; `answers_fd` is where the host answers calls."""
+    """Carry out the one action that was asked for and write its reply; `answers_fd` is where the host answers calls."""
     # Inherited from the host across exec; programs that the plugin starts must not read the answers.
     os.set_inheritable(answers_fd, False)
+    # -1: nothing is written to the descriptor of the answers.
     caller = Caller(stream, LineStream(answers_fd, -1))
     plugin.connect(caller.call)
+    # Without a request the action is empty, and the reply says that there is no such action.
     request = json.loads(stream.read_line() or b"{}")
     reply = _reply(plugin, str(request.get("action", "")), request.get("payload"))
     caller.end(lines.encode_or(reply, failed))
 
 
 def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
+    """The reply `{ok, message, result, error}` of one action; exceptions become its error."""
     try:
         plugin.started()
+        # These two must be answered by every plugin (docs/sdk.md).
         if action == "describe":
             return {"ok": True, "message": "", "result": plugin.describe(), "error": None}
     except Exception as error:  # noqa: BLE001 - the one action's outcome
@@ -51,7 +55,7 @@ def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
 
 
 class Caller:
-    """Host calls, from any thread, one at a time."""
+    """Makes host calls, from any thread, one at a time: the next call is written once the last is answered."""
 
     def __init__(self, calls: LineStream, answers: LineStream) -> None:
         self._calls = calls

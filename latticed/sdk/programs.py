@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = "latticed-stdio-1"
 DEADLINE_S = 10.0
+"""Seconds for each line that a program has to write or read."""
 GRACE_S = 3.0
+"""Seconds that a program has to end by itself after `shutdown`."""
 HURRY_S = 0.5
 """How long to wait for a failed program to end by itself, so that its stderr is complete."""
 HOST_REFUSED = -32000
@@ -56,18 +58,20 @@ class _DeadlineStream(LineStream):
         self._deadline_s = deadline_s
 
     def more(self) -> bytes:
+        """The next bytes; ProgramError when none come in time."""
         if not select.select([self._reading], [], [], self._deadline_s)[0]:
             raise ProgramError(f"expected a line within {self._deadline_s:g} s, found none")
         return super().more()
 
     def put(self, data: memoryview) -> int:
+        """Write some of `data`; ProgramError when the program does not read in time."""
         if not select.select([], [self._writing], [], self._deadline_s)[1]:
             raise ProgramError(f"expected the program to read within {self._deadline_s:g} s, found that it does not")
         return super().put(data)
 
 
 class _Program:
-    """A running program and its stderr."""
+    """A running program with pipes to it and its stderr in a file; OSError when it cannot be started."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None, pass_fds: Sequence[int] = ()) -> None:
         # A file, not a pipe, which would be full at some point: nobody reads stderr while the program runs.
@@ -90,13 +94,13 @@ class _Program:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def stderr(self) -> str:
-        """What it has written there so far."""
+        """What it has written to stderr so far."""
         size = os.fstat(self._errors.fileno()).st_size
         # pread(2): the file offset is shared with the program, which writes there.
         return os.pread(self._errors.fileno(), size, 0).decode("utf-8", errors="replace")
 
     def end(self, grace_s: float) -> tuple[int, str]:
-        """Wait, then kill; its exit status and its stderr."""
+        """Close its stdin, wait `grace_s` seconds for its end, then kill it; its exit status and its stderr."""
         # At end of file a program that waits for its host ends by itself.
         self.stdin.close()
         try:
@@ -111,13 +115,15 @@ class _Program:
             self._errors.close()
 
     def broken(self, reason: str) -> ProgramError:
+        """The error to raise, with the program's stderr."""
         return ProgramError(f"{reason}; its stderr:\n{self.stderr()}")
 
 
 class LongLived:
-    """A context manager that runs a program with latticed-stdio-1.
+    """A context manager that runs a program with latticed-stdio-1: `initialize` on entry, `shutdown` on exit.
 
     `env` is added to this process's own environment, for example PYTHONPATH for a program that imports latticed.sdk.
+    The program must write or read each line within `deadline_s`. After the exit `returncode` and `stderr` are set.
     """
 
     def __init__(
@@ -154,14 +160,15 @@ class LongLived:
             if kind is None:
                 self.ask("shutdown", {})
         finally:
+            # After a failure it is not asked to shut down, as it may not answer.
             self._end(GRACE_S if kind is None else HURRY_S)
 
     def invoke(self, action: str, payload: Any = None) -> dict[str, Any]:
-        """`{ok, message, result}` as the program answered."""
+        """`{ok, message, result}` as the program answered; host calls are answered meanwhile. ProgramError."""
         return dict(self.ask("invoke", {"action": action, "payload": payload}))
 
     def health(self) -> dict[str, Any]:
-        """`{status, message}` as the program answered."""
+        """`{status, message}` as the program answered. ProgramError."""
         return dict(self.ask("health", {}))
 
     def ask(self, method: str, params: Mapping[str, Any]) -> Any:
@@ -180,6 +187,7 @@ class LongLived:
                 return message.get("result")
 
     def _carried_out(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The Gate's answer to one host call, as JSON-RPC."""
         try:
             return {"result": self.gate.call(message["method"], message.get("params") or {})}
         except HostError as error:
@@ -204,9 +212,10 @@ def run_once(
     env: Mapping[str, str] | None = None,
     deadline_s: float = DEADLINE_S,
 ) -> dict[str, Any]:
-    """One invocation of a program that speaks stdio-json-v1: its final reply. ProgramError when there is none.
+    """One invocation of a program that speaks stdio-json-v1: its final reply `{ok, message, result, error}`.
 
-    `env` is added to this process's own environment.
+    ProgramError when the next line does not come within `deadline_s`, or none comes. `env` is added to this process's
+    own environment.
     """
     theirs, ours = os.pipe()
     try:
@@ -228,12 +237,14 @@ def _with_descriptor_3(command: Sequence[str], theirs: int, env: Mapping[str, st
 def _invoked(
     program: _Program, answers_fd: int, gate: Gate, asked: tuple[str, Any], deadline_s: float
 ) -> dict[str, Any]:
+    """Send the request, answer host calls, and return the reply; the program has ended then."""
     ends_at = time.monotonic() + deadline_s
     action, payload = asked
     try:
         calls = _DeadlineStream(program.stdout.fileno(), program.stdin.fileno(), deadline_s)
         answers = _DeadlineStream(-1, answers_fd, deadline_s)
         _write(program, calls, {"action": action, "payload": payload})
+        # The request is one line and end of file (docs/sdk.md).
         program.stdin.close()
         while "host_call" in (message := _message(program, calls, f"{action} was not answered")):
             _write(program, answers, {"host_response": _answer(gate, message["host_call"])})
@@ -243,6 +254,7 @@ def _invoked(
 
 
 def _answer(gate: Gate, call: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one host call, in the form of stdio-json-v1."""
     try:
         result = gate.call(call["method"], call.get("params") or {})
     except HostError as error:
@@ -260,6 +272,7 @@ def _write(program: _Program, stream: LineStream, message: dict[str, Any]) -> No
 
 
 def _message(program: _Program, stream: LineStream, without: str) -> dict[str, Any]:
+    """The next line of the program, a JSON object; ProgramError otherwise. `without`: its text at end of file."""
     try:
         line = stream.read_line()
     except ProgramError as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.sdk.lines import LineStream
 
 MAX_LINE_BYTES = 1 << 20
+"""Of one line, newline included: the host ends a plugin that sends a longer one (`message_too_large`)."""
 # JSON-RPC 2.0, section 5.1; -32000 to -32099 are left to implementations.
 METHOD_NOT_FOUND = -32601
 NOT_STARTED = -32000
@@ -68,6 +69,7 @@ def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> boo
 
 
 def _start(plugin: PluginBase, session: Session, request: dict[str, Any]) -> None:
+    """Call `started`; when it raises, the host gets the error and SystemExit(1) is raised."""
     try:
         plugin.started()
     except Exception as error:  # noqa: BLE001 - reported to the host, then the process ends
@@ -77,6 +79,7 @@ def _start(plugin: PluginBase, session: Session, request: dict[str, Any]) -> Non
 
 
 def _stop(plugin: PluginBase) -> None:
+    """Call `stopping`; an exception is only shown."""
     try:
         plugin.stopping()
     except Exception:  # noqa: BLE001 - it ends anyway
@@ -84,7 +87,7 @@ def _stop(plugin: PluginBase) -> None:
 
 
 class Session:
-    """Requests of the host, and calls to it."""
+    """The host's requests, and calls to it, over one stream of lines; used from several threads."""
 
     def __init__(self, stream: LineStream) -> None:
         self._stream = stream
@@ -92,6 +95,7 @@ class Session:
         self._reading = False
         self._ended = False
         self._requests: deque[dict[str, Any]] = deque()
+        # By the number of a call under way; None until its answer has come.
         self._answers: dict[int, dict[str, Any] | None] = {}
         self._last_id = 0
 
@@ -138,6 +142,7 @@ class Session:
         self._stream.write(line)
 
     def refuse(self, request: dict[str, Any], code: int, message: str) -> None:
+        """Answer a request with a JSON-RPC error; a notification is not answered."""
         if request.get("id") is not None:
             error = {"code": code, "message": printable(message)}
             self._stream.write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
@@ -156,6 +161,7 @@ class Session:
                 continue
             self._reading = True
             # Read without the lock, so that other threads can make their calls meanwhile.
+            # The lock of a Condition is re-entrant; callers hold it once, so this frees it.
             self._changed.release()
             line = None
             try:
@@ -168,6 +174,7 @@ class Session:
             self._take(line)
 
     def _take(self, line: bytes | None) -> None:
+        """Put a line where it is waited for: a request into the queue, an answer to its call. None ends the session."""
         message = None if line is None else json.loads(line)
         if message is None:
             self._ended = True
@@ -178,6 +185,7 @@ class Session:
 
 
 def _call(number: int, method: str, params: dict[str, Any]) -> bytes:
+    """The line of one host call; HostError bad_params, or too_large for one over MAX_LINE_BYTES."""
     try:
         line = lines.encode({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
     except lines.UNFIT as error:
@@ -188,6 +196,7 @@ def _call(number: int, method: str, params: dict[str, Any]) -> bytes:
 
 
 def _result(answer: dict[str, Any]) -> Any:
+    """The result in an answer; HostError with the code in `error.data.code` (docs/sdk.md)."""
     error = answer.get("error")
     if error is None:
         return answer.get("result")

@@ -33,8 +33,10 @@ __all__ = ["CAPABILITY_OF", "Called", "Gate", "Harness", "LongLived", "ProgramEr
 
 
 class Harness:
-    """Runs `plugin` against `gate` (see Gate for `capabilities`, `granted` and `answers`); `config` is what an
-    operator has set. Payloads and results make a round trip through JSON, as over a pipe.
+    """Runs `plugin` in this process against an in-memory Gate (see Gate for `capabilities`, `granted` and `answers`).
+
+    `config` is what an operator has set. `started` is called at once. Payloads and results make a round trip through
+    JSON, as over a pipe. `gate` has the calls that were made.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Harness:
         plugin.started()
 
     def invoke(self, action: str, payload: Any = None) -> dict[str, Any]:
-        """`{ok, message, result, error}`, as an operator would see it."""
+        """`{ok, message, result, error}`, as an operator would see it; an exception of the action is its error."""
         reply = self.plugin.answer(action, json.loads(lines.encode(payload)))
         return dict(json.loads(lines.encode_or(reply, failed)))
 

@@ -11,14 +11,17 @@ if TYPE_CHECKING:
 
 
 class Task(Calls):
-    """Scripts that run once, after an operator has approved exactly these bytes."""
+    """Scripts that run once in a sandbox, after an operator has approved exactly these bytes."""
 
     def list(self) -> Any:
-        """The tasks there are (task:read)."""
+        """The first page of this plugin's tasks: `{tasks, next}`, newest first, without scripts (task:read).
+
+        `self.call("task.list", after=next)` answers with the following page.
+        """
         return self._ask("task.list", {})
 
     def get(self, task_id: str) -> Any:
-        """One task, with its outcome when there is one (task:read)."""
+        """Everything of one task, with its outcome when there is one; HostError("not_found") (task:read)."""
         return self._ask("task.get", {"id": task_id})
 
     def submit(
@@ -29,44 +32,53 @@ class Task(Calls):
         targets: Sequence[str] | None = None,
         timeout_s: int | None = None,
     ) -> Any:
-        """Ask for a script to be run by sh, bash, python3 or node (task:run)."""
+        """Ask for a script to be run by sh, bash, python3 or node: `{ok, id, sha256, state}` (task:run).
+
+        `targets` are its arguments, texts of visible characters; `timeout_s` is 1 to 600 (default 30).
+        """
         where = None if targets is None else [*targets]
         return self._ask(
             "task.submit", given(interpreter=interpreter, script=script, targets=where, timeout_s=timeout_s)
         )
 
     def cancel(self, task_id: str) -> Any:
-        """Cancel a task before or while it runs (task:run)."""
+        """Cancel a task before or while it runs: `{ok, state}`; `ok` is false when it has ended already (task:run)."""
         return self._ask("task.cancel", {"id": task_id})
 
 
 class Service(Calls):
-    """Helper processes that live as long as the plugin is active."""
+    """Long-lived programs of the operator's list, run while the plugin is active."""
 
     def put(self, name: str, **service: Any) -> Any:
-        """Make or replace a helper process (task:run)."""
+        """Make or replace a program: `{ok, name, state}`; `service`: program, args, environment, restart, network
+        (task:run).
+        """
         return self._ask("service.put", {"name": name, **service})
 
     def delete(self, name: str) -> Any:
-        """End and remove a helper process (task:run)."""
+        """End and remove a program: `{ok}`, whether there was one (task:run)."""
         return self._ask("service.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """State of one helper process, or of all (task:run)."""
+        """`{services}`: the state of one program, then with its `output`, or of all (task:run)."""
         return self._ask("service.status", given(name=name))
 
 
 class Tunnel(Calls):
-    """Tunnels from the internet to services on this host."""
+    """Tunnels from the internet to services on this host, by cloudflared."""
 
     def put(self, name: str, **tunnel: Any) -> Any:
-        """Make or replace a tunnel (tunnel:admin)."""
+        """Make or replace a tunnel: `{ok, name, state, trying}`; `tunnel`: tunnel, ingress, credentials or token
+        (tunnel:admin).
+
+        Returns before the tunnel is connected.
+        """
         return self._ask("tunnel.put", {"name": name, **tunnel})
 
     def delete(self, name: str) -> Any:
-        """End and remove a tunnel (tunnel:admin)."""
+        """End and remove a tunnel: `{ok}`, whether there was one (tunnel:admin)."""
         return self._ask("tunnel.delete", {"name": name})
 
     def status(self, name: str | None = None) -> Any:
-        """State of one tunnel, or of all (tunnel:admin)."""
+        """`{tunnels}`: the state of one tunnel, then with `ingress` and `output`, or of all (tunnel:admin)."""
         return self._ask("tunnel.status", given(name=name))

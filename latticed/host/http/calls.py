@@ -64,7 +64,7 @@ class HttpCalls:
         self._in_flight: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
-        """The calls of this service, for `call.table`."""
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (Served(method="http.do", params=HttpDo, serve=self._do),)
 
     async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class MailCalls:
         self._in_flight: list[str] = []
 
     def calls(self) -> tuple[Served, ...]:
-        """The calls of this service, for `call.table`."""
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (Served(method="mail.send", params=MailSend, serve=self._send),)
 
     async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:

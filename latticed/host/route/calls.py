@@ -25,7 +25,7 @@ class RouteCalls:
         self._routes = routes
 
     def calls(self) -> tuple[Served, ...]:
-        """The calls of this service, for `call.table`."""
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="route.put", params=route_spec.RoutePut, serve=self._put),
             Served(method="route.delete", params=RouteDelete, serve=self._delete),

@@ -49,7 +49,7 @@ class TaskCalls:
         self._tasks = tasks
 
     def calls(self) -> tuple[Served, ...]:
-        """The calls of this service, for `call.table`."""
+        """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="task.list", params=TaskList, serve=self._list),
             Served(method="task.get", params=TaskId, serve=self._get),
