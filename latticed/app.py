@@ -20,7 +20,7 @@ from latticed.catalog.store import Store
 from latticed.host.permissions import Permissions
 from latticed.host.services import HostServices, restart_policy
 from latticed.ingress.ingress import Ingress
-from latticed.ingress.service_listener import ServiceIngress
+from latticed.ingress.upstream_listener import UpstreamIngress
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
 from latticed.kit.wheel import Wheel
@@ -233,7 +233,7 @@ class App:
         """The listeners for plugins' routes; each binds only while there are routes."""
         services, http = self.services, self._settings.http
         await stack.enter_async_context(Ingress(services.pages, http, clock=self._clock))
-        proxy = ServiceIngress(
+        proxy = UpstreamIngress(
             services.upstreams,
             http,
             secret=services.secrets.value_for,

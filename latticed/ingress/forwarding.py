@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from multidict import CIMultiDict
 
-from latticed.ingress.service_connection import SESSION_COOKIES
+from latticed.ingress.upstream_connection import SESSION_COOKIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

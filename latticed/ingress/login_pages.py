@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ingress import answers, forwarding, request_target, same_origin
 from latticed.ingress.answers import IngressAnswer
-from latticed.ingress.service_connection import SESSION_COOKIES
 from latticed.ingress.sessions import LIFE_S
+from latticed.ingress.upstream_connection import SESSION_COOKIES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
-from latticed.ingress.service_connection import SESSION_COOKIES
+from latticed.ingress.upstream_connection import SESSION_COOKIES
 from latticed.kit import logs, passwords
 from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model.audit import DAEMON, Event

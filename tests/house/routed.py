@@ -26,7 +26,7 @@ from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.proxy import ProxyLimits
-from latticed.ingress.service_listener import ServiceIngress
+from latticed.ingress.upstream_listener import UpstreamIngress
 from latticed.kit import passwords
 from latticed.kit.wheel import Wheel
 from latticed.ledger import Ledger, open_ledger
@@ -123,7 +123,7 @@ class World:
     secrets: SecretKeeper
     clock: ManualClock
     wheel: Wheel
-    ingress: ServiceIngress
+    ingress: UpstreamIngress
     events: list[Event]
 
     async def call(self, plugin_id: str, method: str, **params: Any) -> Any:
@@ -225,7 +225,7 @@ async def opened(
         secrets = SecretKeeper(ledger, KeyLocation(path=root / "secrets.key", ours=True), clock=clock)
         async with (
             Ingress(pages, settings, clock=clock),
-            ServiceIngress(
+            UpstreamIngress(
                 services, settings, secret=secrets.value_for, record=events.append, clock=clock, limits=limits
             ) as ingress,
             RouteKeeper(

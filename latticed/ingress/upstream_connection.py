@@ -1,4 +1,4 @@
-"""Connections of the service listener: a proxied exchange may last for hours, in both directions."""
+"""Connections of the listener of proxied upstreams: a proxied exchange may last for hours, in both directions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SESSION_COOKIES: Final = ("__Host-latticed-session", "latticed-session")
 loopback there is neither."""
 
 
-class ServiceConnection(OutsideConnection):
+class UpstreamConnection(OutsideConnection):
     """A connection of the service listener.
 
     It has the usual deadlines for sending a request; while it is answered, only the proxy's limits apply

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from latticed.ingress.proxy import ProxyLimits
-from latticed.ingress.service_listener import PUBLIC_S
+from latticed.ingress.upstream_listener import PUBLIC_S
 from tests.house import backends, ingresses, raw_http, routed
 from tests.house.routed import ID, echoed
 

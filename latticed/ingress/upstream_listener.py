@@ -1,6 +1,7 @@
-"""The service listener: proxied services of a plugin, behind a login (system-plugins.md, Sub-Store).
+"""The listener of proxied upstreams, `http.service_listen`: behind a login (system-plugins.md, Sub-Store).
 
-It has its own listener and so its own origin. Paths that are not declared public need a login session.
+It is apart from the routes' listener, so that it is another origin for browsers. Paths that are not declared public
+need a login session.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from latticed.ingress.answers import IngressAnswer
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.login_pages import OWN_PREFIX, LoginPages
 from latticed.ingress.proxy import ProxiedAnswer, Proxy, ProxyLimits
-from latticed.ingress.service_connection import ServiceConnection
 from latticed.ingress.sessions import Sessions
+from latticed.ingress.upstream_connection import UpstreamConnection
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 
@@ -63,14 +64,14 @@ class _Stream:
     since_s: float
 
 
-class ServiceIngress(Ingress):
+class UpstreamIngress(Ingress):
     """Serves what `routes` has at `http.service_listen`, behind logins; does nothing where that is not set.
 
     `secret(plugin_id, name)`: a password as bound now (HostError when it is not); `record` takes events for the audit
     chain.
     """
 
-    connection = ServiceConnection
+    connection = UpstreamConnection
 
     def __init__(
         self,
