@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CALLS: Final = "latticed_host_calls_total"
 DENIED: Final = "latticed_host_calls_denied_total"
 _SAMPLE: Final = re.compile(r'([a-z_]+)\{plugin="([^"]*)"\} ([0-9.eE+-]+)')
+"""A sample with one label, as `rpc.metrics` writes it: `latticed_host_calls_total{plugin="acme.demo"} 42`."""
 
 
 class Sample(NamedTuple):
@@ -72,6 +73,8 @@ def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float
 
 
 def _rate(plugin_id: str, now: Sample, before: Sample | None) -> float | None:
+    """Calls per second between two samples; None for the first one."""
+    # Two readings at the same time have no rate.
     if before is None or now.at_s <= before.at_s:
         return None
     more = now.calls.get(plugin_id, 0) - before.calls.get(plugin_id, 0)
@@ -79,7 +82,9 @@ def _rate(plugin_id: str, now: Sample, before: Sample | None) -> float | None:
 
 
 def _uptime(started_at: Any, now_s: float) -> float | None:
+    """Seconds since `started_at` (RFC 3339), at least 0; None when that is no time."""
     try:
         return max(0.0, now_s - datetime.fromisoformat(str(started_at)).timestamp())
+    # Not worth an error: then the column stays empty.
     except (ValueError, OverflowError):
         return None

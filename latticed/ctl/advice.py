@@ -36,7 +36,10 @@ class RemedyFacts(NamedTuple):
 
 
 def advice(facts: RemedyFacts) -> Advice:
-    """The most urgent step; for an upgrade that would be refused, what is needed to have it accepted."""
+    """The most urgent step; for an upgrade that would be refused, what is needed to have it accepted.
+
+    Never raises: unexpected answers give less precise advice.
+    """
     found = _advice(facts)
     refusal = facts.causes.get("upgrade")
     if isinstance(refusal, dict) and found.command == _verb("upgrade", facts):
@@ -46,6 +49,7 @@ def advice(facts: RemedyFacts) -> Advice:
 
 def _advice(facts: RemedyFacts) -> Advice:
     code = _code(facts)
+    # First: while no policy is in force every bundle looks untrusted. A plugin that runs is not held up by it.
     if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):
         return Advice(f"the daemon's trust policy is not in force: {facts.policy}", "latticectl trust show")
     if facts.view is None or code:
@@ -69,10 +73,12 @@ def _code(facts: RemedyFacts) -> str:
 
 
 def _runs(facts: RemedyFacts) -> bool:
+    """Whether the plugin runs now."""
     return facts.view is not None and facts.view.runtime.state == "armed"
 
 
 def _verb(verb: str, facts: RemedyFacts, *more: str) -> str:
+    """A command line of latticectl for this plugin, quoted for a shell."""
     return shlex.join(["latticectl", verb, facts.plugin_id, *more])
 
 
@@ -133,11 +139,14 @@ _BY_CODE: Final = MappingProxyType(
         Code.DUPLICATE_ID: Advice("several bundles claim this id: keep one of them", "rm -r {others}"),
     }
 )
+"""By verdict code, with placeholders that `_words` fills in; every code of `Code` has an entry."""
 
 _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
+"""Codes that are about the stored pair when no bundle in the directory is refused."""
 
 
 def _refused(facts: RemedyFacts, code: str) -> Advice:
+    """Advice on a bundle with this verdict code."""
     if code == Code.MANIFEST_MISSING.value and facts.view is not None and facts.rejected:
         code = facts.rejected[0].code  # its own bundle is gone, and another one claims its id
     known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
@@ -157,11 +166,13 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
 
 
 def _gone(facts: RemedyFacts, view: wire.PluginView) -> Advice:
+    """Advice on a plugin whose bundle was removed."""
     why = "its bundle is gone from the plugin directory: put it back, or give the plugin up"
     return Advice(why, _verb("disable" if view.status == "active" else "forget", facts))
 
 
 def _afresh(view: wire.PluginView) -> Iterator[str]:
+    """The verbs that take a plugin in anew, in order."""
     if view.status == "active":
         yield "disable"
     yield from ("forget", "install")
@@ -197,11 +208,13 @@ def _next(facts: RemedyFacts, why: str, verb: str) -> Advice:
 
 
 def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
+    """Advice on an active plugin: failures first, then what it misses, then what could be better."""
     runtime = view.runtime
     if runtime.state == "failed":
         return advice_failures.failed(facts.plugin_id, runtime, facts.grants, _sign(facts))
     if runtime.state != "armed":
         return Advice("it is being started", _verb("wait", facts, "--for", "active"))
+    # The first of these that applies. What stderr suggests is a guess, so it comes last.
     found = advice_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
     found = found or advice_denials.of_dns(facts.plugin_id, facts.causes)
     found = found or _sign(facts)

@@ -40,10 +40,12 @@ def suffered(
     """
     working = replies.texts(causes.get("working"))
     calls = [row for row in denials if row.action == "host.call"]
+    # First pass: only what a grant lifts, however old: it stays denied until somebody grants it.
     for row in calls:
         if (found := _access(plugin_id, row, grants)) is not None:
             return found
     for row in calls:
+        # Second pass: other failures, as far as they are of this instance and have not gone away.
         if row.target in working or _granted(row, grants) or row.ts < (started_at or ""):
             continue
         if (found := _of_call(plugin_id, row)) is not None:
@@ -88,6 +90,7 @@ def _granted(row: wire.AuditRow, grants: Mapping[str, Any]) -> bool:
 
 
 def _covered(value: str, granted: Sequence[str], reason: str) -> bool:
+    """Whether a granted pattern covers `value` (host:port); `*` does, unless the denial was about the port."""
     host, _, port = value.rpartition(":")
     if egress.ANY in granted and not reason.startswith("port not granted"):
         return True
@@ -111,4 +114,5 @@ def _of_call(plugin_id: str, row: wire.AuditRow) -> Advice | None:
 
 
 def _grant(plugin_id: str, permit: str) -> str:
+    """The command that grants one permit."""
     return shlex.join(["latticectl", "caps", "grant", plugin_id, permit])

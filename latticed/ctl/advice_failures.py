@@ -22,6 +22,7 @@ class Advice(NamedTuple):
 
 
 _ANEW: Final = "its publisher must mend it; with that bundle in the plugin directory"
+"""End of the reasons that only a new bundle removes."""
 _UPGRADE: Final = "latticectl upgrade {id}"
 _LOGS: Final = "latticectl logs {id}"
 _OF_ARTIFACT: Final = MappingProxyType(
@@ -67,9 +68,13 @@ _LIFTED_BY: Final = MappingProxyType(
 
 
 def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> Advice:
-    """Advice on a step that would be refused: the command in the daemon's hint if there is one."""
+    """Advice on the step `verb` that would be refused: the command in the daemon's hint if there is one.
+
+    `why`: what led to that step. `refusal`: `{"code", "detail", "hint"}` as the daemon gave it.
+    """
     code, detail, hint = (str(refusal.get(name) or "") for name in ("code", "detail", "hint"))
     said = f"{why}; it would be refused: {code}: {detail}"
+    # Its hint names no command, and the option that consents is latticectl's own.
     if code == "version_downgrade":
         return Advice(said, shlex.join(["latticectl", verb, plugin_id, "--allow-downgrade"]))
     if hint.startswith("latticectl "):
@@ -80,7 +85,10 @@ def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> 
 
 
 def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any], found: Advice | None) -> Advice:
-    """Advice on an active plugin that is not running; `found` is advice from its stderr (`sign`), if any."""
+    """Advice on an active plugin that is not running; `found` is advice from its stderr (`sign`), if any.
+
+    The cause that is known best wins: stderr, then a limit that can be granted, then the code.
+    """
     error = runtime.last_error
     if found is not None:
         return found

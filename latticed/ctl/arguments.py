@@ -9,8 +9,10 @@ from typing import Any, Final, NoReturn
 from latticed.model.errors import Problem
 
 FORMATS: Final = ("text", "json")
+"""Values of --format and LATTICECTL_FORMAT."""
 
 _COLUMNS: Final = 80
+"""Width where stdout is no terminal."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -40,9 +42,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **how: Any) -> None:
         how.setdefault("formatter_class", _Help)
+        # An abbreviation in a script would become ambiguous with the next option that is added.
         how.setdefault("allow_abbrev", False)
         super().__init__(**how)
+        # The type of arguments that name none: argparse looks it up under None.
         self.register("type", None, _text)
+        # SUPPRESS: the default of a verb's parser must not overwrite what stood before the verb.
         common = self.add_argument_group("common options")
         common.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS, help="LATTICECTL_FORMAT")
         common.add_argument("--abs-time", action="store_true", default=argparse.SUPPRESS, help="print times as dates")
@@ -57,10 +62,12 @@ class Parser(argparse.ArgumentParser):
         return actions
 
     def error(self, message: str) -> NoReturn:
+        """Raise Problem usage, where argparse would print and exit with 2."""
         raise Problem("usage", message, f"{self.prog} --help shows how")
 
 
 def _text(given: str) -> str:
+    """An argument that must be UTF-8; ArgumentTypeError otherwise."""
     try:
         given.encode()
     except UnicodeEncodeError as error:  # invalid UTF-8 in argv is decoded to lone surrogates (PEP 383)
@@ -78,5 +85,5 @@ def cursor(text: str) -> str:
 
 
 def examples(*lines: str) -> str:
-    """An epilog that shows how a verb is used."""
+    """The epilog of a verb's help: `lines`, each indented, below the word "examples:"."""
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -22,11 +22,14 @@ def known_id(plugin_id: str) -> str:
 
 
 def about(client: ControlClient, plugin_id: str, **query: str) -> dict[str, Any]:
-    """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it."""
+    """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it; Problem not_found.
+
+    `explain="1"` as query adds `causes`.
+    """
     return replies.mapping(client.get("plugins", "by-id", known_id(plugin_id), query=query or None), "plugin")
 
 
 def plugin(client: ControlClient, plugin_id: str) -> tuple[dict[str, Any], wire.PluginView]:
-    """One plugin's record, as it was sent and decoded."""
+    """One plugin's record, as it was sent and decoded; Problems not_found, bad_reply."""
     plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
     return plain, decode.plugin(plain)

@@ -30,7 +30,9 @@ EXAMPLES: Final = examples(
 )
 
 _PAGE: Final = 1000
+"""Events of one request: the most that `GET /api/audit` answers with."""
 _FILTERS: Final = ("actor", "action", "target", "decision")
+"""Options of `query` that are filters of the API under the same name."""
 
 
 def arguments(parser: Parser) -> None:
@@ -62,6 +64,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Carry out the action; `verify` exits with 6 when a chain is broken."""
     match session.args.action_of_audit:
         case "query":
             return _query(session)
@@ -69,6 +72,7 @@ def run(session: CtlSession) -> int:
             return _export(session)
         case _ if session.args.file is not None:
             return _verify_lines(session, _read(Path(session.args.file)), session.args.public_key)
+        # The daemon does not check heads from elsewhere, so its events are exported and checked here.
         case _ if session.args.heads is not None:
             session.args.after = None
             status = replies.mapping(session.client().get("status"), "status")
@@ -78,12 +82,14 @@ def run(session: CtlSession) -> int:
 
 
 def _count(text: str) -> int:
+    """An argument's type: a whole number."""
     if not text.isascii() or not text.isdigit():
         raise ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
     return int(text)
 
 
 def _query(session: CtlSession) -> int:
+    """Print one page of events, oldest first."""
     args = session.args
     query: dict[str, str | int | None] = {name: getattr(args, name) for name in _FILTERS}
     query["since"] = times.since(args.since, session.screen.now_s) if args.since else None
@@ -92,6 +98,7 @@ def _query(session: CtlSession) -> int:
     query |= {"after": args.after or None, "calls": "1" if args.calls else None}
     page = replies.mapping(session.client().get("audit", query=query), "page of events")
     rows = replies.rows(page.get("events"), "list of events")
+    # The API gives the newest first, and every table here is oldest first.
     if newest:
         rows.reverse()
     if session.screen.json_wanted:
@@ -142,6 +149,7 @@ def _of_chain(session: CtlSession, name: chain.Name, after: int) -> Iterator[dic
         begins = page.get("calls_checkpoint" if of_calls else "checkpoint")
         if after == first and begins:
             yield {"checkpoint": begins, **named}
+        # Seqs have no gaps: those in between are gone, and the file would not verify.
         elif after != first and events and events[0].get("seq") != after + 1:
             raise Problem("audit_removed", "retention removed events while they were exported", "export again")
         for event in events:
@@ -149,6 +157,7 @@ def _of_chain(session: CtlSession, name: chain.Name, after: int) -> Iterator[dic
             for head in heads:
                 if head.get("seq") == event.get("seq"):
                     yield {"head": {key: value for key, value in head.items() if key != "chain"}, **named}
+        # A cursor that does not advance would have this ask for ever.
         following = chain.cursor(str(page.get("next")))
         following = following.of(name) if isinstance(following, chain.Position) else following
         if following is None or following <= after:
@@ -157,6 +166,7 @@ def _of_chain(session: CtlSession, name: chain.Name, after: int) -> Iterator[dic
 
 
 def _verify(session: CtlSession) -> int:
+    """Have the daemon check its chains, and show its progress."""
     args = session.args
     if args.public_key is not None:
         raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
@@ -167,6 +177,7 @@ def _verify(session: CtlSession) -> int:
             plain = _decoded(line)
             if "verifying" in plain:
                 _tell(session, replies.mapping(plain["verifying"], "progress"))
+    # Progress and then the end: the daemon stopped, or its connection broke.
     if "ok" not in plain:
         raise Problem(
             "unreachable", "the daemon closed the connection before it answered", "see journalctl -t latticed"
@@ -177,6 +188,7 @@ def _verify(session: CtlSession) -> int:
 
 
 def _decoded(line: bytes) -> dict[str, Any]:
+    """One line of the daemon's answer; Problem bad_reply for anything but a JSON object."""
     try:
         return replies.mapping(json.loads(line), "report")
     except (ValueError, RecursionError) as error:
@@ -191,6 +203,7 @@ def _tell(session: CtlSession, found: dict[str, Any]) -> None:
 
 
 def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) -> int:
+    """Check the lines of an export here, with the public key `given` (base64) if there is one."""
     from latticed.trust import audit_chain
 
     key = audit_chain.public_key(given) if given is not None else None
@@ -257,12 +270,14 @@ def _read(path: Path) -> Iterator[Any]:
 
 
 def _report(session: CtlSession, plain: dict[str, Any]) -> int:
+    """Print the report on one or both chains; exit code 6 unless all is well."""
     ok = bool(plain.get("ok"))
     if session.screen.json_wanted:
         session.screen.json(plain)
         return ExitCode.OK if ok else ExitCode.REFUSED
     calls = plain.get("calls")
     for name, report in (("chain", plain), ("chain of host calls", calls)):
+        # With only the calls broken the top of the report repeats their fault: then just theirs is shown.
         if not isinstance(report, dict) or (report is plain and plain.get("chain") and isinstance(calls, dict)):
             continue
         _tell_report(session, "chain of host calls" if report.get("chain") == chain.CALLS else name, report)
@@ -270,6 +285,7 @@ def _report(session: CtlSession, plain: dict[str, Any]) -> int:
 
 
 def _tell_report(session: CtlSession, name: str, report: dict[str, Any]) -> None:
+    """Print the report on one chain in a sentence or two."""
     if "reason" in report:
         session.screen.line(f"the {name} is broken at event {report.get('first_bad_seq')}: {report.get('reason')}")
         return

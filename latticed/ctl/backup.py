@@ -24,7 +24,9 @@ EXAMPLES: Final = examples(
     "latticed --restore /var/backups/latticed-2026-01-31.tar   # with the daemon stopped",
 )
 STDOUT: Final = "-"
+"""The file name that stands for stdout."""
 _NOT_IN_IT: Final = ("trust policy", "key of secrets", "settings")
+"""What a restore elsewhere needs besides the backup (docs/recovery.md)."""
 
 
 def arguments(parser: Parser) -> None:
@@ -36,6 +38,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Write the backup; nothing is left under its name unless it is complete."""
     name = session.args.file
     # A generator: nothing is asked of the daemon before the checks of the target have passed.
     chunks = session.client().chunks("backup")
@@ -54,6 +57,7 @@ def run(session: CtlSession) -> int:
 
 
 def _to_stdout(chunks: Iterator[bytes]) -> int:
+    """Write the backup to stdout; Problem usage on a terminal. A reader notices a break by the exit code only."""
     if sys.stdout.isatty():
         raise Problem("usage", "a backup is no text for a terminal", "name a file, or redirect stdout")
     for chunk in chunks:
@@ -63,9 +67,11 @@ def _to_stdout(chunks: Iterator[bytes]) -> int:
 
 def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
     """Write a temporary file beside `name` and link it there when complete; an existing file is never replaced."""
+    # Before the daemon is asked; `_name` checks again when the file is complete.
     if os.path.lexists(name):
         raise _exists(name)
     directory, base = os.path.split(name)
+    # Beside it, for link(2) and rename(2) do not work across file systems.
     temporary = os.path.join(directory, f".{base}.{secrets.token_hex(6)}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -83,6 +89,7 @@ def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
 
 
 def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
+    """Write all chunks and fsync; (bytes, SHA-256 in hex)."""
     size, digest = 0, hashlib.sha256()
     with open(fd, "wb") as file:
         for chunk in chunks:

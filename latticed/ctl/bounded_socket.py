@@ -25,11 +25,12 @@ class BoundedSocket(socket.socket):
         self._left_bytes = most_bytes
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """As socket.sendall, within the deadline of `within`; TimeoutError after it."""
         self._hurry()
         super().sendall(data, flags)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """As socket.recv_into; Problem("bad_reply") beyond the limit of `within`."""
+        """As socket.recv_into; TimeoutError after the deadline of `within`, Problem bad_reply beyond its size."""
         self._hurry()
         count = super().recv_into(buffer, nbytes, flags)
         self._left_bytes -= count
@@ -38,6 +39,7 @@ class BoundedSocket(socket.socket):
         return count
 
     def _hurry(self) -> None:
+        """Give the next call what is left of the deadline; TimeoutError when nothing is."""
         left_s = self._until_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError

@@ -28,6 +28,7 @@ EXAMPLES: Final = examples(
 )
 
 _TONES: Final = {"read": "", "write": "warn", "host": "bad"}
+"""Colours of risks."""
 _TABLE: Final = (
     Column(title="CAPABILITY"),
     Column(title="RISK"),
@@ -35,6 +36,7 @@ _TABLE: Final = (
     Column(title="HOST CALLS", shrinks=True),
     Column(title="LIMITS"),
 )
+"""Columns of the list of all capabilities."""
 _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(title="GRANTED"))
 
 
@@ -50,6 +52,7 @@ _USED: Final = (
     Column(title="REFUSED", right=True),
     Column(title="LAST"),
 )
+"""Columns of `suggest`."""
 
 
 def arguments(parser: Parser) -> None:
@@ -87,6 +90,7 @@ def run(session: CtlSession) -> int:
 
 
 def _all(session: CtlSession) -> int:
+    """Print every capability; the limits are those of the settings here, as no daemon is asked."""
     bounds = limits.of(session.settings())
     rows: list[dict[str, Any]] = [
         {
@@ -122,6 +126,7 @@ def _risk(risk: str) -> Cell:
 
 
 def _of_plugin(session: CtlSession) -> int:
+    """Print what one plugin declares and has."""
     plain = _grants(session.client(), session.args.id)
     if session.screen.json_wanted:
         session.screen.json(plain)
@@ -148,18 +153,22 @@ def _show(session: CtlSession, plain: dict[str, Any]) -> None:
 
 
 def _word(name: str) -> str:
+    """The risk of a capability as a word; empty for one that this version does not know."""
     risk = capability.RISKS.get(name)
     return risk.word if risk is not None else ""
 
 
 def _grants(client: ControlClient, plugin_id: str) -> dict[str, Any]:
+    """`GET …/grants` of one plugin."""
     return replies.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
 
 
 def _change(session: CtlSession) -> int:
+    """Grant or trim what was named, and say whether that changed anything."""
     args = session.args
     wanted = _parsed(args.what)
     client = session.client()
+    # Asked for first: the API answers alike whether or not something changed.
     before = _grants(client, args.id)
     granting = args.action == "grant"
     body: dict[str, Any] = {"grant": wanted if granting else [], "trim": [] if granting else wanted}
@@ -209,6 +218,7 @@ def _used(session: CtlSession, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _days(text: str) -> int:
+    """An argument's type: days, as `14d` or `14`."""
     number = text.removesuffix("d")
     if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 3_650:
         raise ArgumentTypeError(f"expected days, as 14d, found {text[:40]!r}")
@@ -216,6 +226,7 @@ def _days(text: str) -> int:
 
 
 def _kept(plain: dict[str, Any]) -> list[Any]:
+    """What a change of grants can change, for comparison."""
     found: list[Any] = [set(replies.texts(plain.get(field) or [])) for field in ("granted", "hosts", "permits")]
     return [*found, plain.get("accepted")]
 

@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
 CONNECT_S: Final = 5.0
+"""To connect, waiting for a place in the daemon's backlog included."""
 READ_S: Final = 30.0
+"""For a whole answer, unless said otherwise."""
 # Three of the daemon's heartbeats (`HEARTBEAT_S` in rpc/events.py).
 QUIET_S: Final = 45.0
 LONG_S: Final = 600.0
+"""For answers that take the daemon minutes: a backup's first byte, an invocation."""
 MAX_REPLY_BYTES: Final = 64 << 20
+"""Bounds memory: far more than a list of ten thousand plugins takes."""
 _CHUNK_BYTES: Final = 256 << 10
 _LINE_BYTES: Final = 1 << 20
+"""Longest line of a stream; an audit event takes a few KiB."""
 # Twice as much: sizes of HTTP chunks, and what the buffered reader reads ahead, count as well.
 _MOST_A_LINE: Final = 2 * _LINE_BYTES
 _MOST_A_CHUNK: Final = 2 * _CHUNK_BYTES
@@ -46,6 +51,8 @@ class ApiRefusal(Problem):
 
 
 class ApiReply(NamedTuple):
+    """An answer: HTTP status and body."""
+
     status: int
     body: bytes
 
@@ -72,21 +79,27 @@ class ControlClient:
         self._owner = owner
 
     def get(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
+        """`GET`, decoded; None in `query` leaves that parameter out."""
         return _json(self._checked("GET", parts, query=query))
 
     def get_bytes(self, *parts: str) -> bytes:
+        """`GET`, the body as it came."""
         return self._checked("GET", parts).body
 
     def post(self, *parts: str, body: Mapping[str, Any]) -> Any:
+        """`POST` of a JSON object; the decoded answer."""
         return _json(self._checked("POST", parts, body=_dumped(body), kind="application/json"))
 
     def put(self, *parts: str, body: Mapping[str, Any]) -> Any:
+        """`PUT` of a JSON object; the decoded answer."""
         return _json(self._checked("PUT", parts, body=_dumped(body), kind="application/json"))
 
     def put_bytes(self, *parts: str, body: bytes) -> None:
+        """`PUT` of raw bytes; the answer is dropped."""
         self._checked("PUT", parts, body=body, kind="application/octet-stream")
 
     def delete(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
+        """`DELETE`, with the decoded answer."""
         return _json(self._checked("DELETE", parts, query=query))
 
     def health(self) -> Any:
@@ -168,6 +181,7 @@ class ControlClient:
         return self._send(method, _target(parts, query), body, kind)
 
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
+        """Send one request; a GET is sent once more if its connection broke."""
         try:
             return self._once(method, target, body, kind)
         # Only a broken connection is worth a second attempt: after a timeout it would double the wait.
@@ -182,6 +196,7 @@ class ControlClient:
             raise self._lost(error, method) from error
 
     def _once(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
+        """One request on a connection of its own."""
         connection = self._connection()
         headers = {"Accept": "application/json", "Connection": "close"}
         if kind:
@@ -208,6 +223,7 @@ class ControlClient:
         return body
 
     def _lost(self, error: Exception, method: str) -> Problem:
+        """The Problem for a request that got no answer, or none that makes sense."""
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:
@@ -227,12 +243,14 @@ class ControlClient:
 
 
 def _unsure(method: str) -> str:
+    """What to do after a broken request: a change may have been made."""
     if method == "GET":
         return "see journalctl -t latticed"
     return "whether the change was made is not known: look with latticectl info or latticectl audit query"
 
 
 def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None) -> str:
+    """The path and query of a request, percent-encoded; Problem not_found for a part that no path can have."""
     for part in parts:
         if part in {"", ".", ".."}:  # dot segments and empty ones would name another path
             raise Problem("not_found", f"nothing is named {part!r}")
@@ -247,6 +265,7 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
 
 
 def _json(reply: ApiReply) -> Any:
+    """The body as JSON; Problem bad_reply otherwise."""
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError) as error:
@@ -254,12 +273,14 @@ def _json(reply: ApiReply) -> Any:
 
 
 def _accepted(reply: ApiReply) -> ApiReply:
+    """The reply, if its status is below 400; ApiRefusal otherwise."""
     if reply.status < 400:
         return reply
     try:
         plain = json.loads(reply.body)
     except (ValueError, RecursionError):
         plain = None
+    # Something else than latticed may answer with an error: then the status is all there is to show.
     if not isinstance(plain, dict):
         plain = {}
     detail = plain.get("detail") or plain.get("title") or f"the daemon answered with HTTP status {reply.status}"

@@ -22,6 +22,8 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print the completion script."""
+    # Imported here, as no other verb needs it.
     import shtab
 
     session.screen.out.write(shtab.complete(whole_parser(), shell=session.args.shell) + "\n")

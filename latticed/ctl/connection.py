@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REALLY: Final = "is the socket really latticed's?"
+"""Hint where an answer is not one of the daemon's."""
 _HEAD_BYTES: Final = 1 << 20
+"""Bounds the heads of an answer and of interim ones: http.client alone allows 100 lines of 64 KiB in each."""
 _BACKLOG_PAUSE_S: Final = 0.01
+"""Between two attempts while the daemon's backlog is full."""
 
 
 class UnixConnection(http.HTTPConnection):
@@ -32,6 +35,7 @@ class UnixConnection(http.HTTPConnection):
         self._owner = owner
 
     def connect(self) -> None:
+        """Connect and check who serves the socket; OSError, TimeoutError, Problem socket_foreign."""
         deadline_s = time.monotonic() + self._connect_s
         self.sock = self.wire = BoundedSocket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.wire.settimeout(self._connect_s)
@@ -47,7 +51,10 @@ class UnixConnection(http.HTTPConnection):
         socket_peer.check(self.wire, self._path, self._owner)
 
     def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], within_s: float) -> Any:
-        """Send one request; the response with its head read. TimeoutError after `within_s` seconds."""
+        """Send one request; the response with its head read.
+
+        TimeoutError after `within_s` seconds, Problem bad_reply.
+        """
         self.connect()
         self.wire.within(within_s, _HEAD_BYTES)
         self.request(method, target, body=body, headers=headers)

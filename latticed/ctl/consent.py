@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _KINDS: Final = tuple(kind for kind in (*consents.KINDS, *consents.AT_UPGRADE) if kind != "cap")
+"""The kinds that --accept takes besides capabilities."""
 
 
 def arguments(parser: Parser) -> None:
@@ -39,7 +40,7 @@ def arguments(parser: Parser) -> None:
 
 
 def given(args: Namespace) -> dict[str, Any]:
-    """The request's fields for the given consents, absent where there are none; a dry run is not one of them."""
+    """The request's fields for the given consents, absent where there are none. --dry-run is not among them."""
     fields: dict[str, Any] = {}
     if args.accept:
         fields["accept"] = list(dict.fromkeys(args.accept))
@@ -63,6 +64,7 @@ def remind(screen: Screen, view: wire.PluginView, *, dry_run: bool = False) -> N
     if dry_run and (masked or withheld):
         screen.hint(shlex.join(word for name in (*masked, *withheld) for word in ("--accept", name)))
         return
+    # What a plugin is (type, interpreter, …) is only accepted with another version, not by `caps grant`.
     later = [one for one in withheld if one.partition("=")[0] not in consents.AT_UPGRADE]
     if masked or later:
         words = ["latticectl", "caps", "grant", view.id, *(f"cap={name}" for name in masked), *later]

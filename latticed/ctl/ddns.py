@@ -48,6 +48,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """List records, or have one name tried again."""
     if session.args.action == "list":
         return _LIST.run(session)
     args, screen = session.args, session.screen

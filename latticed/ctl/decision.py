@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 WAIT_S: Final = 60.0
 """How long to wait for a start beyond the daemon's answer, which comes within 10 s."""
 _PAUSE_S: Final = 0.2
+"""Between two looks at a plugin that is being started."""
 _CONFLICT: Final = 409
+"""HTTP status of a refusal; among these invalid_transition may mean that the status holds already."""
 
 
 def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[str]) -> int:
-    """Request the status `wanted`; `done` is its past tense. A refusal is success if the status is in `suffices`."""
+    """Request the status `wanted` and report the result; returns the exit code.
+
+    `done` is its past tense. A refusal is success if the plugin has one of the statuses in `suffices`.
+    """
     args = session.args
     client = session.client()
     agreed = consent.given(args) if hasattr(args, "accept") else {}
@@ -38,6 +43,7 @@ def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[
         if view.status not in suffices:
             raise
         done = f"already {wanted}" if view.status == wanted else f"already {wanted} (status {view.status})"
+        # The daemon refused the request as a whole, the consents in it too.
         if agreed:
             session.screen.note("nothing was granted by this: use latticectl caps grant")
     return report(session, plain, done)
@@ -53,6 +59,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
     screen = session.screen
     if dry_run(session.args) and not done.startswith("already"):
         return _foretell(session, plain, done)
+    # An install starts nothing; after every other verb the plugin may be active.
     starts = session.args.verb != "install" and not dry_run(session.args)
     plain, view = _started(session, plain) if starts else (plain, decode.plugin(plain))
     if screen.json_wanted:
@@ -74,6 +81,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
 
 
 def _starts(view: wire.PluginView) -> bool:
+    """Whether the plugin is being started, or waits for its turn."""
     return view.status == "active" and view.runtime.state == "stopped"
 
 
@@ -114,14 +122,17 @@ def with_command(refusal: ApiRefusal, session: CtlSession) -> ApiRefusal:
 
 
 _CONSENTS: Final = {"version_downgrade": "--allow-downgrade"}
+"""Codes whose missing consent is an option, by that option."""
 
 
 def _alive(view: wire.PluginView) -> str:
+    """How an active plugin runs, in brackets; empty for others."""
     if view.status != "active":
         return ""
     return f"({view.runtime.state}, {view.runtime.runner}, health {view.runtime.health})"
 
 
 def _failure(view: wire.PluginView) -> str:
+    """Why an active plugin could not be armed."""
     error = view.runtime.last_error
     return f"{error.code}: {error.message}" if error else view.runtime.message or "the daemon gave no reason"

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 
 def _record(kind: type[T], plain: Any, what: str) -> T:
+    """`plain` as a record of type `kind`; Problem bad_reply for missing fields or another type."""
     try:
         return wire.decode(kind, replies.mapping(plain, what))
     except TypeError as error:
@@ -33,14 +34,17 @@ def plugin(plain: Any) -> wire.PluginView:
 
 
 def plugins(plain: Any) -> Iterator[wire.PluginView]:
+    """The decoded rows of a list of plugins, one at a time."""
     return (plugin(row) for row in replies.rows(plain, "list of plugins"))
 
 
 def rejected(plain: Any) -> Iterator[wire.RejectedView]:
+    """The decoded rows of a list of refused bundles, one at a time."""
     return (
         _record(wire.RejectedView, row, "rejected bundle") for row in replies.rows(plain, "list of rejected bundles")
     )
 
 
 def event(plain: Any) -> wire.AuditRow:
+    """One decoded audit event."""
     return _record(wire.AuditRow, plain, "audit event")

@@ -23,6 +23,7 @@ _TONES: Final = {
     **dict.fromkeys(("denied", "down", "failed", "refused"), "bad"),
     **dict.fromkeys(("resting", "retrying", "no_address", "backoff"), "warn"),
 }
+"""Colours of states, of all these lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class DelegatedList:
         listing.add_argument("id", metavar="ID", nargs="?", help="the plugin's id")
 
     def arguments(self, parser: Parser) -> None:
-        """Of a verb that has no other action."""
+        """The arguments of a verb that has only this action."""
         self.add(parser.add_subparsers(dest="action", metavar="ACTION", required=True))
 
     def run(self, session: CtlSession) -> int:
@@ -99,6 +100,7 @@ def _rows(client: ControlClient, kind: str, member: str, plugin_id: str | None) 
         page = replies.mapping(client.get(kind, query=query), f"list of {kind}")
         yield from replies.rows(page.get(member), f"list of {kind}")
         following = page.get("next")
+        # A cursor that does not advance would have this ask for ever.
         if not isinstance(following, str) or following == after:
             return
         after = following

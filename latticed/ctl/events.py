@@ -26,9 +26,11 @@ EXAMPLES: Final = examples(
 )
 
 _LAST: Final = 20
+"""Events shown without an option."""
 _WINDOWS: Final = (1, 16, 256)
 """How far back to look, in multiples of what is wanted: some events are not shown."""
 _WIDTHS: Final = (8, 20, 15, 8, 24, 26)
+"""Widths of the columns before the last one: events come one by one, so none can be measured."""
 
 
 def arguments(parser: Parser) -> None:
@@ -43,6 +45,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print events until the newest, or with --follow until Ctrl-C."""
     args = session.args
     if args.since is not None:
         session.screen.hint("--since is called --after now; the old name is taken for this version only")
@@ -65,6 +68,7 @@ def run(session: CtlSession) -> int:
 
 
 def _count(text: str) -> int:
+    """An argument's type: a whole number of at most 15 digits."""
     if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise argparse.ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
     return int(text)
@@ -74,9 +78,11 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
     """The newest events that match, `last` at most, and the cursor from which a stream continues them."""
     status = replies.mapping(client.get("status"), "status")
     ends = [int(replies.mapping(status.get(name) or {}, "audit head").get("seq") or 0) for name in ("audit", "calls")]
+    # A cursor has the form of the stream: without host calls a seq of the decisions alone.
     ends = ends if query else ends[:1]
     found: list[Any] = []
     upto = ".".join(map(str, ends))
+    # From the seq that would do if every event were shown; further back when too few of them were.
     for factor in _WINDOWS:
         after = [max(0, end - last * factor) for end in ends]
         found = []
@@ -89,6 +95,7 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
 
 
 def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> str | None:
+    """Print events as they come; the cursor after the last one, None when none came."""
     upto = None
     for sent in sents:
         _show(session, _wanted(sent, session.args.plugin))
@@ -120,6 +127,7 @@ def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:
+    """The cells of one event."""
     event = decode.event({"detail": {}, **row})  # without the scope operate there is no detail
     said = event_table.reason(event)
     why = f"{event.code}: {said}".rstrip(": ") if event.code else said

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 class ExitCode(IntEnum):
+    """What latticectl ends with. 130 and 141 are 128 plus SIGINT and SIGPIPE, as a shell reports them."""
+
     OK = 0
     FAILED = 1
     USAGE = 2

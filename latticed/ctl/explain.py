@@ -28,6 +28,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print the plugin's state, the reason for it and the next command; always exit code 0 for a known id."""
     client = session.client()
     plain, facts = _facts(session, client)
     found = advice.advice(facts)
@@ -47,6 +48,7 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
     plain: dict[str, Any] = {}
     try:
         plain = ask.about(client, plugin_id, explain="1")
+    # No record: a bundle that was refused may still have the id, or its directory that name.
     except Problem as problem:
         if of(problem) is not ExitCode.NOT_FOUND:
             raise
@@ -90,6 +92,7 @@ def _directory(session: CtlSession) -> str:
 
 
 def _lines(facts: advice.RemedyFacts, screen: Screen) -> Iterator[_Field]:
+    """The fields of the report, in the order in which a plugin comes to run."""
     view = facts.view
     yield "artifact", _artifact(view, facts.rejected)
     yield "verdict", _verdict(facts)
@@ -110,6 +113,7 @@ def _lines(facts: advice.RemedyFacts, screen: Screen) -> Iterator[_Field]:
 
 
 def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView]) -> str:
+    """The version on record, or that of the first refused bundle."""
     if view is None:
         return f"version {rejected[0].version or '-'} in the bundle {rejected[0].name}"
     publisher = f" from {view.publisher}" if view.publisher else ", unsigned"
@@ -125,6 +129,7 @@ def _verdict(facts: advice.RemedyFacts) -> Cell:
 
 
 def _decision(view: wire.PluginView | None, screen: Screen) -> str | None:
+    """What the operator decided, and when."""
     if view is None:
         return "none: a refused bundle is not up for one"
     moments = {"installed": view.installed_at, "active": view.activated_at, "disabled": view.disabled_at}
@@ -134,6 +139,7 @@ def _decision(view: wire.PluginView | None, screen: Screen) -> str | None:
 
 
 def _runtime(view: wire.PluginView | None) -> str | Cell | None:
+    """The runtime state with its last error or message."""
     if view is None:
         return None
     runtime = view.runtime
@@ -149,6 +155,7 @@ def _runtime(view: wire.PluginView | None) -> str | Cell | None:
 
 
 def _denial(denials: Sequence[wire.AuditRow], screen: Screen) -> str | None:
+    """The newest denial in one line; None without any."""
     if not denials:
         return None
     last = denials[0]

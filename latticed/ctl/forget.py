@@ -29,6 +29,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Have the plugin forgotten, and say what data is left or went."""
     plugin_id, purge = ask.known_id(session.args.id), session.args.purge
     plain = session.client().post("plugins", "by-id", plugin_id, "forget", body={"purge": True} if purge else {})
     found = replies.mapping(plain, "reply")

@@ -24,6 +24,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print the daemon's health; exit code 3 with --check unless it is ok."""
     plain = replies.mapping(session.client().health(), "health")
     status = str(plain.get("status") or "unknown")
     screen = session.screen

@@ -27,6 +27,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print everything that the daemon answers about one plugin."""
     plain = ask.about(session.client(), session.args.id)
     screen = session.screen
     if screen.json_wanted:
@@ -55,6 +56,7 @@ def run(session: CtlSession) -> int:
 
 
 def _what(view: wire.PluginView) -> Iterator[_Field]:
+    """The fields of the accepted version."""
     yield "id", view.id
     yield "name", view.name
     yield "type", view.type + (" (built in)" if view.builtin else "")
@@ -66,6 +68,7 @@ def _what(view: wire.PluginView) -> Iterator[_Field]:
 
 
 def _judged(verdict: dict[str, Any]) -> Iterator[_Field]:
+    """The fields of the verdict."""
     if verdict.get("ok"):
         yield "verdict", Cell("verified", "good")
     elif verdict.get("code"):
@@ -75,6 +78,7 @@ def _judged(verdict: dict[str, Any]) -> Iterator[_Field]:
 
 
 def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]:
+    """The fields of the runtime state."""
     yield "runtime", render.word(shown(runtime.state, runtime.message))
     yield "  runner", runtime.runner
     yield "  health", render.word(runtime.health)
@@ -97,6 +101,7 @@ def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]
 
 
 def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
+    """The fields of what is granted and accepted."""
     yield "granted", ", ".join(replies.texts(grants.get("granted")))
     masked = replies.texts(grants.get("masked"))
     yield "not granted", Cell(", ".join(masked), "warn")
@@ -126,11 +131,13 @@ def _terms(accepted: dict[str, Any]) -> Iterator[str]:
 
 
 def _done(calls: object) -> Iterator[_Field]:
+    """The field that counts host calls, once there were any."""
     if isinstance(calls, dict) and calls.get("made"):
         yield "host calls", f"{calls['made']} since the daemon started, {calls.get('denied') or 0} denied"
 
 
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:
+    """The fields of the version that an upgrade would take."""
     if view.candidate is None:
         return
     found = view.candidate
@@ -145,6 +152,7 @@ def _candidate(view: wire.PluginView) -> Iterator[_Field]:
 
 
 def _times(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:
+    """The fields of times, as far as they are known."""
     for label, moment in (
         ("verified", view.verified_at),
         ("installed", view.installed_at),

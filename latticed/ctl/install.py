@@ -23,5 +23,6 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Have the plugin installed; success too when it is installed already."""
     # An active or disabled plugin is installed already.
     return decision.change(session, "installed", "installed", suffices={"installed", "active", "disabled"})

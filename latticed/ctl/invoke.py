@@ -31,6 +31,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Have the plugin carry out the action; exit code 1 when it says that it could not."""
     args = session.args
     body = {"action": args.action, "payload": _payload(args.payload)}
     client = session.client(read_s=LONG_S)  # longer than the daemon's own limit for an invocation
@@ -62,9 +63,11 @@ def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
 
 
 def _payload(text: str | None) -> Any:
+    """The payload as JSON values, `-` read from stdin; Problems too_large, usage."""
     if text is None:
         return None
     if text == "-":
+        # One byte more than the API takes, which tells that there is too much.
         data = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
         if len(data) > wire.MAX_BODY_BYTES:
             raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")

@@ -27,6 +27,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Make a key, or show the public half of one."""
     from latticed.trust import key_files
 
     path = Path(session.args.file)

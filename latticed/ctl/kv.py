@@ -43,11 +43,13 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Carry out the action; values go through as bytes."""
     actions = {"get": _get, "set": _set, "list": _list, "delete": _delete}
     return actions[session.args.action](session)
 
 
 def _get(session: CtlSession) -> int:
+    """Print a value: as it is, or in JSON as text (if it is UTF-8) and base64."""
     args = session.args
     value = session.client().get_bytes("kv", args.bucket, args.key)
     if not session.screen.json_wanted:
@@ -61,18 +63,22 @@ def _get(session: CtlSession) -> int:
 
 
 def _set(session: CtlSession) -> int:
+    """Store a value."""
     args = session.args
+    # fsencode gives the argument's own bytes back, UTF-8 or not (PEP 383).
     value = _stdin() if args.value == "-" else os.fsencode(args.value)
     session.client().put_bytes("kv", args.bucket, args.key, body=value)
     return _told(session, "stored", {"bytes": len(value)})
 
 
 def _delete(session: CtlSession) -> int:
+    """Delete a key."""
     session.client().delete("kv", session.args.bucket, session.args.key)
     return _told(session, "deleted", {"deleted": True})
 
 
 def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
+    """Print what was done to a key."""
     args = session.args
     if session.screen.json_wanted:
         session.screen.json({"bucket": args.bucket, "key": args.key, **record})
@@ -82,6 +88,7 @@ def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
 
 
 def _list(session: CtlSession) -> int:
+    """Print the keys of a bucket."""
     keys = _keys(session.client(), session.args.bucket, session.args.prefix)
     if session.screen.json_wanted:
         session.screen.json({"bucket": session.args.bucket, "keys": list(keys)})
@@ -98,12 +105,14 @@ def _keys(client: ControlClient, bucket: str, prefix: str) -> Iterator[str]:
         page = replies.mapping(client.get("kv", bucket, query={"prefix": prefix or None, "after": after}), "keys")
         yield from replies.texts(page.get("keys"))
         following = page.get("next")
+        # A cursor that does not advance would have this ask for ever.
         if not isinstance(following, str) or following == after:
             return
         after = following
 
 
 def _stdin() -> bytes:
+    """All of stdin; Problem too_large beyond what the API takes."""
     value = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
     if len(value) > wire.MAX_BODY_BYTES:
         raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")

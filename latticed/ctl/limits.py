@@ -37,6 +37,7 @@ def of(settings: Settings) -> dict[str, str]:
 
 
 def _size(count: int) -> str:
+    """`1536` as "1536 bytes", `1048576` as "1 MiB": the largest unit that divides it."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size and count % size == 0:
             return f"{count // size} {unit}"

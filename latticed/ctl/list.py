@@ -36,6 +36,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print all plugins, or those of one status."""
     found = known = replies.rows(session.client().get("plugins"), "list of plugins")
     if session.args.status:
         found = [row for row in found if row.get("status") == session.args.status]
@@ -55,6 +56,7 @@ def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:
     """Say how many active plugins do not run, and why."""
     active = [view.runtime for view in decode.plugins(known) if view.status == Status.ACTIVE]
     why = Counter(why_not_running(one.state, one.last_error.code if one.last_error else "") for one in active)
+    # Those that run have no reason; a Counter, unlike a dict, does not mind a missing key.
     del why[""]
     if why:
         screen.note(f"not running, of {len(active)} active: {replies.counts(dict(sorted(why.items())))}")

@@ -23,7 +23,9 @@ EXAMPLES: Final = examples(
 )
 
 _WAIT_S: Final = 20
+"""How long the daemon holds a request open until a line comes; less than the client waits for an answer."""
 _MOST: Final = 1_000
+"""Lines of one request: the most that the API answers with."""
 
 
 def arguments(parser: Parser) -> None:
@@ -33,6 +35,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print the lines that the daemon has, and with --follow those to come."""
     args, client = session.args, session.client()
     plugin_id = ask.known_id(args.id)
     found, after = _page(client, plugin_id, {"limit": args.last})
@@ -67,6 +70,7 @@ def _follow(session: CtlSession, client: ControlClient, plugin_id: str, after: i
 
 
 def _page(client: ControlClient, plugin_id: str, query: dict[str, int]) -> tuple[list[dict[str, Any]], int]:
+    """The lines that a query selects, and the number to go on after."""
     plain = replies.mapping(client.get("plugins", "by-id", plugin_id, "logs", query=query), "logs")
     following = plain.get("next")
     if not isinstance(following, int):
@@ -75,6 +79,7 @@ def _page(client: ControlClient, plugin_id: str, query: dict[str, int]) -> tuple
 
 
 def _show(session: CtlSession, rows: list[dict[str, Any]]) -> None:
+    """Print lines and flush, so that a pipe gets them as they come."""
     screen = session.screen
     for row in rows:
         if screen.json_wanted:
@@ -86,6 +91,7 @@ def _show(session: CtlSession, rows: list[dict[str, Any]]) -> None:
 
 
 def _count(text: str) -> int:
+    """An argument's type: a whole number within what one request answers."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST:
         raise ArgumentTypeError(f"expected a whole number of 1 to {_MOST}, found {text[:40]!r}")
     return int(text)

@@ -23,12 +23,18 @@ PROG: Final = "latticectl"
 
 
 class Verb(NamedTuple):
+    """The heading of the overview that a verb is under, and its help in one line."""
+
     group: str
     summary: str
 
 
 class VerbModule(Protocol):
-    """The interface of a verb's module."""
+    """The interface of a verb's module.
+
+    `EXAMPLES` ends its help. `arguments` adds its options to `parser`. `run` carries it out and returns an ExitCode; it
+    raises Problem for what is to be printed as `error:` and `hint:`.
+    """
 
     EXAMPLES: str
 
@@ -86,6 +92,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
 )
 
 _LATER: Final = frozenset("rollback config plan market pack index apply ui fleet doctor dev run".split())
+"""Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -124,6 +131,7 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run latticectl with `argv` (default: the process's own); returns its exit code."""
+    # Only as a process of its own: a caller that gives arguments keeps its signal handlers and limits.
     if argv is None:
         process_start.reset_for_command()
     screen = render.screen(sys.stdout, sys.stderr, os.environ)
@@ -145,9 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(argv: list[str], screen: render.Screen) -> int:
+    """Run, and turn every expected end into an exit code."""
     try:
         return _run(argv)
     except Problem as problem:
+        # First what was printed before, so that the error comes last on a terminal.
         screen.flush()
         screen.error(problem)
         return of(problem)
@@ -158,6 +168,7 @@ def _guarded(argv: list[str], screen: render.Screen) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    """Parse twice: what stands before the verb, then the rest by the verb's own parser."""
     top = top_parser()
     args = top.parse_args(argv)
     if args.version:
@@ -168,6 +179,7 @@ def _run(argv: list[str]) -> int:
     if args.help or args.verb is None:
         sys.stdout.write(overview())
         return ExitCode.OK
+    # Only now is a verb's module imported: the others and their imports would slow down every start.
     module = load(args.verb)
     parser = verb_parser(args.verb, module)
     args = parser.parse_args(args.rest, args)
@@ -175,6 +187,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _session(args: argparse.Namespace) -> CtlSession:
+    """The session of a run; Problem usage for an unknown format."""
     wanted = getattr(args, "format", None) or os.environ.get("LATTICECTL_FORMAT") or "text"
     if wanted not in FORMATS:
         raise Problem("usage", f"LATTICECTL_FORMAT: expected text or json, found {wanted[:80]!r}")

@@ -31,6 +31,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Write the new bundle; nothing that exists is changed."""
     from latticed.bundle import write
 
     args = session.args
@@ -54,6 +55,7 @@ def run(session: CtlSession) -> int:
 
 
 def _check(plugin_id: str, publisher: str | None) -> None:
+    """Problem usage for an id or publisher that no bundle may have."""
     if not ids.is_valid(plugin_id) or ids.is_reserved_plugin(plugin_id):
         found = f"expected an id of 3 to 128 of a-z 0-9 . -, not latticed.*, found {plugin_id[:150]!r}"
         raise Problem("usage", found, "name one with --id")

@@ -46,6 +46,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """List notifications, retry one, or remove some."""
     args, screen, client = session.args, session.screen, session.client()
     if args.action == "list":
         return _list(session)
@@ -64,6 +65,7 @@ def run(session: CtlSession) -> int:
 
 
 def _list(session: CtlSession) -> int:
+    """Print the newest notifications."""
     args = session.args
     query = {"status": args.status, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("notifications", query=query), "notifications")

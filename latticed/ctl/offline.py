@@ -42,6 +42,7 @@ def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.
 
 
 def view(directory: str, found: verdict.Verdict) -> wire.VerdictView:
+    """A verdict in the shape of the API; `directory` is what the caller named."""
     manifest = found.manifest
     refused = found if isinstance(found, verdict.Refused) else None
     return wire.VerdictView(
@@ -58,6 +59,7 @@ def view(directory: str, found: verdict.Verdict) -> wire.VerdictView:
 
 
 def _capabilities(manifest: Manifest | None) -> list[dict[str, str]]:
+    """The declared capabilities with their risk; `unknown` for those that this version does not have."""
     names = manifest.capabilities if manifest else ()
     risks = capability.RISKS
     return [{"name": name, "risk": risks[name].word if name in risks else "unknown"} for name in names]

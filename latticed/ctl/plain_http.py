@@ -10,6 +10,7 @@ import sys
 from typing import Any, Final
 
 _modules: Final[dict[str, Any]] = sys.modules  # None for a module means "there is none" to the import system
+"""None for a module means "there is none" to the import system."""
 
 if "ssl" in _modules:
     from http import client

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES: Final = 1 << 20
+"""Bounds what is read into memory."""
 LOCK_S: Final = 5.0
+"""How long to wait for another latticectl that edits the file."""
 _LOCK_PAUSE_S: Final = 0.02
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Neither a link nor a FIFO in the place of the lock file is followed or waited for."""
 _MODE: Final = 0o644
+"""The daemon's user must be able to read it, and nothing in it is secret."""
 
 
 def read(path: Path) -> policy.TrustPolicy:
@@ -48,8 +52,9 @@ def read(path: Path) -> policy.TrustPolicy:
 def editing(path: Path) -> Iterator[policy.TrustPolicy]:
     """The policy in `path` (an empty one when there is no file) while no other latticectl edits it.
 
-    Problem "policy_busy" when another one does for longer than LOCK_S. The lock is on a file of mode 0600: flock(2) on
-    the directory would let any user who can open it block all edits.
+    Problem "policy_busy" when another one does for longer than LOCK_S, "policy_denied" where the caller may not write,
+    and those of `read`. The lock is on a file of mode 0600: flock(2) on the directory would let any user who can open
+    it block all edits.
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -84,6 +89,7 @@ def _locked(path: Path, directory: int) -> Iterator[None]:
 def _is_held(lock: int, name: str, directory: int) -> bool:
     """Try to lock; whether we hold the lock of the file that `name` still leads to, as its last holder removed it."""
     try:
+        # flock(2) first: only what the name leads to while it is locked counts.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(lock).st_ino == os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
     except (BlockingIOError, FileNotFoundError):

@@ -20,6 +20,7 @@ def show(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, An
     """The active plugins that would stop under `new`, also noted on stderr; None when the daemon cannot be asked."""
     screen = session.screen
     try:
+        # Of another file than the daemon's it would answer about a policy that it will not get.
         if path.resolve() != session.settings().trust_file.resolve():
             raise Problem("usage", f"the daemon of these settings does not read {path}")
         body = {"policy": json.loads(policy.encode(new))}

@@ -28,6 +28,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print the refused bundles."""
     found = replies.rows(session.client().get("plugins", "rejected"), "list of rejected bundles")
     screen = session.screen
     if screen.json_wanted:

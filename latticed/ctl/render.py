@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latticed.model.errors import Problem
 
 _SGR: Final = MappingProxyType({"good": "32", "warn": "33", "bad": "31", "dim": "2", "head": "1", "error": "1;31"})
+"""Parameters of "select graphic rendition" (ECMA-48) by tone."""
 _TONES: Final = MappingProxyType(
     {
         **dict.fromkeys(("active", "allow", "armed", "healthy", "ok", "yes", "verified ok"), "good"),
@@ -24,6 +25,7 @@ _TONES: Final = MappingProxyType(
         **dict.fromkeys(("deny", "failed", "no", "refused", "unhealthy"), "bad"),
     }
 )
+"""Tones of words that several verbs print."""
 
 
 def word(value: str) -> table.Cell:
@@ -32,6 +34,7 @@ def word(value: str) -> table.Cell:
 
 
 def yes_no(value: object) -> table.Cell:
+    """`yes` or `no` in its colour."""
     return word("yes" if value else "no")
 
 
@@ -63,14 +66,17 @@ class Screen(NamedTuple):
         self.err.write(text.escape(" ".join(words)) + "\n")
 
     def error(self, problem: Problem) -> None:
+        """Print a problem on stderr: `error:` with its reason, and `hint:` if it has one."""
         self.err.write(_painted("error:", "error", wanted=self.colour_err) + f" {text.escape(problem.reason)}\n")
         if problem.hint:
             self.hint(problem.hint)
 
     def hint(self, what: str) -> None:
+        """Print a `hint:` line on stderr."""
         self.err.write(_painted("hint:", "head", wanted=self.colour_err) + f" {text.escape(what)}\n")
 
     def rows(self, columns: Sequence[table.Column], rows: Iterable[Sequence[str | table.Cell | None]]) -> None:
+        """Print a table with a header; on a terminal it is fitted to the width."""
         safe = [[table.cell(value) for value in row] for row in rows]
         for laid in table.lay_out(columns, safe, width=self.width, mark=self._mark()):
             shown = [_painted(part.value, part.tone, wanted=self.colour_out) + padding for part, padding in laid]
@@ -105,6 +111,7 @@ class Screen(NamedTuple):
             self.out.write(f"{label}  {_painted(part.value, part.tone, wanted=self.colour_out)}\n")
 
     def when(self, moment: str | None) -> str:
+        """An RFC 3339 time as the user wants times: `3m ago`, or with --abs-time the date. Empty for None or empty."""
         if not moment:
             return ""
         return times.absolute(moment) if self.absolute_times else times.relative(moment, self.now_s)
@@ -120,10 +127,12 @@ class Screen(NamedTuple):
         self.out.buffer.write(data)
 
     def flush(self) -> None:
+        """Write out both streams; BrokenPipeError when the reader of stdout is gone."""
         self.out.flush()
         self.err.flush()
 
     def _mark(self) -> str:
+        """What stands for text that was cut: one that stdout can encode."""
         try:
             "…".encode(self.out.encoding or "utf-8")
         except UnicodeEncodeError:
@@ -132,6 +141,7 @@ class Screen(NamedTuple):
 
 
 def _painted(shown: str, tone: str, *, wanted: bool) -> str:
+    """`shown` in the colour of `tone`, if wanted. It must be escaped already: nothing is escaped here."""
     return f"\x1b[{_SGR[tone]}m{shown}\x1b[0m" if wanted and tone in _SGR else shown
 
 

@@ -12,16 +12,19 @@ from latticed.model.errors import Problem
 
 
 def bad(what: str) -> Problem:
+    """The Problem bad_reply, about an answer's `what`."""
     return Problem("bad_reply", f"the daemon's answer has no proper {what}", "latticectl version shows both sides")
 
 
 def mapping(plain: Any, what: str) -> dict[str, Any]:
+    """`plain`, which must be a JSON object; Problem bad_reply about `what` otherwise."""
     if not isinstance(plain, dict):
         raise bad(what)
     return plain
 
 
 def rows(plain: Any, what: str) -> list[dict[str, Any]]:
+    """`plain`, which must be a list of JSON objects; Problem bad_reply about `what` otherwise."""
     if not isinstance(plain, list):
         raise bad(what)
     return [mapping(row, what) for row in plain]

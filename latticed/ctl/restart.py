@@ -18,5 +18,6 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Have the plugin stopped and started, and wait for the start; exit code 1 when it could not be armed."""
     plain = session.client().post("plugins", "by-id", ask.known_id(session.args.id), "restart", body={})
     return decision.report(session, plain, "restarted")

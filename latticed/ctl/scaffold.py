@@ -74,6 +74,7 @@ _CAPABILITIES: Final = {"system": ["log:write"], "wasm": ["log:write"], "worker"
 
 
 def artifact(kind: str) -> bytes:
+    """The bytes of a minimal artifact of type `kind` (TYPES)."""
     return _ARTIFACTS[kind]
 
 

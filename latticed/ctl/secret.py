@@ -52,6 +52,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Carry out the action; no action prints a value."""
     match session.args.action:
         case "list":
             return _list(session)
@@ -64,6 +65,7 @@ def run(session: CtlSession) -> int:
 
 
 def _list(session: CtlSession) -> int:
+    """Print names, versions and bindings."""
     plain = replies.mapping(session.client().get("secrets"), "secrets")
     rows = replies.rows(plain.get("secrets"), "list of secrets")
     screen = session.screen
@@ -82,6 +84,7 @@ def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
 
 
 def _set(session: CtlSession) -> int:
+    """Read a value and store it, or with --password its hash."""
     value = _read_value(session.args.name, twice=session.args.password)
     if not value:
         raise Problem(
@@ -103,6 +106,7 @@ def _read_value(name: str, *, twice: bool) -> bytes:
     found = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
     if len(found) > wire.MAX_BODY_BYTES:
         raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
+    # Editors and echo add one line end; a value that is to keep one must have two.
     return found.removesuffix(b"\n").removesuffix(b"\r")
 
 
@@ -120,6 +124,7 @@ def _hash(value: bytes) -> bytes:
 
 
 def _delete(session: CtlSession) -> int:
+    """Delete a secret; with --unbind also one that plugins are bound to."""
     query = {"unbind": "true"} if session.args.unbind else None
     plain = replies.mapping(session.client().delete("secrets", session.args.name, query=query), "secret")
     plugins = replies.texts(plain.get("plugins") or [])
@@ -130,6 +135,7 @@ def _delete(session: CtlSession) -> int:
 
 
 def _bind(session: CtlSession, *, bound: bool) -> int:
+    """Bind a secret to a plugin, or undo that."""
     name, plugin_id = session.args.name, ask.known_id(session.args.id)
     client = session.client()
     if bound:
@@ -140,6 +146,7 @@ def _bind(session: CtlSession, *, bound: bool) -> int:
 
 
 def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
+    """Print what was done to a secret."""
     if session.screen.json_wanted:
         session.screen.json({"name": session.args.name, **record})
     else:

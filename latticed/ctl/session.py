@@ -19,7 +19,10 @@ PACKAGED: Final = "/run/latticed/control.sock"
 
 
 class CtlSession(NamedTuple):
-    """The context of one run. A NamedTuple, because importing `dataclasses` would add 12 ms to every start (P8)."""
+    """The context of one run. A NamedTuple, because importing `dataclasses` would add 12 ms to every start (P8).
+
+    `args`: of the verb and the common options; `environ`: the process's environment.
+    """
 
     args: Namespace
     screen: Screen

@@ -30,6 +30,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Sign all bundles; the first that fails ends it, and those before it stay signed."""
     from latticed.trust import key_files
 
     args = session.args

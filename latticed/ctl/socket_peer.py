@@ -28,12 +28,14 @@ def check(sock: socket.socket, path: str, owner: Callable[[], str]) -> None:
 
     `owner` returns the configured owner, a name or a uid. It is not called when root or the caller serves the socket.
     """
+    # Those of the server at the time of its listen(2) (unix(7)).
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     uid = _CREDENTIALS.unpack(raw)[1]
     if uid in {0, os.geteuid()}:
         return
     # Asked for only now, as it reads the settings file.
     named = owner()
+    # Excluded even if it is named: any process of another user namespace has this uid.
     if uid != _NOBODY and (uid == _uid(named) or uid == given_to(path)):
         return
     expected = f"root, yourself (uid {os.geteuid()}) or {named}" if named else f"root or yourself (uid {os.geteuid()})"
@@ -54,6 +56,7 @@ def given_to(path: str) -> int | None:
     anybody_makes = False  # the parent is writable by all, such as /tmp
     here = "/"
     try:
+        # From the root down: whoever may write to a directory can replace everything below it.
         for part in ["", *os.path.dirname(os.path.realpath(path)).split("/")[1:]]:
             here = os.path.join(here, part)
             found = os.stat(here)
@@ -74,6 +77,7 @@ def given_to(path: str) -> int | None:
 
 
 def _uid(name: str) -> int | None:
+    """The uid of a user name or number; None for an empty or unknown one."""
     if name.isascii() and name.isdigit():
         return int(name)
     try:
@@ -83,6 +87,7 @@ def _uid(name: str) -> int | None:
 
 
 def _called(uid: int) -> str:
+    """The user's name in brackets; empty for a uid without one."""
     try:
         return f" ({pwd.getpwuid(uid).pw_name})"
     except KeyError:

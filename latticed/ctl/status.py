@@ -19,6 +19,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print versions, counts and the newest event."""
     plain = replies.mapping(session.client().get("status"), "status")
     screen = session.screen
     if screen.json_wanted:

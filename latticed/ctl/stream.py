@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from latticed.ctl.client import ControlClient
 
 FIRST_PAUSE_S: Final = 0.1
+"""Before the first attempt to connect again; doubled with each one."""
 LONGEST_PAUSE_S: Final = 5.0
+"""Longest pause between two attempts."""
 _BUSY: Final = frozenset({429, 503})  # the daemon is starting, or has too many streams: retry
 
 
@@ -32,7 +34,11 @@ class Sent(NamedTuple):
 
 
 def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
-    """Parse the lines of a stream; an event without its final blank line is dropped, as the standard requires."""
+    """Parse the lines of a stream; an event without its final blank line is dropped, as the standard requires.
+
+    `id: 7`, `data: {…}` and an empty line are `Sent("7", "{…}")`. Other fields and comments are skipped; Problem
+    bad_reply for an id that is no cursor.
+    """
     at: str | None = None
     data: list[str] = []
     for raw in lines:
@@ -57,7 +63,10 @@ def _id(value: str) -> str:
 
 
 def backlog(client: ControlClient, after: str, query: Mapping[str, str]) -> Iterator[Sent]:
-    """The existing events after `after`, and last a mark without data."""
+    """The existing events after `after`, and last a mark without data.
+
+    Problem unreachable when the stream ends before the mark.
+    """
     with closing(client.lines("events", query={**query, "after": after})) as lines:
         for sent in decode(lines):
             yield sent
@@ -94,6 +103,7 @@ def follow(
 
 
 def _once(client: ControlClient, after: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
+    # As a header: it takes precedence over `after` in the query (`rpc.events`).
     headers = {} if after is None else {"Last-Event-ID": after}
     with closing(client.lines("events", query=query, headers=headers)) as lines:
         yield from decode(lines)

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 EMPTY: Final = "-"
+"""Stands for a value that is absent, so that columns can be counted."""
 _GAP: Final = 2
+"""Cells between two columns."""
 _NARROWEST: Final = 8
+"""A column is not made narrower than this; then lines get longer than the terminal."""
 _WIDE: Final = frozenset({"W", "F"})
+"""Classes of characters that take two cells (Unicode Standard Annex 11)."""
 
 
 class Column(NamedTuple):
@@ -46,13 +50,17 @@ def width_of(shown: str) -> int:
 
 
 def _cells(char: str) -> int:
+    """Terminal cells of one character: 0 for combining ones, 2 for wide ones."""
     if unicodedata.combining(char) or unicodedata.category(char) in {"Mn", "Me"}:
         return 0
     return 2 if unicodedata.east_asian_width(char) in _WIDE else 1
 
 
 def cut(shown: str, width: int, mark: str) -> str:
-    """`shown` in at most `width` cells, ending in `mark` where something was cut."""
+    """`shown` in at most `width` cells, ending in `mark` where something was cut.
+
+    `cut("abcdef", 4, "…")` is `abc…`.
+    """
     if width_of(shown) <= width:
         return shown
     kept, used = [], len(mark)
@@ -78,6 +86,7 @@ def lay_out(
 
 
 def _fitted(part: Cell, column: Column, width: int, mark: str) -> tuple[Cell, str]:
+    """One cell cut to its column, with the padding to its right (none where the padding is to the left)."""
     shown = cut(part.value, width, mark)
     padding = " " * (width - width_of(shown))
     return (Cell(padding + shown, part.tone), "") if column.right else (Cell(shown, part.tone), padding)

@@ -36,6 +36,7 @@ _TABLE: Final = (
     Column(title="REASON", shrinks=True),
 )
 _INDENT: Final = "  "
+"""In front of each line of a script or output, so that none can pass for a line of latticectl's own."""
 
 
 def arguments(parser: Parser) -> None:
@@ -55,6 +56,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """List tasks, show one, approve or cancel it."""
     match session.args.action:
         case "list":
             return _list(session)
@@ -67,6 +69,7 @@ def run(session: CtlSession) -> int:
 
 
 def _list(session: CtlSession) -> int:
+    """Print the newest tasks."""
     args = session.args
     query = {"state": args.state, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("tasks", query=query), "tasks")
@@ -93,12 +96,14 @@ def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
 
 
 def _exit(row: dict[str, Any]) -> str:
+    """The exit code or the signal; empty while there is none."""
     if row.get("signal") is not None:
         return f"signal {row['signal']}"
     return "" if row.get("exit_code") is None else str(row["exit_code"])
 
 
 def _show(session: CtlSession) -> int:
+    """Print one task with its script and output."""
     plain = replies.mapping(session.client().get("tasks", session.args.task), "task")
     screen = session.screen
     if screen.json_wanted:
@@ -116,10 +121,12 @@ def _show(session: CtlSession) -> int:
 
 
 def _is_cut(plain: dict[str, Any], name: str) -> bool:
+    """Whether an output had more bytes than what is kept of it."""
     return bool(plain.get("truncated")) and int(plain.get(f"{name}_bytes") or 0) > len(str(plain.get(name) or ""))
 
 
 def _fields(plain: dict[str, Any], screen: render.Screen) -> Iterator[tuple[str, str | Cell]]:
+    """The fields of one task."""
     state = str(plain.get("state") or "")
     yield "id", str(plain.get("id") or "")
     yield "plugin", str(plain.get("plugin") or "")
@@ -143,12 +150,14 @@ def _fields(plain: dict[str, Any], screen: render.Screen) -> Iterator[tuple[str,
 
 
 def _approve(session: CtlSession) -> int:
+    """Approve the script with this digest: the operator gives it, so that what was read is what runs."""
     args = session.args
     plain = session.client().post("tasks", args.task, "approve", body={"sha256": args.sha256})
     return _told(session, plain, args.task, "approved")
 
 
 def _cancel(session: CtlSession) -> int:
+    """Cancel one task, or with --all every one."""
     args = session.args
     if bool(args.task) == bool(args.all):
         raise Problem("usage", "expected a task, or --all", "latticectl task list shows their ids")
@@ -160,6 +169,7 @@ def _cancel(session: CtlSession) -> int:
 
 
 def _told(session: CtlSession, plain: Any, *words: str) -> int:
+    """Print the answer, or `words`."""
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:

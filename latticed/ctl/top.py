@@ -36,6 +36,7 @@ _COLUMNS: Final = (
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
+"""Cursor to the upper left corner (ECMA-48): the screen is drawn over, not cleared, so that it does not flicker."""
 _TO_LINE_END: Final = "\x1b[K"
 _TO_SCREEN_END: Final = "\x1b[J"
 
@@ -45,6 +46,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Show activity until `q` on a terminal, elsewhere once."""
     client, screen = session.client(), session.screen
     if screen.out.isatty() and sys.stdin.isatty() and not screen.json_wanted:
         return _live(session, client)
@@ -59,6 +61,7 @@ def run(session: CtlSession) -> int:
 
 
 def _seconds(text: str) -> float:
+    """An argument's type: 0.1 to 3600 seconds."""
     try:
         wanted = float(text)
     except ValueError:
@@ -69,12 +72,14 @@ def _seconds(text: str) -> float:
 
 
 def _look(client: ControlClient, before: activity.Sample | None) -> tuple[list[activity.ActivityRow], activity.Sample]:
+    """The rows of this moment, and the sample that the next ones need for their rates."""
     sample = activity.read(client.metrics(), time.monotonic())
     known = decode.plugins(client.get("plugins"))
     return activity.rows(known, sample, before, now_s=time.time()), sample
 
 
 def _cells(row: activity.ActivityRow) -> tuple[Any, ...]:
+    """The cells of one row."""
     return (
         row.id,
         render.word(row.status),
@@ -102,6 +107,7 @@ def _live(session: CtlSession, client: ControlClient) -> int:
         _draw_until_told(session, client, keys)
     except KeyboardInterrupt:
         pass
+    # In any case: a terminal that stays without echo and on the alternate screen is of no use to its user.
     finally:
         out.write(_LEAVE)
         out.flush()
@@ -110,6 +116,7 @@ def _live(session: CtlSession, client: ControlClient) -> int:
 
 
 def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> None:
+    """Look, draw and wait for a key, until the user wants to leave; the first look raises, later ones are shown."""
     before: activity.Sample | None = None
     shown = ""
     while True:
@@ -137,7 +144,9 @@ def _told(keys: int, within_s: float) -> bool:
 
 
 def _drawn(session: CtlSession, found: list[activity.ActivityRow]) -> str:
+    """The header and the table as text, cut to the terminal's width."""
     text = io.StringIO()
+    # Asked each time: the window may have been resized.
     width = os.get_terminal_size(session.screen.out.fileno()).columns or None
     screen = session.screen._replace(out=text, width=width)
     alive = sum(row.runtime == "armed" for row in found)

@@ -63,6 +63,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Carry out the action; edits of the file also wait until the daemon has applied them."""
     match session.args.action:
         case "add":
             return _edit(session, _added)
@@ -77,6 +78,7 @@ def run(session: CtlSession) -> int:
 
 
 def _file(session: CtlSession) -> Path:
+    """The trust policy that is meant: --trust, or that of the settings."""
     given = getattr(session.args, "trust", None)
     return Path(given) if given else session.settings().trust_file
 
@@ -91,11 +93,13 @@ def _edit(session: CtlSession, change: Any) -> int:
         if session.args.dry_run:
             return foreseen
     with policy_file.editing(path) as old:
+        # Computed again under the lock: the file may have changed since the preview.
         new, done = change(old, session.args)
         if new == old and path.exists():
             done = f"already {done}"
         else:
             policy_file.write(path, new)
+    # After the lock is released: another latticectl need not wait for the daemon.
     if late := policy_wait.wait(session, path, new):
         session.screen.note(late)
     if session.screen.json_wanted:
@@ -129,6 +133,7 @@ def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
 
 
 def _added(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    """The policy with this publisher's keys added, and what to print. Ids and risk stay unless they are given."""
     from latticed.model import ids
     from latticed.model.capability import Risk
     from latticed.trust import policy
@@ -147,6 +152,10 @@ def _added(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
 
 
 def _removed(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    """The policy without this publisher, or without one of its keys, and what to print.
+
+    Problems not_found, last_key.
+    """
     from latticed.trust import policy
 
     had = old.publishers.get(args.publisher)
@@ -168,6 +177,7 @@ def _removed(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
 
 
 def _revoked(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
+    """The policy with more revocations, and what to print."""
     from latticed.trust import policy
 
     more = policy.Revoked(
@@ -182,6 +192,7 @@ def _revoked(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
 
 
 def _lift(session: CtlSession) -> int:
+    """Have the daemon forget one revocation."""
     from latticed.trust import policy
 
     args = session.args
@@ -228,11 +239,13 @@ def _plain(policy: TrustPolicy, path: Path) -> dict[str, Any]:
 
 
 def _publisher(name: str, one: Publisher) -> dict[str, Any]:
+    """One publisher in the shape of `GET /api/trust`."""
     risk = one.max_risk.word if one.max_risk is not None else None
     return {"publisher": name, "keys": list(one.keys), "ids": list(one.ids), "max_risk": risk}
 
 
 def _show(session: CtlSession) -> int:
+    """Print the policy in force, or that of a file."""
     plain = _asked(session)
     screen = session.screen
     if screen.json_wanted:
@@ -265,6 +278,7 @@ def _asked(session: CtlSession) -> dict[str, Any]:
 
 
 def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The fields above the table."""
     pairs: list[tuple[str, Any]] = []
     if plain.get("path"):
         pairs.append(("file", str(plain["path"])))

@@ -26,6 +26,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Replace the plugin by its candidate and wait for the start; success too when there is no newer one."""
     args = session.args
     client = session.client()
     body = {**consent.given(args), **decision.dry_run(args)}

@@ -27,6 +27,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Judge each bundle; exit code 6 when one is refused."""
     from latticed.ctl import offline
 
     policy, limits = _rules(session)
@@ -57,6 +58,7 @@ def _rules(session: CtlSession) -> tuple[TrustPolicy, ReadLimits]:
 
 
 def _print(session: CtlSession, one: wire.VerdictView) -> None:
+    """Print one verdict."""
     named = " ".join(part for part in (one.id, one.version) if part)
     if one.ok:
         session.screen.line(f"{one.path}: verified", named)

@@ -33,6 +33,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print both versions; without a daemon its own, the error, and the exit code of that."""
     mine = own()
     found: dict[str, Any] = {}
     trouble: Problem | None = None

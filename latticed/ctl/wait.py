@@ -23,9 +23,11 @@ EXAMPLES: Final = examples(
 
 CONDITIONS: Final = ("available", "active", "healthy", "stopped")
 _PAUSE_S: Final = 0.1
+"""Between two looks."""
 
 
 def _seconds(text: str) -> float:
+    """An argument's type: seconds, 0 for one look."""
     try:
         seconds = float(text)
     except ValueError:
@@ -45,6 +47,10 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Look until the condition holds.
+
+    After the timeout exit code 1, or that of the last refusal (4: no such plugin).
+    """
     args = session.args
     client = session.client()
     deadline_s = time.monotonic() + args.timeout
@@ -76,6 +82,7 @@ def _passing(problem: Problem, *, reached_once: bool) -> bool:
 
 
 def _holds(condition: str, view: wire.PluginView) -> bool:
+    """Whether the plugin fulfils the condition."""
     match condition:
         case "available":
             return view.available
@@ -91,6 +98,7 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
 
 
 def _done(session: CtlSession, plain: dict[str, Any]) -> int:
+    """Print that it does."""
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:
@@ -99,6 +107,7 @@ def _done(session: CtlSession, plain: dict[str, Any]) -> int:
 
 
 def _too_late(session: CtlSession, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
+    """The Problem for a timeout: the last refusal, or what the plugin is instead."""
     if isinstance(found, Problem):
         return found
     view = found[1]
