@@ -130,6 +130,7 @@ class App:
             handles=handles,
         )
         runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs)
+        # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.
         emit = functools.partial(_log_line, outputs)
         self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
         await stack.enter_async_context(services)
@@ -203,6 +204,7 @@ class App:
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),
         )
+        # Binds the socket only when it is entered, below: before that no request can come.
         server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
         await stack.enter_async_context(server)
         self.reloader = Reloader(

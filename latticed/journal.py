@@ -90,7 +90,7 @@ async def _run(settings: Settings, source: str) -> int:
             sock = socket.socket(fileno=inherited[0].fd)
         else:
             sock = _listen(path)
-            # Ours: a socket file that nobody listens on would refuse connections until the next start.
+            # The path is ours: without a listener, a socket file would refuse connections until the next start.
             stack.callback(path.unlink, missing_ok=True)
         await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
         source_name = "journald" if use_journald else "auth.log"
@@ -152,11 +152,12 @@ class JournalServer:
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection; whatever happens to it ends with it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - runs as a task
         self._connections.add(task)
         try:
-            # A stranger gets no answer, not even an error: the connection is closed.
+            # Others get no answer, not even an error: the connection is closed.
             if self._is_allowed(writer):
                 await self._serve(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -165,16 +166,18 @@ class JournalServer:
             self._connections.discard(task)
             writer.close()
             with contextlib.suppress(OSError):
-                # Raises what broke the connection, which nobody needs to know any more.
+                # Raises what broke the connection: it makes no difference any more.
                 await writer.wait_closed()
 
     def _is_allowed(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether the peer may ask (SO_PEERCRED), and there are not too many connections."""
         uid = peers.of(writer.get_extra_info("socket")).uid
         if uid not in self._clients:
             log.warning("journal_request_refused", uid=uid)
         return uid in self._clients and len(self._connections) <= MAX_CONNECTIONS
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one request, write one answer."""
         # A slow client must not keep its connection, of which there are only so many.
         async with asyncio.timeout(REQUEST_S):
             line = await reader.readuntil(b"\n")
@@ -188,6 +191,7 @@ class JournalServer:
             await writer.drain()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
+        """The answer to one line; HostError bad_params, deadline_exceeded, or what the query raises."""
         try:
             asked = msgspec.convert(strict_json.loads(line), JournalQuery, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:

@@ -111,7 +111,7 @@ class Reloader:
         await self._server.look()
 
     async def _look_at_state(self, _: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
-        """Log, once for each kind, that the open ledger is no longer what lies at its path, and when it is again."""
+        """Log, once for each kind, that the state directory or a file in it was replaced, and when it is back."""
         before, self._displaced = self._displaced, await asyncio.to_thread(self._api.ledger.directory_fault)
         if self._displaced is not None and (before is None or before.code != self._displaced.code):
             log.critical("state_displaced", code=self._displaced.code, reason=self._displaced.reason)

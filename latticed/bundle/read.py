@@ -138,6 +138,7 @@ class BundleDirectory:
         return self._read_artifact(lambda chunk: files.write_all(copy_to, chunk), memoryview(_own_buffer()))
 
     def _read_artifact(self, take: Callable[[memoryview], None], buffer: memoryview) -> int:
+        """Open the artifact, unless `manifest` did, check it, and give its bytes to `take`; their number."""
         found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
         # Taken over: from here it is closed below, whatever happens.
         self._artifact = None
@@ -168,6 +169,7 @@ class BundleDirectory:
         return size
 
     def _read_manifest(self, fd: int, before: os.stat_result) -> bytes:
+        """All bytes of the manifest open at `fd`, of which `before` is the stat."""
         buffer = memoryview(_own_buffer())
         data = bytearray()
         while (not data or len(data) < before.st_size) and (count := self._readv(fd, buffer, MANIFEST)):
@@ -215,6 +217,7 @@ class BundleDirectory:
         return found
 
     def _check_owner(self, found: os.stat_result, name: str) -> None:
+        """BundleRefused when the file is not of one of the `owners`."""
         if found.st_uid not in self._owners:
             raise refusal.foreign_owner(name, self._owners, found.st_uid)
 
@@ -267,8 +270,8 @@ def open_bundle(
 def fingerprint(name: str, *, beneath: int) -> tuple[Stamp | None, Stamp | None]:
     """What `lstat` says of manifest and artifact of the bundle `name`; None for a part that is missing.
 
-    Equal fingerprints mean that nothing was written in between, as far as the file system tells: a scan may skip such a
-    bundle. A name that is no real directory has no parts.
+    Equal fingerprints mean that nothing was written in between, as far as the file system's times show: a scan may skip
+    such a bundle. A name that is no real directory has no parts.
     """
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=beneath, follow_symlinks=False).st_mode):

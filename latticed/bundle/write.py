@@ -29,7 +29,7 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
         raise FileExistsError(17, os.strerror(17), str(directory))
     # In the same parent: rename(2) works within one file system only.
     temporary = directory.with_name(f".{directory.name}.new.{os.getpid()}")
-    # 0755: the daemon usually runs as another user than whoever drops the bundle.
+    # 0755: the daemon usually runs as another user than the one who drops the bundle.
     temporary.mkdir(mode=0o755)
     try:
         files.replace(temporary / ARTIFACT, artifact, mode=mode)

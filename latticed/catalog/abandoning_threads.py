@@ -1,10 +1,10 @@
-"""A few threads for work on files that may hang: what takes too long is left behind, never waited for.
+"""A few threads for work on files that may hang: what takes too long is abandoned, never waited for.
 
 Threads cannot be cancelled, and an executor waits for its threads at exit. So each batch starts its own daemon threads,
 which end with the batch. A worker that is stuck (a dead NFS server, a broken disk) past the deadline is abandoned: its
-job has no result, another worker takes its place, and when the read returns one day the thread ends without a word.
-A job that is still stuck is not begun again, so there are never more such threads than jobs that hang. Beyond
-`abandoned_max` of them no thread is started, and no other job is begun: nobody knows whether it would hang.
+job has no result, another worker takes its place, and should the read return later, the thread ends and its result is
+dropped. A job that is still stuck is not begun again, so there are never more such threads than jobs that hang. Beyond
+`abandoned_max` of them no thread is started and no other job is begun, as it might hang too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class JobOutcome(Generic[J, R]):
 
 @dataclass(slots=True, eq=False)
 class _Worker(Generic[J]):
-    """One thread. `since_s`: when its job began; `busy`: it is doing one; `abandoned`: nobody waits for it any more."""
+    """One thread. `since_s`: when its job began; `busy`: it is doing one; `abandoned`: it is no longer waited for."""
 
     job: J | None = None
     since_s: float = 0.0
@@ -133,14 +133,14 @@ class AbandoningThreads:
         return self._outcome(batch, left)
 
     def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> JobOutcome[J, R]:
-        """What has been found and not been told of. A worker that was abandoned has nothing of it to write into."""
+        """What was found since the last report. An abandoned worker cannot change it any more (`_do`)."""
         with self._lock:
             outcome = JobOutcome(done=batch.done, failed=batch.failed, stuck=tuple(batch.stuck), left=tuple(left))
             batch.done, batch.failed, batch.stuck = {}, {}, []
         return outcome
 
     def _add_worker(self, batch: _Batch[J, R]) -> None:
-        """Start one more worker, if there is room beside those that are stuck."""
+        """Start one more worker, unless too many are stuck."""
         if self.full:
             return
         worker: _Worker[J] = _Worker()
@@ -149,6 +149,7 @@ class AbandoningThreads:
             batch.workers.append(worker)
 
     def _work(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:
+        """On a worker's thread: do jobs until there are none, the time is up, or it was abandoned."""
         while time.monotonic() < batch.until_s and not worker.abandoned:
             try:
                 job = batch.todo.popleft()
@@ -163,6 +164,7 @@ class AbandoningThreads:
         batch.wake()
 
     def _do(self, batch: _Batch[J, R], worker: _Worker[J], job: J) -> None:
+        """On a worker's thread: do one job and keep its result, unless the worker was abandoned meanwhile."""
         result: R | None = None
         failure: Exception | None = None
         try:
@@ -180,7 +182,7 @@ class AbandoningThreads:
                 batch.done[job] = cast("R", result)
 
     def _abandon_late(self, batch: _Batch[J, R]) -> None:
-        """Abandon workers that are stuck, and replace them while there is work and room."""
+        """Abandon workers that are stuck, and replace them while there are jobs and few are stuck."""
         now_s = time.monotonic()
         for worker in list(batch.workers):
             with self._lock:

@@ -1,4 +1,4 @@
-"""What the reader of the catalog has not heard yet: the latest verdict of each name, and only if it is news."""
+"""Changes that the reader of the catalog has not taken yet: the latest verdict of each name, if it differs."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class Coalescer:
         self._reported: dict[str, Verdict] = {}
         """What the reader knows, by name; a name that is gone is not in it."""
         self._pending: dict[str, Verdict | None] = {}
+        """What it is to take next, by name; None: the bundle is gone."""
         self._news = asyncio.Event()
 
     def post(self, found: Iterable[tuple[str, Verdict | None]]) -> None:
         """Take in the verdicts on these names; what the reader knows already is dropped."""
         for name, verdict in found:
             if same(self._reported.get(name), verdict):
-                # Changed and changed back before the reader looked: no news any more.
+                # Changed and changed back before the reader took it: no change any more.
                 self._pending.pop(name, None)
             else:
                 self._pending[name] = verdict

@@ -153,7 +153,7 @@ class Directory:
             await self._pause()
             for task in self._tasks:
                 if task.done():
-                    # Raises what ended it; the catalog hands that to its reader.
+                    # Raises what ended it; the catalog raises that in its stream of changes.
                     task.result()
             self._take_dirty()
             if self._schedule.tick_due_s() <= self._now():
@@ -194,19 +194,19 @@ class Directory:
                 self._loop.call_soon_threadsafe(self._news.set)
 
     def _watched(self) -> bool:
-        """Whether events tell of every change to what verifies."""
+        """Whether every change to a bundle that verifies causes an event."""
         mounted = (self._entries.get(name) for name in self._watcher.mounted)
         return not self._watcher.failure and not any(e is not None and isinstance(e.verdict, Verified) for e in mounted)
 
     async def _pause(self) -> None:
-        """Until there is news or something is due."""
+        """Return when something may have changed, or a check, scan or judgement is due."""
         due_s = [self._schedule.tick_due_s(), self._schedule.scan_due_s(watched=self._watched())]
         settles_s = (self._settle.next_due_s(), self._settle_active.next_due_s())
         due_s.extend(moment for moment in settles_s if moment is not None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(due_s) - self._now())):
                 await self._news.wait()
-        # Cleared before anything is looked at: news from here on wakes the next pause.
+        # Cleared before anything is looked at: what comes from here on ends the next pause at once.
         self._news.clear()
 
     def _take_dirty(self) -> None:
@@ -221,7 +221,7 @@ class Directory:
             (self._settle_active if name in self._watcher.active else self._settle).mark(name, now_s)
 
     async def _check_watch(self) -> None:
-        """Whether the path still means what is watched, the watcher lives, and nothing was mounted."""
+        """Restart a dead watcher, and ask for a scan if the path or a mount has changed."""
         self._schedule.ticked(self._now())
         if not self._watcher.alive:
             self._counters["watcher_restarts"] += 1
@@ -307,7 +307,7 @@ class Directory:
         self._record(found)
 
     def _record(self, found: Mapping[str, DirectoryEntry | None]) -> None:
-        """Make what was found the truth, and post it. Of bundles that are too many, as many as may be are named."""
+        """Make `found` the current entries, and post it. At most `max_bundles` surplus ones become entries."""
         posted: list[tuple[str, Verdict | None]] = []
         made_room = False
         for name, entry in found.items():

@@ -1,4 +1,4 @@
-"""Whether something was mounted or unmounted: a mount over a directory is the one change that inotify never tells."""
+"""Whether something was mounted or unmounted: a mount over a directory is a change that inotify does not report."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Fingerprint = bytes
 _STAMP: Final = struct.Struct("=QQqIqq")
 
 _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
-"""What may look different next time although the files tell no change."""
+"""Verdicts that may differ next time although the files' metadata is the same."""
 
 _RACY_NS: Final = 100_000_000
 """A file that changed this shortly before it was read may change again without its times comparable."""
@@ -83,7 +83,7 @@ class Judge:
     """Gives the verdict on a bundle directory (`judge`), on a worker thread.
 
     `policy` is called for each verdict, so a change of policy counts at once. `host_version` is what a manifest may ask
-    for; `clock` only tells whether a file changed just before it was read.
+    for; `clock` is only compared with the time of a file's last change.
     """
 
     limits: read.ReadLimits
@@ -164,7 +164,7 @@ def fingerprint(name: str, root: Root) -> Fingerprint:
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
     """Watch the plugin directory and list it, without looking at what it lists.
 
-    Of more than `most` names those that the file system tells first are taken. Problem directory_missing or
+    Of more than `most` names those that readdir(3) returns first are taken. Problem directory_missing or
     directory_unreadable.
     """
     try:

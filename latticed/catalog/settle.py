@@ -1,4 +1,4 @@
-"""When a name that was touched is judged (architecture, decision 5): after a quiet time, or at the longest anyway.
+"""When a name that was touched is judged (architecture, decision 5): after a time without events, or a longest wait.
 
 Pure arithmetic over times that are passed in (seconds of a clock that only grows); both operations cost the same for
 one name as for twenty thousand.
@@ -36,6 +36,7 @@ class Settle:
         """When the next name is due; None when no name is marked."""
         if not self._first:
             return None
+        # The first of each: both dicts are in the order of their times.
         return min(next(iter(self._last.values())) + self._quiet_s, next(iter(self._first.values())) + self._longest_s)
 
     def due(self, now_s: float) -> list[str]:

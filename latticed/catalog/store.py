@@ -48,10 +48,10 @@ class Store:
         self._lock = threading.Lock()  # a pair is either kept or taken away, never both at once
 
     def keep(self, source: BundleDirectory, verified: Verified) -> None:
-        """Copy the pair that `verified` speaks of; one that is stored already, and intact, is left alone.
+        """Copy the pair that was `verified` from `source`; one that is stored already, and intact, is left alone.
 
-        Where only its signature is another one, the manifest alone is replaced, in one step: whoever starts something
-        from the pair meanwhile finds the one or the other.
+        Where only its signature is another one, the manifest alone is replaced, in one step: a start meanwhile finds
+        the old or the new one, whole.
 
         BundleRefused (digest_mismatch, changed_while_reading, …) when `source` no longer holds what was verified;
         Problem("store_unavailable") when it cannot be written. Either way nothing of it stays behind.
@@ -139,7 +139,7 @@ class Store:
         return removed
 
     def _take_away(self, name: str) -> bool:
-        """Remove one pair, unless somebody has kept it meanwhile; in one step, so that nobody finds half of it."""
+        """Remove one pair, unless it was kept meanwhile; in one step, so that no reader finds half of it."""
         aside = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
         with self._lock:
             if name in self._kept:

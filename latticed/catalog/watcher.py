@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Left out are IN_OPEN and IN_CLOSE_NOWRITE, since judging itself would cause events, and IN_MODIFY, since a copy would
-# cause one for each write(2). IN_ATTRIB tells of chmod and chown.
+# cause one for each write(2). IN_ATTRIB is for chmod and chown.
 # IN_ONLYDIR and IN_DONT_FOLLOW make inotify_add_watch(2) itself refuse a file or link.
 _MASK: Final = Mask(
     InotifyConstants.IN_CREATE
@@ -72,7 +72,7 @@ class _Watch:
 class Watcher:
     """Watches one plugin directory and notes in `dirty` what happened.
 
-    `arm_root`, `arm` and `retain` are called by whoever scans, off the loop; they are the only way to a watch, except
+    `arm_root`, `arm` and `retain` are called by scans, off the event loop; there is no other way to a watch, except
     that a bundle directory which appears is armed at once, before its files are written.
     """
 
@@ -92,7 +92,8 @@ class Watcher:
         self._failure = ""
         self._closed = False
         self.active: set[str] = set()
-        """The bundles of active plugins: of those each write is news (from the next `arm` on), not only the last."""
+        """The bundles of active plugins: each write to them causes an event (from the next `arm` on), not only the
+        last."""
 
     def start(self) -> None:
         """Ask the kernel for an inotify instance; when there is none, `failure` says so and only scans see changes."""
@@ -174,7 +175,7 @@ class Watcher:
         """Watch the bundle directory `name`, unless it is watched. Watch first, read then: no change is missed.
 
         `inode` is what the caller found there. What is mounted in the plugin directory is not watched: its file system
-        need not answer, or tell of changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
+        need not answer, nor report changes, and inotify_add_watch(2) would wait for it with a lock of ours held.
         """
         # Without the lock, since this is all that happens to most names in most scans; _arm asks again with it.
         known = self._watches.get(name)
@@ -251,7 +252,7 @@ class Watcher:
         if watch is not None and self._inotify is not None:
             self._inotify.remove_callbacks([(watch.wd, watch.id)])
 
-    # What follows runs on watchdog's thread, whose death nobody would notice at once: nothing may be raised.
+    # What follows runs on watchdog's thread, whose death is noticed only by a later check: nothing may be raised.
 
     def on_root_event(self, event: InotifyEvent) -> None:
         """Something was added to the plugin directory, or taken away, or happened to the directory itself."""
@@ -262,6 +263,7 @@ class Watcher:
             self._dirty.note(scan=True)
 
     def _on_root_event(self, event: InotifyEvent) -> None:
+        """Watch what appeared, forget what was moved away, and mark the name."""
         if not event.name:  # the directory itself: its permissions, its name, its end, its file system's end
             self._dirty.note(scan=True)
             return
@@ -294,7 +296,7 @@ class Watcher:
             root.close()
 
     def on_bundle_event(self, name: str, event: InotifyEvent) -> None:
-        """Something happened to one of the two files, or to the bundle's directory; other files are no news."""
+        """Something happened to one of the two files, or to the bundle's directory; other files do not matter."""
         if event.name in _PARTS:
             self._dirty.note(name)
 
@@ -359,4 +361,4 @@ class _BundleEvents:
         self._watcher.on_bundle_deleted(self._name, wd)
 
     def on_queue_overflow(self) -> None:
-        """The plugin directory's own callback has heard of it."""
+        """Nothing: the callback of the plugin directory gets the same overflow."""

@@ -29,7 +29,7 @@ class UpgradeConsent:
 
     `accept` are capabilities, `hosts` egress patterns, `permits` are `kind=value`, `terms` (kind, value) pairs
     (`model.consents`). `allow_downgrade` accepts a version below the floor. `publisher` lets that other publisher take
-    over the id; None: nobody.
+    over the id.
     """
 
     accept: frozenset[str] = frozenset()
@@ -246,7 +246,7 @@ def is_downgrade(floor: str, version: str) -> bool:
 
 def needs_downgrade(record: Record, version: str) -> bool:
     """Whether moving to `version` takes --allow-downgrade: below the floor, or not comparable to the present one."""
-    # Between versions without an order nothing says which is newer: any change needs the operator's word.
+    # Between versions without an order nothing says which is newer: any change needs the operator's consent.
     label, current = version or UNVERSIONED, record.facts.version or UNVERSIONED
     changes_without_order = record.accepted and label != current and semver_range.compare(current, label) is None
     return changes_without_order or is_downgrade(record.floor, version)

@@ -112,6 +112,7 @@ class Backups:
         return await asyncio.to_thread(self._complete, staging, settings)
 
     def _begin(self, staging: Path) -> None:
+        """Make the staging directory, with links to all stored pairs."""
         for left in self._directory.glob(f"{STAGING}*"):  # left by a killed daemon
             shutil.rmtree(left, ignore_errors=True)
         staging.mkdir(mode=0o700)
@@ -119,6 +120,7 @@ class Backups:
         self._link_pairs(staging)
 
     def _complete(self, staging: Path, settings: Settings) -> Backup:
+        """Add the remaining files to the staging directory, check the ledger, and sign the manifest."""
         self._link_pairs(staging)  # pairs stored since; unused ones are left out
         # Links suffice: both files are replaced by renaming, never written in place.
         for name in (floors.FILE, state.HOST_KEY):
@@ -174,6 +176,7 @@ def _pairs(staging: Path, in_use: Collection[str]) -> Iterator[str]:
 
 
 def _entry(staging: Path, name: str) -> archive.ArchiveEntry:
+    """A staged file as the manifest lists it."""
     path = staging / name
     return archive.ArchiveEntry(name=name, size=path.stat().st_size, sha256=rebuild.fingerprint(path))
 

@@ -271,9 +271,11 @@ class Decisions:
         return outcome
 
     def _upgraded(self, record: Record, claim: IdClaim | None, consent: UpgradeConsent) -> Record | Problem:
+        """What `upgrade` would make of the record, by the rules."""
         return advance.upgrade(record, claim, consent, self.clock.wall_us(), self.defaults)
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
+        """What `regrant` would make of the record, by the rules."""
         seen = self.state.presence(record.id)
         # Before the install a record keeps no manifest; what may be granted is then read from the bundle.
         there = seen.winner.verdict.manifest if seen.winner is not None and not record.accepted else None

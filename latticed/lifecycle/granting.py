@@ -168,6 +168,7 @@ class _Metadata(Exception):  # its text is the permit that was refused
 
 
 def _more(wants: Accepted | None, terms: Accepted | None, usual: Usual) -> tuple[str, ...]:
+    """What `wants` has beyond `terms`, as `kind=value`; nothing when one of them is None."""
     return accepted.beyond(wants, terms, usual) if wants is not None and terms is not None else ()
 
 

@@ -82,5 +82,6 @@ def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> Non
 
 
 def _clear(tx: Transaction, plugin_id: str) -> None:
+    """Remove all rows of ongoing work."""
     for rows in _AT_WORK:
         rows.clear(tx, plugin_id)

@@ -121,6 +121,7 @@ class Lifecycle:
         return self._following is not None and not self._following.done()
 
     async def _follow_catalog(self) -> None:
+        """Take in the catalog's batches; the first one ends the start, which waits for it."""
         async for batch in self.deps.catalog.changes():
             # Bundles that vanished while no daemon ran are in no batch: the first scan touches every record.
             touched = set() if self._scanned.is_set() else set(self.state.records)

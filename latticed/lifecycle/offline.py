@@ -62,6 +62,7 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
     A generator: nothing happens before its first line is asked for.
     """
     done = recovery.recover(_place(settings), SystemClock(), without_floors=without_floors)
+    # From here on it is done: the lines only report.
     yield f"the ledger was damaged: {done.damage}"
     yield f"set aside in {settings.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
     yield f"plugins that came back as verified, to be installed again: {done.verified}"
@@ -80,6 +81,7 @@ def restore(settings: Settings, source: TarSource, *, public_key: str, without_f
     consent = restoring.RestoreConsent(public_key=public_key, without_floors=without_floors)
     place = _place(settings)
     done = restoring.restore(place, source, SystemClock(), consent)
+    # From here on the restore is done: the lines only report.
     yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
     yield f"plugins: {done.records}, of which {done.stricter} came back stricter than the backup has them"
     yield f"stored pairs: {done.pairs}"
@@ -92,6 +94,7 @@ def restore(settings: Settings, source: TarSource, *, public_key: str, without_f
 
 
 def _place(settings: Settings) -> recovery.RecoveryPlace:
+    """What these settings say about where to work, for both commands."""
     limits = settings.limits
     return recovery.RecoveryPlace(
         state_dir=settings.state_dir,

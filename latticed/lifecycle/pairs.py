@@ -188,6 +188,7 @@ class Pairs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as the task of this name; a failure is logged."""
         task = fenced(work, lambda error: log.error("pairs_failed", task=name, error=repr(error)), name=name)
         self._tasks[name] = task
         # By task: under its name a newer one may run by the time that this one is done.

@@ -45,6 +45,7 @@ class PolicyKeeper:
         self._owners = owners
         self._remembered = remembered
         self._seen: Any = None
+        """The fingerprint when the file was last read; `()` equals none, so that it is read again."""
 
     @property
     def current(self) -> TrustPolicy:
@@ -75,6 +76,7 @@ class PolicyKeeper:
         if seen == self._seen and not always:
             return False
         self._seen = seen
+        # Also whether it can be used: health shows that, and a new problem is logged.
         before = (self.own, self.problem is None)
         try:
             self.own = self._read()
@@ -92,6 +94,7 @@ class PolicyKeeper:
         """
         try:
             found = self.file.stat()
+            # Without times: those of /etc change whenever anything in it is renamed.
             above = [(place.st_ino, place.st_mode, place.st_uid) for place in map(os.stat, self.file.parents)]
         except OSError:
             return None

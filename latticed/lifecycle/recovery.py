@@ -116,8 +116,8 @@ class _Recovery:
         failure.
         """
         directory = self._place.state_dir
-        # What the damaged ledger still says, as a witness only; its hash goes on record, as proof of what was set
-        # aside.
+        # What can still be read of the damaged ledger; its hash goes on record, so that what was set aside can be
+        # recognized.
         salvage = rebuild.read_damaged(self._database)
         before = rebuild.fingerprint(self._database)
         # Revocations of both count: they only take away.

@@ -59,6 +59,7 @@ class RefusedLog:
         """
         # Taken out: each bundle is logged once, not at every refresh of its id.
         names = self._newcomers.pop(plugin_id, [])
+        # The former winner may be refused now; that is logged, too.
         if former is not None and former not in names:
             names.append(former)
         found: dict[Code, list[tuple[str, Refused]]] = {}
@@ -66,6 +67,7 @@ class RefusedLog:
             if (refused := refusal(name)) is not None:
                 found.setdefault(refused.code, []).append((name, refused))
         for code, same in found.items():
+            # The first stands for all copies.
             name, refused = same[0]
             self.tell(bundle=name, bundles=len(same), code=code, plugin_id=plugin_id)
             if (event := verdicts.of_bundle(name, None, refused, copies=len(same))) is not None:

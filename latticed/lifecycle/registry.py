@@ -163,7 +163,7 @@ class Registry:
         # Host services first: nothing new may begin for a plugin that is being stopped.
         self.update_permissions(plugin_id)
         if record is not None and (event := verdicts.of_plugin(record, before, seen)) is not None:
-            # Accepted plugins have quotas of their own: bundles that strangers drop cannot use theirs up.
+            # Accepted plugins have quotas of their own: other bundles in the directory cannot use theirs up.
             self.ledger.record_limited(event, group=plugin_id if record.accepted else "")
         # The record follows the disk, unless a decision is changing it: that refreshes again at its end.
         if winner is not None and plugin_id not in state.busy:

@@ -186,6 +186,7 @@ class _Restore:
         """Make the unpacked ledger as strict as `kept`, and write matching floors."""
         key = state.load_key(self._staging)
         database = self._staging / state.DATABASE
+        # Read without opening it for writing; `_theirs` has checked that it is sound.
         before = {record.id: record for record in rebuild.read_damaged(database).records}
         changed = merge_after_loss.held_to(before, kept, now_us=self._now_us, replaced=True)
         report = RestoreReport(
@@ -199,6 +200,7 @@ class _Restore:
         revoked: list[revocations.RevocationRows] = []
         sealed: Counter[str] = Counter()
 
+        # In the same transaction: the event, the stricter records, and the revocations of both states.
         def change(tx: Transaction) -> None:
             tx.append_audit(self._event(report, sha256))
             for record in changed:
@@ -211,6 +213,7 @@ class _Restore:
         head = rebuild.write(database, key, self._clock, change)
         everything = {**before, **{record.id: record for record in changed}}
         all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
+        # Floors that fit the new ledger, with its head: the next start finds neither older than the other.
         wanted = floors_of(everything.values(), all_revoked)
         floors.write(self._staging, floors.of_replaced(wanted, head, rfc3339(self._now_us)), key)
         restored = tuple(everything[one] for one in sorted(everything))

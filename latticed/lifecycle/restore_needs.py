@@ -100,6 +100,7 @@ def missing(
                 # Only active plugins: the others start nothing, and are judged when an operator decides about them.
                 if isinstance(found, Refused):
                     yield f"{record.id} does not verify here: {found.code}: {found.reason}"
+    # Secrets are in the ledger, sealed; the key that opens them is not in a backup.
     yield from _missing_key(settings, sealed)
     here = {key: json.dumps(value) for key, value, _ in describe(settings)}
     for key, value in were_set:
@@ -160,6 +161,7 @@ def _put(directory: Path, record: Record, pair: Path) -> Path:
     """Write a bundle named by its id, else by id and identity when that name is taken; the directory made."""
     directory.mkdir(mode=0o700, exist_ok=True)
     for name in (record.id, f"{record.id}-{record.facts.identity[:12]}"):
+        # The id may be the name of a bundle that was refused: it stays, and the pair gets a longer name.
         with contextlib.suppress(FileExistsError):
             manifest, artifact = ((pair / part).read_bytes() for part in (read.MANIFEST, read.ARTIFACT))
             write.write_bundle(directory / name, manifest, artifact)

@@ -122,11 +122,13 @@ class WriteBehind:
             await self._revocations.write_floors(self._state.records.values())
 
     async def _save(self) -> None:
+        """Write until nothing is left that may be written."""
         while self._unsaved.difference(self._state.busy):
             if not await self.flush():
                 await asyncio.sleep(AGAIN_S)
 
     async def _tidy(self) -> None:
+        """Tidy until that has succeeded."""
         while self._needs_tidying:
             await asyncio.sleep(TIDY_S)
             await self._put_in_order()

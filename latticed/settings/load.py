@@ -194,6 +194,7 @@ def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Sett
 
     Values are checked by the types and rules of the fields in `shapes`.
     """
+    # Each key is looked up in the dataclasses of `shapes`; what is not there is unknown.
     hints = get_type_hints(Settings)
     parts: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
@@ -252,7 +253,7 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
             raise _bad(key, origin, "a list of texts", value)
         return tuple(value)
     if wanted is float and type(value) is int:
-        # TOML tells 5 from 5.0; for a person both are five seconds.
+        # TOML distinguishes 5 from 5.0; for an operator both are five seconds.
         value = _as_float(value)
     # Not isinstance: bool is a subclass of int, and `true` is no number.
     if type(value) is not wanted:
@@ -309,6 +310,7 @@ def _known_keys() -> list[str]:
 
 
 def _unknown(dotted: str, origin: str) -> Problem:
+    """Problem settings_invalid for a key that does not exist, with the nearest one that does."""
     from difflib import get_close_matches
 
     near = get_close_matches(dotted, _known_keys(), n=1, cutoff=0.5)
@@ -318,6 +320,7 @@ def _unknown(dotted: str, origin: str) -> Problem:
 
 
 def _bad(key: str, origin: str, expected: str, found: Any) -> Problem:
+    """Problem settings_invalid: origin, key, what was expected, what was found (80 characters at most)."""
     return _invalid(f"{origin}: {key}: expected {expected}, found {str(found)[:80]!r}")
 
 

@@ -23,7 +23,7 @@ class Phase(StrEnum):
 
 
 EXCUSED = frozenset({"message_too_large"})
-"""Failure codes that do not count for the breaker: whoever supplies data that a plugin echoes can cause them."""
+"""Failure codes that do not count for the breaker: anyone who supplies data that a plugin sends back can cause them."""
 
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.REFUSED})
 
@@ -215,6 +215,7 @@ def _not_wanted(state: HandleState) -> HandleState:
 
 
 def _started(state: HandleState, message: str) -> Next:
+    """The runner has returned an instance: it is armed."""
     # It was disarmed while the runner returned the instance; the queued STOP ends that instance.
     if state.phase is not Phase.STARTING:
         return state, ()
@@ -226,7 +227,7 @@ def _failed(state: HandleState, failed: InstanceFailed, rules: SupervisionRules)
     # A late event: what is being stopped ends anyway, and its end is not a failure.
     if state.phase not in {Phase.STARTING, Phase.ARMED}:
         return state, ()
-    # Only of an armed one: nobody reaches what is starting, so a failed start always counts (docs/adr/0015).
+    # Only of an armed one: no request reaches what is starting, so a failed start always counts (docs/adr/0015).
     may_be_theirs = state.phase is Phase.ARMED and failed.visited
     message = f"{failed.message} {restart.VISITED}" if may_be_theirs else failed.message
     fault = Fault(failed.code, message)

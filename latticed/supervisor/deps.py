@@ -144,6 +144,7 @@ class HandleDeps:
             acquired.close()
 
     async def _start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
+        """Judge the stored pair, then have the runner start it; the caller bounds how long that takes."""
         runner = self.runners[plugin.manifest.type]
         # A runner that hashes what it executes covers the bytes: hashing the stored file as well would add nothing.
         sha256 = plugin.manifest.digest_sha256.lower() if runner.hashes_artifact else None

@@ -146,6 +146,7 @@ class Handle:
         self._note()
 
     def _rules(self) -> rules.SupervisionRules:
+        """The rules for this plugin: the settings' backoff and breaker, the manifest's health checks."""
         return rules.SupervisionRules(
             restart=self._tools.restart, bad_checks=self.plugin.manifest.runtime.health.failures
         )
@@ -283,12 +284,14 @@ class Handle:
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
 
     def _check_now(self) -> None:
+        """The timer's call: begin a check in a task."""
         # A task per check, not in the timer's call: one that hangs must not delay the wheel, which all handles share.
         if self.state.phase is Phase.ARMED and self._instance is not None:
             work = self._check(self._instance, self._instance_no)
             self._checking = self._tools.spawn(work, f"check {self.plugin.id}")
 
     def _cancel_checks(self) -> None:
+        """No check from now on, until the next instance is armed."""
         if self._tick is not None:
             self._tick.cancel()
         if self._checking is not None:  # its answer no longer matters, and its time limit may be long

@@ -45,7 +45,7 @@ class Supervisor:
         # First: the lifecycle or a request may still ask for a start while all are being stopped.
         self._closing = True
         for handle in self._handles.values():
-            # All are told before any is awaited, so that their graces run side by side.
+            # All are asked to stop before any is awaited, so that their graces run side by side.
             handle.post(rules.Disarm())
         await asyncio.gather(*(handle.settled() for handle in self._handles.values()))
         if self._wheel is not None:

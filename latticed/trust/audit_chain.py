@@ -92,6 +92,7 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
     """
     walks = {name: Walk(key, name) for name in NAMES}
     seen: set[Name] = set()
+    # Heads from elsewhere first: each is compared when its event comes.
     for head in heads:
         seen.add(head.chain)
         walks[head.chain].expect(head)
@@ -101,6 +102,7 @@ def verify(lines: Iterable[Any], *, heads: Iterable[Head] = (), key: Ed25519Publ
         walks[name].take(line)
     for walk in walks.values():
         walk.finish()
+    # No report on a chain that nothing is known of.
     calls = walks[CALLS].report() if CALLS in seen else None
     return replace(walks[DECISIONS].report(), calls=calls)
 
@@ -153,6 +155,7 @@ class Walk:
     ) -> None:
         self._key = key
         self._chain = chain
+        # By seq, the hash that a head says, of events that have not come.
         self._expected: dict[int, str] = {}
         self._events = since.events if since else 0
         self._heads = since.heads if since else 0
@@ -196,6 +199,7 @@ class Walk:
                 self._broken = broken
 
     def _take(self, line: Any) -> None:
+        """As `take`, raising _ChainBroken."""
         begun, self._begun = self._begun, True
         kind = ""
         if isinstance(line, dict):
@@ -255,6 +259,7 @@ class Walk:
             raise _ChainBroken(head.seq, f"two heads of event {head.seq} disagree")
 
     def _finish(self) -> None:
+        """As `finish`, raising _ChainBroken."""
         if beyond := [seq for seq in self._expected if seq > self.seq]:
             raise _ChainBroken(
                 self.seq + 1,
@@ -295,6 +300,7 @@ class Walk:
             self._sealed()
 
     def _check_hash(self, line: Mapping[str, Any]) -> None:
+        """The hash of an event must be that of its content; a value without a canonical form is a change, too."""
         seq = line["seq"]
         try:
             expected = link(line["prev"], line)
@@ -353,6 +359,7 @@ def _attested(found: Checkpoint, key: Ed25519PublicKey, chain: Name) -> bool:
 
 
 def _holds(signature: str, payload: bytes, key: Ed25519PublicKey) -> bool:
+    """Whether this base64 text is a signature of `payload` by `key`; False for any other text."""
     try:
         key.verify(base64.b64decode(signature, validate=True), payload)
     except (InvalidSignature, ValueError):

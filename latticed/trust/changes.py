@@ -44,6 +44,7 @@ def _differences(old: TrustPolicy, new: TrustPolicy) -> Iterator[Change]:
 
 
 def _of_publisher(name: str, before: Publisher | None, after: Publisher | None) -> Iterator[Change]:
+    """What changed of one publisher: keys that went or came, ids, max_risk; a new or removed one shows by its keys."""
     had, has = before.keys if before else (), after.keys if after else ()
     for kind, found in (
         ("removed", [one for one in had if one not in has]),

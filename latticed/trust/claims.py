@@ -66,6 +66,7 @@ class Claimants:
         self.drop(claim.name)
         self._claims[claim.name] = claim
         if len(self) > 1:
+            # The second claim builds the index, with the first in it; later ones are added.
             for one in (claim,) if self._names else self:
                 signer = _signer(one)
                 self._names.setdefault(signer, {}).setdefault(one.verdict.identity, {})[one.name] = None
@@ -93,8 +94,10 @@ class Claimants:
             return None
         signer = _pinned(pin)
         identities = self._names.get(signer, {})
+        # The only claim of the pinned signer wins, whatever its identity: an upgrade is a candidate.
         if self._sizes.get(signer) == 1:
             return self._claims[next(iter(next(iter(identities.values()))))]
+        # Of several the one at the record's source, unless that is of another identity and just one has the pinned one.
         there = self._claims.get(pin.source)
         if there is not None and _signer(there) != signer:
             there = None
@@ -115,15 +118,18 @@ class Claimants:
 
 
 def _signer(claim: IdClaim) -> _Signer:
+    """Who a bundle claims to be of: bundles of another one never compete for a pinned id."""
     manifest = claim.verdict.manifest
     return manifest.publisher, manifest.signed
 
 
 def _pinned(pin: ClaimPin) -> _Signer:
+    """Whose bundles may be the plugin."""
     return pin.publisher, pin.signed
 
 
 def _publisher_changed(claim: IdClaim, pin: ClaimPin) -> Refused:
+    """The refusal of a claim by another publisher than the record's."""
     manifest = claim.verdict.manifest
     expected, found = (_described(one.publisher, signed=one.signed) for one in (pin, manifest))
     return Refused(
@@ -135,6 +141,7 @@ def _publisher_changed(claim: IdClaim, pin: ClaimPin) -> Refused:
 
 
 def _duplicate(claim: IdClaim, winner: IdClaim | None, rivals: int) -> Refused:
+    """The refusal of a claim that `winner` wins, or that `rivals` make ambiguous (winner None)."""
     manifest = claim.verdict.manifest
     return Refused(
         code=Code.DUPLICATE_ID,

@@ -96,9 +96,11 @@ NOBODY: Final = TrustPolicy()
 def decode(data: bytes) -> TrustPolicy:
     """The policy in the bytes of a trust.json; Problem "policy_invalid" names the key that is wrong."""
     try:
+        # Strict: of a key written twice other readers might take the other value.
         raw = strict_json.loads(data)
     except strict_json.InvalidJson as error:
         raise Problem("policy_invalid", f"no valid JSON: {text.sanitise(str(error), 200)}", _HINT) from error
+    # No unknown key: a misspelt restriction would otherwise have no effect, unnoticed.
     plain = _object(raw, "", {"trusted_publishers", "allow_unsigned_host_risk", "require_signature", "revoked"})
     publishers = _object(plain.get("trusted_publishers", {}), "trusted_publishers", None)
     return TrustPolicy(
@@ -195,6 +197,7 @@ def _detailed(value: dict[str, Any], where: str) -> Publisher:
 
 
 def _revoked(value: Any) -> Revoked:
+    """The object `revoked`, each list of which may be missing."""
     plain = _object(value, "revoked", {"keys", "digests", "plugins"})
     return Revoked(
         keys=frozenset(_each(plain.get("keys", []), "revoked.keys", revoked_key)),
@@ -236,6 +239,7 @@ def revoked_plugin(value: Any, where: str) -> str:
 
 
 def _key(value: Any, where: str, read: Callable[[str], bytes]) -> str:
+    """A key as `read` decodes it, in canonical base64; Problem policy_invalid for what it rejects."""
     if not isinstance(value, str):
         raise _wrong(where, "a public key: 32 bytes in base64", value)
     try:
@@ -245,6 +249,7 @@ def _key(value: Any, where: str, read: Callable[[str], bytes]) -> str:
 
 
 def _id_pattern(value: Any, where: str) -> str:
+    """A plugin id, or a prefix that ends in `*`."""
     if not isinstance(value, str) or not (ids.is_valid(value) or _PATTERN.fullmatch(value)):
         raise _wrong(where, 'a plugin id, or the beginning of one followed by "*"', value)
     return value
@@ -259,12 +264,14 @@ def _some(value: Any, where: str, read: Callable[[Any, str], str]) -> tuple[str,
 
 
 def _each(value: Any, where: str, read: Callable[[Any, str], str]) -> list[str]:
+    """Every element of a list, read by `read` with its place."""
     if not isinstance(value, list):
         raise _wrong(where, "a list", value)
     return [read(one, f"{where}[{place}]") for place, one in enumerate(value)]
 
 
 def _boolean(plain: dict[str, Any], name: str, *, default: bool) -> bool:
+    """`true` or `false`, or the default when it is missing; 0 and 1 are refused."""
     value = plain.get(name, default)
     if not isinstance(value, bool):
         raise _wrong(name, "true or false", value)
@@ -289,6 +296,7 @@ def _object(value: Any, where: str, known: set[str] | None) -> dict[str, Any]:
 
 
 def _wrong(where: str, expected: str, found: Any) -> Problem:
+    """Problem policy_invalid: where, what was expected, what was found."""
     return Problem("policy_invalid", f"{where}: expected {expected}, found {_shown(found)}", _HINT)
 
 

@@ -118,6 +118,7 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
 
 
 def _type_may_hold(manifest: Manifest) -> None:
+    """Each capability is for plugins of this type (contracts §2)."""
     for name in manifest.capabilities:
         holders = capability.holders(name)
         if manifest.type not in holders:
@@ -167,7 +168,7 @@ def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | N
 
 
 def _signature_written(manifest: Manifest) -> bytes:
-    """The 64 bytes of the signature; none for an unsigned bundle."""
+    """The 64 bytes of the signature, checked in form only; none for an unsigned bundle."""
     if not manifest.signed:
         if _unsigned(manifest):
             return b""
@@ -181,6 +182,7 @@ def _signature_written(manifest: Manifest) -> bytes:
 
 
 def _digest_written(manifest: Manifest) -> None:
+    """The manifest names its artifact; without, nothing would bind the two files."""
     if not manifest.digest_sha256:
         raise BundleRefused(
             Code.DIGEST_MISSING, "expected digest_sha256, the artifact's SHA-256, found none", _HINT_SIGN
@@ -199,7 +201,7 @@ def _holding_key(publisher: Publisher | None, payload: bytes, signature: bytes) 
 
 
 def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: str, policy: TrustPolicy) -> None:
-    """The key that signed is not revoked; nor are all keys of the publisher, whoever signed."""
+    """The key that signed is not revoked; nor are all keys of the publisher, whichever signed."""
     if publisher is None:
         return
     if holding in policy.revoked.keys or policy.revoked.keys.issuperset(publisher.keys):
@@ -243,6 +245,7 @@ def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
 
 
 def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
+    """The artifact is not revoked by its SHA-256, under whatever id and version it comes."""
     if artifact_sha256 in policy.revoked.digests:
         raise BundleRefused(
             Code.DIGEST_REVOKED,
