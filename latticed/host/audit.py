@@ -1,4 +1,4 @@
-"""audit.query: a plugin reads its own audit events, not those of its id under another publisher."""
+"""audit.query: a plugin reads its own audit events, those of its id under the present publisher alone."""
 
 from __future__ import annotations
 

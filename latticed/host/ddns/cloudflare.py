@@ -1,6 +1,6 @@
-"""Cloudflare, API v4: the zone by its longest suffix, the record read, written only when it differs.
+"""Cloudflare as a provider (API v4): find the zone, read the record, write it only when it differs.
 
-Lists come in pages and are read whole. The token goes to the API's own origin, over TLS, and nowhere else.
+Lists come in pages and are read whole. The token is sent to the API's own origin only, over TLS.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class CloudflareProvider:
         return active[0]
 
     async def _record(self, path: str, job: UpdateJob, token: str) -> _Record | None:
-        """The one record of that name and type; ProviderRefused for several, as any may be somebody else's."""
+        """The record of the job's name and type in the zone at `path`, or None. ProviderRefused several_records: which
+        of them is meant is not known, and none is changed.
+        """
         asked = {"type": job.type, "name": job.name}
         records = await self._all(path, asked, token, _Record, of_a_page=_RECORDS_OF_A_PAGE)
         # As above: other records must not be changed even if the API ignores the filter.
@@ -155,7 +157,7 @@ def _plain(name: str) -> str:
 
 
 def _normal(name: str) -> str:
-    """A name as Cloudflare writes it (Unicode for international ones) in normal form; nothing when it is none."""
+    """A name as Cloudflare writes it (Unicode for international ones) in normal form; "" when it is no domain name."""
     try:
         return specs.record_name(name)
     # A zone or record that no plugin could name; it fits no record of ours.

@@ -54,7 +54,7 @@ class _Info(msgspec.Struct, frozen=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True):
-    """The form of every answer."""
+    """The JSON object that every answer is: `result` when `success`, else `errors`."""
 
     success: bool
     errors: tuple[_Error, ...] | None = None
@@ -64,7 +64,7 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudflarePage:
-    """The result of one request, and how many pages there are in all."""
+    """The `result` of one request, not yet decoded, and how many pages the list has in all (1 for no list)."""
 
     result: Any
     pages: int

@@ -94,7 +94,9 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
     async def put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool = False) -> KeptRecord:
         """Keep `spec` up to date from now on; the record, once that is on disk. The provider is asked afterwards.
 
-        Putting an equal spec changes nothing, unless `retry`: then a denied or waiting record is tried at once.
+        Putting an equal spec changes nothing, unless `retry`: then the provider is asked again, also after a denial,
+        once the pause between changes is over (`rules.put_again`).
+
         Problems: quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable; a record that
         was there before then stays in force.
         """
@@ -110,6 +112,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
 
     async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
+        """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, spec.name, spec.type)
         # A plugin may put its records at each of its starts: the same again asks no provider.
         if before is not None and before.spec == spec and not retry:
@@ -174,6 +177,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         self._schedule(one, again_s)
 
     def _ended(self, one: KeptRecord) -> None:
+        """After each try: the same as a recheck, as it finds when the next try is due."""
         self._due(one)
 
     def _wanted(self, one: KeptRecord, settings: DdnsSettings) -> str:
@@ -200,7 +204,9 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         await self._record(one, await self._providers.publish(one.plugin_id, one.spec, one.wanted, rights))
 
     async def _begin(self, one: KeptRecord) -> None:
-        """Record that a change is being sent: if the daemon is killed now, the next start asks the provider again."""
+        """Write that a change is being sent, before it is: a daemon that is killed during the try, and starts again,
+        must ask the provider even if the old address is wanted again.
+        """
         if one.wanted != one.status.published and one.status.state == "published":
             one.status = rules.begun(one.status)
             with contextlib.suppress(Problem):  # `_record` reports a failing ledger

@@ -100,10 +100,14 @@ def earliest_change(status: DdnsStatus, policy: RetryPolicy) -> int:
 
 
 def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) -> DdnsStatus:
-    """The status of a record whose spec is changed, or that is to be tried again.
+    """The status of a record whose spec is changed from `old` to `new`, or that is to be tried again (`retry`).
 
-    The pause between changes stays. Another address alone lifts no denial and shortens no pause. The provider is asked
-    even if the new address is the published one: an interrupted try may have changed it.
+        another provider, zone or server    ->  as of a new record, but with the pause between changes
+        another TTL, secret or key, retry   ->  pending, also after a denial; its next try is due once that pause is over
+        another address alone               ->  denied stays denied, retrying keeps its backoff, published becomes pending
+
+    Pending even if the new address is the published one: an interrupted try may have changed it, so the provider is
+    asked.
     """
     # What another provider or zone has is unknown. The pause stays, or putting the record there and back would evade
     # it.
@@ -115,7 +119,9 @@ def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) 
 
 
 def begun(before: DdnsStatus) -> DdnsStatus:
-    """The status while a change is being sent: what the provider has is not known until its answer."""
+    """The status while a change is being sent: pending if it was published, as what the provider has is not known until
+    its answer.
+    """
     return replace(before, state="pending") if before.state == "published" else before
 
 

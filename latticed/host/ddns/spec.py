@@ -82,7 +82,7 @@ class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):
         return (self.provider, self.zone, self.server) != (other.provider, other.zone, other.server)
 
     def asks_otherwise(self, other: DdnsSpec) -> bool:
-        """Whether anything but the address differs: then a denial of one need not hold for the other."""
+        """Whether anything but the address differs: then what was denied before may be accepted now."""
         # Both are left out: to follow an interface instead of a fixed address changes the address only.
         return msgspec.structs.replace(self, address="", interface="") != msgspec.structs.replace(
             other, address="", interface=""
@@ -145,7 +145,7 @@ def is_below(name: str, zone: str) -> bool:
 
 
 def host_and_port(server: str) -> tuple[str, int]:
-    """The parts of a checked `server`; the host without brackets."""
+    """The parts of a checked `server`, the host without brackets: "[2001:db8::1]:54" gives ("2001:db8::1", 54)."""
     host, _, port = server.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

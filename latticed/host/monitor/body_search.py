@@ -135,6 +135,7 @@ class BodySearch:
         self._tail = searched[max(len(searched) - len(self._words) + 1, 0) :]
 
     def _too_large(self) -> None:
+        """Set `finding`: the words are not in what may be searched, and there is more."""
         self.finding = BodyFinding("too_large", str(self._limit >> 10))
 
 

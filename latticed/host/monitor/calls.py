@@ -99,8 +99,10 @@ class MonitorCalls:
 
 
 def _may_read(caller: Caller, one: WatchedTarget) -> bool:
+    """Whether the caller owns this monitor, or its owner shares it."""
     return one.plugin_id == caller.plugin_id or one.spec.shared
 
 
 def _not_found() -> HostError:
+    """The error for a monitor that does not exist, or that the caller may not read."""
     return HostError(Denial.NOT_FOUND, "there is no such monitor, or its owner does not share it")

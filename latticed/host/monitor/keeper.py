@@ -97,6 +97,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         return self._ledger.read(lambda db: rows.results(db, key, after=after, limit=limit))
 
     async def _put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
+        """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)
         # A plugin may put its monitors at each of its starts: this neither writes nor restarts the interval.
         if before is not None and before.spec == spec:

@@ -43,7 +43,7 @@ async def check(address: Address) -> None:
 
 
 async def _exchange(opened: socket.socket, address: Address) -> None:
-    """Send one request and return once it is answered."""
+    """Send one request to `address` over an open socket, and return once it is answered. OSError."""
     loop = asyncio.get_running_loop()
     # Random: a raw socket receives the replies to other processes' requests to this address as well.
     token = secrets.token_bytes(16)

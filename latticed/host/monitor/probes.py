@@ -1,4 +1,4 @@
-"""One check of one target, through the egress guard; what it observed is judged by `rules`."""
+"""One check of one target, of each kind, through the egress guard. Probes observe; `rules` judges what they report."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def _first_up(
 
 
 async def _connect(address: Address, port: int) -> None:
-    """Connect to an address that the guard has allowed, and close the connection."""
+    """Connect to an address that the guard has allowed, and close the connection; nothing is sent. OSError."""
     _, writer = await asyncio.open_connection(str(address), port)
     writer.close()
     # The peer may reset the connection instead of closing it. It was made, which is all that is asked.

@@ -1,6 +1,6 @@
 """network.*: changes of this host that plugins ask for, stored as plans. Nothing here applies them.
 
-A plugin plans, an operator approves, an applier applies. No host call approves.
+A plugin plans, an operator approves, an applier (there is none yet) applies. No host call approves (contracts §12).
 """
 
 from __future__ import annotations

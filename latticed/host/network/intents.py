@@ -46,13 +46,17 @@ def references(intent: dict[str, Any]) -> frozenset[str]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a field of this name holds a secret: `privateKey`, `PRIVATE_KEY` and `wg-private-key` are one name."""
+    """Whether a field of this name holds a secret, in any spelling: `privateKey`, `PRIVATE_KEY` and `wg-private-key`
+    do, `private_key_file` does not.
+    """
     return _SECRET.fullmatch(_WORDS.sub("_", name).lower()) is not None
 
 
 def _texts(value: Any, where: str, name: str) -> Iterator[tuple[str, str, str]]:
-    """(path, field name, text) of all texts, and of numbers in secret fields; the name is that of a secret field
-    around the text, else of the nearest field.
+    """(path, field name, text) of all texts beneath `value`, and of numbers in secret fields.
+
+    {"peers": [{"psk": "x"}]}   ->  ("intent.peers[0].psk", "psk", "x")
+    {"token": {"value": "x"}}   ->  ("intent.token.value", "token", "x"): the name is that of the outer secret field
     """
     if isinstance(value, dict):
         for key, inner in value.items():

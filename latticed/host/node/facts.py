@@ -151,7 +151,7 @@ def _cpu_model(root: Path) -> str | None:
 
 
 def _memory(root: Path) -> dict[str, int]:
-    """Bytes by the names of /proc/meminfo, which counts in KiB."""
+    """/proc/meminfo, which counts in KiB: bytes by its names, such as `MemTotal`; empty when it cannot be read."""
     found: dict[str, int] = {}
     for line in _read(root / "proc/meminfo").splitlines():
         name, _, value = line.partition(":")

@@ -50,7 +50,9 @@ def interfaces(root: Path, *, hardware: bool) -> list[dict[str, Any]]:
 
 
 def _addresses(root: Path) -> Iterator[InterfaceAddress]:
-    """All that can be read. if_inet6 may be emulated by a container: at a malformed line the rest is skipped."""
+    """All addresses of all interfaces that can be read. A container may emulate if_inet6: at a malformed line the rest
+    of it is skipped.
+    """
     # Each family by itself: that one cannot be read must not hide the other.
     with contextlib.suppress(OSError):
         yield from kernel.ipv4(with_prefix=True)
@@ -59,7 +61,7 @@ def _addresses(root: Path) -> Iterator[InterfaceAddress]:
 
 
 def _reveals_mac(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the lower half of an IPv6 address is an EUI-64 made from a MAC."""
+    """Whether the lower half of an IPv6 address was made from a MAC: a modified EUI-64 has ff:fe in the middle."""
     return address.version == 6 and address.packed[11:13] == b"\xff\xfe"
 
 

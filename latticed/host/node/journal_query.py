@@ -126,7 +126,9 @@ async def _read_journald(
 
 
 def _is_sshd(entry: JournalEntry) -> bool:
-    """Whether sshd itself wrote it, by journald's own fields: any program may set SYSLOG_IDENTIFIER."""
+    """Whether sshd itself wrote an entry, judged by journald's own fields (systemd.journal-fields(7));
+    SYSLOG_IDENTIFIER does not count, as any program may set it.
+    """
     known = entry.fields
     if known["_UID"] != "0" or known["_COMM"] not in _SSHD_COMMS:
         return False

@@ -1,6 +1,6 @@
-"""notify.send: a message to the operator, accepted once it is on disk in the queue; channels are the operator's choice.
+"""notify.send: a message to the operator, accepted once it is on disk in the queue.
 
-The sender gets the id under which it is delivered, not whether it was.
+The operator chooses the channel. The sender gets the id under which it is delivered, and is not told whether it was.
 """
 
 from __future__ import annotations

@@ -110,13 +110,15 @@ class NotificationQueue:
         return rows.accept(tx, plugin_id, message, self._quota(), now_us=self._clock.wall_us())
 
     def wake(self) -> None:
-        """Have a waiting deliverer check for due items."""
+        """Have a waiting deliverer look for due items now, instead of after its pause."""
         self._changed.set()
 
     # The deliverer.
 
     async def next(self) -> Item:
-        """The next item, once one is due. Waits while the ledger cannot be written."""
+        """The next item, once one is due, now `delivering`. While the ledger cannot be written it waits, and raises
+        nothing.
+        """
         while True:
             # Cleared before looking, not after: a `wake` in between then ends the wait below at once.
             self._changed.clear()
@@ -213,11 +215,13 @@ class NotificationQueue:
         )
 
     async def counts(self) -> dict[Status, int]:
-        """The number of items of each status."""
+        """The number of items by status, each status included."""
         return await self._ledger.read_slow(upkeep.counts)
 
     async def reopen(self, item_id: str) -> bool:
-        """Queue a failed item again; False when there is no failed item of that id. Problem quota_exceeded."""
+        """Queue a failed item again, with a new time to wait; False when no failed item has that id. Problem
+        quota_exceeded.
+        """
         now_us = self._clock.wall_us()
         change = await self._ledger.write(
             lambda tx: rows.reopen(tx, item_id, self._quota(), now_us=now_us), durable=True

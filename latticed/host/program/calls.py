@@ -1,4 +1,4 @@
-"""service.*: a plugin has a program of the operator's list kept running, confined, and reads its state."""
+"""service.*: a plugin has a program of the operator's list kept running, confined, and reads its state and output."""
 
 from __future__ import annotations
 

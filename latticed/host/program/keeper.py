@@ -96,6 +96,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
     async def _put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
+        """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)
         # A plugin may put its services each time it starts; that must not restart what runs.
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:

@@ -1,4 +1,7 @@
-"""Parameters of service.put, validated once."""
+"""Parameters of service.put, validated once, and what tunnels share of that (`check_name`, `encode`, `bad`).
+
+A `ProgramPut` is what a plugin asks for, a `ProgramSpec` what is stored and run.
+"""
 
 from __future__ import annotations
 

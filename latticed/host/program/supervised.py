@@ -44,7 +44,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramDeps:
-    """What programs are started with. `roll` gives the randomness of backoff, in [0, 1)."""
+    """What programs are started with. `clock`: wall clock for what is shown, monotonic for uptimes; `roll` gives a
+    random number in [0, 1) for the backoff.
+    """
 
     spawner: Spawner
     clock: Clock
@@ -96,7 +98,7 @@ class SupervisedProgram:
         return self._task is not None
 
     def start(self) -> None:
-        """Start it; no effect if it is started."""
+        """Start it, as a task; no effect while it is started. Returns at once."""
         if self._task is None:
             # `kill` may have set it to 0 for the run before.
             self._grace_s = GRACE_S
@@ -130,7 +132,9 @@ class SupervisedProgram:
             self._child.kill()
 
     async def fail(self, code: str, message: str) -> None:
-        """Stop it with state `failed`; it is not restarted before `stop` and `start`."""
+        """Stop it with state `failed` and this error; it is not started again before `stop` and `start`. No effect if
+        it is not started.
+        """
         if self._task is not None:
             self._task.cancel()
             # The task is kept, unlike in `stop`: `started` stays true, so that rechecks do not start it again.
@@ -139,7 +143,9 @@ class SupervisedProgram:
             self._set("failed")
 
     def note_visitor(self) -> None:
-        """A visitor has connected: the end of this run does not count for the breaker (see `ProgramEnded`)."""
+        """Note that a visitor has connected to it: the end of this run then does not count for the breaker
+        (`ProgramEnded.visited`). No effect while it does not run.
+        """
         if self._child is not None:
             self._visited = True
 

@@ -77,7 +77,7 @@ class SupervisedKeeper(Keeper[Supervised]):
         self._recheck(self.of(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing runs of one plugin that may not."""
+        """Return once no process is left of those items of one plugin that may not run now."""
         # Not only awaited but stopped: the recheck that was to begin it may have been missed.
         await asyncio.gather(*(one.stop() for one in self.of(plugin_id) if self._why_not(one) is not None))
 
@@ -85,10 +85,10 @@ class SupervisedKeeper(Keeper[Supervised]):
 
     @abc.abstractmethod
     async def _load(self) -> None:
-        """Make an item for every row."""
+        """Make an item, not started, for every row of this kind."""
 
     def _why_not(self, one: Supervised) -> PermissionRefused | None:
-        """Why it may not run now, or None."""
+        """Why an item may not run now, or None; subclasses add reasons of their own."""
         return self._refusal(one.plugin_id)
 
     def _start_permitted(self, one: Supervised) -> None:

@@ -88,7 +88,7 @@ class StaticDelete(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticFile:
-    """An HTTP answer: 200, 206, 304 or 416. Content-Length is left to the server."""
+    """An HTTP answer: status 200, 206, 304 or 416, headers and body. Content-Length is left to the server."""
 
     status: int
     headers: Mapping[str, str]
@@ -146,13 +146,15 @@ class StaticCalls:
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
 
     async def count_files(self, plugin_id: str) -> int:
-        """The number of files of an id under all of its publishers; HostError service_unavailable."""
+        """The number of files of a plugin id, those under past publishers included; HostError service_unavailable."""
         return await self._in_thread(
             lambda: sum(len(self._files.entries(owner)) for owner in self._files.owners(plugin_id))
         )
 
     async def purge(self, plugin_id: str) -> int:
-        """Remove all files of an id; the number of directories removed. HostError service_unavailable."""
+        """Remove all files of a plugin id, those under past publishers included; the number of directories removed.
+        HostError service_unavailable.
+        """
         return await self._in_thread(lambda: sum(self._files.remove(owner) for owner in self._files.owners(plugin_id)))
 
     async def _get(self, caller: Caller, asked: StaticGet) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class StaticCalls:
         )
 
     def _directory_of(self, plugin_id: str) -> str:
-        """The directory of a plugin's files, below its publisher's: another publisher of the id has a different one."""
+        """The directory of a plugin's files, as `publisher/id`: another publisher of the id must not get them."""
         return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
 
     def _content_type(self, path: str) -> str | None:
@@ -243,7 +245,9 @@ class StaticCalls:
         return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """The result of `work`, run in a thread, which completes (and keeps its slot) if the caller is cancelled."""
+        """The result of `work`, run in a thread, of which at most THREADS run. If the caller is cancelled, `work` is
+        completed all the same.
+        """
         await self._slots.acquire()
         running = asyncio.get_running_loop().run_in_executor(None, work)
         # Released by the thread's end, not by the caller's: a cancelled caller would otherwise free a slot whose thread

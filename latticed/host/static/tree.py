@@ -41,7 +41,7 @@ class StaticQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticEntry:
-    """One file; `path` is relative to its plugin's directory, the time is microseconds since the epoch."""
+    """One file; `path` is relative to its plugin's directory, `size` in bytes, `modified_us` in µs since the epoch."""
 
     path: str
     size: int
@@ -89,7 +89,7 @@ class StaticFiles:
             self._used[owner] = (files_used + (old is None), new_total)
 
     def delete(self, owner: str, path: str) -> bool:
-        """Remove a file, and directories that become empty; False when there was none."""
+        """Remove a file, durably, and directories that become empty; False when there was none."""
         with self._locked(owner), _as_host_errors():
             self._used.pop(owner, None)
             folder, _, name = path.rpartition("/")
@@ -166,7 +166,9 @@ class StaticFiles:
             yield
 
     def _usage(self, owner: str) -> tuple[int, int]:
-        """(files, bytes), cached; on the first call, temporary files of a killed daemon are removed."""
+        """(files, bytes) of an owner, cached; the caller holds the lock. When nothing is cached, leftovers of
+        interrupted puts are removed first.
+        """
         if owner not in self._used:
             with contextlib.suppress(FileNotFoundError), self._open_directory(owner, "") as fd:
                 _sweep(fd)
@@ -273,7 +275,9 @@ def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
 
 
 def _sweep(fd: int) -> None:
-    """Remove what `_replace` left when the daemon was killed in it; the caller holds the lock."""
+    """Remove temporary files that `_replace` left when the daemon was killed in it, at any depth; the caller holds the
+    lock.
+    """
     for name in os.listdir(fd):
         if name.startswith(_TEMPORARY):
             os.unlink(name, dir_fd=fd)
@@ -283,6 +287,9 @@ def _sweep(fd: int) -> None:
 
 
 def _is_file(found: os.stat_result) -> bool:
+    """Whether it is a regular file: reading a FIFO or a device, which another process may put there, could block for
+    ever.
+    """
     return stat.S_ISREG(found.st_mode)
 
 

@@ -81,7 +81,7 @@ class Connector:
 
     @property
     def is_bound(self) -> bool:
-        """Whether every origin that it leads to is still bound to the plugin."""
+        """Whether every origin that its rules lead to is bound to the plugin now."""
         try:
             specs.bound(self.spec, self._deps.origins(self.plugin_id))
         except HostError:
@@ -90,7 +90,7 @@ class Connector:
 
     @property
     def trying(self) -> bool:
-        """Whether a change is being tried."""
+        """Whether `spec` is a change that may still be undone."""
         return self.trial is not None
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Connector:
             self._stops -= 1
 
     async def switch(self, spec: TunnelSpec) -> None:
-        """Stop it; the next `start` runs `spec`."""
+        """Stop it; the next `start` runs `spec`. `recorded` and the trial stay as they are."""
         self._stops += 1
         try:
             # `_stops` is 2 within, so that no recheck starts the old program between `stop` and the new spec.
@@ -131,7 +131,7 @@ class Connector:
             self._stops -= 1
 
     async def stop_trial(self) -> None:
-        """Cancel the trial, if there is one; the spec that it tried keeps running."""
+        """Cancel the trial, if there is one; the spec that it tried keeps running, and is not stored."""
         if (trial := self.trial) is not None:
             trial.cancel()
             await asyncio.gather(trial, return_exceptions=True)
@@ -254,7 +254,7 @@ class Connector:
     # Whether it is connected.
 
     async def _keep_checking(self) -> None:
-        """Ask /ready every POLL_S until it is connected, then every `tunnel.check_s`."""
+        """Set `connected`: ask /ready every POLL_S until it is connected, then every `tunnel.check_s`."""
         while True:
             # `_port` is passed, and compared afterwards: a restart meanwhile has another port, not connected yet.
             self.connected = self.program.state == "running" and await self._is_connected(self._port)

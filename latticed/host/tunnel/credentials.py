@@ -54,7 +54,7 @@ class Credentials:
     tunnel: str
 
     def encode(self) -> bytes:
-        """The JSON that cloudflared reads."""
+        """The JSON of the credentials file that cloudflared reads."""
         file = _File(AccountTag=self.account, TunnelSecret=self.secret, TunnelID=self.tunnel)
         return msgspec.json.encode(file)
 

@@ -60,7 +60,7 @@ class TunnelFiles:
                 os.chown(one, ids.uid, ids.gid)
 
     def remove(self, path: Path) -> None:
-        """Remove one file, if there is one; blocks."""
+        """Remove one file, if there is one. Blocks. OSError."""
         path.unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -77,7 +77,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             validation.cancel()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing of one plugin runs that may not, and its credentials are removed."""
+        """Return once no process and no validation is left of those tunnels of one plugin that may not run now, and
+        their credentials are removed.
+        """
         await asyncio.gather(
             super().drained(plugin_id), *self._forbidden_validations(plugin_id), return_exceptions=True
         )
@@ -94,6 +96,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
     async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
+        """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
@@ -116,9 +119,10 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return tunnel
 
     async def _validate(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """Problem when the spec is not valid, or its plugin lost its permission meanwhile.
+        """Return if the spec is valid and the plugin still may have tunnels; Problem otherwise, as `put`.
 
-        The id may by then belong to another publisher's plugin, which must not get this tunnel.
+        The permission is asked for after the validation, which takes seconds: the id may by then belong to another
+        publisher's plugin, which must not get this tunnel.
         """
         validation = asyncio.ensure_future(tunnel.validate(spec))
         self._validations[validation] = tunnel.plugin_id
@@ -155,7 +159,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
     async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """Store `spec` once it connects in time; else switch back to the stored one."""
+        """The trial of a change, as a task: store `spec` if it connects in time; else switch back to the stored one,
+        and note why.
+        """
         if await tunnel.settled():
             with contextlib.suppress(Problem):  # full disk: it keeps running, and the next start runs the previous spec
                 await self._record(tunnel, spec)
@@ -203,7 +209,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return TunnelFiles(state=self._state / folder, runtime=self._runtime / folder)
 
     def _clear_leftovers(self) -> None:
-        """Remove credentials and configurations of a killed daemon; each start writes those in force again."""
+        """Remove the credentials and configurations that a killed daemon left; each start of a tunnel writes its own
+        again. Blocks.
+        """
         for directory in (self._state, self._runtime):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in directory.iterdir():

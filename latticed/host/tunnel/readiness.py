@@ -18,7 +18,9 @@ OK: Final = 200
 
 
 def free_port() -> int:
-    """A free port of loopback. If another process takes it first, cloudflared ends and is restarted with another."""
+    """A port of loopback that is free at this moment. If another process takes it first, cloudflared ends and is
+    restarted with another.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind((ADDRESS, 0))
         # Port 0 has the kernel choose (ip(7)); it is free again once the socket is closed here.
