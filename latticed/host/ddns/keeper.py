@@ -103,7 +103,9 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         return await self._change(plugin_id, lambda: self._put(plugin_id, spec, retry=retry))
 
     async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
-        """Try records of this name (and type) again now, unless they are published; those tried. Problem not_found."""
+        """Have records of this name (and type) tried again, unless they are published; those records. As `put` with
+        `retry`; Problem not_found when there is no such record.
+        """
         found = [one for one in self.of(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:
             hint = f"latticectl ddns list {plugin_id}"

@@ -103,8 +103,8 @@ def put_again(before: DdnsStatus, old: DdnsSpec, new: DdnsSpec, *, retry: bool) 
     """The status of a record whose spec is changed from `old` to `new`, or that is to be tried again (`retry`).
 
         another provider, zone or server    ->  as of a new record, but with the pause between changes
-        another TTL, secret or key, retry   ->  pending, also after a denial; its next try is due once that pause is over
-        another address alone               ->  denied stays denied, retrying keeps its backoff, published becomes pending
+        another TTL, secret or key, retry   ->  pending, also after a denial: tried once that pause is over
+        another address alone               ->  denied and retrying stay as they are, published becomes pending
 
     Pending even if the new address is the published one: an interrupted try may have changed it, so the provider is
     asked.

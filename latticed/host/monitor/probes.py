@@ -27,8 +27,8 @@ log = logs.get_logger()
 
 
 class Probes:
-    """Makes checks. `guard` decides where they may go; `tls`: which authorities HTTPS trusts, by default those of this
-    host, loaded at the first HTTPS check.
+    """Makes checks. `guard` decides where they may go; `tls`: which authorities https trusts, by default those of this
+    host, loaded at the first https check.
     """
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:

@@ -167,6 +167,7 @@ class Connector:
     def view(self) -> dict[str, Any]:
         """The tunnel as JSON, for answers; the state `running` is shown as `connected` or `connecting`."""
         plain = self.program.view()
+        # That the process runs says nothing: cloudflared goes on trying while it cannot connect.
         if plain["state"] == "running":
             plain["state"] = "connected" if self.connected else "connecting"
         return {"name": self.name, "tunnel": self.spec.tunnel, "trying": self.trying, **plain}
@@ -201,6 +202,7 @@ class Connector:
         self._port = ready.free_port()
         self.connected = False
         metrics = f"{ready.ADDRESS}:{self._port}"
+        # --no-autoupdate: what runs is the program that the operator installed, in the version that was installed.
         args = ("tunnel", "--config", str(files.config), "--no-autoupdate", "--metrics", metrics, "run")
         return await self._request(args, (files.config, files.credentials), "host")
 

@@ -162,13 +162,16 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         """The trial of a change, as a task: store `spec` if it connects in time; else switch back to the stored one,
         and note why.
         """
+        # It works: the candidate becomes the stored spec.
         if await tunnel.settled():
             with contextlib.suppress(Problem):  # full disk: it keeps running, and the next start runs the previous spec
                 await self._record(tunnel, spec)
             tunnel.recorded = spec
             tunnel.trial = None
             return
+        # It does not: why, before `switch` replaces the program and its error.
         code, message, _ = tunnel.program.error or ("not_ready", f"it was {tunnel.view()['state']}", 0)
+        # Full disk: the row keeps the candidate, and the next start of the daemon drops it (`_load`).
         with contextlib.suppress(Problem):
             await self._drop_candidate(tunnel)
         # `trial` stays set until the switch is done, so that `_stop` cancels and awaits this task meanwhile.
