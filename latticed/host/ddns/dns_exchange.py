@@ -87,8 +87,8 @@ class Exchange:
         except dns.tsig.PeerError as error:
             word = type(error).__name__.removeprefix("Peer").upper()
             raise outcome.denied("bad_credentials", f"the server does not accept the key ({word})") from error
-        # The answer does not verify here. Transient: anybody on the way could send such an answer, and must not be able
-        # to have the record denied for good.
+        # The answer does not verify here. Transient: such an answer can be injected on the way, and must not be able to
+        # have the record denied for good.
         except (dns.tsig.BadTime, dns.tsig.BadSignature, dns.tsig.BadKey, dns.tsig.BadAlgorithm) as error:
             raise outcome.transient("bad_signature", "the answer's signature does not hold") from error
         # The message cannot be parsed at all; a server that refuses may still have sent a code in its header.
@@ -143,7 +143,7 @@ def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
 
     if len(found) < _HEADER_BYTES:
         return None
-    # The low four bits of the fourth byte (RFC 1035, section 4.1.1). Read by hand: the rest may be malformed.
+    # The low four bits of the fourth byte (RFC 1035, section 4.1.1). Not parsed by dnspython: the rest may be malformed.
     code = dns.rcode.to_text(dns.rcode.Rcode(found[3] & 0x0F))
     return of_code(code, "the request") if code not in {"NOERROR", "NXDOMAIN"} else _not_signed()
 

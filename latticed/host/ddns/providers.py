@@ -45,6 +45,7 @@ class Providers:
 
         `rights` count for rfc2136 only: Cloudflare's API is reached under rights of its own.
         """
+        # New for each try: it remembers the values that it gave out, so that they can be redacted below.
         secrets = self._secrets_of(plugin_id)
         try:
             async with asyncio.timeout(TRY_S):
@@ -55,6 +56,7 @@ class Providers:
             found = UpdateFailed(error.code, error.reason)
         except TimeoutError:
             found = UpdateFailed("deadline_exceeded", f"not done within {TRY_S:g} s")
+        # A fault of ours counts as a failed try, so that it is retried with backoff and shown in the status.
         except Exception:
             log.error("ddns_try_failed", plugin_id=plugin_id, provider=spec.provider, exc_info=True)
             found = UpdateFailed("internal", "the try failed, see the daemon's log")

@@ -50,7 +50,7 @@ class KeptRecord(ScheduledItem):
             "server": spec.server or None,
             "ttl": spec.ttl,
             "interface": spec.interface or None,
-            # A denial is shown even without an address: it lasts, and somebody has to act on it.
+            # A denial is shown even without an address: it lasts until the plugin or the operator does something.
             "state": status.state if self.wanted or status.state == "denied" else "no_address",
             "address": self.wanted or None,
             "published": status.published or None,

@@ -115,7 +115,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         row = self._ledger.read(lambda db: rows.get(db, plugin_id, name)) or row
         last = self._ledger.read(lambda db: rows.results(db, row.key, limit=1))
         after = watched.of_row(row, spec, last[0] if last else None)
-        # Not only after an interval, which may be a day: whoever put it wants to see the first result.
+        # Not only after an interval, which may be a day: a mistake in the spec shows in the first result.
         self._keep(after, first_s=self._roll() * min(SOON_S, self._interval_s(after)))
         return after
 

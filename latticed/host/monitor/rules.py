@@ -220,7 +220,7 @@ def decide(
             pass
         case _:
             assert_never(outcome)
-    # One `up` ends `unknown`: a new target that is fine needs no confirmation, and alerts nobody.
+    # One `up` ends `unknown`: that a new target is fine needs no confirmation, and is no alert.
     if outcome == before.state or (before.state == "unknown" and outcome == "up"):
         return MonitorStatus(state=outcome), None
     against = before.against + 1

@@ -59,7 +59,7 @@ async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], froz
     # Before OSError, of which it is a subclass.
     except TimeoutError as error:
         raise HostError(Denial.DEADLINE_EXCEEDED, "the journal reader did not answer in time") from error
-    # No socket, nobody behind it, or it ended before it answered.
+    # No socket, no listener, or the reader ended before it answered.
     except (OSError, asyncio.IncompleteReadError) as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _GONE) from error
     # LimitOverrunError: a line longer than MAX_ANSWER_BYTES.
@@ -93,7 +93,7 @@ def _decoded(line: bytes) -> dict[str, Any]:
         found = strict_json.loads(line)
     except strict_json.InvalidJson as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED) from error
-    # Checked like any input: the reader handles what anybody logs, and may have been taken over.
+    # Checked like any input: the reader handles what any program logs, and may have been taken over.
     match found:
         case {"entries": list(entries), "cursor": str(cursor)}:
             return {"entries": entries, "cursor": cursor}

@@ -75,7 +75,7 @@ class NotificationQueue:
         counts = await self._ledger.read_slow(upkeep.counts)
         if counts["delivering"]:
             try:
-                # Before anything can be taken: whatever is `delivering` now has nobody who will report on it.
+                # Before anything can be taken: no report will come on what is `delivering` now.
                 log.info("notifications_requeued", count=await self._ledger.write(rows.recover))
             except Problem as problem:  # the disk is full or failing: the next start does it
                 log.error("notifications_not_requeued", code=problem.code, reason=problem.reason)
@@ -149,6 +149,7 @@ class NotificationQueue:
     async def done(self, item_id: str) -> bool:
         """Record a delivery, and erase the body; False when the item has ended before, or is unknown."""
         now_us = self._clock.wall_us()
+        # Not fsynced: after a power cut the item may be delivered once more, with the same id.
         ended = await self._ledger.write(lambda tx: rows.finish(tx, item_id, "done", now_us=now_us))
         # After the commit: if the write fails, the lease goes on, and the item is queued again when it ends.
         self._taken.pop(item_id, None)

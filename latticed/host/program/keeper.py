@@ -160,6 +160,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             limits=rlimits.ResourceLimits(
                 memory_bytes=settings.memory_mib * _MIB, tasks=settings.processes, open_files=settings.open_files
             ),
+            # What the operator lets this program read besides the system's files; often nothing.
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),
             network=spec.network,
         )

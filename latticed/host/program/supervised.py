@@ -212,7 +212,7 @@ class SupervisedProgram:
             return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")
         self._child, self._visited = child, False
         try:
-            # End of file at once: nobody will write to it.
+            # End of file at once: nothing will be written to it.
             child.stdin.close()
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._deps.clock.wall_us()
             self._set("running")

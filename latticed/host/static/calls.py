@@ -136,6 +136,7 @@ class StaticCalls:
         HostError not_found when there is no such file, or it (or its type) may not be published now;
         service_unavailable for errors of the disk.
         """
+        # Before a thread is used: nothing is opened for an id, path or type that cannot be published.
         kind = self._content_type(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
         directory = self._directory_of(plugin_id)
         found = await self._in_thread(lambda: self._files.read(directory, path)) if kind else None
@@ -291,6 +292,7 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
         "Content-Type": kind,
         "ETag": tag,
         "Accept-Ranges": "bytes",
+        # Caches ask again before each use: a file that was replaced or is no longer published is not served from one.
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": PAGE_POLICY if active else FILE_POLICY,

@@ -91,7 +91,8 @@ def _read(directory: str, name: str) -> bytes:
     try:
         with files.closing(files.open_directory(directory)) as folder:
             found = os.fstat(folder)
-            # Judged by descriptor (fstat), as is the file below: what is checked is what is read.
+            # Judged by descriptor (fstat), as is the file below: what is checked is what is read. Others may list the
+            # directory, but not write to it, and so exchange the file.
             if found.st_uid not in owners or found.st_mode & 0o022:
                 raise _unusable("the directory can be changed by others")
             with files.closing(files.open_file(name, beneath=folder)) as fd:

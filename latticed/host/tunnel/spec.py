@@ -27,7 +27,10 @@ __all__ = ["IngressRule", "TunnelPut", "TunnelSpec", "bound", "checked", "decode
 MAX_RULES: Final = 64
 """Ingress rules of one tunnel."""
 _STATUS: Final = re.compile(r"http_status:([2-5][0-9]{2})")
+# Plain prefixes. cloudflared takes regular expressions; of these characters only the dot means something there, and
+# `files.render` escapes it.
 _PATH: Final = re.compile(r"/[A-Za-z0-9._~/-]{0,255}")
+# No slash: the file is in the operator's directory itself.
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -78,6 +81,7 @@ def checked(asked: TunnelPut, origins: Iterable[Origin]) -> TunnelSpec:
     rules = tuple(_rule(one, number) for number, one in enumerate(asked.ingress, start=1))
     _check_order(rules)
     spec = TunnelSpec(tunnel=_id(asked.tunnel), ingress=rules, file=file, is_token=bool(asked.token))
+    # Only for its HostError; the origins are looked up anew at each start, as grants may be withdrawn.
     bound(spec, origins)
     return spec
 
@@ -91,6 +95,7 @@ def bound(spec: TunnelSpec, origins: Iterable[Origin]) -> dict[str, Origin]:
     """The origin of each service of a spec, by its text; HostError egress_blocked when one is not bound (any more).
     Services `http_status:…` have none.
     """
+    # By what a rule names. The address is not compared: the operator chose it with the origin.
     known = {(one.scheme, one.host, one.port): one for one in origins}
     found: dict[str, Origin] = {}
     for rule in spec.ingress:
