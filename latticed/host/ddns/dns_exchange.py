@@ -143,7 +143,7 @@ def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
 
     if len(found) < _HEADER_BYTES:
         return None
-    # The low four bits of the fourth byte (RFC 1035, section 4.1.1). Not parsed by dnspython: the rest may be malformed.
+    # The low four bits of the fourth byte (RFC 1035, section 4.1.1). Not by dnspython: the rest may be malformed.
     code = dns.rcode.to_text(dns.rcode.Rcode(found[3] & 0x0F))
     return of_code(code, "the request") if code not in {"NOERROR", "NXDOMAIN"} else _not_signed()
 

@@ -76,8 +76,8 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
 def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) -> dns.message.Message:
     """The message that replaces what was found (None: nothing) by the job's address and TTL.
 
-    It holds on condition that what was found is still there (RFC 2136, section 2.4): a change that was made meanwhile is
-    not overwritten, and the server answers NXRRSET or YXRRSET.
+    It holds on condition that what was found is still there (RFC 2136, section 2.4): a change that was made meanwhile
+    is not overwritten, and the server answers NXRRSET or YXRRSET.
     """
     import dns.name
     import dns.rdatatype
