@@ -301,7 +301,7 @@ class Signals:
         loop.add_signal_handler(signal.SIGHUP, self._again)
 
     async def stop_within(self, seconds: float) -> bool:
-        """Wait for a signal, `seconds` at most; True once the daemon is to stop."""
+        """Wait for any signal, `seconds` at most; True once the daemon is to stop."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()

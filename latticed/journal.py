@@ -137,7 +137,7 @@ class JournalServer:
 
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
-        """Serve the listening socket, which is closed at the end; the caller removes its path."""
+        """Serve the listening socket while the block runs; it is closed at the end, its path left to the caller."""
         # Since Python 3.13 asyncio removes the path when it closes; it may be the service manager's.
         options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **options)

@@ -187,14 +187,14 @@ def resolved(settings: Settings) -> tuple[access.Access, int]:
 
 
 def set_retention(ledger: Ledger, settings: Settings) -> None:
-    """Apply the settings for how much of the audit chains is kept."""
+    """Apply `audit.*` of the settings: how much of both audit chains the ledger keeps."""
     wanted = settings.audit
     ledger.retention = Retention(keep_days=wanted.keep_days, max_bytes=wanted.max_bytes)
     ledger.calls_retention = Retention(keep_days=wanted.calls.keep_days, max_bytes=wanted.calls.max_bytes)
 
 
 def gate_limits(settings: Settings) -> GateLimits:
-    """The limits of each plugin's host calls."""
+    """The limits of each plugin's host calls, from `host_calls.*` of the settings."""
     limits = settings.host_calls
     return GateLimits(
         rate=Rate(per_second=limits.per_second, burst=limits.burst),

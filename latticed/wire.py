@@ -45,7 +45,7 @@ def decode(kind: type[T], plain: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """The last failure of a plugin: a code for programs, a sentence for people."""
+    """The last failure of a plugin: `code` for programs, `message` for people."""
 
     code: str
     message: str

@@ -19,7 +19,7 @@ ARTIFACT: Final = "artifact"
 
 
 class BundleRefused(FaultError):
-    """Ends reading, decoding or judging a bundle; `fault` is the verdict."""
+    """Raised when a bundle cannot be read, decoded or trusted; `fault` is the verdict on it."""
 
     fault: Refused
 

@@ -20,7 +20,7 @@ _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Broken(ValueError):  # reads as the finding it is
-    """A manifest breaks a rule; the message says what was expected and what was found."""
+    """A manifest breaks a rule. The message says what was expected and what was found, quoting it safely."""
 
 
 def check(raw: dict[str, Any], found: Manifest) -> None:
@@ -38,7 +38,7 @@ def check(raw: dict[str, Any], found: Manifest) -> None:
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls `value`."""
+    """What JSON calls a decoded value: "an object", "a number", "null", …"""
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
     return "null" if value is None else kinds.get(type(value), "a number")
 

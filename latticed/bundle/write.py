@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def render(raw: dict[str, Any]) -> bytes:
-    """A manifest as people read it: indented, UTF-8, ending in a newline."""
+    """A manifest's object as JSON for people: indented by two, UTF-8, ending in a newline."""
     return json.dumps(raw, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

@@ -52,7 +52,10 @@ class ActivePoll:
         self._noted: dict[str, Fingerprint] = {}
 
     def set_active(self, name: str, *, active: bool) -> None:
-        """Begin or stop to poll this bundle; its writes are watched more closely as long."""
+        """Begin or stop to poll this bundle.
+
+        While it is polled, inotify reports each write to it, too, from the next `Watcher.arm` on.
+        """
         if active:
             self._watcher.active.add(name)
         else:
@@ -61,7 +64,7 @@ class ActivePoll:
             self._noted.pop(name, None)
 
     async def run(self) -> None:
-        """Poll every second, until cancelled."""
+        """Poll all of them every POLL_S, until cancelled."""
         while True:
             began_s = time.monotonic()
             if self._watcher.active:

@@ -128,7 +128,7 @@ class Catalog:
             self._recorded[label].add(bundle)
 
     def unmark_recorded(self, name: str) -> None:
-        """No record names this bundle any more."""
+        """No record names this bundle any more: it is judged like any other, and no longer polled."""
         label, _, bundle = name.partition("/")
         self._recorded.get(label, set()).discard(bundle)
         # Otherwise a bundle whose plugin is gone would be polled for ever.
@@ -186,7 +186,7 @@ class Catalog:
         await self._do(("keep", name), copy)
 
     def problems(self) -> tuple[str, ...]:
-        """What keeps the catalog from seeing the directories as they are; for health."""
+        """Sentences for health: what keeps the catalog from seeing the directories as they are."""
         return tuple(problem for directory in self._directories.values() for problem in directory.problems())
 
     def _candidates(self, name: str) -> Iterable[tuple[Directory, str]]:

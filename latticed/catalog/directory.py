@@ -105,11 +105,11 @@ class Directory:
 
     @property
     def entries(self) -> Mapping[str, DirectoryEntry]:
-        """What was judged last, by name."""
+        """What was judged last, by the bundle's directory name: a live view."""
         return self._entries
 
     def problems(self) -> tuple[str, ...]:
-        """What keeps this directory from being seen as it is, in words for a person."""
+        """Sentences for health: what keeps this directory from being seen as it is."""
         found = [self._problem, self._watcher.failure and f"{self._watcher.failure}; looked at by timed scans instead"]
         surplus = len(self._surplus) + len(self._uncounted) + self._unlisted
         if surplus:
@@ -148,7 +148,7 @@ class Directory:
         await self._other_queue.idle(START_WAIT_S)
 
     async def run(self) -> None:
-        """Follow what happens, until cancelled."""
+        """Follow events, timers and mounts, until cancelled; raises what ended one of its queues."""
         while True:
             await self._pause()
             for task in self._tasks:
@@ -165,7 +165,7 @@ class Directory:
             self._enqueue([*self._settle_active.due(now_s), *self._settle.due(now_s)], JudgeMode.HASH, urgent=True)
 
     async def stop(self) -> None:
-        """Stop watching; waits for watchdog's thread, off the loop."""
+        """Stop watching and wait for watchdog's thread, off the event loop. Call it after `run` was cancelled."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

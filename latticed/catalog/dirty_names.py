@@ -38,7 +38,10 @@ class DirtyNames:
         self._overflows = 0
 
     def note(self, name: str | None = None, *, scan: bool = False, overflows: int = 0) -> None:
-        """Something happened to `name`, or something that only a scan can answer."""
+        """An event came: `name` has to be judged, or (`scan`) everything has to be looked at.
+
+        `overflows` counts losses of the kernel's queue. May be called from any thread.
+        """
         with self._lock:
             # One call of `wake` for each `take`, however many events: each call writes to the loop's wake-up socket.
             first = not self._names and not self._scan
@@ -56,7 +59,7 @@ class DirtyNames:
             self._wake()
 
     def take(self) -> DirtyBatch:
-        """What was noted since the last call."""
+        """What was noted since the last call, which is then forgotten here."""
         with self._lock:
             batch = DirtyBatch(
                 names=frozenset(self._names), scan=self._scan, events=self._events, overflows=self._overflows

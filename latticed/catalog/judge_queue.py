@@ -68,13 +68,13 @@ class JudgeQueue:
             self._news.set()
 
     def retain(self, names: Container[str]) -> None:
-        """Forget what waits and is not among `names`."""
+        """Drop all queued names but these: the others are gone from the directory."""
         for waiting in (self._urgent, self._backlog):
             for name in [name for name in waiting if name not in names]:
                 del waiting[name]
 
     async def run(self) -> None:
-        """Judge what is queued, until cancelled."""
+        """Judge what is queued, in slices, until cancelled."""
         while True:
             jobs = self._take()
             if not jobs:

@@ -35,6 +35,7 @@ class MountTable:
         return self._fd >= 0 and bool(self._poll.poll(0))
 
     def close(self) -> None:
+        """Close the descriptor; harmless when it was closed already, or never opened."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

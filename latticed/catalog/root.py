@@ -44,7 +44,7 @@ class Root:
         self.owners = frozenset({0, os.geteuid(), found.st_uid})
 
     def close(self) -> None:
-        """Close the directory; its number may then mean something else."""
+        """Close the descriptor. Call it once: afterwards another file may have the same number."""
         os.close(self.fd)
 
 

@@ -25,16 +25,16 @@ class ScanSchedule:
         self._wanted = True
 
     def want_scan(self) -> None:
-        """Something happened that only a scan can answer."""
+        """Have the directory scanned after the pause: only a scan can say what has changed."""
         self._wanted = True
 
     def want_scan_now(self, now_s: float) -> None:
-        """An operator asked: no pause is kept."""
+        """Have the directory scanned at once, without the pause: an operator asked for it."""
         self._wanted = True
         self._allowed_s = now_s
 
     def scan_due_s(self, *, watched: bool) -> float:
-        """When to scan next; `watched` says whether events can be relied on to arrive."""
+        """The time of the next scan. `watched`: every change to a bundle causes an event, so scans may be rare."""
         if self._wanted:
             return self._allowed_s
         # Never less often than the settings ask for.
@@ -42,19 +42,19 @@ class ScanSchedule:
         return max(self._scanned_s + every_s, self._allowed_s)
 
     def scan_began(self) -> None:
-        """Whatever happens from now on asks for another scan."""
+        """Call it before listing: a request that comes from then on leads to another scan."""
         self._wanted = False
 
     def scan_ended(self, *, began_s: float, now_s: float) -> None:
-        """A scan that began at `began_s` has ended now: the pause and the timer begin."""
+        """A scan that began at `began_s` has ended now. The next one waits for the pause or the timer."""
         self._scanned_s = now_s
         # By this scan's duration: a slow directory is scanned less often, whatever asks for scans.
         self._allowed_s = now_s + max(_PAUSE_S, _SHARE * (now_s - began_s))
 
     def tick_due_s(self) -> float:
-        """When to check next that the watched directory is still the one at its path."""
+        """The time of the next check that the watched directory is still the one at its path."""
         return self._ticked_s + TICK_S
 
     def ticked(self, now_s: float) -> None:
-        """That was checked now."""
+        """That check was made now."""
         self._ticked_s = now_s

@@ -63,7 +63,7 @@ class DirectoryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The names in one directory that may be bundles; `unlisted` more of them were not taken down."""
+    """The names in a directory that may be bundles; `unlisted` counts further ones, beyond the limit."""
 
     names: frozenset[str]
     unlisted: int

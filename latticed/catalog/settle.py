@@ -21,26 +21,26 @@ class Settle:
         return len(self._first)
 
     def mark(self, name: str, now_s: float) -> None:
-        """Something happened to `name` at `now_s`."""
+        """An event for `name` at `now_s`: it is due `quiet_s` later, unless another follows."""
         self._first.setdefault(name, now_s)
         # Assigning to an existing key keeps its place: take it out, so that it goes to the end.
         self._last.pop(name, None)
         self._last[name] = now_s
 
     def forget(self, name: str) -> None:
-        """`name` has been judged for another reason."""
+        """Take out `name`, marked or not: it needs no judgement any more."""
         self._first.pop(name, None)
         self._last.pop(name, None)
 
     def next_due_s(self) -> float | None:
-        """When the next name is due; None when no name is marked."""
+        """The time at which the first name is due; None when no name is marked."""
         if not self._first:
             return None
         # The first of each: both dicts are in the order of their times.
         return min(next(iter(self._last.values())) + self._quiet_s, next(iter(self._first.values())) + self._longest_s)
 
     def due(self, now_s: float) -> list[str]:
-        """Take out the names that are due at `now_s`."""
+        """Take out and return the names that are due at `now_s`."""
         found: list[str] = []
         while (moment := self.next_due_s()) is not None and moment <= now_s:
             quiet, quiet_since = next(iter(self._last.items()))

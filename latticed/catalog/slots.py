@@ -40,12 +40,12 @@ class BundleSlots:
             return True
 
     def release(self, name: str) -> None:
-        """`name` needs no slot any more."""
+        """Free the slot of `name`, if it has one."""
         with self._lock:
             self._drop(name)
 
     def evicted(self) -> list[str]:
-        """The names that have lost their slots since the last call."""
+        """The names that have lost their slots to other owners since the last call."""
         with self._lock:
             found, self._evicted = self._evicted, []
             return found

@@ -72,12 +72,12 @@ class BundleChecker:
         return check
 
     def release(self, name: str) -> None:
-        """`name` needs no slot any more."""
+        """Free the slot of `name`, if it has one: the bundle is gone, or a record names it now."""
         self._slots.release(name)
         self._bare_slots.release(name)
 
     def evicted(self) -> list[str]:
-        """The names that have lost their slots since the last call."""
+        """The names that have lost their slots to other owners since the last call."""
         return [*self._slots.evicted(), *self._bare_slots.evicted()]
 
     def _has_slot(self, name: str, candidate: Candidate) -> bool:

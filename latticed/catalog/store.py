@@ -114,7 +114,7 @@ class Store:
         return verdict
 
     def identities(self) -> list[str]:
-        """What is stored, whether it verifies or not."""
+        """The identities of all stored pairs, sorted, whether they verify or not."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self._directory) if _IDENTITY.fullmatch(name))
         return []

@@ -113,12 +113,12 @@ class Watcher:
             self.stop()
 
     def close(self) -> None:
-        """Stop for good, even while another thread is about to start."""
+        """Stop for good: a `start` that runs on another thread meanwhile is undone. Blocks, as `stop`."""
         self._closed = True
         self.stop()
 
     def stop(self) -> None:
-        """Give back the instance and wait for its thread; not for the event loop's thread."""
+        """End the inotify instance and wait for watchdog's thread; blocks, so not for the event loop's thread."""
         with self._lock:
             # Only taken out here: with the lock held, the join below could wait for a callback that wants the lock.
             inotify, self._inotify, self._root = self._inotify, None, None
@@ -136,29 +136,29 @@ class Watcher:
 
     @property
     def alive(self) -> bool:
-        """Whether events can arrive at all."""
+        """Whether events can arrive: there is an inotify instance, and its thread runs."""
         inotify = self._inotify
         return inotify is not None and inotify.is_alive()
 
     @property
     def watched_root(self) -> RootId | None:
-        """Which directory is watched; None when none is."""
+        """(dev, inode) of the plugin directory that is watched; None when none is."""
         watch = self._root
         return watch.inode if watch is not None else None
 
     @property
     def failure(self) -> str:
-        """What is not watched and why, in words; empty when all is. Takes no lock: the loop asks."""
+        """A sentence about what is not watched and why; empty when all is. Takes no lock: the event loop calls it."""
         missed = len(self._unwatched)
         return self._failure or (f"{missed} bundles are not watched ({self._reason})" if missed else "")
 
     @property
     def mounted(self) -> tuple[str, ...]:
-        """The names on which something is mounted: only scans see what changes there."""
+        """The names on which something is mounted: these are not watched, only scans see changes there."""
         return tuple(self._mounted)
 
     def arm_root(self, root: Root) -> None:
-        """Watch this directory and no other one."""
+        """Watch this plugin directory; watches of another one, and of its bundles, end. Failing sets `failure`."""
         with self._lock:
             if self._inotify is None or (self._root is not None and self._root.inode == root.id):
                 return
@@ -214,7 +214,7 @@ class Watcher:
             self._unwatched.discard(name)
 
     def retain(self, names: Collection[str]) -> None:
-        """Forget every bundle that is not among `names`."""
+        """End the watches of all bundles but these."""
         with self._lock:
             for name in [name for name in self._watches if name not in names]:
                 self._disarm(name)
@@ -222,7 +222,7 @@ class Watcher:
             self._mounted.intersection_update(names)
 
     def disarm_all(self) -> None:
-        """Watch nothing."""
+        """End all watches; the inotify instance stays."""
         with self._lock:
             watches = [*self._watches.values(), *([self._root] if self._root is not None else [])]
             self._watches.clear()
@@ -301,7 +301,7 @@ class Watcher:
             self._dirty.note(name)
 
     def on_root_deleted(self, wd: WatchDescriptor) -> None:
-        """The plugin directory, or its file system, is gone."""
+        """The kernel has ended the watch of the plugin directory: it, or its file system, is gone."""
         with self._lock:
             # By descriptor: arm_root may have put another watch in its place since the kernel ended this one.
             if self._root is not None and self._root.wd == wd:
@@ -309,7 +309,7 @@ class Watcher:
         self._dirty.note(scan=True)
 
     def on_bundle_deleted(self, name: str, wd: WatchDescriptor) -> None:
-        """The watch of a bundle has ended with its directory."""
+        """The kernel has ended the watch of a bundle, whose directory is gone."""
         with self._lock:
             # The name may have been armed anew, for another directory, since the kernel ended this watch.
             if name in self._watches and self._watches[name].wd == wd:
@@ -317,7 +317,7 @@ class Watcher:
         self._dirty.note(name)
 
     def on_overflow(self) -> None:
-        """The kernel dropped events: what is watched may not be what is there."""
+        """The kernel dropped events (inotify(7), IN_Q_OVERFLOW): have everything scanned, and watched anew."""
         _log.warning("watch_overflowed")
         with self._lock:
             # A directory may have been replaced unseen. None has the inode (0, 0), so the next scan arms all again.

@@ -48,7 +48,7 @@ class UpgradeConsent:
 
     @property
     def named(self) -> Named:
-        """The part that is granted by name."""
+        """All that is granted by name, in the form of `model.consents`."""
         return Named(caps=tuple(sorted(self.accept)), hosts=self.hosts, permits=self.permits, terms=self.terms)
 
 
@@ -314,7 +314,7 @@ def _kept(record: Record, asked: Accepted, usual: Usual) -> Accepted | None:
 def upgrade_changes(
     record: Record, candidate: Verified, usual: Usual = DEFAULTS
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what the candidate adds, what it drops), as `changes`."""
+    """(what an upgrade to `candidate` adds to the record, what it drops), in the form of `changes`."""
     return changes(record.facts, facts_of(candidate, accepted=True), usual)
 
 

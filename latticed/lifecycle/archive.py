@@ -73,7 +73,7 @@ class ArchiveManifest:
 
 
 def encode_manifest(manifest: ArchiveManifest, key: Ed25519PrivateKey) -> bytes:
-    """The bytes of `manifest.json`, signed."""
+    """The bytes of `manifest.json`: one line of canonical JSON, signed by `key`."""
     plain = {
         "format": FORMAT,
         "created_at": manifest.created_at,
@@ -143,7 +143,7 @@ def unpack(source: tar.TarSource, target: Path, limits: ReadLimits) -> ArchiveMa
 
 
 def invalid(detail: str) -> Problem:
-    """Problem backup_invalid with this detail."""
+    """The Problem backup_invalid with this detail, to be raised."""
     return Problem("backup_invalid", f"this is not a backup that can be restored: {detail}")
 
 

@@ -67,7 +67,7 @@ class Backup:
 
 
 class Backups:
-    """Makes backups of one state directory."""
+    """Makes backups of one state directory while the daemon runs, one at a time."""
 
     def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
         self._lifecycle = lifecycle

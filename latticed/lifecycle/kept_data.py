@@ -46,7 +46,7 @@ def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
-    """Remove a plugin's data from the ledger."""
+    """Remove a plugin's values, notifications and set-aside secret bindings from the ledger, in transaction `tx`."""
     for bucket in kv.of_plugin(tx, plugin_id):
         kv.clear(tx, bucket)
     notification_upkeep.clear(tx, plugin_id)

@@ -161,21 +161,21 @@ class Lifecycle:
         return self.state.plugins
 
     def known(self) -> list[Record]:
-        """See `LifecycleState.known`."""
+        """Every record that is not a tombstone, sorted by id."""
         return self.state.known()
 
     def presence(self, plugin_id: str) -> Presence:
-        """See `LifecycleState.presence`."""
+        """What the disk says of an id right now."""
         return self.state.presence(plugin_id)
 
     def critical(self) -> list[Record]:
-        """See `Registry.critical`."""
+        """Active plugins whose manifest says `critical`."""
         return self.registry.critical()
 
     def rejected(self) -> dict[str, Refused]:
-        """See `Registry.rejected`."""
+        """Every bundle on disk that may not run, by name, with why."""
         return self.registry.rejected()
 
     def claimant(self, plugin_id: str, publisher: str) -> IdClaim | None:
-        """See `Registry.claimant`."""
+        """The one bundle by which another publisher could take over the id (`Registry.claimant`)."""
         return self.registry.claimant(plugin_id, publisher)

@@ -121,7 +121,7 @@ class Pairs:
             self._spawn("judging", self._judge_again())
 
     async def judged(self) -> None:
-        """Return once every pair has been judged under the current policy."""
+        """Return once every pair has been judged, with hashing, under the current policy."""
         if (judging := self._tasks.get("judging")) is not None:
             await asyncio.wait({judging})
 
@@ -133,7 +133,7 @@ class Pairs:
         del self._tasks["judging"]  # no await since the check: a later change starts a new task
 
     async def in_effect(self) -> None:
-        """Return once what the policy in force refuses is stopped; waits for EFFECT_S at most."""
+        """Return once what the policy in force refuses is stopped, or EFFECT_S have passed; raises nothing."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EFFECT_S):
                 while self._in_effect != self._policy.current:  # noqa: ASYNC110 - both are replaced from elsewhere

@@ -54,16 +54,16 @@ class PolicyKeeper:
 
     @property
     def remembered(self) -> Revoked:
-        """Every revocation seen and not lifted."""
+        """Every revocation on record: those that were ever in the file and not lifted since."""
         return self._remembered
 
     @property
     def recorded(self) -> bool:
-        """Whether the policy in force, with its revocations, is on record."""
+        """Whether the file's policy and all its revocations are in the ledger."""
         return self.told == self.own and self.remembered == self.current.revoked
 
     def remember(self, revoked: Revoked) -> None:
-        """Replace the remembered revocations, after they were recorded."""
+        """Replace the remembered revocations by those that are on record now."""
         self._remembered = revoked
 
     def look(self, *, always: bool = False) -> bool:

@@ -42,7 +42,7 @@ class Presence:
 
     @property
     def trouble(self) -> Fault | None:
-        """Why it is not available, or None."""
+        """Why it is not available: the fault of the stored pair, else of the bundle; None if it is available."""
         # The pair first: it is what would run, and a good bundle on disk can replace it (`pairs`).
         return self.stored or self.fault
 
@@ -91,7 +91,7 @@ def _active(
 
 
 def pin_of(record: Record) -> ClaimPin:
-    """What a bundle must match to claim the id of `record`."""
+    """What decides which bundle may claim the id of `record`: publisher, signedness, identity, source."""
     facts = record.facts
     return ClaimPin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
 

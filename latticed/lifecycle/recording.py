@@ -36,7 +36,10 @@ def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int
 
 
 def status_event(actor: Actor, before: Record, after: Record, withheld: tuple[str, ...] = ()) -> Event:
-    """A change of status or version; `withheld` is what the manifest asks for and was not granted."""
+    """The event of a change of status or version by `actor`.
+
+    `withheld` is what the manifest asks for and was not granted, as `kind=value`.
+    """
     detail: dict[str, str | int | bool] = {
         "from": before.status.value,
         "to": after.status.value,

@@ -38,7 +38,7 @@ class RefusedLog:
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
-        """One batch: at most MOST_LINES lines, and one that counts the rest."""
+        """While the block runs, at most MOST_LINES lines are logged; at its end one line counts the rest."""
         self._left = MOST_LINES
         try:
             yield
@@ -48,7 +48,7 @@ class RefusedLog:
                 self._log.warning("verdicts_refused", more=-left)
 
     def newcomer(self, plugin_id: str, name: str) -> None:
-        """The bundle `name` verifies and claims this id."""
+        """Note that the bundle `name` verifies and claims this id; `settle` says what became of it."""
         self._newcomers.setdefault(plugin_id, []).append(name)
 
     def update(self, plugin_id: str, former: str | None, refusal: Callable[[str], Refused | None]) -> None:
@@ -74,7 +74,7 @@ class RefusedLog:
                 self._record(event)
 
     def tell(self, **fields: Any) -> None:
-        """Log one line, unless the batch has reached its limit."""
+        """Log `verdict_refused` with these fields, unless the batch has reached its limit."""
         if self._left is not None:
             self._left -= 1
             if self._left < 0:

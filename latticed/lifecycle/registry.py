@@ -211,7 +211,7 @@ class Registry:
     # Changes of records.
 
     def put(self, record: Record) -> None:
-        """Make `record` the current one; the caller writes it to the ledger."""
+        """Make `record` the current one, for host services and the catalog too; the caller writes it to the ledger."""
         state = self.state
         before = state.records.get(record.id)
         # The record may have come from another bundle before: that one is no longer judged first.
@@ -236,7 +236,7 @@ class Registry:
         self.update_permissions(record.id)
 
     def put_later(self, record: Record) -> None:
-        """Make `record` the current one and have it written soon."""
+        """As `put`, and have it written soon; an equal record is only replaced in memory."""
         if self.state.records.get(record.id) == record:
             self.state.records[record.id] = record  # equal, but shares memory with the verdict
         else:

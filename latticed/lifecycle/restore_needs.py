@@ -62,7 +62,7 @@ def put_bundles(place: RecoveryPlace, store: Path, records: Collection[Record]) 
 
 
 def take_back(made: Iterable[Path]) -> None:
-    """Remove the directories that `put_bundles` made."""
+    """Remove the directories that `put_bundles` made; what cannot be removed is left."""
     for directory in made:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -36,7 +36,7 @@ KINDS: Final[dict[str, rows.Kind]] = {"key": "keys", "digest": "digests", "plugi
 
 
 def remembered(db: Connection) -> Revoked:
-    """Every revocation on record."""
+    """Every revocation in the ledger, to begin with at a start."""
     kept = rows.load(db)
     return Revoked(keys=kept.keys, digests=kept.digests, plugins=kept.plugins)
 
@@ -157,7 +157,7 @@ def _told(change: changes.Change, owner: str) -> Event:
 
 
 def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
-    """What of `records`, tombstones included, must survive the loss of the ledger."""
+    """The floors for these records (all of them, tombstones included) and revocations."""
     kept = list(records)
     return Floors(
         versions={record.id: record.floor for record in kept if record.floor},

@@ -108,7 +108,7 @@ class WriteBehind:
         return written
 
     async def close(self) -> None:
-        """Stop the tasks and write what is pending, without retry."""
+        """Stop the tasks, then write what is pending and the floors, each once; a failure is logged."""
         self._closed = True
         running = [task for task in (self._saving, self._tidying) if task is not None and not task.done()]
         for task in running:

@@ -46,15 +46,15 @@ def host(value: str) -> tuple[str, int | None] | None:
 
 
 def loopback_fault(value: Any) -> str:
-    """What was expected of a listen address, or nothing."""
+    """What a listen address has to be, in words, when `value` is not one; else empty."""
     return "" if loopback(value) else "a loopback address and a port, such as 127.0.0.1:8787 or [::1]:8787"
 
 
 def optional_loopback_fault(value: Any) -> str:
-    """What was expected of a listen address that may be left out, or nothing."""
+    """As `loopback_fault`; an empty value is valid, too."""
     return loopback_fault(value) if value else ""
 
 
 def hosts_fault(value: Any) -> str:
-    """What was expected of a list of Host names, or nothing."""
+    """What the entries of a list of Host names have to be, in words, when one is not; else empty."""
     return "" if all(host(one) for one in value) else "names such as app.example.org or localhost:8787"

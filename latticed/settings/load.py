@@ -58,7 +58,7 @@ def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, value, origin) of every setting, for `latticed --check-config`."""
+    """(dotted key, value, origin) of every setting; origin is a file, a variable, or `default`."""
     for name in _PATHS:
         yield name, str(getattr(settings, name)), settings.origins[name]
     for section in fields(settings):
@@ -182,6 +182,7 @@ def _renamed(values: dict[str, tuple[Any, str]]) -> tuple[dict[str, tuple[Any, s
     for key, (value, origin) in values.items():
         name, now = modern(key, value)
         if name != key:
+            # Which of the two should count is for the operator to say.
             if name in values:
                 raise _invalid(f"{origin}: {key} is called {name} now, and both are set", f"remove {key}")
             old.append(key)
@@ -204,6 +205,7 @@ def _build(values: dict[str, tuple[Any, str]], config_file: Path | None) -> Sett
         kind = hints.get(section)
         if value == {} and is_dataclass(kind):
             continue  # an empty section
+        # A path at the top of the file; else a key of a section, which may be a table itself.
         if not key and section in _PATHS:
             parts.setdefault("", {})[section] = _path(dotted, value, origin)
         elif key and is_dataclass(kind) and key in (known := {f.name: f for f in fields(kind)}):

@@ -13,12 +13,12 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def names_fault(value: Any) -> str:
-    """What was expected of the names in a table of programs, or nothing when all are valid."""
+    """What the names in a table of programs have to be, in words, when one is not; else empty."""
     return "" if all(_NAME.fullmatch(name) for name in value) else "names of 1 to 64 of a-z, 0-9, '.', '_', '-'"
 
 
 def absolute_fault(value: Any) -> str:
-    """What was expected of a path that may be left empty, or nothing."""
+    """What a path has to be, in words, when `value` is neither absolute nor empty; else empty."""
     return "" if not value or (os.path.isabs(value) and "\0" not in value) else "an absolute path, or nothing"
 
 

@@ -33,12 +33,12 @@ def parsed(value: str) -> tuple[str, str, int, bool] | None:
 
 
 def relay_fault(value: Any) -> str:
-    """What was expected of a relay, or nothing."""
+    """What a relay has to be, in words, when `value` is neither one nor empty; else empty."""
     if not value or parsed(value):
         return ""
     return "smtps://host:port or smtp://host:port, a private one with its address: smtp://mail.lan:25=10.0.0.7"
 
 
 def allow_fault(value: Any) -> str:
-    """What was expected of a list of recipients, or nothing."""
+    """What the entries of a list of recipients have to be, in words, when one is not; else empty."""
     return "" if all(_ALLOWED.fullmatch(one) for one in value) else "addresses such as ops@example.org or @example.org"

@@ -11,7 +11,7 @@ from latticed.model.runtime import Health
 
 
 class Phase(StrEnum):
-    """State of a handle. All but STARTING and STOPPING are settled (`SETTLED`)."""
+    """Where a handle is between stopped and armed. All but STARTING and STOPPING are settled (`SETTLED`)."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -26,6 +26,7 @@ EXCUSED = frozenset({"message_too_large"})
 """Failure codes that do not count for the breaker: anyone who supplies data that a plugin sends back can cause them."""
 
 SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Phase.REFUSED})
+"""Phases that last until the next event from outside; waiters are answered in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ Event = Arm | Disarm | Started | InstanceFailed | Checked | RetryDue | Stopped
 
 
 class HandleAction(StrEnum):
-    """What the handle is to do. RETRY takes its delay from the state's failures."""
+    """What the handle is to do. How long RETRY waits is computed from the state's `failures`."""
 
     START = "start"
     STOP = "stop"

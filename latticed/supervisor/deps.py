@@ -158,7 +158,11 @@ class HandleDeps:
             return await runner.start(plugin, pair, gate, on_exit)
 
     async def end(self, plugin_id: str, living: Instance | None, *, at_once: bool, for_good: bool) -> None:
-        """End the running instance and, `for_good`, what host services do for its plugin; never raises."""
+        """End the running instance and, `for_good`, what host services do for its plugin; never raises.
+
+        `living` is None when there is no instance. `at_once`: without a grace period. Either wait is bounded
+        (`_in_time`).
+        """
         grace_s = 0.0 if at_once else self.stop_grace_s
         # First the process, then host services: what its last calls began is then ended as well.
         if living is not None:
@@ -194,7 +198,7 @@ class HandleDeps:
         return self.wheel.add(delay_s, call)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task whose failure is logged only."""
+        """Run `work` as a task; a failure is only logged. The supervisor waits for it when it closes."""
         task = fenced(work, lambda error: log.error("task_failed", task=name, error=repr(error)), name=name)
         # Awaited when the supervisor closes: no check or stop may outlive the ledger that records it.
         self.tasks.add(task)
@@ -202,6 +206,6 @@ class HandleDeps:
         return task
 
     def note(self, event: AuditEvent) -> None:
-        """Log an event and have it recorded; stopping never waits for that."""
+        """Log an event of the runtime and have it recorded as soon as possible; waits for neither."""
         log.info(_LOG_EVENTS[str(event.detail["state"])], plugin_id=event.target, code=event.code, reason=event.reason)
         self.record(event)

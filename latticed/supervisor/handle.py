@@ -82,7 +82,7 @@ class Handle:
             await waiter
 
     def instance(self) -> Instance:
-        """The running instance, or Problem("not_armed")."""
+        """The running instance; Problem not_armed when there is none."""
         if self._instance is None or self.state.phase is not Phase.ARMED:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._instance
@@ -118,13 +118,13 @@ class Handle:
         return reply
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """A host call of the running instance through its Gate; Problem, or HostError."""
+        """The result of a host call by the running instance, through its Gate. Problem not_armed, or HostError."""
         self.instance()
         assert self._gate is not None  # noqa: S101 - an armed one has its Gate
         return await self._gate.call(method, params)
 
     def regrant(self, granted: frozenset[str]) -> None:
-        """Change what its Gate allows, at once."""
+        """Have its Gate, and that of the next start, allow these capabilities."""
         # Kept even without a Gate: the next start makes its Gate with it.
         self.granted = granted
         if self._gate is not None:
@@ -133,7 +133,7 @@ class Handle:
     # Events.
 
     def post(self, event: rules.Event) -> None:
-        """Take one event: decide, update the runtime, act."""
+        """Take one event: the next state by `decide.decide`, the runtime from it, then the actions."""
         before = self.state
         self.state, actions = rules.decide(before, event, self._rules())
         if self.state.phase is not before.phase:

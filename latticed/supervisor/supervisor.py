@@ -87,7 +87,7 @@ class Supervisor:
             del self._handles[plugin_id]
 
     def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:
-        """Change what an armed plugin's Gate allows, at once."""
+        """Have the Gate of a plugin allow these capabilities, at once; nothing when it has no handle."""
         if handle := self._handles.get(plugin_id):
             handle.regrant(granted)
 
@@ -111,7 +111,7 @@ class Supervisor:
         await self._tools.admit(plugin)
 
     async def settled(self, plugin_id: str, *, within_s: float) -> None:
-        """Return once it is armed, stopped or failed, at the latest after `within_s`."""
+        """Return once the plugin is armed, stopped or failed, or `within_s` seconds have passed; raises neither way."""
         if handle := self._handles.get(plugin_id):
             try:
                 await asyncio.wait_for(handle.settled(), within_s)
@@ -127,7 +127,7 @@ class Supervisor:
         return await self._known(plugin_id).invoke(action, payload, by_outsider=by_outsider)
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
-        """A host call on behalf of an armed plugin, through its Gate; Problem, or HostError."""
+        """The result of a host call for an armed plugin, through its Gate. Problem not_armed, or HostError."""
         return await self._known(plugin_id).call(method, params)
 
     def ids(self) -> list[str]:
@@ -135,7 +135,7 @@ class Supervisor:
         return list(self._handles)
 
     def calls(self) -> Mapping[str, Count]:
-        """Host calls by plugin, since the daemon started."""
+        """Counts of host calls by plugin id, since the daemon started."""
         return self._tools.broker.counts
 
     def _known(self, plugin_id: str) -> Handle:

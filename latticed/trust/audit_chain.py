@@ -183,7 +183,7 @@ class Walk:
         self._guarded(self._expect, head)
 
     def removed(self, found: Any) -> None:
-        """Take the new checkpoint `found` when retention has removed events during this walk."""
+        """Retention has removed events of this chain meanwhile: `found` is its new checkpoint, as JSON object."""
         self._guarded(self._remove, found)
 
     def finish(self) -> None:
@@ -267,7 +267,7 @@ class Walk:
             )
 
     def report(self) -> ChainCheck:
-        """The report as of now."""
+        """The report on what was taken so far; a cut tail is in it only after `finish`."""
         broken = self._broken
         return ChainCheck(
             events=self._events,

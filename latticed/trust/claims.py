@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdClaim:
-    """A verified bundle with the id of a plugin; `name` is its key among the bundle directories."""
+    """A verified bundle that has the id in its manifest; `name` is `<directory label>/<bundle name>`."""
 
     name: str
     verdict: Verified
@@ -29,7 +29,7 @@ class IdClaim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimPin:
-    """What the record of an id pins: publisher and signedness, and which bundle it last was."""
+    """What the record of an id pins: publisher and signedness. `identity` and `source` say which bundle it was last."""
 
     publisher: str
     signed: bool

@@ -41,7 +41,7 @@ class Publisher:
     max_risk: Risk | None = None
 
     def may_sign(self, plugin_id: str) -> bool:
-        """Whether the plugin id is one of this publisher's."""
+        """Whether `ids` covers this plugin id; empty `ids` cover all."""
         return not self.ids or any(_matches(pattern, plugin_id) for pattern in self.ids)
 
 
