@@ -60,8 +60,8 @@ class CloudflareProvider:
     async def publish(self, job: UpdateJob, token: str) -> Published:
         """Publish `job`; the token needs Zone Read and DNS Edit. At most one write is sent.
 
-        ProviderRefused with what the API or its answer has against it, HostError from the egress guard; then it is not
-        known to be published.
+        Raises ProviderRefused when the API refuses or its answer is not as expected, HostError from the egress guard:
+        then it is not known whether the address is published.
         """
         zone = await self._zone(job, token)
         path = f"/zones/{zone.id}/dns_records"

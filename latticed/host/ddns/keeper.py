@@ -92,19 +92,19 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         return self
 
     async def put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool = False) -> KeptRecord:
-        """Keep `spec` up to date from now on; the record, once that is on disk. The provider is asked afterwards.
+        """Keep `spec` up to date from now on. Returns the record once it is on disk; the provider is asked afterwards.
 
         Putting an equal spec changes nothing, unless `retry`: then the provider is asked again, also after a denial,
         once the pause between changes is over (`rules.put_again`).
 
-        Problems: quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable; a record that
-        was there before then stays in force.
+        Problems quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable: then a record
+        of before stays in force.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, spec, retry=retry))
 
     async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
-        """Have records of this name (and type) tried again, unless they are published; those records. As `put` with
-        `retry`; Problem not_found when there is no such record.
+        """Have records of this name (and type) tried again, as by `put` with `retry`, unless they are published.
+        Returns those records; Problem not_found when there is none of that name.
         """
         found = [one for one in self.of(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:

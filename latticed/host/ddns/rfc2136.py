@@ -33,7 +33,8 @@ class Rfc2136Provider:
     async def publish(self, job: UpdateJob, spec: DdnsSpec, secret: str, rights: EgressRights) -> Published:
         """Publish `job` at `spec.server`, signed with the TSIG key `spec.key`; `secret` is its value in base64.
 
-        ProviderRefused, or HostError from the egress guard; then it is not known to be published.
+        Raises ProviderRefused, or HostError from the egress guard: then it is not known whether the address is
+        published.
         """
         signer = dns_exchange.key(spec.key, secret, spec.algorithm)
         host, port = specs.host_and_port(spec.server)

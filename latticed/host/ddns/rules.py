@@ -1,7 +1,10 @@
-"""The status after a try, and when the next try is due. Pure.
+"""The status of a DNS record after a try, and when the next try is due. Pure.
 
-pending ─► published ◄─► retrying
-└────────►└─► denied ◄──┘       (until it is put with something other than another address)
+    pending ───┬─ the provider has the address ─► published: compared again after `verify_s`
+    published ─┼─ it failed ────────────────────► retrying: tried again after a backoff
+    retrying ──┴─ the provider refused it ──────► denied: not tried until more than its address changes (`put_again`)
+
+A record is pending at first, after a put that changes more than the address, and while a change is being sent.
 """
 
 from __future__ import annotations

@@ -85,10 +85,11 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         return self
 
     async def put(self, plugin_id: str, name: str, spec: MonitorSpec) -> WatchedTarget:
-        """Check `spec` from now on, replacing this plugin's monitor of that name; the monitor, once that is on disk.
+        """Check `spec` from now on, replacing this plugin's monitor of that name. Returns the monitor once it is on
+        disk.
 
-        Putting an equal spec changes nothing. State and results are kept unless kind or target differ. Problems:
-        quota_exceeded, ledger_unavailable; the monitor before then stays in force.
+        Putting an equal spec changes nothing. State and results are kept unless kind or target differ. Problems
+        quota_exceeded, ledger_unavailable: then the monitor of before stays in force.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 

@@ -88,7 +88,7 @@ class Probes:
 async def _first_up(
     addresses: Sequence[Address], attempt: Callable[[Address], Awaitable[None]], timeout_s: float, *, late: str
 ) -> Result:
-    """`up` if `attempt` succeeds at one of the first addresses, else what the last one says.
+    """`up` if `attempt` succeeds at one of the first ADDRESSES addresses, else the result of the last attempt.
 
     Each address gets an equal share of `timeout_s`, so that a silent one leaves time for the next. `late` is the reason
     of a result that ran out of its share.

@@ -168,8 +168,8 @@ def down(code: str, reason: str = "") -> Result:
 
 
 def _of_denial(error: HostError) -> Result:
-    """The result of a refusal by the egress guard: a name without an address is down, one that may not be dialled is
-    not.
+    """The result of a refusal by the egress guard: down for a name without an address or a late look-up, blocked for a
+    target that may not be connected to.
     """
     match error.code:
         case Denial.DEADLINE_EXCEEDED:

@@ -41,7 +41,9 @@ def check(intent: dict[str, Any]) -> None:
 
 
 def references(intent: dict[str, Any]) -> frozenset[str]:
-    """The texts of an intent that contain references to secrets, whole and as they are."""
+    """The texts of an intent that contain references to secrets, such as `${secret:NAME}`; the whole
+    texts, unchanged.
+    """
     return frozenset(value for _, _, value in _texts(intent, "intent", "") if REFERENCE.search(value))
 
 

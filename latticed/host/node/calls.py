@@ -102,7 +102,9 @@ class NodeCalls:
         return await self._metrics.get()
 
     async def _set_labels(self, _caller: Caller, asked: SetLabels) -> dict[str, Any]:
-        """Change labels of the machine, all or none; all that there are then. HostError bad_params, quota_exceeded."""
+        """Change labels of the machine, all of them or none. `labels`: what the machine has then. HostError bad_params,
+        quota_exceeded.
+        """
         for name, value in asked.labels.items():
             if fault := _label_fault(name, value):
                 raise HostError(Denial.BAD_PARAMS, fault)

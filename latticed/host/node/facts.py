@@ -87,8 +87,8 @@ def metrics(root: Path = ROOT) -> dict[str, Any]:
 
 
 def disks(root: Path = ROOT) -> Iterator[dict[str, Any]]:
-    """The mounted local file systems, at most MAX_DISKS and each once: where, of what type, and bytes and inodes of
-    them. `root` is for the list of mounts alone.
+    """The mounted local file systems, each once and at most MAX_DISKS: mount point, type, bytes and inodes. The list of
+    mounts is read beneath `root`; the file systems themselves are always those of this host.
     """
     seen: set[int] = set()
     for line in _bytes(root / "proc/self/mounts").split(b"\n"):
@@ -151,7 +151,7 @@ def _cpu_model(root: Path) -> str | None:
 
 
 def _memory(root: Path) -> dict[str, int]:
-    """/proc/meminfo, which counts in KiB: bytes by its names, such as `MemTotal`; empty when it cannot be read."""
+    """/proc/meminfo in bytes (the file has KiB), by its names, such as `MemTotal`; empty when it cannot be read."""
     found: dict[str, int] = {}
     for line in _read(root / "proc/meminfo").splitlines():
         name, _, value = line.partition(":")

@@ -158,11 +158,11 @@ class NotificationQueue:
     async def retry(
         self, item: Item, *, code: str, reason: str = "", retry_after_s: float | None = None
     ) -> Literal["queued", "failed"]:
-        """Record a failed attempt: queue the item again after a backoff, or fail it; which of both. `code` and `reason`
-        say why it failed.
+        """Record a failed attempt: queue the item again after a backoff, or fail it. Returns which of both was done.
 
-        The pause is at least `retry_after_s` (what the receiver asked for) and at most `rows.LONGEST_WAIT_US`. The item
-        fails after `notify.give_up_days` of waiting, counted in uptime of the daemon.
+        `code` and `reason` say why the attempt failed. The pause is at least `retry_after_s` (what the receiver asked
+        for) and at most `rows.LONGEST_WAIT_US`. The item fails after `notify.give_up_days` of waiting, counted in
+        uptime of the daemon.
         """
         settings, reason = self.settings, text.sanitise(reason, REASON_CHARACTERS)
         # A Retry-After can only lengthen the pause.
@@ -238,7 +238,7 @@ class NotificationQueue:
         before_us: int = 0,
     ) -> int:
         """Remove items of these statuses (by default ended ones), of one plugin or all, that were last changed before
-        `before_us` (wall clock in µs, 0: all of them); how many. Queued ones are lost.
+        `before_us` (wall clock in µs, 0: all of them). Returns how many. Queued ones are lost.
         """
         return await self._ledger.write(
             lambda tx: upkeep.prune(tx, statuses=statuses, plugin_id=plugin_id, before_us=before_us), durable=True

@@ -87,11 +87,11 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             one.program.note_visitor()
 
     async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
-        """Keep `spec` running, in place of the plugin's program of that name; the program, once its row is on disk. It
-        is started afterwards.
+        """Keep `spec` running, in place of the plugin's program of that name. Returns the program once it is on disk;
+        it is started afterwards.
 
         Putting an equal spec changes nothing, unless the program has failed or ended: then it is started afresh, with a
-        closed breaker. Problems: quota_exceeded, ledger_unavailable; what had that name then keeps running.
+        closed breaker. Problems quota_exceeded, ledger_unavailable: then what had that name keeps running.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 

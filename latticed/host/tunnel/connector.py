@@ -138,7 +138,7 @@ class Connector:
             self.trial = None
 
     async def settled(self) -> bool:
-        """Wait until it is connected or can no longer be, at most `tunnel.ready_s`; whether it is connected then."""
+        """Wait until it is connected or can no longer be, at most `tunnel.ready_s`. Returns whether it is connected."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._deps.settings.ready_s):
                 while not self.connected and self.program.state not in {"failed", "ended"}:  # noqa: ASYNC110 - `connected` is polled, too
@@ -230,8 +230,8 @@ class Connector:
         )
 
     async def _run_to_end(self, *args: str) -> tuple[int | None, str]:
-        """Run cloudflared to its end, without network: (exit code, last line of its output). The code is None when a
-        signal ended it or VALIDATE_S were over.
+        """Run cloudflared to its end, without network. Returns (exit code, last line of its output); the code is None
+        when a signal ended it or it took longer than VALIDATE_S.
         """
         made = await self._request(args, (self._files.candidate,), "none")
         out, err = LastOutput(OUTPUT_BYTES), LastOutput(OUTPUT_BYTES)

@@ -43,7 +43,7 @@ class TunnelFiles:
 
     @property
     def credentials(self) -> Path:
-        """What cloudflared authenticates with; there from a start until the stop."""
+        """The credentials file that cloudflared reads; it exists from a start of the tunnel until its stop."""
         return self.runtime / "credentials.json"
 
     def write(self, path: Path, data: bytes) -> None:
@@ -84,7 +84,7 @@ def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -
 
 
 def _entry(rule: IngressRule, origin: Origin | None) -> dict[str, Any]:
-    """One ingress rule; `origin` is None for `http_status:…`."""
+    """One ingress rule as the configuration has it; `origin` is None for `http_status:…`."""
     entry: dict[str, Any] = {"service": rule.service}
     if rule.hostname:
         entry["hostname"] = rule.hostname

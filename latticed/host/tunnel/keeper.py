@@ -85,7 +85,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         )
 
     async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
-        """Run `spec` from now on; the tunnel, once the spec is valid and on disk. It is started afterwards.
+        """Run `spec` from now on. Returns the tunnel once the spec is valid and on disk; it is started afterwards.
 
         If a tunnel of that name exists, `spec` is tried, and replaces the stored one only once it is connected;
         `Connector.trying` is True until then. Putting what runs again changes nothing.
@@ -144,7 +144,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return [one for one, owner in self._validations.items() if owner == plugin_id]
 
     async def _record(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """Store a spec as the one that counts, in place of that of before and its candidate. Problems: quota_exceeded,
+        """Store a spec as the one that is started from now on, and remove the candidate. Problems quota_exceeded,
         ledger_unavailable.
         """
         settings, now_us, text = self._deps.settings, self._deps.program.clock.wall_us(), specs.encode(spec)
@@ -155,7 +155,9 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         tunnel.recorded = spec
 
     async def _drop_candidate(self, tunnel: Connector) -> None:
-        """Remove the candidate from the row: the stored spec counts again."""
+        """Remove the candidate from the row, so that the stored spec is the only one again. Problem
+        ledger_unavailable.
+        """
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
     async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
