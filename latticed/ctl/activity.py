@@ -58,6 +58,7 @@ def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *
 
 
 def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float) -> ActivityRow:
+    """One plugin's row."""
     runtime = view.runtime
     return ActivityRow(
         id=view.id,

@@ -48,6 +48,7 @@ def advice(facts: RemedyFacts) -> Advice:
 
 
 def _advice(facts: RemedyFacts) -> Advice:
+    """The most urgent step: the policy, then the bundle, then the decision, then how it runs."""
     code = _code(facts)
     # First: while no policy is in force every bundle looks untrusted. A plugin that runs is not held up by it.
     if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):

@@ -23,6 +23,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _columns() -> int:
+    """The width for help: COLUMNS, the terminal's, or 80."""
     try:
         return int(os.environ.get("COLUMNS", "")) or _COLUMNS
     except ValueError:
@@ -57,6 +58,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_subparsers(self, **how: Any) -> Any:
+        """As argparse's; what follows the action is checked by the action's own parser."""
         actions = super().add_subparsers(**how)
         actions.type = str  # each sub-parser checks its own arguments
         return actions

@@ -119,4 +119,5 @@ def _name(temporary: str, name: str) -> None:
 
 
 def _exists(name: str) -> Problem:
+    """The Problem for a name that is taken."""
     return Problem("exists", f"expected {name} not to exist, found it", "a backup never replaces a file")

@@ -78,6 +78,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Carry out the action; without one, list all capabilities."""
     match session.args.action:
         case "grant" | "trim":
             return _change(session)
@@ -122,6 +123,7 @@ def _all(session: CtlSession) -> int:
 
 
 def _risk(risk: str) -> Cell:
+    """A risk in its colour."""
     return Cell(risk, _TONES.get(risk, ""))
 
 
@@ -136,6 +138,7 @@ def _of_plugin(session: CtlSession) -> int:
 
 
 def _show(session: CtlSession, plain: dict[str, Any]) -> None:
+    """Print the capabilities of one plugin, its hosts and permits, and what was not accepted."""
     granted = replies.texts(plain.get("granted"))
     session.screen.rows(
         _OF_PLUGIN,
@@ -213,6 +216,7 @@ def _suggest(session: CtlSession) -> int:
 
 
 def _used(session: CtlSession, row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of what one host call was used for."""
     last = session.screen.when(str(row.get("last_at") or ""))
     return str(row.get("call") or ""), str(row.get("allowed") or 0), str(row.get("denied") or 0), last
 

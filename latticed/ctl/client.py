@@ -167,6 +167,7 @@ class ControlClient:
             connection.end()
 
     def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> ApiReply:
+        """The answer to a request; ApiRefusal for a status of 400 or higher."""
         return _accepted(self._ask(method, parts, **how))
 
     def _ask(
@@ -178,6 +179,7 @@ class ControlClient:
         body: bytes | None = None,
         kind: str = "",
     ) -> ApiReply:
+        """The answer to a request, whatever its status."""
         return self._send(method, _target(parts, query), body, kind)
 
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
@@ -208,11 +210,13 @@ class ControlClient:
             connection.end()
 
     def _connection(self) -> UnixConnection:
+        """A connection that is not open yet."""
         return UnixConnection(self.path, connect_s=self._connect_s, owner=self._owner)
 
     def _read(self, connection: UnixConnection, response: http.HTTPResponse) -> bytes:
         """The whole body, of at most MAX_REPLY_BYTES."""
         connection.wire.within(self._read_s, MAX_REPLY_BYTES)
+        # By the announced length, before anything is read.
         if (response.length or 0) > MAX_REPLY_BYTES:
             raise bounded_socket.reply_too_long()
         body = response.read()
@@ -261,6 +265,7 @@ def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None
 
 
 def _dumped(body: Mapping[str, Any]) -> bytes:
+    """A body as JSON."""
     return json.dumps(body).encode("ascii")
 
 

@@ -121,6 +121,7 @@ def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView
 
 
 def _verdict(facts: advice.RemedyFacts) -> Cell:
+    """The verdict on the accepted bundle, or that all are refused."""
     if facts.view is None:
         return Cell("refused", "bad")
     if facts.verdict.get("ok"):

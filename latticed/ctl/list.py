@@ -64,6 +64,7 @@ def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:
 
 
 def _row(view: wire.PluginView, screen: render.Screen) -> tuple[str | Cell | None, ...]:
+    """The cells of one plugin."""
     return (
         view.id,
         view.version,

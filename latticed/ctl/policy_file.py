@@ -127,5 +127,6 @@ def write(path: Path, new: policy.TrustPolicy) -> None:
 
 
 def _denied(path: Path, error: OSError) -> Problem:
+    """The Problem for a file that cannot be written."""
     hint = "run this as the owner of the trust policy (root)" if isinstance(error, PermissionError) else ""
     return Problem("policy_denied", f"cannot write {path}: {error.strerror or error}", hint)

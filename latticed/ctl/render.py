@@ -77,6 +77,7 @@ class Screen(NamedTuple):
 
     def rows(self, columns: Sequence[table.Column], rows: Iterable[Sequence[str | table.Cell | None]]) -> None:
         """Print a table with a header; on a terminal it is fitted to the width."""
+        # Escaped before the layout: escaping makes texts longer.
         safe = [[table.cell(value) for value in row] for row in rows]
         for laid in table.lay_out(columns, safe, width=self.width, mark=self._mark()):
             shown = [_painted(part.value, part.tone, wanted=self.colour_out) + padding for part, padding in laid]
@@ -163,6 +164,7 @@ def screen(
 
 
 def _width(out: TextIO, environ: Mapping[str, str]) -> int | None:
+    """Columns of the terminal; COLUMNS takes precedence. None when it is not known."""
     given = environ.get("COLUMNS", "")
     if given.isascii() and given.isdigit() and int(given) > 0:
         return int(given)

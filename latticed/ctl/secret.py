@@ -77,6 +77,7 @@ def _list(session: CtlSession) -> int:
 
 
 def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+    """The cells of one secret."""
     usable = Cell("yes", "good") if row.get("usable") else Cell("no: other key", "bad")
     plugins = ", ".join(replies.texts(row.get("plugins") or []))
     updated = session.screen.when(str(row.get("updated_at") or ""))

@@ -51,6 +51,7 @@ class CtlSession(NamedTuple):
     def _settings_socket(self) -> str:
         """The socket's path by the settings; the file is read only if no variable takes precedence (contracts §6)."""
         directory = self.environ.get("LATTICED_RUNTIME_DIR", "")
+        # What `settings.load` would do, without loading and checking the whole file at every start.
         if directory.startswith("/") and not getattr(self.args, "config", None):
             return os.path.join(directory, "control.sock")
         settings = self.settings()

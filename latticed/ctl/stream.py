@@ -57,6 +57,7 @@ def decode(lines: Iterable[bytes]) -> Iterator[Sent]:
 
 
 def _id(value: str) -> str:
+    """The id of an event, which must be a cursor: it is sent back to the daemon."""
     if chain.cursor(value) is None:
         raise replies.bad("event id")
     return value
@@ -103,6 +104,7 @@ def follow(
 
 
 def _once(client: ControlClient, after: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
+    """The events of one connection, until it ends."""
     # As a header: it takes precedence over `after` in the query (`rpc.events`).
     headers = {} if after is None else {"Last-Event-ID": after}
     with closing(client.lines("events", query=query, headers=headers)) as lines:

@@ -82,6 +82,7 @@ def _list(session: CtlSession) -> int:
 
 
 def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
+    """The cells of one task."""
     state = str(row.get("state") or "")
     return (
         str(row.get("id") or ""),

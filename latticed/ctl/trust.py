@@ -88,6 +88,7 @@ def _edit(session: CtlSession, change: Any) -> int:
     from latticed.ctl import policy_file, policy_wait
 
     path = _file(session)
+    # Trusting more stops no plugin.
     if session.args.action != "add":  # before the file is locked: the daemon's answer may take long
         foreseen = _foreseen(session, change, path)
         if session.args.dry_run:

@@ -86,6 +86,7 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
     # Only column names and constants are in the text of the statement; what callers ask for is bound.
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = " ORDER BY seq DESC LIMIT ?" if newest_first else " ORDER BY seq LIMIT ?"
+    # At least 0, as SQLite takes a negative LIMIT for none.
     rows = conn.execute(_select(chain) + where + order, (*values, max(0, min(limit, MAX_PAGE))))
     return [_event(row, chain) for row in rows]
 
@@ -127,6 +128,7 @@ async def last_calls(
     first, last = await read(lambda db: ends(db, CALLS))
     found: dict[str, str] = {}
     while first <= last and (missing := sorted(calls - found.keys())):
+        # The newest span first, and only for the calls that are still missing.
         start = max(first, last - SPAN + 1)
         statement = (
             f"SELECT target, decision, max(seq) FROM {TABLES[CALLS].events} WHERE seq BETWEEN ? AND ? AND actor = ?"
@@ -148,6 +150,7 @@ async def _query_chain_in_parts(
     newest_first: bool,
     **filters: Any,
 ) -> list[dict[str, Any]]:
+    """At most `limit` events of one chain, read in spans from the end at which the query begins."""
     # Taken once: events that are recorded while this reads are for the next page.
     first, last = await read(lambda db: ends(db, name))
     if newest_first:
@@ -223,7 +226,7 @@ def ends(conn: RowReader, name: chain.Name) -> tuple[int, int]:
 
 
 def position(conn: RowReader) -> Position:
-    """The newest events of both chains."""
+    """The seqs of the newest events of both chains."""
     return Position(*(last_seq(conn, name) for name in chain.NAMES))
 
 
@@ -249,12 +252,14 @@ _canonical: Final = chain.canonical
 
 
 def _select(name: chain.Name) -> str:
+    """The beginning of a statement that reads whole events of a chain."""
     return f"SELECT {', '.join(FIELDS)} FROM {TABLES[name].events}"
 
 
 def _interleaved(
     rows: Iterator[tuple[Any, ...]], signed: Iterator[tuple[Any, ...]], name: chain.Name
 ) -> Iterator[dict[str, Any]]:
+    """Events in order, each followed by the heads that sign it; both come sorted by seq."""
     head = next(signed, None)
     for row in rows:
         while head is not None and head[0] < row[0]:
@@ -267,10 +272,12 @@ def _interleaved(
 
 
 def _named(name: chain.Name) -> dict[str, Any]:
+    """What lines of this chain carry besides: nothing for decisions."""
     return {} if name == DECISIONS else {"chain": name}
 
 
 def _event(row: tuple[Any, ...], name: chain.Name) -> dict[str, Any]:
+    """A row as an event of contracts §11."""
     event = dict(zip(FIELDS, row, strict=True))
     event["detail"] = _detail(event["detail"])
     return event if name == DECISIONS else {**event, "chain": name}
@@ -285,4 +292,5 @@ def _detail(stored: str) -> Any:
 
 
 def _head(row: tuple[Any, ...], name: chain.Name) -> dict[str, Any]:
+    """A row as a head's line of an export."""
     return {"head": dict(zip(HEAD_FIELDS, row, strict=True)), **_named(name)}

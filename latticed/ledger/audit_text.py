@@ -56,11 +56,13 @@ def detail(found: Mapping[str, str | int | bool]) -> dict[str, str | int | bool]
 
 
 def _value(value: object) -> str | int | bool:
+    """A value of a detail as it is stored."""
     if isinstance(value, str):
         return printable(value, DETAIL_TEXT)
     # Before int, as bool is a subclass of it.
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
+        # A plain int: the text of a subclass (IntEnum) may be another one than its number.
         return int(value) if -MAX_INTEGER <= value <= MAX_INTEGER else printable(hex(value), DETAIL_TEXT)
     return printable(repr(value), DETAIL_TEXT)

@@ -54,14 +54,19 @@ class Chain:
         self._key = key
         self._now = now
         self._ts = ""
+        # Rows that were appended and not inserted yet.
         self._waiting: list[tuple[int | str, ...]] = []
+        # The newest head that this process signed.
         self.head: chain.Head | None = None
         self.tip = _last(connection, name)
         signed = int(connection.execute(f"SELECT coalesce(max(seq), 0) FROM {self.tables.heads}").get)
         self.signed_seq = signed if signed <= self.tip.seq else 0  # greater: the tail was deleted; sign what is left
 
     def begin(self) -> None:
-        """Begin a transaction: all events and heads of it get the present time as `ts`."""
+        """Begin a transaction: all events and heads of it get the present time as `ts`.
+
+        One time for all, because they are committed together.
+        """
         self._ts = clock.rfc3339(self._now.wall_us())
 
     def append(self, event: audit.Event) -> int:
@@ -104,6 +109,7 @@ class Chain:
         """Insert a signed head for the tip, within the caller's transaction; None if the tip already has one."""
         if self.tip.seq == self.signed_seq:
             return None
+        # In the transaction of the last event: no head is ever on disk without its event.
         ts = self._ts
         payload = chain.head_payload(seq=self.tip.seq, ts=ts, event_hash=self.tip.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
@@ -127,6 +133,7 @@ class Chain:
         """
         payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
+        # One is enough: a chain has one beginning.
         self._connection.execute(f"DELETE FROM {self.tables.checkpoints}")
         self._connection.execute(
             f"INSERT INTO {self.tables.checkpoints} VALUES (?,?,?,?,?)",
@@ -140,6 +147,7 @@ def signed_by(key: Ed25519PublicKey, head: chain.Head) -> bool:
     payload = chain.head_payload(seq=head.seq, ts=head.ts, event_hash=head.hash, chain=head.chain)
     try:
         key.verify(base64.b64decode(head.signature, validate=True), payload)
+    # ValueError: a signature that is no base64.
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -161,6 +169,7 @@ class Chains:
         self.all = (self.decisions, self.calls)
 
     def begin(self) -> None:
+        """Begin a transaction in both chains, as `Chain.begin`."""
         for one in self.all:
             one.begin()
 
@@ -169,6 +178,7 @@ class Chains:
         return (self.calls if event.action == HOST_CALL else self.decisions).append(event)
 
     def flush(self) -> None:
+        """Insert the buffered rows of both chains."""
         self.decisions.flush()
         self.calls.flush()
 
@@ -178,6 +188,7 @@ class Chains:
 
     @property
     def position(self) -> chain.Position:
+        """The seqs of the newest events of both chains, buffered ones included."""
         return chain.Position(self.decisions.tip.seq, self.calls.tip.seq)
 
     @property
@@ -186,6 +197,7 @@ class Chains:
         return ChainState((self.decisions.tip, self.decisions.signed_seq), (self.calls.tip, self.calls.signed_seq))
 
     def restore(self, before: ChainState) -> None:
+        """Return both chains to `before`, as `Chain.restore`."""
         self.decisions.restore(*before.decisions)
         self.calls.restore(*before.calls)
 
@@ -204,6 +216,7 @@ def _object(found: dict[str, str | int | bool]) -> str:
 
 
 def _value(value: str | int | bool) -> str:  # noqa: FBT001 - a value, not a switch
+    """A value of a flat object as JSON."""
     if isinstance(value, str):
         return quoted(value)
     return chain.encode(value) if isinstance(value, bool) else str(value)
@@ -226,6 +239,7 @@ def _last(connection: Connection, name: chain.Name) -> Tip:
         removed = connection.execute(last).get
         return Tip(*removed) if removed else Tip(0, chain.GENESIS, 0)
     seq, found = row
+    # From the last place where the size was stored, so that only the events after it have to be read.
     known = f"SELECT seq, size FROM {heads} WHERE seq <= ? UNION ALL SELECT seq, size FROM {checkpoints}"
     after, size = connection.execute(known + " ORDER BY 1 DESC, 2 DESC LIMIT 1", (seq,)).get or (0, 0)
     return Tip(seq, found, size + rows.size_after(connection, after, chain=name))

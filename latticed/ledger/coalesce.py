@@ -44,7 +44,11 @@ class _Window:
 
 
 class Denials:
-    """Which denials to write now, and which only to count."""
+    """Which denials to write now, and which only to count.
+
+    `quota`: denials of one actor, action and code that are written within `window_s`; `every_s`: shortest time between
+    two events with a count.
+    """
 
     def __init__(self, *, quota: int = QUOTA, window_s: float = WINDOW_S, every_s: float = EVERY_S) -> None:
         self._quota = quota
@@ -89,6 +93,7 @@ class Denials:
             self._owed.append(event)
 
     def _window(self, event: Event, now_s: float, group: str) -> _Window:
+        """The window of this denial, begun anew when there is none or it is over."""
         key = (*_key(event), group)
         window = self._windows.get(key)
         if window is None or self._over(window, now_s):
@@ -116,11 +121,13 @@ class Denials:
 
 
 def _key(event: Event) -> tuple[str, str, str]:
+    """What makes denials the same: actor without pid, action, code."""
     actor = event.actor.partition(" pid:")[0]  # a peer that forks for every request is still one actor
     return actor, event.action, event.code
 
 
 def _summary(window: _Window, now_s: float) -> Event:
+    """The latest denial with the number of those not written yet, which is 0 from now on."""
     # The count comes first: recording caps the number of entries.
     detail = {COUNT: window.counted, **{key: value for key, value in window.latest.detail.items() if key != COUNT}}
     window.counted = 0

@@ -59,6 +59,7 @@ class Committer:
         return heads
 
     def _perform(self, batch: list[WriteJob]) -> list[Head]:
+        """Commit the batch, or on a full disk the essential jobs of it."""
         # Not held: it was given up, or the disk had no room for it from the start.
         scarce = not self._reserve.held()
         if scarce:
@@ -137,6 +138,10 @@ class Committer:
         return [one.head for one, (_, seq) in signed if one.signed_seq != seq and one.head is not None]
 
     def _synchronise(self, *, fully: bool) -> None:
+        """Have the next commit fsynced (`full`) or only written (`normal`).
+
+        A power cut may lose what was only written, kill -9 neither.
+        """
         wanted = "full" if fully else "normal"
         if wanted != self._synchronous:  # SQLite ignores this pragma within a transaction
             self._connection.execute(f"PRAGMA synchronous={wanted}")
@@ -174,6 +179,7 @@ def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
 
 
 def _append(job: WriteJob, event: Event, chains: Chains) -> None:
+    """Append one event; its error is set on its job alone."""
     try:
         job.result = chains.append(event)
     except Exception as error:  # noqa: BLE001 - a field of a wrong type fails this job only
@@ -181,6 +187,7 @@ def _append(job: WriteJob, event: Event, chains: Chains) -> None:
 
 
 def _fail(jobs: list[WriteJob], error: BaseException) -> None:
+    """Set Problem ledger_unavailable, caused by `error`, on each job."""
     for job in jobs:
         # One exception per job: each is raised in another caller, and a traceback grows with each raise.
         job.error = unavailable(error)

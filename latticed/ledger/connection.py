@@ -120,6 +120,7 @@ def open_reader(path: Path) -> Connection:
 
 
 def _prepare(connection: Connection) -> None:
+    """Set the connection up, then check the database, then migrate it."""
     connection.set_busy_timeout(BUSY_MS)
     # SQLite returns the mode in force instead of failing where it cannot have a WAL.
     mode = connection.pragma("journal_mode", "wal")
@@ -147,6 +148,7 @@ def _leave(connection: Connection) -> None:
 
 
 def _unusable(path: Path, error: Exception) -> Problem:
+    """The Problem for a database that cannot be opened, though nothing says that it is damaged."""
     return Problem(
         "state_unusable",
         f"{path} cannot be opened: {error}",

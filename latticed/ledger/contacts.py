@@ -57,7 +57,7 @@ def clear(tx: Transaction, plugin_id: str) -> None:
 
 
 def since(conn: RowReader, plugin_id: str, since_us: int) -> list[tuple[str, int]]:
-    """(host, last time in microseconds since the epoch) of what was reached since then, the latest first."""
+    """(host, last time in microseconds since the epoch) of what was reached at `since_us` or later, latest first."""
     statement = "SELECT host, last_at FROM contacts WHERE plugin_id = ? AND last_at >= ? ORDER BY last_at DESC"
     return [(str(host), int(at)) for host, at in conn.execute(statement, (plugin_id, since_us))]
 
@@ -79,6 +79,7 @@ async def watched_since(read: Callable[[Callable[[RowReader], Any]], Awaitable[A
 
 def _gives(row: dict[str, Any]) -> bool:
     """Whether a decision may have widened what a plugin may do: all do but those that only narrow it."""
+    # One that only trimmed narrows. One that did neither changed hosts or permits, which may widen.
     if row["action"] == "plugin.grants":
         return bool(row["detail"].get("granted")) or not row["detail"].get("trimmed")
     return bool(row["action"] == "plugin.status")
@@ -102,6 +103,8 @@ async def used(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], act
 
 
 def _used(conn: RowReader, *, name: chain.Name, actor: str, since_us: int, span: tuple[int, int]) -> list[Used]:
+    """The calls in one span of one chain, by name."""
+    # A comparison is 1 or 0 in SQLite, so the sums count.
     statement = (
         f"SELECT target, sum(decision = 'allow'), sum(decision = 'deny'), max(ts) FROM {audit.TABLES[name].events}"  # noqa: S608 - constants
         " WHERE seq BETWEEN ? AND ? AND actor = ? AND action = 'host.call' AND ts >= ? GROUP BY target"
@@ -111,6 +114,7 @@ def _used(conn: RowReader, *, name: chain.Name, actor: str, since_us: int, span:
 
 
 def _both(one: Used | None, other: Used) -> Used:
+    """The sum of two counts of the same call."""
     if one is None:
         return other
     return Used(

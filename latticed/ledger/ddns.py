@@ -125,6 +125,7 @@ def load_all(conn: RowReader) -> list[DdnsRow]:
 
 
 def _values(standing: DdnsStatus) -> tuple[Any, ...]:
+    """The status as values for `_SET`."""
     return tuple(getattr(standing, name) for name in _STANDING)
 
 

@@ -98,6 +98,7 @@ class DeferredEvents:
         return True
 
     def _submit(self) -> tuple[asyncio.Future[None], int, int]:
+        """Hand the oldest `BATCH` events, and the count of lost ones, to the writer: (future, events, lost)."""
         # The count of lost events is fixed here: those lost from now on go into the next batch.
         now_us, lost = self._now.wall_us(), self._lost
         events = [_dated(event, at_us, now_us) for at_us, event in itertools.islice(self._events, BATCH)]
@@ -121,5 +122,6 @@ def _dated(event: Event, at_us: int, now_us: int) -> Event:
 
 
 def _count(lost: int) -> Event:
+    """The event that says how many events were lost."""
     reason = "these could not be recorded, and there were too many to remember"
     return Event(actor=str(DAEMON), action="audit.lost", target="audit", reason=reason, detail={"count": lost})

@@ -61,6 +61,10 @@ class DirectoryIdentity:
         return None
 
     def _identity(self, path: Path) -> Identity | None:
+        """(device, inode) of what is at `path`, of the key with size and mtime.
+
+        None when nothing can be found there.
+        """
         try:
             # The state directory may be named by a link. Its files are opened with O_NOFOLLOW, so a link there is
             # another thing.

@@ -81,6 +81,7 @@ def read(directory: Path, key: Ed25519PublicKey) -> Floors:
     """The floors kept in `directory`, empty ones without a file; Problem floors_invalid if `key` did not sign it."""
     try:
         data = files.read_at_most(directory / FILE, MAX_BYTES)
+        # Without duplicate keys: what another reader would take for another value must not be signed for.
         found = strict_json.loads(data)
         signature = base64.b64decode(found.pop("signature"), validate=True)
         # Verified over the encoding of what was parsed, before anything of it is used.
@@ -109,10 +110,12 @@ def write(directory: Path, floors: Floors, key: Ed25519PrivateKey) -> None:
 
 
 def _payload(plain: dict[str, Any]) -> bytes:
+    """The bytes that are signed: the domain and the canonical JSON without the signature."""
     return DOMAIN + encode(plain).encode("ascii")
 
 
 def _encode(floors: Floors) -> dict[str, Any]:
+    """Floors as JSON values; sets are sorted lists, so that equal floors give equal bytes."""
     return {
         "versions": dict(floors.versions),
         "masked": {plugin: sorted(masked) for plugin, masked in floors.masked.items()},

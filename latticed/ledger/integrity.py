@@ -34,7 +34,12 @@ def partial(connection: apsw.Connection) -> bool:
 
 
 def check(connection: apsw.Connection, *, whole: bool = False) -> str:
-    """What is wrong with it, as SQLite says; empty when nothing was found. Raises apsw.Error for the unreadable."""
+    """What is wrong with the database, in SQLite's words; empty when nothing was found.
+
+    apsw.Error when it cannot be read.
+
+    Without `whole` a file beyond `WHOLE_BYTES` is checked in part (`partial`).
+    """
     connection.pragma("schema_version")  # reads the header and compares it with the file's size
     if whole or not partial(connection):
         return _found(connection, "")
@@ -88,6 +93,7 @@ def noted(directory: Path) -> str:
 
 
 def _found(connection: apsw.Connection, table: str) -> str:
+    """The first finding of `quick_check`, on one line; of one table, or of the whole file when that is empty."""
     # The number bounds the findings: the first one is enough.
     pragma = f"PRAGMA quick_check({table})" if table else "PRAGMA quick_check(1)"
     first = connection.execute(pragma).fetchone()

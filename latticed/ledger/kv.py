@@ -54,6 +54,7 @@ def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) ->
     """
     if len(value) > quota.value_bytes:
         raise _exceeded(f"a value of at most {quota.value_bytes} bytes", f"{len(value)}")
+    # A replacement counts with the difference to what is there.
     old = _size(tx, bucket, key)
     more_keys = int(old is None)
     more_bytes = len(value) + len(key.encode("utf-8")) - (old or 0)

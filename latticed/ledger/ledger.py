@@ -184,6 +184,7 @@ class Ledger:
         self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
     async def _append(self, event: audit.Event) -> int:
+        """As `record`, without a quota: the seq, or Problem audit_unavailable for any failure."""
         try:
             seq = await self._writer.append(event)
         except Problem as problem:
@@ -196,6 +197,7 @@ class Ledger:
         return seq
 
     def _start(self) -> list[asyncio.Task[None]]:
+        """Begin the work that goes on while the ledger is open; the tasks, for `_cancelled`."""
         work = {"upkeep": self._keep_up(), "later": self._deferred.run(), "retention": self._retain()}
         # Only for files larger than `integrity.WHOLE_BYTES`; smaller ones were checked wholly at open.
         if self._entered.partly_checked:
@@ -222,6 +224,7 @@ class Ledger:
                 await asyncio.sleep(upkeep.CHECK_S)
 
     async def _record_owed(self, events: list[audit.Event]) -> None:
+        """Record events with counts; those that are refused are kept for the next round."""
         for event in events:
             try:
                 await self._append(event)
@@ -234,6 +237,7 @@ class Ledger:
         self.trouble = await upkeep.check_rest(self._entered.database)
 
     async def _finish(self) -> None:
+        """Before the writer stops: record what is queued or counted, and sign the last head."""
         # Deferred events first: the final head must sign all that was accepted, in the order it happened.
         await self._deferred.flush()
         await self._record_owed(self._denials.rest(self._clock.monotonic_s()))
@@ -276,6 +280,7 @@ async def open_ledger(
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end."""
     for task in tasks:
         task.cancel()
     # Waited for, with any exception: a task that still writes would race with `_finish`.

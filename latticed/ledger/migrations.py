@@ -229,6 +229,7 @@ def migrate(connection: apsw.Connection, *, steps: tuple[str, ...] = MIGRATIONS)
     Each step is a transaction of its own, so an interrupted migration goes on at the next start.
     """
     found = version_of(connection)
+    # Written by a newer version, in a form that this one does not know: nothing is read or changed.
     if found > len(steps):
         raise Problem(
             "ledger_newer",

@@ -93,6 +93,7 @@ def keep(
     )
     if not tx.changes():
         return None
+    # The count that was increased above is the number of this result.
     number = int(tx.execute("SELECT checks FROM monitors WHERE key = ?", (key,)).get)
     rest = (result.at, result.outcome, result.code, result.reason, result.took_us, result.http_status)
     tx.execute("INSERT INTO monitor_results VALUES (?,?,?,?,?,?,?,?,?)", (key, number, *rest, result.expires_at))

@@ -105,6 +105,7 @@ def counts(conn: RowReader) -> dict[Status, int]:
 
 
 def _chosen(statuses: Collection[Status], plugin_id: str | None) -> tuple[str, tuple[Any, ...]]:
+    """The condition and its values that select rows by status and plugin."""
     # "1" is true for every row, so that conditions can be appended with AND.
     bounds, values = "1", tuple[Any, ...]()
     if statuses:

@@ -157,6 +157,7 @@ def take(tx: Transaction, *, now_us: int, resting: Collection[str] = ()) -> Item
                 "UPDATE notifications SET status = 'delivering', attempts = attempts + 1, updated_at = ? WHERE seq = ?",
                 (now_us, found[0]),
             )
+            # One more than the highest number: this plugin is the last in turn now.
             turn = "UPDATE notification_usage SET served = (SELECT max(served) + 1 FROM notification_usage)"
             tx.execute(f"{turn} WHERE plugin_id = ?", (plugin_id,))
             return _one(tx, "seq = ?", found[0])
@@ -171,6 +172,7 @@ def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: 
     item = _open_one(tx, item_id)
     if item is None:
         return False
+    # Given back to the quota below; an Item does not have it.
     size = tx.execute("SELECT size FROM notifications WHERE seq = ?", (item.seq,)).get
     tx.execute(
         "UPDATE notifications SET status = ?, code = ?, reason = ?, updated_at = ?, body = ? WHERE seq = ?",
@@ -250,6 +252,7 @@ def usage(conn: RowReader, plugin_id: str | None = None) -> tuple[int, int]:
 
 
 def _make_sure_of_room(tx: Transaction, plugin_id: str, size: int, quota: NotificationQuota) -> None:
+    """Problem quota_exceeded unless one more message of `size` bytes fits, for the plugin and for all."""
     items, used = usage(tx, plugin_id)
     all_items, all_used = usage(tx)
     for found, most, what in (
@@ -265,10 +268,12 @@ def _make_sure_of_room(tx: Transaction, plugin_id: str, size: int, quota: Notifi
 
 
 def _open_one(tx: Transaction, item_id: str) -> Item | None:
+    """The item with this id, unless it has ended."""
     return _one(tx, f"{_OPEN} AND id = ?", item_id)
 
 
 def _one(conn: RowReader, condition: str, value: Any) -> Item | None:
+    """The first item that fulfils the condition."""
     row = conn.execute(f"SELECT {COLUMNS} FROM notifications WHERE {condition}", (value,)).fetchone()  # noqa: S608
     return None if row is None else of_row(row)
 

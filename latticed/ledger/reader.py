@@ -115,6 +115,7 @@ def _ask_apart(
 
 
 def _resolve(future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
+    """Set the outcome of a slow query on its future; runs on the event loop."""
     if future.done():  # the caller was cancelled
         return
     result, error = outcome

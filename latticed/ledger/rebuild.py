@@ -185,6 +185,7 @@ def trusted_floors(directory: Path, key: Ed25519PrivateKey) -> floors.Floors:
 
 
 def _wrong_with_key(directory: Path) -> str:
+    """What is wrong with the host key; Problem state_unusable when that is no damage."""
     if not (directory / state.HOST_KEY).exists():
         return f"expected {state.HOST_KEY} beside {state.DATABASE}, found none"
     try:
@@ -198,6 +199,8 @@ def _wrong_with_key(directory: Path) -> str:
 
 
 def _wrong_with(witness: connection.Connection) -> str:
+    """What is wrong with the database; Problem ledger_newer when it is only of a newer version."""
+    # The file first: what is read of a damaged one below may raise anything.
     if found := integrity.check(witness, whole=True):
         return found
     version = migrations.version_of(witness)

@@ -107,16 +107,23 @@ def readable(conn: RowReader) -> tuple[lifecycle.Record, ...]:
 
 @functools.lru_cache(maxsize=1024)  # thousands of records hold a few lists between them
 def _names(text: str) -> tuple[str, ...]:
+    """A JSON list as a tuple. Cached."""
     return tuple(json.loads(text))
 
 
 @functools.lru_cache(maxsize=1024)
 def _set(text: str) -> frozenset[str]:
+    """A JSON list as a set. Cached."""
     return frozenset(json.loads(text))
 
 
 def _record(row: dict[str, Any]) -> lifecycle.Record:
+    """The record of one row, by the names of the columns.
+
+    Problem ledger_damaged for one that latticed did not write.
+    """
     try:
+        # Popped one by one: the columns that are left have the names of the fields of Record.
         facts = lifecycle.RecordFacts(
             name=row.pop("name"),
             # Interned, as thousands of records have a few distinct types, versions and publishers.

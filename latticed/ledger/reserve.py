@@ -49,6 +49,7 @@ class Reserve:
             os.truncate(self._path, 0)
 
     def _make(self) -> bool:
+        """Allocate the file; False when there is no space for it."""
         try:
             # NOFOLLOW: a link placed here must not have another file allocated or truncated.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,6 +61,7 @@ class Reserve:
 
 
 def _allocate(fd: int) -> bool:
+    """Allocate the open file wholly; False, and nothing allocated, when there is no space."""
     try:
         # Blocks are really allocated: a sparse file made by truncate(2) would free nothing when it is given up.
         os.posix_fallocate(fd, 0, BYTES)

@@ -31,9 +31,10 @@ _FIELDS: Final = "seq, hash, ts, signature, size"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """What is kept at least and at most; 0 keeps all. `max_bytes` counts events as an export does, without hashes.
+    """How much of a chain is kept: `keep_days` days, and about `max_bytes` bytes; 0 sets no limit.
 
-    Past `max_bytes` a tenth of it is removed, so that not every check has to remove something.
+    `max_bytes` counts events as an export does, without hashes. Past it a tenth of it is removed, so that not every
+    check has to remove something.
     """
 
     keep_days: int = 0

@@ -66,7 +66,7 @@ def check_floors(
 def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
     """What of `known` (chain, seq, hash: signed by this host) the ledger does not have, in words; empty for nothing.
 
-    What its retention has removed it once had.
+    Events that its retention removed count as those that it has.
     """
     for chain, seq, found in known:
         last = audit.last_seq(conn, chain)

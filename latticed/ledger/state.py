@@ -48,6 +48,7 @@ class StateDir:
 
     @property
     def database(self) -> Path:
+        """The path of the SQLite file."""
         return self.directory / DATABASE
 
 
@@ -136,6 +137,7 @@ def public_half(key: Ed25519PrivateKey) -> str:
 
 
 def _lock(fd: int, directory: Path) -> None:
+    """Lock the open file without waiting and write our pid into it; Problem state_in_use."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -153,6 +155,7 @@ def _lock(fd: int, directory: Path) -> None:
 
 
 def _holds_bytes(path: Path) -> bool:
+    """Whether the file exists and is not empty: a first start that was killed may leave an empty database."""
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:

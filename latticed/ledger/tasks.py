@@ -86,6 +86,7 @@ def submit(tx: Transaction, task: TaskRow, quota: RowQuota) -> TaskRow:
     """
     what, hint = "tasks{whose} that have not ended", "latticectl task list"
     quotas.check_one_more(tx, "tasks", task.plugin_id, quota, what=what, where=_IS_OPEN, hint=hint)
+    # The database gives the seq (AUTOINCREMENT), so that it is never used again.
     names = tuple(name for name in _OWN if name != "seq")
     values = [getattr(task, name) for name in names]
     values[names.index("targets")] = json.dumps(task.targets)

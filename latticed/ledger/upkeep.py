@@ -45,6 +45,7 @@ async def remove_old(
 
 
 async def _remove_old(writer: LedgerWriter, name: chain.Name, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
+    """As `remove_old`, for one chain."""
     now_us = clock.wall_us()
 
     def due(tx: Transaction) -> int:
@@ -108,6 +109,7 @@ def _whole(source: connection.Connection) -> str:
 
 
 def _copy(source: connection.Connection, target: Path, unwanted: threading.Event) -> None:
+    """Copy the database behind `source` to the new file `target`; InterruptedError once `unwanted` is set."""
     source.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # the snapshot begins here
     # Made here for its mode and for EXCL: SQLite would open an existing file, and follow a link.
     os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

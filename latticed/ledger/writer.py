@@ -100,6 +100,7 @@ class LedgerWriter:
     def _put(
         self, change: Callable[[Transaction], Any] | Event, *, durable: bool, essential: bool = False
     ) -> asyncio.Future[Any]:
+        """Queue a job; Problem ledger_unavailable when closed."""
         # After `stop` has queued None nobody takes jobs any more: a future made now would never be resolved.
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
@@ -117,6 +118,7 @@ class LedgerWriter:
     # Everything below runs on the thread.
 
     def _run(self) -> None:
+        """The thread: enter the state directory, serve until told to stop, leave it."""
         try:
             with state.enter(self._directory, accept_rollback=self._accept_rollback) as entered:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
@@ -128,6 +130,7 @@ class LedgerWriter:
             self._tell(_resolve, self._ready, None, error)
 
     def _serve(self, committer: Committer, chains: Chains) -> None:
+        """Commit batch by batch until told to stop."""
         going = True
         while going:
             batch: list[WriteJob] = []
@@ -148,6 +151,7 @@ class LedgerWriter:
         return False
 
     def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
+        """On the event loop: wake waiters, resolve the futures of a batch, hand over its heads."""
         # The tip is set before anybody is woken, so that a waiter which looks again sees the new events.
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
@@ -163,11 +167,13 @@ class LedgerWriter:
             self._on_head(head)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop call `callback`; nothing when the loop is closed."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Set the outcome of a job on its future."""
     if future.done():  # the caller was cancelled
         return
     if error is None:

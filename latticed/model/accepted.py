@@ -203,11 +203,13 @@ def _identity(wants: Accepted, accepted: Accepted) -> Iterable[str]:
 
 
 def _level(wants: str, accepted: str, usual: str) -> Iterable[str]:
+    """The word that accepts the wanted level, if it is weaker than the accepted one."""
     if rank(wants, usual) < rank(accepted, usual):
         yield f"level={wants or DEFAULT}"
 
 
 def _limits(wants: ManifestLimits, accepted: ManifestLimits, usual: ManifestLimits) -> Iterable[str]:
+    """The words that accept the wanted limits, of those that are higher than the accepted ones."""
     for name in LIMITS:
         if bound(wants, name, usual) > bound(accepted, name, usual):
             value = getattr(wants, name)

@@ -119,6 +119,7 @@ def _once(values: list[_T]) -> tuple[_T, ...]:
 
 
 def _host(value: str) -> str:
+    """The host in normal form; BadConsent otherwise."""
     try:
         return egress.consent(value)
     except ValueError as error:
@@ -126,6 +127,7 @@ def _host(value: str) -> str:
 
 
 def _check_permit(text: str) -> None:
+    """BadConsent unless the text is a permit (`permits.fault`)."""
     if fault := permits.fault(text):
         raise BadConsent(fault)
 

@@ -36,6 +36,7 @@ def normal(text: str) -> str:
         raise NotAHost(f"expected a host name of 1 to {MAX_CHARACTERS} characters")
     if text.startswith("["):
         return _v6(text)
+    # Mapped first, so that digits and dots of another script are seen by the checks below.
     name = text.lower() if text.isascii() else _mapped(text)
     name = name.removesuffix(".")
     if not 1 <= len(name) <= MAX_CHARACTERS:

@@ -32,8 +32,10 @@ AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
 """The kinds that a runner applies when it starts a plugin; the others are checked at each use."""
 
 _PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", re.ASCII)
+"""Segments of unreserved characters (RFC 3986, section 2.3): nothing that a client could encode in another way."""
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
+"""The name of an environment variable, as shells can set it."""
 _OF_THE_LINKER: Final = ("LD_", "GLIBC_")
 """Beginnings of variables by which the dynamic linker loads other code (ld.so(8))."""
 _FEATURES: Final = frozenset({"threads", "processes", "workdir"})
@@ -61,6 +63,7 @@ def bound_to_a_life(permits: Iterable[str]) -> bool:
 
 
 def _fits(kind: str, value: str) -> bool:
+    """Whether the value is one that the kind takes."""
     match kind:
         case "origin":
             return _is_origin(value)
@@ -75,6 +78,7 @@ def _fits(kind: str, value: str) -> bool:
         case "feature":
             return value in _FEATURES
         case _:
+            # Only `sandbox` is left.
             return value == "open"
 
 
@@ -86,6 +90,7 @@ def _is_reserved(prefix: str) -> bool:
 
 
 def _is_origin(value: str) -> bool:
+    """Whether `egress.origin` takes it."""
     try:
         egress.origin(value)
     except ValueError:

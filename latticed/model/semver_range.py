@@ -40,6 +40,7 @@ class _Bound:
     version: semver.Version
 
     def admits(self, version: semver.Version) -> bool:
+        """Whether `version` is on this side of the bound; build metadata does not count (SemVer 2.0.0, item 10)."""
         order = version.compare(self.version)
         match self.operator:
             case ">":
@@ -92,6 +93,7 @@ def _all_hold(bounds: list[_Bound], version: semver.Version) -> bool:
 
 
 def _names_prerelease_of(bound: _Bound, version: semver.Version) -> bool:
+    """Whether the bound names a pre-release of the same major.minor.patch as `version`."""
     named = bound.version
     return bool(named.prerelease) and named.finalize_version() == version.finalize_version()
 
@@ -121,6 +123,7 @@ def _alternative(text: str) -> list[_Bound]:
 
 
 def _skip(text: str, position: int) -> int:
+    """The position after white space and commas."""
     found = _BETWEEN.match(text, position)
     return found.end() if found else position
 

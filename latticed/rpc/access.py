@@ -88,6 +88,7 @@ def socket_gid(group: str) -> int:
 
 
 def _scopes(words: Iterable[str]) -> Scope:
+    """The scopes that these words grant together."""
     granted = Scope.NONE
     for word in words:
         granted |= BY_WORD[word]
@@ -95,6 +96,7 @@ def _scopes(words: Iterable[str]) -> Scope:
 
 
 def _uid(name: str) -> int:
+    """The uid of a name; a number stands for itself, as it need not be a user of this host."""
     try:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
@@ -102,6 +104,7 @@ def _uid(name: str) -> int:
 
 
 def _gid(name: str) -> int:
+    """The gid of a name; a number stands for itself."""
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:

@@ -85,6 +85,7 @@ async def _record_refusal(ask: Ask, problem: Problem) -> None:
 async def _outermost(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
+    """Around every request: keep the connection's deadlines, make a problem document of every error."""
     connection = cast("ControlConnection", request.protocol)  # the server makes no other
     # From here on it is not among the connections that are cut when there are too many.
     connection.complete()
@@ -123,4 +124,5 @@ def _out_of_step(request: web.Request) -> bool:
 
 
 def _json(answer: Any) -> web.Response:
+    """Plain values as a JSON answer."""
     return web.Response(body=json.dumps(answer, separators=(",", ":")).encode("ascii"), content_type="application/json")

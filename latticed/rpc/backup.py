@@ -48,6 +48,7 @@ async def download(ask: Ask) -> web.StreamResponse:
 
 
 async def _send(ask: Ask, backup: Backup, answer: web.StreamResponse) -> None:
+    """Write all chunks; TimeoutError when the reader takes nothing for `WRITE_S`, Problem when the daemon stops."""
     async for chunk in backup.chunks():
         # Between two chunks, so that a slow reader does not hold up the end of the daemon.
         if ask.api.closing.is_set():

@@ -180,6 +180,7 @@ async def retry_ddns(ask: Ask) -> DdnsRetried:
     kind = (await ask.body(Retry)).type
     plugin_id = known(ask)
     try:
+        # In the form in which the host call keeps it: case and a trailing dot make no difference.
         name = ddns_specs.record_name(ask.part("name"))
     except HostError as error:
         raise Problem("bad_request", error.reason) from error
@@ -236,9 +237,11 @@ async def _page(ask: Ask, everything: Collection[Any], key: Callable[[Any], str]
     async for one in paced(everything):
         if wanted.plugin in (None, one.plugin_id) and (name := key(one)) > wanted.after:
             later[name] = one
+    # Only as many as are shown are sorted.
     page = heapq.nsmallest(wanted.limit, later)
     return _Page([later[name] for name in page], page[-1] if len(later) > len(page) else None)
 
 
 def _ddns(ask: Ask, one: KeptRecord) -> DdnsRow:
+    """One DNS record as its row."""
     return cast("DdnsRow", {"plugin": one.plugin_id, **one.view(), "resting": ask.api.ddns.resting(one.plugin_id)})

@@ -77,6 +77,7 @@ async def stream(ask: Ask) -> web.StreamResponse:
 
 
 def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
+    """The position after which the stream begins; Problem bad_request."""
     kept = ask.api.ledger
     # Last-Event-ID comes first: an EventSource that reconnects sends it along with the `after` of its original URL.
     given = ask.request.headers.get("Last-Event-ID") or asked.after or asked.since
@@ -100,6 +101,7 @@ def _calls_since(db: ledger.Connection, seq: int) -> int:
 
 
 async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls: bool) -> None:
+    """Write pages of events, and heartbeats while there are none, until the daemon stops or the reader is gone."""
     # `told`: the position that the client was told last by an id without data.
     kept, closing, told = ask.api.ledger, ask.api.closing, None
     await _write(answer, b": latticed events\n\n")

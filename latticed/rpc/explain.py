@@ -68,6 +68,8 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
     wanted = _NEXT.get(record.status)
     try:
         if wanted is not None:
+            # The rules of the lifecycle first, then what the runner and this host can give: in the order of a real
+            # decision.
             api.lifecycle.decisions.foresee(record.id, wanted)
         if wanted is Status.ACTIVE:
             await api.supervisor.admit(api.lifecycle.plugins[record.id])
@@ -88,6 +90,7 @@ def _upgrade(api: Api, record: Record) -> Refusal | None:
 
 
 def _told(fault: Fault) -> Refusal:
+    """A fault in the shape of `responses.Refusal`."""
     return {"code": str(fault.code), "detail": fault.reason, "hint": fault.hint}
 
 
@@ -97,6 +100,7 @@ def signs(lines: Iterable[OutputLine]) -> list[Sign]:
     for line in lines:
         for sign, pattern in _SIGNS:
             if line.stream == "stderr" and (match := pattern.search(line.text)):
+                # The one text taken from the output, and the pattern bounds what it can be.
                 value = match["value"] if sign == "missing_module" else ""
                 found.setdefault((sign, value), {"sign": sign, "value": value})
     return list(found.values())

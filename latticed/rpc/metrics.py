@@ -30,6 +30,7 @@ async def metrics(ask: Ask) -> web.Response:
 
 
 def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
+    """All lines, metric by metric: those of one metric must be together (Prometheus text format)."""
     yield from _family("latticed_healthy", "gauge", "1 when health is ok", {"": int(not troubles(api))})
     yield from _family(
         "latticed_plugins", "gauge", "plugins on record by status", _labelled("status", counted.statuses)
@@ -76,6 +77,7 @@ def _labelled(label: str, values: Mapping[str, int]) -> dict[str, int]:
 
 
 def _resident_bytes() -> int:
+    """The daemon's resident memory in bytes."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         # The second field: resident pages (proc_pid_statm(5)).
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

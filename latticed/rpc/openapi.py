@@ -74,6 +74,7 @@ def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
 
 
 def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[str, Any]) -> dict[str, Any]:
+    """The operation object of one route."""
     summary, _, more = (getdoc(route.handle) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *re.findall(r"[a-z]+", route.path.removeprefix("/api"))]),

@@ -107,6 +107,7 @@ class Grants(Body, frozen=True):
 async def listing(ask: Ask) -> web.StreamResponse:
     """Every plugin on record, sorted by id."""
     known = ask.api.lifecycle.known()
+    # So many rows are cached, so that joining them takes no time worth mentioning.
     if len(known) <= views.ROWS_KEPT:
         body = b",".join([views.plugin_row(ask.api, record) for record in known])
         return web.Response(body=b"[" + body + b"]", content_type="application/json")
@@ -191,6 +192,7 @@ async def show(ask: Ask) -> dict[str, Any]:
     record = _record(ask)
     trouble = ask.api.lifecycle.presence(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
+    # Nothing is counted of a plugin that made no call.
     count = ask.api.supervisor.calls().get(record.id) or Count()
     denials = await rows.query_in_parts(
         ask.api.ledger.read_slow,

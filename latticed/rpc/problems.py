@@ -90,6 +90,7 @@ def status_of(problem: Problem) -> HTTPStatus:
 def document(code: str, detail: str, hint: str, status: int) -> bytes:
     """The body of one problem document (RFC 9457), as JSON in ASCII."""
     title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
+    # about:blank: the title is then the phrase of the status (RFC 9457, section 4.2.1); `code` says what it is.
     view = wire.ProblemView(type="about:blank", title=title, status=status, code=code, detail=detail, hint=hint)
     return json.dumps(wire.encode(view)).encode("ascii")
 

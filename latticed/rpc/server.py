@@ -99,6 +99,7 @@ class Server:
         await self._tell_group()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        """Listen, and register what leaving undoes."""
         # On exit these run in reverse: end streams and waiting requests, stop accepting, drain, stop the sweeper (which
         # cuts overdue connections while draining), remove the file, end aiohttp.
         await self._runner.setup()
@@ -117,6 +118,7 @@ class Server:
         stack.callback(self._api.closing.set)
 
     async def _listen(self) -> None:
+        """Accept connections at the control socket; Problem socket_unusable."""
         loop = asyncio.get_running_loop()
         http = cast("web.Server", self._runner.server)
         sock = await asyncio.to_thread(self._socket.open)
@@ -129,6 +131,7 @@ class Server:
         sock.listen(BACKLOG)
 
     def _close(self) -> None:
+        """Stop accepting; open connections stay."""
         if self._listener is not None:
             self._listener.close()
 
@@ -140,6 +143,7 @@ class Server:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
     task.cancel()
     # Never raises: the cancellation is ours, and `fenced` has logged any other end of the sweeper.
     await asyncio.gather(task, return_exceptions=True)

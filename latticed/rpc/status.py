@@ -80,6 +80,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
 
 def notes(api: Api) -> list[Trouble]:
     """Facts for the operator that do not make the daemon degraded."""
+    # Calls only: they are removed by default settings, decisions only where an operator wants it.
     removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
     if removed is None:
         return []

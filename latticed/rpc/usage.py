@@ -42,6 +42,7 @@ async def usage(ask: Ask) -> UsageReport:
     # A plugin that is not active makes no calls, which says nothing about its grants.
     enough = bool(watched) and watched <= rfc3339(since_us) and record.status is Status.ACTIVE
     reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
+    # A call that was only refused is no use of its capability.
     used = {hostcall.CAPABILITY_OF[one.call] for one in made if one.allowed and one.call in hostcall.CAPABILITY_OF}
     hosts = {host for host, _ in reached}
     return {
@@ -54,5 +55,6 @@ async def usage(ask: Ask) -> UsageReport:
         ],
         "hosts": [{"host": host, "last_at": rfc3339(at)} for host, at in reached],
         "unused": [name for name in record.granted if name not in used and enough],
+        # A pattern is never reported: which hosts it covered is not compared.
         "unused_hosts": [one for one in record.hosts if one not in hosts and "*" not in one and enough],
     }

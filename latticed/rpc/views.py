@@ -65,6 +65,7 @@ def plugin_row(api: Api, record: Record) -> bytes:
     known = api.shown.get(record.id)
     if known is None or known.source != source:
         row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
+        # Full: nothing is evicted, since a listing of more plugins would evict each row before it is asked for again.
         if known is None and len(api.shown) >= ROWS_KEPT:
             return row
         known = api.shown[record.id] = ListedPlugin(source=source, row=row)
@@ -151,6 +152,7 @@ def _entrypoint(api: Api, record: Record, seen: Presence) -> str | None:
 
 
 def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
+    """The runtime state as the API shows it; before the first start `runner` is that of the plugin's type."""
     error = runtime.last_error
     return wire.RuntimeView(
         plugin_id=plugin_id,
