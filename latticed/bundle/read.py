@@ -1,4 +1,4 @@
-"""Reading the two files of a bundle that somebody else may be changing meanwhile (contracts §1).
+"""Reading the two files of a bundle, which may be changed or replaced meanwhile (contracts §1).
 
 One `BundleDirectory` is one look at one bundle. Both files are opened beneath the directory's descriptor, never through
 a link, never waiting for the other end of a FIFO. What cannot be had is a `BundleRefused` with its verdict code.
@@ -96,8 +96,8 @@ class BundleDirectory:
     def manifest(self) -> bytes:
         """The bytes of `manifest.json`, or BundleRefused.
 
-        The artifact is opened as well (and kept open for `hash_artifact`): that it cannot be opened, or belongs to a
-        stranger, outranks whatever the manifest says (contracts §5).
+        The artifact is opened as well (and kept open for `hash_artifact`): that it cannot be opened, or belongs to
+        another user, outranks whatever the manifest says (contracts §5).
         """
         self._forget_artifact()
         # The artifact first: what is wrong with it may outrank the manifest.

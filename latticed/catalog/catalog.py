@@ -103,10 +103,11 @@ class Catalog:
         await self._stop()
 
     async def changes(self) -> AsyncIterator[tuple[Sighting, ...]]:
-        """The news, in batches, for one reader. The first batch is all that the first scan found, even if nothing.
+        """All changes, in batches, for one reader. The first batch is all that the first scan found, even if nothing.
 
         Later ones hold what changed since: another identity or artifact, another code, gone. A name that changes
-        several times while the reader is busy is reported once, as it is now.
+        several times while the reader is busy is reported once, as it is now. Raises what ended the task of a
+        directory; RuntimeError for a second reader.
         """
         if self._read:
             raise RuntimeError("the catalog's changes have one reader")

@@ -99,7 +99,9 @@ class Directory:
         self._uncounted: set[str] = set()
         """Names without a slot that are not even in the entries, which would grow without bound."""
         self._unlisted = 0
+        """How many names a listing left out, beyond its limit."""
         self._problem = ""
+        """Why the directory itself cannot be listed; empty when it can."""
         self._schedule = ScanSchedule(rescan_s=watch.rescan_s, now_s=self._now())
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -128,7 +130,7 @@ class Directory:
         names = {*self._entries, *self._recorded_queue.judging, *self._other_queue.judging}
         self._enqueue(names, JudgeMode.HASH if rehash else JudgeMode.JUDGE)
         self._schedule.want_scan_now(self._now())
-        # `run` sleeps until something is due by its old reckoning.
+        # `run` sleeps until a time that it computed before this request.
         self._news.set()
 
     async def start(self) -> None:
@@ -189,8 +191,9 @@ class Directory:
             root.close()
 
     def _wake(self) -> None:
+        """Wake `run`, from any thread."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody is interested any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is to be woken
                 self._loop.call_soon_threadsafe(self._news.set)
 
     def _watched(self) -> bool:
@@ -266,7 +269,7 @@ class Directory:
         # What is gone first: that frees slots for the new names below.
         self._record({name: None for name in self._entries if name not in names})
         known = [name for name, entry in self._entries.items() if not entry.surplus]
-        # Known ones before new ones, which are sorted: who finds no slot does not hang on the order of readdir(3).
+        # Known ones before new ones, which are sorted: which find no slot must not depend on the order of readdir(3).
         self._enqueue(known, JudgeMode.COMPARE)
         self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
 

@@ -286,7 +286,7 @@ class Watcher:
         try:
             # Opened anew: no descriptor of the directory is kept between passes (root.Root).
             root = roots.open_root(self._path)
-        except Problem:  # the directory is on its way out
+        except Problem:  # the directory is being removed: a scan says so
             return
         try:
             # By now the path may mean another directory than the one whose event this is.

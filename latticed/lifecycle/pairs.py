@@ -112,10 +112,10 @@ class Pairs:
 
         Hashing goes on in the background; `judged` waits for it.
         """
-        # Taken once: the policy may change again while the pairs are judged, and this call vouches for this one only.
+        # Taken once: the policy may change again while the pairs are judged, and only this one is in effect afterwards.
         policy = self._policy.current
         await asyncio.gather(*[self._effects.settled(plugin_id) for plugin_id in await self._judge_without_hashing()])
-        # Then, with time: hashing finds what is wrong with the files themselves.
+        # Hashing, in the background, takes longer and finds what is wrong with the files themselves.
         self._in_effect, self._outdated = policy, True
         if "judging" not in self._tasks:
             self._spawn("judging", self._judge_again())

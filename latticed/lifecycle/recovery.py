@@ -241,7 +241,7 @@ def _floors(directory: Path, *, without_floors: bool) -> floors.Floors | None:
 
 
 def _forget_note(directory: Path) -> None:
-    """Remove the note of damage: the ledger reads well again."""
+    """Remove the note of damage that a start left: the ledger reads well again."""
     (directory / integrity.NOTE).unlink(missing_ok=True)
 
 

@@ -72,7 +72,7 @@ class WriteBehind:
     async def flush(self) -> bool:
         """Write what is pending now; False when that failed: then it stays pending and is retried.
 
-        Records of busy ids are left out: their decision writes them.
+        Records of busy ids are left out; `wake` has them written when the decision has ended.
         """
         ids = self._unsaved.difference(self._state.busy)
         pending = [self._state.records[plugin_id] for plugin_id in ids]

@@ -43,6 +43,7 @@ def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings
     may ask the user database for a home directory. Names of users and groups are not resolved here (`rpc.access`).
     """
     config_dir = _config_dir(environ, euid)
+    # Absolute, since reloads read it again and messages name it.
     file = (config or config_dir / "latticed.toml").absolute()
     table = _read(file, named=config is not None, owners=frozenset({0, euid}))
     # The trust policy is expected beside the settings that were read.

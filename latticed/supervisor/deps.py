@@ -49,7 +49,7 @@ FINAL_CODES: Final = _PAIR_CODES | {
     "artifact_not_executable",
     "interpreter_not_allowed",
 }
-"""Failures that a retry cannot mend: the stored pair no longer verifies, or this host cannot run it. An I/O error may
+"""Failures that a retry does not help: the stored pair no longer verifies, or this host cannot run it. An I/O error may
 pass, so it is not among them."""
 
 

@@ -146,6 +146,7 @@ def without_publisher(policy: TrustPolicy, name: str) -> TrustPolicy:
 
 def _plain(publisher: Publisher) -> str | list[str] | dict[str, Any]:
     """A publisher as JSON in its shortest form: a key, a list of keys, or an object when it has limits."""
+    # The shortest of the three forms that `_publisher` reads.
     if publisher.ids or publisher.max_risk is not None:
         plain: dict[str, Any] = {"keys": list(publisher.keys)}
         if publisher.ids:
