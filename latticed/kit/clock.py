@@ -8,12 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """Where the time comes from. Passed in, so that tests can set it."""
+
     def wall_us(self) -> int:
-        """Microseconds since the epoch (may jump)."""
+        """Microseconds since the epoch; may jump in either direction when the clock is set."""
         ...
 
     def monotonic_s(self) -> float:
-        """Seconds that only ever grow."""
+        """Seconds since some moment; never goes back."""
         ...
 
 

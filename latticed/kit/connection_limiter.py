@@ -21,29 +21,35 @@ if TYPE_CHECKING:
     from latticed.kit.clock import Clock
 
 SWEEP_S: Final = 0.5
+"""Seconds between two sweeps: by so much a limit may be exceeded."""
 C = TypeVar("C", bound="LimitedConnection")
 
 
 class LimitedConnection(RequestHandler):
-    """One connection. A subclass enters it into its limiter, and calls `complete` and `answered` for each request."""
+    """One connection of aiohttp, with its time limits. A subclass sets them, enters the connection into its limiter,
+    and calls `complete` and `answered` for each request.
+
+    `begun`: bytes of a request have come, but not all; `answering`: an answer is owed; `since_s`: since when either
+    holds, or the connection is idle (monotonic).
+    """
 
     request_s: ClassVar[float]
-    """A request that has begun is complete by then, its body included."""
+    """Seconds that a request may take from its first byte until `complete` is called."""
     idle_s: ClassVar[float]
-    """How long a connection may be without a request."""
+    """Seconds that a connection may be without a request."""
     answer_s: ClassVar[float]
-    """By when an answer has been taken."""
+    """Seconds from `complete` to `answered`, the longest that an answer may take."""
 
     def __init__(self, limiter: ConnectionLimiter[Any], server: web.Server, **options: Any) -> None:
         super().__init__(server, keepalive_timeout=self.idle_s, **options)
         self.limiter = limiter
         self.owner: int | None = None
-        """Under whom the limiter counts it."""
+        """The number under which the limiter counts it, such as a uid; None before it was entered."""
         self.wire: asyncio.Transport | None = None
         self.begun = False
         self.answering = False
         self.leaving = False
-        """Closed after the answer under way."""
+        """It is to be closed after the answer under way."""
         self.since_s = 0.0
         self._bodies = Bodies()
         self._ended = False
@@ -61,31 +67,36 @@ class LimitedConnection(RequestHandler):
         if not self.begun and not self.answering:
             self.begun, self.since_s = True, self.limiter.now()
         super().data_received(data)
+        # After aiohttp's parser, whose messages it checks, and before any handler runs.
         self.leaving |= self._bodies.check(self._messages)
 
     @property
     def last(self) -> bool:
-        """Whether the answer that it gets now is its last."""
+        """Whether the answer that it gets now is its last, so that it says `Connection: close`."""
         return self.leaving or (self._ended and not self._messages)
 
     def complete(self) -> None:
-        """Its request is here; from now on an answer is owed to it."""
+        """A handler begins to answer its request; from now on `answer_s` counts."""
         self.answering, self.begun, self.since_s = True, False, self.limiter.now()
 
     def answered(self) -> None:
+        """Its request is answered; from now on it counts as idle."""
         self.answering, self.begun, self.since_s = False, False, self.limiter.now()
 
     def overdue(self, now_s: float) -> bool:
-        """Whether it has taken longer than anybody may."""
+        """Whether it has taken longer than its limit for what it is doing; `now_s` is the monotonic time."""
         limit_s = self.answer_s if self.answering else self.request_s if self.begun else self.idle_s
         return now_s - self.since_s > limit_s
 
     def swept(self, now_s: float) -> None:
-        """Called by each sweep that does not cut it."""
+        """Called by each sweep that does not cut it; for subclasses."""
 
 
 class ConnectionLimiter(Generic[C]):
-    """The connections of a listener: `most` at once, of one owner `per_owner` (by default as many as there may be)."""
+    """The connections of a listener: `most` at once, of one owner `per_owner` (by default as many as there may be).
+
+    Used on the event loop only.
+    """
 
     def __init__(self, clock: Clock, *, most: int, per_owner: int | None = None) -> None:
         self._clock = clock
@@ -94,28 +105,31 @@ class ConnectionLimiter(Generic[C]):
         self._by_owner: dict[int, dict[C, None]] = {}
         self._emptied = asyncio.Event()
         self.cut = 0
-        """How many were cut."""
+        """How many were cut since this was made."""
 
     def now(self) -> float:
         """Seconds on the monotonic clock."""
         return self._clock.monotonic_s()
 
     def connections(self) -> list[C]:
+        """All connections, as a list of its own: it may be cut while it is gone through."""
         return [connection for owned in self._by_owner.values() for connection in owned]
 
     def of(self, owner: int | None) -> list[C]:
-        """The connections of one owner; none of nobody."""
+        """The connections of one owner; none for None."""
         return [] if owner is None else list(self._by_owner.get(owner, ()))
 
     def enter(self, connection: C, owner: int = 0) -> None:
-        """Take in a new connection; if there are too many, the oldest without a complete request, or this, is cut.
+        """Take in a new connection of `owner`. If there are too many, the oldest without a complete request is cut; if
+        every other has one, this connection is.
 
-        Too many of its owner: one of theirs; too many in all: one of the owner who has most.
+        Too many of its owner: one of theirs is cut; too many in all: one of the owner who has most.
         """
         connection.since_s, connection.owner = self.now(), owner
         owned = self._by_owner.setdefault(owner, {})
         too_many_owned = self._per_owner is not None and len(owned) >= self._per_owner
         if too_many_owned or sum(map(len, self._by_owner.values())) >= self._most:
+            # Of the owner who has most, so that one who opens many does not push out the others.
             candidates = owned if too_many_owned else max(self._by_owner.values(), key=len)
             waiting = (one for one in candidates if not one.answering)
             victim = min(waiting, key=lambda one: one.since_s, default=connection)
@@ -125,6 +139,7 @@ class ConnectionLimiter(Generic[C]):
         self._by_owner.setdefault(owner, {})[connection] = None  # anew: cutting its owner's last one has dropped theirs
 
     def leave(self, connection: C) -> None:
+        """Drop a connection that has ended; one that is not here, or no more, is ignored."""
         owner = connection.owner
         if owner is not None and (owned := self._by_owner.get(owner)) is not None:
             owned.pop(connection, None)
@@ -134,7 +149,7 @@ class ConnectionLimiter(Generic[C]):
             self._emptied.set()
 
     async def sweep(self) -> None:
-        """Cut what is overdue, until cancelled. One pass over all: a timer for each request would cost more than it."""
+        """Cut what is overdue, until cancelled. One pass over all: a timer for each request would cost more."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self.now()
@@ -145,7 +160,7 @@ class ConnectionLimiter(Generic[C]):
                     connection.swept(now_s)
 
     def dismiss(self) -> None:
-        """Cut the connections that wait for nothing; the others end with the answer under way."""
+        """Cut the connections without a complete request; the others end with the answer under way. Does not wait."""
         for connection in self.connections():
             if connection.answering:
                 connection.leaving = True  # aiohttp's close() would no longer read the rest of its body

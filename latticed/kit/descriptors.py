@@ -10,7 +10,7 @@ WANTED: Final = 16_384
 
 
 def raise_limit(wanted: int = WANTED) -> None:
-    """Lift the soft limit to `wanted`, or to the hard limit where that is lower; it is never lowered."""
+    """Lift the soft limit of this process to `wanted`, at most to the hard limit; it is never lowered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reachable = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if soft != resource.RLIM_INFINITY and soft < reachable:
@@ -18,6 +18,6 @@ def raise_limit(wanted: int = WANTED) -> None:
 
 
 def limit() -> int:
-    """The soft limit; WANTED when there is none."""
+    """How many descriptors this process may have open: the soft limit; WANTED when there is none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED if soft == resource.RLIM_INFINITY else soft

@@ -20,21 +20,26 @@ T = TypeVar("T")
 MOST: Final = 64
 """Calls that run at a time: many more than asyncio's default, so that a few that hang do not delay the others."""
 END_S: Final = 0.5
-"""How long `shutdown` waits for running calls, which nearly always end by then."""
+"""How long, in seconds, `shutdown` waits for running calls, which nearly always end by then."""
 
 
 class DaemonThreadExecutor(ThreadPoolExecutor):
-    """A thread for each piece of work, `MOST` at a time; the type is what `loop.set_default_executor` insists on."""
+    """Runs calls in daemon threads, MOST at a time; further calls wait for a thread. A thread without work ends.
+
+    It is a ThreadPoolExecutor because `loop.set_default_executor` insists on that type.
+    """
 
     def __init__(self) -> None:
         super().__init__(max_workers=1)  # never used: its threads are the ones that are waited for
-        self._free = threading.BoundedSemaphore(MOST)
+        self._free = threading.BoundedSemaphore(MOST)  # one for each thread that may still be started
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._ended = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """As the standard executor's."""
+        """As the standard executor's: a future of `fn(*args, **kwargs)`. RuntimeError after `shutdown`, or when no
+        thread can be started for it.
+        """
         if self._ended:
             raise RuntimeError("the executor is shut down")
         future: Future[T] = Future()
@@ -53,15 +58,17 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - inherited
-        """Take no more work; with `wait`, what is under way gets END_S."""
+        """Take no more work; with `wait`, what is under way gets END_S. Threads that still run then are left behind."""
         del cancel_futures
         self._ended = True
         deadline = time.monotonic() + (END_S if wait else 0)
+        # All of them are free once no call runs.
         for _ in range(MOST):
             if not self._free.acquire(timeout=max(deadline - time.monotonic(), 0)):
                 return
 
     def _work(self) -> None:
+        """A thread: take calls until none waits."""
         while (job := self._next()) is not None:
             future, call = job
             if future.set_running_or_notify_cancel():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# O_NONBLOCK: opening a FIFO would wait for a writer. O_NOCTTY: a terminal must not become ours.
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -27,7 +28,11 @@ def open_directory(name: str | Path, *, beneath: int | None = None) -> int:
 
 
 def open_file(name: str, *, beneath: int) -> int:
-    """A read descriptor of the single component `name`; never follows a link, never waits for a FIFO's writer."""
+    """A read descriptor of the single component `name` in the directory `beneath`; never follows a link, never waits
+    for a FIFO's writer. ValueError for anything but one component; OSError as open(2), ELOOP for a link.
+
+    What it is (a file, a FIFO, a device) is not judged: see `read_open`.
+    """
     if "/" in name or name in {"", ".", ".."}:
         raise ValueError(f"expected one path component, found {name!r}")
     return os.open(name, _FILE_FLAGS, dir_fd=beneath)
@@ -35,7 +40,7 @@ def open_file(name: str, *, beneath: int) -> int:
 
 @contextlib.contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """Use a raw descriptor and close it."""
+    """A context that gives the raw descriptor `fd` and closes it at its end."""
     try:
         yield fd
     finally:
@@ -43,7 +48,10 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def read_at_most(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes, symlinks followed; OSError or ValueError otherwise."""
+    """The bytes of a regular file of at most `limit` bytes, symlinks followed; OSError or ValueError otherwise.
+
+    A FIFO or device at `path` is refused without blocking.
+    """
     with closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         return read_open(fd, limit)
 
@@ -64,16 +72,20 @@ def read_open(fd: int, limit: int) -> bytes:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write the whole of `data`, however many calls that takes."""
+    """Write the whole of `data`, however many calls that takes. OSError; BlockingIOError on a descriptor that is full
+    and does not block.
+    """
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def replace(path: Path, data: bytes, *, mode: int) -> None:
-    """Make `path` hold `data`: the old or the new bytes survive a crash, never a mixture.
+    """Make `path` hold `data`: the old or the new bytes survive a crash, never a mixture. OSError; the old file is left
+    then.
 
-    An existing file keeps its owner and mode when the caller may set them.
+    A new file gets `mode`. An existing one keeps its mode and its owner; OSError when the caller may not set that
+    owner.
     """
     # Beside it: rename(2) does not work across file systems.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -91,6 +103,7 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
             # Before the rename: otherwise a crash could leave the new name with missing bytes.
             os.fsync(fd)
         os.replace(temporary, path)
+    # No half-written file is left, not even by a cancellation; after a kill see `clear_remains`.
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -107,6 +120,6 @@ def clear_remains(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames and unlinks in `path` survive a power cut."""
+    """Make renames and unlinks in the directory `path` survive a power cut (fsync(2)). OSError."""
     with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)

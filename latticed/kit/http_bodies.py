@@ -33,9 +33,11 @@ class Bodies:
         """
         for place, (message, body) in enumerate(messages):
             if isinstance(message, _ErrInfo):
+                # No body is being read: the error is about the next request, and aiohttp answers it by itself.
                 if self._open is None or self._open.is_eof():
                     return False
                 _cut(messages, place)
+                # The handler that reads the body gets this, now or at its next read.
                 self._open.set_exception(web.RequestPayloadError("the body does not parse"))
                 self._open.feed_eof()
                 return True
@@ -50,5 +52,6 @@ class Bodies:
 
 
 def _cut(messages: deque[Any], place: int) -> None:
+    """Remove what the parser appended from `place` on."""
     while len(messages) > place:
         messages.pop()

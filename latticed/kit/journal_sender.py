@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 SOCKET: Final = "/run/systemd/journal/socket"
 _SEND_S: Final = 1.0  # how long the sending thread waits for a stuck journald before it drops an entry
+# journald takes a memfd only when it is sealed, since it maps it.
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 def is_stream(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether `fd` is the stream to the journal that $JOURNAL_STREAM names (device:inode)."""
+    """Whether `fd` is the stream to the journal that $JOURNAL_STREAM names (`device:inode`)."""
     try:
         found = os.fstat(fd)
     except OSError:
@@ -31,7 +32,11 @@ def is_stream(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """One entry; a value with a newline is sent in the binary form, so that it cannot be read as another field."""
+    """One entry in journald's native format: `NAME=value` and a newline for each field.
+
+    A value with a newline is sent in the binary form (name, newline, length, value), so that it cannot be read as
+    another field. Names are the caller's: ASCII, without `=`.
+    """
     parts: list[bytes] = []
     for name, value in fields.items():
         data = value.encode("utf-8", "backslashreplace")
@@ -43,7 +48,7 @@ def encode(fields: Mapping[str, str]) -> bytes:
 
 
 class JournalSender:
-    """Sends encoded entries to journald. Blocks for up to a second each, so call it from a thread."""
+    """Sends encoded entries to journald at the socket `path`. Blocks for up to a second each: call it in a thread."""
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
@@ -59,6 +64,7 @@ class JournalSender:
         return True
 
     def close(self) -> None:
+        """Close the socket. Nothing is buffered."""
         self._socket.close()
 
     def __enter__(self) -> Self:

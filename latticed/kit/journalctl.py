@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
+# What is asked for and kept of an entry: journald's own fields say who logged, the first two what.
 FIELDS: Final = ("MESSAGE", "PRIORITY", "_PID", "_UID", "_COMM", "_EXE", "_SYSTEMD_UNIT")
 MAX_ENTRY_BYTES: Final = 1 << 20
-"""Of one entry as JSON; longer ones are skipped."""
+"""How long one entry may be as JSON; longer ones are skipped."""
 MAX_MESSAGE: Final = 16 << 10
-"""Characters of a message; the rest of a longer one is left out."""
+"""How many characters of a message are kept."""
 MAX_READ_CHARACTERS: Final = 256 << 10
-"""Of all messages of one read; the last message may go beyond it."""
+"""How many characters the messages of one read may have; the last message may go beyond it."""
 MAX_READ_ENTRIES: Final = 5_000
-"""Entries of one read, wanted or not."""
+"""How many entries one read looks at, wanted or not."""
 
 _CHUNK: Final = 1 << 16
+# Opaque by systemd.journal-fields(7), but entries have to be put in order: s is the sequence, i the number in it, t the
+# time in microseconds.
 _CURSOR: Final = re.compile(r"s=[0-9a-f]+;i=([0-9a-f]+);b=[0-9a-f]+;m=[0-9a-f]+;t=([0-9a-f]+);x=[0-9a-f]+")
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
 
@@ -60,9 +63,10 @@ def is_cursor(text: str) -> bool:
 async def newest(
     matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], limit: int
 ) -> tuple[list[JournalEntry], str]:
-    """The last `limit` wanted entries, in order, and the cursor to go on from (empty when the journal is).
+    """The last `limit` wanted entries, in order, and the cursor to go on from ("" when the journal is empty).
 
-    `matches` are journalctl's (FIELD=VALUE); `wanted` filters what they match. JournalUnreadable.
+    `matches` are journalctl's (FIELD=VALUE); `wanted` filters what they match. Of the last 2 × `limit` entries that
+    match, so there may be fewer than there are. JournalUnreadable.
     """
     last = ""
     async for entry in _entries((), ("--lines=1", "--output-fields=_PID")):
@@ -78,7 +82,11 @@ async def newest(
 async def following(
     matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], limit: int, *, cursor: str, since_us: int = 0
 ) -> tuple[list[JournalEntry], str]:
-    """At most `limit` wanted entries after `cursor` (empty: from `since_us` on), and the cursor to go on from."""
+    """At most `limit` wanted entries after `cursor`, and the cursor to go on from.
+
+    With an empty `cursor` from `since_us` on (microseconds since the epoch). Ends early at MAX_READ_CHARACTERS or
+    MAX_READ_ENTRIES; what is left comes with the next call. JournalUnreadable.
+    """
     # Not --after-cursor: where the cursor's own entry does not match, systemd 252 starts too early or skips an entry.
     # @ takes seconds (systemd.time(7)), and --cursor includes its own entry: the loop below leaves out the surplus.
     start = (f"--cursor={cursor}",) if cursor else (f"--since=@{since_us // 1_000_000}",)
@@ -108,6 +116,10 @@ def _newest_that_fit(entries: list[JournalEntry]) -> list[JournalEntry]:
 
 
 async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGenerator[JournalEntry, None]:
+    """The entries that journalctl prints for `matches` and the options `start`, as it prints them. JournalUnreadable.
+
+    journalctl is killed when the generator is closed.
+    """
     fields = () if any(one.startswith("--output-fields") for one in start) else (f"--output-fields={','.join(FIELDS)}",)
     # --all: without it journalctl(1) prints null in JSON for a field of more than 4096 bytes.
     options = ("--quiet", "--no-pager", "--all", "--output=json", *fields, *start)
@@ -131,7 +143,7 @@ async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGen
         if await child.wait() and errors.strip():  # without any entry it exits with 1 too, and prints nothing
             raise JournalUnreadable(errors.decode("utf-8", "replace").strip()[:300])
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has exited, as it does at the journal's end
             child.kill()
         await _drained(child)
 
@@ -154,6 +166,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
     buffer, skipping = bytearray(), False
     while chunk := await stream.read(_CHUNK):
         *ended, rest = chunk.split(b"\n")
+        # The first one ends what is in the buffer, or the long line that is being skipped.
         for part in ended:
             if not skipping and len(buffer) + len(part) <= MAX_ENTRY_BYTES:
                 yield bytes(buffer) + part

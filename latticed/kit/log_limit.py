@@ -6,13 +6,16 @@ from collections import OrderedDict
 from typing import Final
 
 EVERY_S: Final = 10.0
+"""Seconds between two entries of one kind."""
 MOST_KINDS: Final = 1_024
+"""How many kinds are remembered; what is in a kind may come from outside."""
 
 
 class LogLimiter:
-    """Which of many entries of the same kind to write. The caller passes the monotonic time.
+    """Which of many entries of the same kind to write: one every `every_s` seconds. The caller passes the monotonic
+    time.
 
-    Past `MOST_KINDS` kinds the one written longest ago is forgotten, so memory is bounded; its count is lost.
+    Past MOST_KINDS kinds the one written longest ago is forgotten, so memory is bounded; its count is lost.
     """
 
     def __init__(self, *, every_s: float = EVERY_S) -> None:
@@ -20,7 +23,11 @@ class LogLimiter:
         self._kinds: OrderedDict[tuple[str, ...], tuple[float, int]] = OrderedDict()
 
     def take(self, kind: tuple[str, ...], now_s: float) -> int | None:
-        """How many entries of this kind stand for this one, itself included; None when it is only counted."""
+        """How many entries of this kind this one stands for, itself included; None when it is not to be written, only
+        counted.
+
+        `kind` is compared as a whole, such as `("denied", plugin_id)`; `now_s` is the monotonic time.
+        """
         written_s, left_out = self._kinds.get(kind, (now_s - self._every_s, 0))
         if now_s - written_s < self._every_s:
             self._kinds[kind] = (written_s, left_out + 1)

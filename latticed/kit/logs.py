@@ -37,11 +37,14 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
+# The standard library's numbers of levels, lowest first.
 _NUMBERS: Final = {name: getattr(logging, name.upper()) for name in rendering.PRIORITIES}
 
 
 class Logger(Protocol):
-    """What `get_logger` returns, as far as latticed uses it."""
+    """What `get_logger` returns, as far as latticed uses it. `event` is a fact in the past tense, such as
+    `plugin_armed`; `fields` are its details.
+    """
 
     def bind(self, **fields: Any) -> Logger: ...
     def debug(self, event: str, **fields: Any) -> Any: ...
@@ -61,12 +64,12 @@ def configure(
 ) -> None:
     """Log entries of `level` and above from now on; may be called again (a reload).
 
-    `form`: auto, journal, json or text; "auto" looks at $JOURNAL_STREAM and at `stream` (default stdout). KeyError
-    for a level that does not exist.
+    `form`: auto, journal, json or text; "auto" looks at $JOURNAL_STREAM and at `stream` (default stdout). KeyError for
+    a level that does not exist. Takes over the root logger of the standard library and its warnings.
     """
     number = _NUMBERS[level]
     sink = _sink(form, stream or sys.stdout, os.environ if environ is None else environ)
-    _detach()
+    _detach()  # or each entry of a library would be logged once more with each call
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _stamp, structlog.processors.format_exc_info, _hand_over],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -109,7 +112,9 @@ def dropped() -> int:
 
 
 def take_unraised() -> None:
-    """Log exceptions that nothing can catch; Python would print them on stderr, maybe a pipe that is never read."""
+    """From now on log exceptions that nothing can catch (of threads, of finalisers); Python would print them on stderr,
+    which may be a pipe that is never read.
+    """
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
         get_logger().error("exception_ignored", error=repr(found.exc_value), where=repr(found.object))
@@ -119,6 +124,7 @@ def take_unraised() -> None:
 
     sys.unraisablehook = unraisable
     threading.excepthook = of_thread
+    # A handler that fails would print on stderr, too.
     logging.raiseExceptions = False
 
 
@@ -140,7 +146,10 @@ class _Sink(Protocol):
 
 
 class _Outgoing:
-    """The writer that is open, kept over reconfigurations to the same `target`, so that none has to wait for it."""
+    """The writer that is open, kept over reconfigurations to the same `target`, so that none has to wait for it.
+
+    `encode` gives an entry as bytes, in the form of the newest configuration.
+    """
 
     current: _Outgoing | None = None
     dropped_before = 0
@@ -152,6 +161,7 @@ class _Outgoing:
         self._close = close
 
     def close(self) -> None:
+        """Write what was put, as far as that goes in time, count what was dropped, close the target."""
         self.writer.close()
         _Outgoing.dropped_before += self.writer.dropped
         self._close()
@@ -184,6 +194,7 @@ def _missing(count: int) -> dict[str, Any]:
 
 
 def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
+    """Where entries go: the journal, or `stream` in the given form."""
     if form == "journal" or (form == "auto" and journal_sender.is_stream(2, environ)):
         outgoing = _opened("journal", _to_journald)
         outgoing.encode = lambda entry: journal_sender.encode(rendering.as_journal(entry))
@@ -203,6 +214,7 @@ def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
 
 
 def _line(entry: Mapping[str, Any], *, form: str, colour: bool, encoding: str) -> bytes:
+    """The entry as bytes, with a newline; characters that `encoding` does not have are escaped."""
     line = rendering.as_json(entry) if form == "json" else rendering.as_text(entry, colour=colour)
     return (line + "\n").encode(encoding, "backslashreplace")
 
@@ -219,11 +231,13 @@ def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Ca
 
 
 def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
+    """How to write to the journal, and how to close it."""
     sender = journal_sender.JournalSender()
     return sender.send, sender.close
 
 
 def _to_stream(stream: TextIO, data: bytes) -> bool:
+    """Write to the stream's descriptor; False when that failed."""
     try:
         return nonblocking_writer.write_fd(stream.fileno(), data)
     except ValueError:  # closed
@@ -231,12 +245,14 @@ def _to_stream(stream: TextIO, data: bytes) -> bool:
 
 
 def _stamp(_: Any, level: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor of structlog: add level and time."""
     entry["level"] = level if level in rendering.PRIORITIES else "error"  # `exception` is an error
     entry["wall_us"] = time.time_ns() // 1000
     return entry
 
 
 def _hand_over(sink: _Sink, _: str, entry: MutableMapping[str, Any]) -> Any:
+    """The last processor of structlog: put the entry into the sink."""
     sink.put(entry)
     raise structlog.DropEvent  # nothing is left for structlog to print
 
@@ -256,6 +272,7 @@ class _Library(logging.Handler):
             self.handleError(record)
 
     def _entry(self, record: logging.LogRecord) -> dict[str, Any]:
+        # The highest level that is not above the record's; libraries may use numbers in between.
         level = next(name for name, number in reversed(_NUMBERS.items()) if record.levelno >= number or name == "debug")
         entry: dict[str, Any] = {"event": "library_spoke", "level": level, "wall_us": int(record.created * 1e6)}
         entry |= {"logger": record.name, "message": record.getMessage()}

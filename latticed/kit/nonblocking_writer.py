@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CAPACITY_BYTES: Final = 512 << 10
+"""How many bytes of entries may wait; one entry of any size may always wait alone."""
 CLOSE_S: Final = 0.5
-"""How long `close` waits for entries that were put, so that stopping is not delayed."""
+"""How long, in seconds, `close` waits for entries that were put, so that stopping is not delayed."""
 
 
 class NonBlockingWriter:
-    """`write` takes one entry and may block; False when it was not written. `gap(n)` is the entry that n are missing.
+    """Has entries written by a thread of its own, which runs until `close`.
 
-    `dropped` counts what was not written, since this was made.
+    `write` takes one entry and may block; False when it was not written. `gap(n)` gives the entry that says that n are
+    missing. `dropped` counts what was not written, since this was made.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class NonBlockingWriter:
         self._thread.start()
 
     def put(self, entry: bytes) -> None:
-        """Have `entry` written, or drop it; never waits."""
+        """Have `entry` written, or drop it; never waits. From any thread."""
         with self._changed:
+            # Not full while nothing waits: an entry larger than the capacity is written too.
             full = self._waiting and self._waiting_bytes + len(entry) > self._capacity_bytes
             if self._closed or self._overflowed or full:
                 self._overflowed += 1  # all of them until the queue is empty: one gap, not many
@@ -56,7 +59,7 @@ class NonBlockingWriter:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
-        """Whether everything that was put is written, or refused, within `timeout_s` seconds."""
+        """Whether everything that was put is written, or refused, within `timeout_s` seconds; blocks meanwhile."""
         with self._changed:
             return self._changed.wait_for(lambda: self._idle and not self._waiting, timeout_s)
 
@@ -73,6 +76,7 @@ class NonBlockingWriter:
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
+            # What is missing is reported first, so that the entry stands where it belongs.
             gap_written = not self._failed or self._write(self._gap(self._failed))
             if gap_written:
                 self._failed = 0
@@ -90,6 +94,7 @@ class NonBlockingWriter:
             if self._closed:
                 return None
             self._idle = False
+            # Empty again: now the entries that found it full are reported, as one gap.
             if not self._waiting:
                 self._failed, self._overflowed = self._failed + self._overflowed, 0
                 return b""
@@ -99,7 +104,9 @@ class NonBlockingWriter:
 
 
 def write_fd(fd: int, data: bytes) -> bool:
-    """All of `data` to a descriptor, waited for even where somebody else made it non-blocking; False when it failed."""
+    """Write all of `data` to a descriptor, and wait while it takes none, even where somebody else made it non-blocking;
+    False when writing failed.
+    """
     view = memoryview(data)
     while view:
         try:

@@ -18,6 +18,7 @@ PREFIX: Final = "$scrypt$"
 """What tells a stored hash from a password in clear."""
 MIN_CHARACTERS: Final = 8
 MAX_BYTES: Final = 1_024
+"""Bounds of a password in clear; MAX_BYTES in UTF-8, for one that is given as well."""
 _HASH: Final = re.compile(
     r"\$scrypt\$ln=(?P<ln>[0-9]{1,2}),r=(?P<r>[0-9]{1,2}),p=(?P<p>[0-9])"
     r"\$(?P<salt>[A-Za-z0-9+/]{11,88})\$(?P<hash>[A-Za-z0-9+/]{22,88})"
@@ -33,6 +34,7 @@ class _Cost(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
+        """What scrypt takes: 2^ln blocks of 128 r bytes, and p more (RFC 7914)."""
         return 128 * self.r * ((1 << self.ln) + self.p)
 
 
@@ -46,7 +48,7 @@ class _Hash(NamedTuple):
 
 
 def fault(stored: str) -> str | None:
-    """Why a stored value cannot serve as a password, or None; never the value."""
+    """Why a stored value cannot serve as a password, or None when it can. The text does not contain the value."""
     if stored.startswith(PREFIX):
         known = _parsed(stored)
         return None if known else "expected $scrypt$ln=..,r=..,p=..$salt$hash that takes at most 128 MiB"
@@ -56,22 +58,26 @@ def fault(stored: str) -> str | None:
 
 
 def verify(stored: str, given: str) -> bool:
-    """Whether `given` is the password. Slow on purpose, so call it off the loop.
+    """Whether `given` is the password `stored`, in clear or hashed. Takes about 50 ms on purpose, so call it off the
+    loop.
 
-    A stored password is hashed too, so that the time taken does not tell how much of it was right.
+    A stored password is hashed too, so that the time taken does not tell how much of it was right. False for a stored
+    value that has a `fault`.
     """
+    # One byte more than allowed is enough to see that it is too long, and keeps hashing it cheap.
     guess = given.encode("utf-8", "replace")[: MAX_BYTES + 1]
     known = _parsed(stored)
     usable = known is not None or fault(stored) is None
     if known is None:
         salt = os.urandom(16)
         known = _Hash(_DEFAULT_COST, salt, _scrypt(stored.encode("utf-8"), salt, _DEFAULT_COST, 32))
+    # In every case, also for what cannot match: the time taken must not tell which it was.
     found = _scrypt(guess, known.salt, known.cost, len(known.value))
     return hmac.compare_digest(found, known.value) and usable and len(guess) <= MAX_BYTES
 
 
 def make_hash(password: str, *, ln: int = _DEFAULT_COST.ln) -> str:
-    """The hash of a password, to be stored in its place; each `ln` more doubles what one guess costs."""
+    """The hash of a password, to be stored in its place; each `ln` more doubles the time and memory of one guess."""
     salt, cost = os.urandom(16), _DEFAULT_COST._replace(ln=ln)
     value = _scrypt(password.encode("utf-8"), salt, cost, 32)
     coded = [base64.b64encode(part).decode("ascii").rstrip("=") for part in (salt, value)]
@@ -84,6 +90,7 @@ def _parsed(stored: str) -> _Hash | None:
     if found is None:
         return None
     cost = _Cost(int(found["ln"]), int(found["r"]), int(found["p"]))
+    # Less than 2^10 is guessed too quickly.
     if not (10 <= cost.ln <= 20 and cost.r and cost.p) or cost.memory_bytes > _MAX_MEMORY_BYTES:
         return None
     try:
@@ -93,6 +100,7 @@ def _parsed(stored: str) -> _Hash | None:
 
 
 def _decoded(coded: str) -> bytes:
+    """Base64 without its padding, as bytes; binascii.Error when it is none."""
     return base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True)
 
 

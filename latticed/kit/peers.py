@@ -28,7 +28,10 @@ class Connected(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """The process that connected: as it was at that moment, not as it may be now."""
+    """The process that connected, with its supplementary `groups`: as it was at that moment, not as it may be now.
+
+    `pid` may have been reused since.
+    """
 
     pid: int
     uid: int
@@ -37,7 +40,7 @@ class Peer:
 
 
 def of(sock: Connected) -> Peer:
-    """The peer of a connected unix stream socket; OSError when the kernel does not know."""
+    """The peer of a connected unix stream socket; OSError when the kernel does not know (ENOTCONN)."""
     pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     # The uid -1, which the kernel gives for a socket without a peer.
     if uid == 0xFFFFFFFF:
@@ -46,10 +49,11 @@ def of(sock: Connected) -> Peer:
 
 
 def _groups(sock: Connected) -> tuple[int, ...]:
+    """The supplementary groups of the peer."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _INLINE_BYTES)
     except OSError as error:
-        if error.errno != errno.ERANGE:
+        if error.errno != errno.ERANGE:  # the answer does not fit the buffer
             raise
         raw = _many_groups(sock.fileno())
     return struct.unpack(f"={len(raw) // 4}I", raw)

@@ -18,7 +18,11 @@ log = logs.get_logger()
 
 
 class Poll:
-    """`check(always)` is one poll; no two run at a time. With `always` it must not skip what looks unchanged."""
+    """Looks at one thing, each time `start` is called. `check(always)` is one poll; no two run at
+    a time.
+
+    With `always` it must not skip what looks unchanged. A poll that raises is logged; the next one runs all the same.
+    """
 
     def __init__(self, name: str, check: Callable[[bool], Awaitable[None]]) -> None:
         self.name = name
@@ -34,7 +38,7 @@ class Poll:
         return asyncio.get_running_loop().time() - self._began_s if running else 0.0
 
     def start(self, *, always: bool = False) -> asyncio.Task[None]:
-        """Poll now, unless a poll is running; with `always` another one follows it."""
+        """Poll now, unless a poll is running; with `always` another one follows it. Returns the running poll's task."""
         if self._task is None or self._task.done():
             self._began_s = asyncio.get_running_loop().time()
             failed = lambda error: log.error("look_failed", task=self.name, error=repr(error))  # noqa: E731
@@ -46,12 +50,13 @@ class Poll:
     async def stop(self, within_s: float) -> None:
         """Wait for a running poll that began within the last `within_s` seconds; cancel it otherwise."""
         if self._task is not None and not self._task.done():
+            # One that has run for longer already hangs, most likely; waiting would only delay the stop.
             await asyncio.wait({self._task}, timeout=within_s if self.running_s < within_s else 0)
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _run(self, *, always: bool) -> None:
         await self._check(always)
-        while self._again:
+        while self._again:  # asked for while it ran: it may have looked before what the caller knows of happened
             self._again = False
             await self._check(True)

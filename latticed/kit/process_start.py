@@ -27,16 +27,22 @@ _NO_END: Final = frozenset(
 )
 """Signals whose default is to end the process; a server ignores them."""
 _UNCATCHABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
+# Soft limits that may have been lowered for others; raised as far as the hard limit goes.
 _RAISED: Final = (
     *(resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_NPROC),
 )
 
 
 def reset_for_server() -> None:
-    """For a long-lived program: reset what it inherited, as far as possible."""
+    """For a long-lived program: reset signals, umask, limits and standard descriptors that it inherited, as far as
+    possible.
+
+    Call it first, before anything is opened and before handlers of signals are set.
+    """
     _open_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER:
+        # What is not handled later must not end the process: a stray SIGUSR1, for example.
         signal.signal(number, signal.SIG_IGN if number in _NO_END else signal.SIG_DFL)
     os.umask(0o022)  # others must reach the control socket; what is private is made private by its own mode
     for which in _RAISED:
@@ -45,7 +51,10 @@ def reset_for_server() -> None:
 
 
 def reset_for_command() -> None:
-    """For a program that a person or a script runs: what they ignore or mask on purpose stays so."""
+    """For a program that a person or a script runs: what they ignore or mask on purpose stays so, the rest is reset.
+
+    Call it first, before anything is opened.
+    """
     _open_standard_descriptors()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _UNCATCHABLE - _OF_THE_INTERPRETER - _OF_THE_SHELL:
@@ -60,11 +69,12 @@ def _open_standard_descriptors() -> None:
     for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_RDWR)):
         try:
             os.fstat(number)
-        except OSError:
+        except OSError:  # EBADF: it is closed
             null = os.open(os.devnull, flags)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
             os.set_inheritable(number, True)
+        # Python sets these to None when the descriptor is closed at its start.
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))

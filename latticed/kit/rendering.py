@@ -20,6 +20,7 @@ MAX_VALUE_CHARACTERS: Final = 8_192
 MAX_KEY_CHARACTERS: Final = 64
 MAX_MEMBERS: Final = 64
 MAX_DEPTH: Final = 4
+"""Bounds of one field: of its text, its name, the members of a list or dict, and how deeply these are nested."""
 IDENTIFIER: Final = "latticed"
 
 PLUGIN_LINE: Final = "plugin_wrote"
@@ -40,7 +41,10 @@ _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 
 
 def safe(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """`value` as JSON can hold it, every string escaped and capped, members and depth bounded."""
+    """`value` as JSON can hold it: every string escaped and cut, members and depth bounded.
+
+    What is nested deeper, or of a type that JSON does not have, becomes its `str`.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -52,11 +56,12 @@ def safe(value: Any, depth: int = MAX_DEPTH) -> Any:
         return {text.sanitise(str(key), MAX_KEY_CHARACTERS): safe(member, depth - 1) for key, member in members}
     if depth and isinstance(value, list | tuple):
         return [safe(member, depth - 1) for member in list(value)[:MAX_MEMBERS]]
+    # Cut first: escaping a long text costs time.
     return text.sanitise(str(value)[: MAX_VALUE_CHARACTERS + 1], MAX_VALUE_CHARACTERS)
 
 
 def as_json(entry: Mapping[str, Any]) -> str:
-    """One line: `ts`, `level`, `event`, then the fields; a traceback is one escaped string."""
+    """One line, without its newline: `ts`, `level`, `event`, then the fields; a traceback is a list of its lines."""
     line = {"ts": clock.rfc3339(entry["wall_us"]), "level": entry["level"], "event": safe(entry["event"])}
     line |= safe(_fields(entry), MAX_DEPTH + 1)
     if "exception" in entry:
@@ -65,7 +70,10 @@ def as_json(entry: Mapping[str, Any]) -> str:
 
 
 def as_text(entry: Mapping[str, Any], *, colour: bool) -> str:
-    """A line for a person: time, level, event, `key=value`; a traceback follows, indented."""
+    """`03:04:05.000000 info plugin_armed plugin_id=demo`: a line for a person, without its newline.
+
+    A traceback follows, indented. `colour`: with escape sequences for a terminal.
+    """
     stamp, level = clock.rfc3339(entry["wall_us"])[11:23], entry["level"]
     event = f"{safe(entry['event'])!s:<24}"
     if colour:
@@ -77,7 +85,7 @@ def as_text(entry: Mapping[str, Any], *, colour: bool) -> str:
 
 
 def as_journal(entry: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a journal entry; MESSAGE is one readable line with everything in it."""
+    """The fields of a journal entry, such as `LATTICED_PLUGIN_ID`; MESSAGE is one readable line with all of it."""
     event = str(safe(entry["event"]))
     if event == PLUGIN_LINE:
         return _plugin_line(entry)
@@ -93,6 +101,7 @@ def as_journal(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plugin_line(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a line that a plugin wrote: MESSAGE is the line, and its identifier names the plugin."""
     plugin_id = str(safe(entry["plugin_id"]))
     return {
         "MESSAGE": str(safe(entry["line"])),
@@ -104,28 +113,34 @@ def _plugin_line(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _number(value: float) -> int | float | str:
+    """A number as JSON can hold it: NaN, infinite and very long ones become text."""
     if isinstance(value, int):
         return value if value.bit_length() <= 64 else hex(value)  # decimal digits of long ones are refused by Python
     return value if math.isfinite(value) else str(value)  # JSON has no NaN (RFC 8259, section 6)
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller added to the entry."""
     return {name: value for name, value in entry.items() if name not in _OWN}
 
 
 def _pairs(entry: Mapping[str, Any]) -> str:
+    """The fields as `key=value`, separated by spaces."""
     fields = safe(_fields(entry), MAX_DEPTH + 1)
     return " ".join(f"{name}={_quoted(_word(value))}" for name, value in fields.items())
 
 
 def _rows(entry: Mapping[str, Any]) -> list[str]:
+    """The lines of the traceback, escaped; none without one."""
     found = entry.get("exception")
     return [text.escape(row) for row in str(found).rstrip("\n").split("\n")] if found else []
 
 
 def _word(value: Any) -> str:
+    """A safe value as text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _quoted(word: str) -> str:
+    """The word, in quotes unless it is plain; so the end of each value can be seen."""
     return word if word and _PLAIN.issuperset(word) else '"' + word.replace('"', '\\"') + '"'

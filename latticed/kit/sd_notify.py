@@ -17,9 +17,9 @@ from latticed.kit import text
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-FIRST_FD: Final = 3
+FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _STATUS_CHARACTERS: Final = 200
-_MOST_OWED: Final = 8
+_MOST_OWED: Final = 8  # states that wait to be sent again; older ones are dropped
 
 
 class Notifier:
@@ -33,23 +33,24 @@ class Notifier:
         self._owed: list[bytes] = []
 
     def ready(self, status: str = "") -> None:
-        """Start-up, or a reload, is finished."""
+        """Say that start-up, or a reload, is finished; `status` is shown by systemctl."""
         self._send({"READY": "1"} | _status(status))
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it. Type=notify-reload wants the time to match both."""
+        """Say that a reload has begun; `ready` ends it. Type=notify-reload wants the time to match both."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send({"RELOADING": "1", "MONOTONIC_USEC": str(now_us)})
 
     def extend(self, seconds: float) -> None:
-        """Ask for that much more time, from now on, for what is under way (start, reload, stop)."""
+        """Ask for `seconds` more, from now on, for what is under way (start, reload, stop)."""
         self._send({"EXTEND_TIMEOUT_USEC": str(int(seconds * 1_000_000))})
 
     def stopping(self, status: str = "") -> None:
+        """Say that stopping has begun."""
         self._send({"STOPPING": "1"} | _status(status))
 
     def watchdog(self) -> None:
-        """We are alive."""
+        """Say that the daemon is alive; see `watchdog_interval_s` for how often."""
         self._send({"WATCHDOG": "1"}, again=False)
 
     def _send(self, state: Mapping[str, str], *, again: bool = True) -> None:
@@ -59,11 +60,12 @@ class Notifier:
         self._owed.append("\n".join(f"{name}={value}" for name, value in state.items()).encode())
         with contextlib.suppress(OSError):  # no descriptor is free: as if there were no room
             self._send_owed(self._address)
-        if self._owed and not again:
+        if self._owed and not again:  # a watchdog ping; the next one is as good
             del self._owed[-1]
         del self._owed[:-_MOST_OWED]
 
     def _send_owed(self, address: str) -> None:
+        """Send what is owed in order, as far as there is room. OSError when no socket can be made."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             # A full queue of the receiver would block a datagram (unix(7)).
             sender.setblocking(False)
@@ -78,7 +80,9 @@ class Notifier:
 
 
 def from_environment(environ: MutableMapping[str, str]) -> Notifier:
-    """The notifier that $NOTIFY_SOCKET names; the variable is taken out, children have no business with it."""
+    """The notifier that $NOTIFY_SOCKET names. The variable is removed from `environ`, so that children do not inherit
+    it.
+    """
     found = environ.pop("NOTIFY_SOCKET", "")
     if found.startswith("@"):
         found = "\0" + found[1:]  # an abstract socket
@@ -86,7 +90,9 @@ def from_environment(environ: MutableMapping[str, str]) -> Notifier:
 
 
 def watchdog_interval_s(environ: MutableMapping[str, str], *, pid: int | None = None) -> float | None:
-    """How often to call `watchdog`: half of what the manager allows; None when it does not watch this process."""
+    """How often, in seconds, to call `Notifier.watchdog`: half of what the manager allows (sd_watchdog_enabled(3));
+    None when it does not watch this process. The variables are removed from `environ`.
+    """
     limit_us, watched = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
     mine = not watched or watched == str(os.getpid() if pid is None else pid)
     if not mine or not limit_us.isascii() or not limit_us.isdigit() or int(limit_us) == 0:
@@ -105,7 +111,7 @@ class PassedSockets:
 def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> tuple[PassedSockets, ...]:
     """The descriptors passed to this process, close-on-exec from now on; () when they are meant for another.
 
-    The variables are taken out either way.
+    The variables are removed from `environ` either way. OSError when a descriptor that was announced is not open.
     """
     count, meant = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     names = [name for name in environ.pop("LISTEN_FDNAMES", "").split(":") if name]

@@ -30,7 +30,8 @@ class InvalidJson(ValueError):
 def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = False) -> Any:
     """Decode `data`, or raise InvalidJson.
 
-    With `integers_only`, fractions, exponents and integers beyond ±(2^53-1) are refused too.
+    `max_depth`: levels of lists and objects, at most. With `integers_only`, fractions, exponents and integers beyond
+    ±(2^53-1) are refused too.
     """
     if data.startswith(b"\xef\xbb\xbf"):
         raise InvalidJson("expected JSON without a byte order mark")
@@ -45,6 +46,7 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = Fals
         raise InvalidJson(f"{error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError as error:
         raise InvalidJson(_too_deep(max_depth)) from error
+    # Only an escape can make a lone surrogate: the bytes are valid UTF-8. Most texts have none.
     if _ESCAPED_SURROGATE.search(data):
         _check_surrogates(value)
     return value
@@ -58,6 +60,7 @@ def _check_depth(data: bytes, max_depth: int) -> None:
     if data.count(b"{") + data.count(b"[") <= max_depth:  # nearly all there is; 20 µs less for each manifest
         return
     left = bare(without_escapes(data)).translate(_ALIKE, _NO_BRACKETS)
+    # What is left after so many rounds is nested deeper, if it is balanced at all.
     for _ in range(max_depth):
         before, left = left, left.replace(b"[]", b"")
         if len(left) == len(before):
@@ -72,7 +75,8 @@ def bare(plain: bytes) -> bytes:
 
 
 def without_escapes(data: bytes) -> bytes:
-    """JSON whose quotes all begin and end strings."""
+    """JSON without escaped backslashes and quotes: all quotes that are left begin or end a string."""
+    # In this order: a quote after an escaped backslash ends the string.
     return data.replace(rb"\\", b"").replace(rb"\"", b"")
 
 
@@ -81,6 +85,7 @@ def _too_deep(max_depth: int) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members as a dict; InvalidJson when a key comes twice, which `json` would let pass."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -98,6 +103,7 @@ def _refuse_float(digits: str) -> NoReturn:
 
 
 def _float(digits: str) -> float:
+    """The number, if a double can hold it: Python makes 1e400 infinite."""
     value = float(digits)
     if math.isinf(value):
         raise InvalidJson(f"expected a number within the range of a double, found {digits[:40]}")
@@ -118,6 +124,7 @@ def _integer(digits: str) -> int:
 
 
 def _check_surrogates(value: Any) -> None:
+    """InvalidJson when a string in `value` has a surrogate without its pair."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -125,6 +132,7 @@ def _check_surrogates(value: Any) -> None:
 
 
 def _decoder(*, of_floats: Callable[[str], Any], of_integers: Callable[[str], int]) -> json.JSONDecoder:
+    """A decoder that refuses duplicate keys and constants; `of_floats` and `of_integers` judge the numbers."""
     return json.JSONDecoder(
         object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=of_floats, parse_int=of_integers
     )

@@ -17,13 +17,13 @@ BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
 """What an archive ends with."""
 
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 1 << 20  # how much of a file is in memory at a time
 _PADDING: Final = 64 * BLOCK
 """Zeros after the end that are tolerated: other tools fill up to their own record size."""
 
 
 class BadTar(ValueError):
-    """Not an archive of regular files, in words."""
+    """These bytes are no archive of regular files; the message says why."""
 
 
 class TarSource(Protocol):
@@ -41,7 +41,10 @@ class Member:
 
 
 def header(name: str, size: int, *, mode: int, mtime_s: int) -> bytes:
-    """The block before a file's bytes; ValueError for a name of more than 100 ASCII characters."""
+    """The block before a file's bytes, for `size` bytes with the permissions `mode`.
+
+    ValueError for a name of more than 100 ASCII characters, UnicodeError for one that is not ASCII.
+    """
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, mode, mtime_s
     block = info.tobuf(tarfile.GNU_FORMAT, encoding="ascii", errors="strict")
@@ -52,19 +55,23 @@ def header(name: str, size: int, *, mode: int, mtime_s: int) -> bytes:
 
 
 def padding(size: int) -> int:
-    """How many zeros follow a file of `size` bytes."""
+    """How many zeros follow a file of `size` bytes, to fill its last block."""
     return -size % BLOCK
 
 
 class TarReader:
-    """Reads an archive from its beginning to its end; raises BadTar."""
+    """Reads an archive from its beginning to its end: `next`, then all of `chunks`, until `next` gives None. Raises
+    BadTar.
+    """
 
     def __init__(self, source: TarSource) -> None:
         self._source = source
         self._left = 0
 
     def next(self) -> Member | None:
-        """The next file, once the one before has been read; None at the end."""
+        """The next file, once the one before has been read to its end; None at the archive's end. BadTar for any other
+        kind of member, RuntimeError when the caller has not read the last file.
+        """
         if self._left:
             raise RuntimeError(f"expected the file before to be read, found {self._left} bytes left")
         block = self._exactly(BLOCK)
@@ -81,7 +88,7 @@ class TarReader:
         return Member(name=info.name, size=info.size)
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the file that `next` announced."""
+        """The bytes of the file that `next` announced, in pieces of at most 1 MiB. BadTar when the archive ends."""
         fill = padding(self._left)
         while self._left:
             chunk = self._exactly(min(self._left, _CHUNK))
@@ -91,11 +98,13 @@ class TarReader:
             raise BadTar("expected zeros after a file, found something else")
 
     def _end(self) -> None:
+        """Check what follows the first block of zeros."""
         rest = self._source.read(BLOCK + _PADDING + 1)
         if len(rest) < BLOCK or len(rest) > BLOCK + _PADDING or any(rest):
             raise BadTar("expected two blocks of zeros and nothing else at the end")
 
     def _exactly(self, size: int) -> bytes:
+        """The next `size` bytes; BadTar when there are fewer."""
         found = b""
         while len(found) < size and (more := self._source.read(size - len(found))):
             found += more

@@ -22,11 +22,11 @@ def fenced(
     name: str | None = None,
     group: asyncio.TaskGroup | None = None,
 ) -> asyncio.Task[None]:
-    """Run `work` as a task; hand its exception to `on_error` and go no further with it.
+    """Run `work` as a task; when it raises, call `on_error(error)` instead of letting the exception go further.
 
     In a `group`, siblings live on. Cancelling the task works as ever: CancelledError passes through. One that nobody
-    asked for (`work` awaited something that was cancelled) is reported too, for then `work` ended without a word.
-    SystemExit and KeyboardInterrupt pass through.
+    asked for (`work` awaited something that was cancelled) is reported too: otherwise `work` would have ended without a
+    trace. SystemExit and KeyboardInterrupt pass through. The task is kept from being collected while it runs.
     """
     task = (group or asyncio.get_running_loop()).create_task(_fence(work, on_error), name=name)
     _running.add(task)
@@ -40,6 +40,7 @@ async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseExcept
     try:
         await work
     except asyncio.CancelledError as error:
+        # Nobody has cancelled this task (Task.cancelling): the error comes from something that it awaited.
         if task is not None and task.cancelling() == 0:
             _report(error, on_error)
         raise

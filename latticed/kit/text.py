@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+# Categories of Unicode (UAX 44): controls, format characters, separators of lines and paragraphs, surrogates, private
+# and unassigned characters.
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
 BLANK_LETTERS: Final = frozenset("\u115f\u1160\u3164\uffa0")
 """Letters by category, nothing by appearance (contracts §2)."""
@@ -22,7 +24,7 @@ class _Escapes(dict[int, str]):
 
     def __missing__(self, point: int) -> str:
         if len(self) >= self.MOST:
-            self.clear()
+            self.clear()  # all at once: it fills again with what is in use
         char = chr(point)
         unseen = unicodedata.category(char) in _UNSEEN or char in BLANK_LETTERS
         found = self[point] = _escaped(char) if unseen else char
@@ -33,7 +35,10 @@ _ESCAPES: Final = _Escapes()
 
 
 def escape(text: str) -> str:
-    r"""`text` with everything that is not plainly visible written as `\xNN`, `\uNNNN` or `\UNNNNNNNN`."""
+    r"""`text` with everything that is not plainly visible written as `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
+
+    A newline becomes `\x0a`, U+202E `\u202e`. Backslashes stay, so this cannot be undone.
+    """
     if text.isascii() and text.isprintable():
         return text
     return text.translate(_ESCAPES)
@@ -47,7 +52,7 @@ def _escaped(char: str) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """`text` cut to `limit` characters, with a mark where something was cut."""
+    """`text` cut to `limit` characters, the last of which is an ellipsis where something was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -21,21 +21,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_LINE_BYTES: Final = 16 << 10
-"""Of a line; the rest of a longer one is left out."""
+"""How many bytes of a line are given; the rest of a longer one is left out."""
 MOST_ANSWERED: Final = 256 << 10
-"""Bytes of the wanted lines of one reading, give or take one line."""
+"""How many bytes the wanted lines of one reading have; the last one may go beyond it."""
 MOST_BYTES: Final = 4 << 20
-"""Looked at in one reading, wanted or not."""
+"""How many bytes one reading looks at, wanted or not."""
 TAIL_BYTES: Final = 1 << 20
-"""How far back the newest lines are looked for."""
+"""How many bytes from the end the newest lines are looked for."""
 
-_WITNESS_BYTES: Final = 64
+_WITNESS_BYTES: Final = 64  # hashed before an offset, to recognise the file by
 _MARK: Final = re.compile(r"(\d{1,20})-(\d{1,20})-(\d{1,20})-([0-9a-f]{16})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Where a reading ended."""
+    """Where a reading ended: `offset` bytes from the beginning of the file `inode`, which was last written at
+    `written_ns`.
+
+    `witness` is a hash of the bytes before the offset. As text: the four with hyphens, to be kept by clients.
+    """
 
     inode: int
     offset: int
@@ -47,7 +51,7 @@ class Mark:
 
 
 def parse_mark(text: str) -> Mark | None:
-    """The mark that was written as `text`, or None."""
+    """The mark that `str(mark)` gave, or None when it is none."""
     found = _MARK.fullmatch(text)
     if found is None:
         return None
@@ -55,7 +59,11 @@ def parse_mark(text: str) -> Mark | None:
 
 
 def newest(path: Path, wanted: Callable[[bytes], bool], most: int) -> tuple[list[bytes], Mark]:
-    """The last `most` wanted lines of the log (without older parts), and the mark after all of it. Raises OSError."""
+    """The last `most` wanted lines of the log (without older parts), without their newlines, and the mark after all of
+    it.
+
+    Only the last TAIL_BYTES are looked at. OSError, also when `path` is a link or no regular file.
+    """
     with files.closing(_open(path)) as fd:
         size = os.fstat(fd).st_size
         start = max(0, size - TAIL_BYTES)
@@ -68,7 +76,10 @@ def newest(path: Path, wanted: Callable[[bytes], bool], most: int) -> tuple[list
 
 
 def following(path: Path, wanted: Callable[[bytes], bool], most: int, *, mark: Mark) -> tuple[list[bytes], Mark]:
-    """At most `most` wanted lines after `mark`, and the mark to go on from. Raises OSError."""
+    """At most `most` wanted lines after `mark`, and the mark to go on from. OSError as `newest`.
+
+    Ends early at MOST_ANSWERED or MOST_BYTES; what is left comes with the next call.
+    """
     parts = _parts_since(path, mark)
     try:
         return _read(parts, wanted, most, mark)
@@ -78,7 +89,7 @@ def following(path: Path, wanted: Callable[[bytes], bool], most: int, *, mark: M
 
 
 def _fitting(lines: list[bytes]) -> list[bytes]:
-    """The last of them that fit."""
+    """The last of the lines, MOST_ANSWERED bytes of them."""
     size, kept = 0, len(lines)
     while kept and size < MOST_ANSWERED:
         kept -= 1
@@ -89,6 +100,7 @@ def _fitting(lines: list[bytes]) -> list[bytes]:
 def _read(
     parts: list[tuple[int, int]], wanted: Callable[[bytes], bool], most: int, mark: Mark
 ) -> tuple[list[bytes], Mark]:
+    """The wanted lines of the `parts` (descriptor, where to begin), oldest first, and the mark after what was read."""
     found: list[bytes] = []
     room, answered = MOST_BYTES, 0
     for fd, start in parts:
@@ -104,7 +116,7 @@ def _read(
         if place > start:
             mark = _mark(fd, place)
         room -= end - start
-        if end < size or room <= 0:
+        if end < size or room <= 0:  # a newer part must not be begun before this one was read to its end
             break
     return found, mark
 
@@ -118,6 +130,7 @@ def _parts_since(path: Path, mark: Mark) -> list[tuple[int, int]]:
         for fd, _ in parts[:begins]:
             os.close(fd)
         del parts[:begins]
+        # Otherwise the part is another one than the mark was made in: it is read from its beginning.
         if parts and _fits(parts[0][0], mark):
             parts[0] = (parts[0][0], mark.offset)
     except BaseException:
@@ -152,6 +165,7 @@ def _siblings(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> int:
+    """The log at `path`, opened for reading; a link, a FIFO or a device is refused without blocking. OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -160,6 +174,7 @@ def _open(path: Path) -> int:
 
 
 def _fits(fd: int, mark: Mark) -> bool:
+    """Whether the file can be the one that `mark` was made in: long enough, with the same bytes before the offset."""
     return os.fstat(fd).st_size >= mark.offset and _witness(fd, mark.offset) == mark.witness
 
 
@@ -169,13 +184,14 @@ def _mark(fd: int, offset: int) -> Mark:
 
 
 def _witness(fd: int, offset: int) -> str:
+    """A hash of the bytes before `offset`, 16 hex digits."""
     start = max(0, offset - _WITNESS_BYTES)
     return hashlib.sha256(os.pread(fd, offset - start, start)).hexdigest()[:16]
 
 
 def _lines(fd: int, start: int, end: int) -> Iterator[tuple[bytes, int]]:
     """(line, offset after it) of the lines that end between two offsets; an unfinished one is left for later."""
-    data = os.pread(fd, end - start, start)
+    data = os.pread(fd, end - start, start)  # leaves the descriptor's offset alone
     place = 0
     while (newline := data.find(b"\n", place)) >= 0:
         line = data[place : min(newline, place + MAX_LINE_BYTES)]

@@ -11,7 +11,7 @@ _MOST_KEYS: Final = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """`burst` (at least 1) at once, and one more every `1 / per_second` seconds."""
+    """How often something may happen: `burst` times (at least 1) at once, one more every `1 / per_second` seconds."""
 
     per_second: float
     burst: float
@@ -24,7 +24,10 @@ class TokenBuckets:
         self._tokens: dict[str, tuple[float, float]] = {}  # key: tokens left, monotonic time of that
 
     def take(self, key: str, rate: Rate, now_s: float) -> float:
-        """0 when there was a token, which is taken; else the seconds until there is one. A clock set back adds none."""
+        """Take a token of `key`: 0 when there was one, else the seconds until there is one (nothing is taken then).
+
+        `now_s` is the monotonic time; a clock set back adds no tokens.
+        """
         left, at_s = self._tokens.get(key, (rate.burst, now_s))
         left = min(rate.burst, left + max(now_s - at_s, 0.0) * rate.per_second)
         if len(self._tokens) >= _MOST_KEYS:
@@ -33,6 +36,7 @@ class TokenBuckets:
         return 0.0 if left >= 1 else (1 - left) / rate.per_second
 
     def _drop_full(self, now_s: float, full_after_s: float) -> None:
+        """Forget the buckets that are full again: a new one would be the same."""
         self._tokens = {one: (left, at_s) for one, (left, at_s) in self._tokens.items() if now_s - at_s < full_after_s}
 
 

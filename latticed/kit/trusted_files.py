@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_LINKS: Final = 40  # path_resolution(7)
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # to pass through, not to list
+# O_NONBLOCK: opening a FIFO would wait for a writer. O_NOCTTY: a terminal must not become ours.
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -55,12 +56,16 @@ def check_directory(directory: Path) -> None:
 
 
 def _open(path: Path, owners: frozenset[int]) -> int:
+    """The file at `path`, opened for reading, after every step to it was judged. ForeignFile, OSError, ValueError as
+    `read`.
+    """
     rest, links, here = [*path.absolute().parts[1:]], 0, "/"
     current = os.open("/", _DIRECTORY)
     try:
         _judge(os.fstat(current), here, owners)
         while rest:
             name = rest.pop(0)
+            # Only a first look: whatever is opened below is judged again by its descriptor.
             found = os.stat(name, dir_fd=current, follow_symlinks=False)
             if stat.S_ISLNK(found.st_mode):
                 links += 1
@@ -73,7 +78,7 @@ def _open(path: Path, owners: frozenset[int]) -> int:
                 if target.startswith("/"):
                     here, current = "/", _step("/", current)
                 continue
-            here = os.path.normpath(os.path.join(here, name))
+            here = os.path.normpath(os.path.join(here, name))  # for messages
             if not rest and not stat.S_ISDIR(found.st_mode):
                 fd = os.open(name, _FILE, dir_fd=current)
                 return _judged(fd, here, owners)
@@ -92,6 +97,7 @@ def _step(name: str, current: int) -> int:
 
 
 def _judged(fd: int, place: str, owners: frozenset[int]) -> int:
+    """The descriptor `fd`, if what it leads to may be trusted; it is closed otherwise."""
     try:
         _judge(os.fstat(fd), place, owners)
     except BaseException:
@@ -101,9 +107,12 @@ def _judged(fd: int, place: str, owners: frozenset[int]) -> int:
 
 
 def _judge(found: os.stat_result, place: str, owners: frozenset[int]) -> None:
+    """ForeignFile when somebody outside of `owners` can change what `found` describes; `place` is for the message."""
     if found.st_uid not in owners:
         expected = " or ".join(map(str, sorted(owners)))
         raise ForeignFile(f"{place} belongs to uid {found.st_uid}, expected {expected}")
+    # In a sticky directory others may add files, but not replace those of root and the owners (inode(7)).
     sticky = stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and found.st_mode & stat.S_ISVTX
+    # The mode of a link means nothing: it is always 0777 (symlink(7)).
     if found.st_mode & 0o022 and not sticky and not stat.S_ISLNK(found.st_mode):
         raise ForeignFile(f"{place} is writable by others (mode {stat.S_IMODE(found.st_mode):04o})")

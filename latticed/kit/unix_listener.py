@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def listen(
     path: Path, *, mode: int = 0o660, gid: int = -1, backlog: int = 64, fresh: Path | None = None
 ) -> socket.socket:
-    """A non-blocking stream socket at `path`; a left-over socket there is replaced. Raises OSError.
+    """A non-blocking stream socket that listens at `path`; a left-over socket there is replaced. OSError,
+    FileExistsError for anything else at `path`.
 
-    Made under another name (`fresh`, in the same directory), given its mode and group, and renamed. That nobody else
-    listens there is the caller's word.
+    It is made under another name (`fresh`, in the same directory), given `mode` and `gid` (-1: as it is), and renamed.
+    The caller has made sure that nobody else listens there. The file is not removed when the socket is closed.
     """
     fresh = fresh or path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
@@ -31,6 +32,7 @@ def listen(
         fresh.chmod(mode)
         os.chown(fresh, -1, gid)
         sock.listen(backlog)
+        # rename(2) would silently replace it.
         if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(errno.EEXIST, "something that is no socket is in its place")
         fresh.rename(path)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
 TICK_S: Final = 0.05
+"""Seconds between two turns of the wheel: by so much a call may be late."""
 log = logs.get_logger()
 
 
 class Ticket:
-    """A call that is due at some tick; `cancel` any time, also from within the call."""
+    """A call that is due at some tick; made by `Wheel.add` and `Wheel.every`."""
 
     __slots__ = ("_callback", "_due", "_period")
 
@@ -28,19 +29,20 @@ class Ticket:
         self._due, self._period = due, period  # in ticks; a period of 0 is a single call
 
     def cancel(self) -> None:
+        """Do not call any more. Any number of times, also from within the call."""
         self._callback = None
 
 
 class Wheel:
     """Calls back after a delay or periodically, never early, at most a tick late (plus what other calls take).
 
-    Callbacks are short and never block. One that raises is logged and keeps its period; the others never notice.
-    A cancelled ticket is dropped at the tick it was due.
+    Callbacks are short and never block; they are called on the loop that runs `run`. One that raises is logged and
+    keeps its period; the others never notice. A cancelled ticket is dropped at the tick it was due.
     """
 
     def __init__(self, source: clock.Clock | None = None) -> None:
         self._clock = source or clock.SystemClock()
-        self._due: dict[int, list[Ticket]] = {}
+        self._due: dict[int, list[Ticket]] = {}  # tick -> tickets
         self._turned = math.floor(self._now())  # every tick up to this one has been served
         self._wanted = asyncio.Event()
 
@@ -59,17 +61,20 @@ class Wheel:
         return self._insert(Ticket(callback, self._now() + first, period))
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Turn until cancelled; an empty wheel rests."""
+        """Serve the ticks as they come, until cancelled; an empty wheel waits, without waking up. Tests
+        pass `sleep`.
+        """
         while True:
             if not self._due:
                 self._wanted.clear()
                 await self._wanted.wait()
             now = self._now()
+            # To the beginning of the next tick, so that lateness does not add up.
             await sleep(max(math.floor(now) + 1 - now, 0.0) * TICK_S)
             self.advance()
 
     def advance(self) -> int:
-        """Serve every tick up to now; the number of calls made."""
+        """Serve every tick up to now; return the number of calls made. `run` does this; so may tests."""
         now = math.floor(self._now())
         if now <= self._turned:
             return 0
@@ -77,7 +82,7 @@ class Wheel:
         if now - self._turned > len(self._due):  # after a long pause: go through all tickets instead
             passed = sorted(tick for tick in self._due if tick <= now)
         due = [tick for tick in passed if tick in self._due]
-        self._turned = now
+        self._turned = now  # before the calls: what they add must not come into a tick that is being served
         return sum(self._serve(ticket) for tick in due for ticket in self._due.pop(tick))
 
     def __len__(self) -> int:
@@ -85,6 +90,7 @@ class Wheel:
         return sum(len(tickets) for tickets in self._due.values())
 
     def _serve(self, ticket: Ticket) -> int:
+        """Make one call, unless it was cancelled; enter a periodic one again. 1 when a call was made, else 0."""
         callback = ticket._callback  # noqa: SLF001 - a ticket is a part of its wheel
         if callback is None:
             return 0
@@ -92,6 +98,7 @@ class Wheel:
             callback()
         except Exception:
             log.error("timer_call_failed", exc_info=True)
+        # The next multiple of the period after now: what was missed is left out, the phase stays.
         if ticket._period and ticket._callback is not None:  # noqa: SLF001
             behind = max(self._now() - ticket._due, 0.0)  # noqa: SLF001
             ticket._due += ticket._period * max(math.ceil(behind / ticket._period), 1)  # noqa: SLF001
@@ -106,4 +113,5 @@ class Wheel:
         return ticket
 
     def _now(self) -> float:
+        """The time in ticks."""
         return self._clock.monotonic_s() / TICK_S

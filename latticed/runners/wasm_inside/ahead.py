@@ -14,7 +14,10 @@ from latticed.runners.wasm_inside.status import GuestFailed
 
 
 def main(text: str) -> NoReturn:
-    """Compile the module at descriptor INPUT by the orders `text` (JSON); never returns."""
+    """Compile the module at descriptor INPUT by the orders `text` (JSON: `{"fuel": 0 or 1}`); never returns.
+
+    The exit status is 0 when all code was written to stdout, else EXIT_STATUS with a report on STATUS.
+    """
     try:
         code = memoryview(_compile(json.loads(text)["fuel"]))
         while code:
@@ -27,11 +30,12 @@ def main(text: str) -> NoReturn:
 
 
 def _compile(fuel: int) -> bytes:
+    """The compiled code of the module; GuestFailed when it is invalid, no plugin, or too large."""
     data = status.read_all(status.INPUT)
     engines.check_bytes(data)
     try:
         module = Module(engines.make(fuel=fuel > 0), data)
-        engines.abi_of(module)
+        engines.abi_of(module)  # what is no plugin is refused now, and never cached
         return bytes(module.serialize())
     except WasmtimeError as error:
         code, words = status.of_error(error, "wasm_invalid").args

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Budget:
     """Calls `expire` once, from its own thread, when `limit_s` seconds of computing are used up.
 
-    Inside `with budget:` the clock stops, as the module is waiting.
+    Inside `with budget:` the clock stops, as the module is waiting. A new budget is stopped; all other methods are
+    called by the thread that runs the module.
     """
 
     def __init__(self, expire: Callable[[], None]) -> None:
@@ -27,18 +28,22 @@ class Budget:
         self._lock = threading.Lock()
         self._parked = threading.Semaphore(0)
         self._is_parked = False
-        self._ends_s: float | None = None
-        self._left_s = 0.0
+        self._ends_s: float | None = None  # the deadline, on the monotonic clock; None while the clock stands still
+        self._left_s = 0.0  # seconds that were left when waiting began; 0 when the clock did not run
         threading.Thread(target=self._watch, name="budget", daemon=True).start()
 
     def renew(self, limit_s: float) -> None:
-        """Restart the clock: the module may compute for `limit_s` seconds from now."""
+        """Restart the clock: the module may compute for `limit_s` seconds from now.
+
+        Deadlines may only move later: the watchdog sleeps until the one it knows, and would notice an earlier one too
+        late.
+        """
         with self._lock:
             self._ends_s = time.monotonic() + limit_s
             self._unpark()
 
     def stop(self) -> None:
-        """Stop the clock: no message is in flight."""
+        """Stop the clock: no message is in flight. The next `renew` starts it again."""
         with self._lock:
             self._ends_s = None
             self._left_s = 0.0
@@ -57,6 +62,7 @@ class Budget:
                 self._unpark()
 
     def _unpark(self) -> None:
+        """Wake the watchdog if it waits for a deadline to be set; the lock is held."""
         if self._is_parked:
             self._is_parked = False
             self._parked.release()
@@ -69,6 +75,7 @@ class Budget:
                     self._expire()  # under the lock, so never after the module began to wait
                     return
                 self._is_parked = left_s is None
+            # Outside the lock. A deadline that is put off meanwhile is found after the sleep.
             if left_s is None:
                 self._parked.acquire()
             else:

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     """One host call: `{"result": …}` or `{"error": {"code", "message"}}`."""
 
 MOST_BYTES: Final = 1 << 20
-"""The longest answer and the longest request taken from a module, in bytes."""
+"""The longest answer and the longest request taken from a module, in bytes: as long as a line of the protocol."""
 
 
 class GuestCalls:
-    """Calls of one module. `fresh(store)` puts the limits of one call on a store; `ask` carries out a host call.
+    """Calls of one module. `fresh(store)` puts the limits of one call on a store; `ask(method, params)` carries out a
+    host call.
 
     `ready`: an instance was started successfully.
     """
@@ -52,6 +53,7 @@ class GuestCalls:
         Wasi(self._guest, streams, ("plugin",)).define(self._linker, module)
         kind = FuncType([ValType.i32(), ValType.i32()], [ValType.i64()])
         self._linker.define_func(engines.HOST, "call", kind, self._call, access_caller=True)
+        # Imports are resolved once here: each call needs a new instance.
         self._instance: InstancePre = self._linker.instantiate_pre(module)
 
     def try_out(self) -> None:
@@ -61,7 +63,10 @@ class GuestCalls:
         self.ready = True
 
     def invoke(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The module's answer; ValueError when that is no JSON object, GuestFailed when the module failed."""
+        """The module's answer to `request` (`{"action", "payload", "config"}`), from a fresh instance.
+
+        ValueError when that is no JSON object or too long, GuestFailed when the module failed.
+        """
         with Store(self._engine) as store:
             invoke = self._begin(store)
             try:
@@ -77,6 +82,7 @@ class GuestCalls:
         return found
 
     def _begin(self, store: Store) -> Func:
+        """Start an instance in `store` and return its `invoke`; GuestFailed when it cannot be started."""
         self._fresh(store)
         self._guest.detach()  # the memory of the last call is gone
         try:
@@ -100,6 +106,7 @@ class GuestCalls:
         return invoke
 
     def _put(self, context: Context, data: bytes) -> tuple[int, int]:
+        """Write `data` to memory that the module's `alloc` gives; (address, length). GuestFault for a bad address."""
         # Taken away meanwhile: an `alloc` that makes a host call would be called again for its answer, without end.
         alloc, self._alloc = self._alloc, None
         if alloc is None:
@@ -110,6 +117,7 @@ class GuestCalls:
         return at, len(data)
 
     def _take(self, context: Context, packed: int) -> bytes:
+        """The bytes that the module's `invoke` returned, as address << 32 | length. ValueError when too many."""
         at, size = packed >> 32 & WORD, packed & WORD
         if size > MOST_BYTES:
             raise ValueError(f"expected at most {MOST_BYTES} bytes, found {size}")
@@ -127,6 +135,7 @@ class GuestCalls:
         return packed - (1 << 64) if packed >> 63 else packed
 
     def _answer(self, caller: Caller, at: int, size: int) -> dict[str, Any]:
+        """The answer to one host call, as the module gets it; a malformed request is answered, not raised."""
         if size & WORD > MOST_BYTES:
             return _refusal(f"expected at most {MOST_BYTES} bytes")
         try:

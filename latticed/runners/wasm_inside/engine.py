@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 MAGIC: Final = b"\0asm"
 VERSION: Final = b"\x01\0\0\0"
 STACK_BYTES: Final = 512 << 10
+"""The stack of a module; beyond it a call traps (`stack_overflow`)."""
 HOST: Final = "latticed"
 CALL: Final = ("i32 i32", "i64")
+"""The one import that is not WASI, `latticed.call`, and its type (docs/wasm.md)."""
 _CALLS_EXPORTS: Final = {"alloc": ("i32", "i32"), "invoke": ("i32 i32", "i64")}
 _OFF: Final = (  # proposals that no plugin needs; they take memory that no limit of a store counts
     "threads memory64 multi_memory gc function_references exceptions custom_page_sizes stack_switching component_model"
@@ -27,11 +29,14 @@ _OFF: Final = (  # proposals that no plugin needs; they take memory that no limi
 
 
 def make(*, fuel: bool) -> Engine:
-    """Make an engine; compiled code loads only into one with the same configuration."""
+    """Make an engine; compiled code loads only into one with the same configuration.
+
+    `fuel`: count the fuel that a module uses, which makes it slower.
+    """
     config = Config()
-    config.epoch_interruption = True
+    config.epoch_interruption = True  # how `Budget` ends a module that computes for too long
     config.consume_fuel = fuel
-    config.parallel_compilation = False
+    config.parallel_compilation = False  # the compiling child may have a few tasks only
     config.max_wasm_stack = STACK_BYTES
     for name in _OFF:
         setattr(config, f"wasm_{name}", False)
@@ -47,13 +52,16 @@ def check_bytes(data: bytes) -> None:
 
 
 def abi_of(module: Module) -> Abi:
-    """How to call the module: `command` (WASI) or `calls` (of its exports). GuestFailed when it is no plugin.
+    """How to call the module: `command` (a WASI command) or `calls` (its exports `alloc` and `invoke`); see
+    docs/wasm.md.
 
-    wasm_import: it imports something that is not offered. wasm_invalid: it exports neither ABI.
+    GuestFailed when it is no plugin: `wasm_import`, it imports something that is not offered; `wasm_invalid`, it
+    exports neither ABI.
     """
     exports = {export.name: export for export in module.exports}
     calls = all(_signature(exports.get(name)) == expected for name, expected in _CALLS_EXPORTS.items())
     calls = calls and "memory" in exports and isinstance(exports["memory"].type, MemoryType)
+    # Refused here, with the name, and not when the module is started.
     for one in module.imports:
         given = wasi.SIGNATURES.get(one.name or "") if one.module == wasi.MODULE else None
         if calls and (one.module, one.name) == (HOST, "call"):
@@ -80,6 +88,7 @@ def signature(kind: FuncType) -> tuple[str, str]:
 
 
 def _signature(export: ExportType | None) -> tuple[str, str] | None:
+    """The signature of an exported function; None when there is no such export or it is no function."""
     kind = export.type if export is not None else None
     return signature(kind) if isinstance(kind, FuncType) else None
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Context = Store | Caller
 
-WORD = 0xFFFFFFFF
+WORD = 0xFFFFFFFF  # a mask: wasmtime passes i32 as signed numbers
 
 
 class GuestFault(Exception):
@@ -21,19 +21,24 @@ class GuestFault(Exception):
 
 
 class Guest:
-    """The memory that a module exports, looked up at the first use: WASI may need it while the module is starting."""
+    """The memory that a module exports, by addresses that the module gives: 32-bit numbers, signed or not.
+
+    It is looked up at the first use: WASI may need it while the module is starting, before `attach`.
+    """
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
 
     def attach(self, memory: Memory) -> None:
+        """Use `memory` from now on."""
         self._memory = memory
 
     def detach(self) -> None:
+        """Forget the memory; the next use looks it up again."""
         self._memory = None
 
     def size(self, context: Context) -> int:
-        """Bytes."""
+        """The size of the memory in bytes; 0 while it is not known."""
         return self._memory.data_len(context) if self._memory is not None else 0
 
     def view(self, context: Context, at: int, size: int) -> memoryview:
@@ -45,23 +50,31 @@ class Guest:
             raise GuestFault(f"expected {size} bytes at {at} to be in the module's memory")
         if size == 0:
             return memoryview(b"")
+        # Looked up each time: when the module grows its memory, that may move.
         start = ctypes.addressof(memory.data_ptr(context).contents)
         return memoryview((ctypes.c_ubyte * size).from_address(start + at)).cast("B")
 
     def read(self, context: Context, at: int, size: int) -> bytes:
+        """A copy of `size` bytes at the address `at`; GuestFault when out of bounds."""
         return bytes(self.view(context, at, size))
 
     def write(self, context: Context, at: int, data: bytes) -> None:
+        """Write `data` at the address `at`; GuestFault when out of bounds."""
         if data:
             self.view(context, at, len(data))[:] = data
 
     def write_u32(self, context: Context, at: int, value: int) -> None:
+        """Write an unsigned 32-bit number, little-endian as everything in a module's memory; GuestFault when out of
+        bounds.
+        """
         self.write(context, at, struct.pack("<I", value))
 
     def write_u64(self, context: Context, at: int, value: int) -> None:
+        """Write an unsigned 64-bit number, little-endian; GuestFault when out of bounds."""
         self.write(context, at, struct.pack("<Q", value))
 
     def _find(self, context: Context) -> Memory:
+        """The exported memory of the calling module; GuestFault when it exports none."""
         found = context["memory"] if hasattr(context, "__getitem__") else None
         if not isinstance(found, Memory):
             raise GuestFault("expected the module to export its memory")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 1 << 20
 """The longest line, in bytes, that the host accepts; a longer one would end the session."""
-_UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603
+_UNKNOWN_METHOD, _BAD_REPLY = -32601, -32603  # "method not found" and "internal error" of JSON-RPC 2.0
 
 
 class HostGone(Exception):
@@ -33,7 +33,7 @@ class HostSession:
         self._config: dict[str, Any] = {}
 
     def serve(self, calls: GuestCalls) -> NoReturn:
-        """Answer requests until HostGone, or the end of the process."""
+        """Answer requests until HostGone is raised, or the process ends. GuestFailed when the module failed."""
         while True:
             message = self._later.popleft() if self._later else self._next()
             method, number = message.get("method"), message.get("id")
@@ -45,10 +45,13 @@ class HostSession:
                 self._send({"id": number, "result": {}})
             elif method is not None:
                 self._simple(method, number)
-            self._budget.stop()
+            self._budget.stop()  # answered: nothing is computed until the next request
 
     def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Make one host call. Requests that arrive meanwhile are answered if `_simple` can, else queued."""
+        """Make one host call: `{"result": …}`, or `{"error": {"code", "message"}}`. Blocks until it is answered.
+
+        Requests that arrive meanwhile are answered if `_simple` can, else queued. The budget's clock stands still.
+        """
         self._asked += 1
         number = f"call-{self._asked}"
         line = _line({"id": number, "method": method, "params": params})
@@ -67,6 +70,7 @@ class HostSession:
         return {"error": {"code": error.get("data", {}).get("code", "internal"), "message": error.get("message", "")}}
 
     def _invoke(self, calls: GuestCalls, number: Any, params: dict[str, Any]) -> None:
+        """Answer one invocation; an answer of the module that is not usable becomes an error for the host."""
         request = {"action": params.get("action"), "payload": params.get("payload")}
         if self._config:
             request["config"] = self._config
@@ -90,6 +94,7 @@ class HostSession:
             self._send({"id": number, "error": {"code": _UNKNOWN_METHOD, "message": "there is no such method"}})
 
     def _next(self) -> dict[str, Any]:
+        """The next message of the host, read from stdin; HostGone at its end."""
         while not self._lines:
             data = os.read(0, _CHUNK_BYTES)
             if not data:
@@ -100,6 +105,7 @@ class HostSession:
                 self._lines.extend(lines[1:])
                 self._rest.clear()
             self._rest += rest
+        # The host is trusted: what it writes is valid.
         message: dict[str, Any] = json.loads(self._lines.popleft())
         return message
 
@@ -108,10 +114,12 @@ class HostSession:
 
 
 def _line(message: dict[str, Any]) -> bytes:
+    """A message as one line of JSON."""
     return json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
 def _write(line: bytes) -> None:
+    """Write all of a line to stdout; blocks while the pipe is full."""
     data = memoryview(line)
     while data:
         data = data[os.write(1, data) :]

@@ -12,15 +12,20 @@ if TYPE_CHECKING:
     from latticed.runners.wasm_inside.streams import Streams
 
 MOST: Final = 64
+"""How many subscriptions one call may have."""
+# Kinds of events, then clock and errno numbers, as in the witx.
 _CLOCK, _READ, _WRITE = 0, 1, 2
 _MONOTONIC: Final = 1
 _BADF, _INVAL, _NOTSUP = 8, 28, 58
-_LONGEST_S: Final = 3600.0
+_LONGEST_S: Final = 3600.0  # of one wait, after which everything is looked at again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollRequest:
-    """One subscription. `timeout_ns` is relative, or monotonic time if `absolute`."""
+    """One subscription. `userdata` is given back with the event; `kind` 0 is a clock, 1 reading, 2 writing.
+
+    `timeout_ns` is relative to the call, or a time of the monotonic clock if `absolute`.
+    """
 
     userdata: int
     kind: int
@@ -40,7 +45,11 @@ def read(data: bytes) -> PollRequest:
 
 
 def wait(asked: Sequence[PollRequest], streams: Streams, now_ns: Callable[[], int]) -> list[bytes]:
-    """Block until at least one event occurred; return the encoded events."""
+    """Block until at least one event occurred; return all that have, 32 bytes each.
+
+    A subscription that can never be fulfilled is an event at once, with an errno. `now_ns` is the module's monotonic
+    clock.
+    """
     began_ns = now_ns()
     while True:
         events = [event for one in asked if (event := _event(one, streams, now_ns, began_ns)) is not None]
@@ -51,10 +60,12 @@ def wait(asked: Sequence[PollRequest], streams: Streams, now_ns: Callable[[], in
 
 
 def _left_ns(one: PollRequest, now_ns: int, began_ns: int) -> int:
+    """Nanoseconds until a clock is due; negative once it is."""
     return one.timeout_ns - (now_ns if one.absolute else now_ns - began_ns)
 
 
 def _event(one: PollRequest, streams: Streams, now_ns: Callable[[], int], began_ns: int) -> bytes | None:
+    """The event of a subscription, None while it has not occurred."""
     if one.kind == _CLOCK:
         if one.absolute and one.clock != _MONOTONIC:  # only the monotonic clock advances
             return _packed(one, _NOTSUP, 0)
@@ -63,10 +74,12 @@ def _event(one: PollRequest, streams: Streams, now_ns: Callable[[], int], began_
         return _packed(one, _INVAL, 0)
     if not streams.has(one.fd) or (one.fd == 0) != (one.kind == _READ):
         return _packed(one, _BADF, 0)
-    if one.kind == _WRITE:
+    if one.kind == _WRITE:  # always: a write blocks as long as it must
         return _packed(one, 0, 1)
+    # How much there is, as far as is known; 1 also stands for end of file.
     return _packed(one, 0, max(streams.buffered, 1)) if streams.readable() else None
 
 
 def _packed(one: PollRequest, error: int, size: int) -> bytes:
+    """The event as bytes: userdata, errno, kind, bytes available, flags."""
     return struct.pack("<QHBxxxxxQHxxxxxx", one.userdata, error, one.kind, size, 0)

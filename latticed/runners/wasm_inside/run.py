@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """Orders of the daemon: `fuel` per message, 0 for none; `start_s` to get ready, `message_s` per message."""
+    """Orders of the daemon: `fuel` per message, 0 for no limit; `start_s` seconds of computing to get ready,
+    `message_s` for each message; `memory_bytes` of linear memory, `table_elements` in each table; `arguments` for a
+    WASI command.
+    """
 
     fuel: int
     start_s: float
@@ -55,7 +58,10 @@ class GuestHost:
 
 
 def main(text: str) -> NoReturn:
-    """Run the compiled module at descriptor INPUT by the orders `text` (JSON); never returns."""
+    """Run the compiled module at descriptor INPUT by the orders `text` (the fields of Orders as JSON); never returns.
+
+    The exit status is the module's own, 0 when the host ended the session, or EXIT_STATUS with a report on STATUS.
+    """
     try:
         host, module = _load(text)
         if engines.abi_of(module) == "command":
@@ -74,6 +80,7 @@ def main(text: str) -> NoReturn:
 
 
 def _load(text: str) -> tuple[GuestHost, Module]:
+    """The orders and the compiled module; GuestFailed("wasm_code") when the code does not load."""
     orders = Orders(**{**json.loads(text), "arguments": tuple(json.loads(text)["arguments"])})
     engine = engines.make(fuel=orders.fuel > 0)
     try:
@@ -87,6 +94,7 @@ def _command(host: GuestHost, module: Module) -> NoReturn:
     store, guest, orders = Store(host.engine), Guest(), host.orders
 
     def renew() -> None:
+        """A message begins: time and fuel are those of one message again."""
         host.budget.renew(orders.message_s)
         if orders.fuel:
             store.set_fuel(orders.fuel)
@@ -114,6 +122,7 @@ def _calls(host: GuestHost, module: Module) -> NoReturn:
     session = HostSession(host.budget)
 
     def fresh(store: Store) -> None:
+        """A store for one call: until the first instance was started, the time to get ready counts."""
         host.limit(store)
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 

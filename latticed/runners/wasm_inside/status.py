@@ -11,7 +11,7 @@ from wasmtime import Trap, TrapCode, WasmtimeError
 STATUS: Final = 4
 """Descriptor of the report; INPUT is that of the module to compile or the compiled code to run."""
 INPUT: Final = 3
-EXIT_STATUS: Final = 70
+EXIT_STATUS: Final = 70  # EX_SOFTWARE (sysexits.h)
 _MESSAGE_CHARACTERS: Final = 500
 _CODES: Final = {
     TrapCode.OUT_OF_FUEL: "fuel_exhausted",
@@ -25,6 +25,7 @@ _WORDS: Final = {
 }
 
 
+# Words in wasmtime's errors, which have no code: running out of memory is no fault of the module's bytes.
 _NO_ROOM: Final = (
     "exceeds memory limits",
     "exceeds table limits",
@@ -43,7 +44,9 @@ class Exited(Exception):
 
 
 def of_trap(trap: Trap) -> GuestFailed:
-    """GuestFailed for a trap, with its code and its place in the module."""
+    """GuestFailed for a trap: `fuel_exhausted`, `deadline_exceeded`, `stack_overflow`, or `wasm_trap` with what
+    happened and in which function.
+    """
     code = _CODES.get(trap.trap_code, "wasm_trap") if trap.trap_code is not None else "wasm_trap"
     if code != "wasm_trap":
         return GuestFailed(code, _WORDS[code])
@@ -64,7 +67,7 @@ def of_error(error: WasmtimeError, code: str) -> GuestFailed:
 
 
 def end(code: str, message: str) -> NoReturn:
-    """Write the report and exit at once (os._exit)."""
+    """Write the report `{"code", "message"}` and exit at once with EXIT_STATUS; the message becomes one short line."""
     words = " ".join(message.split())[:_MESSAGE_CHARACTERS]
     os.write(STATUS, json.dumps({"code": code, "message": words}).encode())
     os._exit(EXIT_STATUS)
