@@ -35,9 +35,7 @@ class Allow:
 
 
 def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Denied:
-    """Whether the call may be carried out; a Denied with the first rule that fails. `max_bytes` bounds the encoded
-    parameters. Pure.
-    """
+    """Whether the call may be carried out, or the first rule that refuses it. `max_bytes` bounds `asked.size`. Pure."""
     # The first rule that fails answers: what a plugin may not do at all is said before size and rate.
     capability = hostcall.CAPABILITY_OF.get(asked.method)
     if capability is None:

@@ -34,8 +34,7 @@ log = logs.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """Limits per plugin: call rate (`of_call`: further rates by method), bytes of encoded parameters, seconds for one
-    call.
+    """Limits per plugin: call rate (`of_call`: further rates by method), bytes of parameters, seconds for one call.
 
     The daemon sets them from `[host_calls]`, and replaces them on a reload: open Gates read them at each call.
     """
@@ -112,9 +111,7 @@ class Gate:
         return sorted(self._rights.declared & self._rights.granted) if self._open else []
 
     def regrant(self, granted: frozenset[str]) -> None:
-        """Replace the grants while the plugin runs; calls under way that need others are cancelled, and denied when
-        they end.
-        """
+        """Replace the grants while the plugin runs; calls under way that need others are cancelled and denied."""
         # Before the calls are cancelled: `_expired_reason` reads it to say why.
         self._rights = Rights(declared=self._rights.declared, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
@@ -224,9 +221,7 @@ class Gate:
             self._under_way.pop(deadline, None)
 
     def _expired_reason(self, capability: str) -> HostError:
-        """Why the deadline of a call ended it: the Gate was closed, the capability was taken back, or the time was
-        over.
-        """
+        """Why a call was ended: the Gate was closed, the capability was taken back, or its deadline passed."""
         # A deadline moved to now (`_expire`) looks like one that passed: the state says which of the three it was.
         if not self._open:
             return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
@@ -258,6 +253,7 @@ class Gate:
 
 
 def _encode(params: dict[str, Any]) -> bytes:
+    """The parameters as JSON; HostError bad_params."""
     try:
         return msgspec.json.encode(params)
     # In-process callers pass any object: bytes, lone surrogates (UnicodeEncodeError) or cycles are not JSON.

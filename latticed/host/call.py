@@ -55,8 +55,7 @@ class HostError(FaultError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One call that a service carries out: `method` as in `model.hostcall`, such as `kv.get`; `params` decodes its
-    parameters.
+    """One call that a service carries out: `method` as in `model.hostcall`; `params` decodes its parameters.
 
     `serve(caller, params)` returns what becomes the JSON result. It is called after the broker has allowed and recorded
     the call, and is cancelled at the deadline.

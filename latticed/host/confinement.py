@@ -66,8 +66,7 @@ class Spawner(Protocol):
 
 
 def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
-    """The highest sandbox level of this host, with those features of _LIKES that it has. `network`: the program needs
-    one.
+    """The highest sandbox level of this host, with those features of _LIKES that it has; `network` requires one.
 
     Problem("sandbox_unavailable") when the host is below the operator's floor, or cannot give a network.
     """
@@ -93,7 +92,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 
     Problem("program_unusable") says what is wrong with it.
     """
-    # Whoever else could change the file could have the daemon run any code of theirs.
+    # Any other user who can change the file could have the daemon run code of theirs.
     owners = frozenset({0, os.geteuid()})
     try:
         with open(path, "rb") as source:
@@ -118,7 +117,7 @@ def program_at(path: str, interpreters: Mapping[str, str]) -> Program | Artifact
 def _changeable(path: Path, owners: frozenset[int]) -> str | None:
     """The part of a path (link, target, directory) that users other than `owners` can change; None if there is none."""
     real = Path(os.path.realpath(path))
-    # `path.parent` besides the real path: whoever can write there can replace the link itself.
+    # `path.parent` besides the real path: a user who can write there can replace the link itself.
     for place in (path.parent, real, *real.parents):
         found = place.stat()
         # In a sticky directory (inode(7), S_ISVTX), such as /tmp, others cannot rename or remove root's entries.

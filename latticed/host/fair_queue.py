@@ -25,6 +25,7 @@ class _Lanes(Generic[T]):
 
     @property
     def idle(self) -> bool:
+        """Whether the owner has neither waiting nor running items."""
         return not any(self.waiting.values()) and not any(self.running.values())
 
 

@@ -48,9 +48,7 @@ class KvGet(Params, frozen=True):
 
 
 class ListKeys(Params, frozen=True):
-    """Parameters of kv.list: keys of the caller's bucket that begin with `prefix`, in order, those after the key
-    `after`.
-    """
+    """Parameters of kv.list: keys of the caller's bucket that begin with `prefix` and come after the key `after`."""
 
     prefix: str = ""
     after: str = ""
@@ -91,6 +89,7 @@ class KvCalls:
         )
 
     async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
+        """Serve kv.get: `{ok, value, value_base64}`, or `{ok: false}`; `value` is left out above MAX_TEXT_BYTES."""
         key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
         # Read on the event loop: one row by its key, which costs less than handing it to a thread.
         value = self._ledger.read(lambda db: rows.get(db, bucket, key))
@@ -102,7 +101,8 @@ class KvCalls:
         return {"ok": True, "value": values.as_text(value), "value_base64": coded}
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
-        # One key more than is answered tells whether there is a next page.
+        """Serve kv.list: a page of the caller's keys, and the `after` of the next one or null."""
+        # One key more than is answered says whether there is a next page.
         keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
@@ -118,6 +118,7 @@ class KvCalls:
         return bucket
 
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
+        """Serve kv.put. HostError bad_params; Problem quota_exceeded, ledger_unavailable."""
         key, value = _checked(asked.key), values.from_text_or_base64(asked.value, asked.value_base64, name="value")
         # Without `durable`: it survives a kill of the daemon, but perhaps not a power cut (`Ledger.write`). The quota
         # is checked in the same transaction, so that concurrent calls cannot exceed it together.

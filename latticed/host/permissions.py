@@ -100,9 +100,7 @@ class Permissions:
         return self._standings.get(plugin_id, UNKNOWN if self.complete else NOT_SEEN)
 
     def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
-        """Why it may not act with any of `capabilities`, or None. Decided anew from the present standing: nothing is
-        cached.
-        """
+        """Why it may not act with any of `capabilities`, or None. Judged at each call; nothing is cached."""
         return judge(self.standing(plugin_id), *capabilities)
 
     def may(self, plugin_id: str, *capabilities: str) -> bool:
@@ -118,8 +116,7 @@ class Permissions:
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:
-        """What the operator granted besides capabilities, as `kind=value` (`model.permits`); also while the plugin may
-        not act.
+        """What the operator granted besides capabilities, as `kind=value` (`model.permits`); also while it may not act.
         """
         return self.standing(plugin_id).permits
 
@@ -141,9 +138,7 @@ class Permissions:
         return EgressRights(origins=tuple(egress.origin(one) for one in found))
 
     def egress_rights(self, plugin_id: str) -> EgressRights:
-        """Where it may connect to, by what the operator granted. Does not say whether it may act: see
-        `CapabilityPermissions`.
-        """
+        """Where it may connect to; not whether it may act, see `CapabilityPermissions.egress_rights`."""
         standing = self.standing(plugin_id)
         origins = permits.of_kind(standing.permits, permits.ORIGIN)
         return EgressRights(

@@ -30,7 +30,7 @@ log = logs.get_logger()
 class ScheduledItem(abc.ABC):
     """What a subclass keeps of one row. `key`: that of its row. `ticket`: its timer. `task`: its run.
 
-    `busy`: queued or running. `gone`: deleted or replaced, so no run of it may start.
+    `busy`: queued or running. `gone`: deleted or replaced, so that no run of it may start.
     """
 
     key: int
@@ -116,9 +116,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         self._start()
 
     async def _stop(self, items: Iterable[Scheduled]) -> None:
-        """Cancel timers and runs of these items, and return once the runs have ended; queued ones are dropped by
-        `_start`.
-        """
+        """Cancel timers and runs of these items, and return once the runs have ended; `_start` drops queued ones."""
         running = []
         for one in items:
             one.gone = True
@@ -150,7 +148,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         one.busy, one.task = False, None
         # `slow` as it was when queued: `one.slow` may have changed by the run, and would free a slot of the other lane.
         self._queue.release(one.plugin_id, slow=slow)
-        # `_stop` and `put` decide about an item that is gone; rescheduling it would keep a replaced one alive.
+        # `_stop` and `put` decide about an item that was deleted or replaced; rescheduling it here would run it again.
         if not one.gone:
             self._ended(one)
         self._start()

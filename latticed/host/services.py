@@ -67,8 +67,7 @@ SENDS: Final = ("notify:send", "monitor:admin")
 
 
 class HostServices:
-    """All host services; an async context manager, entered before the first plugin is started and left after the last
-    one.
+    """All host services; an async context manager, entered before the first plugin starts and left after the last.
 
     `permissions` are written by the lifecycle and `handles` (by plugin id) by the supervisor, both made later: here
     they are only read, at the time of each call. `spawner` starts the programs of services, tasks and tunnels.
@@ -129,7 +128,7 @@ class HostServices:
             rights=permissions.to("monitor:admin").egress_rights,
             settings=settings.monitor,
         )
-        # Before the routes: they tell `programs` of visitors.
+        # Before the routes, which report visitors to `programs`.
         self._make_programs(spawner)
         self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
         route_deps = RouteDeps(
@@ -237,14 +236,11 @@ class HostServices:
             self.notifications.wake()
 
     async def drained(self, plugin_id: str) -> None:
-        """Return once nothing runs for a plugin that it may not do. May take as long as a program takes to end; the
-        caller has a deadline.
-        """
+        """Return once nothing runs for a plugin that it may not do; without a deadline."""
         await asyncio.gather(*(keeper.drained(plugin_id) for keeper in self._keepers()))
 
     async def forget(self, plugin_id: str) -> None:
-        """Stop what runs for a plugin and delete its rows of the keepers; `lifecycle.handover` removes or renames its
-        other rows.
+        """Stop what runs for a plugin and delete its rows of the keepers; `lifecycle.handover` handles its other rows.
 
         Problem ledger_unavailable; what runs has been stopped of each keeper that was reached.
         """

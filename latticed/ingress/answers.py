@@ -99,7 +99,7 @@ class IngressAnswer:
         wanted = request.keep_alive
         if self.keep_alive is None:
             self.keep_alive = wanted
-        # HTTP/1.1 keeps connections by default, HTTP/1.0 only when told to (RFC 9112, section 9.3).
+        # HTTP/1.1 keeps connections by default, HTTP/1.0 only with this header (RFC 9112, section 9.3).
         closing = b"" if self.keep_alive else b"Connection: close\r\n"
         if self.keep_alive and request.version < HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
@@ -123,7 +123,7 @@ class IngressAnswer:
 def of_response(response: RouteResponse) -> IngressAnswer:
     """The response of a target; Problem("plugin_error") for a content type that could inject another header."""
     said = response.content_type
-    # For every target, whoever made the response.
+    # Checked for the answers of all targets.
     if not (said.isascii() and said.isprintable()):
         raise Problem("plugin_error", "expected a content type in visible ASCII")
     return IngressAnswer(response.body, said, status=response.status)

@@ -29,8 +29,7 @@ HEADERS: Final = 64
 class OutsideConnection(LimitedConnection):
     """One connection of a listener for visitors; a handler that has not answered after DEADLINE_S is cancelled.
 
-    `late`: the handler was cancelled for that reason. `wants_body`: the handler is reading a body that has not come
-    whole.
+    `late`: the handler was cancelled for that reason. `wants_body`: the handler is reading a body that is not complete.
     """
 
     request_s = REQUEST_S
@@ -56,14 +55,13 @@ class OutsideConnection(LimitedConnection):
         self._working: asyncio.Task[Any] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio for a new connection."""
         super().connection_made(transport)
         # May cut this connection at once, when there are too many.
         self.limiter.enter(self)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """Keep a half-closed connection open until its complete requests are answered; True to keep it open for
-        writing.
-        """
+        """Keep a half-closed connection open until its complete requests are answered; True: open for writing."""
         self._ended = True
         # Requests that the parser has completed and no handler has begun yet (aiohttp's RequestHandler).
         if self._messages:
@@ -88,7 +86,7 @@ class OutsideConnection(LimitedConnection):
             self.give_up()
 
     def give_up(self) -> None:
-        """Cancel the handler once, with `late` set so that it can tell this from a lost connection."""
+        """Cancel the handler once, with `late` set, which distinguishes this from a lost connection."""
         if self._working is not None and not self.late:
             self.late = True
             # Once only: a second cancellation would end the handler's own clean-up.

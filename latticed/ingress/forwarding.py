@@ -75,8 +75,7 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
 
 
 def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
-    """The response headers for the client: Location and cookies moved below `prefix`, without those for the whole
-    origin.
+    """The response headers for the client: Location and cookies moved below `prefix`, none for the whole origin.
 
     `private`: the request had a login session; no shared cache may keep the answer then.
     """
@@ -96,16 +95,14 @@ def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bo
             out.add("Set-Cookie", kept)
     if private:
         out.add("Vary", "Cookie")
-        # Without Cache-Control a shared cache may keep an answer by its own rules (RFC 9111, section 4.2.2): as if it
-        # were public.
+        # Without Cache-Control a shared cache may keep an answer by its own rules (RFC 9111, section 4.2.2).
         if _SHARED.search(",".join(out.getall("Cache-Control", ["public"]))):
             out["Cache-Control"] = "private"
     return out
 
 
 def moved(location: str, *, origin: str, prefix: str) -> str:
-    """The service's Location header as the client must see it: moved below `prefix` if it leads to `origin`, else
-    unchanged.
+    """The service's Location header as the client must see it: moved below `prefix` if it leads to `origin`.
 
         "/a"                          ->  "/p/a", with the prefix "/p/"
         "http://10.0.0.1:80/a"        ->  "/p/a", if the origin is "http://10.0.0.1:80"
@@ -129,9 +126,7 @@ def others_cookies(fields: Iterable[str]) -> str:
 
 
 def session_ids(fields: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, value) of every cookie with a name of our session cookies. There may be several: a page of another port
-    can set one.
-    """
+    """(name, value) of every cookie with a name of our session cookies; several when a page of another port set one."""
     pairs = [pair.strip().partition("=") for field in fields for pair in field.split(";")]
     return [(name.strip(), value.strip()) for name, _, value in pairs if name.strip() in SESSION_COOKIES]
 

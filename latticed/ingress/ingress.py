@@ -42,8 +42,7 @@ log = logs.get_logger()
 
 
 class Ingress:
-    """Serves the routes of `routes` at `http.listen`. An async context manager: on exit answers under way get DRAIN_S
-    to finish.
+    """Serves the routes of `routes` at `http.listen`. An async context manager: on exit open answers get DRAIN_S.
 
     It listens only while a plugin has a claim; `routes.listener` says where, or why not.
     """
@@ -54,8 +53,7 @@ class Ingress:
         self._routes = routes
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
         self._hosts = Hosts(settings)
-        # At most a quarter of the descriptors (RLIMIT_NOFILE): visitors must not take those of the control socket and
-        # of plugins.
+        # At most a quarter of the descriptors (RLIMIT_NOFILE): the rest is for the control socket, plugins and files.
         self._limiter: ConnectionLimiter[OutsideConnection] = ConnectionLimiter(
             clock, most=min(CONNECTIONS, descriptors.limit() // 4)
         )
@@ -95,13 +93,12 @@ class Ingress:
                 await self._listen()
             elif not self._routes.in_use and self._server is not None:
                 self._close_listener()
-                # Without a route there is nothing to answer: open connections are cut, or closed after the answer under
-                # way.
+                # Without a route there is nothing to answer: connections are cut, or end with the answer under way.
                 self._limiter.dismiss()
                 self._routes.set_listener(RouteListener())
             again = self._routes.in_use and self._server is None
             with contextlib.suppress(TimeoutError):
-                # Nothing tells when an address becomes free, so it is tried again.
+                # There is no notification when an address becomes free, so it is tried again.
                 async with asyncio.timeout(RETRY_S if again else None):
                     await self._routes.changed.wait()
 
@@ -145,7 +142,7 @@ class Ingress:
             answer = await self._answer(request, connection)
         except Problem as problem:
             answer = answers.of_problem(problem)
-        # The client has gone, or the server shuts down: nobody is left to answer.
+        # The client has gone, or the server shuts down: there is no one to answer.
         except (ConnectionError, asyncio.CancelledError):
             raise
         except web.RequestPayloadError:
@@ -169,8 +166,7 @@ class Ingress:
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:
             raise Problem("bad_request", "expected one Host")
-        # Before the route is looked up: a page of a name that was made to resolve to us learns nothing of what there
-        # is.
+        # Before the route is looked up: a page that gets here by DNS rebinding learns nothing of what there is.
         self._hosts.check(said[0] if asked.authority is None else asked.authority)
         check_headers(request.raw_headers)
         # Then the route and its method, before the body is read.

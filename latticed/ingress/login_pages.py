@@ -71,8 +71,7 @@ class LoginPages:
         return _redirect(f"{LOGIN}?to={urllib.parse.quote(raw, safe='/')}")
 
     async def answer(self, request: web.BaseRequest, asked: request_target.RequestTarget, host: str) -> IngressAnswer:
-        """The answer to a request below OWN_PREFIX. `asked` is its parsed target, `host` its Host, which has been
-        checked.
+        """The answer to a request below OWN_PREFIX. `asked` is its parsed target, `host` its checked Host.
 
         Problem not_found, bad_request, request_too_large, origin_not_allowed, service_unavailable.
         """
@@ -97,7 +96,7 @@ class LoginPages:
         try:
             made = await self._sessions.enter(target, form.get("password", ""), cookies, secure=secure)
         except Problem as problem:
-            # These two are the visitor's to mend: the form is shown again.
+            # The visitor can try again after these two: the form is shown again.
             if problem.code not in {"login_failed", "login_throttled"}:
                 raise
             return _page(LOGIN, "Log in", to, _LOGIN_FIELDS, problem)
@@ -170,8 +169,6 @@ def _cookie(made: str, *, secure: bool) -> tuple[str, str]:
 
 
 def _gone(*, secure: bool) -> tuple[str, str]:
-    """Set-Cookie that removes the session's cookie: the same name and Path, by which browsers find it (RFC 6265,
-    section 5.3).
-    """
+    """Set-Cookie that removes the session's cookie: browsers find it by name and Path (RFC 6265, section 5.3)."""
     name, value = _cookie("", secure=secure)
     return name, value.replace(f"Max-Age={int(LIFE_S)}", "Max-Age=0")

@@ -39,11 +39,11 @@ _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """Limits of one exchange, in seconds and bytes. `head_s` restarts with each piece of the request, `idle_s` with
-    each of the answer.
+    """Limits of one exchange, in seconds and bytes.
 
-    `upload_idle_s`, `write_s`: for the client to send or take the next piece. `ping_s`: between pings to a websocket's
-    client. `message_bytes`: of a websocket's message. `at_once`: requests of one plugin.
+    `head_s`: until the head of the answer, restarts with each piece of the request. `idle_s`: until the next piece of
+    the answer. `upload_idle_s`, `write_s`: for the client to send or take the next piece. `ping_s`: between pings to a
+    websocket's client. `message_bytes`: of a websocket's message. `at_once`: requests of one plugin.
     """
 
     connect_s: float = 3.0
@@ -124,9 +124,7 @@ class Proxy:
         return self._session
 
     def url(self, passed: ProxiedAnswer) -> URL:
-        """The URL with the pinned address, so that no name is resolved; Problem service_unavailable when the origin is
-        not pinned now.
-        """
+        """The URL with the pinned address, so that no name is resolved; Problem service_unavailable without one."""
         # Asked for each request: the operator may have taken the grant back.
         address: Address | None = passed.target.pinned()
         if address is None:
@@ -217,8 +215,7 @@ class Upload:
 
         Problem, also in `problem`: aiohttp wraps the exception, and `Proxy._asked` reports the cause.
         """
-        # aiohttp begins to read this once it has connected: until then a client that expects 100 Continue need not send
-        # the body.
+        # aiohttp begins to read this once it has connected; before, a client that expects 100 Continue need not send.
         await _ask_for_body(self._request)
         received = 0
         while piece := await self._next():

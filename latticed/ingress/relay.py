@@ -37,8 +37,7 @@ def is_wanted(request: web.BaseRequest) -> bool:
 async def relay(passed: ProxiedAnswer, through: Proxy) -> web.StreamResponse:
     """Relay messages until one side closes; returns the websocket response, which has been sent and closed.
 
-    Raises Problem only before the handshake with the client is answered: `bad_request`, `busy`, `service_failed`,
-    `service_unavailable`.
+    Problem only before the handshake is answered: `bad_request`, `busy`, `service_failed`, `service_unavailable`.
     """
     protocols = _asked(passed.request)
     with through.slot(passed.target):
@@ -90,7 +89,7 @@ async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str
             )
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
         raise proxy.bad_gateway() from error
-    # The service chose a subprotocol that nobody offered: the handshake has failed (RFC 6455, section 4.1).
+    # The service chose a subprotocol that was not offered: the handshake has failed (RFC 6455, section 4.1).
     if back.protocol is not None and back.protocol not in protocols:
         await back.close()
         raise proxy.bad_gateway()

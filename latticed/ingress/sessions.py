@@ -38,8 +38,7 @@ log = logs.get_logger()
 
 @dataclass(slots=True, eq=False)
 class LoginSession:
-    """One session. `opened`: fingerprint of the password used, by (plugin id, secret name), for each login of this
-    session.
+    """One session. `opened`: for each login, by (plugin id, secret name), the fingerprint of the password used.
 
     `secure`: made over https, so its cookie has the `__Host-` name. Times are on the monotonic clock.
     """
@@ -53,8 +52,7 @@ class LoginSession:
 class Sessions:
     """Logins and sessions of all proxied services; used on the event loop only.
 
-    `secret(plugin_id, name)` returns the present password, or its hash (HostError when it is not bound); `record`
-    writes an audit event.
+    `secret(plugin_id, name)` returns the present password or its hash, HostError when not bound; `record` takes events.
     """
 
     def __init__(self, *, secret: Callable[[str, str], str], record: Callable[[Event], None], clock: Clock) -> None:
@@ -72,8 +70,7 @@ class Sessions:
         now_s = self._clock.monotonic_s()
         for name, value in cookies:
             session = self._all.get(_hash(value))
-            # A session made over https only counts from the `__Host-` cookie, which nothing that came over http can
-            # set.
+            # A session made over https only counts from the `__Host-` cookie, which cannot be set over http.
             if session is not None and session.secure == (name == SESSION_COOKIES[0]) and self.holds(session, target):
                 session.used_s = now_s
                 return session
@@ -91,8 +88,7 @@ class Sessions:
             return False
 
     async def enter(self, target: Proxied, password: str, cookies: Iterable[tuple[str, str]], *, secure: bool) -> str:
-        """Check the password, and make a session that also keeps the logins of the sessions in `cookies`; returns its
-        id.
+        """Check the password and make a session, which keeps the logins of those in `cookies`; returns its id.
 
         `secure`: the browser uses https. Problems: login_failed, login_throttled (hint: seconds to wait),
         service_unavailable. Right and wrong passwords are recorded.
@@ -122,8 +118,7 @@ class Sessions:
     def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
         """Make a session that keeps the logins of `before`; its id is new at every login, against session fixation.
 
-        At MOST sessions the least recently used one is removed. Logins of http are not carried over to https, nor the
-        reverse.
+        At MOST sessions the least recently used one is removed. No login passes between http and https.
         """
         now_s = self._clock.monotonic_s()
         opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}

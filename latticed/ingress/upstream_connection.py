@@ -12,10 +12,9 @@ loopback there is neither."""
 
 
 class UpstreamConnection(OutsideConnection):
-    """A connection of the service listener.
+    """A connection of the service listener, with the usual deadlines for sending a request.
 
-    It has the usual deadlines for sending a request; while it is answered, only the proxy's limits apply
-    (`ProxyLimits`).
+    While it is answered, only the proxy's limits apply (`ProxyLimits`).
     """
 
     def overdue(self, now_s: float) -> bool:

@@ -67,8 +67,7 @@ class _Stream:
 class UpstreamIngress(Ingress):
     """Serves what `routes` has at `http.service_listen`, behind logins; does nothing where that is not set.
 
-    `secret(plugin_id, name)`: a password as bound now (HostError when it is not); `record` takes events for the audit
-    chain.
+    `secret(plugin_id, name)`: a password as bound now (HostError when it is not); `record` takes audit events.
     """
 
     connection = UpstreamConnection
@@ -158,8 +157,7 @@ class UpstreamIngress(Ingress):
     ) -> tuple[LoginSession | None, IngressAnswer | None]:
         """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer).
 
-        `below`: the path below the route, `raw`: path and query as asked for, both encoded. Problem not_found,
-        origin_not_allowed.
+        `below`: the path below the route, `raw`: path and query, both encoded. Problem not_found, origin_not_allowed.
         """
         websocket = relay.is_wanted(request)
         # Without a login only reading: no body, no websocket, no method that changes anything.

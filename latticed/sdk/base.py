@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 class PluginError(Exception):
-    """Raised by an action: it fails with this message, without a traceback in the log. Its text is shown to whoever
-    called it.
-    """
+    """Raised by an action: it fails with this message, which its caller gets; no traceback is logged."""
 
 
 class Health:
@@ -63,14 +61,11 @@ class PluginBase:
     _ask: Ask = staticmethod(_unconnected)
 
     def started(self) -> None:
-        """Called once, before any action or health check; host calls can be made. If it raises, the plugin does not
-        start.
+        """Called once, before any action or health check. If it raises, the plugin does not start. May make host calls.
         """
 
     def health(self) -> Health:
-        """The plugin's health; called regularly, between actions. An exception counts as unhealthy. Overridden where
-        needed.
-        """
+        """The plugin's health; called regularly, between actions. An exception counts as unhealthy."""
         return Health()
 
     def invoke(self, action: str, payload: Any) -> Any:
@@ -80,7 +75,7 @@ class PluginBase:
         """
         found = getattr(self, f"do_{action.replace('-', '_')}", None)
         if found is None:
-            # Cut: whoever calls chooses the name.
+            # Cut, as the caller chooses the name.
             raise PluginError(f"no such action: {action[:100]}")
         return found(payload)
 
@@ -88,9 +83,7 @@ class PluginBase:
         """Called once, before the end, under latticed-stdio-1; the host does not wait long."""
 
     def describe(self) -> Any:
-        """What the action `describe` answers under stdio-json-v1: any JSON. By default the class's name, docstring and
-        actions.
-        """
+        """What the action `describe` answers under stdio-json-v1: by default class name, docstring and actions."""
         actions = sorted(name[3:] for name in dir(type(self)) if name.startswith("do_"))
         return {"name": type(self).__name__, "about": (type(self).__doc__ or "").strip(), "actions": actions}
 

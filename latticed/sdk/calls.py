@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 
 class HostError(Exception):
-    """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …), `message` says
-    more.
+    """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …).
 
-    The codes are listed in docs/plugins.md.
+    The codes are listed in docs/plugins.md; `message` says more.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -67,9 +66,7 @@ def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[
 
 
 class Kv(Calls):
-    r"""Small values that survive restarts, in a bucket of this plugin's own. A key has 1 to 256 characters, without `/`
-    and `\`.
-    """
+    """Small values that survive restarts, in a bucket of this plugin's own. Keys have 1 to 256 characters."""
 
     def get(self, key: str) -> str | None:
         """The value as text, or None when there is none; UnicodeDecodeError when it is no text (kv:read)."""

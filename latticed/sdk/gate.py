@@ -136,9 +136,7 @@ class Gate:
             raise HostError("too_large", f"expected at most {REQUEST_BYTES} bytes, found {size}")
 
     def _carry_out(self, method: str, params: dict[str, Any]) -> Any:
-        """The result of an allowed call: from `answers`, else by this class. HostError service_unavailable for other
-        calls.
-        """
+        """The result of an allowed call: from `answers`, or by this class. HostError service_unavailable otherwise."""
         if method in self.answers:
             answer = self.answers[method]
             return answer(params) if callable(answer) else answer
@@ -156,6 +154,7 @@ class Gate:
         return serve[method](params)
 
     def _kv_get(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """As the host's kv.get; the buckets of operators are not simulated."""
         value = self.kv.get(_key(asked))
         if asked.get("bucket") is not None:
             raise HostError("bad_params", "expected a bucket that this plugin may read")
@@ -171,6 +170,7 @@ class Gate:
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _kv_put(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """As the host's kv.put, with its quotas."""
         key, value = _key(asked), _value(asked)
         if len(value) > self.kv_value_bytes:
             raise HostError("quota_exceeded", f"expected a value of at most {self.kv_value_bytes} bytes")
@@ -248,6 +248,7 @@ def _key(asked: dict[str, Any]) -> str:
 
 
 def _value(asked: dict[str, Any]) -> bytes:
+    """The value of kv.put in bytes; HostError bad_params."""
     text, coded = asked.get("value"), asked.get("value_base64")
     if (text is None) == (coded is None):
         raise HostError("bad_params", "expected exactly one of value and value_base64")

@@ -26,9 +26,7 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 
 def encode(message: Any) -> bytes:
-    """`message` as one line of JSON in UTF-8, with its newline; raises UNFIT for what the host refuses: NaN, lone
-    surrogates.
-    """
+    """`message` as a line of JSON in UTF-8, newline included; UNFIT for what the host refuses: NaN, lone surrogates."""
     return _dumps(message).encode("utf-8") + b"\n"
 
 

@@ -98,7 +98,7 @@ class Static(Calls):
         return None
 
     def put(self, path: str, content: str | bytes) -> dict[str, Any]:
-        """Create or replace a file; its content type follows from its extension: `{ok, bytes, content_type, etag}`
+        """Create or replace a file: `{ok, bytes, content_type, etag}`; the type is that of its extension
         (static:write).
         """
         text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}

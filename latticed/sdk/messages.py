@@ -37,9 +37,7 @@ class Response:
 
 
 class Http(Calls):
-    """Requests through the host's guarded egress: only to hosts that the operator granted. See docs/egress.md for
-    limits.
-    """
+    """Requests through the host's guarded egress: only to hosts that the operator granted (docs/egress.md)."""
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | bytes | None = None
@@ -49,6 +47,7 @@ class Http(Calls):
         `${secret:NAME}` in url, headers and a `body` of text is filled in by the host, if the operator bound NAME to
         this plugin. A status of 400 or more is no error here.
         """
+        # Left out rather than null: `header` of http.do takes no null.
         params = given(method=method, url=url, header=dict(headers) if headers else None)
         if body is not None:
             params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
@@ -68,10 +67,9 @@ class Mail(Calls):
     """Mail through the operator's relay."""
 
     def send(self, to: str | Sequence[str], subject: str, body: str) -> Any:
-        """Hand a message in plain text to the relay: `{ok, message_id, recipients}` (http:egress).
+        """Send a message in plain text to the operator's relay: `{ok, message_id, recipients}` (http:egress).
 
-        It is sent to all recipients or to none. HostError("deadline_exceeded"): it is not known whether the relay took
-        it.
+        It goes to all recipients or to none. HostError("deadline_exceeded"): it is not known whether the relay took it.
         """
         return self._ask("mail.send", {"to": to if isinstance(to, str) else list(to), "subject": subject, "body": body})
 

@@ -13,11 +13,10 @@ class Route(Calls):
     """HTTP paths of this plugin, below /<plugin id>/ unless the operator granted another prefix."""
 
     def put(self, path: str, target: str, **more: Any) -> Any:
-        """Answer `path` and what is below it by `target` (template, invoke or service); replaces the plugin's route
-        there.
+        """Answer `path` and what is below it by `target`: template, invoke or service (worker:route).
 
         `{ok, path, url, message}`; `url` is None while nothing listens, and `message` says why. `more`: the target's
-        parameters, as in docs/services.md (worker:route).
+        parameters, as in docs/services.md. Replaces the plugin's route at this path.
         """
         return self._ask("route.put", {"path": path, "target": target, **more})
 
@@ -50,9 +49,7 @@ class Network(Calls):
         return self._ask("network.plans", {})
 
     def apply(self, sha256: str) -> Any:
-        """Apply what an operator approved, once. This version always raises HostError("service_unavailable")
-        (network:apply).
-        """
+        """Apply what an operator approved. This version raises HostError("service_unavailable") (network:apply)."""
         return self._ask("network.apply", {"sha256": sha256})
 
 

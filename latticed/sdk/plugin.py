@@ -24,8 +24,7 @@ class Plugin(PluginBase):
     """A plugin: write a method `do_ACTION(payload)` for each action, or `invoke` for all of them.
 
     Once started: `id`, `capabilities` (what the manifest declares) and `config` (what the operator set). Under
-    stdio-json-v1 they keep their defaults. Each property below is a group of host calls; a call that is refused raises
-    HostError.
+    stdio-json-v1 they keep their defaults. Each property is a group of host calls; a refused one raises HostError.
     """
 
     def call(self, host_call: str, /, **params: Any) -> Any:
@@ -137,8 +136,7 @@ class Plugin(PluginBase):
         return Ddns(self._ask)
 
     def run(self) -> None:
-        """Serve the host until it ends the session, or one action (stdio-json-v1). SystemExit if the plugin cannot
-        start.
+        """Serve the host until it ends the session, or one action (stdio-json-v1); SystemExit if it cannot start.
 
         Takes over descriptors 0 and 1 (see `lines.claim`): print nothing before it is called.
         """

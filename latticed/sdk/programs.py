@@ -214,8 +214,7 @@ def run_once(
 ) -> dict[str, Any]:
     """One invocation of a program that speaks stdio-json-v1: its final reply `{ok, message, result, error}`.
 
-    ProgramError when the next line does not come within `deadline_s`, or none comes. `env` is added to this process's
-    own environment.
+    ProgramError when no line comes within `deadline_s`, or no reply. `env` is added to this process's own environment.
     """
     theirs, ours = os.pipe()
     try:
@@ -263,6 +262,7 @@ def _answer(gate: Gate, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(program: _Program, stream: LineStream, message: dict[str, Any]) -> None:
+    """Send one message; ProgramError with the program's stderr when it does not read."""
     try:
         stream.write(lines.encode(message))
     except ProgramError as error:

@@ -50,8 +50,9 @@ class Service(Calls):
     """Long-lived programs of the operator's list, run while the plugin is active."""
 
     def put(self, name: str, **service: Any) -> Any:
-        """Make or replace a program: `{ok, name, state}`; `service`: program, args, environment, restart, network
-        (task:run).
+        """Make or replace a program: `{ok, name, state}` (task:run).
+
+        `service`: program, args, environment, restart, network, as in docs/services.md.
         """
         return self._ask("service.put", {"name": name, **service})
 
@@ -68,10 +69,9 @@ class Tunnel(Calls):
     """Tunnels from the internet to services on this host, by cloudflared."""
 
     def put(self, name: str, **tunnel: Any) -> Any:
-        """Make or replace a tunnel: `{ok, name, state, trying}`; `tunnel`: tunnel, ingress, credentials or token
-        (tunnel:admin).
+        """Make or replace a tunnel: `{ok, name, state, trying}`, before it is connected (tunnel:admin).
 
-        Returns before the tunnel is connected.
+        `tunnel`: tunnel, ingress, and credentials or token, as in docs/services.md.
         """
         return self._ask("tunnel.put", {"name": name, **tunnel})
 

@@ -46,8 +46,7 @@ def _inflated(data: bytes, window: int, limit: int) -> bytes:
     while data:  # gzip may be of several members (RFC 1952, section 2.2)
         member = zlib.decompressobj(window)
         try:
-            # One byte more than allowed says that there is more. Never 0, which means no limit: `content` has at most
-            # `limit` here.
+            # One byte more than allowed says that there is more. It is never 0, which would mean no limit.
             content += member.decompress(data, limit + 1 - len(content))
         except zlib.error as error:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer's body is not what it says it is") from error

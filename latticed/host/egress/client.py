@@ -41,9 +41,7 @@ _MAX_LINE_BYTES: Final = 8_190
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressLimits:
-    """Limits of one call of `send`, over all redirects: bytes of the request's or answer's body, seconds for
-    everything.
-    """
+    """Limits of one call of `send`: bytes of the request's or an answer's body, seconds for all redirects together."""
 
     body_bytes: int = 256 << 10
     total_s: float = 10.0
@@ -77,8 +75,7 @@ class EgressClient:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
         allowed = AllowedAddresses(_allowed.get)
-        # No cache of names and no limit of connections here: addresses hold for one request, and callers bound their
-        # requests.
+        # No cache of names, as addresses hold for one request; no limit here, as callers limit their requests.
         connector = aiohttp.TCPConnector(
             resolver=allowed,
             socket_factory=allowed.socket,
@@ -125,6 +122,7 @@ class EgressClient:
         """
         try:
             async with asyncio.timeout(limits.total_s):
+                # One deadline for all hops, look-ups included.
                 for _ in range(redirects.MAX_REDIRECTS + 1):
                     found = await self._hop(request, rights, limits, contacted)
                     if isinstance(found, EgressAnswer):
@@ -154,18 +152,19 @@ class EgressClient:
                 # The body of a redirect is not read: leaving the block closes the connection.
                 status, location = answer.status, answer.headers.get("Location")
 
+        # After the block: the connection to this hop is closed before the next one is judged.
         def is_bound(one: Target) -> bool:
             return self.guard.is_bound(one.host, one.port, rights, scheme=one.scheme)
 
         return redirects.follow(request, status, location, is_bound=is_bound)
 
     def _request(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send one request; the block entered with the result has its answer, and closes the connection."""
         if self._session is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
         return self._session.request(
             request.method,
-            # `encoded`: yarl would otherwise normalise escapes, and the URL sent would differ from the one that was
-            # judged.
+            # `encoded`: yarl would otherwise normalise escapes, and send another URL than the one that was judged.
             URL(str(request.target), encoded=True),
             headers=request.header,
             data=request.body or None,
@@ -176,6 +175,7 @@ class EgressClient:
 
 async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: EgressLimits) -> EgressAnswer:
     """The answer with its whole body; HostError `too_large`, or for an encoding that cannot be decoded."""
+    # No upgrade was asked for; what would follow is no HTTP (RFC 9110, section 15.2.2).
     if answer.status == 101:
         raise HostError(Denial.SERVICE_UNAVAILABLE, "the answer changes to another protocol")
     # From the raw bytes: aiohttp decodes values with surrogate escapes, which JSON cannot carry.

@@ -141,9 +141,7 @@ class Guard:
 
 
 def _normal(host: str) -> str:
-    """A host in normal form, an IPv6 address without brackets; HostError `egress_blocked` for one that can be read in
-    two ways.
-    """
+    """A host in normal form, IPv6 without brackets; HostError `egress_blocked` when it can be read in two ways."""
     try:
         literal = hosts.address_of(host)
         return hosts.normal(host) if literal is None else hosts.normal(hosts.bracketed(host))

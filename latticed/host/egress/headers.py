@@ -67,9 +67,7 @@ def check_size(header_list: Iterable[Header]) -> None:
 
 
 def across_origins(header_list: tuple[Header, ...], secret: frozenset[str]) -> tuple[Header, ...]:
-    """The headers that are sent on to another origin: those of _SAFE_ACROSS_ORIGINS, without the ones named in
-    `secret`.
-    """
+    """The headers that are sent on to another origin: those of _SAFE_ACROSS_ORIGINS, except the ones in `secret`."""
     safe = _SAFE_ACROSS_ORIGINS - secret | {"accept-encoding"}
     return tuple((name, value) for name, value in header_list if name.lower() in safe)
 

@@ -22,9 +22,7 @@ STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressRequest:
-    """One request, ready to be sent. `secret` names the headers (lower case) that hold secrets; `secret_body` says that
-    the body does.
-    """
+    """One request, ready to be sent. `secret`: the headers (lower case) with secrets; `secret_body`: it has some."""
 
     method: str
     target: Target

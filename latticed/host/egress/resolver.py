@@ -67,6 +67,7 @@ class SystemResolver:
         lookups.callers += 1
         try:
             async with lookups.slots:
+                # Checked with the slot taken: while a caller waits for it, more threads may be abandoned.
                 if lookups.abandoned >= self._max_abandoned or not self._threads_left:
                     raise TooManyLookups("too many look-ups are still unanswered")
                 return await self._lookup_in_thread(host, owner, lookups)
@@ -75,6 +76,10 @@ class SystemResolver:
             self._drop_if_idle(owner, lookups)
 
     async def _lookup_in_thread(self, host: str, owner: str, lookups: _OwnerLookups) -> tuple[Address, ...]:
+        """Look up `host` in a new thread. OSError; TooManyLookups when no thread can be started.
+
+        When cancelled, the thread goes on and is counted in `lookups.abandoned` until it ends.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Address, ...]] = loop.create_future()
 
@@ -108,6 +113,7 @@ class SystemResolver:
             raise
 
     def _drop_if_idle(self, owner: str, lookups: _OwnerLookups) -> None:
+        """Forget an owner without callers and threads, so that the dict does not grow with every id there ever was."""
         if not lookups.callers and not lookups.abandoned:
             self._by_owner.pop(owner, None)
 

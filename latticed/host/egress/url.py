@@ -29,8 +29,7 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
 _PARTS: Final = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?")
 # Without leading zeros, signs and digits of other scripts, which int() would take.
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
-# Controls and white space, backslash (browsers read it as a slash), C1 controls and no-break space, line separators,
-# surrogates.
+# White space, control characters and separators, surrogates, and the backslash, which browsers read as a slash.
 _UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\\u0080-\u00a0\u2028\u2029\ud800-\udfff]")
 _SAFE: Final = "%/:?@!$&'()*+,;=-._~[]"  # what RFC 3986 lets stand in a path or a query; the rest is encoded
 # Without `/ ? # & = + %`: the value of a secret cannot add a segment or a field, or be decoded to something else.
@@ -68,8 +67,7 @@ def parse(text: str, *, expand: Callable[[str], str] | None = None) -> Target:
     host that no request goes to.
 
     The fragment is dropped. `expand` gives the values of references to secrets, in path and query only: a secret is
-    never part of a host or port. Messages contain nothing of the URL but its scheme. Whether the target may be reached
-    is for the guard.
+    never part of a host or port. Messages contain nothing of the URL but its scheme.
     """
     if len(text) > MAX_CHARACTERS:
         raise _bad(f"expected at most {MAX_CHARACTERS} characters, found {len(text)}")
@@ -122,9 +120,7 @@ def _encoded(raw: str, expand: Callable[[str], str] | None) -> str:
 
 
 def _authority(text: str, default_port: int) -> tuple[str, int]:
-    """Host in normal form, and port. HostError `bad_params`, or `egress_blocked` for a host that can be read in two
-    ways.
-    """
+    """Host in normal form, and port. HostError `bad_params`, or `egress_blocked` when it can be read in two ways."""
     # `http://good.example@evil.example/` is at evil.example: user names are refused rather than cut off.
     if "@" in text:
         raise _bad("expected no user name and password; send them in a header")

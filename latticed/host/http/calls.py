@@ -30,9 +30,7 @@ MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 
 
 class HttpDo(Params, frozen=True):
-    """Parameters of http.do, see docs/egress.md. `header`: values by name; at most one of `body` (text) and
-    `body_base64`.
-    """
+    """Parameters of http.do, see docs/egress.md. `header`: values by name. At most one of `body` and `body_base64`."""
 
     url: str
     method: str = "GET"
@@ -68,9 +66,11 @@ class HttpCalls:
         return (Served(method="http.do", params=HttpDo, serve=self._do),)
 
     async def _do(self, caller: Caller, asked: HttpDo) -> dict[str, Any]:
+        """Serve http.do. HostError as `EgressClient.send`, and `bad_params`; values of secrets are redacted from it."""
         secrets = self._secrets_of(caller.plugin_id)
         rights = self._rights_of(caller.plugin_id)
         try:
+            # Inside the slot also what comes before the connection: putting secrets in, encoding, look-ups.
             with self._slot(caller):
                 request, uses_secrets = _request(asked, secrets, self._limits.body_bytes)
                 if uses_secrets:
@@ -111,7 +111,7 @@ class HttpCalls:
 
 
 def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[EgressRequest, bool]:
-    """The request as it is sent, and whether it holds secrets."""
+    """The request as it is sent, with secrets put in, and whether it holds any. HostError bad_params, too_large."""
     method = asked.method.upper() or "GET"
     if method not in METHODS:
         raise HostError(Denial.BAD_PARAMS, f"method: expected one of {', '.join(METHODS)}")
@@ -131,6 +131,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
     request = EgressRequest(
         method=method, target=target, header=header, body=body, secret=secret, secret_body=secret_body
     )
+    # Of the text that was asked for: in the target the references have been replaced.
     return request, bool(secret or secret_body or REFERENCE.search(asked.url))
 
 

@@ -77,6 +77,8 @@ class MailCalls:
         return (Served(method="mail.send", params=MailSend, serve=self._send),)
 
     async def _send(self, caller: Caller, asked: MailSend) -> dict[str, Any]:
+        """Serve mail.send; returns once the relay has accepted the message. HostError, without values of secrets."""
+        # All checks that need no connection come first.
         settings = self.settings
         relay, sender = relay_of(settings), _sender(settings)
         to = mail_message.recipients(asked.to, limit=settings.recipients)
@@ -143,9 +145,7 @@ class MailCalls:
 
 
 def relay_of(settings: Settings) -> Relay:
-    """The relay of the settings, with rights to reach it and nothing else; HostError service_unavailable when none is
-    set.
-    """
+    """The relay of the settings, with rights to reach nothing else; HostError service_unavailable when none is set."""
     parsed = relays.parsed(settings.relay)
     if parsed is None:
         raise HostError(
@@ -187,7 +187,6 @@ def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
     """HostError for a recipient not in `allow`, which has addresses and `@domain`s; empty allows any."""
     for one in to:
         local, _, domain = one.rpartition("@")
-        # The local part also in lower case, as most servers compare it (RFC 5321, section 2.4); domains are in normal
-        # form.
+        # The local part in lower case, too, as most servers compare it (RFC 5321, section 2.4).
         if allow and one not in allow and f"@{domain}" not in allow and f"{local.lower()}@{domain}" not in allow:
             raise HostError(Denial.EGRESS_BLOCKED, f"recipient not allowed: {one} is not in mail.allow")

@@ -54,9 +54,7 @@ def recipients(given: str | Iterable[str], *, limit: int) -> tuple[str, ...]:
 
 
 def check_subject(subject: str) -> None:
-    """HostError bad_params unless it is one line of visible text, too_large beyond MAX_SUBJECT_CHARACTERS; the message
-    does not contain it.
-    """
+    """HostError bad_params unless it is one line of visible text, too_large beyond the limit; never quotes it."""
     if len(subject) > MAX_SUBJECT_CHARACTERS:
         raise HostError(Denial.TOO_LARGE, f"subject: expected at most {MAX_SUBJECT_CHARACTERS} characters")
     if not subject.strip() or any(text.is_control(c) or "\ud800" <= c <= "\udfff" for c in subject):
@@ -64,9 +62,7 @@ def check_subject(subject: str) -> None:
 
 
 def check_body(body: str, *, max_bytes: int) -> None:
-    """HostError too_large for more than `max_bytes` in UTF-8, bad_params for what is not text; the message does not
-    contain it.
-    """
+    """HostError too_large for more than `max_bytes` in UTF-8, bad_params for what is not text; never quotes it."""
     try:
         size = len(body.encode("utf-8"))
     except UnicodeEncodeError as error:

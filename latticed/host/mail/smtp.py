@@ -72,9 +72,7 @@ class Envelope:
 
 
 class Smtp:
-    """Sends messages, each over a connection of its own, through `guard`. `tls` defaults to the certificate authorities
-    of this host.
-    """
+    """Sends messages through `guard`, each over its own connection. `tls` defaults to the system's trust."""
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
@@ -104,6 +102,7 @@ class Smtp:
             raise _unavailable(f"the relay {relay.shown} broke off") from error
 
     async def _send(self, relay: Relay, envelope: Envelope, password: str, limit: asyncio.Timeout) -> None:
+        """The SMTP dialogue: TLS, login, envelope, message. HostError, and errors of aiosmtplib for `send` to map."""
         # Refused before connecting, so that the password is not sent in clear.
         if relay.username and relay.security == "none":
             raise _unavailable("the relay's user name and password go over TLS only (settings, [mail])")
@@ -112,7 +111,7 @@ class Smtp:
         async with self._connected(relay) as client:
             if relay.security == "starttls":
                 await client.ehlo()
-                # Somebody in between can remove STARTTLS from the answer: no fallback to plaintext.
+                # Whoever controls the network can remove STARTTLS from the answer: no fallback to plaintext.
                 if not client.supports_extension("starttls"):
                     raise _unavailable(f"the relay {relay.shown} offers no STARTTLS, which mail.starttls demands")
                 await client.starttls()
@@ -122,11 +121,11 @@ class Smtp:
                 await _log_in(client, relay, password)
             # The relay's limit first: without it the whole message would be sent, only to be refused.
             size_limit = client.esmtp_extensions.get("size", "")
-            # RFC 1870: 0, or no number, means that the relay states no limit.
+            # RFC 1870: 0, or no number, means no limit. Cut to 12 digits, as int() refuses very long texts.
             if size_limit.isascii() and size_limit.isdigit() and 0 < int(size_limit[:12]) < len(envelope.message):
                 raise HostError(Denial.TOO_LARGE, f"the relay takes messages of at most {size_limit[:12]} bytes")
             await client.mail(envelope.sender)
-            # All before DATA: one refusal raises, and then nobody gets the message.
+            # All before DATA: one refusal raises, and then the message goes to none of them.
             for one in envelope.to:
                 await client.rcpt(one)
             await client.data(envelope.message)
@@ -141,6 +140,7 @@ class Smtp:
 
         if self._tls is None and relay.security != "none":
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
+        # A socket of ours: aiosmtplib would look the name up itself, past the guard.
         sock = await self._connect(relay)
         client = aiosmtplib.SMTP(
             hostname=relay.host,
@@ -156,6 +156,7 @@ class Smtp:
             await client.connect()
             yield client
         finally:
+            # Kept before `close`, which forgets it.
             transport = client.transport
             client.close()
             if isinstance(transport, asyncio.WriteTransport):
@@ -187,9 +188,7 @@ async def _open(address: Address, port: int) -> socket.socket:
 
 
 async def _log_in(client: aiosmtplib.SMTP, relay: Relay, password: str) -> None:
-    """AUTH with a mechanism that both know; HostError service_unavailable without the relay's words, which may repeat
-    what was sent.
-    """
+    """Log in (AUTH). HostError service_unavailable without the relay's words, which may repeat what was sent."""
     import aiosmtplib
 
     try:

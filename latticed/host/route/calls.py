@@ -32,6 +32,7 @@ class RouteCalls:
         )
 
     async def _put(self, caller: Caller, asked: route_spec.RoutePut) -> dict[str, Any]:
+        """Serve route.put: `url` is null while nothing listens there, and `message` says why."""
         # In a thread: it parses a template of up to 256 KiB.
         spec = await asyncio.to_thread(route_spec.checked, asked)
         listener = await self._routes.put(caller.plugin_id, spec)

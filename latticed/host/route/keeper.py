@@ -56,8 +56,7 @@ class PluginHandle(Protocol):
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
         """Have one of its actions carried out; Problem when it is not armed.
 
-        `by_outsider`: a visitor's request asks for it, so that failures of this instance do not count for the breaker
-        (docs/adr/0015).
+        `by_outsider`: for a visitor's request: failures of this instance then leave the breaker alone (docs/adr/0015).
         """
 
 
@@ -135,8 +134,7 @@ class RouteKeeper:
                 log.error("route_damaged", plugin_id=row.plugin_id, path=row.path, reason=str(error))
             else:
                 self._routes[row.plugin_id, row.path] = route
-        # When the first recheck raises, the timer and the claims made so far are undone; else `pop_all` keeps them
-        # until exit.
+        # When the first recheck raises, timer and claims are undone; otherwise `pop_all` keeps them until exit.
         with contextlib.ExitStack() as stack:
             # Ends in reverse: the timer is cancelled first, else it could claim the released routes again.
             stack.callback(self._release_all)
@@ -182,6 +180,7 @@ class RouteKeeper:
         self._recheck(self._routes.values())
 
     def _recheck(self, routes: Iterable[StoredRoute]) -> None:
+        """Claim or release each of these routes as its plugin stands now; a refused claim is logged, not raised."""
         for route in routes:
             allowed = self._may_serve(route)
             if allowed and route.claim is None:
@@ -196,9 +195,7 @@ class RouteKeeper:
                 self._release(route)
 
     async def forget(self, plugin_id: str) -> None:
-        """Delete all routes of a plugin that was forgotten or taken over by another publisher. Problem
-        ledger_unavailable.
-        """
+        """Delete all routes of a plugin that was forgotten or taken over. Problem ledger_unavailable."""
         async with self._changing:
             # Unlike in `delete`, released before the write: even if that fails, nothing answers for the old plugin.
             for key in [key for key in self._routes if key[0] == plugin_id]:
@@ -228,6 +225,7 @@ class RouteKeeper:
         return self._view(route.spec, route.plugin_id, served=route.claim is not None, fault=fault)
 
     def _view(self, spec: RouteSpec, plugin_id: str, *, served: bool, fault: str = "") -> dict[str, Any]:
+        """A route by its spec, as `view` shows it."""
         listener = self._table(spec).listener
         return {
             "plugin": plugin_id,
@@ -245,9 +243,7 @@ class RouteKeeper:
         }
 
     def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
-        """HostError when a proxied route could not be served now, so that the plugin's call fails instead of a later
-        request.
-        """
+        """HostError when a proxied route could not be served now, so that the call fails instead of later requests."""
         if not self._upstreams.enabled:
             raise HostError(
                 Denial.SERVICE_UNAVAILABLE,
@@ -311,8 +307,7 @@ class RouteKeeper:
                     pinned=lambda: self._pinned(plugin_id, origin),
                     visited=lambda: self._deps.visited(plugin_id),
                 )
-        # Proxied has no `methods` and no `serve`; only the service listener looks into `upstreams`, and it knows
-        # Proxied.
+        # Proxied has no `methods` and `serve`; only the service listener looks into `upstreams`, and it knows that.
         return StoredRoute(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
 
     def _may(self, plugin_id: str) -> bool:
@@ -328,7 +323,7 @@ class RouteKeeper:
         return await self._handle(plugin_id).call(method, params)
 
     async def _invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
-        # Every request by a route is a visitor's, whoever sent it.
+        # Every request that arrives by a route counts as a visitor's.
         return await self._handle(plugin_id).invoke(action, payload, by_outsider=True)
 
     def _handle(self, plugin_id: str) -> PluginHandle:
@@ -362,6 +357,7 @@ class RouteKeeper:
         return frozenset({path} if below or path in granted else ())
 
     def _claim(self, route: StoredRoute) -> None:
+        """Claim the path of a route in its table; Problem route_taken, service_unavailable."""
         path = route.spec.path
         granted = self._granted(route.plugin_id, path)
         table = self._table(route.spec)

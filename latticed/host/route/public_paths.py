@@ -45,6 +45,7 @@ def is_public(patterns: tuple[str, ...], raw: str) -> bool:
 
 
 def _matches(pattern: list[str], segments: list[str]) -> bool:
+    """Whether segments of a pattern match decoded segments of a path; a `*` needs some text."""
     # `**` is compared as its prefix: the path must be longer than it, and only as many segments count. The last segment
     # may be empty (`/assets/`); the pattern `/**` alone has an empty prefix and matches every path.
     if pattern[-1] == "**":

@@ -40,10 +40,9 @@ _SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 async def render(
     compiled: Template, path: str, method: str, query: tuple[tuple[str, str], ...], *, content_type: str, call: Call
 ) -> bytes:
-    """The body; `path` is decoded, `query` decoded pairs in their order. `call(method, params)` is a host call of the
-    plugin.
+    """The body; `path` is decoded, `query` decoded pairs in their order.
 
-    Problem with the code of a denial that is not in _EMPTY, or `output_too_large`.
+    `call(method, params)` makes a host call of the plugin. Problem: denials that are not in _EMPTY, `output_too_large`.
     """
     values: dict[Reference, str] = {PATH: path, METHOD: method}
     for wanted in compiled.queries:
@@ -60,10 +59,10 @@ async def render(
 
 
 def content_type(given: str, name: str) -> str:
-    """The Content-Type of a template's answers, `text/…; charset=utf-8`; Problem("source_blocked") for one that cannot
-    be served safely.
+    """The Content-Type of a template's answers, such as `text/html; charset=utf-8`.
 
-    `given`: such as `text/html`, with or without `charset=utf-8`. `name` is that of the field with it, for the message.
+    `given`: with or without `charset=utf-8`. `name` is that of the field with it, for the message.
+    Problem("source_blocked") for one that cannot be served safely: no text, a script, or another charset.
     """
     kind, _, parameter = (part.strip().lower() for part in given.partition(";"))
     scripted = any(word in kind for word in _SCRIPTS)
@@ -88,7 +87,7 @@ async def _stored(references: tuple[Reference, ...], call: Call) -> list[str | P
     if len(references) <= 1:  # a task would cost more than the call
         return [await _value(reference, call) for reference in references]
     # `_value` returns a Problem instead of raising it: gather would return at the first exception and leave the other
-    # calls running without anybody awaiting them.
+    # calls running, with results that are never read.
     return await asyncio.gather(*(_value(reference, call) for reference in references))
 
 

@@ -38,8 +38,7 @@ _PARAMETERS_OF: Final = {
 class RoutePut(Params, frozen=True):
     """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
 
-    `login`: `${secret:NAME}`; `origin`: `http://host:port`, or `http://host:port=address`; `public`: see
-    `public_paths`.
+    `login`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `public`: patterns.
     """
 
     path: str
@@ -80,8 +79,7 @@ def checked(asked: RoutePut) -> RouteSpec:
     Parses a template of up to 256 KiB, so callers run it in a thread. Whether the path is free is left to the route
     table, whether origin and secret may be used to the keeper.
     """
-    # A parameter of another target is an error: left out silently, `public` of a template would look as if it had
-    # effect.
+    # A parameter of another target is an error: if it were ignored, `public` of a template would seem to work.
     for kind, names in _PARAMETERS_OF.items():
         if kind != asked.target and (odd := [name for name in names if getattr(asked, name)]):
             raise _bad(f"{odd[0]}: goes with the target {kind}, found {asked.target}")
@@ -108,6 +106,7 @@ def decoded(stored: str) -> RouteSpec:
 
 
 def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
+    """The spec of a template route. HostError bad_params, also for a template that does not parse."""
     try:
         content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
         template.parse(asked.template.encode("utf-8"))
@@ -123,6 +122,7 @@ def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
 
 
 def _invoke_spec(asked: RoutePut, path: str) -> RouteSpec:
+    """The spec of a route to an action; without `methods`, GET and HEAD. HostError bad_params."""
     if not _ACTION.fullmatch(asked.action):
         raise _bad("action: expected 1 to 128 of A-Z a-z 0-9 . _ : -, first a letter or digit")
     # `dict.fromkeys` removes duplicates and keeps the order, so that the same call is stored as the same JSON.
@@ -133,6 +133,7 @@ def _invoke_spec(asked: RoutePut, path: str) -> RouteSpec:
 
 
 def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
+    """The spec of a proxied route, its origin in normal form. HostError bad_params."""
     if not _SERVICE_PATH.fullmatch(path):
         raise _bad("path: expected segments of A-Z a-z 0-9 . _ ~ - for a service")
     try:

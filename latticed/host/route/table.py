@@ -61,9 +61,7 @@ class RouteTarget(Protocol):
         ...
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """The answer; a Problem becomes an error document whose status follows from its code. The caller sets the
-        deadline and cancels.
-        """
+        """The answer; a Problem becomes an error document with the status of its code. The caller has a deadline."""
         ...
 
 
@@ -122,8 +120,7 @@ class RouteTable:
     def check(self, plugin_id: str, prefixes: Iterable[str], *, granted_prefixes: frozenset[str] = frozenset()) -> None:
         """Problem("route_taken") when `plugin_id` may not have all of `prefixes` (each `normalised`); claims nothing.
 
-        `granted_prefixes`: those that it may claim besides its own, compared exactly. A prefix that the plugin holds
-        itself is no obstacle.
+        `granted_prefixes`: those it may claim besides its own, compared exactly. What it holds itself is no obstacle.
         """
         claimed, granted = tuple(prefixes), {normalised(one) for one in granted_prefixes}
         if len(claimed) > MAX_PREFIXES:
@@ -152,8 +149,7 @@ class RouteTable:
         # All are checked before the first is claimed: a refusal leaves nothing half claimed.
         self.check(plugin_id, claimed, granted_prefixes=granted_prefixes)
         claim = RouteClaim(plugin_id, claimed, target)
-        # A plugin that starts again replaces the claim of its earlier instance, prefix by prefix: no request in between
-        # is 404.
+        # A plugin that starts again replaces the claim of its earlier instance, so no request in between is 404.
         for prefix in claimed:
             if (old := self._claims.get(prefix)) is not None:
                 self._drop(prefix, old)
@@ -178,7 +174,7 @@ class RouteTable:
 
     def find(self, path: str) -> RouteClaim | None:
         """The claim with the longest prefix of the decoded `path`, if any. `/a` counts as below `/a/`."""
-        # Also below a granted `/`: whoever answers there can prove control of the host (ACME, RFC 8555, section 8.3).
+        # Also below a granted `/`: who answers there can prove control of the host (ACME, RFC 8555, section 8.3).
         if path.startswith(RESERVED) or path == RESERVED[:-1]:
             return None
         found, end = self._claims.get("/"), 0
@@ -210,11 +206,13 @@ class RouteTable:
         return None
 
     def _drop(self, prefix: str, claim: RouteClaim) -> None:
+        """Remove `claim` from one prefix, if it still has it."""
         # A newer claim of the same plugin has replaced this one; releasing the old one late must not remove the new.
         if self._claims.get(prefix) is not claim:
             return
         del self._claims[prefix]
         self._granted.pop(prefix, None)
+        # `find` goes as deep as the deepest claim: its count must not keep a depth that is no longer used.
         depth = prefix.count("/") - 1
         self._depths[depth] -= 1
         if not self._depths[depth]:

@@ -32,10 +32,7 @@ MAX_HEADERS: Final = 32
 to 16 KiB of headers (docs/workers.md).
 """
 MAX_HEADER_CHARACTERS: Final = 4_096
-# Without `cookie` and `authorization`: routes of all plugins share one origin, so these may be meant for another
-# plugin.
-# Without `cookie` and `authorization`: routes of all plugins share one origin, so these may be meant for another
-# plugin.
+# Without `cookie` and `authorization`: routes of all plugins share one origin, so they may be for another one.
 _FORWARDED: Final = frozenset({"accept", "accept-language", "content-type", "user-agent", "if-none-match"})
 _NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
 """Of the `x-` headers, those that proxies set about clients, and those that make servers see another request."""
@@ -182,6 +179,7 @@ def compiled(source: str) -> Template:
 
 
 def _body(result: Mapping[str, Any]) -> bytes:
+    """The body of an action's result in bytes, empty when there is none; Problem plugin_error."""
     plain, coded = result.get("body"), result.get("body_base64")
     if plain is not None and coded is not None:
         raise _bad_answer("expected one of body and body_base64, found both")

@@ -51,9 +51,7 @@ METHOD: Final = Reference("method")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Text (UTF-8) and references in their order; `queries` and `stored` have each of those kinds once, in the order of
-    their first use.
-    """
+    """Text (UTF-8) and references in their order; `queries` and `stored` have each of those kinds once."""
 
     parts: tuple[bytes | Reference, ...]
     queries: tuple[Reference, ...]
@@ -69,8 +67,7 @@ def parse(source: bytes) -> Template:
     except UnicodeDecodeError as error:
         line = source.count(b"\n", 0, error.start) + 1
         raise _blocked(f"expected a template in UTF-8, found other bytes in line {line}") from error
-    # Searched in the whole text, placeholders included: it is a check for mistakes, not what keeps templates from
-    # running.
+    # In the whole text, placeholders included: a check for mistakes; nothing in a template is ever executed.
     if found := _BLOCKED.search(text):
         where = _line(text, found.start())
         raise _blocked(f"expected a template, which is data, found the source primitive `{found[0]}` in line {where}")
@@ -107,12 +104,13 @@ def render(
 
 
 def _parts(text: str) -> tuple[bytes | Reference, ...]:
-    """Text and references in their order. Problem for a `{{` that is not closed before the next one, or too many
-    placeholders.
+    """Text and references in their order.
 
         "a{{path}}b"  ->  (b"a", PATH, b"b")
         "{{unknown}}" ->  ()
         "{{{path}}}"  ->  (b"{", PATH, b"}")
+
+    Problem for a `{{` that is not closed before the next one, and for more than MAX_PLACEHOLDERS.
     """
     parts: list[bytes | Reference] = []
     known: dict[str, Reference | None] = {}
@@ -151,8 +149,7 @@ def _reference(placeholder: str) -> Reference | None:
         return None
     if kind == "query":
         return Reference("query", rest)
-    # Keys hold no slash (`kv.key_fault`): of `kv:a/b/c` the bucket is `a`, kv.get refuses the key `b/c`, and it renders
-    # empty.
+    # Keys hold no slash (`kv.key_fault`): for `kv:a/b/c`, kv.get refuses the key `b/c`, and it renders empty.
     bucket, _, key = rest.partition("/")
     return Reference("kv", bucket, key) if kind == "kv" and bucket and key else None
 

@@ -55,8 +55,7 @@ class KnownSecret:
 class SecretKeeper:
     """Stores, seals and opens secrets. Methods for operators raise Problem, those for plugins HostError.
 
-    `owner`: whose secrets these are; values and bindings of another owner are not seen. The key is read at its first
-    use.
+    `owner`: whose secrets these are; those of others are not seen. The key is read at its first use.
     """
 
     def __init__(self, ledger: Ledger, place: KeyLocation, *, clock: Clock, owner: str = OPERATOR) -> None:
@@ -119,7 +118,7 @@ class SecretKeeper:
             raise Problem("bad_request", f"expected a plugin's id, found {texts.sanitise(plugin_id, 80)!r}")
         if self._ledger.read(lambda db: rows.get(db, self._owner, name)) is None:  # before the key is read
             raise Problem("not_found", f"there is no secret {name}")
-        # With a MAC, so that a row written into the database by somebody without the key binds nothing.
+        # With a MAC, so that a row that was written into the database without the key binds nothing.
         mac = self._key().mac(_binding_message(self._owner, name, plugin_id))
         binding = rows.Binding(owner=self._owner, name=name, plugin_id=plugin_id, mac=mac)
         await self._ledger.write(lambda tx: rows.bind(tx, binding), durable=True)

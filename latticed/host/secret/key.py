@@ -34,7 +34,7 @@ FILE: Final = "secrets.key"
 """Name of the key file beside the settings file, where neither credential nor setting names one."""
 KEY_BYTES: Final = 32
 """Of the stored key, from which 256-bit keys are derived."""
-# A key in base64 has 44 characters; the rest is room for white space.
+# A key in base64 has 44 characters; more may be white space around it.
 _MAX_FILE_BYTES: Final = 1_024
 READ_S: Final = 0.25
 """How long the event loop is blocked for reading the key: at a start, after a reload, and for a key that changed."""
@@ -50,8 +50,7 @@ class KeyLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKeys:
-    """Keys derived from the stored one: `id` identifies it without revealing it; `cipher` seals values, `binding` is a
-    MAC key.
+    """Keys derived from the stored one: `id` identifies it and reveals nothing; `cipher` seals; `binding` is for MACs.
     """
 
     id: str
@@ -143,7 +142,7 @@ class KeyReader:
         return found
 
     def _read(self, answer: Future[SealingKeys | None]) -> None:
-        """Runs in the thread; hands over the key or the exception."""
+        """Runs in the thread; passes the key or the exception on to `get`."""
         try:
             answer.set_result(read(self._place))
         except BaseException as error:  # noqa: BLE001 - raised by `get`
@@ -152,12 +151,11 @@ class KeyReader:
 
 def make(found: KeyLocation) -> SealingKeys:
     """Make a new key at a place that is ours and has none; never replaces one. Problem secret_unavailable."""
-    # A new name in the same directory: link(2) does not cross file systems, and the file appears under its name
-    # complete.
+    # In the same directory, as link(2) does not cross file systems. The key appears under its name complete.
     temporary = found.path.with_name(f".{found.path.name}.{os.urandom(6).hex()}")
     try:
         found.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # O_EXCL and O_NOFOLLOW: a file or link that somebody put there is not written to.
+        # O_EXCL and O_NOFOLLOW: an existing file or link of this name is not written to.
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with files.closing(fd):

@@ -90,9 +90,7 @@ class Approvals:
         return self._ledger.read(lambda db: rows.of_state(db, "approved"))
 
     def _check_owner(self, task: TaskRow | None) -> None:
-        """Problem not_available when the plugin of this task may not have it run. A missing task is left to
-        `steps.approve`.
-        """
+        """Problem not_available when the plugin may not have this task run. `steps.approve` reports a missing task."""
         if task is not None and (refusal := self._refusal(task.plugin_id)) is not None:
             detail = f"expected {task.plugin_id} to be one that may have tasks run, found: {refusal.reason}"
             raise Problem("not_available", detail, f"latticectl explain {task.plugin_id}")

@@ -58,6 +58,7 @@ class TaskCalls:
         )
 
     async def _list(self, caller: Caller, asked: TaskList) -> dict[str, Any]:
+        """Serve task.list: a page of the caller's tasks, and the `after` of the next one or null."""
         states = (asked.state,) if asked.state else ()
         found = await self._tasks.page(
             states=states,
@@ -78,6 +79,8 @@ class TaskCalls:
         return {"ok": True, "id": made.id, "sha256": made.sha256, "state": made.state}
 
     async def _cancel(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
+        """Serve task.cancel: `ok` is false when the task has ended otherwise. Problem not_found."""
+        # Recorded as the plugin's own decision, apart from those of operators.
         by = str(Actor(kind="plugin", name=caller.plugin_id))
         try:
             after = await self._tasks.cancel(asked.id, by=by, plugin_id=caller.plugin_id)
@@ -111,9 +114,7 @@ def summary(task: Row) -> dict[str, Any]:
 
 
 def full(task: Row) -> dict[str, Any]:
-    """As `summary`, with the script, its arguments, and the end of its output (up to `task.output_bytes` of each
-    stream).
-    """
+    """As `summary`, with script, arguments, and the end of its output (`task.output_bytes` of each stream)."""
     outcome = task.outcome
     return {
         **summary(task),

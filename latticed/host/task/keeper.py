@@ -107,7 +107,7 @@ class TaskKeeper:
     async def drained(self, plugin_id: str) -> None:
         """Return once no run is left of a plugin that may not act, and the withdrawn approvals are recorded."""
         if self._refusal(plugin_id) is not None:
-            # `gone`, not `over`: on a full disk the end may not get on record, which must not hold up the kill.
+            # `gone`, not `over`: on a full disk the end may not be recorded, which must not delay the kill.
             await asyncio.gather(*(run.gone.wait() for run in self._of(plugin_id)))
             with contextlib.suppress(Problem):  # disk full or failing: `_recheck` tries again
                 await self._approvals.withdraw()
@@ -165,9 +165,7 @@ class TaskKeeper:
         return approved
 
     async def cancel_all(self, *, by: str) -> int:
-        """Cancel every task that has not ended; how many were cancelled. Problem audit_unavailable, and then nothing
-        was done.
-        """
+        """Cancel every task that has not ended; how many were. Problem audit_unavailable, and then nothing was done."""
         # Recorded before any task is stopped: if the audit cannot be written, nothing is done.
         await self._ledger.record(Event(actor=by, action="task.cancel", target="all", decision="allow"))
         count = 0
@@ -213,6 +211,7 @@ class TaskKeeper:
         self._interrupted = False
 
     async def _recheck(self) -> None:
+        """Stop runs that may not go on, withdraw approvals, expire tasks, start what may run. Problem of the ledger."""
         settings = self.settings
         # Retried at each recheck, before anything is started: a new run must not be taken for an old one.
         if self._interrupted:
@@ -255,7 +254,7 @@ class TaskKeeper:
                 lambda tx: steps.begin(tx, task.id, run_id=task.run_id, now_us=now_us), durable=True
             )
         finally:
-            # Whoever awaits these events (`drained`, `cancel`) would wait forever for a run that never began.
+            # `drained` and `cancel` await these events: they would wait for ever for a run that never began.
             if not recorded:
                 del self._runs[task.id]
                 run.gone.set()
@@ -296,9 +295,7 @@ class TaskKeeper:
             return TaskOutcome(code="internal", reason=f"a fault of latticed: {type(error).__name__}")
 
     async def _record_end(self, task: TaskRow, step: Step, outcome: TaskOutcome) -> None:
-        """Record the end of a run, retried until it is on disk; until then the run counts as running and keeps its
-        slot.
-        """
+        """Record the end of a run, retried until it is on disk; until then the run keeps its slot."""
         while True:
             now_us = self._clock.wall_us()
             try:

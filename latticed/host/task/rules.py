@@ -67,9 +67,7 @@ class Step:
 
 
 def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
-    """The status after `step`, or why it is refused: `invalid_transition`, or `digest_mismatch` when the digests of
-    the script differ.
-    """
+    """The status after `step`, or a Fault: `invalid_transition`, or `digest_mismatch` for another script."""
     state = _NEXT.get((before.state, step.verb))
     if state is None:
         return Fault("invalid_transition", f"expected a task that one can {step.verb}, found it {before.state}")
@@ -100,6 +98,7 @@ def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
 def _with(
     before: TaskStatus, state: State, *, approved_sha256: str | None = None, run_id: str | None = None
 ) -> TaskStatus:
+    """`before` with another state, and what is given replaced."""
     return TaskStatus(
         state=state,
         sha256=before.sha256,

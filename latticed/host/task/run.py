@@ -61,8 +61,7 @@ class TaskRun:
         self._stopped.set()
 
     async def outcome(self) -> TaskOutcome:
-        """Run the script and return how it ended; all its processes have ended then. Being cancelled kills them as
-        well.
+        """Run the script and return how it ended; all its processes have ended then, also when this is cancelled.
 
         Problems when it could not be started: digest_mismatch, sandbox_unavailable, and those of `Spawner.spawn`.
         """
@@ -124,6 +123,7 @@ class TaskRun:
             await asyncio.gather(*waits, return_exceptions=True)
 
     def _outcome(self, code: str, reason: str, ended: Exit) -> TaskOutcome:
+        """The outcome with what the child wrote and how it ended; `code` is empty for exit code 0."""
         return TaskOutcome(
             code=code,
             reason=reason,
@@ -148,6 +148,7 @@ def interpreters(named: Mapping[str, str]) -> dict[str, str]:
 
 
 def _find(name: str) -> str | None:
+    """The path of the first executable ELF file of this name in _DIRECTORIES, or None."""
     for directory in _DIRECTORIES:
         path = f"{directory}/{name}"
         with contextlib.suppress(OSError), open(path, "rb") as source:

@@ -23,9 +23,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class TaskSubmit(Params, frozen=True):
-    """Parameters of task.submit. `targets` are the script's arguments, `timeout_s` is 1 to 600; `name` is shown to
-    people and has no effect.
-    """
+    """Parameters of task.submit. `targets`: the script's arguments; `timeout_s`: 1 to 600; `name` is for people."""
 
     interpreter: Interpreter
     script: str

@@ -77,8 +77,8 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
     step = Step(verb="begin", sha256=spec.sha256(task.script.encode("utf-8")), run_id=run_id)
     after = decide(_status(task), step)
     if isinstance(after, Fault):
-        # Ended, not left approved: otherwise it would be tried again at each recheck. Other faults mean that somebody
-        # cancelled it or withdrew the approval meanwhile.
+        # Ended, not left approved: otherwise it would be tried again at each recheck. Other faults mean that it was
+        # cancelled or its approval withdrawn meanwhile.
         if after.code == "digest_mismatch":
             changed = TaskOutcome(code=after.code, reason=after.reason)
             end(tx, task_id, Step(verb="fail"), changed, actor=str(DAEMON), now_us=now_us)
