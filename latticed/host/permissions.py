@@ -116,8 +116,7 @@ class Permissions:
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:
-        """What the operator granted besides capabilities, as `kind=value` (`model.permits`); also while it may not act.
-        """
+        """What the operator granted besides capabilities, as `kind=value` (`model.permits`). Not whether it may act."""
         return self.standing(plugin_id).permits
 
     def prefixes(self, plugin_id: str) -> frozenset[str]:

@@ -4,7 +4,7 @@
     http://host:80/a        ->  path "/a", authority "host:80"
     /a/%2e%2e/b  /a%  /%00  ->  Problem bad_request
 
-Routes are looked up by the decoded path. The proxy forwards the encoded one, see `service_listener`.
+Routes are looked up by the decoded path. The proxy forwards the encoded one, see `upstream_listener`.
 """
 
 from __future__ import annotations

@@ -61,8 +61,7 @@ class PluginBase:
     _ask: Ask = staticmethod(_unconnected)
 
     def started(self) -> None:
-        """Called once, before any action or health check. If it raises, the plugin does not start. May make host calls.
-        """
+        """Called once, before any action or health check; host calls work. If it raises, the plugin does not start."""
 
     def health(self) -> Health:
         """The plugin's health; called regularly, between actions. An exception counts as unhealthy."""

@@ -98,9 +98,7 @@ class Static(Calls):
         return None
 
     def put(self, path: str, content: str | bytes) -> dict[str, Any]:
-        """Create or replace a file: `{ok, bytes, content_type, etag}`; the type is that of its extension
-        (static:write).
-        """
+        """Create or replace a file: `{ok, bytes, content_type, etag}`; its extension gives the type (static:write)."""
         text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}
         return dict(self._ask("static.put", {"path": path, **text}))
 

@@ -50,8 +50,7 @@ class KeyLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKeys:
-    """Keys derived from the stored one: `id` identifies it and reveals nothing; `cipher` seals; `binding` is for MACs.
-    """
+    """Keys derived from the stored one: `id` names it and reveals nothing; `cipher` seals; `binding` is for MACs."""
 
     id: str
     cipher: AESGCM
