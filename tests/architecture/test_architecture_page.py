@@ -52,7 +52,7 @@ def renewed(page: str) -> str:
     return page[:start] + "".join(rows()) + page[page.index("\n\n", start - 1) + 1 :]
 
 
-def test_layers_and_packages_are_those_of_the_code():
+def test_layers_and_packages_on_the_page_equal_the_code():
     page = PAGE.read_text(encoding="utf-8")
     assert page == renewed(page), f"run: python3 {Path(__file__).relative_to(ROOT)}"
 

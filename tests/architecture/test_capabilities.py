@@ -35,8 +35,8 @@ NEVER_ANSWERED = {
 
 
 @pytest.mark.parametrize("name", sorted(capability.RISKS))
-def test_every_capability_opens_a_host_call(name):
-    """And only calls that know it."""
+def test_every_capability_has_a_host_call(name):
+    """And each call names that capability."""
     calls = hostcall.calls_of(name)
     assert calls
     assert {hostcall.CAPABILITY_OF[call] for call in calls} == {name}
@@ -49,14 +49,14 @@ async def test_services_serve_the_table_of_host_calls_and_nothing_else():
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_every_route_has_an_access_rule(route):
-    """A scope, or several; only health takes none."""
+def test_every_route_has_a_scope(route):
+    """One, or several; only health requires none."""
     assert isinstance(route.scope, Scope)
     assert (route.scope is Scope.NONE) == (route.path == "/api/health")
 
 
 def test_every_scope_can_be_granted_in_the_settings():
-    """Every scope can be granted, and nothing else."""
+    """And nothing else can."""
     assert set(BY_WORD) == set(SCOPES)
     everything = Scope.NONE
     for scope in BY_WORD.values():
@@ -64,8 +64,8 @@ def test_every_scope_can_be_granted_in_the_settings():
     assert everything == Scope.ALL
 
 
-def test_every_kind_of_event_has_a_scope():
-    """Every audited action has one: its own, or `operate`."""
+def test_every_audited_action_has_a_scope():
+    """Its own, or `operate`."""
     actions = {
         keyword.value.value
         for path in PACKAGE.rglob("*.py")
@@ -91,16 +91,15 @@ def _raised(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("package", REACHABLE)
-def test_every_problem_that_can_be_answered_has_a_status(package):
-    """500 means a fault of latticed, not a code that is missing in the table."""
+def test_every_problem_code_of_the_api_has_a_status(package):
+    """500 is for faults of latticed, not for codes that the table lacks."""
     assert _raised(package) - NEVER_ANSWERED <= set(problems.STATUS_OF)
 
 
-def test_every_verdict_code_is_a_conflict():
-    """Contracts §5: 409 with that code."""
+def test_every_verdict_code_has_status_409():
+    """Contracts §5."""
     assert {problems.STATUS_OF[code.value] for code in verdict.Code} == {409}
 
 
-def test_every_status_is_that_of_an_error():
-    """A problem is never a success."""
+def test_every_problem_has_an_error_status():
     assert all(400 <= status < 600 for status in problems.STATUS_OF.values())

@@ -112,33 +112,32 @@ def outcome(tmp_path_factory):
         ("reported", "asyncio reported: Task exception was never retrieved"),
     ],
 )
-def test_leftovers_of_a_test_are_named(outcome, name, seen):
-    """Each is an error at the end of the test that left it."""
+def test_leftovers_fail_the_test_that_left_them(outcome, name, seen):
+    """Each is an error at the end of that test."""
     assert re.search(rf"^ERROR tests/test_sample.py::test_{name} - .*left behind", outcome, re.MULTILINE), outcome
     assert re.search(seen, outcome), outcome
 
 
-def test_a_warning_fails_its_test(outcome):
-    """Warnings are errors."""
+def test_warning_fails_its_test(outcome):
     assert "FAILED tests/test_sample.py::test_warning - UserWarning: old" in outcome
 
 
 @pytest.mark.parametrize("call", ["time.sleep", "communicate", "socket.recv"])
-def test_a_blocking_call_in_the_loop_fails_its_test(outcome, call):
-    """Also when latticed swallows the exception."""
+def test_blocking_call_in_the_event_loop_fails_its_test(outcome, call):
+    """Also if latticed swallows the exception."""
     assert re.search(rf"  {call} in the event loop, called by", outcome), outcome
     assert len(re.findall(r"^ERROR .*test_blocked", outcome, re.MULTILINE)) == 3
 
 
-def test_waiting_outside_the_loop_passes(outcome):
+def test_blocking_call_outside_the_event_loop_passes(outcome):
     """In a thread, without a loop, or in the test itself."""
     for name in ("fine", "fine_without_a_loop"):
         assert f"PASSED tests/test_sample.py::test_{name}" in outcome, outcome
         assert f"ERROR tests/test_sample.py::test_{name} " not in outcome
 
 
-def test_an_unlisted_skip_is_named(outcome):
-    """In CI, only the skips of tests/skips.txt are accepted."""
+def test_unlisted_skip_fails_the_run_in_ci(outcome):
+    """Only the skips of tests/skips.txt are accepted."""
     section = outcome.split("skips that tests/skips.txt does not list")[1]
     assert "test_other_skip: no reason given" in section
     assert "test_listed_skip" not in section.split("short test summary")[0]

@@ -42,12 +42,12 @@ def found_in(kind: Any, where: str) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_routes_bound_their_integers(route):
+def test_integer_fields_of_routes_have_bounds(route):
     kinds = [kind for kind in (route.form.query, route.form.body) if kind not in {None, bytes}]
     assert [where for kind in kinds for where in found_in(kind, kind.__name__)] == []
 
 
-async def test_host_calls_bound_their_integers():
+async def test_integer_fields_of_host_calls_have_bounds():
     async with houses.opened() as home:
         served = home.app.broker.services
     assert [where for call in served.values() for where in found_in(call.params, call.method)] == []

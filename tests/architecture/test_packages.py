@@ -15,8 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
-def test_every_package_says_what_it_is_for(package):
-    """The docstring of __init__ states purpose and limits."""
+def test_every_package_docstring_states_purpose_and_limits(package):
+    """Of its __init__ module."""
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
     assert len((docstring or "").split()) >= 10, f"{package.name}: what is it for, what must it not do?"
 
@@ -34,8 +34,8 @@ def test_no_module_is_called_utils(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
-def test_structlog_is_imported_by_kit_logs_alone(module):
-    """A plain import of structlog loads rich: only kit.logs does it, others may name it for type checking."""
+def test_only_kit_logs_imports_structlog(module):
+    """A plain import of structlog loads rich; others may import it for type checking."""
     tree = ast.parse(module.read_text())
     for_types = {id(node) for block in ast.walk(tree) if _is_type_checking(block) for node in ast.walk(block)}
     imports = [

@@ -27,7 +27,7 @@ def columns(ledger, table):
     return [(name, kind) for _, name, kind, *_ in ledger.execute(f"PRAGMA table_info({table})")]
 
 
-def test_no_row_of_a_forgotten_plugin_is_left(ledger):
+def test_forget_with_purge_leaves_no_row_of_the_plugin(ledger):
     tables = [name for (name,) in ledger.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
     owned = {table for table in tables if "plugin_id" in dict(columns(ledger, table))}
     assert len(owned) > 8

@@ -130,5 +130,5 @@ def test_broken_references_are_found(text, expected):
         ("performance.md, P99", False),
     ],
 )
-def test_headings_of_pages_are_looked_up(text, resolves):
+def test_reference_resolves_only_if_page_has_the_heading(text, resolves):
     assert next(iter(references(text)))[1] is resolves

@@ -33,11 +33,11 @@ def imported() -> set[str]:
     return names - set(sys.stdlib_module_names) - {"latticed"}
 
 
-def test_requirements_are_what_is_imported():
+def test_requirements_equal_the_imported_packages():
     assert {MODULES.get(name, name) for name in required()} == imported()
 
 
-def test_requirements_have_a_lowest_version():
+def test_every_requirement_has_a_lowest_version():
     bounds = required()
     assert [name for name, bound in bounds.items() if not bound.startswith(">=")] == []
     assert {name for name, bound in bounds.items() if ",<" in bound} == READ_PRIVATELY

@@ -124,13 +124,13 @@ def faults(steps: list[tuple[Place, Place | None]]) -> list[str]:
     return found
 
 
-def test_there_are_four():
+def test_page_has_four_walks_of_at_least_ten_steps():
     assert {title: len(steps) >= 10 for title, steps in walks().items()} == dict.fromkeys(walks(), True)
     assert len(walks()) == 4
 
 
 @pytest.mark.parametrize("title", walks())
-def test_every_step_exists_and_is_reached_from_an_earlier_one(title):
+def test_every_step_of_a_walk_exists_and_follows_from_an_earlier_one(title):
     found = faults(walks()[title])
     assert not found, "\n".join([f"edit `{title}` in {PAGE.relative_to(ROOT)}:", *found])
 
@@ -145,5 +145,5 @@ def test_every_step_exists_and_is_reached_from_an_earlier_one(title):
     ],
     ids=str,
 )
-def test_a_step_that_is_not_reached_is_a_fault(step):
+def test_missing_or_unconnected_step_is_a_fault(step):
     assert len(faults([(Place("broker.gate", "Gate.call_raw"), None), step])) == 1

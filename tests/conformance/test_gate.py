@@ -45,7 +45,7 @@ class Anything(Params, frozen=True):
     note: str = ""
 
 
-async def test_audit_has_size_and_hash_of_a_call_only(home, plugin):
+async def test_audit_event_of_a_call_has_size_and_hash_of_params_only(home, plugin):
     """Never the values themselves."""
     await plugin.call("kv.put", key="a", value="hunter2")
     (event,) = [e for e in home.events(action="host.call") if e["target"] == "kv.put"]
@@ -54,8 +54,8 @@ async def test_audit_has_size_and_hash_of_a_call_only(home, plugin):
 
 
 @pytest.mark.parametrize("method", ["kv.steal", "", "kv", "KV.GET", "kv.get ", "__class__", "\x1b[2J\n", "x" * 5000])
-async def test_unknown_calls_are_not_found(plugin, method):
-    """Whatever the name; on record in printable form."""
+async def test_unknown_host_call_is_not_found(plugin, method):
+    """Whatever its name; recorded in printable form."""
     assert await plugin.denied(method) == "not_found"
     ((target, decision, code),) = plugin.recorded()
     assert (decision, code) == ("deny", "not_found")
@@ -63,8 +63,8 @@ async def test_unknown_calls_are_not_found(plugin, method):
     assert len(target) <= 200
 
 
-async def test_too_many_calls_are_rate_limited():
-    """Burst at once, then as fast as the bucket fills; each plugin has its own."""
+async def test_host_calls_over_the_rate_are_rate_limited():
+    """A burst at once, then as fast as the bucket fills; each plugin has its own."""
     async with houses.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
         clock = home.app.broker.clock = ManualClock()
         one = await caller(home, "kv:read")
@@ -82,14 +82,14 @@ async def test_too_many_calls_are_rate_limited():
     "params", [{"key": "\ud800"}, {"key": object()}, {"key": {1, 2}, "x": b"\xff"}, {1: {2: 3 + 1j}}]
 )
 async def test_parameters_with_lone_surrogates_are_denied_and_audited(plugin, params):
-    """A lone surrogate gets through most JSON decoders: it must not get past the audit."""
+    """Most JSON decoders accept a lone surrogate; the audit log cannot store it."""
     with pytest.raises(HostError) as caught:
         await plugin.life.gate.call("kv.get", params)
     assert caught.value.code is Denial.BAD_PARAMS
     assert plugin.recorded()[-1][1:] == ("deny", "bad_params")
 
 
-async def test_parameters_of_endless_depth_are_denied(plugin):
+async def test_too_deeply_nested_parameters_are_denied(plugin):
     """No recursion error reaches the runner."""
     deep: list[object] = []
     for _ in range(100_000):
@@ -99,8 +99,8 @@ async def test_parameters_of_endless_depth_are_denied(plugin):
         deep = deep.pop()  # type: ignore[assignment]
 
 
-async def test_a_slow_service_is_cancelled_with_deadline_exceeded():
-    """deadline_exceeded: allowed, then failed, both on record; the service is cancelled."""
+async def test_slow_service_is_cancelled_with_deadline_exceeded():
+    """Recorded as allowed, then as failed."""
     async with houses.opened(toml="[host_calls]\ndeadline_s = 0.1\n") as home:
         plugin = await caller(home, "node:read")
         ended = asyncio.Event()
@@ -117,7 +117,7 @@ async def test_a_slow_service_is_cancelled_with_deadline_exceeded():
         assert plugin.recorded() == [("node.facts", "allow", ""), ("node.facts", "deny", "deadline_exceeded")]
 
 
-async def test_an_exception_in_a_service_is_internal_to_the_plugin(plugin):
+async def test_exception_in_service_is_internal_to_the_plugin(plugin):
     """The message goes to the log only."""
 
     async def broken(_caller, _params):
@@ -131,8 +131,8 @@ async def test_an_exception_in_a_service_is_internal_to_the_plugin(plugin):
     assert plugin.recorded() == [("node.facts", "allow", ""), ("node.facts", "deny", "internal")]
 
 
-async def test_a_refusal_by_a_service_keeps_its_code(plugin):
-    """not_found, egress_blocked and the like come from services."""
+async def test_refusal_by_a_service_keeps_its_code(plugin):
+    """Such as not_found and egress_blocked."""
 
     async def nothing(_caller, _params):
         raise HostError(Denial.EGRESS_BLOCKED, "expected a host that was accepted")
@@ -142,8 +142,8 @@ async def test_a_refusal_by_a_service_keeps_its_code(plugin):
     assert plugin.recorded() == [("http.do", "allow", ""), ("http.do", "deny", "egress_blocked")]
 
 
-async def test_a_call_that_cannot_be_audited_is_not_carried_out(home, monkeypatch):
-    """audit_unavailable: the service is never asked, nothing changed, nothing is on record; then all is well again."""
+async def test_host_call_that_cannot_be_audited_is_not_carried_out(home, monkeypatch):
+    """audit_unavailable: the service is never called, and nothing is recorded; later calls work again."""
     plugin = await caller(home, "kv:read", "kv:write")
     asked = []
 
@@ -165,8 +165,8 @@ async def test_a_call_that_cannot_be_audited_is_not_carried_out(home, monkeypatc
     assert plugin.recorded() == [("kv.put", "allow", "")]
 
 
-async def test_a_call_is_committed_before_it_is_carried_out(home):
-    """When the service runs, the allow can already be read from the ledger; a denial before it is answered."""
+async def test_audit_event_is_committed_before_the_call_is_carried_out(home):
+    """An allow can be read from the ledger while the service runs; a denial before it is answered."""
     plugin = await caller(home, "node:read")
     found = []
 
@@ -178,8 +178,8 @@ async def test_a_call_is_committed_before_it_is_carried_out(home):
     assert found == [("node.facts", "allow", "")]
 
 
-async def test_a_flood_of_denials_is_counted(home):
-    """All are answered alike; beyond a quota they share events that say how many."""
+async def test_denials_beyond_the_quota_share_counted_events(home):
+    """All are answered alike."""
     plugin = await caller(home, "kv:read")
     for _ in range(60):
         assert await plugin.denied("kv.put", key="a", value="1") == "capability_denied"

@@ -95,8 +95,8 @@ async def both():
         yield life.gate.call, memory.call
 
 
-async def test_both_answer_alike(both):
-    """The same result, or the same code, to each of them in turn."""
+async def test_in_memory_gate_answers_like_the_real_one(both):
+    """The same result or the same code, for each step of a sequence of calls."""
     real, memory = both
     for method, params in [*ASKED, ("node.set_labels", {"labels": {}})]:
         try:
@@ -110,8 +110,8 @@ async def test_both_answer_alike(both):
         assert found == expected, (method, params)
 
 
-async def test_both_answer_audit_query(both):
-    """audit.query: with filters and pages; the one in memory tells fewer fields, and no sizes."""
+async def test_in_memory_gate_answers_audit_query_like_the_real_one(both):
+    """With filters and pages; it returns fewer fields, and no sizes."""
     real, memory = both
     for call in (real, memory):
         for method, params in (("kv.get", {"key": "a"}), ("http.do", {}), ("kv.get", {"key": "b"})):

@@ -16,15 +16,14 @@ async def home():
         yield found
 
 
-async def test_the_gate_of_a_stopped_plugin_refuses_calls(home):
-    """Disabled: what it still tries is refused."""
+async def test_gate_of_a_disabled_plugin_refuses_calls(home):
     plugin = await caller(home, "kv:read")
     assert (await home.decide(ID, "disabled")).status == 200
     assert await plugin.denied("kv.get", key="a") == "service_unavailable"
 
 
-async def test_a_tampered_plugin_loses_its_gate(home):
-    """A byte changed on disk: stopped, its Gate closed; put back, it is armed with a new Gate."""
+async def test_gate_of_a_tampered_plugin_is_closed(home):
+    """The bundle restored, the plugin is armed with a new Gate."""
     plugin = await caller(home, "kv:read", "kv:write")
     await plugin.call("kv.put", key="a", value="kept")
     before = bundles.tamper(home.dropped["demo"].artifact_path)
@@ -37,8 +36,7 @@ async def test_a_tampered_plugin_loses_its_gate(home):
     assert (await home.driven.only(ID).call("kv.get", key="a"))["value"] == "kept"
 
 
-async def test_plugins_do_not_share_a_bucket(home):
-    """The same key, two values; neither sees the other's."""
+async def test_plugins_with_the_same_key_have_separate_values(home):
     one = await caller(home, "kv:read", "kv:write")
     two = await caller(home, "kv:read", "kv:write", plugin_id="acme.other", name="other")
     await one.call("kv.put", key="k", value="one")
@@ -49,8 +47,8 @@ async def test_plugins_do_not_share_a_bucket(home):
     assert (await home.ask("GET", f"/api/kv/plugin:{ID}/k"))["raw"] == b"one"
 
 
-async def test_another_publisher_cannot_read_the_old_bucket():
-    """Accepted by name, the id changes hands with an empty bucket; handed back, the old one is there again."""
+async def test_other_publisher_of_an_id_cannot_read_the_old_bucket():
+    """Once accepted by name, it starts with an empty bucket; if the first publisher returns, its values are back."""
     acme, rival = bundles.author("acme"), bundles.author("rival")
     async with houses.opened(author=acme, policy=bundles.policy_bytes(acme, rival)) as home:
         plugin = await caller(home, "kv:read", "kv:write")

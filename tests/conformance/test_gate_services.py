@@ -26,8 +26,8 @@ async def plugin(home):
     return await caller(home, *hostcalls.EVERYTHING, accept=hostcalls.HOST_RISK)
 
 
-async def test_kv_keeps_text_and_bytes(plugin):
-    """Text as text and base64; bytes that are no text as base64 only; missing is no error."""
+async def test_kv_returns_text_and_base64_of_stored_values(plugin):
+    """Bytes that are not UTF-8 as base64 only; a missing key is no error."""
     assert await plugin.call("kv.get", key="a") == {"ok": False}
     assert await plugin.call("kv.put", key="a", value="grüße\n") == {"ok": True}
     raw = b"\xff\x00\n"
@@ -46,8 +46,8 @@ async def test_kv_keeps_text_and_bytes(plugin):
     assert plugin.recorded() == [(method, "allow", "") for method in ("kv.get", "kv.put", "kv.put", "kv.get", "kv.get")]
 
 
-async def test_a_long_value_is_sent_as_base64_only():
-    """Up to 64 KiB also as text; beyond that only as base64, whatever the protocol; by the SDK's Gate too."""
+async def test_kv_value_over_64_kib_is_returned_as_base64_only():
+    """Under any protocol, and by the SDK's Gate."""
     in_memory = gate.Gate(capabilities=("kv:read", "kv:write"))
     in_memory.kv_value_bytes = 1 << 20
     async with houses.opened(toml="[host_calls]\nkv_value_bytes = 1048576") as home:
@@ -61,8 +61,8 @@ async def test_a_long_value_is_sent_as_base64_only():
             assert in_memory.call("kv.get", {"key": "long"}) == found
 
 
-async def test_kv_lists_and_deletes(plugin):
-    """By prefix, after a cursor; deleting what is not there says so."""
+async def test_kv_list_and_delete_show_what_is_stored(plugin):
+    """By prefix and cursor; deleting a missing key says so."""
     for key in ("b2", "a", "b1"):
         await plugin.call("kv.put", key=key, value="")
     assert await plugin.call("kv.list") == {"keys": ["a", "b1", "b2"], "next": None}
@@ -72,7 +72,7 @@ async def test_kv_lists_and_deletes(plugin):
 
 
 async def test_kv_list_is_paged(home, plugin, monkeypatch):
-    """`next` is where to go on."""
+    """`next` is the cursor of the next page."""
     monkeypatch.setattr("latticed.host.kv.PAGE", 2)
     for key in "abc":
         await plugin.call("kv.put", key=key, value="")
@@ -83,15 +83,15 @@ async def test_kv_list_is_paged(home, plugin, monkeypatch):
 @pytest.mark.parametrize(
     "key", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "\x1b[0m", "a\u202eb", "a\u2028b", "k" * 257]
 )
-async def test_invalid_keys_are_bad_params(plugin, key):
-    """No path, no control characters, at most 256 characters."""
+async def test_invalid_kv_keys_are_bad_params(plugin, key):
+    """Slashes, control characters, more than 256 characters."""
     for method, more in (("kv.get", {}), ("kv.put", {"value": ""}), ("kv.delete", {})):
         assert await plugin.denied(method, key=key, **more) == "bad_params"
     await plugin.call("kv.put", key="k" * 256, value="fits")
 
 
-async def test_exceeding_a_quota_is_refused(home):
-    """On a value, on keys, on all of it; replacing with less always fits. The call was allowed, then failed."""
+async def test_kv_put_over_quota_is_refused(home):
+    """Of a value, of keys, of all bytes; a smaller replacement always fits. Recorded as allowed, then as failed."""
     toml = "[host_calls]\nkv_value_bytes = 8\nkv_keys = 2\nkv_total_bytes = 20\n"
     async with houses.opened(toml=toml) as small:
         plugin = await caller(small, "kv:read", "kv:write")
@@ -106,7 +106,7 @@ async def test_exceeding_a_quota_is_refused(home):
 
 
 async def test_audit_query_shows_a_plugin_its_own_events_only(home, plugin):
-    """Never another's, whatever it asks for; the call itself is already on record."""
+    """Whatever filter it gives; the query itself is already among them."""
     other = await caller(home, "kv:read", plugin_id="acme.other", name="other")
     await other.call("kv.get", key="secret")
     await plugin.call("kv.get", key="a")
@@ -122,8 +122,8 @@ async def test_audit_query_shows_a_plugin_its_own_events_only(home, plugin):
     assert await plugin.denied("audit.query", actor="plugin:acme.other") == "bad_params"
 
 
-async def test_a_plugin_cannot_forge_log_lines(home, monkeypatch):
-    """Newlines, ANSI and bidi arrive escaped, under the plugin's own id; long ones are cut."""
+async def test_log_write_escapes_line_breaks_and_control_sequences(home, monkeypatch):
+    """ANSI and bidi too, under the plugin's own id; long lines are cut."""
     lines = []
     levels = {level: _taker(lines, level) for level in ("debug", "info", "warning", "error")}
     monkeypatch.setattr("latticed.app.log", SimpleNamespace(**levels))

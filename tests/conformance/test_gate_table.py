@@ -21,19 +21,19 @@ async def stage():
 
 
 def every(stage, code):
-    """What all calls that are served come to."""
+    """The outcomes of all calls that are served."""
     return dict.fromkeys(sorted(stage.broker.services), code)
 
 
-async def test_every_served_call_has_a_row(stage):
-    """A row without a way to exceed its quota or to stop its service gives the reason."""
+async def test_every_served_host_call_has_a_row(stage):
+    """A row that cannot exceed a quota or make its service fail says why."""
     assert set(stage.broker.services) <= set(ROWS)
     assert set(ROWS) == set(hostcall.CAPABILITY_OF)
     assert [method for method, row in ROWS.items() if not row.bad or not (row.why or (row.full and row.down))] == []
 
 
-async def test_an_allowed_call_returns_its_members_and_is_audited(stage):
-    """The result has the members that are promised; one allow is on record."""
+async def test_allowed_host_call_returns_its_members_and_is_audited(stage):
+    """With one allow."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)
@@ -47,8 +47,8 @@ async def test_an_allowed_call_returns_its_members_and_is_audited(stage):
     assert recorded == {method: [(method, "allow", "")] for method in found}
 
 
-async def test_an_undeclared_call_is_denied():
-    """Whatever an operator grants, what the manifest does not name is denied, and that is on record."""
+async def test_undeclared_host_call_is_denied_and_audited():
+    """Whatever the operator grants."""
     others = {hostcalls.service_of(method): ["kv:read"] for method in ROWS} | {"kv": ["log:write"]}
     async with hostcalls.standing(declares=others) as stage:
         found, recorded = {}, {}
@@ -59,8 +59,8 @@ async def test_an_undeclared_call_is_denied():
         assert recorded == {method: [(method, "deny", "capability_denied")] for method in found}
 
 
-async def test_trimming_and_granting_apply_to_the_next_call(stage):
-    """Trimmed: denied in the very next call. Granted: allowed in the next. Through the API, under a running plugin."""
+async def test_trim_and_grant_apply_to_the_next_host_call(stage):
+    """Through the API, while the plugin runs."""
     seen, recorded = {}, {}
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)
@@ -78,7 +78,7 @@ async def test_trimming_and_granting_apply_to_the_next_call(stage):
 
 
 async def test_host_risk_is_masked_until_granted_by_name(stage):
-    """What can harm the host is masked when a plugin is installed, until an operator names it."""
+    """From the install on, until an operator names the capability."""
     caller = await hostcalls.caller(stage.home, *hostcalls.EVERYTHING, plugin_id="acme.fresh", name="fresh")
     masked = {m for m in stage.broker.services if hostcall.CAPABILITY_OF[m] in hostcalls.HOST_RISK}
     found = {m: await caller.outcome(m, **stage.fill(ROWS[m].good)) for m in sorted(masked)}
@@ -86,7 +86,7 @@ async def test_host_risk_is_masked_until_granted_by_name(stage):
     assert {record[1:] for record in caller.recorded()} == {("deny", "capability_not_granted")}
 
 
-async def test_a_call_over_its_rate_is_rate_limited(stage):
+async def test_host_call_over_its_rate_is_rate_limited(stage):
     """The burst is one call here: the second is refused, and accepted after a pause."""
     clock = stage.broker.clock = ManualClock()
     stage.broker.limits = replace(stage.broker.limits, of_call={})
@@ -104,8 +104,8 @@ async def test_a_call_over_its_rate_is_rate_limited(stage):
     assert [m for m, found in recorded.items() if found.count((m, "deny", "rate_limited")) != 1] == []
 
 
-async def test_bad_parameters_are_denied(stage):
-    """Missing, of another type, out of range, unknown, misleading: each of them is denied, and on record as denied."""
+async def test_host_call_with_bad_parameters_is_denied_and_audited(stage):
+    """Missing, of another type, out of range, unknown, ambiguous."""
     wrong = []
     for method, row, caller in stage.each():
         for params in ({**row.good, "nobody_knows": 1}, *row.bad):
@@ -117,7 +117,7 @@ async def test_bad_parameters_are_denied(stage):
 
 
 async def test_too_large_parameters_are_denied_undecoded(stage):
-    """Judged by size alone, before decoding: the service is not called."""
+    """By their size alone: the service is not called."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         params = {**stage.fill(row.good), "nobody_knows": "x" * stage.broker.limits.request_bytes}
@@ -127,8 +127,8 @@ async def test_too_large_parameters_are_denied_undecoded(stage):
     assert recorded == {method: [(method, "deny", "too_large")] for method in found}
 
 
-async def test_a_failed_service_is_service_unavailable(stage):
-    """Allowed, then service_unavailable: both on record. When what it stands on is back, so is the service."""
+async def test_host_call_of_a_failing_service_is_service_unavailable(stage):
+    """Recorded as allowed, then as failed; it works again once its dependency does."""
     found, recorded, after = {}, {}, {}
     for method, row, caller in stage.each():
         if not row.down:
@@ -143,8 +143,8 @@ async def test_a_failed_service_is_service_unavailable(stage):
     assert after == {method: ROWS[method].comes_to for method in found}
 
 
-async def test_a_slow_service_is_deadline_exceeded(stage):
-    """A service that takes too long is cut: allowed, then deadline_exceeded, both on record."""
+async def test_host_call_of_a_slow_service_is_deadline_exceeded(stage):
+    """Recorded as allowed, then as failed."""
     stage.broker.limits = replace(stage.broker.limits, deadline_s=0.02)
     found, recorded = {}, {}
     with stage.held():
@@ -155,8 +155,8 @@ async def test_a_slow_service_is_deadline_exceeded(stage):
     assert recorded == {method: [(method, "allow", ""), (method, "deny", "deadline_exceeded")] for method in found}
 
 
-async def test_exceeding_a_quota_is_quota_exceeded(stage):
-    """What keeps something keeps so much and no more: allowed, then quota_exceeded, both on record."""
+async def test_host_call_over_a_quota_is_quota_exceeded(stage):
+    """Recorded as allowed, then as failed."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         if not row.full:
@@ -171,8 +171,8 @@ async def test_exceeding_a_quota_is_quota_exceeded(stage):
     assert recorded == {method: [(method, "allow", ""), (method, "deny", "quota_exceeded")] for method in recorded}
 
 
-async def test_a_call_that_cannot_be_audited_is_not_carried_out(stage, monkeypatch):
-    """audit_unavailable: no service is asked, nothing is on record; with the audit back, all is well again."""
+async def test_host_call_that_cannot_be_audited_is_not_carried_out(stage, monkeypatch):
+    """audit_unavailable: the service is not called; once events can be recorded, calls work again."""
     found, after = {}, {}
 
     async def record(_event):
@@ -189,8 +189,8 @@ async def test_a_call_that_cannot_be_audited_is_not_carried_out(stage, monkeypat
     assert after == {method: ROWS[method].comes_to for method in found}
 
 
-async def test_calls_without_a_service_are_service_unavailable(stage):
-    """A call of the table that a version does not serve: service_unavailable, whatever was granted; on record."""
+async def test_host_call_without_a_service_is_service_unavailable(stage):
+    """Whatever was granted; it is recorded."""
     served = [(method, row, caller) for method, row, caller in stage.each()]
     stage.broker.services = {}
     found, recorded = {}, {}
@@ -201,8 +201,8 @@ async def test_calls_without_a_service_are_service_unavailable(stage):
     assert recorded == {method: [(method, "deny", "service_unavailable")] for method in found}
 
 
-async def test_the_audit_chain_of_all_outcomes_verifies(stage):
-    """After allows, denials and failures of every kind."""
+async def test_audit_chain_with_all_outcomes_of_host_calls_verifies(stage):
+    """Allows, denials and failures of every kind."""
     for method, row, caller in stage.each():
         for params in (row.good, *row.bad):
             await caller.outcome(method, **stage.fill(params))

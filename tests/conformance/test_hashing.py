@@ -47,7 +47,7 @@ class _Counted:
 
 
 @pytest.mark.parametrize("kind", TIMES)
-async def test_activating_hashes_the_artifact_no_more_often_than_protects(monkeypatch, kind):
+async def test_activation_hashes_the_artifact_only_as_often_as_needed(monkeypatch, kind):
     async with houses.opened(real=True, toml='[runners]\nsystem = "process"\nworker = "worker"\n') as home:
         bundle = home.drop(type=kind, artifact=ARTIFACTS[kind], capabilities=["kv:read"])
         await home.seen(bundle.id)

@@ -41,7 +41,7 @@ INVOKES = {"driven", "process", "wasm"}
 START_S = STOP_S = 10.0
 
 
-def test_every_runner_is_tested_here():
+def test_every_runner_of_the_settings_is_in_runners():
     allowed = {name for field in fields(shapes.RunnerSettings) for name in field.metadata["one_of"]}
     assert {way.partition("-")[0] for way in WAYS} == allowed | {"driven"}
 
@@ -73,7 +73,7 @@ def plugin(bundle):
 
 @pytest.fixture
 def start(runner, plugin, bundle):
-    """Starts one instance, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
+    """Starts an instance, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
     exits: list[tuple[str, str]] = []
 
     async def record(_event):
@@ -94,12 +94,12 @@ def start(runner, plugin, bundle):
 
 
 def left(before):
-    """What an instance left behind, not counting the event loop's helper threads."""
+    """What an instance left over, not counting the event loop's helper threads."""
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
-async def test_an_instance_starts_and_stops_cleanly(start):
-    """Started within the deadline, stopped within the grace, nothing left; an end that was asked for is no exit."""
+async def test_instance_starts_and_stops_within_its_deadlines(start):
+    """Nothing is left; a requested stop is not reported as an exit."""
     before = leftovers.survey()
     instance = await start()
     async with asyncio.timeout(STOP_S):
@@ -109,7 +109,7 @@ async def test_an_instance_starts_and_stops_cleanly(start):
 
 
 @pytest.mark.parametrize("way", ["process-stdio-json-v1", "process-latticed-stdio-1", "wasm", "worker"])
-async def test_a_runner_that_hashes_refuses_other_bytes(runner, bundle, start):
+async def test_runner_that_hashes_refuses_altered_artifact(runner, bundle, start):
     """The supervisor does not read the artifact before such a runner starts it."""
     assert runner.hashes_artifact
     (bundle.path / read.ARTIFACT).write_bytes(bundle.artifact + b" ")
@@ -118,16 +118,15 @@ async def test_a_runner_that_hashes_refuses_other_bytes(runner, bundle, start):
     assert refused.value.code == "digest_mismatch"
 
 
-async def test_stopping_twice_is_harmless(start):
-    """The supervisor may be unsure; the second time nothing is left to do."""
+async def test_second_stop_of_an_instance_does_nothing(start):
     instance = await start()
     async with asyncio.timeout(STOP_S):
         await instance.stop(1.0)
         await instance.stop(0.0)
 
 
-async def test_instances_can_be_started_one_after_another(start):
-    """Nothing of a life is in the way of the next."""
+async def test_instances_start_one_after_another(start):
+    """Nothing of an instance that ended prevents the next start."""
     for _ in range(5):
         instance = await start()
         assert isinstance(instance.pid, int)
@@ -135,7 +134,6 @@ async def test_instances_can_be_started_one_after_another(start):
 
 
 async def test_stopping_one_instance_leaves_another_running(start):
-    """Ending one leaves the other alone."""
     one, two = await start(), await start()
     await one.stop(1.0)
     assert isinstance(await two.check(), Checkup)
@@ -143,7 +141,7 @@ async def test_stopping_one_instance_leaves_another_running(start):
 
 
 async def test_check_returns_health_and_message(start):
-    """A health, and words that a person can read."""
+    """The message is readable text."""
     instance = await start()
     found = await asyncio.wait_for(instance.check(), START_S)
     assert found.health in set(runtime.Health)
@@ -153,7 +151,7 @@ async def test_check_returns_health_and_message(start):
 
 
 async def test_invoke_returns_a_reply_or_raises_a_problem(start, runner):
-    """`{ok, message, result, error}`, or a Problem with a code; never a bare exception."""
+    """`{ok, message, result, error}`, or a Problem with a code; no other exception."""
     instance = await start()
     if runner.name in INVOKES:
         assert set(await instance.invoke("echo", {"a": [1]})) == {"ok", "message", "result", "error"}
@@ -164,8 +162,8 @@ async def test_invoke_returns_a_reply_or_raises_a_problem(start, runner):
     await instance.stop(1.0)
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing(start):
-    """At whatever moment the supervisor gives up."""
+async def test_cancelled_start_leaves_nothing_behind(start):
+    """Cancelled at every moment."""
     before = leftovers.survey()
     for turns in range(6):
         attempt = asyncio.ensure_future(start())
@@ -178,14 +176,14 @@ async def test_a_start_that_is_cancelled_leaves_nothing(start):
     await houses.until(lambda: left(before) == [], "nothing left")
 
 
-async def test_noop_never_executes_the_artifact(tmp_path, plugin):
-    """Not even opened: any bytes will do, and its health is unknown for ever."""
+async def test_noop_never_opens_the_artifact(tmp_path, plugin):
+    """Any bytes are accepted, and the health stays unknown."""
     instance = await NoopRunner("held").start(plugin, None, None, None)  # type: ignore[arg-type]
     assert (instance.pid, instance.message, (await instance.check()).health) == (0, "held", "unknown")
 
 
-def test_an_unknown_runner_name_gives_noop_with_a_reason(tmp_path):
-    """The settings may name runners of later versions: noop takes their plugins and says so."""
+def test_unknown_runner_name_gives_noop_with_a_reason(tmp_path):
+    """The settings may name runners of later versions."""
     wanted = {"system": "process", "wasm": "noop", "worker": "later"}
     runners = choice.choose(wanted, runner_deps.deps(tmp_path))
     found = {name: runner.name for name, runner in runners.items()}

@@ -35,7 +35,7 @@ async def activated(home, way, *, artifact=None, capabilities=None, name="demo",
 
 
 async def invoked(home, action, plugin_id=ID):
-    """(reply, code): of what the plugin replied, the words of its refusal count as a code; else the problem's."""
+    """(reply, code): a refusal of the plugin counts as a code; else the problem's."""
     answer = await home.ask("POST", f"/api/plugins/by-id/{plugin_id}/invoke", {"action": action, "payload": None})
     if answer.status != 200:
         return None, answer.code
@@ -51,18 +51,18 @@ def recorded(home, after, plugin_id=ID):
 
 
 def states(home, after, plugin_id=ID):
-    """What happened to it by the audit's word."""
+    """Its runtime states, as audited."""
     found = home.events(after=after, action="plugin.runtime", target=plugin_id)
     return [f"{event['detail']['state']} {event['code']}".strip() for event in found]
 
 
 def left(before):
-    """What an instance left behind: children, and descriptors opened for it."""
+    """What an instance left over: children, and descriptors opened for it."""
     return [line for line in leftovers.survey().new_since(before) if not line.startswith("thread 'asyncio_")]
 
 
 def test_unsupported_behaviour_of_a_runner_has_a_reason():
-    """Each has its reason: a way that is not named here can call, end, hang and go beyond its limits by itself."""
+    """A runner that is not named here can make host calls, exit, hang and exceed its limits."""
     found = {name: [what for what in ways.ABLE if ways.reason(way, what)] for name, way in ways.WAYS.items()}
     assert {name: cannot for name, cannot in found.items() if cannot} == {
         "noop": ["calls", "crash", "never", "limit"],
@@ -70,8 +70,7 @@ def test_unsupported_behaviour_of_a_runner_has_a_reason():
     }
 
 
-async def test_a_noop_plugin_cannot_be_invoked():
-    """noop: it says so, and neither calls nor ends."""
+async def test_plugin_of_noop_cannot_be_invoked():
     way = ways.WAYS["noop"]
     async with houses.opened(real=True, toml=way.toml) as home:
         answer = await activated(home, way)
@@ -81,8 +80,8 @@ async def test_a_noop_plugin_cannot_be_invoked():
 
 
 @every
-async def test_a_plugin_is_armed_and_stopped(way):
-    """Armed by its own runner, with the health that it tells; stopped, nothing of it is left. Both are on record."""
+async def test_plugin_of_each_runner_is_armed_and_stopped(way):
+    """With the health that it reports; nothing is left afterwards. Both are audited."""
     async with houses.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         runtime = (await activated(home, way))["runtime"]
@@ -96,8 +95,8 @@ async def test_a_plugin_is_armed_and_stopped(way):
 
 
 @able("calls")
-async def test_host_calls_follow_grants(way):
-    """Made by the plugin itself: allowed; not granted, in the next call; granted again; not declared. All on record."""
+async def test_host_calls_of_each_runner_follow_grants(way):
+    """Made by the plugin itself: allowed; trimmed, from the next call on; granted again; not declared. All audited."""
     action, shows = way.calls
     async with houses.opened(real=True, toml=way.toml) as home:
         await activated(home, way)
@@ -121,8 +120,8 @@ async def test_host_calls_follow_grants(way):
 
 
 @able("crash")
-async def test_a_plugin_that_exits_is_restarted(way):
-    """Whoever waits for an answer gets a code; what lived is started again, on record; and answers again."""
+async def test_plugin_that_exits_is_restarted(way):
+    """A waiting invocation gets a code; the restarted plugin answers."""
     action, expected = way.crash
     async with houses.opened(real=True, toml=way.toml + SOON) as home:
         await activated(home, way)
@@ -140,8 +139,8 @@ def _restarts(view):
 
 
 @able("limit")
-async def test_exceeding_a_limit_gives_a_code(way):
-    """A code for whoever asked; the daemon answers meanwhile, and the plugin can be stopped."""
+async def test_plugin_that_exceeds_a_limit_fails_its_invocation_with_a_code(way):
+    """The daemon answers meanwhile, and the plugin can be stopped."""
     action, expected = way.limit
     async with houses.opened(real=True, toml=way.toml + "[supervision]\nstop_grace_s = 1\n") as home:
         await activated(home, way)
@@ -152,8 +151,8 @@ async def test_exceeding_a_limit_gives_a_code(way):
 
 
 @able("never")
-async def test_a_failed_start_is_reported_and_retried(way):
-    """A failed start within its time: 200, the status as decided, a code, another try to come, nothing left."""
+async def test_failed_start_of_each_runner_is_reported_and_retried(way):
+    """Within its time: 200, the status as decided, a code, the time of the next try, and nothing left."""
     artifact, expected = way.never
     async with houses.opened(real=True, toml=ways.start_toml(way)) as home:
         before = leftovers.survey()
@@ -167,8 +166,8 @@ async def test_a_failed_start_is_reported_and_retried(way):
 
 
 @every
-async def test_tampering_stops_a_plugin(way):
-    """Stopped at once, whatever way it lives: nothing of it answers, and nothing is left."""
+async def test_tampering_stops_the_plugin_of_each_runner(way):
+    """At once; nothing answers, and nothing is left."""
     async with houses.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         await activated(home, way)

@@ -15,15 +15,15 @@ ROWS = corpora.rows("canonical_json_rfc8785.json")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_json_is_made_canonical_as_the_rfc_says(row):
-    """Read by our decoder, written by the canonicaliser that payloads use."""
+def test_canonical_json_equals_the_suites_bytes(row):
+    """Decoded by our decoder, encoded by the canonicaliser of signing payloads."""
     value = strict_json.loads(bytes.fromhex(row["input_hex"]))
     assert rfc8785.dumps(value) == bytes.fromhex(row["expect_hex"])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_the_canonical_form_lands_in_the_payload(row):
-    """A manifest whose `config` holds the suite's value is signed over exactly the suite's bytes."""
+def test_signing_payload_contains_the_canonical_form(row):
+    """For a manifest whose `config` is the suite's value."""
     plain = bundles.manifest_v2(publisher="acme", digest_sha256="", signature_ed25519="not covered")
     manifest = msgspec.convert(plain, Manifest)
     raw = {**plain, "config": strict_json.loads(bytes.fromhex(row["input_hex"]))}

@@ -46,8 +46,8 @@ async def plugin_that_may_go_anywhere(zone):
 
 
 @pytest.mark.parametrize("row", IPS, ids=lambda row: row["ip"])
-async def test_an_address_is_dialled_only_when_it_is_public(row):
-    """Written in the URL, and as what a name resolves to; what the suite leaves to policy is blocked."""
+async def test_address_is_connected_to_only_if_public(row):
+    """In the URL, and as the address of a name; what the suite leaves to policy is blocked."""
     address = ip_address(row["ip"])
     assert (addresses.blocked_class(address) is None) is (row["expected"] == "allow"), row
     plain = address.compressed.partition("%")[0]
@@ -66,8 +66,8 @@ async def test_an_address_is_dialled_only_when_it_is_public(row):
 
 
 @pytest.mark.parametrize("row", URLS, ids=lambda row: ascii(row["url"]))
-async def test_a_url_is_dialled_only_where_allowed(row):
-    """Whatever two parsers could make of it."""
+async def test_url_is_connected_to_only_where_allowed(row):
+    """Although two parsers may read it differently."""
     async with plugin_that_may_go_anywhere(RESOLVING) as (http, dialled):
         with pytest.raises(HostError) as caught:
             await outside.call(http, url=row["url"])
@@ -81,6 +81,6 @@ async def test_a_url_is_dialled_only_where_allowed(row):
 @pytest.mark.root
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 @pytest.mark.parametrize("row", FLOWS, ids=lambda row: row["id"])
-def test_a_flow_ends_as_the_suite_says(row):
+def test_egress_flow_ends_as_the_suite_says(row):
     """Against real servers on public and private addresses, a real DNS, a proxy in the environment."""
     netns.run(outside.ADDRESSES, flows.FLOWS[row["id"]])

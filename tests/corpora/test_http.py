@@ -48,8 +48,8 @@ def _is_probes(answer):
 
 @pytest.mark.parametrize("form", ["as it is", "with Host"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"].replace(" ", "-"))
-def test_a_request_is_answered_or_refused_in_step(daemon, row, form):
-    """What a row calls `reject` gets 400 and nothing after it an answer; anything else 2xx or 4xx."""
+def test_request_is_answered_or_refused_in_step(daemon, row, form):
+    """What the suite calls `reject` gets 400, and later requests on the connection no answer; others 2xx or 4xx."""
     raw = base64.b64decode(row["raw_b64"])
     if form == "with Host":
         raw = _with_host(raw)
@@ -78,8 +78,8 @@ def test_a_request_is_answered_or_refused_in_step(daemon, row, form):
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_an_upgrade_request_leaves_nothing_hanging(daemon, raw, together):
-    """Answered as what it is, then closed or in step: what follows is never kept by a parser that waits for more."""
+def test_upgrade_request_is_answered_without_waiting_for_more(daemon, raw, together):
+    """Answered as a plain request; then the connection is closed, or later requests are answered."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(raw + PROBE if together else raw)
         received = b""
@@ -91,7 +91,7 @@ def test_an_upgrade_request_leaves_nothing_hanging(daemon, raw, together):
     assert len(answers) == 1 or (_is_probes(answers[1]) and len(answers) == 2)
 
 
-def test_the_daemon_logged_no_failed_request(daemon):
-    """After all of that it answers, and its log tells of no failed request."""
+def test_daemon_logs_no_failed_request(daemon):
+    """After all requests of the suite; it still answers."""
     assert daemon.get("/api/health").status == 200
     assert [one for one in daemon.log() if one["level"] in {"error", "critical"}] == []

@@ -15,7 +15,7 @@ ROWS = corpora.rows("json_parsing.json")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
-def test_json_is_taken_or_refused_as_the_suite_says(row):
+def test_strict_json_accepts_and_refuses_as_the_suite_says(row):
     """Numbers that a manifest refuses are refused when only integers are asked for."""
     data = base64.b64decode(row["bytes_b64"])
     if row["expected"] == "accept":
@@ -26,8 +26,8 @@ def test_json_is_taken_or_refused_as_the_suite_says(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
-def test_no_row_is_a_valid_manifest(row):
-    """Each row gets a verdict code for broken manifests, never a crash."""
+def test_no_text_of_the_suite_is_a_valid_manifest(row):
+    """Each gets a verdict code for invalid manifests, never another exception."""
     with pytest.raises(BundleRefused) as caught:
         decode.decode(base64.b64decode(row["bytes_b64"]))
     assert caught.value.code in {"manifest_invalid_json", "manifest_invalid"}

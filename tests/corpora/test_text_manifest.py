@@ -23,8 +23,8 @@ def _code(raw):
 
 
 @pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda place: f"{place}-{ROWS[place]['cls']}")
-def test_such_text_is_refused_in_every_field(row):
-    """And the refusal itself repeats nothing raw."""
+def test_unsafe_text_is_refused_in_every_manifest_field(row):
+    """The refusal repeats no such character."""
     text = ROWS[row]["s"]
     for field in TEXT_FIELDS:
         assert _code(bundles.manifest_v1(**{field: text})) == "manifest_invalid", field

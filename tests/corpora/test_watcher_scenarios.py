@@ -79,7 +79,7 @@ def scenario(name: str) -> Callable[[Scenario], Scenario]:
 
 
 def scripted(name: str, script: str) -> None:
-    """A scenario that is its shell script, and nothing but the common expectation."""
+    """A scenario that is only its shell script."""
 
     async def run(stage: Stage) -> None:
         stage.sh(script)
@@ -544,8 +544,7 @@ async def _(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*SCENARIOS} - ELSEWHERE.keys()))
-async def test_a_scenario_ends_like_a_fresh_scan(name: str, tmp_path: Path) -> None:
-    """The catalog equals what a fresh catalog finds on disk."""
+async def test_catalog_after_each_scenario_equals_a_fresh_scan(name: str, tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.r.mkdir()
     (tmp_path / "spare").mkdir()
@@ -555,8 +554,7 @@ async def test_a_scenario_ends_like_a_fresh_scan(name: str, tmp_path: Path) -> N
         await stage.settled()
 
 
-async def test_two_readers_of_one_directory_see_the_same(tmp_path: Path) -> None:
-    """Two catalogs only look: neither disturbs the other."""
+async def test_two_catalogs_of_one_directory_see_the_same_change(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.r.mkdir()
     stage.drop("p", id="acme.p")
@@ -566,8 +564,7 @@ async def test_two_readers_of_one_directory_see_the_same(tmp_path: Path) -> None
             await until(lambda: seen.code("plugins/p") == "digest_mismatch")  # noqa: B023
 
 
-def test_no_scenario_is_left_out() -> None:
-    """Every id of the outside suite is run here, or says where instead."""
+def test_every_scenario_of_the_suite_is_run_or_named_elsewhere() -> None:
     if not SUITE.exists():
         pytest.skip("outside test suites are not here")
     wanted = {row["id"] for row in json.loads(SUITE.read_text())}
@@ -585,6 +582,6 @@ def _id(stage: Stage, name: str) -> str | None:
 
 
 async def _passes(stage: Stage) -> None:
-    """Something that happens later has been seen, so whatever happened before has been seen too."""
+    """Wait until a later change was seen, so all earlier ones were seen too."""
     stage.drop("marker", id="acme.marker")
     await stage.becomes("marker", "verified")

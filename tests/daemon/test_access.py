@@ -132,7 +132,7 @@ for method, path in json.loads(sys.argv[2]):
 
 @pytest.fixture(scope="module")
 def daemon():
-    """A daemon whose socket everybody in OPEN_GID can reach."""
+    """A daemon whose socket every member of the group OPEN_GID can reach."""
     with daemons.placed(settings=SETTINGS) as place:
         place.trust_us(ACME)
         place.drop(author=ACME, capabilities=["kv:read", "http:egress"])
@@ -168,8 +168,8 @@ def answered(daemon):
 
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_every_route_needs_its_scope(daemon, answered, route, caller):
-    """403 without it, naming the scope; with it any other status, as the requested things do not exist."""
+def test_every_route_is_403_without_its_scope(daemon, answered, route, caller):
+    """The refusal names the scope; with it any other status, as the requested things do not exist."""
     _, held = CALLERS[caller]
     needed = {"-": set(), "all": ALL}.get(route[2], {route[2]})
     status, words = answered(caller)[ROUTES.index(route)]
@@ -179,13 +179,13 @@ def test_every_route_needs_its_scope(daemon, answered, route, caller):
     assert daemon.plugin()["status"] == "verified"
 
 
-def test_the_table_of_scopes_has_every_route():
-    """Add new routes to ROUTES by hand."""
+def test_routes_of_this_test_are_all_routes_of_the_api():
+    """New routes are added to ROUTES by hand."""
     assert [(method, path) for method, path, _ in ROUTES] == [(one.method, one.path) for one in routes.ROUTES]
 
 
-def test_a_refused_request_is_audited(daemon):
-    """The event has the caller and the code."""
+def test_refused_request_is_audited(daemon):
+    """With the caller and the code."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     assert daemon.post("/api/trust/lift", {}, user=BY_GROUP).status == 403
     (event,) = daemon.events(after=str(before), action="api.refused")
@@ -193,8 +193,8 @@ def test_a_refused_request_is_audited(daemon):
     assert event["actor"].startswith(f"uid:{BY_GROUP.uid} ")
 
 
-def test_health_needs_no_scope_and_shows_only_a_status(daemon):
-    """Without `read` the answer has the status alone."""
+def test_health_without_scope_shows_only_a_status(daemon):
+    """Without `read`."""
     answer = daemon.get("/api/health", user=NAMELESS)
     assert (answer.status, answer.json()) == (200, {"status": "ok"})
     told = daemon.get("/api/health", user=READER).json()
@@ -205,7 +205,7 @@ def test_health_needs_no_scope_and_shows_only_a_status(daemon):
     )
 
 
-def test_unknown_routes_are_refused_alike_without_a_scope(daemon):
+def test_unknown_route_is_404_without_a_scope(daemon):
     assert daemon.get("/api/nothing", user=NAMELESS).status == 404
 
 
@@ -216,8 +216,8 @@ def test_scope_read_allows_reading_only(daemon):
     assert (refused.status, "operate" in refused.json()["detail"]) == (403, True)
 
 
-def test_groups_are_those_the_kernel_reports(daemon):
-    """SO_PEERGROUPS: supplementary groups, hundreds of them too."""
+def test_scopes_follow_supplementary_groups_of_the_peer(daemon):
+    """As SO_PEERGROUPS reports them, hundreds of them too."""
     assert daemon.get("/api/plugins", user=BY_GROUP).status == 200
     assert daemon.get("/api/plugins", user=MANY_GROUPS).status == 200
     assert daemon.get("/api/plugins/lifecycle", user=BY_GROUP).status == 403
@@ -228,7 +228,7 @@ def test_uid_65534_has_no_scope_even_if_named(daemon):
     assert daemon.get("/api/health", user=NOBODY).json() == {"status": "ok"}
 
 
-def test_the_daemons_own_user_has_no_scope_if_own_user_is_false(daemon):
+def test_daemons_own_user_has_no_scope_if_own_user_is_false(daemon):
     """access.own_user = false, the packaged setting."""
     assert daemon.get("/api/plugins", user=daemon.place.user).status == 403
 
@@ -253,8 +253,8 @@ def test_granting_host_risk_needs_scope_host_and_trimming_does_not(daemon):
     assert daemon.ask("PUT", path, {"trim": ["http:egress"]}, user=OPERATOR).status == 200
 
 
-def test_events_name_the_caller(daemon):
-    """uid, user and pid of the peer; refusals too."""
+def test_audit_events_name_the_caller(daemon):
+    """uid, user and pid of the peer; those of refusals too."""
     daemon.post("/api/plugins/lifecycle", {"id": "acme.demo", "status": "active"}, user=OPERATOR)
     refused = daemon.events(target="acme.demo", action="plugin.status")[-1]
     assert refused["actor"].startswith(f"uid:{OPERATOR.uid} ")
@@ -263,14 +263,14 @@ def test_events_name_the_caller(daemon):
     assert all(one["decision"] == "deny" and one["code"] == "access_denied" for one in denied)
 
 
-def test_users_without_access_to_the_socket_file_cannot_connect(daemon):
-    """Not in the socket's group: connect(2) fails, and latticectl says that access is missing, not the daemon."""
+def test_user_outside_the_sockets_group_cannot_connect(daemon):
+    """connect(2) fails, and latticectl says that access is missing, not the daemon."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         daemon.get("/api/health", user=STRANGER)
     assert b"PermissionError" in caught.value.stderr
 
 
-def test_a_reload_changes_access(acme_place):
+def test_reload_changes_scopes_of_users(acme_place):
     """Scopes are resolved at load; SIGHUP loads."""
     with acme_place.running() as daemon:
         os.chown(acme_place.socket, -1, OPEN_GID)

@@ -54,7 +54,7 @@ def _times(record):
     return found | {f"runtime.{name}": value for name, value in record["runtime"].items() if name.endswith("_at")}
 
 
-def test_the_list_is_sorted_and_has_the_agreed_fields(daemon):
+def test_plugin_list_is_sorted_and_has_the_documented_fields(daemon):
     """List and single record show the same; absent fields are left out, never null."""
     listed = daemon.get("/api/plugins/lifecycle")
     assert (listed.status, listed.headers["content-type"]) == (200, "application/json")
@@ -71,8 +71,8 @@ def test_the_list_is_sorted_and_has_the_agreed_fields(daemon):
         assert all(TIME.fullmatch(value) for value in _times(record).values()), _times(record)
 
 
-def test_a_plugin_goes_through_all_states(daemon):
-    """verified, installed, active, disabled, active; each answer is the record, each time stamped once."""
+def test_plugin_goes_through_every_status(daemon):
+    """verified, installed, active, disabled, active; each answer is the record, each time is set once."""
     seen = daemon.plugin("acme.one")
     assert (seen["status"], seen["available"], seen["runtime"]["state"]) == ("verified", True, "stopped")
     assert {"verified_at", "created_at", "updated_at"} <= set(seen)
@@ -97,8 +97,8 @@ def test_a_plugin_goes_through_all_states(daemon):
 
 
 @pytest.mark.parametrize("start", ["verified", "installed", "active", "disabled"])
-def test_only_the_agreed_transitions_are_made(daemon, start):
-    """Everything else is 409 `invalid_transition`, audited as a refusal, and changes nothing."""
+def test_transition_that_is_not_in_the_table_is_409(daemon, start):
+    """`invalid_transition`, audited as a refusal; nothing changes."""
     allowed = {
         "verified": {"installed"},
         "installed": {"active", "disabled"},
@@ -144,14 +144,14 @@ def test_only_the_agreed_transitions_are_made(daemon, start):
         b'{"id": ' + b"[" * 100_000,
     ],
 )
-def test_an_invalid_body_is_400(daemon, body):
+def test_invalid_body_is_400(daemon, body):
     """A problem document with `bad_request`; nothing is done."""
     answer = daemon.post("/api/plugins/lifecycle", body)
     assert (answer.status, answer.code) == (400, "bad_request"), answer
     assert daemon.plugin("acme.three")["status"] == "verified"
 
 
-def test_a_problem_document_has_its_members(daemon):
+def test_problem_document_has_all_documented_members(daemon):
     """RFC 9457 with code, detail and hint."""
     answer = daemon.set_status("installed", "acme.nobody")
     assert (answer.status, answer.headers["content-type"].split(";")[0]) == (404, "application/problem+json")
@@ -163,7 +163,7 @@ def test_a_problem_document_has_its_members(daemon):
 
 @pytest.mark.parametrize("verb", ["upgrade", "restart", "forget"])
 @pytest.mark.parametrize("plugin_id", ["acme.nobody", "..", "%2e%2e", "a%2Fb", "%00", "%ff", "x" * 5000])
-def test_unknown_ids_are_404(daemon, verb, plugin_id):
+def test_unknown_plugin_id_is_404(daemon, verb, plugin_id):
     answer = daemon.post(f"/api/plugins/by-id/{plugin_id}/{verb}")
     assert (answer.status, answer.code) == (404, "not_found")
 
@@ -193,13 +193,13 @@ def test_unknown_ids_are_404(daemon, verb, plugin_id):
         ("DELETE", "/api/kv/default/nothing", 404),
     ],
 )
-def test_unknown_paths_and_methods_get_a_problem_document(daemon, method, path, status):
+def test_unknown_path_or_method_gives_a_problem_document(daemon, method, path, status):
     answer = daemon.ask(method, path)
     assert answer.status == status, answer
     assert answer.code in {"not_found", "method_not_allowed", "bad_request"}
 
 
-def test_a_body_over_one_mebibyte_is_413(daemon):
+def test_body_over_one_mebibyte_is_413(daemon):
     """A body of exactly the limit is accepted; one more byte is not."""
     limit = 1 << 20
     at_limit = json.dumps({"name": "x" * 10}).encode().ljust(limit)
@@ -208,8 +208,8 @@ def test_a_body_over_one_mebibyte_is_413(daemon):
     assert (answer.status, answer.code) == (413, "too_large")
 
 
-def test_installing_a_removed_bundle_is_not_available(daemon):
-    """409; its record stays until it is forgotten."""
+def test_installing_a_removed_bundle_is_409_not_available(daemon):
+    """Its record stays until it is forgotten."""
     place = daemon.place
     (place.plugins / "acme.gone").rename(place.home / "aside")
     daemon.until(lambda: not daemon.plugin("acme.gone")["available"], "acme.gone to be gone")
@@ -225,14 +225,14 @@ def test_installing_a_removed_bundle_is_not_available(daemon):
     assert daemon.until(lambda: daemon.plugin("acme.gone"), "it to be back")["status"] == "verified"
 
 
-def test_forget_refuses_an_active_or_undecided_plugin(daemon):
-    """409 while its bundle is there and nothing was decided; 409 while it is active."""
+def test_forget_of_an_active_or_undecided_plugin_is_409(daemon):
+    """Undecided: its bundle is there and nothing was decided."""
     answer = daemon.post("/api/plugins/by-id/acme.three/forget")
     assert (answer.status, answer.code) == (409, "invalid_transition")
 
 
 def test_no_answer_shows_a_local_path(daemon):
-    """Neither the plugin directory nor the state directory, in any reading answer."""
+    """Neither the plugin directory nor the state directory, on any reading route."""
     for path in (
         *("/api/plugins", "/api/plugins/lifecycle", "/api/plugins/rejected", "/api/plugins/by-id/acme.paths"),
         *("/api/health", "/api/status", "/api/audit", "/api/audit/verify", "/api/trust"),
@@ -242,8 +242,8 @@ def test_no_answer_shows_a_local_path(daemon):
         assert str(daemon.place.home).encode() not in answer.body, path
 
 
-def test_a_rejected_bundle_says_why(daemon):
-    """Its directory's name, what it claims to be, code, reason and hint."""
+def test_rejected_bundle_has_code_reason_and_hint(daemon):
+    """With its directory's name and the id it claims."""
     bundle = daemon.place.drop("broken", author=ACME, id="acme.broken")
     bundles.tamper(bundle.artifact_path)
     daemon.until_rejected("broken", "digest_mismatch")
@@ -279,8 +279,8 @@ def test_host_risk_is_not_granted_until_named(daemon):
     assert daemon.plugin("acme.egress")["granted"] == ["http:egress"]
 
 
-def test_restart_needs_an_active_plugin(daemon):
-    """409 otherwise; 200 with the record once it is armed again."""
+def test_restart_of_a_plugin_that_is_not_active_is_409(daemon):
+    """Of an active one it is 200 with the record, once it is armed again."""
     answer = daemon.post("/api/plugins/by-id/acme.grants/restart")
     assert (answer.status, answer.code) == (409, "invalid_transition")
     before = daemon.activate("acme.grants")
@@ -295,7 +295,7 @@ def test_upgrade_without_a_candidate_is_409(daemon):
     assert (answer.status, answer.code) == (409, "no_candidate")
 
 
-def test_values_are_raw_bytes(daemon):
+def test_kv_values_are_raw_bytes(daemon):
     """PUT, GET, list, DELETE in the operator's bucket; any bytes, exact."""
     value = bytes(range(256))
     assert daemon.ask("PUT", "/api/kv/default/some.key", value).json() == {
@@ -332,7 +332,7 @@ def test_every_valid_key_and_bucket_can_be_addressed(daemon, key):
     assert daemon.ask("DELETE", path).json() == {"bucket": key, "key": key, "deleted": True}
 
 
-def test_decisions_and_host_facts_are_on_record(daemon):
+def test_decisions_and_runtime_changes_are_audited(daemon):
     """`plugin.status` names who decided; `plugin.runtime` follows arming and stopping; pages follow a cursor."""
     daemon.activate("acme.host")
     daemon.set_status("disabled", "acme.host")
@@ -348,8 +348,8 @@ def test_decisions_and_host_facts_are_on_record(daemon):
     assert daemon.get("/api/audit/verify").json()["ok"] is True
 
 
-def test_head_and_leading_empty_lines_are_accepted(daemon):
-    """What curl and proxies send: HEAD is answered without a body, a leading blank line is forgiven."""
+def test_head_requests_and_leading_empty_lines_are_accepted(daemon):
+    """As curl and proxies send them; HEAD is answered without a body."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(b"\r\nHEAD /api/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         head, _, body = raw_http.until_closed(sock).partition(b"\r\n\r\n")
@@ -358,7 +358,7 @@ def test_head_and_leading_empty_lines_are_accepted(daemon):
 
 
 def test_latticectl_shows_what_the_api_answers(daemon):
-    """The client over the real daemon: list, info, wait, rejected, exit codes."""
+    """Over the real daemon: list, info, wait, rejected, exit codes."""
     listed = json.loads(daemon.ctl("list", "--format", "json").stdout)
     assert [one["id"] for one in listed] == [one["id"] for one in daemon.get("/api/plugins").json()]
     assert daemon.ctl("install", "acme.nobody").returncode == 4
@@ -373,7 +373,7 @@ def test_latticectl_shows_what_the_api_answers(daemon):
     assert str(daemon.place.home) not in daemon.ctl("status").stdout
 
 
-def test_the_log_is_json_without_paths_of_bundles(daemon):
+def test_log_is_json_without_paths_of_bundles(daemon):
     """Events in the past tense; no 500 and no failed component."""
     events = {entry["event"] for entry in daemon.log()}
     assert not events & {"request_failed", "lifecycle_failed", "sweeper_failed", "saver_failed"}
@@ -381,6 +381,6 @@ def test_the_log_is_json_without_paths_of_bundles(daemon):
 
 
 @pytest.mark.parametrize("path", ["/api/kv/default/%ff", "/api/kv/%ff/key"])
-def test_keys_that_are_not_utf8_are_refused(daemon, path):
+def test_kv_keys_that_are_not_utf8_are_refused(daemon, path):
     """They would be stored under another key than requested."""
     assert daemon.ask("PUT", path, b"value").code == "bad_request"

@@ -29,7 +29,7 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme, tmp_path_factory):
-    """A place with decisions on record, and its backup in `backup.tar`, made by latticectl."""
+    """The place of a daemon that has run, with decisions recorded, and its backup `backup.tar`, made by latticectl."""
     with lives.lived(acme) as place:
         with place.running() as daemon:
             daemon.until_state("armed")
@@ -57,7 +57,7 @@ def lived(place, past):
 
 
 def refused(place, path, *more):
-    """The Problem of a restore that fails and must change nothing."""
+    """The code of the Problem of a restore that fails and must change nothing."""
     before = {one.name for one in place.state.iterdir()} - {"lock"}
     ran = place.once("--restore", str(path), *more)
     assert ran.returncode != 0, ran
@@ -66,8 +66,8 @@ def refused(place, path, *more):
     return ran.stderr.split(": ")[1]
 
 
-def test_a_backup_is_a_plain_tar_for_its_owner_alone(past):
-    """Mode 0600, regular files, hashed in a manifest; nothing half made is left beside it or in the state."""
+def test_backup_is_a_plain_tar_readable_by_its_owner_only(past):
+    """Mode 0600, regular files, hashed in a manifest; no temporary file is left beside it or in the state."""
     path = past.home / "backup.tar"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with tarfile.open(path) as tar:
@@ -83,8 +83,8 @@ def test_a_backup_is_a_plain_tar_for_its_owner_alone(past):
     assert [one.name for one in past.state.iterdir() if one.name.startswith(".")] == []
 
 
-def test_restore_into_an_empty_state_brings_everything_back(place, backup, past, acme):
-    """An empty state directory: records, grants, values, chain, key and stored pairs come back."""
+def test_restore_into_an_empty_state_restores_everything(place, backup, past, acme):
+    """Records, grants, values, chain, key and stored pairs."""
     lives.copy(past, place)
     for one in place.state.iterdir():
         one.rename(place.home / f"old-{one.name}")
@@ -101,8 +101,8 @@ def test_restore_into_an_empty_state_brings_everything_back(place, backup, past,
         assert daemon.stop() == 0
 
 
-def test_restore_on_an_empty_machine(place, backup, past):
-    """No state, no bundle, no policy, no key, another path: it says what is missing, and with that the plugin runs."""
+def test_restore_on_empty_machine_reports_what_is_missing_and_then_runs(place, backup, past):
+    """No bundle, no policy, no key, other paths; once policy and key are there, the plugin runs."""
     place.trust.unlink(missing_ok=True)
     ran = place.once("--restore", str(backup))
     assert (ran.returncode, ran.stderr) == (0, ""), ran
@@ -134,7 +134,7 @@ def test_restore_on_an_empty_machine(place, backup, past):
     assert "missing: acme.demo does not verify here: publisher_untrusted" in third.stdout
 
 
-def test_a_restore_keeps_later_decisions(lived, backup, acme):
+def test_restore_keeps_stricter_later_decisions(lived, backup, acme):
     """Trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the two."""
     with lived.running() as daemon:
         daemon.until_state("armed")
@@ -162,8 +162,8 @@ def test_a_restore_keeps_later_decisions(lived, backup, acme):
     assert {"ledger.sqlite3", "host.key", "floors.json", "store"} <= {one.name for one in replaced.iterdir()}
 
 
-def test_a_damaged_ledger_is_replaced_by_the_backup(lived, backup):
-    """What --recover cannot bring back, a backup can."""
+def test_restore_replaces_a_damaged_ledger(lived, backup):
+    """With what --recover cannot rebuild."""
     damage.header(lived.state)
     assert lived.once("--restore", str(backup)).returncode == 0
     with lived.running() as daemon:
@@ -171,13 +171,13 @@ def test_a_damaged_ledger_is_replaced_by_the_backup(lived, backup):
         assert daemon.get("/api/kv/default/motd").body == b"hello"
 
 
-def test_restoring_needs_the_lock(lived, backup):
+def test_restore_under_a_running_daemon_is_refused(lived, backup):
     with lived.running():
         assert refused(lived, backup) == "state_in_use"
 
 
-def test_a_backup_of_another_host_needs_its_public_key(place, backup):
-    """A state with its own host key does not accept another host's backup without an option."""
+def test_restore_of_another_hosts_backup_needs_its_public_key(place, backup):
+    """If the state has a host key of its own."""
     with place.running() as daemon:
         daemon.stop()
     assert refused(place, backup) == "backup_foreign"
@@ -189,7 +189,7 @@ def test_a_backup_of_another_host_needs_its_public_key(place, backup):
         assert daemon.get("/api/status").json()["public_key"] == key
 
 
-def test_without_floors_a_restore_needs_the_option(lived, backup):
+def test_restore_without_floors_needs_the_option(lived, backup):
     (lived.state / "floors.json").unlink()
     assert refused(lived, backup) == "floors_invalid"
     assert lived.once("--restore", str(backup), "--without-floors").returncode == 0
@@ -233,8 +233,8 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_backup_is_refused(place, backup, forgery):
-    """`backup_invalid`, and the state stays as it is."""
+def test_forged_backup_is_refused(place, backup, forgery):
+    """`backup_invalid`, and the state is unchanged."""
     rewritten(backup, FORGERIES[forgery])
     assert refused(place, backup) == "backup_invalid"
 
@@ -254,8 +254,8 @@ FAULTS_THAT_WERE_SIGNED = {
 
 
 @pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
-def test_a_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
-    """`backup_invalid`, exit 1: the state that is there is well, and nothing says that it should be recovered."""
+def test_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
+    """Exit 1 and no hint at --recover: the present state is intact."""
     name, change = FAULTS_THAT_WERE_SIGNED[fault]
     with tarfile.open(backup) as old:
         parts = {member.name: old.extractfile(member).read() for member in old.getmembers()}
@@ -279,18 +279,18 @@ def test_a_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 3000, -1024, -512, -1])
-def test_a_truncated_backup_is_refused(place, backup, keep):
+def test_truncated_backup_is_refused(place, backup, keep):
     backup.write_bytes(backup.read_bytes()[:keep])
     assert refused(place, backup) == "backup_invalid"
 
 
-def test_trailing_data_is_refused(place, backup):
+def test_backup_with_trailing_data_is_refused(place, backup):
     backup.write_bytes(backup.read_bytes() + b"x")
     assert refused(place, backup) == "backup_invalid"
 
 
-def test_a_backup_never_replaces_a_file_and_leaves_none_behind(past, place):
-    """An existing name, a directory that is not there, a daemon that is not: nothing is written."""
+def test_failed_backup_replaces_and_leaves_no_file(past, place):
+    """An existing name, a missing directory, no daemon."""
     lives.copy(past, place)
     taken = place.home / "taken.tar"
     taken.write_text("precious")
@@ -305,7 +305,7 @@ def test_a_backup_never_replaces_a_file_and_leaves_none_behind(past, place):
 
 
 def test_backup_writes_stdout_and_restore_reads_stdin(past, place):
-    """So that it can be piped through an encryption program."""
+    """So it can be piped through an encryption program."""
     lives.copy(past, place)
     command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(place.socket), "backup", "-"]
     with place.running() as daemon:
@@ -320,8 +320,8 @@ def test_backup_writes_stdout_and_restore_reads_stdin(past, place):
     assert (restored.returncode, restored.stderr) == (0, "")
 
 
-def test_a_backup_needs_every_scope_and_is_audited(acme):
-    """It holds the private key: who has all scopes but one gets 403; the name of who got it stays."""
+def test_backup_needs_every_scope_and_is_audited(acme):
+    """It holds the private key: a user who lacks one scope gets 403; the event names who got it."""
     other = processes.User(uid=65501, gid=65501)
     if os.getuid() != 0:
         pytest.skip("asks as another uid")
@@ -339,8 +339,8 @@ def test_a_backup_needs_every_scope_and_is_audited(acme):
             assert [one["actor"].split()[0] for one in allowed] == ["uid:0"]
 
 
-def test_a_full_disk_leaves_no_partial_backup(past, place):
-    """The file cannot grow beyond a bound (EFBIG stands for a full disk): a named error, and nothing is left."""
+def test_full_disk_leaves_no_partial_backup(past, place):
+    """A limit on file size (EFBIG) stands for a full disk."""
     target = place.home / "half.tar"
     with past.running() as daemon:
         words = ["-m", "latticed.ctl.main", "--socket", str(past.socket), "backup", str(target)]
@@ -351,8 +351,8 @@ def test_a_full_disk_leaves_no_partial_backup(past, place):
     assert not list(place.home.glob("*half*"))
 
 
-def test_a_full_disk_during_restore_leaves_the_old_state(lived, backup, acme):
-    """Restoring without room: one line, exit 1, and the daemon starts as before; with room it works."""
+def test_full_disk_during_restore_leaves_the_old_state(lived, backup, acme):
+    """One line, exit 1, and the daemon starts as before; with free space the restore succeeds."""
     ran = lived.ran(["prlimit", "--fsize=4096", *lived.command("--restore", str(backup))])
     assert ran.returncode != 0
     assert ran.stderr.count("\n") == 1, ran.stderr

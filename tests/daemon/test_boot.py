@@ -19,7 +19,7 @@ pytestmark = pytest.mark.daemon
 
 
 def test_requests_are_served_right_after_ready(place, acme):
-    """The first request after READY=1 is answered, and it already knows the bundles on disk."""
+    """The first one already finds all bundles on disk."""
     place.drop(author=acme)
     with place.running() as daemon:
         assert [one["id"] for one in daemon.get("/api/plugins").json()] == ["acme.demo"]
@@ -28,7 +28,7 @@ def test_requests_are_served_right_after_ready(place, acme):
         assert len(daemon.logged("daemon_ready")) == 1
 
 
-def test_the_socket_is_for_owner_and_group_only(daemon):
+def test_socket_is_accessible_to_owner_and_group_only(daemon):
     """Mode 0660, the daemon's user; the state directory is its own."""
     found = daemon.place.socket.lstat()
     assert stat.S_ISSOCK(found.st_mode)
@@ -39,15 +39,14 @@ def test_the_socket_is_for_owner_and_group_only(daemon):
 
 
 @pytest.mark.root
-def test_the_socket_belongs_to_the_group_of_the_settings(acme):
-    """`[access] socket_group` is the socket's group from then on."""
+def test_socket_belongs_to_the_group_of_the_settings(acme):
+    """`[access] socket_group`."""
     group = processes.STRANGER.gid  # the only one that user may give it to
     with daemons.placed(settings=f'[access]\nsocket_group = "{group}"') as place, place.running():
         assert place.socket.stat().st_gid == group
 
 
-def test_a_left_over_socket_is_replaced(place):
-    """After kill -9 the old socket file does not keep the next daemon from binding."""
+def test_socket_left_by_a_killed_daemon_is_replaced(place):
     with place.running() as first:
         first.kill()
     assert place.socket.is_socket()
@@ -55,8 +54,8 @@ def test_a_left_over_socket_is_replaced(place):
         assert second.get("/api/health").status == 200
 
 
-def test_a_second_daemon_on_the_same_state_ends_with_one_line(daemon):
-    """Exit status 75, and the first one goes on."""
+def test_second_daemon_on_the_same_state_exits_with_75(daemon):
+    """With one line on stderr; the first one is not affected."""
     ran = daemon.place.once()
     assert ran.returncode == 75
     assert ran.stderr.startswith("latticed: state_in_use: ")
@@ -79,8 +78,8 @@ def test_a_second_daemon_on_the_same_state_ends_with_one_line(daemon):
         ("this is not TOML", ["TOML"]),
     ],
 )
-def test_bad_settings_name_key_and_file(place, text, named):
-    """Exit status 78; one line with the key, the file (of what the file says), what was expected and found."""
+def test_bad_settings_exit_with_78_and_name_key_and_file(place, text, named):
+    """One line with what was expected and found; no file for names that the host does not know."""
     place.set(text)
     ran = place.once()
     assert ran.returncode == 78, ran
@@ -92,8 +91,8 @@ def test_bad_settings_name_key_and_file(place, text, named):
     assert "Traceback" not in ran.stderr
 
 
-def test_settings_that_others_may_write_are_refused(place):
-    """Else another user could control the daemon."""
+def test_settings_writable_by_others_are_refused(place):
+    """Otherwise another user could control the daemon."""
     place.config.chmod(0o666)
     ran = place.once()
     assert (ran.returncode, "writable by others" in ran.stderr) == (78, True), ran
@@ -102,7 +101,7 @@ def test_settings_that_others_may_write_are_refused(place):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
 @pytest.mark.parametrize("what", ["state", "run"])
-def test_a_directory_of_another_user_is_refused_with_owner_and_mode(place, what):
+def test_directory_of_another_user_is_refused_with_owner_and_mode(place, what):
     """Owned or writable by others: nothing is opened or created there; fixed, the daemon starts."""
     directory = {"state": place.state, "run": place.run}[what]
     stranger = processes.OTHER_STRANGER.uid
@@ -117,14 +116,14 @@ def test_a_directory_of_another_user_is_refused_with_owner_and_mode(place, what)
         assert list(directory.iterdir()) == []
 
 
-def test_a_settings_file_that_was_named_must_exist(place):
+def test_missing_settings_file_that_was_named_is_an_error(place):
     place.config.unlink()
     ran = place.once()
     assert (ran.returncode, str(place.config) in ran.stderr) == (78, True), ran
 
 
 def test_check_config_prints_every_setting_with_its_origin(place):
-    """And starts nothing."""
+    """It does not start the daemon."""
     place.env["LATTICED_LOG_LEVEL"] = "debug"
     place.set("[watch]\nquiet_s = 0.5")
     ran = place.once("--check-config")
@@ -137,7 +136,7 @@ def test_check_config_prints_every_setting_with_its_origin(place):
     assert list(place.state.iterdir()) == []
 
 
-def test_a_deprecated_key_is_accepted_with_a_warning(place):
+def test_deprecated_key_is_accepted_with_a_warning(place):
     """By --check-config on stderr, by the daemon in its log."""
     place.set("[tunnel]\ntunnels = 3")
     ran = place.once("--check-config")
@@ -148,7 +147,7 @@ def test_a_deprecated_key_is_accepted_with_a_warning(place):
         assert "tunnel.total_tunnels" in entry["reason"]
 
 
-def test_the_environment_wins_over_the_file(place, acme):
+def test_environment_overrides_the_settings_file(place, acme):
     """LATTICE_PLUGIN_DIR, the name that plugin hosts of this family use."""
     elsewhere = place.home / "elsewhere"
     elsewhere.mkdir()
@@ -159,13 +158,13 @@ def test_the_environment_wins_over_the_file(place, acme):
         assert daemon.plugin() is not None
 
 
-def test_wrong_usage_exits_with_2(place):
+def test_unknown_option_exits_with_2(place):
     ran = place.once("--no-such-option")
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
 
 
-def test_an_unusable_state_directory_is_one_line_on_stderr(place):
-    """A file in its place; nothing is left listening."""
+def test_unusable_state_directory_is_one_line_on_stderr(place):
+    """A file in its place; no socket is left."""
     place.state.rmdir()
     place.state.write_text("in the way")
     ran = place.once()
@@ -174,7 +173,7 @@ def test_an_unusable_state_directory_is_one_line_on_stderr(place):
     assert not place.socket.exists()
 
 
-def test_a_damaged_ledger_exits_with_74(place):
+def test_damaged_ledger_exits_with_74(place):
     """One line says what is damaged; no request is served."""
     with place.running() as daemon:
         daemon.stop()
@@ -185,8 +184,8 @@ def test_a_damaged_ledger_exits_with_74(place):
     assert (ran.stderr.count("\n"), "Traceback" in ran.stderr) == (1, False), ran.stderr
 
 
-def test_the_service_managers_socket_is_used(place):
-    """LISTEN_FDS: a client that queued before the start is served, and the socket outlives the daemon."""
+def test_socket_passed_by_service_manager_is_used(place):
+    """LISTEN_FDS: a client that queued before the start is served, and the socket stays after the daemon."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(place.socket))
         place.own(place.socket)
@@ -201,16 +200,16 @@ def test_the_service_managers_socket_is_used(place):
             assert again.get("/api/health").status == 200
 
 
-def test_the_watchdog_is_pinged(place):
-    """At least twice, with half of a watchdog's interval between."""
+def test_watchdog_is_pinged_at_half_its_interval(place):
+    """At least twice."""
     place.env["WATCHDOG_USEC"] = "500000"
     with place.running() as daemon:
         daemon.expect_notice("WATCHDOG=1")
         daemon.expect_notice("WATCHDOG=1")
 
 
-def test_a_crash_leaves_the_stacks_of_its_threads_on_stderr(place):
-    """So that the journal says where it happened."""
+def test_crash_writes_the_stacks_of_its_threads_to_stderr(place):
+    """So that the journal shows where it happened."""
     with place.running() as daemon:
         daemon.signal(signal.SIGSEGV)
         assert daemon.ended() == -signal.SIGSEGV
@@ -219,8 +218,8 @@ def test_a_crash_leaves_the_stacks_of_its_threads_on_stderr(place):
         assert "latticed/daemon.py" in said
 
 
-def test_a_read_only_plugin_directory_is_enough(place, acme):
-    """The daemon never writes to it: read-only directories, root's files."""
+def test_read_only_plugin_directory_suffices(place, acme):
+    """The daemon never writes to it."""
     place.drop(author=acme)
     for path in (place.plugins / "demo", place.plugins):
         path.chmod(0o555)
@@ -232,8 +231,8 @@ def test_a_read_only_plugin_directory_is_enough(place, acme):
             path.chmod(0o755)
 
 
-def test_a_missing_plugin_directory_is_awaited(place, acme):
-    """Health says so; once it is there its bundles are seen."""
+def test_missing_plugin_directory_is_watched_once_it_appears(place, acme):
+    """Health reports it until then."""
     place.plugins.rmdir()
     with place.running() as daemon:
         health = daemon.get("/api/health")
@@ -247,7 +246,7 @@ def test_a_missing_plugin_directory_is_awaited(place, acme):
 
 @pytest.mark.root
 def test_install_tamper_and_repair_work_as_root(acme):
-    """Install, activate, tamper, repair: nothing depends on being unprivileged."""
+    """Nothing depends on being unprivileged."""
     with daemons.placed(None) as place:
         place.trust_us(acme)
         bundle = place.drop(author=acme)
@@ -260,8 +259,8 @@ def test_install_tamper_and_repair_work_as_root(acme):
             assert daemon.stop() == 0
 
 
-def test_children_inherit_no_descriptors(daemon):
-    """The daemon holds its log, its ledger, its socket, its watches; no descriptor of the suite's."""
+def test_daemon_holds_only_its_own_descriptors(daemon):
+    """Log, ledger, socket, watches; none of the test run's."""
     if daemon.place.user is not None and os.getuid() != 0:
         pytest.skip("looking into another user's process needs uid 0")
     targets = set()
@@ -271,8 +270,8 @@ def test_children_inherit_no_descriptors(daemon):
     assert not [target for target in targets if "pytest" in target], targets
 
 
-def test_a_peer_that_disconnects_at_once_is_ignored(daemon):
-    """Connections reset before they are read."""
+def test_peer_that_disconnects_at_once_is_ignored(daemon):
+    """Connections are reset before they are read."""
     for _ in range(50):
         with raw_http.connected(daemon.place.socket) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -281,7 +280,7 @@ def test_a_peer_that_disconnects_at_once_is_ignored(daemon):
     assert daemon.log("request_failed") == []
 
 
-def test_version_needs_no_settings():
+def test_version_option_needs_no_settings():
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "latticed.daemon", "--version"], capture_output=True, text=True, check=True
     )

@@ -76,7 +76,7 @@ def in_namespace(pid):
 
 
 def test_orphans_are_reaped_and_own_children_keep_their_exit_codes(container):
-    """Processes whose parents ended in the namespace; plugins that end meanwhile keep their own exit codes."""
+    """Orphans of the container's other processes; plugins that end meanwhile are reported with their own exit codes."""
     host, first = container
     host.up("acme.demo", PLUGIN)
     orphan = ["nsenter", "--target", str(first), "--pid", "--mount", "/bin/sh", "-c"]
@@ -92,8 +92,8 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes(container):
     assert host.runtime("acme.demo")["state"] == "armed"
 
 
-def test_a_plugin_that_renames_itself_is_still_stopped(container):
-    """A name of bytes that are no UTF-8, with what looks like another line of its status."""
+def test_plugin_with_a_hostile_process_name_is_still_stopped(container):
+    """Bytes that are not UTF-8, with what looks like another line of /proc/PID/status."""
     host, first = container
     host.up("acme.named", NAMED)
     inside = host.runtime("acme.named")["pid"]

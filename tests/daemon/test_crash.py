@@ -24,18 +24,18 @@ SLOW = long.times(60, 200)  # LATTICED_CRASH_POINTS=2000 for an evening
 _LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
 
 
-def test_kill_9_at_a_few_points(place, acme):
+def test_kill_9_at_a_few_random_points_loses_nothing_acknowledged(place, acme):
     _crash(place, acme, QUICK)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_9_at_many_points(place, acme):
+def test_kill_9_at_many_random_points_loses_nothing_acknowledged(place, acme):
     _crash(place, acme, int(os.environ.get("LATTICED_CRASH_POINTS", SLOW)))
 
 
-def test_leftovers_of_interrupted_writes_are_removed_at_start(place):
-    """Temporary files of `replace` are removed; files with similar names are not."""
+def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
+    """Those of `replace`; files with similar names stay."""
     remains = [place.state / f".{name}.0123456789ab" for name in ("floors.json", "host.key")]
     kept = [place.state / name for name in (".floors.json.mine", ".notes", "floors.json.0123456789ab")]
     for path in (*remains, *kept):
@@ -47,8 +47,8 @@ def test_leftovers_of_interrupted_writes_are_removed_at_start(place):
 
 @pytest.mark.parametrize("points", [3, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
-def test_kill_9_during_the_first_start(place, acme, points):
-    """Before READY=1, anywhere: the next start succeeds, with one host key and a chain that holds."""
+def test_start_succeeds_after_kill_9_during_the_first_start(place, acme, points):
+    """Killed anywhere before READY=1: one host key, and a chain that verifies."""
     place.drop(author=acme)
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
@@ -98,7 +98,7 @@ def _kill_within(daemon, load, chance):
 
 
 def _check(daemon, load):
-    """What the restarted daemon shows is what was acknowledged, or what was being asked for; and it is whole."""
+    """The restarted daemon shows what was acknowledged, or what was being requested; and it is consistent."""
     report = daemon.get("/api/audit/verify").json()
     assert report["ok"] is True, report
     daemon.until(lambda: all(one["available"] for one in daemon.get("/api/plugins").json()), "mended bundles to verify")

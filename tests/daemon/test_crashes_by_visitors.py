@@ -63,7 +63,7 @@ def host():
 
 
 def place(host, plugin_id):
-    """Where the listener is, once the route is served: it rests with the plugin."""
+    """The address of the route's listener, once it serves: the route is withdrawn while the plugin is down."""
 
     def served():
         found = host.daemon.get("/api/routes").json()["routes"]
@@ -73,7 +73,7 @@ def place(host, plugin_id):
 
 
 def fallen(host, plugin_id, times):
-    """What was recorded of its last failure, once it has failed and is armed again so often."""
+    """The recorded last failure, once the plugin has failed and is armed again so often."""
 
     def again():
         runtime = host.runtime(plugin_id)
@@ -89,15 +89,15 @@ def fallen(host, plugin_id, times):
 
 
 def hang_up(host, plugin_id, url):
-    """Ask for what takes a moment, and leave before it is done."""
+    """Send a request that takes a moment, and disconnect before it is answered."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port)) as sock:
         sock.sendall(f"GET /{plugin_id}/slow HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
         host.until_said(plugin_id, "at work")
 
 
-def test_crashes_by_visitors_open_no_breaker(host):
-    """Also after the answer or once the visitor has left: it serves again. Two crashes of its own open the breaker."""
+def test_crashes_by_outside_requests_open_no_breaker(host):
+    """Also after the answer or once the client has disconnected. Two crashes of its own open the breaker."""
     plugin_id = host.up("acme.web", PEER.replace(b"ID", b"acme.web"), capabilities=["worker:route"])
     assert host.invoke(plugin_id, "put").status == 200
     ways = ["exit", "abort", "noise", "flood", "late", "slow"]
@@ -121,8 +121,7 @@ def test_crashes_by_visitors_open_no_breaker(host):
     assert ("next_retry_at" in rests, VISITED in rests["last_error"]["message"]) == (False, False)
 
 
-def test_a_wasm_trap_by_a_visitor_opens_no_breaker(host):
-    """A trap counts like any other crash."""
+def test_wasm_trap_by_outside_request_opens_no_breaker(host):
     plugin_id, call = "acme.trap", CALL.replace("ID", "acme.trap")
     source = wasms.module(
         f"""(if (i32.eq (i32.load8_u offset=12 (local.get $at)) (i32.const 98)) (then (unreachable)))

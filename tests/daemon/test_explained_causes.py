@@ -89,7 +89,7 @@ class World:
         return answer.json()
 
     def latticectl(self, *words: str) -> tuple[int, str]:
-        """In this process, for its speed; exit code and what it says on stdout."""
+        """Run in this process, which is faster; exit code and stdout."""
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = main.main(["--socket", str(self.place.socket), "--config", str(self.config), *words])
@@ -441,14 +441,14 @@ DECIDED = (
 
 
 def failing(world: World, name: str) -> None:
-    """Activated, and failed for good or for now."""
+    """Activated, and failed for good or until a retry."""
     world.seen(f"acme.{name}")
     world.decide(f"acme.{name}", "installed", "active")
     world.daemon.until_state("failed", f"acme.{name}")
 
 
 def broken_down(world: World, name: str) -> None:
-    """It ends each time that it is asked how it is, until its breaker opens; from then on it would live."""
+    """The plugin exits at each health check until its breaker opens; from then on it would keep running."""
     world.up(f"acme.{name}")
     world.daemon.until(lambda: world.daemon.until_state("failed", f"acme.{name}") and broke(world, name), "the breaker")
     well(world, name)
@@ -567,7 +567,7 @@ ALIVE = (
 
 
 def denied(call: str, accept: tuple[str, ...] = (), **params: Any) -> Callable[[World, str], None]:
-    """Alive, and denied this call; `{port}` in its parameters is that of the web server."""
+    """Running, and denied this call; `{port}` in its parameters is that of the web server."""
 
     def after(world: World, name: str) -> None:
         world.up(f"acme.{name}", accept=list(accept))

@@ -29,7 +29,7 @@ def _ledger(place):
 
 
 def _refused(answer, *codes):
-    """A problem document of one of `codes`: 503, for it may go better later."""
+    """A problem document of one of `codes`: 503, as a later request may succeed."""
     assert (answer.status, answer.code in codes) == (503, True), answer
     assert answer.json()["detail"]
 
@@ -39,8 +39,8 @@ def _refused(answer, *codes):
 
 @named
 @pytest.mark.parametrize("halves", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["halves", "whole"])
-def test_a_failed_ledger_write_is_ledger_unavailable(place, acme, sick, error, halves):
-    """503 ledger_unavailable, the old value stays; the next write after the fault is taken, and the chain holds."""
+def test_failed_ledger_write_is_503_ledger_unavailable(place, acme, sick, error, halves):
+    """The old value stays; the next write after the fault succeeds, and the chain verifies."""
     with place.running() as daemon:
         assert faults.kv(daemon, "key", b"old").status == 200
         with sick.failing(error, faults.WRITES, below=_ledger(place), halves=halves):
@@ -115,8 +115,8 @@ def test_bundle_changes_during_a_disk_fault_are_recorded_later(place, acme, sick
 
 
 @named
-def test_a_failed_store_write_leaves_the_plugin_not_installed(place, acme, sick, error):
-    """503 store_unavailable and still `verified`, whichever step fails; no remains; then it is installed."""
+def test_failed_store_write_leaves_the_plugin_not_installed(place, acme, sick, error):
+    """503 store_unavailable whichever step fails; no partial files; later it can be installed."""
     place.drop(author=acme)
     store = place.state / "store"
     with place.running() as daemon:
@@ -132,7 +132,7 @@ def test_a_failed_store_write_leaves_the_plugin_not_installed(place, acme, sick,
 
 
 def test_half_written_pairs_are_removed_later(place, acme, sick):
-    """When removing the leftovers fails too, a later cleanup removes them."""
+    """If removing them fails too, a later cleanup removes them."""
     place.drop(author=acme)
     store = place.state / "store"
     with place.running() as daemon:
@@ -144,7 +144,7 @@ def test_half_written_pairs_are_removed_later(place, acme, sick):
         daemon.until(lambda: len(list(store.iterdir())) == 1, "the remains to be gone")
 
 
-def test_an_unreadable_stored_pair_is_retried(place, acme, sick):
+def test_unreadable_stored_pair_is_retried(place, acme, sick):
     """Not armed during the disk fault, armed automatically afterwards; the clock may jump meanwhile."""
     place.set("[supervision]\nbackoff_base_s = 0.2\nbackoff_ceiling_s = 0.5\nbreaker_failures = 1000")
     place.drop(author=acme)
@@ -162,8 +162,8 @@ def test_an_unreadable_stored_pair_is_retried(place, acme, sick):
 
 
 @named
-def test_failed_floor_writes_are_retried(place, acme, sick, error):
-    """A decision does not depend on the mirror; the mirror catches up by itself."""
+def test_failed_write_of_the_floors_file_is_retried(place, acme, sick, error):
+    """A decision does not depend on it; it is written automatically later."""
     place.drop(author=acme, version="3.2.1")
     floors = place.state / "floors.json"
     with place.running() as daemon:
@@ -176,8 +176,8 @@ def test_failed_floor_writes_are_retried(place, acme, sick, error):
         )
 
 
-def test_a_revocation_takes_effect_while_it_cannot_be_recorded(place, acme, sick):
-    """Stopped at once; remembered once the disk is well, even when the file forgets it again after that."""
+def test_revocation_takes_effect_while_it_cannot_be_recorded(place, acme, sick):
+    """The plugin stops at once; the revocation is recorded later, even if the policy no longer has it."""
     place.drop(author=acme, version="1.0.0")
     with place.running() as daemon:
         daemon.activate()
@@ -197,8 +197,8 @@ def test_a_revocation_takes_effect_while_it_cannot_be_recorded(place, acme, sick
 
 
 @pytest.mark.root
-def test_a_full_disk_refuses_decisions_and_recovers(place, acme):
-    """Not one byte left below the state directory: decisions are refused by name, stopping works, then all is well."""
+def test_full_disk_refuses_decisions_and_recovers(place, acme):
+    """Not one free byte below the state directory: decisions are refused with a code, stopping works."""
     for name in ("one", "two", "three"):
         place.drop(name, author=acme, id=f"acme.{name}")
     with faults.small_disk(place.state, kib=6 << 10, uid=place.uid), place.running() as daemon:

@@ -20,7 +20,7 @@ RESCAN = "[watch]\nrescan_s = 0.5"
 # The operator's files.
 
 
-def test_an_unreadable_policy_is_reread_later(place, acme, sick):
+def test_unreadable_policy_is_reread_later(place, acme, sick):
     """The old one stays in force, health reports it; the retry needs no change of the file."""
     other = bundles.author("other")
     place.drop("other", author=other, id="other.demo")
@@ -50,8 +50,8 @@ def test_unreadable_settings_are_reread_later(place, sick):
     [errno.EMFILE, *(pytest.param(error, marks=pytest.mark.slow) for error in (errno.EIO, errno.ENFILE))],
     ids=errno.errorcode.get,
 )
-def test_a_bundle_that_cannot_be_read_does_not_run(place, acme, sick, error):
-    """A change while the bundle is unreadable stops the plugin; disable works; the intact bundle is armed again."""
+def test_active_plugin_with_unreadable_bundle_is_stopped(place, acme, sick, error):
+    """Once it changes while unreadable; disable works; the intact bundle is armed again."""
     place.set(RESCAN)
     for name in ("one", "two"):
         place.drop(name, author=acme, id=f"acme.{name}")
@@ -83,8 +83,8 @@ def test_a_bundle_that_cannot_be_read_does_not_run(place, acme, sick, error):
         ("run/", faults.BIND, "socket_unusable"),
     ],
 )
-def test_a_first_start_that_fails_says_why_and_the_next_succeeds(place, acme, sick, path, calls, code):
-    """One line with the problem's code, an exit status that is not 0, nothing in the way of the next start."""
+def test_failed_first_start_says_why_and_the_next_succeeds(place, acme, sick, path, calls, code):
+    """One line with the problem's code, and an exit status that is not 0."""
     with sick.failing(errno.ENOSPC, calls, below=place.home / path):
         ran = place.once()
     assert ran.returncode not in {0, 2}, ran
@@ -97,7 +97,7 @@ def test_a_first_start_that_fails_says_why_and_the_next_succeeds(place, acme, si
         faults.chain_holds(daemon)
 
 
-def test_a_failed_socket_call_is_one_line_on_stderr(place, sick):
+def test_failed_socket_call_at_start_is_one_line_on_stderr(place, sick):
     """EMFILE from socket(2), with a service manager to be notified and without."""
     with sick.failing(errno.EMFILE, faults.SOCKET, below="/"):
         ran = place.once()
@@ -106,8 +106,7 @@ def test_a_failed_socket_call_is_one_line_on_stderr(place, sick):
 
 
 @named
-def test_a_start_with_disk_faults_loses_nothing(place, acme, sick, error):
-    """The daemon that could not start left everything as it was."""
+def test_start_that_fails_by_disk_faults_loses_nothing(place, acme, sick, error):
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -127,8 +126,8 @@ def test_a_start_with_disk_faults_loses_nothing(place, acme, sick, error):
 # The log.
 
 
-def test_a_log_write_failure_stops_nothing(place, acme, sick):
-    """Requests are served, lines are whole again afterwards."""
+def test_failed_log_writes_do_not_stop_the_daemon(place, acme, sick):
+    """Requests are served, and lines are whole again afterwards."""
     place.drop(author=acme)
     with place.running() as daemon:
         with sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file, halves=True):
@@ -144,7 +143,7 @@ def test_a_log_write_failure_stops_nothing(place, acme, sick):
         assert json.loads(last)["event"] == "trust_policy_loaded"
 
 
-def test_a_full_log_does_not_change_the_exit_status(place, sick):
-    """Exit status 0."""
+def test_full_log_does_not_change_the_exit_status(place, sick):
+    """It is 0."""
     with place.running() as daemon, sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file):
         assert daemon.stop() == 0

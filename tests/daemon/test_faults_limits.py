@@ -24,7 +24,7 @@ RESCAN = "[watch]\nrescan_s = 0.5"
     "error", [errno.EMFILE, pytest.param(errno.ENFILE, marks=pytest.mark.slow)], ids=errno.errorcode.get
 )
 def test_connections_wait_while_no_descriptor_is_free(place, acme, sick, error):
-    """They are served once there are descriptors; meanwhile the daemon neither floods the log nor spins."""
+    """They are served once there are descriptors; meanwhile the daemon neither floods the log nor is busy."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -44,7 +44,7 @@ def test_connections_wait_while_no_descriptor_is_free(place, acme, sick, error):
 
 
 def _until_stopped(daemon, sock):
-    """Tamper-stop takes effect, as seen over a connection from before."""
+    """Tampering stops the plugin, as seen over a connection from before."""
 
     def stopped():
         sock.sendall(raw_http.request("GET", "/api/plugins/by-id/acme.demo"))
@@ -63,7 +63,7 @@ class _Limited(daemons.Place):
 
 
 def test_clients_cannot_exhaust_the_descriptors(place, acme):
-    """With 64 in all and 300 clients: scans, decisions and requests go on; nothing runs out, nobody is stopped."""
+    """With 64 in all and 300 clients: scans, decisions and requests continue, and no plugin is stopped."""
     limited = _Limited(home=place.home, user=place.user)
     limited.set(f'{RESCAN}\n[runners]\nsystem = "noop"')  # a child alone takes hundreds of numbers
     limited.drop(author=acme)
@@ -93,8 +93,8 @@ def test_clients_cannot_exhaust_the_descriptors(place, acme):
 
 
 @pytest.mark.parametrize("years", [-5, pytest.param(5, marks=pytest.mark.slow)])
-def test_wall_clock_jumps_harm_nothing(place, acme, sick, years):
-    """Audit order and chain hold, every event bears the clock's time, uptime and health do not care, nothing spins."""
+def test_wall_clock_jumps_keep_audit_order_and_uptime(place, acme, sick, years):
+    """The chain verifies, every event has the clock's time, health is unchanged, and no timer runs in a loop."""
     place.set(RESCAN)
     place.drop("one", author=acme, id="acme.one")
     with place.running() as daemon:

@@ -49,8 +49,8 @@ def started_badly(closed="", limit=0):
     return (sys.executable, "-c", BEGIN, closed, str(limit))
 
 
-def test_the_daemon_resets_what_it_inherits(place, acme):
-    """Every signal ignored and blocked, 0 to 2 closed, 3,900 processes at most, files of no mode, root's HOME."""
+def test_daemon_resets_inherited_process_attributes(place, acme):
+    """Every signal ignored and blocked, 0 to 2 closed, 3,900 processes at most, umask 0777, root's HOME."""
     place.before = started_badly("012", 3_900)
     place.env["HOME"] = "/root"
     with place.running() as daemon:
@@ -77,7 +77,7 @@ def test_the_daemon_resets_what_it_inherits(place, acme):
         assert path.lstat().st_mode & stat.S_IRUSR, path
 
 
-def test_latticectl_resets_what_it_inherits(daemon):
+def test_latticectl_resets_inherited_process_attributes(daemon):
     """It answers, SIGTERM ends it though it was blocked, and closed output is reported as an error."""
     place = daemon.place
     for closed in ("", "0", "2"):
@@ -102,7 +102,7 @@ def test_latticectl_resets_what_it_inherits(daemon):
 
 
 def test_latticectl_keeps_sighup_ignored_under_nohup(daemon):
-    """SIGHUP and SIGINT are ignored on purpose there; a daemon takes them all the same."""
+    """SIGHUP and SIGINT are ignored on purpose there; the daemon resets them all the same."""
     code = "import signal; from latticed.kit import process_start; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
     code += " signal.signal(signal.SIGTERM, signal.SIG_IGN); process_start.reset_for_command();"
     code += " print(*(int(signal.getsignal(one) is signal.SIG_IGN) for one in (signal.SIGHUP, signal.SIGTERM)))"
@@ -110,8 +110,7 @@ def test_latticectl_keeps_sighup_ignored_under_nohup(daemon):
     assert ran.stdout == "1 0\n"
 
 
-def test_the_journal_reader_resets_what_it_inherits(place):
-    """The same first step, seen in its signals."""
+def test_journal_reader_resets_inherited_signals(place):
     command = [*place.python(), "-m", "latticed.journal", "--config", str(place.config), "--source", "auth.log"]
     name = f"@latticed-journal-test-{os.getpid()}"
     with contextlib.ExitStack() as stack:

@@ -31,8 +31,8 @@ def resigned(daemon, author):
     return found[0]
 
 
-def test_a_new_signature_before_the_revocation_avoids_a_stop(place, acme, fresh):
-    """It is never stopped, also by the next start; the key's coming and going is on record, with the file's owner."""
+def test_new_signature_before_the_revocation_avoids_a_stop(place, acme, fresh):
+    """Nor does the next start stop it; added and removed keys are audited, with the policy file's owner."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -58,8 +58,8 @@ def test_a_new_signature_before_the_revocation_avoids_a_stop(place, acme, fresh)
         assert len(daemon.events(action="plugin.resigned")) == 1
 
 
-def test_a_new_signature_ends_the_outage_of_a_revoked_key(place, acme, fresh):
-    """Revoked first: the plugin is stopped until the same bundle has a trusted signature."""
+def test_plugin_of_revoked_key_runs_again_with_a_new_signature(place, acme, fresh):
+    """It is stopped until the same bundle has a trusted signature."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -73,7 +73,7 @@ def test_a_new_signature_ends_the_outage_of_a_revoked_key(place, acme, fresh):
 
 
 def test_revoke_lists_the_plugins_that_would_stop(place, acme, fresh):
-    """By the daemon when it runs; otherwise latticectl says that it cannot know."""
+    """If the daemon runs; otherwise latticectl says that it cannot know."""
     place.env["LATTICED_TRUST"] = str(place.trust)
     place.drop(author=acme)
     trust(place, acme, fresh)

@@ -21,7 +21,7 @@ def _verified_chain(daemon):
 
 
 def test_sigterm_stops_the_daemon_cleanly(place, acme):
-    """STOPPING=1, exit status 0, no socket left, and the last audit event is under a signed head."""
+    """STOPPING=1, exit status 0, the socket is removed, and the last audit event is under a signed head."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -39,8 +39,8 @@ def test_sigterm_stops_the_daemon_cleanly(place, acme):
         assert _verified_chain(again)["signed_seq"] >= last
 
 
-def test_a_request_under_way_is_answered_on_sigterm(place, acme):
-    """A request whose body arrives during the drain still gets its answer."""
+def test_request_in_progress_is_answered_after_sigterm(place, acme):
+    """Its body arrives while the daemon is stopping."""
     with place.running() as daemon, raw_http.connected(place.socket) as sock:
         body = b'{"name": "nothing"}'
         whole = raw_http.request("POST", "/api/plugins/verify", body)
@@ -53,7 +53,7 @@ def test_a_request_under_way_is_answered_on_sigterm(place, acme):
         assert daemon.ended() == 0
 
 
-def test_a_second_sigterm_forces_the_exit(place):
+def test_second_sigterm_forces_the_exit(place):
     """A stalled client delays the first; the second ends the daemon at once, with an exit status other than 0."""
     with place.running() as daemon, raw_http.connected(place.socket) as sock:
         sock.sendall(raw_http.request("POST", "/api/plugins/verify", b'{"name": "nothing"}')[:-5])
@@ -80,7 +80,7 @@ def test_sigterm_with_idle_clients_does_not_wait_for_them(place):
 
 
 def test_sighup_rereads_policy_settings_and_bundles(place, acme):
-    """RELOADING=1, then READY=1; the new publisher counts, and so does the new scope table."""
+    """RELOADING=1, then READY=1; the new publisher is trusted, and the new scopes apply."""
     other = bundles.author("other")
     place.drop("other", author=other, id="other.demo")
     with place.running() as daemon:
@@ -95,7 +95,7 @@ def test_sighup_rereads_policy_settings_and_bundles(place, acme):
 
 
 def test_bad_settings_on_reload_keep_the_old_ones(place):
-    """Health reports them until they are fixed; the daemon goes on."""
+    """Health reports them until they are fixed."""
     with place.running() as daemon:
         place.set("[watch]\nno_such_key = 1")
         daemon.signal(signal.SIGHUP)
@@ -108,7 +108,7 @@ def test_bad_settings_on_reload_keep_the_old_ones(place):
 
 
 def test_kill_9_loses_no_decision(place, acme):
-    """Active is armed again, disabled stays so; times survive; the chain verifies; kv is what it was."""
+    """Active plugins are armed again, disabled ones not; times and kv are unchanged; the chain verifies."""
     for name in ("active", "disabled", "installed", "verified"):
         place.drop(name, author=acme, id=f"acme.{name}")
     with place.running() as daemon:
@@ -132,7 +132,7 @@ def test_kill_9_loses_no_decision(place, acme):
         _verified_chain(daemon)
 
 
-def test_a_decision_is_on_disk_before_it_is_answered(place, acme):
+def test_decision_is_on_disk_before_it_is_answered(place, acme):
     """Killed right after the answer, repeatedly: the decision is still there."""
     place.drop(author=acme)
     wanted = ("installed", "active", "disabled", "active")
@@ -170,8 +170,8 @@ def test_changes_made_while_stopped_are_judged_at_start(place, acme):
 
 @pytest.mark.parametrize("part", ["artifact", "manifest.json", "whole"])
 @pytest.mark.parametrize("bundle", ["intact", "gone"])
-def test_a_damaged_stored_pair_is_never_run(place, acme, part, bundle):
-    """Bytes changed in the store while the daemon was down: restored from the same bundle, or not run."""
+def test_damaged_stored_pair_is_never_run(place, acme, part, bundle):
+    """Altered while the daemon was down: restored from the same bundle, or not run."""
     dropped = place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -200,8 +200,8 @@ def test_a_damaged_stored_pair_is_never_run(place, acme, part, bundle):
         assert daemon.post("/api/plugins/by-id/acme.demo/restart").code == "not_available"
 
 
-def test_a_suspended_daemon_catches_up_after_sigcont(place, acme):
-    """SIGSTOP while bundles come and go, SIGCONT: what it shows is what is on disk."""
+def test_suspended_daemon_catches_up_after_sigcont(place, acme):
+    """SIGSTOP while bundles are added and removed; afterwards it shows what is on disk."""
     place.drop("stays", author=acme, id="acme.stays")
     leaves = place.drop("leaves", author=acme, id="acme.leaves")
     with place.running() as daemon:
@@ -216,7 +216,7 @@ def test_a_suspended_daemon_catches_up_after_sigcont(place, acme):
 
 
 def test_sigterm_during_a_burst_of_bundles_ends_the_daemon(place, acme):
-    """Hundreds of bundles arriving while it is told to stop: exit status 0, and the next start sees all of them."""
+    """Hundreds of bundles arrive meanwhile: exit status 0, and the next start sees all of them."""
     first = bundles.signed(bundles.manifest_v1(id="acme.burst-0"), bundles.ARTIFACT, acme)
     bundles.write(place.plugins / "burst-0", first)
     with place.running() as daemon:

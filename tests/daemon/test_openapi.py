@@ -67,8 +67,8 @@ def aimed(case: Case, plugin_id: str | None) -> Case:
 
 
 @pytest.mark.parametrize(("operation", "mode"), ASKED, ids=lambda one: getattr(one, "label", one))
-def test_answers_match_their_description(daemon, session, operation, mode):
-    """Whatever is asked, by the schema or against it: no 5xx, a documented status, a body that fits its schema."""
+def test_answers_match_the_openapi_description(daemon, session, operation, mode):
+    """For requests by the schema or against it: no 5xx, a documented status, a body that fits its schema."""
     cases = st.builds(aimed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *IDS]))
 
     @settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -81,15 +81,15 @@ def test_answers_match_their_description(daemon, session, operation, mode):
     assert daemon.process.poll() is None
 
 
-def test_the_description_is_served_and_is_openapi(daemon):
-    """`GET /openapi.json` is the document of the table of routes, and that is valid OpenAPI 3.1."""
+def test_openapi_document_is_served_and_valid(daemon):
+    """`GET /openapi.json` is made of the table of routes, and valid OpenAPI 3.1."""
     served = daemon.get("/openapi.json")
     assert (served.status, served.json()) == (200, json.loads(json.dumps(DOCUMENT)))
     SCHEMA.validate()
 
 
-def test_every_route_is_described_with_its_scope():
-    """Nothing is served that is not described: method, path, scope, parameters, body, answer."""
+def test_openapi_document_describes_every_route_with_its_scope():
+    """Method, path, scope, parameters, body, answer."""
     described = {
         (method.upper(), path): operation
         for path, operations in DOCUMENT["paths"].items()
@@ -106,12 +106,12 @@ def test_every_route_is_described_with_its_scope():
 
 
 @pytest.mark.parametrize("query", ["after=x", "after=-1", "since=x", "host_calls=yes", "after=1&after=2", "until=3"])
-def test_an_invalid_stream_request_is_400(daemon, query):
-    """The one route that never ends, and so is not asked above."""
+def test_invalid_stream_request_is_400(daemon, query):
+    """The route never ends, and so is not requested above."""
     answer = daemon.get(f"/api/events?{query}")
     assert (answer.status, answer.code) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("since", ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", "%ff", "%00", "1e9"])
-def test_times_beyond_the_calendar_are_not_a_5xx(daemon, since):
+def test_times_beyond_the_calendar_give_no_5xx(daemon, since):
     assert daemon.get(f"/api/audit?since={since}").status in {200, 400}

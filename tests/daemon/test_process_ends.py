@@ -45,7 +45,7 @@ if got > 0:
 
 
 def test_kill_9_of_the_daemon_ends_all_children(place, acme):
-    """Children and grandchildren that left for sessions of their own, under both protocols; the next life is clean."""
+    """Children and grandchildren in sessions of their own too, under both protocols; the next start is clean."""
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", programs.MOODY, runtime=RUNTIME)
@@ -61,8 +61,7 @@ def test_kill_9_of_the_daemon_ends_all_children(place, acme):
         assert len(host.processes()) == 2
 
 
-def test_kill_9_during_starts_and_stops_leaves_nothing(place, acme):
-    """While children are being started and stopped: nothing is left either."""
+def test_kill_9_during_starts_and_stops_of_plugins_leaves_no_process(place, acme):
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         for number in range(6):
@@ -91,7 +90,7 @@ def test_kill_9_during_starts_and_stops_leaves_nothing(place, acme):
 
 
 def test_sigterm_shuts_plugins_down_cleanly(place, acme):
-    """Each gets `shutdown` first; its last output is kept, and the stop is on record."""
+    """Each gets `shutdown` first; its last output is kept, and the stop is audited."""
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", peers.POLITE)
@@ -103,7 +102,7 @@ def test_sigterm_shuts_plugins_down_cleanly(place, acme):
 
 
 @pytest.mark.root
-def test_a_reused_pid_is_not_signalled(place, acme):
+def test_reused_pid_is_not_signalled(place, acme):
     """Whatever happens to the plugin meanwhile: waiting, stopped, the daemon killed, started again, ended."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with contextlib.ExitStack() as strangers:

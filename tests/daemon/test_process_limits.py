@@ -64,7 +64,7 @@ def arena():
 
 @pytest.fixture
 def host(arena):
-    """The arena, asked for its health through the test, its turns short; afterwards all is stopped, nothing is left."""
+    """The arena, whose daemon must not block during the test; afterwards all is stopped, and no process is left."""
     with arena.answering(), arena.daemon.turns.short():
         yield arena
     for one in arena.daemon.get("/api/plugins").json():
@@ -79,8 +79,8 @@ def failed(answer: raw_http.Answer, code: str, status: int = 502) -> str:
 
 
 @BOTH
-def test_exceeding_memory_is_out_of_memory(host, way):
-    """out_of_memory, with its last words; one that lived on is started again."""
+def test_plugin_over_its_memory_limit_is_out_of_memory(host, way):
+    """With its last output; a plugin that was running is started again."""
     plugin_id = host.armed(way)
     assert "no more memory" in failed(host.invoke(plugin_id, "memory"), "out_of_memory")
     if way == "speaking":
@@ -90,22 +90,22 @@ def test_exceeding_memory_is_out_of_memory(host, way):
 
 @BOTH
 def test_forking_beyond_the_limit_gets_eagain(host, way):
-    """EAGAIN in the plugin, at the number in the settings."""
+    """At the number in the settings."""
     found = host.result(host.armed(way), "forks")
     assert found["errno"] == "EAGAIN"
     assert 0 < found["count"] < 16
 
 
 def test_processes_left_by_an_invocation_are_killed(host):
-    """A process for each invocation, and nothing of it afterwards."""
+    """Under stdio-json-v1, where each invocation is a process."""
     plugin_id = host.armed("one-shot")
     host.result(plugin_id, "forks")
     host.until_only(*HOGS)
 
 
 @BOTH
-def test_a_fork_bomb_is_ended_by_its_time_limit(host, way):
-    """The invocation ends by its time limit; the plugin lives on in a new process, or is replaced by a restart."""
+def test_fork_bomb_ends_by_the_invocations_time_limit(host, way):
+    """The plugin can be restarted afterwards."""
     plugin_id = host.armed(way, invoke_timeout_s=1)
     failed(host.invoke(plugin_id, "bomb"), "deadline_exceeded", 503)
     assert host.daemon.post(f"/api/plugins/by-id/{plugin_id}/restart").status == 200
@@ -114,7 +114,7 @@ def test_a_fork_bomb_is_ended_by_its_time_limit(host, way):
 
 @BOTH
 def test_opening_too_many_files_gets_emfile(host, way):
-    """EMFILE in the plugin, which lives on."""
+    """The plugin keeps running."""
     plugin_id = host.armed(way)
     found = host.result(plugin_id, "files")
     assert found["errno"] == "EMFILE"
@@ -123,8 +123,8 @@ def test_opening_too_many_files_gets_emfile(host, way):
 
 
 @BOTH
-def test_starting_too_many_threads_fails(host, way):
-    """Counted with processes: no more can be started, and the plugin lives on."""
+def test_starting_threads_beyond_the_task_limit_fails(host, way):
+    """They count with processes; the plugin keeps running."""
     plugin_id = host.armed(way)
     found = host.result(plugin_id, "threads")
     assert "can't start new thread" in found["error"]
@@ -135,7 +135,7 @@ def test_starting_too_many_threads_fails(host, way):
 @BOTH
 @pytest.mark.parametrize(("kind", "most"), [("disk", 16), ("inodes", 32)])
 def test_filling_scratch_gets_enospc(host, way, kind, most):
-    """ENOSPC, told in its last words; the next life begins with an empty one."""
+    """As its last output says; the next instance begins with an empty scratch directory."""
     plugin_id = host.armed(way)
     for _ in range(2):
         detail = failed(host.invoke(plugin_id, kind), "exited")
@@ -146,14 +146,14 @@ def test_filling_scratch_gets_enospc(host, way, kind, most):
 
 @BOTH
 def test_too_large_a_file_gets_efbig(host, way):
-    """EFBIG at the size of the whole scratch directory, holes counted."""
+    """At the size of the whole scratch directory, holes counted."""
     plugin_id = host.armed(way)
     assert "it said last: EFBIG at 17" in failed(host.invoke(plugin_id, "huge_file"), "exited")
 
 
 @pytest.mark.parametrize(("wanted", "kib"), [({}, 16), ({"stdout_kib": 4}, 4), ({"stdout_kib": 1_000_000}, 64)])
 def test_too_much_stdout_is_output_too_large(host, wanted, kib):
-    """output_too_large from one byte more on; the manifest may ask for less, or for as much as the settings allow."""
+    """From one byte more on; the manifest may ask for less, or for as much as the settings allow."""
     plugin_id = host.armed("one-shot", bombs.WIDE_ONE_SHOT, **wanted)
     assert host.result(plugin_id, "go", kib << 10) == "wide"
     detail = failed(host.invoke(plugin_id, "go", (kib << 10) + 1), "output_too_large")
@@ -161,7 +161,7 @@ def test_too_much_stdout_is_output_too_large(host, wanted, kib):
 
 
 def test_too_large_a_message_ends_the_session(host):
-    """message_too_large from one byte more on: the session is over, the plugin is replaced."""
+    """message_too_large from one byte more on; the plugin is restarted."""
     plugin_id = host.armed("speaking", peers.WIDE)
     assert host.result(plugin_id, "go", 1 << 20) == "wide"
     assert "1048576 bytes" in failed(host.invoke(plugin_id, "go", (1 << 20) + 1), "message_too_large")
@@ -169,7 +169,7 @@ def test_too_large_a_message_ends_the_session(host):
 
 
 def test_excess_stderr_is_dropped_with_a_warning(host):
-    """What goes beyond is thrown away with one warning; the invocation succeeds all the same."""
+    """One warning; the invocation succeeds all the same."""
     plugin_id = host.armed("one-shot")
     assert host.result(plugin_id, "stderr", 1 << 20) == "written"
     (warning,) = host.lines(plugin_id, "daemon")
@@ -177,8 +177,8 @@ def test_excess_stderr_is_dropped_with_a_warning(host):
     assert host.lines(plugin_id) == ["y" * 1023] * 64
 
 
-def test_a_flood_on_stderr_is_kept_in_bounded_memory(host):
-    """The newest lines are kept, in bounded memory; the plugin is slowed down and answers, and so does the daemon."""
+def test_flood_on_stderr_is_kept_in_bounded_memory(host):
+    """The newest lines are kept; the plugin is slowed down but answers, and so does the daemon."""
     plugin_id = host.armed("speaking")
     before = host.daemon.memory_kib()
     host.result(plugin_id, "flood")
@@ -192,7 +192,7 @@ def test_a_flood_on_stderr_is_kept_in_bounded_memory(host):
 
 @BOTH
 def test_too_long_an_invocation_is_deadline_exceeded(host, way):
-    """deadline_exceeded; one that lives on does so, as the same process."""
+    """A long-running plugin keeps running, as the same process."""
     plugin_id = host.armed(way, invoke_timeout_s=1)
     before = host.runtime(plugin_id).get("pid")
     assert "within 1 s" in failed(host.invoke(plugin_id, "sleep"), "deadline_exceeded", 503)
@@ -208,7 +208,7 @@ def test_too_many_host_calls_of_an_invocation_are_refused(host):
 
 @BOTH
 def test_too_frequent_host_calls_are_rate_limited(host, way):
-    """rate_limited by the manifest's own limit, told to the plugin and on record."""
+    """By the manifest's own limit; audited."""
     plugin_id = host.armed(way, host_calls_per_s=2)
     found = host.result(plugin_id, "calls", 8)
     assert found["ok"] >= 2
@@ -219,7 +219,7 @@ def test_too_frequent_host_calls_are_rate_limited(host, way):
 
 @BOTH
 def test_too_many_invocations_at_once_are_busy(host, way):
-    """busy beyond two; those under way end when the plugin is stopped, and are told why."""
+    """Beyond two; the running ones fail with a code when the plugin is stopped."""
     answers = []
     plugin_id = host.armed(way)
     sleepers = [threading.Thread(target=lambda: answers.append(host.invoke(plugin_id, "sleep"))) for _ in range(2)]
@@ -239,7 +239,7 @@ def test_too_many_invocations_at_once_are_busy(host, way):
 
 @BOTH
 def test_limits_of_a_manifest_are_capped_by_settings(host, way):
-    """By the maxima of the settings; where it is silent their defaults count; less is granted down to what it takes."""
+    """Where the manifest has none, the settings' defaults apply; too low a limit is raised to the minimum."""
     wanted = {
         (48, 32, 16): {},
         (64, 48, 24): {"memory_mib": 1_000_000, "open_files": 1_000_000, "processes": 1_000_000},
@@ -255,7 +255,7 @@ def test_limits_of_a_manifest_are_capped_by_settings(host, way):
 
 @pytest.mark.parametrize("hog", HOGS)
 def test_too_much_processor_time_is_cpu_exceeded(host, hog):
-    """cpu_exceeded after a while without a cgroup, which would slow it down instead; what its children use counts."""
+    """Without a cgroup, which would slow the plugin down instead; its children's time counts."""
     if "cgroup" in host.daemon.get("/api/health").json()["sandbox"]["features"]:
         pytest.skip("here a cgroup slows it down instead")
     host.daemon.until(lambda: "failed cpu_exceeded" in host.story(hog), "the hog to be found out")

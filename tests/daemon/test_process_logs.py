@@ -13,8 +13,8 @@ from tests.house import hosting, processes, programs
 pytestmark = pytest.mark.daemon
 
 
-def test_following_the_logs_across_a_restart(place, acme):
-    """Lines after a restart come too, also those written before the follower reconnects; none comes twice."""
+def test_followed_logs_continue_across_a_restart(place, acme):
+    """Also lines written before the follower reconnects; none comes twice."""
     shown = place.home.parent / "follow.out"
     with place.running() as daemon, contextlib.ExitStack() as later:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -46,8 +46,8 @@ def test_following_the_logs_across_a_restart(place, acme):
     assert said == ["early", "now", *names]
 
 
-def test_following_as_json_and_waiting_without_a_line(place, acme):
-    """One object a line; the number to go on from is good for everything that was not said yet."""
+def test_logs_follow_as_json_prints_one_object_per_line(place, acme):
+    """`next` of an answer without lines misses no later line."""
     shown = place.home.parent / "follow.out"
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)

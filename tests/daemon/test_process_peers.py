@@ -45,7 +45,7 @@ def arena():
 
 @pytest.fixture
 def host(arena):
-    """Asked for its health all through the test, its turns short; afterwards all is stopped, and nothing is left."""
+    """A daemon that must not block during the test; afterwards all is stopped, and no process is left."""
     with arena.answering(), arena.daemon.turns.short():
         yield arena
     for one in arena.daemon.get("/api/plugins").json():
@@ -61,13 +61,13 @@ def name(request):
 
 
 def failed(host, plugin_id, code="protocol_error"):
-    """The words of its failure, once it has failed."""
+    """The message of its failure, once it has failed."""
     return host.daemon.until_state("failed", plugin_id, code=code)["runtime"]["last_error"]["message"]
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-def test_an_invalid_message_ends_the_session(host, name, kind):
-    """protocol_error with what was expected; whoever waits for an answer is told the same, and at once."""
+def test_invalid_message_ends_the_session(host, name, kind):
+    """protocol_error with what was expected; waiting invocations fail with the same, at once."""
     data, words = GARBAGE[kind]
     body = f"message = hear()\nos.write(1, b'{data.decode('latin-1')}')\nserve()"
     host.up(name, peers.peer(body))
@@ -78,30 +78,30 @@ def test_an_invalid_message_ends_the_session(host, name, kind):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_garbage_at_start_is_not_armed(host, name, at_once):
+def test_plugin_that_prints_garbage_at_start_is_not_armed(host, name, at_once):
     """The reason is the protocol error, not a timeout."""
     body = "os.write(1, b'hello')\n" + ("os.write(1, b'\\n')" if at_once else "hear(); os.write(1, b'\\n')")
     runtime = host.activated(name, peers.peer(body + "\nserve()", greet=False)).json()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "protocol_error")
 
 
-def test_a_plugin_that_never_answers_is_not_armed(host, name):
+def test_plugin_that_never_answers_is_not_armed(host, name):
     """The start times out, and no process is left."""
     runtime = host.activated(name, peers.peer("time.sleep(1000)", greet=False)).json()["runtime"]
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "start_timeout")
     host.until_only()
 
 
-def test_a_repeated_answer_ends_the_session(host, name):
-    """The first counts, the second is an answer to nothing."""
+def test_repeated_answer_ends_the_session(host, name):
+    """The first counts, the second answers no request."""
     host.up(name, peers.peer("message = answer(hear())\nanswer(message)\nserve()"))
     host.invoke(name, "anything")
     words = failed(host, name)
     assert "expected one answer to the request" in words or "an answer to something that was asked" in words
 
 
-def test_an_endless_line_ends_the_session(host, name):
-    """message_too_large as soon as it cannot fit any more; the daemon holds no more than that."""
+def test_endless_line_ends_the_session(host, name):
+    """message_too_large once it is over the limit; the daemon buffers no more than that."""
     before = host.daemon.memory_kib()
     host.up(name, peers.peer("hear()\nwhile True:\n    os.write(1, b'[' * 65536)"))
     answer = host.invoke(name, "anything")
@@ -111,16 +111,16 @@ def test_an_endless_line_ends_the_session(host, name):
 
 
 @pytest.mark.parametrize("end", [0, 1])
-def test_a_plugin_that_closes_its_pipes_is_ended(host, name, end):
-    """It fails with that reason, long before a health check would find it unhealthy."""
+def test_plugin_that_closes_its_pipes_is_ended(host, name, end):
+    """With that reason, long before a health check would find it unhealthy."""
     runtime = {"health": {"interval_s": 1, "timeout_s": 60, "failures": 60}}
     host.up(name, peers.peer(f"hear()\nos.close({end})\ntime.sleep(1000)"), runtime=runtime)
     host.invoke(name, "anything")
     assert f"keep its {('stdin', 'stdout')[end]} open" in failed(host, name)
 
 
-def test_exit_during_a_write_reports_the_exit(host, name):
-    """The exit status is reported, not the broken pipe."""
+def test_exit_while_being_written_to_reports_the_exit_status(host, name):
+    """Not the broken pipe."""
     host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
     answer = host.invoke(name, "anything")
     assert (answer.status, answer.code) == (502, "exited")
@@ -128,8 +128,8 @@ def test_exit_during_a_write_reports_the_exit(host, name):
 
 
 @pytest.mark.parametrize(("call", "limit"), [("kv.get", 0), ("audit.query", 500)])
-def test_results_for_a_plugin_that_never_reads_are_bounded(host, name, call, limit):
-    """Backpressure: what waits for it stays bounded, however large results are; in the end it is unhealthy."""
+def test_unread_results_of_host_calls_are_bounded(host, name, call, limit):
+    """However large they are; in the end the plugin is unhealthy."""
     body = """
 message = hear()
 for number in range(600):
@@ -149,8 +149,8 @@ while True:
 
 
 @pytest.mark.parametrize("value", ["'[],' * 349_000 + '[]'", "'[],' * 49_000 + '[]'", "'\"' + 'x' * 1_040_000 + '\"'"])
-def test_large_calls_of_a_plugin_that_never_reads_are_bounded(host, name, value):
-    """Whatever the megabyte consists of: lists without end, as many as are allowed, or one text."""
+def test_large_host_calls_of_a_plugin_that_never_reads_are_bounded(host, name, value):
+    """Whatever the megabyte consists of: nested lists, as many values as are allowed, or one text."""
     body = """
 message = hear()
 say(id=0, method="kv.put", params={"key": "key", "value": "x" * 60000})
@@ -194,8 +194,8 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_flooding_plugin_does_not_delay_another(host, name, flood):
-    """As much as is answered is carried out, no faster; the plugin stays armed, and others are served meanwhile."""
+def test_flooding_plugin_does_not_delay_another(host, name, flood):
+    """Its calls are carried out as fast as it reads answers; it stays armed."""
     body = """
 def flood():
     number = 0
@@ -224,7 +224,7 @@ CALLS, READERS = 2_000, 16
 
 
 def test_readers_of_all_events_do_not_delay_other_clients(host, name):
-    """All from the beginning at once, while the plugin makes more of it; each gets every event."""
+    """All read from the beginning at once, while the plugin makes more; each gets every event."""
     body = """
 while True:
     message = hear()
@@ -250,8 +250,8 @@ while True:
                 heard += reader.recv(1 << 20)
 
 
-def test_invalid_calls_are_answered_with_errors(host, name):
-    """Unknown, undeclared, with wrong parameters, with strange ids: each has its error, the session goes on."""
+def test_invalid_host_calls_are_answered_with_errors(host, name):
+    """Unknown, undeclared, with wrong parameters, with unusual ids; the session continues."""
     body = r"""
 message = hear()
 codes = []
@@ -271,8 +271,8 @@ serve()
     ("result", "words"),
     [("None", "expected a reply"), ("{'ok': 1}", "expected a reply"), ("{'ok': True, 'message': 5}", "")],
 )
-def test_invalid_replies_are_plugin_errors(host, name, result, words):
-    """Whoever asked learns that; the plugin goes on."""
+def test_invalid_reply_is_plugin_error(host, name, result, words):
+    """The plugin keeps running."""
     host.up(name, peers.peer(f"say(id=hear()['id'], result={result})\nserve()"))
     answer = host.invoke(name, "anything")
     if words:
@@ -297,8 +297,8 @@ while True:
 """
 
 
-def test_echoed_visitor_input_never_ends_a_plugin(host, name):
-    """Odd values in replies and in health answers: each is that answer's plugin_error; one life, no failure."""
+def test_echoed_client_input_never_ends_a_plugin(host, name):
+    """Unrepresentable values in replies and in health answers are each that answer's plugin_error; no restart."""
     host.up(name, peers.peer("unwell = False" + ECHO), runtime=OFTEN)
     pid = host.runtime(name)["pid"]
     for odd in (r'"\ud800"', "1e400", "NaN", "[" * 5_000 + "]" * 5_000, "[" + "[]," * 300_000 + "0]") * 3:
@@ -310,7 +310,7 @@ def test_echoed_visitor_input_never_ends_a_plugin(host, name):
     assert (host.runtime(name)["pid"], host.story(name)) == (pid, ["armed"])
 
 
-def test_an_invalid_health_answer_is_unhealthy(host, name):
-    """Unhealthy, and it says what was expected."""
+def test_invalid_health_answer_is_unhealthy(host, name):
+    """The message says what was expected."""
     host.up(name, peers.peer("say(id=hear()['id'], result={'status': 'splendid'})\nserve()"), runtime=OFTEN)
     assert "found 'splendid'" in failed(host, name, "unhealthy")

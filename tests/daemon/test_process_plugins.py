@@ -30,7 +30,7 @@ def host():
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invoke_prints_the_result(host, plugin_id):
-    """The result as JSON on stdout, the plugin's message on stderr, exit status 0."""
+    """As JSON on stdout, the plugin's message on stderr, exit status 0."""
     done = host.daemon.ctl("invoke", plugin_id, "greet", '{"name": "world"}')
     assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, {"hello": "world"}, "said hello\n")
 
@@ -44,7 +44,7 @@ def test_invoke_reads_the_payload_from_stdin(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invoke_json_prints_the_whole_reply(host, plugin_id):
-    """For scripts: what the plugin replied, also when it refused; the exit status says the same."""
+    """For scripts, also if the plugin refused; the exit status says the same."""
     done = host.daemon.ctl("--format", "json", "invoke", plugin_id, "greet", '{"name": 1}')
     whole = {"ok": True, "message": "said hello", "result": {"hello": 1}, "error": None}
     assert (done.returncode, json.loads(done.stdout)) == (0, whole)
@@ -53,8 +53,8 @@ def test_invoke_json_prints_the_whole_reply(host, plugin_id):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_a_refusal_is_an_error_with_a_hint(host, plugin_id):
-    """Exit status 1, nothing on stdout, the plugin's own words."""
+def test_refusal_by_the_plugin_exits_1_with_its_message(host, plugin_id):
+    """And a hint; nothing is on stdout."""
     done = host.daemon.ctl("invoke", plugin_id, "refuse")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not today" in done.stderr
@@ -73,15 +73,15 @@ def test_a_refusal_is_an_error_with_a_hint(host, plugin_id):
         (("logs", "acme.v1", "--last", "0"), 2, "1 to 1000"),
     ],
 )
-def test_callers_mistakes_are_reported(host, words, status, said):
-    """Each has its exit status and says what was expected."""
+def test_mistakes_in_invoke_have_an_exit_status_and_a_message(host, words, status, said):
+    """Each says what was expected."""
     done = host.daemon.ctl(*words)
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
 
 
-def test_an_unarmed_plugin_cannot_be_invoked(host):
-    """409 with a code, and nothing on record as if it had been done."""
+def test_plugin_that_is_not_armed_cannot_be_invoked(host):
+    """409 with a code, and no invocation is audited."""
     host.drop("acme.idle", programs.GREETER)
     host.daemon.until(lambda: host.daemon.plugin("acme.idle"), "the bundle")
     answer = host.invoke("acme.idle", "greet")
@@ -91,8 +91,8 @@ def test_an_unarmed_plugin_cannot_be_invoked(host):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_a_plugins_output_is_in_its_logs(host, plugin_id):
-    """stderr and log.write, in order, each named; `--last` takes the newest; json for scripts."""
+def test_output_of_plugin_is_in_its_logs(host, plugin_id):
+    """stderr and log.write, in order, each named; `--last` prints the newest; json for scripts."""
     host.result(plugin_id, "greet", {"name": "one\x1b[31m"})
     host.result(plugin_id, "log", "careful")
     host.until_said(plugin_id, "greeting one\\x1b[31m")
@@ -116,7 +116,7 @@ def test_a_plugins_output_is_in_its_logs(host, plugin_id):
     ],
 )
 def test_health_is_what_the_plugin_reports(host, plugin_id, health, message):
-    """Asked by protocol; latticectl info shows it, and the level reached."""
+    """By its protocol; latticectl info shows it, and the sandbox level."""
     host.daemon.until(lambda: host.runtime(plugin_id)["health"] == health, f"{plugin_id} to be {health}")
     assert host.runtime(plugin_id)["message"] == message
     shown = host.daemon.ctl("info", plugin_id).stdout
@@ -127,7 +127,7 @@ def test_health_is_what_the_plugin_reports(host, plugin_id, health, message):
 
 
 def test_health_shows_the_sandbox_support_of_the_host(host):
-    """Level, features, and for each that is missing the step that failed and what helps."""
+    """Level, features, and for each missing one the step that failed and what helps."""
     shown = host.daemon.ctl("health")
     given = host.daemon.get("/api/health").json()["sandbox"]
     assert shown.returncode == 0
@@ -137,7 +137,7 @@ def test_health_shows_the_sandbox_support_of_the_host(host):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
-    """What is declared and granted passes; what is not declared, or was trimmed, is denied with its code."""
+    """Denied with a code: what is not declared, or was trimmed."""
     assert host.result(plugin_id, "keep", "value") == "value"
     never = {"call": "node.facts", "params": {}}
     assert host.result(plugin_id, "try", never) == {"code": "capability_denied"}
@@ -161,7 +161,7 @@ def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
 
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
-def test_an_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
+def test_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
     """Before the first host call that it makes; payloads as size and hash only."""
     host.result(plugin_id, "keep", "a secret")
     events = host.daemon.events()
@@ -174,8 +174,8 @@ def test_an_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
     assert "secret" not in json.dumps(invoked)
 
 
-def test_the_audited_hash_is_that_of_the_sent_bytes(host):
-    """The hash of the payload's bytes as the plugin gets them; a number that they cannot carry is 400, not null."""
+def test_audited_payload_hash_is_that_of_the_sent_bytes(host):
+    """As the plugin gets them; a number that JSON cannot represent is 400, not null."""
     host.result("acme.sh", "anything", {"ä": [1.5, 10**30]})
     said = '"payload":{"ä":[1.5,1' + "0" * 30 + "]}"
     host.daemon.until(lambda: any(said in line for line in host.lines("acme.sh")), "what it was sent")
@@ -188,15 +188,15 @@ def test_the_audited_hash_is_that_of_the_sent_bytes(host):
     assert "expected a number within the range of a double, found 1e400" in refused.json()["detail"]
 
 
-def test_a_shell_speaks_latticed_stdio_1(host):
+def test_shell_script_implements_latticed_stdio_1(host):
     """With sed, through pipes, calling the host in the middle of an invocation."""
     assert host.result("acme.sh", "anything", {}) == {"shell": "spoke"}
     host.daemon.until(lambda: any('"id":"mine","result"' in line for line in host.lines("acme.sh")), "the answer")
 
 
 @pytest.mark.parametrize("plugin_id", ["acme.foreign-py", "acme.foreign-sh"])
-def test_foreign_programs_run_unchanged(host, plugin_id):
-    """describe, health, and an action that calls the host, of programs written for other hosts."""
+def test_programs_written_for_other_hosts_run_unchanged(host, plugin_id):
+    """describe, health, and an action that calls the host."""
     assert "name" in host.result(plugin_id, "describe")
     assert host.invoke(plugin_id, "health").json()["ok"] is True
     first = host.result(plugin_id, "count", {"name": "you"})["count"]
@@ -204,8 +204,8 @@ def test_foreign_programs_run_unchanged(host, plugin_id):
     assert (done.returncode, json.loads(done.stdout)["count"]) == (0, first + 1)
 
 
-def test_foreign_programs_may_reply_in_any_allowed_form(host):
-    """`plan` for `result`; a reply and then exit status 7; a last line without newline; refusals and silence."""
+def test_programs_written_for_other_hosts_may_reply_in_any_allowed_form(host):
+    """`plan` for `result`; a reply and then exit status 7; a last line without newline; refusals; no reply."""
     foreign = "acme.foreign-py"
     assert host.result(foreign, "plan", ["a"]) == {"steps": ["a"]}
     assert host.result(foreign, "seven") == "done"

@@ -36,8 +36,8 @@ def refused(answer, code="sandbox_unavailable"):
     return answer.json()
 
 
-def test_an_unsupported_level_is_refused(host):
-    """409 with the missing token, the step, its errno and a fix; the status is what it was, and it is on record."""
+def test_unsupported_sandbox_level_is_refused(host):
+    """409 with the level, the failed step, its errno and a fix; the status is unchanged, and it is audited."""
     problem = refused(host.activated("acme.dedicated", programs.GREETER, runtime=DEDICATED))
     assert problem["detail"] == "needs dedicated, host gives isolated: EPERM at setresuid"
     assert "CAP_SETUID" in problem["hint"]
@@ -52,7 +52,7 @@ def test_an_unsupported_level_is_refused(host):
     assert "CAP_SETUID" in done.stderr
 
 
-def test_the_settings_floor_applies_without_a_level_in_the_manifest(place, acme):
+def test_sandbox_floor_of_settings_applies_without_level_in_manifest(place, acme):
     """A plugin runs below the floor only if its manifest names a lower level."""
     place.set('[sandbox]\nfloor = "dedicated"')
     with place.running() as daemon:
@@ -63,8 +63,8 @@ def test_the_settings_floor_applies_without_a_level_in_the_manifest(place, acme)
         assert modest.json()["runtime"]["sandbox"].startswith("isolated")
 
 
-def test_without_user_namespaces_a_low_floor_runs_filtered(place, acme):
-    """filtered, and it says so: both protocols live. What needs more than that is refused with the step that failed."""
+def test_plugins_run_filtered_without_user_namespaces_and_a_low_floor(place, acme):
+    """Under both protocols. What needs more than that is refused with the step that failed."""
     place.before = (sys.executable, "-c", _WITHOUT_USER_NAMESPACES)
     place.set('[sandbox]\nfloor = "filtered"')
     with place.running() as daemon:
@@ -83,8 +83,8 @@ def test_without_user_namespaces_a_low_floor_runs_filtered(place, acme):
             assert daemon.plugin(f"acme.{token}")["status"] == "installed"
 
 
-def test_without_user_namespaces_the_default_floor_refuses(place, acme):
-    """Refused: nothing is confined less than the operator wants. latticectl says what helps, also before."""
+def test_default_floor_refuses_plugins_without_user_namespaces(place, acme):
+    """latticectl says what helps, also before the activation."""
     place.before = (sys.executable, "-c", _WITHOUT_USER_NAMESPACES)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -117,8 +117,8 @@ MISFITS = {
 
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("v2", [True, False], ids=["v2", "v1"])
-def test_an_artifact_that_is_no_program_fails_to_arm(host, name, v2):
-    """A failed arm, with a code and what was found; it is not tried again, for that cannot mend it."""
+def test_artifact_that_is_no_program_fails_to_arm(host, name, v2):
+    """With a code and what was found; there is no retry, which could not succeed."""
     artifact, code, words = MISFITS[name]
     answer = host.activated(f"acme.{name}-{'v2' if v2 else 'v1'}", artifact, v2=v2)
     assert (answer.status, answer.json()["status"]) == (200, "active")
@@ -128,8 +128,8 @@ def test_an_artifact_that_is_no_program_fails_to_arm(host, name, v2):
     assert "next_retry_at" not in runtime
 
 
-def test_an_unlisted_interpreter_is_refused(place, acme):
-    """The table of the settings is all there is; what it names must be a program on this host."""
+def test_unlisted_interpreter_is_refused(place, acme):
+    """Only those in the settings are allowed, and each must be a program on this host."""
     place.set('[sandbox.interpreters]\nsh = "/bin/sh"\npython3 = "/nowhere/python3"\nnode = "/etc/passwd"')
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)

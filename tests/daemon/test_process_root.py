@@ -22,8 +22,8 @@ def ids_of(pid):
     return {int(word) for name in ("Uid", "Gid") for word in rows[name].split()}, rows
 
 
-def test_children_are_never_root_and_never_each_other(host):
-    """One uid and gid for each, no groups, no capabilities; level dedicated, asked for or not."""
+def test_children_of_root_each_have_their_own_unprivileged_uid(host):
+    """And gid, no groups, no capabilities; level dedicated, asked for or not."""
     one = host.up("acme.one", bombs.BOMBS, runtime={"sandbox": {"level": "dedicated"}})
     two = host.up("acme.two", bombs.BOMBS)
     assert host.daemon.get("/api/health").json()["sandbox"]["level"] == "dedicated"
@@ -42,15 +42,15 @@ def test_children_are_never_root_and_never_each_other(host):
 
 
 def test_each_start_and_each_invocation_has_a_new_uid(host):
-    """Also under stdio-json-v1, where each invocation is a child of its own; uids come back in the end."""
+    """Under stdio-json-v1 each invocation is a child; uids are returned in the end."""
     plugin_id = host.up("acme.v1", programs.WHO, v2=False)
     uids = [host.result(plugin_id, "who") for _ in range(3)]
     assert len({tuple(one) for one in uids}) == 3
     assert all(uid == gid >= 1_900_000_000 for uid, gid in uids)
 
 
-def test_tasks_are_counted_per_child(host):
-    """One that uses up all that it may leaves the other everything."""
+def test_task_limit_is_counted_per_child(host):
+    """A child that uses up its own leaves another child's untouched."""
     features = {"sandbox": {"features": ["processes"]}}
     greedy = host.up("acme.greedy", bombs.BOMBS, runtime=features)
     modest = host.up("acme.modest", bombs.BOMBS, runtime=features)

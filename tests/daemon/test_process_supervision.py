@@ -42,8 +42,8 @@ def until_failed(host, plugin_id, times):
     ("action", "code", "words"),
     [("crash", "exited", "exited 3; it said last: farewell"), ("abort", "crashed", "killed by SIG")],
 )
-def test_a_crash_is_reported_and_the_plugin_restarted(host, action, code, words):
-    """Whoever invoked it learns how it ended; it is failed with that, and after the backoff armed again."""
+def test_crashed_plugin_fails_its_invocation_and_is_restarted(host, action, code, words):
+    """The invocation gets the exit as its error; the plugin is failed with it, and armed again after the backoff."""
     plugin_id = host.up(f"acme.{action}", programs.MOODY)
     answer = host.invoke(plugin_id, action)
     assert (answer.status, answer.code) == (502, code)
@@ -55,8 +55,8 @@ def test_a_crash_is_reported_and_the_plugin_restarted(host, action, code, words)
     assert host.invoke(plugin_id, "mood", "healthy").status == 200
 
 
-def test_a_plugin_in_backoff_shows_its_next_attempt(place, acme):
-    """failed, with the last error and the time of the next attempt; disabling it ends the waiting."""
+def test_plugin_in_backoff_shows_its_next_attempt(place, acme):
+    """failed, with the last error and the time; disabling it cancels the attempt."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -71,8 +71,8 @@ def test_a_plugin_in_backoff_shows_its_next_attempt(place, acme):
         assert host.processes() == set()
 
 
-def test_a_crash_loop_opens_the_breaker_and_restart_closes_it(host):
-    """It opens after several failures in a row; a failing restart opens it again, a successful one closes it."""
+def test_crash_loop_opens_the_breaker_and_restart_closes_it(host):
+    """Several failures in a row open it; a failing restart opens it again, a successful one closes it."""
     plugin_id = host.up("acme.loop", programs.MOODY)
     host.result(plugin_id, "break")
     host.invoke(plugin_id, "crash")
@@ -89,8 +89,8 @@ def test_a_crash_loop_opens_the_breaker_and_restart_closes_it(host):
     assert host.daemon.until_state("armed", plugin_id)["runtime"].get("last_error") is None
 
 
-def test_only_consecutive_bad_checks_count(host):
-    """Unhealthy every other time is never restarted, and shown as it is; a hung one is unhealthy, and is replaced."""
+def test_only_consecutive_bad_health_checks_restart_a_plugin(host):
+    """A plugin that is unhealthy every other time is not restarted; a hanging one is unhealthy, and restarted."""
     fickle = host.up("acme.fickle", programs.MOODY, runtime=OFTEN)
     ill = host.up("acme.ill", programs.MOODY, runtime=OFTEN)
     hung = host.up("acme.hung", programs.MOODY, runtime=OFTEN)
@@ -116,8 +116,8 @@ def test_only_consecutive_bad_checks_count(host):
         assert host.daemon.set_status("disabled", plugin_id).json()["runtime"]["state"] == "stopped"
 
 
-def test_a_critical_plugin_gates_health(place, acme):
-    """503 while it is not healthy, unless the operator's settings say that it does not count."""
+def test_health_is_503_while_a_critical_plugin_is_not_healthy(place, acme):
+    """Unless the operator's settings say that it does not count."""
     place.set(QUICK)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -146,7 +146,7 @@ def test_a_critical_plugin_gates_health(place, acme):
     ids=["polite", "terminable", "deaf"],
 )
 def test_stop_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words, request):
-    """A message, a signal, the end: whatever it listens to, nothing is left, and that is no failure."""
+    """Whichever of them the plugin obeys, no process is left, and the stop is no failure."""
     plugin_id = host.up(f"acme.stops-{request.node.callspec.id}", program)
     pid = host.runtime(plugin_id)["pid"]
     answer = host.daemon.set_status("disabled", plugin_id)
@@ -157,7 +157,7 @@ def test_stop_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words
 
 
 def test_restart_replaces_the_process(host):
-    """Another pid, the old one and all that came from it gone."""
+    """Another pid; the old process and its descendants are gone."""
     plugin_id = host.up("acme.restarted", programs.MOODY, runtime=OFTEN)
     pid = host.runtime(plugin_id)["pid"]
     host.result(plugin_id, "fork")

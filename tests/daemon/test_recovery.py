@@ -40,8 +40,8 @@ def restarted_refuses(place):
 
 
 @pytest.mark.parametrize("kind", damage.AT_ONCE)
-def test_a_damaged_ledger_is_refused_and_recovered(lived, kind):
-    """One line and 74; `--recover` sets it aside, and what was trusted comes back, as verified, not looser."""
+def test_damaged_ledger_is_refused_and_recovered(lived, kind):
+    """One line and exit 74; `--recover` sets it aside, and its plugins are back as verified, with no looser grants."""
     damage.AT_ONCE[kind](lived.state)
     found = lived.state / "ledger.sqlite3"
     before = hashlib.sha256(found.read_bytes()).hexdigest() if found.exists() else ""
@@ -65,8 +65,8 @@ def test_a_damaged_ledger_is_refused_and_recovered(lived, kind):
         assert daemon.stop() == 0
 
 
-def test_revocations_and_floors_outlive_ledger_and_policy(lived, acme):
-    """The policy no longer names the revocation, the directory has an older version: both still count."""
+def test_revocations_and_floors_survive_loss_of_ledger_and_policy(lived, acme):
+    """The policy no longer has the revocation, the directory has an older version: both still count."""
     damage.truncated(lived.state)
     lived.trust_us(acme)
     lived.drop("old", author=acme, id="acme.old", version="2.0.0")
@@ -78,8 +78,8 @@ def test_revocations_and_floors_outlive_ledger_and_policy(lived, acme):
         assert (refused.status, refused.json()["code"]) == (409, "version_downgrade")
 
 
-def test_the_publisher_stays_pinned(lived, acme):
-    """Somebody else who is trusted too cannot take the id of a lost record."""
+def test_publisher_stays_pinned_after_recovery(lived, acme):
+    """Another trusted publisher cannot take the id of a lost record."""
     damage.gone(lived.state)
     other = bundles.author("other")
     lived.trust_us(acme, other)
@@ -94,8 +94,8 @@ def test_the_publisher_stays_pinned(lived, acme):
         daemon.until_rejected("theirs-too", "publisher_changed")
 
 
-def test_a_stored_pair_that_no_longer_verifies_does_not_come_back(lived, acme):
-    """The store is judged by the policy of now; the id keeps its tombstone."""
+def test_stored_pair_that_no_longer_verifies_is_not_recovered(lived, acme):
+    """The present policy counts; the id keeps its tombstone."""
     damage.header(lived.state)
     lived.trust_us(bundles.author("other"))
     ran = lived.once("--recover")
@@ -105,8 +105,7 @@ def test_a_stored_pair_that_no_longer_verifies_does_not_come_back(lived, acme):
         assert daemon.get("/api/plugins").json() == []
 
 
-def test_recover_leaves_an_intact_ledger_alone(lived):
-    """--recover is for damage."""
+def test_recover_refuses_an_intact_ledger(lived):
     before = sorted(path.name for path in lived.state.iterdir())
     ran = lived.once("--recover")
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -118,8 +117,8 @@ def test_recover_leaves_an_intact_ledger_alone(lived):
         assert daemon.plugin("acme.demo")["status"] == "active"
 
 
-def test_a_newer_ledger_is_not_damaged(lived):
-    """Neither a start nor --recover touches what a later latticed wrote."""
+def test_ledger_of_a_newer_version_is_not_treated_as_damaged(lived):
+    """Neither a start nor --recover changes it."""
     damage.newer(lived.state)
     for arguments in ((), ("--recover",)):
         ran = lived.once(*arguments)
@@ -127,22 +126,21 @@ def test_a_newer_ledger_is_not_damaged(lived):
         assert ran.stderr.startswith("latticed: ledger_newer: ")
 
 
-def test_a_foreign_trigger_in_the_ledger_is_damage(lived):
-    """A trigger would run within latticed's statements, and latticed creates none."""
+def test_ledger_with_a_foreign_trigger_is_damaged(lived):
+    """It would run within latticed's statements, and latticed creates none."""
     damage.trigger(lived.state)
     assert lived.once("--recover").returncode == 0
 
 
-def test_recover_needs_the_lock(lived):
-    """Never under a running daemon."""
+def test_recover_under_a_running_daemon_is_refused(lived):
     with lived.running():
         ran = lived.once("--recover")
         assert (ran.returncode, ran.stderr.startswith("latticed: state_in_use: ")) == (75, True), ran
 
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "key"])
-def test_without_genuine_floors_recover_needs_the_option(lived, harm):
-    """Floors that are lost or not ours: 74 and what to do; with --without-floors it goes on and is on record."""
+def test_recover_without_genuine_floors_needs_the_option(lived, harm):
+    """Missing or of another key: exit 74 with what to do; --without-floors goes on, and is audited."""
     damage.truncated(lived.state)
     floors = lived.state / "floors.json"
     match harm:
@@ -168,7 +166,7 @@ def test_without_genuine_floors_recover_needs_the_option(lived, harm):
 
 
 def test_genuine_floors_count_despite_without_floors(lived):
-    """--without-floors is for floors that do not verify; it never overrides genuine ones."""
+    """The option is for floors that do not verify."""
     damage.truncated(lived.state)
     assert lived.once("--recover", "--without-floors").returncode == 0
     with lived.running() as daemon:
@@ -176,8 +174,8 @@ def test_genuine_floors_count_despite_without_floors(lived):
         assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
 
 
-def test_an_interrupted_recovery_is_done_again(lived):
-    """Killed between the two renames: a host key without a ledger is no new beginning, and --recover goes on."""
+def test_interrupted_recovery_can_be_repeated(lived):
+    """Killed between its two renames: a host key without a ledger is not taken for a first start."""
     damage.header(lived.state)
     (lived.state / "ledger.sqlite3").rename(lived.state / "ledger.sqlite3.damaged-before")
     (lived.state / "ledger.sqlite3.fresh").write_bytes(b"half of one")
@@ -192,21 +190,21 @@ def test_an_interrupted_recovery_is_done_again(lived):
     "words",
     ["--without-floors", "--public-key x", "--recover --public-key x", "--recover --restore f", "--restore"],
 )
-def test_options_that_exclude_each_other_are_wrong_usage(place, words):
-    """Exit status 2, and nothing is touched: least of all a daemon started by mistake."""
+def test_exclusive_options_together_exit_with_2(place, words):
+    """And change nothing."""
     ran = place.once(*words.split())
     assert (ran.returncode, list(place.state.iterdir())) == (2, []), ran
 
 
 def test_recover_refuses_an_empty_state_directory(place):
-    """An empty state directory is a new beginning, not damage."""
+    """A first start makes that, and nothing is damaged."""
     ran = place.once("--recover")
     assert (ran.returncode, ran.stderr.startswith("latticed: not_found: ")) == (1, True), ran
 
 
 @pytest.mark.root
-def test_root_recovers_as_the_owner(lived):
-    """Files that root made would be of no use to the daemon."""
+def test_recover_by_root_makes_files_of_the_daemons_user(lived):
+    """The daemon could not use files of root's."""
     damage.truncated(lived.state)
     config = lived.home.parent / "root.toml"  # what root reads, only root may be able to change
     config.write_bytes(lived.config.read_bytes())
@@ -219,8 +217,8 @@ def test_root_recovers_as_the_owner(lived):
 
 
 @pytest.mark.root
-def test_a_stop_is_recorded_while_the_disk_is_full(place, acme):
-    """From the reserve, at once, with its runtime event; a daemon that is killed and started there knows of it."""
+def test_stop_is_recorded_while_the_disk_is_full(place, acme):
+    """At once, from the reserved space, with its runtime event; it is still known after kill -9 and a start."""
     place.drop(author=acme)
     with faults.small_disk(place.state, kib=8 << 10, uid=place.uid), place.running() as daemon:
         daemon.activate()

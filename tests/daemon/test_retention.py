@@ -12,7 +12,7 @@ EVENTS = 1_300  # more than are between two signed heads: nothing is removed bef
 KEPT_BYTES = 100_000
 
 
-def test_old_events_go_and_the_rest_still_verifies(place):
+def test_old_events_are_removed_and_the_rest_still_verifies(place):
     """By size: online and offline checks begin at the checkpoint, and an edited or shortened export is refused."""
     place.set(f"[audit]\nmax_bytes = {KEPT_BYTES}")
     with place.running() as daemon:

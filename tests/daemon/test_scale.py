@@ -56,7 +56,7 @@ def _sees_what_is_there(daemon):
 
 
 def _weigh(daemon, when):
-    """Note how much memory the daemon has had resident at most, in MB; `test_peak_memory_is_bounded` judges it."""
+    """Note the daemon's peak resident memory so far, in MB; `test_peak_memory_is_bounded` judges it."""
     PEAKS[when] = flocks.peak_mb(daemon.process.pid)
     print(f"{when}: at most {PEAKS[when]:.0f} MB, now {flocks.resident_mb(daemon.process.pid):.0f} MB")
 
@@ -65,8 +65,8 @@ def _armed(daemon):
     return sum(one["runtime"]["state"] == "armed" for one in daemon.get("/api/plugins").json())
 
 
-def test_the_first_scan_finds_all_bundles(herd):
-    """READY=1 with all of them on record."""
+def test_first_scan_finds_all_bundles(herd):
+    """All are recorded at READY=1."""
     place, _ = herd
     with place.running() as daemon:
         assert _metric(daemon, "latticed_plugins") == BUNDLES
@@ -75,8 +75,8 @@ def test_the_first_scan_finds_all_bundles(herd):
         assert daemon.stop() == 0
 
 
-def test_a_restart_arms_two_thousand_active_plugins(herd):
-    """Decided by several clients at once, armed again after kill -9."""
+def test_restart_arms_two_thousand_active_plugins(herd):
+    """After kill -9; several clients activated them concurrently."""
     place, _ = herd
     with place.running() as daemon:
         _decide_all(place, range(ACTIVE))
@@ -113,7 +113,7 @@ def _decide_all(place, numbers):
 
 
 def test_two_thousand_changes_at_once_take_effect(herd):
-    """Tampered with, taken away, replaced and new ones at once; stopped is what must be, the rest runs on."""
+    """Tampered, removed, replaced and new bundles; only the plugins concerned are stopped."""
     place, author = herd
     with place.running() as daemon:
         processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed", deadline_s=PATIENCE_S)
@@ -139,7 +139,7 @@ def test_two_thousand_changes_at_once_take_effect(herd):
 
 
 def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
-    """20,000 files while the process stands still: the kernel drops events, that is counted, and nothing is missed."""
+    """20,000 files while the process is suspended, so that the kernel drops events."""
     place, author = herd
     with place.running() as daemon:
         assert _metric(daemon, "latticed_catalog_overflows_total") == 0
@@ -164,6 +164,6 @@ def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
 
 @pytest.mark.parametrize("when", ["first scan", "activation", "restart", "burst", "flood"])
 def test_peak_memory_is_bounded(when):
-    """A bound on what was resident at most, transients included; weighed by the tests above."""
+    """Peak resident memory in all tests above."""
     assert when in PEAKS, "the tests of this file build on one another: run all of them"
     assert PEAKS[when] < MEMORY_MB, PEAKS

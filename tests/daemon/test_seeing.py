@@ -57,7 +57,7 @@ def following(place: daemons.Place, *words: str) -> Iterator[Follower]:
     assert process.returncode == 130
 
 
-def test_events_are_followed_across_a_restart(place, acme):
+def test_followed_events_continue_across_a_restart(place, acme):
     """No event is missed or printed twice, though the daemon is killed in between."""
     place.drop(author=acme)
     with contextlib.ExitStack() as stack:
@@ -74,8 +74,8 @@ def test_events_are_followed_across_a_restart(place, acme):
     assert seqs == [seq for seq in known if seq <= seqs[-1]]
 
 
-def test_events_without_follow_prints_the_last_and_ends(place, acme):
-    """Without -f: the last, then the end; about one plugin when asked so."""
+def test_events_without_follow_prints_the_newest_and_exits(place, acme):
+    """Of one plugin when it is named."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -96,7 +96,7 @@ def said(daemon: daemons.Daemon, word: str = "acme.demo") -> str:
 
 
 def test_explain_leads_from_a_dropped_bundle_to_a_running_plugin(place, acme):
-    """Each step is the command that explain names; the last needs nothing. Then tampering, and giving up."""
+    """Each step is the command that explain names; the last names none. Then tampering, and the breaker."""
     bundle = place.drop(author=acme)
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -121,7 +121,7 @@ def test_explain_leads_from_a_dropped_bundle_to_a_running_plugin(place, acme):
 
 
 def test_explain_leads_to_accepting_another_publisher(place, acme):
-    """Refused beside what runs, then, when that is gone, accepted by the command that explain names."""
+    """Refused beside the running plugin; once that is removed, it is accepted by the command that explain names."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     first = place.drop("first", author=acme)
@@ -138,7 +138,7 @@ def test_explain_leads_to_accepting_another_publisher(place, acme):
 
 
 def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
-    """An untrusted publisher; then a policy that is no policy."""
+    """An untrusted publisher; then an invalid policy."""
     place.drop("stranger", author=bundles.author("stranger"), id="some.one")
     with place.running() as daemon:
         daemon.until_rejected("stranger", "publisher_untrusted")
@@ -150,8 +150,8 @@ def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
 
 
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
-def test_a_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
-    """The answer is the record that the real command gives, except times; nothing is stored, audited or run."""
+def test_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
+    """The record that the real command gives, except times; nothing is stored, audited or run."""
     place.drop(author=acme, capabilities=["kv:read", "http:egress"])
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -183,7 +183,7 @@ def test_a_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
         ({"id": "acme.demo", "status": "installed", "dry_run": "yes"}, 400, "bad_request"),
     ],
 )
-def test_a_dry_run_is_refused_like_the_real_command_and_not_recorded(place, acme, body, status, code):
+def test_dry_run_is_refused_like_the_real_command_and_not_audited(place, acme, body, status, code):
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -193,8 +193,8 @@ def test_a_dry_run_is_refused_like_the_real_command_and_not_recorded(place, acme
         assert len(daemon.events()) == told
 
 
-def test_a_revocation_is_lifted_once_it_is_out_of_the_file(place, acme):
-    """Still in the file: 1. Out of it: still refused, until lifted. Lifted: verified again."""
+def test_revocation_is_lifted_once_it_is_removed_from_the_policy(place, acme):
+    """While the policy has it, exit 1; removed, the plugin stays refused until it is lifted."""
     place.drop(author=acme)
     words = ("trust", "lift", "--plugin", "acme.demo@1.0.0")
     with place.running() as daemon:
@@ -209,7 +209,7 @@ def test_a_revocation_is_lifted_once_it_is_out_of_the_file(place, acme):
         daemon.until(lambda: daemon.plugin()["available"], "the bundle to verify again")
 
 
-def test_top_shows_the_plugins(place, acme):
+def test_top_shows_the_running_plugins(place, acme):
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()

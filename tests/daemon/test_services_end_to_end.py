@@ -76,7 +76,7 @@ def server():
 
 @pytest.fixture
 def permit(host):
-    """Have the operator bind origins to the plugin, for as long as the test lasts."""
+    """Have the operator bind origins to the plugin, for the duration of the test."""
     given = []
 
     def give(origin):
@@ -89,7 +89,7 @@ def permit(host):
 
 
 def ctl(host, *words, stdin=""):
-    """What latticectl prints when all is well."""
+    """The output of latticectl, which must succeed."""
     done = host.daemon.ctl(*words, stdin=stdin)
     assert done.returncode == 0, done
     return done.stdout
@@ -99,8 +99,8 @@ def denials(host):
     return [event["code"] for event in host.daemon.events(actor=f"plugin:{ID}", decision="deny")]
 
 
-def test_no_private_target_is_reached_without_a_grant(host, server, permit):
-    """Blocked: not one connection is made. Permitted by name: reached. Trimmed: blocked again, at once."""
+def test_private_target_is_reached_only_while_granted(host, server, permit):
+    """Without a grant not one connection is made; trimmed, it is blocked at once."""
     asked = {"url": f"{server.origin}/x"}
     assert host.result(ID, "fetch", asked)["code"] == "egress_blocked"
     assert server.connections == 0
@@ -115,7 +115,7 @@ def test_no_private_target_is_reached_without_a_grant(host, server, permit):
     assert server.connections == 1
 
 
-def test_a_wildcard_grant_excludes_private_hosts(host, server):
+def test_wildcard_grant_excludes_private_hosts(host, server):
     """`*` covers public hosts only: no connection is made to this machine, by any of its names."""
     plugin_id = "acme.curious"
     host.drop(plugin_id, PLUGIN, v2=False, capabilities=["http:egress"])
@@ -128,8 +128,7 @@ def test_a_wildcard_grant_excludes_private_hosts(host, server):
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
-def test_a_bound_origin_covers_one_port_only(host, server, permit):
-    """What was bound is scheme, host and port: nothing beside it is reached."""
+def test_bound_origin_covers_its_scheme_host_and_port_only(host, server, permit):
     permit(server.origin)
     with listeners.listening() as other:
         for url in (other.origin, f"http://localhost:{server.port}", f"https://127.0.0.1:{server.port}"):
@@ -137,8 +136,8 @@ def test_a_bound_origin_covers_one_port_only(host, server, permit):
         assert (other.connections, server.requests) == (0, [])
 
 
-def test_a_bound_secret_is_sent_and_never_shown(host, server, permit):
-    """Bound, it is in the header; the plugin never sees it; state, log, audit, backup and API do not have it."""
+def test_bound_secret_is_sent_and_never_shown(host, server, permit):
+    """It is in the request's header; not in the plugin, state, log, audit, backup and API."""
     permit(server.origin)
     ctl(host, "secret", "set", "API_TOKEN", stdin=SECRET + "\n")
     asked = {"url": f"{server.origin}/", **BEARER}
@@ -166,7 +165,7 @@ def test_a_bound_secret_is_sent_and_never_shown(host, server, permit):
 
 
 def everywhere(host):
-    """(where, bytes) of everything that the daemon wrote, and of all API answers."""
+    """(where, bytes) of all that the daemon wrote, and of all API answers."""
     daemon, place = host.daemon, host.daemon.place
     files = [path for path in place.state.rglob("*") if path.is_file()]
     yield from ((str(path), path.read_bytes()) for path in [*files, place.config, daemon.log_file])
@@ -194,7 +193,7 @@ def seen_in(data):
     return [name for name, form in forms.items() if form in data]
 
 
-def test_a_secret_is_never_sent_without_tls(host, server):
+def test_secret_is_never_sent_without_tls(host, server):
     """Plain http to an origin that is not bound is refused before any DNS look-up, with or without a secret."""
     ctl(host, "secret", "set", "OPEN_WIRE", stdin=SECRET)
     ctl(host, "secret", "bind", "OPEN_WIRE", ID)
@@ -208,8 +207,8 @@ def test_a_secret_is_never_sent_without_tls(host, server):
     ctl(host, "secret", "delete", "--unbind", "OPEN_WIRE")
 
 
-def test_a_notification_is_listed_until_pruned(host):
-    """Accepted is on disk: listed with its sender and severity, counted, and pruned when the operator says so."""
+def test_notification_is_listed_until_pruned(host):
+    """With its sender and severity, and counted; accepting it wrote it to disk."""
     item = host.result(ID, "notify", {"title": "disk\x1b[31m is full", "body": "by 9 %"})
     assert "is full" in ctl(host, "notify", "list", "--plugin", ID)
     rows = json.loads(ctl(host, "--format", "json", "notify", "list"))["notifications"]
@@ -221,8 +220,8 @@ def test_a_notification_is_listed_until_pruned(host):
     assert json.loads(ctl(host, "--format", "json", "notify", "list"))["notifications"] == []
 
 
-def test_a_flapping_target_gives_two_alerts(host, server, permit):
-    """Up, down, up: one alert for each change, in the operator's list and in the audit."""
+def test_target_that_goes_down_and_up_gives_two_alerts(host, server, permit):
+    """In the operator's list and in the audit."""
     permit(server.origin)
     host.result(ID, "watch", f"{server.origin}/up")
     standing(host, "up")
@@ -251,8 +250,8 @@ def alerts(host):
     return [row for row in rows if row["event"] != "test.event"]
 
 
-def test_files_are_published_and_facts_answered(host):
-    """static: as it was put; node: of this machine, without what only node:admin may see."""
+def test_static_files_are_published_and_node_facts_answered(host):
+    """Facts that need node:admin are left out."""
     assert host.result(ID, "publish", "grüße\n") == ["grüße\n", ["page.txt"]]
     facts = host.result(ID, "facts")
     assert facts["cpus"]["count"] > 0
@@ -260,8 +259,8 @@ def test_files_are_published_and_facts_answered(host):
     assert facts["hardware"] is None
 
 
-def test_all_calls_are_audited(host):
-    """Every call of the plugin, allowed or not, in a chain that verifies."""
+def test_all_host_calls_are_audited(host):
+    """Allowed or not, in a chain that verifies."""
     before = host.daemon.events(action="host.call", actor=f"plugin:{ID}")
     host.result(ID, "facts")
     host.result(ID, "fetch", {"url": "http://192.0.2.1/"})

@@ -22,7 +22,7 @@ def active(place, acme):
 
 
 def _undisturbed(daemon, before):
-    """The record is what it was: same pair, same start, no restart, nothing on record about its runtime."""
+    """The record is unchanged: same pair, same start, no restart, no runtime event."""
     after = daemon.plugin()
     for name in ("version", "publisher", "artifact_sha256", "capabilities", "granted", "status", "available"):
         assert after[name] == before[name], name
@@ -69,8 +69,8 @@ def _twin(how, place, acme):
         ("other-publisher", "publisher_untrusted"),
     ],
 )
-def test_a_bundle_with_the_id_of_another_is_refused(active, place, acme, how, code):
-    """Whoever made it; the original stays in force also after a restart, and after the second bundle is removed."""
+def test_bundle_with_the_id_of_another_plugin_is_refused(active, place, acme, how, code):
+    """By any publisher; the original runs also after a restart, and after the second bundle is removed."""
     before = active.plugin()
     _twin(how, place, acme)
     active.until_rejected("intruder", code)
@@ -86,8 +86,8 @@ def test_a_bundle_with_the_id_of_another_is_refused(active, place, acme, how, co
         again.until_state("armed")
 
 
-def test_an_unsigned_twin_where_unsigned_is_allowed_is_publisher_changed(active, place, acme):
-    """The record pins signedness too."""
+def test_unsigned_bundle_of_a_signed_plugins_id_is_publisher_changed(active, place, acme):
+    """Where the policy allows unsigned bundles: the record pins that the plugin is signed."""
     before = active.plugin()
     place.trust_us(acme, require_signature=False)
     place.drop("intruder", author=None)
@@ -95,7 +95,7 @@ def test_an_unsigned_twin_where_unsigned_is_allowed_is_publisher_changed(active,
     _undisturbed(active, before)
 
 
-def test_a_trusted_other_publisher_is_publisher_changed(active, place, acme):
+def test_bundle_of_another_trusted_publisher_is_publisher_changed(active, place, acme):
     """Trusted for its own plugins, not for this one."""
     other = bundles.author("other")
     place.trust_us(acme, other)
@@ -105,7 +105,7 @@ def test_a_trusted_other_publisher_is_publisher_changed(active, place, acme):
     _undisturbed(active, before)
 
 
-def test_a_publisher_bound_to_its_ids_cannot_claim_others(place, acme):
+def test_publisher_restricted_to_its_ids_cannot_claim_others(place, acme):
     """`ids` in the policy."""
     other = bundles.author("other")
     publishers = {"acme": acme.public, "other": {"keys": [other.public], "ids": ["other.*"], "max_risk": "write"}}
@@ -119,7 +119,7 @@ def test_a_publisher_bound_to_its_ids_cannot_claim_others(place, acme):
 
 
 def test_two_undecided_bundles_with_one_id_are_both_refused(place, acme):
-    """It is ambiguous which one is meant; once one is removed, the other is accepted."""
+    """Neither can be preferred; once one is removed, the other is accepted."""
     place.drop("one", author=acme)
     place.drop("two", author=acme, version="2.0.0")
     with place.running() as daemon:
@@ -130,8 +130,8 @@ def test_two_undecided_bundles_with_one_id_are_both_refused(place, acme):
         assert daemon.rejected() == {}
 
 
-def test_a_second_bundle_is_a_candidate_only_once_the_first_is_gone(active, place, acme):
-    """The newcomer, refused while the real one is there, is a candidate then; what runs is still the stored pair."""
+def test_second_bundle_is_a_candidate_only_once_the_first_is_gone(active, place, acme):
+    """Until then it is refused; what runs is still the stored pair."""
     place.drop("later", author=acme, version="2.0.0")
     active.until_rejected("later", "duplicate_id")
     shutil.rmtree(place.plugins / "demo")
@@ -140,13 +140,12 @@ def test_a_second_bundle_is_a_candidate_only_once_the_first_is_gone(active, plac
     assert active.until_state("armed")["version"] == "1.0.0"
 
 
-def test_reserved_names_are_refused(daemon, place, acme):
+def test_reserved_plugin_ids_are_refused(daemon, place, acme):
     place.drop("reserved", author=acme, id="latticed.kv")
     daemon.until_rejected("reserved", "manifest_invalid")
 
 
-def test_the_markets_directory_has_the_same_rules(active, place, acme):
-    """Ids are unique across both directories."""
+def test_ids_are_unique_across_plugin_and_market_directories(active, place, acme):
     before = active.plugin()
     bundles.drop(place.state / "bundles", "market", author=acme, version="9.0.0")
     active.until_rejected("market", "duplicate_id")

@@ -44,7 +44,7 @@ exec "$@"
 
 
 def armed(daemon, acme):
-    """A daemon with a process plugin, and that one's pid."""
+    """A daemon with a process plugin, and the plugin's pid."""
     host = hosting.Host(daemon=daemon, author=acme)
     host.drop("acme.demo", TALKER, capabilities=["http:egress"], egress={"hosts": ["stalled.example:443"]})
     daemon.activate(accept=["http:egress"], accept_hosts=["stalled.example:443"])
@@ -72,7 +72,7 @@ def pings(daemon):
 
 
 def goes_on(daemon, pid):
-    """It pings, stops what is tampered with, answers a reload."""
+    """The daemon pings, stops a tampered plugin, and reloads."""
     pings(daemon)
     bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
     daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
@@ -83,14 +83,14 @@ def goes_on(daemon, pid):
 
 
 def ends(daemon):
-    """It ends at once, with exit status 0."""
+    """The daemon ends at once, with exit status 0."""
     began = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - began < 8.0
 
 
 def test_log_lines_for_a_full_pipe_are_dropped_and_counted(place, acme):
-    """`latticed | sleep 1000` and a plugin that says a lot: what cannot be written is dropped, counted, and told of."""
+    """`latticed | sleep 1000` and a plugin that logs a lot; the count is logged later."""
     read, write = os.pipe()
     with contextlib.closing(open(read, "rb")) as reader, place.running(output=write) as daemon:
         os.close(write)
@@ -113,8 +113,8 @@ def drain(reader, *words):
 
 @pytest.mark.root
 @pytest.mark.parametrize("which", ["trust.json", "latticed.toml"])
-def test_settings_or_policy_on_a_dead_mount_block_nothing(place, acme, which):
-    """Trust policy and settings file; the one that answers is still followed, health names the other."""
+def test_settings_or_policy_on_a_hanging_mount_do_not_block_the_daemon(place, acme, which):
+    """The file that can be read is still followed; health names the other."""
     file = place.home / which
     with standing_still.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:
         file.unlink()
@@ -139,8 +139,8 @@ def test_settings_or_policy_on_a_dead_mount_block_nothing(place, acme, which):
 
 
 @pytest.mark.root
-def test_unanswered_name_lookups_and_journald_block_nothing(acme):
-    """Users and hosts as with a dead directory service, journald's socket full: at a start, a call, a reload."""
+def test_unanswered_name_lookups_and_full_journald_do_not_block_the_daemon(acme):
+    """Of users and hosts, as with a dead directory service; at a start, a call, a reload."""
     namespaces.needed()
     with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
         place.trust_us(acme)
@@ -180,7 +180,7 @@ def test_unanswered_name_lookups_and_journald_block_nothing(acme):
 
 @contextlib.contextmanager
 def asking(host):
-    """The plugin looks up a name meanwhile; whatever the answer is."""
+    """The plugin looks up a name meanwhile; its answer does not matter."""
 
     def ask():
         with contextlib.suppress(OSError):
@@ -194,8 +194,8 @@ def asking(host):
         thread.join()
 
 
-def test_a_full_notify_socket_blocks_nothing(place, acme):
-    """Its socket is full: nothing waits for it, and pings come again once there is room."""
+def test_full_notify_socket_does_not_block_the_daemon(place, acme):
+    """Pings are sent again once there is room."""
     with place.running() as daemon:
         _, pid = armed(daemon, acme)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
@@ -230,7 +230,7 @@ def disk(place):
 
 @contextlib.contextmanager
 def frozen(directory):
-    """No write to the file system comes back; a process in one cannot even be killed, so it always ends here."""
+    """No write to the file system returns; a process in one cannot even be killed, so it is always thawed here."""
     subprocess.run(["fsfreeze", "-f", str(directory)], check=True)
     try:
         yield
@@ -239,8 +239,8 @@ def frozen(directory):
 
 
 @pytest.mark.root
-def test_a_frozen_state_disk_does_not_block_stopping(place, acme, disk):
-    """A frozen file system: what is tampered with is stopped, which is on record once the disk goes on."""
+def test_frozen_state_disk_does_not_block_stopping_of_plugins(place, acme, disk):
+    """A tampered plugin is stopped, which is recorded once the file system is thawed."""
     with place.running() as daemon:
         _, pid = armed(daemon, acme)
         with frozen(disk):

@@ -25,8 +25,8 @@ def answers(daemon):
     daemon.until(asked, "an answer on the control socket")
 
 
-def test_a_control_socket_that_is_removed_is_bound_again(daemon):
-    """Removed, replaced by a stranger's socket, or its whole directory: connections that were open go on."""
+def test_removed_control_socket_is_bound_again(daemon):
+    """Removed, replaced by another socket, or its whole directory; open connections continue."""
     place = daemon.place
     with raw_http.connected(place.socket) as early:
         place.socket.unlink()
@@ -45,8 +45,8 @@ def test_a_control_socket_that_is_removed_is_bound_again(daemon):
     assert not place.socket.exists()
 
 
-def test_a_foreign_file_at_the_sockets_path_is_left_alone(daemon):
-    """Health says so to those who are connected; once it is gone the socket is there again."""
+def test_foreign_file_at_the_sockets_path_is_left_in_place(daemon):
+    """Health reports it over open connections; once it is removed, the socket is bound again."""
     place = daemon.place
     place.socket.unlink()
     place.socket.mkdir()
@@ -56,8 +56,8 @@ def test_a_foreign_file_at_the_sockets_path_is_left_alone(daemon):
     answers(daemon)
 
 
-def test_a_second_daemon_with_the_same_runtime_directory_ends_with_75(daemon):
-    """Its state is another; nothing of the first one's is removed."""
+def test_second_daemon_with_the_same_runtime_directory_exits_with_75(daemon):
+    """It has another state directory; the first daemon's files are untouched."""
     place = daemon.place
     other = place.home / "other-state"
     place.env["LATTICED_STATE_DIR"] = str(other)
@@ -69,8 +69,8 @@ def test_a_second_daemon_with_the_same_runtime_directory_ends_with_75(daemon):
     assert daemon.get("/api/health").status == 200
 
 
-def test_a_lock_on_a_shared_file_does_not_keep_a_daemon_from_starting(place):
-    """Everybody may open the runtime directory, and lock it; what we lock nobody else can open."""
+def test_lock_by_another_user_does_not_prevent_a_start(place):
+    """Any user may open the runtime directory, and lock it; what the daemon locks, only its user can open."""
     fd = os.open(place.run, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -170,8 +170,8 @@ def test_acknowledged_decisions_survive_a_replaced_state(daemon):
 
 
 @pytest.mark.root
-def test_a_reload_refuses_the_group_that_a_start_would_refuse_and_applies_another():
-    """An unknown group, or one that we may not give the socket to, keeps the settings; a good one is the socket's."""
+def test_reload_refuses_an_unusable_socket_group_and_applies_another():
+    """An unknown group, or one that the daemon may not give the socket to, keeps the old settings."""
     user = processes.User(uid=processes.STRANGER.uid, gid=processes.STRANGER.gid, groups=(65_499,))
     with daemons.placed(user) as place, place.running() as daemon:
 
@@ -191,8 +191,8 @@ def test_a_reload_refuses_the_group_that_a_start_would_refuse_and_applies_anothe
         daemon.until(lambda: place.socket.stat().st_gid == place.user.gid, "the socket to be our own group's")
 
 
-def test_a_passed_socket_of_another_group_is_logged(place):
-    """The service manager's socket keeps its group; the log says that it is not the one of the settings."""
+def test_passed_socket_of_another_group_than_the_settings_is_logged(place):
+    """The service manager's socket keeps its group."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(place.socket))
         place.own(place.socket)

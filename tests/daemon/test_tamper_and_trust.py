@@ -28,7 +28,7 @@ def active(bundle, place):
 
 
 def _stopped(daemon, code):
-    """The record once it has failed with `code`: the decision is kept, the reason told, in list, info and audit."""
+    """The record once it has failed with `code`: the decision is kept, the reason shown in list, info and audit."""
     record = daemon.until_state("failed", code=code)
     assert (record["status"], record["available"]) == ("active", False)
     assert record["runtime"]["last_error"]["message"]
@@ -48,7 +48,7 @@ def _armed_again(daemon):
     return record
 
 
-def test_a_changed_artifact_stops_the_plugin_and_repairing_arms_it(active, bundle):
+def test_changed_artifact_stops_the_plugin_and_repairing_arms_it(active, bundle):
     """One bit; with the same identity again the plugin is armed at once, without backoff or a command."""
     before = bundles.tamper(bundle.artifact_path)
     _stopped(active, "digest_mismatch")
@@ -59,8 +59,8 @@ def test_a_changed_artifact_stops_the_plugin_and_repairing_arms_it(active, bundl
     assert active.rejected() == {}
 
 
-def test_a_changed_manifest_stops_the_plugin_and_repairing_arms_it(active, bundle):
-    """The signature no longer fits."""
+def test_changed_manifest_stops_the_plugin_and_repairing_arms_it(active, bundle):
+    """Its signature no longer verifies."""
     before = bundle.manifest_path.read_bytes()
     bundle.manifest_path.write_bytes(before.replace(b'"Demo"', b'"Dem0"'))
     _stopped(active, "signature_invalid")
@@ -68,15 +68,15 @@ def test_a_changed_manifest_stops_the_plugin_and_repairing_arms_it(active, bundl
     _armed_again(active)
 
 
-def test_a_removed_bundle_stops_the_plugin_and_restoring_arms_it(active, bundle, place):
+def test_removed_bundle_stops_the_plugin_and_restoring_arms_it(active, bundle, place):
     bundle.path.rename(place.home / "aside")
     _stopped(active, "manifest_missing")
     (place.home / "aside").rename(bundle.path)
     _armed_again(active)
 
 
-def test_a_renamed_bundle_keeps_running(active, bundle, place):
-    """It is its manifest's id and identity that count, not the directory's name; there is never a second one."""
+def test_plugin_of_a_renamed_bundle_keeps_running(active, bundle, place):
+    """Id and identity count, not the directory's name; there is never a second record."""
     bundle.path.rename(place.plugins / "renamed")
     active.until(lambda: active.post("/api/plugins/verify", {"name": "renamed"}).json().get("ok"), "the new name")
     active.until(lambda: active.get("/api/plugins/by-id/acme.demo").json()["verdict"]["ok"], "the record to follow")
@@ -84,7 +84,7 @@ def test_a_renamed_bundle_keeps_running(active, bundle, place):
     assert len(active.get("/api/plugins").json()) == 1
 
 
-def test_a_tamper_of_the_same_size_and_mtime_is_seen(active, bundle):
+def test_change_that_keeps_size_and_mtime_is_seen(active, bundle):
     """An attacker can restore size and mtime, but not ctime."""
     stamp = bundle.artifact_path.stat()
     before = bundles.tamper(bundle.artifact_path)
@@ -94,7 +94,7 @@ def test_a_tamper_of_the_same_size_and_mtime_is_seen(active, bundle):
     _armed_again(active)
 
 
-def test_a_change_through_a_hard_link_outside_is_seen(active, bundle, place):
+def test_change_through_a_hard_link_outside_is_seen(active, bundle, place):
     """inotify reports nothing: active bundles are checked every second; the repair is seen as well."""
     os.link(bundle.artifact_path, place.home / "outside")
     before = bundles.tamper(place.home / "outside")
@@ -104,7 +104,7 @@ def test_a_change_through_a_hard_link_outside_is_seen(active, bundle, place):
 
 
 def test_repairing_does_not_arm_a_disabled_plugin(active, bundle):
-    """What the operator decided counts; disabling works on what does not verify."""
+    """A plugin whose bundle does not verify can be disabled."""
     before = bundles.tamper(bundle.artifact_path)
     _stopped(active, "digest_mismatch")
     assert active.set_status("disabled").json()["status"] == "disabled"
@@ -115,8 +115,8 @@ def test_repairing_does_not_arm_a_disabled_plugin(active, bundle):
 
 
 @pytest.mark.parametrize("kind", ["key", "digest", "plugin"])
-def test_a_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, acme, kind):
-    """The file forgets it: still stopped, also after a restart. Only an explicit lift, on record, undoes it."""
+def test_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, acme, kind):
+    """Removed from the policy, it still counts, also after a restart. Only an audited lift ends it."""
     value = {"key": acme.public, "digest": bundle.raw["digest_sha256"], "plugin": "acme.demo@*"}[kind]
     code = f"{kind}_revoked"
     place.trust_us(acme, revoked={f"{kind}s": [value]})
@@ -138,18 +138,18 @@ def test_a_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, 
         assert again.post("/api/trust/lift", {"kind": kind, "value": value}).code == "not_found"
 
 
-def test_a_key_revoked_in_another_spelling_is_the_same_key(active, place, acme):
+def test_key_revoked_in_another_spelling_is_revoked(active, place, acme):
     """Without padding and with white space around."""
     place.trust_us(acme, revoked={"keys": [f" {acme.public.rstrip('=')}\n"]})
     _stopped(active, "key_revoked")
 
 
 @pytest.mark.parametrize("body", [{}, {"kind": "key"}, {"kind": "plugins", "value": "x"}, {"kind": 1, "value": 2}])
-def test_lifting_needs_a_valid_body(daemon, body):
+def test_trust_lift_with_invalid_body_is_bad_request(daemon, body):
     assert daemon.post("/api/trust/lift", body).code == "bad_request"
 
 
-def test_a_publisher_no_longer_trusted_is_stopped(active, place, acme):
+def test_plugins_of_a_publisher_no_longer_trusted_are_stopped(active, place, acme):
     """And armed again when it is."""
     place.trust_us(bundles.author("other"))
     _stopped(active, "publisher_untrusted")
@@ -157,7 +157,7 @@ def test_a_publisher_no_longer_trusted_is_stopped(active, place, acme):
     _armed_again(active)
 
 
-def test_a_rotated_key_without_the_old_one_is_stopped(active, place, acme):
+def test_plugin_of_a_key_removed_by_rotation_is_stopped(active, place, acme):
     """Stored pairs are judged again too."""
     place.trust_us(bundles.author("acme"))
     _stopped(active, "signature_invalid")
@@ -177,7 +177,7 @@ def test_a_rotated_key_without_the_old_one_is_stopped(active, place, acme):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_without_a_valid_policy_at_boot_no_publisher_is_trusted(place, bundle, data, named):
+def test_no_publisher_is_trusted_without_a_valid_policy_at_start(place, bundle, data, named):
     """Health is 503 and names file and fault; a valid file ends that automatically."""
     good = place.trust.read_bytes()
     place.trust.unlink()
@@ -197,8 +197,8 @@ def test_without_a_valid_policy_at_boot_no_publisher_is_trusted(place, bundle, d
 
 
 @pytest.mark.parametrize("how", ["bad", "missing", "writable"])
-def test_a_bad_reload_keeps_the_old_policy(active, place, how):
-    """What runs goes on running; health is 503 until the file is good again; the log names the fault."""
+def test_invalid_policy_on_reload_keeps_the_old_one(active, place, how):
+    """Plugins keep running; health is 503 until the file is valid again; the log names the fault."""
     good = place.trust.read_bytes()
     match how:
         case "bad":
@@ -217,7 +217,7 @@ def test_a_bad_reload_keeps_the_old_policy(active, place, how):
 
 
 def test_unsigned_bundles_run_only_without_require_signature(place):
-    """Unsigned read and write risk only with `require_signature: false`; host risk stays closed."""
+    """Of read and write risk only; host risk is always refused."""
     place.drop("plain", author=None, id="plain.demo", publisher=None)
     place.drop("risky", author=None, id="plain.risky", publisher=None, capabilities=["http:egress"])
     with place.running() as daemon:
@@ -231,8 +231,8 @@ def test_unsigned_bundles_run_only_without_require_signature(place):
         daemon.until_state("failed", "plain.demo")
 
 
-def test_a_slow_copy_is_verified_once_complete(daemon, place, acme):
-    """Written in pieces with pauses between, manifest first: in the end it verifies."""
+def test_slowly_copied_bundle_is_verified_once_complete(daemon, place, acme):
+    """In pieces with pauses between, manifest first."""
     raw = bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
     path = bundles.write(place.plugins / "demo", raw, None)
     daemon.until_rejected("demo", "artifact_missing")
@@ -244,8 +244,8 @@ def test_a_slow_copy_is_verified_once_complete(daemon, place, acme):
     assert daemon.rejected() == {}
 
 
-def test_a_recreated_plugin_directory_is_watched_again(active, place, acme):
-    """Stopped while it is gone; armed when the same identity is there again."""
+def test_recreated_plugin_directory_is_watched_again(active, place, acme):
+    """Plugins are stopped while it is gone, and armed when the same identity is there again."""
     place.plugins.rename(place.home / "old")
     _stopped(active, "manifest_missing")
     place.plugins.mkdir()
@@ -259,15 +259,15 @@ def test_a_recreated_plugin_directory_is_watched_again(active, place, acme):
 
 
 @pytest.mark.root
-def test_a_bundle_of_a_foreign_owner_is_refused(active, place, bundle):
-    """Neither root, nor the daemon, nor the directory's owner."""
+def test_bundle_of_a_foreign_owner_is_refused(active, place, bundle):
+    """Neither root, nor the daemon's user, nor the directory's owner."""
     os.chown(bundle.artifact_path, 65499, 65499)
     active.signal(signal.SIGHUP)
     _stopped(active, "foreign_owner")
 
 
-def test_trust_edited_by_latticectl_takes_effect(active, place, acme):
-    """`latticectl trust revoke` with the caller's rights; when it returns, nothing of the plugin is alive."""
+def test_plugin_has_ended_when_latticectl_trust_revoke_returns(active, place, acme):
+    """The policy file is edited with the caller's rights."""
     done = active.ctl("--config", str(place.config), "trust", "revoke", "--plugin", "acme.demo@1.0.0")
     assert (done.returncode, done.stderr) == (0, "stops: acme.demo 1.0.0 (plugin_revoked)\n"), done
     runtime = active.plugin()["runtime"]

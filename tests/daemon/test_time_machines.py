@@ -38,7 +38,7 @@ GRANTS = "/api/plugins/by-id/acme.demo/grants"
 
 
 def kept(place: daemons.Place) -> dict[str, bytes]:
-    """The files of the ledger as they are."""
+    """A copy of the ledger's files."""
     return {path.name: path.read_bytes() for path in place.state.glob("ledger.sqlite3*")}
 
 
@@ -70,8 +70,8 @@ def rolled_back(lived, acme):
     return lived
 
 
-def test_an_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
-    """Exit 74 with what to do; ledger and floors are as they were found."""
+def test_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
+    """Exit 74 with what to do; ledger and floors are unchanged."""
     before = (kept(rolled_back), floors(rolled_back))
     ran = rolled_back.once()
     assert ran.returncode == 74, ran.stderr
@@ -82,9 +82,8 @@ def test_an_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
     assert {"ledger.sqlite3"} <= set(before[0])
 
 
-def test_an_accepted_old_ledger_is_bound_by_the_floors(rolled_back):
-    """Trimmed stays trimmed, revoked stays revoked, the version floor stays; it is on record, and the next start is one
-    like any other."""
+def test_accepted_old_ledger_is_bound_by_the_newer_floors(rolled_back):
+    """Masks, revocations and version floor of the newer ledger count; audited, and later starts need no option."""
     strict = floors(rolled_back)
     with rolled_back.running(options=("--accept-rollback",)) as daemon:
         (event,) = daemon.events(action="ledger.rollback_accepted")
@@ -104,8 +103,8 @@ def test_an_accepted_old_ledger_is_bound_by_the_floors(rolled_back):
         assert daemon.stop() == 0
 
 
-def test_another_ledger_of_the_same_length_is_refused(lived):
-    """Also where the old ledger has grown since it was put back: the hash says that it went another way."""
+def test_ledger_of_the_same_length_with_other_events_is_refused(lived):
+    """Also if the old ledger has grown since it was put back: its hash differs."""
     old = kept(lived)
     with lived.running() as daemon:
         assert daemon.ask("PUT", "/api/kv/default/a", b"1").status == 200
@@ -125,8 +124,8 @@ def test_another_ledger_of_the_same_length_is_refused(lived):
 
 
 @pytest.mark.parametrize("harm", ["missing", "edited"])
-def test_without_genuine_floors_a_start_needs_the_option(lived, harm):
-    """Whoever takes them away gains nothing: 74 until an operator says otherwise."""
+def test_start_without_genuine_floors_needs_the_option(lived, harm):
+    """Otherwise removing the file would help an attacker: exit 74."""
     path = lived.state / "floors.json"
     if harm == "missing":
         path.unlink()
@@ -138,8 +137,8 @@ def test_without_genuine_floors_a_start_needs_the_option(lived, harm):
     assert "--accept-rollback" in ran.stderr
 
 
-def test_edited_rows_cannot_loosen_the_floors(lived):
-    """The floors are stricter than the ledger: they count, on record, without anybody's word."""
+def test_ledger_rows_edited_to_be_looser_than_the_floors_have_no_effect(lived):
+    """The floors count, which is audited; the start needs no option."""
     import sqlite3
 
     database = sqlite3.connect(lived.state / "ledger.sqlite3")
@@ -159,7 +158,7 @@ def test_edited_rows_cannot_loosen_the_floors(lived):
 
 
 def test_grants_and_lifts_survive_kill_9(lived, acme):
-    """Floors that lag behind would take back what was answered: what loosens is in them first."""
+    """Floors that lag behind would undo them: what loosens is written to the floors first."""
     lived.trust_us(acme)
     with lived.running() as daemon:
         daemon.until_state("armed")
@@ -194,8 +193,8 @@ def test_a_power_cut_is_not_taken_for_a_rollback(lived, sick):
         assert again.stop() == 0
 
 
-def test_a_restored_backup_is_accepted_without_an_option(lived, tmp_path: Path):
-    """--restore is the word: the older state starts, and starts again."""
+def test_restored_backup_starts_without_an_option(lived, tmp_path: Path):
+    """--restore says that the older state is wanted."""
     archive = lived.home / "backup.tar"
     with lived.running() as daemon:
         lived.write(archive, daemon.get("/api/backup").body)

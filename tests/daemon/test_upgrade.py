@@ -29,7 +29,7 @@ def _candidate(daemon, version):
 
 
 def test_another_version_is_a_candidate_until_upgraded(active, place, acme):
-    """The old pair keeps running, also over a restart; `upgrade` swaps, and what it adds is masked."""
+    """The old pair keeps running, also over a restart; `upgrade` replaces it, and what it adds is masked."""
     old = active.plugin()
     new = place.drop(
         author=acme, version="1.1.0", artifact=bundles.ARTIFACT + b"# newer\n", capabilities=["kv:read", "kv:write"]
@@ -64,8 +64,8 @@ def test_new_capabilities_of_an_upgrade_are_granted_by_name(active, place, acme)
     assert record["granted"] == ["kv:read", "http:egress"]
 
 
-def test_a_lower_version_needs_allow_downgrade(active, place, acme):
-    """409 without it; the floor is the highest ever accepted, also after going down once."""
+def test_upgrade_to_a_lower_version_needs_allow_downgrade(active, place, acme):
+    """409 without it; the floor is the highest ever accepted, also after a downgrade."""
     place.drop(author=acme, version="2.0.0")
     _candidate(active, "2.0.0")
     assert active.post(UPGRADE).status == 200
@@ -80,15 +80,15 @@ def test_a_lower_version_needs_allow_downgrade(active, place, acme):
     assert active.post(UPGRADE).code == "version_downgrade"
 
 
-def test_versions_without_an_order_need_allow_downgrade(active, place, acme):
+def test_upgrade_to_an_incomparable_version_needs_allow_downgrade(active, place, acme):
     """From SemVer to something else."""
     place.drop(author=acme, version="spring")
     assert _candidate(active, "spring")["needs_downgrade"] is True
     assert active.post(UPGRADE).code == "version_downgrade"
 
 
-def test_a_tampered_candidate_stops_the_active_plugin(active, place, acme):
-    """Then the bundle does not verify: the active plugin is stopped, as for any tamper of its bundle."""
+def test_tampered_candidate_stops_the_active_plugin(active, place, acme):
+    """Its bundle does not verify, so it is treated as tampered."""
     new = place.drop(author=acme, version="1.1.0")
     _candidate(active, "1.1.0")
     bundles.tamper(new.artifact_path)
@@ -96,8 +96,8 @@ def test_a_tampered_candidate_stops_the_active_plugin(active, place, acme):
     assert active.post(UPGRADE).code == "no_candidate"
 
 
-def test_the_version_floor_survives_forget(active, place, acme):
-    """Forgotten and seen again: an older version still needs allow_downgrade."""
+def test_version_floor_survives_forget(active, place, acme):
+    """Forgotten and seen again, an older version still needs allow_downgrade."""
     place.drop(author=acme, version="3.0.0")
     _candidate(active, "3.0.0")
     assert active.post(UPGRADE).status == 200
@@ -110,7 +110,7 @@ def test_the_version_floor_survives_forget(active, place, acme):
 
 
 def test_another_publisher_is_accepted_only_by_name(active, place, acme):
-    """Refused as `publisher_changed` while the record stands; accepted, it starts with nothing of the old one's."""
+    """Refused as `publisher_changed` while the record stands; accepted, it gets no grants or data of the old one."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     active.ask("PUT", "/api/kv/plugin:acme.demo/secret", b"of acme")
@@ -128,8 +128,8 @@ def test_another_publisher_is_accepted_only_by_name(active, place, acme):
     assert active.get("/api/kv/plugin:acme.demo/secret").body == b"of acme"
 
 
-def test_latticectl_upgrade_has_the_same_options(active, place, acme):
-    """Refused without --allow-downgrade with a hint; done with it."""
+def test_latticectl_upgrade_needs_allow_downgrade_too(active, place, acme):
+    """The refusal has a hint at the option."""
     place.drop(author=acme, version="0.9.0")
     _candidate(active, "0.9.0")
     refused = active.ctl("upgrade", "acme.demo")

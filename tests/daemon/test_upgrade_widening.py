@@ -20,21 +20,21 @@ def host():
 
 
 def limits_of(host) -> tuple[int, int]:
-    """(MiB of data, open files) that the child itself sees."""
+    """(MiB of data, open files) as the child itself sees them."""
     found = host.result(ID, "limits")
     return found["RLIMIT_DATA"][0] >> 20, found["RLIMIT_NOFILE"][0]
 
 
 def candidate(host, version: str, artifact: bytes = bombs.BOMBS, **runtime) -> dict:
-    """The plugin once another version of it lies there."""
+    """The plugin once another version of its bundle is a candidate."""
     host.drop(ID, artifact, version=version, capabilities=["kv:read"], runtime=runtime)
     return host.daemon.until(
         lambda: (one := host.daemon.plugin(ID)).get("candidate", {}).get("version") == version and one, version
     )
 
 
-def test_an_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
-    """The child keeps the old limits over a restart of the daemon; granted, it has more; trimmed, less at once."""
+def test_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
+    """Also over a restart of the daemon; granted, the child has more; trimmed, less at once."""
     daemon = host.daemon
     host.up(ID, bombs.BOMBS, version="1.0.0", capabilities=["kv:read"], runtime={"limits": NARROW})
     assert limits_of(host) == (64, 32)
@@ -56,8 +56,8 @@ def test_an_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
     assert "expected at most limit=memory_mib:96" in daemon.ctl("caps", "grant", ID, "limit=memory_mib:97").stderr
 
 
-def test_an_upgrade_without_required_features_is_needs_consent(host):
-    """409 needs_consent, nothing changed, with the command that takes it; the command takes it."""
+def test_upgrade_without_required_features_is_409_needs_consent(host):
+    """Nothing is changed; the command that the answer has accepts them."""
     daemon = host.daemon
     before = daemon.plugin(ID) or host.up(ID, bombs.BOMBS, version="1.0.0", runtime={"limits": NARROW})
     other = bombs.BOMBS.replace(b"#!/usr/bin/env python3", b"#!/usr/bin/env python3 -B", 1)

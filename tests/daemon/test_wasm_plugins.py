@@ -43,7 +43,7 @@ def invoke(host, plugin_id, action, payload="null"):
 
 
 def entries(place):
-    """Of the cache of compiled code."""
+    """The entries in the cache of compiled code."""
     return sorted((place.state / "cache/wasm").glob("*"))
 
 
@@ -53,8 +53,8 @@ def host():
         yield found
 
 
-def test_the_small_sample_answers_and_logs(host):
-    """It is asked through latticectl, answers with what it was asked, and has its host write a line."""
+def test_hello_wasm_answers_and_logs(host):
+    """Invoked through latticectl; it returns its payload, and writes a line to the log."""
     plugin_id = sample(host, "hello-wasm")
     assert host.daemon.activate(plugin_id)["runtime"]["runner"] == "wasm"
     found = invoke(host, plugin_id, "greet", '{"name": "world"}')
@@ -65,8 +65,8 @@ def test_the_small_sample_answers_and_logs(host):
     assert host.runtime(plugin_id)["sandbox"].startswith(("isolated", "dedicated"))
 
 
-def test_the_wasi_sample_keeps_state_in_kv(host):
-    """A WASI command counts in kv how often it greeted; what is trimmed is refused in its next call; it lives on."""
+def test_hello_wasi_counts_greetings_in_kv(host):
+    """Trimmed, its next host call is refused, and it keeps running."""
     plugin_id = sample(host, "hello-wasi")
     host.daemon.activate(plugin_id)
     assert [invoke(host, plugin_id, "greet", '{"name": "a"}') for _ in range(2)] == [{"count": 1}, {"count": 2}]
@@ -90,8 +90,8 @@ def test_the_wasi_sample_keeps_state_in_kv(host):
         ("trap", wasms.command("(unreachable)"), "wasm_trap"),
     ],
 )
-def test_a_module_that_cannot_start_is_a_failed_arm(host, name, source, code):
-    """200 and active, the runtime failed with its code, another try to come; the daemon as it was."""
+def test_module_that_cannot_start_fails_to_arm_with_its_code(host, name, source, code):
+    """200 and active; a retry is due; the daemon is not affected."""
     plugin_id = f"acme.bad-{name}"
     with host.answering():
         answer = module(host, source, plugin_id)
@@ -110,8 +110,8 @@ def test_a_module_that_cannot_start_is_a_failed_arm(host, name, source, code):
         ("deep", "(call $deep (local.get $at))", {}, "stack_overflow"),
     ],
 )
-def test_an_endless_loop_is_ended(host, name, body, limits, code):
-    """Whoever asked gets the code; meanwhile the daemon answers; it is started again, and stopped when told to."""
+def test_endless_loop_in_wasm_is_ended(host, name, body, limits, code):
+    """The invocation gets the code; meanwhile the daemon answers. The plugin is restarted, and can be stopped."""
     plugin_id = f"acme.{name}"
     deep = "(func $deep (param i32) (result i64) (i64.add (call $deep (local.get 0)) (i64.const 1)))"
     answer = module(host, wasms.module(body, more=deep), plugin_id, runtime={"limits": limits})
@@ -127,7 +127,7 @@ def test_an_endless_loop_is_ended(host, name, body, limits, code):
 
 
 def test_memory_grow_fails_beyond_the_limit(host):
-    """memory.grow says no beyond it, and the module lives on."""
+    """It returns -1, and the module keeps running."""
     grow = """(local $pages i32)
       (block $full (loop $more
         (br_if $full (i32.lt_s (memory.grow (i32.const 16)) (i32.const 0)))
@@ -143,7 +143,7 @@ def test_memory_grow_fails_beyond_the_limit(host):
 
 
 def test_compiled_code_is_cached_and_verified():
-    """Compiled once; the next daemon loads it; an entry with one changed byte is refused, and compiled anew."""
+    """The next daemon loads it; an entry with one changed byte is not loaded, and compiled anew."""
     acme = bundles.author("acme")
     with daemons.placed() as place:
         place.trust_us(acme)

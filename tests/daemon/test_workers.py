@@ -19,7 +19,7 @@ ID = "acme.hello"
 
 
 def up(host, template=HELLO, plugin_id=ID, **fields):
-    """A worker, armed; where it is served."""
+    """A worker, armed; its URL."""
     drop(host, template, plugin_id, **fields)
     host.daemon.activate(plugin_id)
     return visitors.url_of(host.daemon, plugin_id)
@@ -43,14 +43,14 @@ def said(done):
 
 @pytest.fixture(scope="module")
 def host():
-    """One daemon for all that leaves nothing behind, its turns short; each test has plugins of its own."""
+    """One daemon for all tests, which must not block; each test has plugins of its own."""
     with hosting.hosting(ANY_PORT, probed=True) as found, found.daemon.turns.short():
         yield found
 
 
 @pytest.fixture
 def url(host):
-    """Where acme.hello is served, while the test lasts."""
+    """The URL of acme.hello, for the duration of the test."""
     record = host.daemon.plugin(ID)
     if record is None:
         yield up(host)
@@ -61,8 +61,8 @@ def url(host):
         assert host.daemon.set_status("disabled", ID).status == 200
 
 
-def test_a_template_is_served_with_the_operators_value(host, url):
-    """The operator's value is on the page at once; each read is on record; the log says where it listens."""
+def test_template_is_served_with_the_operators_value(host, url):
+    """A changed value shows at once; each read is audited; the log names the listener."""
     assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x "
     said(host.daemon.ctl("kv", "set", "default", "message", "world"))
     assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x world"
@@ -74,8 +74,8 @@ def test_a_template_is_served_with_the_operators_value(host, url):
     assert host.daemon.logged("ingress_listening")[-1]["address"] == url
 
 
-def test_references_in_visitors_input_are_not_expanded(host, url):
-    """A path and a stored value with a reference in them are shown as they are: one pass."""
+def test_references_in_request_or_value_are_not_expanded(host, url):
+    """Of the path and of a stored value."""
     said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
     assert (
         visitors.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
@@ -94,8 +94,8 @@ HALVES = [
 ]
 
 
-def test_many_connections_do_not_delay_a_visitor(host, url):
-    """Hundreds of silent, partial, endless and pipelined requests: a normal request is still answered soon."""
+def test_hundreds_of_stalled_connections_do_not_delay_a_request(host, url):
+    """Silent, partial, endless and pipelined ones."""
     where = urlsplit(url)
     with host.daemon.turns.short(), contextlib.ExitStack() as stack:
         for number in range(210):
@@ -108,16 +108,16 @@ def test_many_connections_do_not_delay_a_visitor(host, url):
         assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
 
 
-def test_disabling_the_last_worker_closes_the_port(host, url):
-    """The last route gone, the port is given back; active again, it is served, wherever the kernel says."""
+def test_disabling_the_last_worker_closes_the_http_port(host, url):
+    """Activated again, it is served, on any port that the kernel chooses."""
     assert host.daemon.set_status("disabled", ID).status == 200
     host.daemon.until(lambda: not visitors.listens(url), "the port to be free")
     assert host.daemon.set_status("active", ID).status == 200
     assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith(f"hello /{ID}/")
 
 
-def test_the_http_port_does_not_serve_the_control_api(host, url):
-    """Neither by its paths nor by another name of the host, nor by any method; it is only on its socket."""
+def test_http_port_does_not_serve_the_control_api(host, url):
+    """Neither by its paths nor by another name of the host, nor by any method."""
     for path in ("/api/plugins", "/api/health", "/metrics", "/openapi.json", "/", "/api/plugins/lifecycle"):
         answer = visitors.ask(url, path)
         assert (answer.status, answer.code) == (404, "not_found"), path
@@ -127,8 +127,8 @@ def test_the_http_port_does_not_serve_the_control_api(host, url):
     assert host.daemon.get("/api/health").status == 200
 
 
-def test_a_route_belongs_to_one_plugin(host):
-    """Granted to two: the second cannot be activated and stays as it was; with the first disabled, it can."""
+def test_second_plugin_with_a_granted_route_cannot_be_activated(host):
+    """Until the first one is disabled."""
     for number in ("one", "two"):
         installed(host, number.encode(), f"acme.{number}", routes={"prefixes": ["/shop/"]})
         said(host.daemon.ctl("caps", "grant", f"acme.{number}", "prefix=/shop"))
@@ -146,8 +146,8 @@ def test_a_route_belongs_to_one_plugin(host):
     assert host.daemon.set_status("disabled", "acme.two").status == 200
 
 
-def test_a_prefix_that_is_not_granted_is_not_served(host):
-    """It is armed on its own prefix; granted and restarted, it has both; trimmed and restarted, its own."""
+def test_prefix_is_served_only_while_granted(host):
+    """The plugin's own prefix always; a grant or trim takes effect with the restart of the plugin."""
     plugin_id = "acme.guest"
     url = up(host, b"guest", plugin_id, routes={"prefixes": ["/guest/"]})
     assert visitors.ask(url, "/guest/").status == 404
@@ -162,8 +162,8 @@ def test_a_prefix_that_is_not_granted_is_not_served(host):
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
-def test_a_bucket_is_read_once_it_is_granted(host):
-    """Any other than `default` is empty until an operator names it; then at once, and only that one."""
+def test_bucket_is_read_only_once_it_is_granted(host):
+    """Any other than `default`; at once, and only that one."""
     plugin_id = "acme.reader"
     for bucket in ("shared", "private"):
         said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
@@ -180,8 +180,8 @@ def test_a_bucket_is_read_once_it_is_granted(host):
     ("template", "word"),
     [(b"fine\nrequire('fs')\n", "`require(` in line 2"), (b"{{path}} {{kv:default/x}\n", "not closed in line 1")],
 )
-def test_an_invalid_template_is_refused(host, template, word):
-    """409 with the reason, for latticectl too; the status as it was, the refusal on record."""
+def test_worker_with_invalid_template_cannot_be_activated(host, template, word):
+    """409 with the reason, in latticectl too; the status is unchanged, and the refusal is audited."""
     plugin_id = f"acme.blocked-{len(template)}"
     installed(host, template, plugin_id)
     answer = host.daemon.set_status("active", plugin_id)
@@ -194,8 +194,8 @@ def test_an_invalid_template_is_refused(host, template, word):
     assert refusal["code"] == "source_blocked"
 
 
-def test_html_is_escaped(host):
-    """What a visitor writes is no markup, and the page may run nothing."""
+def test_values_in_html_template_are_escaped(host):
+    """The page has a sandbox policy as well."""
     plugin_id = "acme.page"
     url = up(host, b"<p>{{path}}</p>", plugin_id, routes={"content_type": "text/html"})
     answer = visitors.ask(url, f"/{plugin_id}/%3Cscript%3E")
@@ -205,8 +205,8 @@ def test_html_is_escaped(host):
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
-def test_a_tampered_template_is_no_longer_served(host, url):
-    """At once, on record; with its bytes back it is served again by itself."""
+def test_tampered_template_is_no_longer_served(host, url):
+    """At once, and audited; with its bytes restored it is served again."""
     artifact = host.daemon.place.plugins / ID / "artifact"
     before = bundles.tamper(artifact)
     host.daemon.until_state("failed", ID, code="digest_mismatch")
@@ -216,8 +216,8 @@ def test_a_tampered_template_is_no_longer_served(host, url):
     assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith("hello")
 
 
-def test_a_port_that_is_taken_degrades_that_plugin_alone():
-    """Armed and degraded, saying why, health with it; the others live; the port free again, it is served."""
+def test_http_port_in_use_degrades_only_its_workers():
+    """Armed and degraded, with the reason; served once the port is free."""
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -239,7 +239,7 @@ def test_a_port_that_is_taken_degrades_that_plugin_alone():
 
 
 def test_workers_are_served_again_after_a_restart():
-    """What was active is, without anybody's doing: same template, same value, at the port of the settings."""
+    """Same template, same value, on the port of the settings."""
     acme = bundles.author("acme")
     with daemons.placed(settings=ANY_PORT) as place:
         place.trust_us(acme)

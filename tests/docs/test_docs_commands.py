@@ -33,8 +33,8 @@ def _shell(page):
 @pytest.mark.daemon
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_commands_of_a_page_end_as_it_says(request, page):
-    """Block by block, in the page's order, on one daemon; each ends with 0, or with what its fence says."""
+def test_commands_of_each_page_exit_as_the_page_says(request, page):
+    """Block by block, in the page's order, on one daemon; each exits with 0, or with what its fence says."""
     blocks = [block for block in _shell(page) if "norun" not in block.words]
     if not blocks:
         named = page.name in {"api.md", "performance.md", "CONTRIBUTING.md"}
@@ -55,29 +55,29 @@ def test_commands_that_are_not_run_have_a_reason():
     assert used == set(NOT_RUN), "a reason without its block"
 
 
-def test_targets_of_make_exist():
+def test_make_targets_that_pages_name_exist():
     targets = set(re.findall(r"^([a-z-]+):", (pages.CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in pages.PAGES:
         named = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= targets, page.name
 
 
-def test_languages_of_code_blocks_are_known():
+def test_code_blocks_have_only_known_languages():
     """A block in another language would not be tested."""
     known = {"sh", "console", "toml", "json", "mermaid", "text", "python"}
     assert {block.language for page in pages.PAGES for block in pages.blocks(page)} == known
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_verbs_exist(page):
-    """In commands: in blocks, and between backticks."""
+def test_latticectl_verbs_that_pages_name_exist(page):
+    """In blocks, and between backticks."""
     commands = [block.text for block in pages.blocks(page)] + re.findall(r"`([^`]+)`", pages.prose(page))
     verbs = set(re.findall(r"latticectl ([a-z]+)", "\n".join(commands)))
     assert verbs <= set(main.VERBS), page.name
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_links_resolve(page):
+def test_links_of_each_page_resolve(page):
     for target in pages.links(page):
         place, _, anchor = target.partition("#")
         found = (page.parent / place) if place else page

@@ -35,12 +35,12 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_no_other_page_has_python():
+def test_no_page_but_sdk_md_has_python():
     assert {block.page for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"} == {PAGE}
 
 
-def test_example_tests_pass(directory):
-    """Each file of them, all tests in it."""
+def test_tests_in_the_pages_examples_pass(directory):
+    """All tests in each of its files."""
     command = [
         sys.executable,
         "-m",
@@ -73,8 +73,8 @@ def _answers(said):
     return [json.loads(line) for who, line in said if who == "host" and "method" not in json.loads(line)]
 
 
-async def test_host_side_of_the_latticed_stdio_1_transcript():
-    """The host's session sends exactly these lines."""
+async def test_host_sends_the_lines_of_the_latticed_stdio_1_transcript():
+    """Exactly these."""
     said = _conversation("latticed-stdio-1")
     answers = iter(_answers(said))
 
@@ -100,8 +100,8 @@ async def test_host_side_of_the_latticed_stdio_1_transcript():
         assert await asyncio.gather(*asked) == results
 
 
-def test_plugin_side_of_the_latticed_stdio_1_transcript(directory):
-    """The plugin of the page sends exactly these lines."""
+def test_plugin_sends_the_lines_of_the_latticed_stdio_1_transcript(directory):
+    """Exactly these; the plugin is that of the page."""
     said = _conversation("latticed-stdio-1")
     done = subprocess.run(
         [sys.executable, "hello.py"],
@@ -117,8 +117,8 @@ def test_plugin_side_of_the_latticed_stdio_1_transcript(directory):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-async def test_host_side_of_the_stdio_json_v1_transcript():
-    """Byte by byte; the last line is the reply."""
+async def test_host_sends_the_lines_of_the_stdio_json_v1_transcript():
+    """Byte by byte; the last line of the plugin is the reply."""
     (_, request), *said = _conversation("stdio-json-v1")
     plain = json.loads(request)
     assert stdio_json.request(plain["action"], plain["payload"]).decode() == request + "\n"
@@ -138,7 +138,7 @@ async def test_host_side_of_the_stdio_json_v1_transcript():
         assert await call.invocation.outcome == json.loads(said[-1][1])
 
 
-def test_plugin_side_of_the_stdio_json_v1_transcript(directory):
+def test_plugin_sends_the_lines_of_the_stdio_json_v1_transcript(directory):
     (_, request), *said = _conversation("stdio-json-v1")
     reading, writing = os.pipe()
     os.write(writing, "".join(line + "\n" for who, line in said if who == "host").encode())
@@ -161,7 +161,7 @@ def test_plugin_side_of_the_stdio_json_v1_transcript(directory):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_table_of_methods_is_that_of_the_sdk():
+def test_table_of_methods_equals_the_sdk():
     expected = []
     for group, found in vars(Plugin).items():
         if isinstance(found, property):
@@ -174,7 +174,7 @@ def test_table_of_methods_is_that_of_the_sdk():
     assert pages.table("docs/sdk.md", "group") == expected
 
 
-def test_limits_are_those_of_the_host():
+def test_protocol_limits_on_the_page_equal_the_hosts():
     text = " ".join(pages.prose(PAGE).split())
     assert jsonrpc.MAX_LINE_BYTES == 1 << 20
     assert "a line of more than 1 MiB (`message_too_large`)" in text

@@ -40,27 +40,27 @@ def _rows():
     return {row[0]: row for row in pages.table(PAGE, "family")}
 
 
-def test_every_family_of_attacks_is_listed():
+def test_page_lists_every_family_of_attacks():
     assert list(_rows()) == list(COUNTS)
 
 
 @pytest.mark.parametrize("family", COUNTS)
-def test_counts_of_attacks(family):
-    """The last number of its second column, and the file where they are."""
+def test_counts_of_attacks_on_the_page_equal_those_in_tests(family):
+    """The last number of the second column; the file of the third exists."""
     _, told, where, _ = _rows()[family]
     assert int(re.findall(r"\d+", told)[-1]) == COUNTS[family]
     assert COUNTS[family] >= LEAST.get(family, 1)
     assert (pages.CHECKOUT / where).is_file()
 
 
-def test_named_tests_exist():
-    """Files and directories."""
+def test_test_files_that_the_page_names_exist():
+    """Directories too."""
     named = re.findall(r"`(tests/[\w/.]+)`", (pages.CHECKOUT / PAGE).read_text())
     assert len(named) > len(COUNTS)
     assert [name for name in named if not (pages.CHECKOUT / name).exists()] == []
 
 
-def test_every_layer_has_its_limits():
+def test_every_layer_says_what_it_does_not_stop():
     text = (pages.CHECKOUT / PAGE).read_text().partition("## Layer by layer")[2]
     layers = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
     assert len(layers) > 10

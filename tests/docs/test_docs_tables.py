@@ -55,33 +55,33 @@ def _of_section(name, part):
             yield f"{name}.{key.name}", json.dumps(value), _bounds(key.metadata)
 
 
-def test_settings():
+def test_table_of_settings_equals_the_code():
     assert [row[:3] for row in pages.table(OPERATING, "key")] == list(_settings())
 
 
-def test_environment():
+def test_table_of_environment_variables_equals_the_code():
     known = {**{name: key for key, name in load._ENVIRONMENT.items()}, **{n: k for k, n in load._SYSTEMD.items()}}
     assert dict(pages.table(OPERATING, "variable")) == known
 
 
-def test_settings_that_a_reload_applies():
+def test_sections_that_a_reload_applies_equal_the_code():
     text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
     sentence = re.search(r"and health says so\. (.*?)\stake effect at a reload", text, re.DOTALL)
     assert sentence
     assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(reload.LIVE)
 
 
-def test_exit_codes():
+def test_exit_codes_on_the_page_equal_the_code():
     documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
     assert documented == {0, daemon.FAILED, 2, *daemon.EXIT_CODES.values()}
     assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exit_codes.ExitCode)
 
 
-def test_scopes():
+def test_table_of_scopes_equals_the_code():
     assert pages.column(OPERATING, "scope") == list(access.BY_WORD)
 
 
-def test_settings_files_are_valid(tmp_path):
+def test_settings_files_on_pages_are_valid(tmp_path):
     """Each TOML block, as a settings file of its own."""
     for block in pages.named("toml"):
         assert tomllib.loads(block.text)
@@ -95,7 +95,7 @@ def test_settings_files_are_valid(tmp_path):
         settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
 
 
-def test_journal_fields_and_events():
+def test_journal_fields_and_events_on_the_page_exist_in_the_code():
     text = pages.prose(pages.CHECKOUT / OPERATING)
     fields_named = re.search(r"Journal fields:\s(.*?)\.\n", text, re.DOTALL)
     assert fields_named
@@ -106,7 +106,7 @@ def test_journal_fields_and_events():
             assert f'"{event}"' in source, event
 
 
-def test_trust_policy_example():
+def test_trust_policy_example_is_valid_and_has_the_samples_key():
     (block,) = pages.named("json", "trust")
     example = policy.decode(block.text.encode())
     assert example.publishers["acme"].may_sign("acme.demo")
@@ -114,11 +114,11 @@ def test_trust_policy_example():
     assert committed.keys == example.publishers["acme"].keys, "the page says that it is the samples' key"
 
 
-def test_verdict_codes_in_their_order():
+def test_table_of_verdict_codes_has_the_order_of_the_code():
     assert pages.column(PLUGINS, "verdict code") == list(verdict.Code)
 
 
-def test_capabilities():
+def test_table_of_capabilities_equals_the_code():
     expected = [
         (name, risk.word, ", ".join(capability.holders(name)), ", ".join(hostcall.calls_of(name)))
         for name, risk in capability.RISKS.items()
@@ -126,21 +126,21 @@ def test_capabilities():
     assert pages.table(PLUGINS, "capability") == expected
 
 
-def test_denials():
+def test_denial_codes_on_the_page_equal_the_code():
     text = pages.prose(pages.CHECKOUT / PLUGINS)
     sentence = re.search(r"A call that is not answered says why: (.*?)\.\n", text, re.DOTALL)
     assert sentence
     assert re.findall(r"`(\w+)`", sentence[1]) == list(hostcall.Denial)
 
 
-def test_lifecycle_diagram():
+def test_lifecycle_diagram_equals_the_transitions():
     (block,) = pages.named("mermaid")
     drawn = {tuple(arrow) for arrow in re.findall(r"^ +(\S+) --> (\S+)$", block.text, re.MULTILINE)}
     table = {(old.value, new.value) for old, following in lifecycle.TRANSITIONS.items() for new in following}
     assert drawn == table | {("[*]", "verified")}
 
 
-def test_manifest_fields():
+def test_tables_of_manifest_fields_equal_the_code():
     v1 = pages.table(PLUGINS, "field of v1")
     assert {row[0] for row in v1} == manifest.V1_FIELDS
     assert [row[0] for row in v1 if row[1] == "yes"] == ["id", "name", "type", "capabilities"]
@@ -148,7 +148,7 @@ def test_manifest_fields():
     assert v2 == set(manifest.Manifest.__struct_fields__) - manifest.V1_FIELDS - {"schema"}
 
 
-def test_manifest_example_is_that_of_a_sample():
+def test_manifest_example_equals_that_of_a_sample():
     (block,) = pages.named("json", "manifest")
     example = json.loads(block.text)
     sample = json.loads((pages.CHECKOUT / "plugins-sample/web-check/manifest.json").read_text())
@@ -157,8 +157,8 @@ def test_manifest_example_is_that_of_a_sample():
     decode.decode(write.render(sample))
 
 
-def test_runners():
-    """The page says which are not built in."""
+def test_table_of_types_and_runners_equals_the_defaults():
+    """It says which runners are not built in."""
     wanted = {one.name: one.default for one in fields(shapes.RunnerSettings)}
     rows = pages.table(PLUGINS, "type")
     assert {row[0]: row[2] for row in rows} == wanted
@@ -167,7 +167,7 @@ def test_runners():
         assert said == ("built in" if built_in else "not built in: held by noop"), plugin_type
 
 
-def test_routes():
+def test_table_of_routes_equals_the_code():
     words = {scope: word for word, scope in access.BY_WORD.items()} | {
         access.Scope.NONE: "-",
         access.Scope.OPERATE: "operate",
@@ -177,15 +177,15 @@ def test_routes():
     assert [row[:3] for row in pages.table(API, "method")] == expected
 
 
-def test_problem_codes():
+def test_table_of_problem_codes_equals_the_code():
     expected = [
         (code, str(int(status))) for code, status in problems.STATUS_OF.items() if code not in set(verdict.Code)
     ]
     assert pages.table(API, "code") == expected
 
 
-def test_messages_have_the_documented_shape():
-    """The examples decode into the messages that both sides share, and nothing is in them that is not there."""
+def test_api_message_examples_have_no_fields_but_the_shared_ones():
+    """They decode into the messages that daemon and latticectl share, and encode to the same."""
     (shown,) = pages.named("json", "problem")
     plain = json.loads(shown.text)
     assert wire.encode(wire.decode(wire.ProblemView, plain)) == plain

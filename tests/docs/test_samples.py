@@ -43,8 +43,8 @@ def _verify(tour, *words):
     return subprocess.run(command, cwd=samples, capture_output=True, text=True, check=False, timeout=30)
 
 
-def test_verdicts_of_the_samples(tour):
-    """One of each type verifies, the others are each refused with their own code."""
+def test_each_sample_has_its_expected_verdict(tour):
+    """Some verify, the others are each refused with their own code."""
     assert {path.parent.name for path in SAMPLES.glob("*/manifest.json")} == set(VERDICTS)
     done = _verify(tour, "--format", "json", *sorted(VERDICTS))
     rows = {row["path"]: row for row in json.loads(done.stdout)}
@@ -62,7 +62,7 @@ def test_samples_cover_both_schemas_and_all_types():
 
 
 def test_no_private_key_is_committed():
-    """The key is the public half of RFC 8032's first test; its secret half, or any other, is nowhere."""
+    """The public key is that of RFC 8032's first test; no file has its private half, or another private key."""
     import base64
 
     keys = json.loads((SAMPLES / "trust.json").read_text())["trusted_publishers"]["sample"]["keys"]
@@ -87,8 +87,8 @@ def _length(data, at):
 
 
 @pytest.mark.parametrize(("name", "export"), [("hello-wasm", b"\x06invoke"), ("hello-wasi", b"\x06_start")])
-def test_wasm_modules_are_well_formed(name, export):
-    """Magic, version, then sections in rising order that fill the file to its last byte; names come after all."""
+def test_wasm_samples_are_well_formed_modules(name, export):
+    """Magic, version, then sections in ascending order that fill the file exactly; the names section is last."""
     data = (SAMPLES / name / "artifact").read_bytes()
     assert data[:8] == b"\0asm\x01\0\0\0"
     at, seen = 8, []
@@ -148,7 +148,7 @@ class Host:
 
 
 def test_hello_system_answers_stdio_json_v1():
-    """It describes itself, is healthy, counts over invocations, and refuses what it does not know."""
+    """It describes itself, is healthy, counts over invocations, and refuses unknown actions."""
     host = Host()
     assert host.invoke("describe", {})["result"] == {"actions": ["greet"]}
     assert host.invoke("health", {})["ok"]
@@ -166,7 +166,7 @@ def test_hello_system_reports_a_denial():
 
 
 def test_web_check_answers_latticed_stdio_1():
-    """Requests that come while it waits for the host are answered in between; shutdown ends it with 0."""
+    """Requests that arrive while it waits for the host are answered meanwhile; it exits with 0 at shutdown."""
     told = [
         {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocol": "latticed-stdio-1"}},
         {"jsonrpc": "2.0", "id": 2, "method": "invoke", "params": {"action": "check", "payload": {}}},

@@ -30,12 +30,12 @@ ALL_OF_KV = ("kv:read", "kv:write", "log:write")
 
 
 @pytest.mark.parametrize(("source", "sample"), [("hello.py", "hello-python"), ("hello.sh", "hello-sh")])
-def test_artifact_equals_its_source(source, sample):
+def test_sample_artifact_equals_its_source(source, sample):
     assert (SAMPLES / sample / "artifact").read_bytes() == (SOURCES / source).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["hello.py", "hello.sh", "hello.c"])
-def test_sources_are_short(name):
+def test_sample_sources_are_short(name):
     """Under 60 lines of at most 120 characters."""
     lines = (SOURCES / name).read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
@@ -72,7 +72,7 @@ def test_hello_python_refuses_a_payload_that_is_no_name():
 
 
 def test_hello_python_greets_without_log_write():
-    """And says so in its own log."""
+    """It writes the denial to stderr."""
     with _python(Gate(["kv:read", "kv:write"])) as plugin:
         assert plugin.invoke("greet")["ok"]
     assert plugin.stderr == "not logged: capability_denied: the manifest does not declare log:write\n"
@@ -97,8 +97,8 @@ def test_hello_sh_describes_itself_and_is_healthy():
 @pytest.mark.parametrize(
     "value", [b"plain", b"", b'"}},"error":null}}', b"\\", b"\xff\x00", "grüße\n%s $HOME `id`".encode(), b"x" * 60_000]
 )
-def test_hello_sh_passes_a_stored_value_on(value):
-    """Unchanged: the shell expands nothing of it."""
+def test_hello_sh_returns_a_stored_value_unchanged(value):
+    """The shell expands nothing in it."""
     gate = Gate(["kv:read"])
     gate.kv["a key"] = value
     assert run_once(HELLO_SH, gate, "look", {"key": "a key"})["result"] == gate.call("kv.get", {"key": "a key"})
@@ -136,7 +136,7 @@ def test_hello_sh_reports_a_denial():
     ],
 )
 def test_hello_sh_refuses_input_that_it_cannot_parse(action, payload, words):
-    """No call reaches the host with anything else than one key."""
+    """Only a single key ever reaches the host."""
     gate = Gate(["kv:read"])
     found = run_once(HELLO_SH, gate, action, payload)
     assert not found["ok"]
@@ -145,7 +145,7 @@ def test_hello_sh_refuses_input_that_it_cannot_parse(action, payload, words):
 
 
 async def _confined(first_line):
-    """What hello.sh says in the sandbox, without the feature `processes`, when it begins with `first_line`."""
+    """The output of hello.sh with this first line, in the sandbox without the feature `processes`."""
     said, gate = children.Heard(), Gate(["kv:read"])
     gate.kv["a"] = b"1"
     source = (SOURCES / "hello.sh").read_bytes()
@@ -171,7 +171,7 @@ async def _confined(first_line):
 
 
 async def test_hello_sh_starts_no_process():
-    """Where it can start no process, not even one of its own, it answers all the same."""
+    """It answers although the sandbox lets it start none."""
     call, reply = await _confined(b":")
     assert call["host_call"]["params"] == {"key": "a"}
     assert reply["result"]["value"] == "1"
@@ -205,8 +205,8 @@ def hello_c(tmp_path_factory):
     return bundle
 
 
-def test_hello_c_can_be_signed(hello_c, tmp_path, capsys):
-    """With latticectl, as the page says; then it verifies."""
+def test_hello_c_verifies_once_signed_with_latticectl(hello_c, tmp_path, capsys):
+    """As the page says."""
     key, trust = tmp_path / "author.key", tmp_path / "trust.json"
     assert ctl.main(["key", "generate", str(key)]) == 0
     assert ctl.main(["sign", "--key", str(key), "--publisher", "sample", str(hello_c)]) == 0
@@ -247,7 +247,7 @@ values = st.recursive(
     spaced=st.booleans(),
 )
 def test_hello_c_parses_members_in_any_order(hello_c, asked, order, spaced):
-    """In whatever order its members come, with spaces or without, whatever is inside the payload."""
+    """With spaces or without, whatever is inside the payload."""
     separators = (" , ", " : ") if spaced else (",", ":")
     lines = []
     for number, payload in asked:

@@ -53,7 +53,7 @@ def _same(wanted: tuple[str, str, str], found: str) -> bool:
 
 
 def _left(checkout: Path) -> list[str]:
-    """Processes that work somewhere in `checkout`, which may be gone."""
+    """Processes whose directory is in `checkout`, which may be removed."""
     return [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and str(checkout) in _place(entry)]
 
 
@@ -76,7 +76,7 @@ def test_demo_prints_the_transcript_of_the_readme(tour):
 
 
 def test_demo_fails_at_the_first_unexpected_step(tour):
-    """A sample that is not there ends it with the step, the log, and 1; the daemon is gone."""
+    """A missing sample ends it with the step, the log, and exit status 1; its daemon is stopped."""
     shutil.rmtree(tour.checkout / "plugins-sample" / "hello-wasm")
     done = tour.play("demo")
     assert done.returncode == 1
@@ -117,7 +117,7 @@ def test_tour_uses_another_directory_and_says_why(tour, why):
 
 
 def test_run_keeps_its_state_across_restarts(tour):
-    """What was active is armed again; key, state and settings are private."""
+    """Active plugins are armed again; key, state and settings are private."""
     for status in ("verified", "active"):
         log = tour.checkout / f"{status}.log"
         with processes.spawned(tour.command("run"), stdout=log, stderr=log.with_suffix(".err")) as process:
@@ -139,8 +139,8 @@ def test_run_keeps_its_state_across_restarts(tour):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-def test_make_starts_the_tour():
-    """The README's commands are the Makefile's."""
+def test_make_run_and_demo_start_the_tour():
+    """The README names the Makefile's targets."""
     for what in ("run", "demo"):
         planned = subprocess.run(
             ["make", "-n", "-C", str(pages.CHECKOUT), "VENV=/nowhere", what],

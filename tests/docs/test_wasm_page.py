@@ -13,14 +13,13 @@ PAGE = "docs/wasm.md"
 TEXT = (pages.CHECKOUT / PAGE).read_text(encoding="utf-8")
 
 
-def test_failure_codes():
+def test_table_of_failure_codes_equals_the_code():
     """Every code that a child may give, and that of a compiler that failed."""
     listed = {code for row in pages.table(PAGE, "code") for code in re.findall(r"\w+", row[0])}
     assert listed == {*get_args(wasm_children.Code), "wasm_compiler"}
 
 
-def test_limits():
-    """The defaults."""
+def test_default_limits_on_the_page_equal_the_code():
     limits = {row[0]: row[1] for row in pages.table(PAGE, "limit of")}
     caps = wasm.Caps()
     compiling = f"{caps.compile.time_s:g} s, {caps.compile.memory_bytes >> 20} MiB"
@@ -33,8 +32,8 @@ def test_limits():
     assert f"at most {calls.MOST_BYTES >> 20} MiB:" in TEXT
 
 
-def test_wasi_preview_1_functions():
-    """As many as are implemented."""
+def test_wasi_functions_that_the_page_names_are_implemented():
+    """And as many as it says."""
     assert f"All {len(wasi.SIGNATURES)} functions" in TEXT
     assert f"up to {polling.MOST} at once" in TEXT
     named = set(re.findall(r"`((?:fd|path|sock|args|environ|clock|poll|random|proc|sched)_\w+)`", TEXT))

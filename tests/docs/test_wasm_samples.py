@@ -17,22 +17,20 @@ SAMPLES = pages.CHECKOUT / "plugins-sample"
 SOURCES = SAMPLES / "sources"
 
 
-def test_module_from_text():
-    """Its text gives its bytes."""
+def test_module_compiled_from_text_equals_the_committed_artifact():
     text = (SOURCES / "hello-wasm.wat").read_text()
     assert bytes(wasmtime.wat2wasm(text)) == (SAMPLES / "hello-wasm/artifact").read_bytes()
 
 
-def test_module_of_new_bundles():
-    """The text beside its bytes in the code gives those bytes."""
+def test_module_of_latticectl_new_equals_its_text_in_the_code():
     source = (pages.CHECKOUT / "latticed/ctl/scaffold.py").read_text()
     text = source[source.index("# (module") : source.index("_WASM: Final")]
     assert bytes(wasmtime.wat2wasm(re.sub(r"(?m)^# ", "", text))) == scaffold.artifact("wasm")
 
 
 @pytest.mark.slow
-def test_module_from_zig_is_reproducible(tmp_path):
-    """Built twice, in two places, without anything that an earlier build left: the committed bytes both times."""
+def test_module_built_from_zig_equals_the_committed_artifact(tmp_path):
+    """Built twice, in two directories, with empty caches."""
     pytest.importorskip("ziglang", reason="ziglang, which builds a sample, is not installed")
     source = (SOURCES / "hello-wasi.zig").read_text()
     command = re.search(r"zig (build-exe .*?) *\\\n//! *(-femit-bin)=hello-wasi/artifact\n", source)

@@ -121,7 +121,7 @@ class Stage:
     deadline: float = field(default_factory=lambda: time.monotonic() + DEADLINE_S)
 
     async def race(self):
-        """One start: the running instance, or None when it was refused with a known code."""
+        """One start: the running instance, or None if it was refused with a known code."""
         tools, before = self._tools(), self.verified
         try:
             living = await tools.start(self.plugin, tools.gate(self.plugin, frozenset()), lambda code, message: None)
@@ -214,8 +214,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("way", LATE)
-async def test_a_swap_between_verdict_and_start_is_refused(staged, way):
-    """Exactly there: refused by its name. What is put back starts again."""
+async def test_artifact_swapped_between_verdict_and_start_is_refused(staged, way):
+    """With its code; restored, the plugin starts."""
     stage = staged(script, Sealing(script(GOOD)))
     stranger = swapper.Swapper(stage.pair, stage.aside)
     stage.between = stranger.ways[way]
@@ -227,15 +227,14 @@ async def test_a_swap_between_verdict_and_start_is_refused(staged, way):
     assert await stage.race() is not None
 
 
-def test_every_way_of_swapping_is_tried(staged):
-    """By the swapper that races, and above."""
+def test_racing_swapper_has_the_same_ways_as_the_test_above(staged):
     stage = staged(script, Sealing(script(GOOD)))
     assert set(swapper.Swapper(stage.pair, stage.aside).ways) == set(LATE)
 
 
 @pytest.mark.slow
-async def test_sealed_bytes_are_the_verified_ones(staged):
-    """Raced again and again by somebody who writes at any moment: those bytes, or a refusal."""
+async def test_sealed_bytes_equal_the_verified_ones_while_swapping(staged):
+    """Or the start is refused; another process writes at any moment."""
     stage = staged(script, Sealing(script(GOOD)))
     with swapped(stage, seed=1):
         while not stage.over(SEALED):

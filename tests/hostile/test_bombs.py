@@ -31,8 +31,8 @@ EXPECTED = {
 
 @pytest.mark.root
 @pytest.mark.parametrize("who", USERS)
-def test_bombs_get_the_errno_of_their_limit(who):
-    """Each kind at `isolated`: a bounded count, then its errno; the next child starts as if nothing had been."""
+def test_each_resource_bomb_gets_the_errno_of_its_limit(who):
+    """At `isolated`, after a bounded count; the next child is not affected."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     orders = [{"level": "isolated", "features": FEATURES, "limits": LIMITS, "args": [kind]} for kind in EXPECTED]
@@ -45,8 +45,8 @@ def test_bombs_get_the_errno_of_their_limit(who):
 
 
 @pytest.mark.root
-def test_memory_is_limited_at_filtered():
-    """Without namespaces the memory of one process is limited all the same; threads without the feature are none."""
+def test_memory_and_threads_are_limited_at_level_filtered():
+    """Per process, as there are no namespaces."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = {"memory": "ENOMEM", "shared": "EPERM", "threads": "EPERM", "fork": "EPERM", "descriptors": "EMFILE"}
@@ -58,8 +58,8 @@ def test_memory_is_limited_at_filtered():
 
 
 @pytest.mark.root
-def test_output_waits_for_its_reader():
-    """A flood on stdout stops at what the reader takes and the pipe holds; then it can still be stopped."""
+def test_flood_of_output_waits_for_its_reader():
+    """It stops when the pipe is full; the child can then be stopped."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     order = {"level": "isolated", "args": ["output"]}
@@ -70,8 +70,8 @@ def test_output_waits_for_its_reader():
 
 
 @pytest.mark.root
-def test_bombs_side_by_side_stay_limited():
-    """Floods and bombs side by side: each gets the same answer as alone, and the parent is not starved."""
+def test_concurrent_resource_bombs_get_the_same_errno_as_alone():
+    """With floods of output beside them; the parent stays responsive."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = ["output", "fork", "threads", "memory", "output", "disk", "inodes", "descriptors"]

@@ -164,7 +164,7 @@ def crowded():
 
 @pytest.fixture
 def daemon(crowded):
-    """That daemon, whose turns stay short all through the test."""
+    """That daemon, whose event loop must not block for long during any test."""
     with crowded.turns.short():
         yield crowded
 
@@ -176,8 +176,8 @@ def _unharmed(daemon):
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_hostile_bundle_gets_its_code_and_affects_no_other(daemon, name):
-    """Dropped while the daemon runs; also by name over the API, and the good bundle stays what it was."""
+def test_hostile_bundle_gets_its_code_and_affects_no_other(daemon, name):
+    """Dropped while the daemon runs; also verified by name over the API."""
     make, code = CASES[name]
     if name in NEEDS_ROOT and os.getuid() != 0:
         pytest.skip("making it takes uid 0")
@@ -192,8 +192,8 @@ def test_a_hostile_bundle_gets_its_code_and_affects_no_other(daemon, name):
     _unharmed(daemon)
 
 
-def test_an_unreadable_bundle_does_not_change_health():
-    """Refused as `unreadable`; health is about the daemon, and other users may drop bundles."""
+def test_unreadable_bundle_does_not_change_health():
+    """It is refused as `unreadable`; any user may drop bundles."""
     with daemons.placed() as place:
         place.trust_us(ACME)
         with place.running() as daemon:
@@ -205,7 +205,7 @@ def test_an_unreadable_bundle_does_not_change_health():
 
 
 def test_bundle_directories_that_are_links_or_files_are_ignored(daemon):
-    """Nothing is followed out of the plugin directory; hidden names are nobody's business."""
+    """No link is followed out of the plugin directory; hidden names are ignored too."""
     place = daemon.place
     outside = bundles.drop(place.home, "outside", author=ACME, id="acme.outside").path
     (place.plugins / "linked").symlink_to(outside)
@@ -232,8 +232,8 @@ def test_bundle_directories_that_are_links_or_files_are_ignored(daemon):
         (b"x" * 255, "x" * 255),
     ],
 )
-def test_a_name_of_any_bytes_is_shown_escaped(daemon, raw, shown):
-    """It is a name like any other, in the API and in latticectl."""
+def test_directory_name_of_any_bytes_is_shown_escaped(daemon, raw, shown):
+    """In the API and by latticectl."""
     path = os.path.join(os.fsencode(daemon.place.plugins), raw)
     os.mkdir(path)
     daemon.until_rejected(shown, "manifest_missing")
@@ -247,8 +247,8 @@ def test_a_name_of_any_bytes_is_shown_escaped(daemon, raw, shown):
     daemon.until(lambda: shown not in daemon.rejected(), "it to be gone")
 
 
-def test_a_constantly_rewritten_bundle_hides_no_other(daemon):
-    """Hundreds of writes to one bundle: another dropped meanwhile is seen, and the end state is the truth."""
+def test_constantly_rewritten_bundle_does_not_hide_another(daemon):
+    """After hundreds of writes, its final state is reported."""
     busy = daemon.place.drop("busy", author=ACME, id="acme.busy")
     for number in range(300):
         busy.artifact_path.write_bytes(b"%d" % number)
@@ -261,7 +261,7 @@ def test_a_constantly_rewritten_bundle_hides_no_other(daemon):
 
 
 def test_hundreds_of_broken_bundles_do_not_hide_a_good_one(daemon):
-    """All are listed, each with its code; the number of descriptors does not grow with them."""
+    """All are listed, each with its code; the number of open descriptors does not grow with them."""
     pid = daemon.process.pid
     before = len(os.listdir(f"/proc/{pid}/fd")) if os.getuid() == 0 else 0
     for number in range(400):
@@ -275,8 +275,8 @@ def test_hundreds_of_broken_bundles_do_not_hide_a_good_one(daemon):
     _unharmed(daemon)
 
 
-def test_thousands_of_empty_directories_delay_nothing(daemon):
-    """As fast as they can be made, and away again; meanwhile the API answers and another bundle is seen."""
+def test_thousands_of_empty_directories_do_not_delay_the_daemon(daemon):
+    """Made and removed as fast as possible; meanwhile the API answers and another bundle is seen."""
     crowd = [daemon.place.plugins / f"a-{number:05}" for number in range(4_000)]
     for number, path in enumerate(crowd):
         path.mkdir()
@@ -291,7 +291,7 @@ def test_thousands_of_empty_directories_delay_nothing(daemon):
 
 
 def test_hostile_bundles_have_the_same_codes_after_a_restart():
-    """The first scan meets everything at once and is ready nevertheless."""
+    """The first scan finds all of them at once, and the daemon becomes ready."""
     with daemons.placed() as place:
         place.trust_us(ACME)
         expected = {}
@@ -309,8 +309,8 @@ def test_hostile_bundles_have_the_same_codes_after_a_restart():
 
 
 @pytest.mark.slow
-def test_with_few_descriptors_no_bundle_is_lost():
-    """128 of them and two hundred clients: what is dropped meanwhile is seen."""
+def test_bundle_is_seen_although_clients_use_up_descriptors():
+    """With 128 descriptors and two hundred clients."""
     with daemons.placed() as place:
         place.trust_us(ACME)
         place.drop("first", author=ACME, id="acme.first")

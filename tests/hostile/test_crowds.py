@@ -74,7 +74,7 @@ def crowded():
 
 @pytest.fixture
 def daemon(crowded):
-    """That daemon, whose turns stay short all through the test."""
+    """That daemon, whose event loop must not block for long during any test."""
     with crowded.turns.short():
         yield crowded
 
@@ -89,8 +89,8 @@ def _as_crowd(script, daemon, number, user=CROWD, **options):
 
 
 @pytest.mark.daemon
-def test_three_hundred_stalled_requests_lock_nobody_out(daemon):
-    """Half headers, half bodies, half-closed, silent: all of the user who asks, and each question has its answer."""
+def test_three_hundred_stalled_requests_of_a_user_do_not_block_its_others(daemon):
+    """Half headers, half bodies, half-closed, silent: each whole request of that user is answered."""
     starts = [
         b"",
         b"GET /api/hea",
@@ -121,8 +121,8 @@ def _descriptors(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.root
-def test_one_users_connections_close_no_other_users(daemon):
-    """Three hundred connections of one user; what another had open stays open, idle or not."""
+def test_connections_of_one_user_close_none_of_another(daemon):
+    """Three hundred of one user; another user's stay open, idle or not."""
     with raw_http.connected(daemon.place.socket) as idle, raw_http.connected(daemon.place.socket) as begun:
         idle.sendall(raw_http.GOOD)
         assert raw_http.receive(idle).status == 200
@@ -141,7 +141,7 @@ def test_one_users_connections_close_no_other_users(daemon):
 @pytest.mark.daemon
 @pytest.mark.root
 def test_stalled_requests_of_twelve_users_do_not_affect_others(daemon):
-    """Two hundred half requests of each of them: every whole request of others is answered, of their own too."""
+    """Two hundred incomplete requests of each; every whole request is answered, their own too."""
     with contextlib.ExitStack() as stack:
         idle = stack.enter_context(raw_http.connected(daemon.place.socket))
         idle.sendall(raw_http.GOOD)
@@ -167,8 +167,8 @@ def test_stalled_requests_of_twelve_users_do_not_affect_others(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.root
-def test_a_flood_of_403s_is_a_few_events(daemon):
-    """Each is answered the same; the chain counts them all in a few events, and so does the log."""
+def test_flood_of_403s_is_audited_as_a_few_counted_events(daemon):
+    """Each is answered the same; the log has only a few lines as well."""
     before, logged = daemon.get("/api/status").json()["audit"]["seq"], len(daemon.log())
     with _as_crowd(_FLOOD, daemon, 2_000) as flood:
         assert int(flood.communicate()[0]) == 2_000
@@ -187,8 +187,8 @@ def _all_counted(daemon, before, wanted):
 
 
 @pytest.mark.daemon
-def test_a_flood_of_refused_decisions_is_a_few_events(daemon):
-    """Of somebody who may decide, about plugins that do not exist."""
+def test_flood_of_refused_decisions_is_audited_as_a_few_events(daemon):
+    """By a user with scope operate, about plugins that do not exist."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     with raw_http.connected(daemon.place.socket) as sock:
         for number in range(1_000):
@@ -199,8 +199,8 @@ def test_a_flood_of_refused_decisions_is_a_few_events(daemon):
     assert 0 < len(events) <= FEW
 
 
-async def test_a_flood_of_denied_host_calls_is_a_few_events():
-    """A plugin that keeps asking for what it may not have: denied every time, counted in a few events."""
+async def test_flood_of_denied_host_calls_is_audited_as_a_few_events():
+    """Of a plugin that repeats a call it was not granted."""
     async with houses.opened() as home:
         home.drop(capabilities=["kv:read"])
         life = await home.armed("acme.demo")
@@ -219,7 +219,7 @@ def _denied(home, mark):
 
 @pytest.mark.daemon
 def test_request_text_cannot_forge_log_or_audit_lines(daemon):
-    """Line breaks, terminal escapes and whole entries in names and paths: each stays one value of one line."""
+    """Line breaks, terminal escapes and whole entries in names and paths each stay one value of one line."""
     forged = '%0A{"event":"daemon_stopped"}%1B[2J%C2%85%E2%80%A8'
     before, logged = daemon.get("/api/status").json()["audit"]["seq"], len(daemon.log())
     for method, path, body in (
@@ -245,8 +245,8 @@ def test_request_text_cannot_forge_log_or_audit_lines(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.slow
-def test_large_requests_do_not_grow_memory(daemon):
-    """Headers and bodies of a mebibyte, hundreds of them: what was resident before is about what is resident after."""
+def test_hundreds_of_large_requests_do_not_grow_memory(daemon):
+    """Headers and bodies of a mebibyte; the resident size before and after is compared."""
     bombs = [
         b"GET /api/health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (1 << 20),
         b"GET /api/health HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000,
@@ -274,8 +274,8 @@ def _resident_kib(daemon):
 
 @pytest.mark.daemon
 @pytest.mark.slow
-def test_stalled_connections_are_closed_in_the_end(daemon):
-    """Three hundred half requests, never finished: all cut, no descriptor is left to them."""
+def test_stalled_connections_are_closed_and_free_their_descriptors(daemon):
+    """Three hundred incomplete requests."""
     crowd = [raw_http.connected(daemon.place.socket) for _ in range(300)]
     try:
         for sock in crowd:

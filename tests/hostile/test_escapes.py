@@ -64,7 +64,7 @@ USERS = {"root": None, "ordinary": processes.STRANGER}
 
 @functools.cache
 def outcomes(who: str, level: str, features: tuple[str, ...], names: tuple[str, ...] = ()) -> dict[str, str]:
-    """What became of each attempt; an attempt that ended the process is "killed by …"."""
+    """The outcome of each attempt; an attempt that ended the process is "killed by …"."""
     user = USERS[who]
     if os.getuid() != 0 and user is not None:
         pytest.skip("running a process under another uid needs uid 0")
@@ -97,7 +97,7 @@ def cases() -> list[tuple[str, str, tuple[str, ...]]]:
 )
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_escape_attempts_fail_except_those_listed(attempt, who, level, features):
-    """Nothing gets through that the table does not name, and what it names does: the table stays true."""
+    """And those listed succeed, so the table stays true."""
     found = outcomes(who, level, features)[attempt]
     if attempt in PASSES[level, features]:
         assert found == "through"
@@ -110,19 +110,18 @@ def test_escape_attempts_fail_except_those_listed(attempt, who, level, features)
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
 @pytest.mark.parametrize("attempt", LETHAL)
 def test_foreign_abi_calls_end_the_process(attempt, level, who):
-    """int 0x80 and x32 numbers reach no system call; a kernel without them ends the process by itself."""
+    """int 0x80 and x32 numbers reach no system call; kernels without them end the process by themselves."""
     assert outcomes(who, level, (), (attempt,))[attempt].startswith(("killed by SIGSYS", "killed by SIGSEGV"))
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("attempt", WORKS_AT_OPEN)
-def test_attempts_succeed_without_the_sandbox(attempt):
-    """At `open`, as an ordinary user with the daemon's uid, the attempt succeeds."""
+def test_escape_attempts_succeed_without_the_sandbox(attempt):
+    """At `open`, as an ordinary user with the daemon's uid."""
     assert outcomes("ordinary", "open", ())[attempt] == "through"
 
 
-def test_every_attempt_has_a_row():
-    """The program tries nothing that the table leaves out."""
+def test_every_attempt_of_the_program_has_a_row():
     source = (confined.HERE / "escapes.c").read_text()
     import re
 

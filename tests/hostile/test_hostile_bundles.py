@@ -82,7 +82,7 @@ _KINDS = {
 
 
 def _instead(name, make):
-    """`make` puts something where the file `name` of an honest bundle was."""
+    """`make` puts something else in place of the file `name` of a valid bundle."""
 
     def prepare(path):
         for place in (path, path / "aside"):
@@ -390,8 +390,8 @@ def judge(path, trust=TRUST):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_bundle_is_refused_with_its_code(tmp_path, monkeypatch, name):
-    """With a reason and a hint; nothing that it points to is opened, waited for or shown."""
+def test_hostile_bundle_is_refused_with_its_code(tmp_path, monkeypatch, name):
+    """With a reason and a hint; nothing that it refers to is opened, waited for or shown."""
     monkeypatch.chdir(tmp_path)
     prepare, code = CASES[name]
     prepare(tmp_path / "bundle")
@@ -415,8 +415,8 @@ REVOCATIONS = {
 
 @pytest.mark.parametrize("what", REVOCATIONS)
 @pytest.mark.parametrize("version", MAKES)
-def test_revoked_bundles_are_refused(tmp_path, version, what):
-    """An honest bundle, under a policy that takes something back."""
+def test_valid_bundle_is_refused_once_revoked(tmp_path, version, what):
+    """By each kind of revocation in the policy."""
     fields, code = REVOCATIONS[what]
     bundles.write(tmp_path / "bundle", _honest(version))
     found = judge(tmp_path / "bundle", policy.decode(bundles.policy_bytes(ACME, revoked=fields)))
@@ -424,7 +424,7 @@ def test_revoked_bundles_are_refused(tmp_path, version, what):
 
 
 @pytest.mark.parametrize("version", MAKES)
-def test_the_unmodified_bundle_verifies(tmp_path, version):
-    """Else the refusals above would prove nothing."""
+def test_unmodified_bundle_verifies(tmp_path, version):
+    """Otherwise the refusals above would prove nothing."""
     bundles.write(tmp_path / "bundle", _honest(version))
     assert not isinstance(judge(tmp_path / "bundle"), Refused)

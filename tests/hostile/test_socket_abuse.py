@@ -58,7 +58,7 @@ def _answers(daemon, data):
 
 @FEW
 @given(st.binary(max_size=2000))
-def test_any_bytes_get_a_refusal_or_nothing(daemon, data):
+def test_any_bytes_on_the_socket_get_a_refusal_or_no_answer(daemon, data):
     assert all(400 <= answer.status < 500 for answer in _answers(daemon, data + b"\r\n\r\n"))
     _goes_on(daemon)
 
@@ -69,8 +69,8 @@ def test_any_bytes_get_a_refusal_or_nothing(daemon, data):
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=200),
     st.binary(max_size=500),
 )
-def test_any_path_and_body_get_an_answer(daemon, method, path, body):
-    """Well-formed requests for anything: never a 5xx, always JSON."""
+def test_any_path_and_body_get_a_json_answer_below_500(daemon, method, path, body):
+    """Well-formed requests for anything."""
     answers = _answers(daemon, raw_http.request(method, f"/api/{path}", body, Connection="close"))
     assert len(answers) <= 1
     for answer in answers:
@@ -80,8 +80,8 @@ def test_any_path_and_body_get_an_answer(daemon, method, path, body):
 
 @FEW
 @given(JSON)
-def test_any_json_is_400_where_it_does_not_belong(daemon, value):
-    """For every route that takes a body."""
+def test_unexpected_json_body_is_400_on_every_route(daemon, value):
+    """That takes a body."""
     for path in ("lifecycle", "verify", "by-id/acme.demo/upgrade", "by-id/acme.demo/restart"):
         answer = daemon.post(f"/api/plugins/{path}", json.dumps(value).encode())
         if value != {} or path in {"lifecycle", "verify"}:
@@ -103,8 +103,8 @@ STALLS = {
 
 
 @pytest.mark.slow
-def test_a_stalled_connection_is_closed(daemon):
-    """Wherever: a 4xx, or just closed, within seconds. Others are served meanwhile."""
+def test_stalled_connection_is_closed_within_seconds(daemon):
+    """Wherever it stalls: with a 4xx, or without. Others are served meanwhile."""
     with contextlib.ExitStack() as stack:
         stalled = {name: stack.enter_context(raw_http.connected(daemon.place.socket)) for name in STALLS}
         for name, sock in stalled.items():
@@ -119,8 +119,8 @@ def test_a_stalled_connection_is_closed(daemon):
 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nhelloXX\r\n", b"-1\r\n"])
-def test_a_malformed_chunk_is_answered_at_once(daemon, broken):
-    """400 long before the deadline of a request, then closed: nothing behind it is taken for a request."""
+def test_malformed_chunk_is_400_at_once(daemon, broken):
+    """Long before the deadline of a request; then the connection is closed, and later bytes are no request."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(CHUNKED)
         _goes_on(daemon)
@@ -130,8 +130,8 @@ def test_a_malformed_chunk_is_answered_at_once(daemon, broken):
         assert time.monotonic() - began_s < REQUEST_S / 2
 
 
-def test_two_framings_of_one_body_are_refused(daemon):
-    """Also when one of them is empty. With one framing the same request is answered, and so is what follows it."""
+def test_request_with_two_framings_of_its_body_is_refused(daemon):
+    """Also if one of them is empty. With one framing it is answered, and so is the next request."""
     body, last = b'{"name":"x"}', raw_http.request("GET", "/api/health", Connection="close")
     length = ("Content_Length", str(len(body)))
     framings = [({}, [404, 200])]
@@ -145,8 +145,8 @@ def test_two_framings_of_one_body_are_refused(daemon):
 
 
 @pytest.mark.slow
-def test_dribbling_does_not_extend_the_deadline(daemon):
-    """One byte at a time, for ever: cut as if it had stalled, in headers and in a body."""
+def test_one_byte_at_a_time_does_not_extend_the_deadline(daemon):
+    """In headers and in a body."""
     with raw_http.connected(daemon.place.socket) as headers, raw_http.connected(daemon.place.socket) as body:
         headers.sendall(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         body.sendall(b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -168,14 +168,14 @@ def test_dribbling_does_not_extend_the_deadline(daemon):
     _goes_on(daemon)
 
 
-def test_half_closed_clients_get_their_answers(daemon):
-    """The writing side shut after the requests, as nc and socat do: answered, then closed."""
+def test_half_closed_client_gets_its_answers(daemon):
+    """It shuts its writing side after the requests, as nc and socat do."""
     answers = _answers(daemon, raw_http.request("GET", "/api/plugins") * 3)
     assert [answer.status for answer in answers] == [200, 200, 200]
 
 
-def test_clients_that_disconnect_cause_no_error_log(daemon):
-    """Gone during a header, a body, an answer: no traceback, no error on the log."""
+def test_client_that_disconnects_causes_no_error_log(daemon):
+    """During a header, a body, an answer."""
     for start in (raw_http.GOOD[:-5], VERIFY[:-5], raw_http.request("GET", "/api/plugins/lifecycle") * 50):
         for _ in range(10):
             with raw_http.connected(daemon.place.socket) as sock:
@@ -185,8 +185,8 @@ def test_clients_that_disconnect_cause_no_error_log(daemon):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "no-such"])
-def test_a_compressed_body_is_never_decoded(daemon, coding):
-    """Broken or a bomb: 400; nothing is inflated."""
+def test_compressed_body_is_400_and_never_decoded(daemon, coding):
+    """Whether it is broken or a bomb."""
     bomb = zlib.compress(b" " * (16 << 20))
     for body in (b"hello", bomb):
         answer = daemon.ask_raw("POST", "/api/plugins/verify", body, Content_Encoding=coding)
@@ -194,7 +194,7 @@ def test_a_compressed_body_is_never_decoded(daemon, coding):
 
 
 @pytest.mark.parametrize("path", ["/api/plugins/verify", "/api/nothing"])
-def test_an_unknown_expectation_is_a_problem_document(daemon, path):
+def test_unknown_expect_header_gives_a_problem_document(daemon, path):
     answer = daemon.ask_raw("POST", path, BODY, Expect="miracles")
     assert (answer.status, answer.code) == (417, "bad_request")
 
@@ -211,8 +211,8 @@ def test_an_unknown_expectation_is_a_problem_document(daemon, path):
     ],
     ids=["long field", "many fields", "many names", "long path", "long query", "long name"],
 )
-def test_a_header_bomb_is_refused(daemon, head):
-    """400 or closed; never buffered without end."""
+def test_endless_headers_are_refused(daemon, head):
+    """400 or closed; never buffered without a limit."""
     with raw_http.connected(daemon.place.socket) as sock:
         raw_http.send_anyway(sock, head + b"\r\n\r\n")
         answers = raw_http.parsed(raw_http.until_closed(sock))
@@ -221,8 +221,8 @@ def test_a_header_bomb_is_refused(daemon, head):
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["Content-Length", "chunked"])
-def test_a_body_over_the_limit_is_413(daemon, declared):
-    """One byte over a mebibyte; declared or not."""
+def test_body_over_the_limit_is_413(daemon, declared):
+    """One byte over a mebibyte; with Content-Length or chunked."""
     size = (1 << 20) + 1
     if declared:
         data = raw_http.request("POST", "/api/plugins/verify", b" " * size)
@@ -233,8 +233,8 @@ def test_a_body_over_the_limit_is_413(daemon, declared):
     assert (answer.status, answer.code) == (413, "too_large")
 
 
-def test_a_body_declared_far_too_long_is_not_waited_for(daemon):
-    """A terabyte announced: refused before it has come."""
+def test_body_declared_far_too_long_is_refused_at_once(daemon):
+    """Content-Length of a terabyte."""
     head = b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n"
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(head + b" " * 4096)
@@ -255,14 +255,14 @@ def test_a_body_declared_far_too_long_is_not_waited_for(daemon):
         b"\xff\xfe{\x00}\x00",
     ],
 )
-def test_loose_json_is_400(daemon, body):
-    """Duplicate keys, unknown fields, what lenient parsers let through."""
+def test_json_that_is_not_strict_is_400(daemon, body):
+    """Duplicate keys, unknown fields, what lenient parsers accept."""
     answer = daemon.post("/api/plugins/verify", body)
     assert (answer.status, answer.code) == (400, "bad_request")
 
 
-def test_a_connection_is_usable_after_a_refusal(daemon):
-    """Errors of the application keep the connection in step: every answer belongs to its own request."""
+def test_connection_is_usable_after_a_refusal(daemon):
+    """Each answer belongs to its own request."""
     with raw_http.connected(daemon.place.socket) as sock:
         for path, status in (("/api/nothing", 404), ("/api/plugins?x=1", 400), ("/api/plugins", 200)) * 5:
             sock.sendall(raw_http.request("GET", path))
@@ -271,8 +271,8 @@ def test_a_connection_is_usable_after_a_refusal(daemon):
     assert [answer.status for answer in _answers(daemon, together)] == [400, 404, 200]
 
 
-def test_the_rest_of_a_refused_body_is_not_a_request(daemon):
-    """A body nobody reads that looks like a request is never carried out."""
+def test_rest_of_a_refused_body_is_never_taken_for_a_request(daemon):
+    """Although it looks like one."""
     smuggled = raw_http.request("POST", "/api/plugins/lifecycle", b'{"id": "acme.demo", "status": "disabled"}')
     for target in ("/api/nothing", "/api/plugins/by-id/acme.demo/nothing"):
         answers = _answers(daemon, raw_http.request("POST", target, smuggled))
@@ -280,8 +280,8 @@ def test_the_rest_of_a_refused_body_is_not_a_request(daemon):
     assert daemon.plugin()["status"] == "active"
 
 
-def test_two_hundred_idle_connections_lock_nobody_out(daemon):
-    """Of one user: the oldest without a request are cut; new complete requests are served, one after another."""
+def test_two_hundred_idle_connections_do_not_block_new_requests(daemon):
+    """Of one user: the oldest without a request are closed."""
     idle = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
         for _ in range(20):
@@ -297,8 +297,8 @@ def test_two_hundred_idle_connections_lock_nobody_out(daemon):
             sock.close()
 
 
-def test_two_hundred_partial_requests_lock_nobody_out(daemon):
-    """Two hundred that have begun and stall."""
+def test_two_hundred_partial_requests_do_not_block_new_requests(daemon):
+    """Partial requests that stall."""
     begun = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
         for sock in begun:
@@ -310,8 +310,8 @@ def test_two_hundred_partial_requests_lock_nobody_out(daemon):
             sock.close()
 
 
-def test_a_client_that_never_reads_delays_no_other(daemon):
-    """Hundreds of pipelined requests and not one answer taken."""
+def test_client_that_never_reads_does_not_delay_another(daemon):
+    """It sends hundreds of pipelined requests."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -322,7 +322,6 @@ def test_a_client_that_never_reads_delays_no_other(daemon):
 
 
 def test_pipelined_requests_are_answered_in_order(daemon):
-    """And each with its own answer."""
     targets = [f"/api/plugins/by-id/acme.x{number}" for number in range(50)]
     data = b"".join(raw_http.request("GET", target) for target in targets)
     answers = _answers(daemon, data)
@@ -344,7 +343,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
 def test_no_large_body_blocks_the_event_loop(daemon, body):
-    """Whatever the mebibyte consists of, it is 400, and nobody else waits for it."""
+    """Whatever the mebibyte consists of, it is 400, and other clients do not wait."""
     with daemon.turns.short(worst_s=0.030, p99_s=0.030):
         for _ in range(3):
             assert daemon.ask("POST", "/api/plugins/verify", body).status == 400

@@ -18,7 +18,7 @@ UNSEEN = {"Cc", "Cf", "Zl", "Zp"}
 
 
 def _raw(text):
-    """The characters of `text` that no terminal should be given."""
+    """The characters of `text` that must not reach a terminal."""
     return sorted({char for char in text if unicodedata.category(char) in UNSEEN and char != "\n"})
 
 
@@ -75,7 +75,7 @@ def _tell(daemon, text):
     ],
     ids=" ".join,
 )
-def test_latticectl_shows_nothing_raw(told, words):
+def test_latticectl_prints_no_raw_control_characters(told, words):
     """Neither as text nor as JSON, on neither stream."""
     ran = told.ctl(*words)
     assert ran.returncode == 0, ran
@@ -85,7 +85,6 @@ def test_latticectl_shows_nothing_raw(told, words):
 
 
 def test_latticectl_escapes_its_own_arguments_in_errors(told):
-    """An error that repeats what was typed."""
     one_of_each = {row["cls"]: row["s"] for row in ROWS}
     for text in one_of_each.values():
         if "\0" not in text and not text.startswith("-"):
@@ -94,16 +93,16 @@ def test_latticectl_escapes_its_own_arguments_in_errors(told):
             assert _raw(ran.stdout + ran.stderr) == [], (text, ran)
 
 
-def test_the_log_holds_nothing_raw(told):
-    """Every line is JSON and printable; forged lines or fields are not there."""
+def test_log_has_no_raw_control_characters(told):
+    """Every line is JSON and printable, and none is forged."""
     text = told.log_file.read_bytes().decode()
     assert _raw(text) == []
     for entry in told.log():
         assert {"ts", "level", "event"} <= set(entry)
 
 
-def test_the_audit_holds_nothing_raw(told):
-    """What was refused is on record, escaped; the chain verifies."""
+def test_audit_events_have_no_raw_control_characters(told):
+    """Refused text is recorded escaped; the chain verifies."""
     events = told.events()
     assert events
     for event in events:

@@ -130,7 +130,7 @@ class Interrupted:
 
 
 def _install(bundle, store, moments):
-    """What a catalog does to install: judge, then keep. The verdict, or the code of the refusal."""
+    """As a catalog installs: judge, then keep. The verdict, or the code of the refusal."""
     moments.step()
     try:
         with read.open_bundle(bundle, limits=read.ReadLimits(), owners=supervisors.owners()) as found:
@@ -180,8 +180,10 @@ def pairs(originals, tmp_path):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_during_install_is_refused_or_harmless(pairs, tmp_path, monkeypatch, write, moment, version):
-    """Refused by a code, and nothing is stored; or what is stored, and runs, is what its identity was signed for."""
+def test_write_during_install_is_refused_or_only_verified_bytes_run(
+    pairs, tmp_path, monkeypatch, write, moment, version
+):
+    """Refused with a code, nothing is stored; otherwise the stored bytes, which run, are those that were signed."""
     bundle, other = pairs(version)
     store = Store(tmp_path / "store")
     moments = Interrupted(monkeypatch, MOMENTS.index(moment), lambda: WRITES[write](bundle, other))
@@ -196,8 +198,8 @@ def test_a_write_during_install_is_refused_or_harmless(pairs, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_moments_match_the_reads_of_an_install(pairs, tmp_path, monkeypatch, version):
-    """Undisturbed it reads as often as `MOMENTS` says, and verifies."""
+def test_undisturbed_install_takes_exactly_the_steps_in_moments(pairs, tmp_path, monkeypatch, version):
+    """And the bundle verifies."""
     bundle, _ = pairs(version)
     moments = Interrupted(monkeypatch, -1, lambda: None)
     found = _install(bundle, Store(tmp_path / "store"), moments)

@@ -57,7 +57,7 @@ _USUAL = st.sampled_from([DEFAULTS, accepted.Usual(level="filtered"), accepted.U
 
 @given(_MANIFESTS, _INTERPRETERS, _MANIFESTS, _INTERPRETERS, _USUAL)
 def test_effective_manifest_is_within_accepted_and_declared(old, by, new, by_now, usual):
-    """Everything else has to be named before the plugin starts."""
+    """Anything else must be named before the plugin starts."""
     terms = accepted.meet(accepted.asked(old, by), accepted.asked(new, by_now), usual)
     found = accepted.effective(new, terms, usual)
     needed = set(accepted.needed(new, by_now, terms))
@@ -77,7 +77,7 @@ def test_manifest_accepted_completely_is_effective_unchanged(manifest, by, usual
 
 
 @given(_MANIFESTS, _MANIFESTS, _INTERPRETERS, _USUAL)
-def test_meet_is_within_both_terms(one, other, by, usual):
+def test_meet_of_terms_is_within_both(one, other, by, usual):
     """For all terms that have an order."""
     first, second = accepted.asked(one, by), accepted.asked(other, by)
     both = accepted.meet(first, second, usual)
@@ -90,7 +90,7 @@ _KINDS = {"type", "protocol", "interpreter", "args"}
 
 
 @given(st.lists(_HOSTS | st.just("*")).map(tuple), st.lists(_HOSTS).map(tuple), _HOSTS)
-def test_meet_covers_the_hosts_that_both_cover(granted, declared, one):
+def test_meet_of_terms_covers_the_hosts_that_both_cover(granted, declared, one):
     """No more and no fewer; `*` covers ports 80 and 443."""
     host, _, number = one.removeprefix("*.").rpartition(":")
     for name in (host, f"x.{host}"):

@@ -23,7 +23,7 @@ NUMERIC = st.text(alphabet="0123456789abfx.", max_size=20)
 
 
 def parsed(text: str) -> url.Target | None:
-    """The target, or None for a refusal with one of the two codes there are."""
+    """The target, or None for a refusal with one of the two possible codes."""
     try:
         return url.parse(text)
     except HostError as error:
@@ -50,7 +50,7 @@ def test_url_is_refused_or_parsed_as_by_another_parser(text):
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=8).map("".join)))
-def test_location_gives_a_plain_target_or_is_refused(text):
+def test_redirect_location_gives_a_plain_target_or_is_refused(text):
     """A relative one stays at its origin."""
     base = url.parse("https://example.org/a/b?c")
     try:
@@ -65,7 +65,7 @@ def test_location_gives_a_plain_target_or_is_refused(text):
 @given(st.one_of(st.text(max_size=40), NUMERIC, st.lists(PIECES, max_size=6).map("".join)))
 @example("127.1")
 @example("0x7f.1")
-def test_host_has_one_normal_form_and_one_reading(text):
+def test_host_has_one_normal_form_and_one_address(text):
     """Where the C library would read an address, it is the same address, or the host is refused."""
     try:
         normal = hosts.normal(text)
@@ -94,8 +94,8 @@ def test_any_text_is_a_pattern_or_origin_or_is_refused(pattern, host, port):
 
 
 @given(st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), st.integers(0, 2**128 - 1).map(IPv6Address)))
-def test_special_addresses_are_blocked(address):
-    """Everything that the standard library's table of the registries lists."""
+def test_special_purpose_addresses_are_blocked(address):
+    """All in the standard library's table of the registries."""
     if addresses.blocked_class(address) is None:
         assert address.is_global
         assert not address.is_multicast
@@ -113,7 +113,7 @@ def test_addresses_with_an_embedded_ipv4_address_are_blocked(prefix, low):
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "identity", "br", "gzip, gzip"]))
-def test_any_body_is_decoded_or_refused(data, encoding):
+def test_any_response_body_is_decoded_or_refused(data, encoding):
     """Never beyond the limit, and with no other exception."""
     for raw in (data, zlib.compress(data), zlib.compress(data, wbits=31) + data):
         try:

@@ -99,7 +99,7 @@ def tamperings(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 @settings(deadline=None, max_examples=300)
 @given(pair=tamperings())
-def test_any_single_change_is_found(pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+def test_any_single_change_of_an_export_is_found(pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
     """The unchanged chain passes."""
     lines, changed = pair
     assert audit_chain.verify(lines, key=KEY.public_key()).ok
@@ -125,7 +125,7 @@ def test_any_json_line_gives_a_report(lines: list[Any]) -> None:
     gaps=st.lists(st.sampled_from([0.0, 0.01, 0.4, 1.0, 3.0, 11.0]), max_size=120),
     actors=st.lists(st.sampled_from("ab"), min_size=120, max_size=120),
 )
-def test_counts_add_up_to_all_denials(gaps: list[float], actors: list[str]) -> None:
+def test_counts_of_coalesced_events_add_up_to_all_denials(gaps: list[float], actors: list[str]) -> None:
     """Whatever their times."""
     denials, now_s, written = Denials(quota=3), 0.0, []
     for gap, actor in zip(gaps, actors, strict=False):

@@ -21,7 +21,7 @@ steps = st.tuples(st.sampled_from(["put", "delete"]), names, st.binary(max_size=
 
 @settings(deadline=None, max_examples=200)
 @given(done=st.lists(steps, max_size=30), prefix=names, after=names, limit=st.integers(0, 5))
-def test_rows_behave_like_a_dictionary_with_a_quota(
+def test_kv_rows_behave_like_a_dictionary_with_a_quota(
     done: list[tuple[str, str, bytes]], prefix: str, after: str, limit: int
 ) -> None:
     """Values, usage, quota and listing by prefix equal a model's after any steps."""

@@ -60,7 +60,7 @@ cuts = st.lists(st.integers(0, 1 << 16), max_size=8)
 
 
 @given(data=st.binary(max_size=200) | st.text("ab\n", max_size=60).map(str.encode), cuts=cuts, limit=st.integers(1, 30))
-def test_lines_do_not_depend_on_chunking(data, cuts, limit):
+def test_split_lines_do_not_depend_on_chunking(data, cuts, limit):
     """All complete lines before the first that is too long."""
 
     def fed(pieces):
@@ -92,7 +92,7 @@ async def _serve(method, params):
 
 
 def _spoken(pieces):
-    """(broken, what was called, what the plugin heard) of a session in which 1 to 3 were asked and 4 given up."""
+    """(why broken, calls made, lines sent) of a session with requests 1 to 3 waiting and 4 abandoned."""
 
     async def conversation():
         async with conversations.session() as talk:
@@ -117,7 +117,7 @@ def _spoken(pieces):
 @given(data=_as_lines(rpc) | _as_lines(proper_calls) | st.binary(max_size=300), cuts=cuts)
 @example(data=b'{"jsonrpc":"2.0","id":4,"result":1}\n' * 2, cuts=[])
 @example(data=b'{"jsonrpc":"2.0","id":1,"result":1,"result":2}\n', cuts=[40])
-def test_session_goes_on_or_ends_with_a_reason(data, cuts):
+def test_session_given_any_bytes_continues_or_ends_with_a_reason(data, cuts):
     """With the same result in one chunk and in many."""
     whole = _spoken([data])
     broken, calls, _ = whole
@@ -135,7 +135,7 @@ def test_session_goes_on_or_ends_with_a_reason(data, cuts):
 
 
 @given(bursts=st.lists(st.integers(0, 3 * CAP), max_size=5))
-def test_calls_run_within_the_thread_limit(bursts):
+def test_host_calls_of_any_session_stay_within_the_limit(bursts):
     """Every call is answered, and reading resumes at the end."""
 
     async def conversation():
@@ -166,7 +166,7 @@ def test_calls_run_within_the_thread_limit(bursts):
 
 
 def _invoked(pieces):
-    """What an invocation came to: its reply or the code of its problem."""
+    """The outcome of an invocation: its reply or the code of its problem."""
 
     async def conversation():
         async with conversations.invocation(max_line_bytes=SMALL, max_host_calls=4) as call:
@@ -190,6 +190,6 @@ def _invoked(pieces):
 @given(data=_as_lines(one_shot) | st.binary(max_size=SMALL + 20), cuts=cuts)
 @example(data=b'{"ok":true}\n' + b"x" * SMALL, cuts=[12])
 @example(data=b'{"ok":true}', cuts=[3])
-def test_invocation_has_one_outcome(data, cuts):
+def test_invocation_given_any_bytes_has_one_outcome(data, cuts):
     """A reply, or a problem with its code; the same for any chunking."""
     assert _invoked([data]) == _invoked(_pieces(data, cuts))

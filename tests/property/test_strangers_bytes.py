@@ -74,8 +74,7 @@ def _check(problem):
 
 
 @given(st.binary(max_size=100) | values.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_are_a_policy_or_a_problem(data):
-    """trust.json may be anything, too."""
+def test_any_bytes_decode_as_policy_or_raise_problem(data):
     try:
         policy.decode(data)
     except Problem as problem:
@@ -83,7 +82,7 @@ def test_any_bytes_are_a_policy_or_a_problem(data):
 
 
 @given(publishers=st.dictionaries(st.sampled_from(["acme", "other", "A"]), values, max_size=2), revoked=values)
-def test_any_values_in_a_policy_are_a_policy_or_a_problem(publishers, revoked):
+def test_any_values_in_a_policy_decode_or_raise_problem(publishers, revoked):
     """Of any JSON type."""
     try:
         policy.decode(json.dumps({"trusted_publishers": publishers, "revoked": revoked}).encode())
@@ -92,7 +91,7 @@ def test_any_values_in_a_policy_are_a_policy_or_a_problem(publishers, revoked):
 
 
 @given(st.text(alphabet="0123456789.xX*^~<>=|, -+av\n", max_size=30))
-def test_any_text_is_a_range_or_is_refused(written):
+def test_any_text_parses_as_version_range_or_is_refused(written):
     """No range contains text that is not a version."""
     try:
         semver_range.check(written)
@@ -103,8 +102,8 @@ def test_any_text_is_a_range_or_is_refused(written):
 
 
 @given(st.binary(max_size=300))
-def test_decoded_bytes_are_valid_json(data):
-    """The decoder accepts nothing that Python's refuses."""
+def test_bytes_that_strict_decoder_accepts_are_valid_json(data):
+    """As Python's decoder judges."""
     try:
         raw, _ = decode.decode(data)
     except BundleRefused:

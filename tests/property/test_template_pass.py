@@ -49,7 +49,7 @@ def test_any_braces_are_parsed_or_refused(source):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_template_or_a_problem(source):
-    """Strangers' artifacts: a Problem, or a template that renders."""
+def test_any_bytes_parse_as_template_or_raise_problem(source):
+    """A parsed template can be rendered."""
     with contextlib.suppress(Problem):
         template.render(template.parse(source).parts, {})

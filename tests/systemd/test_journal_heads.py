@@ -58,8 +58,8 @@ def live(run, home: Path, *decisions: str, options: tuple[str, ...] = ()) -> Non
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_an_old_state_directory_with_matching_floors_is_refused(host):
-    """Ledger, floors and key go back together; nothing in the directory says so. The operator's word starts it."""
+def test_old_state_directory_with_matching_floors_is_refused(host):
+    """Ledger, floors and key are rolled back together, so only the journal shows it. An option starts it anyway."""
     run, home = host
     live(run, home, "install acme.demo")
     run(f"cp -a {home}/state {home}/old")

@@ -65,7 +65,7 @@ def desk() -> Iterator[Desk]:
 
 
 async def test_only_entries_of_sshd_itself_are_shown(desk: Desk) -> None:
-    """By what the kernel says of the writer: a tag, a name or a path alone makes nobody sshd."""
+    """By what the kernel says of the writer: a tag, a name or a path alone does not suffice."""
     start = (await desk.ask(limit=0))["cursor"]
     copy = desk.journal.home / "sshd"
     desk.journal.run(f"cp /usr/local/sbin/sshd {copy}; chmod 755 {copy}")
@@ -91,7 +91,7 @@ async def test_only_entries_of_sshd_itself_are_shown(desk: Desk) -> None:
 
 
 async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
-    """In pages, from any cursor, with strangers' entries between, and while more is written."""
+    """In pages, from any cursor, with entries of others between, and while more is written."""
     start = (await desk.ask(limit=0))["cursor"]
     true, other = desk.journal.speaker("/usr/local/sbin/sshd"), desk.journal.speaker("logger", tag="noise")
     for number in range(60):
@@ -115,8 +115,8 @@ async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
     other.close()
 
 
-async def test_an_empty_journal_gives_a_cursor(desk: Desk) -> None:
-    """What comes later is found from there, whatever the filter had matched before."""
+async def test_empty_journal_gives_a_cursor(desk: Desk) -> None:
+    """Later entries are found from it, although the filter has matched none before."""
     start = await desk.ask()
     assert start["entries"] == []
     true = desk.journal.speaker("/usr/local/sbin/sshd")
@@ -128,8 +128,8 @@ async def test_an_empty_journal_gives_a_cursor(desk: Desk) -> None:
     true.close()
 
 
-async def test_lines_are_escaped_and_cut(desk: Desk) -> None:
-    """What a stranger makes sshd log cannot paint a terminal, and is at most 16 KiB."""
+async def test_journal_lines_are_escaped_and_cut(desk: Desk) -> None:
+    """Whatever others make sshd log; at most 16 KiB."""
     start = (await desk.ask(limit=0))["cursor"]
     true = desk.journal.speaker("/usr/local/sbin/sshd")
     true.say(b"Invalid user \x1b[2J\xff\xe2\x80\xae from 192.0.2.1", "x" * 40_000)
@@ -141,7 +141,7 @@ async def test_lines_are_escaped_and_cut(desk: Desk) -> None:
 
 @pytest.mark.root
 async def test_only_entries_of_listed_units_are_shown(desk: Desk) -> None:
-    """By its control group, as journald tells it; ours are not shown even when somebody lists them."""
+    """By control group, as journald records it; the daemon's own units never, even if listed."""
     with journalds.unit(UNIT) as group, journalds.unit("other-under-test.service") as other:
         start = (await desk.ask(UNIT, limit=0))["cursor"]
         speakers = [

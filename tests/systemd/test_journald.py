@@ -69,8 +69,8 @@ def queried():
     return [[json.loads(line) for line in part.splitlines()] for part in ran.stdout.split("--\n")[:3]]
 
 
-def test_the_plugin_id_is_a_field_of_its_own(queried):
-    """`journalctl -t latticed LATTICED_PLUGIN_ID=acme.demo` finds all four entries, in order, big ones included."""
+def test_journal_entries_have_the_plugin_id_as_a_field(queried):
+    """`journalctl -t latticed LATTICED_PLUGIN_ID=acme.demo` finds all four entries, in order, large ones included."""
     by_plugin = queried[0]
     events = [entry["LATTICED_EVENT"] for entry in by_plugin]
     assert events == ["plugin_armed", "verdict_refused", "payload_seen", "plugin_start_failed"]
@@ -80,16 +80,16 @@ def test_the_plugin_id_is_a_field_of_its_own(queried):
     assert by_plugin[0]["MESSAGE"] == "plugin armed: plugin_id=acme.demo runner=wasm"
 
 
-def test_hostile_text_injects_neither_fields_nor_lines(queried):
-    """The event is found by name; the text is one escaped line; no entry took the priority it tried to set."""
+def test_hostile_text_injects_neither_fields_nor_lines_into_the_journal(queried):
+    """It is one escaped line, and no entry has the priority that it tried to set."""
     _, by_event, emergencies = queried
     assert [entry["LATTICED_CODE"] for entry in by_event] == ["digest_mismatch"]
     assert "x\\x0aPRIORITY=0\\x0aLATTICED_PLUGIN_ID=acme.other\\x0d\\x1b[2J\\u2028\\x00" in by_event[0]["MESSAGE"]
     assert emergencies == []
 
 
-def test_a_traceback_is_kept_in_its_own_field(queried):
-    """Its lines are kept, its control characters are not."""
+def test_traceback_is_kept_in_its_own_journal_field(queried):
+    """Its line breaks are kept, its control characters are not."""
     rows = queried[0][3]["LATTICED_EXCEPTION"].split("\n")
     assert rows[0] == "Traceback (most recent call last):"
     assert rows[-1] == "LATTICED_PLUGIN_ID=acme.other\\x0d\\x1b[2J\\u2028\\x00"

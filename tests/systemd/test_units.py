@@ -30,13 +30,13 @@ def units(tmp_path):
 
 
 def test_systemd_reads_the_units_without_warnings(units):
-    """Exit status 0 and nothing on stderr: unknown keys only warn."""
+    """Nothing on stderr: for unknown keys systemd-analyze only warns."""
     ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_an_unknown_key_is_a_warning(units):
-    """The check above can fail."""
+def test_unknown_key_in_a_unit_gives_a_warning(units):
+    """So the test above can fail."""
     with open(units[0], "a", encoding="utf-8") as unit:
         unit.write("\n[Service]\nRestartt=no\n")
     ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
@@ -44,7 +44,7 @@ def test_an_unknown_key_is_a_warning(units):
 
 
 def test_sysusers_and_tmpfiles_create_user_and_directory(tmp_path):
-    """sysusers.d and tmpfiles.d files do what they say, in an empty root."""
+    """In an empty root."""
     (tmp_path / "etc").mkdir()
     users = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(UNITS / "latticed.sysusers")]
     ran = subprocess.run(users, capture_output=True, text=True, check=True)
@@ -54,8 +54,8 @@ def test_sysusers_and_tmpfiles_create_user_and_directory(tmp_path):
     assert (tmp_path / "var/lib/latticed-plugins").stat().st_mode & 0o777 == 0o755
 
 
-def test_the_units_have_the_settings_the_daemon_relies_on():
-    """The socket's name and mode, the reload signal, and the exit codes that a restart would not mend."""
+def test_units_have_the_settings_the_daemon_relies_on():
+    """The socket's name and mode, the reload signal, and the exit codes that prevent a restart."""
     service, socket = configparser.RawConfigParser(strict=False), configparser.RawConfigParser(strict=False)
     service.read(UNITS / "latticed.service")
     socket.read(UNITS / "latticed.socket")

@@ -20,7 +20,7 @@ from latticed.settings import endpoints
         ("[0:0:0:0:0:0:0:1]:1", ("::1", 1)),
     ],
 )
-def test_loopback_address_is_parsed(value, found):
+def test_loopback_listen_address_is_parsed(value, found):
     assert endpoints.loopback(value) == found
 
 
@@ -32,7 +32,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_other_addresses_are_refused_by_settings(tmp_path, value):
+def test_listen_address_that_is_not_loopback_is_refused_by_settings(tmp_path, value):
     """With the key, the file, and what was expected."""
     file = tmp_path / "latticed.toml"
     file.write_text(f'[http]\nlisten = "{value}"\n')

@@ -16,8 +16,8 @@ from latticed.settings import relays
         ("smtp://[2001:DB8::1]:587", ("smtp", "2001:db8::1", 587, False)),
     ],
 )
-def test_relay_is_parsed(value, found):
-    """Scheme, host, port, and whether the address of a name is pinned."""
+def test_relay_is_parsed_into_scheme_host_and_port(value, found):
+    """And whether the address of a name is pinned."""
     assert relays.parsed(value) == found
     assert relays.relay_fault(value) == ""
 
@@ -46,8 +46,7 @@ def test_invalid_relay_is_refused(value):
     assert "smtps://host:port" in relays.relay_fault(value)
 
 
-def test_empty_relay_is_valid():
-    """It turns mail off."""
+def test_empty_relay_is_valid_and_turns_mail_off():
     assert relays.relay_fault("") == ""
 
 

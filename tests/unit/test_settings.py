@@ -73,7 +73,7 @@ def get(found, dotted):
 # Defaults and origins.
 
 
-def test_every_key_has_a_default(tmp_path):
+def test_every_setting_has_a_default(tmp_path):
     """And its origin says so."""
     found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
     assert found.config_file is None
@@ -96,8 +96,8 @@ def test_default_directories_of_root_follow_fhs():
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
-def test_every_default_is_valid_in_a_file(tmp_path, key, kind, rules):
-    """Output of --check-config is valid as a file, which then is the origin."""
+def test_printed_default_settings_are_valid_as_a_file(tmp_path, key, kind, rules):
+    """Output of --check-config, whose origin then is the file."""
     plain = {name: value for name, value, _ in room.describe(load(tmp_path))}
     value = plain[key]
     text = "{}" if value == {} else json.dumps(value)
@@ -141,7 +141,7 @@ def test_unknown_key_is_refused_with_nearest_known_one(tmp_path, toml, key, near
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
-def test_wrong_type_is_refused(tmp_path, key, kind, rules):
+def test_setting_of_wrong_type_is_refused(tmp_path, key, kind, rules):
     """With key, file, what was expected and found. A boolean is no number; an integer is valid for a float."""
     wrong = {int: ["1.5", "true", "'1'", "[1]", "1979-05-27"], float: ["true", "'1'", "{a = 1}"]}
     wrong |= {bool: ["1", "'true'"], str: ["1", "true", "['info']"]}
@@ -156,7 +156,7 @@ def test_wrong_type_is_refused(tmp_path, key, kind, rules):
 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), NUMBERS, ids=[key for key, *_ in NUMBERS])
-def test_number_out_of_bounds_is_refused(tmp_path, key, kind, rules):
+def test_setting_out_of_bounds_is_refused(tmp_path, key, kind, rules):
     """The bounds themselves are valid; NaN and infinity are not."""
     low, high = rules["low"], rules["high"]
     assert get(load(tmp_path, line(key, kind(low))), key) == low
@@ -192,7 +192,7 @@ def test_unknown_scope_in_access_is_refused(tmp_path):
     assert "access.users.alice" in refused(tmp_path, "[access.users]\nalice = 'read'").reason
 
 
-def test_named_file_must_exist(tmp_path):
+def test_named_settings_file_must_exist(tmp_path):
     """The default file need not."""
     with pytest.raises(Problem, match="no such file"):
         room.load(tmp_path / "none.toml", {}, EUID)
@@ -229,7 +229,7 @@ def test_settings_that_are_not_a_regular_file_do_not_block(tmp_path):
 
 
 @pytest.mark.parametrize("unsafe", ["file", "directory"])
-def test_file_that_others_may_change_is_refused(tmp_path, unsafe):
+def test_settings_file_writable_by_others_is_refused(tmp_path, unsafe):
     """It names the programs to run and who may use the control API."""
     home = tmp_path / "etc"
     home.mkdir()
@@ -243,7 +243,7 @@ def test_file_that_others_may_change_is_refused(tmp_path, unsafe):
 
 @pytest.mark.root
 @pytest.mark.skipif(EUID != 0, reason="needs uid 0 to give a file away")
-def test_file_of_another_user_is_refused(tmp_path):
+def test_settings_file_of_another_user_is_refused(tmp_path):
     """Those of root and of the daemon's user are accepted."""
     file = tmp_path / "latticed.toml"
     file.write_text("")
@@ -265,7 +265,7 @@ def test_file_of_another_user_is_refused(tmp_path):
         ("LATTICED_LOG_LEVEL", "log.level"),
     ],
 )
-def test_environment_overrides_the_file(tmp_path, variable, key):
+def test_environment_overrides_the_settings_file(tmp_path, variable, key):
     """And systemd's directories; empty counts as absent; errors name the variable."""
     value, in_file = ("debug", "error") if key == "log.level" else ("/from/env", "/from/file")
     toml = line(key, json.dumps(in_file)) if "." in key else f'{key} = "{in_file}"'
@@ -338,7 +338,7 @@ names = st.sampled_from([*PATHS, *(key for key, *_ in KEYS), "nonsense", "log", 
 
 @tuned(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.dictionaries(names, values, max_size=4), junk=st.binary(max_size=20))
-def test_any_file_gives_settings_or_a_problem(tmp_path, lines, junk):
+def test_any_settings_file_gives_settings_or_a_problem(tmp_path, lines, junk):
     """No other exception; and what loads is within its bounds."""
     toml = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
     for content in (toml, toml + junk):
@@ -355,7 +355,7 @@ def test_any_file_gives_settings_or_a_problem(tmp_path, lines, junk):
 # Renamed keys.
 
 
-def test_old_key_sets_its_replacement(tmp_path):
+def test_deprecated_key_sets_its_replacement(tmp_path):
     """And advice says which line to change."""
     found = load(tmp_path, "[tunnel]\ntunnels = 3\n[task]\nexpire_h = 2\noutput_kib = 8\n")
     assert (found.tunnel.total_tunnels, found.task.expire_s, found.task.output_bytes) == (3, 7_200, 8_192)
@@ -367,8 +367,8 @@ def test_old_key_sets_its_replacement(tmp_path):
 
 
 @pytest.mark.parametrize("old", sorted(RENAMED))
-def test_old_keys_are_gone_and_new_ones_exist(tmp_path, old):
-    """A default written in the old unit sets the same value."""
+def test_deprecated_key_sets_the_same_value_in_its_old_unit(tmp_path, old):
+    """It is no setting itself any more; its replacement is."""
     new, factor = RENAMED[old]
     plain = load(tmp_path)
     assert old not in {key for key, *_ in KEYS}
@@ -380,13 +380,13 @@ def test_old_keys_are_gone_and_new_ones_exist(tmp_path, old):
     assert load(tmp_path, line(new, default)).renamed == ()
 
 
-def test_invalid_value_of_old_key_names_both_keys(tmp_path):
+def test_invalid_value_of_deprecated_key_names_both_keys(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 'many'\n")
     assert "tunnel.total_tunnels" in problem.reason
     assert "as tunnel.tunnels" in problem.reason
 
 
-def test_old_key_beside_new_one_is_refused(tmp_path):
+def test_deprecated_key_beside_its_replacement_is_refused(tmp_path):
     problem = refused(tmp_path, "[tunnel]\ntunnels = 3\ntotal_tunnels = 4\n")
     assert "tunnel.tunnels is called tunnel.total_tunnels now, and both are set" in problem.reason
     assert problem.hint == "remove tunnel.tunnels"

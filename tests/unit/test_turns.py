@@ -59,20 +59,20 @@ def run(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "words"), [("holds_up", "'worst': 'holds_up:"), ("in_many", "'worst': 'burn'"), ("collects", "collects")]
 )
-def test_turn_over_the_limit_fails(tmp_path, name, words):
+def test_loop_turn_over_the_limit_fails(tmp_path, name, words):
     """Spent by one callback, or by many in one turn."""
     with pytest.raises(AssertionError, match=words):
         run(tmp_path, name)
 
 
-def test_garbage_collection_counts_for_a_turn(tmp_path):
+def test_garbage_collection_counts_for_a_loop_turn(tmp_path):
     with pytest.raises(AssertionError):
         run(tmp_path, "collects")
     (longest,) = sorted(turns.Turns(tmp_path / "turns").long(), key=lambda one: one["cost_s"])[-1:]
     assert longest["collecting_s"] > 0
 
 
-def test_sleeping_does_not_count(tmp_path):
+def test_sleeping_does_not_count_for_a_loop_turn(tmp_path):
     """Turns are measured in CPU time, so that a busy machine fails no test."""
     assert sum(run(tmp_path, "waits").counts()) >= 200
 

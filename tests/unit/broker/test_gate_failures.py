@@ -16,7 +16,7 @@ class Nothing(Params, frozen=True):
     pass
 
 
-async def test_many_failing_calls_log_a_line_and_a_count(monkeypatch):
+async def test_many_failing_calls_log_one_line_and_then_a_count(monkeypatch):
     logged = []
 
     class Log:
@@ -47,7 +47,7 @@ async def test_many_failing_calls_log_a_line_and_a_count(monkeypatch):
 
 @pytest.mark.parametrize("method", ["log.write", "kv.put", "no.such"])
 async def test_denial_over_rate_is_delayed(monkeypatch, method):
-    """Granted or not, known or not: denied calls load the event loop no more than allowed ones."""
+    """Of known and unknown calls: denied calls load the event loop no more than allowed ones."""
     waited = []
 
     async def pause(seconds):

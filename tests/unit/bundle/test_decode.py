@@ -27,7 +27,7 @@ def _v2(**fields):
     return bundles.manifest_v2(**{**signed, **fields})
 
 
-def test_a_v1_manifest_is_decoded():
+def test_v1_manifest_is_decoded_with_empty_defaults():
     """Absent strings become empty."""
     raw, found = decode.decode(json.dumps(bundles.manifest_v1(version=None, entrypoint=None)).encode())
     assert (found.id, found.name, found.type) == ("acme.demo", "Demo", "system")
@@ -37,7 +37,7 @@ def test_a_v1_manifest_is_decoded():
     assert raw["id"] == "acme.demo"
 
 
-def test_a_v2_manifest_is_decoded_with_all_its_parts():
+def test_v2_manifest_is_decoded_with_all_its_parts():
     """Every optional part of §3, at once."""
     _, found = decode.decode(
         json.dumps(
@@ -220,7 +220,7 @@ def test_unknown_capability_takes_precedence_over_duplicate():
     assert refused.fault.manifest.id == "acme.demo"
 
 
-def test_a_duplicate_capability_is_refused():
+def test_duplicate_capability_is_refused():
     """Names are case-sensitive."""
     assert _refused(bundles.manifest_v1(capabilities=["kv:read", "kv:read"])).code == "duplicate_capability"
     assert _refused(bundles.manifest_v1(capabilities=["KV:read"])).code == "unknown_capability"

@@ -62,8 +62,8 @@ def _replace(path, kind):
                 listener.bind(str(path))
 
 
-def test_both_files_are_read(bundle):
-    """Bytes of the manifest, SHA-256 and size of the artifact; the artifact also alone and twice."""
+def test_manifest_bytes_and_artifact_digest_are_read(bundle):
+    """The artifact also alone and twice."""
     expected = hashlib.sha256(b"artifact").hexdigest(), 8
     with _opened(bundle) as found:
         assert found.manifest() == b"{}"
@@ -73,7 +73,7 @@ def test_both_files_are_read(bundle):
         assert found.hash_artifact() == expected
 
 
-def test_an_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
+def test_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
     """Limits are inclusive."""
     for size in (0, 5000):
         (bundle / "artifact").write_bytes(b"x" * size)
@@ -105,7 +105,7 @@ def test_other_than_regular_files_are_refused_without_blocking(bundle, kind):
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
-def test_a_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypatch):
+def test_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypatch):
     """O_NOFOLLOW, O_NONBLOCK and fstat protect, not the lstat before."""
     honest = os.stat(bundle / "manifest.json")
     _replace(bundle / "manifest.json", kind)
@@ -118,7 +118,7 @@ def test_a_file_swapped_between_lstat_and_open_is_refused(bundle, kind, monkeypa
     assert _code(bundle) == "manifest_not_regular"
 
 
-def test_missing_files_have_their_codes(bundle):
+def test_missing_manifest_or_artifact_is_refused_with_its_code(bundle):
     """A bundle that is gone is `manifest_missing`."""
     (bundle / "artifact").unlink()
     assert _code(bundle, "artifact") == "artifact_missing"
@@ -135,15 +135,15 @@ def test_symlink_in_place_of_bundle_directory_is_refused(bundle, tmp_path):
     assert _code(bundle / "artifact") == "unreadable"
 
 
-def test_bundles_are_opened_beneath_a_descriptor(bundle):
-    """A plugin directory that was renamed is still read through its descriptor."""
+def test_bundle_is_read_after_its_plugin_directory_was_renamed(bundle):
+    """It is opened beneath the directory's descriptor."""
     with files.closing(files.open_directory(bundle.parent)) as parent:
         bundle.parent.rename(bundle.parent.with_name("moved"))
         with _opened("demo", beneath=parent) as found:
             assert found.manifest() == b"{}"
 
 
-def test_files_over_the_limit_are_refused(bundle):
+def test_file_over_the_size_limit_is_refused(bundle):
     """By one byte."""
     (bundle / "artifact").write_bytes(b"x" * 5001)
     assert _code(bundle, "artifact") == "artifact_too_large"

@@ -26,7 +26,7 @@ def test_existing_target_is_not_overwritten(tmp_path):
     assert not (tmp_path / "demo/artifact").exists()
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_files_behind(tmp_path, monkeypatch):
     """Not even the temporary directory."""
     honest = files.replace
 

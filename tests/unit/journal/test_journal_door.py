@@ -1,4 +1,4 @@
-"""latticed-journal as a process of its own, on an auth.log: who may ask, what is told, and how it ends."""
+"""latticed-journal as a process of its own, on an auth.log: who may ask, what is answered, and how it ends."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def reader(place: Place) -> Iterator[subprocess.Popen[bytes]]:
         yield found
 
 
-async def test_lines_of_sshd_are_told_and_no_others(place: Place, reader: object) -> None:
-    """In both forms of time stamp; nothing in this file is trusted; what it cannot know is null."""
+async def test_only_lines_of_sshd_are_returned(place: Place, reader: object) -> None:
+    """In both forms of time stamp, as untrusted; unknown fields are null."""
     start = await place.ask()
     assert start["entries"] == []
     place.write(*NOISE, OLD, *NOISE, NEW)
@@ -119,8 +119,8 @@ async def test_lines_of_sshd_are_told_and_no_others(place: Place, reader: object
     assert (await place.ask(cursor=newest["cursor"]))["entries"] == []
 
 
-async def test_restart_and_rotation_lose_and_repeat_nothing(place: Place) -> None:
-    """A cursor outlives the reader and the name of the file."""
+async def test_cursor_stays_valid_over_restart_and_rotation(place: Place) -> None:
+    """No line is lost or repeated."""
     with place.started():
         cursor = (await place.ask(limit=0))["cursor"]
         place.write(*(OLD.replace("[77]", f"[{number}]") for number in range(10)))
@@ -134,8 +134,8 @@ async def test_restart_and_rotation_lose_and_repeat_nothing(place: Place) -> Non
     assert pids == list(range(13))
 
 
-async def test_hostile_lines_stay_lines(place: Place, reader: object) -> None:
-    """Controls are escaped, bytes that are no text replaced, long ones cut, answers bounded."""
+async def test_hostile_log_lines_are_escaped_cut_and_bounded(place: Place, reader: object) -> None:
+    """Control characters are escaped, bytes that are not UTF-8 replaced; impossible times are null."""
     cursor = (await place.ask(limit=0))["cursor"]
     place.write(b"Jan  2 03:04:05 host sshd[1]: Invalid user \x1b[2J\xff\r from 192.0.2.1\n")
     place.write("Jan  2 03:04:05 host sshd[2]: " + "x" * 40_000 + "\n")
@@ -155,8 +155,8 @@ async def test_hostile_lines_stay_lines(place: Place, reader: object) -> None:
     assert seen == [str(number) for number in range(100)]
 
 
-async def test_what_it_does_not_tell(place: Place, reader: object) -> None:
-    """Units without journald, units that nobody listed, cursors of another source, bad requests."""
+async def test_unit_or_cursor_that_auth_log_lacks_is_bad_params(place: Place, reader: object) -> None:
+    """Also a limit that is too high; a missing log is service_unavailable with the reason."""
     assert (await place.refused(wanted="ssh.service")).code is Denial.BAD_PARAMS
     assert (await place.refused(wanted="")).code is Denial.BAD_PARAMS
     assert (await place.refused(limit=501)).code is Denial.BAD_PARAMS
@@ -180,8 +180,8 @@ async def test_what_it_does_not_tell(place: Place, reader: object) -> None:
         b"[" * 5000 + b"\n",
     ],
 )
-async def test_bad_requests_are_answered_as_such(place: Place, reader: object, line: bytes) -> None:
-    """And the next one is served."""
+async def test_malformed_request_is_bad_params(place: Place, reader: object, line: bytes) -> None:
+    """The next one is served."""
     stream, writer = await asyncio.open_unix_connection(os.fspath(place.socket))
     writer.write(line)
     assert json.loads(await stream.readline())["code"] == "bad_params"
@@ -190,8 +190,8 @@ async def test_bad_requests_are_answered_as_such(place: Place, reader: object, l
     assert "cursor" in await place.ask()
 
 
-async def test_those_who_say_nothing_or_too_much_hold_nobody_up(place: Place, reader: object) -> None:
-    """Others are served meanwhile; a flood on one line is cut off."""
+async def test_silent_or_flooding_clients_do_not_delay_others(place: Place, reader: object) -> None:
+    """A request line that is too long is disconnected."""
     silent = [await asyncio.open_unix_connection(os.fspath(place.socket)) for _ in range(5)]
     stream, writer = await asyncio.open_unix_connection(os.fspath(place.socket))
     writer.write(b"x" * 100_000)
@@ -203,8 +203,8 @@ async def test_those_who_say_nothing_or_too_much_hold_nobody_up(place: Place, re
 
 
 @pytest.mark.root
-def test_strangers_are_not_answered(place: Place, reader: object) -> None:
-    """Even when they can open the socket."""
+def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> None:
+    """Although it can open the socket."""
     place.socket.chmod(0o666)
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
@@ -218,8 +218,8 @@ def test_strangers_are_not_answered(place: Place, reader: object) -> None:
     assert b"journal_request_refused" in (place.home / "log").read_bytes()
 
 
-async def test_its_socket_is_private_and_goes_with_it(place: Place) -> None:
-    """Mode 0660; a left-over one is replaced; SIGTERM ends it in good order."""
+async def test_socket_is_private_and_removed_at_sigterm(place: Place) -> None:
+    """Mode 0660; one left by a killed reader is replaced."""
     with place.started() as reader:
         assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
         reader.send_signal(signal.SIGKILL)
@@ -235,7 +235,7 @@ async def test_its_socket_is_private_and_goes_with_it(place: Place) -> None:
     assert not place.socket.exists()
 
 
-def test_it_takes_the_service_managers_socket(place: Place) -> None:
+def test_socket_passed_by_service_manager_is_used_and_kept(place: Place) -> None:
     """Passed as descriptor 3; its name stays when the reader ends."""
     config = place.home / "latticed.toml"
     config.write_text(f'runtime_dir = "{place.home}"\n[node]\nauth_log = "{place.auth_log}"\n')
@@ -255,8 +255,8 @@ def test_it_takes_the_service_managers_socket(place: Place) -> None:
     assert place.socket.exists()
 
 
-def test_it_says_why_it_cannot_start(place: Place) -> None:
-    """No directory to listen in, bad settings."""
+def test_failed_start_prints_its_reason(place: Place) -> None:
+    """No directory to listen in, bad settings; each with its exit status."""
     config = place.home / "latticed.toml"
     for text, code, words in (
         (f'runtime_dir = "{place.home}/absent"\n', 1, b"socket_unusable: cannot listen at"),
@@ -273,7 +273,7 @@ def test_it_says_why_it_cannot_start(place: Place) -> None:
 
 @contextmanager
 def impostor(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Somebody else on the socket, who answers one connection."""
+    """Another server on the socket, which answers one connection."""
     import threading
 
     with unix_listener.listen(path) as listening:
@@ -305,29 +305,28 @@ def impostor(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[No
         b'{"entries":[],"cursor":"","entries":[]}\n',
     ],
 )
-async def test_an_answer_that_is_none(place: Place, said: bytes) -> None:
-    """The service is not available; nothing of it reaches the plugin."""
+async def test_malformed_answer_is_service_unavailable(place: Place, said: bytes) -> None:
+    """Nothing of it reaches the plugin."""
     with impostor(place.socket, lambda connection: connection.sendall(said)):
         error = await place.refused()
     assert error.code is Denial.SERVICE_UNAVAILABLE
 
 
-async def test_somebody_elses_socket_is_not_asked(place: Place) -> None:
-    """Who listens is told by the kernel."""
+async def test_socket_served_by_another_uid_is_not_asked(place: Place) -> None:
+    """The kernel says who listens."""
     with impostor(place.socket, lambda _: None), pytest.raises(HostError) as caught:
         await journal_client.ask(place.socket, {"filter": "sshd"}, readers=lambda: frozenset({os.getuid() + 1}))
     assert caught.value.reason == "what listens as the journal reader is somebody else"
 
 
-async def test_nobody_there(place: Place) -> None:
+async def test_missing_reader_is_service_unavailable_with_a_hint(place: Place) -> None:
     """The hint says what to start, and names no path."""
     error = await place.refused()
     assert error.code is Denial.SERVICE_UNAVAILABLE
     assert error.reason == "the journal reader is not running: the operator starts latticed-journal"
 
 
-async def test_no_answer_in_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that hangs costs one deadline."""
+async def test_hanging_reader_is_deadline_exceeded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_client, "DEADLINE_S", 0.05)
     done = asyncio.Event()
     loop = asyncio.get_running_loop()

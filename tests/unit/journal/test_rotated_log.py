@@ -1,4 +1,4 @@
-"""A growing log is read from a mark on, through every way of rotating it."""
+"""A growing log is read from a mark on, over every way of rotating it."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def log(tmp_path: Path) -> Log:
 
 
 @pytest.mark.parametrize("way", ["renamed", "dated", "copied"])
-def test_rotation_loses_and_repeats_nothing(log: Log, way: str) -> None:
-    """Lines before and after it, and those that were written to the old file after it was looked at."""
+def test_each_line_is_read_once_over_rotation(log: Log, way: str) -> None:
+    """Lines before and after it, and those written to the old file after it was last read."""
     log.write(b"one", b"two")
     log.collect()
     log.write(b"three")
@@ -96,8 +96,8 @@ def test_rotation_loses_and_repeats_nothing(log: Log, way: str) -> None:
     assert log.read == log.written == [b"one", b"two", b"three", b"four", b"five"]
 
 
-def test_a_writer_that_has_not_changed_over_yet_is_waited_for(log: Log) -> None:
-    """rsyslog goes on with the renamed file until it is told; an empty new one is no reason to leave the old."""
+def test_line_written_late_to_the_renamed_file_is_read(log: Log) -> None:
+    """rsyslog writes to the renamed file until it is told to reopen; it is read on while the new file is empty."""
     log.write(b"one")
     log.collect()
     with log.path.open("ab") as file:
@@ -110,8 +110,7 @@ def test_a_writer_that_has_not_changed_over_yet_is_waited_for(log: Log) -> None:
     assert log.read == [b"one", b"late", b"two"]
 
 
-def test_an_unfinished_line_is_left_for_later(log: Log) -> None:
-    """Half a line is never told."""
+def test_incomplete_line_is_read_only_once_complete(log: Log) -> None:
     log.write(b"one")
     with log.path.open("ab") as file:
         file.write(b"tw")
@@ -123,8 +122,8 @@ def test_an_unfinished_line_is_left_for_later(log: Log) -> None:
     assert log.read == [b"one", b"two"]
 
 
-def test_parts_that_are_gone_are_gone_and_older_ones_are_not_repeated(log: Log) -> None:
-    """The mark's file was compressed away: what was written since is read, what is older than the mark is not."""
+def test_lines_older_than_the_mark_are_not_repeated_when_its_file_is_gone(log: Log) -> None:
+    """The mark's file was compressed: its unread lines are lost, newer files are read."""
     log.write(b"ancient")
     log.collect()
     log.rotate("renamed")
@@ -140,8 +139,8 @@ def test_parts_that_are_gone_are_gone_and_older_ones_are_not_repeated(log: Log) 
     assert log.read == [b"ancient", b"one", b"two"]
 
 
-def test_a_new_file_under_an_old_inode_is_read_from_its_beginning(log: Log) -> None:
-    """As long as the old one or longer: its bytes tell."""
+def test_new_content_under_the_same_inode_is_read_from_its_beginning(log: Log) -> None:
+    """It is as long as the old one or longer; a checksum in the mark differs."""
     log.write(b"one of some length")
     log.collect()
     inode = log.path.stat().st_ino
@@ -152,8 +151,8 @@ def test_a_new_file_under_an_old_inode_is_read_from_its_beginning(log: Log) -> N
     assert log.read == [b"one of some length", b"another line here!", b"and one more"]
 
 
-def test_the_newest_lines(log: Log) -> None:
-    """The last wanted ones, and a mark after all; the line in which the look back begins is left out."""
+def test_newest_returns_the_last_wanted_lines_and_a_mark(log: Log) -> None:
+    """Reading on from the mark gives later lines; an incomplete first line is left out."""
     log.write(*(b"%07d" % number + b"x" * 993 for number in range(2_000)))
     found, mark = text_log.newest(log.path, lambda line: int(line[:7]) % 2 == 0, 3)
     assert [int(line[:7]) for line in found] == [1994, 1996, 1998]
@@ -164,8 +163,8 @@ def test_the_newest_lines(log: Log) -> None:
     assert text_log.following(log.path, everything, 9, mark=mark)[0] == [b"next"]
 
 
-def test_floods_are_read_in_pieces(log: Log) -> None:
-    """Many unwanted lines, many wanted ones, one without an end: each reading is bounded, all together read all."""
+def test_large_additions_are_read_in_bounded_pieces(log: Log) -> None:
+    """Many unwanted lines, many wanted ones, one that is too long; no wanted line is lost."""
     log.write(*(b"noise %d " % number + b"x" * 990 for number in range(5_000)), b"wanted")
     mark = text_log.parse_mark(log.mark)
     found: list[bytes] = []
@@ -188,8 +187,8 @@ def test_floods_are_read_in_pieces(log: Log) -> None:
     assert log.read[-1] == b"after"
 
 
-def test_links_and_pipes_are_not_read(log: Log) -> None:
-    """A log is a regular file; reading never waits for a writer."""
+def test_symlink_or_fifo_as_log_is_not_read(log: Log) -> None:
+    """Opening a FIFO does not block."""
     log.write(b"one")
     log.path.rename(log.path.with_name("kept"))
     for make in (lambda path: path.symlink_to("kept"), os.mkfifo):
@@ -206,8 +205,7 @@ def test_links_and_pipes_are_not_read(log: Log) -> None:
 @pytest.mark.parametrize(
     "text", ["", "1-2-3-xyz", "1-2-3", "-1-2-3-0123456789abcdef", "1" * 30 + "-2-3-0123456789abcdef"]
 )
-def test_what_is_no_mark(text: str) -> None:
-    """Anything else is told apart."""
+def test_malformed_mark_is_not_parsed(text: str) -> None:
     assert text_log.parse_mark(text) is None
 
 
@@ -223,8 +221,8 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_however_it_is_written_rotated_and_read(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
-    """Every line once, in order."""
+def test_each_line_is_read_once_in_order_for_any_steps(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
+    """Random writes, reads and rotations."""
     log = Log(tmp_path_factory.mktemp("log"))
     number = 0
     for step, argument in steps:

@@ -16,20 +16,20 @@ HOST = (
 RISKS = {**dict.fromkeys(READ, "read"), **dict.fromkeys(WRITE, "write"), **dict.fromkeys(HOST, "host")}
 
 
-def test_risks_equal_the_contract():
+def test_capability_risks_equal_the_contract():
     """19 capabilities."""
     assert {name: risk.word for name, risk in capability.RISKS.items()} == RISKS
     assert len(RISKS) == 19
 
 
-def test_risks_are_immutable():
-    """Nobody adds a capability at run time."""
+def test_capability_risks_are_immutable():
+    """No capability can be added at run time."""
     with pytest.raises(TypeError):
         capability.RISKS["kv:all"] = Risk.READ  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", sorted(RISKS))
-def test_holders_equal_the_contract(name):
+def test_plugin_types_of_each_capability_equal_the_contract(name):
     """Host risk needs type system, except http:egress in wasm; a worker may hold three."""
     expected = {"system"}
     if name not in HOST or name == "http:egress":
@@ -40,5 +40,4 @@ def test_holders_equal_the_contract(name):
 
 
 def test_host_risk_selects_capabilities_of_host_risk():
-    """Exactly the host-risk ones are picked."""
     assert capability.host_risk(tuple(RISKS)) == set(HOST)

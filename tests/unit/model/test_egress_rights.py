@@ -28,7 +28,7 @@ from latticed.model.egress import EgressRights, Origin
     ],
 )
 def test_hosts_are_normalised(text, normal):
-    """However it is written."""
+    """In whatever spelling they are written."""
     assert hosts.normal(text) == normal
 
 
@@ -43,7 +43,7 @@ NO_HOSTS = """127.1 0x7f000001 2130706433 0177.0.0.1 1.2.3.4.5 1.2.3.256 08.8.8.
     [*NO_HOSTS.split(), "", "a b", "a\\b", "a" * 64, ".".join(["abcdefg"] * 33), "ä" * 10_000, "a\0b", "a,b"],
 )
 def test_ambiguous_or_invalid_hosts_are_refused(text):
-    """A resolver that accepts more must not see them."""
+    """A resolver might accept more and resolve them."""
     with pytest.raises(hosts.NotAHost, match="expected"):
         hosts.normal(text)
 
@@ -66,7 +66,7 @@ def test_ambiguous_or_invalid_hosts_are_refused(text):
         ("*", "example.org", 443, False),
     ],
 )
-def test_pattern_covers_its_hosts_only(pattern, host, port, covered):
+def test_host_pattern_covers_its_hosts_only(pattern, host, port, covered):
     """`*.` covers all names below, not the name itself, and is allowed at the beginning only."""
     assert egress.covers(pattern, host, port) is covered
 
@@ -96,7 +96,7 @@ def test_pattern_covers_its_hosts_only(pattern, host, port, covered):
         (EgressRights(hosts=("a.example.org:443",)), ("ping", "a.example.org", 0), None),
     ],
 )
-def test_refusal_names_the_rule_that_denies(rights, target, reason):
+def test_egress_refusal_names_the_rule_that_denies(rights, target, reason):
     """Not declared, not granted, or not a public name."""
     _, host, port = target
     found = egress.refusal(rights, host=host, port=port)
@@ -114,7 +114,7 @@ def test_refusal_names_the_rule_that_denies(rights, target, reason):
         ("ping://10.0.0.5", ("ping", "10.0.0.5", 0, "10.0.0.5")),
     ],
 )
-def test_an_origin_pins_scheme_host_port_and_address(text, origin):
+def test_origin_pins_scheme_host_port_and_address(text, origin):
     """Its text form is parsed to the same origin."""
     scheme, host, port, address = origin
     found = egress.origin(text)
@@ -135,13 +135,13 @@ NO_ORIGINS = """
 
 @pytest.mark.parametrize("text", [*NO_ORIGINS.split(), "", "http://a b:80=10.0.0.5"])
 def test_invalid_origins_are_refused(text):
-    """Addresses of many machines, of none, or with two readings."""
+    """Addresses of many machines, of none, or of ambiguous spelling."""
     with pytest.raises(ValueError, match="expected"):
         egress.origin(text)
 
 
-def test_addresses_that_is_global_accepts_are_blocked():
-    """Those of `ipaddress` that lead to private networks all the same."""
+def test_special_addresses_that_ipaddress_calls_global_are_blocked():
+    """Such as those that embed a private IPv4 address."""
     for text in ("64:ff9b::a00:1", "168.63.129.16", "2606:4700::200:5efe:a9fe:a9fe", "192.31.196.1"):
         assert addresses.blocked_class(ip_address(text)) is not None
     assert addresses.blocked_class(ip_address("fe80::1%eth0")) == "link-local"

@@ -33,18 +33,18 @@ DENIALS = (
 
 
 def test_capability_of_each_call_equals_the_contract():
-    """No call more, no call less, and none behind another door."""
+    """The set of calls too."""
     expected = {call: name for name, calls in CALLS.items() for call in calls.split()}
     assert dict(hostcall.CAPABILITY_OF) == expected
 
 
 def test_every_capability_opens_at_least_one_call():
-    """A capability that opens nothing would be a promise without a service."""
+    """Otherwise granting it would have no effect."""
     assert {name: list(hostcall.calls_of(name)) for name in capability.RISKS} == {
         name: calls.split() for name, calls in CALLS.items()
     }
 
 
 def test_denial_codes_equal_the_contract():
-    """Plugins depend on these words."""
+    """Plugins depend on these codes."""
     assert [denial.value for denial in hostcall.Denial] == DENIALS

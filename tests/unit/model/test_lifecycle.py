@@ -50,7 +50,7 @@ def test_verified_record_is_not_accepted():
 
 
 def test_record_is_immutable():
-    """A status changes in one place only: a new record."""
+    """A change of status is a new record."""
     record = Record(id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s")
     with pytest.raises(FrozenInstanceError):
         record.status = Status.ACTIVE  # type: ignore[misc]

@@ -54,8 +54,8 @@ async def start(program: str, *, level: str = "isolated", **more) -> Started:
 
 
 @LEVELS
-async def test_standard_streams_reach_the_child_and_back(level):
-    """stdin, stdout, stderr; `on_exit` is called once, after all output was delivered."""
+async def test_stdin_reaches_child_and_its_output_and_exit_come_back(level):
+    """`on_exit` is called once, after all output was delivered."""
     started = await start('read x; echo "got $x"; echo oops >&2; exit 3', level=level)
     started.child.stdin.write(b"hello\n")
     await started.child.stdin.drain()
@@ -66,8 +66,8 @@ async def test_standard_streams_reach_the_child_and_back(level):
     assert started.child.stdin.closed
 
 
-async def test_a_further_pipe_is_open_in_the_child():
-    """A descriptor beyond the standard three, as the plugin protocol asks for."""
+async def test_requested_further_pipe_is_open_in_the_child():
+    """A descriptor beyond the standard three, as the plugin protocol needs."""
     started = await start("read x <&3; read y; echo $x $y", descriptors=(3,))
     started.child.inputs[3].write(b"three\n")
     started.child.stdin.write(b"zero\n")
@@ -76,8 +76,8 @@ async def test_a_further_pipe_is_open_in_the_child():
 
 
 @LEVELS
-async def test_a_child_that_catches_sigterm_ends_itself(level):
-    """It chooses its exit status, and `on_exit` is not called after `stop`."""
+async def test_child_that_catches_sigterm_exits_with_its_own_status(level):
+    """`on_exit` is not called after `stop`."""
     started = await start("trap 'echo bye; exit 7' TERM; echo ready; while :; do read x || :; done", level=level)
     await started.hears(b"ready")
     ended = await started.child.stop(DEADLINE_S)
@@ -87,16 +87,15 @@ async def test_a_child_that_catches_sigterm_ends_itself(level):
 
 
 @LEVELS
-async def test_a_child_that_ignores_sigterm_is_killed(level):
-    """It is killed after its grace."""
+async def test_child_that_ignores_sigterm_is_killed_after_its_grace(level):
     started = await start("trap '' TERM; echo ready; while :; do :; done", level=level)
     await started.hears(b"ready")
     ended = await started.child.stop(0.05)
     assert ended.killed_by == signal.SIGKILL
 
 
-async def test_process_one_without_a_handler_is_killed_at_once():
-    """SIGTERM has no effect on process 1 of a namespace: the grace is skipped."""
+async def test_child_that_is_process_1_without_a_handler_is_killed_at_once():
+    """SIGTERM has no effect on process 1 of a namespace, so the grace is skipped."""
     started = await start("echo ready; while :; do :; done", features=("threads",))
     await started.hears(b"ready")
     async with asyncio.timeout(DEADLINE_S):
@@ -104,8 +103,8 @@ async def test_process_one_without_a_handler_is_killed_at_once():
 
 
 @pytest.mark.parametrize("level", ["open", "isolated"])
-async def test_the_whole_tree_ends_with_its_leader(level):
-    """With its leader, by itself or stopped; at isolated also what left for a session of its own."""
+async def test_descendants_end_with_the_child(level):
+    """When it exits or is stopped; at isolated also those in a session of their own."""
     away = "setsid sleep 1000 & setsid sh -c 'sleep 1000 & sleep 1000' &" if level == "isolated" else "sleep 1000 &"
     for stop in (False, True):
         started = await start(f"{away} echo ready; read x; exit 0", level=level)
@@ -120,16 +119,15 @@ async def test_the_whole_tree_ends_with_its_leader(level):
         processes.until(lambda tree=tree: not any(map(children.alive, tree)), what="the tree to be gone")
 
 
-async def test_a_step_that_fails_is_named():
-    """Stage and errno, and no child."""
+async def test_failed_start_names_stage_and_errno():
+    """No child is left."""
     with pytest.raises(launch.StageFailed) as failed:
         await start("echo never", binds=("/nowhere/at/all",))
     assert (failed.value.code, failed.value.stage, failed.value.errno) == ("sandbox_failed", "bind(/nowhere/at/all)", 2)
     assert "No such file" in failed.value.reason
 
 
-async def test_too_slow_a_start_is_abandoned():
-    """The deadline ends the attempt, with all that it had made."""
+async def test_start_beyond_its_deadline_fails_and_leaves_no_child():
     started = Started()
     with children.spec_of("echo never") as spec, pytest.raises(Problem, match="within 0 s"):
         await child.spawn(spec, on_exit=started.on_exit, stdout=started.out, stderr=started.err, deadline_s=0)
@@ -137,8 +135,8 @@ async def test_too_slow_a_start_is_abandoned():
 
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
-async def test_cancelling_a_start_leaves_nothing(level):
-    """However far it got, nothing is left."""
+async def test_cancelled_start_leaves_no_child(level):
+    """Cancelled at every moment of the start."""
     turns, finished = 0, False
     while not finished:
         turns += 1 + turns // 10  # on a slow day, not every moment
@@ -171,15 +169,15 @@ async def test_cancelling_stop_kills_the_child():
     assert not children.descendants(os.getpid())
 
 
-async def test_stopping_twice_is_harmless():
-    """Both hear the same; and again when it is long gone."""
+async def test_second_stop_returns_the_same_exit():
+    """Concurrent with the first, or long after it."""
     started = await start("echo ready; read x")
     first, second = await asyncio.gather(started.child.stop(0), started.child.stop(0))
     assert first == second == await started.child.stop(5)
 
 
-async def test_writing_to_a_child_that_does_not_read_waits():
-    """Writing waits instead of taking memory, and ends with the child."""
+async def test_drain_of_stdin_waits_while_the_child_does_not_read():
+    """It raises BrokenPipeError once the child has ended."""
     started = await start("echo ready; sleep 1000")
     started.child.stdin.write(b"x" * (1 << 20))
     draining = asyncio.create_task(started.child.stdin.drain())
@@ -193,8 +191,8 @@ async def test_writing_to_a_child_that_does_not_read_waits():
         started.child.stdin.write(b"more")
 
 
-async def test_a_closed_stdin_is_noticed():
-    """Is noticed before anything is lost in silence."""
+async def test_write_to_stdin_that_the_child_closed_raises():
+    """So that no data is lost silently."""
     started = await start("exec <&-; echo closed; sleep 1000")
     await started.hears(b"closed")
     async with asyncio.timeout(DEADLINE_S):
@@ -205,8 +203,8 @@ async def test_a_closed_stdin_is_noticed():
     await started.child.stop(0)
 
 
-async def test_many_children_run_at_once():
-    """Each with its own pipes, no thread, no mixing up."""
+async def test_twelve_concurrent_children_keep_their_streams_apart():
+    """Without any thread."""
     threads = threading.active_count()
     all_of_them = await asyncio.gather(*(start(f"read x; echo {number} $x") for number in range(12)))
     assert threading.active_count() == threads
@@ -217,8 +215,7 @@ async def test_many_children_run_at_once():
         assert started.out.data == b"%d %d\n" % (number, number * 7)
 
 
-async def test_paused_reading_delivers_nothing():
-    """Nothing more is delivered until it is resumed."""
+async def test_paused_stdout_delivers_nothing_until_resumed():
     started = await start("while :; do echo xxxxxxxxxxxxxxxx; done")
     await started.hears(b"x")
     started.child.stdout.pause_reading()
@@ -231,16 +228,16 @@ async def test_paused_reading_delivers_nothing():
     await started.child.stop(0)
 
 
-async def test_limits_apply_in_the_child():
-    """As the shell sees them."""
+async def test_resource_limits_apply_in_the_child():
+    """Open files, memory, core size and umask, as ulimit shows them."""
     limits = rlimits.ResourceLimits(memory_bytes=100 << 20, open_files=40)
     started = await start("ulimit -n; ulimit -d; ulimit -c; umask", limits=limits)
     await started.end()
     assert started.out.data.split() == [b"40", b"%d" % (100 << 10), b"0", b"0077"]
 
 
-async def test_the_child_is_never_root():
-    """Never root; no groups; process 2 in a world of its own at isolated, where it may make more."""
+async def test_child_runs_unprivileged_in_its_own_namespaces():
+    """Never uid 0, in no group of the daemon's; process 2 of its namespace, with /scratch as directory."""
     started = await start("id -u; id -G; echo $$; pwd")
     await started.end()
     uid, groups, pid, where = started.out.data.split(b"\n")[:4]
@@ -251,14 +248,13 @@ async def test_the_child_is_never_root():
         assert groups == b"%d" % children.CHILD_UID
 
 
-async def test_only_the_main_thread_starts_children():
-    """A child is told to die with the thread that started it."""
+async def test_start_from_another_thread_is_refused():
+    """PDEATHSIG kills a child when the thread that started it ends."""
     with children.spec_of("echo never") as spec, pytest.raises(RuntimeError, match="main thread"):
         await asyncio.to_thread(launch.launch, spec, {})
 
 
-async def test_the_childs_level_is_reported():
-    """What the child runs with, for whoever shows it."""
+async def test_started_child_reports_its_sandbox_level():
     started = await start("read x", level="filtered")
     assert started.child.level is levels.Level.FILTERED
     assert started.child.pid in children.descendants(os.getpid())
@@ -267,7 +263,7 @@ async def test_the_childs_level_is_reported():
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
 async def test_only_bound_paths_can_be_read(level):
-    """A further file at its own place, read-only."""
+    """And not written."""
     script = "for f in /etc/passwd /etc/group; do read x < $f && echo read; (: >> $f) && echo written; done; exit 0"
     script = script.replace("(: >> $f)", "command eval ': >> $f'")
     started = await start(script, level=level, binds=("/etc/passwd",))

@@ -23,5 +23,5 @@ from latticed.processes.exits import Exit
     ],
 )
 def test_each_exit_has_a_code_and_message(exit_, code, message):
-    """One row per kind of end."""
+    """One row for each kind of exit."""
     assert (exit_.code, exit_.message) == (code, message)

@@ -1,4 +1,4 @@
-"""Process 1 of a namespace whose child may make processes: it waits for orphans, and the end stays the child's own."""
+"""Process 1 of a namespace whose child may make processes: it reaps orphans, and reports the child's own exit."""
 
 from __future__ import annotations
 
@@ -76,23 +76,23 @@ def status_of(pid: int) -> dict[str, str]:
         ("kill -SEGV $$; exit 0", "crashed", "killed by SIGSEGV (a memory access that is not allowed)"),
     ],
 )
-async def test_exit_status_and_signal_are_the_childs(script, code, message, level):
-    """Its exit status, or the signal: at no level does one come out as the other."""
+async def test_reported_exit_is_that_of_the_child(script, code, message, level):
+    """An exit status stays a status and a signal a signal, at every level."""
     started = await start(script, level=level)
     ended = await started.end()
     assert (ended.code, ended.message) == (code, message)
 
 
 @pytest.mark.parametrize("level", ["isolated", "dedicated"])
-async def test_reaped_orphans_do_not_count_for_the_limit(level):
-    """Orphans are reaped: forty of them, where eight tasks are allowed."""
+async def test_reaped_orphans_do_not_count_for_the_task_limit(level):
+    """Forty orphans, where eight tasks are allowed."""
     started = await start(ORPHANS, level=level, limits=rlimits.ResourceLimits(tasks=8))
     assert (await started.end()).message == "exited 0", started.err.data
     assert started.out.data == b"no process too many\n"
 
 
-async def test_process_one_takes_hardly_any_memory():
-    """Of its own, by the kernel's count."""
+async def test_process_1_takes_little_private_memory():
+    """As the kernel counts it."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
     _, init = started.child.roots
@@ -102,8 +102,8 @@ async def test_process_one_takes_hardly_any_memory():
     assert 0 < private <= MOST_PRIVATE_BYTES
 
 
-async def test_process_one_is_confined_like_the_child():
-    """Its user, no capability, no way to gain one, a filter of calls; and it holds no descriptor open."""
+async def test_process_1_is_confined_like_the_child():
+    """Same ids, no capability, no way to gain one, a seccomp filter; it has no open descriptor."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
     pid, init = started.child.roots
@@ -116,7 +116,7 @@ async def test_process_one_is_confined_like_the_child():
     assert found["NSpid"].split()[-1] == "1"
 
 
-async def test_a_child_that_cannot_fork_is_process_one():
+async def test_child_that_cannot_fork_is_process_1_itself():
     """No extra process is started for it."""
     started = await start("echo $$; read x", features=("threads",))
     await started.hears(b"1\n")
@@ -124,8 +124,8 @@ async def test_a_child_that_cannot_fork_is_process_one():
     await started.child.stop(0)
 
 
-async def test_the_child_and_process_one_end_together():
-    """The child and all that it started with process 1, and process 1 with the child."""
+async def test_child_process_1_and_descendants_end_together():
+    """Whichever of the two is killed."""
     for victim in (0, 1):
         started = await start("setsid sleep 1000 & echo ready; read x")
         await started.hears(b"ready")
@@ -136,8 +136,7 @@ async def test_the_child_and_process_one_end_together():
         processes.until(lambda tree=tree: not any(map(children.alive, tree)), what="the tree to be gone")
 
 
-async def test_the_child_cannot_end_process_one():
-    """Nor stop it."""
+async def test_child_cannot_kill_or_stop_process_1():
     started = await start("kill -9 1; kill -STOP 1; kill -TERM 1; (sleep 0 &) ; echo ready; read x; exit 3")
     await started.hears(b"ready")
     processes.until(  # it may be at work for a moment: the signals wake it, the orphan is to be reaped
@@ -147,16 +146,16 @@ async def test_the_child_cannot_end_process_one():
     assert (await started.end()).message == "exited 3"
 
 
-async def test_signals_reach_the_child():
-    """One that does not catch SIGTERM ends of it, long before its grace is over."""
+async def test_sigterm_reaches_the_child_behind_process_1():
+    """A child that does not catch it ends, long before its grace is over."""
     started = await start("echo ready; while :; do :; done")
     await started.hears(b"ready")
     async with asyncio.timeout(DEADLINE_S):
         assert (await started.child.stop(1000)).killed_by == signal.SIGTERM
 
 
-async def test_exit_waits_for_processes_that_left_the_group():
-    """Its output is complete and nothing of it lives when the end is told, whoever else wrote to it."""
+async def test_exit_is_reported_after_all_descendants_have_ended():
+    """All output was delivered by then, also that of processes in other sessions."""
     started = await start("setsid sh -c 'trap \"\" TERM; while :; do echo x; done' & read x; exit 0")
     await started.hears(b"x\n")
     tree = children.descendants(os.getpid())
@@ -166,8 +165,7 @@ async def test_exit_waits_for_processes_that_left_the_group():
     assert not any(map(children.alive, tree))
 
 
-async def test_processor_time_of_orphans_counts():
-    """The limit on processor time covers processes whose parent ended."""
+async def test_processor_time_of_orphans_counts_for_the_limit():
     started = await start("(while :; do :; done &); echo ready; read x")
     await started.hears(b"ready")
     exceeded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -178,8 +176,8 @@ async def test_processor_time_of_orphans_counts():
     await started.child.stop(0)
 
 
-async def test_a_start_that_fails_late_leaves_no_pid_in_ours(monkeypatch):
-    """Else an orphan that gets the same number later would never be reaped."""
+async def test_start_that_fails_after_fork_forgets_the_pid(monkeypatch):
+    """Otherwise an orphan that gets the same pid later would never be reaped."""
     real, before = os.pidfd_open, set(birth.OURS)
 
     def refused(pid: int) -> int:

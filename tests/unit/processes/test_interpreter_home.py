@@ -23,7 +23,7 @@ exit 0
 
 @pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
 async def test_only_the_interpreters_library_is_visible(tmp_path, level):
-    """Its own library; neither what is hidden in the home nor what lies beside."""
+    """Neither hidden files of the home directory nor other libraries."""
     for place in (tmp_path, *tmp_path.parents):
         if place.stat().st_uid == os.getuid() and place != place.parent:
             place.chmod(place.stat().st_mode | 0o055)

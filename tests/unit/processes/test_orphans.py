@@ -10,7 +10,7 @@ from pathlib import Path
 from latticed.processes import orphans
 
 
-def test_without_free_descriptors_the_next_call_reaps(tmp_path: Path) -> None:
+def test_reap_without_free_descriptors_leaves_the_orphan_to_the_next_call(tmp_path: Path) -> None:
     """EMFILE must not raise: that would end the daemon."""
     script = (
         "import os; os.fork() or os._exit(0); import time, latticed.processes.orphans as o; from pathlib import Path"

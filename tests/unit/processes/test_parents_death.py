@@ -36,8 +36,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_child_outlives_its_parent(number):
-    """Killed without a chance to do anything: every descendant at every level is gone, grandchildren too."""
+def test_all_descendants_end_when_their_parent_is_killed(number):
+    """By SIGKILL or SIGTERM without a handler; at every level, grandchildren too."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT],
         stdout=subprocess.PIPE,

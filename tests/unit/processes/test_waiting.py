@@ -10,8 +10,8 @@ import pytest
 from latticed.processes import waiting
 
 
-async def test_work_finishes_despite_cancellation():
-    """Twice cancelled, once done; then the cancellation is passed on."""
+async def test_uncancelled_work_finishes_despite_cancellation():
+    """Cancelled twice; after the work the cancellation is passed on."""
     go, done = asyncio.Event(), []
 
     async def work() -> None:
@@ -30,9 +30,7 @@ async def test_work_finishes_despite_cancellation():
     assert done == [True]
 
 
-async def test_results_and_failures_pass_through():
-    """As if it were not there."""
-
+async def test_uncancelled_passes_results_and_exceptions_on():
     async def answer() -> int:
         return 42
 
@@ -45,7 +43,7 @@ async def test_results_and_failures_pass_through():
         await waiting.uncancelled(fail())
 
 
-async def test_a_descriptor_becomes_readable():
+async def test_readable_returns_at_end_of_file():
     """By data or by its end."""
     read, write = os.pipe()
     task = asyncio.create_task(waiting.readable(read))

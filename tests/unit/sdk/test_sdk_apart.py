@@ -73,7 +73,7 @@ def _pythons():
 
 
 @pytest.mark.parametrize("python", _pythons())
-def test_the_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
+def test_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
     """As a namespace package; a whole session over pipes, with every module imported."""
     every = ", ".join(f"latticed.sdk.{module.stem}" for module in MODULES if module.stem != "__init__")
     body = f"""

@@ -143,7 +143,7 @@ def _groups():
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}.{row[1]}")
-def test_method_makes_its_host_call(row):
+def test_sdk_method_makes_its_host_call_and_converts_the_answer(row):
     """With exactly these parameters; the answer is converted to Python types."""
     group, name, args, kwargs, call, params, answer, expected = row
     asked = []
@@ -162,8 +162,7 @@ def test_method_makes_its_host_call(row):
     assert f"({hostcall.CAPABILITY_OF[call]})" in method.__doc__
 
 
-def test_every_method_is_in_the_table_and_every_host_call_has_one():
-    """Nothing is left out here, nor there."""
+def test_every_sdk_method_has_a_row_and_every_host_call_a_method():
     public = {
         (group, name)
         for group, kind in _groups().items()
@@ -175,7 +174,7 @@ def test_every_method_is_in_the_table_and_every_host_call_has_one():
     assert {row[0] for row in ROWS} == {call.partition(".")[0] for call in hostcall.CAPABILITY_OF}
 
 
-def test_every_group_has_a_docstring():
+def test_every_group_of_sdk_methods_has_a_docstring():
     for kind in _groups().values():
         assert issubclass(kind, Calls)
         assert len(kind.__doc__.split()) >= 3
@@ -190,7 +189,7 @@ def test_every_typed_method_names_known_capabilities():
 
 
 def test_pages_are_requested_lazily_until_the_last():
-    """Until there is no `next`, and only when the iterator needs them."""
+    """Until there is no `next`, and only when the iterator needs the next page."""
     following = {None: (["a", "b"], "b"), "b": (["c"], None)}
     asked = []
 
@@ -216,7 +215,7 @@ def test_events_are_requested_page_by_page():
     assert [event["seq"] for event in plugin.audit.events(5)] == [6, 7, 8]
 
 
-def test_file_is_assembled_from_its_chunks():
+def test_static_file_is_assembled_from_its_chunks():
     """Starts over if the file changes meanwhile; None if it is removed."""
     files = [b"abcde", b"abcde", b"vwxyz", b"vwxyz", b"vwxyz", b"vwxyz", b"", None]
 
@@ -272,7 +271,7 @@ def test_any_host_call_can_be_made_by_name():
     assert asked == [("http.do", {"method": "GET", "self": "x", "host_call": "y"})]
 
 
-def test_unconnected_plugin_raises_on_a_call():
+def test_host_call_of_unconnected_plugin_raises():
     """Such as in the constructor."""
     with pytest.raises(HostError, match="not connected") as caught:
         Plugin().kv.get("a")

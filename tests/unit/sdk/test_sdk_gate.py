@@ -20,12 +20,12 @@ def _code(host, method, **params):
     return caught.value.code
 
 
-def test_the_table_of_host_calls_is_the_hosts():
+def test_table_of_host_calls_equals_that_of_the_host():
     assert dict(hostcall.CAPABILITY_OF) == gate.CAPABILITY_OF
     assert set(capability.RISKS) == set(gate.CAPABILITY_OF.values())
 
 
-def test_the_limits_are_the_hosts_defaults():
+def test_limits_equal_the_hosts_defaults():
     defaults = HostCallSettings()
     assert defaults.request_bytes == gate.REQUEST_BYTES
     assert (defaults.kv_value_bytes, defaults.kv_keys) == (Gate.kv_value_bytes, Gate.kv_keys)
@@ -34,7 +34,7 @@ def test_the_limits_are_the_hosts_defaults():
     assert set(gate._LEVELS) == log.LEVELS
 
 
-def test_the_longest_line_is_the_hosts():
+def test_line_limit_equals_that_of_the_host():
     from latticed.runners import jsonrpc
 
     assert session.MAX_LINE_BYTES == jsonrpc.MAX_LINE_BYTES
@@ -43,7 +43,7 @@ def test_the_longest_line_is_the_hosts():
 @given(st.text(max_size=6) | st.text(min_size=255, max_size=258))
 @example("..")
 @example("a\u3164")
-def test_keys_are_validated_as_by_the_host(key):
+def test_kv_keys_are_validated_as_by_the_host(key):
     assert (gate.key_fault(key) is None) == (kv.key_fault(key) is None)
 
 
@@ -63,7 +63,7 @@ def test_unknown_names_raise_value_error():
             Gate(**wrong)
 
 
-def test_answers_are_values_or_functions():
+def test_defined_answer_is_a_value_or_a_function():
     """A function may refuse; an answer that JSON cannot represent raises in the test."""
 
     def refuse(params):
@@ -76,7 +76,7 @@ def test_answers_are_values_or_functions():
         host.call("node.facts", {})
 
 
-def test_every_call_is_remembered_with_its_outcome():
+def test_in_memory_gate_remembers_every_call_with_its_outcome():
     host = Gate(["kv:read"])
     host.kv["a"] = b"\xff"
     assert host.call("kv.get", {"key": "a"}) == {"ok": True, "value": None, "value_base64": "/w=="}
@@ -88,7 +88,7 @@ def test_every_call_is_remembered_with_its_outcome():
     assert repr(host.calls[0]) == "Called('kv.get', {'key': 'a'}, '')"
 
 
-def test_logged_lines_are_recorded():
+def test_in_memory_gate_records_logged_lines():
     host = Gate(["log:write"])
     for params in ({"message": "a"}, {"message": "b", "level": "error"}, {"message": "c", "level": "odd"}):
         host.call("log.write", params)

@@ -55,7 +55,7 @@ def host():
     )
 
 
-def test_actions_read_and_write_kv(host):
+def test_harness_actions_read_and_write_kv(host):
     assert host.invoke("count", 1)["result"] == {"count": 1, "payload": 1}
     assert host.gate.kv == {"count": b"1"}
     host.gate.kv["count"] = b"41"
@@ -72,7 +72,7 @@ def test_params_and_results_are_converted_through_json(host):
         host.invoke("count", {1, 2})
 
 
-def test_errors_are_those_an_operator_sees(host):
+def test_harness_errors_are_those_an_operator_sees(host):
     assert host.invoke("refuse") == {"ok": False, "message": "not today", "result": None, "error": "not today"}
     assert host.invoke("dance")["error"] == "no such action: dance"
     host.gate.kv["count"] = b"not a number"
@@ -81,14 +81,14 @@ def test_errors_are_those_an_operator_sees(host):
         host.invoke("leave")
 
 
-def test_undeclared_calls_are_refused():
+def test_harness_refuses_undeclared_host_calls():
     bare = Harness(Counter())
     assert bare.invoke("count")["error"] == "capability_denied: the manifest does not declare kv:read"
     masked = Harness(Counter(), capabilities=["http:egress"], granted=[])
     assert masked.invoke("ask")["error"].startswith("capability_not_granted: ")
 
 
-def test_other_host_calls_are_answered_by_the_test(host):
+def test_host_call_other_than_kv_is_answered_by_the_test(host):
     assert host.invoke("ask")["result"] == "hi"
 
     def refuse(params):
@@ -105,7 +105,7 @@ def test_harness_calls_health_and_stop(host):
     assert host.plugin.was_stopped
 
 
-def test_a_plugin_may_have_its_own_constructor():
+def test_plugin_with_its_own_constructor_works_in_harness():
     """Whether it calls that of Plugin or not."""
 
     class Own(Plugin):
@@ -119,7 +119,7 @@ def test_a_plugin_may_have_its_own_constructor():
     assert Harness(Own("a"), config={"b": 1}).invoke("say")["result"] == ["a", "test.plugin", {"b": 1}]
 
 
-def test_invoke_may_be_written_for_all_actions():
+def test_overridden_invoke_gets_all_actions():
     class All(Plugin):
         def invoke(self, action, payload):
             return [action, payload]

@@ -59,7 +59,7 @@ def once(tmp_path):
     return carry_out
 
 
-def test_an_action_is_carried_out_with_its_host_calls(once):
+def test_one_shot_action_runs_with_its_host_calls(once):
     """Printed text does not mix with protocol lines."""
     gate = Gate(KV)
     for count in (1, 2):
@@ -67,8 +67,8 @@ def test_an_action_is_carried_out_with_its_host_calls(once):
     assert gate.kv["count"] == b"2"
 
 
-def test_describe_is_answered(once):
-    """What it is and what it can do, unless it says something else."""
+def test_one_shot_describe_answers_name_and_actions(once):
+    """Unless the plugin overrides it."""
     actions = ["break", "count", "crowd", "odd", "spawn", "wrong"]
     expected = {"name": "Tested", "about": "A plugin of a test.", "actions": actions}
     assert once("describe")["result"] == expected
@@ -87,12 +87,12 @@ def test_describe_is_answered(once):
         ("{}[1]", "unhealthy", "KeyError: 1"),
     ],
 )
-def test_health_is_answered(once, health, status, error):
+def test_one_shot_health_answers_status(once, health, status, error):
     found = once("health", body=f"def health(self): return {health}")
     assert (found["ok"], found["error"], found["result"]) == (error is None, error, {"status": status})
 
 
-def test_failure_is_sent_as_the_reply(once):
+def test_failed_action_is_reported_in_the_reply(once):
     assert "TypeError" in once("odd")["error"]
     assert once("break", "x")["error"] == "KeyError: 'x'"
     assert once("wrong")["error"].startswith("bad_params: expected parameters")
@@ -102,11 +102,11 @@ def test_failure_is_sent_as_the_reply(once):
     assert once("count", body="def started(self): raise ValueError('no')")["error"] == "ValueError: no"
 
 
-def test_calls_from_threads_are_serialised(once):
+def test_host_calls_from_threads_are_serialised(once):
     assert once("crowd")["result"] == [240, True]
 
 
-def test_children_do_not_inherit_the_answers(once):
+def test_children_do_not_inherit_the_answer_descriptor(once):
     assert once("spawn")["result"] is False
 
 
@@ -130,7 +130,7 @@ def _shouted(tmp_path, request, answers, body=BODY):
     return [json.loads(line) for line in done.stdout.splitlines()], done
 
 
-def test_lines_follow_the_protocol(tmp_path):
+def test_one_shot_output_alternates_calls_and_ends_with_the_reply(tmp_path):
     """Call, answer, call, answer, reply."""
     answers = (
         b'{"host_response": {"id": "1", "ok": true, "result": {"ok": false}, "error": null}}\n'
@@ -157,7 +157,7 @@ def test_missing_request_is_an_unknown_action(tmp_path):
     assert done.returncode == 0
 
 
-def test_a_call_after_the_reply_is_refused(tmp_path):
+def test_host_call_after_the_reply_is_refused(tmp_path):
     """From a thread that is still running: the reply must be the last line."""
     body = """
     def do_leave(self, payload):

@@ -86,13 +86,13 @@ def test_missing_program_is_an_error():
         ("read -r line; sleep 60", r"expected a line within 0\.3 s"),
     ],
 )
-def test_an_invocation_without_a_reply_is_named(script, words):
+def test_invocation_without_a_reply_names_what_came_instead(script, words):
     with pytest.raises(ProgramError, match=words):
         run_once(_sh(script), Gate(), "look", deadline_s=0.3)
 
 
-def test_an_invocation_gets_its_request_and_its_answers():
-    """In the lines of the protocol."""
+def test_invoked_program_gets_its_request_and_answers():
+    """As protocol lines."""
     script = """
     IFS= read -r request
     printf '{"host_call":{"id":7,"method":"node.facts"}}\\n'

@@ -24,7 +24,7 @@ def living(tmp_path):
     return start
 
 
-def test_session_runs_from_initialize_to_shutdown(living):
+def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(living):
     """started, actions, health, host calls, stopping; exit code 0 and an empty stderr."""
     body = """
     def started(self):
@@ -92,7 +92,7 @@ def test_exception_of_an_action_is_returned_as_its_error(living):
         ("raise_odd()", "odd ?"),
     ],
 )
-def test_a_result_that_cannot_be_sent_is_an_error_of_its_action(living, result, why):
+def test_result_that_cannot_be_encoded_is_an_error_of_its_action(living, result, why):
     """No malformed line is written, and the next action works."""
     body = f"""
     def do_it(self, payload):
@@ -114,7 +114,7 @@ def test_a_result_that_cannot_be_sent_is_an_error_of_its_action(living, result, 
         assert plugin.invoke("work")["ok"]
 
 
-def test_the_largest_result_that_fits_is_sent(living):
+def test_largest_result_that_fits_is_sent(living):
     """To the byte."""
     around = len(b'{"jsonrpc":"2.0","id":2,"result":{"ok":true,"message":"","result":"","error":null}}\n')
     body = f"""
@@ -194,7 +194,7 @@ def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_answers_reach_the_thread_that_called(living):
+def test_each_answer_reaches_the_thread_that_called(living):
     """With calls from many threads at once, interleaved with requests of the host."""
     body = """
     def do_crowd(self, payload):
@@ -238,7 +238,7 @@ def test_background_thread_can_call_between_requests(living):
 
 
 @pytest.mark.parametrize("payload", ["parameters", "size"])
-def test_calls_that_cannot_be_encoded_raise_locally(living, payload):
+def test_host_calls_that_cannot_be_encoded_raise_locally(living, payload):
     """With the same codes as the Gate; nothing reaches the host."""
     body = """
     def do_parameters(self, payload):
@@ -282,7 +282,7 @@ def test_unknown_methods_are_refused_and_notifications_ignored(tmp_path):
     assert done.returncode == 0
 
 
-def test_params_may_be_missing(tmp_path):
+def test_request_without_params_is_answered(tmp_path):
     said, _ = plugins.told(plugins.program(tmp_path, "pass"), plugins.say("initialize", "invoke", "shutdown"))
     assert said[1]["result"]["error"] == "no such action: "
 

@@ -72,7 +72,7 @@ def rechain(lines: Lines) -> Lines:
     return made
 
 
-def test_intact_chain_passes(lines: Lines) -> None:
+def test_intact_chain_verifies(lines: Lines) -> None:
     """Built independently, from the contract alone; with and without the key."""
     report = audit_chain.verify(lines, key=PUBLIC)
     assert report.ok
@@ -82,7 +82,7 @@ def test_intact_chain_passes(lines: Lines) -> None:
     assert audit_chain.verify(lines).signed_seq == 0
 
 
-def test_empty_chain_passes() -> None:
+def test_empty_chain_verifies() -> None:
     """As of a new ledger."""
     report = audit_chain.verify([])
     assert report.ok
@@ -228,7 +228,7 @@ def test_conflicting_heads_are_reported(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("line", [None, 7, "x", [], {}, {"head": None}, {"head": {}}, {"seq": 1}])
-def test_malformed_lines_are_reported(line: Any) -> None:
+def test_malformed_export_lines_are_reported(line: Any) -> None:
     """Any JSON value gives a report."""
     assert "malformed" in audit_chain.verify([line]).problem
 

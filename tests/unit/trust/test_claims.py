@@ -48,7 +48,7 @@ def test_single_claim_wins():
     assert claimants.resolve([], PIN) == (None, {})
 
 
-def test_without_a_record_all_claimants_are_refused():
+def test_all_claimants_of_one_id_without_a_record_are_refused():
     """Nothing tells which one is meant, not even for two copies of the same bundle."""
     twice = {"plugins/a": "duplicate_id", "plugins/b": "duplicate_id"}
     assert _resolve([_claim("plugins/a"), _claim("plugins/b")], pin=None) == (None, twice)

@@ -56,7 +56,7 @@ def _torsion() -> set[Point]:
 
 
 def _spellings(point: Point) -> list[bytes]:
-    """Every 32 bytes that some decoder takes for `point`: either sign bit, y not reduced too."""
+    """Every 32 bytes that some decoder accepts for `point`: either sign bit, y not reduced too."""
     ys = [y for y in (point[1], point[1] + P) if y < 2**255]
     return [(y | sign << 255).to_bytes(32, "little") for y in ys for sign in (0, 1)]
 
@@ -126,7 +126,7 @@ def test_valid_keys_are_accepted_with_or_without_padding_and_white_space():
         ("é" * 43, "other characters"),
     ],
 )
-def test_text_other_than_strict_base64_of_32_bytes_is_refused(written, said):
+def test_key_other_than_strict_base64_of_32_bytes_is_refused(written, said):
     """The message says what was expected and what was found."""
     with pytest.raises(keys.BadText, match=said):
         keys.decode_base64(written, size=32)

@@ -38,8 +38,8 @@ def test_every_form_of_a_publisher_is_decoded():
     assert found.publishers["four"] == policy.Publisher(keys=(OTHER.public,))
 
 
-def test_defaults_are_strict():
-    """An empty policy trusts no publisher, requires signatures and revokes nothing."""
+def test_empty_policy_is_strict():
+    """It trusts no publisher, requires signatures and revokes nothing."""
     assert _decode({}) == policy.NOBODY
     assert policy.NOBODY.require_signature
     assert not policy.NOBODY.allow_unsigned_host_risk
@@ -78,7 +78,7 @@ def test_plugins_are_revoked_by_version_without_version_or_altogether():
         ("", "+x", False),
     ],
 )
-def test_a_revoked_version_covers_its_builds(entry, version, covered):
+def test_revoked_version_covers_its_builds(entry, version, covered):
     """Build metadata makes no other version (SemVer 2.0.0, section 10); a revoked build is revoked alone."""
     revoked = policy.Revoked(plugins=frozenset({f"acme.one@{entry}"}))
     assert (revoked.plugin("acme.one", version) is not None) == covered
@@ -175,7 +175,7 @@ def test_policy_that_is_not_strict_json_is_invalid(data):
     assert caught.value.code == "policy_invalid"
 
 
-def test_errors_cut_and_escape_the_value_found():
+def test_policy_error_cuts_and_escapes_the_value_found():
     """It may be a private key in the wrong place, or an escape sequence."""
     with pytest.raises(Problem) as caught:
         _decode({"trusted_publishers": {"acme": "\x1b[31m" + "S" * 5000}})
@@ -201,7 +201,7 @@ def test_encoded_policy_round_trips():
     assert json.loads(policy.encode(full))["trusted_publishers"]["acme"] == ACME.public
 
 
-def test_edits_return_new_policies():
+def test_policy_edits_return_new_values():
     """Adding, removing and revoking do not change the old value."""
     added = policy.with_publisher(policy.NOBODY, "acme", policy.Publisher(keys=(ACME.public,)))
     assert dict(policy.NOBODY.publishers) == {}

@@ -181,7 +181,7 @@ def test_policy_switches_limit_capabilities_of_unsigned_bundles(require, host, k
         assert (found.key, found.manifest.signed) == ("", False)
 
 
-def test_unsigned_bundle_needs_a_digest():
+def test_unsigned_bundle_needs_a_matching_digest():
     """It is compared as for signed ones."""
     trust = _trust(require_signature=False)
     assert _code(_unsigned(digest_sha256=None) | {"digest_sha256": ""}, trust) == "digest_missing"
@@ -288,7 +288,7 @@ def test_no_publisher_is_trusted_without_a_policy():
     assert _code(_unsigned(), policy.NOBODY) == "publisher_missing"
 
 
-def test_the_first_failure_in_the_order_of_codes_wins():
+def test_first_failure_in_the_order_of_codes_wins():
     """One bundle with every defect, repaired one by one."""
     evil, signature = hashlib.sha256(b"evil").hexdigest(), ACME.sign(b"something else")
     revoked = {"keys": [ACME.public], "plugins": ["acme.demo@*"], "digests": [evil]}
