@@ -75,6 +75,7 @@ def _check_version_of_format(raw: dict[str, Any]) -> None:
         return
     if raw["schema"] != manifest.SCHEMA_V2:
         found = raw["schema"] if isinstance(raw["schema"], str) and raw["schema"] else f"{raw['schema']!r}"
+        # Not an error of the author: this manifest may be good, and this latticed too old for it.
         raise BundleRefused(
             Code.MANIFEST_INVALID,
             _shown(f"expected the schema {manifest.SCHEMA_V2}, or none (version 1), found {found}"),
@@ -94,6 +95,7 @@ def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None
     """rules.Broken for a field outside of `known`, with the nearest known name; `which` says of which format."""
     for name in raw:
         if name not in known:
+            # Cut: comparing takes time that grows with the length, and the name is the author's.
             nearest = difflib.get_close_matches(name[:80].lower(), sorted(known), n=1)
             meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
             raise rules.Broken(f"expected only known fields in a manifest {which}, found {name[:80]!r}{meant}")

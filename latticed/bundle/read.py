@@ -188,6 +188,7 @@ class BundleDirectory:
             raise refusal.unreadable(name, error) from error
 
     def _check_in_time(self, name: str) -> None:
+        """BundleRefused once the deadline has passed."""
         if self._clock() > self._deadline:
             raise refusal.too_slow(name, self._limits.deadline_s)
 
@@ -232,6 +233,7 @@ class BundleDirectory:
             raise refusal.changed(name)
 
     def _forget_artifact(self) -> None:
+        """Close the artifact that `manifest` left open, if any."""
         if isinstance(self._artifact, int):
             os.close(self._artifact)
         self._artifact = None

@@ -44,6 +44,7 @@ def json_kind(value: object) -> str:
 
 
 def _check_ids(found: Manifest) -> None:
+    """Id and publisher are well formed and not those of built-in plugins."""
     if not ids.is_valid(found.id):
         raise Broken(f"expected `id` to be {ids_are()}, found {_quote(found.id)}")
     if ids.is_reserved_plugin(found.id):
@@ -60,6 +61,7 @@ def ids_are() -> str:
 
 
 def _check_name(field: str, value: str, *, limit: int) -> None:
+    """As `_check_line`, and not blank."""
     if not value.strip():
         raise Broken(f"expected `{field}` to be 1 to {limit} visible characters, found {_quote(value)}")
     _check_line(field, value, limit=limit)

@@ -48,8 +48,8 @@ class Directory:
     """The bundles of one directory as they are now. Run `start` once, then `run` until cancelled, then `stop`.
 
     `recorded` are the bundles that records name: they are judged first, in a queue with threads of its own, so that no
-    other bundle delays them. `post` is called with (name, verdict; None for gone) of whatever was judged; it drops what
-    is no change.
+    other bundle delays them. `post` is called with (name, verdict) of whatever was judged, None for a bundle that is
+    gone; it has to drop what is no change.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Directory:
         self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
 
     def _cannot_list(self, error: Exception | None) -> None:
-        """One that is missing has no bundles; in one that cannot be listed, those known by name are looked at."""
+        """A missing directory has no bundles; in one that cannot be listed, those known by name are looked at."""
         self._problem = reasons.directory(self._path, error)
         if isinstance(error, Problem) and error.code == "directory_missing":
             self._unlisted = 0

@@ -37,7 +37,7 @@ class Presence:
 
     @property
     def available(self) -> bool:
-        """Whether the plugin may run: a bundle on disk verifies as it, and so does its stored pair."""
+        """Whether a bundle on disk verifies as this plugin, and its stored pair may run too."""
         return self.winner is not None and self.stored is None
 
     @property
@@ -49,6 +49,7 @@ class Presence:
     def candidate(self, record: Record) -> Verified | None:
         """The verified bundle that an upgrade would take: its identity differs from the accepted one."""
         if not record.accepted or self.winner is None or self.winner.verdict.identity == record.facts.identity:
+            # The accepted version itself, perhaps under another name.
             return None
         return self.winner.verdict
 

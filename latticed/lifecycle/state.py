@@ -59,6 +59,7 @@ class LifecycleState:
         """What host services may do for a plugin now."""
         record = self.records.get(plugin_id)
         if record is None:
+            # There is no plugin of this id.
             return UNKNOWN
         if record.status is not Status.ACTIVE:  # a runner asks for its permits before it is activated
             return replace(UNKNOWN, permits=record.permits)

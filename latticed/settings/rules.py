@@ -20,7 +20,7 @@ def setting(
     """A dataclass field with the rules that `settings.load` checks.
 
     `low` and `high` are inclusive, and given together. `one_of` are the only values (for a table, the only entries of
-    its lists). `fault(value)` returns what was expected, or an empty text if the value is valid.
+    its lists). `fault(value)` says in words what the value has to be, empty if it is valid.
     """
     rules = {"low": low, "high": high, "one_of": one_of, "fault": fault}
     # A dict is mutable, which a field's default must not be (dataclasses): each instance gets a copy.

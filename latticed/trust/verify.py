@@ -102,12 +102,14 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
     # Both switches are needed: while signatures are required, an unsigned bundle is refused anyway.
     unsigned_host_risk = not policy.require_signature and policy.allow_unsigned_host_risk
     host_risk = ", ".join(sorted(capability.host_risk(manifest.capabilities)))
+    # The one capability of host risk that wasm may have, http:egress, takes a signature (contracts §2).
     if host_risk and manifest.type == "wasm" and not (manifest.signed or unsigned_host_risk):
         raise BundleRefused(
             Code.CAPABILITY_NOT_ALLOWED,
             f"expected a signed wasm plugin to hold {host_risk}, found no signature",
             _HINT_SIGN,
         )
+    # While signatures are required, `_publisher_trusted` refuses it with a code that says more.
     if host_risk and _unsigned(manifest) and not (policy.require_signature or unsigned_host_risk):
         raise BundleRefused(
             Code.CAPABILITY_NOT_ALLOWED,
