@@ -173,7 +173,7 @@ def _gone(facts: RemedyFacts, view: wire.PluginView) -> Advice:
 
 
 def _afresh(view: wire.PluginView) -> Iterator[str]:
-    """The verbs that take a plugin in anew, in order."""
+    """The verbs that remove a plugin and install it again, in order."""
     if view.status == "active":
         yield "disable"
     yield from ("forget", "install")

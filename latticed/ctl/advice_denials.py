@@ -40,7 +40,7 @@ def suffered(
     """
     working = replies.texts(causes.get("working"))
     calls = [row for row in denials if row.action == "host.call"]
-    # First pass: only what a grant lifts, however old: it stays denied until somebody grants it.
+    # First pass: only what a grant lifts, however old: it stays denied until it is granted.
     for row in calls:
         if (found := _access(plugin_id, row, grants)) is not None:
             return found

@@ -229,7 +229,8 @@ def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "
     """A chain's report in the shape of the daemon's."""
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
-        # Anybody can compute a valid chain of hashes: without a signed head nothing proves that it is this host's.
+        # A valid chain of hashes can be computed without the key: without a signed head nothing proves that it is this
+        # host's.
         reason, bad = "no event is under a head signed by this key: the whole chain could be made up", 1
     if key is not None and not reason and found.signed_seq < found.last_seq:
         session.screen.note(f"{name} after {found.signed_seq} are not under a signed head yet")

@@ -1,6 +1,6 @@
 """The control API over its unix socket, with http.client (contracts §7).
 
-One connection per request: on a kept-alive one that the daemon closes meanwhile, there would be no telling whether a
+One connection per request: on a kept-alive one that the daemon closes meanwhile, it would be unknown whether a
 change was carried out. A GET whose connection breaks is retried once; other methods never.
 """
 

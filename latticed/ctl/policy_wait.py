@@ -46,7 +46,7 @@ def _shows(plain: dict[str, Any], policy: TrustPolicy) -> bool:
     keys = {str(one.get("publisher")): set(replies.texts(one.get("keys"))) for one in shown}
     revoked = plain.get("revoked")
     known = revoked if isinstance(revoked, dict) else {}
-    # Revocations are remembered by the daemon for good, so it may have more than the file.
+    # The daemon remembers revocations until they are lifted, so it may have more than the file.
     return keys == {name: set(one.keys) for name, one in policy.publishers.items()} and all(
         getattr(policy.revoked, kind) <= set(replies.texts(known.get(kind))) for kind in ("keys", "digests", "plugins")
     )

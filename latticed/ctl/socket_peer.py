@@ -56,7 +56,7 @@ def given_to(path: str) -> int | None:
     anybody_makes = False  # the parent is writable by all, such as /tmp
     here = "/"
     try:
-        # From the root down: whoever may write to a directory can replace everything below it.
+        # From the root down: a user who may write to a directory can replace everything below it.
         for part in ["", *os.path.dirname(os.path.realpath(path)).split("/")[1:]]:
             here = os.path.join(here, part)
             found = os.stat(here)

@@ -93,7 +93,7 @@ def follow(
                 pause_s, lost, after = FIRST_PAUSE_S, False, sent.at
                 yield sent
         except Problem as problem:
-            # Without a cursor the events of the meantime would be lost without a word.
+            # Without a cursor the events of the meantime would be lost silently.
             if after is None or not passing(problem):
                 raise
         if not lost and after is not None:

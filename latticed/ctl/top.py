@@ -116,7 +116,10 @@ def _live(session: CtlSession, client: ControlClient) -> int:
 
 
 def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> None:
-    """Look, draw and wait for a key, until the user wants to leave; the first look raises, later ones are shown."""
+    """Look, draw and wait for a key, until the user quits.
+
+    Problems of the first look are raised; later ones are shown while the daemon does not answer.
+    """
     before: activity.Sample | None = None
     shown = ""
     while True:

@@ -25,7 +25,7 @@ WINDOW_S: Final = 10.0
 EVERY_S: Final = 1.0
 """Shortest time between two events with a count of the same window."""
 MAX_WINDOWS: Final = 1_024
-"""Bounds memory, as strangers cause these denials. Beyond it the oldest window is closed for a new one."""
+"""Bounds memory, as peers and plugins can cause denials without end. The oldest window is closed for a new one."""
 COUNT: Final = "count"
 """The key of the count in `detail`."""
 

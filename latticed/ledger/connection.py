@@ -101,7 +101,7 @@ def open_writer(path: Path) -> Connection:
 
 
 def open_witness(path: Path) -> Connection:
-    """A read-only connection to a database that nobody else has open, and that may be damaged; raises apsw.Error.
+    """A read-only connection to a database that is open nowhere else, and that may be damaged; raises apsw.Error.
 
     Closing it leaves the WAL as it is (read-only connections do not checkpoint), as the only good rows may be there.
     """

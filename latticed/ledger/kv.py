@@ -50,7 +50,8 @@ def keys(conn: RowReader, bucket: str, prefix: str = "", after: str = "", limit:
 def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) -> None:
     """Store `value`, replacing what was there; Problem quota_exceeded when it does not fit.
 
-    A replacement that does not make the bucket larger always fits, so that a lowered quota locks nobody out.
+    A replacement that does not make the bucket larger always fits, so that values can still be changed after the quota
+    was lowered.
     """
     if len(value) > quota.value_bytes:
         raise _exceeded(f"a value of at most {quota.value_bytes} bytes", f"{len(value)}")

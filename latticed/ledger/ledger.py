@@ -113,7 +113,7 @@ class Ledger:
         self._deferred.put(event)
 
     def record_limited(self, event: audit.Event, *, group: str = "") -> None:
-        """As `record_later`, for what strangers can cause without end: beyond a quota it is only counted.
+        """As `record_later`, for what anybody can cause without end: beyond a quota it is only counted.
 
         Each `group` has a quota of its own.
         """

@@ -189,7 +189,7 @@ INSERT OR IGNORE INTO audit_horizons
 """
 """Host calls in a chain of their own (contracts §11); those of before stay where they are, so no hash changes.
 
-`audit_horizons`: how far both chains were when a plugin came into another publisher's hands. Of hand-overs before this
+`audit_horizons`: how far both chains were when a plugin passed to another publisher. Of such changes before this
 step only those are known by which a bucket was set aside.
 """
 

@@ -23,7 +23,7 @@ _RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expir
 class MonitorRow:
     """One monitor. `state` since `since`, with `against` results in a row that spoke against it; `checks` made so far.
 
-    `key` is never used again: a monitor that is made anew, or turned to another target, has another one.
+    `key` is never used again: a monitor that is deleted and made again, or gets another target, has another one.
     """
 
     key: int

@@ -59,7 +59,7 @@ def prune(
 ) -> int:
     """Remove rows of these statuses, of one plugin or all, last changed before `before_us` (0: whenever).
 
-    Removing what is queued loses it, on an operator's word. How many were removed.
+    Queued items that are removed are never delivered. Returns how many were removed.
     """
     bounds, values = _chosen(statuses, plugin_id)
     if before_us:

@@ -112,7 +112,7 @@ def accept(
         if (row := found.fetchone()) is not None:
             return QueuedNotification(id=row[0], duplicate=True)
     _make_sure_of_room(tx, plugin_id, message.size, quota)
-    # Random, so that receivers which drop duplicates by id never see the same id from a ledger made anew.
+    # Random, so that receivers which drop duplicates by id never see an id twice, even from a new ledger.
     made = secrets.token_hex(16)
     tx.execute(
         "INSERT INTO notifications (id, plugin_id, dedupe, event, severity, title, body, size, status, next_at,"

@@ -43,9 +43,9 @@ def put(
 ) -> PlanRow:
     """Keep a plan and return its row.
 
-    The same plan again is the row that exists, planned anew if it was applied or stale.
+    A plan that exists is not added again: its row is returned, set back to planned if it was applied or stale.
 
-    Earlier plans of this owner and kind that nobody has approved go stale: the newest is what is wanted. Problem
+    Earlier plans of this owner and kind that are not approved go stale: the newest is what is wanted. Problem
     quota_exceeded when the plugin, or all, have as many as `quota` says and no closed one can be removed.
     """
     found = get(tx, plugin_id, sha256)

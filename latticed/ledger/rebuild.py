@@ -150,7 +150,7 @@ def set_aside(directory: Path, label: str) -> tuple[str, ...]:
 
 
 def put_in_place(directory: Path, database: Path) -> None:
-    """Rename `database`, which nobody has open, to the ledger's name."""
+    """Rename `database`, which must be open nowhere, to the ledger's name; on disk when it returns."""
     os.rename(database, directory / state.DATABASE)
     files.sync_directory(directory)
 
@@ -191,7 +191,7 @@ def _wrong_with_key(directory: Path) -> str:
     try:
         state.load_key(directory)
     except Problem as problem:
-        # Anything else (mode, permission) is to be put right by hand: a rebuild would not help.
+        # Anything else (mode, permission) is for the operator to correct: a rebuild would not help.
         if problem.code != "ledger_damaged":
             raise
         return problem.reason
@@ -206,7 +206,7 @@ def _wrong_with(witness: connection.Connection) -> str:
     version = migrations.version_of(witness)
     if version > len(migrations.MIGRATIONS):
         raise Problem("ledger_newer", "this ledger is not damaged: it was written by a newer latticed", "run that one")
-    # A trigger or view that somebody added would act within later statements; `quick_check` reports none.
+    # An added trigger or view would act within later statements; `quick_check` reports none.
     if version == 0 or _schema(witness) != _expected_schema(version):
         return "expected the tables of latticed and nothing else, found others"
     try:

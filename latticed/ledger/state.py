@@ -64,7 +64,7 @@ def locked(directory: Path) -> Iterator[None]:
             trusted_files.check_directory(directory)
             fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            os.fchmod(fd, 0o600)  # whoever can open it can lock it
+            os.fchmod(fd, 0o600)  # any user who can open it can lock it
             # flock(2) ends with the descriptor: kill -9 leaves no stale lock, and the file is never removed.
             _lock(fd, directory)
         except OSError as error:
@@ -171,7 +171,7 @@ def _make_key(directory: Path, writer: connection.Connection) -> None:
         make_key(directory)
     except OSError as error:
         raise _unusable(directory, error) from error
-    # From now on, recovery and restore take a missing floors file as removed by somebody.
+    # From now on, recovery and restore take a missing floors file for a removed one.
     floors.write(directory, floors.Floors(), load_key(directory))
 
 

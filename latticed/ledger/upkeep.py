@@ -101,7 +101,7 @@ async def check_rest(database: Path) -> Problem | None:
 
 
 def _whole(source: connection.Connection) -> str:
-    """What is wrong with the whole file; an error that says damage is a finding too."""
+    """What is wrong with the whole file, empty for nothing; an error of class DAMAGE is a finding too."""
     try:
         return integrity.check(source, whole=True)
     except connection.DAMAGE as error:

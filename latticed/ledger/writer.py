@@ -101,7 +101,7 @@ class LedgerWriter:
         self, change: Callable[[Transaction], Any] | Event, *, durable: bool, essential: bool = False
     ) -> asyncio.Future[Any]:
         """Queue a job; Problem ledger_unavailable when closed."""
-        # After `stop` has queued None nobody takes jobs any more: a future made now would never be resolved.
+        # After `stop` has queued None no job is taken any more: a future made now would never be resolved.
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -118,7 +118,7 @@ class LedgerWriter:
     # Everything below runs on the thread.
 
     def _run(self) -> None:
-        """The thread: enter the state directory, serve until told to stop, leave it."""
+        """The thread: enter the state directory, commit jobs until `stop`, leave it."""
         try:
             with state.enter(self._directory, accept_rollback=self._accept_rollback) as entered:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
@@ -130,7 +130,7 @@ class LedgerWriter:
             self._tell(_resolve, self._ready, None, error)
 
     def _serve(self, committer: Committer, chains: Chains) -> None:
-        """Commit batch by batch until told to stop."""
+        """Commit batch by batch until `stop` has queued None."""
         going = True
         while going:
             batch: list[WriteJob] = []
@@ -152,7 +152,7 @@ class LedgerWriter:
 
     def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
         """On the event loop: wake waiters, resolve the futures of a batch, hand over its heads."""
-        # The tip is set before anybody is woken, so that a waiter which looks again sees the new events.
+        # The tip is set before waiters are woken, so that a waiter which looks again sees the new events.
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
         if decided:

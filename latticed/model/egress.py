@@ -242,7 +242,7 @@ def _parts(pattern: str) -> tuple[str, int]:
 
 
 def is_metadata(bound: Origin) -> bool:
-    """Whether an origin is a cloud's metadata service, which hands out this machine's credentials."""
+    """Whether an origin is a cloud's metadata service, from which this machine's credentials can be read."""
     from latticed.model import addresses
 
     return addresses.blocked_class(bound.address) == addresses.METADATA

@@ -1,7 +1,7 @@
 """`Fault`, the form of every error and refusal, and the exceptions that carry one.
 
-It is translated at the edges only: the Gate tells a plugin `code: reason`, rpc writes a problem document (where the
-reason is `detail`), latticectl prints it with its hint.
+It is converted for the outside only: a plugin gets `code: reason` from the Gate, rpc writes a problem document (where
+the reason is `detail`), latticectl prints it with its hint.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def _fits(kind: str, value: str) -> bool:
 def _is_reserved(prefix: str) -> bool:
     """Whether no plugin may have this path."""
     parts = prefix.split("/")
-    # `/.well-known/` is for the site as a whole (RFC 8615); dot segments are removed by clients (RFC 3986, 5.2.4).
+    # `/.well-known/` is of the whole site, not of one plugin (RFC 8615); dot segments are removed by clients (RFC 3986,
+    # 5.2.4).
     return ".." in parts or "." in parts or parts[1] == ".well-known"
 
 

@@ -46,7 +46,7 @@ class RestartPolicy(Backoff):
 
     A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row that are not excused open
     the breaker, which only an operator closes. Excused ones alone never make the pause longer than `excused_share` of
-    `ceiling_s`: each may be one request of somebody who wants it down.
+    `ceiling_s`: each may be a request of a visitor who wants to stop the plugin.
     """
 
     excused_share: float = 0.25

@@ -19,7 +19,7 @@ class RuntimeState(StrEnum):
 
 
 class Health(StrEnum):
-    """What the plugin last said of itself; `unknown` until then."""
+    """The health that the plugin last reported; `unknown` until it does."""
 
     UNKNOWN = "unknown"
     HEALTHY = "healthy"

@@ -29,7 +29,7 @@ _WILD: Final = frozenset({None, "x", "X", "*"})
 
 
 class InvalidRange(ValueError):  # reads as the finding it is
-    """This text is not a range of versions; the message says where it stops being one."""
+    """The text is not a range of versions; the message has the part that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

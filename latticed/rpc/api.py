@@ -138,7 +138,7 @@ class Ask:
 
     @property
     def peer(self) -> Peer:
-        """Who asks, by the kernel's word (uid, gid, pid, groups); Problem access_denied when that is not known."""
+        """The caller as the kernel names it (uid, gid, pid, groups); Problem access_denied when that is not known."""
         connection = self.request.protocol
         if not isinstance(connection, ControlConnection) or connection.peer is None:
             raise Problem("access_denied", "the kernel does not know who is asking")
@@ -146,13 +146,13 @@ class Ask:
 
     @property
     def actor(self) -> Actor:
-        """Who asks, as audit events name them."""
+        """The caller as audit events name it."""
         return self.api.access.actor(self.peer)
 
     # Once per request: a reload of the settings meanwhile does not change them halfway.
     @functools.cached_property
     def scopes(self) -> Scope:
-        """The scopes of who asks."""
+        """The scopes of the caller."""
         return self.api.access.scopes(self.peer)
 
     @property

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_PAGE: Final = 1_000
 """Most events of one answer; `ledger.audit` has the same bound."""
 TELL_S: Final = 1.0
-"""How often a verification says how far it is."""
+"""How often a verification with `progress` writes how far it is, in seconds."""
 # A reader that takes nothing for so long is cut.
 WRITE_S: Final = 10.0
 _EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)

@@ -32,9 +32,9 @@ Identity = tuple[int, int]
 class RuntimeDirectory:
     """Locked while the context is open: flock(2) on a file in it that no other user may open.
 
-    A lock on the directory itself could be held by whoever may enter it. Entering raises Problem `runtime_unusable`
-    when others own the directory or may write to it, `runtime_in_use` when another daemon holds it, `socket_unusable`
-    when it cannot be made.
+    A lock on the directory itself could be held by any user who may enter it. Entering raises Problem
+    `runtime_unusable` when others own the directory or may write to it, `runtime_in_use` when another daemon holds it,
+    `socket_unusable` when it cannot be made.
     """
 
     def __init__(self, path: Path) -> None:

@@ -146,7 +146,7 @@ class ServicePage(TypedDict):
 
 
 class RouteRow(TypedDict):
-    """`state`: served, refused (`reason` says why), or resting while its plugin may not have it served."""
+    """`state`: served, refused (`reason` says why), or resting while its plugin is not permitted to have it served."""
 
     plugin: str
     path: str

@@ -107,7 +107,7 @@ class Grants(Body, frozen=True):
 async def listing(ask: Ask) -> web.StreamResponse:
     """Every plugin on record, sorted by id."""
     known = ask.api.lifecycle.known()
-    # So many rows are cached, so that joining them takes no time worth mentioning.
+    # So many rows are cached, so that joining them takes little time.
     if len(known) <= views.ROWS_KEPT:
         body = b",".join([views.plugin_row(ask.api, record) for record in known])
         return web.Response(body=b"[" + body + b"]", content_type="application/json")

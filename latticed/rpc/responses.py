@@ -37,7 +37,7 @@ class SandboxReport(TypedDict):
 class HealthReport(TypedDict):
     """Only `status` for those who may not read. `not_running` counts active plugins by why they do not run.
 
-    `notes`: what is worth knowing though nothing is wrong.
+    `notes`: facts for the operator that are no problems.
     """
 
     status: Literal["ok", "degraded"]
@@ -80,7 +80,7 @@ class AuditHead(TypedDict):
 
 
 class Glance(TypedDict):
-    """The daemon at a glance; `plugins` counts by status, `runtime` by state, `not_running` as in `HealthReport`."""
+    """The state of the daemon; `plugins` counts by status, `runtime` by state, `not_running` as in `HealthReport`."""
 
     version: str
     state: Literal["ok", "degraded"]
@@ -198,7 +198,10 @@ class Refusal(TypedDict):
 
 
 class Sign(TypedDict):
-    """What a plugin's stderr gives away: `missing_module` (the value names it), `cannot_fork`, `cannot_thread`."""
+    """A failure recognised in a plugin's stderr.
+
+    `missing_module` (`value` is its name), `cannot_fork` or `cannot_thread`.
+    """
 
     sign: str
     value: str

@@ -39,7 +39,7 @@ async def usage(ask: Ask) -> UsageReport:
     actor = str(Actor(kind="plugin", name=record.id))
     made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)
     watched = await contacts.watched_since(ask.api.ledger.read_slow, record.id)
-    # A plugin that is not active makes no calls, which says nothing about its grants.
+    # A plugin that is not active makes no calls, whatever it was granted.
     enough = bool(watched) and watched <= rfc3339(since_us) and record.status is Status.ACTIVE
     reached = await ask.api.ledger.read_slow(lambda db: contacts.since(db, record.id, since_us))
     # A call that was only refused is no use of its capability.
