@@ -249,7 +249,7 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
     )
     # Not `Response`, which would hold the whole body in memory.
     out = web.StreamResponse(status=answer.status, headers=fields)
-    # Otherwise aiohttp sends chunks, as the service did.
+    # Without a length aiohttp sends chunks to HTTP/1.1 clients, however the service framed its answer.
     if answer.content_length is not None:
         out.content_length = answer.content_length
     # Otherwise the rest of this body, or bytes after a refused upgrade, could be read as the next request.

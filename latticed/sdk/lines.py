@@ -94,6 +94,6 @@ def claim() -> LineStream:
     # After `os.dup`, which has kept the pipe to the host.
     os.dup2(2, 1)
     sys.stdout.flush()  # what was printed before this goes there too
-    # Both now lead to descriptor 2; one object, so that lines keep their order.
+    # One object with one buffer from here on, so that what is printed and what goes to stderr keep their order.
     sys.stdout = sys.stderr
     return LineStream(reading, writing)
