@@ -106,7 +106,7 @@ def delete(tx: Transaction, plugin_id: str, name: str, kind: str) -> bool:
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:
-    """Remove all of one plugin; how many there were."""
+    """Remove all records of one plugin; returns how many there were."""
     tx.execute("DELETE FROM ddns_records WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
 

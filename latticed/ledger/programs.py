@@ -81,7 +81,7 @@ def delete(tx: Transaction, plugin_id: str, kind: Kind, name: str) -> bool:
 
 
 def clear(tx: Transaction, plugin_id: str, kind: Kind | None = None) -> int:
-    """Remove all of one plugin, or those of one kind; how many there were."""
+    """Remove all programs of one plugin, or those of one kind; returns how many there were."""
     chosen, values = ("", ()) if kind is None else (" AND kind = ?", (kind,))
     tx.execute(f"DELETE FROM programs WHERE plugin_id = ?{chosen}", (plugin_id, *values))  # noqa: S608 - constants
     return tx.changes()

@@ -39,7 +39,7 @@ def remember(tx: Transaction, seen: RevocationRows, *, now_us: int) -> Revocatio
 
 
 def lift(tx: Transaction, kind: Kind, value: str) -> bool:
-    """Forget one; False when it was not known. The caller audits it."""
+    """Forget one revocation; False when it was not known. The caller audits it."""
     tx.execute("DELETE FROM revocations WHERE kind = ? AND value = ?", (kind, value))
     return tx.changes() > 0
 
@@ -55,7 +55,7 @@ def readable(conn: RowReader) -> RevocationRows:
 
 
 def load(conn: RowReader) -> RevocationRows:
-    """All that are remembered."""
+    """All revocations that are remembered."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, value in conn.execute("SELECT kind, value FROM revocations"):
         found[kind].add(value)

@@ -20,7 +20,7 @@ _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuota:
-    """How many routes one plugin may have, how many characters their specs in all, and how many routes all plugins."""
+    """Limits of routes: of one plugin, of the characters in the specs of one plugin, of all plugins."""
 
     routes: int = 32
     total_bytes: int = 1 << 20
@@ -64,13 +64,13 @@ def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: RouteQuota
 
 
 def delete(tx: Transaction, plugin_id: str, path: str) -> bool:
-    """Remove one; False when there was none."""
+    """Remove the plugin's route at this path; False when there was none."""
     tx.execute("DELETE FROM routes WHERE plugin_id = ? AND path = ?", (plugin_id, path))
     return tx.changes() > 0
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:
-    """Remove all of one plugin; how many there were."""
+    """Remove all routes of one plugin; returns how many there were."""
     tx.execute("DELETE FROM routes WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
 

@@ -172,7 +172,7 @@ def page(
 
 
 def count_open(conn: RowReader, plugin_id: str | None = None) -> int:
-    """How many have not ended, of one plugin or of all."""
+    """Number of tasks that have not ended, of one plugin or of all."""
     chosen, values = ("AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
     return int(conn.execute(f"SELECT count(*) FROM tasks WHERE {_IS_OPEN} {chosen}", values).get)  # noqa: S608
 
@@ -199,7 +199,7 @@ def retain(tx: Transaction, *, before_us: int, most: int) -> int:
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:
-    """Remove all of one plugin; how many there were."""
+    """Remove all tasks of one plugin; returns how many there were."""
     tx.execute("DELETE FROM tasks WHERE plugin_id = ?", (plugin_id,))
     return tx.changes()
 

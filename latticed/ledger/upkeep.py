@@ -70,7 +70,10 @@ async def _remove_old(writer: LedgerWriter, name: chain.Name, wanted: Retention,
 
 
 async def snapshot(database: Path, target: Path) -> None:
-    """Copy `database` by SQLite's online backup, from one read snapshot, to a file of its own that is on disk."""
+    """Copy `database` with SQLite's online backup, from one read snapshot, to the new file `target`, fsynced.
+
+    Cancelling ends the copy between two steps and leaves an incomplete file.
+    """
     unwanted = threading.Event()
     readers = Readers(database)
     copying = asyncio.ensure_future(readers.ask_slowly(lambda source: _copy(source, target, unwanted)))

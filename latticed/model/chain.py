@@ -95,7 +95,11 @@ def checkpoint_payload(*, seq: int, ts: str, event_hash: str, chain: Name = DECI
 
 
 def _stated(seq: int, ts: str, event_hash: str, chain: Name) -> bytes:
-    """Decisions leave `chain` out, as when there was one chain: no head of one can pass for one of the other."""
+    """What is signed, without the domain, as canonical JSON.
+
+    Decisions leave `chain` out, as when there was one chain; with it no head of one chain can pass for one of the
+    other.
+    """
     named = {} if chain == DECISIONS else {"chain": chain}
     return encode({"seq": seq, "ts": ts, "hash": event_hash, **named}).encode("ascii")
 

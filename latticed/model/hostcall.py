@@ -55,8 +55,10 @@ class Denial(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Denied(Fault):
-    """A host call that is not carried out. `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind
-    it); on record, never told to the plugin.
+    """A host call that is not carried out.
+
+    `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind it); recorded, and never shown to the
+    plugin.
     """
 
     code: Denial

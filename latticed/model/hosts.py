@@ -96,7 +96,10 @@ def _v4(text: str) -> str:
 
 
 def _mapped(text: str) -> str:
-    """A name with other letters than ASCII, mapped as people mean it (UTS 46: width, case, the dots of East Asia)."""
+    """A name with letters beyond ASCII, mapped by UTS 46: width, case, East Asian dots.
+
+    NotAHost for what it disallows.
+    """
     import idna
 
     try:

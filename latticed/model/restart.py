@@ -42,7 +42,7 @@ def spread(seconds: float, share: float, roll: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy(Backoff):
-    """How failures of what runs are answered.
+    """When something that failed is started again, and after how many failures no more.
 
     A handle that stayed up for `healthy_s` starts over; `breaker_failures` failures in a row that are not excused open
     the breaker, which only an operator closes. Excused ones alone never make the pause longer than `excused_share` of

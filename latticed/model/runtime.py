@@ -19,7 +19,7 @@ class RuntimeState(StrEnum):
 
 
 class Health(StrEnum):
-    """The health that the plugin last reported; `unknown` until it does."""
+    """The health of a plugin by its last check; `unknown` until one was answered."""
 
     UNKNOWN = "unknown"
     HEALTHY = "healthy"

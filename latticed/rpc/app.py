@@ -115,7 +115,7 @@ def _tell_failure(request: web.Request, error: Exception) -> None:
 
 
 def _out_of_step(request: web.Request) -> bool:
-    """Whether the connection must be closed because the next request could not be told from the rest of this one.
+    """Whether to close the connection because the next request could not be distinguished from the rest of this one.
 
     So it is with an unread body, and after CONNECT or Upgrade: aiohttp's parser takes all later bytes as opaque data.
     """

@@ -18,7 +18,7 @@ class Trouble(TypedDict):
 
 
 class MissingStep(TypedDict):
-    """Why this host does not give a level or feature (`token`): the step that failed, and what may help."""
+    """Why this host does not provide a level or feature (`token`): the step that failed, and what may help."""
 
     token: str
     step: str
@@ -26,7 +26,7 @@ class MissingStep(TypedDict):
 
 
 class SandboxReport(TypedDict):
-    """What this host gives to confine plugins with; `floor` is what the settings want at least."""
+    """The sandbox level and features that this host provides; `floor` is the least level that the settings require."""
 
     level: str
     features: list[str]
@@ -35,7 +35,7 @@ class SandboxReport(TypedDict):
 
 
 class HealthReport(TypedDict):
-    """Only `status` for those who may not read. `not_running` counts active plugins by why they do not run.
+    """Only `status` for callers without the scope `read`. `not_running` counts active plugins by why they do not run.
 
     `notes`: facts for the operator that are no problems.
     """

@@ -103,7 +103,8 @@ class ReachedHost(TypedDict):
 class UsageReport(TypedDict):
     """What a plugin did since then; `unused` are granted capabilities, `unused_hosts` accepted hosts.
 
-    `watched_since`: when it was last given something; nothing is unused until that is long enough ago (`enough`).
+    `watched_since`: from when on its calls under its present grants are known; nothing is unused until that is long
+    enough ago (`enough`).
     """
 
     id: str
