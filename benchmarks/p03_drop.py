@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
     from latticed.runners.contract import PluginToRun
-    from tests.house.houses import Home
+    from tests.house.in_process import Home
 
 QUIET_S = 0.02
 DROPS = 12

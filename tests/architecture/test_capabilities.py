@@ -14,7 +14,7 @@ from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.events import SCOPE_OF
 from latticed.rpc.routes import ROUTES
 from latticed.settings import SCOPES
-from tests.house import houses
+from tests.house import in_process
 
 PACKAGE = Path(latticed.__file__).parent
 REACHABLE = ("lifecycle", "rpc", "catalog", "host", "supervisor", "broker", "runners")
@@ -43,7 +43,7 @@ def test_every_capability_has_a_host_call(name):
 
 
 async def test_services_serve_the_table_of_host_calls_and_nothing_else():
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         served = set(home.app.broker.services)
     assert served == set(hostcall.CAPABILITY_OF)
 

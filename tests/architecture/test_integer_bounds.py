@@ -9,7 +9,7 @@ import msgspec.inspect
 import pytest
 
 from latticed.rpc.routes import ROUTES
-from tests.house import houses
+from tests.house import in_process
 
 MOST = 2**53
 """Exact in JSON (RFC 8259, section 6), far within SQLite's 64 bits and Python's datetimes in microseconds."""
@@ -48,6 +48,6 @@ def test_integer_fields_of_routes_have_bounds(route):
 
 
 async def test_integer_fields_of_host_calls_have_bounds():
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         served = home.app.broker.services
     assert [where for call in served.values() for where in found_in(call.params, call.method)] == []

@@ -14,14 +14,14 @@ from latticed.broker.gate import Broker
 from latticed.host.call import HostError, Params, Served
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 from tests.house.clocks import ManualClock
 from tests.house.hostcalls import caller
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -65,7 +65,7 @@ async def test_unknown_host_call_is_not_found(plugin, method):
 
 async def test_host_calls_over_the_rate_are_rate_limited():
     """A burst at once, then as fast as the bucket fills; each plugin has its own."""
-    async with houses.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
+    async with in_process.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
         clock = home.app.broker.clock = ManualClock()
         one = await caller(home, "kv:read")
         two = await caller(home, "kv:read", plugin_id="acme.other", name="other")
@@ -101,7 +101,7 @@ async def test_too_deeply_nested_parameters_are_denied(plugin):
 
 async def test_slow_service_is_cancelled_with_deadline_exceeded():
     """Recorded as allowed, then as failed."""
-    async with houses.opened(toml="[host_calls]\ndeadline_s = 0.1\n") as home:
+    async with in_process.opened(toml="[host_calls]\ndeadline_s = 0.1\n") as home:
         plugin = await caller(home, "node:read")
         ended = asyncio.Event()
 
@@ -190,4 +190,4 @@ async def test_denials_beyond_the_quota_share_counted_events(home):
         found = home.events(after=plugin.seen, action="host.call")
         return sum(event["detail"].get("count", 1) for event in found)
 
-    await houses.until(lambda: told() == 60, "all 60 accounted for")
+    await in_process.until(lambda: told() == 60, "all 60 accounted for")

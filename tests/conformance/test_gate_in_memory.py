@@ -10,7 +10,7 @@ from latticed.host.call import HostError
 from latticed.sdk import calls as sdk
 from latticed.sdk import gate
 from latticed.sdk.gate import Gate
-from tests.house import houses
+from tests.house import in_process
 
 REFUSED = ("kv:read", "kv:write", "log:write", "audit:read")
 QUOTAS = {"kv_value_bytes": 64, "kv_keys": 3, "kv_total_bytes": 100}
@@ -86,7 +86,7 @@ ASKED = [
 async def both():
     """(ask the real Gate, ask the one in memory), both with the same grants and quotas."""
     toml = "[host_calls]\n" + "".join(f"{name} = {value}\n" for name, value in QUOTAS.items())
-    async with houses.opened(toml=toml) as home:
+    async with in_process.opened(toml=toml) as home:
         home.drop("demo", id="acme.demo", capabilities=[*REFUSED, "node:admin"])
         life = await home.armed("acme.demo")
         memory = Gate([*REFUSED, "node:admin"], granted=REFUSED)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from latticed.sdk import gate
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 from tests.house.hostcalls import caller
 
 ID = "acme.demo"
@@ -16,7 +16,7 @@ ID = "acme.demo"
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -50,7 +50,7 @@ async def test_kv_value_over_64_kib_is_returned_as_base64_only():
     """Under any protocol, and by the SDK's Gate."""
     in_memory = gate.Gate(capabilities=("kv:read", "kv:write"))
     in_memory.kv_value_bytes = 1 << 20
-    async with houses.opened(toml="[host_calls]\nkv_value_bytes = 1048576") as home:
+    async with in_process.opened(toml="[host_calls]\nkv_value_bytes = 1048576") as home:
         plugin = await caller(home, "kv:read", "kv:write")
         for size, as_text in ((65_536, True), (65_537, False)):
             put = {"key": "long", "value": "x" * size}
@@ -93,7 +93,7 @@ async def test_invalid_kv_keys_are_bad_params(plugin, key):
 async def test_kv_put_over_quota_is_refused(home):
     """Of a value, of keys, of all bytes; a smaller replacement always fits. Recorded as allowed, then as failed."""
     toml = "[host_calls]\nkv_value_bytes = 8\nkv_keys = 2\nkv_total_bytes = 20\n"
-    async with houses.opened(toml=toml) as small:
+    async with in_process.opened(toml=toml) as small:
         plugin = await caller(small, "kv:read", "kv:write")
         assert await plugin.denied("kv.put", key="a", value="123456789") == "quota_exceeded"
         assert plugin.recorded() == [("kv.put", "allow", ""), ("kv.put", "deny", "quota_exceeded")]

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from tests.house import houses
+from tests.house import in_process
 
 TIMES = {"worker": 3, "system": 2}
 """By plugin type. Both: once when it is decided (is the stored pair intact?) and once at the start (are these the bytes
@@ -48,7 +48,7 @@ class _Counted:
 
 @pytest.mark.parametrize("kind", TIMES)
 async def test_activation_hashes_the_artifact_only_as_often_as_needed(monkeypatch, kind):
-    async with houses.opened(real=True, toml='[runners]\nsystem = "process"\nworker = "worker"\n') as home:
+    async with in_process.opened(real=True, toml='[runners]\nsystem = "process"\nworker = "worker"\n') as home:
         bundle = home.drop(type=kind, artifact=ARTIFACTS[kind], capabilities=["kv:read"])
         await home.seen(bundle.id)
         assert (await home.decide(bundle.id, "installed")).status == 200

@@ -20,7 +20,7 @@ from latticed.runners import choice
 from latticed.runners.contract import Checkup, PluginToRun
 from latticed.runners.noop import NoopRunner
 from latticed.settings import shapes
-from tests.house import bundles, houses, leftovers, runner_deps, supervisors, wasms
+from tests.house import bundles, in_process, leftovers, runner_deps, supervisors, wasms
 from tests.house.runners import Driven
 
 REPLY = '{"ok": true, "message": "", "result": null}'
@@ -104,7 +104,7 @@ async def test_instance_starts_and_stops_within_its_deadlines(start):
     instance = await start()
     async with asyncio.timeout(STOP_S):
         await instance.stop(1.0)
-    await houses.until(lambda: left(before) == [], "nothing left")
+    await in_process.until(lambda: left(before) == [], "nothing left")
     assert start.exits == []
 
 
@@ -173,7 +173,7 @@ async def test_cancelled_start_leaves_nothing_behind(start):
         (outcome,) = await asyncio.gather(attempt, return_exceptions=True)
         if not isinstance(outcome, BaseException):
             await outcome.stop(0.0)
-    await houses.until(lambda: left(before) == [], "nothing left")
+    await in_process.until(lambda: left(before) == [], "nothing left")
 
 
 async def test_noop_never_opens_the_artifact(tmp_path, plugin):

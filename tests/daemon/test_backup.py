@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.lifecycle import archive
-from tests.house import bundles, daemons, damage, lives, processes
+from tests.house import bundles, daemons, damage, processes, used_states
 
 pytestmark = pytest.mark.daemon
 
@@ -30,7 +30,7 @@ def acme():
 @pytest.fixture(scope="module")
 def past(acme, tmp_path_factory):
     """The place of a daemon that has run, with decisions recorded, and its backup `backup.tar`, made by latticectl."""
-    with lives.lived(acme) as place:
+    with used_states.lived(acme) as place:
         with place.running() as daemon:
             daemon.until_state("armed")
             ran = daemon.ctl("backup", str(place.home / "backup.tar"), "--format", "json")
@@ -53,7 +53,7 @@ def backup(past, place):
 
 @pytest.fixture
 def lived(place, past):
-    return lives.copy(past, place)
+    return used_states.copy(past, place)
 
 
 def refused(place, path, *more):
@@ -85,7 +85,7 @@ def test_backup_is_a_plain_tar_readable_by_its_owner_only(past):
 
 def test_restore_into_an_empty_state_restores_everything(place, backup, past, acme):
     """Records, grants, values, chain, key and stored pairs."""
-    lives.copy(past, place)
+    used_states.copy(past, place)
     for one in place.state.iterdir():
         one.rename(place.home / f"old-{one.name}")
     ran = place.once("--restore", str(backup))
@@ -139,15 +139,15 @@ def test_restore_keeps_stricter_later_decisions(lived, backup, acme):
     with lived.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["network:plan"]}).status == 200
-        lived.drop("demo", author=acme, version="2.0.0", capabilities=lives.CAPABILITIES)
+        lived.drop("demo", author=acme, version="2.0.0", capabilities=used_states.CAPABILITIES)
         daemon.until(lambda: "candidate" in daemon.plugin(), "the candidate")
         assert daemon.post("/api/plugins/by-id/acme.demo/upgrade").status == 200
-        revoked = {**lives.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]}
+        revoked = {**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]}
         lived.trust_us(acme, revoked=revoked)
         daemon.until(lambda: "acme.worse@*" in daemon.get("/api/trust").json()["revoked"]["plugins"], "the revocation")
         assert daemon.stop() == 0
     lived.trust_us(acme)
-    lived.drop("demo", author=acme, version="1.2.0", capabilities=lives.CAPABILITIES)
+    lived.drop("demo", author=acme, version="1.2.0", capabilities=used_states.CAPABILITIES)
     ran = lived.once("--restore", str(backup))
     assert ran.returncode == 0, ran
     with lived.running() as daemon:
@@ -291,7 +291,7 @@ def test_backup_with_trailing_data_is_refused(place, backup):
 
 def test_failed_backup_replaces_and_leaves_no_file(past, place):
     """An existing name, a missing directory, no daemon."""
-    lives.copy(past, place)
+    used_states.copy(past, place)
     taken = place.home / "taken.tar"
     taken.write_text("precious")
     with place.running() as daemon:
@@ -306,7 +306,7 @@ def test_failed_backup_replaces_and_leaves_no_file(past, place):
 
 def test_backup_writes_stdout_and_restore_reads_stdin(past, place):
     """So it can be piped through an encryption program."""
-    lives.copy(past, place)
+    used_states.copy(past, place)
     command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(place.socket), "backup", "-"]
     with place.running() as daemon:
         ran = subprocess.run(command, env=place.environment(), capture_output=True, check=False)

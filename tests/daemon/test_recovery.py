@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.house import bundles, damage, faults, lives
+from tests.house import bundles, damage, faults, used_states
 
 pytestmark = pytest.mark.daemon
 
@@ -21,14 +21,14 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme):
-    with lives.lived(acme) as place:
+    with used_states.lived(acme) as place:
         yield place
 
 
 @pytest.fixture
 def lived(place, past):
     """A place of its own with a past."""
-    return lives.copy(past, place)
+    return used_states.copy(past, place)
 
 
 def restarted_refuses(place):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.house import bundles, daemons, hosting, raw_http, visitors
+from tests.house import bundles, daemons, hosting, raw_http, route_clients
 
 pytestmark = pytest.mark.daemon
 
@@ -22,7 +22,7 @@ def up(host, template=HELLO, plugin_id=ID, **fields):
     """A worker, armed; its URL."""
     drop(host, template, plugin_id, **fields)
     host.daemon.activate(plugin_id)
-    return visitors.url_of(host.daemon, plugin_id)
+    return route_clients.url_of(host.daemon, plugin_id)
 
 
 def drop(host, template, plugin_id=ID, **fields):
@@ -56,18 +56,18 @@ def url(host):
         yield up(host)
     else:
         assert host.daemon.set_status("active", ID).status == 200
-        yield visitors.url_of(host.daemon, ID)
+        yield route_clients.url_of(host.daemon, ID)
     if host.daemon.plugin(ID)["status"] == "active":
         assert host.daemon.set_status("disabled", ID).status == 200
 
 
 def test_template_is_served_with_the_operators_value(host, url):
     """A changed value shows at once; each read is audited; the log names the listener."""
-    assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x "
+    assert route_clients.text(url, f"/{ID}/x") == f"hello /{ID}/x "
     said(host.daemon.ctl("kv", "set", "default", "message", "world"))
-    assert visitors.text(url, f"/{ID}/x") == f"hello /{ID}/x world"
-    assert visitors.text(url, f"/{ID}/a%20b%2Fc") == f"hello /{ID}/a b/c world"
-    assert visitors.text(url, f"/{ID}") == f"hello /{ID} world"
+    assert route_clients.text(url, f"/{ID}/x") == f"hello /{ID}/x world"
+    assert route_clients.text(url, f"/{ID}/a%20b%2Fc") == f"hello /{ID}/a b/c world"
+    assert route_clients.text(url, f"/{ID}") == f"hello /{ID} world"
     calls = host.daemon.events(action="host.call", actor=f"plugin:{ID}")
     assert {(one["target"], one["decision"]) for one in calls} == {("kv.get", "allow")}
     assert len(calls) == 4
@@ -78,7 +78,7 @@ def test_references_in_request_or_value_are_not_expanded(host, url):
     """Of the path and of a stored value."""
     said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
     assert (
-        visitors.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
+        route_clients.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
         == f"hello /{ID}/{{{{kv:default/secret}}}} {{{{path}}}}"
     )
 
@@ -104,26 +104,26 @@ def test_hundreds_of_stalled_connections_do_not_delay_a_request(host, url):
             with contextlib.suppress(BlockingIOError):  # what is not read is not waited for
                 raw_http.send_anyway(sock, HALVES[number % len(HALVES)])
             if number % 10 == 0:
-                assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
-        assert visitors.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
+                assert route_clients.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
+        assert route_clients.text(url, f"/{ID}/x").startswith(f"hello /{ID}/x")
 
 
 def test_disabling_the_last_worker_closes_the_http_port(host, url):
     """Activated again, it is served, on any port that the kernel chooses."""
     assert host.daemon.set_status("disabled", ID).status == 200
-    host.daemon.until(lambda: not visitors.listens(url), "the port to be free")
+    host.daemon.until(lambda: not route_clients.listens(url), "the port to be free")
     assert host.daemon.set_status("active", ID).status == 200
-    assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith(f"hello /{ID}/")
+    assert route_clients.text(route_clients.url_of(host.daemon, ID), f"/{ID}/").startswith(f"hello /{ID}/")
 
 
 def test_http_port_does_not_serve_the_control_api(host, url):
     """Neither by its paths nor by another name of the host, nor by any method."""
     for path in ("/api/plugins", "/api/health", "/metrics", "/openapi.json", "/", "/api/plugins/lifecycle"):
-        answer = visitors.ask(url, path)
+        answer = route_clients.ask(url, path)
         assert (answer.status, answer.code) == (404, "not_found"), path
-    assert visitors.ask(url, f"/{ID}/../api/plugins").status == 400
-    assert visitors.ask(url, f"/{ID}/", Host="evil.example").status == 421
-    assert visitors.ask(url, f"/{ID}/", method="POST").status == 405
+    assert route_clients.ask(url, f"/{ID}/../api/plugins").status == 400
+    assert route_clients.ask(url, f"/{ID}/", Host="evil.example").status == 421
+    assert route_clients.ask(url, f"/{ID}/", method="POST").status == 405
     assert host.daemon.get("/api/health").status == 200
 
 
@@ -137,12 +137,12 @@ def test_second_plugin_with_a_granted_route_cannot_be_activated(host):
     assert (answer.status, answer.code) == (409, "route_taken")
     assert "acme.one" in answer.json()["detail"]
     assert host.daemon.plugin("acme.two")["status"] == "installed"
-    assert visitors.text(visitors.url_of(host.daemon, "acme.one"), "/shop/1") == "one"
+    assert route_clients.text(route_clients.url_of(host.daemon, "acme.one"), "/shop/1") == "one"
     assert host.daemon.set_status("disabled", "acme.one").status == 200
     assert host.daemon.set_status("active", "acme.two").status == 200
-    url = visitors.url_of(host.daemon, "acme.two")
-    assert visitors.text(url, "/shop/1") == "two"
-    assert visitors.ask(url, "/acme.one/").status == 404
+    url = route_clients.url_of(host.daemon, "acme.two")
+    assert route_clients.text(url, "/shop/1") == "two"
+    assert route_clients.ask(url, "/acme.one/").status == 404
     assert host.daemon.set_status("disabled", "acme.two").status == 200
 
 
@@ -150,13 +150,13 @@ def test_prefix_is_served_only_while_granted(host):
     """The plugin's own prefix always; a grant or trim takes effect with the restart of the plugin."""
     plugin_id = "acme.guest"
     url = up(host, b"guest", plugin_id, routes={"prefixes": ["/guest/"]})
-    assert visitors.ask(url, "/guest/").status == 404
+    assert route_clients.ask(url, "/guest/").status == 404
     for change, status in (("grant", 200), ("trim", 404)):
         said(host.daemon.ctl("caps", change, plugin_id, "prefix=/guest/"))
         assert host.daemon.post(f"/api/plugins/by-id/{plugin_id}/restart").status == 200
-        url = visitors.url_of(host.daemon, plugin_id)
-        assert visitors.ask(url, "/guest/").status == status
-        assert visitors.text(url, f"/{plugin_id}/") == "guest"
+        url = route_clients.url_of(host.daemon, plugin_id)
+        assert route_clients.ask(url, "/guest/").status == status
+        assert route_clients.text(url, f"/{plugin_id}/") == "guest"
     for wrong in ("prefix=/.well-known/x", "prefix=/../x", "prefix=shop"):
         assert host.daemon.ctl("caps", "grant", plugin_id, wrong).returncode == 2
     assert host.daemon.set_status("disabled", plugin_id).status == 200
@@ -168,11 +168,11 @@ def test_bucket_is_read_only_once_it_is_granted(host):
     for bucket in ("shared", "private"):
         said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
     url = up(host, b"[{{kv:shared/word}}][{{kv:private/word}}][{{kv:plugin:acme.hello/word}}]", plugin_id)
-    assert visitors.text(url, f"/{plugin_id}/") == "[][][]"
+    assert route_clients.text(url, f"/{plugin_id}/") == "[][][]"
     said(host.daemon.ctl("caps", "grant", plugin_id, "bucket=shared"))
-    assert visitors.text(url, f"/{plugin_id}/") == "[from shared][][]"
+    assert route_clients.text(url, f"/{plugin_id}/") == "[from shared][][]"
     said(host.daemon.ctl("caps", "trim", plugin_id, "bucket=shared"))
-    assert visitors.text(url, f"/{plugin_id}/") == "[][][]"
+    assert route_clients.text(url, f"/{plugin_id}/") == "[][][]"
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 
@@ -198,7 +198,7 @@ def test_values_in_html_template_are_escaped(host):
     """The page has a sandbox policy as well."""
     plugin_id = "acme.page"
     url = up(host, b"<p>{{path}}</p>", plugin_id, routes={"content_type": "text/html"})
-    answer = visitors.ask(url, f"/{plugin_id}/%3Cscript%3E")
+    answer = route_clients.ask(url, f"/{plugin_id}/%3Cscript%3E")
     assert answer.body == f"<p>/{plugin_id}/&lt;script&gt;</p>".encode()
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "sandbox" in answer.headers["content-security-policy"]
@@ -210,10 +210,10 @@ def test_tampered_template_is_no_longer_served(host, url):
     artifact = host.daemon.place.plugins / ID / "artifact"
     before = bundles.tamper(artifact)
     host.daemon.until_state("failed", ID, code="digest_mismatch")
-    host.daemon.until(lambda: not visitors.listens(url), "nobody to listen")
+    host.daemon.until(lambda: not route_clients.listens(url), "nobody to listen")
     artifact.write_bytes(before)
     host.daemon.until_state("armed", ID)
-    assert visitors.text(visitors.url_of(host.daemon, ID), f"/{ID}/").startswith("hello")
+    assert route_clients.text(route_clients.url_of(host.daemon, ID), f"/{ID}/").startswith("hello")
 
 
 def test_http_port_in_use_degrades_only_its_workers():
@@ -234,8 +234,8 @@ def test_http_port_in_use_degrades_only_its_workers():
             shown = json.loads(host.daemon.ctl("--format", "json", "list").stdout)
             assert [one["runtime"]["state"] for one in shown] == ["armed", "armed"]
             squatter.close()
-            host.daemon.until(lambda: visitors.listens(f"http://127.0.0.1:{port}"), "the port to be taken")
-            assert visitors.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
+            host.daemon.until(lambda: route_clients.listens(f"http://127.0.0.1:{port}"), "the port to be taken")
+            assert route_clients.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
 
 
 def test_workers_are_served_again_after_a_restart():
@@ -250,4 +250,4 @@ def test_workers_are_served_again_after_a_restart():
             assert daemon.stop() == 0
         with place.running() as daemon:
             daemon.until_state("armed", ID)
-            assert visitors.text(visitors.url_of(daemon, ID), f"/{ID}/x") == f"hello /{ID}/x world"
+            assert route_clients.text(route_clients.url_of(daemon, ID), f"/{ID}/x") == f"hello /{ID}/x world"

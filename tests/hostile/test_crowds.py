@@ -14,7 +14,7 @@ import pytest
 from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
 from latticed.rpc import connection
-from tests.house import bundles, daemons, houses, processes, raw_http
+from tests.house import bundles, daemons, in_process, processes, raw_http
 
 ACME = bundles.author("acme")
 OPEN_GID = 65510
@@ -201,7 +201,7 @@ def test_flood_of_refused_decisions_is_audited_as_a_few_events(daemon):
 
 async def test_flood_of_denied_host_calls_is_audited_as_a_few_events():
     """Of a plugin that repeats a call it was not granted."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         home.drop(capabilities=["kv:read"])
         life = await home.armed("acme.demo")
         mark = home.mark()
@@ -209,7 +209,7 @@ async def test_flood_of_denied_host_calls_is_audited_as_a_few_events():
             with pytest.raises(HostError) as denied:
                 await life.call("kv.put", key=f"key{number}", value="x")
             assert denied.value.code in {Denial.CAPABILITY_DENIED, Denial.RATE_LIMITED}
-        await houses.until(lambda: _denied(home, mark) == 3_000, "all denials to be accounted for")
+        await in_process.until(lambda: _denied(home, mark) == 3_000, "all denials to be accounted for")
         assert len(home.events(after=mark)) <= FEW
 
 

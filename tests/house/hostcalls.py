@@ -28,7 +28,7 @@ from latticed.host.node.journal_query import Sources
 from latticed.kit import unix_listener
 from latticed.model import capability
 from latticed.model.errors import Problem
-from tests.house import hostcall_row, hostcall_rows_here, hostcall_rows_out, houses, origins, relays
+from tests.house import hostcall_row, hostcall_rows_here, hostcall_rows_out, in_process, origins, relays
 from tests.house.hostcall_row import Row
 from tests.house.runners import Life
 
@@ -42,12 +42,12 @@ _LOG_LINE = "2026-01-02T03:04:05.000000+00:00 host sshd[7]: Accepted publickey f
 class Caller:
     """A plugin that calls, and the record of its calls."""
 
-    home: houses.Home
+    home: in_process.Home
     life: Life
     seen: int
 
     @classmethod
-    def of(cls, home: houses.Home, life: Life) -> Caller:
+    def of(cls, home: in_process.Home, life: Life) -> Caller:
         return cls(home, life, home.mark())
 
     @property
@@ -79,7 +79,7 @@ class Caller:
 
 
 async def caller(
-    home: houses.Home,
+    home: in_process.Home,
     *capabilities: str,
     accept: tuple[str, ...] = (),
     plugin_id: str = "acme.demo",
@@ -94,7 +94,7 @@ async def caller(
 class Stage:
     """A whole house, what its services stand on, and a plugin for each service: no flood of one hides another's."""
 
-    home: houses.Home
+    home: in_process.Home
     port: int
     refusing: int
     last_id: str = ""
@@ -146,7 +146,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _no_descriptors(self) -> Iterator[None]:
-        with houses.without_descriptors():
+        with in_process.without_descriptors():
             yield
 
     @contextlib.contextmanager
@@ -201,7 +201,7 @@ async def standing(*, declares: Mapping[str, list[str]] | None = None) -> AsyncI
         relay = await stack.enter_async_context(relays.serving())
         mail = f'relay = "smtp://127.0.0.1:{relay.port}"\n'
         tunnels = stack.enter_context(_tunnels())
-        home = await stack.enter_async_context(houses.opened(toml=hostcall_row.TOML + mail + tunnels))
+        home = await stack.enter_async_context(in_process.opened(toml=hostcall_row.TOML + mail + tunnels))
         target = await stack.enter_async_context(origins.serving(origins.answer(b"hello")))
         await stack.enter_async_context(_journal_reader(home))
         stage = Stage(home=home, port=target.port, refusing=stack.enter_context(_refusing()))
@@ -248,7 +248,7 @@ def _tunnels() -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _journal_reader(home: houses.Home) -> AsyncIterator[None]:
+async def _journal_reader(home: in_process.Home) -> AsyncIterator[None]:
     """The real one, with an auth.log to read."""
     log = home.root / "auth.log"
     log.write_text(_LOG_LINE)

@@ -17,7 +17,7 @@ from latticed.ledger import notification_upkeep, open_ledger
 from latticed.settings import shapes
 from tests.house import long
 
-LIFE = Path(__file__).resolve().parents[2] / "house/notify_life.py"
+LIFE = Path(__file__).resolve().parents[2] / "house/notify_process.py"
 
 
 @pytest.mark.parametrize("lives", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])

@@ -28,7 +28,7 @@ from latticed.ledger import secrets as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.settings import Settings
-from tests.house import houses, standing_still
+from tests.house import hanging_mounts, in_process
 from tests.house.clocks import ManualClock
 
 VALUE = 's3cr3t/vålue+with "quotes"\nand lines'
@@ -283,7 +283,7 @@ async def test_missing_key_is_not_replaced(store: SecretKeeper, place: KeyLocati
 async def test_hanging_disk_delays_key_only_once(ledger: Ledger, tmp_path: Path, clock: ManualClock) -> None:
     """One short wait for all callers until the disk answers again."""
     key = {"secrets.key": base64.b64encode(bytes(32))}
-    with standing_still.mounted(tmp_path / "mount", key, uid=0) as there:
+    with hanging_mounts.mounted(tmp_path / "mount", key, uid=0) as there:
         store = SecretKeeper(ledger, KeyLocation(path=there.path / "secrets.key", ours=False), clock=clock)
         await bound(store)
         there.stall()
@@ -293,7 +293,7 @@ async def test_hanging_disk_delays_key_only_once(ledger: Ledger, tmp_path: Path,
             assert refused(store, "${secret:TOKEN}").code is Denial.SERVICE_UNAVAILABLE
         assert time.monotonic() - began < 1.0
         there.go_on()
-        await houses.until(lambda: [known.usable for known in store.known()] == [True])
+        await in_process.until(lambda: [known.usable for known in store.known()] == [True])
         assert store.for_plugin(PLUGIN).expand("${secret:TOKEN}") == VALUE
 
 

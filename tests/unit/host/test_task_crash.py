@@ -20,7 +20,7 @@ from latticed.ledger import open_ledger
 from latticed.settings.programs import TaskSettings as Settings
 from tests.house import children, confinements, long, processes
 
-LIFE = Path(__file__).resolve().parents[2] / "house/task_life.py"
+LIFE = Path(__file__).resolve().parents[2] / "house/task_process.py"
 
 
 @pytest.mark.parametrize("lives", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])

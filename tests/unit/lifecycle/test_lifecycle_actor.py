@@ -9,7 +9,7 @@ import json
 import pytest
 
 from latticed.ledger import records as rows
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 ID = "acme.demo"
 ACME, RIVAL = bundles.author("acme"), bundles.author("rival")
@@ -18,7 +18,7 @@ URL = f"/api/plugins/by-id/{ID}"
 
 @pytest.fixture
 async def home():
-    async with houses.opened(author=ACME, policy=bundles.policy_bytes(ACME, RIVAL)) as found:
+    async with in_process.opened(author=ACME, policy=bundles.policy_bytes(ACME, RIVAL)) as found:
         yield found
 
 
@@ -36,7 +36,7 @@ def changes(home, after=0):
 
 
 async def rejected(home, name):
-    await houses.until(lambda: f"plugins/{name}" in home.app.api.lifecycle.rejected(), f"{name} rejected")
+    await in_process.until(lambda: f"plugins/{name}" in home.app.api.lifecycle.rejected(), f"{name} rejected")
     return home.app.api.lifecycle.rejected()[f"plugins/{name}"].code.value
 
 
@@ -186,7 +186,7 @@ async def test_two_bundles_of_a_new_id_are_both_refused(tmp_path):
     (tmp_path / "plugins").mkdir()
     for name, version in (("one", "1.0.0"), ("two", "2.0.0")):
         bundles.drop(tmp_path / "plugins", name, author=ACME, id=ID, version=version)
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         for name in ("one", "two"):
             assert await rejected(home, name) == "duplicate_id"
         assert (await home.ask("GET", URL)).status == 404
@@ -283,7 +283,7 @@ async def test_restart_starts_new_instance(home):
 async def test_crash_loop_opens_breaker_until_operator_restarts():
     """Removing the bundle and putting it back does not close it."""
     toml = "[supervision]\nbackoff_base_s = 0.0\nbreaker_failures = 2\n"
-    async with houses.opened(toml=toml) as home:
+    async with in_process.opened(toml=toml) as home:
         bundle = home.drop()
         await home.armed(ID)
         for attempt in (1, 2):
@@ -386,7 +386,7 @@ async def test_invalid_policy_keeps_plugins_running(home):
 
 async def test_daemon_restart_restores_state(tmp_path):
     """Status, times, grants, kv; active plugins are verified and armed again."""
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         home.drop(capabilities=["kv:read", "kv:write", "task:run"])
         life = await home.armed(ID)
         await life.call("kv.put", key="a", value="kept")
@@ -395,7 +395,7 @@ async def test_daemon_restart_restores_state(tmp_path):
         await home.seen("acme.off")
         await home.decide("acme.off", "installed")
         before = {plugin_id: await home.plugin(plugin_id) for plugin_id in (ID, "acme.off")}
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         after = {plugin_id: await home.plugin(plugin_id) for plugin_id in (ID, "acme.off")}
         for view in (*before.values(), *after.values()):
             del view["runtime"]
@@ -408,7 +408,7 @@ async def test_daemon_restart_restores_state(tmp_path):
 
 async def test_bundle_tampered_while_daemon_was_down_is_not_armed(tmp_path):
     """In the plugin directory or in the store: active and failed, with the code, never started."""
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         bundle = home.drop()
         other = home.drop("other", id="acme.stored")
         await home.armed(ID)
@@ -420,7 +420,7 @@ async def test_bundle_tampered_while_daemon_was_down_is_not_armed(tmp_path):
     plain = json.loads(stored.read_bytes())
     stored.chmod(0o600)
     stored.write_text(json.dumps({**plain, "version": "6.6.6"}))
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         for plugin_id, code in ((ID, "digest_mismatch"), ("acme.stored", "signature_invalid")):
             view = await home.until_plugin(plugin_id, lambda view: view["runtime"]["state"] == "failed")
             assert (view["status"], view["available"], view["runtime"]["last_error"]["code"]) == ("active", False, code)

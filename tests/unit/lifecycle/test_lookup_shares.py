@@ -7,7 +7,7 @@ import socket
 import threading
 
 from latticed.host.egress import resolver
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 
 HERE = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
@@ -22,7 +22,7 @@ async def test_unanswered_lookups_block_only_their_plugin(monkeypatch):
             release.wait(30)
         return HERE
 
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         bad, good = [
             await hostcalls.caller(home, "http:egress", accept=("http:egress",), plugin_id=f"acme.{name}", name=name)
             for name in ("bad", "good")
@@ -35,7 +35,7 @@ async def test_unanswered_lookups_block_only_their_plugin(monkeypatch):
             for number in range(resolver.CONCURRENT)
         ]
         try:
-            await houses.until(lambda: len(asked) == resolver.CONCURRENT, "all places of one plugin taken")
+            await in_process.until(lambda: len(asked) == resolver.CONCURRENT, "all places of one plugin taken")
             outcome = await good.outcome("http.do", method="GET", url="https://fast.example/")
             assert outcome == "egress_blocked", "it was looked up, and its address is not public"
             assert not any(one.done() for one in waiting), "before any of theirs was given up"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 
 TOML = """
 [http]
@@ -34,7 +34,7 @@ PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": 
 )
 async def test_call_needs_its_own_permit(capability, call, params, other, permit, refusal):
     """Publishing a service needs more than `origin` for the plugin's own requests; a variable is granted by name."""
-    async with houses.opened(toml=TOML) as home:
+    async with in_process.opened(toml=TOML) as home:
         plugin = await hostcalls.caller(home, capability, accept=(capability,))
         outcomes = []
         for permits in ([], [other], [other, permit], [other]):

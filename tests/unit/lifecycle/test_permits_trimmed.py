@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from latticed.model import permits
-from tests.house import houses
+from tests.house import in_process
 
 ID = "acme.demo"
 GRANTS = f"/api/plugins/by-id/{ID}/grants"
@@ -50,7 +50,7 @@ async def up(home, *names, **fields):
 )
 async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, lives):
     """Before the request is answered; permits that are looked up at each use need no restart."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         await up(home, *kept, lost)
         await permit(home, *kept)
         assert len(home.driven.of(ID)) == lives
@@ -60,7 +60,7 @@ async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, lives
 
 
 async def test_trim_does_not_start_disabled_plugin():
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         await up(home, "sandbox=open")
         assert (await home.decide(ID, "disabled")).status == 200
         await permit(home)
@@ -69,7 +69,7 @@ async def test_trim_does_not_start_disabled_plugin():
 
 async def test_trimmed_prefix_is_no_longer_served():
     """404 where it was; the plugin's own prefix still answers."""
-    async with houses.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as visitor:
+    async with in_process.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as visitor:
         routes = {"prefixes": ["/shop/"], "content_type": "text/plain"}
         await up(
             home,
@@ -92,7 +92,7 @@ async def test_trimmed_prefix_is_no_longer_served():
 
 async def test_trimmed_open_sandbox_confines_process():
     """The next invocation runs in a confined process."""
-    async with houses.opened(real=True) as home:
+    async with in_process.opened(real=True) as home:
         await up(home, "sandbox=open", capabilities=["kv:read"], artifact=READER, runtime=SPEAKING)
         secret = home.root / "secret"
         secret.write_text("for nobody")

@@ -10,7 +10,7 @@ from latticed.ledger import records as rows
 from latticed.lifecycle import write_behind as saver_room
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from tests.house import houses
+from tests.house import in_process
 
 FULL = Problem("ledger_unavailable", "the ledger cannot be written: disk full")
 
@@ -18,7 +18,7 @@ FULL = Problem("ledger_unavailable", "the ledger cannot be written: disk full")
 @pytest.fixture
 async def home(monkeypatch):
     monkeypatch.setattr(saver_room, "AGAIN_S", 0.02)
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -51,18 +51,18 @@ async def test_disable_on_full_disk_takes_effect_and_is_written_later(home, disk
     """Stopped at once; the record and its event are written without another request."""
     home.drop()
     life = await home.armed("acme.demo")
-    await houses.until(lambda: stored(home).status == "active")
+    await in_process.until(lambda: stored(home).status == "active")
     mark = home.mark()
     disk.full = True
     answer = await home.decide("acme.demo", "disabled")
     assert (answer.status, answer["status"], life.alive) == (200, "disabled", False)
     assert stored(home).status == "active"
-    await houses.until(lambda: disk.tries > 3, "tried again")
+    await in_process.until(lambda: disk.tries > 3, "tried again")
     health = await home.ask("GET", "/api/health")
     assert health.status == 503
     assert "ledger_unavailable" in [problem["code"] for problem in health["problems"]]
     disk.full = False
-    await houses.until(lambda: stored(home).status == "disabled")
+    await in_process.until(lambda: stored(home).status == "disabled")
     assert [e["detail"]["to"] for e in home.events(after=mark, action="plugin.status")] == ["disabled"]
     await home.healthy()
 
@@ -80,7 +80,7 @@ async def test_narrowed_grants_take_effect_on_full_disk(home, disk):
     assert (answer.status, answer.get("hosts"), answer.get("permits")) == (200, *fewer.values()), answer
     assert (await home.ask("PUT", grants, both)).code == "ledger_unavailable"
     disk.full = False
-    await houses.until(lambda: stored(home).permits == ("bucket=two",))
+    await in_process.until(lambda: stored(home).permits == ("bucket=two",))
 
 
 async def test_start_on_full_disk_is_refused(home, disk):
@@ -106,7 +106,7 @@ async def test_new_bundle_on_full_disk_is_known_in_memory(home, disk):
     await home.seen("acme.demo")
     assert stored(home) is None
     disk.full = False
-    await houses.until(lambda: stored(home) is not None)
+    await in_process.until(lambda: stored(home) is not None)
 
 
 async def test_concurrent_flushes_write_each_event_once(home, monkeypatch):
@@ -116,7 +116,7 @@ async def test_concurrent_flushes_write_each_event_once(home, monkeypatch):
     for plugin_id in ("acme.one", "acme.two"):
         await home.seen(plugin_id)
     saver, ledger = home.app.api.lifecycle.write_behind, home.app.api.ledger
-    await houses.until(lambda: stored(home, "acme.two") is not None)
+    await in_process.until(lambda: stored(home, "acme.two") is not None)
     gate, real, mark = asyncio.Event(), ledger.write, home.mark()
 
     async def slow(change, **how):
@@ -148,17 +148,17 @@ async def test_unexpected_write_error_is_retried(home, monkeypatch):
     monkeypatch.setattr(ledger, "write", write)
     home.drop()
     await home.seen("acme.demo")
-    await houses.until(lambda: stored(home) is not None)
+    await in_process.until(lambda: stored(home) is not None)
     assert failures == []
 
 
 async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
     """The disk recovers just before shutdown: the decision is on record after the next start."""
     monkeypatch.setattr(saver_room, "AGAIN_S", 3600.0)
-    async with houses.opened(tmp_path) as home:
+    async with in_process.opened(tmp_path) as home:
         home.drop()
         await home.armed("acme.demo")
-        await houses.until(lambda: stored(home).status == "active")
+        await in_process.until(lambda: stored(home).status == "active")
         ledger, real = home.app.api.ledger, home.app.api.ledger.write
 
         async def write(change, **how):
@@ -166,9 +166,9 @@ async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
 
         monkeypatch.setattr(ledger, "write", write)
         assert (await home.decide("acme.demo", "disabled")).status == 200
-        await houses.until(lambda: home.app.api.lifecycle.write_behind.refused)
+        await in_process.until(lambda: home.app.api.lifecycle.write_behind.refused)
         monkeypatch.setattr(ledger, "write", real)
     author = home.author
-    async with houses.opened(tmp_path, author=author) as again:
+    async with in_process.opened(tmp_path, author=author) as again:
         assert (await again.plugin("acme.demo"))["status"] == "disabled"
         assert [e["detail"]["to"] for e in again.events(action="plugin.status")][-1] == "disabled"

@@ -8,7 +8,7 @@ import os
 
 from latticed.ledger.coalesce import QUOTA, Denials
 from latticed.model.audit import Event
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 ID = "acme.demo"
 ACME = bundles.author("acme")
@@ -26,7 +26,7 @@ async def until_told(home, code, *, target=ID, action="plugin.verdict"):
         rows = told(home, action, target=target)
         return rows and rows[-1]["code"] == code
 
-    await houses.until(newest, f"{code or 'verified'} on record, found {told(home, action)}")
+    await in_process.until(newest, f"{code or 'verified'} on record, found {told(home, action)}")
     return told(home, action, target=target)[-1]
 
 
@@ -39,7 +39,7 @@ async def trusting(home, *authors):
 
 async def test_changed_verdicts_on_disabled_plugin_are_recorded():
     """Tampered, restored, gone, back: each once, with the code and the previous one."""
-    async with houses.opened(author=ACME) as home:
+    async with in_process.opened(author=ACME) as home:
         bundle = home.drop("demo", id=ID)
         await home.armed(ID)
         await home.decide(ID, "disabled")
@@ -64,7 +64,7 @@ async def test_changed_verdicts_on_disabled_plugin_are_recorded():
 
 
 async def test_event_stream_has_changed_verdicts():
-    async with houses.opened(author=ACME) as home:
+    async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)
         bundles.tamper(home.dropped["demo"].artifact_path)
@@ -78,7 +78,7 @@ async def test_event_stream_has_changed_verdicts():
 
 async def test_changed_policy_records_verdicts(tmp_path):
     """A disabled plugin of a revoked publisher: refused on record, and verified again once that is lifted."""
-    async with houses.opened(author=ACME) as home:
+    async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
         await home.decide(ID, "disabled")
@@ -90,7 +90,7 @@ async def test_changed_policy_records_verdicts(tmp_path):
 
 async def test_refusals_at_start_are_recorded(tmp_path):
     """Of plugins and of other bundles; what verifies as before gives no event."""
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         for plugin_id in (ID, "acme.well"):
             home.drop(plugin_id, id=plugin_id)
             await home.armed(plugin_id)
@@ -98,7 +98,7 @@ async def test_refusals_at_start_are_recorded(tmp_path):
         bundle = home.dropped[ID]
     bundles.tamper(bundle.artifact_path)
     bundles.drop(tmp_path / "plugins", "stranger", author=bundles.author("stranger"), id="stranger.demo")
-    async with houses.opened(tmp_path, author=ACME) as home:
+    async with in_process.opened(tmp_path, author=ACME) as home:
         await until_told(home, "digest_mismatch")
         row = await until_told(home, "publisher_untrusted", target="stranger", action="bundle.verdict")
         assert row["detail"] == {"before": "", "copies": 1}
@@ -108,7 +108,7 @@ async def test_refusals_at_start_are_recorded(tmp_path):
 
 async def test_bundle_that_verifies_after_refusal_is_recorded():
     """Refused, then trusted: an event of the bundle records that."""
-    async with houses.opened(author=ACME) as home:
+    async with in_process.opened(author=ACME) as home:
         other = bundles.author("other")
         home.drop("theirs", author=other, id="other.demo")
         await until_told(home, "publisher_untrusted", target="theirs", action="bundle.verdict")
@@ -118,12 +118,12 @@ async def test_bundle_that_verifies_after_refusal_is_recorded():
 
 async def test_renaming_thousands_of_bundles_does_not_flood_audit():
     """Events up to the quota, then counts; events of a plugin in that time are still recorded singly."""
-    async with houses.opened(author=ACME) as home:
+    async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
         stranger, lifecycle = bundles.author("stranger"), home.app.api.lifecycle
         home.drop("theirs", author=stranger, id="stranger.demo")
-        await houses.until(lifecycle.rejected, "the stranger's bundle")
+        await in_process.until(lifecycle.rejected, "the stranger's bundle")
         seen = 0
         for number in range(8):  # each round renames all, which changes all verdicts
             for copy in range(40):
@@ -134,7 +134,7 @@ async def test_renaming_thousands_of_bundles_does_not_flood_audit():
                     bundles.write(path, home.dropped["theirs"].raw)
             seen += 40
             prefix = f"plugins/theirs-{number}-"
-            await houses.until(lambda p=prefix: sum(n.startswith(p) for n in lifecycle.rejected()) == 40, prefix)
+            await in_process.until(lambda p=prefix: sum(n.startswith(p) for n in lifecycle.rejected()) == 40, prefix)
         bundles.tamper(home.dropped["demo"].artifact_path)
         await until_told(home, "digest_mismatch")
         strangers = told(home, "bundle.verdict")

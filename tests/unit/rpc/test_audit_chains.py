@@ -14,7 +14,7 @@ from latticed.ledger.retention import Retention
 from latticed.model.audit import Event
 from latticed.rpc import chain_checks
 from latticed.rpc import events as streams
-from tests.house import bundles, hostcalls, houses
+from tests.house import bundles, hostcalls, in_process
 
 CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow")
 ACT = Event(actor="uid:0", action="plugin.status", target="acme.demo", decision="allow")
@@ -22,7 +22,7 @@ ACT = Event(actor="uid:0", action="plugin.status", target="acme.demo", decision=
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -135,7 +135,7 @@ async def test_host_calls_do_not_wake_streams_of_decisions(home, monkeypatch):
     monkeypatch.setattr(streams, "_page", lambda *args, **options: pages.append(1) or real(*args, **options))
     await fill(home, decisions=1)
     reading = asyncio.create_task(streamed(home, "after=0", "2"))
-    await houses.until(lambda: pages)
+    await in_process.until(lambda: pages)
     for _ in range(50):
         await home.app.api.ledger.record(CALL)
     seen = len(pages)
@@ -324,12 +324,12 @@ async def test_new_publisher_cannot_read_the_old_ones_events():
     """The plugin id is the same; a return of the first publisher does not give access to older events either."""
     rival = bundles.author("rival")
     author = bundles.author()
-    async with houses.opened(author=author, policy=bundles.policy_bytes(author, rival)) as home:
+    async with in_process.opened(author=author, policy=bundles.policy_bytes(author, rival)) as home:
         plugin = await hostcalls.caller(home, "audit:read", "kv:read")
         await plugin.call("kv.get", key="of-acme")
         assert len((await plugin.call("audit.query"))["events"]) == 2
         home.drop("other", author=rival, id="acme.demo", capabilities=["audit:read", "kv:read"])
-        await houses.until(lambda: "plugins/other" in home.app.api.lifecycle.rejected())
+        await in_process.until(lambda: "plugins/other" in home.app.api.lifecycle.rejected())
         url = "/api/plugins/by-id/acme.demo"
         answer = await home.ask(
             "POST", f"{url}/upgrade", {"accept_publisher": "rival", "accept": ["audit:read", "kv:read"]}

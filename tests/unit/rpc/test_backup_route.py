@@ -11,14 +11,14 @@ import pytest
 
 from latticed.lifecycle.backup import Backup
 from latticed.model.errors import Problem
-from tests.house import houses
+from tests.house import in_process
 
 URL = "http://latticed/api/backup"
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         yield home
 
 
@@ -32,7 +32,7 @@ async def test_backup_has_a_content_length_and_leaves_no_staging_files(home):
         assert (found.status, found.content_type, found.content_length) == (200, "application/x-tar", len(data))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.getnames()[0] == "manifest.json"
-    await houses.until(lambda: not staged(home), "the staged copy to be removed")
+    await in_process.until(lambda: not staged(home), "the staged copy to be removed")
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError()])
@@ -49,7 +49,7 @@ async def test_interrupted_backup_closes_the_connection(home, monkeypatch, error
     with pytest.raises(aiohttp.ClientPayloadError):
         async with home.session.get(URL) as found:
             await found.read()
-    await houses.until(lambda: not staged(home), "the staged copy to be removed")
+    await in_process.until(lambda: not staged(home), "the staged copy to be removed")
     assert (await home.ask("GET", "/api/health")).status == 200
 
 
@@ -65,7 +65,7 @@ async def test_second_concurrent_backup_is_refused(home, monkeypatch):
 
     monkeypatch.setattr(Backup, "chunks", slow)
     first = asyncio.ensure_future(home.session.get(URL))
-    await houses.until(lambda: staged(home), "the first to be under way")
+    await in_process.until(lambda: staged(home), "the first to be under way")
     second = await home.ask("GET", "/api/backup")
     assert (second.status, second.code) == (409, "backup_running")
     going.set()

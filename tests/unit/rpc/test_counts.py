@@ -10,14 +10,14 @@ import pytest
 
 from latticed.model.verdict import Code, Refused
 from latticed.rpc import counts
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 MANY = 3_000
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         found.drop("demo", id="acme.demo")
         await found.armed("acme.demo")
         life = found.app.api.lifecycle
@@ -59,8 +59,8 @@ async def test_answers_over_all_plugins_yield_to_the_event_loop(home, path, part
 
 
 async def test_refused_bundles_are_listed(tmp_path: Path):
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         home.drop("demo", author=bundles.author("stranger"))
-        await houses.until(home.app.api.lifecycle.rejected)
+        await in_process.until(home.app.api.lifecycle.rejected)
         (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
         assert (row["name"], row["code"]) == ("demo", "publisher_untrusted")

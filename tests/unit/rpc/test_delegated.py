@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 from tests.house.hostcalls import ROWS
 
 OF = {"ddns": "records", "monitors": "monitors", "services": "services", "routes": "routes"}
@@ -71,7 +71,7 @@ async def test_delegated_work_is_listed_and_a_denied_record_retried():
 
 async def test_worker_routes_are_listed_while_armed():
     """A page starts after the last row of the one before."""
-    async with houses.opened(real=True) as home:
+    async with in_process.opened(real=True) as home:
         for name in ("a", "b", "c"):
             home.drop(
                 name,

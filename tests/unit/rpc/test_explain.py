@@ -8,14 +8,14 @@ from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.rpc import explain
 from latticed.runners.output import OutputLine
-from tests.house import houses
+from tests.house import in_process
 
 ID = "acme.demo"
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 

@@ -4,12 +4,12 @@ import pytest
 
 from latticed.ctl import activity
 from latticed.host.call import HostError
-from tests.house import houses
+from tests.house import in_process
 
 
 async def test_host_calls_are_counted_by_plugin():
     """Every call once, whatever its outcome; denials also separately, including those by the service itself."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
         life = await home.armed("acme.demo")
         await life.call("kv.put", key="a", value="1")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from latticed.ledger.notifications import NotificationRow
-from tests.house import houses
+from tests.house import in_process
 
 ID = "acme.demo"
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         found.drop(id=ID, capabilities=["notify:send"])
         await found.armed(ID)
         queue = found.app.api.notifications

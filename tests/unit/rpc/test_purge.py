@@ -6,7 +6,7 @@ import pytest
 
 from latticed.ledger import contacts, kv
 from latticed.ledger.kv import KvQuota
-from tests.house import hostcalls, houses
+from tests.house import hostcalls, in_process
 from tests.house.hostcalls import caller
 
 ID = "acme.demo"
@@ -21,7 +21,7 @@ OF_ITS_RECORD = {"records"}
 @pytest.fixture
 async def home():
     """A disabled plugin with data in every store, and another plugin whose data must stay."""
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         for plugin_id, name in ((ID, "demo"), ("acme.demo-2", "other")):
             plugin = await caller(
                 found, *hostcalls.EVERYTHING, accept=hostcalls.HOST_RISK, plugin_id=plugin_id, name=name

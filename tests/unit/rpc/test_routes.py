@@ -15,7 +15,7 @@ from latticed.kit.log_limit import EVERY_S, LogLimiter
 from latticed.rpc import app, counts, plugins, views
 from latticed.rpc.access import BY_WORD, Scope
 from latticed.rpc.routes import ROUTES
-from tests.house import houses
+from tests.house import in_process
 
 ID = "acme.demo"
 USER = 4_242
@@ -25,7 +25,7 @@ WORDS = {"read": Scope.READ, "operate": Scope.OPERATE, "host": Scope.HOST, "trus
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         found.drop(capabilities=["kv:read", "kv:write", "task:run"])
         await found.seen(ID)
         yield found
@@ -36,7 +36,7 @@ def be(monkeypatch, home):
     """Act as a user with the given scopes from now on."""
 
     def someone(*words, uid=USER, scopes=Scope.NONE):
-        houses.be(monkeypatch, uid)
+        in_process.be(monkeypatch, uid)
         api = home.app.api
         granted = scopes
         for word in words:
@@ -335,7 +335,7 @@ async def test_verify_returns_a_verdict_and_stores_nothing(home):
 async def test_rejected_bundles_are_listed_with_their_reason(home):
     """By directory name; with the id it claims if that can be read."""
     home.drop("second", id=ID)
-    await houses.until(home.app.api.lifecycle.rejected, "rejected")
+    await in_process.until(home.app.api.lifecycle.rejected, "rejected")
     (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]
     assert (row["name"], row["code"], row["id"]) == ("second", "duplicate_id", ID)
     assert row["reason"]

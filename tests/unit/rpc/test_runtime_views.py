@@ -8,14 +8,14 @@ import pytest
 
 from latticed.lifecycle import effect_waiter
 from latticed.model.errors import Problem
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 ID = "acme.demo"
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 

@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from tests.house import houses
+from tests.house import in_process
 
 VALUE = "correct horse battery staple"
 
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -80,7 +80,7 @@ async def test_secret_value_cannot_be_read(home):
 
 async def test_secrets_require_scope_host(home, monkeypatch):
     """403 with `operate`, and without any scope."""
-    houses.be(monkeypatch, 4242)
+    in_process.be(monkeypatch, 4242)
     for method, path in (("GET", ""), ("PUT", "/TOKEN"), ("DELETE", "/TOKEN"), ("PUT", "/TOKEN/plugins/acme.demo")):
         answer = await home.ask(method, f"/api/secrets{path}", b"{}" if method == "PUT" else None)
         assert (answer.status, answer.code) == (403, "access_denied"), answer

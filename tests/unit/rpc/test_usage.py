@@ -7,7 +7,7 @@ import pytest
 from latticed.host.call import HostError
 from latticed.kit.clock import SystemClock
 from latticed.ledger import contacts
-from tests.house import houses
+from tests.house import in_process
 
 ID = "acme.demo"
 
@@ -28,7 +28,7 @@ def clock():
 
 @pytest.fixture
 async def home(clock):
-    async with houses.opened(clock=clock) as found:
+    async with in_process.opened(clock=clock) as found:
         found.drop(capabilities=["kv:read", "kv:write", "log:write", "http:egress"])
         await found.seen(ID)
         await found.decide(ID, "installed", accept=["http:egress"], accept_hosts=["api.example.org:443"])

@@ -20,7 +20,7 @@ from latticed.runners.contract import PluginToRun
 from latticed.runners.cpu import CpuWatch
 from latticed.runners.process import ProcessRunner
 from latticed.settings import PluginLimitSettings, SandboxSettings
-from tests.house import bundles, children, houses, runner_deps
+from tests.house import bundles, children, in_process, runner_deps
 
 STAYS = b"""#!/usr/bin/env python3
 import json, signal, sys, time
@@ -162,7 +162,7 @@ async def test_stop_after_reply_cancels_running_host_calls(tmp_path, monkeypatch
     async with instance(tmp_path, gate, said) as plugin:
         monkeypatch.setattr(one_shot, "LINGER_S", 0.0)  # not before: the process that proves it can start is told too
         asking = asyncio.ensure_future(plugin.invoke("ask", None))
-        await houses.until(lambda: said, "told to end")
+        await in_process.until(lambda: said, "told to end")
         assert (asking.done(), gate.going_on) == (False, 1)
         await plugin.stop(1)
         assert gate.going_on == 0

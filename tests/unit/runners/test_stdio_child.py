@@ -1,4 +1,4 @@
-"""Health checks of a child on stdio; the protocol itself is in test_jsonrpc.py and test_both_ends.py."""
+"""Health checks of a child on stdio; the protocol itself is in test_jsonrpc.py and test_sdk_and_host.py."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from latticed.model.runtime import Health
 from latticed.runners import wasm_children
 from latticed.runners.wasm import Caps
 from latticed.runners.wasm_compiler import Bounds
-from tests.house import children, houses, leftovers, pages, processes, wasms
+from tests.house import children, in_process, leftovers, pages, processes, wasms
 
 SAMPLES = pages.CHECKOUT / "plugins-sample"
 HOST = '(import "latticed" "call" (func $call (param i32 i32) (result i64)))'
@@ -211,7 +211,7 @@ async def test_cancelled_start_leaves_no_child_or_descriptor(tmp_path):
             if finished:
                 await outcome.stop(5)
             assert not children.descendants(os.getpid())
-            await houses.until(lambda before=before: left(before) == [], "nothing left")
+            await in_process.until(lambda before=before: left(before) == [], "nothing left")
             if turns == 4:
                 shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
 

@@ -12,7 +12,7 @@ import wasmtime
 from latticed.model.errors import Problem
 from latticed.runners.wasm import Caps
 from latticed.runners.wasm_compiler import Bounds
-from tests.house import children, houses, wasms
+from tests.house import children, in_process, wasms
 
 FOREVER = "(loop $again (br $again))"
 NO_PLUGIN = {  # refused by the compiler: bytes or text, code, words
@@ -198,7 +198,7 @@ async def test_module_that_ends_during_invocation_fails_it_and_reports_exit(tmp_
         with pytest.raises(Problem) as failed:
             await instance.invoke("go", {})
         assert failed.value.code == code
-        await houses.until(lambda: bench.exits, "the exit")
+        await in_process.until(lambda: bench.exits, "the exit")
         (exit_,) = bench.exits
         assert exit_[0] == code
         assert words in exit_[1]
@@ -314,7 +314,7 @@ async def test_used_up_fuel_ends_the_plugin(tmp_path):
         with pytest.raises(Problem) as failed:
             await instance.invoke("bb", {})
         assert failed.value.code == "fuel_exhausted"
-        await houses.until(lambda: bench.exits, "the exit")
+        await in_process.until(lambda: bench.exits, "the exit")
         assert bench.exits[0][0] == "fuel_exhausted"
 
 

@@ -12,7 +12,7 @@ import pytest
 from latticed.model import hostcall
 from latticed.sdk import Plugin
 from latticed.sdk.calls import Calls, HostError
-from tests.house import houses
+from tests.house import in_process
 
 JOURNAL = {"entries": [1], "cursor": "c"}
 PAGE = {"keys": ["a"], "next": None}
@@ -236,7 +236,7 @@ def test_static_file_is_assembled_from_its_chunks():
 
 async def test_host_services_accept_the_sdks_parameters():
     """For every host call that this version implements."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         services = dict(home.app.broker.services)
     assert {"kv.get", "http.do", "notify.send", "node.journal", "monitor.put", "static.put"} <= set(services)
     for group, name, _, _, call, params, *_ in ROWS:

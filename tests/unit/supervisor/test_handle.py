@@ -13,7 +13,7 @@ from latticed.model.restart import VISITED
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
 from tests.house import bundles, supervisors
-from tests.house.houses import until
+from tests.house.in_process import until
 
 HEALTH = {"runtime": {"health": {"interval_s": 10, "timeout_s": 1, "failures": 3}}}
 SICK = Checkup(health=Health.UNHEALTHY, message="no answer")

@@ -8,7 +8,7 @@ import pytest
 
 from latticed.supervisor import deps as tools
 from tests.house import supervisors
-from tests.house.houses import until
+from tests.house.in_process import until
 
 MANY = 3 * tools.STARTS
 

@@ -14,7 +14,7 @@ from latticed.kit.clock import SystemClock
 from latticed.runners.noop import NoopRunner
 from latticed.runners.worker import WorkerRunner
 from latticed.settings import HttpSettings
-from tests.house import bundles, houses, ingresses
+from tests.house import bundles, in_process, ingresses
 
 ID = "acme.hello"
 HELLO = b"hello {{path}} {{kv:default/message}}"
@@ -25,7 +25,7 @@ GRANTS = f"/api/plugins/by-id/{ID}/grants"
 class Place:
     """A daemon, its routes, and an HTTP client."""
 
-    home: houses.Home
+    home: in_process.Home
     routes: RouteTable
     session: aiohttp.ClientSession
 
@@ -61,7 +61,7 @@ async def place():
     }
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(Ingress(routes, HttpSettings(listen="127.0.0.1:0"), clock=SystemClock()))
-        home = await stack.enter_async_context(houses.opened(runners=runners))
+        home = await stack.enter_async_context(in_process.opened(runners=runners))
         connector = aiohttp.TCPConnector(force_close=True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         yield Place(home, routes, session)

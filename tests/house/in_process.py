@@ -1,6 +1,6 @@
 """A whole daemon in this process: the real App over directories of its own, real bundles, and its control socket.
 
-async with houses.opened() as home:
+async with in_process.opened() as home:
     home.drop("demo", id="acme.demo", capabilities=["kv:read"])
     await home.decide("acme.demo", "installed")
     await home.decide("acme.demo", "active")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import houses, leftovers, ways
+from tests.house import in_process, leftovers, runner_plugins
 
 ID = "acme.demo"
 GRANTS = f"/api/plugins/by-id/{ID}/grants"
@@ -12,12 +12,12 @@ INVOKE = f"/api/plugins/by-id/{ID}/invoke"
 SOON = "[supervision]\nbackoff_base_s = 0.1\n"
 
 
-every = pytest.mark.parametrize("way", ways.WAYS.values(), ids=ways.WAYS)
+every = pytest.mark.parametrize("way", runner_plugins.WAYS.values(), ids=runner_plugins.WAYS)
 
 
 def able(what):
     """The runners that support this; `test_unsupported_behaviour_of_a_runner_has_a_reason` has the others."""
-    found = {name: way for name, way in ways.WAYS.items() if not ways.reason(way, what)}
+    found = {name: way for name, way in runner_plugins.WAYS.items() if not runner_plugins.reason(way, what)}
     return pytest.mark.parametrize("way", found.values(), ids=found)
 
 
@@ -30,7 +30,7 @@ async def activated(home, way, *, artifact=None, capabilities=None, name="demo",
     start = home.mark()
     answer = await home.decide(plugin_id, "active")
     assert answer.status == 200, answer
-    await houses.until(lambda: states(home, start, plugin_id), "what came of it on record")
+    await in_process.until(lambda: states(home, start, plugin_id), "what came of it on record")
     return answer
 
 
@@ -63,7 +63,10 @@ def left(before):
 
 def test_unsupported_behaviour_of_a_runner_has_a_reason():
     """A runner that is not named here can make host calls, exit, hang and exceed its limits."""
-    found = {name: [what for what in ways.ABLE if ways.reason(way, what)] for name, way in ways.WAYS.items()}
+    found = {
+        name: [what for what in runner_plugins.ABLE if runner_plugins.reason(way, what)]
+        for name, way in runner_plugins.WAYS.items()
+    }
     assert {name: cannot for name, cannot in found.items() if cannot} == {
         "noop": ["calls", "crash", "never", "limit"],
         "worker": ["crash", "never"],
@@ -71,8 +74,8 @@ def test_unsupported_behaviour_of_a_runner_has_a_reason():
 
 
 async def test_plugin_of_noop_cannot_be_invoked():
-    way = ways.WAYS["noop"]
-    async with houses.opened(real=True, toml=way.toml) as home:
+    way = runner_plugins.WAYS["noop"]
+    async with in_process.opened(real=True, toml=way.toml) as home:
         answer = await activated(home, way)
         assert "not executed" in answer["runtime"]["message"]
         assert await invoked(home, "get") == (None, "service_unavailable")
@@ -82,7 +85,7 @@ async def test_plugin_of_noop_cannot_be_invoked():
 @every
 async def test_plugin_of_each_runner_is_armed_and_stopped(way):
     """With the health that it reports; nothing is left afterwards. Both are audited."""
-    async with houses.opened(real=True, toml=way.toml) as home:
+    async with in_process.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         runtime = (await activated(home, way))["runtime"]
         assert (runtime["state"], runtime["runner"]) == ("armed", way.runner)
@@ -90,15 +93,15 @@ async def test_plugin_of_each_runner_is_armed_and_stopped(way):
         assert (await instance.check()).health.value == way.health
         runtime = (await home.decide(ID, "disabled"))["runtime"]
         assert runtime["state"] == "stopped"
-        await houses.until(lambda: left(before) == [], "nothing left")
-        await houses.until(lambda: states(home, 0) == ["armed", "stopped"], "both on record")
+        await in_process.until(lambda: left(before) == [], "nothing left")
+        await in_process.until(lambda: states(home, 0) == ["armed", "stopped"], "both on record")
 
 
 @able("calls")
 async def test_host_calls_of_each_runner_follow_grants(way):
     """Made by the plugin itself: allowed; trimmed, from the next call on; granted again; not declared. All audited."""
     action, shows = way.calls
-    async with houses.opened(real=True, toml=way.toml) as home:
+    async with in_process.opened(real=True, toml=way.toml) as home:
         await activated(home, way)
         start, codes = home.mark(), []
         for change in ("", "trim", "grant"):
@@ -123,13 +126,13 @@ async def test_host_calls_of_each_runner_follow_grants(way):
 async def test_plugin_that_exits_is_restarted(way):
     """A waiting invocation gets a code; the restarted plugin answers."""
     action, expected = way.crash
-    async with houses.opened(real=True, toml=way.toml + SOON) as home:
+    async with in_process.opened(real=True, toml=way.toml + SOON) as home:
         await activated(home, way)
         start = home.mark()
         assert await invoked(home, action) == (None, expected)
         if way.dies:
             await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed" and _restarts(view) == 1)
-            await houses.until(lambda: states(home, start) == [f"failed {expected}", "armed"], "both on record")
+            await in_process.until(lambda: states(home, start) == [f"failed {expected}", "armed"], "both on record")
         assert (await invoked(home, way.calls[0]))[1] == ""
         assert recorded(home, start) == [("kv.get", "allow", "")]
 
@@ -142,7 +145,7 @@ def _restarts(view):
 async def test_plugin_that_exceeds_a_limit_fails_its_invocation_with_a_code(way):
     """The daemon answers meanwhile, and the plugin can be stopped."""
     action, expected = way.limit
-    async with houses.opened(real=True, toml=way.toml + "[supervision]\nstop_grace_s = 1\n") as home:
+    async with in_process.opened(real=True, toml=way.toml + "[supervision]\nstop_grace_s = 1\n") as home:
         await activated(home, way)
         await home.ask("PUT", "/api/kv/default/a", b"x" * (32 << 10))
         assert (await invoked(home, action))[1] == expected
@@ -154,7 +157,7 @@ async def test_plugin_that_exceeds_a_limit_fails_its_invocation_with_a_code(way)
 async def test_failed_start_of_each_runner_is_reported_and_retried(way):
     """Within its time: 200, the status as decided, a code, the time of the next try, and nothing left."""
     artifact, expected = way.never
-    async with houses.opened(real=True, toml=ways.start_toml(way)) as home:
+    async with in_process.opened(real=True, toml=runner_plugins.start_toml(way)) as home:
         before = leftovers.survey()
         answer = await activated(home, way, artifact=artifact)
         runtime = answer["runtime"]
@@ -162,13 +165,13 @@ async def test_failed_start_of_each_runner_is_reported_and_retried(way):
         assert runtime["last_error"]["code"] == expected
         assert "next_retry_at" in runtime
         assert (await home.decide(ID, "disabled"))["runtime"]["state"] == "stopped"
-        await houses.until(lambda: left(before) == [], "nothing left")
+        await in_process.until(lambda: left(before) == [], "nothing left")
 
 
 @every
 async def test_tampering_stops_the_plugin_of_each_runner(way):
     """At once; nothing answers, and nothing is left."""
-    async with houses.opened(real=True, toml=way.toml) as home:
+    async with in_process.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         await activated(home, way)
         artifact = home.dropped["demo"].artifact_path
@@ -176,4 +179,4 @@ async def test_tampering_stops_the_plugin_of_each_runner(way):
         view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
         assert view["runtime"]["last_error"]["code"] == "digest_mismatch"
         assert (await invoked(home, "get"))[1] == "not_armed"
-        await houses.until(lambda: left(before) == [], "nothing left")
+        await in_process.until(lambda: left(before) == [], "nothing left")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, daemons, faults, lives
+from tests.house import bundles, daemons, faults, used_states
 
 pytestmark = pytest.mark.daemon
 
@@ -24,14 +24,14 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme):
-    with lives.lived(acme) as place:
+    with used_states.lived(acme) as place:
         yield place
 
 
 @pytest.fixture
 def lived(place, past):
     """A place of its own with a past: acme.demo active, network:plan granted, kv:write trimmed, acme.bad revoked."""
-    return lives.copy(past, place)
+    return used_states.copy(past, place)
 
 
 GRANTS = "/api/plugins/by-id/acme.demo/grants"
@@ -57,11 +57,11 @@ def floors(place: daemons.Place) -> dict:
 def rolled_back(lived, acme):
     """After `kept` was copied: network:plan trimmed, acme.worse revoked, version 1.3.0 accepted."""
     old = kept(lived)
-    lived.trust_us(acme, revoked={**lives.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
+    lived.trust_us(acme, revoked={**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
     with lived.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", GRANTS, {"trim": ["network:plan"]}).status == 200
-        lived.drop("demo", author=acme, version="1.3.0", capabilities=lives.CAPABILITIES)
+        lived.drop("demo", author=acme, version="1.3.0", capabilities=used_states.CAPABILITIES)
         daemon.until(lambda: daemon.plugin().get("candidate"), "candidate")
         assert daemon.post("/api/plugins/by-id/acme.demo/upgrade", {}).status == 200
         assert daemon.stop() == 0

@@ -8,7 +8,7 @@ import shutil
 from latticed.lifecycle.refused_log import MOST_LINES, RefusedLog
 from latticed.model.verdict import Code, Refused
 from latticed.trust.claims import Claimants
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 ID = "acme.demo"
 ACME = bundles.author("acme")
@@ -27,7 +27,7 @@ class Lines:
 
 async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
     """The first copies give one line; each rename judges one copy and logs at most one line; the plugin runs on."""
-    async with houses.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
+    async with in_process.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)
         await home.decide(ID, "installed")
@@ -39,7 +39,7 @@ async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
         for number in range(COPIES):
             shutil.copytree(home.plugin_dir / "demo", home.plugin_dir / f".{number}", copy_function=os.link)
             os.rename(home.plugin_dir / f".{number}", home.plugin_dir / f"copy-{number}")
-        await houses.until(lambda: len(lifecycle.registry._verdicts) == COPIES + 1, "all copies seen")
+        await in_process.until(lambda: len(lifecycle.registry._verdicts) == COPIES + 1, "all copies seen")
         assert sum(fields.get("bundles", 0) for _, fields in lines.said) == COPIES
         assert len(asked) <= COPIES
         lines.said.clear()
@@ -47,7 +47,7 @@ async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
         for number in range(RENAMES):
             os.rename(home.plugin_dir / f"copy-{number}", home.plugin_dir / f"moved-{number}")
         moved = {f"plugins/moved-{number}" for number in range(RENAMES)}
-        await houses.until(lambda: moved <= set(lifecycle.registry._verdicts), "the renames seen")
+        await in_process.until(lambda: moved <= set(lifecycle.registry._verdicts), "the renames seen")
         assert len(lines.said) <= RENAMES
         assert len(asked) <= 2 * RENAMES
         assert len(lifecycle.rejected()) == COPIES

@@ -21,7 +21,7 @@ import pytest
 from latticed.host.call import HostError
 from latticed.ledger import notifications
 from latticed.model.errors import Problem
-from tests.house import bundles, children, dns_servers, hostcall_rows_out, hostcalls, houses, targets
+from tests.house import bundles, children, dns_servers, hostcall_rows_out, hostcalls, in_process, targets
 
 TOML = """
 [http]
@@ -50,7 +50,7 @@ CONTROL = "control"
 class Going:
     """Activities of one plugin. The sites `watched`, `called` and `streamed` never answer, `proxied` does."""
 
-    home: houses.Home
+    home: in_process.Home
     names: dns_servers.NameServer
     author: bundles.Author
     bundle: bundles.Bundle
@@ -91,7 +91,7 @@ class Going:
             wanted = {"interpreter": "sh", "script": script, "targets": target, "timeout_s": 600}
             self.task_ids.append((await self.call("task.submit", **wanted))["id"])
             assert (await self.approve(self.task_ids[-1])).status == 200
-            await houses.until(lambda: self.processes("task"), "the first task to run")
+            await in_process.until(lambda: self.processes("task"), "the first task to run")
         await self.call("monitor.put", name="web", kind="http", target=self.watched.url(), interval_s=600, timeout_s=60)
         server = f"127.0.0.1:{self.names.port}"
         provider = {"provider": "rfc2136", "secret": "${secret:KEY}", "server": server, "key": dns_servers.KEY}
@@ -124,13 +124,13 @@ class Going:
         table = self.services.upstreams if name in {"proxied", "streamed"} else self.services.pages
         return f"{table.listener.url}{self.path(name)}x"
 
-    async def approve(self, task_id: str) -> houses.Answer:
+    async def approve(self, task_id: str) -> in_process.Answer:
         sha256 = self.services.tasks.get(task_id).sha256
         return await self.home.ask("POST", f"/api/tasks/{task_id}/approve", {"sha256": sha256})
 
     async def until(self, *kinds: str) -> None:
         """Wait until all of these are seen."""
-        deadline_s = time.monotonic() + houses.DEADLINE_S
+        deadline_s = time.monotonic() + in_process.DEADLINE_S
         while missing := set(kinds) - await self.seen():
             assert time.monotonic() < deadline_s, (self.id, missing)
             await asyncio.sleep(0.02)
@@ -187,7 +187,7 @@ def _words(pid: int) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Going]:
+async def going(home: in_process.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Going]:
     """A plugin with its own publisher and all permissions, and the sites that it uses."""
     author = bundles.author(cause)
     _trust(home, author)
@@ -219,7 +219,7 @@ async def going(home: houses.Home, names: dns_servers.NameServer, cause: str) ->
         )  # fmt: skip
 
 
-def _trust(home: houses.Home, *more: bundles.Author, **fields: Any) -> None:
+def _trust(home: in_process.Home, *more: bundles.Author, **fields: Any) -> None:
     """Trust these publishers besides those the daemon trusts already."""
     old = home.app.api.policy.own
     known = {name: list(one.keys) for name, one in old.publishers.items()}
@@ -285,7 +285,7 @@ async def hand(it: Going) -> None:
     await it.home.look()
     it.home.drop("other", author=other, id=it.id, capabilities=hostcalls.EVERYTHING, version="2.0.0")
     life = it.home.app.api.lifecycle
-    await houses.until(lambda: life.claimant(it.id, "stranger"), "the other's bundle")
+    await in_process.until(lambda: life.claimant(it.id, "stranger"), "the other's bundle")
     wanted = {"accept_publisher": "stranger", "accept": list(hostcalls.HOST_RISK)}
     answer = await it.home.ask("POST", f"/api/plugins/by-id/{it.id}/upgrade", wanted)
     assert answer.status == 200, answer
@@ -302,14 +302,14 @@ async def _failed(it: Going, code: str) -> None:
         runtime = it.home.app.api.supervisor.runtime(it.id)
         return runtime.last_error is not None and runtime.last_error.code == code
 
-    await houses.until(told, f"{it.id}: {code}")
+    await in_process.until(told, f"{it.id}: {code}")
     assert it.home.app.api.supervisor.runtime(it.id).state == "failed", "not told before it is so"
 
 
 @pytest.fixture
 async def home():
     with hostcalls._tunnels() as tunnels:
-        async with houses.opened(toml=TOML + tunnels.replace("plugin_tunnels = 1", "tunnels = 64")) as found:
+        async with in_process.opened(toml=TOML + tunnels.replace("plugin_tunnels = 1", "tunnels = 64")) as found:
             await found.ask("PUT", "/api/secrets/KEY", dns_servers.VALUES[dns_servers.KEY].encode())
             yield found
 
@@ -340,7 +340,7 @@ async def test_every_cause_stops_all_activities_before_it_is_reported(home, name
             left[cause] = await it.seen() - KEPT
         assert left.pop("full") == {"approved"}, "what cannot be written down yet"
         assert left == {cause: set() for cause in CAUSES if cause != "full"}
-        await houses.until(lambda: every["full"].state == "submitted", "the approval to be withdrawn on record")
+        await in_process.until(lambda: every["full"].state == "submitted", "the approval to be withdrawn on record")
         assert await every[CONTROL].seen() == ALL - BRIEF
         asked = {one: len(it.watched.requests) for one, it in every.items()}
         for it in every.values():
@@ -366,7 +366,7 @@ async def test_activities_resume_when_bundle_is_trusted_again(home, names):
         await it.until("service", "tunnel", "ddns", "template", "invoke", "proxied", "static", "notification")
         assert it.services.tasks.get(it.task_ids[-1]).state == "submitted"
         assert (await it.approve(it.task_ids[-1])).status == 200
-        await houses.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")
+        await in_process.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")
 
 
 async def test_crash_keeps_activities(home, names):
@@ -376,6 +376,6 @@ async def test_crash_keeps_activities(home, names):
         await it.proxy()
         await it.until(*ALL)
         home.driven.only(it.id).crash()
-        await houses.until(lambda: home.app.api.supervisor.runtime(it.id).state != "armed", "it to be down")
+        await in_process.until(lambda: home.app.api.supervisor.runtime(it.id).state != "armed", "it to be down")
         await home.look()
         assert await it.seen() >= ALL - {"call", "template", "invoke"}

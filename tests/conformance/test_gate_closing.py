@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 from tests.house.hostcalls import caller
 
 ID = "acme.demo"
@@ -12,7 +12,7 @@ ID = "acme.demo"
 
 @pytest.fixture
 async def home():
-    async with houses.opened() as found:
+    async with in_process.opened() as found:
         yield found
 
 
@@ -50,11 +50,11 @@ async def test_plugins_with_the_same_key_have_separate_values(home):
 async def test_other_publisher_of_an_id_cannot_read_the_old_bucket():
     """Once accepted by name, it starts with an empty bucket; if the first publisher returns, its values are back."""
     acme, rival = bundles.author("acme"), bundles.author("rival")
-    async with houses.opened(author=acme, policy=bundles.policy_bytes(acme, rival)) as home:
+    async with in_process.opened(author=acme, policy=bundles.policy_bytes(acme, rival)) as home:
         plugin = await caller(home, "kv:read", "kv:write")
         await plugin.call("kv.put", key="k", value="acme's")
         home.drop("theirs", author=rival, id=ID, version="1.1.0", capabilities=["kv:read", "kv:write"])
-        await houses.until(lambda: "plugins/theirs" in home.app.api.lifecycle.rejected())
+        await in_process.until(lambda: "plugins/theirs" in home.app.api.lifecycle.rejected())
         taken = await home.ask(
             "POST",
             f"/api/plugins/by-id/{ID}/upgrade",

@@ -9,7 +9,7 @@ import pytest
 import wasmtime
 
 from latticed.model.restart import VISITED
-from tests.house import hosting, peers, visitors, wasms
+from tests.house import hosting, peers, route_clients, wasms
 
 pytestmark = pytest.mark.daemon
 
@@ -106,10 +106,10 @@ def test_crashes_by_outside_requests_open_no_breaker(host):
         if way == "slow":
             hang_up(host, plugin_id, url)
         else:
-            answer = visitors.ask(url, f"/{plugin_id}/{way}")
+            answer = route_clients.ask(url, f"/{plugin_id}/{way}")
             assert answer.status == (200 if way == "late" else 502), (way, answer)
         assert fallen(host, plugin_id, times)["reason"].endswith(VISITED), way
-    assert visitors.text(place(host, plugin_id), f"/{plugin_id}/hello") == "hello"
+    assert route_clients.text(place(host, plugin_id), f"/{plugin_id}/hello") == "hello"
     explained = " ".join(host.daemon.ctl("explain", plugin_id).stdout.split())
     assert f"exited: exited 3; it said last: at work {VISITED}" in explained
     host.daemon.ctl("restart", plugin_id)  # a new instance without any visitor yet
@@ -133,6 +133,6 @@ def test_wasm_trap_by_outside_request_opens_no_breaker(host):
     host.up(plugin_id, code, type="wasm", capabilities=["worker:route"])
     assert host.invoke(plugin_id, "put").status == 200
     for times in range(1, 4):
-        assert visitors.ask(place(host, plugin_id), f"/{plugin_id}/").status == 502
+        assert route_clients.ask(place(host, plugin_id), f"/{plugin_id}/").status == 502
         assert fallen(host, plugin_id, times)["code"] == "wasm_trap"
     assert host.invoke(plugin_id, "put").status == 200

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, daemons, hosting, namespaces, programs, standing_still
+from tests.house import bundles, daemons, hanging_mounts, hosting, namespaces, programs
 
 pytestmark = pytest.mark.daemon
 
@@ -116,7 +116,7 @@ def drain(reader, *words):
 def test_settings_or_policy_on_a_hanging_mount_do_not_block_the_daemon(place, acme, which):
     """The file that can be read is still followed; health names the other."""
     file = place.home / which
-    with standing_still.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:
+    with hanging_mounts.mounted(place.home / "mount", {which: file.read_bytes()}, uid=place.uid) as there:
         file.unlink()
         file.symlink_to(there.path / which)
         os.chown(file, place.uid, place.uid, follow_symlinks=False)
@@ -149,7 +149,7 @@ def test_unanswered_name_lookups_and_full_journald_do_not_block_the_daemon(acme)
         names = {"passwd": users, "hosts": b"127.0.0.1 localhost\n"}
         place.before = ("unshare", "-m", "/bin/sh", "-c", NAMESPACE, "sh", str(place.home))
         with (
-            standing_still.mounted(place.home / "mount", names, uid=0) as there,
+            hanging_mounts.mounted(place.home / "mount", names, uid=0) as there,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald,
         ):
             journald.bind(str(place.home / "journal" / "socket"))

@@ -1,6 +1,6 @@
 """A directory whose files stop answering when told: a small FUSE file system of this process (needs uid 0).
 
-with standing_still.mounted(place.home / "mount", {"trust.json": data}, uid=place.uid) as there:
+with hanging_mounts.mounted(place.home / "mount", {"trust.json": data}, uid=place.uid) as there:
     there.stall()    # every system call on it waits from now on, as on a dead network mount
     there.go_on()
 """

@@ -14,7 +14,7 @@ from latticed.kit.clock import SystemClock
 from latticed.model.restart import VISITED, RestartPolicy
 from latticed.settings.programs import ServiceSettings as Settings
 from tests.house import backends, confinements, routed
-from tests.house.houses import until
+from tests.house.in_process import until
 from tests.house.routed import ID
 
 SETTINGS = Settings(programs={"python": "/usr/bin/python3"}, host_network=("python",))
