@@ -79,8 +79,10 @@ def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
             size, digest = _write(fd, chunks)
             _name(temporary, name)
         finally:
+            # It is gone where `_name` had to rename it.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+    # Made since the check above.
     except FileExistsError as error:
         raise _exists(name) from error
     except OSError as error:
@@ -97,6 +99,7 @@ def _write(fd: int, chunks: Iterator[bytes]) -> tuple[int, str]:
             digest.update(chunk)
             size += len(chunk)
         file.flush()
+        # On disk before it gets its name, which says that the backup is complete.
         os.fsync(file.fileno())
     return size, digest.hexdigest()
 

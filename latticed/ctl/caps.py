@@ -216,7 +216,7 @@ def _suggest(session: CtlSession) -> int:
 
 
 def _used(session: CtlSession, row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of what one host call was used for."""
+    """The cells of one host call: how often it was made and refused, and when last."""
     last = session.screen.when(str(row.get("last_at") or ""))
     return str(row.get("call") or ""), str(row.get("allowed") or 0), str(row.get("denied") or 0), last
 

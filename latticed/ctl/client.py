@@ -273,6 +273,7 @@ def _json(reply: ApiReply) -> Any:
     """The body as JSON; Problem bad_reply otherwise."""
     try:
         return json.loads(reply.body)
+    # RecursionError: json's decoder, for very deeply nested lists.
     except (ValueError, RecursionError) as error:
         raise Problem("bad_reply", "the daemon's answer is not JSON", REALLY) from error
 

@@ -86,6 +86,7 @@ def _directory(session: CtlSession) -> str:
     named = getattr(session.args, "socket", None) or session.environ.get("LATTICED_SOCKET")
     try:
         settings = session.settings()
+    # Settings that cannot be read are not what is to be explained here.
     except Problem:
         return "PLUGIN_DIR"
     return "PLUGIN_DIR" if named and settings.origins["plugin_dir"] == "default" else str(settings.plugin_dir)

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 def of(settings: Settings) -> dict[str, str]:
-    """A short text by capability. All calls of a plugin also share the limit `host_calls.per_second`."""
+    """What the calls of each capability are limited to, as a short text by capability.
+
+    All calls of a plugin also share the limit `host_calls.per_second`.
+    """
     calls, static, notify = settings.host_calls, settings.static, settings.notify
     monitor, ddns, mail, task = settings.monitor, settings.ddns, settings.mail, settings.task
     service, tunnel = settings.service, settings.tunnel

@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return ExitCode.PIPE_CLOSED
+    # Of the output, such as a full disk: verbs turn errors of their own into Problems.
     except OSError as error:
         _drop_stdout()
         screen.err.write(f"error: cannot write the output: {error.strerror or error}\n")

@@ -29,7 +29,12 @@ _MODE: Final = 0o644
 
 
 def read(path: Path) -> policy.TrustPolicy:
-    """The policy in `path`; Problem "policy_unreadable" or "policy_invalid" (contracts §4; by its writers too)."""
+    """The policy in `path`.
+
+    Problem "policy_unreadable"; "policy_invalid" for its contents, or when others may write to it.
+
+    The rules are those of contracts §4, with the caller in place of the daemon's user.
+    """
     try:
         data = trusted_files.read(path, MAX_BYTES, owners=frozenset({0, os.geteuid()}))
     except FileNotFoundError as error:
@@ -87,11 +92,15 @@ def _locked(path: Path, directory: int) -> Iterator[None]:
 
 
 def _is_held(lock: int, name: str, directory: int) -> bool:
-    """Try to lock; whether we hold the lock of the file that `name` still leads to, as its last holder removed it."""
+    """Try to lock; whether we hold the lock of the file that `name` leads to now.
+
+    Its last holder removes the file, so the lock of a removed one counts for nothing.
+    """
     try:
         # flock(2) first: only what the name leads to while it is locked counts.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(lock).st_ino == os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
+    # Another one holds it, or has just removed it.
     except (BlockingIOError, FileNotFoundError):
         return False
 
@@ -110,6 +119,7 @@ def _lock_file(place: Path, directory: int) -> int:
         # If root's latticectl is killed the file stays; with mode 0600 its owner must be the one who edits here.
         if os.geteuid() == 0 and found.st_uid != owner:
             os.fchown(lock, owner, -1)
+    # The caller gets no descriptor to close.
     except BaseException:
         os.close(lock)
         raise

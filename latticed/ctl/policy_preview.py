@@ -26,6 +26,7 @@ def show(session: CtlSession, new: TrustPolicy, path: Path) -> list[dict[str, An
         body = {"policy": json.loads(policy.encode(new))}
         found = replies.mapping(session.client().post("trust", "foresee", body=body), "answer")
         stops = replies.rows(found.get("stops"), "list of plugins")
+    # The edit does not need the daemon, so this is no reason to refuse it.
     except Problem as problem:
         screen.note(f"which plugins stop by this cannot be known: {problem.reason}")
         return None

@@ -45,6 +45,7 @@ class CtlSession(NamedTuple):
 
         try:
             return self.settings().access.socket_owner
+        # Then root and the caller are the only ones to be trusted.
         except Problem:
             return ""
 

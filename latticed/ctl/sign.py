@@ -64,6 +64,7 @@ def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict
             digest, _ = source.hash_artifact()
         manifest = sign.sign(raw, digest, key, publisher=publisher)
         write.write_manifest(Path(directory), write.render(manifest))
+    # Several bundles may be signed in one run, so each message names the directory.
     except BundleRefused as refused:
         raise Problem(refused.code, f"{directory}: {refused.reason}", refused.hint) from refused
     except strict_json.InvalidJson as error:

@@ -71,6 +71,7 @@ def given_to(path: str) -> int | None:
             else:
                 owner = found.st_uid
             anybody_makes = is_open
+    # A directory that cannot be looked at proves nothing.
     except OSError:
         return None
     return owner

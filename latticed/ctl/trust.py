@@ -219,6 +219,7 @@ def _named(read: Any, given: str, option: str) -> str:
     """`given`, parsed by `read` like a field of trust.json; an error becomes Problem("usage") about `option`."""
     try:
         return str(read(given, option))
+    # What is wrong is an argument of the command, not a file.
     except Problem as problem:
         raise Problem("usage", problem.reason) from problem
 
@@ -268,6 +269,7 @@ def _asked(session: CtlSession) -> dict[str, Any]:
     if getattr(session.args, "trust", None) is None:
         try:
             return replies.mapping(session.client().get("trust"), "trust policy")
+        # Only when there is no daemon does the file count: a refusal is its answer.
         except Problem as problem:
             if problem.code != "unreachable":
                 raise

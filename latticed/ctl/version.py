@@ -40,6 +40,7 @@ def run(session: CtlSession) -> int:
     try:
         client = session.client()
         found = replies.mapping(client.get("status"), "status")
+    # Reported at the end: latticectl's own version is known without a daemon.
     except Problem as problem:
         trouble = problem
     screen = session.screen

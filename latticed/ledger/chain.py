@@ -222,6 +222,7 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001 - a value, not a swi
     return chain.encode(value) if isinstance(value, bool) else str(value)
 
 
+# Texts come from peers and plugins: `_REMEMBERED` and this bound what they can make it hold.
 @functools.lru_cache(maxsize=4_096)
 def _remembered(text: str, limit: int) -> tuple[str, str]:
     """`_text`, cached: few distinct actors, actions and codes make up nearly all events."""

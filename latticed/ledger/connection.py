@@ -85,6 +85,7 @@ def open_writer(path: Path) -> Connection:
         # Made here so that the mode does not depend on the umask; SQLite gives the -wal the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         connection = Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=OWN)
+    # Not opened at all: nothing is known of its contents, so this is not reported as damage.
     except (OSError, apsw.Error) as error:
         raise _unusable(path, error) from error
     try:
@@ -142,6 +143,7 @@ def _prepare(connection: Connection) -> None:
 
 def _leave(connection: Connection) -> None:
     """Close without a checkpoint, which would write into the damaged file."""
+    # If even this fails there is nothing left to do but close.
     with contextlib.suppress(apsw.Error):
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.close()

@@ -87,6 +87,7 @@ def read(directory: Path, key: Ed25519PublicKey) -> Floors:
         # Verified over the encoding of what was parsed, before anything of it is used.
         key.verify(signature, _payload(found))
         return _decode(found)
+    # Whether a missing file is acceptable is for callers to judge (`rollback.check_floors`, `rebuild.trusted_floors`).
     except FileNotFoundError:
         return Floors()
     except InvalidSignature as error:

@@ -56,8 +56,10 @@ def in_wal(database: Path) -> str:
     try:
         with open(f"{database}-wal", "rb") as file:
             header = file.read(_WAL_HEADER)
+    # No WAL: the last connection was closed, which checkpoints and removes it.
     except FileNotFoundError:
         return ""
+    # It may hold the newest commits.
     except OSError as error:
         return f"the WAL cannot be read: {error.strerror}"
     if not any(header):

@@ -187,6 +187,7 @@ class Ledger:
         """As `record`, without a quota: the seq, or Problem audit_unavailable for any failure."""
         try:
             seq = await self._writer.append(event)
+        # With the code that callers answer with: what is not on record is not carried out.
         except Problem as problem:
             raise Problem(
                 "audit_unavailable", f"the event cannot be recorded: {problem.reason}", problem.hint

@@ -72,6 +72,7 @@ def diagnosis(directory: Path) -> str:
     try:
         with contextlib.closing(connection.open_witness(database)) as witness:
             return _wrong_with(witness)
+    # A database that SQLite cannot read is a damaged one.
     except apsw.Error as error:
         return str(error)
 
@@ -99,6 +100,7 @@ def read_damaged(database: Path) -> RecoveredRows:
 def _end(witness: connection.Connection, name: Name) -> tuple[int, str]:
     """The last event of a chain that can be read: its seq and hash."""
     last: Any = None
+    # One chain may be readable although the other is not.
     with contextlib.suppress(*connection.DAMAGED):
         last = witness.execute(
             f"SELECT seq, hash FROM {audit.TABLES[name].events} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants

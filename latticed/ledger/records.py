@@ -145,5 +145,6 @@ def _record(row: dict[str, Any]) -> lifecycle.Record:
         row["terms"] = terms.decode(row["terms"])
         row["forgotten"] = bool(row["forgotten"])
         return lifecycle.Record(facts=facts, **row)
+    # An unknown status, other JSON, a value of another type.
     except (ValueError, TypeError) as error:
         raise damaged(f"record {str(row.get('id'))[:128]!r}: expected what latticed writes, found: {error}") from error

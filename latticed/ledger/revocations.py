@@ -47,6 +47,7 @@ def lift(tx: Transaction, kind: Kind, value: str) -> bool:
 def readable(conn: RowReader) -> RevocationRows:
     """Those revocations that can still be read of a damaged table; never raises for damage."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    # What was read before the damage counts.
     with contextlib.suppress(*DAMAGED):
         for kind, value in conn.execute("SELECT kind, value FROM revocations"):
             if kind in found and isinstance(value, str):

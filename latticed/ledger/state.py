@@ -116,6 +116,7 @@ def _open_writer(directory: Path) -> connection.Connection:
     """The write connection; a full disk, where even the index of the WAL has no room, gets the reserve."""
     try:
         return connection.open_writer(directory / DATABASE)
+    # Only what more free space may help with is tried again.
     except Problem as problem:
         if problem.code != "state_unusable":
             raise

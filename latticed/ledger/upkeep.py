@@ -82,6 +82,7 @@ async def snapshot(database: Path, target: Path) -> None:
         await asyncio.shield(copying)
     except asyncio.CancelledError:
         unwanted.set()
+        # Its InterruptedError is expected.
         await asyncio.gather(copying, return_exceptions=True)
         raise
     finally:

@@ -228,6 +228,7 @@ def _means(pattern: tuple[str, int], host: str, port: int) -> bool:
     return host == wanted
 
 
+# Patterns come from manifests and operators, and are compared at every connection.
 @lru_cache(maxsize=4_096)
 def _parts(pattern: str) -> tuple[str, int]:
     """(host in normal form, port); ("", -1) for a pattern that can never match."""

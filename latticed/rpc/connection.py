@@ -54,10 +54,7 @@ class ControlConnection(LimitedConnection):
         self.streaming = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask the kernel who the peer is (SO_PEERCRED, SO_PEERGROUPS.
-
-        Unix(7)), and count the connection for its uid.
-        """
+        """Ask the kernel who the peer is (unix(7): SO_PEERCRED, SO_PEERGROUPS) and count the connection for its uid."""
         super().connection_made(transport)
         try:
             self.peer = peers.of(transport.get_extra_info("socket"))

@@ -74,8 +74,10 @@ async def logs(ask: Ask) -> LogPage:
 
 async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
     """Wait for the next line, for `wait_s` seconds at most; return at once when the daemon stops."""
+    # Either ends the wait: a line, or the end of the daemon.
     waiting = [asyncio.ensure_future(work) for work in (ring.more(), ask.api.closing.wait())]
     try:
+        # No line came: the answer is an empty page.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

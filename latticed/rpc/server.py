@@ -75,6 +75,7 @@ class Server:
 
         A failure is kept in `trouble` and logged once; the next call tries again.
         """
+        # On a thread, as everything here that looks at the file system, which may hang.
         if await asyncio.to_thread(self._socket.is_there):
             self.trouble = None
             return
