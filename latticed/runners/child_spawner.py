@@ -104,8 +104,10 @@ class ChildSpawner:
         asked, most = manifest.runtime.limits, self._limits
         cpu = asked.cpu_percent or most.cpu_percent
         return rlimits.ResourceLimits(
+            # The maximum counts for the settings' own default too.
             memory_bytes=min(asked.memory_mib or most.memory_mib, most.max_memory_mib) * _MIB,
             tasks=min(asked.processes or most.processes, most.max_processes),
+            # ResourceLimits refuses less than this minimum.
             open_files=max(min(asked.open_files or most.open_files, most.max_open_files), rlimits.MIN_OPEN_FILES),
             cpu_percent=min(cpu, most.max_cpu_percent) if cpu else None,
             scratch_bytes=most.scratch_mib * _MIB,
@@ -143,6 +145,7 @@ class ChildSpawner:
         chown files to them. Problem as `processes.child.spawn` and `sandbox.spec.build`, and `too_many_children` when
         no uid is free.
         """
+        # The uid goes back to the pool in any case: on failure here, else when the child is gone.
         with self._ids() as ours:
             if on_ids is not None:
                 on_ids(ours.ids)
@@ -239,5 +242,5 @@ def for_python(request: ChildRequest) -> ChildRequest:
 
 
 def reached(chosen: Chosen, probed: Probed) -> str:
-    """A child's level for display: `isolated`, or `isolated+cgroup`."""
+    """A child's confinement for display: `isolated`, or `isolated+cgroup` where a cgroup limits it."""
     return chosen.level.token + ("+cgroup" if probed.delegation is not None else "")

@@ -96,12 +96,12 @@ class JsonRpcSession:
         self._drain = drain
         self._lines = LineSplitter(max_bytes=MAX_LINE_BYTES)
         self._last_id = 0
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._given_up: dict[int, None] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}  # our requests, by id
+        self._given_up: dict[int, None] = {}  # ids of those whose caller was cancelled, oldest first
+        self._serving: set[asyncio.Task[None]] = set()  # the plugin's host calls, until their answer was read
         self._share = message_memory.ALL.share(self._go_on)
         self._paused = False
-        self._next_turn: asyncio.Handle | None = None
+        self._next_turn: asyncio.Handle | None = None  # set while lines are left for the next turn of the loop
         self._open = True
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
@@ -145,7 +145,7 @@ class JsonRpcSession:
         """End the session: nothing more is answered, host calls under way are cancelled and waited for, callers of
         `ask` get Problem("plugin_gone"). `broken` is not called.
         """
-        self._open = False
+        self._open = False  # first: calls that are cancelled below must not write an answer
         self._share.close()
         if self._next_turn is not None:
             self._next_turn.cancel()
@@ -188,6 +188,7 @@ class JsonRpcSession:
             self._take_some(self._lines.ready())
 
     def _is_full(self) -> bool:
+        """Whether no further call may begin: too many are under way, or their messages take too much memory."""
         return len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait()
 
     def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
@@ -226,14 +227,16 @@ class JsonRpcSession:
         number, method = partial.members.get("id"), partial.members.get("method")
         if partial.members.get("jsonrpc") != "2.0":
             return False
+        # A call: refused like one with bad parameters, which needs its id.
         if method is not None:
             if not isinstance(method, str) or not _is_id(number):
                 return False
             refused = HostError(
                 Denial.BAD_PARAMS, f"params: expected values that can be carried, found {partial.found}"
             )
-            self._begin(number, method, lambda: _refuse(refused), 0)
+            self._begin(number, method, lambda: _refuse(refused), 0)  # 0: nothing of the line is kept
             return True
+        # An answer, which needs a request. Not isinstance: true is an int to Python.
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
             return False
         self._given_up.pop(number, None)
@@ -280,6 +283,7 @@ class JsonRpcSession:
         if not is_request or len(method) > METHOD_CHARACTERS or len(str(message.id)) > ID_CHARACTERS:
             self._break("protocol_error", "expected a call with an id and a method, found something else")
             return
+        # A copy: msgspec.Raw refers to the whole line and would keep it in memory. It begins at the value itself.
         params = b"{}" if message.params == _NO_PARAMS else bytes(message.params)
         if not params.startswith(b"{"):
             self._break("protocol_error", "expected params that are an object, found something else")
@@ -297,7 +301,7 @@ class JsonRpcSession:
     def _served(self, task: asyncio.Task[None], size: int) -> None:
         self._serving.discard(task)
         self._share.remove(size)
-        if self._paused:
+        if self._paused:  # there may be room again
             self._go_on()
 
     async def _answer_call(self, number: int | str | None, serve: Callable[[], Awaitable[Any]]) -> None:
@@ -331,6 +335,7 @@ class JsonRpcSession:
             self._send(_refusal(number, fault))
 
     def _send(self, message: dict[str, Any]) -> None:
+        """Write a message, unless the session is over. OSError when the plugin no longer reads."""
         if self._open:
             self._write(_line(message))
 
@@ -345,11 +350,13 @@ class JsonRpcSession:
             raise _gone()
 
     def _tell_waiting(self, code: str, reason: str) -> None:
+        """Fail all requests that are not answered yet with this Problem."""
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(Problem(code, reason))
 
     def _break(self, code: str, reason: str) -> None:
+        """End the session for what the plugin did; the first reason counts."""
         if self._open:
             self._open = False  # first: callbacks must find the session closed
             self._tell_waiting(code, reason)
@@ -370,6 +377,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:
+    """The answer to a call that failed: the code of the Denial is in `error.data.code`, as docs/sdk.md says."""
     fault = {"code": HOST_REFUSED, "message": error.reason, "data": {"code": error.code.value}}
     return {"id": number, "error": fault}
 

@@ -77,6 +77,7 @@ class MessageShare:
 
         If the bound for all is the reason, `wake` is called when there is room again.
         """
+        # A plugin with nothing pending is never made to wait for others: they may not answer for long.
         return self._bytes >= self._of_one or (self._bytes > 0 and self._held.must_wait(self))
 
     def close(self) -> None:

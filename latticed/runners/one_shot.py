@@ -94,7 +94,7 @@ class OneShot:
 
     async def stop(self, grace_s: float) -> None:
         """End the invocations under way: SIGTERM, and SIGKILL after TERM_S or `grace_s`, whichever is shorter."""
-        if self._stopped:
+        if self._stopped:  # a second call: the program is closed, or about to be
             return
         self._grace_s = min(grace_s, TERM_S)
         try:
@@ -140,6 +140,7 @@ class OneShot:
                         answer = await call.conversation.outcome
                 except TimeoutError as error:
                     raise replies.too_late(limits.timeout_s) from error
+            # A process that ends by itself can finish what it does; `stop` below would interrupt it with SIGTERM.
             with contextlib.suppress(TimeoutError):  # the reply counts, however the process ends
                 async with asyncio.timeout(LINGER_S):
                     await child.exited()
@@ -163,7 +164,7 @@ class OneShot:
 
 
 class _Call(asyncio.Protocol):
-    """One process: its stdout feeds the `Invocation`, answers are written to its descriptor 3."""
+    """One process and its invocation: its stdout feeds `conversation`, answers are written to its descriptor 3."""
 
     def __init__(self, spec: OneShotSpec, stderr: Stderr) -> None:
         self._stderr = stderr

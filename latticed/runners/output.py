@@ -121,8 +121,8 @@ class Outputs:
 class Stderr(asyncio.Protocol):
     """Cuts the stderr of a child into lines, makes them safe to show and passes them on. `last` is its newest line.
 
-    With `whole_bytes` None it is read only as fast as RATE allows, so that the plugin blocks; otherwise all
-    is read, and only the first `whole_bytes` are kept. Lines are cut at LINE_CHARACTERS bytes.
+    With `whole_bytes` None it is read only as fast as RATE allows, so that the plugin blocks; otherwise all is read,
+    and only the first `whole_bytes` are kept. Lines are cut at LINE_CHARACTERS bytes.
     """
 
     def __init__(self, outputs: Outputs, plugin_id: str, *, whole_bytes: int | None) -> None:
@@ -130,10 +130,10 @@ class Stderr(asyncio.Protocol):
         self._outputs = outputs
         self._plugin_id = plugin_id
         self._whole_bytes = whole_bytes
-        self._taken = 0
-        self._held = b""
-        self._rest = bytearray()
-        self._cut = False
+        self._taken = 0  # bytes that have come, with those that were dropped
+        self._held = b""  # what came and is not cut into lines yet
+        self._rest = bytearray()  # the beginning of the current line
+        self._cut = False  # the current line was longer than it may be
         self._allowance = ByteBucket(RATE)
         self._transport: asyncio.ReadTransport | None = None
         self._later: asyncio.Handle | None = None
@@ -174,6 +174,7 @@ class Stderr(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         loop = asyncio.get_running_loop()
+        # Lines are left, the rate is exceeded, or nothing stands against reading on.
         if not done:
             self._transport.pause_reading()
             self._later = loop.call_soon(self._turn)
@@ -205,6 +206,7 @@ class Stderr(asyncio.Protocol):
         self._cut = self._cut or len(piece) > room
 
     def _line(self) -> None:
+        """The current line is complete: pass it on, unless it is empty."""
         line = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS - 1)
         if self._cut:
             line += "…"
@@ -231,7 +233,5 @@ class Stderr(asyncio.Protocol):
 
 
 def as_row(line: OutputLine) -> Any:
-    """The line as in API answers, such as `{"seq": 5, "at": "2026-01-02T03:04:05.000000Z", "stream": "stderr", "text":
-    "x"}`; `at` is RFC 3339.
-    """
+    """The line as in API answers: `seq`, `at` as RFC 3339, `stream`, `text`."""
     return {"seq": line.seq, "at": rfc3339(line.at), "stream": line.stream, "text": line.text}

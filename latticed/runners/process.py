@@ -59,6 +59,7 @@ class ProcessRunner:
         chosen = self._choose(plugin)
         program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
         try:
+            # A long-lived child takes a copy of the descriptor; one_shot starts the program again and again.
             if accepted.protocol_of(plugin.manifest) == stdio_child.PROTOCOL:
                 return await self._start_stdio_child(plugin, gate, program, chosen, on_exit)
             instance = await self._start_one_shot(plugin, gate, program, chosen)
@@ -72,7 +73,7 @@ class ProcessRunner:
         permits = self._permits(plugin.id)
         if plugin.manifest.is_v2:
             return self._spawner.choose(plugin.manifest, permits=permits)
-        optional = _V1_OPTIONAL - plugin.withheld
+        optional = _V1_OPTIONAL - plugin.withheld  # less what the operator has taken away
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
@@ -125,7 +126,7 @@ class ProcessRunner:
         try:
             await instance.describe()
         except BaseException:
-            await instance.halt()
+            await instance.halt()  # not `stop`, which would close the program that `start` closes
             raise
         return instance
 
@@ -133,6 +134,7 @@ class ProcessRunner:
         self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
     ) -> ChildRequest:
         """What to run: `descriptors` are further ones of the child, `environment` further variables."""
+        # Elsewhere there is no directory that it may write to.
         if levels.WORKDIR in chosen.features:
             environment["TMPDIR"] = namespaces.SCRATCH
         request = ChildRequest(

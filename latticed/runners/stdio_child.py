@@ -90,11 +90,11 @@ class StdioChild:
         self._spec = spec
         self._on_exit = on_exit
         self._child: Child | None = None
-        self._fault: tuple[str, str] | None = None
-        self._ready = False
+        self._fault: tuple[str, str] | None = None  # (code, message) of why it ends; the first one counts
+        self._ready = False  # it has answered `initialize`: from now on its end is reported by `on_exit`
         self._stopping = False
-        self._over = False
-        self._early = bytearray()
+        self._over = False  # it has exited, or was stopped
+        self._early = bytearray()  # output that came before `attach`
         self._hanging_up: asyncio.TimerHandle | None = None
         self._invocations = 0
         self._cpu: CpuWatch | None = None
@@ -102,6 +102,7 @@ class StdioChild:
 
     @property
     def pid(self) -> int:
+        """See `Instance.pid`."""
         return self._child.pid if self._child is not None else 0
 
     # Start and end.
@@ -137,6 +138,7 @@ class StdioChild:
         self._ready = True
 
     async def check(self) -> Checkup | None:
+        """Ask the plugin by `health`; None while it carries out an invocation. Problem as `JsonRpcSession.ask`."""
         if self._invocations:  # many plugins do one thing at a time; an invocation that hangs has its own deadline
             return None
         try:
@@ -174,6 +176,7 @@ class StdioChild:
             return
         self._stopping = True
         try:
+            # A plugin with a fault is being killed already; asking it would only take time.
             if grace_s > 0 and not self._over and self._fault is None:
                 with contextlib.suppress(TimeoutError, Problem):
                     async with asyncio.timeout(grace_s / 2):
@@ -196,6 +199,7 @@ class StdioChild:
             code, message = self._spec.explain(exit_) or (exit_.code, exit_.message)
             self._fault = (code, message + self._spec.stderr.words())
         self._over = True
+        # In a task: this is a callback, and the session waits for its host calls to end.
         self._closing = fenced(self._end(), lambda _: None, name="session ends")
         if self._ready:
             self._on_exit(*self._fault)
@@ -236,7 +240,7 @@ class StdioChild:
 
         If it has not exited HANGUP_S later, it is killed.
         """
-        if self._stopping or self._over or self._hanging_up is not None:
+        if self._stopping or self._over or self._hanging_up is not None:  # it ends anyway, or the timer runs
             return
 
         def kill() -> None:
@@ -262,6 +266,7 @@ class StdioChild:
         await self._stdin().drain()
 
     def _stdin(self) -> PipeWriter:
+        """The pipe to the child's stdin."""
         assert self._child is not None  # noqa: S101 - nothing is heard or asked before
         return self._child.stdin
 

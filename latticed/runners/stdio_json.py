@@ -89,7 +89,7 @@ class Invocation:
         self._max_host_calls = max_host_calls
         self._flow = flow
         self._paused = False
-        self._end: tuple[str, str] | None = None
+        self._end: tuple[str, str] | None = None  # code and message of its end, once that has come
         self._serving: dict[asyncio.Task[None], int] = {}  # bytes of each, oldest first
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
         self.outcome.add_done_callback(lambda _: self._pause(False))  # read on, to see the end of its output
@@ -158,7 +158,7 @@ class Invocation:
         """Handle one line: a host call, the reply, or a fault. Blank lines are ignored."""
         if not line.strip():
             return
-        if lines.too_many(line):
+        if lines.too_many(line):  # before decoding, which would take the memory
             self._fail(Unrepresentable(lines.TOO_MANY))
             return
         try:
@@ -184,6 +184,7 @@ class Invocation:
         elif "host_call" not in partial.members:
             self._fail(Unrepresentable(partial.found))
         else:
+            # Id and method are all that an answer needs. Without them there is no call to refuse.
             try:
                 call = msgspec.convert({**partial.members["host_call"], "params": {}}, HostCall)
             except (msgspec.DecodeError, TypeError):
@@ -221,6 +222,7 @@ class Invocation:
         task.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:
+        """A call has been answered: there may be room for further lines."""
         del self._serving[task]
         self._go_on()
 
@@ -265,6 +267,7 @@ class Invocation:
 
 
 def _tell(call: HostCall, error: BaseException) -> None:
+    """Log an exception that escaped a call; the call gets no answer."""
     internal_errors.report(call.method, error)
 
 

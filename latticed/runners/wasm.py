@@ -86,7 +86,7 @@ class WasmRunner:
             module = Module(fd=fd, sha256=sha256, fuel=plugin.manifest.runtime.limits.fuel is not None)
             code = await self._compiler.code(module, package, chosen, self._outputs.stderr(plugin.id))
         finally:
-            os.close(fd)
+            os.close(fd)  # the module itself: only the compiled code is run
         try:
             return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
         finally:

@@ -81,7 +81,7 @@ class Compiler:
         fd = artifact.memory()
         try:
             await self._compile(module, package, chosen, _Taken(fd, self._bounds.code_bytes), stderr)
-            artifact.close_for_good(fd)
+            artifact.close_for_good(fd)  # before it is kept: the MAC is over the bytes that can no longer change
             await in_thread(lambda: self._keep(self._subject(module, package), fd))
         except BaseException:
             os.close(fd)
@@ -106,7 +106,7 @@ class Compiler:
         finally:
             last_word.given()
         child.when_gone(last_word.take)
-        taken.child = child
+        taken.child = child  # which it kills when there is too much output
         try:
             async with asyncio.timeout(bounds.time_s):
                 ended = await child.gone()
@@ -115,7 +115,7 @@ class Compiler:
             detail = f"expected the module to be compiled within {bounds.time_s:g} s, found it still compiling"
             raise Problem("deadline_exceeded", detail, hint) from error
         finally:
-            await child.stop(0)
+            await child.stop(0)  # also when cancelled: no compiler goes on without its caller
         self._judge(ended, taken, last_word, stderr)
 
     def _judge(self, ended: Exit, taken: _Taken, last_word: LastWord, stderr: Stderr) -> None:

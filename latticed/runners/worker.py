@@ -98,9 +98,11 @@ class Serving:
 
     @property
     def message(self) -> str:
+        """What a health check says now: where it serves, or why it does not."""
         return self._checkup().message
 
     async def check(self) -> Checkup:
+        """Healthy when its routes are served, degraded when not; nothing is asked or rendered."""
         return self._checkup()
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
@@ -151,6 +153,7 @@ class Serving:
         return Checkup(health=Health.HEALTHY, message=f"serves {where} at {listener.url}")
 
     async def _render(self, path: str, method: str, query: tuple[tuple[str, str], ...]) -> bytes:
+        """The body that answers such a request, as bytes; all values are read through the Gate."""
         return await rendering.render(
             self._compiled, path, method, query, content_type=self._content_type, call=self._gate.call
         )
@@ -195,7 +198,7 @@ def _source(pair: BundleDirectory, sha256: str) -> bytes:
             found, size = pair.hash_artifact(copy_to=fd)
         # EPERM of the sealed memfd: the artifact is larger than a template may be, which `template.parse` reports.
         except PermissionError:
-            size, found = room, sha256
+            size, found = room, sha256  # as if it were intact: its size is the reason
         if found != sha256:
             detail = f"the artifact no longer matches (expected {sha256[:12]}…, found {found[:12]}…)"
             raise Problem("digest_mismatch", detail)
