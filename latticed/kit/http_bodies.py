@@ -20,7 +20,7 @@ _MESSAGE = "expected one framing of the body: Content-Length or Transfer-Encodin
 
 
 class Bodies:
-    """The body that one connection's parser is reading."""
+    """Watches the body that one connection's parser is reading; call `check` each time the parser was given bytes."""
 
     def __init__(self) -> None:
         self._open: StreamReader | None = None

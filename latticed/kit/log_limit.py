@@ -28,12 +28,13 @@ class LogLimiter:
 
         `kind` is compared as a whole, such as `("denied", plugin_id)`; `now_s` is the monotonic time.
         """
+        # A kind that is new counts as written long enough ago.
         written_s, left_out = self._kinds.get(kind, (now_s - self._every_s, 0))
         if now_s - written_s < self._every_s:
             self._kinds[kind] = (written_s, left_out + 1)
             return None
         self._kinds[kind] = (now_s, 0)
-        self._kinds.move_to_end(kind)
+        self._kinds.move_to_end(kind)  # the order is that of the last writing, for the removal below
         if len(self._kinds) > MOST_KINDS:
             self._kinds.popitem(last=False)
         return left_out + 1

@@ -194,7 +194,7 @@ def _missing(count: int) -> dict[str, Any]:
 
 
 def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
-    """Where entries go: the journal, or `stream` in the given form."""
+    """Where entries go: the journal, or `stream` in the given form. A writer that is open already is used again."""
     if form == "journal" or (form == "auto" and journal_sender.is_stream(2, environ)):
         outgoing = _opened("journal", _to_journald)
         outgoing.encode = lambda entry: journal_sender.encode(rendering.as_journal(entry))
@@ -208,6 +208,7 @@ def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
         stream.fileno()
     except (OSError, ValueError):
         return _Memory(stream, encode)
+    # Not closed: the stream is the caller's.
     outgoing = _opened(stream, lambda: (lambda data: _to_stream(stream, data), lambda: None))
     outgoing.encode = encode
     return _Queued(outgoing)
@@ -220,7 +221,9 @@ def _line(entry: Mapping[str, Any], *, form: str, colour: bool, encoding: str) -
 
 
 def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Callable[[], None]]]) -> _Outgoing:
-    """The writer to `target`: the one that is open, or a new one in its place, which writes and closes in `ways`."""
+    """The writer to `target`: the one that is open, or a new one in its place. `ways` gives how to write and how to
+    close.
+    """
     current = _Outgoing.current
     if current is not None and current.target == target:
         return current
@@ -231,7 +234,7 @@ def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Ca
 
 
 def _to_journald() -> tuple[Callable[[bytes], bool], Callable[[], None]]:
-    """How to write to the journal, and how to close it."""
+    """How to write to the journal, and how to close it: two functions."""
     sender = journal_sender.JournalSender()
     return sender.send, sender.close
 

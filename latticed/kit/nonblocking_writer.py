@@ -64,7 +64,9 @@ class NonBlockingWriter:
             return self._changed.wait_for(lambda: self._idle and not self._waiting, timeout_s)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Write what was put, as far as that goes within `timeout_s`; then the thread ends, or is left to its wait."""
+        """Write what was put, as far as that goes within `timeout_s` seconds. A thread that still writes then is left
+        behind: it is a daemon thread, and ends when its write returns.
+        """
         ended = self.flush(timeout_s)
         with self._changed:
             self._closed = True
@@ -86,7 +88,7 @@ class NonBlockingWriter:
                     self.dropped += 1
 
     def _next(self) -> bytes | None:
-        """The next entry, waited for; empty when only a gap is to be written, None once closed."""
+        """Wait for the next entry: b"" when only a gap is to be written, None once closed."""
         with self._changed:
             self._idle = not self._waiting and not self._overflowed
             self._changed.notify_all()

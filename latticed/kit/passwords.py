@@ -85,7 +85,9 @@ def make_hash(password: str, *, ln: int = _DEFAULT_COST.ln) -> str:
 
 
 def _parsed(stored: str) -> _Hash | None:
-    """None for what is no hash, or one that would cost too little to guess or too much to check."""
+    """The parts of a stored hash. None for what is no hash, or one that would cost too little to guess or too much to
+    check.
+    """
     found = _HASH.fullmatch(stored)
     if found is None:
         return None

@@ -65,7 +65,12 @@ def reset_for_command() -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """Descriptors 0 to 2, so that nothing else is ever opened in their place; a closed stdout still fails to write."""
+    """Open those of descriptors 0 to 2 that are closed, on /dev/null.
+
+    Else the next file or socket would get such a number, and output would go into it. Writing to a stdout that was
+    closed still fails.
+    """
+    # stdout for reading only: writing to it fails with EBADF, as to a closed one, instead of losing output in silence.
     for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_RDWR)):
         try:
             os.fstat(number)

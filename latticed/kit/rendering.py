@@ -36,7 +36,9 @@ FIELDS: Final = frozenset(
 """What becomes a `LATTICED_*` field of its own; the rest is in MESSAGE. A closed list: journald indexes each name."""
 
 _OWN: Final = frozenset({"event", "level", "wall_us", "exception"})
+# Parameters of the escape sequence SGR (ECMA-48), by level.
 _COLOURS: Final = {"debug": "2", "info": "36", "warning": "33", "error": "31", "critical": "1;31"}
+# What may stand in a value of text without quotes; no space, quote or equals sign.
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/+@%,")
 
 
@@ -63,7 +65,7 @@ def safe(value: Any, depth: int = MAX_DEPTH) -> Any:
 def as_json(entry: Mapping[str, Any]) -> str:
     """One line, without its newline: `ts`, `level`, `event`, then the fields; a traceback is a list of its lines."""
     line = {"ts": clock.rfc3339(entry["wall_us"]), "level": entry["level"], "event": safe(entry["event"])}
-    line |= safe(_fields(entry), MAX_DEPTH + 1)
+    line |= safe(_fields(entry), MAX_DEPTH + 1)  # one level more, for the dict of the fields itself
     if "exception" in entry:
         line["exception"] = [text.escape(row) for row in str(entry["exception"]).split("\n")]
     return json.dumps(line, allow_nan=False)

@@ -23,9 +23,11 @@ _MOST_OWED: Final = 8  # states that wait to be sent again; older ones are dropp
 
 
 class Notifier:
-    """Sends state to the socket at `address`; without one (not under a service manager) it does nothing.
+    """Sends state to the service manager's socket at `address`; without one (not under a service manager) it does
+    nothing.
 
-    Never waits: where the manager does not keep up, what it must hear is sent again with the next `watchdog`.
+    Never waits, never raises: where the manager does not keep up, what it must hear is sent again with the next
+    `watchdog`.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -54,7 +56,7 @@ class Notifier:
         self._send({"WATCHDOG": "1"}, again=False)
 
     def _send(self, state: Mapping[str, str], *, again: bool = True) -> None:
-        """Send what is owed, then `state`; what finds no room is owed, unless it is worth nothing later."""
+        """Send what is owed, then `state`; what finds no room is owed. With `again` False it is dropped instead."""
         if self._address is None:
             return
         self._owed.append("\n".join(f"{name}={value}" for name, value in state.items()).encode())

@@ -53,9 +53,11 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH, integers_only: bool = Fals
 
 
 def _check_depth(data: bytes, max_depth: int) -> None:
-    """Refuse deep JSON before it is decoded; what is not JSON at all may pass, for the decoder to refuse.
+    """Refuse JSON that is nested too deeply, before it is decoded; what is not JSON at all may pass, for the decoder to
+    refuse.
 
-    Each round takes away the innermost brackets: no step of Python's for each of a million.
+    Each round removes the innermost brackets with one `replace`: `[[],[]]` has become `[]` after the first. So even a
+    million brackets need no loop in Python over each of them.
     """
     if data.count(b"{") + data.count(b"[") <= max_depth:  # nearly all there is; 20 µs less for each manifest
         return
@@ -70,7 +72,7 @@ def _check_depth(data: bytes, max_depth: int) -> None:
 
 
 def bare(plain: bytes) -> bytes:
-    """What of JSON is outside of strings; `plain` is without escapes."""
+    """The bytes of JSON outside of strings; `plain` is JSON from `without_escapes`."""
     return b"".join(plain.split(b'"')[::2])
 
 

@@ -75,13 +75,15 @@ class TarReader:
         if self._left:
             raise RuntimeError(f"expected the file before to be read, found {self._left} bytes left")
         block = self._exactly(BLOCK)
-        if not any(block):
+        if not any(block):  # the first of the two blocks of zeros
             self._end()
             return None
         try:
+            # Of this one block alone, whose checksum it verifies; links and long names are refused below.
             info = tarfile.TarInfo.frombuf(block, encoding="ascii", errors="strict")
         except (tarfile.HeaderError, UnicodeError) as error:
             raise BadTar(f"expected a tar header, found: {error}") from error
+        # AREGTYPE is what tar before POSIX wrote. GNU's binary sizes have a sign.
         if info.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or info.size < 0:
             raise BadTar(f"expected regular files only, found another kind: {info.name[:100]!r}")
         self._left = info.size
@@ -99,7 +101,7 @@ class TarReader:
 
     def _end(self) -> None:
         """Check what follows the first block of zeros."""
-        rest = self._source.read(BLOCK + _PADDING + 1)
+        rest = self._source.read(BLOCK + _PADDING + 1)  # one byte more than allowed is enough to see that there is more
         if len(rest) < BLOCK or len(rest) > BLOCK + _PADDING or any(rest):
             raise BadTar("expected two blocks of zeros and nothing else at the end")
 

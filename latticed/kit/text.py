@@ -18,7 +18,10 @@ def is_control(char: str) -> bool:
 
 
 class _Escapes(dict[int, str]):
-    """What `str.translate` writes for a character, worked out once; ten times faster than asking for each anew."""
+    """What `str.translate` writes for a character; a cache, filled as characters are met.
+
+    Ten times faster than asking for each character anew.
+    """
 
     MOST = 8_192  # of over a million: untrusted text must not fill memory
 
@@ -59,6 +62,6 @@ def clip(text: str, limit: int) -> str:
 def sanitise(text: str, limit: int) -> str:
     """`text` escaped and cut to `limit` characters: what goes into audit events and log lines.
 
-    Cut before it is escaped, too: escaping 512 KiB that nobody will see takes a tenth of a second.
+    Cut before it is escaped, too: escaping 512 KiB of which most is cut off takes a tenth of a second.
     """
     return clip(escape(text[: limit + 1]), limit)

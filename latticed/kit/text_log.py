@@ -104,6 +104,7 @@ def _read(
     found: list[bytes] = []
     room, answered = MOST_BYTES, 0
     for fd, start in parts:
+        # Taken once: what is written meanwhile is left to the next reading.
         size, place = os.fstat(fd).st_size, start
         end = min(size, start + room)
         for line, place in _lines(fd, start, end):
@@ -141,9 +142,10 @@ def _parts_since(path: Path, mark: Mark) -> list[tuple[int, int]]:
 
 
 def _place_of(mark: Mark, found: list[os.stat_result], fds: list[int]) -> int:
-    """Which of the parts `mark` lies in: the same file, else one with the same bytes before the mark.
+    """The index of the part that `mark` lies in: the same file, else one with the same bytes before the mark.
 
-    Where there are no bytes to tell it by, or it is gone: the first that was written since.
+    Where there are no bytes before the mark, or no part has them any more: the first part that was written since, else
+    the newest.
     """
     fitting = [place for place, fd in enumerate(fds) if mark.offset and _fits(fd, mark)]
     same = [place for place in fitting if found[place].st_ino == mark.inode]
@@ -197,5 +199,6 @@ def _lines(fd: int, start: int, end: int) -> Iterator[tuple[bytes, int]]:
         line = data[place : min(newline, place + MAX_LINE_BYTES)]
         place = newline + 1
         yield line, start + place
-    if place == 0 and len(data) >= MOST_BYTES:  # what has no end cannot hold up the rest
+    # As much as one reading may look at, without an end of line: else no later reading would get any further.
+    if place == 0 and len(data) >= MOST_BYTES:
         yield data[:MAX_LINE_BYTES], start + len(data)

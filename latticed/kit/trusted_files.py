@@ -38,9 +38,8 @@ def read(path: Path, limit: int, *, owners: frozenset[int]) -> bytes:
 
 
 def check_directory(directory: Path) -> None:
-    """ForeignFile unless root or this process's user owns `directory` and nobody else may write there; OSError.
-
-    One that is not there is nobody's.
+    """ForeignFile unless root or this process's user owns `directory` and nobody else may write there; OSError when it
+    cannot be looked at. One that does not exist passes.
     """
     try:
         found = directory.stat()
@@ -90,7 +89,7 @@ def _open(path: Path, owners: frozenset[int]) -> int:
 
 
 def _step(name: str, current: int) -> int:
-    """The directory `name`, in exchange for the one it was opened from."""
+    """Open the directory `name` beneath `current`, and close `current`."""
     following = os.open(name, _DIRECTORY, dir_fd=current)
     os.close(current)
     return following

@@ -47,14 +47,15 @@ class Wheel:
         self._wanted = asyncio.Event()
 
     def add(self, delay_s: float, callback: Callable[[], None]) -> Ticket:
-        """Call `callback` once, `delay_s` from now."""
+        """Call `callback` once, `delay_s` seconds from now."""
         return self._insert(Ticket(callback, self._now() + max(delay_s, 0.0) / TICK_S, 0.0))
 
     def every(self, period_s: float, callback: Callable[[], None], *, first_s: float | None = None) -> Ticket:
-        """Call `callback` every `period_s` (at least a tick), first after `first_s` (default: one period).
+        """Call `callback` every `period_s` seconds (at least a tick), first after `first_s` (default: one period).
 
-        Each call is due a period after the last was *due*, so lateness does not add up; calls missed while the
-        machine or the loop stood still are not made up for. Spread `first_s` when there are many.
+        Each call is due a period after the last was *due*, so lateness does not add up; calls missed while the machine
+        or the loop stood still are left out. Where there are many, give them different `first_s`, so that they do not
+        all come in one tick.
         """
         period = max(period_s / TICK_S, 1.0)
         first = period if first_s is None else max(first_s, 0.0) / TICK_S

@@ -57,6 +57,7 @@ class PipeWriter(asyncio.BaseProtocol):
     @classmethod
     async def connect(cls, fd: int) -> PipeWriter:
         """A writer for the pipe `fd`, which it owns from now on."""
+        # asyncio takes a file object, which then owns the descriptor, and makes it non-blocking.
         end = os.fdopen(fd, "wb", buffering=0)
         try:
             _, writer = await asyncio.get_running_loop().connect_write_pipe(cls, end)
@@ -79,7 +80,9 @@ class PipeWriter(asyncio.BaseProtocol):
         self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the buffer is below its limit; BrokenPipeError when the child closed its end."""
+        """Wait until there is room in the buffer again (asyncio's limit, 64 KiB); BrokenPipeError when the child closed
+        its end.
+        """
         await self._may_write.wait()
         # connection_lost sets the event too, so that nobody waits for a pipe that is gone.
         if self._lost:
@@ -146,5 +149,5 @@ class PipeReader(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         try:
             self._inner.connection_lost(exc)
-        finally:
+        finally:  # the child's clean-up waits for this call, whatever the protocol does
             self._on_lost()

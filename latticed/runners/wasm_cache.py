@@ -80,6 +80,7 @@ class Cache:
                 fd = self._verified(source, subject)
         except OSError:
             return None
+        # Damaged or written by somebody else; it would never verify, so it goes.
         if fd is None:
             log.warning("wasm_cache_entry_refused", entry=subject.name[:16])
             with contextlib.suppress(OSError):
@@ -167,7 +168,7 @@ class Cache:
         """Delete leftovers of interrupted writes, and the oldest entries beyond the limit."""
         entries = []
         for entry in os.scandir(self._directory):
-            if entry.name.startswith(_TEMPORARY):
+            if entry.name.startswith(_TEMPORARY):  # ours has been renamed, and no other thread writes now
                 os.unlink(entry.path)
             elif entry.name != newest:
                 found = entry.stat(follow_symlinks=False)

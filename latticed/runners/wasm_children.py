@@ -89,6 +89,7 @@ def request(
 
     It is the daemon's Python without site-packages; readable are it, wasmtime, wasm_inside.
     """
+    # The directories on the way are only listed, which importing needs; of each package no more than these are read.
     site = package.directory.parent
     loader = _LOADER.format(paths=[str(_HOUSE.parent), str(site)], name=name)
     return ChildRequest(
@@ -111,7 +112,7 @@ class LastWord:
 
     def __init__(self) -> None:
         self._read, self.give = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._said = b""
+        self._said = b""  # the report, once `take` has read it
 
     def given(self) -> None:
         """Close `give`, of which the child has a copy."""

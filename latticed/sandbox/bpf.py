@@ -48,7 +48,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class SyscallRule:
-    """Allowed when all tests of at least one of `ways` hold; else it fails with the errno `otherwise`."""
+    """A call that is allowed when all tests of at least one of `ways` hold; else its errno is `otherwise`."""
 
     ways: tuple[tuple[Argument, ...], ...]
     otherwise: int
@@ -56,7 +56,9 @@ class SyscallRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpfProgram:
-    """`code` is an array of struct sock_filter; `blanks` are (instruction, name) whose constant is to be filled in."""
+    """A seccomp program. `code` is an array of struct sock_filter; `blanks` are (instruction, name) of the constants
+    that the stub fills in.
+    """
 
     code: bytes
     blanks: tuple[tuple[int, str], ...]
@@ -110,7 +112,10 @@ def _rule(rule: SyscallRule) -> list[Instruction]:
 
 
 def _way(way: tuple[Argument, ...]) -> list[Instruction]:
-    """Allows when all tests hold, else jumps behind itself. Built from the end, as each test must know what to skip."""
+    """Instructions that allow the call when all tests hold, else jump behind themselves.
+
+    Built from the end, as each test must know how many instructions to skip.
+    """
     block: list[Instruction] = [(_RETURN, 0, 0, ALLOW)]
     for test in reversed(way):
         block = [*_argument(test, past=len(block)), *block]
@@ -118,7 +123,7 @@ def _way(way: tuple[Argument, ...]) -> list[Instruction]:
 
 
 def _argument(test: Argument, *, past: int) -> list[Instruction]:
-    """Goes on to the next instruction when the test holds, and skips `past` more when it does not."""
+    """The instructions of one test: they go on to the next one when it holds, and skip `past` more when it does not."""
     offset = _ARGUMENTS + 8 * test.argument + (4 if test.high else 0)  # both machines are little-endian
     block: list[Instruction] = [(_LOAD, 0, 0, offset)]
     if test.mask != WORD:
@@ -131,7 +136,7 @@ def _argument(test: Argument, *, past: int) -> list[Instruction]:
 
 
 def _ranges(returns: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """Neighbouring numbers with the same answer, as (first, last, answer)."""
+    """Neighbouring call numbers with the same action, as (first, last, action)."""
     found: list[tuple[int, int, int]] = []
     for number in sorted(returns):
         action = returns[number]

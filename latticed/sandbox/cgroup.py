@@ -166,7 +166,8 @@ def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[
 
 
 def sweep(delegation: Delegation) -> int:
-    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return how many were found.
+    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return how many groups there
+    were.
 
     Call it before the first child. Groups whose processes are still dying are removed by the next call.
     """
@@ -181,7 +182,9 @@ def sweep(delegation: Delegation) -> int:
 
 
 def _delegated(base: Path) -> bool:
-    """Delegated by ownership (not root), by systemd's xattr, or as the top of a cgroup namespace."""
+    """Whether the group was handed over to this daemon: by ownership (not root), by systemd's extended attribute, or as
+    the top of a cgroup namespace.
+    """
     if os.geteuid() != 0 and base.stat().st_uid == os.geteuid():
         return True
     for name in ("trusted.delegate", "user.delegate"):

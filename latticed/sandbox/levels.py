@@ -67,7 +67,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provided:
-    """What the probe found: the highest level, the features at that level, and why there is no more."""
+    """What the probe found: the highest level, the features at that level, and `failures`: why there is no more."""
 
     level: Level
     features: frozenset[str] = frozenset()
@@ -98,13 +98,19 @@ class Chosen:
 def required(
     asked: manifest.SandboxSpec, *, floor: Level, needs: frozenset[str] = frozenset(), open_: bool = False
 ) -> Required:
-    """Combine a manifest with its runner's `needs`; `floor` (a setting) counts where the manifest names no level."""
+    """What a plugin needs: its manifest's level and features, and its runner's `needs`.
+
+    `floor` (a setting) counts where the manifest names no level; `open_`: see Required.
+    """
     level = floor if asked.level is None else Level.of(asked.level)
     return Required(level=level, features=frozenset(asked.features) | needs, open_=open_)
 
 
 def decide(required: Required, provided: Provided) -> Chosen | Fault:
-    """The highest level with the required features, or the failure: the missing token, the step, its errno."""
+    """The highest level with the required features, or a Fault ("sandbox_unavailable") that names the missing level or
+    feature, the step that failed, its errno and a fix.
+    """
+    # Features are not looked up: at `open` nothing is taken from the child.
     if required.open_:
         return Chosen(level=Level.OPEN, features=required.features)
     # `open` confines nothing: the operator may choose it (above), it is never used because a host gives nothing more.

@@ -123,12 +123,13 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
         "cwd": namespaces.SCRATCH if shape.workdir else "/",
         "argv": shape.argv,
         "env": [f"{name}={value}" for name, value in request.environment.items()],
-        "blocked": (),
+        "blocked": (),  # no signal; `namespaces.first` blocks one for process 1
         **_identity(request, chosen, shape),
         **_surroundings(request, probed, shape),
         **_walls(request, chosen, probed, shape),
         "init": namespaces.first(probed.machine) if shape.init else None,
     }
+    # What the daemon itself needs to start and watch the child is beside the plan, which only the stub reads.
     return ChildSpec(
         level=chosen.level,
         features=shape.features,
@@ -261,6 +262,7 @@ def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list
     # An executable artifact; its first argument is for display, since the program is executed by descriptor.
     if artifact.interpreter is None:
         return None, [namespaces.ARTIFACT, *request.args]
+    # The operator's path for this name; the path in the script's first line does not count.
     path = request.interpreters.get(artifact.interpreter, "")
     if not _is_program(path):
         raise Problem(
@@ -297,6 +299,7 @@ def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
             "expected a level of isolated or more for a child with a network: it would see our directories"
         )
     artifact = request.program
+    # Scripts are not meant: their interpreter is a file, and only reads the memory.
     in_memory = isinstance(artifact, Artifact) and artifact.interpreter is None and not artifact.executable
     if in_memory and chosen.level < Level.ISOLATED:
         raise Problem(

@@ -48,6 +48,7 @@ class GuestCalls:
         self._guest = Guest()
         self._alloc: Func | None = None
         self.ready = False
+        # WASI reactors have it; it is called in each new instance, before anything else (docs/wasm.md).
         self._starts = any(export.name == "_initialize" for export in module.exports)
         self._linker = Linker(engine)
         Wasi(self._guest, streams, ("plugin",)).define(self._linker, module)
@@ -69,6 +70,7 @@ class GuestCalls:
         """
         with Store(self._engine) as store:
             invoke = self._begin(store)
+            # Nothing of the module's memory is used once the store is closed: `_take` copies.
             try:
                 answer = invoke(store, *self._put(store, json.dumps(request).encode()))
                 data = self._take(store, answer)

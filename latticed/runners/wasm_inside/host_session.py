@@ -26,9 +26,9 @@ class HostSession:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._rest = bytearray()
-        self._lines: deque[bytes] = deque()
-        self._later: deque[dict[str, Any]] = deque()
+        self._rest = bytearray()  # the beginning of a line that has not ended
+        self._lines: deque[bytes] = deque()  # lines that were read and not taken yet
+        self._later: deque[dict[str, Any]] = deque()  # requests that came during a host call
         self._asked = 0
         self._config: dict[str, Any] = {}
 
@@ -41,7 +41,7 @@ class HostSession:
                 self._invoke(calls, number, message.get("params", {}))
             elif method == "initialize":
                 self._config = message.get("params", {}).get("config") or {}
-                calls.try_out()
+                calls.try_out()  # a module that cannot start fails the plugin's start, not its first invocation
                 self._send({"id": number, "result": {}})
             elif method is not None:
                 self._simple(method, number)
@@ -50,10 +50,11 @@ class HostSession:
     def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Make one host call: `{"result": …}`, or `{"error": {"code", "message"}}`. Blocks until it is answered.
 
-        Requests that arrive meanwhile are answered if `_simple` can, else queued. The budget's clock stands still.
+        A call that is too long for a line gets `too_large` without being sent. Requests that arrive meanwhile are
+        answered if `_simple` can, else queued. The budget's clock stands still.
         """
         self._asked += 1
-        number = f"call-{self._asked}"
+        number = f"call-{self._asked}"  # text: the host's own ids are numbers
         line = _line({"id": number, "method": method, "params": params})
         if len(line) > _LINE_BYTES:
             return {"error": {"code": "too_large", "message": f"expected at most {_LINE_BYTES} bytes as JSON"}}
@@ -76,7 +77,7 @@ class HostSession:
             request["config"] = self._config
         try:
             line = _line({"id": number, "result": calls.invoke(request)})
-            if len(line) > _LINE_BYTES:
+            if len(line) > _LINE_BYTES:  # the message around it, and escapes, make it longer than the module's answer
                 raise ValueError(f"expected at most {_LINE_BYTES} bytes as JSON, found {len(line)}")
             _write(line)
         except (ValueError, RecursionError) as error:
@@ -100,6 +101,7 @@ class HostSession:
             if not data:
                 raise HostGone
             *lines, rest = data.split(b"\n")
+            # The first line that ends here may have begun in what was read before.
             if lines:
                 self._lines.append(bytes(self._rest) + lines[0])
                 self._lines.extend(lines[1:])

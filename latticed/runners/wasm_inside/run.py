@@ -83,6 +83,8 @@ def _load(text: str) -> tuple[GuestHost, Module]:
     """The orders and the compiled module; GuestFailed("wasm_code") when the code does not load."""
     orders = Orders(**{**json.loads(text), "arguments": tuple(json.loads(text)["arguments"])})
     engine = engines.make(fuel=orders.fuel > 0)
+    # Loading compiled code is executing it: this was written by the compiling child, or verified by `wasm_cache`. What
+    # remains is that it may be for another engine.
     try:
         return GuestHost(orders, engine), Module.deserialize(engine, status.read_all(status.INPUT))
     except WasmtimeError as error:
@@ -102,6 +104,7 @@ def _command(host: GuestHost, module: Module) -> NoReturn:
     linker = Linker(host.engine)
     Wasi(guest, Streams(host.budget, renew, streams.ALL), orders.arguments).define(linker, module)
     host.limit(store)
+    # Before instantiating: a module's start function computes, too.
     host.budget.renew(orders.start_s)
     try:
         exports = linker.instantiate(store, module).exports(store)

@@ -115,10 +115,11 @@ class Wasi:
             linker.define_func(MODULE, name, kind, self._function(name), access_caller=True)
 
     def _function(self, name: str) -> Callable[..., int | None]:
-        """What the module calls under this name."""
+        """What the module calls under this name: a method, or a function that only answers with an errno."""
         if name in _ABSENT:
             answer = _ABSENT[name][1]
             return lambda *_: answer
+        # `define` lets only names in SIGNATURES come here, so no other attribute can be reached.
         return functools.partial(_guarded, getattr(self, name))
 
     # Arguments, environment.
@@ -173,7 +174,7 @@ class Wasi:
 
     def random_get(self, caller: Caller, at: int, size: int) -> int:
         """Fill the buffer from the kernel's random number generator."""
-        view = self._guest.view(caller, at, size)
+        view = self._guest.view(caller, at, size)  # before anything is written: all of it is within memory, or nothing
         for start in range(0, len(view), _RANDOM_BYTES):
             piece = view[start : start + _RANDOM_BYTES]
             piece[:] = os.urandom(len(piece))
@@ -205,7 +206,7 @@ class Wasi:
         return OK
 
     def fd_fdstat_set_flags(self, caller: Caller, fd: int, flags: int) -> int:
-        """`notsup` for any flag: the streams stay blocking."""
+        """`notsup` for any flag: the streams stay blocking. `badf` for what is not open."""
         del caller
         return (NOTSUP if flags else OK) if self._streams.has(fd) else BADF
 
@@ -217,12 +218,12 @@ class Wasi:
         return OK
 
     def fd_seek(self, caller: Caller, fd: int, offset: int, whence: int, at: int) -> int:
-        """Always `spipe`: a stream has no position."""
+        """`spipe`: a stream has no position. `badf` for what is not open."""
         del caller, offset, whence, at
         return SPIPE if self._streams.has(fd) else BADF
 
     def fd_tell(self, caller: Caller, fd: int, at: int) -> int:
-        """Always `spipe`: a stream has no position."""
+        """`spipe`: a stream has no position. `badf` for what is not open."""
         del caller, at
         return SPIPE if self._streams.has(fd) else BADF
 
@@ -235,6 +236,7 @@ class Wasi:
         given = 0
         for start, size in self._vectors(caller, vectors, count):
             view = self._guest.view(caller, start, size)
+            # Nothing is buffered and the pipe may be empty: another read could block although there is an answer.
             if not size or (given and not self._streams.buffered):
                 continue  # something was read already: do not block for more
             data = self._streams.read(size)
