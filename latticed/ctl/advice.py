@@ -68,6 +68,7 @@ def _advice(facts: RemedyFacts) -> Advice:
 
 def _code(facts: RemedyFacts) -> str:
     """The code of the verdict that prevents the plugin from running; empty when there is none."""
+    # With a record its own verdict counts, not that of other bundles with the id.
     if facts.view is not None:
         return "" if facts.verdict.get("ok", True) else str(facts.verdict.get("code") or Code.MANIFEST_MISSING)
     return facts.rejected[0].code if facts.rejected else ""
@@ -153,6 +154,7 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
     known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
     if known is None:
         return Advice(f"refused: {code}", "latticectl rejected --hints")
+    # No refused bundle claims the id: what fails is the stored pair, or there is no bundle.
     if facts.view is not None and not facts.rejected:
         if code == Code.MANIFEST_MISSING.value:
             return _gone(facts, facts.view)

@@ -209,6 +209,7 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
     key = audit_chain.public_key(given) if given is not None else None
     heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else []
     if session.args.calls:
+        # What is no object stays, so that the check reports it.
         lines = (line for line in lines if not isinstance(line, dict) or line.get("chain") == chain.CALLS)
         heads = [head for head in heads if head.chain == chain.CALLS]
     found = audit_chain.verify(lines, heads=heads, key=key)
@@ -219,6 +220,7 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
     plain = _plain(session, found, key)
     if found.calls is not None:
         plain["calls"] = calls = _plain(session, found.calls, key, name="host calls")
+        # As the daemon's report: the fault of the only broken chain is at the top.
         if plain["ok"] and not calls["ok"]:
             plain |= {"ok": False, "chain": chain.CALLS}
             plain |= {"first_bad_seq": calls["first_bad_seq"], "reason": calls["reason"]}

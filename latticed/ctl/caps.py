@@ -206,6 +206,7 @@ def _suggest(session: CtlSession) -> int:
         screen.line("reached", str(row.get("host") or ""), screen.when(str(row.get("last_at") or "")))
     unused = [f"cap={name}" for name in replies.texts(plain.get("unused"))]
     unused += [f"host={host}" for host in replies.texts(plain.get("unused_hosts"))]
+    # Nothing is suggested before the plugin was watched for as long as was asked about.
     if plain.get("enough") is False:
         watched = screen.when(str(plain.get("watched_since") or "")) or "never"
         screen.note(f"watched since {watched}: too short to tell what it does not need, of {session.args.since} days")

@@ -57,6 +57,7 @@ def remind(screen: Screen, view: wire.PluginView, *, dry_run: bool = False) -> N
     withheld = view.withheld or []
     if masked:
         host_risk = [name for name in masked if capability.RISKS.get(name) is capability.Risk.HOST]
+        # Said only when it holds for all that are listed.
         why = " (host risk)" if masked == host_risk else ""
         screen.note(f"not granted{why}: {', '.join(masked)}")
     if withheld:

@@ -39,6 +39,7 @@ def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[
     except ApiRefusal as refusal:
         if refusal.status != _CONFLICT or refusal.code != "invalid_transition":
             raise with_command(refusal, session) from refusal
+        # A refused transition may mean that the plugin is there already: its record says.
         plain, view = ask.plugin(client, args.id)
         if view.status not in suffices:
             raise
@@ -66,6 +67,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
         screen.json(plain)
     else:
         screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
+    # The decision holds although the start failed, so this is no refusal but a failure.
     if view.status == "active" and view.runtime.state == "failed":
         screen.note(f"error: {view.id} could not be armed: {_failure(view)}")
         again = "it is tried" if view.runtime.next_retry_at else f"latticectl restart {view.id} tries"

@@ -56,7 +56,9 @@ def run(session: CtlSession) -> int:
         ask.known_id(args.plugin)
     client = session.client()
     query = {"host_calls": "1"} if args.host_calls else {}
+    # --follow starts from now on, unless it is told how many events to show before.
     last = args.last if args.last is not None else 0 if args.follow else _LAST
+    # First what there is, then what comes: the stream goes on where that ended, so no event is shown twice or left out.
     if after is None and last:
         found, after = _newest(client, last, query, args.plugin)
         _show(session, found)

@@ -53,6 +53,7 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
         if of(problem) is not ExitCode.NOT_FOUND:
             raise
         missing = problem
+    # By id or by the name of the directory: a manifest that cannot be read has no id.
     rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
     rejected = [row for row in rows if plugin_id in {row.get("id"), row.get("name")}]
     if missing is not None and not rejected:

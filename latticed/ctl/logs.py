@@ -55,8 +55,10 @@ def _follow(session: CtlSession, client: ControlClient, plugin_id: str, after: i
         try:
             found, after = _page(client, plugin_id, {"after": after, "wait_s": _WAIT_S})
         except Problem as problem:
+            # A refusal will not go away by waiting.
             if not stream.passing(problem):
                 raise
+            # Noted once, however long it takes.
             if not lost:
                 session.screen.note("the daemon is gone; waiting for it to come back")
             lost = True

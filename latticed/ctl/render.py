@@ -94,6 +94,7 @@ class Screen(NamedTuple):
         """
         left, shown = self.width, []
         for at, part in enumerate(map(table.cell, cells)):
+            # The terminal's line is full.
             if left is not None and left <= 0:
                 break
             value = part.value if left is None else table.cut(part.value, left, self._mark())

@@ -57,6 +57,7 @@ def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict
     from latticed.trust import key_files, sign
 
     try:
+        # Opened as the daemon opens bundles, so that nothing is signed that it would refuse to read.
         with offline.opened(directory, ReadLimits()) as source:
             raw = strict_json.loads(source.manifest(), integers_only=True)
             if not isinstance(raw, dict):

@@ -87,6 +87,7 @@ def follow(
     pause_s, lost = FIRST_PAUSE_S, False
     while True:
         try:
+            # The backoff starts over with the first event, not with the connection: that alone proves nothing.
             for sent in _once(client, after, query):
                 if lost:
                     note("the daemon is back")
@@ -96,6 +97,7 @@ def follow(
             # Without a cursor the events of the meantime would be lost silently.
             if after is None or not passing(problem):
                 raise
+        # Also when the stream has ended without an error: the daemon closes it when it stops.
         if not lost and after is not None:
             note("the daemon is gone; waiting for it to come back")
             lost = True

@@ -118,6 +118,7 @@ def _foreseen(session: CtlSession, change: Any, path: Path) -> int:
     screen, dry_run = session.screen, session.args.dry_run
     old = policy_file.read(path) if path.exists() else NOBODY
     new, done = change(old, session.args)
+    # Nothing would change, so the daemon need not be asked.
     if new == old and path.exists():
         found: list[dict[str, Any]] | None = []
         done = f"already {done}"
@@ -164,10 +165,12 @@ def _removed(old: TrustPolicy, args: Any) -> tuple[TrustPolicy, str]:
         raise Problem("not_found", f"no publisher {args.publisher[:150]!r} is trusted", "latticectl trust lists them")
     if args.key is None:
         return policy.without_publisher(old, args.publisher), f"no longer trusted: {args.publisher}"
+    # Not `public_key`: a weak key that an older version took must be removable.
     key = _named(policy.revoked_key, args.key, "--key")
     if key not in had.keys:
         raise Problem("not_found", f"{args.publisher} has no such key", "latticectl trust lists them")
     left = tuple(other for other in had.keys if other != key)
+    # A publisher without keys is not valid; to remove the publisher is another command.
     if not left:
         raise Problem(
             "last_key", f"this is the only key of {args.publisher}", f"latticectl trust remove {args.publisher}"
@@ -197,6 +200,7 @@ def _lift(session: CtlSession) -> int:
     from latticed.trust import policy
 
     args = session.args
+    # argparse has seen to it that exactly one is given.
     kind, given, read = next(
         (kind, given, read)
         for kind, given, read in (

@@ -63,12 +63,15 @@ def run(session: CtlSession) -> int:
         except Problem as problem:
             if not _passing(problem, reached_once=reached_once):
                 raise
+            # A refusal shows that the daemon was reached, too.
             reached_once = reached_once or of(problem) is ExitCode.NOT_FOUND
+            # Kept for the case that the deadline passes: it says best what was in the way.
             found = problem
         if isinstance(found, tuple) and _holds(args.condition, found[1]):
             return _done(session, found[0])
         if time.monotonic() >= deadline_s:
             raise _too_late(session, found)
+        # Not beyond the deadline, at which there is a last look.
         time.sleep(min(_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
 
 

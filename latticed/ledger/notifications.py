@@ -105,6 +105,7 @@ def accept(
     tx: Transaction, plugin_id: str, message: NotificationRow, quota: NotificationQuota, *, now_us: int
 ) -> QueuedNotification:
     """Queue `message`, unless a row with its dedupe key still exists (of any status); Problem quota_exceeded."""
+    # Before the quota: a plugin that has as much as it may can still repeat a message.
     if message.dedupe:
         found = tx.execute(
             "SELECT id FROM notifications WHERE plugin_id = ? AND dedupe = ?", (plugin_id, message.dedupe)

@@ -49,6 +49,7 @@ def put(
     quota_exceeded when the plugin, or all, have as many as `quota` says and no closed one can be removed.
     """
     found = get(tx, plugin_id, sha256)
+    # What is open stays as it is, and so does what an operator refused.
     if found is not None and found.state in {PlanState.PLANNED, PlanState.APPROVED, PlanState.REFUSED}:
         return found
     tx.execute(

@@ -95,9 +95,11 @@ class Old:
         first = self._ask(f"SELECT min(seq) FROM {self._events}")
         if first is None or first > upto:
             return 0
+        # Up to a signed head only: the checkpoint repeats its hash.
         head, size = self._head(first, upto)
         if head is None:
             return 0
+        # A chain that somebody changed is kept as evidence.
         found = self._ask(f"SELECT hash FROM {self._events} WHERE seq = ?", head.seq)
         if found != head.hash or not self._chain.genuine(head):
             return 0

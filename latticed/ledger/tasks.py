@@ -156,6 +156,7 @@ def page(
 
     `states`: none for all. `plugin_id`: None for all.
     """
+    # "1" is true for every row, so that the conditions can be joined with AND.
     wheres: list[str] = ["1"]
     values: list[Any] = []
     if states:

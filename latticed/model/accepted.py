@@ -109,6 +109,7 @@ def effective(manifest: Manifest, accepted: Accepted, usual: Usual) -> Manifest:
 
     Levels and limits become the stricter of the two; `usual` stands for those that are left out.
     """
+    # Without the interpreter, which no part of a manifest depends on.
     runtime, wants = manifest.runtime, asked(manifest, "")
     sandbox = structs.replace(
         runtime.sandbox,

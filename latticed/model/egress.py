@@ -94,6 +94,7 @@ def consent(text: str) -> str:
     found = _CONSENT.fullmatch(text)
     if found is None:
         raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
+    # 0, which is refused below, where neither a port nor a scheme is given.
     port = int(found["port"]) if found["port"] else _DEFAULT_PORTS.get((found["scheme"] or "").lower(), 0)
     if not 0 < port <= _HIGHEST_PORT:
         raise ValueError(f"{_HOST_EXPECTED}, found {text[:80]!r}")
@@ -149,6 +150,7 @@ def origin(text: str) -> Origin:
     if found is None or found["scheme"] not in SCHEMES:
         raise ValueError(f"expected scheme://host:port[=address] with one of {', '.join(SCHEMES)}")
     host = hosts.normal(found["host"])
+    # -1, which is refused below, for a scheme that has no usual port.
     port = int(found["port"]) if found["port"] else _DEFAULT_PORTS.get(found["scheme"], -1)
     if port > _HIGHEST_PORT or port < 0 or (found["scheme"] == "ping" and port):
         raise ValueError("expected a port from 1 to 65535 (none for ping)")

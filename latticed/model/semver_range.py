@@ -130,6 +130,7 @@ def _skip(text: str, position: int) -> int:
 
 def _bounds(found: re.Match[str]) -> list[_Bound]:
     """One comparator as plain bounds: `^1.2.3` as `>=1.2.3` and `<2.0.0`, `~1.2` as `>=1.2.0` and `<1.3.0`."""
+    # Fewer than three for a partial version.
     numbers = _numbers(found)
     if found["pre"] is not None and len(numbers) < 3:
         raise InvalidRange(f"expected a full version before a pre-release, found {found[0]!r}")

@@ -112,6 +112,7 @@ async def _vouched(ask: Ask, events: list[dict[str, Any]]) -> dict[str, Any]:
     heads: list[dict[str, Any]] = []
     found: dict[str, Any] = {"heads": heads, "checkpoint": None, "calls_checkpoint": None}
     for name in chain.NAMES:
+        # Each chain has its own numbers, so each has its own range here.
         seqs = [event["seq"] for event in events if chain.name_of(event) == name]
         if not seqs:
             continue

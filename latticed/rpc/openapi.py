@@ -75,6 +75,7 @@ def document(routes: tuple[ApiRoute, ...], version: str) -> dict[str, Any]:
 
 def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[str, Any]) -> dict[str, Any]:
     """The operation object of one route."""
+    # The docstring's first paragraph and the rest, as the module says.
     summary, _, more = (getdoc(route.handle) or "").partition("\n\n")
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *re.findall(r"[a-z]+", route.path.removeprefix("/api"))]),
@@ -85,6 +86,7 @@ def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[s
     }
     if more:
         operation["description"] = more
+    # An absent body is an empty one.
     if route.form.body is bytes:
         operation["requestBody"] = {"required": False, "content": {"application/octet-stream": {}}}
     elif route.form.body is not None:

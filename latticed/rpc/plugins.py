@@ -202,6 +202,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         newest_first=True,
         limit=SHOWN_DENIALS,
     )
+    # No trouble means that the accepted bundle is there and verifies.
     report: dict[str, Any] = {
         "plugin": views.plugin(ask.api, record),
         "verdict": {
@@ -249,6 +250,7 @@ async def grants(ask: Ask) -> dict[str, Any]:
 async def regrant(ask: Ask) -> dict[str, Any]:
     """Grant and withdraw capabilities and other consents by name, replace the accepted hosts and permits."""
     body = await ask.body(Grants)
+    # Parsed apart, so that a mistake in one list is reported as such.
     add, remove = _named(body.grant, upgrading=False), _named(body.trim, upgrading=False)
     wanted = Regrant(
         grant=frozenset(add.caps),
@@ -259,6 +261,7 @@ async def regrant(ask: Ask) -> dict[str, Any]:
         remove=remove,
         force=body.force,
     )
+    # Named in both, the result would depend on which is applied first.
     if both := sorted(wanted.grant & wanted.trim):
         raise Problem("bad_request", f"expected a capability to be granted or trimmed, found {both[0][:80]!r} in both")
     if wanted.needs_host_scope:

@@ -58,12 +58,14 @@ def _sandbox(api: Api) -> SandboxReport:
 
 def troubles(api: Api) -> list[tuple[str, str]]:
     """The (code, detail) of each problem that makes the daemon degraded; empty when it is healthy."""
+    # First what other parts have found: the trust policy, reloads of the settings, the environment.
     found = [
         (problem.code, problem.reason)
         for problem in (api.policy.problem, *api.trouble, *api.around())
         if problem is not None
     ]
     found += [("catalog_degraded", detail) for detail in api.catalog.problems()]
+    # Then what waits or has ended without an error of its own.
     if not api.lifecycle.alive:
         found.append(("lifecycle_failed", "changes on disk are not followed any more, see the log"))
     if waiting := api.lifecycle.write_behind.refused:
