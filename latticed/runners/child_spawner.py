@@ -95,6 +95,7 @@ class ChildSpawner:
         chosen = levels.decide(required, self.probed.provided)
         if isinstance(chosen, Fault):
             raise Problem.of(chosen)
+        # Added after the decision: that an optional feature is missing refuses nothing.
         return replace(chosen, features=chosen.features | (optional & self.probed.provided.features))
 
     def limits(self, manifest: Manifest) -> rlimits.ResourceLimits:
@@ -161,6 +162,7 @@ class ChildSpawner:
     @contextlib.contextmanager
     def _ids(self) -> Iterator[_UidLease]:
         """The lease of a uid for one start; it is given back at the end unless the child keeps it."""
+        # Root must have other ids for its children, as no child is uid 0; another user can only with the capabilities.
         here = self.probed.standing
         lease = _UidLease(self._uids if here.uid == 0 or here.other_ids else None)
         try:
@@ -219,7 +221,9 @@ class _UidLease:
 
 
 def interpreters(named: Mapping[str, str]) -> dict[str, str]:
-    """Interpreter names to paths: the settings' table, else the defaults that this host has."""
+    """Interpreter names to absolute paths: the settings' table as it is, or the defaults that this host has if it is
+    empty.
+    """
     if named:
         return dict(named)
     return {name: path for name in INTERPRETERS if (path := _find(name)) is not None}

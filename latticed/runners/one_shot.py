@@ -62,13 +62,13 @@ class OneShot:
     def __init__(self, spec: OneShotSpec) -> None:
         self.sandbox = spec.sandbox
         self._spec = spec
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()  # invocations under way, each with its process
         self._stopped = False
-        self._grace_s = TERM_S
+        self._grace_s = TERM_S  # between SIGTERM and SIGKILL; `stop` may shorten it
 
     async def describe(self) -> None:
         """Check by a `describe` call that it starts and speaks the protocol; Problem if not. The reply is ignored."""
-        with contextlib.suppress(Unrepresentable):
+        with contextlib.suppress(Unrepresentable):  # it has replied, which is all that is asked for
             await self._in_time("describe", None)
 
     async def check(self) -> Checkup:
@@ -79,6 +79,7 @@ class OneShot:
             answer = await self._in_time("health", None)
         except Unrepresentable as problem:
             return replies.unreadable_checkup(problem)
+        # A status is optional in this protocol: without one `ok` decides.
         result = answer["result"]
         if answer["ok"] and isinstance(result, dict) and "status" in result:
             return replies.checkup({"message": answer["message"], **result})
@@ -109,7 +110,7 @@ class OneShot:
         self._stopped = True
         running = list(self._running)
         for task in running:
-            task.cancel()
+            task.cancel()  # it ends its process before it ends itself (`_carry_out`)
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, action: str, payload: Any) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class OneShot:
         task = asyncio.create_task(self._carry_out(action, payload), name=f"invocation of {self._spec.plugin_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        # When this caller is cancelled, asyncio cancels the task and waits for it before it raises here.
         try:
             return await task
         except asyncio.CancelledError:  # of the task by `halt`, or of this caller

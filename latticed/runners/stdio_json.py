@@ -132,7 +132,7 @@ class Invocation:
                     self._pause(True)
                     return
                 if taken == LINES_A_TURN:
-                    self._pause(True)
+                    self._pause(True)  # or input would pile up faster than it is handled
                     asyncio.get_running_loop().call_soon(self._go_on)
                     return
         except LineTooLong as error:

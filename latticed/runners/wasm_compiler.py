@@ -99,6 +99,7 @@ class Compiler:
             given={INPUT: module.fd, STATUS: last_word.give},
         )
         try:
+            # `on_exit` is not needed: `gone` below gives the same exit.
             child = await self._spawner.spawn(request, chosen, on_exit=lambda _: None, stdout=taken, stderr=stderr)
         except BaseException:
             last_word.take()
@@ -166,6 +167,7 @@ class _Taken(asyncio.Protocol):
             files.write_all(self._fd, data)  # into memory, so this does not block the loop
         else:
             self.too_large = True
+            # None: it came before the start was finished; `_judge` refuses it then.
             if self.child is not None:
                 self.child.kill()
 

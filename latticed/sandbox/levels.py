@@ -155,7 +155,7 @@ def fix(step: str, error: int, host: HostSupport) -> str:
 
     `step` is a name that the stub gave to `begin`, such as `unshare(user)` or `bind(/usr/lib)`.
     """
-    kind = step.split("(", 1)[0]
+    kind = step.split("(", 1)[0]  # `bind` of `bind(/usr/lib)`
     if kind == "unshare":
         return _unshare_fix(step, error, host)
     if kind.startswith("landlock"):

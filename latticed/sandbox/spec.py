@@ -106,7 +106,7 @@ class ChildRequest:
 
 
 def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
-    """The spec for `request` at the level `chosen` on the host as `probed`. Starts nothing and opens nothing.
+    """The spec for `request` at the level `chosen` on the host as `probed`. Starts nothing and leaves nothing open.
 
     Problem: `sandbox_unavailable` when a program in memory may not be executed and there is nowhere to copy it,
     `interpreter_not_allowed` when the interpreter of a script is not there or is no program. ValueError: a caller's
