@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from latticed import wire
 
+# Names of the daemon's metrics (`rpc.metrics`).
 CALLS: Final = "latticed_host_calls_total"
 DENIED: Final = "latticed_host_calls_denied_total"
 _SAMPLE: Final = re.compile(r'([a-z_]+)\{plugin="([^"]*)"\} ([0-9.eE+-]+)')

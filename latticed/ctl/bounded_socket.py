@@ -33,6 +33,7 @@ class BoundedSocket(socket.socket):
         """As socket.recv_into; TimeoutError after the deadline of `within`, Problem bad_reply beyond its size."""
         self._hurry()
         count = super().recv_into(buffer, nbytes, flags)
+        # Counted after reading, so up to one buffer more than the limit is read.
         self._left_bytes -= count
         if self._left_bytes < 0:
             raise reply_too_long()

@@ -30,6 +30,7 @@ LONG_S: Final = 600.0
 MAX_REPLY_BYTES: Final = 64 << 20
 """Bounds memory: far more than a list of ten thousand plugins takes."""
 _CHUNK_BYTES: Final = 256 << 10
+"""Bytes of a long answer that are read at a time."""
 _LINE_BYTES: Final = 1 << 20
 """Longest line of a stream; an audit event takes a few KiB."""
 # Twice as much: sizes of HTTP chunks, and what the buffered reader reads ahead, count as well.

@@ -46,6 +46,7 @@ _BY_STATUS: Final = MappingProxyType({401: ExitCode.DENIED, 403: ExitCode.DENIED
 
 def of(problem: Problem) -> ExitCode:
     """The exit code of a verb that ended in `problem`."""
+    # Only an ApiRefusal has one. Its class is not imported here: that would load the client.
     status = getattr(problem, "status", None)
     if status is not None:
         return _BY_STATUS.get(status, ExitCode.FAILED)

@@ -199,6 +199,7 @@ def _session(args: argparse.Namespace) -> CtlSession:
 
 def top_parser() -> Parser:
     """The parser for the options before the verb and the verb itself; the rest is left to the verb's parser."""
+    # Its help is `overview`; -h behind a verb is the verb's, like every option there (REMAINDER).
     parser = Parser(prog=PROG, add_help=False, usage=f"{PROG} [options] VERB …")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")

@@ -22,6 +22,7 @@ MAX_BYTES: Final = 1 << 20
 LOCK_S: Final = 5.0
 """How long to wait for another latticectl that edits the file."""
 _LOCK_PAUSE_S: Final = 0.02
+"""Between two attempts to lock."""
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Neither a link nor a FIFO in the place of the lock file is followed or waited for."""
 _MODE: Final = 0o644

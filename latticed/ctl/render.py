@@ -98,6 +98,7 @@ class Screen(NamedTuple):
             if left is not None and left <= 0:
                 break
             value = part.value if left is None else table.cut(part.value, left, self._mark())
+            # Two cells between columns, as in other tables.
             used = max(table.width_of(value), widths[at] if at < len(widths) else 0) + 2
             padding = " " * (used - table.width_of(value))
             left = None if left is None else left - used

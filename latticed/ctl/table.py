@@ -51,6 +51,7 @@ def width_of(shown: str) -> int:
 
 def _cells(char: str) -> int:
     """Terminal cells of one character: 0 for combining ones, 2 for wide ones."""
+    # The categories as well: some marks have combining class 0.
     if unicodedata.combining(char) or unicodedata.category(char) in {"Mn", "Me"}:
         return 0
     return 2 if unicodedata.east_asian_width(char) in _WIDE else 1
@@ -99,6 +100,7 @@ def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
         able = [at for at, column in enumerate(columns) if column.shrinks and widths[at] > _NARROWEST]
         if not able:
             return
+        # Cell by cell, so that columns of the same width shrink alike.
         widest = max(able, key=lambda at: widths[at])
         widths[widest] -= 1
         over -= 1

@@ -10,6 +10,7 @@ from latticed.model.errors import Problem
 _STEPS: Final = ((60, 1, "s"), (3600, 60, "m"), (172_800, 3600, "h"), (31_536_000, 86_400, "d"))
 """(below so many seconds, seconds of the unit, unit): `h` up to two days, `d` up to a year."""
 _YEAR_S: Final = 31_536_000
+"""365 days."""
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 """Seconds of the units that --since takes."""
 

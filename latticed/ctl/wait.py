@@ -22,6 +22,7 @@ EXAMPLES: Final = examples(
 )
 
 CONDITIONS: Final = ("available", "active", "healthy", "stopped")
+"""What --for takes."""
 _PAUSE_S: Final = 0.1
 """Between two looks."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
 
 FIELDS: Final = ("seq", "ts", "actor", "action", "target", "decision", "code", "reason", "detail", "prev", "hash")
+"""Fields of an event, in the order of its columns (contracts §11)."""
 HEAD_FIELDS: Final = ("seq", "hash", "ts", "signature")
 """Fields of heads and of checkpoints."""
 MAX_PAGE: Final = 1_000

@@ -30,6 +30,7 @@ COUNT: Final = "count"
 """The key of the count in `detail`."""
 
 _Key = tuple[str, str, str, str]
+"""(actor without pid, action, code, group)."""
 
 
 @dataclass(slots=True)

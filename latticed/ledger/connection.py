@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Connection = apsw.Connection
+"""What other packages name instead of apsw's class."""
 
 BUSY_MS: Final = 2_000
 """How long a statement waits for a lock of another connection, in milliseconds."""

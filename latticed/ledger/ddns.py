@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 State = Literal["pending", "published", "retrying", "denied"]
 """published: the provider has the address; retrying: after a failure that may pass; denied: after one that will not."""
 _KEYS: Final = "key, plugin_id, name, type, spec, created_at, updated_at"
+"""Columns of the record itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class DdnsRow:
 
 
 _STANDING: Final = tuple(field.name for field in fields(DdnsStatus))
+"""Columns of its status, named as the fields of DdnsStatus."""
 _COLUMNS: Final = f"{_KEYS}, {', '.join(_STANDING)}"
 _SET: Final = ", ".join(f"{name} = ?" for name in _STANDING)
 

@@ -24,8 +24,11 @@ NOTE: Final = "ledger.damaged"
 """Name of the file beside the ledger that makes the next start refuse it."""
 
 _DECISIVE: Final = ("records", "revocations", "heads", "checkpoints", "call_heads", "call_checkpoints", "kv_usage")
+"""Tables that decide about plugins: they are checked at every open, however large the file is."""
 _WAL_HEADER: Final = 32
+"""Bytes of the header (sqlite.org/fileformat2.html, section 4.1)."""
 _WAL_MAGIC: Final = {0x377F0682: "little", 0x377F0683: "big"}
+"""The first four bytes, and the byte order in which the checksums are computed."""
 
 
 def partial(connection: apsw.Connection) -> bool:

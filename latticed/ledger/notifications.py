@@ -32,11 +32,13 @@ LONGEST_WAIT_US: Final = 6 * 3_600 * 1_000_000
 _ROW_BYTES: Final = 256
 """What a row counts for besides its texts, so that empty messages are not free."""
 _OPEN: Final = "status IN ('queued', 'delivering')"
+"""What counts against the quotas."""
 _DUE: Final = "status = 'queued' AND (next_at <= ? OR next_at > ?)"
 """Bound to now and to now plus LONGEST_WAIT_US: a time beyond that was written before the clock was set back."""
 COLUMNS: Final = (
     "seq, id, plugin_id, event, severity, title, body, status, attempts, next_at, code, reason, created_at, updated_at"
 )
+"""The columns of an Item, named as its fields."""
 _USE: Final = """
 INSERT INTO notification_usage (plugin_id, items, bytes) VALUES (?, ?, ?)
 ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = bytes + excluded.bytes

@@ -37,6 +37,7 @@ PARTS: Final = ("", "-wal", "-shm")
 """What SQLite adds to the name of a database."""
 
 _CHUNK: Final = 1 << 20
+"""Bytes that `fingerprint` reads at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

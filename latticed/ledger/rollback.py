@@ -26,12 +26,14 @@ _HINT: Final = (
     "put the newer ledger back; or restore a backup; or, to go on with this one, held to the floors: "
     "latticed --accept-rollback"
 )
+"""Hint of ledger_rolled_back."""
 
 
 _NO_FLOORS: Final = (
     "put floors.json back from a backup, or restore the backup; or, forgetting version floors, masks and revocations "
     "that the ledger does not have: latticed --accept-rollback"
 )
+"""Hint of floors_invalid at a start."""
 
 
 def check_floors(

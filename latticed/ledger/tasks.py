@@ -73,8 +73,10 @@ class TaskRow:
 
 _OUTCOME: Final = tuple(field.name for field in fields(TaskOutcome))
 _OWN: Final = tuple(field.name for field in fields(TaskRow) if field.name != "outcome")
+"""Columns of a task besides its outcome."""
 _COLUMNS: Final = ", ".join((*_OWN, *_OUTCOME))
 _HEAVY: Final = ("script", "stdout", "stderr")
+"""Columns that may hold long texts; `_GLANCE` leaves them empty."""
 _GLANCE: Final = ", ".join(f"'' AS {name}" if name in _HEAVY else name for name in (*_OWN, *_OUTCOME))
 """All columns, with the long ones (script, output) empty."""
 

@@ -147,6 +147,7 @@ def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[st
     # A v1 program runs with threads or not at all (`docs/adr/0006`). A v2 manifest lists features, and starts without
     # them.
     threads = wants.features & {"threads"} if wants.type == "system" and not manifest.is_v2 else frozenset[str]()
+    # With the accepted level as the usual one, the empty level above is never a weaker one.
     return beyond(replace(less, features=threads), accepted, Usual(level=accepted.level or "open"), limits=False)
 
 

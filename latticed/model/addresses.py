@@ -15,6 +15,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 METADATA: Final = "cloud metadata"
+"""The kind of the addresses at which clouds serve their machines, credentials included."""
 
 _V4: Final = (
     ("169.254.169.254/32 100.100.100.200/32 192.0.0.192/32 168.63.129.16/32", METADATA),

@@ -172,6 +172,7 @@ def cursor(text: str) -> Position | int | None:
     """A position from `<decisions>.<calls>`, a seq of the decisions alone from a bare number; None for neither."""
     first, dot, second = text.partition(".")
     numbers = [first, second] if dot else [first]
+    # isascii, as isdecimal is true of digits of every script, and int() takes them.
     if any(not one.isascii() or not one.isdecimal() or len(one) > 16 or int(one) > MAX_SEQ for one in numbers):
         return None
     return Position(int(first), int(second)) if dot else int(first)

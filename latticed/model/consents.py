@@ -50,6 +50,7 @@ LIMITS: Final = (
 _LIMIT: Final = re.compile(rf"(?:{'|'.join(LIMITS)}):(?:[1-9][0-9]{{0,14}}|default)", re.ASCII)
 """At most 15 digits: exact in JSON for every reader."""
 _LEVELS: Final = frozenset({"filtered", "isolated", "dedicated", "default"})
+"""Without `open`, which only the permit `sandbox=open` gives."""
 
 
 class BadConsent(ValueError):

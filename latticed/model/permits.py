@@ -10,6 +10,7 @@ from latticed.model import egress
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# Kinds of permits; `EXPECTED` describes each.
 ORIGIN: Final = "origin"
 PREFIX: Final = "prefix"
 BUCKET: Final = "bucket"
@@ -37,8 +38,9 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 """The name of an environment variable, as shells can set it."""
 _OF_THE_LINKER: Final = ("LD_", "GLIBC_")
-"""Beginnings of variables by which the dynamic linker loads other code (ld.so(8))."""
+"""Beginnings of variables that the dynamic linker obeys (ld.so(8))."""
 _FEATURES: Final = frozenset({"threads", "processes", "workdir"})
+"""Those that a manifest can ask for (`SandboxSpec`)."""
 
 
 def fault(permit: str) -> str | None:

@@ -23,6 +23,10 @@ _COMPARATOR: Final = re.compile(
     r"(?:-(?P<pre>[0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?)?)?",
     re.ASCII,
 )
+"""Numbers have no leading zero (SemVer 2.0.0, item 2).
+
+Build metadata is read and ignored, as it has no order (item 10).
+"""
 _BETWEEN: Final = re.compile(r"[\s,]*", re.ASCII)
 _WILD: Final = frozenset({None, "x", "X", "*"})
 """What leaves a number of the version open."""
@@ -175,6 +179,7 @@ def _caret_place(numbers: list[int]) -> int:
 
 def _below(numbers: list[int], place: int) -> _Bound:
     """Less than the next version at `place`: of [1, 2, 3] and place 1, `<1.3.0`."""
+    # `<2.0.0` alone would have 2.0.0-rc.1; `_all_hold` keeps that out.
     return _Bound(operator="<", version=_version(_next(numbers, place), None))
 
 

@@ -33,6 +33,7 @@ ABOUT: Final = (
 _REF: Final = "#/components/schemas/{name}"
 _PROBLEM: Final = {"$ref": _REF.format(name="ProblemView")}
 _ID: Final = r"^[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]$"
+"""As `model.ids.is_valid`, without its rule against `..`."""
 _NAME: Final = r"^[^/\\\x00-\x1f\x7f-\x9f]+$"
 _PARTS: Final = {
     "id": ("a plugin's id", {"type": "string", "pattern": _ID}),

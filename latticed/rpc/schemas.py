@@ -64,6 +64,7 @@ class ApiRoute:
     form: Form
 
 
+# Codes that several routes share.
 _UNRECORDED: Final = ("ledger_unavailable", "deadline_exceeded")
 _UNKNOWN: Final = ("not_found", *_UNRECORDED)
 _REFUSED_HERE: Final = ("sandbox_unavailable", "source_blocked", "route_taken", "protocol_unsupported")
@@ -78,6 +79,7 @@ _DECIDED: Final = (
 )
 _DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
 
+# One form for each route of `routes.ROUTES`.
 HEALTH: Final = Form(responses.HealthReport)
 STATUS: Final = Form(responses.Glance)
 METRICS: Final = Form("text/plain")
