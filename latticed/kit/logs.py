@@ -156,7 +156,7 @@ class _Outgoing:
 
     def __init__(self, target: object, write: Callable[[bytes], bool], close: Callable[[], None]) -> None:
         self.target = target
-        self.encode: Callable[[Mapping[str, Any]], bytes] = lambda _: b""
+        self.encode: Callable[[Mapping[str, Any]], bytes] = lambda _: b""  # `_sink` sets it at once
         self.writer = nonblocking_writer.NonBlockingWriter(write, lambda count: self.encode(_missing(count)))
         self._close = close
 
@@ -206,7 +206,7 @@ def _sink(form: str, stream: TextIO, environ: Mapping[str, str]) -> _Sink:
     encode = functools.partial(_line, form=form, colour=colour, encoding=stream.encoding or "utf-8")
     try:
         stream.fileno()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # io.StringIO has none; a closed stream raises ValueError
         return _Memory(stream, encode)
     # Not closed: the stream is the caller's.
     outgoing = _opened(stream, lambda: (lambda data: _to_stream(stream, data), lambda: None))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NoopRunner:
-    """`reason` says why artifacts of this type are not executed."""
+    """Arms plugins without executing their artifact. `reason` says why artifacts of this type are not executed."""
 
     name = "noop"
     hashes_artifact = False
@@ -31,6 +31,7 @@ class NoopRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> NoopInstance:
+        """An instance whose message is the reason; it cannot fail."""
         del plugin, pair, gate, on_exit
         return NoopInstance(self._reason)
 
@@ -45,6 +46,7 @@ class NoopInstance:
         self.message = message
 
     async def check(self) -> Checkup:
+        """Health unknown, with the reason why nothing is executed."""
         return Checkup(health=Health.UNKNOWN, message=self.message)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:

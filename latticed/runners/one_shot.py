@@ -94,7 +94,9 @@ class OneShot:
         return await self._in_time(action, payload)
 
     async def stop(self, grace_s: float) -> None:
-        """End the invocations under way: SIGTERM, and SIGKILL after TERM_S or `grace_s`, whichever is shorter."""
+        """End the invocations under way: SIGTERM, and SIGKILL after TERM_S or `grace_s`, whichever is shorter. Nothing
+        is left.
+        """
         if self._stopped:  # a second call: the program is closed, or about to be
             return
         self._grace_s = min(grace_s, TERM_S)

@@ -29,7 +29,9 @@ _ROW_BYTES: Final = 100  # what a line costs besides its text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLine:
-    """One line; `at` is in microseconds since the epoch, `stream` is `stderr`, `log` or `daemon`."""
+    """One line: `seq` is its number in the ring, `at` in microseconds since the epoch, `stream` is `stderr`, `log` or
+    `daemon`.
+    """
 
     seq: int
     at: int
@@ -110,11 +112,15 @@ class Outputs:
         self._log_line(plugin_id, line)
 
     def stderr(self, plugin_id: str) -> Stderr:
-        """The reader for a plugin instance: not read for a while when it writes too fast."""
+        """A protocol that reads the stderr of a running instance; reading pauses while it writes faster than RATE
+        allows.
+        """
         return Stderr(self, plugin_id, whole_bytes=None)
 
     def stderr_of_call(self, plugin_id: str, *, whole_bytes: int) -> Stderr:
-        """The reader for one invocation: output beyond `whole_bytes` is dropped with a warning."""
+        """A protocol that reads the stderr of one invocation; what is beyond `whole_bytes` is dropped with
+        a warning.
+        """
         return Stderr(self, plugin_id, whole_bytes=whole_bytes)
 
 

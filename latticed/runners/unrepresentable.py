@@ -37,7 +37,9 @@ class Unrepresentable(Problem):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialMessage:
-    """A line with such a value: those of its `members` that can be read, and a description of what was `found`."""
+    """A line with such a value: those of its `members` that can be read, and a description of what was `found`, such as
+    "a lone surrogate".
+    """
 
     members: dict[str, Any]
     found: str

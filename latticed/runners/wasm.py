@@ -148,7 +148,7 @@ class WasmRunner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Code:
-    """Compiled code, and the engine configuration that it needs."""
+    """Compiled code at the descriptor `fd`, and the wasmtime that it was compiled with."""
 
     fd: int
     package: Package

@@ -153,7 +153,9 @@ class Compiler:
 
 
 class _Taken(asyncio.Protocol):
-    """Writes the compiler's stdout into a memfd, up to a limit."""
+    """Writes the compiler's stdout into the memfd `fd`, up to `most_bytes`; beyond it kills `child` and sets
+    `too_large`.
+    """
 
     def __init__(self, fd: int, most_bytes: int) -> None:
         self.child: Child | None = None

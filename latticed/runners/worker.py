@@ -51,7 +51,7 @@ class WorkerRunner:
         self._granted_prefixes = granted_prefixes
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
-        """Problem: `source_blocked` for its template or content type, `route_taken` for its routes."""
+        """Problem: `source_blocked` for template or content type, `route_taken` for its routes, `digest_mismatch`."""
         content_type(plugin.manifest)
         await _compiled(pair, plugin.manifest.digest_sha256.lower())
         granted = self._granted_prefixes(plugin.id)
@@ -172,7 +172,11 @@ def _prefixes(plugin: PluginToRun, granted: frozenset[str]) -> tuple[str, ...]:
 
 
 def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    """(path, method, query) of an invocation's payload; Problem("bad_request") when it is malformed."""
+    """(path, method, query) of an invocation's payload; Problem("bad_request") when it is malformed.
+
+    Left out: the plugin's own prefix, GET, no query. `{"path": "/demo/", "query": {"q": "x"}}` gives `("/demo/", "GET",
+    (("q", "x"),))`.
+    """
     asked = {} if payload is None else payload
     if not isinstance(asked, dict) or not asked.keys() <= {"path", "method", "query"}:
         raise Problem("bad_request", "expected a payload such as {path, method, query}, found something else")

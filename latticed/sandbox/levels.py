@@ -20,7 +20,9 @@ CODE: Final = "sandbox_unavailable"
 
 
 class Level(enum.IntEnum):
-    """Levels in ascending order; each includes the guarantees of those before it."""
+    """Levels of confinement in ascending order; each includes the guarantees of those before it (docs/sandbox.md). OPEN
+    has none.
+    """
 
     OPEN = 0
     FILTERED = 1

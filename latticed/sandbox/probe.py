@@ -122,7 +122,7 @@ def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Fail
 
 
 def _try(so_far: Probed, level: Level, program: Artifact, ids: spec.Ids) -> Failure | None:
-    """Execute `program` in a child at `level`; the Failure if that failed."""
+    """Execute `program` in a child at `level`, with what `so_far` has found; None when it ran, else the Failure."""
     # A root daemon that may not change uids must fail here: its child would be uid 0.
     own_uid = so_far.standing.uid == 0 or so_far.standing.other_ids
     subject: Artifact | spec.Program = program
