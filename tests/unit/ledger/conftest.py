@@ -10,8 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from latticed import ledger
-from latticed.ledger import migrations
+from latticed.ledger import Ledger, migrations, open_ledger
 from latticed.model import audit
 
 
@@ -42,13 +41,13 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(state_dir: Path, clock: StillClock) -> Callable[[], AbstractAsyncContextManager[ledger.Ledger]]:
+def opened(state_dir: Path, clock: StillClock) -> Callable[[], AbstractAsyncContextManager[Ledger]]:
     """A function that opens the same state directory each time it is called."""
-    return lambda: ledger.open_ledger(state_dir, clock=clock)
+    return lambda: open_ledger(state_dir, clock=clock)
 
 
 @pytest.fixture
-async def house(opened: Callable[[], AbstractAsyncContextManager[ledger.Ledger]]) -> AsyncIterator[ledger.Ledger]:
+async def ledger(opened: Callable[[], AbstractAsyncContextManager[Ledger]]) -> AsyncIterator[Ledger]:
     async with opened() as found:
         yield found
 

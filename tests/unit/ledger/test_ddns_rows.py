@@ -27,54 +27,54 @@ FULL = DdnsStatus(
 )
 
 
-async def put(house: Ledger, plugin=A, name="h.example.org", kind="A", *, how=NEW, quota=WIDE, spec="{}", now=5):
-    return await house.write(lambda tx: rows.put(tx, plugin, name, kind, spec, how, quota, now_us=now))
+async def put(ledger: Ledger, plugin=A, name="h.example.org", kind="A", *, how=NEW, quota=WIDE, spec="{}", now=5):
+    return await ledger.write(lambda tx: rows.put(tx, plugin, name, kind, spec, how, quota, now_us=now))
 
 
-async def test_record_round_trips_every_field(house):
+async def test_record_round_trips_every_field(ledger):
     """Spec and status as last written; key and creation time do not change."""
-    made = await put(house, spec='{"ttl":1}')
+    made = await put(ledger, spec='{"ttl":1}')
     assert (made.standing, made.spec, made.created_at) == (DdnsStatus(), '{"ttl":1}', 5)
-    assert await house.write(lambda tx: rows.keep(tx, made.key, FULL))
-    again = await put(house, spec='{"ttl":60}', how=FULL, now=9)
+    assert await ledger.write(lambda tx: rows.keep(tx, made.key, FULL))
+    again = await put(ledger, spec='{"ttl":60}', how=FULL, now=9)
     assert (again.key, again.created_at, again.updated_at, again.spec) == (made.key, 5, 9, '{"ttl":60}')
-    assert house.read(rows.load_all) == [again]
+    assert ledger.read(rows.load_all) == [again]
     assert again.standing == FULL
-    assert house.read(lambda db: rows.get(db, A, "h.example.org", "A")) == again
-    assert house.read(lambda db: rows.get(db, A, "h.example.org", "AAAA")) is None
+    assert ledger.read(lambda db: rows.get(db, A, "h.example.org", "A")) == again
+    assert ledger.read(lambda db: rows.get(db, A, "h.example.org", "AAAA")) is None
 
 
-async def test_second_plugin_cannot_take_name_and_type(house):
+async def test_second_plugin_cannot_take_name_and_type(ledger):
     """It may have the other type; the first plugin's record is unchanged."""
-    first = await put(house)
+    first = await put(ledger)
     with pytest.raises(Problem, match="no other plugin keeps") as caught:
-        await put(house, B, spec='{"b":1}')
+        await put(ledger, B, spec='{"b":1}')
     assert caught.value.code == "bad_params"
-    await put(house, B, kind="AAAA")
-    assert house.read(lambda db: rows.get(db, A, "h.example.org", "A")) == first
+    await put(ledger, B, kind="AAAA")
+    assert ledger.read(lambda db: rows.get(db, A, "h.example.org", "A")) == first
 
 
-async def test_quotas_apply_per_plugin_and_in_total(house):
+async def test_quotas_apply_per_plugin_and_in_total(ledger):
     """Changing an existing record is always allowed."""
     narrow = RowQuota(plugin=2, total=3)
     for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
-        await put(house, plugin, name, quota=narrow)
+        await put(ledger, plugin, name, quota=narrow)
     for plugin in (A, B):
         with pytest.raises(Problem) as caught:
-            await put(house, plugin, "four.example.org", quota=narrow)
+            await put(ledger, plugin, "four.example.org", quota=narrow)
         assert caught.value.code == "quota_exceeded"
-    await put(house, A, "one.example.org", spec='{"a":1}', quota=narrow)
-    assert [row.plugin_id for row in house.read(rows.load_all)] == [A, A, B]
+    await put(ledger, A, "one.example.org", spec='{"a":1}', quota=narrow)
+    assert [row.plugin_id for row in ledger.read(rows.load_all)] == [A, A, B]
 
 
-async def test_status_of_deleted_record_is_dropped(house):
+async def test_status_of_deleted_record_is_dropped(ledger):
     """Only the owner can delete it; a record made again has a new key."""
-    made = await put(house)
-    assert not await house.write(lambda tx: rows.delete(tx, B, "h.example.org", "A"))
-    assert await house.write(lambda tx: rows.delete(tx, A, "h.example.org", "A"))
-    assert not await house.write(lambda tx: rows.keep(tx, made.key, FULL))
-    again = await put(house)
+    made = await put(ledger)
+    assert not await ledger.write(lambda tx: rows.delete(tx, B, "h.example.org", "A"))
+    assert await ledger.write(lambda tx: rows.delete(tx, A, "h.example.org", "A"))
+    assert not await ledger.write(lambda tx: rows.keep(tx, made.key, FULL))
+    again = await put(ledger)
     assert (again.key > made.key, again.standing) == (True, DdnsStatus())
-    await put(house, B, "other.example.org")
-    assert await house.write(lambda tx: rows.clear(tx, A)) == 1
-    assert [row.plugin_id for row in house.read(rows.load_all)] == [B]
+    await put(ledger, B, "other.example.org")
+    assert await ledger.write(lambda tx: rows.clear(tx, A)) == 1
+    assert [row.plugin_id for row in ledger.read(rows.load_all)] == [B]

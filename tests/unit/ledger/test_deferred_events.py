@@ -19,17 +19,17 @@ def stopped(number: int) -> Event:
     return Event(actor="latticed", action="plugin.runtime", target=f"acme.n{number}", detail={"state": "stopped"})
 
 
-async def recorded(house: Ledger, count: int) -> list[dict[str, Any]]:
+async def recorded(ledger: Ledger, count: int) -> list[dict[str, Any]]:
     deadline = time.monotonic() + 10
-    while len(found := house.read(lambda db: audit.query(db, limit=1000))) < count:
+    while len(found := ledger.read(lambda db: audit.query(db, limit=1000))) < count:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.005)
     return found
 
 
-async def nothing_waits(house: Ledger) -> None:
+async def nothing_waits(ledger: Ledger) -> None:
     deadline = time.monotonic() + 10
-    while house._deferred.waiting:
+    while ledger._deferred.waiting:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
 
@@ -37,11 +37,11 @@ async def nothing_waits(house: Ledger) -> None:
 class Disk:
     """A writer whose disk can be made full."""
 
-    def __init__(self, house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full = False
         self.tried = asyncio.Event()
-        self._submit = house._writer.submit
-        monkeypatch.setattr(house._writer, "submit", self.submit)
+        self._submit = ledger._writer.submit
+        monkeypatch.setattr(ledger._writer, "submit", self.submit)
 
     def submit(self, change: Any, **how: Any) -> asyncio.Future[Any]:
         if not self.full:
@@ -52,88 +52,88 @@ class Disk:
         return refused
 
 
-async def test_deferred_events_are_recorded_in_order_without_waiting(house: Ledger) -> None:
+async def test_deferred_events_are_recorded_in_order_without_waiting(ledger: Ledger) -> None:
     for number in range(1_200):
-        house.record_later(stopped(number))
-    assert house._deferred.waiting == 1_200
-    found = house.read(lambda db: audit.query(db, limit=1000))
+        ledger.record_later(stopped(number))
+    assert ledger._deferred.waiting == 1_200
+    found = ledger.read(lambda db: audit.query(db, limit=1000))
     assert found == []
-    await recorded(house, 1_000)
-    await nothing_waits(house)
-    found = house.read(lambda db: audit.query(db, after=1_000, limit=1000))
+    await recorded(ledger, 1_000)
+    await nothing_waits(ledger)
+    found = ledger.read(lambda db: audit.query(db, after=1_000, limit=1000))
     assert [row["target"] for row in found] == [f"acme.n{number}" for number in range(1_000, 1_200)]
     assert "at" not in found[0]["detail"]
 
 
 async def test_event_refused_by_full_disk_is_written_later_with_its_time(
-    house: Ledger, clock: Any, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`at` in the detail says when it happened."""
     monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
-    disk = Disk(house, monkeypatch)
+    disk = Disk(ledger, monkeypatch)
     disk.full = True
-    house.record_later(stopped(1))
+    ledger.record_later(stopped(1))
     await disk.tried.wait()
     clock.advance(60)
-    house.record_later(stopped(2))
-    assert house._deferred.waiting == 2
+    ledger.record_later(stopped(2))
+    assert ledger._deferred.waiting == 2
     disk.full = False
-    first, second = await recorded(house, 2)
+    first, second = await recorded(ledger, 2)
     assert first["detail"] == {"at": "2026-01-02T03:04:05.000000Z", "state": "stopped"}
     assert (first["ts"], second["detail"]) == ("2026-01-02T03:05:05.000000Z", {"state": "stopped"})
-    await nothing_waits(house)
+    await nothing_waits(ledger)
 
 
 async def test_deferred_events_beyond_the_limit_are_only_counted(
-    house: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deferred_events, "AGAIN_S", 0.01)
     monkeypatch.setattr(deferred_events, "MAX", 5)
-    disk = Disk(house, monkeypatch)
+    disk = Disk(ledger, monkeypatch)
     disk.full = True
     for number in range(12):
-        house.record_later(stopped(number))
-    assert house._deferred.waiting == 12
+        ledger.record_later(stopped(number))
+    assert ledger._deferred.waiting == 12
     disk.full = False
-    found = await recorded(house, 6)
+    found = await recorded(ledger, 6)
     assert [row["target"] for row in found[:5]] == [f"acme.n{number}" for number in range(5)]
     assert (found[5]["action"], found[5]["detail"]) == ("audit.lost", {"count": 7})
 
 
 async def test_closing_writes_queued_events(opened: Any) -> None:
-    async with opened() as house:
+    async with opened() as ledger:
         for number in range(3):
-            house.record_later(stopped(number))
-    async with opened() as house:
-        assert house.read(audit.last_seq) == 3
+            ledger.record_later(stopped(number))
+    async with opened() as ledger:
+        assert ledger.read(audit.last_seq) == 3
 
 
 async def test_closing_during_a_write_records_each_event_once(opened: Any) -> None:
     """At whatever step of the write it is closed."""
     total = 0
     for pauses in range(6):
-        async with opened() as house:
+        async with opened() as ledger:
             for number in range(700):
-                house.record_later(stopped(number))
+                ledger.record_later(stopped(number))
             total += 700
             for _ in range(pauses):
                 await asyncio.sleep(0)
-        async with opened() as house:
-            assert house.read(audit.last_seq) == total
+        async with opened() as ledger:
+            assert ledger.read(audit.last_seq) == total
 
 
-async def test_refused_counts_only_events_the_disk_refused(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_counts_only_events_the_disk_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Health reports `refused`; events that are merely queued must not degrade it."""
-    disk = Disk(house, monkeypatch)
-    house.record_later(stopped(1))
-    assert (house._deferred.waiting, house.refused) == (1, 0)
-    await nothing_waits(house)
+    disk = Disk(ledger, monkeypatch)
+    ledger.record_later(stopped(1))
+    assert (ledger._deferred.waiting, ledger.refused) == (1, 0)
+    await nothing_waits(ledger)
     disk.full = True
-    house.record_later(stopped(2))
+    ledger.record_later(stopped(2))
     deadline = time.monotonic() + 10
-    while house.refused != 1:
+    while ledger.refused != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
     disk.full = False
-    await nothing_waits(house)
-    assert house.refused == 0
+    await nothing_waits(ledger)
+    assert ledger.refused == 0

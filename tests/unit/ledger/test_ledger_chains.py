@@ -27,133 +27,133 @@ KEY = Ed25519PrivateKey.from_private_bytes(b"\7" * 32)
 BEFORE_CALLS = next(n for n, step in enumerate(migrations.MIGRATIONS) if "CREATE TABLE calls" in step)
 
 
-async def mixed(house: Ledger, decisions: int, calls: int) -> None:
+async def mixed(ledger: Ledger, decisions: int, calls: int) -> None:
     """Alternating decisions and calls, both chains signed at the end."""
     for number in range(max(decisions, calls)):
         if number < decisions:
-            await house.record(ACT)
+            await ledger.record(ACT)
         if number < calls:
-            await house.record(CALL)
-    await house.sign_head()
+            await ledger.record(CALL)
+    await ledger.sign_head()
 
 
-async def exported(house: Ledger) -> list[Any]:
-    found = await house.read_slow(lambda db: list(exports.export(db)))
+async def exported(ledger: Ledger) -> list[Any]:
+    found = await ledger.read_slow(lambda db: list(exports.export(db)))
     return [json.loads(json.dumps(line)) for line in found]
 
 
-def check(house: Ledger, lines: list[Any]) -> audit_chain.ChainCheck:
-    return audit_chain.verify(lines, key=audit_chain.public_key(house.public_key))
+def check(ledger: Ledger, lines: list[Any]) -> audit_chain.ChainCheck:
+    return audit_chain.verify(lines, key=audit_chain.public_key(ledger.public_key))
 
 
-async def test_host_calls_go_to_calls_chain(house: Ledger) -> None:
+async def test_host_calls_go_to_calls_chain(ledger: Ledger) -> None:
     """With seqs and heads of its own; export lines name their chain, and both verify."""
-    await mixed(house, 3, 5)
-    assert house.read(audit.position) == (3, 5)
-    lines = await exported(house)
+    await mixed(ledger, 3, 5)
+    assert ledger.read(audit.position) == (3, 5)
+    lines = await exported(ledger)
     assert [line.get("chain") for line in lines] == [None] * 4 + ["calls"] * 6
-    report = check(house, lines)
+    report = check(ledger, lines)
     assert (report.ok, report.events, report.signed_seq) == (True, 3, 3)
     assert report.calls is not None
     assert (report.calls.ok, report.calls.events, report.calls.signed_seq) == (True, 5, 5)
 
 
 async def test_both_chains_continue_after_restart(opened: Open) -> None:
-    async with opened() as house:
-        await mixed(house, 2, 3)
-    async with opened() as house:
-        await mixed(house, 2, 3)
-        assert house.read(audit.position) == (4, 6)
-        assert check(house, await exported(house)).ok
+    async with opened() as ledger:
+        await mixed(ledger, 2, 3)
+    async with opened() as ledger:
+        await mixed(ledger, 2, 3)
+        assert ledger.read(audit.position) == (4, 6)
+        assert check(ledger, await exported(ledger)).ok
 
 
 @pytest.mark.parametrize("of", ["decisions", "calls"])
-async def test_head_of_one_chain_is_rejected_in_the_other(house: Ledger, of: str) -> None:
+async def test_head_of_one_chain_is_rejected_in_the_other(ledger: Ledger, of: str) -> None:
     """Checkpoints too: the signature covers the chain's name."""
-    await mixed(house, 3, 3)
-    lines = await exported(house)
+    await mixed(ledger, 3, 3)
+    lines = await exported(ledger)
     (head,) = [line["head"] for line in lines if "head" in line and line.get("chain", "decisions") == of]
     other = [line for line in lines if "seq" in line and line.get("chain", "decisions") != of]
     named = {"chain": "calls"} if of == "decisions" else {}
-    report = check(house, [*other, {"head": head, **named}])
+    report = check(ledger, [*other, {"head": head, **named}])
     found = report.calls if named else report
     assert found is not None
     assert "not signed by this host's key" in found.problem
 
 
-async def test_unknown_chain_name_is_rejected(house: Ledger) -> None:
-    await mixed(house, 1, 1)
-    lines = [{**line, "chain": "other"} if "seq" in line else line for line in await exported(house)]
-    assert "none of ours" in check(house, lines).problem
+async def test_unknown_chain_name_is_rejected(ledger: Ledger) -> None:
+    await mixed(ledger, 1, 1)
+    lines = [{**line, "chain": "other"} if "seq" in line else line for line in await exported(ledger)]
+    assert "none of ours" in check(ledger, lines).problem
 
 
-async def test_retention_of_calls_removes_no_decisions(house: Ledger) -> None:
+async def test_retention_of_calls_removes_no_decisions(ledger: Ledger) -> None:
     """The removal is recorded as an event of the calls."""
     for _ in range(10):
-        await mixed(house, 2, 50)
-    house.calls_retention = Retention(max_bytes=50_000)
-    removed = await house.remove_old(by_age=False)
+        await mixed(ledger, 2, 50)
+    ledger.calls_retention = Retention(max_bytes=50_000)
+    removed = await ledger.remove_old(by_age=False)
     assert removed > 100
-    assert house.read(lambda db: len(audit.query(db, limit=1000))) == 20
-    assert house.read(audit.checkpoint) is None
-    (event,) = house.read(lambda db: audit.query(db, chain="calls", action="audit.removed"))
+    assert ledger.read(lambda db: len(audit.query(db, limit=1000))) == 20
+    assert ledger.read(audit.checkpoint) is None
+    (event,) = ledger.read(lambda db: audit.query(db, chain="calls", action="audit.removed"))
     assert event["detail"]["removed"] == removed
-    report = check(house, await exported(house))
+    report = check(ledger, await exported(ledger))
     assert report.ok
     assert report.calls is not None
     assert report.calls.removed_seq == removed
 
 
-async def test_retention_of_decisions_uses_its_own_limit(house: Ledger) -> None:
+async def test_retention_of_decisions_uses_its_own_limit(ledger: Ledger) -> None:
     for _ in range(10):
-        await mixed(house, 50, 2)
-    house.retention = Retention(max_bytes=50_000)
-    assert await house.remove_old(by_age=False) > 100
-    assert house.read(lambda db: len(audit.query(db, chain="calls"))) == 20
-    assert check(house, await exported(house)).ok
+        await mixed(ledger, 50, 2)
+    ledger.retention = Retention(max_bytes=50_000)
+    assert await ledger.remove_old(by_age=False) > 100
+    assert ledger.read(lambda db: len(audit.query(db, chain="calls"))) == 20
+    assert check(ledger, await exported(ledger)).ok
 
 
 async def test_heads_are_signed_per_chain_count(state_dir: Path, clock: Any, opened: Open) -> None:
     """2,500 calls cause heads of the calls, none of the decisions."""
-    async with opened() as house:
-        await house.record(ACT)
+    async with opened() as ledger:
+        await ledger.record(ACT)
         for _ in range(5):
-            futures = [house.record(CALL) for _ in range(500)]
+            futures = [ledger.record(CALL) for _ in range(500)]
             for one in futures:
                 await one
-        assert house.read(lambda db: len(audit.heads(db, 1, 9_999, chain="calls"))) >= 2
-        assert house.read(lambda db: audit.heads(db, 1, 9_999)) == []
+        assert ledger.read(lambda db: len(audit.heads(db, 1, 9_999, chain="calls"))) >= 2
+        assert ledger.read(lambda db: audit.heads(db, 1, 9_999)) == []
 
 
-async def test_query_merges_chains_by_time_and_pages_by_cursor(house: Ledger, clock: Any) -> None:
+async def test_query_merges_chains_by_time_and_pages_by_cursor(ledger: Ledger, clock: Any) -> None:
     """No event twice or missing, also when the clock jumps back in between."""
     for number in range(10):
-        await house.record(ACT if number % 3 else CALL)
+        await ledger.record(ACT if number % 3 else CALL)
         clock.advance(1 if number != 5 else -100)
-    everything = await audit.query_in_parts(house.read_slow, chains=chain.NAMES, limit=1000)
+    everything = await audit.query_in_parts(ledger.read_slow, chains=chain.NAMES, limit=1000)
     assert len(everything) == 10
     at, seen = chain.Position(), []
-    while page := await audit.query_in_parts(house.read_slow, chains=chain.NAMES, after=at, limit=3):
+    while page := await audit.query_in_parts(ledger.read_slow, chains=chain.NAMES, after=at, limit=3):
         seen += page
         at = at.past(page)
     assert seen == everything
     assert at == (6, 4)
-    newest = await audit.query_in_parts(house.read_slow, chains=chain.NAMES, newest_first=True, limit=1000)
+    newest = await audit.query_in_parts(ledger.read_slow, chains=chain.NAMES, newest_first=True, limit=1000)
     assert {(event["seq"], event.get("chain")) for event in newest} == {
         (event["seq"], event.get("chain")) for event in everything
     }
 
 
-async def test_long_query_is_split_into_spans(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_query_is_split_into_spans(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter that matches nothing must not occupy the reader for a scan of all rows."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 7)
-    await mixed(house, 30, 0)
+    await mixed(ledger, 30, 0)
     asked = 0
 
     async def read(question: Callable[[Any], Any]) -> Any:
         nonlocal asked
         asked += 1
-        return await house.read_slow(question)
+        return await ledger.read_slow(question)
 
     for newest_first in (False, True):
         asked = 0
@@ -163,12 +163,12 @@ async def test_long_query_is_split_into_spans(house: Ledger, monkeypatch: pytest
     assert [event["seq"] for event in found] == list(range(30, 21, -1))
 
 
-async def test_usage_counts_calls_in_both_chains(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_counts_calls_in_both_chains(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Including calls recorded before they had a chain of their own."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 3)
-    await house.write(lambda tx: [tx.chains.decisions.append(CALL) for _ in range(4)])
-    await mixed(house, 1, 5)
-    (one,) = await contacts.used(house.read_slow, "plugin:acme.demo", 0)
+    await ledger.write(lambda tx: [tx.chains.decisions.append(CALL) for _ in range(4)])
+    await mixed(ledger, 1, 5)
+    (one,) = await contacts.used(ledger.read_slow, "plugin:acme.demo", 0)
     assert (one.call, one.allowed, one.denied) == ("kv.get", 9, 0)
 
 
@@ -200,12 +200,12 @@ def older(directory: Path, events: list[Event]) -> str:
 async def test_migrated_ledger_keeps_old_calls_among_decisions(state_dir: Path, opened: Open) -> None:
     """With unchanged hashes; new calls go to the new chain."""
     last = older(state_dir, [ACT, CALL, CALL, ACT])
-    async with opened() as house:
-        (event,) = house.read(lambda db: audit.query(db, newest_first=True, limit=1))
+    async with opened() as ledger:
+        (event,) = ledger.read(lambda db: audit.query(db, newest_first=True, limit=1))
         assert (event["seq"], event["hash"]) == (4, last)
-        await mixed(house, 1, 2)
-        assert house.read(audit.position) == (5, 2)
-        report = check(house, await exported(house))
+        await mixed(ledger, 1, 2)
+        assert ledger.read(audit.position) == (5, 2)
+        report = check(ledger, await exported(ledger))
         assert (report.ok, report.signed_seq) == (True, 5), report.problem
     found = rebuild.read_damaged(state_dir / "ledger.sqlite3")
     assert (found.last_seq, found.calls_seq) == (5, 2)

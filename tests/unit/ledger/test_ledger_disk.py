@@ -27,14 +27,14 @@ from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.model.audit import Event
 
-async def caller(house, name):
+async def caller(ledger, name):
     while True:
-        seq = await house.record(Event(actor=f"caller {name}", action="a", target="t", detail={"n": name}))
+        seq = await ledger.record(Event(actor=f"caller {name}", action="a", target="t", detail={"n": name}))
         os.write(1, f"{seq}\\n".encode())
 
 async def main():
-    async with open_ledger(pathlib.Path(sys.argv[1]), clock=SystemClock()) as house:
-        await asyncio.gather(*(caller(house, name) for name in range(8)))
+    async with open_ledger(pathlib.Path(sys.argv[1]), clock=SystemClock()) as ledger:
+        await asyncio.gather(*(caller(ledger, name) for name in range(8)))
 
 asyncio.run(main())
 """
@@ -60,22 +60,22 @@ async def code_of(waiting):
 
 async def main():
     found = {}
-    async with open_ledger(disk / "state", clock=SystemClock()) as house:
+    async with open_ledger(disk / "state", clock=SystemClock()) as ledger:
         ballast.write_bytes(bytes(512 << 10))
         written = 0
-        while (answer := await code_of(house.record(EVENT))) == written + 1:
+        while (answer := await code_of(ledger.record(EVENT))) == written + 1:
             written = answer
         found["full"] = answer
-        results = await asyncio.gather(*(code_of(house.record(EVENT)) for _ in range(50)))
-        results.append(await code_of(house.write(lambda tx: kv.put(tx, "b", "k", bytes(300000), QUOTA), durable=True)))
+        results = await asyncio.gather(*(code_of(ledger.record(EVENT)) for _ in range(50)))
+        results.append(await code_of(ledger.write(lambda tx: kv.put(tx, "b", "k", bytes(300000), QUOTA), durable=True)))
         found["batch"] = sorted({str(result) for result in results})
         found["written"] = written
-        found["readable"] = house.read(audit.last_seq)
+        found["readable"] = ledger.read(audit.last_seq)
         ballast.unlink()
-        found["next"] = await code_of(house.record(EVENT))
-        found["put"] = await code_of(house.write(lambda tx: kv.put(tx, "b", "k", b"v", QUOTA), durable=True))
+        found["next"] = await code_of(ledger.record(EVENT))
+        found["put"] = await code_of(ledger.write(lambda tx: kv.put(tx, "b", "k", b"v", QUOTA), durable=True))
         part = {"after": 0, "upto": 1 << 40, "most": 1 << 30}
-        stored = await house.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
+        stored = await ledger.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
         report = audit_chain.verify(stored)
         found["verdict"] = report.problem
         found["last"] = report.last_seq
@@ -95,11 +95,11 @@ async def test_sigkill_loses_no_acknowledged_event(opened: Open, state_dir: Path
         child.send_signal(signal.SIGKILL)
         acknowledged += [int(line) for line in child.stdout.read().splitlines(keepends=True) if line.endswith(b"\n")]
     assert child.returncode == -signal.SIGKILL
-    async with opened() as house:
-        report = await house.read_slow(
-            lambda db: audit_chain.verify(exports.export(db), key=audit_chain.public_key(house.public_key))
+    async with opened() as ledger:
+        report = await ledger.read_slow(
+            lambda db: audit_chain.verify(exports.export(db), key=audit_chain.public_key(ledger.public_key))
         )
-        following = await house.record(Event(actor="a", action="b", target="c"))
+        following = await ledger.record(Event(actor="a", action="b", target="c"))
     assert report.ok, report.problem
     assert report.heads >= 2
     assert max(acknowledged) <= report.last_seq

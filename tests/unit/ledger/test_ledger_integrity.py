@@ -28,11 +28,11 @@ QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
 
 async def filled(opened: Open) -> None:
     """A ledger with values in the middle of the file and the audit chain at its end."""
-    async with opened() as house:
+    async with opened() as ledger:
         for number in range(40):
             value = os.urandom(20_000)
-            await house.write(lambda tx, n=number, v=value: kv.put(tx, "b", f"k{n}", v, QUOTA))  # type: ignore[misc]
-        await asyncio.gather(*(house.record(Event(actor="a", action="b", target="c")) for _ in range(500)))
+            await ledger.write(lambda tx, n=number, v=value: kv.put(tx, "b", f"k{n}", v, QUOTA))  # type: ignore[misc]
+        await asyncio.gather(*(ledger.record(Event(actor="a", action="b", target="c")) for _ in range(500)))
 
 
 async def problem_of(opened: Open) -> Problem:
@@ -77,8 +77,8 @@ async def test_refused_ledger_keeps_its_wal(opened: Open, state_dir: Path, tmp_p
     """No checkpoint runs: the WAL may hold rows that are nowhere else."""
     await filled(opened)
     killed = tmp_path / "killed"
-    async with opened() as house:
-        await house.record(Event(actor="a", action="b", target="in the WAL"))
+    async with opened() as ledger:
+        await ledger.record(Event(actor="a", action="b", target="in the WAL"))
         shutil.copytree(state_dir, killed)
     spoil(killed, "heads")
     before = {name: (killed / name).read_bytes() for name in ("ledger.sqlite3", "ledger.sqlite3-wal")}
@@ -95,20 +95,22 @@ async def test_wal_of_zeros_is_accepted_as_empty(opened: Open, state_dir: Path) 
     """A power cut leaves zeros in a WAL that was being created."""
     await filled(opened)
     (state_dir / "ledger.sqlite3-wal").write_bytes(bytes(4096))
-    async with opened() as house:
-        assert house.read(audit.last_seq) == 500
+    async with opened() as ledger:
+        assert ledger.read(audit.last_seq) == 500
 
 
-async def test_wal_written_by_sqlite_passes_header_check(house: Ledger, state_dir: Path) -> None:
+async def test_wal_written_by_sqlite_passes_header_check(ledger: Ledger, state_dir: Path) -> None:
     """In the byte order of checksums that SQLite chooses on this machine."""
-    await house.record(Event(actor="a", action="b", target="c"))
+    await ledger.record(Event(actor="a", action="b", target="c"))
     assert (state_dir / "ledger.sqlite3-wal").stat().st_size > 32
     assert integrity.in_wal(state_dir / "ledger.sqlite3") == ""
 
 
 @pytest.mark.parametrize("at", range(0, 32, 3))
-async def test_change_in_any_wal_header_field_is_found(house: Ledger, state_dir: Path, tmp_path: Path, at: int) -> None:
-    await house.record(Event(actor="a", action="b", target="c"))
+async def test_change_in_any_wal_header_field_is_found(
+    ledger: Ledger, state_dir: Path, tmp_path: Path, at: int
+) -> None:
+    await ledger.record(Event(actor="a", action="b", target="c"))
     copied = tmp_path / "db-wal"
     shutil.copy(state_dir / "ledger.sqlite3-wal", copied)
     header = bytearray(copied.read_bytes())
@@ -134,12 +136,12 @@ async def test_damage_elsewhere_in_large_file_is_found_while_running(
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, "kv")
-    async with opened() as house:
+    async with opened() as ledger:
         deadline = time.monotonic() + 10
-        while house.trouble is None:
+        while ledger.trouble is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
-        assert house.trouble.code == "ledger_damaged"
+        assert ledger.trouble.code == "ledger_damaged"
     refused = await problem_of(opened)
     assert (refused.code, "found earlier" in refused.reason) == ("ledger_damaged", True)
 
@@ -147,10 +149,10 @@ async def test_damage_elsewhere_in_large_file_is_found_while_running(
 async def test_intact_large_file_reports_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
-    async with opened() as house:
-        assert house._entered.partly_checked
-        await house._check_rest()
-        assert house.trouble is None
+    async with opened() as ledger:
+        assert ledger._entered.partly_checked
+        await ledger._check_rest()
+        assert ledger.trouble is None
 
 
 async def test_closing_cancels_the_running_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,25 +162,25 @@ async def test_closing_cancels_the_running_check(opened: Open, monkeypatch: pyte
     for _ in range(5):
         async with opened():
             pass
-    async with opened() as house:
-        assert house.trouble is None
+    async with opened() as ledger:
+        assert ledger.trouble is None
 
 
 async def test_snapshot_is_consistent_during_writes(opened: Open, tmp_path: Path) -> None:
     """Its chain ends with an event of that moment, it is intact, and there is no WAL beside it."""
     await filled(opened)
     target = tmp_path / "copy.sqlite3"
-    async with opened() as house:
+    async with opened() as ledger:
 
         async def write() -> None:
             while True:
-                await house.record(Event(actor="a", action="b", target="c"))
+                await ledger.record(Event(actor="a", action="b", target="c"))
 
         writing = asyncio.ensure_future(write())
-        await house.snapshot(target)
+        await ledger.snapshot(target)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        last = house.read(audit.last_seq)
+        last = ledger.read(audit.last_seq)
     assert [path.name for path in tmp_path.glob("copy*")] == ["copy.sqlite3"]
     assert target.stat().st_mode & 0o777 == 0o600
     found = rebuild.read_damaged(target)
@@ -196,10 +198,10 @@ async def test_cancelled_snapshot_ends(
         begun.set()
         told.append(unwanted.wait(10))
 
-    async with opened() as house:
+    async with opened() as ledger:
         with monkeypatch.context() as slow:
             slow.setattr(upkeep, "_copy", copy)
-            copying = asyncio.ensure_future(house.snapshot(tmp_path / "copy"))
+            copying = asyncio.ensure_future(ledger.snapshot(tmp_path / "copy"))
             await asyncio.to_thread(begun.wait)
             copying.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -55,36 +55,36 @@ async def code_of(waiting):
 
 async def main():
     found = {}
-    async with open_ledger(disk / "state", clock=SystemClock()) as house:
-        await house.record(EVENT)
+    async with open_ledger(disk / "state", clock=SystemClock()) as ledger:
+        await ledger.record(EVENT)
         found["at_first"] = held()
         fill()
-        while await code_of(house.record(EVENT)) != "audit_unavailable":
+        while await code_of(ledger.record(EVENT)) != "audit_unavailable":
             pass
         found["full"] = held()
-        before = house.read(audit.last_seq)
+        before = ledger.read(audit.last_seq)
         stop = lambda tx: tx.append_audit(EVENT)
-        found["essential"] = [await code_of(house.write(stop, durable=True, essential=True)) for _ in range(300)]
+        found["essential"] = [await code_of(ledger.write(stop, durable=True, essential=True)) for _ in range(300)]
         found["spent"] = held()
-        found["ordinary"] = await code_of(house.record(EVENT))
-        batch = [house.record(EVENT), house.write(stop, essential=True), house.write(stop)]
+        found["ordinary"] = await code_of(ledger.record(EVENT))
+        batch = [ledger.record(EVENT), ledger.write(stop, essential=True), ledger.write(stop)]
         found["mixed"] = [str(one) for one in await asyncio.gather(*map(code_of, batch))]
-        house.record_later(EVENT)
-        while house._deferred.waiting:
+        ledger.record_later(EVENT)
+        while ledger._deferred.waiting:
             await asyncio.sleep(0.01)
-        found["written"] = house.read(audit.last_seq) - before
-    async with open_ledger(disk / "state", clock=SystemClock()) as house:
-        found["again"] = await code_of(house.write(stop, essential=True))
+        found["written"] = ledger.read(audit.last_seq) - before
+    async with open_ledger(disk / "state", clock=SystemClock()) as ledger:
+        found["again"] = await code_of(ledger.write(stop, essential=True))
         found["before"] = before
         ballast.unlink()
-        found["after"] = await code_of(house.record(EVENT))
+        found["after"] = await code_of(ledger.record(EVENT))
         found["back"] = held()
     fill()
-    async with open_ledger(disk / "state", clock=SystemClock()) as house:
-        found["opened"] = await code_of(house.write(stop, essential=True))
+    async with open_ledger(disk / "state", clock=SystemClock()) as ledger:
+        found["opened"] = await code_of(ledger.write(stop, essential=True))
         ballast.unlink()
         part = {"after": 0, "upto": 1 << 40, "most": 1 << 30}
-        stored = await house.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
+        stored = await ledger.read_slow(lambda db: audit.export_lines(db, "decisions", **part))
         report = audit_chain.verify(stored)
         found["verdict"] = report.problem
     print(json.dumps(found))
@@ -151,12 +151,12 @@ async def test_only_essential_jobs_are_written_without_reserve(
     """When started on a full disk, until the reserve can be allocated."""
     disk = NoSpace(monkeypatch)
     disk.error = error
-    async with opened() as house:
+    async with opened() as ledger:
         with pytest.raises(Problem, match="full"):
-            await house.record(EVENT)
-        assert await house.write(lambda tx: tx.append_audit(EVENT), essential=True) == 1
+            await ledger.record(EVENT)
+        assert await ledger.write(lambda tx: tx.append_audit(EVENT), essential=True) == 1
         disk.error = 0
-        assert await house.record(EVENT) == 2
+        assert await ledger.record(EVENT) == 2
 
 
 def test_reserve_file_that_cannot_be_created_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +177,11 @@ async def test_file_system_without_preallocation_needs_no_reserve(
     opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     NoSpace(monkeypatch).error = error
-    async with opened() as house:
-        assert await house.record(EVENT) == 1
+    async with opened() as ledger:
+        assert await ledger.record(EVENT) == 1
 
 
-async def test_exception_of_a_change_is_not_retried(house: Ledger) -> None:
+async def test_exception_of_a_change_is_not_retried(ledger: Ledger) -> None:
     """Essential or not: it goes to its caller, and the reserve stays."""
     tries: list[int] = []
 
@@ -190,7 +190,7 @@ async def test_exception_of_a_change_is_not_retried(house: Ledger) -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await house.write(mistaken, essential=True)
+        await ledger.write(mistaken, essential=True)
     assert len(tries) == 1
-    await asyncio.gather(house.record(EVENT), house.write(lambda tx: tx.append_audit(EVENT), essential=True))
-    assert house.read(audit.last_seq) == 2
+    await asyncio.gather(ledger.record(EVENT), ledger.write(lambda tx: tx.append_audit(EVENT), essential=True))
+    assert ledger.read(audit.last_seq) == 2

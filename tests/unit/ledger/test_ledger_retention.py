@@ -21,45 +21,45 @@ DAY_S = 86_400
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
 
-async def grow(house: Ledger, count: int, **fields: Any) -> None:
+async def grow(ledger: Ledger, count: int, **fields: Any) -> None:
     """Append `count` events and sign a head."""
     for number in range(count):
-        await house.record(Event(**{"actor": "a", "action": "b", "target": f"t{number}", **fields}))
-    await house.sign_head()
+        await ledger.record(Event(**{"actor": "a", "action": "b", "target": f"t{number}", **fields}))
+    await ledger.sign_head()
 
 
-async def lines(house: Ledger) -> list[Any]:
+async def lines(ledger: Ledger) -> list[Any]:
     """The export as lines of a file."""
-    found = await house.read_slow(lambda db: list(exports.export(db)))
+    found = await ledger.read_slow(lambda db: list(exports.export(db)))
     return [json.loads(json.dumps(line)) for line in found]
 
 
-def check(house: Ledger, found: list[Any], **more: Any) -> audit_chain.ChainCheck:
-    return audit_chain.verify(found, key=audit_chain.public_key(house.public_key), **more)
+def check(ledger: Ledger, found: list[Any], **more: Any) -> audit_chain.ChainCheck:
+    return audit_chain.verify(found, key=audit_chain.public_key(ledger.public_key), **more)
 
 
 def bytes_of(found: list[Any]) -> int:
     return sum(len(audit_chain.canonical(line)) for line in found if "seq" in line)
 
 
-async def test_default_retention_keeps_everything(house: Ledger) -> None:
-    await grow(house, 50)
-    assert await house.remove_old(by_age=True) == 0
-    assert len([line for line in await lines(house) if "seq" in line]) == 50
+async def test_default_retention_keeps_everything(ledger: Ledger) -> None:
+    await grow(ledger, 50)
+    assert await ledger.remove_old(by_age=True) == 0
+    assert len([line for line in await lines(ledger) if "seq" in line]) == 50
 
 
-async def test_oldest_events_beyond_max_bytes_are_removed(house: Ledger) -> None:
+async def test_oldest_events_beyond_max_bytes_are_removed(ledger: Ledger) -> None:
     """Down to nine tenths, up to a head.
 
     The export begins with the checkpoint, the removal is an event, the chain verifies.
     """
     for _ in range(20):
-        await grow(house, 20)
-    house.retention = Retention(max_bytes=30_000)
-    assert bytes_of(await lines(house)) > 60_000
-    removed = await house.remove_old(by_age=False)
-    found = await lines(house)
-    report = check(house, found)
+        await grow(ledger, 20)
+    ledger.retention = Retention(max_bytes=30_000)
+    assert bytes_of(await lines(ledger)) > 60_000
+    removed = await ledger.remove_old(by_age=False)
+    found = await lines(ledger)
+    report = check(ledger, found)
     assert report.ok, report.problem
     assert (report.removed_seq, found[0]["checkpoint"]["seq"]) == (removed, removed)
     assert removed % 20 == 0
@@ -70,78 +70,78 @@ async def test_oldest_events_beyond_max_bytes_are_removed(house: Ledger) -> None
 
 async def test_chain_size_survives_restart(opened: Open) -> None:
     """Nothing that fits is removed, and growth is counted from there."""
-    async with opened() as house:
-        await grow(house, 100)
-        whole = bytes_of(await lines(house))
-    async with opened() as house:
-        house.retention = Retention(max_bytes=whole)
-        assert await house.remove_old(by_age=False) == 0
-        await grow(house, 20)
-        assert await house.remove_old(by_age=False) == 100
-        left = bytes_of(await lines(house))
-    async with opened() as house:
-        house.retention = Retention(max_bytes=left)
-        assert await house.remove_old(by_age=False) == 0
+    async with opened() as ledger:
+        await grow(ledger, 100)
+        whole = bytes_of(await lines(ledger))
+    async with opened() as ledger:
+        ledger.retention = Retention(max_bytes=whole)
+        assert await ledger.remove_old(by_age=False) == 0
+        await grow(ledger, 20)
+        assert await ledger.remove_old(by_age=False) == 100
+        left = bytes_of(await lines(ledger))
+    async with opened() as ledger:
+        ledger.retention = Retention(max_bytes=left)
+        assert await ledger.remove_old(by_age=False) == 0
 
 
-async def test_retention_by_age_removes_one_day_per_check(house: Ledger, clock: Any) -> None:
+async def test_retention_by_age_removes_one_day_per_check(ledger: Ledger, clock: Any) -> None:
     """Ten days of events, four to keep: each check removes the oldest day, until the rest is young enough."""
     for _ in range(10):
-        await grow(house, 10)
+        await grow(ledger, 10)
         clock.advance(DAY_S)
-    house.retention = Retention(keep_days=4)
-    assert await house.remove_old(by_age=False) == 0
-    removed = [await house.remove_old(by_age=True) for _ in range(8)]
+    ledger.retention = Retention(keep_days=4)
+    assert await ledger.remove_old(by_age=False) == 0
+    removed = [await ledger.remove_old(by_age=True) for _ in range(8)]
     assert removed == [10, 10, 10, 10, 10, 10, 0, 0]
-    report = check(house, await lines(house))
+    report = check(ledger, await lines(ledger))
     assert (report.ok, report.removed_seq) == (True, 60), report.problem
 
 
-async def test_clock_jump_removes_at_most_one_day_per_check(house: Ledger, clock: Any) -> None:
+async def test_clock_jump_removes_at_most_one_day_per_check(ledger: Ledger, clock: Any) -> None:
     """A clock that is a century ahead for a moment costs one day of events."""
     for _ in range(5):
-        await grow(house, 10)
+        await grow(ledger, 10)
         clock.advance(DAY_S)
-    house.retention = Retention(keep_days=30)
+    ledger.retention = Retention(keep_days=30)
     clock.advance(36_500 * DAY_S)
-    assert await house.remove_old(by_age=True) == 10
+    assert await ledger.remove_old(by_age=True) == 10
     clock.advance(-36_500 * DAY_S)
-    assert await house.remove_old(by_age=True) == 0
+    assert await ledger.remove_old(by_age=True) == 0
 
 
-async def test_events_dated_in_the_past_do_not_age_earlier_ones(house: Ledger, clock: Any) -> None:
+async def test_events_dated_in_the_past_do_not_age_earlier_ones(ledger: Ledger, clock: Any) -> None:
     """Events dated 1970 in the middle of the chain remove nothing before them."""
-    await grow(house, 10)
+    await grow(ledger, 10)
     now_us, clock.now_us = clock.now_us, 1
-    await grow(house, 10)
+    await grow(ledger, 10)
     clock.now_us = now_us
-    await grow(house, 10)
-    house.retention = Retention(keep_days=30)
-    assert await house.remove_old(by_age=True) == 0
+    await grow(ledger, 10)
+    ledger.retention = Retention(keep_days=30)
+    assert await ledger.remove_old(by_age=True) == 0
 
 
-async def test_newest_event_is_never_removed(house: Ledger, clock: Any) -> None:
+async def test_newest_event_is_never_removed(ledger: Ledger, clock: Any) -> None:
     """However old or large it is."""
-    await grow(house, 10)
+    await grow(ledger, 10)
     clock.advance(400 * DAY_S)
-    house.retention = Retention(keep_days=1, max_bytes=1)
+    ledger.retention = Retention(keep_days=1, max_bytes=1)
     for _ in range(3):
-        await house.remove_old(by_age=True)
-    assert check(house, await lines(house)).ok
-    assert house.read(audit.last_seq) == 10
-    await grow(house, 1)
-    await house.remove_old(by_age=True)
-    report = check(house, await lines(house))
+        await ledger.remove_old(by_age=True)
+    assert check(ledger, await lines(ledger)).ok
+    assert ledger.read(audit.last_seq) == 10
+    await grow(ledger, 1)
+    await ledger.remove_old(by_age=True)
+    report = check(ledger, await lines(ledger))
     assert (report.ok, report.removed_seq, report.last_seq) == (True, 10, 12)
 
 
-async def test_events_after_last_head_are_kept(house: Ledger) -> None:
+async def test_events_after_last_head_are_kept(ledger: Ledger) -> None:
     """However little is to be kept."""
-    await grow(house, 10)
+    await grow(ledger, 10)
     for _ in range(5):
-        await house.record(Event(actor="a", action="b", target="c"))
-    house.retention = Retention(max_bytes=1)
-    assert await house.remove_old(by_age=False) == 10
+        await ledger.record(Event(actor="a", action="b", target="c"))
+    ledger.retention = Retention(max_bytes=1)
+    assert await ledger.remove_old(by_age=False) == 10
 
 
 @pytest.mark.parametrize(
@@ -152,50 +152,50 @@ async def test_events_after_last_head_are_kept(house: Ledger) -> None:
         "UPDATE heads SET signature = 'AAAA'",
     ],
 )
-async def test_tampered_chain_is_not_removed(house: Ledger, harm: str) -> None:
+async def test_tampered_chain_is_not_removed(ledger: Ledger, harm: str) -> None:
     """Retention leaves it as evidence, and verification still reports it."""
-    await grow(house, 10)
-    await house.write(lambda tx: tx.execute(harm))
-    await grow(house, 10)
-    house.retention = Retention(max_bytes=1)
-    assert await house.remove_old(by_age=False) == 0
-    assert not check(house, await lines(house)).ok
+    await grow(ledger, 10)
+    await ledger.write(lambda tx: tx.execute(harm))
+    await grow(ledger, 10)
+    ledger.retention = Retention(max_bytes=1)
+    assert await ledger.remove_old(by_age=False) == 0
+    assert not check(ledger, await lines(ledger)).ok
 
 
-async def test_long_chain_is_removed_in_slices(house: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_chain_is_removed_in_slices(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each slice has its own checkpoint and event; other writes run in between."""
     monkeypatch.setattr("latticed.ledger.retention.SLICE", 25)
     for _ in range(10):
-        await grow(house, 10)
-    house.retention = Retention(max_bytes=5_000)
-    removed = await house.remove_old(by_age=False)
-    found = await lines(house)
+        await grow(ledger, 10)
+    ledger.retention = Retention(max_bytes=5_000)
+    removed = await ledger.remove_old(by_age=False)
+    found = await lines(ledger)
     slices = [line["detail"] for line in found if line.get("action") == "audit.removed"]
     assert len(slices) == removed // 20 or len(slices) == removed // 20 + 1
     assert sum(one["removed"] for one in slices) == removed
-    assert check(house, found).ok
+    assert check(ledger, found).ok
 
 
-async def removed_past(house: Ledger) -> list[Any]:
+async def removed_past(ledger: Ledger) -> list[Any]:
     """An export that begins with a checkpoint at 20 and ends with a head."""
-    await grow(house, 20)
-    await grow(house, 20)
-    house.retention = Retention(max_bytes=4_400)
-    assert await house.remove_old(by_age=False) == 20
-    await house.sign_head()
-    return await lines(house)
+    await grow(ledger, 20)
+    await grow(ledger, 20)
+    ledger.retention = Retention(max_bytes=4_400)
+    assert await ledger.remove_old(by_age=False) == 20
+    await ledger.sign_head()
+    return await lines(ledger)
 
 
-async def test_chain_without_checkpoint_must_begin_with_event_1(house: Ledger) -> None:
+async def test_chain_without_checkpoint_must_begin_with_event_1(ledger: Ledger) -> None:
     """A head in place of the checkpoint is not enough."""
-    await grow(house, 20)
-    whole = await lines(house)
+    await grow(ledger, 20)
+    whole = await lines(ledger)
     head = whole[-1]["head"]
-    await grow(house, 20)
-    cut = (await lines(house))[21:]
-    assert check(house, cut).bad_seq == 1
-    assert check(house, [{"head": head}, *cut]).bad_seq == 1
-    assert check(house, [{"checkpoint": head}, *cut]).problem.endswith("was not signed by this host's key")
+    await grow(ledger, 20)
+    cut = (await lines(ledger))[21:]
+    assert check(ledger, cut).bad_seq == 1
+    assert check(ledger, [{"head": head}, *cut]).bad_seq == 1
+    assert check(ledger, [{"checkpoint": head}, *cut]).problem.endswith("was not signed by this host's key")
 
 
 @pytest.mark.parametrize(
@@ -215,36 +215,36 @@ async def test_chain_without_checkpoint_must_begin_with_event_1(house: Ledger) -
     ],
 )
 async def test_tampering_after_removal_is_found(
-    house: Ledger, tamper: Callable[[list[Any]], object], says: str
+    ledger: Ledger, tamper: Callable[[list[Any]], object], says: str
 ) -> None:
     """An edit, a deletion, a reordering, a cut tail and a forged checkpoint are reported."""
-    found = await removed_past(house)
-    assert check(house, found).ok
+    found = await removed_past(ledger)
+    assert check(ledger, found).ok
     changed = copy.deepcopy(found)
     tamper(changed)
-    report = check(house, changed)
+    report = check(ledger, changed)
     assert not report.ok
     assert says in report.problem
 
 
-async def test_checkpoint_of_another_host_is_refused(house: Ledger) -> None:
-    found = await removed_past(house)
+async def test_checkpoint_of_another_host_is_refused(ledger: Ledger) -> None:
+    found = await removed_past(ledger)
     stranger = Ed25519PrivateKey.generate().public_key()
     assert "checkpoint" in audit_chain.verify(found, key=stranger).problem
 
 
-async def test_journal_heads_of_removed_events_are_accepted(house: Ledger) -> None:
+async def test_journal_heads_of_removed_events_are_accepted(ledger: Ledger) -> None:
     """One that disagrees with the checkpoint is a fault."""
-    await grow(house, 10)
-    early = audit_chain.decode_head((await lines(house))[-1]["head"])
-    await grow(house, 10)
-    at = audit_chain.decode_head((await lines(house))[-1]["head"])
-    await grow(house, 20)
+    await grow(ledger, 10)
+    early = audit_chain.decode_head((await lines(ledger))[-1]["head"])
+    await grow(ledger, 10)
+    at = audit_chain.decode_head((await lines(ledger))[-1]["head"])
+    await grow(ledger, 20)
     assert early is not None
     assert at is not None
-    house.retention = Retention(max_bytes=4_400)
-    assert await house.remove_old(by_age=False) == 20
-    found = await lines(house)
-    assert check(house, found, heads=[early, at]).ok
+    ledger.retention = Retention(max_bytes=4_400)
+    assert await ledger.remove_old(by_age=False) == 20
+    found = await lines(ledger)
+    assert check(ledger, found, heads=[early, at]).ok
     found[0]["checkpoint"]["hash"] = "ab" * 32
     assert "event 20 is not the one" in audit_chain.verify(found, heads=[at]).problem

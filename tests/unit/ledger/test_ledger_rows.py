@@ -44,37 +44,37 @@ RECORD = Record(
 )
 
 
-async def test_record_round_trips(house: Ledger) -> None:
+async def test_record_round_trips(ledger: Ledger) -> None:
     """Every field, with a directory name that is not UTF-8; a later put replaces the row."""
     forgotten = replace(RECORD, id="acme.gone", forgotten=True, status=Status.DISABLED)
     for record in (forgotten, replace(RECORD, status=Status.INSTALLED), RECORD):
-        await house.write(lambda tx, record=record: records.put(tx, record), durable=True)  # type: ignore[misc]
-    assert house.read(records.load_all) == (RECORD, forgotten)
+        await ledger.write(lambda tx, record=record: records.put(tx, record), durable=True)  # type: ignore[misc]
+    assert ledger.read(records.load_all) == (RECORD, forgotten)
 
 
-async def test_record_with_unknown_status_is_ledger_damaged(house: Ledger) -> None:
+async def test_record_with_unknown_status_is_ledger_damaged(ledger: Ledger) -> None:
     """Its meaning is not guessed."""
-    await house.write(lambda tx: records.put(tx, RECORD))
-    await house.write(lambda tx: tx.execute("UPDATE records SET status = 'sleeping'"))
+    await ledger.write(lambda tx: records.put(tx, RECORD))
+    await ledger.write(lambda tx: tx.execute("UPDATE records SET status = 'sleeping'"))
     with pytest.raises(Problem, match=r"acme\.demo") as caught:
-        house.read(records.load_all)
+        ledger.read(records.load_all)
     assert caught.value.code == "ledger_damaged"
 
 
-async def test_kv_stores_values_and_counts_usage(house: Ledger) -> None:
+async def test_kv_stores_values_and_counts_usage(ledger: Ledger) -> None:
     """Get, replace and delete; usage is the number of keys, and the bytes of keys and values."""
-    await house.write(lambda tx: kv.put(tx, "b", "é", b"1234", QUOTA))
-    await house.write(lambda tx: kv.put(tx, "b", "k", b"", QUOTA))
-    assert house.read(lambda db: kv.usage(db, "b")) == (2, 7)
-    await house.write(lambda tx: kv.put(tx, "b", "é", b"12", QUOTA))
-    assert house.read(lambda db: kv.get(db, "b", "é")) == b"12"
-    assert house.read(lambda db: kv.get(db, "b", "k")) == b""
-    assert house.read(lambda db: kv.get(db, "other", "k")) is None
-    assert await house.write(lambda tx: kv.delete(tx, "b", "é")) is True
-    assert await house.write(lambda tx: kv.delete(tx, "b", "é")) is False
-    assert house.read(lambda db: kv.usage(db, "b")) == (1, 1)
-    assert await house.write(lambda tx: kv.clear(tx, "b")) == 1
-    assert house.read(lambda db: kv.usage(db, "b")) == (0, 0)
+    await ledger.write(lambda tx: kv.put(tx, "b", "é", b"1234", QUOTA))
+    await ledger.write(lambda tx: kv.put(tx, "b", "k", b"", QUOTA))
+    assert ledger.read(lambda db: kv.usage(db, "b")) == (2, 7)
+    await ledger.write(lambda tx: kv.put(tx, "b", "é", b"12", QUOTA))
+    assert ledger.read(lambda db: kv.get(db, "b", "é")) == b"12"
+    assert ledger.read(lambda db: kv.get(db, "b", "k")) == b""
+    assert ledger.read(lambda db: kv.get(db, "other", "k")) is None
+    assert await ledger.write(lambda tx: kv.delete(tx, "b", "é")) is True
+    assert await ledger.write(lambda tx: kv.delete(tx, "b", "é")) is False
+    assert ledger.read(lambda db: kv.usage(db, "b")) == (1, 1)
+    assert await ledger.write(lambda tx: kv.clear(tx, "b")) == 1
+    assert ledger.read(lambda db: kv.usage(db, "b")) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,35 +82,35 @@ async def test_kv_stores_values_and_counts_usage(house: Ledger) -> None:
     [("v", b"123456789"), ("fourth", b""), ("a", b"12345678")],
     ids=["value too large", "too many keys", "too many bytes"],
 )
-async def test_put_beyond_quota_is_refused(house: Ledger, key: str, value: bytes) -> None:
+async def test_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: bytes) -> None:
     """It changes nothing."""
     for name in ("a", "b", "c"):
-        await house.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
+        await ledger.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
     with pytest.raises(Problem) as caught:
-        await house.write(lambda tx: kv.put(tx, "b", key, value, QUOTA))
+        await ledger.write(lambda tx: kv.put(tx, "b", key, value, QUOTA))
     assert caught.value.code == "quota_exceeded"
-    assert house.read(lambda db: kv.usage(db, "b")) == (3, 18)
-    assert house.read(lambda db: kv.get(db, "b", "a")) == b"12345"
+    assert ledger.read(lambda db: kv.usage(db, "b")) == (3, 18)
+    assert ledger.read(lambda db: kv.get(db, "b", "a")) == b"12345"
 
 
-async def test_bucket_above_lowered_quota_can_shrink(house: Ledger) -> None:
+async def test_bucket_above_lowered_quota_can_shrink(ledger: Ledger) -> None:
     """Replacing a value by a smaller one is allowed."""
-    await house.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
+    await ledger.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
     tight = kv.KvQuota(value_bytes=8, keys=0, total_bytes=1)
-    await house.write(lambda tx: kv.put(tx, "b", "a", b"1234", tight))
-    assert house.read(lambda db: kv.usage(db, "b")) == (1, 5)
+    await ledger.write(lambda tx: kv.put(tx, "b", "a", b"1234", tight))
+    assert ledger.read(lambda db: kv.usage(db, "b")) == (1, 5)
 
 
-async def test_revocations_are_remembered_until_lifted(house: Ledger) -> None:
+async def test_revocations_are_remembered_until_lifted(ledger: Ledger) -> None:
     """Only new ones are returned; lifting removes one."""
     first = revocations.RevocationRows(keys=frozenset({"k1"}), plugins=frozenset({"a@*"}))
     second = revocations.RevocationRows(keys=frozenset({"k1", "k2"}), digests=frozenset({"d"}))
-    assert await house.write(lambda tx: revocations.remember(tx, first, now_us=1)) == first
-    fresh = await house.write(lambda tx: revocations.remember(tx, second, now_us=2))
+    assert await ledger.write(lambda tx: revocations.remember(tx, first, now_us=1)) == first
+    fresh = await ledger.write(lambda tx: revocations.remember(tx, second, now_us=2))
     assert fresh == revocations.RevocationRows(keys=frozenset({"k2"}), digests=frozenset({"d"}))
-    assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is True
-    assert await house.write(lambda tx: revocations.lift(tx, "keys", "k1")) is False
-    assert house.read(revocations.load) == revocations.RevocationRows(
+    assert await ledger.write(lambda tx: revocations.lift(tx, "keys", "k1")) is True
+    assert await ledger.write(lambda tx: revocations.lift(tx, "keys", "k1")) is False
+    assert ledger.read(revocations.load) == revocations.RevocationRows(
         keys=frozenset({"k2"}), digests=frozenset({"d"}), plugins=frozenset({"a@*"})
     )
 
@@ -124,16 +124,18 @@ FLOORS = floors.Floors(
 
 async def test_floors_round_trip(opened: Open, state_dir: Path, event: Make) -> None:
     """Empty at first; the file has mode 0600 and names heads that are on disk."""
-    async with opened() as house:
-        assert house.floors == floors.Floors()
-        await house.record(event())
-        await house.record(event(action="host.call"))
-        await house.write_floors(FLOORS)
-        heads = {name: house.read(lambda db, name=name: audit.newest_head(db, name)) for name in ("decisions", "calls")}
+    async with opened() as ledger:
+        assert ledger.floors == floors.Floors()
+        await ledger.record(event())
+        await ledger.record(event(action="host.call"))
+        await ledger.write_floors(FLOORS)
+        heads = {
+            name: ledger.read(lambda db, name=name: audit.newest_head(db, name)) for name in ("decisions", "calls")
+        }
     assert (state_dir / floors.FILE).stat().st_mode & 0o777 == 0o600
-    async with opened() as house:
+    async with opened() as ledger:
         expected = {name: (head["seq"], head["hash"]) for name, head in heads.items()}
-        assert house.floors == replace(FLOORS, heads=expected)
+        assert ledger.floors == replace(FLOORS, heads=expected)
         assert expected["decisions"][0] == expected["calls"][0] == 1
 
 
@@ -150,8 +152,8 @@ async def test_floors_round_trip(opened: Open, state_dir: Path, event: Make) -> 
 )
 async def test_floors_with_invalid_signature_are_refused(opened: Open, state_dir: Path, old: bytes, new: bytes) -> None:
     """A Problem at the next start, never empty floors."""
-    async with opened() as house:
-        await house.write_floors(FLOORS)
+    async with opened() as ledger:
+        await ledger.write_floors(FLOORS)
     path = state_dir / floors.FILE
     path.write_bytes(path.read_bytes().replace(old, new, 1))
     with pytest.raises(Problem) as caught:
@@ -161,15 +163,15 @@ async def test_floors_with_invalid_signature_are_refused(opened: Open, state_dir
     assert "--accept-rollback" in caught.value.hint
 
 
-async def test_audit_query_filters_and_pages(house: Ledger, clock: object, event: Make) -> None:
+async def test_audit_query_filters_and_pages(ledger: Ledger, clock: object, event: Make) -> None:
     """Filters match whole fields, `after` is a cursor in both directions, `since_us` a time."""
     for number in range(6):
         decision = "deny" if number % 2 else "allow"
-        await house.record(event(target=f"t{number % 3}", decision=decision, actor="x" if number == 5 else "y"))
+        await ledger.record(event(target=f"t{number % 3}", decision=decision, actor="x" if number == 5 else "y"))
         clock.advance(1)  # type: ignore[attr-defined]
 
     def seqs(**filters: object) -> list[int]:
-        return [row["seq"] for row in house.read(lambda db: audit.query(db, **filters))]  # type: ignore[arg-type]
+        return [row["seq"] for row in ledger.read(lambda db: audit.query(db, **filters))]  # type: ignore[arg-type]
 
     assert seqs() == [1, 2, 3, 4, 5, 6]
     assert seqs(after=2, limit=2) == [3, 4]

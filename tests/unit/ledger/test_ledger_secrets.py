@@ -15,66 +15,66 @@ ROW = secrets.SecretRow(
 BINDING = secrets.Binding(owner="operator", name="TOKEN", plugin_id="acme.demo", mac=b"m" * 32)
 
 
-async def test_secret_round_trips(house: Ledger) -> None:
+async def test_secret_round_trips(ledger: Ledger) -> None:
     """A later put replaces the row; owners do not share names."""
-    await house.write(lambda tx: secrets.put(tx, ROW))
+    await ledger.write(lambda tx: secrets.put(tx, ROW))
     newer = replace(ROW, version=2, sealed=b"")
-    await house.write(lambda tx: secrets.put(tx, newer))
+    await ledger.write(lambda tx: secrets.put(tx, newer))
     other = replace(ROW, owner="another")
-    await house.write(lambda tx: secrets.put(tx, other))
-    assert house.read(secrets.load_all) == (other, newer)
-    assert house.read(lambda db: secrets.get(db, "operator", "TOKEN")) == newer
-    assert house.read(lambda db: secrets.get(db, "operator", "ABSENT")) is None
+    await ledger.write(lambda tx: secrets.put(tx, other))
+    assert ledger.read(secrets.load_all) == (other, newer)
+    assert ledger.read(lambda db: secrets.get(db, "operator", "TOKEN")) == newer
+    assert ledger.read(lambda db: secrets.get(db, "operator", "ABSENT")) is None
 
 
-async def test_deleting_a_secret_removes_its_bindings(house: Ledger) -> None:
+async def test_deleting_a_secret_removes_its_bindings(ledger: Ledger) -> None:
     """And no others; binding a missing secret is refused."""
     with pytest.raises(Problem) as caught:
-        await house.write(lambda tx: secrets.bind(tx, BINDING))
+        await ledger.write(lambda tx: secrets.bind(tx, BINDING))
     assert caught.value.code == "not_found"
     for row, binding in ((ROW, BINDING), (replace(ROW, name="OTHER"), replace(BINDING, name="OTHER"))):
-        await house.write(lambda tx, row=row: secrets.put(tx, row))  # type: ignore[misc]
-        await house.write(lambda tx, binding=binding: secrets.bind(tx, binding))  # type: ignore[misc]
-    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) == BINDING.mac
-    assert await house.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is True
-    assert await house.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is False
-    assert house.read(lambda db: secrets.bindings(db, "operator")) == [("OTHER", "acme.demo")]
-    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
+        await ledger.write(lambda tx, row=row: secrets.put(tx, row))  # type: ignore[misc]
+        await ledger.write(lambda tx, binding=binding: secrets.bind(tx, binding))  # type: ignore[misc]
+    assert ledger.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) == BINDING.mac
+    assert await ledger.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is True
+    assert await ledger.write(lambda tx: secrets.delete(tx, "operator", "TOKEN")) is False
+    assert ledger.read(lambda db: secrets.bindings(db, "operator")) == [("OTHER", "acme.demo")]
+    assert ledger.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
 
 
-async def test_quotas_refuse_new_rows_but_not_replacements(house: Ledger) -> None:
+async def test_quotas_refuse_new_rows_but_not_replacements(ledger: Ledger) -> None:
     """One more is refused, replacing one is not."""
 
     def fill(tx) -> None:
         for number in range(secrets.MAX_SECRETS):
             secrets.put(tx, replace(ROW, name=f"N{number}"))
 
-    await house.write(fill)
-    await house.write(lambda tx: secrets.put(tx, replace(ROW, name="N1", version=9)))
+    await ledger.write(fill)
+    await ledger.write(lambda tx: secrets.put(tx, replace(ROW, name="N1", version=9)))
     with pytest.raises(Problem) as caught:
-        await house.write(lambda tx: secrets.put(tx, ROW))
+        await ledger.write(lambda tx: secrets.put(tx, ROW))
     assert caught.value.code == "quota_exceeded"
-    assert house.read(secrets.count) == secrets.MAX_SECRETS
+    assert ledger.read(secrets.count) == secrets.MAX_SECRETS
 
 
-async def test_renaming_a_plugin_replaces_bindings_of_the_new_name(house: Ledger) -> None:
+async def test_renaming_a_plugin_replaces_bindings_of_the_new_name(ledger: Ledger) -> None:
     """Two publishers may take over an id from each other more than once."""
-    await house.write(lambda tx: secrets.put(tx, ROW))
+    await ledger.write(lambda tx: secrets.put(tx, ROW))
     for plugin, mac in (("acme.demo", b"new"), ("acme.demo@acme", b"old")):
-        await house.write(lambda tx, p=plugin, m=mac: secrets.bind(tx, replace(BINDING, plugin_id=p, mac=m)))  # type: ignore[misc]
-    assert await house.write(lambda tx: secrets.rename_plugin(tx, "acme.demo", "acme.demo@acme")) == 1
-    assert house.read(lambda db: secrets.bindings(db, "operator")) == [("TOKEN", "acme.demo@acme")]
-    assert house.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo@acme")) == b"new"
+        await ledger.write(lambda tx, p=plugin, m=mac: secrets.bind(tx, replace(BINDING, plugin_id=p, mac=m)))  # type: ignore[misc]
+    assert await ledger.write(lambda tx: secrets.rename_plugin(tx, "acme.demo", "acme.demo@acme")) == 1
+    assert ledger.read(lambda db: secrets.bindings(db, "operator")) == [("TOKEN", "acme.demo@acme")]
+    assert ledger.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo@acme")) == b"new"
 
 
-async def test_labels_are_set_and_removed_in_one_change(house: Ledger) -> None:
+async def test_labels_are_set_and_removed_in_one_change(ledger: Ledger) -> None:
     """A change beyond the quota has no effect at all."""
-    assert await house.write(lambda tx: labels.change(tx, {"b": "2", "a": "1", "c": None}, most=2)) == {
+    assert await ledger.write(lambda tx: labels.change(tx, {"b": "2", "a": "1", "c": None}, most=2)) == {
         "a": "1",
         "b": "2",
     }
     with pytest.raises(Problem) as caught:
-        await house.write(lambda tx: labels.change(tx, {"c": "3", "a": "9"}, most=2))
+        await ledger.write(lambda tx: labels.change(tx, {"c": "3", "a": "9"}, most=2))
     assert caught.value.code == "quota_exceeded"
-    assert house.read(labels.load) == {"a": "1", "b": "2"}
-    assert await house.write(lambda tx: labels.change(tx, {"a": None, "c": "3"}, most=2)) == {"b": "2", "c": "3"}
+    assert ledger.read(labels.load) == {"a": "1", "b": "2"}
+    assert await ledger.write(lambda tx: labels.change(tx, {"a": None, "c": "3"}, most=2)) == {"b": "2", "c": "3"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from latticed import ledger
+from latticed import ledger as ledger_package
 from latticed.ledger import Ledger, state
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
@@ -44,8 +44,8 @@ async def test_state_directory_is_private_under_any_umask(opened: Open, state_di
     """Directory 0700 and files 0600, the WAL included."""
     before = os.umask(0)
     try:
-        async with opened() as house:
-            await house.write(lambda tx: tx.execute("INSERT INTO revocations VALUES ('keys', 'k', 1)"))
+        async with opened() as ledger:
+            await ledger.write(lambda tx: tx.execute("INSERT INTO revocations VALUES ('keys', 'k', 1)"))
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state_dir.iterdir()}
     finally:
         os.umask(before)
@@ -56,10 +56,10 @@ async def test_state_directory_is_private_under_any_umask(opened: Open, state_di
 
 async def test_host_key_is_kept_over_restarts(opened: Open) -> None:
     """The public key is the same after every start."""
-    async with opened() as house:
-        first = house.public_key
-    async with opened() as house:
-        assert house.public_key == first
+    async with opened() as ledger:
+        first = ledger.public_key
+    async with opened() as ledger:
+        assert ledger.public_key == first
 
 
 async def test_second_process_is_refused_with_pid_of_the_first(opened: Open, state_dir: Path) -> None:
@@ -74,14 +74,14 @@ async def test_second_process_is_refused_with_pid_of_the_first(opened: Open, sta
     assert (refused.code, holder.returncode) == ("state_in_use", 0)
     assert f"(pid {holder.pid})" in refused.reason
     assert os.fspath(state_dir) in refused.reason
-    async with opened() as house:
-        assert house.public_key
+    async with opened() as ledger:
+        assert ledger.public_key
 
 
-async def test_second_open_in_the_same_process_is_refused(house: Ledger, opened: Open) -> None:
+async def test_second_open_in_the_same_process_is_refused(ledger: Ledger, opened: Open) -> None:
     """The lock belongs to the open directory, not to the process."""
     assert (await problem_of(opened)).code == "state_in_use"
-    assert await house.write(lambda _: 1) == 1
+    assert await ledger.write(lambda _: 1) == 1
 
 
 async def test_damaged_header_is_ledger_damaged(opened: Open, state_dir: Path) -> None:
@@ -97,8 +97,8 @@ async def test_damaged_header_is_ledger_damaged(opened: Open, state_dir: Path) -
 
 async def test_overwritten_page_is_found_at_open(opened: Open, state_dir: Path) -> None:
     """A page in the middle of the file."""
-    async with opened() as house:
-        await house.write(
+    async with opened() as ledger:
+        await ledger.write(
             lambda tx: [tx.append_audit(Event(actor="a", action="b", target="c" * 200)) for _ in range(500)]
         )
     path = state_dir / state.DATABASE
@@ -140,8 +140,8 @@ async def test_host_key_readable_by_others_is_refused(opened: Open, state_dir: P
 
 async def test_missing_host_key_is_not_replaced_once_there_are_events(opened: Open, state_dir: Path) -> None:
     """Removing the key must not lead to a chain signed by a new one."""
-    async with opened() as house:
-        await house.record(Event(actor="a", action="b", target="c"))
+    async with opened() as ledger:
+        await ledger.record(Event(actor="a", action="b", target="c"))
     (state_dir / state.HOST_KEY).unlink()
     assert (await problem_of(opened)).code == "ledger_damaged"
 
@@ -161,8 +161,8 @@ async def test_first_start_killed_before_making_the_key_is_repeated(opened: Open
     async with opened():
         pass
     (state_dir / state.HOST_KEY).unlink()
-    async with opened() as house:
-        assert await house.record(Event(actor="a", action="b", target="c")) == 1
+    async with opened() as ledger:
+        assert await ledger.record(Event(actor="a", action="b", target="c")) == 1
 
 
 async def test_file_in_place_of_state_directory_is_state_unusable(opened: Open, state_dir: Path) -> None:
@@ -185,7 +185,7 @@ async def test_symlink_in_place_of_lock_file_is_not_followed(opened: Open, state
 
 def test_ledger_package_exports_all_that_others_need() -> None:
     """Other packages need no name of apsw."""
-    assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger.__all__)
+    assert {"Connection", "Ledger", "Transaction", "open_ledger"} <= set(ledger_package.__all__)
 
 
 async def test_open_database_cannot_be_opened_by_another_process(
@@ -194,8 +194,8 @@ async def test_open_database_cannot_be_opened_by_another_process(
     """Not even for reading, as its lock could block the daemon. No part of the WAL index is mapped from the disk."""
     program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM audit').fetchall()"
     command = [sys.executable, "-c", program, str(state_dir / state.DATABASE)]
-    async with opened() as house:
-        await house.record(event())
+    async with opened() as ledger:
+        await ledger.record(event())
         asked = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert "database is locked" in asked.stderr
         assert not (state_dir / f"{state.DATABASE}-shm").exists()

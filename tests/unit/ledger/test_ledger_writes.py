@@ -24,23 +24,23 @@ Make = Callable[..., Event]
 ROOMY = kv.KvQuota(value_bytes=1 << 20, keys=1_000, total_bytes=1 << 24)
 
 
-def all_keys(house: Ledger) -> list[str]:
-    return house.read(lambda db: kv.keys(db, "default"))
+def all_keys(ledger: Ledger) -> list[str]:
+    return ledger.read(lambda db: kv.keys(db, "default"))
 
 
-async def test_concurrent_callers_get_gapless_seqs(house: Ledger, event: Make) -> None:
+async def test_concurrent_callers_get_gapless_seqs(ledger: Ledger, event: Make) -> None:
     """64 callers: each gets the seq of its own event, with no gap and no duplicate."""
 
     async def caller(name: int) -> list[tuple[int, str]]:
-        return [(await house.record(event(target=f"{name}/{turn}")), f"{name}/{turn}") for turn in range(20)]
+        return [(await ledger.record(event(target=f"{name}/{turn}")), f"{name}/{turn}") for turn in range(20)]
 
     answers = [answer for answers in await asyncio.gather(*map(caller, range(64))) for answer in answers]
-    stored = await house.read_slow(lambda db: db.execute("SELECT seq, target FROM audit ORDER BY seq").fetchall())
+    stored = await ledger.read_slow(lambda db: db.execute("SELECT seq, target FROM audit ORDER BY seq").fetchall())
     assert sorted(answers) == stored
     assert [seq for seq, _ in stored] == list(range(1, 64 * 20 + 1))
 
 
-async def test_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -> None:
+async def test_failing_change_is_rolled_back_alone(ledger: Ledger, event: Make) -> None:
     """The other changes of its batch are committed, and the chain verifies."""
     gate = threading.Event()
 
@@ -49,13 +49,13 @@ async def test_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -
         tx.append_audit(event(target="lost"))
         raise RuntimeError("changed my mind")
 
-    hold = asyncio.ensure_future(house.write(lambda _: gate.wait(10)))  # so that the rest queues up as one batch
+    hold = asyncio.ensure_future(ledger.write(lambda _: gate.wait(10)))  # so that the rest queues up as one batch
     waiting = asyncio.gather(
-        house.write(lambda tx: kv.put(tx, "default", "a", b"1", ROOMY)),
-        house.record(event(target="first")),
-        house.write(fail),
-        house.record(event(target="second")),
-        house.write(lambda tx: kv.put(tx, "default", "b", b"1", ROOMY), durable=True),
+        ledger.write(lambda tx: kv.put(tx, "default", "a", b"1", ROOMY)),
+        ledger.record(event(target="first")),
+        ledger.write(fail),
+        ledger.record(event(target="second")),
+        ledger.write(lambda tx: kv.put(tx, "default", "b", b"1", ROOMY), durable=True),
         return_exceptions=True,
     )
     await asyncio.sleep(0)
@@ -64,40 +64,40 @@ async def test_failing_change_is_rolled_back_alone(house: Ledger, event: Make) -
     assert await hold
     assert isinstance(results[2], RuntimeError)
     assert [results[0], results[1], results[3], results[4]] == [None, 1, 2, None]
-    assert all_keys(house) == ["a", "b"]
-    assert (await house.read_slow(lambda db: audit_chain.verify(exports.export(db)))).ok
+    assert all_keys(ledger) == ["a", "b"]
+    assert (await ledger.read_slow(lambda db: audit_chain.verify(exports.export(db)))).ok
 
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
-async def test_any_exception_of_a_change_reaches_its_caller(house: Ledger, error: BaseException) -> None:
+async def test_any_exception_of_a_change_reaches_its_caller(ledger: Ledger, error: BaseException) -> None:
     """StopIteration and BaseException too; the writer goes on."""
 
     def fail(_: Transaction) -> None:
         raise error
 
     expected = RuntimeError if isinstance(error, StopIteration) else type(error)
-    future = house._writer.submit(fail)
+    future = ledger._writer.submit(fail)
     await asyncio.wait([future])
     assert isinstance(future.exception(), expected)
-    assert await house.write(lambda _: 5) == 5
+    assert await ledger.write(lambda _: 5) == 5
 
 
-async def test_cancelling_the_caller_does_not_cancel_the_write(house: Ledger, event: Make) -> None:
+async def test_cancelling_the_caller_does_not_cancel_the_write(ledger: Ledger, event: Make) -> None:
     """The caller gets CancelledError; its write is committed."""
     gate = threading.Event()
-    hold = asyncio.ensure_future(house.write(lambda _: gate.wait(10)))
-    recording = asyncio.ensure_future(house.record(event(target="mine")))
+    hold = asyncio.ensure_future(ledger.write(lambda _: gate.wait(10)))
+    recording = asyncio.ensure_future(ledger.record(event(target="mine")))
     await asyncio.sleep(0)
     recording.cancel()
     with pytest.raises(asyncio.CancelledError):
         await recording
     gate.set()
     await hold
-    await house.write(lambda _: None)
-    assert [row["target"] for row in house.read(audit.query)] == ["mine"]
+    await ledger.write(lambda _: None)
+    assert [row["target"] for row in ledger.read(audit.query)] == ["mine"]
 
 
-async def test_change_can_read_events_it_appended(house: Ledger, event: Make) -> None:
+async def test_change_can_read_events_it_appended(ledger: Ledger, event: Make) -> None:
     """Within the same transaction."""
 
     def change(tx: Transaction) -> list[int]:
@@ -105,19 +105,19 @@ async def test_change_can_read_events_it_appended(house: Ledger, event: Make) ->
         tx.append_audit(event())
         return [seq for (seq,) in tx.execute("SELECT seq FROM audit")]
 
-    assert await house.write(change) == [1, 2]
+    assert await ledger.write(change) == [1, 2]
 
 
-async def test_only_durable_changes_use_synchronous_full(house: Ledger) -> None:
+async def test_only_durable_changes_use_synchronous_full(ledger: Ledger) -> None:
     """PRAGMA synchronous is FULL (2) for the batch of a durable change, NORMAL (1) before and after."""
     synchronous = "PRAGMA synchronous"
     found = [
-        await house.write(lambda tx: tx.execute(synchronous).get, durable=durable) for durable in (False, True, False)
+        await ledger.write(lambda tx: tx.execute(synchronous).get, durable=durable) for durable in (False, True, False)
     ]
     assert found == [1, 2, 1]
 
 
-async def test_cancelled_slow_read_is_interrupted(house: Ledger) -> None:
+async def test_cancelled_slow_read_is_interrupted(ledger: Ledger) -> None:
     """The next one does not wait for it."""
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     started = threading.Event()
@@ -126,33 +126,33 @@ async def test_cancelled_slow_read_is_interrupted(house: Ledger) -> None:
         started.set()
         return db.execute(endless).fetchall()
 
-    reading = asyncio.ensure_future(house.read_slow(question))
+    reading = asyncio.ensure_future(ledger.read_slow(question))
     await until(started.is_set)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert await house.read_slow(audit.last_seq) == 0
+    assert await ledger.read_slow(audit.last_seq) == 0
 
 
-async def test_event_with_wrong_types_fails_alone(house: Ledger, event: Make) -> None:
+async def test_event_with_wrong_types_fails_alone(ledger: Ledger, event: Make) -> None:
     """A Problem for its caller; other events of the batch are recorded."""
     results = await asyncio.gather(
-        house.record(event()), house.record(event(actor=None)), house.record(event()), return_exceptions=True
+        ledger.record(event()), ledger.record(event(actor=None)), ledger.record(event()), return_exceptions=True
     )
     assert [results[0], results[2]] == [1, 2]
     assert isinstance(results[1], Problem)
     assert results[1].code == "audit_unavailable"
 
 
-async def test_read_connections_are_read_only(house: Ledger) -> None:
+async def test_read_connections_are_read_only(ledger: Ledger) -> None:
     with pytest.raises(Problem) as caught:
-        house.read(lambda db: db.execute("DELETE FROM audit"))
+        ledger.read(lambda db: db.execute("DELETE FROM audit"))
     assert caught.value.code == "ledger_unavailable"
     with pytest.raises(Problem):
-        await house.read_slow(lambda db: db.execute("DELETE FROM audit"))
+        await ledger.read_slow(lambda db: db.execute("DELETE FROM audit"))
 
 
-async def test_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: Make) -> None:
+async def test_slow_read_sees_one_snapshot_off_the_loop(ledger: Ledger, event: Make) -> None:
     """It does not see concurrent writes, and the event loop runs on."""
     started, go_on = threading.Event(), threading.Event()
 
@@ -162,10 +162,10 @@ async def test_slow_read_sees_one_snapshot_off_the_loop(house: Ledger, event: Ma
         go_on.wait(10)
         return before, audit.last_seq(db)
 
-    await house.record(event())
-    reading = asyncio.ensure_future(house.read_slow(question))
+    await ledger.record(event())
+    reading = asyncio.ensure_future(ledger.read_slow(question))
     await until(started.is_set)
-    assert await house.record(event()) == 2
+    assert await ledger.record(event()) == 2
     go_on.set()
     assert await reading == (1, 1)
 
@@ -179,8 +179,8 @@ async def test_closing_interrupts_slow_read(opened: Open) -> None:
         started.set()
         return db.execute(endless).fetchall()
 
-    async with opened() as house:
-        reading = asyncio.ensure_future(house.read_slow(question))
+    async with opened() as ledger:
+        reading = asyncio.ensure_future(ledger.read_slow(question))
         await until(started.is_set)
     with pytest.raises(Problem):
         await reading
@@ -188,56 +188,56 @@ async def test_closing_interrupts_slow_read(opened: Open) -> None:
 
 async def test_calls_after_closing_raise_problem(opened: Open, event: Make) -> None:
     """None of them hangs."""
-    async with opened() as house:
+    async with opened() as ledger:
         pass
     with pytest.raises(Problem, match="closed"):
-        await house.write(lambda _: None)
+        await ledger.write(lambda _: None)
     with pytest.raises(Problem, match="closed"):
-        await house.record(event())
+        await ledger.record(event())
     with pytest.raises(Problem, match="closed"):
-        house.read(audit.last_seq)
+        ledger.read(audit.last_seq)
     with pytest.raises(Problem, match="closed"):
-        await house.read_slow(audit.last_seq)
+        await ledger.read_slow(audit.last_seq)
 
 
 async def test_closing_commits_queued_writes(opened: Open, event: Make) -> None:
-    async with opened() as house:
-        waiting = [asyncio.ensure_future(house.record(event())) for _ in range(100)]
+    async with opened() as ledger:
+        waiting = [asyncio.ensure_future(ledger.record(event())) for _ in range(100)]
         await asyncio.sleep(0)
     assert await asyncio.gather(*waiting) == list(range(1, 101))
-    async with opened() as house:
-        assert house.read(audit.last_seq) == 100
+    async with opened() as ledger:
+        assert ledger.read(audit.last_seq) == 100
 
 
 async def test_heads_are_signed_every_thousand_events_and_at_close(state_dir: Path, clock: Any, event: Make) -> None:
     """`on_head` gets each head, after its event is on disk."""
     heads: list[Head] = []
-    async with open_ledger(state_dir, clock=clock, on_head=heads.append) as house:
-        await asyncio.gather(*(house.record(event()) for _ in range(2_500)))
-        await house.record(event())
-        (signed,) = await house.sign_head()
+    async with open_ledger(state_dir, clock=clock, on_head=heads.append) as ledger:
+        await asyncio.gather(*(ledger.record(event()) for _ in range(2_500)))
+        await ledger.record(event())
+        (signed,) = await ledger.sign_head()
         assert signed == heads[-1]
-        assert await house.sign_head() == []
-        await house.record(event())
-        key = audit_chain.public_key(house.public_key)
+        assert await ledger.sign_head() == []
+        await ledger.record(event())
+        key = audit_chain.public_key(ledger.public_key)
     assert [head.seq for head in heads][-2:] == [2_501, 2_502]
     assert len(heads) >= 3
-    async with open_ledger(state_dir, clock=clock) as house:
-        report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db), heads=heads, key=key))
+    async with open_ledger(state_dir, clock=clock) as ledger:
+        report = await ledger.read_slow(lambda db: audit_chain.verify(exports.export(db), heads=heads, key=key))
     assert report.ok, report.problem
     assert report.signed_seq == report.last_seq == report.events == 2_502
 
 
-async def test_flood_of_denials_is_recorded_with_its_count(house: Ledger, event: Make, opened: Open) -> None:
+async def test_flood_of_denials_is_recorded_with_its_count(ledger: Ledger, event: Make, opened: Open) -> None:
     """Allows and other actors are not coalesced; the counts add up to all denials."""
     flood = event(decision="deny", code="capability_denied", detail={})
-    seqs = [await house.record(flood) for _ in range(100)]
+    seqs = [await ledger.record(flood) for _ in range(100)]
     assert seqs[:20] == list(range(1, 21))
     assert set(seqs[20:]) == {20}
-    assert await house.record(event(decision="deny", actor="plugin:other.one", code="capability_denied")) == 21
-    assert await house.record(event()) == 22
-    await house._finish()
-    rows = house.read(audit.query)
+    assert await ledger.record(event(decision="deny", actor="plugin:other.one", code="capability_denied")) == 21
+    assert await ledger.record(event()) == 22
+    await ledger._finish()
+    rows = ledger.read(audit.query)
     assert [row["detail"] for row in rows[22:]] == [{"count": 80}]
 
 
@@ -247,23 +247,23 @@ async def test_counts_and_heads_are_written_by_timer(
     """The count of a flood after a second, a head after a minute."""
     monkeypatch.setattr(ledger_module, "EVERY_S", 0.001)
     denied = event(decision="deny", detail={})
-    async with opened() as house:
+    async with opened() as ledger:
         for _ in range(25):
-            await house.record(denied)
-        assert house.read(audit.last_seq) == 20
+            await ledger.record(denied)
+        assert ledger.read(audit.last_seq) == 20
         clock.advance(1)
-        await until(lambda: house.read(audit.last_seq) == 21)
-        assert house.read(lambda db: audit.query(db, after=20))[0]["detail"] == {"count": 5}
+        await until(lambda: ledger.read(audit.last_seq) == 21)
+        assert ledger.read(lambda db: audit.query(db, after=20))[0]["detail"] == {"count": 5}
         clock.advance(60)
-        await until(lambda: house.read(lambda db: db.execute("SELECT max(seq) FROM heads").get) == 21)
+        await until(lambda: ledger.read(lambda db: db.execute("SELECT max(seq) FROM heads").get) == 21)
 
 
 async def test_tampering_with_rows_is_found(opened: Open, state_dir: Path, event: Make) -> None:
     """Rows edited, deleted or broken in the database file fail verification."""
-    async with opened() as house:
+    async with opened() as ledger:
         for _ in range(5):
-            await house.record(event())
-        key = audit_chain.public_key(house.public_key)
+            await ledger.record(event())
+        key = audit_chain.public_key(ledger.public_key)
     for statement, seq in (
         ("UPDATE audit SET detail = '{oops' WHERE seq = 4", 4),
         ("UPDATE audit SET decision = 'deny' WHERE seq = 3", 3),
@@ -273,24 +273,24 @@ async def test_tampering_with_rows_is_found(opened: Open, state_dir: Path, event
         connection = apsw.Connection(str(state_dir / "ledger.sqlite3"))
         connection.execute(statement)
         connection.close()
-        async with opened() as house:
-            report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db), key=key))
+        async with opened() as ledger:
+            report = await ledger.read_slow(lambda db: audit_chain.verify(exports.export(db), key=key))
         assert report.bad_seq == seq, report.problem
 
 
 async def test_cut_tail_is_still_found_after_more_writes(opened: Open, state_dir: Path, event: Make) -> None:
     """The old head refers to an event that is missing."""
-    async with opened() as house:
+    async with opened() as ledger:
         for _ in range(5):
-            await house.record(event())
+            await ledger.record(event())
     connection = apsw.Connection(str(state_dir / "ledger.sqlite3"))
     connection.execute("DELETE FROM audit WHERE seq > 3")
     connection.close()
-    async with opened() as house:
-        assert await house.record(event(target="after")) == 4
-        assert await house.record(event(target="after")) == 5
-    async with opened() as house:
-        report = await house.read_slow(lambda db: audit_chain.verify(exports.export(db)))
+    async with opened() as ledger:
+        assert await ledger.record(event(target="after")) == 4
+        assert await ledger.record(event(target="after")) == 5
+    async with opened() as ledger:
+        report = await ledger.read_slow(lambda db: audit_chain.verify(exports.export(db)))
     assert report.bad_seq == 5
     assert "not the one that was signed" in report.problem
 
