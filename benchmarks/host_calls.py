@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.bench import Bench
-    from tests.house.runners import Life
+    from tests.house.runners import DrivenInstance
 
 CALLERS: Final = 64
 GROWTH_MIB: Final = 8.0
@@ -33,12 +33,12 @@ def measure(bench: Bench) -> list[rows.Row]:
 async def _measure(place: Path, count: int) -> list[rows.Row]:
     async with houses.opened(place, toml=SETTINGS) as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
-        life = await home.armed("acme.demo")
-        await life.call("kv.put", key="a", value="1")
-        await _call(life, max(20_000, count // 10))  # until caches are full
+        instance = await home.armed("acme.demo")
+        await instance.call("kv.put", key="a", value="1")
+        await _call(instance, max(20_000, count // 10))  # until caches are full
         before, began_s = _held(), time.perf_counter()
         for part in range(10):
-            await _call(life, count // 10)
+            await _call(instance, count // 10)
             say(f"CALLS: {(part + 1) * count // 10:,} calls, {_held()[0]:.1f} MiB")
         took_s, after = time.perf_counter() - began_s, _held()
         recorded = home.mark()
@@ -55,10 +55,10 @@ async def _measure(place: Path, count: int) -> list[rows.Row]:
     ]
 
 
-async def _call(life: Life, count: int) -> None:
+async def _call(instance: DrivenInstance, count: int) -> None:
     async def caller() -> None:
         for _ in range(count // CALLERS):
-            await life.call("kv.get", key="a")
+            await instance.call("kv.get", key="a")
 
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
 

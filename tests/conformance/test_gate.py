@@ -84,7 +84,7 @@ async def test_host_calls_over_the_rate_are_rate_limited():
 async def test_parameters_with_lone_surrogates_are_denied_and_audited(plugin, params):
     """Most JSON decoders accept a lone surrogate; the audit log cannot store it."""
     with pytest.raises(HostError) as caught:
-        await plugin.life.gate.call("kv.get", params)
+        await plugin.instance.gate.call("kv.get", params)
     assert caught.value.code is Denial.BAD_PARAMS
     assert plugin.recorded()[-1][1:] == ("deny", "bad_params")
 

@@ -88,11 +88,11 @@ async def both():
     toml = "[host_calls]\n" + "".join(f"{name} = {value}\n" for name, value in QUOTAS.items())
     async with in_process.opened(toml=toml) as home:
         home.drop("demo", id="acme.demo", capabilities=[*REFUSED, "node:admin"])
-        life = await home.armed("acme.demo")
+        instance = await home.armed("acme.demo")
         memory = Gate([*REFUSED, "node:admin"], granted=REFUSED)
         for name, value in QUOTAS.items():
             setattr(memory, name, value)
-        yield life.gate.call, memory.call
+        yield instance.gate.call, memory.call
 
 
 async def test_in_memory_gate_answers_like_the_real_one(both):

@@ -30,7 +30,7 @@ def acme():
 @pytest.fixture(scope="module")
 def past(acme, tmp_path_factory):
     """The place of a daemon that has run, with decisions recorded, and its backup `backup.tar`, made by latticectl."""
-    with used_states.lived(acme) as place:
+    with used_states.used(acme) as place:
         with place.running() as daemon:
             daemon.until_state("armed")
             ran = daemon.ctl("backup", str(place.home / "backup.tar"), "--format", "json")
@@ -52,7 +52,7 @@ def backup(past, place):
 
 
 @pytest.fixture
-def lived(place, past):
+def used(place, past):
     return used_states.copy(past, place)
 
 
@@ -134,23 +134,23 @@ def test_restore_on_empty_machine_reports_what_is_missing_and_then_runs(place, b
     assert "missing: acme.demo does not verify here: publisher_untrusted" in third.stdout
 
 
-def test_restore_keeps_stricter_later_decisions(lived, backup, acme):
+def test_restore_keeps_stricter_later_decisions(used, backup, acme):
     """Trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the two."""
-    with lived.running() as daemon:
+    with used.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["network:plan"]}).status == 200
-        lived.drop("demo", author=acme, version="2.0.0", capabilities=used_states.CAPABILITIES)
+        used.drop("demo", author=acme, version="2.0.0", capabilities=used_states.CAPABILITIES)
         daemon.until(lambda: "candidate" in daemon.plugin(), "the candidate")
         assert daemon.post("/api/plugins/by-id/acme.demo/upgrade").status == 200
         revoked = {**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]}
-        lived.trust_us(acme, revoked=revoked)
+        used.trust_us(acme, revoked=revoked)
         daemon.until(lambda: "acme.worse@*" in daemon.get("/api/trust").json()["revoked"]["plugins"], "the revocation")
         assert daemon.stop() == 0
-    lived.trust_us(acme)
-    lived.drop("demo", author=acme, version="1.2.0", capabilities=used_states.CAPABILITIES)
-    ran = lived.once("--restore", str(backup))
+    used.trust_us(acme)
+    used.drop("demo", author=acme, version="1.2.0", capabilities=used_states.CAPABILITIES)
+    ran = used.once("--restore", str(backup))
     assert ran.returncode == 0, ran
-    with lived.running() as daemon:
+    with used.running() as daemon:
         record = daemon.plugin()
         assert (record["status"], record["version"]) == ("verified", "1.2.0")
         assert record["granted"] == ["kv:read", "log:write"]
@@ -158,22 +158,22 @@ def test_restore_keeps_stricter_later_decisions(lived, backup, acme):
         assert refused_downgrade.json()["code"] == "version_downgrade"
         assert "acme.worse@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
         assert daemon.get("/api/audit/verify").json()["ok"] is True
-    replaced = next(lived.state.glob("replaced-*"))
+    replaced = next(used.state.glob("replaced-*"))
     assert {"ledger.sqlite3", "host.key", "floors.json", "store"} <= {one.name for one in replaced.iterdir()}
 
 
-def test_restore_replaces_a_damaged_ledger(lived, backup):
+def test_restore_replaces_a_damaged_ledger(used, backup):
     """With what --recover cannot rebuild."""
-    damage.header(lived.state)
-    assert lived.once("--restore", str(backup)).returncode == 0
-    with lived.running() as daemon:
+    damage.header(used.state)
+    assert used.once("--restore", str(backup)).returncode == 0
+    with used.running() as daemon:
         assert daemon.until_state("armed")["status"] == "active"
         assert daemon.get("/api/kv/default/motd").body == b"hello"
 
 
-def test_restore_under_a_running_daemon_is_refused(lived, backup):
-    with lived.running():
-        assert refused(lived, backup) == "state_in_use"
+def test_restore_under_a_running_daemon_is_refused(used, backup):
+    with used.running():
+        assert refused(used, backup) == "state_in_use"
 
 
 def test_restore_of_another_hosts_backup_needs_its_public_key(place, backup):
@@ -189,10 +189,10 @@ def test_restore_of_another_hosts_backup_needs_its_public_key(place, backup):
         assert daemon.get("/api/status").json()["public_key"] == key
 
 
-def test_restore_without_floors_needs_the_option(lived, backup):
-    (lived.state / "floors.json").unlink()
-    assert refused(lived, backup) == "floors_invalid"
-    assert lived.once("--restore", str(backup), "--without-floors").returncode == 0
+def test_restore_without_floors_needs_the_option(used, backup):
+    (used.state / "floors.json").unlink()
+    assert refused(used, backup) == "floors_invalid"
+    assert used.once("--restore", str(backup), "--without-floors").returncode == 0
 
 
 def rewritten(path, change):
@@ -254,7 +254,7 @@ FAULTS_THAT_WERE_SIGNED = {
 
 
 @pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
-def test_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
+def test_signed_but_invalid_backup_is_backup_invalid(used, backup, fault):
     """Exit 1 and no hint at --recover: the present state is intact."""
     name, change = FAULTS_THAT_WERE_SIGNED[fault]
     with tarfile.open(backup) as old:
@@ -270,12 +270,12 @@ def test_signed_but_invalid_backup_is_backup_invalid(lived, backup, fault):
     with tarfile.open(backup, mode="w", format=tarfile.USTAR_FORMAT) as new:
         for one, data in {"manifest.json": signed, **parts}.items():
             new.addfile(named(one, data)[0], io.BytesIO(data))
-    before = {one.name for one in lived.state.iterdir()}
-    ran = lived.once("--restore", str(backup))
+    before = {one.name for one in used.state.iterdir()}
+    ran = used.once("--restore", str(backup))
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("latticed: backup_invalid: this is not a backup that can be restored: "), ran.stderr
     assert "recover" not in ran.stderr
-    assert {one.name for one in lived.state.iterdir()} == before
+    assert {one.name for one in used.state.iterdir()} == before
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 3000, -1024, -512, -1])
@@ -351,13 +351,13 @@ def test_full_disk_leaves_no_partial_backup(past, place):
     assert not list(place.home.glob("*half*"))
 
 
-def test_full_disk_during_restore_leaves_the_old_state(lived, backup, acme):
+def test_full_disk_during_restore_leaves_the_old_state(used, backup, acme):
     """One line, exit 1, and the daemon starts as before; with free space the restore succeeds."""
-    ran = lived.ran(["prlimit", "--fsize=4096", *lived.command("--restore", str(backup))])
+    ran = used.ran(["prlimit", "--fsize=4096", *used.command("--restore", str(backup))])
     assert ran.returncode != 0
     assert ran.stderr.count("\n") == 1, ran.stderr
-    with lived.running() as daemon:
+    with used.running() as daemon:
         daemon.until_state("armed")
         assert daemon.get("/api/audit/verify").json()["ok"]
         assert daemon.stop() == 0
-    assert lived.once("--restore", str(backup)).returncode == 0
+    assert used.once("--restore", str(backup)).returncode == 0

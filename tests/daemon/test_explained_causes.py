@@ -58,7 +58,7 @@ done
 
 @dataclass
 class World:
-    """The daemon and where it lives; `port` is that of a web server on the loopback address."""
+    """The daemon and its directories; `port` is that of a web server on the loopback address."""
 
     place: daemons.Place
     port: int

@@ -21,12 +21,12 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme):
-    with used_states.lived(acme) as place:
+    with used_states.used(acme) as place:
         yield place
 
 
 @pytest.fixture
-def lived(place, past):
+def used(place, past):
     """A place of its own with a past."""
     return used_states.copy(past, place)
 
@@ -40,17 +40,17 @@ def restarted_refuses(place):
 
 
 @pytest.mark.parametrize("kind", damage.AT_ONCE)
-def test_damaged_ledger_is_refused_and_recovered(lived, kind):
+def test_damaged_ledger_is_refused_and_recovered(used, kind):
     """One line and exit 74; `--recover` sets it aside, and its plugins are back as verified, with no looser grants."""
-    damage.AT_ONCE[kind](lived.state)
-    found = lived.state / "ledger.sqlite3"
+    damage.AT_ONCE[kind](used.state)
+    found = used.state / "ledger.sqlite3"
     before = hashlib.sha256(found.read_bytes()).hexdigest() if found.exists() else ""
-    complaint = restarted_refuses(lived)
+    complaint = restarted_refuses(used)
     assert "--recover" in complaint
     assert (hashlib.sha256(found.read_bytes()).hexdigest() if found.exists() else "") == before
-    ran = lived.once("--recover")
+    ran = used.once("--recover")
     assert (ran.returncode, ran.stderr) == (0, ""), ran
-    with lived.running() as daemon:
+    with used.running() as daemon:
         record = daemon.plugin("acme.demo")
         assert (record["status"], record["available"], record["runtime"]["state"]) == ("verified", True, "stopped")
         first = daemon.events()[0]
@@ -58,91 +58,91 @@ def test_damaged_ledger_is_refused_and_recovered(lived, kind):
         assert first["detail"]["verified"] == 1
         assert first["detail"]["sha256"] == before
         if before:
-            assert (lived.state / first["detail"]["set_aside"]).is_file()
+            assert (used.state / first["detail"]["set_aside"]).is_file()
         assert daemon.get("/api/audit/verify").json()["ok"] is True
         assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
         assert daemon.activate("acme.demo")["granted"] == ["kv:read", "log:write"]
         assert daemon.stop() == 0
 
 
-def test_revocations_and_floors_survive_loss_of_ledger_and_policy(lived, acme):
+def test_revocations_and_floors_survive_loss_of_ledger_and_policy(used, acme):
     """The policy no longer has the revocation, the directory has an older version: both still count."""
-    damage.truncated(lived.state)
-    lived.trust_us(acme)
-    lived.drop("old", author=acme, id="acme.old", version="2.0.0")
-    assert lived.once("--recover").returncode == 0
-    with lived.running() as daemon:
+    damage.truncated(used.state)
+    used.trust_us(acme)
+    used.drop("old", author=acme, id="acme.old", version="2.0.0")
+    assert used.once("--recover").returncode == 0
+    with used.running() as daemon:
         assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
         daemon.until(lambda: daemon.plugin("acme.old"), "acme.old")
         refused = daemon.set_status("installed", "acme.old")
         assert (refused.status, refused.json()["code"]) == (409, "version_downgrade")
 
 
-def test_publisher_stays_pinned_after_recovery(lived, acme):
+def test_publisher_stays_pinned_after_recovery(used, acme):
     """Another trusted publisher cannot take the id of a lost record."""
-    damage.gone(lived.state)
+    damage.gone(used.state)
     other = bundles.author("other")
-    lived.trust_us(acme, other)
-    for path in (lived.plugins / "demo").iterdir():
+    used.trust_us(acme, other)
+    for path in (used.plugins / "demo").iterdir():
         path.unlink()
-    (lived.plugins / "demo").rmdir()
-    lived.drop("theirs", author=other, id="acme.demo")
-    lived.drop("theirs-too", author=other, id="acme.old")
-    assert lived.once("--recover").returncode == 0
-    with lived.running() as daemon:
+    (used.plugins / "demo").rmdir()
+    used.drop("theirs", author=other, id="acme.demo")
+    used.drop("theirs-too", author=other, id="acme.old")
+    assert used.once("--recover").returncode == 0
+    with used.running() as daemon:
         daemon.until_rejected("theirs", "publisher_changed")
         daemon.until_rejected("theirs-too", "publisher_changed")
 
 
-def test_stored_pair_that_no_longer_verifies_is_not_recovered(lived, acme):
+def test_stored_pair_that_no_longer_verifies_is_not_recovered(used, acme):
     """The present policy counts; the id keeps its tombstone."""
-    damage.header(lived.state)
-    lived.trust_us(bundles.author("other"))
-    ran = lived.once("--recover")
+    damage.header(used.state)
+    used.trust_us(bundles.author("other"))
+    ran = used.once("--recover")
     assert ran.returncode == 0
     assert "verified, to be installed again: 0" in ran.stdout
-    with lived.running() as daemon:
+    with used.running() as daemon:
         assert daemon.get("/api/plugins").json() == []
 
 
-def test_recover_refuses_an_intact_ledger(lived):
-    before = sorted(path.name for path in lived.state.iterdir())
-    ran = lived.once("--recover")
+def test_recover_refuses_an_intact_ledger(used):
+    before = sorted(path.name for path in used.state.iterdir())
+    ran = used.once("--recover")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("latticed: ledger_sound: ")
     assert ran.stderr.count("\n") == 1
-    after = {path.name for path in lived.state.iterdir()} - {"ledger.sqlite3-wal", "ledger.sqlite3-shm"}
+    after = {path.name for path in used.state.iterdir()} - {"ledger.sqlite3-wal", "ledger.sqlite3-shm"}
     assert after == set(before)
-    with lived.running() as daemon:
+    with used.running() as daemon:
         assert daemon.plugin("acme.demo")["status"] == "active"
 
 
-def test_ledger_of_a_newer_version_is_not_treated_as_damaged(lived):
+def test_ledger_of_a_newer_version_is_not_treated_as_damaged(used):
     """Neither a start nor --recover changes it."""
-    damage.newer(lived.state)
+    damage.newer(used.state)
     for arguments in ((), ("--recover",)):
-        ran = lived.once(*arguments)
+        ran = used.once(*arguments)
         assert ran.returncode == 74
         assert ran.stderr.startswith("latticed: ledger_newer: ")
 
 
-def test_ledger_with_a_foreign_trigger_is_damaged(lived):
+def test_ledger_with_a_foreign_trigger_is_damaged(used):
     """It would run within latticed's statements, and latticed creates none."""
-    damage.trigger(lived.state)
-    assert lived.once("--recover").returncode == 0
+    damage.trigger(used.state)
+    assert used.once("--recover").returncode == 0
 
 
-def test_recover_under_a_running_daemon_is_refused(lived):
-    with lived.running():
-        ran = lived.once("--recover")
+def test_recover_under_a_running_daemon_is_refused(used):
+    with used.running():
+        ran = used.once("--recover")
         assert (ran.returncode, ran.stderr.startswith("latticed: state_in_use: ")) == (75, True), ran
 
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "key"])
-def test_recover_without_genuine_floors_needs_the_option(lived, harm):
+def test_recover_without_genuine_floors_needs_the_option(used, harm):
     """Missing or of another key: exit 74 with what to do; --without-floors goes on, and is audited."""
-    damage.truncated(lived.state)
-    floors = lived.state / "floors.json"
+    damage.truncated(used.state)
+    floors = used.state / "floors.json"
     match harm:
         case "edited":
             plain = json.loads(floors.read_bytes())
@@ -150,39 +150,39 @@ def test_recover_without_genuine_floors_needs_the_option(lived, harm):
         case "gone":
             floors.unlink()
         case _:
-            damage.key_of_another_kind(lived.state)
-    ran = lived.once("--recover")
+            damage.key_of_another_kind(used.state)
+    ran = used.once("--recover")
     assert ran.returncode == 74
     assert ran.stderr.startswith("latticed: floors_invalid: ")
     assert "--without-floors" in ran.stderr
-    assert (lived.state / "ledger.sqlite3").exists()
-    assert lived.once("--recover", "--without-floors").returncode == 0
+    assert (used.state / "ledger.sqlite3").exists()
+    assert used.once("--recover", "--without-floors").returncode == 0
     assert json.loads(floors.read_bytes())["pins"]["acme.demo"][:2] == ["acme", True]
-    with lived.running() as daemon:
+    with used.running() as daemon:
         assert daemon.events()[0]["detail"]["without_floors"] is True
         assert daemon.plugin("acme.demo")["granted"].count("network:plan") == 0
         assert daemon.get("/api/audit/verify").json()["ok"] is True
-    assert sorted(path.name.split(".damaged-")[0] for path in lived.state.glob("*.damaged-*"))
+    assert sorted(path.name.split(".damaged-")[0] for path in used.state.glob("*.damaged-*"))
 
 
-def test_genuine_floors_count_despite_without_floors(lived):
+def test_genuine_floors_count_despite_without_floors(used):
     """The option is for floors that do not verify."""
-    damage.truncated(lived.state)
-    assert lived.once("--recover", "--without-floors").returncode == 0
-    with lived.running() as daemon:
+    damage.truncated(used.state)
+    assert used.once("--recover", "--without-floors").returncode == 0
+    with used.running() as daemon:
         assert daemon.events()[0]["detail"]["without_floors"] is False
         assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
 
 
-def test_interrupted_recovery_can_be_repeated(lived):
+def test_interrupted_recovery_can_be_repeated(used):
     """Killed between its two renames: a host key without a ledger is not taken for a first start."""
-    damage.header(lived.state)
-    (lived.state / "ledger.sqlite3").rename(lived.state / "ledger.sqlite3.damaged-before")
-    (lived.state / "ledger.sqlite3.fresh").write_bytes(b"half of one")
-    lived.own(lived.state / "ledger.sqlite3.fresh")
-    restarted_refuses(lived)
-    assert lived.once("--recover").returncode == 0
-    with lived.running() as daemon:
+    damage.header(used.state)
+    (used.state / "ledger.sqlite3").rename(used.state / "ledger.sqlite3.damaged-before")
+    (used.state / "ledger.sqlite3.fresh").write_bytes(b"half of one")
+    used.own(used.state / "ledger.sqlite3.fresh")
+    restarted_refuses(used)
+    assert used.once("--recover").returncode == 0
+    with used.running() as daemon:
         assert daemon.plugin("acme.demo")["status"] == "verified"
 
 
@@ -203,16 +203,16 @@ def test_recover_refuses_an_empty_state_directory(place):
 
 
 @pytest.mark.root
-def test_recover_by_root_makes_files_of_the_daemons_user(lived):
+def test_recover_by_root_makes_files_of_the_daemons_user(used):
     """The daemon could not use files of root's."""
-    damage.truncated(lived.state)
-    config = lived.home.parent / "root.toml"  # what root reads, only root may be able to change
-    config.write_bytes(lived.config.read_bytes())
+    damage.truncated(used.state)
+    config = used.home.parent / "root.toml"  # what root reads, only root may be able to change
+    config.write_bytes(used.config.read_bytes())
     command = [sys.executable, "-P", "-m", "latticed.daemon", "--config", str(config), "--recover"]
-    ran = subprocess.run(command, env=lived.environment(), capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, env=used.environment(), capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert {path.stat().st_uid for path in lived.state.iterdir()} == {lived.uid}
-    with lived.running() as daemon:
+    assert {path.stat().st_uid for path in used.state.iterdir()} == {used.uid}
+    with used.running() as daemon:
         assert daemon.plugin("acme.demo")["status"] == "verified"
 
 

@@ -24,12 +24,12 @@ def acme():
 
 @pytest.fixture(scope="module")
 def past(acme):
-    with used_states.lived(acme) as place:
+    with used_states.used(acme) as place:
         yield place
 
 
 @pytest.fixture
-def lived(place, past):
+def used(place, past):
     """A place of its own with a past: acme.demo active, network:plan granted, kv:write trimmed, acme.bad revoked."""
     return used_states.copy(past, place)
 
@@ -54,20 +54,20 @@ def floors(place: daemons.Place) -> dict:
 
 
 @pytest.fixture
-def rolled_back(lived, acme):
+def rolled_back(used, acme):
     """After `kept` was copied: network:plan trimmed, acme.worse revoked, version 1.3.0 accepted."""
-    old = kept(lived)
-    lived.trust_us(acme, revoked={**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
-    with lived.running() as daemon:
+    old = kept(used)
+    used.trust_us(acme, revoked={**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
+    with used.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", GRANTS, {"trim": ["network:plan"]}).status == 200
-        lived.drop("demo", author=acme, version="1.3.0", capabilities=used_states.CAPABILITIES)
+        used.drop("demo", author=acme, version="1.3.0", capabilities=used_states.CAPABILITIES)
         daemon.until(lambda: daemon.plugin().get("candidate"), "candidate")
         assert daemon.post("/api/plugins/by-id/acme.demo/upgrade", {}).status == 200
         assert daemon.stop() == 0
-    put_back(lived, old)
-    lived.trust_us(acme)  # the file forgets the revocation, the daemon must not
-    return lived
+    put_back(used, old)
+    used.trust_us(acme)  # the file forgets the revocation, the daemon must not
+    return used
 
 
 def test_old_ledger_is_refused_and_nothing_is_overwritten(rolled_back):
@@ -103,108 +103,108 @@ def test_accepted_old_ledger_is_bound_by_the_newer_floors(rolled_back):
         assert daemon.stop() == 0
 
 
-def test_ledger_of_the_same_length_with_other_events_is_refused(lived):
+def test_ledger_of_the_same_length_with_other_events_is_refused(used):
     """Also if the old ledger has grown since it was put back: its hash differs."""
-    old = kept(lived)
-    with lived.running() as daemon:
+    old = kept(used)
+    with used.running() as daemon:
         assert daemon.ask("PUT", "/api/kv/default/a", b"1").status == 200
         assert daemon.stop() == 0
-    signed = (lived.state / "floors.json").read_bytes()
-    put_back(lived, old)
-    (lived.state / "floors.json").unlink()
-    with lived.running(options=("--accept-rollback",)) as daemon:
+    signed = (used.state / "floors.json").read_bytes()
+    put_back(used, old)
+    (used.state / "floors.json").unlink()
+    with used.running(options=("--accept-rollback",)) as daemon:
         (event,) = daemon.events(action="ledger.rollback_accepted")
         assert "found none" in event["reason"]
         for value in (b"2", b"3", b"4"):
             assert daemon.ask("PUT", "/api/kv/default/a", value).status == 200
         assert daemon.stop() == 0
-    lived.write(lived.state / "floors.json", signed)
-    ran = lived.once()
+    used.write(used.state / "floors.json", signed)
+    ran = used.once()
     assert (ran.returncode, "found another" in ran.stderr) == (74, True), ran.stderr
 
 
 @pytest.mark.parametrize("harm", ["missing", "edited"])
-def test_start_without_genuine_floors_needs_the_option(lived, harm):
+def test_start_without_genuine_floors_needs_the_option(used, harm):
     """Otherwise removing the file would help an attacker: exit 74."""
-    path = lived.state / "floors.json"
+    path = used.state / "floors.json"
     if harm == "missing":
         path.unlink()
     else:
-        lived.write(path, path.read_bytes().replace(b'"masked"', b'"masker"'))
-    ran = lived.once()
+        used.write(path, path.read_bytes().replace(b'"masked"', b'"masker"'))
+    ran = used.once()
     assert ran.returncode == 74
     assert ran.stderr.startswith("latticed: floors_invalid: ")
     assert "--accept-rollback" in ran.stderr
 
 
-def test_ledger_rows_edited_to_be_looser_than_the_floors_have_no_effect(lived):
+def test_ledger_rows_edited_to_be_looser_than_the_floors_have_no_effect(used):
     """The floors count, which is audited; the start needs no option."""
     import sqlite3
 
-    database = sqlite3.connect(lived.state / "ledger.sqlite3")
+    database = sqlite3.connect(used.state / "ledger.sqlite3")
     with database:
         database.execute("UPDATE records SET masked = '[]', floor = '0.0.1' WHERE id = 'acme.demo'")
         database.execute("DELETE FROM revocations")
     database.close()
-    for path in lived.state.glob("ledger.sqlite3*"):
-        lived.own(path)
-    with lived.running() as daemon:
+    for path in used.state.glob("ledger.sqlite3*"):
+        used.own(path)
+    with used.running() as daemon:
         (event,) = daemon.events(action="ledger.held_to_floors")
         assert (event["detail"]["ids"], event["detail"]["revocations"]) == ("acme.demo", 1)
         assert "kv:write" not in daemon.get(GRANTS).json()["granted"]
         assert "acme.bad@*" in daemon.get("/api/trust").json()["revoked"]["plugins"]
         assert daemon.stop() == 0
-    assert floors(lived)["versions"]["acme.demo"] == "1.2.0"
+    assert floors(used)["versions"]["acme.demo"] == "1.2.0"
 
 
-def test_grants_and_lifts_survive_kill_9(lived, acme):
+def test_grants_and_lifts_survive_kill_9(used, acme):
     """Floors that lag behind would undo them: what loosens is written to the floors first."""
-    lived.trust_us(acme)
-    with lived.running() as daemon:
+    used.trust_us(acme)
+    with used.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", GRANTS, {"grant": ["kv:write"]}).status == 200
         lifted = daemon.post("/api/trust/lift", {"kind": "plugin", "value": "acme.bad@*"})
         assert lifted.status == 200, lifted
         daemon.kill()
-    with lived.running() as daemon:
+    with used.running() as daemon:
         assert daemon.events(action="ledger.held_to_floors") == []
         assert "kv:write" in daemon.get(GRANTS).json()["granted"]
         assert "acme.bad@*" not in daemon.get("/api/trust").json()["revoked"]["plugins"]
 
 
-def test_a_power_cut_is_not_taken_for_a_rollback(lived, sick):
+def test_a_power_cut_is_not_taken_for_a_rollback(used, sick):
     """What the disk had not taken is gone, floors included: they never name an event that is not on disk.
 
     The ledger cannot be synced while decisions are made; then everything that was not synced is lost.
     """
-    with lived.running() as daemon:
+    with used.running() as daemon:
         daemon.until_state("armed")
-        daemon.until(lambda: floors(lived)["heads"], "floors with heads")
-        before = kept(lived)  # all of this is on disk: the head that the floors name was synced
-        named = floors(lived)["heads"]["decisions"]
-        with sick.failing(errno.EIO, faults.SYNC, below=lived.state / "ledger.sqlite3"):
+        daemon.until(lambda: floors(used)["heads"], "floors with heads")
+        before = kept(used)  # all of this is on disk: the head that the floors name was synced
+        named = floors(used)["heads"]["decisions"]
+        with sick.failing(errno.EIO, faults.SYNC, below=used.state / "ledger.sqlite3"):
             assert daemon.ask("PUT", GRANTS, {"trim": ["log:write"]}).status == 200
             daemon.until(lambda: daemon.log("floors_not_written"), "floors that wait for the ledger")
-            assert floors(lived)["heads"]["decisions"] == named
+            assert floors(used)["heads"]["decisions"] == named
         daemon.kill()
-    put_back(lived, before)
-    with lived.running() as again:
+    put_back(used, before)
+    with used.running() as again:
         assert again.events(action="ledger.rollback_accepted") == []
         assert again.stop() == 0
 
 
-def test_restored_backup_starts_without_an_option(lived, tmp_path: Path):
+def test_restored_backup_starts_without_an_option(used, tmp_path: Path):
     """--restore says that the older state is wanted."""
-    archive = lived.home / "backup.tar"
-    with lived.running() as daemon:
-        lived.write(archive, daemon.get("/api/backup").body)
+    archive = used.home / "backup.tar"
+    with used.running() as daemon:
+        used.write(archive, daemon.get("/api/backup").body)
         for number in range(5):
             assert daemon.ask("PUT", "/api/kv/default/a", str(number).encode()).status == 200
         assert daemon.stop() == 0
-    ran = lived.once("--restore", str(archive))
+    ran = used.once("--restore", str(archive))
     assert ran.returncode == 0, ran.stderr
-    shutil.copy(lived.state / "floors.json", tmp_path / "floors.json")
+    shutil.copy(used.state / "floors.json", tmp_path / "floors.json")
     for _ in range(2):
-        with lived.running() as daemon:
+        with used.running() as daemon:
             assert daemon.events(action="ledger.rollback_accepted") == []
             assert daemon.stop() == 0

@@ -124,14 +124,14 @@ class Stage:
         """One start: the running instance, or None if it was refused with a known code."""
         tools, before = self._tools(), self.verified
         try:
-            living = await tools.start(self.plugin, tools.gate(self.plugin, frozenset()), lambda code, message: None)
+            instance = await tools.start(self.plugin, tools.gate(self.plugin, frozenset()), lambda code, message: None)
         except Problem as problem:
             Code(problem.code)  # or a ValueError
             self.outcomes[problem.code] += 1
             self.outcomes["late" if self.verified > before else "early"] += 1
             return None
         self.outcomes["started"] += 1
-        return living
+        return instance
 
     def over(self, races: int) -> bool:
         """Whether there were enough races and each of the three outcomes occurred."""
@@ -256,9 +256,9 @@ async def test_executed_bytes_are_the_verified_ones(staged, make, protocol):
     )
     with swapped(stage, seed=2):
         while not stage.over(ARMED):
-            if (living := await stage.race()) is not None:
-                reply = await living.invoke("who", None)
-                await living.stop(5.0)
+            if (instance := await stage.race()) is not None:
+                reply = await instance.invoke("who", None)
+                await instance.stop(5.0)
                 assert reply["message"] == GOOD
     assert {line for _, line in told} == {GOOD}
     assert len(told) >= stage.outcomes["started"]

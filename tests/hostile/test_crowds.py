@@ -203,11 +203,11 @@ async def test_flood_of_denied_host_calls_is_audited_as_a_few_events():
     """Of a plugin that repeats a call it was not granted."""
     async with in_process.opened() as home:
         home.drop(capabilities=["kv:read"])
-        life = await home.armed("acme.demo")
+        instance = await home.armed("acme.demo")
         mark = home.mark()
         for number in range(3_000):
             with pytest.raises(HostError) as denied:
-                await life.call("kv.put", key=f"key{number}", value="x")
+                await instance.call("kv.put", key=f"key{number}", value="x")
             assert denied.value.code in {Denial.CAPABILITY_DENIED, Denial.RATE_LIMITED}
         await in_process.until(lambda: _denied(home, mark) == 3_000, "all denials to be accounted for")
         assert len(home.events(after=mark)) <= FEW

@@ -34,7 +34,7 @@ while read -r line; do
     esac
 done
 """
-"""The least that lives under either protocol."""
+"""The smallest program that runs under either protocol."""
 
 _V1_ORDER = ("id", "name", "type", "version", "entrypoint", "publisher", "digest_sha256")
 

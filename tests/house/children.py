@@ -81,7 +81,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def family(pid: int) -> set[int]:
-    """`pid`, all that came from it, and whoever else lives in its pid namespace: a process 1 of ours, orphans."""
+    """`pid`, its descendants, and other processes of its pid namespace: a process 1 of ours, orphans."""
     own = _pid_namespace(pid)
     found = {pid} | descendants(pid)
     if own != _pid_namespace(os.getpid()):

@@ -111,12 +111,12 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
         chosen = levels.Chosen(level=level, features=frozenset(order.get("features", ())))
         made = spec.build(request, chosen, probed)
         out, err, ended = Collected(), Collected(), asyncio.get_running_loop().create_future()
-        living = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err)
-    living.stdin.close()
+        started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err)
+    started.stdin.close()
     full = asyncio.ensure_future(out.full.wait())
     await asyncio.wait({ended, full}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     full.cancel()
-    exit_: Exit = ended.result() if ended.done() else await living.stop(0)
+    exit_: Exit = ended.result() if ended.done() else await started.stop(0)
     return {
         "code": exit_.code,
         "message": exit_.message,

@@ -41,7 +41,7 @@ class Known:
         return [self.now, self.asked] if self.pending else [self.now]
 
     def settle(self, found: Any) -> None:
-        """The next life begins with what was found."""
+        """The next run of the daemon begins with what was found."""
         self.now, self.asked, self.pending = found, None, False
 
 

@@ -40,7 +40,7 @@ _ACTIVATED = (
 
 @dataclass
 class Place:
-    """Where one daemon lives; the directories belong to `user` (None: whoever runs the tests).
+    """The directories and settings of one daemon; they belong to `user` (None: whoever runs the tests).
 
     `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command;
     `probed` measures the turns of its loop.

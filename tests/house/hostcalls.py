@@ -30,7 +30,7 @@ from latticed.model import capability
 from latticed.model.errors import Problem
 from tests.house import hostcall_row, hostcall_rows_here, hostcall_rows_out, in_process, origins, relays
 from tests.house.hostcall_row import Row
-from tests.house.runners import Life
+from tests.house.runners import DrivenInstance
 
 ROWS: dict[str, Row] = {**hostcall_rows_here.ROWS, **hostcall_rows_out.ROWS}
 EVERYTHING = sorted(capability.RISKS)
@@ -43,30 +43,30 @@ class Caller:
     """A plugin that calls, and the record of its calls."""
 
     home: in_process.Home
-    life: Life
+    instance: DrivenInstance
     seen: int
 
     @classmethod
-    def of(cls, home: in_process.Home, life: Life) -> Caller:
-        return cls(home, life, home.mark())
+    def of(cls, home: in_process.Home, instance: DrivenInstance) -> Caller:
+        return cls(home, instance, home.mark())
 
     @property
     def id(self) -> str:
-        return self.life.plugin.id
+        return self.instance.plugin.id
 
     async def call(self, method: str, /, **params: Any) -> Any:
-        return await self.life.call(method, **params)
+        return await self.instance.call(method, **params)
 
     async def denied(self, method: str, /, **params: Any) -> str:
         """The code with which a call is refused."""
         with pytest.raises(HostError) as caught:
-            await self.life.call(method, **params)
+            await self.instance.call(method, **params)
         return caught.value.code.value
 
     async def outcome(self, method: str, /, **params: Any) -> str:
         """`ok`, or the code with which a call is refused."""
         try:
-            await self.life.call(method, **params)
+            await self.instance.call(method, **params)
         except HostError as error:
             return error.code.value
         return "ok"
@@ -215,8 +215,8 @@ async def standing(*, declares: Mapping[str, list[str]] | None = None) -> AsyncI
             home.drop(service, id=f"acme.{service}", capabilities=wanted)
         for service in services:
             granted = () if declares is not None and service in declares else HOST_RISK
-            life = await home.armed(f"acme.{service}", accept=granted)
-            stage.callers[service] = Caller.of(home, life)
+            instance = await home.armed(f"acme.{service}", accept=granted)
+            stage.callers[service] = Caller.of(home, instance)
             await home.ask("PUT", f"/api/plugins/by-id/acme.{service}/grants", {"permits": permits})
             await home.ask("PUT", f"/api/secrets/BOUND/plugins/acme.{service}", {})
         yield stage

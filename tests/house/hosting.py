@@ -74,7 +74,7 @@ class Host:
         return {pid for pid in children.descendants(self.daemon.process.pid) if children.alive(pid)}
 
     def until_only(self, *plugin_ids: str) -> None:
-        """Until the children of these plugins, and what came from them, are all that lives."""
+        """Until the children of these plugins and their descendants are the only processes left."""
 
         def only() -> bool:
             pids = {pid for one in plugin_ids if (pid := self.runtime(one).get("pid"))}

@@ -32,7 +32,7 @@ from latticed.model.chain import BEGINNING, NAMES, Position
 from latticed.runners.contract import Runner
 from latticed.settings import Settings
 from tests.house import bundles
-from tests.house.runners import Driven, Life
+from tests.house.runners import Driven, DrivenInstance
 
 DEADLINE_S = 15.0
 
@@ -98,8 +98,8 @@ class Home:
     async def decide(self, plugin_id: str, status: str, **consent: Any) -> Answer:
         return await self.ask("POST", "/api/plugins/lifecycle", {"id": plugin_id, "status": status, **consent})
 
-    async def armed(self, plugin_id: str, *, accept: tuple[str, ...] = ()) -> Life:
-        """Wait for the bundle, install it, activate it, and return its life."""
+    async def armed(self, plugin_id: str, *, accept: tuple[str, ...] = ()) -> DrivenInstance:
+        """Wait for the bundle, install it, activate it, and return its instance."""
         await self.seen(plugin_id)
         for status, consent in (("installed", {"accept": list(accept)}), ("active", {})):
             answer = await self.decide(plugin_id, status, **consent)

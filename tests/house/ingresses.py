@@ -51,7 +51,7 @@ class Outside:
     broker: Broker
     clock: ManualClock
     ingress: Ingress
-    living: dict[str, Serving] = field(default_factory=dict)
+    instances: dict[str, Serving] = field(default_factory=dict)
 
     # Inside.
 
@@ -75,9 +75,9 @@ class Outside:
         caller = Caller(plugin_id=plugin.id, buckets=FOR_WORKERS)
         gate = self.broker.gate(caller, Rights(declared=frozenset(plugin.manifest.capabilities), granted=granted))
         with read.open_bundle(path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair:
-            living = await self.worker.start(plugin, pair, gate, _never)
-        self.living[plugin.id] = living
-        return living
+            instance = await self.worker.start(plugin, pair, gate, _never)
+        self.instances[plugin.id] = instance
+        return instance
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
         await self.ledger.write(lambda tx: rows.put(tx, bucket, key, value, ROOM))
@@ -157,8 +157,8 @@ async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, .
                 ingress=ingress,
             )
             yield outside
-            for living in outside.living.values():
-                await living.stop(1.0)
+            for instance in outside.instances.values():
+                await instance.stop(1.0)
 
 
 async def until(condition: Any, what: str) -> None:

@@ -24,10 +24,10 @@ def say(*words: str) -> None:
     os.write(1, (" ".join(words) + "\n").encode())  # in one piece, and not kept back
 
 
-async def send(queue: NotificationQueue, life: str, sender: int) -> None:
+async def send(queue: NotificationQueue, run: str, sender: int) -> None:
     number = 0
     while True:
-        dedupe = f"{life}-{sender}-{number}"
+        dedupe = f"{run}-{sender}-{number}"
         accepted = await queue.accept(f"acme.p{sender}", NotificationRow(title="t", body="x" * 500, dedupe=dedupe))
         say("accepted", accepted.id, dedupe)
         number += 1
@@ -48,7 +48,7 @@ async def deliver(queue: NotificationQueue, chance: random.Random) -> None:
                 say("done", item.id)
 
 
-async def main(directory: Path, life: str) -> None:
+async def main(directory: Path, run: str) -> None:
     logs.configure("error")  # stdout is for what is said here
     clock = SystemClock()
     wanted = shapes.NotifySettings(
@@ -59,8 +59,8 @@ async def main(directory: Path, life: str) -> None:
         NotificationQueue(ledger, clock=clock, settings=wanted) as queue,
     ):
         say("ready")
-        chance = random.Random(life)
-        await asyncio.gather(*(send(queue, life, sender) for sender in range(3)), deliver(queue, chance))
+        chance = random.Random(run)
+        await asyncio.gather(*(send(queue, run, sender) for sender in range(3)), deliver(queue, chance))
 
 
 if __name__ == "__main__":

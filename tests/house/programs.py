@@ -181,7 +181,7 @@ MOODY = (
 Test().run()
 """
 )
-"""Is as well as it is told to be, and keeps that for its next life."""
+"""As healthy as it was told to be, which it keeps for its next start."""
 
 
 WHO = b"""#!/usr/bin/env python3

@@ -88,7 +88,7 @@ WAYS = {
         toml='[runners]\nsystem = "noop"\n',
         health="unknown",
         calls="it is not executed",
-        crash="nothing lives",
+        crash="nothing runs",
         limit="nothing is carried out",
     ),
     "process-stdio-json-v1": Way(

@@ -1,9 +1,9 @@
 """A runner whose plugins a test controls: calls through their Gates, bad health, crashes, slow starts.
 
 driven = Driven()  # then activate acme.demo
-life = driven.only("acme.demo")
-await life.call("kv.put", key="a", value="1")
-life.crash("exited", "status 3")
+instance = driven.only("acme.demo")
+await instance.call("kv.put", key="a", value="1")
+instance.crash("exited", "status 3")
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from latticed.runners.contract import Checkup, PluginToRun
 
 
 @dataclass(slots=True, eq=False)
-class Life:
-    """One life of one plugin, as a Living. What a test sets here is how it behaves from then on."""
+class DrivenInstance:
+    """One instance of a plugin. What a test sets here is how it behaves from then on."""
 
     runner: Driven
     plugin: PluginToRun
@@ -64,19 +64,19 @@ class Life:
         self.on_exit(code, message)
 
     def begin(self) -> None:
-        """From now on it counts as alive."""
+        """Count it as running."""
         self.alive = True
-        self.runner.living[self.plugin.id] += 1
-        self.runner.most[self.plugin.id] = max(self.runner.most[self.plugin.id], self.runner.living[self.plugin.id])
+        self.runner.running[self.plugin.id] += 1
+        self.runner.most[self.plugin.id] = max(self.runner.most[self.plugin.id], self.runner.running[self.plugin.id])
 
     def end(self) -> None:
-        """It is no more."""
-        self.runner.living[self.plugin.id] -= self.alive
+        """Count it as ended."""
+        self.runner.running[self.plugin.id] -= self.alive
         self.alive = False
 
 
 class Driven:
-    """The runner. `starting(life)` is awaited within each start: it may wait, raise, or crash the life.
+    """The runner. `starting(instance)` is awaited within each start: it may wait, raise, or crash the instance.
 
     `admitting(plugin)` is awaited when it is asked whether a plugin can be activated.
     """
@@ -85,12 +85,12 @@ class Driven:
     hashes_artifact = False
 
     def __init__(self) -> None:
-        self.lives: list[Life] = []
+        self.instances: list[DrivenInstance] = []
         self.attempts: Counter[str] = Counter()
         self.cancelled: Counter[str] = Counter()
-        self.living: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
-        self.starting: Callable[[Life], Awaitable[None]] | None = None
+        self.starting: Callable[[DrivenInstance], Awaitable[None]] | None = None
         self.admitting: Callable[[PluginToRun], Awaitable[None]] | None = None
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
@@ -99,26 +99,26 @@ class Driven:
 
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
-    ) -> Life:
+    ) -> DrivenInstance:
         self.attempts[plugin.id] += 1
         sha256, _ = await asyncio.to_thread(pair.hash_artifact)
-        life = Life(self, plugin, gate, on_exit, sha256)
-        life.begin()
+        instance = DrivenInstance(self, plugin, gate, on_exit, sha256)
+        instance.begin()
         try:
             if self.starting:
-                await self.starting(life)
+                await self.starting(instance)
         except BaseException as error:
             self.cancelled[plugin.id] += isinstance(error, asyncio.CancelledError)
-            life.end()
+            instance.end()
             raise
-        self.lives.append(life)
-        return life
+        self.instances.append(instance)
+        return instance
 
-    def of(self, plugin_id: str) -> list[Life]:
-        """All lives that ever started, oldest first."""
-        return [life for life in self.lives if life.plugin.id == plugin_id]
+    def of(self, plugin_id: str) -> list[DrivenInstance]:
+        """All instances that ever started, oldest first."""
+        return [instance for instance in self.instances if instance.plugin.id == plugin_id]
 
-    def only(self, plugin_id: str) -> Life:
-        """The one life there is now."""
-        (life,) = [life for life in self.of(plugin_id) if life.alive]
-        return life
+    def only(self, plugin_id: str) -> DrivenInstance:
+        """The only running instance."""
+        (instance,) = [instance for instance in self.of(plugin_id) if instance.alive]
+        return instance

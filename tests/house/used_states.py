@@ -13,7 +13,7 @@ REVOKED = {"plugins": ["acme.bad@*"], "keys": [], "digests": []}
 
 
 @contextlib.contextmanager
-def lived(acme: bundles.Author) -> Iterator[daemons.Place]:
+def used(acme: bundles.Author) -> Iterator[daemons.Place]:
     """The place of a daemon that has ended.
 
     acme.demo 1.2.0 is active, host risk granted and kv:write trimmed; acme.old was installed at 3.0.0 and forgotten;

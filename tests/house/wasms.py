@@ -1,7 +1,7 @@
 """Wasm plugins without a daemon: the real runner, sandbox, wasmtime, broker and ledger; modules are written as text.
 
 async with wasms.bench(tmp_path) as bench:
-    living = await bench.start(wasms.module(invoke="..."))
+    instance = await bench.start(wasms.module(invoke="..."))
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Bench:
         return PluginToRun(id=raw["id"], identity="1" * 64, manifest=msgspec.convert(raw, Manifest)), directory
 
     async def start(self, source: str | bytes, **fields: Any) -> StdioChild:
-        """Bring it to life, as the supervisor does; stopped when the bench is cleared."""
+        """Start it, as the supervisor does; it is stopped when the bench is cleared."""
         plugin, directory = self.plugin(source, **fields)
         rights = Rights(declared=frozenset(CAPABILITIES), granted=frozenset(CAPABILITIES))
         gate = self.broker.gate(Caller(plugin_id=plugin.id), rights)

@@ -33,12 +33,12 @@ class Handle(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = HandleState()
-        self.lives = 0  # started (or starting) and not yet ended
+        self.running = 0  # started (or starting) and not yet ended
         self.starting = False
         self.stopping = False
         self.timers = 0
         self.crashes = 0  # in a row, as an onlooker counts them
-        self.own = 0  # of these, those of lives that no visitor had reached
+        self.own = 0  # of these, those of instances that no outside request had reached
         self.visited = False
 
     def post(self, event: rules.Event) -> None:
@@ -52,15 +52,15 @@ class Handle(RuleBasedStateMachine):
     def perform(self, action: HandleAction) -> None:
         match action:
             case HandleAction.START:
-                assert self.lives == 0, "two lives at once"
+                assert self.running == 0, "two instances at once"
                 assert self.own < RULES.restart.breaker_failures, "started with an open breaker"
-                self.lives, self.starting, self.visited = 1, True, False
+                self.running, self.starting, self.visited = 1, True, False
             case HandleAction.STOP:
-                assert self.lives == 1
+                assert self.running == 1
                 assert not self.stopping, "stopped twice"
                 self.stopping = True
             case HandleAction.RETRY:
-                assert self.lives == 0, "a retry is for what is gone"
+                assert self.running == 0, "a retry is for what is gone"
                 self.timers += 1
             case HandleAction.CANCEL_RETRY:
                 self.timers = 0
@@ -91,10 +91,10 @@ class Handle(RuleBasedStateMachine):
         self.starting = False
         self.post(Started("here"))
 
-    @precondition(lambda self: self.lives and not self.stopping)
+    @precondition(lambda self: self.running and not self.stopping)
     @rule(uptime_s=st.sampled_from([0.0, 59.9, 60.0]), final=st.booleans())
     def fail(self, *, uptime_s: float, final: bool) -> None:
-        self.lives, starting, self.starting = 0, self.starting, False
+        self.running, starting, self.starting = 0, self.starting, False
         uptime_s, final = 0.0 if starting else uptime_s, final and starting  # only a start can fail for good
         if not final:
             self.count(uptime_s)
@@ -114,7 +114,7 @@ class Handle(RuleBasedStateMachine):
     @precondition(lambda self: self.stopping)
     @rule()
     def stop_ends(self) -> None:
-        self.lives, self.stopping, self.starting = 0, False, False
+        self.running, self.stopping, self.starting = 0, False, False
         if self.state.wanted and self.state.pending is not None:
             self.count(self.state.pending.uptime_s)
         self.post(Stopped())
@@ -131,7 +131,7 @@ class Handle(RuleBasedStateMachine):
 
     # Late news, which must not matter.
 
-    @precondition(lambda self: not self.lives)
+    @precondition(lambda self: not self.running)
     @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late"), Stopped()]))
     def late(self, event: rules.Event) -> None:
         before = self.state
@@ -142,7 +142,7 @@ class Handle(RuleBasedStateMachine):
 
     @invariant()
     def alive_and_phase_agree(self) -> None:
-        assert bool(self.lives) == (self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.STOPPING})
+        assert bool(self.running) == (self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.STOPPING})
         assert self.stopping == (self.state.phase is Phase.STOPPING)
 
     @invariant()
@@ -189,7 +189,7 @@ class Handle(RuleBasedStateMachine):
         if self.stopping:
             self.stop_ends()
         assert self.state.phase is Phase.STOPPED
-        assert (self.lives, self.timers) == (0, 0)
+        assert (self.running, self.timers) == (0, 0)
 
 
 TestHandle = Handle.TestCase

@@ -351,9 +351,9 @@ def pinging(prepare, *, target="127.0.0.1", wrap=()):
     """The results of a process that makes one ping."""
     import tests.house
 
-    house = os.path.dirname(next(iter(tests.house.__path__)))
+    folder = os.path.dirname(next(iter(tests.house.__path__)))
     code = PINGING.format(prepare=prepare, target=target)
-    command = [*wrap, sys.executable, "-P", "-c", code, house]
+    command = [*wrap, sys.executable, "-P", "-c", code, folder]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
 
 

@@ -17,12 +17,12 @@ from latticed.ledger import notification_upkeep, open_ledger
 from latticed.settings import shapes
 from tests.house import long
 
-LIFE = Path(__file__).resolve().parents[2] / "house/notify_process.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "house/notify_process.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-async def test_accepted_messages_survive_kill(tmp_path, lives):
+async def test_accepted_messages_survive_kill(tmp_path, runs):
     """Several processes one after another on one queue, each killed at a random line of its output."""
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
@@ -30,8 +30,8 @@ async def test_accepted_messages_survive_kill(tmp_path, lives):
     accepted: dict[str, str] = {}
     done: set[str] = set()
     state = tmp_path / "state"
-    for life in range(lives):
-        for line in _live(state, f"{seed}.{life}", lines=chance.randrange(1, 250)):
+    for run in range(runs):
+        for line in _run_until_killed(state, f"{seed}.{run}", lines=chance.randrange(1, 250)):
             match line.split():
                 case ["accepted", item_id, dedupe]:
                     assert item_id not in accepted, "an id is given once"
@@ -59,10 +59,10 @@ async def test_accepted_messages_survive_kill(tmp_path, lives):
         assert ledger.read(notification_upkeep.counts)["done"] == len(found)
 
 
-def _live(state, life, *, lines):
+def _run_until_killed(state, run, *, lines):
     """The output of one process until it was killed, after at least `lines` lines."""
     said = []
-    child = subprocess.Popen([sys.executable, "-P", LIFE, state, life], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-P", PROGRAM, state, run], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout.readline() == "ready\n"
         said.extend(child.stdout.readline() for _ in range(lines))

@@ -49,25 +49,25 @@ async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
     ):
         rooms.reached = programs.visited
         await world.put(path=f"/{ID}/", target="service", origin=rooms.origins[ID][0], public=["/*"])
-        life = (await programs.put(ID, "web", spec)).program
+        supervised = (await programs.put(ID, "web", spec)).program
 
         async def answers():
             """Wait until it listens: refused connections are not visits."""
             while (await world.get(f"/{ID}/hello")).status != 200:
-                assert life.state != "failed", life.view()
+                assert supervised.state != "failed", supervised.view()
 
         for times in range(1, 6):
             await answers()
             assert (await world.get(f"/{ID}/die")).status == 502
-            await until(lambda times=times: life.restarts == times)
-            assert life.view()["last_error"]["message"].endswith(VISITED)
+            await until(lambda times=times: supervised.restarts == times)
+            assert supervised.view()["last_error"]["message"].endswith(VISITED)
         for _ in range(2):
-            await until(lambda: life.state == "running")
-            pid = life.pid
+            await until(lambda: supervised.state == "running")
+            pid = supervised.pid
             os.kill(pid, signal.SIGKILL)
-            await until(lambda pid=pid: life.pid != pid)
-        await until(lambda: life.state == "failed")
-        assert life.view()["last_error"]["code"] == "crash_loop"
+            await until(lambda pid=pid: supervised.pid != pid)
+        await until(lambda: supervised.state == "failed")
+        assert supervised.view()["last_error"]["code"] == "crash_loop"
 
 
 async def test_request_that_reaches_the_service_is_noted_and_refused_one_is_not(tmp_path):

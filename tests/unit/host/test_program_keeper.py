@@ -14,7 +14,7 @@ import pytest
 
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
-from latticed.host.program import supervised as life
+from latticed.host.program import supervised
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.keeper import ProgramKeeper
 from latticed.kit.clock import SystemClock
@@ -59,14 +59,14 @@ class World:
         return found
 
     async def until_state(self, state, name, caller=A):
-        one = self.life(name, caller)
+        one = self.program(name, caller)
         await until(lambda: one.state == state, f"{name} to be {state}, found {one.view()}")
         return await self.status(name, caller)
 
     async def until_said(self, word, name, caller=A):
-        await until(lambda: word in self.life(name, caller).output()["stdout"], f"{name} to say {word!r}")
+        await until(lambda: word in self.program(name, caller).output()["stdout"], f"{name} to say {word!r}")
 
-    def life(self, name, caller=A):
+    def program(self, name, caller=A):
         return next(one.program for one in self.programs.of(caller.plugin_id) if one.name == name)
 
 
@@ -212,7 +212,7 @@ async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
 
 
 async def test_slow_stop_delays_no_other_program(here, monkeypatch):
-    monkeypatch.setattr(life, "GRACE_S", 8.0)
+    monkeypatch.setattr(supervised, "GRACE_S", 8.0)
     await here.put("slow", "trap 'echo asked' TERM; echo up; while :; do read x || sleep 0.02; done")
     await here.put("quick", "echo up; sleep 1000", B)
     await here.until_said("up", "slow")
@@ -221,8 +221,8 @@ async def test_slow_stop_delays_no_other_program(here, monkeypatch):
     here.programs.recheck(A.plugin_id)
     await here.until_said("asked", "slow")
     await here.until_state("stopped", "quick", B)
-    assert here.life("slow").state == "running"
-    os.kill(here.life("slow").pid, signal.SIGKILL)  # its grace period is long
+    assert here.program("slow").state == "running"
+    os.kill(here.program("slow").pid, signal.SIGKILL)  # its grace period is long
 
 
 async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_path):
@@ -262,7 +262,7 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
         for network, words in expected.items():
             await here.call("service.put", name=network, program="python", args=("-c", script), network=network)
             await here.until_said("host ", network)
-            said = here.life(network).output()["stdout"]
+            said = here.program(network).output()["stdout"]
             assert all(word in said for word in words), (network, said)
         with pytest.raises(HostError, match="egress_blocked: network: the operator does not let shell"):
             await here.put("no", "sleep 1000", network="host")
@@ -301,7 +301,7 @@ async def test_only_end_of_program_output_is_kept(tmp_path):
         await here.put("calm", "echo up; sleep 1000", B)
         await here.until_said("up", "calm", B)
         await here.until_said("says nothing", "loud")
-        assert len(here.life("loud").output()["stdout"]) <= 1024
+        assert len(here.program("loud").output()["stdout"]) <= 1024
 
 
 async def test_program_over_quota_is_refused(tmp_path):

@@ -20,19 +20,19 @@ from latticed.ledger import open_ledger
 from latticed.settings.programs import TaskSettings as Settings
 from tests.house import children, confinements, long, processes
 
-LIFE = Path(__file__).resolve().parents[2] / "house/task_process.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "house/task_process.py"
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, lives):
+async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, runs):
     """Several processes one after another on one queue; each but the last is killed at a random line of its output."""
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
     chance = random.Random(seed)
     state, begun, finished = tmp_path / "state", tmp_path / "begun", set()
-    for _ in range(lives):
-        for line in _live(state, begun, lines=chance.randrange(1, 24)):
+    for _ in range(runs):
+        for line in _run_until_killed(state, begun, lines=chance.randrange(1, 24)):
             if line.startswith("ended "):
                 finished.add(line.split()[1])
     clock = SystemClock()
@@ -58,20 +58,20 @@ async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, lives
     assert len(done) > 0
 
 
-def _live(state, begun, *, lines):
+def _run_until_killed(state, begun, *, lines):
     """The output of one process until it was killed after so many lines; nothing it started is left."""
     said = []
-    command = [sys.executable, "-P", LIFE, state, begun]
-    life = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", PROGRAM, state, begun]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert life.stdout.readline() == "ready\n"
-        said.extend(life.stdout.readline() for _ in range(lines))
+        assert child.stdout.readline() == "ready\n"
+        said.extend(child.stdout.readline() for _ in range(lines))
     finally:
-        scripts = children.descendants(life.pid)
-        life.kill()
-        rest = life.stdout.read()
-        life.stdout.close()
-        life.wait()
+        scripts = children.descendants(child.pid)
+        child.kill()
+        rest = child.stdout.read()
+        child.stdout.close()
+        child.wait()
     processes.until(lambda: not any(map(children.alive, scripts)), what="its scripts to be gone")
     whole = [*said, *rest.splitlines(keepends=True)]
     return [line for line in whole if line.endswith("\n")]

@@ -124,10 +124,10 @@ async def world(home, **settings):
 
     async with open_ledger(home / "state", clock=clock) as ledger:
         tools = ProgramDeps(spawner=spawner, clock=clock, roll=lambda: 0.5)
-        house = ConnectorDeps(program=tools, settings=wanted, origins=origins, policy=QUICK)
+        connector = ConnectorDeps(program=tools, settings=wanted, origins=origins, policy=QUICK)
         tunnels = TunnelKeeper(
             ledger,
-            house,
+            connector,
             refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
             state_dir=home / "state",
             runtime_dir=home / "run",
@@ -315,7 +315,7 @@ async def test_tunnel_starts_again_after_restart(tmp_path):
     assert tree() == set()
     left = tmp_path / "run/tunnels" / "acme.a+main"
     left.mkdir(parents=True, exist_ok=True)
-    (left / "credentials.json").write_text("of a life that was killed")
+    (left / "credentials.json").write_text("of a killed process")
     async with world(tmp_path) as here:
         found = await here.until_state("connected")
         assert found["ingress"][0]["hostname"] == "app.example.com"

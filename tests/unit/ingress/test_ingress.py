@@ -79,13 +79,13 @@ async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         port = squatter.getsockname()[1]
         async with ingresses.opened(tmp_path, listen=f"127.0.0.1:{port}") as outside:
-            living = await outside.arm(b"served at last")
-            assert "Address already in use" in living.message
-            assert living.message.startswith("listener unavailable for /acme.demo/")
-            assert (await living.check()).health == "degraded"
+            worker = await outside.arm(b"served at last")
+            assert "Address already in use" in worker.message
+            assert worker.message.startswith("listener unavailable for /acme.demo/")
+            assert (await worker.check()).health == "degraded"
             squatter.close()
             await ingresses.until(lambda: outside.routes.listener.url, "the port to be free")
-            assert (await living.check()).health == "healthy"
+            assert (await worker.check()).health == "healthy"
             assert (await outside.get("/acme.demo/")).body == b"served at last"
 
 
@@ -394,6 +394,6 @@ async def test_failed_listener_makes_worker_degraded(outside, monkeypatch):
 
     monkeypatch.setattr(room, "_bound", broken)
     with contextlib.suppress(Problem):
-        living = await outside.arm(b"x")
-        assert (await living.check()).health == "degraded"
-        assert "failed" in living.message
+        worker = await outside.arm(b"x")
+        assert (await worker.check()).health == "degraded"
+        assert "failed" in worker.message

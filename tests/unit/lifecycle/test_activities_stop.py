@@ -42,7 +42,7 @@ KEPT = {"ddns"}
 """Remains at the remote end; the test checks at its end that it is not put again."""
 WAITS = "while :; do sleep 0.1; done"
 ADDRESS = "93.184.215.14"
-CAUSES = "tamper key digest plugin remove disable full trim hand".split()
+CAUSES = "tamper key digest plugin remove disable full trim takeover".split()
 CONTROL = "control"
 
 
@@ -202,7 +202,7 @@ async def going(home: in_process.Home, names: dns_servers.NameServer, cause: str
             capabilities=hostcalls.EVERYTHING,
             artifact=bundles.ARTIFACT + cause.encode(),
         )
-        life = await home.armed(made.id, accept=hostcalls.HOST_RISK)
+        instance = await home.armed(made.id, accept=hostcalls.HOST_RISK)
         origins = [f"origin={site.url().rstrip('/')}" for site in sites]
         permits = [
             *origins,
@@ -214,7 +214,7 @@ async def going(home: in_process.Home, names: dns_servers.NameServer, cause: str
         await home.ask("PUT", f"/api/secrets/KEY/plugins/{made.id}", {})
         watched, called, streamed, proxied = sites
         yield Going(
-            home=home, names=names, author=author, bundle=made, call=life.call, visitor=visitor,
+            home=home, names=names, author=author, bundle=made, call=instance.call, visitor=visitor,
             watched=watched, called=called, streamed=streamed, proxied=proxied,
         )  # fmt: skip
 
@@ -278,14 +278,14 @@ async def trim(it: Going) -> None:
     assert (await it.home.ask("PUT", f"/api/plugins/by-id/{it.id}/grants", wanted)).status == 200
 
 
-async def hand(it: Going) -> None:
+async def takeover(it: Going) -> None:
     """Taken over by another publisher, who has all permissions too."""
     other = bundles.author("stranger")
     _trust(it.home, other)
     await it.home.look()
     it.home.drop("other", author=other, id=it.id, capabilities=hostcalls.EVERYTHING, version="2.0.0")
-    life = it.home.app.api.lifecycle
-    await in_process.until(lambda: life.claimant(it.id, "stranger"), "the other's bundle")
+    lifecycle = it.home.app.api.lifecycle
+    await in_process.until(lambda: lifecycle.claimant(it.id, "stranger"), "the other's bundle")
     wanted = {"accept_publisher": "stranger", "accept": list(hostcalls.HOST_RISK)}
     answer = await it.home.ask("POST", f"/api/plugins/by-id/{it.id}/upgrade", wanted)
     assert answer.status == 200, answer
@@ -328,7 +328,7 @@ async def test_every_cause_stops_all_activities_before_it_is_reported(home, name
     async with contextlib.AsyncExitStack() as stack:
         every = {one: await stack.enter_async_context(going(home, names, one)) for one in (*CAUSES, CONTROL)}
         await asyncio.gather(
-            *(it.begin(deaf=one not in {"disable", "full", "trim", "hand"}) for one, it in every.items())
+            *(it.begin(deaf=one not in {"disable", "full", "trim", "takeover"}) for one, it in every.items())
         )
         await asyncio.gather(*(it.until(*(ALL - BRIEF)) for it in every.values()))
         left = {}

@@ -121,7 +121,7 @@ async def test_missing_bundle_stops_plugin_and_returned_bundle_arms_it(home):
     view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
     assert (view["status"], view["available"]) == ("active", False)
     assert view["runtime"]["last_error"]["code"] == "manifest_missing"
-    assert not +home.driven.living
+    assert not +home.driven.running
     away.rename(bundle.path)
     view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
     assert view["available"]
@@ -172,12 +172,12 @@ async def test_downgrade_needs_explicit_consent(home):
 async def test_second_bundle_of_an_id_does_not_stop_the_plugin(home, twin, code):
     """The second claimant of the id is refused; the plugin keeps running."""
     home.drop()
-    life = await home.armed(ID)
+    instance = await home.armed(ID)
     home.drop("aaa-first-by-name", id=ID, **twin)
     assert await rejected(home, "aaa-first-by-name") == code
     view = await home.plugin(ID)
     assert (view["available"], view["runtime"]["state"], "candidate" in view) == (True, "armed", False)
-    assert life.alive
+    assert instance.alive
     assert home.driven.attempts[ID] == 1
 
 
@@ -211,7 +211,7 @@ async def test_named_publisher_takes_over_id(home):
 async def test_takeover_stops_old_publishers_code_first(home):
     """Otherwise it could access the new publisher's data. While the disk is slow, nothing starts it again."""
     home.drop()
-    life = await home.armed(ID)
+    instance = await home.armed(ID)
     home.drop("theirs", author=RIVAL, id=ID, version="1.1.0")
     await rejected(home, "theirs")
     held_by = []
@@ -221,7 +221,7 @@ async def test_takeover_stops_old_publishers_code_first(home):
         held_by.append(home.app.api.lifecycle.records[ID].facts.publisher)
         home.app.api.lifecycle.registry.refresh(ID)  # as after a change on disk
 
-    life.stopping = stopping
+    instance.stopping = stopping
     assert (await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})).status == 200
     assert held_by == ["acme"]
     assert [one.plugin.manifest.publisher for one in home.driven.of(ID)] == ["acme", "rival"]
@@ -373,12 +373,12 @@ async def test_revoked_key_stops_its_plugins(home):
 async def test_invalid_policy_keeps_plugins_running(home):
     """Health reports the problem."""
     home.drop()
-    life = await home.armed(ID)
+    instance = await home.armed(ID)
     home.trust.write_text("{")
     await home.look()
     health = await home.ask("GET", "/api/health")
     assert (health.status, health["problems"][0]["code"]) == (503, "policy_invalid")
-    assert life.alive
+    assert instance.alive
     home.trust.write_bytes(bundles.policy_bytes(ACME))
     await home.look()
     assert (await home.ask("GET", "/api/health")).status == 200
@@ -388,8 +388,8 @@ async def test_daemon_restart_restores_state(tmp_path):
     """Status, times, grants, kv; active plugins are verified and armed again."""
     async with in_process.opened(tmp_path, author=ACME) as home:
         home.drop(capabilities=["kv:read", "kv:write", "task:run"])
-        life = await home.armed(ID)
-        await life.call("kv.put", key="a", value="kept")
+        instance = await home.armed(ID)
+        await instance.call("kv.put", key="a", value="kept")
         await home.ask("PUT", f"{URL}/grants", {"trim": ["kv:read"]})
         home.drop("other", id="acme.off")
         await home.seen("acme.off")

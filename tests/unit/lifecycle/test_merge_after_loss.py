@@ -162,13 +162,15 @@ def test_id_taken_over_since_backup_gives_tombstone_of_new_publisher():
 
 versions = st.sampled_from(["", "0.9.0", "1.0.0", "1.2.0", "2.0.0", "spring"])
 masks = st.frozensets(st.sampled_from(["kv:read", "kv:write", "log:write", "network:plan"]))
-hands = st.sampled_from([None, ("acme", True), ("rival", True), ("", False)])
+signers = st.sampled_from([None, ("acme", True), ("rival", True), ("", False)])
 
 
-@given(mine=versions, theirs=versions, my_masks=masks, their_masks=masks, hand=hands, status=st.sampled_from(Status))
-def test_merge_never_loosens(mine, theirs, my_masks, their_masks, hand, status):
+@given(
+    mine=versions, theirs=versions, my_masks=masks, their_masks=masks, signer=signers, status=st.sampled_from(Status)
+)
+def test_merge_never_loosens(mine, theirs, my_masks, their_masks, signer, status):
     """For any two sources: no grant, no lower floor and no other publisher results."""
-    pins = {ID: Pin(publisher=hand[0], signed=hand[1], identity="x")} if hand else {}
+    pins = {ID: Pin(publisher=signer[0], signed=signer[1], identity="x")} if signer else {}
     kept = Floors(versions={ID: mine} if mine else {}, masked={ID: my_masks}, pins=pins)
     other = replace(record(status, claim(version="1.0.0", capabilities=RISKY)), floor=theirs, masked=their_masks)
     for after in (
@@ -177,7 +179,7 @@ def test_merge_never_loosens(mine, theirs, my_masks, their_masks, hand, status):
     ):
         assert my_masks | their_masks <= after.masked
         assert merge_after_loss.higher_floor(mine, after.floor) == after.floor or after.floor == mine
-        assert after.forgotten or hand in {None, (after.facts.publisher, after.facts.signed)}
+        assert after.forgotten or signer in {None, (after.facts.publisher, after.facts.signed)}
         if mine and mine != after.floor:
             assert advance.is_downgrade(after.floor, mine)
     assert merge_after_loss.rebuilt(ID, [], kept, other, now_us=NOW).status is Status.VERIFIED

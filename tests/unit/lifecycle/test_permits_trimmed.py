@@ -39,7 +39,7 @@ async def up(home, *names, **fields):
 
 
 @pytest.mark.parametrize(
-    ("kept", "lost", "lives"),
+    ("kept", "lost", "starts"),
     [
         ((), "feature=threads", 2),
         ((), "sandbox=open", 2),
@@ -48,15 +48,15 @@ async def up(home, *names, **fields):
         ((), "origin=http://backend.lan:8080=10.0.0.5", 1),
     ],
 )
-async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, lives):
+async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, starts):
     """Before the request is answered; permits that are looked up at each use need no restart."""
     async with in_process.opened() as home:
         await up(home, *kept, lost)
         await permit(home, *kept)
-        assert len(home.driven.of(ID)) == lives
+        assert len(home.driven.of(ID)) == starts
         assert home.driven.only(ID) is home.driven.of(ID)[-1]
         await permit(home, *kept, lost)
-        assert len(home.driven.of(ID)) == lives, "what is granted counts from the next start on"
+        assert len(home.driven.of(ID)) == starts, "what is granted counts from the next start on"
 
 
 async def test_trim_does_not_start_disabled_plugin():
@@ -64,7 +64,7 @@ async def test_trim_does_not_start_disabled_plugin():
         await up(home, "sandbox=open")
         assert (await home.decide(ID, "disabled")).status == 200
         await permit(home)
-        assert (len(home.driven.of(ID)), home.driven.living[ID]) == (1, 0)
+        assert (len(home.driven.of(ID)), home.driven.running[ID]) == (1, 0)
 
 
 async def test_trimmed_prefix_is_no_longer_served():

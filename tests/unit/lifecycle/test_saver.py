@@ -50,12 +50,12 @@ def stored(home, plugin_id="acme.demo"):
 async def test_disable_on_full_disk_takes_effect_and_is_written_later(home, disk):
     """Stopped at once; the record and its event are written without another request."""
     home.drop()
-    life = await home.armed("acme.demo")
+    instance = await home.armed("acme.demo")
     await in_process.until(lambda: stored(home).status == "active")
     mark = home.mark()
     disk.full = True
     answer = await home.decide("acme.demo", "disabled")
-    assert (answer.status, answer["status"], life.alive) == (200, "disabled", False)
+    assert (answer.status, answer["status"], instance.alive) == (200, "disabled", False)
     assert stored(home).status == "active"
     await in_process.until(lambda: disk.tries > 3, "tried again")
     health = await home.ask("GET", "/api/health")

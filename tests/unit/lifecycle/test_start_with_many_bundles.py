@@ -23,5 +23,5 @@ async def test_installed_plugin_starts_beside_more_bundles_than_the_limit():
             await in_process.until(lambda: len(home.app.api.lifecycle.rejected()) >= MOST, "some are too many")
         async with in_process.opened(Path(place), author=ACME, toml=TOML) as home:
             await home.until_plugin("acme.demo", lambda view: view["available"] and view["runtime"]["state"] == "armed")
-            assert home.driven.living["acme.demo"] == 1
+            assert home.driven.running["acme.demo"] == 1
             await in_process.until(lambda: len(home.app.api.lifecycle.rejected()) >= MOST, "some are too many still")

@@ -20,13 +20,13 @@ async def home():
     async with in_process.opened() as found:
         found.drop("demo", id="acme.demo")
         await found.armed("acme.demo")
-        life = found.app.api.lifecycle
-        record = life.records["acme.demo"]
-        life.state.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
+        lifecycle = found.app.api.lifecycle
+        record = lifecycle.records["acme.demo"]
+        lifecycle.state.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
         refused = Refused(code=Code.DIGEST_MISMATCH, reason="x", hint="y")
-        life.registry._verdicts |= {f"plugins/r{n}": refused for n in range(MANY)}
+        lifecycle.registry._verdicts |= {f"plugins/r{n}": refused for n in range(MANY)}
         yield found
-        life.state.records = {"acme.demo": record}
+        lifecycle.state.records = {"acme.demo": record}
 
 
 async def turns_of_others(work):

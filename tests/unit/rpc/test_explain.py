@@ -69,11 +69,11 @@ async def test_refusal_of_the_next_step_is_evaluated_now(home):
 
 async def test_call_that_succeeded_since_its_denial_is_working(home):
     home.drop("demo", id=ID, capabilities=["kv:read", "kv:write"])
-    life = await home.armed(ID)
+    instance = await home.armed(ID)
     with pytest.raises(HostError):
-        await life.call("kv.put", key="a/b", value="x")
+        await instance.call("kv.put", key="a/b", value="x")
     assert (await causes(home))["working"] == []
-    await life.call("kv.put", key="ab", value="x")
+    await instance.call("kv.put", key="ab", value="x")
     assert (await causes(home))["working"] == ["kv.put"]
 
 
@@ -81,11 +81,11 @@ async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
     """Above all not the address of a private target."""
     home.drop("demo", id=ID, capabilities=["http:egress", "audit:read"])
     await home.armed(ID, accept=("http:egress",))
-    life = home.driven.only(ID)
+    instance = home.driven.only(ID)
 
     async def denied(url):
         with pytest.raises(HostError) as caught:
-            await life.call("http.do", url=url)
+            await instance.call("http.do", url=url)
         assert "origin=" not in str(caught.value)
         return home.events(action="host.call", target="http.do")[-1]["detail"].get("fix")
 
@@ -97,7 +97,7 @@ async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
     assert await denied("http://localhost/") is None
     await home.ask("PUT", grants, {"hosts": ["*"]})
     assert await denied("http://8.8.8.8:25/") == "host=8.8.8.8:25"
-    events = (await life.call("audit.query"))["events"]
+    events = (await instance.call("audit.query"))["events"]
     assert all("fix" not in event["detail"] for event in events)
 
 

@@ -11,11 +11,11 @@ async def test_host_calls_are_counted_by_plugin():
     """Every call once, whatever its outcome; denials also separately, including those by the service itself."""
     async with in_process.opened() as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
-        life = await home.armed("acme.demo")
-        await life.call("kv.put", key="a", value="1")
-        await life.call("kv.get", key="a")
+        instance = await home.armed("acme.demo")
+        await instance.call("kv.put", key="a", value="1")
+        await instance.call("kv.get", key="a")
         for method, params in (("http.do", {}), ("kv.put", {"key": "a/b", "value": "1"}), ("kv.get", {"no": "key"})):
             with pytest.raises(HostError):
-                await life.call(method, **params)
+                await instance.call(method, **params)
         sample = activity.read((await home.ask("GET", "/metrics"))["raw"].decode(), 0.0)
         assert (sample.calls, sample.denied) == ({"acme.demo": 5}, {"acme.demo": 3})

@@ -360,8 +360,8 @@ async def test_audit_events_are_paged_and_filtered(home):
 
 async def test_event_stream_shows_only_what_the_scopes_permit(home, be):
     """`read` sees no detail; host calls come only on request; ids are seqs of the chain."""
-    life = await home.armed(ID)
-    await life.call("kv.get", key="a")
+    instance = await home.armed(ID)
+    await instance.call("kv.get", key="a")
     mark = home.mark()
     be("read")
     seen = await streamed(home, "since=0", until=mark.decisions)

@@ -117,14 +117,14 @@ AT_START = {  # ends before it has answered `initialize`: text, code, words
 }
 CHATTER = wasms.wasi("fd_write", "i32 i32 i32 i32")
 WRITE = "(drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))"
-AT_INVOKE = {  # lives, and ends when it is asked: body, what stands beside it, code, words
+AT_INVOKE = {  # ends when it is invoked: body, what stands beside it, code, words
     "a loop": (FOREVER + "(i64.const 0)", "", "deadline_exceeded", "still computing"),
     "recursion": ("(call $r) (i64.const 0)", "(func $r (call $r))", "stack_overflow", "stack"),
     "a division by zero": ("(i64.div_u (i64.const 1) (i64.const 0))", "", "wasm_trap", "divide by zero"),
     "an answer that is not there": (wasms.packed(131_000, 1_000), "", "wasm_trap", "to be in the module's memory"),
     "a wild address": ("(i64.const 0xfffffff000000001)", "", "wasm_trap", "to be in the module's memory"),
 }
-BAD_ANSWERS = {  # lives on: text at 16
+BAD_ANSWERS = {  # keeps running: text at 16
     "not JSON": ("hello", "JSON object"),
     "a list": ("[]", "JSON object"),
     "another line": ('{"ok":true}\\0a{"id":1}', "JSON object"),
@@ -133,7 +133,7 @@ BAD_ANSWERS = {  # lives on: text at 16
 }
 
 
-UNCARRIED = {  # lives on: the bytes of an answer that some readers of JSON would take
+UNCARRIED = {  # keeps running: the bytes of an answer that some readers of JSON would take
     "NaN": b'{"ok":true,"result":NaN}',
     "Infinity": b'{"ok":true,"result":[-Infinity]}',
     "a number too large": b'{"ok":true,"result":1e400}',

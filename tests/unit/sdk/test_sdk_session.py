@@ -14,7 +14,7 @@ KV = ("kv:read", "kv:write")
 
 
 @pytest.fixture
-def living(tmp_path):
+def running_plugin(tmp_path):
     """A context manager that starts a plugin with the given class body."""
 
     def start(body, *capabilities, **more):
@@ -24,7 +24,7 @@ def living(tmp_path):
     return start
 
 
-def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(living):
+def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(running_plugin):
     """started, actions, health, host calls, stopping; exit code 0 and an empty stderr."""
     body = """
     def started(self):
@@ -39,7 +39,7 @@ def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(living)
     def stopping(self):
         self.kv.put("stopped", "yes")
     """
-    with living(body, *KV) as plugin:
+    with running_plugin(body, *KV) as plugin:
         kept = "test.plugin Ulm ('kv:read', 'kv:write')"
         answer = {"ok": True, "message": "", "result": {"payload": [1, "ä\n"], "kept": kept}, "error": None}
         assert plugin.invoke("say-it", [1, "ä\n"]) == answer
@@ -48,7 +48,7 @@ def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(living)
     assert (plugin.returncode, plugin.stderr) == (0, "")
 
 
-def test_exception_of_an_action_is_returned_as_its_error(living):
+def test_exception_of_an_action_is_returned_as_its_error(running_plugin):
     """With a traceback on stderr, except for deliberate errors; the plugin keeps running."""
     body = """
     def do_break(self, payload):
@@ -66,7 +66,7 @@ def test_exception_of_an_action_is_returned_as_its_error(living):
     def do_fail(self, payload):
         return Reply("half", message="only half", ok=False)
     """
-    with living(body) as plugin:
+    with running_plugin(body) as plugin:
         assert plugin.invoke("break", "key")["error"] == "KeyError: 'key'"
         assert plugin.invoke("refuse")["error"] == "expected more"
         assert plugin.invoke("ask")["error"] == "capability_denied: the manifest does not declare kv:read"
@@ -92,7 +92,7 @@ def test_exception_of_an_action_is_returned_as_its_error(living):
         ("raise_odd()", "odd ?"),
     ],
 )
-def test_result_that_cannot_be_encoded_is_an_error_of_its_action(living, result, why):
+def test_result_that_cannot_be_encoded_is_an_error_of_its_action(running_plugin, result, why):
     """No malformed line is written, and the next action works."""
     body = f"""
     def do_it(self, payload):
@@ -107,40 +107,40 @@ def test_result_that_cannot_be_encoded_is_an_error_of_its_action(living, result,
     def do_work(self, payload):
         return 1
     """
-    with living(body) as plugin:
+    with running_plugin(body) as plugin:
         found = plugin.invoke("it")
         assert not found["ok"]
         assert why in found["error"]
         assert plugin.invoke("work")["ok"]
 
 
-def test_largest_result_that_fits_is_sent(living):
+def test_largest_result_that_fits_is_sent(running_plugin):
     """To the byte."""
     around = len(b'{"jsonrpc":"2.0","id":2,"result":{"ok":true,"message":"","result":"","error":null}}\n')
     body = f"""
     def do_it(self, payload):
         return "x" * (payload - {around})
     """
-    with living(body) as plugin:
+    with running_plugin(body) as plugin:
         assert plugin.invoke("it", 1 << 20)["ok"]
         assert "at most" in plugin.invoke("it", (1 << 20) + 1)["error"]
 
 
-def test_health_that_raises_or_is_invalid_is_unhealthy(living):
+def test_health_that_raises_or_is_invalid_is_unhealthy(running_plugin):
     body = """
     def health(self):
         if self.call("kv.get", key="how")["ok"]:
             raise RuntimeError("broken " + chr(0xd800))
         return None
     """
-    with living(body, "kv:read") as plugin:
+    with running_plugin(body, "kv:read") as plugin:
         assert plugin.health()["status"] == "unhealthy"
         plugin.gate.kv["how"] = b""
         assert plugin.health() == {"status": "unhealthy", "message": "RuntimeError: broken ?"}
     assert plugin.returncode == 0
 
 
-def test_print_writes_to_stderr(living):
+def test_print_writes_to_stderr(running_plugin):
     """From Python at any time, from C libraries, and from child processes."""
     body = """
     print("at import")
@@ -154,7 +154,7 @@ def test_print_writes_to_stderr(living):
         sys.__stdout__.flush()
         return sys.stdin.read()
     """
-    with living(body) as plugin:
+    with running_plugin(body) as plugin:
         assert plugin.invoke("print")["result"] == "", "stdin is at its end, and takes nothing from the protocol"
     assert plugin.stderr.splitlines() == ["at import", "printed", "written", "below", "child", "original"]
 
@@ -194,7 +194,7 @@ def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_each_answer_reaches_the_thread_that_called(living):
+def test_each_answer_reaches_the_thread_that_called(running_plugin):
     """With calls from many threads at once, interleaved with requests of the host."""
     body = """
     def do_crowd(self, payload):
@@ -212,13 +212,13 @@ def test_each_answer_reaches_the_thread_that_called(living):
             thread.join()
         return [len(found), all(found.values())]
     """
-    with living(body, *KV) as plugin:
+    with running_plugin(body, *KV) as plugin:
         for _ in range(3):
             assert plugin.invoke("crowd")["result"] == [160, True]
             assert plugin.health()["status"] == "healthy"
 
 
-def test_background_thread_can_call_between_requests(living):
+def test_background_thread_can_call_between_requests(running_plugin):
     """The thread that reads stdin delivers answers to all: here the main thread, waiting for a request."""
     body = """
     def started(self):
@@ -232,13 +232,13 @@ def test_background_thread_can_call_between_requests(living):
     def do_work(self, payload):
         return self.kv.get("ticked")
     """
-    with living(body, *KV) as plugin:
+    with running_plugin(body, *KV) as plugin:
         processes.until(lambda: plugin.invoke("work")["result"] == "yes", what="the thread's calls")
         assert plugin.gate.kv["tick"] == b"49"
 
 
 @pytest.mark.parametrize("payload", ["parameters", "size"])
-def test_host_calls_that_cannot_be_encoded_raise_locally(living, payload):
+def test_host_calls_that_cannot_be_encoded_raise_locally(running_plugin, payload):
     """With the same codes as the Gate; nothing reaches the host."""
     body = """
     def do_parameters(self, payload):
@@ -247,19 +247,19 @@ def test_host_calls_that_cannot_be_encoded_raise_locally(living, payload):
     def do_size(self, payload):
         self.call("kv.put", key="x" * (1 << 20))
     """
-    with living(body, *KV) as plugin:
+    with running_plugin(body, *KV) as plugin:
         code = {"parameters": "bad_params", "size": "too_large"}[payload]
         assert plugin.invoke(payload)["error"].startswith(f"{code}: expected ")
         assert plugin.gate.calls == []
 
 
-def test_failed_start_is_reported_and_ends_the_plugin(living):
+def test_failed_start_is_reported_and_ends_the_plugin(running_plugin):
     """The reason is the error of initialize, the traceback is on stderr, the exit code 1."""
     body = """
     def started(self):
         raise ValueError("no city " + chr(0xd800))
     """
-    plugin = living(body)
+    plugin = running_plugin(body)
     with pytest.raises(ProgramError, match=r"initialize was answered with the error .*ValueError: no city \?"):
         plugin.__enter__()
     assert plugin.returncode == 1

@@ -24,8 +24,8 @@ FAULT = Fault("digest_mismatch", "expected 7f, found 91")
 async def stand(tmp_path):
     async with supervisors.standing(tmp_path) as found:
         yield found
-    assert not +found.driven.living, "the supervisor left something alive"
-    assert all(most == 1 for most in found.driven.most.values()), "two lives at once"
+    assert not +found.driven.running, "the supervisor left something alive"
+    assert all(most == 1 for most in found.driven.most.values()), "two instances at once"
 
 
 async def test_armed_plugin_runs_the_verified_pair(stand):
@@ -42,14 +42,14 @@ async def test_armed_plugin_runs_the_verified_pair(stand):
 async def test_disarm_stops_plugin(stand):
     """Once, with the grace of the settings; its Gate is closed."""
     plugin = await stand.armed()
-    life = stand.driven.only(plugin.id)
+    instance = stand.driven.only(plugin.id)
     stand.clock.advance(5)
     stand.supervisor.disarm(plugin)
     await stand.settled(plugin)
     runtime = stand.runtime(plugin)
-    assert (runtime.state, runtime.stopped_at, life.stops) == ("stopped", stand.clock.wall_us(), 1)
+    assert (runtime.state, runtime.stopped_at, instance.stops) == ("stopped", stand.clock.wall_us(), 1)
     with pytest.raises(HostError, match="service_unavailable"):
-        await life.call("kv.get", key="a")
+        await instance.call("kv.get", key="a")
     await stand.quiet()
     assert stand.states(plugin) == ["armed", "stopped"]
 
@@ -80,8 +80,8 @@ async def test_distrusted_plugin_is_killed_without_grace(stand):
 
     stand.supervisor._tools.drained = until_drained
     plugin = await stand.armed()
-    life = stand.driven.only(plugin.id)
-    life.stopping = stopping
+    instance = stand.driven.only(plugin.id)
+    instance.stopping = stopping
 
     async def invoke(*_):
         replying.set()
@@ -89,12 +89,12 @@ async def test_distrusted_plugin_is_killed_without_grace(stand):
         return {"ok": True, "message": "", "result": "too late", "error": None}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(life), "invoke", invoke)
+        patch.setattr(type(instance), "invoke", invoke)
         asked = asyncio.ensure_future(stand.supervisor.invoke(plugin.id, "act", None))
         await replying.wait()
         stand.supervisor.disarm(plugin, FAULT)
         with pytest.raises(HostError, match="being stopped"):
-            await life.call("kv.get", key="a")
+            await instance.call("kv.get", key="a")
         hold.set()
         with pytest.raises(Problem, match="does not verify"):
             await asked
@@ -115,7 +115,7 @@ async def test_distrusted_plugin_is_killed_without_grace(stand):
 async def test_failed_start_is_retried_with_backoff(stand, error, code):
     """After 1 s, then 2 s; then the breaker opens and nothing is retried."""
 
-    async def fail(life):
+    async def fail(instance):
         raise error
 
     stand.driven.starting = fail
@@ -140,7 +140,7 @@ async def test_failed_start_is_retried_with_backoff(stand, error, code):
 async def test_unexpected_start_error_is_not_shown_to_operator(stand):
     """The text of a runner's exception goes to the log; the operator gets its type."""
 
-    async def fail(life):
+    async def fail(instance):
         raise RuntimeError("/secret/path")
 
     stand.driven.starting = fail
@@ -153,21 +153,21 @@ async def test_unexpected_start_error_is_not_shown_to_operator(stand):
 async def test_hanging_start_is_cancelled_at_deadline(tmp_path):
     """It leaves nothing behind and counts as a failure."""
     async with supervisors.standing(tmp_path, start_deadline_s=0.05) as stand:
-        stand.driven.starting = lambda life: asyncio.Event().wait()
+        stand.driven.starting = lambda instance: asyncio.Event().wait()
         plugin = await asyncio.to_thread(stand.stored)
         stand.supervisor.arm(plugin, supervisors.GRANTED)
         await stand.settled(plugin)
         assert (stand.runtime(plugin).state, stand.runtime(plugin).last_error.code) == ("failed", "start_timeout")
         assert stand.driven.cancelled[plugin.id] == 1
-        assert not +stand.driven.living
+        assert not +stand.driven.running
 
 
 async def test_disarm_while_starting_cancels_the_start(stand):
     """Disabling does not wait for a start to end or to time out."""
-    stand.driven.starting = lambda life: asyncio.Event().wait()
+    stand.driven.starting = lambda instance: asyncio.Event().wait()
     plugin = await asyncio.to_thread(stand.stored)
     stand.supervisor.arm(plugin, supervisors.GRANTED)
-    await until(lambda: stand.driven.living[plugin.id])
+    await until(lambda: stand.driven.running[plugin.id])
     stand.supervisor.disarm(plugin)
     await stand.settled(plugin)
     assert (stand.runtime(plugin).state, stand.driven.cancelled[plugin.id]) == ("stopped", 1)
@@ -194,24 +194,24 @@ async def test_stored_pair_is_verified_at_every_start(stand):
 async def test_exited_plugin_is_restarted_after_backoff(stand):
     """Its Gate is closed and the reason shown meanwhile."""
     plugin = await stand.armed()
-    life = stand.driven.only(plugin.id)
-    life.crash("exited", "status 3")
+    instance = stand.driven.only(plugin.id)
+    instance.crash("exited", "status 3")
     runtime = stand.runtime(plugin)
     assert (runtime.state, runtime.last_error) == ("failed", Fault("exited", "status 3"))
     with pytest.raises(HostError, match="service_unavailable"):
-        await life.call("kv.get", key="a")
+        await instance.call("kv.get", key="a")
     await stand.pass_time(1.1)
     await until(lambda: stand.runtime(plugin).state == "armed")
     assert stand.runtime(plugin).restart_count == 1
-    assert stand.driven.only(plugin.id) is not life
-    assert life.stops == 0, "what has ended is not stopped"
+    assert stand.driven.only(plugin.id) is not instance
+    assert instance.stops == 0, "what has ended is not stopped"
 
 
 async def test_instance_that_exits_while_starting_is_a_failure(stand):
     """The runner returns an instance that has ended already: it must not be armed."""
 
-    async def crash(life):
-        life.crash("exited", "at once")
+    async def crash(instance):
+        instance.crash("exited", "at once")
 
     stand.driven.starting = crash
     plugin = await asyncio.to_thread(stand.stored)
@@ -247,32 +247,32 @@ async def test_long_uptime_resets_the_backoff(stand):
 async def test_health_is_checked_and_shown(stand):
     """Soon after the start, then every interval, from one timer."""
     plugin = await stand.armed(**HEALTH)
-    life = stand.driven.only(plugin.id)
+    instance = stand.driven.only(plugin.id)
     await stand.pass_time(0.5)
-    assert life.checks == 0
+    assert instance.checks == 0
     await stand.pass_time(1.0)
-    assert life.checks == 1
+    assert instance.checks == 1
     await stand.pass_time(8.0)
-    life.checks = 0
+    instance.checks = 0
     await stand.pass_time(2.5)
-    assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (1, "healthy", "well")
-    life.health = Checkup(health=Health.DEGRADED, message="slow")
+    assert (instance.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (1, "healthy", "well")
+    instance.health = Checkup(health=Health.DEGRADED, message="slow")
     await stand.pass_time(11.1)
-    assert (life.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (2, "degraded", "slow")
+    assert (instance.checks, stand.runtime(plugin).health, stand.runtime(plugin).message) == (2, "degraded", "slow")
 
 
 async def test_unhealthy_plugin_is_restarted(stand):
     """After three bad checks in a row: stopped with its grace, then started again after the backoff."""
     plugin = await stand.armed(**HEALTH)
-    life = stand.driven.only(plugin.id)
-    life.health = SICK
+    instance = stand.driven.only(plugin.id)
+    instance.health = SICK
     for _ in range(2):
         await stand.pass_time(10.1)
         assert (stand.runtime(plugin).state, stand.runtime(plugin).health) == ("armed", "unhealthy")
     await stand.pass_time(10.1)
     await stand.settled(plugin)
     runtime = stand.runtime(plugin)
-    assert (runtime.state, runtime.last_error.code, life.stops) == ("failed", "unhealthy", 1)
+    assert (runtime.state, runtime.last_error.code, instance.stops) == ("failed", "unhealthy", 1)
     await stand.pass_time(1.1)
     await until(lambda: stand.runtime(plugin).state == "armed")
     assert stand.runtime(plugin).health == "unknown"
@@ -281,12 +281,12 @@ async def test_unhealthy_plugin_is_restarted(stand):
 async def test_health_check_without_result_is_not_counted(stand):
     """Any number of them between bad checks: the third bad one still restarts the plugin."""
     plugin = await stand.armed(**HEALTH)
-    life = stand.driven.only(plugin.id)
+    instance = stand.driven.only(plugin.id)
     for answer in (SICK, None, None, SICK, None):
-        life.health = answer
+        instance.health = answer
         await stand.pass_time(10.1)
         assert (stand.runtime(plugin).state, stand.runtime(plugin).health) == ("armed", "unhealthy")
-    life.health = SICK
+    instance.health = SICK
     await stand.pass_time(10.1)
     await stand.settled(plugin)
     assert stand.runtime(plugin).last_error.code == "unhealthy"
@@ -308,10 +308,10 @@ async def test_health_check_that_raises_counts_as_bad(stand):
 async def test_hanging_check_does_not_delay_stop(stand):
     """It has its own timeout, which may be long."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
-    life = stand.driven.only(plugin.id)
-    life.checking = lambda: asyncio.Event().wait()
+    instance = stand.driven.only(plugin.id)
+    instance.checking = lambda: asyncio.Event().wait()
     await stand.pass_time(10.1)
-    assert life.checks == 1
+    assert instance.checks == 1
     stand.supervisor.disarm(plugin)
     await stand.settled(plugin)
     assert stand.runtime(plugin).state == "stopped"
@@ -372,14 +372,14 @@ async def test_stop_that_raises_counts_as_stopped(stand):
 async def test_no_instance_starts_while_a_stop_hangs(stand):
     """Never two instances at once; its Gate is closed already, and other plugins are not delayed."""
     plugin = await stand.armed()
-    life, released = stand.driven.only(plugin.id), asyncio.Event()
-    life.stopping = lambda grace_s: released.wait()
+    instance, released = stand.driven.only(plugin.id), asyncio.Event()
+    instance.stopping = lambda grace_s: released.wait()
     stand.supervisor.disarm(plugin)
     stand.supervisor.arm(plugin, supervisors.GRANTED)
     await stand.supervisor.settled(plugin.id, within_s=0.05)
     assert stand.driven.attempts[plugin.id] == 1
     with pytest.raises(HostError, match="service_unavailable"):
-        await life.call("kv.get", key="a")
+        await instance.call("kv.get", key="a")
     await stand.armed(id="acme.other")
     released.set()
     await stand.settled(plugin)
@@ -389,11 +389,11 @@ async def test_no_instance_starts_while_a_stop_hangs(stand):
 async def test_arming_other_identity_replaces_instance(stand):
     """The old instance ends, the new one gets the new pair."""
     old = await stand.armed(artifact=b"one")
-    life = stand.driven.only(old.id)
+    instance = stand.driven.only(old.id)
     new = await asyncio.to_thread(lambda: stand.stored(artifact=b"two", version="1.1.0"))
     stand.supervisor.arm(new, supervisors.GRANTED)
     await stand.settled(new)
-    assert life.stops == 1
+    assert instance.stops == 1
     assert stand.driven.only(old.id).artifact_sha256 == new.manifest.digest_sha256
 
 
@@ -408,13 +408,13 @@ async def test_arming_again_keeps_instance(stand):
 async def test_grants_change_for_running_plugin(stand):
     """At once, in the Gate that it has; the next instance starts with them."""
     plugin = await stand.armed()
-    life = stand.driven.only(plugin.id)
+    instance = stand.driven.only(plugin.id)
     with pytest.raises(HostError, match="service_unavailable"):  # allowed, but no such service here
-        await life.call("kv.get", key="a")
+        await instance.call("kv.get", key="a")
     stand.supervisor.regrant(plugin.id, frozenset())
     with pytest.raises(HostError, match="capability_not_granted"):
-        await life.call("kv.get", key="a")
-    life.crash()
+        await instance.call("kv.get", key="a")
+    instance.crash()
     await stand.pass_time(1.1)
     await until(lambda: stand.runtime(plugin).state == "armed")
     with pytest.raises(HostError, match="capability_not_granted"):
@@ -501,9 +501,9 @@ async def test_leaving_supervisor_stops_every_instance(tmp_path):
         await stand.armed()
         other = await stand.armed(id="acme.waits")
         stand.driven.only(other.id).crash()
-        stand.driven.starting = lambda life: asyncio.Event().wait()
+        stand.driven.starting = lambda instance: asyncio.Event().wait()
         third = await asyncio.to_thread(lambda: stand.stored(id="acme.starts"))
         stand.supervisor.arm(third, supervisors.GRANTED)
         await until(lambda: stand.driven.attempts[third.id])
-    assert not +stand.driven.living
+    assert not +stand.driven.running
     assert {handle.runtime().state.value for handle in stand.supervisor._handles.values()} <= {"stopped"}

@@ -52,8 +52,8 @@ async def test_start_deadline_begins_with_the_slot(stand):
     stand.tools.starts = asyncio.Semaphore(1)
     turns = []
 
-    async def start(life):
-        turns.append(life.plugin.id)
+    async def start(instance):
+        turns.append(instance.plugin.id)
         if len(turns) == 1:
             await asyncio.Event().wait()
 
