@@ -81,7 +81,7 @@ def read(directory: Path, key: Ed25519PublicKey) -> Floors:
     """The floors kept in `directory`, empty ones without a file; Problem floors_invalid if `key` did not sign it."""
     try:
         data = files.read_at_most(directory / FILE, MAX_BYTES)
-        # Without duplicate keys: what another reader would take for another value must not be signed for.
+        # Strict, so that the signed bytes can be read in one way only.
         found = strict_json.loads(data)
         signature = base64.b64decode(found.pop("signature"), validate=True)
         # Verified over the encoding of what was parsed, before anything of it is used.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 REQUEST_S: Final = 5.0
 """From the first byte of a request to its last, body included; `LimitedConnection.request_s`."""
-STREAMS: Final = 32  # open at once, per uid
+STREAMS: Final = 32
+"""Streams open at once, per uid: each holds a connection and is sent every new event."""
 PER_UID: Final = 128
 """Connections open at once, per uid."""
 # aiohttp's own default, for the request line and for each header field.
@@ -34,7 +35,9 @@ class ControlConnection(LimitedConnection):
     """
 
     request_s = REQUEST_S
+    # latticectl makes a connection for each request, so it never waits on an idle one.
     idle_s = 15.0
+    # Twice what a request may have itself wait for (`running.LogStream`); a stream has no such limit.
     answer_s = 60.0
 
     def __init__(
