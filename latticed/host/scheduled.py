@@ -10,7 +10,7 @@ import abc
 import asyncio
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from latticed.host.fair_queue import FairQueue
 from latticed.host.keeper import Keeper
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from latticed.kit.wheel import Ticket, Wheel
     from latticed.ledger import Ledger, Transaction
     from latticed.model.egress import EgressRights
+
+AGAIN_S: Final = 10.0
+"""Seconds until an item is due again after an unexpected error."""
 
 log = logs.get_logger()
 
@@ -107,7 +110,19 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     def _schedule(self, one: Scheduled, after_s: float) -> None:
         """Call `_due` for this item after `after_s` seconds, at most a tick of the wheel late."""
-        one.ticket = self._wheel.add(after_s, functools.partial(self._due, one))
+        one.ticket = self._wheel.add(after_s, functools.partial(self._fenced, one, self._due))
+
+    def _fenced(self, one: Scheduled, step: Callable[[Scheduled], None]) -> None:
+        """Call `_due` or `_ended`. One that raises (no descriptor left, say) is logged and due again in AGAIN_S.
+
+        A ticket of the wheel fires once, and each step schedules the next: without this the item would never run again.
+        """
+        try:
+            step(one)
+        except Exception:
+            log.error(f"{self._kind}_failed", plugin_id=one.plugin_id, name=one.name, exc_info=True)
+            if not one.gone and not one.busy:
+                self._schedule(one, AGAIN_S)
 
     def _enqueue(self, one: Scheduled) -> None:
         """Queue one run."""
@@ -150,7 +165,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
         self._queue.release(one.plugin_id, slow=slow)
         # `_stop` and `put` decide about an item that was deleted or replaced; rescheduling it here would run it again.
         if not one.gone:
-            self._ended(one)
+            self._fenced(one, self._ended)
         self._start()
 
     async def _guarded(self, one: Scheduled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -555,3 +556,28 @@ async def test_records_reach_real_servers_and_secrets_do_not_leak(tmp_path):
     kept = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
     assert b"wrong.example.org" in kept
     assert not [value for value in values.values() if value.encode() in kept]
+
+
+@pytest.mark.parametrize("moment", ["due", "ended"])
+async def test_record_is_looked_at_again_after_addresses_could_not_be_read(tmp_path, provider, moment):
+    """Without a free descriptor (EMFILE) the interfaces cannot be read, neither when due nor after a try."""
+    async with world(tmp_path, provider) as here:
+        broken = moment == "due"
+        read = here.records._addresses_of
+
+        def addresses_of(name):
+            if broken:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return read(name)
+
+        here.records._addresses_of = addresses_of
+        here.interfaces["wan0"] = [A]
+        await here.put(address=None, interface="wan0")
+        await here.pass_s(1)
+        broken = moment == "ended"
+        if moment == "ended":
+            here.interfaces["wan0"] = [B]
+            await here.pass_s(400, step_s=0.5)
+        broken = False
+        await here.pass_s(400, step_s=0.5)
+        assert (await here.status())["published"] == here.interfaces["wan0"][0]
