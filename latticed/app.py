@@ -32,7 +32,7 @@ from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
-from latticed.reload import Reloader, fingerprint, gate_limits, resolved, set_retention
+from latticed.reload import Reloader, gate_limits, resolved, set_retention
 from latticed.rpc.api import Api
 from latticed.rpc.control_socket import RuntimeDirectory
 from latticed.rpc.server import Server
@@ -109,7 +109,6 @@ class App:
         """Open each part after those it depends on; the control socket last."""
         settings, clock = self._settings, self._clock
         # A file or directory service that hangs must not block the loop: SIGTERM has to work during the start.
-        settings_seen = await asyncio.to_thread(fingerprint, settings.config_file)
         allowed, gid = await asyncio.to_thread(resolved, settings)
         # Locks the state directory: a second daemon on it ends here.
         ledger = await stack.enter_async_context(self._open_ledger())
@@ -207,9 +206,7 @@ class App:
         # Binds the socket only when it is entered, below: before that no request can come.
         server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
         await stack.enter_async_context(server)
-        self.reloader = Reloader(
-            self._config, api, server, broker=self.broker, services=services, settings_seen=settings_seen
-        )
+        self.reloader = Reloader(self._config, api, server, broker=self.broker, services=services)
         # Set afterwards, since the reloader needs the API that shows its troubles.
         api.around = self.reloader.troubles
 

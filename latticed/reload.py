@@ -36,8 +36,7 @@ log = logs.get_logger()
 class Reloader:
     """One poll each for settings, policy, socket and state directory, off the event loop.
 
-    `config` is the settings file named on the command line, `settings_seen` its `fingerprint` when it was last read.
-    The daemon starts the polls (`looks`) every second.
+    `config` is the settings file named on the command line. The daemon starts the polls (`looks`) every second.
     """
 
     def __init__(
@@ -48,14 +47,14 @@ class Reloader:
         *,
         broker: Broker,
         services: HostServices,
-        settings_seen: tuple[int, ...] | None,
     ) -> None:
         self._config = config
         self._api = api
         self._server = server
         self._broker = broker
         self._services = services
-        self._settings_seen = settings_seen
+        # Of the file as it was read at the start, so that a change while the daemon opens is noticed.
+        self._settings_seen = api.settings.file_seen
         self._settings = Poll("settings", self._look_at_settings)
         self._policy = Poll("policy", self._look_at_policy)
         self._displaced: Problem | None = None
@@ -93,7 +92,7 @@ class Reloader:
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         """Apply the settings file if it has changed."""
         # In a thread: a stat on a network file system may hang.
-        seen = await asyncio.to_thread(fingerprint, self._api.settings.config_file or self._config)
+        seen = await asyncio.to_thread(settings_room.fingerprint, self._api.settings.config_file or self._config)
         if always or seen != self._settings_seen:
             # As it was before the read: a change in between is noticed by the next poll.
             self._settings_seen = seen
@@ -163,18 +162,6 @@ class Reloader:
         for sentence in settings_room.advice(fresh.renamed):
             log.warning("setting_renamed", reason=sentence)
         log.info("settings_loaded")
-
-
-def fingerprint(file: Path | None) -> tuple[int, ...] | None:
-    """Metadata that changes when the settings file does: device, inode, size, mtime and ctime in ns.
-
-    None without a file, or when it cannot be looked at. Blocks.
-    """
-    try:
-        found = file.stat() if file else None
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
 def resolved(settings: Settings) -> tuple[access.Access, int]:

@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from latticed.kit import trusted_files
+from latticed.kit.tasks import in_thread
 from latticed.model.errors import Fault, Problem
 from latticed.sandbox import artifact, levels
 from latticed.sandbox.levels import Chosen
 from latticed.sandbox.spec import Program
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping
 
     from latticed.processes.child import Child
@@ -129,16 +130,7 @@ def _changeable(path: Path, owners: frozenset[int]) -> str | None:
 
 async def program(path: str, interpreters: Mapping[str, str]) -> Program | Artifact:
     """As `program_at`, in a thread; if cancelled, the opened Artifact is closed."""
-    # A thread cannot be cancelled: it may open a descriptor after the caller has gone.
-    opening = asyncio.ensure_future(asyncio.to_thread(program_at, path, interpreters))
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        await asyncio.wait({opening})
-        # Reading `exception` also marks it as retrieved; otherwise asyncio logs "exception was never retrieved".
-        if opening.exception() is None:
-            close(opening.result())
-        raise
+    return await in_thread(lambda: program_at(path, interpreters), close)
 
 
 def close(made: Program | Artifact) -> None:

@@ -120,7 +120,8 @@ class ScheduledKeeper(Keeper[Scheduled]):
         try:
             step(one)
         except Exception:
-            log.error(f"{self._kind}_failed", plugin_id=one.plugin_id, name=one.name, exc_info=True)
+            event = f"{self._kind}_failed"
+            log.error(event, plugin_id=one.plugin_id, name=one.name, exc_info=True)
             if not one.gone and not one.busy:
                 self._schedule(one, AGAIN_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.kit import logs
@@ -66,7 +67,10 @@ async def in_thread(work: Callable[[], T], undo: Callable[[T], object] | None = 
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait({working})
+        while not working.done():
+            # A further cancellation changes nothing: one is raised below, once the thread is done.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
         # `exception()` also marks it as retrieved, else asyncio logs "exception was never retrieved".
         if not working.cancelled() and working.exception() is None and undo is not None:
             undo(working.result())

@@ -298,11 +298,17 @@ def _narrowed(record: Record, removed: Named, usual: Usual) -> Record:
         starred = set(egress.on_star_ports(hosts)) | {egress.ANY}
         hosts = [one for one in hosts if one != host and not (host == egress.ANY and one in starred)]
     # Features and prefixes may be kept as permits too (`_term`).
-    gone = {*removed.permits, *(f"{kind}={value}" for kind, value in removed.terms)}
+    gone = {_spelled(one) for one in (*removed.permits, *(f"{kind}={value}" for kind, value in removed.terms))}
     for kind, value in removed.terms:
         terms = _without(terms, kind, value, usual) if terms is not None else None
-    allowed = [one for one in allowed if one not in gone]
+    allowed = [one for one in allowed if _spelled(one) not in gone]
     return replace(record, hosts=tuple(hosts), permits=tuple(allowed), terms=terms)
+
+
+def _spelled(permit: str) -> str:
+    """`permit` in the spelling that is compared: `prefix=/shop` and `prefix=/shop/` are the same."""
+    kind, _, value = permit.partition("=")
+    return f"{kind}={_slashed(value)}" if kind == permits.PREFIX else permit
 
 
 def _without(terms: Accepted, kind: str, value: str, usual: Usual) -> Accepted:

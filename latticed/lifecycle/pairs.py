@@ -73,6 +73,7 @@ class Pairs:
         self.scanned = False
         """Whether presences are known; findings before the first scan take effect with that scan."""
         self._in_effect = policy.current
+        self._policy_changes = 0
         self._outdated = False
         self._to_mend: dict[str, None] = {}  # ids, in the order in which they came
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -113,10 +114,14 @@ class Pairs:
         Hashing goes on in the background; `judged` waits for it.
         """
         # Taken once: the policy may change again while the pairs are judged, and only this one is in effect afterwards.
-        policy = self._policy.current
+        policy, self._policy_changes = self._policy.current, self._policy_changes + 1
+        mine = self._policy_changes
         await asyncio.gather(*[self._effects.settled(plugin_id) for plugin_id in await self._judge_without_hashing()])
         # Hashing, in the background, takes longer and finds what is wrong with the files themselves.
-        self._in_effect, self._outdated = policy, True
+        self._outdated = True
+        # Not if a later call has begun meanwhile: it may have ended first, and its policy is the newer one.
+        if mine == self._policy_changes:
+            self._in_effect = policy
         if "judging" not in self._tasks:
             self._spawn("judging", self._judge_again())
 

@@ -3,7 +3,7 @@
 Read by latticed and by latticectl: standard library only. Nothing here opens anything but the settings file.
 """
 
-from latticed.settings.load import describe, load
+from latticed.settings.load import describe, fingerprint, load
 from latticed.settings.renamed import advice
 from latticed.settings.shapes import (
     SCOPES,
@@ -39,5 +39,6 @@ __all__ = [
     "WatchSettings",
     "advice",
     "describe",
+    "fingerprint",
     "load",
 ]

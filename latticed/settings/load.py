@@ -45,6 +45,7 @@ def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings
     config_dir = _config_dir(environ, euid)
     # Absolute, since reloads read it again and messages name it.
     file = (config or config_dir / "latticed.toml").absolute()
+    seen = fingerprint(file)  # first: a change while it is read must not be taken for what was read
     table = _read(file, named=config is not None, owners=frozenset({0, euid}))
     # The trust policy is expected beside the settings that were read.
     if table is not None:
@@ -55,7 +56,19 @@ def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings
         {key: (environ[name], f"environment {name}") for key, name in _ENVIRONMENT.items() if environ.get(name)}
     )
     found = _build({**_defaults(environ, euid, config_dir), **values}, config_file=file if table is not None else None)
-    return replace(found, renamed=renamed)
+    return replace(found, renamed=renamed, file_seen=seen)
+
+
+def fingerprint(file: Path | None) -> tuple[int, ...] | None:
+    """Metadata that changes when the settings file does: device, inode, size, mtime and ctime in ns.
+
+    None without a file, or when it cannot be looked at. Blocks.
+    """
+    try:
+        found = file.stat() if file else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:

@@ -322,6 +322,8 @@ class Settings:
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()
+    file_seen: tuple[int, ...] | None = field(default=None, compare=False)
+    """`load.fingerprint` of the settings file, taken before it was read."""
 
     @property
     def control_socket(self) -> Path:

@@ -277,7 +277,10 @@ class RouteKeeper:
         except BaseException:
             self._release(route)
             if old is not None and was_claimed:
-                self._claim(old)
+                self._release(old)
+                # Not simply claimed again: its plugin may have lost the prefix meanwhile, which must not replace the
+                # exception that is raised here.
+                self._recheck([old])
             raise
         if old is not None:
             self._release(old)  # the new claim replaced it, unless it is in the other table

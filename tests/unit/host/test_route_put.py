@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -235,6 +236,33 @@ async def test_granted_prefix_is_served_until_revoked(world):
     world.rooms.granted_prefixes[ID] = frozenset({"/shop/"})
     world.pass_s(1.0)
     assert world.pages.find("/shop/cart/x").plugin_id == ID
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_granted(world, monkeypatch, granted):
+    """Cancelled while its row is written; the caller gets CancelledError whether the earlier route returns or not."""
+    world.rooms.granted_prefixes[ID] = frozenset({"/shop/"})
+    await world.put(path="/shop/", target="template", template="first")
+    writing = asyncio.Event()
+
+    async def write(*_, **__):
+        writing.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.keeper, "_ledger", SimpleNamespace(write=write))
+        put = asyncio.create_task(world.put(path="/shop/", target="template", template="second"))
+        async with asyncio.timeout(20):
+            await writing.wait()
+        if not granted:
+            world.rooms.granted_prefixes[ID] = frozenset()
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+    if granted:
+        assert (await page(world, "/shop/")).body == b"first"
+    else:
+        assert world.pages.find("/shop/") is None
 
 
 async def test_granted_root_does_not_include_other_prefixes(world):

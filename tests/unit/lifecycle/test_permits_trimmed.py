@@ -90,6 +90,15 @@ async def test_trimmed_prefix_is_no_longer_served():
         assert (await status("/shop/x"), await status(f"/{ID}/x")) == (404, 200)
 
 
+@pytest.mark.parametrize(("granted", "trimmed"), [("/shop", "/shop/"), ("/shop/", "/shop")])
+async def test_prefix_is_trimmed_in_either_spelling(granted, trimmed):
+    """`/shop` and `/shop/` are the same prefix."""
+    async with houses.opened() as home:
+        await up(home, f"prefix={granted}")
+        answer = await home.ask("PUT", GRANTS, {"trim": [f"prefix={trimmed}"]})
+        assert (answer.status, answer["permits"]) == (200, [])
+
+
 async def test_trimmed_open_sandbox_confines_process():
     """The next invocation runs in a confined process."""
     async with in_process.opened(real=True) as home:
