@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import processes, rows
 from benchmarks.bench import say
-from tests.house import houses
+from tests.house import in_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def measure(bench: Bench) -> list[rows.Row]:
 
 
 async def _measure(place: Path, count: int) -> list[rows.Row]:
-    async with houses.opened(place, toml=SETTINGS) as home:
+    async with in_process.opened(place, toml=SETTINGS) as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
         instance = await home.armed("acme.demo")
         await instance.call("kv.put", key="a", value="1")

@@ -15,7 +15,7 @@ from latticed.model.audit import DAEMON
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import RuntimeState
 from latticed.runners.noop import NoopInstance, NoopRunner
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ def measure(bench: Bench) -> list[rows.Row]:
         supervisord.prepare(home)
         signalling = Signalling()
         runners = dict.fromkeys(("system", "wasm", "worker"), signalling)
-        opened = houses.opened(_made(place / "h"), runners=runners)
+        opened = in_process.opened(_made(place / "h"), runners=runners)
         ours = runner.run(opened.__aenter__())
         numbers = itertools.count()
         try:
@@ -101,7 +101,7 @@ async def _back(home: Home, runner: Signalling, number: int) -> float:
     aside, took_s = home.root / name, []
     for _ in range(DROPS):
         (home.plugin_dir / name).rename(aside)
-        await houses.until(lambda: _state(home, plugin_id) is RuntimeState.FAILED)
+        await in_process.until(lambda: _state(home, plugin_id) is RuntimeState.FAILED)
         await asyncio.sleep(PAUSE_S)
         runner.started.clear()
         began_s = time.perf_counter()

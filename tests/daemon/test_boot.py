@@ -143,7 +143,7 @@ def test_deprecated_key_is_accepted_with_a_warning(place):
     assert f"tunnel.total_tunnels = 3  # {place.config} as tunnel.tunnels" in ran.stdout.splitlines()
     assert ran.stderr.startswith("warning: tunnel.tunnels is called tunnel.total_tunnels now")
     with place.running() as daemon:
-        (entry,) = daemon.log("setting_renamed")
+        (entry,) = daemon.logged("setting_renamed")
         assert "tunnel.total_tunnels" in entry["reason"]
 
 

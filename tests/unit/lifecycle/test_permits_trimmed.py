@@ -93,7 +93,7 @@ async def test_trimmed_prefix_is_no_longer_served():
 @pytest.mark.parametrize(("granted", "trimmed"), [("/shop", "/shop/"), ("/shop/", "/shop")])
 async def test_prefix_is_trimmed_in_either_spelling(granted, trimmed):
     """`/shop` and `/shop/` are the same prefix."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         await up(home, f"prefix={granted}")
         answer = await home.ask("PUT", GRANTS, {"trim": [f"prefix={trimmed}"]})
         assert (answer.status, answer["permits"]) == (200, [])

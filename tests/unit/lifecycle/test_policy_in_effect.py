@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from latticed.lifecycle import pairs
-from tests.house import bundles, houses
+from tests.house import bundles, in_process
 
 ID = "acme.demo"
 
 
 async def test_newer_policy_is_in_effect_although_judging_the_older_one_ends_later(monkeypatch):
     """Two changes in a row overlap when the first one waits for a plugin to stop."""
-    async with houses.opened() as home:
+    async with in_process.opened() as home:
         home.drop("demo", id=ID, capabilities=["kv:read"])
         await home.decide(ID, "installed")
         kept, go_on = home.app.api.lifecycle.pairs, asyncio.Event()
