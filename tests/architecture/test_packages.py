@@ -50,10 +50,7 @@ def test_only_kit_logs_imports_structlog(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
 def test_umask_directory_and_environment_are_not_changed(module):
-    """A changed umask or working directory hits whatever other threads make meanwhile.
-
-    Only the stub is alone, and a front door, which puts right what it was started into before there is any thread.
-    """
+    """Other threads would be affected. Only the stub and entry points may, while they have no thread."""
     called = {
         node.func.attr
         for node in ast.walk(ast.parse(module.read_text()))

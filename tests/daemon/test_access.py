@@ -209,7 +209,7 @@ def test_unknown_route_is_404_without_a_scope(daemon):
     assert daemon.get("/api/nothing", user=NAMELESS).status == 404
 
 
-def test_scope_read_allows_reading_only(daemon):
+def test_scope_read_allows_only_reading_routes(daemon):
     assert daemon.get("/api/plugins", user=READER).status == 200
     assert daemon.get("/api/plugins/lifecycle", user=READER).status == 403
     refused = daemon.post("/api/plugins/lifecycle", {"id": "acme.demo", "status": "installed"}, user=READER)

@@ -145,7 +145,7 @@ def test_health_is_503_while_a_critical_plugin_is_not_healthy(place, acme):
     ],
     ids=["polite", "terminable", "deaf"],
 )
-def test_stop_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words, request):
+def test_stopping_plugin_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words, request):
     """Whichever of them the plugin obeys, no process is left, and the stop is no failure."""
     plugin_id = host.up(f"acme.stops-{request.node.callspec.id}", program)
     pid = host.runtime(plugin_id)["pid"]
@@ -156,7 +156,7 @@ def test_stop_sends_shutdown_then_sigterm_then_sigkill(host, program, last_words
     host.until_story(plugin_id, "armed", "stopped")
 
 
-def test_restart_replaces_the_process(host):
+def test_restart_of_plugin_replaces_its_process(host):
     """Another pid; the old process and its descendants are gone."""
     plugin_id = host.up("acme.restarted", programs.MOODY, runtime=OFTEN)
     pid = host.runtime(plugin_id)["pid"]

@@ -172,11 +172,8 @@ def test_grants_and_lifts_survive_kill_9(used, acme):
         assert "acme.bad@*" not in daemon.get("/api/trust").json()["revoked"]["plugins"]
 
 
-def test_a_power_cut_is_not_taken_for_a_rollback(used, sick):
-    """What the disk had not taken is gone, floors included: they never name an event that is not on disk.
-
-    The ledger cannot be synced while decisions are made; then everything that was not synced is lost.
-    """
+def test_power_cut_is_not_taken_for_a_rollback(used, sick):
+    """It loses unsynced writes, floors included: the floors never name an event that is not on disk."""
     with used.running() as daemon:
         daemon.until_state("armed")
         daemon.until(lambda: floors(used)["heads"], "floors with heads")

@@ -56,7 +56,7 @@ def _sees_what_is_there(daemon):
 
 
 def _weigh(daemon, when):
-    """Note the daemon's peak resident memory so far, in MB; `test_peak_memory_is_bounded` judges it."""
+    """Note the daemon's peak resident memory so far, in MB, for the test at the end."""
     PEAKS[when] = flocks.peak_mb(daemon.process.pid)
     print(f"{when}: at most {PEAKS[when]:.0f} MB, now {flocks.resident_mb(daemon.process.pid):.0f} MB")
 
@@ -112,7 +112,7 @@ def _decide_all(place, numbers):
     assert failed == []
 
 
-def test_two_thousand_changes_at_once_take_effect(herd):
+def test_two_thousand_bundle_changes_at_once_take_effect(herd):
     """Tampered, removed, replaced and new bundles; only the plugins concerned are stopped."""
     place, author = herd
     with place.running() as daemon:
@@ -163,7 +163,7 @@ def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
 
 
 @pytest.mark.parametrize("when", ["first scan", "activation", "restart", "burst", "flood"])
-def test_peak_memory_is_bounded(when):
+def test_peak_memory_with_ten_thousand_bundles_is_bounded(when):
     """Peak resident memory in all tests above."""
     assert when in PEAKS, "the tests of this file build on one another: run all of them"
     assert PEAKS[when] < MEMORY_MB, PEAKS

@@ -99,7 +99,7 @@ def test_demo_stops_its_daemon_on_sigterm(tour):
 
 
 @pytest.mark.parametrize("why", ["a path that is too long for a socket", "a parent that others can change"])
-def test_tour_uses_another_directory_and_says_why(tour, why):
+def test_tour_falls_back_to_another_directory_and_says_why(tour, why):
     """The demo succeeds there and removes it afterwards."""
     unfit = tour.checkout / ("x" * 100 if "long" in why else "shared")
     unfit.mkdir()
@@ -116,7 +116,7 @@ def test_tour_uses_another_directory_and_says_why(tour, why):
     assert not moved.home.exists()
 
 
-def test_run_keeps_its_state_across_restarts(tour):
+def test_make_run_keeps_its_state_across_restarts(tour):
     """Active plugins are armed again; key, state and settings are private."""
     for status in ("verified", "active"):
         log = tour.checkout / f"{status}.log"

@@ -245,11 +245,8 @@ async def test_sealed_bytes_equal_the_verified_ones_while_swapping(staged):
 @pytest.mark.parametrize(
     ("make", "protocol"), [(script, "latticed-stdio-1"), (script, "stdio-json-v1"), (program, "latticed-stdio-1")]
 )
-async def test_executed_bytes_are_the_verified_ones(staged, make, protocol):
-    """The same, with real children: each process there ever was says that it is made of the verified bytes.
-
-    So do those of later invocations, which start while the swapping goes on.
-    """
+async def test_executed_bytes_equal_the_verified_ones_while_swapping(staged, make, protocol):
+    """Each process writes a mark from its bytes to stderr, those of later invocations too."""
     told: list[tuple[str, str]] = []
     stage = staged(
         make, ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told)), runtime={"protocol": protocol}

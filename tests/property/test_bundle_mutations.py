@@ -135,7 +135,7 @@ def test_no_flipped_missing_or_added_byte_of_the_artifact_is_accepted():
 
 @versions
 @given(data=st.data())
-def test_substituted_or_inserted_byte_is_refused_or_changes_no_meaning(version, data):
+def test_bundle_with_substituted_or_inserted_byte_is_refused_or_means_the_same(version, data):
     """Arbitrary bytes at arbitrary offsets."""
     original = MANIFESTS[version]
     place = data.draw(st.integers(0, len(original) - 1))

@@ -115,7 +115,7 @@ almost_events = st.fixed_dictionaries(dict.fromkeys(sorted(audit_chain.FIELDS), 
 
 
 @given(lines=st.lists(st.one_of(json_values, almost_events, st.builds(lambda v: {"head": v}, json_values))))
-def test_any_json_line_gives_a_report(lines: list[Any]) -> None:
+def test_any_json_line_in_an_export_gives_a_report(lines: list[Any]) -> None:
     """Never an exception."""
     report = audit_chain.verify(lines, key=KEY.public_key())
     assert report.ok == (not lines)

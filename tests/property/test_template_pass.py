@@ -30,7 +30,7 @@ WRITTEN = dict(zip(PIECES, REFERENCES, strict=False))
 
 
 @given(st.lists(st.sampled_from([*PIECES[:5], "text", "ü\n", "} ", " {"]), max_size=12), st.tuples(*[VALUES] * 4))
-def test_rendering_inserts_each_value_once(pieces, values):
+def test_template_rendering_inserts_each_value_once(pieces, values):
     """Text unchanged, references replaced by their values, unknown ones by nothing."""
     known = dict(zip(REFERENCES, values, strict=True))
     expected = "".join(
@@ -41,7 +41,7 @@ def test_rendering_inserts_each_value_once(pieces, values):
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
-def test_any_braces_are_parsed_or_refused(source):
+def test_template_with_any_braces_is_parsed_or_refused(source):
     """With no other exception; the text parts of a parsed template have no opening braces."""
     with contextlib.suppress(Problem):
         parts = template.parse(source.encode()).parts

@@ -40,7 +40,7 @@ def test_relay_is_parsed_into_scheme_host_and_port(value, found):
         "smtp://mail.example.org:25\n",
     ],
 )
-def test_invalid_relay_is_refused(value):
+def test_invalid_relay_is_refused_by_settings(value):
     """The fault says what was expected."""
     assert relays.parsed(value) is None
     assert "smtps://host:port" in relays.relay_fault(value)
@@ -50,7 +50,7 @@ def test_empty_relay_is_valid_and_turns_mail_off():
     assert relays.relay_fault("") == ""
 
 
-def test_allowed_recipients_are_addresses_or_domains():
+def test_allowed_mail_recipients_are_addresses_or_domains():
     assert relays.allow_fault(("ops@example.org", "@example.org")) == ""
     for odd in ("example.org", "ops@", "ops@ex ample.org", "ops@Example.org", "a@b@c"):
         assert "@example.org" in relays.allow_fault((odd,))

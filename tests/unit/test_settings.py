@@ -131,7 +131,7 @@ def test_trust_policy_defaults_to_directory_of_file(tmp_path):
         ("[plugin_dir]\nx = 1", "plugin_dir.x", None),
     ],
 )
-def test_unknown_key_is_refused_with_nearest_known_one(tmp_path, toml, key, near):
+def test_unknown_setting_is_refused_with_nearest_known_one(tmp_path, toml, key, near):
     """A typing error must not become a default silently."""
     problem = refused(tmp_path, toml)
     assert repr(key) in problem.reason
@@ -168,7 +168,7 @@ def test_setting_out_of_bounds_is_refused(tmp_path, key, kind, rules):
 
 
 @pytest.mark.parametrize(("key", "words"), WORDS, ids=[key for key, _ in WORDS])
-def test_invalid_choice_is_refused_with_the_list(tmp_path, key, words):
+def test_setting_with_invalid_choice_is_refused_with_the_list(tmp_path, key, words):
     """Each of the listed words is valid."""
     for word in words:
         assert get(load(tmp_path, line(key, json.dumps(word))), key) == word
@@ -178,7 +178,7 @@ def test_invalid_choice_is_refused_with_the_list(tmp_path, key, words):
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("value", ["1", "true", "''", "'relative/path'", "'~/x'", "[]", "{}", '"/a\\u0000b"'])
-def test_relative_path_is_refused(tmp_path, name, value):
+def test_relative_path_in_settings_is_refused(tmp_path, name, value):
     """Nothing may depend on the daemon's working directory."""
     assert name in refused(tmp_path, f"{name} = {value}").reason
 
@@ -215,7 +215,7 @@ def test_named_settings_file_must_exist(tmp_path):
     ],
     ids=["not utf-8", "open table", "no value", "twice", "long number", "deep", "too large", "nul", "no date"],
 )
-def test_invalid_toml_is_an_error(tmp_path, content):
+def test_settings_that_are_invalid_toml_are_an_error(tmp_path, content):
     """Whatever the parser raises."""
     assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).reason
 
@@ -279,7 +279,7 @@ def test_environment_overrides_the_settings_file(tmp_path, variable, key):
 
 
 @pytest.mark.parametrize(("variable", "key"), [("STATE_DIRECTORY", "state_dir"), ("RUNTIME_DIRECTORY", "runtime_dir")])
-def test_systemd_directories_are_defaults(tmp_path, variable, key):
+def test_systemd_directories_are_defaults_of_settings(tmp_path, variable, key):
     """The first of several; the file overrides them."""
     found = load(tmp_path, environ={variable: "/run/one:/run/two"})
     assert str(getattr(found, key)) == "/run/one"
@@ -288,7 +288,7 @@ def test_systemd_directories_are_defaults(tmp_path, variable, key):
     assert str(getattr(found, key)) == "/mine"
 
 
-def test_systemd_variables_locate_the_file(tmp_path):
+def test_systemd_variables_locate_the_settings_file(tmp_path):
     """CONFIGURATION_DIRECTORY holds latticed.toml and trust.json."""
     (tmp_path / "latticed.toml").write_text("[log]\nlevel = 'debug'\n")
     found = room.load(None, {"CONFIGURATION_DIRECTORY": f"{tmp_path}:/other"}, EUID)

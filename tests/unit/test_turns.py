@@ -77,7 +77,7 @@ def test_sleeping_does_not_count_for_a_loop_turn(tmp_path):
     assert sum(run(tmp_path, "waits").counts()) >= 200
 
 
-def test_p99_ignores_one_long_turn_in_a_hundred():
+def test_p99_of_loop_turns_ignores_one_long_turn_in_a_hundred():
     steps = [0] * 400
     steps[1], steps[300] = 990, 10
     assert turns.p99(steps) == pytest.approx(0.0005)
@@ -86,7 +86,7 @@ def test_p99_ignores_one_long_turn_in_a_hundred():
     assert turns.p99([0] * 400) == 0
 
 
-def test_p99_of_few_turns_ignores_a_few_long_ones():
+def test_p99_of_few_loop_turns_ignores_a_few_long_ones():
     steps = [0] * 400
     steps[1], steps[300] = 50, 3
     assert turns.p99(steps) == pytest.approx(0.0005)

@@ -37,7 +37,7 @@ def judged(rights, *, method="kv.get", size=10, within_rate=True):
         (BOTH, {"size": 101, "within_rate": False}, "too_large"),
     ],
 )
-def test_first_failing_rule_gives_the_denial(rights, call, expected):
+def test_first_failing_access_rule_gives_the_denial(rights, call, expected):
     """Known, declared, granted, small enough, within the rate."""
     assert judged(rights, **call) == expected
 

@@ -42,7 +42,7 @@ def gate():
     [rb'"\ud800"', rb'{"\udfff":1}', b"1e400", b"NaN", b"7" * 5_000, b"[" * 50_000 + b"]" * 50_000, b'"\xff"'],
     ids=["surrogate", "surrogate in a name", "infinite", "NaN", "too many digits", "bottomless", "no UTF-8"],
 )
-async def test_value_that_cannot_be_decoded_is_refused(gate, value):
+async def test_host_call_with_undecodable_value_is_refused(gate, value):
     """bad_params for that call, on record; nothing is carried out."""
     found, events, served = gate
     with pytest.raises(HostError) as refused:
@@ -52,7 +52,7 @@ async def test_value_that_cannot_be_decoded_is_refused(gate, value):
     assert served == []
 
 
-async def test_unknown_field_is_refused_undecoded(gate):
+async def test_unknown_field_of_host_call_is_refused_undecoded(gate):
     """Many objects under an unknown name cost no decoding: the invalid number at their end is not reached."""
     found, events, served = gate
     with pytest.raises(HostError, match="unknown field `b`"):
@@ -60,7 +60,7 @@ async def test_unknown_field_is_refused_undecoded(gate):
     assert (len(events), served) == (1, [])
 
 
-async def test_recorded_size_and_hash_are_of_the_received_bytes(gate):
+async def test_audited_size_and_hash_are_of_the_received_params(gate):
     """Not of a re-encoded form."""
     found, events, served = gate
     said = b'{ "a" : "\\u00e9" }'

@@ -156,7 +156,7 @@ def test_v1_manifest_that_breaks_a_rule_is_invalid(fields, word):
 
 
 @pytest.mark.parametrize("field", ["version", "publisher", "digest_sha256", "signature_ed25519", "entrypoint"])
-def test_null_in_v1_is_refused(field):
+def test_null_in_v1_manifest_is_refused(field):
     """A field is a string or absent."""
     assert _refused({**bundles.manifest_v1(), field: None}).code == "manifest_invalid"
 
@@ -204,7 +204,7 @@ def test_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
     assert word in refused.reason
 
 
-def test_null_in_v2_is_refused_outside_config():
+def test_null_in_v2_manifest_is_refused_outside_config():
     """`memory_mib: null` is invalid; a default of null in the author's own `config` is not."""
     raw = {**_v2(), "runtime": {"limits": {"memory_mib": None}}}
     assert "runtime.limits.memory_mib" in _refused(raw).reason

@@ -83,7 +83,7 @@ def test_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
             assert found.hash_artifact() == (hashlib.sha256(b"x" * size).hexdigest(), size)
 
 
-def test_copy_has_the_bytes_that_were_hashed(bundle, tmp_path):
+def test_copied_artifact_equals_the_hashed_bytes(bundle, tmp_path):
     """With any buffer size."""
     data = os.urandom(4999)
     (bundle / "artifact").write_bytes(data)
@@ -94,7 +94,7 @@ def test_copy_has_the_bytes_that_were_hashed(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "directory", "socket", "device"])
-def test_other_than_regular_files_are_refused_without_blocking(bundle, kind):
+def test_bundle_files_that_are_not_regular_are_refused_without_blocking(bundle, kind):
     """Links are not followed, devices and FIFOs not opened."""
     if kind == "device" and os.geteuid() != 0:
         pytest.skip("only root makes device nodes")
@@ -183,13 +183,13 @@ def test_file_that_changes_while_read_is_refused(bundle, name, monkeypatch):
     assert _code(bundle, "artifact") == "changed_while_reading"
 
 
-def test_slow_read_ends_at_the_deadline(bundle):
+def test_slow_read_of_bundle_ends_at_the_deadline(bundle):
     """Checked between chunks, by the clock passed in."""
     times = iter([0.0, 1.0, 31.0])
     assert _code(bundle, clock=lambda: next(times, 31.0)) == "unreadable"
 
 
-def test_read_error_is_unreadable(bundle, monkeypatch):
+def test_bundle_with_read_error_is_unreadable(bundle, monkeypatch):
     """Any errno."""
 
     def broken(fd, buffers):
@@ -226,7 +226,7 @@ def test_file_without_permission_is_unreadable(bundle, name, monkeypatch):
         assert _code(bundle) == "unreadable"
 
 
-def test_fingerprint_differs_after_any_write(bundle):
+def test_bundle_fingerprint_differs_after_any_write(bundle):
     """None for a part that is missing, or when the name is no real directory."""
     with files.closing(files.open_directory(bundle.parent)) as parent:
         first = read.fingerprint("demo", beneath=parent)

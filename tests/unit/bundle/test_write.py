@@ -16,7 +16,7 @@ def test_bundle_is_written_completely(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_existing_target_is_not_overwritten(tmp_path):
+def test_writing_bundle_does_not_overwrite_an_existing_target(tmp_path):
     """A directory, a file or a dangling link."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "link").symlink_to("nowhere")

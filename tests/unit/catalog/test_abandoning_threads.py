@@ -11,7 +11,7 @@ from latticed.catalog.abandoning_threads import AbandoningThreads
 from tests.house.catalogs import until
 
 
-async def test_every_job_has_a_result() -> None:
+async def test_batch_ends_with_a_result_for_every_job() -> None:
     """A batch ends when all jobs are done; an exception fails its own job only."""
     pool = AbandoningThreads(threads=4, deadline_s=30)
 
@@ -24,7 +24,7 @@ async def test_every_job_has_a_result() -> None:
     assert outcome.stuck == outcome.left == ()
 
 
-async def test_empty_batch_ends_at_once() -> None:
+async def test_empty_batch_of_jobs_ends_at_once() -> None:
     """It starts no thread."""
     outcome = await AbandoningThreads(threads=4, deadline_s=30).run([], str)
     assert outcome.done == {}
@@ -80,7 +80,7 @@ async def test_results_are_reported_while_another_job_hangs() -> None:
     assert {**told, **rest} == {0: True, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
 
 
-async def test_abandoned_threads_are_bounded() -> None:
+async def test_number_of_abandoned_threads_is_bounded() -> None:
     """When every job hangs, the batch ends with no more threads than allowed."""
     pool = AbandoningThreads(threads=4, deadline_s=0.05, abandoned_max=3)
     release = threading.Event()

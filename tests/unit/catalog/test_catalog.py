@@ -31,7 +31,7 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_first_batch_has_every_bundle(plugins: Path) -> None:
+async def test_first_batch_of_sightings_has_every_bundle(plugins: Path) -> None:
     """Refused ones included."""
     bundles.drop(plugins, "one", author=ACME, id="acme.one")
     bundles.drop(plugins, "two", author=bundles.author("evil"), id="acme.two")
@@ -59,7 +59,7 @@ async def test_directories_of_file_systems_and_archivers_are_ignored(plugins: Pa
             await seen.catalog.judge(name)
 
 
-async def test_first_batch_is_empty_without_bundles(plugins: Path) -> None:
+async def test_first_batch_of_sightings_is_empty_without_bundles(plugins: Path) -> None:
     """So that the reader need not wait."""
     async with catalogs.watching(plugins, ACME) as seen:
         assert seen.batches == [()]
@@ -176,7 +176,7 @@ async def test_bundles_beyond_the_limit_are_refused_and_counted(plugins: Path) -
         assert seen.code("plugins/b") is None
 
 
-async def test_judge_reads_the_bundle_and_remembers_nothing(plugins: Path) -> None:
+async def test_judge_reads_the_bundle_and_reports_no_sighting(plugins: Path) -> None:
     """The name may have its label or not."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(quiet_s=5.0, max_wait_s=5.0)) as seen:
@@ -276,7 +276,7 @@ async def test_tampering_is_noticed_during_a_rescan(plugins: Path) -> None:
         slow.clear()
 
 
-async def test_files_beyond_the_limits_are_refused(plugins: Path) -> None:
+async def test_bundle_files_beyond_the_size_limits_are_refused(plugins: Path) -> None:
     """What is larger than the settings allow is refused with its code."""
     bundles.drop(plugins, "demo", author=ACME, artifact=bytes(2000))
     async with catalogs.watching(plugins, ACME, limits=ReadLimits(artifact_bytes=1000)) as seen:

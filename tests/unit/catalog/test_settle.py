@@ -5,7 +5,7 @@ from __future__ import annotations
 from latticed.catalog.settle import Settle
 
 
-def test_name_is_due_quiet_s_after_its_mark() -> None:
+def test_changed_name_is_due_after_quiet_s() -> None:
     """One mark, no further ones."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     settle.mark("a", 10.0)
@@ -15,7 +15,7 @@ def test_name_is_due_quiet_s_after_its_mark() -> None:
     assert settle.next_due_s() is None
 
 
-def test_each_mark_restarts_quiet_s() -> None:
+def test_each_further_change_restarts_quiet_s() -> None:
     """A bundle that is being written is not judged yet."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     for step in range(10):
@@ -24,7 +24,7 @@ def test_each_mark_restarts_quiet_s() -> None:
     assert settle.due(11.05) == ["a"]
 
 
-def test_name_is_due_longest_s_after_its_first_mark() -> None:
+def test_name_that_keeps_changing_is_due_after_longest_s() -> None:
     """However often it is marked."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     for step in range(21):
@@ -35,7 +35,7 @@ def test_name_is_due_longest_s_after_its_first_mark() -> None:
     assert settle.due(12.15) == ["b"]
 
 
-def test_forgotten_name_is_not_due() -> None:
+def test_forgotten_name_does_not_become_due() -> None:
     """It was judged for another reason."""
     settle = Settle(quiet_s=0.1, longest_s=1.0)
     settle.mark("a", 0.0)
@@ -45,7 +45,7 @@ def test_forgotten_name_is_not_due() -> None:
     assert settle.due(5.0) == []
 
 
-def test_quiet_s_of_zero_is_due_at_once() -> None:
+def test_changed_name_is_due_at_once_with_quiet_s_of_zero() -> None:
     settle = Settle(quiet_s=0.0, longest_s=0.0)
     settle.mark("a", 1.0)
     assert settle.due(1.0) == ["a"]

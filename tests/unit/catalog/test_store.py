@@ -57,7 +57,7 @@ def test_kept_pair_equals_the_verified_one(store: Store, bundle: bundles.Bundle)
     assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
 
 
-def test_keep_does_not_rewrite_an_intact_pair(store: Store, bundle: bundles.Bundle) -> None:
+def test_keeping_a_stored_intact_pair_rewrites_nothing(store: Store, bundle: bundles.Bundle) -> None:
     """A pair that is there and intact is not written again."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
@@ -122,7 +122,7 @@ def test_manifest_swapped_after_verification_is_not_kept(store: Store, bundle: b
     assert os.listdir(store.path(verified.identity).parent) == []
 
 
-def test_missing_pair_is_refused(store: Store) -> None:
+def test_verifying_a_missing_pair_is_refused(store: Store) -> None:
     """Text that is no identity is an error of the caller."""
     verdict = store.verify("0" * 64, POLICY, host_version=catalogs.HOST_VERSION)
     assert isinstance(verdict, Refused)

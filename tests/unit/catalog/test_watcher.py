@@ -30,7 +30,7 @@ def directory_of(seen: catalogs.Seen) -> Directory:
     return directory
 
 
-async def test_only_events_of_the_two_files_are_reported(plugins: Path) -> None:
+async def test_only_events_of_manifest_and_artifact_are_reported(plugins: Path) -> None:
     """Editors' temporary files and trees within a bundle cause no judgement."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     catalogs.age(plugins)
@@ -45,7 +45,7 @@ async def test_only_events_of_the_two_files_are_reported(plugins: Path) -> None:
         assert seen.told("plugins/demo") == [catalogs.plain(seen.now["plugins/demo"])]
 
 
-async def test_reading_causes_no_event(plugins: Path) -> None:
+async def test_reading_a_bundle_causes_no_inotify_event(plugins: Path) -> None:
     """Otherwise each judgement would cause another."""
     bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:
@@ -57,7 +57,7 @@ async def test_reading_causes_no_event(plugins: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_queue_overflow_is_counted_and_causes_a_scan(plugins: Path) -> None:
+async def test_inotify_queue_overflow_is_counted_and_causes_a_scan(plugins: Path) -> None:
     """The reader of events stalls and the kernel drops some; the scan finds the changes."""
     noisy = bundles.drop(plugins, "noisy", author=ACME, id="acme.noisy")
     victim = bundles.drop(plugins, "victim", author=ACME, id="acme.victim")
@@ -128,7 +128,7 @@ async def test_watches_take_no_descriptor_per_bundle(plugins: Path) -> None:
     await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
-async def test_children_do_not_inherit_descriptors(plugins: Path) -> None:
+async def test_children_do_not_inherit_descriptors_of_the_catalog(plugins: Path) -> None:
     """No program started while the catalog is open finds its descriptors."""
     async with catalogs.watching(plugins, ACME):
         listed = subprocess.run(

@@ -202,7 +202,7 @@ def test_key_new_does_not_overwrite_and_bad_key_is_an_error(ctl, tmp_path):
         ("lambda", "{dir}/ok.id"),
     ],
 )
-def test_new_refuses_invalid_names(ctl, tmp_path, words):
+def test_new_refuses_invalid_plugin_names(ctl, tmp_path, words):
     assert ctl("new", *(word.format(dir=tmp_path) for word in words)).code == 2
     assert os.listdir(tmp_path) == []
 

@@ -61,7 +61,7 @@ def test_get_is_retried_once_after_a_broken_connection(api):
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
-def test_change_is_not_retried(api):
+def test_changing_request_is_not_retried(api):
     """The error says that it is unknown whether the change was carried out."""
     api.add()
     api.drop = 1
@@ -102,7 +102,7 @@ def test_problem_details_and_hints_are_escaped(ctl, api):
     assert ran.err == "error: one\\x0atwo\\x1b[2J\nhint: hin\\u202et\n"
 
 
-def test_path_parts_are_percent_encoded(api):
+def test_path_parts_of_requests_are_percent_encoded(api):
     """Including bytes that are not UTF-8; parts that would name another path are not sent."""
     client = ControlClient(str(api.socket))
     for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
@@ -174,7 +174,7 @@ def test_endless_answer_is_cut(api, monkeypatch):
         ControlClient(str(api.socket)).get("plugins")
 
 
-def test_connect_retries_while_the_backlog_is_full(tmp_path):
+def test_client_retries_connecting_while_the_backlog_is_full(tmp_path):
     """connect(2) fails with EAGAIN at once; the client retries until its connect timeout."""
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(tmp_path / "s"))

@@ -58,7 +58,7 @@ def test_repeated_decision_succeeds_with_a_note(ctl, api, verb, status, told):
 
 
 @pytest.mark.parametrize(("verb", "status"), [("activate", "verified"), ("disable", "verified")])
-def test_invalid_transition_fails(ctl, api, verb, status):
+def test_invalid_transition_exits_with_an_error(ctl, api, verb, status):
     api.add(status=status)
     ran = ctl(verb, "acme.demo")
     assert (ran.code, ran.data) == (1, b"")

@@ -29,7 +29,7 @@ def lines(data: bytes) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
-def test_stream_is_decoded_as_server_sent_events():
+def test_event_stream_is_decoded_as_server_sent_events():
     """Comments and unknown fields are ignored, data lines joined, an id alone is a mark, a truncated event dropped."""
     said = b": hello\n\nretry: 5\nid: 7\nevent: x\ndata: a\ndata:b\n\nid: 9\n\r\ndata: no id\n\nid: 10\ndata: cut"
     assert list(stream.decode(lines(said))) == [stream.Sent("7", "a\nb"), stream.Sent("9", "")]
@@ -42,7 +42,7 @@ def test_invalid_event_id_is_a_bad_reply(name):
 
 
 @given(st.lists(st.binary()))
-def test_any_bytes_are_decoded_or_a_bad_reply(chunks):
+def test_any_bytes_of_a_stream_are_decoded_or_a_bad_reply(chunks):
     """Events with a valid id, or Problem("bad_reply")."""
     try:
         found = list(stream.decode(chunks))
@@ -77,7 +77,7 @@ def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
     assert [line.split()[0] for line in ctl("events", "--after", "27").out.splitlines()] == ["28", "30"]
 
 
-def test_since_is_accepted_as_old_name_of_after(ctl, api):
+def test_events_accepts_since_as_old_name_of_after(ctl, api):
     """Accepted, with a hint."""
     api.events = [event(seq) for seq in range(1, 31)]
     ran = ctl("events", "--since", "28")
@@ -97,21 +97,21 @@ def test_older_pages_are_read_until_enough_events_match(ctl, api):
     assert [line.split()[0] for line in out.splitlines()] == ["1", "2"]
 
 
-def test_json_output_is_one_object_per_line(ctl, api):
+def test_events_as_json_are_one_object_per_line(ctl, api):
     api.events = [event(1), event(2, reason="\u202e\x1b[2J")]
     ran = ctl("events", "--after", "0", "--format", "json")
     assert ran.data.isascii()
     assert [json.loads(line) for line in ran.out.splitlines()] == api.events
 
 
-def test_plugin_text_is_escaped(ctl, api):
+def test_text_of_plugins_in_events_is_escaped(ctl, api):
     api.events = [event(1, reason="\x1b[2Jgone", code="crashed")]
     out = ctl("events", "--after", "0").out
     assert "crashed: \\x1b[2Jgone" in out
     assert "\x1b" not in out
 
 
-def test_scope_read_sees_events_without_detail(ctl, api):
+def test_events_show_no_detail_to_scope_read(ctl, api):
     row = event(1)
     del row["detail"]
     api.streams = [(200, sse(row, upto=1))]
@@ -150,7 +150,7 @@ def test_follow_without_after_starts_at_the_newest_event(ctl, api, hurried):
     assert hurried == [0.1, 0.2, 0.4, 0.1]
 
 
-def test_retry_pauses_are_bounded(ctl, api, hurried):
+def test_pauses_between_reconnects_are_bounded(ctl, api, hurried):
     api.streams = [(200, sse(upto=1)), *[problem(503, "service_unavailable")] * 12, problem(403, "access_denied")]
     assert ctl("events", "-f").code == 5
     assert max(hurried) == stream.LONGEST_PAUSE_S
@@ -178,7 +178,7 @@ def test_daemon_never_reached_is_an_error_at_once(ctl, words):
 @pytest.mark.parametrize(
     "said", [b"id: 1\ndata: {\n\n", b"id: 1\ndata: []\n\n", b'id: 1\ndata: {"seq": 1}\n\n', b"id: x\n\n"]
 )
-def test_stream_of_another_format_is_a_bad_reply(ctl, api, said):
+def test_event_stream_of_another_format_is_a_bad_reply(ctl, api, said):
     api.streams = [(200, said)]
     ran = ctl("events", "--after", "0")
     assert ran.code == 1

@@ -159,7 +159,7 @@ def test_explain_names_the_grant_that_lifts_a_limit(error, withheld, command):
     assert advice.advice(facts(view, withheld=withheld)).command == command
 
 
-def test_running_plugin_needs_no_advice():
+def test_explain_gives_no_advice_for_a_running_plugin():
     assert advice.advice(facts(active())).command == ""
 
 
@@ -247,7 +247,7 @@ def test_explain_names_the_command_for_each_situation(found, command):
 
 @pytest.mark.parametrize("code", Code)
 @pytest.mark.parametrize("view", [None, plugin(available=False), active("failed")], ids=["none", "verified", "active"])
-def test_each_verdict_code_has_a_reason_and_a_command(code, view):
+def test_explain_has_a_reason_and_a_command_for_each_verdict_code(code, view):
     """With and without a record; placeholders are in capitals only."""
     found = advice.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
     assert found.why
@@ -296,7 +296,7 @@ def test_refused_bundle_without_a_record_is_explained(ctl, api, word):
 
 
 @pytest.mark.parametrize("plugin_id", ["acme.none", "..", "A", "x" * 300, "acme.d\x1bmo"])
-def test_unknown_id_is_not_found(ctl, api, plugin_id):
+def test_explain_of_unknown_id_is_not_found(ctl, api, plugin_id):
     api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r", "hint": "h", "id": "acme.demo"}]
     ran = ctl("explain", plugin_id)
     assert (ran.code, ran.data) == (4, b"")
@@ -310,6 +310,6 @@ def test_explain_names_trust_policy_problem_as_the_cause(ctl, api):
     assert out.splitlines()[-1] == "what to do: latticectl trust show"
 
 
-def test_text_from_bundles_is_escaped(ctl, api):
+def test_explain_escapes_text_from_bundles(ctl, api):
     api.rejected = [{"name": "a\x1b[2J", "code": "manifest_invalid", "reason": "\x9b", "hint": "h", "id": "acme.demo"}]
     assert not {"\x1b", "\x9b"} & set(ctl("explain", "acme.demo").out)

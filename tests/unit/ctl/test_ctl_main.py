@@ -110,7 +110,7 @@ def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch
         (("audit", "query", "--since", "yesterday"), "--since: expected 10m, 2h, 3d or a time", ""),
     ],
 )
-def test_wrong_use_exits_2_with_an_error_and_a_hint(ctl, words, detail, hint):
+def test_wrong_use_of_latticectl_exits_2_with_an_error_and_a_hint(ctl, words, detail, hint):
     """`error:` and `hint:` on stderr, nothing on stdout."""
     ran = ctl(*words)
     assert (ran.code, ran.data) == (2, b"")
@@ -221,7 +221,7 @@ def test_characters_outside_the_locale_are_escaped(api):
     assert "1.0-\\xfc" in done.stdout
 
 
-def test_colour_and_cutting_apply_to_terminals_only(api):
+def test_output_is_coloured_and_cut_on_terminals_only(api):
     """On a terminal: colour unless NO_COLOR, rows cut to its width. Into a pipe: neither."""
     api.rejected = [{"name": "x" * 200, "code": "manifest_invalid", "reason": "r" * 200, "hint": "h"}]
     coloured, plain = _on_terminal(api, COLUMNS="60"), _on_terminal(api, COLUMNS="60", NO_COLOR="1")

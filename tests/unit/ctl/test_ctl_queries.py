@@ -38,7 +38,7 @@ def test_list_aligns_columns_and_shows_dashes(ctl, api):
     assert [row["id"] for row in ctl("list", "--status", "verified", "--format=json").json] == ["acme.other"]
 
 
-def test_times_are_relative_unless_asked_otherwise(ctl, api):
+def test_times_in_lists_are_relative_without_abs_time(ctl, api):
     api.add(updated_at="2001-01-01T00:00:00.000000Z")
     assert "y ago" in ctl("list").out
     assert "2001-01-01T00:00:00Z" in ctl("--abs-time", "list").out
@@ -118,7 +118,7 @@ def test_foreign_text_is_escaped_and_json_is_ascii(ctl, api):
     assert ctl("rejected", "--format", "json").json == api.rejected
 
 
-def test_rejected_shows_hints_on_request(ctl, api):
+def test_rejected_prints_hints_on_request(ctl, api):
     api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r", "hint": "chmod it"}]
     assert "chmod it" not in ctl("rejected").out
     assert "chmod it" in ctl("rejected", "--hints").out
@@ -126,7 +126,7 @@ def test_rejected_shows_hints_on_request(ctl, api):
     assert ctl("rejected").err == "no bundle is refused\n"
 
 
-def test_health_exits_0_or_3_with_check(ctl, api):
+def test_health_with_check_exits_0_or_3(ctl, api):
     """A report with 503 is printed; without a scope only the status is there."""
     assert ctl("health").out == "status  ok\n"
     assert ctl("health", "--check").code == 0
@@ -168,7 +168,7 @@ def test_version_shows_client_and_daemon_versions(ctl, api):
         ("stopped", {"status": "active"}, {"state": "failed", "next_retry_at": None}),
     ],
 )
-def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime):
+def test_wait_exits_when_its_condition_holds(ctl, api, condition, fields, runtime):
     plugin = api.add(available=False, status="active")
     plugin["runtime"] |= {"state": "failed", "health": "unhealthy", "next_retry_at": "2025-01-31T08:00:00Z"}
     late = ctl("wait", "acme.demo", "--for", condition, "--timeout", "0.05")
@@ -179,7 +179,7 @@ def test_wait_ends_when_the_condition_holds(ctl, api, condition, fields, runtime
     assert ctl("wait", "acme.demo", "--for", condition).out == f"acme.demo is {condition}\n"
 
 
-def test_starting_plugin_does_not_count_as_stopped(ctl, api):
+def test_wait_does_not_take_a_starting_plugin_for_stopped(ctl, api):
     api.add(status="active")["runtime"] |= {"message": "starting"}
     assert "runtime stopped" in ctl("wait", "acme.demo", "--for", "stopped", "--timeout", "0").err
     assert "starting" in ctl("info", "acme.demo").out

@@ -45,7 +45,7 @@ def test_durations_show_two_units(seconds, shown):
 @pytest.mark.parametrize(
     ("given_text", "sent"), [("10m", "2025-01-31T07:50:00.000000Z"), ("2w", "2025-01-17T08:00:00.000000Z")]
 )
-def test_since_counts_back_from_now(given_text, sent):
+def test_since_duration_counts_back_from_now(given_text, sent):
     assert times.since(given_text, NOW_S) == sent
     assert times.since("9" * 30 + "d", NOW_S).startswith("1970-01-01")
 
@@ -73,7 +73,7 @@ def test_wide_and_joined_characters_keep_columns_aligned():
     assert lines == ["NAME  X", "漢字  1", "e\u0301     2", "abcd  3"]
 
 
-def test_the_widest_column_that_may_shrink_is_cut_first():
+def test_widest_shrinkable_column_is_cut_first():
     columns = [Column(title="ID"), Column(title="REASON", shrinks=True)]
     lines = shown([["acme.a-long-identifier", "because " * 10]], 40, columns)
     assert lines[1] == "acme.a-long-identifier  because because…"

@@ -42,7 +42,7 @@ def test_any_metrics_text_is_parsed_without_error(text):
     assert activity.read(text, 0.0).at_s == 0.0
 
 
-def test_rates_are_differences_between_samples():
+def test_top_shows_rates_as_differences_between_samples():
     """None in the first sample; not negative after a restart of the daemon; sorted by rate."""
     known = list(decode.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
     before = activity.Sample(calls={"acme.a": 10, "acme.b": 900}, denied={}, at_s=1.0)
@@ -80,7 +80,7 @@ def test_top_reports_no_plugins_and_no_daemon(ctl, api):
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "x", "nan", "1e9"])
-def test_invalid_interval_is_a_usage_error(ctl, interval):
+def test_invalid_interval_of_top_is_a_usage_error(ctl, interval):
     assert ctl("top", f"--interval={interval}").code == 2
 
 

@@ -90,7 +90,7 @@ def test_linked_policy_file_stays_a_link(trust, tmp_path):
     assert b"acme" in (tmp_path / "real.json").read_bytes()
 
 
-def test_concurrent_edits_are_all_kept(tmp_path):
+def test_concurrent_policy_edits_are_all_kept(tmp_path):
     """Eight processes add a publisher each to one file."""
     path = tmp_path / "trust.json"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -118,7 +118,7 @@ def test_foreign_lock_on_directory_or_file_does_not_block_revoking(trust):
     assert os.listdir(trust.path.parent) == ["trust.json"]
 
 
-def test_edit_fails_when_the_lock_stays_held(trust, ctl, monkeypatch):
+def test_policy_edit_fails_when_its_lock_stays_held(trust, ctl, monkeypatch):
     """After LOCK_S, naming the file; a lock file that is a link or open to others is refused."""
     monkeypatch.setattr("latticed.ctl.policy_file.LOCK_S", 0.1)
     trust("add", "acme", ACME)
@@ -136,7 +136,7 @@ def test_edit_fails_when_the_lock_stays_held(trust, ctl, monkeypatch):
     assert trust("show")["trusted_publishers"] == {"acme": ACME}
 
 
-def test_edit_without_write_permission_is_denied(ctl, tmp_path):
+def test_policy_edit_without_write_permission_is_denied(ctl, tmp_path):
     """Exit 5; the file is unchanged."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)

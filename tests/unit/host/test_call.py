@@ -14,7 +14,7 @@ async def nothing(_caller, _params):
     return {}
 
 
-def test_table_refuses_unknown_and_duplicate_calls():
+def test_table_of_host_calls_refuses_unknown_and_duplicate_calls():
     """When the table is made at the daemon's start."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
@@ -24,7 +24,7 @@ def test_table_refuses_unknown_and_duplicate_calls():
         service.table([Served(method="kv.steal", params=NoParams, serve=nothing)])
 
 
-def test_table_is_read_only():
+def test_table_of_host_calls_is_read_only():
     with pytest.raises(TypeError):
         service.table([])["kv.get"] = None  # type: ignore[index]
 

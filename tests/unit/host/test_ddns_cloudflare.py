@@ -83,7 +83,7 @@ async def test_records_of_other_types_and_names_are_unchanged(it):
     assert [one for one in it.fake.records.values() if one in before] == before[1:]
 
 
-async def test_ipv6_spellings_are_equal(it):
+async def test_record_with_other_spelling_of_ipv6_address_is_not_rewritten(it):
     """Cloudflare may write it in full."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, "2606:4700:0:0:0:0:0:1", kind="AAAA")
@@ -119,7 +119,7 @@ async def test_record_on_later_page_is_found(it):
     assert sum(one.endswith("/dns_records") for one in it.fake.asked) == 3
 
 
-async def test_named_zone_is_used(it):
+async def test_zone_named_in_the_spec_is_used(it):
     """Even if a zone with a longer suffix exists."""
     wanted = it.fake.zone("example.org")
     it.fake.zone("home.example.org")
@@ -144,7 +144,7 @@ async def test_name_without_zone_is_denied(it):
     assert (found.code, found.lasting, it.fake.writes) == ("no_zone", True, [])
 
 
-async def test_several_records_are_denied(it):
+async def test_name_with_several_records_is_denied(it):
     """Any of them may be somebody else's: none is changed or deleted."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, A)
@@ -174,7 +174,7 @@ async def test_cname_of_that_name_is_denied(it):
     assert "81053 An A, AAAA, or CNAME record" in found.reason
 
 
-async def test_wrong_token_is_denied(it):
+async def test_wrong_api_token_is_denied(it):
     """The API's message may contain the token: the caller, who knows the secret, redacts it."""
     it.fake.zone("example.org")
     found = await it.publish(A, token="wrong-token")
@@ -184,7 +184,7 @@ async def test_wrong_token_is_denied(it):
         await it.publish(A, token="two\r\nlines")
 
 
-async def test_rate_limit_gives_retry_after(it):
+async def test_rate_limit_of_cloudflare_gives_retry_after(it):
     """Seconds or a date; without the header, the five minutes of the API's rate limit window."""
     it.fake.zone("example.org")
     it.fake.left = 1
@@ -210,7 +210,7 @@ async def test_rate_limit_gives_retry_after(it):
         (answer(b'{"success":false,"errors":[{"code":7003}]}', status="404 Not Found"), "provider_conflict"),
     ],
 )
-async def test_server_errors_are_transient(it, said, code):
+async def test_server_errors_of_cloudflare_are_transient(it, said, code):
     """5xx, malformed answers, a record that is gone."""
     it.fake.zone("example.org")
     it.fake.fail = [said]

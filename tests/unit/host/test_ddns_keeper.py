@@ -160,7 +160,7 @@ async def here(tmp_path, provider):
 # From the call to the provider.
 
 
-async def test_try_is_cancelled_when_plugin_may_not_act(here, provider):
+async def test_running_ddns_try_is_cancelled_when_plugin_may_not_act(here, provider):
     """Nothing is tried until it may act again; tries of other plugins continue."""
     provider.hold = asyncio.Event()
     await here.put()
@@ -403,7 +403,7 @@ async def test_interrupted_try_is_repeated_after_restart(tmp_path, provider):
         assert provider.has[NAME] == A
 
 
-async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_path, provider):
+async def test_interrupted_try_is_repeated_though_interface_has_its_old_address_again(tmp_path, provider):
     """The provider is asked although the published address equals that of the interface."""
     clock = ManualClock()
     async with world(tmp_path, provider, clock=clock) as here:
@@ -421,7 +421,7 @@ async def test_interrupted_try_of_interface_that_has_its_old_address_again(tmp_p
         assert provider.has[NAME] == A
 
 
-async def test_put_cancels_running_try(here, provider):
+async def test_put_cancels_the_running_try_of_its_record(here, provider):
     """The put does not wait for it; what it may have written is checked by the next try."""
     provider.hold = asyncio.Event()
     await here.put(A)
@@ -435,7 +435,7 @@ async def test_put_cancels_running_try(here, provider):
     assert (await here.status())["published"] == B
 
 
-async def test_hanging_try_delays_no_other_plugin(here, provider):
+async def test_hanging_ddns_try_delays_no_other_plugin(here, provider):
     """At most four concurrent tries of one plugin."""
     provider.hold = asyncio.Event()
     for number in range(10):
@@ -464,7 +464,7 @@ async def test_records_of_plugin_that_may_not_act_are_not_tried(here, provider):
     assert provider.tries == [(NAME, A)]
 
 
-async def test_plugin_sees_only_its_own_records(here):
+async def test_plugin_sees_only_its_own_dns_records(here):
     """It can neither list nor delete another's records, nor put a record of the same name."""
     await here.put()
     assert (await here.call("ddns.status", TWO))["records"] == []
@@ -479,7 +479,7 @@ async def test_plugin_sees_only_its_own_records(here):
     assert here.ledger.read(rows.load_all) == []
 
 
-async def test_status_filters_by_name_and_type(here):
+async def test_ddns_status_filters_by_name_and_type(here):
     await here.put()
     await here.put("2606:4700::1", type="AAAA")
     await here.put(name="x.example.org")

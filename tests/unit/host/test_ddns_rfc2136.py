@@ -122,19 +122,19 @@ async def test_each_refusal_of_the_server_is_a_denial_with_its_code(server, fiel
     assert server.addresses(name) == []
 
 
-async def test_key_without_write_access_is_denied(server):
+async def test_tsig_key_without_write_access_is_denied(server):
     """BIND refuses the update, Knot the key; both are denials."""
     found = await publish(server.port, next(names), key=OTHER_KEY)
     assert (found.code, found.lasting) == ({"bind": "refused", "knot": "bad_credentials"}[server.kind], True)
 
 
-async def test_server_failure_is_transient(server):
+async def test_servfail_is_transient(server):
     """SERVFAIL: a zone whose primary cannot be reached."""
     found = await publish(server.port, f"h.{FAILING}", zone=FAILING)
     assert (found.code, found.lasting) == ("server_failed", False)
 
 
-async def test_unbound_server_is_blocked(server):
+async def test_dns_server_that_is_not_bound_is_blocked(server):
     """Scheme and port are part of what was bound."""
     spec = specs.checked(
         specs.DdnsPut(
@@ -258,7 +258,7 @@ async def test_each_answer_to_the_update_gives_its_code(rcode, code, lasting):
     assert (found.code, found.lasting) == (code, lasting)
 
 
-async def test_silent_server_times_out(monkeypatch):
+async def test_silent_dns_server_times_out(monkeypatch):
     """After EXCHANGE_S; the connection is closed."""
     monkeypatch.setattr("latticed.host.ddns.dns_exchange.EXCHANGE_S", 0.05)
     hung = asyncio.Event()

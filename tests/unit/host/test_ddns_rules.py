@@ -114,14 +114,14 @@ def test_interrupted_change_is_pending_again():
     assert rules.begun(then(how, LATER)).state == "retrying"
 
 
-def test_other_provider_resets_status_but_not_the_pause():
+def test_put_with_other_provider_resets_status_but_not_the_pause():
     """What the new provider has is unknown; the pause is that of the record."""
     how = replace(then(then(DdnsStatus(), published(A)), LATER), flaps=2)
     fresh = put_again(how, SPEC, replace_spec(zone="example.org"), retry=False)
     assert fresh == DdnsStatus(changed_at=how.changed_at, flaps=2)
 
 
-def test_clock_set_back_delays_at_most_a_day():
+def test_clock_set_back_delays_a_ddns_try_at_most_a_day():
     """Times in the future were written before the clock was set back."""
     how = then(then(DdnsStatus(), published(A)), LATER)
     for wanted in (A, B):

@@ -105,7 +105,7 @@ def test_private_address_is_refused_without_ddns_private():
             checked(type="AAAA", address=address, private=True)
 
 
-def test_encoded_spec_decodes_to_the_same():
+def test_encoded_ddns_spec_decodes_to_the_same():
     """Every field; an incomplete spec is an error."""
     made = checked(provider="rfc2136", server="ns.example.org", key="k", zone="example.org", ttl=60)
     assert specs.decode(specs.encode(made)) == made
@@ -114,7 +114,7 @@ def test_encoded_spec_decodes_to_the_same():
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=60))
-def test_any_parameters_give_a_spec_or_bad_params(name, address, server):
+def test_any_ddns_parameters_give_a_spec_or_bad_params(name, address, server):
     """No text makes the check fail in another way."""
     for provider in ("cloudflare", "rfc2136"):
         try:

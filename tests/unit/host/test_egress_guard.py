@@ -47,7 +47,7 @@ async def refusal(awaitable) -> str:
     return str(caught.value)
 
 
-async def test_resolve_gives_all_addresses():
+async def test_resolve_gives_all_public_addresses_of_a_name():
     """IPv4 and IPv6; case and a trailing dot of the name do not matter."""
     async with guarding({"a.example": [[PUBLIC, "1.1.1.1", "2606:4700::1111"]]}) as (guard, _, dialled):
         found = await guard.resolve("A.example.", 443, ANYWHERE, scheme="https")
@@ -120,7 +120,7 @@ async def test_guard_connects_to_bound_origin_at_its_pinned_address():
         assert dialled == [("127.0.0.1", server.port)]
 
 
-async def test_tls_verifies_name_of_origin():
+async def test_tls_verifies_the_name_of_the_bound_origin():
     """Not its address; only with the trust that is passed in."""
     authority = origins.Authority()
     async with (

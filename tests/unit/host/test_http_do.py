@@ -101,7 +101,7 @@ async def test_request_reaches_server_and_response_reaches_plugin():
         assert heard == [("acme.fetch", f"backend.lan:{it.server.port}")]
 
 
-async def test_defaults_give_a_plain_get():
+async def test_http_do_without_options_is_a_plain_get():
     """GET for an absent or empty method, no header, no body; a plugin's own Accept-Encoding is replaced."""
     async with bench(answer()) as it:
         for params in ({}, {"method": "", "body": None, "body_base64": ""}, {"header": {"accept-encoding": "br"}}):
@@ -149,7 +149,7 @@ async def test_defaults_give_a_plain_get():
         ({"header": {"X-A": "${secret:TOKEN}"}}, "bad_params: the operator has bound no secret"),
     ],
 )
-async def test_bad_requests_are_refused_before_connecting(params, message):
+async def test_bad_http_requests_are_refused_before_connecting(params, message):
     async with bench(answer()) as it:
         with dials.watched() as dialled:
             assert (await it.refused(**params)).startswith(message)
@@ -224,7 +224,7 @@ async def test_header_values_are_decoded_as_latin1():
         assert (await it.do())["header"] == {"X-A": "café", "X-B": "a\tb"}
 
 
-async def test_silent_server_is_deadline_exceeded():
+async def test_silent_http_server_is_deadline_exceeded():
     """`total_s` covers the whole exchange."""
 
     async def silence(_request, _writer):
@@ -274,7 +274,7 @@ async def test_cancelled_request_frees_its_slot():
 BOUND = plugin_secrets.secrets_of({CALLER.plugin_id: {"TOKEN": SECRET, "LINES": "a\r\nbcdef"}})
 
 
-async def test_secrets_are_expanded_and_redacted():
+async def test_secrets_are_expanded_in_request_and_redacted_in_response():
     """Expanded in path, query, header and body; redacted in a response that echoes them."""
 
     async def echo(request, writer):
@@ -302,7 +302,7 @@ async def test_secret_in_response_header_name_is_redacted():
         assert "X-${secret:TOKEN}" in found
 
 
-async def test_secret_is_refused_in_host_and_port():
+async def test_secret_reference_in_host_or_port_is_refused():
     """Nor may its value add a header line, or show in an error about a redirect."""
     async with bench(origins.redirect(f"http://{SECRET}.example.org/"), secrets_of=BOUND) as it:
         assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
@@ -313,7 +313,7 @@ async def test_secret_is_refused_in_host_and_port():
         assert SECRET not in await it.refused(header={"X-A": "${secret:TOKEN}"})
 
 
-async def test_base64_body_is_not_expanded():
+async def test_secret_reference_in_base64_body_is_not_expanded():
     """Nor is a response redacted when the request used no secret."""
     raw = b"${secret:TOKEN}\xff"
     async with bench(answer(SECRET.encode()), secrets_of=BOUND) as it:
@@ -334,7 +334,7 @@ async def test_tls_trusts_only_the_given_authorities():
         assert it.server.seen == []
 
 
-async def test_port_without_tls_is_service_unavailable():
+async def test_https_to_a_port_without_tls_is_service_unavailable():
     """The error differs from that of a refused connection."""
 
     def speak(_reader, writer):

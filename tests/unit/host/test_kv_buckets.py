@@ -38,7 +38,7 @@ async def test_kv_get_without_bucket_reads_the_callers_own(outside):
     assert await asked(outside, (), bucket="plugin:acme.demo") == "its own"
 
 
-async def test_bucket_default_is_for_workers_only(outside):
+async def test_bucket_default_can_be_read_by_workers_only(outside):
     """`default` is the bucket of operators."""
     assert await asked(outside, FOR_WORKERS, bucket="default") == "the operators'"
     assert await asked(outside, (), bucket="default") == "bad_params"

@@ -40,7 +40,7 @@ def test_message_has_exactly_the_expected_headers():
     "given_address",
     ["ops@example.org", "o.p-s+x@example.org", "a!#$%&'*/=?^_`{|}~@example.org", f"{'l' * 64}@example.org"],
 )
-def test_plain_address_is_unchanged(given_address):
+def test_plain_mail_address_is_unchanged(given_address):
     """Only the receiver interprets a local part (RFC 5321, section 2.4)."""
     assert mail_message.address(given_address) == given_address
 
@@ -76,14 +76,14 @@ def test_domain_of_address_is_normalised():
         "ops@example.org>",
     ],
 )
-def test_ambiguous_address_is_refused(odd):
+def test_ambiguous_mail_address_is_refused(odd):
     """Display names, lists, quotes, line ends, secret references."""
     with pytest.raises(HostError) as caught:
         mail_message.address(odd)
     assert caught.value.code == "bad_params"
 
 
-def test_recipients_are_bounded_and_unique():
+def test_mail_recipients_are_bounded_and_unique():
     """One address or several."""
     assert mail_message.recipients("a@example.org", limit=1) == ("a@example.org",)
     assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), limit=3) == ("a@x.org", "b@x.org")
@@ -95,7 +95,7 @@ def test_recipients_are_bounded_and_unique():
 @pytest.mark.parametrize(
     "subject", ["", "  ", "a\r\nBcc: x@example.org", "a\nb", "a\rb", "a\0b", "a\u2028b", "a\ud800"]
 )
-def test_subject_must_be_one_line(subject):
+def test_mail_subject_with_line_break_is_refused(subject):
     """bad_params, without the subject in the reason."""
     with pytest.raises(HostError) as caught:
         mail_message.check_subject(subject)
@@ -130,7 +130,7 @@ def is_subject(text):
 
 
 @given(st.text(max_size=80).filter(is_subject), st.lists(lines, max_size=6))
-def test_any_text_survives_encoding(subject, body_lines):
+def test_any_mail_text_survives_encoding(subject, body_lines):
     """Any letters, long lines, leading dots; lines stay below 998 bytes and no header is added."""
     body = "\n".join(body_lines)
     raw, message, _ = compose(subject=subject, body=body)

@@ -81,7 +81,7 @@ async def it():
 # Delivery, TLS and login.
 
 
-async def test_message_is_delivered_unchanged(it):
+async def test_mail_is_delivered_unchanged(it):
     """Envelope, headers, dot-stuffed lines; without TLS, as `starttls = false` allows."""
     result = await it.send(["a@example.org", "b@example.org"], "Grüße", "first\n.dot\n..\nüber\n")
     (taken,) = it.relay.taken
@@ -106,7 +106,7 @@ async def test_login_happens_over_tls_with_bound_password(authority, kind):
 
 
 @pytest.mark.parametrize("kind", ["tls", "starttls"])
-async def test_unverified_certificate_is_refused(authority, kind):
+async def test_relay_with_unverified_certificate_is_refused(authority, kind):
     """Wrong name or unknown authority: no login and no message is sent."""
     scheme = {"tls": "smtps", "starttls": "smtp"}[kind]
     for names, trust in ((("other.lan",), authority.trust()), (("mail.lan",), Authority().trust())):
@@ -153,7 +153,7 @@ async def test_bytes_injected_before_starttls_are_ignored(authority):
     assert not [line for line in heard if line.startswith((b"AUTH", b"MAIL"))]
 
 
-async def test_failed_login_is_service_unavailable(authority, monkeypatch):
+async def test_failed_login_to_relay_is_service_unavailable(authority, monkeypatch):
     """The plugin gets the reply code only; the socket is closed without waiting for a TLS shutdown."""
     opened = []
     dialled = smtp._open
@@ -208,7 +208,7 @@ async def test_each_smtp_error_reply_gives_its_error_code(it, at, said, code, wo
     assert (await it.send())["ok"]
 
 
-async def test_reply_text_is_escaped_cut_and_redacted(it):
+async def test_smtp_reply_text_is_escaped_cut_and_redacted(it):
     """Control characters are escaped; secrets are redacted before the text is cut, so no part of one is left."""
     it.relay.replies["DATA"] = "554 \x1b[2J c0de-of-the-plugin " + "x" * 300
     words = await it.refused("service_unavailable", body="code: ${secret:CODE}")
@@ -237,7 +237,7 @@ async def test_message_over_size_limit_of_relay_is_not_sent():
         (b"220 x" * 100_000, "service_unavailable"),
     ],
 )
-async def test_bad_greeting_is_service_unavailable(greeting, code):
+async def test_bad_greeting_of_relay_is_service_unavailable(greeting, code):
     """Refusal, closed connection, another protocol, lines without an end."""
 
     async def serve(_reader, writer):
@@ -263,7 +263,7 @@ async def test_hanging_relay_is_disconnected_at_deadline():
                 await asyncio.sleep(0.002)
 
 
-async def test_refused_connection_is_service_unavailable(unused_tcp_port):
+async def test_refused_connection_to_relay_is_service_unavailable(unused_tcp_port):
     async with bench(relays.Relay(port=unused_tcp_port), starttls=False) as it:
         assert "cannot connect to the relay mail.lan" in await it.refused("service_unavailable")
 
@@ -306,13 +306,13 @@ async def test_relay_name_without_pinned_address_must_be_public(it):
         ({"body": "${secret:CODE}" * 9_000}, "too_large"),
     ],
 )
-async def test_bad_message_is_refused_before_connecting(it, fields, code):
+async def test_bad_mail_is_refused_before_connecting(it, fields, code):
     """Header injection, too many or too long fields, unbound secrets."""
     await it.refused(code, **fields)
     assert it.relay.sessions == 0
 
 
-async def test_secrets_in_subject_and_body_are_expanded(it):
+async def test_secrets_in_mail_subject_and_body_are_expanded(it):
     """The plugin's own bindings only: the relay's password is not one."""
     await it.send(subject="Code ${secret:CODE}", body="It is ${secret:CODE}.")
     (taken,) = it.relay.taken
@@ -361,7 +361,7 @@ async def test_message_over_concurrency_limit_is_refused(it):
     assert (await it.send())["ok"]
 
 
-async def test_body_cannot_inject_smtp_commands(it):
+async def test_mail_body_cannot_inject_smtp_commands(it):
     """A line with a single dot does not end the message."""
     body = "a\r\n.\r\nMAIL FROM:<x@y.org>\r\n"
     await it.send(body=body)
@@ -398,7 +398,7 @@ async def test_relay_hanging_at_quit_does_not_fail_the_call(monkeypatch):
             assert taken.is_set()
 
 
-async def test_cancelled_call_sends_nothing(authority):
+async def test_cancelled_mail_call_sends_nothing(authority):
     """Cancelled while it waits for the greeting, for TLS, for the message to be accepted."""
     async with relays.serving(starttls=authority.server("mail.lan")) as relay:
         relay.hold = asyncio.Event()

@@ -176,7 +176,7 @@ async def test_monitor_is_checked_soon_and_then_at_its_interval(here, found):
     assert [one["number"] for one in later["results"]] == [11]
 
 
-async def test_jitter_spreads_checks(tmp_path, found):
+async def test_jitter_spreads_monitor_checks(tmp_path, found):
     """Up to a tenth of the interval either way; first checks of monitors put together are spread too."""
     rolls = itertools.cycle([0.0, 0.25, 0.5, 0.75, 0.999])
     async with world(tmp_path, found.check, roll=lambda: next(rolls)) as here:
@@ -211,7 +211,7 @@ async def test_only_newest_results_of_each_monitor_are_kept(tmp_path, found):
 # Transitions.
 
 
-async def test_up_down_up_gives_two_alerts(here, found):
+async def test_target_that_goes_down_and_up_gives_two_alerts(here, found):
     """In the owner's name, critical and info, each audited; repeated results give none."""
     await here.put("web", failures=2)
     await here.round_of("web")
@@ -249,7 +249,7 @@ async def test_query_of_target_is_not_shown_to_others(here, found):
 
 
 @pytest.mark.parametrize("outcome", ["unsupported", "blocked", "error"])
-async def test_error_results_do_not_alert(here, found, outcome):
+async def test_error_results_of_checks_do_not_alert(here, found, outcome):
     """The result is kept, the state does not change."""
     await here.put("web")
     await here.round_of("web")
@@ -361,7 +361,7 @@ async def test_monitors_belong_to_their_owner(here, found):
     assert len((await here.call("monitor.list", A))["monitors"]) == 2
 
 
-async def test_long_lists_come_in_pages(tmp_path, found):
+async def test_long_lists_of_monitors_come_in_pages(tmp_path, found):
     """Each monitor once, in order."""
     async with world(tmp_path, found.check, plugin_monitors=300) as here:
         for number in range(250):
@@ -458,7 +458,7 @@ async def test_running_check_is_cancelled_with_its_monitor(tmp_path, found, end)
     assert found.running == []
 
 
-async def test_change_completes_when_its_caller_is_cancelled(here, found):
+async def test_monitor_change_completes_when_its_caller_is_cancelled(here, found):
     """The row is written and the check scheduled."""
     putting = asyncio.create_task(here.put("web"))
     await asyncio.sleep(0)
@@ -507,7 +507,7 @@ async def test_unreadable_spec_is_logged_and_its_row_kept(tmp_path, found, capsy
     assert "monitor_unreadable" in capsys.readouterr().out
 
 
-async def test_failed_write_loses_no_alert(here, found, monkeypatch):
+async def test_failed_write_of_a_result_loses_no_alert(here, found, monkeypatch):
     """A result that cannot be written does not change the state; the alert follows from the next one."""
     await here.put("web")
     await here.round_of("web")

@@ -54,7 +54,7 @@ def answer(status=200, body=b"all is well", *headers):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def test_answering_site_is_up():
+async def test_site_that_answers_is_up():
     """One plain GET with our own headers, and nothing of the environment's."""
     async with targets.site() as site:
         result = await check("http", site.url(path="/health?x=1"), rights=targets.bound(site.url().rstrip("/")))
@@ -181,7 +181,7 @@ async def test_too_large_header_is_an_error_not_down(head):
     ],
     ids="closed not-http bad-length cut".split(),
 )
-async def test_malformed_answer_is_down(said, codes):
+async def test_malformed_http_answer_is_down(said, codes):
     """Closed without a response, another protocol, broken framing."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="never there")
@@ -189,7 +189,7 @@ async def test_malformed_answer_is_down(said, codes):
     assert result.code in codes, result
 
 
-async def test_hanging_site_times_out():
+async def test_hanging_site_is_down_after_the_timeout():
     """No response, and a response without an end."""
     async with targets.site(None) as site:
         result = await check("http", site.url(), timeout_s=0.2)
@@ -198,12 +198,12 @@ async def test_hanging_site_times_out():
         assert (await check("http", f"http://127.0.0.1:{port}/", timeout_s=0.2)).code == "timeout"
 
 
-async def test_refused_connection_is_down():
+async def test_target_that_refuses_connections_is_down():
     result = await check("http", f"http://127.0.0.1:{targets.closed_port()}/")
     assert (result.outcome, result.code) == ("down", "refused")
 
 
-async def test_proxy_environment_is_ignored(monkeypatch):
+async def test_checks_ignore_proxy_environment_variables(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{targets.closed_port()}")
     async with targets.site() as site:
@@ -287,7 +287,7 @@ async def test_failed_tls_handshake_is_down():
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
-async def test_tcp_is_up_when_connected(host):
+async def test_tcp_target_is_up_when_connected(host):
     """A connection in the backlog suffices; it is closed again."""
     async with targets.site(None, host=host.strip("[]")) as site:
         assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
@@ -390,7 +390,7 @@ async def test_check_that_guard_refuses_is_blocked():
         assert site.requests == []
 
 
-async def test_unresolved_name_is_down():
+async def test_target_with_unresolved_name_is_down():
     """A name that resolves to a private address is blocked."""
 
     class Names:
@@ -412,7 +412,7 @@ async def test_unresolved_name_is_down():
     assert (await Probes(inside).check(spec, everywhere)).outcome == "blocked"
 
 
-async def test_slow_name_server_times_out():
+async def test_slow_name_server_ends_check_at_the_monitors_timeout():
     """Within the monitor's timeout, even if the guard's is longer."""
 
     class Silent:
@@ -424,7 +424,7 @@ async def test_slow_name_server_times_out():
     assert (result.outcome, result.code) == ("down", "timeout")
 
 
-async def test_no_descriptors_is_an_error_not_down():
+async def test_check_without_free_descriptors_is_an_error_not_down():
     """EMFILE says nothing about the target: no alert."""
     async with targets.site() as site:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -449,7 +449,7 @@ def test_errors_of_this_host_give_error_not_down(number, code):
     assert of_error(PermissionError("an address that the guard has not judged"), late="").outcome == "error"
 
 
-async def test_unexpected_exception_is_an_error_not_down(capsys):
+async def test_check_with_unexpected_exception_is_an_error_not_down(capsys):
     """It is logged, and there is a result."""
 
     class Broken:
@@ -462,7 +462,7 @@ async def test_unexpected_exception_is_an_error_not_down(capsys):
     assert "monitor_check_failed" in capsys.readouterr().out
 
 
-def test_reasons_are_escaped_and_cut():
+def test_reasons_of_check_results_are_escaped_and_cut():
     """They may contain text of the peer."""
     result = of_error(OSError(5, "a\nb\x1b[31m" + "x" * 500), late="")
     assert result.reason.startswith("a\\x0ab\\x1b[31mxxx")

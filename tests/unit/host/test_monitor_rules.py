@@ -27,7 +27,7 @@ def run(outcomes, failures):
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
-def test_up_down_up_gives_two_alerts(failures):
+def test_state_that_goes_down_and_up_gives_two_alerts(failures):
     """Whatever `failures` is; a target that is up from the start gives none."""
     outcomes = ["up"] * 5 + ["down"] * 5 + ["up"] * 5
     alerts = [(number, alert) for number, (_, alert) in enumerate(run(outcomes, failures)) if alert]
@@ -54,7 +54,7 @@ def test_alerts_alternate_and_follow_enough_failures(outcomes, failures):
 
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
-def test_state_is_kept_until_enough_failures(outcomes, failures):
+def test_monitor_state_is_kept_until_enough_failures(outcomes, failures):
     """Results that say nothing about the target change nothing; one result suffices only from `unknown`."""
     before = MonitorStatus()
     for outcome, (after, alert) in zip(outcomes, run(outcomes, failures), strict=True):
@@ -142,7 +142,7 @@ def test_owners_take_turns_in_the_queue():
     assert [turns.pop()[0] for _ in range(3)] == [0, "mine", 1]
 
 
-def test_slow_items_leave_slots_for_quick_ones():
+def test_slow_items_in_the_queue_leave_slots_for_quick_ones():
     """With all slots for slow items taken, quick ones start; slow ones still get their turns."""
     turns = FairQueue(total=4, per_owner=4)
     for number in range(10):
@@ -174,7 +174,7 @@ def test_echo_request_has_header_and_valid_checksum(identifier, sequence, token)
 
 
 @given(sequence=st.integers(0, 65535), token=TOKENS, data=st.binary(max_size=80), version=st.sampled_from([4, 6]))
-def test_only_the_reply_to_the_request_is_taken(sequence, token, data, version):
+def test_only_the_echo_reply_to_the_request_is_accepted(sequence, token, data, version):
     """With its sequence and token, with or without IP header; not our own request (seen on loopback)."""
     kind = 0 if version == 4 else 129
     reply = bytes([kind, 0, 1, 2, 9, 9]) + sequence.to_bytes(2, "big") + token

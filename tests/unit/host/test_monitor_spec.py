@@ -88,7 +88,7 @@ def test_bad_monitor_parameters_are_refused(params):
 
 
 @pytest.mark.parametrize("target", ["ftp://a.example/", "http://127.1/", "http://0x7f000001/"])
-def test_forbidden_urls_are_blocked(target):
+def test_forbidden_monitor_urls_are_blocked(target):
     """With the egress guard's code and reason."""
     with pytest.raises(HostError, match=r"^egress_blocked: "):
         checked(target=target)
@@ -109,7 +109,7 @@ def test_parameters_of_wrong_type_are_refused(params):
     name=st.text(max_size=10),
     body=st.text(max_size=20),
 )
-def test_any_parameters_give_a_spec_or_bad_params(target, kind, name, body):
+def test_any_monitor_parameters_give_a_spec_or_bad_params(target, kind, name, body):
     """A spec that survives encoding, or a HostError; no other exception."""
     try:
         spec = checked(target=target, kind=kind, name=name, body=body)

@@ -120,7 +120,7 @@ async def test_newer_plan_makes_planned_one_stale(desk):
     assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "approved"
 
 
-async def test_refused_plan_stays_refused(desk):
+async def test_refused_plan_put_again_stays_refused(desk):
     """Putting it again does not reopen it; a plan that was applied can be planned again."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
     await desk.move(one["sha256"], plan.PlanState.REFUSED)
@@ -147,7 +147,7 @@ async def test_refused_plan_stays_refused(desk):
         ("nft", {"a": "\u00fc" * (32 << 10)}, "at most 65536 bytes"),
     ],
 )
-async def test_bad_plans_are_refused(desk, kind, intent, word):
+async def test_bad_network_plans_are_refused(desk, kind, intent, word):
 
     error = await desk.refused("plan", kind=kind, intent=intent)
     assert error.code is Denial.BAD_PARAMS
@@ -217,7 +217,7 @@ async def test_plain_secret_in_intent_is_refused(desk, intent, where):
 @pytest.mark.parametrize(
     "name", ["public_key", "token_file", "password_path", "keys", "key", "secretary", "tokens_per_s", "max_tokens_x"]
 )
-def test_similar_names_are_not_secrets(name):
+def test_fields_with_names_similar_to_secrets_are_accepted(name):
     assert not intents.is_secret(name)
 
 
@@ -258,7 +258,7 @@ async def test_plans_are_listed_in_pages(desk):
             assert (await desk.refused("plans", sha256=odd)).code is Denial.BAD_PARAMS
 
 
-async def test_apply_is_service_unavailable(desk):
+async def test_network_apply_is_service_unavailable(desk):
     """There is no applier yet: neither planned nor approved plans change their state."""
     made = await desk.call("plan", kind="nft", intent=INTENT)
     for state in (None, plan.PlanState.APPROVED):
@@ -281,7 +281,7 @@ def test_no_host_call_approves_a_plan():
 # The live state.
 
 
-async def test_state_lists_listening_sockets(desk):
+async def test_network_state_lists_listening_sockets(desk):
     """TCP and UDP; connected sockets are not listed."""
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
@@ -302,7 +302,7 @@ async def test_state_lists_listening_sockets(desk):
 
 
 @pytest.mark.parametrize(("kind", "word"), [("nft", "the ruleset"), ("wireguard", "wg show")])
-async def test_state_that_needs_root_is_service_unavailable(desk, kind, word):
+async def test_network_state_that_needs_root_is_service_unavailable(desk, kind, word):
     """The error says what is missing, and which kinds can be read."""
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.SERVICE_UNAVAILABLE
@@ -311,13 +311,13 @@ async def test_state_that_needs_root_is_service_unavailable(desk, kind, word):
 
 
 @pytest.mark.parametrize("kind", ["", "tcp", "../etc", "x" * 500])
-async def test_unknown_kind_of_state_is_refused(desk, kind):
+async def test_unknown_kind_of_network_state_is_refused(desk, kind):
     error = await desk.refused("state", kind=kind)
     assert error.code is Denial.BAD_PARAMS
     assert len(error.reason) < 200
 
 
-async def test_missing_proc_is_service_unavailable(ledger, clock, tmp_path):
+async def test_network_state_without_proc_is_service_unavailable(ledger, clock, tmp_path):
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "nowhere")
     error = await desk.refused("state", kind="listeners")
     assert (error.code, "the listeners cannot be read" in error.reason) == (Denial.SERVICE_UNAVAILABLE, True)
@@ -354,7 +354,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
-def test_canonical_form_round_trips(intent):
+def test_canonical_form_of_intent_round_trips(intent):
     """Any intent is refused, or its form decodes to it and encodes to the same form."""
     try:
         form = plan.canonical("nft", intent)

@@ -75,7 +75,7 @@ def desk(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> Desk:
     return Desk(ledger, clock, tmp_path)
 
 
-async def test_facts_agree_with_the_system(desk: Desk) -> None:
+async def test_node_facts_agree_with_the_system(desk: Desk) -> None:
     """With what Python and the kernel report."""
     facts = await desk.call("node.facts")
     assert facts["hostname"] == socket.gethostname()
@@ -152,7 +152,7 @@ def test_all_addresses_of_an_interface_are_listed() -> None:
     assert found["two"]["addresses"] == []
 
 
-async def test_metrics_are_cached_for_a_second(desk: Desk, clock: ManualClock) -> None:
+async def test_node_metrics_are_cached_for_a_second(desk: Desk, clock: ManualClock) -> None:
     """Counters grow between two readings."""
     first = await desk.call("node.metrics")
     assert first["memory"]["available_bytes"] <= first["memory"]["total_bytes"]
@@ -228,7 +228,7 @@ def test_facts_and_metrics_are_parsed_from_proc_and_etc(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
+def test_mount_and_interface_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     """Of mount points and interfaces; the lines after them are still read."""
     disk = os.fsencode(tmp_path) + b"/\xffa\xe2\x80\xa8b"
     os.mkdir(disk)
@@ -276,13 +276,13 @@ async def test_set_labels_merges_with_existing_labels(desk: Desk) -> None:
     "labels",
     [{"": "x"}, {"A": "x"}, {"-a": "x"}, {"a-": "x"}, {"a" * 64: "x"}, {"a\n": "x"}, {"a": "x\n"}, {"a": "x" * 257}],
 )
-async def test_bad_labels_are_refused(desk: Desk, labels: dict[str, str]) -> None:
+async def test_bad_node_labels_are_refused(desk: Desk, labels: dict[str, str]) -> None:
     """One bad label refuses the whole call."""
     assert (await desk.refused("node.set_labels", labels={"good": "x", **labels})).code is Denial.BAD_PARAMS
     assert (await desk.call("node.facts"))["labels"] == {}
 
 
-async def test_labels_over_the_limit_are_refused(desk: Desk) -> None:
+async def test_node_labels_over_the_limit_are_refused(desk: Desk) -> None:
     """quota_exceeded, and no label is changed."""
     most = {f"l{number}": "x" for number in range(node.MAX_LABELS)}
     await desk.call("node.set_labels", labels=most)
@@ -343,7 +343,7 @@ def test_parameters_have_defaults_and_no_unknown_fields() -> None:
 # CachedReading.
 
 
-async def test_concurrent_callers_share_one_reading(clock: ManualClock) -> None:
+async def test_concurrent_node_calls_share_one_reading(clock: ManualClock) -> None:
     """Cancelling one caller does not cancel the reading; a failed reading is repeated by the next call."""
     go_on, readings = threading.Event(), []
 

@@ -47,7 +47,7 @@ async def send(queue, title="disk full", **params):
     return await call.answer(ACME, msgspec.convert({"title": title, **params}, NotifySend, strict=True))
 
 
-async def test_message_is_queued_and_delivered_once(queue):
+async def test_notification_is_queued_and_delivered_once(queue):
     """The caller gets the id, the deliverer the item with that id and its plugin; done items are not due again."""
     answer = await send(queue, body="/var: 99 %", severity="critical", event="disk.full")
     assert answer == {"ok": True, "id": answer["id"], "duplicate": False}
@@ -60,7 +60,7 @@ async def test_message_is_queued_and_delivered_once(queue):
     assert await queue.counts() == {"queued": 0, "delivering": 0, "done": 1, "failed": 0}
 
 
-async def test_message_of_plugin_that_may_not_act_waits(ledger, clock):
+async def test_notification_of_plugin_that_may_not_act_waits(ledger, clock):
     """It is not due, does not block other plugins, and is delivered once its plugin may act again."""
     may = set()
     async with made(ledger, clock, may=may.__contains__) as queue:
@@ -74,7 +74,7 @@ async def test_message_of_plugin_that_may_not_act_waits(ledger, clock):
         assert (await queue.next()).id == held["id"]
 
 
-async def test_same_dedupe_key_is_queued_once(queue):
+async def test_notification_with_same_dedupe_key_is_queued_once(queue):
     """So a plugin can safely repeat a call whose answer it did not get."""
     first = await send(queue, dedupe="run-7")
     again = await send(queue, dedupe="run-7")
@@ -94,7 +94,7 @@ async def test_same_dedupe_key_is_queued_once(queue):
         {"dedupe": "a\nb"},
     ],
 )
-async def test_bad_values_are_bad_params(queue, params):
+async def test_notification_with_bad_values_is_bad_params(queue, params):
     """The error says what was expected; nothing is queued."""
     with pytest.raises(HostError, match=r"bad_params: .*expected"):
         await send(queue, **params)
@@ -102,13 +102,13 @@ async def test_bad_values_are_bad_params(queue, params):
 
 
 @pytest.mark.parametrize("params", [{"severity": "fatal"}, {"title": None}, {"channel": "telegram"}, {"body": 1}])
-def test_wrong_types_and_unknown_fields_are_refused(params):
+def test_notification_with_wrong_types_or_unknown_fields_is_refused(params):
     """Severities are a closed set; a sender cannot choose a channel."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"title": "t", **params}, NotifySend, strict=True)
 
 
-def test_text_is_escaped_and_cut():
+def test_notification_text_is_escaped_and_cut():
     """Line ends in a body become \n, other invisible characters are escaped; `{{}}` is not expanded."""
     message = checked(NotifySend(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
     assert message.title == "a\\x0ab\\x1b[31m\\u202e"
@@ -118,7 +118,7 @@ def test_text_is_escaped_and_cut():
     assert body_text("a\n\nb") == "a\n\nb"
 
 
-async def test_full_queue_is_quota_exceeded(ledger, clock):
+async def test_full_notification_queue_is_quota_exceeded(ledger, clock):
     """The error has the limit; delivering an item makes room."""
     async with made(ledger, clock, plugin_items=2) as queue:
         await send(queue)
@@ -129,7 +129,7 @@ async def test_full_queue_is_quota_exceeded(ledger, clock):
         await send(queue)
 
 
-async def test_closed_ledger_is_service_unavailable(tmp_path, clock):
+async def test_notification_with_closed_ledger_is_service_unavailable(tmp_path, clock):
     """What cannot be written to disk is not accepted."""
     async with open_ledger(tmp_path / "other", clock=clock) as ledger:
         queue = made(ledger, clock)
@@ -154,7 +154,7 @@ async def test_retry_backoff_is_lengthened_by_retry_after(queue, clock):
     assert (await queue.take()).attempts == 13
 
 
-async def test_undelivered_message_fails_after_days_of_uptime(queue, ledger, clock):
+async def test_undelivered_notification_fails_after_days_of_uptime(queue, ledger, clock):
     """One audit event per plugin; age is counted in uptime, so setting the wall clock ahead expires nothing."""
     await send(queue)
     await send(queue, body="kept")
@@ -171,7 +171,7 @@ async def test_undelivered_message_fails_after_days_of_uptime(queue, ledger, clo
     assert (await queue.next()).body == "kept"
 
 
-async def test_wall_clock_jump_expires_and_delays_nothing(ledger):
+async def test_wall_clock_jump_expires_and_delays_no_notification(ledger):
     """Decades ahead or back: queued items are still due within the longest backoff."""
 
     class Jumping(ManualClock):
@@ -209,7 +209,7 @@ async def test_attempt_that_fails_after_the_age_limit_is_the_last(queue, ledger,
     assert "disk full" not in json.dumps(event)
 
 
-async def test_permanent_refusal_is_not_retried(queue, clock):
+async def test_permanently_refused_delivery_is_not_retried(queue, clock):
     await send(queue)
     item = await queue.take()
     assert await queue.fail(item, code="http_400", reason="no such channel")
@@ -218,7 +218,7 @@ async def test_permanent_refusal_is_not_retried(queue, clock):
     assert await queue.take() is None
 
 
-async def test_item_is_queued_again_when_its_lease_ends(queue, ledger, clock):
+async def test_notification_is_queued_again_when_its_lease_ends(queue, ledger, clock):
     """Also one whose `take` was cancelled after the row was marked as delivering."""
     await send(queue)
     item = await queue.take()
@@ -243,7 +243,7 @@ async def test_item_is_queued_again_when_its_lease_ends(queue, ledger, clock):
     assert (await queue.take()) is not None
 
 
-async def test_restart_queues_delivering_items_again(ledger, clock):
+async def test_restart_queues_notifications_in_delivery_again(ledger, clock):
     """With the same id; the attempt counts."""
     async with made(ledger, clock) as queue:
         await send(queue)
@@ -253,7 +253,7 @@ async def test_restart_queues_delivering_items_again(ledger, clock):
         assert (again.id, again.attempts) == (item.id, item.attempts + 1)
 
 
-async def test_accepted_message_wakes_waiting_deliverer(queue):
+async def test_accepted_notification_wakes_waiting_deliverer(queue):
     waiting = asyncio.create_task(queue.next())
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -262,7 +262,7 @@ async def test_accepted_message_wakes_waiting_deliverer(queue):
         assert (await waiting).id == accepted["id"]
 
 
-async def test_ended_items_are_kept_until_retention_or_prune(queue, clock):
+async def test_ended_notifications_are_kept_until_retention_or_prune(queue, clock):
     for number in range(3):
         await send(queue, title=str(number))
         await queue.done((await queue.take()).id)
@@ -276,7 +276,7 @@ async def test_ended_items_are_kept_until_retention_or_prune(queue, clock):
     assert [item.title for item in await queue.page()] == ["waiting"]
 
 
-async def test_accept_in_rolled_back_transaction_queues_nothing(queue, ledger):
+async def test_rolled_back_transaction_queues_no_notification(queue, ledger):
     """`accept_in` is a part of the caller's transaction."""
 
     def change(tx):

@@ -61,7 +61,7 @@ def test_unknown_plugin_is_not_seen_until_records_are_read():
     assert here.refusal("acme.demo", "task:run").code == "not_active"
 
 
-def test_update_returns_whether_permission_changed():
+def test_standing_update_returns_whether_permission_changed():
     """A plugin that may do nothing, before and after, is no change."""
     here = Permissions()
     assert not here.update("acme.demo", permissions.UNKNOWN)

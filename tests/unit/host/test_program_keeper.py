@@ -102,7 +102,7 @@ def tree():
     return {pid for pid in children.descendants(os.getpid()) if children.alive(pid)}
 
 
-async def test_variable_is_set_only_while_granted(here):
+async def test_environment_variable_of_program_is_set_only_while_granted(here):
     """Revoking it stops programs that set it; granting it again starts them."""
     here.variables.discard("COLOUR")
     asked = {

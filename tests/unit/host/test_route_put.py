@@ -78,7 +78,7 @@ async def test_stored_values_are_read_with_rights_of_the_plugin(world):
         ({"public": ["/x"]}, "public: goes with the target service"),
     ],
 )
-async def test_bad_template_parameters_are_refused(world, params, word):
+async def test_bad_parameters_of_template_route_are_refused(world, params, word):
     error = await world.refused(path=HERE, **{**TEMPLATE, **params})
     assert error.code is Denial.BAD_PARAMS
     assert re.search(word, error.reason), error.reason
@@ -186,7 +186,7 @@ async def test_request_over_limit_of_concurrent_actions_is_503_busy(world):
         {"origin": "http://127.0.0.1:1"},
     ],
 )
-async def test_bad_action_parameters_are_refused(world, params):
+async def test_bad_parameters_of_action_route_are_refused(world, params):
     assert (await world.refused(path=HERE, **{**INVOKE, **params})).code is Denial.BAD_PARAMS
 
 
@@ -215,7 +215,7 @@ async def test_bad_action_parameters_are_refused(world, params):
         ID,
     ],
 )
-async def test_paths_outside_own_prefix_are_refused(world, path):
+async def test_route_paths_outside_own_prefix_are_refused(world, path):
     """Other plugins' prefixes, reserved ones, and paths that are not in normal form."""
     error = await world.refused(path=path, **TEMPLATE)
     assert error.code is Denial.BAD_PARAMS
@@ -265,7 +265,7 @@ async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_gra
         assert world.pages.find("/shop/") is None
 
 
-async def test_granted_root_does_not_include_other_prefixes(world):
+async def test_granted_root_prefix_does_not_include_other_prefixes(world):
     """`/` serves what no longer prefix matches; it gives no claim to paths below it."""
     world.rooms.granted_prefixes[ID] = frozenset({"/"})
     await world.put(path="/", **TEMPLATE)
@@ -277,7 +277,7 @@ async def test_granted_root_does_not_include_other_prefixes(world):
     assert (await page(world, "/.well-known/x")).status == 404
 
 
-async def test_path_of_another_plugin_is_refused(world):
+async def test_route_path_of_another_plugin_is_refused(world):
     """The error names the owner; the path is free once that route is deleted."""
     world.rooms.granted_prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
     await world.put(ID, path="/app/", **TEMPLATE)
@@ -373,7 +373,7 @@ async def test_forgetting_plugin_deletes_its_routes(world):
     assert [row.plugin_id for row in world.kept()] == [OTHER]
 
 
-async def test_unreadable_row_does_not_stop_other_routes(tmp_path):
+async def test_unreadable_route_row_does_not_stop_other_routes(tmp_path):
     async with routed.opened(tmp_path) as world:
         await world.put(path=HERE, **TEMPLATE)
         await world.put(path=f"{HERE}x/", **TEMPLATE)
@@ -460,7 +460,7 @@ async def test_services_wait_while_their_listener_is_not_set(tmp_path, backend):
         ({"path": "/acme.demo/a+b/"}, "path: expected segments"),
     ],
 )
-async def test_bad_service_parameters_are_refused(world, params, word):
+async def test_bad_parameters_of_service_route_are_refused(world, params, word):
     world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
     for name, value in (("WEB", routed.KEPT), ("SHORT", "hunter2")):
         await world.secrets.set(name, value)

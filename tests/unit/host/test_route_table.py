@@ -36,7 +36,7 @@ def holder(routes, path):
 
 
 @pytest.mark.parametrize("path", ["/acme.demo/", "/acme.demo/x", "/acme.demo/x/y/", "/acme.demo", "/acme.demo//x"])
-def test_prefix_matches_paths_below_it(routes, path):
+def test_route_prefix_matches_paths_below_it(routes, path):
     claim(routes, "acme.demo")
     assert holder(routes, path) == "acme.demo"
 
@@ -44,13 +44,13 @@ def test_prefix_matches_paths_below_it(routes, path):
 @pytest.mark.parametrize(
     "path", ["/", "/acme.demo2", "/acme.dem", "/acme.demos/", "//acme.demo/", "/x/acme.demo/", "", "*"]
 )
-def test_prefix_does_not_match_other_paths(routes, path):
+def test_route_prefix_does_not_match_other_paths(routes, path):
     """It is matched by whole segments."""
     claim(routes, "acme.demo")
     assert holder(routes, path) is None
 
 
-def test_longest_prefix_wins(routes):
+def test_longest_matching_route_prefix_is_found(routes):
     """Whatever the order of the claims; after a release the next shorter one matches."""
     deep = claim(routes, "acme.deep", "/app/admin/", granted=["/app/admin/"])
     claim(routes, "acme.wide", "/app/", granted=["/app/"])
@@ -62,7 +62,7 @@ def test_longest_prefix_wins(routes):
     assert holder(routes, "/app/admin/x") == "acme.wide"
 
 
-def test_prefix_of_another_plugin_is_refused(routes):
+def test_route_prefix_of_another_plugin_is_refused(routes):
     """The refusal names the owner; a refused claim claims nothing."""
     first = claim(routes, "acme.one", "/app/", granted=["/app/"])
     detail = refused(routes, "acme.two", "/acme.two/", "/app/", granted=["/app/"])
@@ -82,14 +82,14 @@ def test_own_prefix_of_armed_plugin_is_reserved(routes):
     assert "acme.two" in refused(routes, "acme.late")
 
 
-def test_prefix_that_is_not_granted_is_refused(routes):
+def test_route_prefix_that_is_not_granted_is_refused(routes):
     """Below its own prefix a plugin needs no grant."""
     assert "granted" in refused(routes, "acme.demo", "/app/")
     assert "granted" in refused(routes, "acme.demo", "/")
     claim(routes, "acme.demo", "/acme.demo/", "/acme.demo/sub/")
 
 
-def test_declared_prefix_needs_a_grant():
+def test_declared_route_prefix_needs_a_grant():
     """A plugin's own prefix does not; a grant may lack the last slash."""
     assert table.claimable("acme.demo", ["/app", "/more/"], frozenset()) == ("/acme.demo/",)
     assert table.claimable("acme.demo", ["/app", "/more/", "/app/"], frozenset({"/app"})) == ("/acme.demo/", "/app/")
@@ -120,7 +120,7 @@ def test_declared_prefix_needs_a_grant():
         "/" + "a" * 300 + "/",
     ],
 )
-def test_reserved_and_malformed_prefixes_are_refused(routes, prefix):
+def test_reserved_and_malformed_route_prefixes_are_refused(routes, prefix):
     """Even if granted."""
     assert refused(routes, "acme.demo", prefix, granted=[prefix])
 
@@ -133,12 +133,12 @@ def test_well_known_path_matches_no_prefix(routes):
     assert holder(routes, "/.well-knownx") == "acme.all"
 
 
-def test_too_many_prefixes_are_refused(routes):
+def test_too_many_route_prefixes_are_refused(routes):
     many = [f"/acme.demo/{number}/" for number in range(table.MAX_PREFIXES + 1)]
     assert "at most 16" in refused(routes, "acme.demo", *many)
 
 
-def test_new_claim_replaces_old_one_of_same_plugin(routes):
+def test_new_route_claim_replaces_old_one_of_same_plugin(routes):
     """A late release of the old one does not release the new one."""
     old = claim(routes, "acme.demo")
     new = claim(routes, "acme.demo")
@@ -150,7 +150,7 @@ def test_new_claim_replaces_old_one_of_same_plugin(routes):
     assert not routes.in_use
 
 
-def test_replaced_claim_leaves_no_prefix_behind(routes):
+def test_replaced_route_claim_leaves_no_prefix_behind(routes):
     claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
     again = claim(routes, "acme.demo", "/acme.demo/", "/app/", granted=["/app/"])
     routes.release(again)
@@ -158,7 +158,7 @@ def test_replaced_claim_leaves_no_prefix_behind(routes):
     claim(routes, "acme.other", "/app/", granted=["/app/"])
 
 
-def test_lookup_depth_is_bounded(routes):
+def test_route_lookup_depth_is_bounded(routes):
     """By the depth of prefixes, not by that of the path."""
     claim(routes, "acme.demo")
     looked: list[str] = []
@@ -173,7 +173,7 @@ def test_lookup_depth_is_bounded(routes):
     assert len(looked) <= 3
 
 
-async def test_claim_and_release_set_changed(routes):
+async def test_route_claim_and_release_set_the_changed_event(routes):
     """A refused claim does not."""
     for act in (lambda: claim(routes, "acme.demo"), lambda: routes.release(routes.find("/acme.demo/"))):
         routes.changed.clear()

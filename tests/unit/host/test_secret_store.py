@@ -68,7 +68,7 @@ async def bound(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) ->
     await store.bind(name, PLUGIN)
 
 
-async def test_bound_reference_is_expanded(store: SecretKeeper) -> None:
+async def test_reference_to_bound_secret_is_expanded(store: SecretKeeper) -> None:
     """Everywhere in the text; malformed references stay."""
     await bound(store)
     text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
@@ -77,7 +77,7 @@ async def test_bound_reference_is_expanded(store: SecretKeeper) -> None:
     assert store.for_plugin(OTHER).expand("nothing of the kind") == "nothing of the kind"
 
 
-async def test_values_are_not_expanded_again(store: SecretKeeper) -> None:
+async def test_secret_values_are_not_expanded_again(store: SecretKeeper) -> None:
     """One pass: a value that contains a reference, or half of one, is text."""
     await bound(store, "TOKEN", "${secret:INNER}")
     await bound(store, "HALF", "${secret:")
@@ -87,7 +87,7 @@ async def test_values_are_not_expanded_again(store: SecretKeeper) -> None:
 
 
 @pytest.mark.parametrize("name", ["ABSENT", "TOKEN", "lower", "", "A" * 65, "A\x1b[2J", "TOKEN "])
-async def test_unbound_reference_is_refused(store: SecretKeeper, name: str) -> None:
+async def test_reference_to_secret_that_is_not_bound_is_refused(store: SecretKeeper, name: str) -> None:
     """The same error whether or not the secret exists, so that its existence is not disclosed."""
     await store.set("TOKEN", VALUE)
     await store.bind("TOKEN", OTHER)
@@ -98,7 +98,7 @@ async def test_unbound_reference_is_refused(store: SecretKeeper, name: str) -> N
     assert error.reason.isprintable()
 
 
-async def test_unbound_secret_is_refused(store: SecretKeeper) -> None:
+async def test_secret_is_refused_once_unbound(store: SecretKeeper) -> None:
     """Effective at once; removing a missing binding is not_found."""
     await bound(store)
     await store.unbind("TOKEN", PLUGIN)
@@ -140,7 +140,7 @@ async def test_secret_list_has_no_values(store: SecretKeeper, clock: ManualClock
         ("A", "é" * (MAX_VALUE_BYTES // 2 + 1), "too_large"),
     ],
 )
-async def test_bad_names_and_values_are_refused(store: SecretKeeper, name: str, value: str, code: str) -> None:
+async def test_bad_secret_names_and_values_are_refused(store: SecretKeeper, name: str, value: str, code: str) -> None:
     """The longest name and the largest value are accepted."""
     with pytest.raises(Problem) as caught:
         await store.set(name, value)
@@ -149,7 +149,7 @@ async def test_bad_names_and_values_are_refused(store: SecretKeeper, name: str, 
     assert await store.set("A" * 64, "é" * (MAX_VALUE_BYTES // 2)) == 1
 
 
-async def test_bind_needs_existing_secret_and_valid_id(store: SecretKeeper) -> None:
+async def test_binding_needs_existing_secret_and_valid_plugin_id(store: SecretKeeper) -> None:
     """A repeated binding does not count against the limit per secret."""
     await store.set("TOKEN", VALUE)
     for name, plugin, code in (("ABSENT", PLUGIN, "not_found"), ("TOKEN", "No Id", "bad_request")):
@@ -164,7 +164,7 @@ async def test_bind_needs_existing_secret_and_valid_id(store: SecretKeeper) -> N
     assert caught.value.code == "quota_exceeded"
 
 
-async def test_expanded_text_is_bounded(store: SecretKeeper) -> None:
+async def test_text_with_expanded_secrets_is_bounded(store: SecretKeeper) -> None:
     """At most MAX_EXPANDED_BYTES; else too_large."""
     await bound(store, "BIG", "x" * MAX_VALUE_BYTES)
     most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
@@ -222,7 +222,7 @@ async def test_secret_with_altered_row_is_refused_as_unavailable(
     assert error.reason.startswith(f"secret_unavailable: {name}")
 
 
-async def test_binding_copied_in_database_is_refused(store: SecretKeeper, ledger: Ledger) -> None:
+async def test_secret_binding_copied_in_database_is_refused(store: SecretKeeper, ledger: Ledger) -> None:
     """A binding has a MAC over owner, name and plugin id, made with the key."""
     await bound(store)
     await store.set("OTHER", VALUE)
@@ -246,7 +246,7 @@ async def test_plugin_of_another_publisher_has_no_bindings(store: SecretKeeper, 
 # The key.
 
 
-async def test_key_file_is_made_on_first_set(store: SecretKeeper, ledger: Ledger, place: KeyLocation) -> None:
+async def test_secrets_key_file_is_made_on_first_set(store: SecretKeeper, ledger: Ledger, place: KeyLocation) -> None:
     """Mode 0600, never replaced; another store on the same file decrypts what the first one encrypted."""
     assert store.known() == ()
     assert not place.path.exists()
@@ -260,7 +260,7 @@ async def test_key_file_is_made_on_first_set(store: SecretKeeper, ledger: Ledger
     assert place.path.read_bytes() == before
 
 
-async def test_missing_key_is_not_replaced(store: SecretKeeper, place: KeyLocation) -> None:
+async def test_missing_secrets_key_is_not_replaced(store: SecretKeeper, place: KeyLocation) -> None:
     """While there are secrets; the operator's error has its path, the plugin's has not. Restored, it is used again."""
     await bound(store)
     key = place.path.read_bytes()
@@ -280,7 +280,9 @@ async def test_missing_key_is_not_replaced(store: SecretKeeper, place: KeyLocati
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system that stops answering needs uid 0")
-async def test_hanging_disk_delays_key_only_once(ledger: Ledger, tmp_path: Path, clock: ManualClock) -> None:
+async def test_hanging_disk_delays_reading_of_secrets_key_only_once(
+    ledger: Ledger, tmp_path: Path, clock: ManualClock
+) -> None:
     """One short wait for all callers until the disk answers again."""
     key = {"secrets.key": base64.b64encode(bytes(32))}
     with hanging_mounts.mounted(tmp_path / "mount", key, uid=0) as there:
@@ -329,7 +331,9 @@ async def test_secret_encrypted_with_other_key_is_unavailable_until_key_is_back(
         (bytes(32), 0o622, "writable by others"),
     ],
 )
-def test_malformed_or_readable_key_is_refused(place: KeyLocation, content: bytes, mode: int, words: str) -> None:
+def test_malformed_or_readable_secrets_key_is_refused(
+    place: KeyLocation, content: bytes, mode: int, words: str
+) -> None:
     """And not replaced."""
     place.path.parent.mkdir()
     place.path.write_bytes(content)
@@ -340,7 +344,7 @@ def test_malformed_or_readable_key_is_refused(place: KeyLocation, content: bytes
     assert place.path.read_bytes() == content
 
 
-def test_key_in_directory_writable_by_others_is_refused(place: KeyLocation) -> None:
+def test_secrets_key_in_directory_writable_by_others_is_refused(place: KeyLocation) -> None:
     """They could replace the key."""
     place.path.parent.mkdir()
     place.path.write_bytes(bytes(32))
@@ -350,7 +354,7 @@ def test_key_in_directory_writable_by_others_is_refused(place: KeyLocation) -> N
         secret_key.read(place)
 
 
-def test_key_is_raw_or_base64(place: KeyLocation) -> None:
+def test_secrets_key_may_be_raw_or_base64(place: KeyLocation) -> None:
     """Both forms have the same key id, which contains no part of the key."""
     place.path.parent.mkdir()
     raw = os.urandom(32)
@@ -365,7 +369,7 @@ def test_key_is_raw_or_base64(place: KeyLocation) -> None:
     assert bytes.fromhex(found[0]) not in raw
 
 
-async def test_unwritable_key_file_is_secret_unavailable(ledger: Ledger, tmp_path: Path) -> None:
+async def test_unwritable_secrets_key_file_is_secret_unavailable(ledger: Ledger, tmp_path: Path) -> None:
     """Nothing is stored."""
     (tmp_path / "file").write_text("")
     store = SecretKeeper(ledger, KeyLocation(path=tmp_path / "file" / "secrets.key", ours=True), clock=ManualClock())
@@ -408,7 +412,7 @@ async def test_missing_credential_is_not_created(ledger: Ledger, tmp_path: Path)
 
 
 @pytest.mark.parametrize("way", ["plainly", "by a link", "by dots"])
-def test_key_inside_state_directory_is_refused(tmp_path: Path, way: str) -> None:
+def test_secrets_key_inside_state_directory_is_refused(tmp_path: Path, way: str) -> None:
     """A backup of the state would contain key and ciphertext."""
     (tmp_path / "state").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "state")
@@ -424,7 +428,7 @@ def test_key_inside_state_directory_is_refused(tmp_path: Path, way: str) -> None
 # Redaction.
 
 
-async def test_values_are_redacted_in_any_encoding(store: SecretKeeper) -> None:
+async def test_secret_values_are_redacted_in_any_encoding(store: SecretKeeper) -> None:
     """Plain, and as in URLs, JSON, repr() and base64; with `any_case` whatever their case."""
     await bound(store)
     forms = [VALUE, quote(VALUE, safe=""), json.dumps(VALUE), repr(VALUE), base64.b64encode(VALUE.encode()).decode()]
@@ -437,7 +441,7 @@ async def test_values_are_redacted_in_any_encoding(store: SecretKeeper) -> None:
 
 
 @pytest.mark.parametrize("value", ["a", "12345", "  pin  ", "     \n"])
-async def test_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, value: str) -> None:
+async def test_secret_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, value: str) -> None:
     """A value below six characters would match other text in answers and errors."""
     with pytest.raises(Problem, match="at least 6 characters") as refused:
         await store.set("PIN", value)
@@ -445,7 +449,7 @@ async def test_values_too_short_to_be_redacted_are_refused(store: SecretKeeper, 
     assert store.known() == ()
 
 
-async def test_old_value_is_redacted_after_change(store: SecretKeeper) -> None:
+async def test_old_secret_value_is_redacted_after_change(store: SecretKeeper) -> None:
     """The error of a request that used it may contain it."""
     await bound(store)
     secrets = store.for_plugin(PLUGIN)
@@ -456,7 +460,7 @@ async def test_old_value_is_redacted_after_change(store: SecretKeeper) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
-def test_no_value_survives_redaction(values: dict[str, str], around: str) -> None:
+def test_no_secret_value_survives_redaction(values: dict[str, str], around: str) -> None:
     """Whatever the values are, adjacent or one within another."""
     text = around + around.join(values.values())
     shown = redaction.redacted(text, values.items())
@@ -466,7 +470,7 @@ def test_no_value_survives_redaction(values: dict[str, str], around: str) -> Non
     assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
 
 
-def test_key_is_read_again_after_failed_thread_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_key_is_read_again_after_failed_thread_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise secrets would be unavailable until a restart."""
     place = KeyLocation(path=tmp_path / "secrets.key", ours=True)
     made, reading = secret_key.make(place), secret_key.KeyReader(place)

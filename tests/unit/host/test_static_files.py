@@ -82,7 +82,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path / "static")
 
 
-async def test_put_file_is_returned_by_get(desk: Desk) -> None:
+async def test_static_file_that_was_put_is_returned_by_get(desk: Desk) -> None:
     """Text and base64 with type, size and ETag; modes 0700 and 0600 on disk; a missing file is `ok: false`."""
     put = await desk.put("docs/read me.txt".replace(" ", "-"), "grüße\n")
     text = "grüße\n".encode()
@@ -100,7 +100,7 @@ async def test_put_file_is_returned_by_get(desk: Desk) -> None:
     assert modes == {"acme.demo": 0o700, "docs": 0o700, "read-me.txt": 0o600, "logo.PNG": 0o600}
 
 
-async def test_large_file_is_read_by_offset(desk: Desk) -> None:
+async def test_large_static_file_is_read_by_offset(desk: Desk) -> None:
     """`bytes` is the size of the whole file; an offset at its end gives empty content."""
     desk.service.limits = replace(LIMITS, file_bytes=1 << 20, plugin_bytes=1 << 20)
     data = os.urandom(static.MAX_ANSWER_BYTES + 10)
@@ -114,7 +114,7 @@ async def test_large_file_is_read_by_offset(desk: Desk) -> None:
         msgspec.convert({"path": "big.bin", "offset": -1}, StaticGet)
 
 
-async def test_list_shows_files_until_deleted(desk: Desk) -> None:
+async def test_static_list_shows_files_until_deleted(desk: Desk) -> None:
     """Lists take a prefix and a cursor and are sorted; directories that become empty are removed."""
     for path in ("b/2.txt", "a.txt", "b/1/x.txt", "b.txt"):
         await desk.put(path)
@@ -128,7 +128,7 @@ async def test_list_shows_files_until_deleted(desk: Desk) -> None:
     assert sorted(os.listdir(desk.directory / "acme.demo")) == ["a.txt", "b.txt"]
 
 
-async def test_list_is_paginated(desk: Desk) -> None:
+async def test_list_of_static_files_is_paginated(desk: Desk) -> None:
     """`next` of one page is `after` of the next one."""
     desk.service.limits = replace(LIMITS, plugin_files=1_000)
     await desk.put("a.txt")
@@ -141,7 +141,7 @@ async def test_list_is_paginated(desk: Desk) -> None:
     assert ([file["path"] for file in second["files"]], second["next"]) == ([f"n{static.PAGE - 1:03}.txt"], None)
 
 
-async def test_files_of_other_plugin_need_a_share(desk: Desk) -> None:
+async def test_static_files_of_other_plugin_need_a_share(desk: Desk) -> None:
     """A plugin sees its own files; another's only where the operator shares them, and read-only."""
     await desk.put("a.txt", "mine")
     await desk.put("a.txt", "theirs", OTHER)
@@ -165,7 +165,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("path", HOSTILE)
-async def test_hostile_paths_are_refused_by_every_call(desk: Desk, path: str) -> None:
+async def test_hostile_paths_are_refused_by_every_static_call(desk: Desk, path: str) -> None:
     """No encoding of a path leaves the plugin's directory or names the temporary files in it."""
     await desk.put("a.txt")
     for asked in (desk.put(path, "x"), desk.get(path), desk.delete(path)):
@@ -203,7 +203,7 @@ async def test_unlisted_file_types_are_refused(desk: Desk, path: str) -> None:
         assert (await desk.refused(desk.put(path, "x"))).code is Denial.BAD_PARAMS
 
 
-async def test_quotas_are_enforced(desk: Desk) -> None:
+async def test_static_put_over_quota_is_refused(desk: Desk) -> None:
     """On bytes per file, files and bytes per plugin; a refused put changes nothing; a smaller replacement fits."""
     assert (await desk.refused(desk.put("a.txt", "x" * 1_001))).code is Denial.TOO_LARGE
     await desk.put("a.txt", "x" * 1_000)
@@ -240,7 +240,7 @@ async def test_file_and_directory_do_not_replace_each_other(desk: Desk) -> None:
     assert await desk.paths() == ["a.txt", "dir.txt/b.txt"]
 
 
-async def test_put_takes_exactly_one_content(desk: Desk) -> None:
+async def test_static_put_takes_exactly_one_content(desk: Desk) -> None:
     """Either text or base64, and the base64 must be valid."""
     serve = desk._serve["static.put"]
     for fields in ({}, {"content": "", "content_base64": ""}, {"content_base64": "a"}, {"content_base64": "é"}):
@@ -248,7 +248,7 @@ async def test_put_takes_exactly_one_content(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("link", ["file", "directory", "owner", "pipe"])
-async def test_symlinks_and_fifos_are_not_followed(desk: Desk, tmp_path: Path, link: str) -> None:
+async def test_symlinks_and_fifos_among_static_files_are_not_followed(desk: Desk, tmp_path: Path, link: str) -> None:
     """Placed in the tree by another process: reads find nothing, writes change nothing outside."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -302,7 +302,7 @@ async def test_files_are_not_served_while_plugin_may_not_publish(desk: Desk) -> 
 
 
 @pytest.mark.root
-async def test_full_disk_keeps_old_file(tmp_path: Path) -> None:
+async def test_static_put_on_full_disk_keeps_old_file(tmp_path: Path) -> None:
     """A real file system without space: service_unavailable, no partial file, and puts work once there is space."""
     place = tmp_path / "small"
     place.mkdir()
@@ -326,7 +326,9 @@ async def test_full_disk_keeps_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "mkdir"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.EDQUOT])
-async def test_disk_error_keeps_old_file(desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, error: int) -> None:
+async def test_static_put_with_disk_error_keeps_old_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+) -> None:
     """Whichever system call fails before the rename; the failed put does not count against quotas."""
 
     def fails(*_args, **_named):
@@ -356,7 +358,7 @@ tree.put("-/acme.demo", "in/a.txt", b"new" * 1000, quota)
 """
 
 
-async def test_kill_before_rename_keeps_old_file(desk: Desk) -> None:
+async def test_static_put_killed_before_rename_keeps_old_file(desk: Desk) -> None:
     """The temporary file is neither listed nor served, and is removed by the next put."""
     await desk.put("in/a.txt", "old")
     ran = subprocess.run([sys.executable, "-c", KILLED, desk.root], check=False, timeout=30)
@@ -382,7 +384,7 @@ for number in range(10**9):
 """
 
 
-async def test_reader_sees_one_whole_version(desk: Desk) -> None:
+async def test_reader_of_static_file_sees_one_whole_version(desk: Desk) -> None:
     """While another process replaces the file, and after that process was killed."""
     tree = StaticFiles(desk.root)
     for _ in range(3):
@@ -421,7 +423,7 @@ async def test_cancelled_put_completes_and_frees_its_thread(desk: Desk, monkeypa
     assert (await desk.get("a.txt"))["content"] == "slow"
 
 
-async def test_concurrent_puts_keep_quota(desk: Desk) -> None:
+async def test_concurrent_static_puts_keep_within_quota(desk: Desk) -> None:
     """Of twenty concurrent puts of new files with a quota of four, four succeed."""
     outcomes = await asyncio.gather(*(desk.put(f"n{n}.txt", "x") for n in range(20)), return_exceptions=True)
     assert sum(isinstance(one, dict) for one in outcomes) == 4

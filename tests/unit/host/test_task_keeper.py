@@ -117,7 +117,7 @@ async def test_task_does_not_run_before_approval(here):
     assert here.actions(task_id) == [("task.approve", ""), ("task.begin", ""), ("task.end", "exited")]
 
 
-async def test_approval_is_for_one_digest(here):
+async def test_task_approval_is_for_one_digest(here):
     """Another digest is refused and audited; so are a second approval and that of an ended task."""
     task_id = await here.submit("echo ok")
     for wrong in ("", "0" * 64, hashlib.sha256(b"echo ok\n").hexdigest()):
@@ -154,7 +154,7 @@ async def test_script_edited_after_approval_fails(here, column):
     assert (here.spawner.spawned, ended.run_id) == (1, ""), "it had not even begun"
 
 
-async def test_script_edited_with_its_digest_fails(here, monkeypatch):
+async def test_script_edited_together_with_its_digest_fails(here, monkeypatch):
     """The digest is taken of the sealed bytes that will run, not of the row."""
     from latticed.host.task import run
 
@@ -214,7 +214,7 @@ async def test_fork_bombs_and_double_forks_are_reaped(here):
     processes.until(lambda: not any(map(children.alive, left)), what="all that was forked to be gone")
 
 
-async def test_end_of_output_is_kept(tmp_path):
+async def test_end_of_task_output_is_kept(tmp_path):
     """The tail of each stream, with a truncation flag; control characters are escaped."""
     async with world(tmp_path, output_bytes=1 << 10) as here:
         ended = await here.run("seq 1 2000; printf '\\033[31mred\\ttab\\n' >&2")
@@ -288,7 +288,7 @@ async def test_cancel_all_cancels_open_tasks_of_all_plugins(here):
     assert ("task.cancel", "") in here.actions("all")
 
 
-async def test_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
+async def test_task_runs_stop_and_approvals_lapse_when_plugin_may_not_act(here):
     """Runs are killed at once; approved tasks need approval again, which is refused while it may not act."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
@@ -344,7 +344,7 @@ async def test_tasks_over_concurrency_limits_wait(tmp_path):
         await here.tasks.cancel_all(by=OPERATOR)
 
 
-async def test_submit_over_quota_is_refused(tmp_path):
+async def test_task_over_quota_is_refused(tmp_path):
     """Tasks that have not ended count. Lists are the plugin's own, newest first, in pages."""
     async with world(tmp_path, plugin_waiting=3, total_waiting=4) as here:
         mine = [await here.submit(f"echo {n}", name=f"n{n}") for n in range(3)]
@@ -428,7 +428,7 @@ async def test_task_fails_without_sandbox(tmp_path):
     assert (ended.state, ended.outcome.code, spawner.spawned) == ("failed", "sandbox_unavailable", 0)
 
 
-async def test_runs_are_killed_with_the_daemon(tmp_path):
+async def test_task_runs_are_killed_with_the_daemon(tmp_path):
     """After the restart they are `interrupted` and never run again; approved tasks run."""
     spawner = confinements.Spawner()
     async with world(tmp_path, spawner=spawner) as here:

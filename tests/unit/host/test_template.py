@@ -20,7 +20,7 @@ def refused(source):
     return caught.value.reason
 
 
-def test_placeholders_are_replaced():
+def test_template_placeholders_are_replaced():
     """Path, method, query field, stored value; white space inside the braces is ignored."""
     source = "a {{path}} b {{ method }}{{query:who}} {{kv:default/message}}!"
     values = {PATH: "/x", METHOD: "GET", Reference("query", "who"): "me", Reference("kv", "default", "message"): "hi"}
@@ -58,20 +58,20 @@ def test_reference_without_value_renders_empty():
 
 
 @pytest.mark.parametrize("value", ["{{path}}", "{{kv:default/secret}}", "{{", "}}", "{{query:a}}{{path}}"])
-def test_values_are_not_expanded_again(value):
+def test_template_values_are_not_expanded_again(value):
     """A path or a stored value that contains a reference is text."""
     stored = Reference("kv", "default", "secret")
     assert rendered("{{path}}|{{kv:default/secret}}", {PATH: value, stored: value}) == f"{value}|{value}"
 
 
-def test_adjacent_values_form_no_placeholder():
+def test_adjacent_template_values_form_no_placeholder():
     """Neither with each other nor with the text around them."""
     source = "{ {{query:a}}{{query:b}}}}"
     values = {Reference("query", "a"): "{{pa", Reference("query", "b"): "th", PATH: "/x"}
     assert rendered(source, values) == "{ {{path}}"
 
 
-def test_first_slash_ends_the_bucket():
+def test_first_slash_of_a_kv_reference_ends_the_bucket():
     """The key may contain further ones."""
     (reference,) = template.parse(b"{{kv:plugin:acme.demo/a/b}}").stored
     assert reference == Reference("kv", "plugin:acme.demo", "a/b")
@@ -83,7 +83,7 @@ def test_html_values_are_escaped_and_the_template_is_not():
     )
 
 
-def test_references_are_listed_once():
+def test_template_references_are_listed_once():
     """So each stored value is read once."""
     found = template.parse(b"{{kv:a/b}}{{query:c}}{{kv:a/b}}{{ kv:a/b }}{{query:c}}")
     assert (found.stored, found.queries) == ((Reference("kv", "a", "b"),), (Reference("query", "c"),))
@@ -91,12 +91,12 @@ def test_references_are_listed_once():
 
 
 @pytest.mark.parametrize("source", ["a {{path", "{{", "{{path}", "a\n{{path {{method}}", "{{ {{path}} }}"])
-def test_unclosed_braces_are_refused_with_their_line(source):
+def test_unclosed_braces_in_template_are_refused_with_their_line(source):
     assert f"not closed in line {source.count(chr(10)) + 1}" in refused(source)
 
 
 @pytest.mark.parametrize("source", ["}}", "a}}{", '{"a": {"b": 1}}', "{ {path} }", "{path}"])
-def test_other_braces_are_text(source):
+def test_braces_that_form_no_placeholder_are_text(source):
     assert rendered(source) == source
 
 
@@ -123,7 +123,7 @@ def test_source_primitives_are_refused_by_name_and_line(primitive, around):
         "fetch (",
     ],
 )
-def test_similar_words_are_not_primitives(source):
+def test_words_similar_to_source_primitives_are_accepted(source):
     assert rendered(source) == source
 
 
@@ -136,7 +136,7 @@ def test_source_primitive_inside_placeholder_is_refused():
     assert "`os.`" in refused("{{kv:default/os.x}}")
 
 
-def test_source_must_be_utf8_and_within_size():
+def test_template_that_is_not_utf8_or_too_large_is_refused():
     assert "UTF-8" in refused(b"a\nb\xff")
     assert "line 2" in refused(b"a\nb\xff")
     template.parse(b"x" * template.MAX_BYTES)

@@ -209,7 +209,7 @@ async def test_tunnel_without_name_service_backs_off(here):
     assert found["state"] != "failed"
 
 
-async def test_refused_credentials_are_not_retried(here):
+async def test_refused_tunnel_credentials_are_not_retried(here):
     """Exit code 255 fails at once; putting the tunnel again retries."""
     write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
     await here.put(rule())
@@ -246,7 +246,7 @@ async def test_remotely_managed_tunnel_fails(here):
     assert tree() == set()
 
 
-async def test_connected_change_is_recorded(here):
+async def test_tunnel_change_that_connects_is_recorded(here):
     """One process at a time; the row has the spec that runs."""
     await here.put(rule())
     await here.until_state("connected")
@@ -260,7 +260,7 @@ async def test_connected_change_is_recorded(here):
 
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
-async def test_change_that_does_not_connect_is_undone(here, bad):
+async def test_tunnel_change_that_does_not_connect_is_undone(here, bad):
     """The previous spec is connected again; last_error says what failed."""
     await here.put(rule())
     await here.until_state("connected")
@@ -274,7 +274,7 @@ async def test_change_that_does_not_connect_is_undone(here, bad):
     assert (here.row().candidate, tree()) == ("", children.family(here.one.program.pid))
 
 
-async def test_invalid_change_leaves_tunnel_running(here):
+async def test_invalid_tunnel_change_leaves_tunnel_running(here):
     """Spec and credentials are validated before the running tunnel is stopped."""
     await here.put(rule())
     pid = (await here.until_state("connected"))["pid"]
@@ -341,7 +341,7 @@ async def test_tunnel_over_quota_and_tunnels_of_other_plugins_are_refused(tmp_pa
             await here.put(rule("new.example.com"), name="main")
 
 
-async def test_validation_is_cancelled_when_plugin_may_not_act(here):
+async def test_tunnel_validation_is_cancelled_when_plugin_may_not_act(here):
     """Nothing is stored: otherwise another publisher's plugin of that id would get the tunnel."""
     asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
     await until(tree, "the check to run")

@@ -90,7 +90,7 @@ def test_bad_tunnel_parameters_are_refused(ingress, words):
         "http://169.254.169.254",
     ],
 )
-def test_unbound_origin_is_blocked(service):
+def test_tunnel_to_unbound_origin_is_blocked(service):
     """Another port, scheme or kind of origin, or the address of a bound name."""
     with pytest.raises(HostError, match="egress_blocked"):
         checked({**GOOD, "service": service}, REST)
@@ -115,7 +115,7 @@ def test_bad_tunnel_id_name_or_credentials_are_refused(wrong, words):
     assert words in caught.value.reason
 
 
-def test_unknown_keys_are_refused():
+def test_unknown_keys_of_tunnel_rules_are_refused():
     """`originRequest`, and with it bastion and socks, cannot be passed."""
     for more in ({"originRequest": {"proxyType": "socks"}}, {"warp": True}):
         with pytest.raises(msgspec.ValidationError):
@@ -124,7 +124,7 @@ def test_unknown_keys_are_refused():
             checked(GOOD, REST, **more)
 
 
-def test_rules_that_hide_no_later_one_are_accepted():
+def test_tunnel_rules_that_hide_no_later_one_are_accepted():
     """In any order."""
     spec = checked({**GOOD, "path": "/api"}, GOOD, {**GOOD, "hostname": "*.example.com"}, REST)
     assert specs.decode(specs.encode(spec)) == spec
@@ -151,7 +151,7 @@ def test_rendered_configuration_has_only_the_specs_values(hostnames, path):
 
 
 @pytest.mark.parametrize("ingress", [case[0] for case in REFUSED[:2]])
-def test_cloudflared_validation_accepts_refused_ingress(tmp_path, ingress):
+def test_cloudflared_itself_accepts_ingress_that_we_refuse(tmp_path, ingress):
     """Why `checked` has rules of its own."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps({"tunnel": "none", "credentials-file": "x", "odd": 1, "ingress": ingress}))
@@ -198,7 +198,7 @@ def test_token_and_credentials_file_give_the_same_credentials(keys):
         (b"x" * 20_000, "cannot be read"),
     ],
 )
-def test_malformed_credentials_are_refused(keys, data, words):
+def test_malformed_tunnel_credentials_are_refused(keys, data, words):
     """The error does not contain them."""
     write(keys, data)
     with pytest.raises(Problem, match=words) as caught:
@@ -208,7 +208,7 @@ def test_malformed_credentials_are_refused(keys, data, words):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610])
-def test_credentials_readable_by_others_are_refused(keys, mode):
+def test_tunnel_credentials_readable_by_others_are_refused(keys, mode):
     write(keys, FILE, mode=mode)
     with pytest.raises(Problem, match=f"has mode {mode:04o}"):
         credentials.load(str(keys), SPEC)

@@ -23,7 +23,7 @@ def answered(*fields, private=False):
     return list(found.items())
 
 
-def test_headers_that_connection_lists_are_not_passed_on():
+def test_headers_listed_in_connection_are_not_forwarded():
     """With several Connection fields, in any case."""
     fields = [
         ("Connection", "close, DNT"),
@@ -64,7 +64,7 @@ def test_session_cookie_is_not_forwarded(cookie, passed):
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nb", "a\0b", "\x7f", "\udcff"])
-def test_unsafe_header_values_are_not_sent(value):
+def test_unsafe_header_values_are_not_forwarded(value):
     for name in ("Accept", "Cookie", "Location", "Set-Cookie"):
         assert value not in str(asked((name, value)))
         assert answered((name, value)) == []
@@ -74,7 +74,7 @@ def test_unsafe_header_values_are_not_sent(value):
 @pytest.mark.parametrize(
     "name", ["Service-Worker-Allowed", "Clear-Site-Data", "NEL", "Report-To", "Alt-Svc", "Accept-CH"]
 )
-def test_headers_for_the_whole_origin_are_not_passed_back(name):
+def test_response_headers_for_the_whole_origin_are_not_forwarded(name):
     """All services share one origin: none may set headers that apply to the others."""
     assert answered((name, "/"), (name.lower(), "/"), ("Content-Type", "text/html")) == [("Content-Type", "text/html")]
 

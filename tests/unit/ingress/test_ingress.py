@@ -73,7 +73,7 @@ async def test_removing_the_last_route_closes_its_connections(outside):
         await ingresses.gone(one)
 
 
-async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
+async def test_port_in_use_of_route_listener_is_reported_and_retried(tmp_path, echo, monkeypatch):
     """The route shows the reason; once the port is free, it is served."""
     monkeypatch.setattr(room, "RETRY_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as squatter:
@@ -89,7 +89,7 @@ async def test_port_in_use_is_reported_and_retried(tmp_path, echo, monkeypatch):
             assert (await outside.get("/acme.demo/")).body == b"served at last"
 
 
-async def test_ipv6_loopback_is_served(tmp_path, echo):
+async def test_route_listener_serves_on_ipv6_loopback(tmp_path, echo):
     """The URL has the address in brackets."""
     async with ingresses.opened(tmp_path, listen="[::1]:0") as outside:
         await claimed(outside, echo)
@@ -118,7 +118,7 @@ async def test_closing_waits_for_a_running_answer(tmp_path):
         await ingresses.gone(one)
 
 
-async def test_closing_waits_for_a_limited_time(tmp_path, monkeypatch):
+async def test_closing_waits_for_a_limited_time_for_answers(tmp_path, monkeypatch):
     """A target that never answers is cancelled."""
     monkeypatch.setattr(room, "DRAIN_S", 0.01)
     held = ingresses.Echo(held=asyncio.Event())
@@ -241,7 +241,7 @@ async def test_every_answer_has_the_protective_headers(outside, echo, method, ta
         assert answer.json().keys() == {"type", "title", "status", "code", "detail"}
 
 
-async def test_other_methods_get_405_with_allow(outside):
+async def test_unsupported_method_is_405_with_allow(outside):
     """A template answers GET and HEAD."""
     await outside.arm(b"x")
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "BREW"):
@@ -251,7 +251,7 @@ async def test_other_methods_get_405_with_allow(outside):
         assert method not in {"POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"} or answer.status == 405
 
 
-async def test_head_is_get_without_its_body(outside):
+async def test_head_is_answered_as_get_without_its_body(outside):
     """With the Content-Length of GET."""
     await outside.arm(b"0123456789")
     got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")

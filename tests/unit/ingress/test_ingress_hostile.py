@@ -51,7 +51,7 @@ async def test_request_with_other_host_is_refused(outside, echo, host):
 @pytest.mark.parametrize(
     "host", ["", "a b", "localhost/x", "localhost@evil.example", "localhost:x", "localhost,evil.example"]
 )
-async def test_malformed_host_is_refused(outside, echo, host):
+async def test_request_with_malformed_host_is_refused(outside, echo, host):
     head = f"GET /acme.demo/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     (answer,) = await outside.send(head.encode())
     assert answer.status == 400
@@ -111,7 +111,7 @@ async def test_hosts_in_settings_replace_the_default(tmp_path, echo):
         "/nothing/..%2facme.demo/",
     ],
 )
-async def test_ambiguous_paths_are_refused(outside, echo, target):
+async def test_request_with_ambiguous_path_is_refused(outside, echo, target):
     """Before a route is looked up."""
     answer = await outside.ask("GET", target)
     assert (answer.status, answer.code) == (400, "bad_request")
@@ -119,7 +119,7 @@ async def test_ambiguous_paths_are_refused(outside, echo, target):
 
 
 @pytest.mark.parametrize("length", [4_097, 8_000, 9_000, 70_000, 1_000_000])
-async def test_too_long_paths_are_refused(outside, echo, length):
+async def test_request_with_too_long_a_path_is_refused(outside, echo, length):
     """Below and above the parser's own limit."""
     request = b"GET /acme.demo/%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % (b"a" * length)
     (answer,) = await outside.send(request)
@@ -139,7 +139,7 @@ async def test_too_long_paths_are_refused(outside, echo, length):
         (b"\r\n".join(b"X-%d: a" % number for number in range(200)), 400),
     ],
 )
-async def test_too_many_headers_are_refused(outside, echo, fields, status):
+async def test_request_with_too_many_headers_is_refused(outside, echo, fields, status):
     """One too long, too long together, or too many."""
     request = b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%s\r\n\r\n" % fields
     assert (await outside.send(request))[0].status == status
@@ -154,7 +154,7 @@ async def test_too_many_headers_are_refused(outside, echo, fields, status):
         (b"Transfer-Encoding: chunked", (b"10000\r\n" + b"a" * 0x10000 + b"\r\n") * 5),
     ],
 )
-async def test_too_large_bodies_are_refused(outside, echo, head, body):
+async def test_request_with_too_large_a_body_is_refused(outside, echo, head, body):
     """By Content-Length or once read; unread bytes are never taken for a request."""
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s" % (head, body)
     found = await outside.send(request + GOOD)
@@ -214,7 +214,7 @@ async def test_expect_100_continue_is_answered(outside):
         b"X y: b",
     ],
 )
-async def test_ambiguous_framing_is_refused(outside, echo, head):
+async def test_request_with_ambiguous_framing_is_refused(outside, echo, head):
     """And nothing after it is answered: no request smuggling."""
     smuggled = b"GET /acme.demo/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n0\r\n\r\n" % head
@@ -227,7 +227,7 @@ async def test_ambiguous_framing_is_refused(outside, echo, head):
     "chunks",
     [b"zz\r\nabc\r\n0\r\n\r\n", b"3\r\nabcd\r\n0\r\n\r\n", b"-3\r\nabc\r\n0\r\n\r\n", b"fffffffffffffffff\r\na"],
 )
-async def test_broken_chunks_are_refused(outside, echo, chunks):
+async def test_request_with_broken_chunks_is_refused(outside, echo, chunks):
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     found = await outside.send(request + chunks + GOOD)
     assert [answer.status for answer in found] == [400]

@@ -66,12 +66,12 @@ def test_path_is_decoded_exactly_once(raw, path):
         *("/?a=%ff", "/?%ff=a", "/?a=%", "/?a=%00", "/?a=b#c", "/?" + "a&" * 200),
     ],
 )
-def test_ambiguous_targets_are_refused(raw):
+def test_ambiguous_request_targets_are_refused(raw):
     """Dot segments in any encoding, NUL, invalid UTF-8, broken escapes, other forms of targets."""
     assert refused(raw) == "bad_request"
 
 
-def test_long_targets_are_refused():
+def test_too_long_request_targets_are_refused():
     request_target.parse("/" + "a" * 4_095)
     assert refused("/" + "a" * 4_096) == "uri_too_long"
 
@@ -110,7 +110,7 @@ def test_quoted_path_parses_back_to_its_text(text):
 
 
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="/.%2eE5cC\\f0?&=+", max_size=30).map("/".__add__)))
-def test_no_target_passes_with_a_dot_segment(raw):
+def test_no_request_target_with_a_dot_segment_is_accepted(raw):
     """And no exception but Problem is raised."""
     with contextlib.suppress(Problem):
         path = request_target.parse(raw).path

@@ -69,7 +69,7 @@ async def test_every_login_gets_a_new_session_id(world):
 
 
 @pytest.mark.parametrize("cookie", ["", "latticed-session=", "latticed-session", "latticed-session=\u00fc", "; ;=;"])
-async def test_invalid_cookies_are_no_session(world, backend, cookie):
+async def test_invalid_session_cookies_give_no_session(world, backend, cookie):
     assert (await world.get(f"{PREFIX}/x", f"Cookie: {cookie}")).status == 401
     assert backend.seen == []
 

@@ -11,7 +11,7 @@ import pytest
 from latticed.kit import executor
 
 
-def test_hanging_call_does_not_delay_shutdown():
+def test_hanging_executor_call_does_not_delay_shutdown():
     """Calls that return finish; one that hangs is abandoned and does not delay others."""
     go_on = threading.Event()
 
@@ -30,7 +30,7 @@ def test_hanging_call_does_not_delay_shutdown():
     go_on.set()
 
 
-def test_call_cancelled_while_queued_is_not_run():
+def test_executor_call_cancelled_while_queued_is_not_run():
     """As with ThreadPoolExecutor."""
     pool, go_on, done = executor.DaemonThreadExecutor(), threading.Event(), []
     busy = [pool.submit(go_on.wait) for _ in range(executor.MOST)]

@@ -40,19 +40,19 @@ def journald(tmp_path):
 
 
 @given(value=st.text(max_size=200))
-def test_value_cannot_inject_a_field(value):
+def test_journal_value_cannot_inject_a_field(value):
     """Exactly the fields that were sent are parsed, with their bytes."""
     found = parse(journal_sender.encode({"MESSAGE": value, "PRIORITY": "6"}))
     assert found == {"MESSAGE": value.encode("utf-8", "backslashreplace"), "PRIORITY": b"6"}
 
 
-def test_small_entry_is_one_datagram(journald):
+def test_small_journal_entry_is_one_datagram(journald):
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal_sender.encode({"MESSAGE": "plugin armed", "LATTICED_EVENT": "plugin_armed"}))
     assert parse(journald.recv(65536)) == {"MESSAGE": b"plugin armed", "LATTICED_EVENT": b"plugin_armed"}
 
 
-def test_large_entry_is_sent_as_sealed_memfd(journald):
+def test_large_journal_entry_is_sent_as_sealed_memfd(journald):
     """When it exceeds the size of a datagram."""
     message = "x" * (4 << 20)
     with journal_sender.JournalSender(journald.getsockname()) as sender:
@@ -68,7 +68,7 @@ def test_large_entry_is_sent_as_sealed_memfd(journald):
         os.close(fd)
 
 
-def test_send_returns_false_without_journald(tmp_path, journald):
+def test_journal_send_returns_false_without_journald(tmp_path, journald):
     """The next entry is sent once journald is back."""
     with journal_sender.JournalSender(str(tmp_path / "nobody")) as sender:
         assert not sender.send(journal_sender.encode({"MESSAGE": "one"}))

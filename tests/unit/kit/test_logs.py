@@ -25,7 +25,7 @@ def undone():
     logs.reset()
 
 
-def test_output_to_a_file_is_json_lines():
+def test_log_output_to_a_file_is_json_lines():
     """Neither terminal nor journal: one JSON object per line, with time, level, event and fields."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
@@ -35,7 +35,7 @@ def test_output_to_a_file_is_json_lines():
     assert line == {"level": "info", "event": "plugin_armed", "runner": "wasm", "plugin_id": "acme.demo"}
 
 
-def test_a_terminal_gets_coloured_text():
+def test_log_output_to_a_terminal_is_coloured_text():
     """Without colour for NO_COLOR or a dumb terminal."""
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as screen, open(theirs, "w", encoding="utf-8") as terminal:
@@ -49,7 +49,7 @@ def test_a_terminal_gets_coloured_text():
             assert b"warning  bundle_refused" in seen
 
 
-def test_level_filters_and_can_be_changed():
+def test_log_level_filters_entries_and_can_be_changed():
     """A later `configure` applies to loggers made before."""
     stream = io.StringIO()
     log = logs.get_logger()
@@ -76,7 +76,7 @@ def test_exception_is_logged_with_its_traceback():
     assert line["exception"][-2:] == ["ValueError: a", "b\\x1b"]
 
 
-def test_standard_loggers_and_warnings_become_entries():
+def test_standard_loggers_and_warnings_become_log_entries():
     """From level WARNING up."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
@@ -98,7 +98,7 @@ def test_standard_loggers_and_warnings_become_entries():
     assert "UserWarning: old" in entries[2]["message"]
 
 
-def test_reset_restores_the_root_logger():
+def test_reset_of_logs_restores_the_root_logger():
     """Its handlers and its level."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
@@ -108,7 +108,7 @@ def test_reset_restores_the_root_logger():
     assert (list(root.handlers), root.level) == before
 
 
-def test_closed_stream_loses_lines_without_raising():
+def test_logging_to_closed_stream_loses_lines_without_raising():
     """A broken pipe too."""
     stream = io.StringIO()
     logs.configure(stream=stream, environ={})
@@ -143,7 +143,7 @@ def test_entries_lost_to_journald_are_counted_in_an_entry(tmp_path, monkeypatch)
     assert told == ["MESSAGE=log dropped: entries=2", "MESSAGE=three said", "MESSAGE=four said"]
 
 
-def test_unread_pipe_loses_entries_without_blocking():
+def test_logging_to_unread_pipe_loses_entries_without_blocking():
     """Neither logging nor configuring again blocks; lost entries are counted, and reported once the pipe is read."""
     read, write = os.pipe()
     with open(read, "rb") as reader, open(write, "w", encoding="utf-8") as pipe:
@@ -163,7 +163,7 @@ def test_unread_pipe_loses_entries_without_blocking():
         assert json.loads(reader.readline())["event"] == "flows_again"
 
 
-def test_entry_larger_than_the_queue_is_written(tmp_path):
+def test_log_entry_larger_than_the_queue_is_written(tmp_path):
     """When nothing else is queued."""
     before = logs.dropped()
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
@@ -174,14 +174,14 @@ def test_entry_larger_than_the_queue_is_written(tmp_path):
     assert logs.dropped() == before
 
 
-def test_entries_are_written_at_exit_without_reset():
+def test_log_entries_are_written_at_exit_without_reset():
     program = "from latticed.kit import logs; logs.configure()\n"
     program += "for number in range(500): logs.get_logger().info('said', number=number)"
     ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert [json.loads(line)["number"] for line in ran.stdout.splitlines()] == [*range(500)]
 
 
-def test_reset_does_not_wait_for_an_unread_pipe():
+def test_reset_of_logs_does_not_wait_for_an_unread_pipe():
     """It gives up after CLOSE_S."""
     read, write = os.pipe()
     with open(read, "rb"), open(write, "w", encoding="utf-8") as pipe:

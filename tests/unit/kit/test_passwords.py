@@ -19,7 +19,7 @@ def test_clear_password_matches_itself_only():
     assert not passwords.verify("correct horse", "")
 
 
-def test_hash_matches_its_password():
+def test_password_hash_matches_its_password():
     """Salted: two hashes of one password differ, and a hash is not accepted as the password."""
     assert passwords.fault(CHEAP) is None
     assert passwords.verify(CHEAP, "correct horse")
@@ -53,13 +53,13 @@ def test_hash_made_by_hashlib_matches_its_password():
         CHEAP[:-30],
     ],
 )
-def test_unusable_stored_value_never_matches(kept):
+def test_unusable_stored_password_never_matches(kept):
     """Too short, too long, a malformed hash, or one that costs too much; the message does not show it."""
     assert passwords.fault(kept)
     assert len(kept) < 9 or kept not in (passwords.fault(kept) or "")
     assert not passwords.verify(kept, kept)
 
 
-def test_overlong_guess_does_not_match():
+def test_overlong_password_guess_does_not_match():
     assert not passwords.verify("x" * 1_024, "x" * 1_025)
     assert passwords.verify("x" * 1_024, "x" * 1_024)

@@ -52,7 +52,7 @@ def test_peer_of_another_uid_has_its_groups(listening, groups):
     assert found == peers.Peer(pid=stranger.pid, uid=65500, gid=65501, groups=frozenset(groups))
 
 
-def test_socket_without_peer_is_an_error():
+def test_credentials_of_socket_without_peer_are_an_error():
     """A listening or an unconnected one."""
     with closing(socket.socket(socket.AF_UNIX)) as lonely, pytest.raises(OSError, match="not connected"):
         peers.of(lonely)

@@ -26,7 +26,7 @@ async def test_poll_requested_while_running_runs_once_more_only_with_always():
     assert (seen, one.running_s) == ([False, True], 0.0)
 
 
-async def test_stop_waits_only_for_a_poll_that_began_recently():
+async def test_stopping_waits_only_for_a_poll_that_began_recently():
     """One that has been running for longer is cancelled."""
     done = []
 

@@ -45,7 +45,7 @@ def test_text_entry_is_time_level_event_and_pairs():
     assert shown == f"{expected} attempt=3"
 
 
-def test_only_level_and_event_are_coloured():
+def test_only_level_and_event_of_an_entry_are_coloured():
     """The text is the same; values are never within an escape sequence."""
     shown = rendering.as_text(PLAIN | {"reason": "x"}, colour=True)
     assert shown.startswith("\x1b[2m22:13:20.123\x1b[0m \x1b[33mwarning ")
@@ -65,7 +65,7 @@ def test_journal_entry_has_listed_fields_and_a_message():
     }
 
 
-def test_traceback_keeps_line_breaks_only():
+def test_rendered_traceback_keeps_line_breaks_only():
     """Its lines are indented in text, so that none can pass as an entry; other control characters are escaped."""
     entry = PLAIN | {"exception": 'Traceback:\n  File "x"\nValueError: a\x1b[2J\u2028b'}
     lines = rendering.as_text(entry, colour=False).split("\n")

@@ -29,7 +29,7 @@ def manager(request, tmp_path):
             yield listening, f"@latticed-test-{os.getpid()}"
 
 
-def test_states_are_sent_as_in_the_manual_page(manager):
+def test_notify_states_are_sent_as_in_the_manual_page(manager):
     """READY, STATUS, WATCHDOG and STOPPING to a path and to an abstract address; the variable is removed."""
     listening, address = manager
     environ = {"NOTIFY_SOCKET": address}
@@ -54,7 +54,7 @@ def test_reloading_state_has_the_monotonic_time(manager):
     assert before <= int(stamp) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
-def test_status_cannot_inject_a_variable(manager):
+def test_notify_status_cannot_inject_a_variable(manager):
     """Line breaks in it are escaped."""
     listening, address = manager
     sd_notify.from_environment({"NOTIFY_SOCKET": address}).ready("x\nREADY=1\u2028MAINPID=1")
@@ -62,14 +62,14 @@ def test_status_cannot_inject_a_variable(manager):
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
-def test_without_a_service_manager_nothing_is_sent(environ):
+def test_no_state_is_sent_without_a_service_manager(environ):
     """No address, or one of an unsupported kind: no call fails."""
     notifier = sd_notify.from_environment(environ)
     notifier.ready("x")
     notifier.reloading()
 
 
-def test_missing_service_manager_is_no_error(tmp_path):
+def test_notifying_a_missing_service_manager_is_no_error(tmp_path):
     """As sd_notify(3) recommends."""
     sd_notify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 
@@ -150,7 +150,7 @@ def test_state_that_did_not_fit_the_queue_is_sent_later(manager):
     assert [listening.recv(4096) for _ in range(2)] == [b"READY=1\nSTATUS=ready", b"WATCHDOG=1"]
 
 
-def test_states_are_sent_later_when_no_descriptor_is_free(manager, monkeypatch):
+def test_notify_states_are_sent_later_when_no_descriptor_is_free(manager, monkeypatch):
     """The caller is not blocked and gets no error."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})

@@ -40,7 +40,7 @@ names = st.from_regex(r"[a-z0-9/._-]{1,98}[a-z]", fullmatch=True)
 
 
 @given(files=st.dictionaries(names, st.binary(max_size=1500), max_size=5))
-def test_written_archive_is_read_by_us_and_by_tarfile(files):
+def test_written_archive_is_read_back_and_by_tarfile(files):
     data = archive(files)
     assert contents(data) == files
     with tarfile.open(fileobj=io.BytesIO(data)) as other:
@@ -61,7 +61,7 @@ def test_file_sizes_beyond_octal_round_trip():
     assert tar.TarReader(io.BytesIO(block)).next().size == 9 << 33
 
 
-def test_overlong_name_is_refused_on_writing():
+def test_overlong_name_is_refused_when_writing_an_archive():
     with pytest.raises(ValueError, match="100 characters"):
         tar.header("x" * 101, 1, mode=0o600, mtime_s=1)
 
@@ -73,7 +73,7 @@ def test_overlong_name_is_refused_on_writing():
         *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE),
     ],
 )
-def test_only_regular_files_are_read(kind):
+def test_archive_members_other_than_regular_files_are_refused(kind):
     info = tarfile.TarInfo("a")
     info.type = kind
     with pytest.raises(tar.BadTar, match="regular files only"):
@@ -86,7 +86,7 @@ def test_truncated_archive_is_refused(cut):
         contents(archive({"a": b"x" * 300})[:cut])
 
 
-def test_only_zeros_may_follow_the_end():
+def test_archive_with_data_after_its_end_is_refused():
     """GNU tar fills up its record of 10 KiB."""
     data = archive({"a": b"x"})
     assert contents(data + bytes(10240 - len(data))) == {"a": b"x"}
@@ -95,7 +95,7 @@ def test_only_zeros_may_follow_the_end():
             contents(data + more)
 
 
-def test_padding_of_a_block_must_be_zeros():
+def test_archive_with_data_in_the_padding_is_refused():
     """Otherwise data could be hidden there."""
     data = bytearray(archive({"a": b"x"}))
     data[tar.BLOCK + 5] = 1

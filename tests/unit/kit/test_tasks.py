@@ -46,7 +46,7 @@ async def test_cancellation_of_task_passes_through():
     assert reported == []
 
 
-async def test_unrequested_cancellation_is_reported():
+async def test_unrequested_cancellation_of_a_task_is_reported():
     """Otherwise a CancelledError from something awaited would end the work silently."""
     reported: list[BaseException] = []
     inner = asyncio.get_running_loop().create_future()

@@ -24,7 +24,7 @@ def read(path):
     return trusted_files.read(path, 1024, owners=OWNERS)
 
 
-def test_plain_file_and_file_behind_symlinks_are_read(home):
+def test_safe_file_is_read_directly_and_behind_symlinks(home):
     """When all directories and links on the way are as safe as the file."""
     (home / "there").symlink_to(home / "conf")
     (home / "up").symlink_to("conf/../conf/./trust.json")
@@ -33,7 +33,7 @@ def test_plain_file_and_file_behind_symlinks_are_read(home):
 
 @pytest.mark.parametrize("place", ["conf/trust.json", "conf"])
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
-def test_component_writable_by_others_is_refused(home, place, mode):
+def test_path_component_writable_by_others_is_refused(home, place, mode):
     """The file or any directory above it; the message names it."""
     (home / place).chmod(mode)
     with pytest.raises(trusted_files.ForeignFile, match=place):
@@ -99,15 +99,15 @@ def test_loop_of_symlinks_is_an_error(home):
 
 
 @pytest.mark.parametrize("make", ["directory", "fifo"])
-def test_only_regular_files_are_read(home, make):
-    """A directory or a FIFO is refused without blocking."""
+def test_directory_or_fifo_as_trusted_file_is_refused(home, make):
+    """Without blocking on the FIFO."""
     path = home / "odd"
     path.mkdir() if make == "directory" else os.mkfifo(path)
     with pytest.raises(ValueError, match="regular file"):
         read(path)
 
 
-def test_too_large_or_missing_file_is_an_error(home):
+def test_too_large_or_missing_trusted_file_is_an_error(home):
     """A missing file is reported as missing."""
     with pytest.raises(ValueError, match="at most 3 bytes"):
         trusted_files.read(home / "conf/trust.json", 3, owners=OWNERS)

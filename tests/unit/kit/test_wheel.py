@@ -48,7 +48,7 @@ def test_timer_call_is_made_once_and_at_most_a_tick_late(delays):
     assert len(turning) == 0
 
 
-def test_periodic_call_does_not_drift():
+def test_periodic_timer_call_does_not_drift():
     """A thousand periods later the phase is that of the first call."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
@@ -58,7 +58,7 @@ def test_periodic_call_does_not_drift():
     assert came[-1] - came[0] == pytest.approx(0.33 * (len(came) - 1), abs=wheel.TICK_S + 0.02)
 
 
-def test_ten_thousand_periodic_calls_are_all_made():
+def test_ten_thousand_periodic_timer_calls_are_all_made():
     """One per period for each ticket, with spread phases; the wheel holds no other tickets."""
     time = Time()
     turning, counts = wheel.Wheel(time), [0] * 10_000
@@ -73,7 +73,7 @@ def test_ten_thousand_periodic_calls_are_all_made():
     assert len(turning) == 10_000
 
 
-def test_missed_periods_are_skipped():
+def test_missed_periods_of_a_timer_are_skipped():
     """After an hour's suspension a periodic call is made once, then at its period."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
@@ -84,7 +84,7 @@ def test_missed_periods_are_skipped():
     assert len(came) == 3
 
 
-def test_cancelled_call_is_not_made():
+def test_cancelled_timer_call_is_not_made():
     """Cancelled before it is due, or by its own callback."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
@@ -101,7 +101,7 @@ def test_cancelled_call_is_not_made():
     assert len(turning) == 0
 
 
-def test_exception_of_a_callback_does_not_stop_others(capsys):
+def test_exception_of_a_timer_callback_does_not_stop_others(capsys):
     """It is logged, and the ticket keeps its period."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
@@ -112,7 +112,7 @@ def test_exception_of_a_callback_does_not_stop_others(capsys):
     assert capsys.readouterr().out.count("timer_call_failed") == 3
 
 
-def test_callback_may_add_a_call():
+def test_timer_callback_may_add_a_call():
     """A chain of single calls makes one per tick at most."""
     time, came = Time(), []
     turning = wheel.Wheel(time)

@@ -26,12 +26,12 @@ from latticed.model import chain as model_chain
         ("\0" * 11, 10, r"\x00\x0..."),
     ],
 )
-def test_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, expected: str) -> None:
+def test_audit_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, expected: str) -> None:
     """Nothing invisible, nothing outside ASCII, nothing longer than allowed."""
     assert audit_text.printable(text, limit) == expected
 
 
-def test_details_keep_their_types_and_are_capped() -> None:
+def test_audit_details_keep_their_types_and_are_capped() -> None:
     """Strings, integers and booleans keep their type; other values become text."""
     big = {"t": True, "n": -(2**53) + 1, "s": "é", "huge": 2**53, "f": 1.5, "none": None, "long": "x" * 600}
     assert audit_text.detail(big) == {  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def test_details_keep_their_types_and_are_capped() -> None:
     }
 
 
-def test_detail_entries_beyond_limit_are_counted() -> None:
+def test_audit_detail_entries_beyond_limit_are_counted() -> None:
     """At most 32 entries; the last one says how many are missing."""
     kept = audit_text.detail({f"k{number:02}": number for number in range(40)})
     assert len(kept) == 32
@@ -53,7 +53,7 @@ def test_detail_entries_beyond_limit_are_counted() -> None:
     assert len(audit_text.detail({f"k{number:02}": number for number in range(32)})) == 32
 
 
-def test_stored_row_matches_hashed_bytes(memory: apsw.Connection) -> None:
+def test_stored_audit_row_matches_the_hashed_bytes(memory: apsw.Connection) -> None:
     """The JSON that the writer builds by hand equals the canonical form of the stored row."""
     chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=SystemClock())
     chain.begin()
@@ -76,7 +76,7 @@ def test_stored_row_matches_hashed_bytes(memory: apsw.Connection) -> None:
     assert len(row["reason"]) == audit_text.REASON
 
 
-def test_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:
+def test_audit_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:
     """`ts` is UTC and has a fixed width."""
 
     class At:

@@ -31,7 +31,7 @@ async def put(ledger: Ledger, plugin=A, name="h.example.org", kind="A", *, how=N
     return await ledger.write(lambda tx: rows.put(tx, plugin, name, kind, spec, how, quota, now_us=now))
 
 
-async def test_record_round_trips_every_field(ledger):
+async def test_ddns_row_round_trips_every_field(ledger):
     """Spec and status as last written; key and creation time do not change."""
     made = await put(ledger, spec='{"ttl":1}')
     assert (made.standing, made.spec, made.created_at) == (DdnsStatus(), '{"ttl":1}', 5)
@@ -44,7 +44,7 @@ async def test_record_round_trips_every_field(ledger):
     assert ledger.read(lambda db: rows.get(db, A, "h.example.org", "AAAA")) is None
 
 
-async def test_second_plugin_cannot_take_name_and_type(ledger):
+async def test_second_plugin_cannot_put_ddns_row_of_same_name_and_type(ledger):
     """It may have the other type; the first plugin's record is unchanged."""
     first = await put(ledger)
     with pytest.raises(Problem, match="no other plugin keeps") as caught:
@@ -54,7 +54,7 @@ async def test_second_plugin_cannot_take_name_and_type(ledger):
     assert ledger.read(lambda db: rows.get(db, A, "h.example.org", "A")) == first
 
 
-async def test_quotas_apply_per_plugin_and_in_total(ledger):
+async def test_ddns_row_quotas_apply_per_plugin_and_in_total(ledger):
     """Changing an existing record is always allowed."""
     narrow = RowQuota(plugin=2, total=3)
     for plugin, name in ((A, "one.example.org"), (A, "two.example.org"), (B, "three.example.org")):
@@ -67,7 +67,7 @@ async def test_quotas_apply_per_plugin_and_in_total(ledger):
     assert [row.plugin_id for row in ledger.read(rows.load_all)] == [A, A, B]
 
 
-async def test_status_of_deleted_record_is_dropped(ledger):
+async def test_status_of_deleted_ddns_row_is_dropped(ledger):
     """Only the owner can delete it; a record made again has a new key."""
     made = await put(ledger)
     assert not await ledger.write(lambda tx: rows.delete(tx, B, "h.example.org", "A"))

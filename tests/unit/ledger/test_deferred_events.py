@@ -100,7 +100,7 @@ async def test_deferred_events_beyond_the_limit_are_only_counted(
     assert (found[5]["action"], found[5]["detail"]) == ("audit.lost", {"count": 7})
 
 
-async def test_closing_writes_queued_events(opened: Any) -> None:
+async def test_closing_ledger_writes_deferred_events(opened: Any) -> None:
     async with opened() as ledger:
         for number in range(3):
             ledger.record_later(stopped(number))
@@ -108,7 +108,7 @@ async def test_closing_writes_queued_events(opened: Any) -> None:
         assert ledger.read(audit.last_seq) == 3
 
 
-async def test_closing_during_a_write_records_each_event_once(opened: Any) -> None:
+async def test_closing_during_a_write_records_each_deferred_event_once(opened: Any) -> None:
     """At whatever step of the write it is closed."""
     total = 0
     for pauses in range(6):
@@ -122,7 +122,9 @@ async def test_closing_during_a_write_records_each_event_once(opened: Any) -> No
             assert ledger.read(audit.last_seq) == total
 
 
-async def test_refused_counts_only_events_the_disk_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_count_has_only_events_that_the_disk_refused(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Health reports `refused`; events that are merely queued must not degrade it."""
     disk = Disk(ledger, monkeypatch)
     ledger.record_later(stopped(1))

@@ -58,7 +58,7 @@ async def test_host_calls_go_to_calls_chain(ledger: Ledger) -> None:
     assert (report.calls.ok, report.calls.events, report.calls.signed_seq) == (True, 5, 5)
 
 
-async def test_both_chains_continue_after_restart(opened: Open) -> None:
+async def test_both_audit_chains_continue_after_restart(opened: Open) -> None:
     async with opened() as ledger:
         await mixed(ledger, 2, 3)
     async with opened() as ledger:
@@ -81,7 +81,7 @@ async def test_head_of_one_chain_is_rejected_in_the_other(ledger: Ledger, of: st
     assert "not signed by this host's key" in found.problem
 
 
-async def test_unknown_chain_name_is_rejected(ledger: Ledger) -> None:
+async def test_unknown_name_of_audit_chain_is_rejected(ledger: Ledger) -> None:
     await mixed(ledger, 1, 1)
     lines = [{**line, "chain": "other"} if "seq" in line else line for line in await exported(ledger)]
     assert "none of ours" in check(ledger, lines).problem
@@ -113,7 +113,7 @@ async def test_retention_of_decisions_uses_its_own_limit(ledger: Ledger) -> None
     assert check(ledger, await exported(ledger)).ok
 
 
-async def test_heads_are_signed_per_chain_count(state_dir: Path, clock: Any, opened: Open) -> None:
+async def test_heads_are_signed_by_the_count_of_their_chain(state_dir: Path, clock: Any, opened: Open) -> None:
     """2,500 calls cause heads of the calls, none of the decisions."""
     async with opened() as ledger:
         await ledger.record(ACT)
@@ -125,7 +125,7 @@ async def test_heads_are_signed_per_chain_count(state_dir: Path, clock: Any, ope
         assert ledger.read(lambda db: audit.heads(db, 1, 9_999)) == []
 
 
-async def test_query_merges_chains_by_time_and_pages_by_cursor(ledger: Ledger, clock: Any) -> None:
+async def test_audit_query_merges_chains_by_time_and_pages_by_cursor(ledger: Ledger, clock: Any) -> None:
     """No event twice or missing, also when the clock jumps back in between."""
     for number in range(10):
         await ledger.record(ACT if number % 3 else CALL)
@@ -144,7 +144,7 @@ async def test_query_merges_chains_by_time_and_pages_by_cursor(ledger: Ledger, c
     }
 
 
-async def test_long_query_is_split_into_spans(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_audit_query_is_split_into_spans(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter that matches nothing must not occupy the reader for a scan of all rows."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 7)
     await mixed(ledger, 30, 0)

@@ -26,8 +26,7 @@ def test_denials_beyond_quota_become_one_counted_event_per_second(event: Make) -
     assert denials.due(1.5) == []
 
 
-def test_count_is_due_after_the_last_denial(event: Make) -> None:
-    """No further denial is needed for it to be written."""
+def test_count_of_denials_is_written_without_a_further_denial(event: Make) -> None:
     denials, denied = Denials(quota=1), event(decision="deny")
     denials.take(denied, 0.0)
     denials.take(denied, 0.5)
@@ -36,7 +35,7 @@ def test_count_is_due_after_the_last_denial(event: Make) -> None:
     assert denials.due(5.0) == []
 
 
-def test_a_new_window_has_a_new_quota_and_loses_no_count(event: Make) -> None:
+def test_new_window_of_denials_has_a_new_quota_and_loses_no_count(event: Make) -> None:
     """After ten seconds denials are written one by one again; the count of the old window is still written."""
     denials, denied = Denials(quota=1), event(decision="deny")
     denials.take(denied, 0.0)
@@ -45,7 +44,7 @@ def test_a_new_window_has_a_new_quota_and_loses_no_count(event: Make) -> None:
     assert [owed.detail["count"] for owed in denials.due(10.0)] == [1]
 
 
-def test_ended_window_still_reports_its_count(event: Make) -> None:
+def test_ended_window_of_denials_still_reports_its_count(event: Make) -> None:
     """A window is dropped only once its count is written, even if its last event is under a second old."""
     denials, denied = Denials(quota=2), event(decision="deny")
     for now_s in (0.0, 9.5, 9.6):
@@ -62,7 +61,7 @@ def test_actors_actions_and_codes_are_counted_separately(event: Make) -> None:
         assert denials.take(denied, 0.0) is None
 
 
-def test_pid_is_not_part_of_the_actor(event: Make) -> None:
+def test_denials_of_one_actor_with_different_pids_are_counted_together(event: Make) -> None:
     """A peer that forks for each request is one actor."""
     denials = Denials(quota=1)
     assert denials.take(event(actor="uid:1000 user:eve pid:1"), 0.0) is not None
@@ -70,7 +69,7 @@ def test_pid_is_not_part_of_the_actor(event: Make) -> None:
     assert denials.take(event(actor="uid:1001 user:bob pid:2"), 0.0) is not None
 
 
-def test_evicted_window_still_reports_its_count(event: Make) -> None:
+def test_evicted_window_of_denials_still_reports_its_count(event: Make) -> None:
     """The number of windows is limited: the oldest one is evicted for a new one."""
     denials = Denials(quota=1)
     for _ in range(3):
@@ -81,7 +80,7 @@ def test_evicted_window_still_reports_its_count(event: Make) -> None:
     assert len(denials._windows) == MAX_WINDOWS
 
 
-def test_count_is_due_again_after_a_failed_write(event: Make) -> None:
+def test_count_of_denials_is_due_again_after_a_failed_write(event: Make) -> None:
     """A full disk does not lose it."""
     denials, denied = Denials(), event(detail={"count": 7})
     denials.put_back(denied)

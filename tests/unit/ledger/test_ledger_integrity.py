@@ -120,7 +120,7 @@ async def test_change_in_any_wal_header_field_is_found(
 
 
 @pytest.mark.parametrize("table", ["records", "revocations", "heads", "checkpoints", "kv_usage"])
-async def test_tables_that_decide_are_checked_at_open_of_large_file(
+async def test_tables_of_decisions_are_checked_when_a_large_ledger_opens(
     opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     await filled(opened)
@@ -129,7 +129,7 @@ async def test_tables_that_decide_are_checked_at_open_of_large_file(
     assert (await problem_of(opened)).code == "ledger_damaged"
 
 
-async def test_damage_elsewhere_in_large_file_is_found_while_running(
+async def test_damage_elsewhere_in_a_large_ledger_is_found_while_running(
     opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is reported as trouble, and the next start refuses the ledger by the note."""
@@ -146,7 +146,7 @@ async def test_damage_elsewhere_in_large_file_is_found_while_running(
     assert (refused.code, "found earlier" in refused.reason) == ("ledger_damaged", True)
 
 
-async def test_intact_large_file_reports_no_trouble(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_intact_large_ledger_reports_no_damage(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     async with opened() as ledger:
@@ -155,7 +155,9 @@ async def test_intact_large_file_reports_no_trouble(opened: Open, monkeypatch: p
         assert ledger.trouble is None
 
 
-async def test_closing_cancels_the_running_check(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_ledger_cancels_the_running_integrity_check(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It leaves no thread and no note."""
     await filled(opened)
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
@@ -187,7 +189,7 @@ async def test_snapshot_is_consistent_during_writes(opened: Open, tmp_path: Path
     assert 500 <= found.last_seq <= last
 
 
-async def test_cancelled_snapshot_ends(
+async def test_cancelled_snapshot_stops_copying(
     opened: Open, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copying thread checks for it every few pages, and the caller waits for its end."""
@@ -218,7 +220,7 @@ async def test_cancelled_snapshot_ends(
     assert (tmp_path / "copy").stat().st_size == 0
 
 
-async def test_tip_size_includes_events_after_last_head(memory: apsw.Connection, clock: Any) -> None:
+async def test_chain_size_includes_events_after_last_head(memory: apsw.Connection, clock: Any) -> None:
     """After a kill, the next start counts the events that no head covers."""
     key = Ed25519PrivateKey.generate()
     chain = Chain(memory, key=key, now=clock)
@@ -233,7 +235,7 @@ async def test_tip_size_includes_events_after_last_head(memory: apsw.Connection,
     assert Chain(memory, key=key, now=clock).tip == chain.tip
 
 
-async def test_tip_of_empty_chain_comes_from_checkpoint(memory: apsw.Connection) -> None:
+async def test_empty_chain_continues_from_its_checkpoint(memory: apsw.Connection) -> None:
     """When retention has removed all events, the chain continues from the checkpoint."""
     memory.execute("INSERT INTO checkpoints VALUES (7, ?, 't', 's', 900)", ("ab" * 32,))
     chain = Chain(memory, key=None, now=None)  # type: ignore[arg-type]

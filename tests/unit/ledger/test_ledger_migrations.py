@@ -27,7 +27,7 @@ def test_empty_database_is_migrated_to_latest_version(empty: apsw.Connection) ->
     assert {"records", "kv", "kv_usage", "audit", "heads", "revocations"} <= tables(empty)
 
 
-def test_only_missing_steps_are_taken(empty: apsw.Connection) -> None:
+def test_only_missing_migration_steps_are_taken(empty: apsw.Connection) -> None:
     """A ledger of an older version takes the later steps and keeps its rows."""
     first = "CREATE TABLE a (x INTEGER); CREATE TABLE b (x INTEGER)"
     migrations.migrate(empty, steps=(first,))
@@ -36,7 +36,7 @@ def test_only_missing_steps_are_taken(empty: apsw.Connection) -> None:
     assert empty.execute("SELECT x, y FROM a").fetchall() == [(7, 5)]
 
 
-def test_failed_step_is_rolled_back_to_previous_version(empty: apsw.Connection) -> None:
+def test_failed_migration_step_is_rolled_back_to_previous_version(empty: apsw.Connection) -> None:
     """Each step is one transaction."""
     with pytest.raises(apsw.SQLError):
         migrations.migrate(empty, steps=("CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"))
@@ -72,7 +72,7 @@ BEFORE_TWO_CHAINS = 12
 """The number of the schema with one audit chain and without terms."""
 
 
-def test_released_steps_are_unchanged() -> None:
+def test_released_migration_steps_are_unchanged() -> None:
     """Otherwise two ledgers of the same version could differ."""
     taken = "\0".join(migrations.MIGRATIONS[:BEFORE_TWO_CHAINS])
     found = hashlib.sha256(taken.encode()).hexdigest()

@@ -181,7 +181,7 @@ async def test_file_system_without_preallocation_needs_no_reserve(
         assert await ledger.record(EVENT) == 1
 
 
-async def test_exception_of_a_change_is_not_retried(ledger: Ledger) -> None:
+async def test_change_that_raises_is_not_retried(ledger: Ledger) -> None:
     """Essential or not: it goes to its caller, and the reserve stays."""
     tries: list[int] = []
 

@@ -44,7 +44,7 @@ RECORD = Record(
 )
 
 
-async def test_record_round_trips(ledger: Ledger) -> None:
+async def test_plugin_record_round_trips(ledger: Ledger) -> None:
     """Every field, with a directory name that is not UTF-8; a later put replaces the row."""
     forgotten = replace(RECORD, id="acme.gone", forgotten=True, status=Status.DISABLED)
     for record in (forgotten, replace(RECORD, status=Status.INSTALLED), RECORD):
@@ -52,7 +52,7 @@ async def test_record_round_trips(ledger: Ledger) -> None:
     assert ledger.read(records.load_all) == (RECORD, forgotten)
 
 
-async def test_record_with_unknown_status_is_ledger_damaged(ledger: Ledger) -> None:
+async def test_plugin_record_with_unknown_status_is_ledger_damaged(ledger: Ledger) -> None:
     """Its meaning is not guessed."""
     await ledger.write(lambda tx: records.put(tx, RECORD))
     await ledger.write(lambda tx: tx.execute("UPDATE records SET status = 'sleeping'"))
@@ -82,7 +82,7 @@ async def test_kv_stores_values_and_counts_usage(ledger: Ledger) -> None:
     [("v", b"123456789"), ("fourth", b""), ("a", b"12345678")],
     ids=["value too large", "too many keys", "too many bytes"],
 )
-async def test_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: bytes) -> None:
+async def test_kv_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: bytes) -> None:
     """It changes nothing."""
     for name in ("a", "b", "c"):
         await ledger.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
@@ -93,7 +93,7 @@ async def test_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: byte
     assert ledger.read(lambda db: kv.get(db, "b", "a")) == b"12345"
 
 
-async def test_bucket_above_lowered_quota_can_shrink(ledger: Ledger) -> None:
+async def test_kv_bucket_above_lowered_quota_can_shrink(ledger: Ledger) -> None:
     """Replacing a value by a smaller one is allowed."""
     await ledger.write(lambda tx: kv.put(tx, "b", "a", b"12345678", QUOTA))
     tight = kv.KvQuota(value_bytes=8, keys=0, total_bytes=1)

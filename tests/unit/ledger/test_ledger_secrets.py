@@ -15,7 +15,7 @@ ROW = secrets.SecretRow(
 BINDING = secrets.Binding(owner="operator", name="TOKEN", plugin_id="acme.demo", mac=b"m" * 32)
 
 
-async def test_secret_round_trips(ledger: Ledger) -> None:
+async def test_secret_row_round_trips(ledger: Ledger) -> None:
     """A later put replaces the row; owners do not share names."""
     await ledger.write(lambda tx: secrets.put(tx, ROW))
     newer = replace(ROW, version=2, sealed=b"")
@@ -42,7 +42,7 @@ async def test_deleting_a_secret_removes_its_bindings(ledger: Ledger) -> None:
     assert ledger.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo")) is None
 
 
-async def test_quotas_refuse_new_rows_but_not_replacements(ledger: Ledger) -> None:
+async def test_secret_quotas_refuse_new_rows_but_not_replacements(ledger: Ledger) -> None:
     """One more is refused, replacing one is not."""
 
     def fill(tx) -> None:
@@ -67,7 +67,7 @@ async def test_renaming_a_plugin_replaces_bindings_of_the_new_name(ledger: Ledge
     assert ledger.read(lambda db: secrets.binding(db, "operator", "TOKEN", "acme.demo@acme")) == b"new"
 
 
-async def test_labels_are_set_and_removed_in_one_change(ledger: Ledger) -> None:
+async def test_node_labels_are_set_and_removed_in_one_change(ledger: Ledger) -> None:
     """A change beyond the quota has no effect at all."""
     assert await ledger.write(lambda tx: labels.change(tx, {"b": "2", "a": "1", "c": None}, most=2)) == {
         "a": "1",

@@ -62,7 +62,7 @@ async def test_host_key_is_kept_over_restarts(opened: Open) -> None:
         assert ledger.public_key == first
 
 
-async def test_second_process_is_refused_with_pid_of_the_first(opened: Open, state_dir: Path) -> None:
+async def test_second_process_on_the_state_is_refused_with_pid_of_the_first(opened: Open, state_dir: Path) -> None:
     """It gets the lock once the first has exited."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, os.fspath(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -95,7 +95,7 @@ async def test_damaged_header_is_ledger_damaged(opened: Open, state_dir: Path) -
     assert "--recover" in refused.hint
 
 
-async def test_overwritten_page_is_found_at_open(opened: Open, state_dir: Path) -> None:
+async def test_overwritten_ledger_page_is_found_at_open(opened: Open, state_dir: Path) -> None:
     """A page in the middle of the file."""
     async with opened() as ledger:
         await ledger.write(

@@ -28,7 +28,7 @@ def all_keys(ledger: Ledger) -> list[str]:
     return ledger.read(lambda db: kv.keys(db, "default"))
 
 
-async def test_concurrent_callers_get_gapless_seqs(ledger: Ledger, event: Make) -> None:
+async def test_concurrent_event_writers_get_gapless_seqs(ledger: Ledger, event: Make) -> None:
     """64 callers: each gets the seq of its own event, with no gap and no duplicate."""
 
     async def caller(name: int) -> list[tuple[int, str]]:
@@ -40,7 +40,7 @@ async def test_concurrent_callers_get_gapless_seqs(ledger: Ledger, event: Make) 
     assert [seq for seq, _ in stored] == list(range(1, 64 * 20 + 1))
 
 
-async def test_failing_change_is_rolled_back_alone(ledger: Ledger, event: Make) -> None:
+async def test_ledger_change_that_fails_is_rolled_back_alone(ledger: Ledger, event: Make) -> None:
     """The other changes of its batch are committed, and the chain verifies."""
     gate = threading.Event()
 
@@ -69,7 +69,7 @@ async def test_failing_change_is_rolled_back_alone(ledger: Ledger, event: Make) 
 
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
-async def test_any_exception_of_a_change_reaches_its_caller(ledger: Ledger, error: BaseException) -> None:
+async def test_any_exception_of_a_ledger_change_reaches_its_caller(ledger: Ledger, error: BaseException) -> None:
     """StopIteration and BaseException too; the writer goes on."""
 
     def fail(_: Transaction) -> None:
@@ -97,7 +97,7 @@ async def test_cancelling_the_caller_does_not_cancel_the_write(ledger: Ledger, e
     assert [row["target"] for row in ledger.read(audit.query)] == ["mine"]
 
 
-async def test_change_can_read_events_it_appended(ledger: Ledger, event: Make) -> None:
+async def test_ledger_change_can_read_events_it_appended(ledger: Ledger, event: Make) -> None:
     """Within the same transaction."""
 
     def change(tx: Transaction) -> list[int]:
@@ -117,7 +117,7 @@ async def test_only_durable_changes_use_synchronous_full(ledger: Ledger) -> None
     assert found == [1, 2, 1]
 
 
-async def test_cancelled_slow_read_is_interrupted(ledger: Ledger) -> None:
+async def test_cancelled_slow_read_of_ledger_is_interrupted(ledger: Ledger) -> None:
     """The next one does not wait for it."""
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     started = threading.Event()
@@ -170,7 +170,7 @@ async def test_slow_read_sees_one_snapshot_off_the_loop(ledger: Ledger, event: M
     assert await reading == (1, 1)
 
 
-async def test_closing_interrupts_slow_read(opened: Open) -> None:
+async def test_closing_ledger_interrupts_slow_read(opened: Open) -> None:
     """An endless query does not delay shutdown."""
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     started = threading.Event()
@@ -186,7 +186,7 @@ async def test_closing_interrupts_slow_read(opened: Open) -> None:
         await reading
 
 
-async def test_calls_after_closing_raise_problem(opened: Open, event: Make) -> None:
+async def test_ledger_calls_after_closing_raise_problem(opened: Open, event: Make) -> None:
     """None of them hangs."""
     async with opened() as ledger:
         pass
@@ -200,7 +200,7 @@ async def test_calls_after_closing_raise_problem(opened: Open, event: Make) -> N
         await ledger.read_slow(audit.last_seq)
 
 
-async def test_closing_commits_queued_writes(opened: Open, event: Make) -> None:
+async def test_closing_ledger_commits_queued_writes(opened: Open, event: Make) -> None:
     async with opened() as ledger:
         waiting = [asyncio.ensure_future(ledger.record(event())) for _ in range(100)]
         await asyncio.sleep(0)
@@ -278,7 +278,9 @@ async def test_tampering_with_rows_is_found(opened: Open, state_dir: Path, event
         assert report.bad_seq == seq, report.problem
 
 
-async def test_cut_tail_is_still_found_after_more_writes(opened: Open, state_dir: Path, event: Make) -> None:
+async def test_truncation_of_a_chain_is_still_found_after_more_writes(
+    opened: Open, state_dir: Path, event: Make
+) -> None:
     """The old head refers to an event that is missing."""
     async with opened() as ledger:
         for _ in range(5):

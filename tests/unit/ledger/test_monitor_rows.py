@@ -37,7 +37,7 @@ async def test_monitor_and_results_round_trip(ledger):
     assert last == kept
 
 
-async def test_only_the_newest_results_are_kept(ledger):
+async def test_only_the_newest_monitor_results_are_kept(ledger):
     """As many as asked for, oldest first; a lower limit takes effect with the next result."""
     row = await put(ledger)
     for number in range(1, 31):
@@ -49,7 +49,7 @@ async def test_only_the_newest_results_are_kept(ledger):
     assert [one.number for one in ledger.read(lambda db: rows.results(db, row.key))] == [30, 31]
 
 
-async def test_new_target_drops_results_and_changed_spec_keeps_them(ledger):
+async def test_monitor_with_new_target_loses_results_and_changed_spec_keeps_them(ledger):
     """A changed spec keeps the row; a new target gets a new key, and late results for the old key are dropped."""
     first = await put(ledger)
     await keep(ledger, first.key, state="down")

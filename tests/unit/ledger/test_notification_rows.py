@@ -59,7 +59,7 @@ def test_accepted_notification_is_taken_unchanged(tx):
     assert rows.take(tx, now_us=1_000) is None
 
 
-def test_dedupe_key_identifies_one_message_per_plugin(tx):
+def test_dedupe_key_identifies_one_notification_per_plugin(tx):
     """A second one returns the first's id, delivered or not.
 
     Plugins do not share keys; without a key none is a duplicate.
@@ -97,7 +97,7 @@ def test_dedupe_key_identifies_one_message_per_plugin(tx):
     ],
     ids=["items", "bytes", "all items", "all bytes"],
 )
-def test_message_beyond_any_quota_is_refused(tx, quota, what):
+def test_notification_beyond_any_quota_is_refused(tx, quota, what):
     """It changes nothing; delivered messages free their share."""
     accept(tx, B, quota=quota)
     kept = [accept(tx, quota=quota) for _ in range(2)]
@@ -110,7 +110,7 @@ def test_message_beyond_any_quota_is_refused(tx, quota, what):
     accept(tx, quota=quota)
 
 
-def test_plugins_are_served_in_turn(tx):
+def test_notifications_of_plugins_are_taken_in_turn(tx):
     """A plugin with a hundred messages delays another's single one by one delivery; each keeps its order."""
     mine = [accept(tx, A).id for _ in range(100)]
     assert rows.take(tx, now_us=1_000).id == mine[0]
@@ -119,7 +119,7 @@ def test_plugins_are_served_in_turn(tx):
     assert taken == [theirs[0], mine[1], theirs[1], mine[2], mine[3]]
 
 
-def test_retry_is_taken_when_due(tx):
+def test_retried_notification_is_taken_when_due(tx):
     """Not before `next_at`; same id, attempts counted, reason kept."""
     first, second = accept(tx), accept(tx)
     rows.take(tx, now_us=1_000)
@@ -131,7 +131,7 @@ def test_retry_is_taken_when_due(tx):
     assert (item.id, item.attempts, item.code, item.reason) == (first.id, 2, "http_503", "busy")
 
 
-def test_retry_is_due_after_clock_is_set_back(tx):
+def test_retried_notification_is_due_after_clock_is_set_back(tx):
     """A `next_at` beyond the longest delay was set before the clock changed: it is due now."""
     accepted = accept(tx, now=10**15)
     rows.take(tx, now_us=10**15)
@@ -178,7 +178,7 @@ def test_retention_keeps_newest_ended_notifications(tx):
     assert [item.id for item in upkeep.page(tx)] == [waiting, ended[4], ended[3]]
 
 
-def test_pages_and_prune_filter_by_status_and_plugin(tx):
+def test_notification_pages_and_prune_filter_by_status_and_plugin(tx):
     """Pages are newest first; queued ones are pruned only when their status is named."""
     mine, theirs = [accept(tx, A).id for _ in range(3)], [accept(tx, B).id for _ in range(2)]
     rows.finish(tx, mine[0], "done", now_us=2_000)

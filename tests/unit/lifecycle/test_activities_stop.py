@@ -323,7 +323,7 @@ def names(tmp_path_factory):
         yield found
 
 
-async def test_every_cause_stops_all_activities_before_it_is_reported(home, names):
+async def test_every_loss_of_permission_stops_all_activities_before_it_is_reported(home, names):
     """Those of the control plugin continue. DNS records stay, but only the control plugin's is put again if removed."""
     async with contextlib.AsyncExitStack() as stack:
         every = {one: await stack.enter_async_context(going(home, names, one)) for one in (*CAUSES, CONTROL)}
@@ -369,7 +369,7 @@ async def test_activities_resume_when_bundle_is_trusted_again(home, names):
         await in_process.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")
 
 
-async def test_crash_keeps_activities(home, names):
+async def test_crash_of_plugin_keeps_its_host_service_activities(home, names):
     """Host services keep working for a plugin while its own process is down."""
     async with going(home, names, "crash") as it:
         await it.begin(deaf=False)

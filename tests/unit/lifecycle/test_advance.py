@@ -90,7 +90,7 @@ def test_consent_to_undeclared_capability_is_refused():
     assert "nonsense" in refused(outcome, "bad_request").reason
 
 
-def test_accepted_hosts_add_up_in_order():
+def test_hosts_accepted_one_after_another_add_up_in_order():
     """Each once."""
     found = claim()
     installed = decided(record(found=found), Status.INSTALLED, at(found), hosts=("b.x:1", "a.x:1"))
@@ -313,7 +313,7 @@ def test_incomparable_versions_need_consent_each_time():
     refused(upgraded(after, claim(version="1.0.0")), "version_downgrade")
 
 
-def test_floor_survives_forget():
+def test_version_floor_survives_forget():
     """Forgetting a plugin and adding an older bundle does not bypass the floor."""
     old = record(Status.DISABLED, claim(version="2.0.0"))
     tomb = advance.forget(old, records.GONE, NOW)
@@ -328,7 +328,7 @@ def test_floor_survives_forget():
     assert accepted.floor == "2.0.0"
 
 
-def test_only_install_checks_the_floor():
+def test_only_install_checks_the_version_floor():
     """An installed plugin may be disabled and activated again, whatever the floor is."""
     found = claim(version="1.0.0")
     before = replace(record(Status.DISABLED, found), floor="2.0.0")
@@ -338,7 +338,7 @@ def test_only_install_checks_the_floor():
 # Grants.
 
 
-def test_regrant_masks_and_unmasks():
+def test_grant_and_trim_unmask_and_mask_capabilities():
     """Trim masks, grant unmasks; the rest is unchanged."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "kv:write", "task:run"]))
     after = _regranted(before, Regrant(grant=frozenset({"task:run"}), trim=frozenset({"kv:read"})), NOW)
@@ -349,7 +349,7 @@ def test_regrant_masks_and_unmasks():
 
 
 @pytest.mark.parametrize(("grant", "trim"), [({"audit:read"}, set()), (set(), {"audit:read"})])
-def test_regrant_of_undeclared_capability_is_refused(grant, trim):
+def test_grant_or_trim_of_undeclared_capability_is_refused(grant, trim):
     """Trim too: it would be remembered for an upgrade that declares the capability."""
     wanted = Regrant(grant=frozenset(grant), trim=frozenset(trim))
     refused(_regranted(record(Status.ACTIVE), wanted, NOW), "bad_request")
@@ -369,7 +369,7 @@ def test_regrant_of_undeclared_capability_is_refused(grant, trim):
         (Regrant(permits=("bucket=two", "bucket=three")), True),
     ],
 )
-def test_widens_compares_grants_before_and_after(wanted, widens):
+def test_grant_change_widens_only_if_more_is_granted_after_it(wanted, widens):
     """By the result, not by what the change names."""
     found = claim(capabilities=["log:write", "task:run"])
     before = replace(
@@ -383,7 +383,7 @@ def test_widens_compares_grants_before_and_after(wanted, widens):
     assert granting.widens(before, after, DEFAULTS) is widens
 
 
-def test_regrant_replaces_hosts_it_names():
+def test_grant_change_replaces_hosts_it_names():
     """None keeps them, an empty list removes all; an invalid host is refused."""
     found = claim()
     before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("a.example:443",))
@@ -460,7 +460,7 @@ def test_dependency_must_be_active_in_matching_version(dependency, met):
         assert dependency.id in problem.reason
 
 
-def test_first_unmet_dependency_is_named():
+def test_refusal_names_the_first_unmet_dependency():
     problem = advance.unmet((Dependency(id="acme.one"), Dependency(id="acme.two")), {})
     assert problem is not None
     assert "acme.one" in problem.reason

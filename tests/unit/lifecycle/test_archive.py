@@ -59,12 +59,12 @@ def test_backup_manifest_survives_encoding():
         *(f"{PAIR}/Artifact", "store/AB/artifact", "trust.json", "", ".", "lock", f"{PAIR}/artifact\n"),
     ],
 )
-def test_unexpected_file_name_is_refused(name):
+def test_backup_with_unexpected_file_name_is_refused(name):
     """The signature does not make names safe: they are checked against those that a backup has."""
     assert "names a file that no backup has" in refused(signed({**SOUND, "files": [*FILES, [name, 0, EMPTY]]}))
 
 
-def test_duplicate_or_missing_file_is_refused():
+def test_backup_with_duplicate_or_missing_file_is_refused():
     assert "twice" in refused(signed({**SOUND, "files": [*FILES, FILES[0]]}))
     for missing in range(3):
         assert "missing" in refused(signed({**SOUND, "files": FILES[:missing] + FILES[missing + 1 :]}))
@@ -72,7 +72,7 @@ def test_duplicate_or_missing_file_is_refused():
 
 @pytest.mark.parametrize("field", SOUND)
 @pytest.mark.parametrize("value", [None, -1, True, 1.5, "x", [], {}, [[1, 2, 3]], [["host.key", -1, EMPTY]], [[]]])
-def test_field_of_wrong_type_is_refused(field, value):
+def test_backup_manifest_field_of_wrong_type_is_refused(field, value):
     """As a Problem, no other exception; fields of any text may be `x`."""
     if (field, value) in [(name, "x") for name in ("created_at", "version", "last_hash")]:
         return
@@ -84,7 +84,7 @@ def test_arbitrary_bytes_as_backup_manifest_raise_problem(data):
     refused(data)
 
 
-def test_file_over_the_limit_of_settings_is_refused(tmp_path):
+def test_backup_file_over_the_limit_of_settings_is_refused(tmp_path):
     """Before a byte of it is written."""
     plain = {**SOUND, "files": [*FILES, [f"{PAIR}/manifest.json", 0, EMPTY], [f"{PAIR}/artifact", 11, EMPTY]]}
     files = [("manifest.json", signed(plain)), *((name, bytes(size)) for name, size, _ in plain["files"])]

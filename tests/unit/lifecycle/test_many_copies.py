@@ -25,7 +25,7 @@ class Lines:
         self.said.append((event, fields))
 
 
-async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
+async def test_renaming_one_of_many_copies_judges_one_and_logs_one_line(monkeypatch):
     """The first copies give one line; each rename judges one copy and logs at most one line; the plugin runs on."""
     async with in_process.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
         home.drop("demo", id=ID)
@@ -54,7 +54,7 @@ async def test_renaming_copies_costs_no_more_than_the_renames(monkeypatch):
         assert (await home.plugin(ID))["runtime"]["state"] == "armed"
 
 
-def test_batch_logs_bounded_number_of_lines():
+def test_batch_of_refused_bundles_logs_bounded_number_of_lines():
     """20,000 broken bundles at a start give MOST_LINES lines, and one that counts the rest."""
     lines = Lines()
     refusals = RefusedLog(lines)

@@ -146,7 +146,7 @@ def test_restored_version_below_floor_falls_back_to_verified():
     assert outcome.code == "version_downgrade"
 
 
-def test_explicit_downgrade_is_restored():
+def test_explicitly_accepted_downgrade_is_restored():
     """The floor is higher, but the pin names this identity as the last one accepted."""
     before = record(Status.ACTIVE, claim(version="1.0.0"))
     kept = Floors(versions={ID: "2.0.0"}, pins={ID: pinned(identity=before.facts.identity)})
@@ -168,7 +168,7 @@ signers = st.sampled_from([None, ("acme", True), ("rival", True), ("", False)])
 @given(
     mine=versions, theirs=versions, my_masks=masks, their_masks=masks, signer=signers, status=st.sampled_from(Status)
 )
-def test_merge_never_loosens(mine, theirs, my_masks, their_masks, signer, status):
+def test_merge_after_loss_never_loosens_a_record(mine, theirs, my_masks, their_masks, signer, status):
     """For any two sources: no grant, no lower floor and no other publisher results."""
     pins = {ID: Pin(publisher=signer[0], signed=signer[1], identity="x")} if signer else {}
     kept = Floors(versions={ID: mine} if mine else {}, masked={ID: my_masks}, pins=pins)

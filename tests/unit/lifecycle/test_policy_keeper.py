@@ -40,7 +40,7 @@ def test_good_policy_file_is_in_force_without_a_problem(tmp_path):
         (b" " * (MAX_BYTES + 1), "policy_unreadable"),
     ],
 )
-def test_without_good_file_at_boot_nobody_is_trusted(tmp_path, content, code):
+def test_no_publisher_is_trusted_without_good_policy_file_at_boot(tmp_path, content, code):
     """Health says which file, and why."""
     file = tmp_path / "trust.json"
     if content is not None:
@@ -83,7 +83,7 @@ def test_policy_file_writable_by_others_is_not_used(tmp_path, unsafe):
 
 
 @pytest.mark.parametrize("spoil", ["bad", "gone", "unsafe"])
-def test_bad_reload_keeps_old_policy(tmp_path, spoil):
+def test_reload_of_bad_policy_file_keeps_old_policy(tmp_path, spoil):
     """Health reports a problem until the file is repaired; trust stays."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))

@@ -26,14 +26,14 @@ STORED = Fault("key_revoked", "revoked")
         (Presence(fault=FAULT, stored=STORED), False, STORED),
     ],
 )
-def test_available_needs_verified_bundle_and_stored_pair(seen, available, trouble):
+def test_plugin_is_available_only_with_verified_bundle_and_stored_pair(seen, available, trouble):
     """A fault of the stored pair is reported first: the pair is what runs."""
     assert seen.available is available
     assert seen.trouble == trouble
 
 
 @pytest.mark.parametrize("status", list(Status))
-def test_candidate_is_other_identity_than_accepted(status):
+def test_verified_bundle_of_other_identity_is_the_candidate(status):
     """A verified record has none: it follows the disk."""
     before, other = record(status), claim(version="2.0.0")
     found = Presence(winner=other).candidate(before)
@@ -71,7 +71,7 @@ def test_record_preserves_its_manifest(v2):
     assert (plugin.id, plugin.identity) == ("acme.demo", found.verdict.identity)
 
 
-def test_facts_say_whether_bundle_is_signed():
+def test_facts_of_record_say_whether_bundle_is_signed():
     """That is part of the pin."""
     assert not presence.facts_of(verified(by=None), accepted=False).signed
     assert presence.facts_of(verified(), accepted=False).signed

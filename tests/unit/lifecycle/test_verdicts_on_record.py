@@ -76,7 +76,7 @@ async def test_event_stream_has_changed_verdicts():
                     break
 
 
-async def test_changed_policy_records_verdicts(tmp_path):
+async def test_policy_change_records_the_changed_verdicts(tmp_path):
     """A disabled plugin of a revoked publisher: refused on record, and verified again once that is lifted."""
     async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)

@@ -282,7 +282,7 @@ def test_trimmed_star_removes_the_hosts_it_granted():
         ("host=_srv.example.org:443", "_srv.example.org:443"),
     ],
 )
-def test_hosts_accept_every_form_of_http_do(word, normal):
+def test_granted_hosts_may_have_every_form_of_http_do(word, normal):
     """And are stored in normal form."""
     assert consents.parse([word]).hosts == (normal,)
     found = record(Status.ACTIVE)
@@ -294,7 +294,7 @@ def test_hosts_accept_every_form_of_http_do(word, normal):
 @pytest.mark.parametrize(
     "origin", ["http://169.254.169.254", "http://[fd00:ec2::254]", "http://m.lan:80=100.100.100.200"]
 )
-def test_metadata_origin_needs_force(origin):
+def test_grant_of_cloud_metadata_origin_needs_force(origin):
     """Once: origins granted already are not asked about again."""
     found = record(Status.ACTIVE)
     word = f"origin={origin}"
@@ -324,7 +324,7 @@ def test_migrated_record_accepts_its_manifest():
     assert presence.with_interpreter(new, "/bin/sh") is new
 
 
-def test_floors_file_keeps_terms(tmp_path):
+def test_floors_file_keeps_accepted_terms(tmp_path):
     """A file from before there were terms can be read too."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -339,13 +339,13 @@ def test_floors_file_keeps_terms(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"type": 3}', "{", "[]", '{"type": "system", "level": "loose"}'])
-def test_malformed_terms_are_damage(text):
-    """A malformed row counts as damage of the ledger."""
+def test_malformed_accepted_terms_raise_value_error(text):
+    """The ledger reports such a row as damage."""
     with pytest.raises(ValueError, match="terms"):
         texts.decode(text)
 
 
-def test_terms_outlive_a_lost_ledger():
+def test_accepted_terms_survive_a_lost_ledger():
     """The plugin comes back as verified; installed again, it has what was accepted, and no more."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64})))
     new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
@@ -379,7 +379,7 @@ def test_union_of_floors_keeps_stricter_terms():
     assert union.terms["acme.demo"] == narrow.terms
 
 
-def test_forget_removes_terms():
+def test_forget_removes_accepted_terms():
     """As grants: the next install is a first one."""
     found = replace(record(Status.ACTIVE), status=Status.DISABLED)
     gone = advance.forget(found, presence.Presence(), NOW)

@@ -22,7 +22,7 @@ FACTS = RecordFacts(
 )
 
 
-def test_transitions_equal_the_diagram():
+def test_lifecycle_transitions_equal_the_diagram():
     """verified → installed → active ⇄ disabled, installed → disabled; nothing else (architecture, Lifecycle)."""
     drawn = {
         ("verified", "installed"),
@@ -35,7 +35,7 @@ def test_transitions_equal_the_diagram():
     assert set(TRANSITIONS) == set(Status)
 
 
-def test_granted_is_declared_and_not_masked():
+def test_granted_capabilities_are_those_declared_and_not_masked():
     """A mask on a capability that is not declared grants nothing."""
     record = Record(
         id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s", masked=frozenset({"task:run", "kv:write"})
@@ -49,7 +49,7 @@ def test_verified_record_is_not_accepted():
     assert accepted == {Status.INSTALLED, Status.ACTIVE, Status.DISABLED}
 
 
-def test_record_is_immutable():
+def test_plugin_record_is_immutable():
     """A change of status is a new record."""
     record = Record(id="acme.demo", status=Status.VERIFIED, facts=FACTS, source="s")
     with pytest.raises(FrozenInstanceError):

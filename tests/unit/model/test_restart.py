@@ -24,7 +24,7 @@ def test_restart_jitter_is_within_20_percent(in_a_row, roll):
     assert plain_s * 0.8 <= Failures(in_a_row=in_a_row).delay_s(POLICY, roll) <= plain_s * 1.2
 
 
-def test_failures_reset_after_healthy_uptime():
+def test_failure_count_resets_after_healthy_uptime():
     """Not by an uptime that is a moment shorter."""
     assert Failures(in_a_row=5).after(59.999, POLICY).in_a_row == 6
     assert Failures(in_a_row=5).after(60, POLICY).in_a_row == 1
@@ -46,6 +46,6 @@ def test_breaker_opens_at_the_sixth_failure_in_a_row():
     assert Failures(in_a_row=6).breaker_open(POLICY)
 
 
-def test_base_of_zero_gives_no_delay():
+def test_backoff_base_of_zero_gives_no_delay():
     """Settings allow it."""
     assert Failures(in_a_row=9).delay_s(RestartPolicy(base_s=0), 0.9) == 0

@@ -40,7 +40,7 @@ from latticed.model import semver_range
         ("v1.2.3", ["1.2.3"], []),
     ],
 )
-def test_range_contains_the_expected_versions(text, inside, outside):
+def test_version_range_contains_the_expected_versions(text, inside, outside):
     """Partial versions, operators, alternatives and pre-releases as in node-semver."""
     assert [version for version in inside if not semver_range.contains(text, version)] == []
     assert [version for version in outside if semver_range.contains(text, version)] == []
@@ -65,7 +65,7 @@ def test_range_contains_the_expected_versions(text, inside, outside):
         "9" * 300,
     ],
 )
-def test_invalid_ranges_are_refused(text):
+def test_invalid_version_ranges_are_refused(text):
     """Text that is not understood completely is an error, never a match."""
     with pytest.raises(semver_range.InvalidRange):
         semver_range.check(text)

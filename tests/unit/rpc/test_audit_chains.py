@@ -62,7 +62,7 @@ async def test_audit_cursor_selects_decisions_calls_or_both(home):
         assert (await home.ask("GET", f"/api/audit?after={bad}")).status == 400, bad
 
 
-async def test_heads_of_both_chains_come_with_their_events(home):
+async def test_audit_answer_has_heads_of_both_chains_beside_their_events(home):
     await fill(home, decisions=3, calls=2)
     page = await home.ask("GET", "/api/audit?heads=1")
     assert [(head["seq"], head.get("chain")) for head in page["heads"]] == [(3, None), (2, "calls")]
@@ -219,7 +219,7 @@ def harm_it(home, statement):
         ("UPDATE calls SET target = 'x' WHERE seq = 3", "calls"),
     ],
 )
-async def test_change_after_verification_is_found(home, harm, chain):
+async def test_ledger_change_after_verification_is_found(home, harm, chain):
     """A write by another connection makes the daemon drop the heads that it has verified."""
     await fill(home, decisions=20, calls=20)
     assert (await verified(home))["ok"]

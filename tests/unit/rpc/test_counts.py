@@ -58,7 +58,7 @@ async def test_answers_over_all_plugins_yield_to_the_event_loop(home, path, part
         assert len(answer["rows"]) == MANY
 
 
-async def test_refused_bundles_are_listed(tmp_path: Path):
+async def test_refused_bundles_among_thousands_are_listed(tmp_path: Path):
     async with in_process.opened() as home:
         home.drop("demo", author=bundles.author("stranger"))
         await in_process.until(home.app.api.lifecycle.rejected)

@@ -25,7 +25,7 @@ async def causes(home, plugin_id=ID):
     return report["causes"]
 
 
-async def test_causes_are_included_only_on_request(home):
+async def test_causes_are_in_the_plugin_record_only_with_explain(home):
     home.drop("demo", id=ID)
     await home.seen(ID)
     assert "causes" not in await home.ask("GET", f"/api/plugins/by-id/{ID}")
@@ -39,7 +39,7 @@ async def test_causes_are_included_only_on_request(home):
     }
 
 
-async def test_refusal_of_the_next_step_is_evaluated_now(home):
+async def test_explain_evaluates_the_refusal_of_the_next_step_now(home):
     """By lifecycle rules and by the runner; asking changes and records nothing."""
     home.drop("demo", id=ID, v2=True, dependencies=[{"id": "acme.other", "version": "*"}])
     await home.seen(ID)
@@ -67,7 +67,7 @@ async def test_refusal_of_the_next_step_is_evaluated_now(home):
     assert [event for event in home.events(after=mark) if event["target"] == ID] == []
 
 
-async def test_call_that_succeeded_since_its_denial_is_working(home):
+async def test_host_call_that_succeeded_since_its_denial_is_shown_as_working(home):
     home.drop("demo", id=ID, capabilities=["kv:read", "kv:write"])
     instance = await home.armed(ID)
     with pytest.raises(HostError):

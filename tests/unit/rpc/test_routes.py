@@ -246,7 +246,7 @@ async def test_plugin_lists_are_sorted_equal_and_show_no_path(home):
         assert ("installed_at" in row) == (row["id"] == "acme.mm")
 
 
-async def test_streamed_list_equals_the_short_one(home, monkeypatch):
+async def test_streamed_plugin_list_equals_the_cached_one(home, monkeypatch):
     """Rows beyond the size of the cache are made anew."""
     for name in ("z", "b", "m", "k"):
         home.drop(name, id=f"acme.{name}{name}")
@@ -260,7 +260,7 @@ async def test_streamed_list_equals_the_short_one(home, monkeypatch):
     assert len(home.app.api.shown) == 3
 
 
-async def test_interrupted_list_closes_the_connection(home, monkeypatch):
+async def test_interrupted_plugin_list_closes_the_connection(home, monkeypatch):
     """The client sees an incomplete answer, and no other answer follows."""
     home.drop("b", id="acme.bb")
     await home.seen("acme.bb")

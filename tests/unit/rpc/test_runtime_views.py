@@ -83,7 +83,7 @@ async def test_tampered_bundle_degrades_health_only_if_critical(home):
     assert await idle(home) == (200, {"digest_mismatch": 1})
 
 
-async def test_view_has_the_manifests_entrypoint_and_the_runtimes_plugin(home):
+async def test_plugin_view_has_the_manifests_entrypoint(home):
     """Before and after an install; absent where the manifest has none."""
     home.drop("one", id="acme.one", entrypoint="plugin.wasm")
     home.drop("two", id="acme.two", entrypoint=None)

@@ -56,7 +56,7 @@ async def test_secret_is_set_bound_listed_unbound_and_deleted(home):
         ("DELETE", "TOKEN/plugins/acme.demo", None, 404, "not_found"),
     ],
 )
-async def test_refused_change_is_audited_as_denied(home, method, path, body, status, code):
+async def test_refused_change_of_a_secret_is_audited_as_denied(home, method, path, body, status, code):
     """Not as an allowed one."""
     answer = await home.ask(method, f"/api/secrets/{path}", body)
     assert (answer.status, answer.code) == (status, code), answer

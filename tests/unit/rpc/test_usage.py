@@ -57,7 +57,7 @@ async def test_usage_lists_used_and_unused_grants(home, clock):
     assert report["calls"] == {"made": 5, "denied": 1}
 
 
-async def test_nothing_is_unused_before_the_lookback_has_passed(home, clock):
+async def test_no_grant_is_unused_before_the_lookback_has_passed(home, clock):
     """Counted from the newest grant; trimming does not restart it."""
 
     async def usage(days=14):
@@ -77,7 +77,7 @@ async def test_nothing_is_unused_before_the_lookback_has_passed(home, clock):
     assert (await usage(days=1))["enough"]
 
 
-async def test_reached_hosts_are_recorded_once_each(home):
+async def test_hosts_that_a_plugin_reached_are_recorded_once_each(home):
     """With the last time; limited to the lookback; removed with the plugin's record."""
     ledger, now = home.app.api.ledger, home.app.api.clock.wall_us()
     day_us = 86_400_000_000

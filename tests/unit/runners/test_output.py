@@ -42,7 +42,7 @@ async def most_in_a_turn(told, over):
 
 
 @pytest.mark.parametrize("whole_bytes", [None, 1 << 20])
-async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
+async def test_many_short_stderr_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
     """Thousands of them in one read: LINES_A_TURN per turn, in order, and all before the end is reported."""
     monkeypatch.setattr(output, "RATE", Rate(per_second=1, burst=1 << 30))
     told = []
@@ -54,7 +54,7 @@ async def test_short_lines_yield_to_the_event_loop(monkeypatch, whole_bytes):
     assert stderr.words() == "; it said last: 9999"
 
 
-async def test_empty_lines_yield_to_the_event_loop():
+async def test_many_empty_stderr_lines_yield_to_the_event_loop():
     """They are dropped, but take time as well."""
     told = []
     stderr = runner_deps.outputs(told).stderr_of_call("acme.demo", whole_bytes=1 << 20)

@@ -215,7 +215,7 @@ async def test_large_host_calls_pause_reading(call):
     assert call.flows[-1] is True
 
 
-async def test_reading_resumes_after_the_outcome(call):
+async def test_reading_of_stdout_resumes_after_the_outcome(call):
     """Otherwise the end of the output would never be read."""
     gate = asyncio.Event()
     call.serve = lambda method, params: gate.wait()
@@ -377,7 +377,7 @@ async def test_reply_with_too_many_values_is_plugin_error_and_not_decoded(call, 
 
 
 @pytest.mark.parametrize("line", [b"\n", b" \n"])
-async def test_empty_lines_yield_to_the_event_loop(call, line):
+async def test_many_empty_stdout_lines_yield_to_the_event_loop(call, line):
     """Thousands in one read are no error, and no further read happens until all are processed."""
     call.invocation.feed(line * 30_000 + json.dumps(REPLY).encode() + b"\n")
     assert call.flows == [False]

@@ -76,7 +76,7 @@ async def test_module_from_latticectl_new_wasm_answers_any_payload(tmp_path):
             assert (await instance.invoke("any", payload))["message"] == "hello"
 
 
-async def test_each_invocation_has_fresh_memory(tmp_path):
+async def test_each_invocation_of_function_module_has_fresh_memory(tmp_path):
     text = '{"ok":true,"result":0}'
     at = text.index("0")
     count = f"(i32.store8 (i32.const {at}) (i32.add (i32.load8_u (i32.const {at})) (i32.const 1)))"

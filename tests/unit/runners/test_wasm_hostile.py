@@ -269,7 +269,7 @@ async def test_wasi_command_that_writes_no_messages_fails_to_start(tmp_path, tex
         assert not children.descendants(os.getpid())
 
 
-async def test_memory_grow_fails_beyond_the_limit(tmp_path):
+async def test_wasm_memory_grow_fails_beyond_the_limit(tmp_path):
     """It returns -1, as WebAssembly specifies, and the module continues."""
     grow = """(loop $again (br_if $again (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0))))
       (if (i32.ne (memory.size) (i32.const 128)) (then unreachable))"""
@@ -280,7 +280,7 @@ async def test_memory_grow_fails_beyond_the_limit(tmp_path):
             assert (await instance.invoke("go", {}))["message"] == "128 pages"
 
 
-async def test_all_memory_up_to_the_limit_is_usable(tmp_path):
+async def test_all_wasm_memory_up_to_the_limit_is_usable(tmp_path):
     fill = """(drop (memory.grow (i32.sub (i32.const 1024) (memory.size))))
       (memory.fill (i32.const 1024) (i32.const 7) (i32.const 67107840))"""
     answer = '{"ok":true,"message":"full"}'
@@ -289,7 +289,7 @@ async def test_all_memory_up_to_the_limit_is_usable(tmp_path):
         assert (await instance.invoke("go", {}))["message"] == "full"
 
 
-async def test_table_grow_fails_beyond_the_limit(tmp_path):
+async def test_wasm_table_grow_fails_beyond_the_limit(tmp_path):
     """100,000 elements."""
     grow = """(loop $again (br_if $again (i32.ge_s (table.grow (ref.null func) (i32.const 1000)) (i32.const 0))))
       (if (i32.ne (table.size) (i32.const 100000)) (then unreachable))"""
@@ -300,7 +300,7 @@ async def test_table_grow_fails_beyond_the_limit(tmp_path):
         assert (await instance.invoke("go", {}))["ok"]
 
 
-async def test_used_up_fuel_ends_the_plugin(tmp_path):
+async def test_used_up_fuel_ends_the_wasm_plugin(tmp_path):
     """The manifest's fuel is for each message; the plugin ends with fuel_exhausted, long before its deadline."""
     spend = f"""(local $left i32) (local.set $left (i32.load8_u (i32.add (local.get $at) (i32.const 12))))
       (if (i32.eq (local.get $left) (i32.const 98)) (then {FOREVER}))"""

@@ -80,7 +80,7 @@ def world(pipes):
     return World(pipes[0])
 
 
-def test_arguments_are_given_and_the_environment_is_empty(world):
+def test_wasi_arguments_are_given_and_the_environment_is_empty(world):
     assert world.call("args_sizes_get", 0, 4) == wasi.OK
     assert (world.number(0), world.number(4)) == (2, 10 + 7)
     assert world.call("args_get", 16, 64) == wasi.OK
@@ -91,7 +91,7 @@ def test_arguments_are_given_and_the_environment_is_empty(world):
     assert world.call("environ_get", 0, 4) == wasi.OK
 
 
-def test_monotonic_time_advances_and_the_date_is_zero(world):
+def test_wasi_monotonic_time_advances_and_the_date_is_zero(world):
     """Clocks of processor time are not supported."""
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 0) == wasi.OK
     assert world.call("clock_time_get", wasi.MONOTONIC, 0, 8) == wasi.OK
@@ -274,7 +274,7 @@ def test_proc_exit_raises_exited_with_its_status(world):
         assert exited.value.args[0] == status & 0xFFFFFFFF
 
 
-def test_signatures_are_those_of_preview_1():
+def test_wasi_signatures_are_those_of_preview_1():
     """Four that are easily mistaken."""
     assert wasi.SIGNATURES["fd_seek"] == ("i32 i64 i32 i32", "i32")
     assert wasi.SIGNATURES["path_open"] == ("i32 i32 i32 i32 i32 i64 i64 i32 i32", "i32")

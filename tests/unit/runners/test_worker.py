@@ -341,7 +341,7 @@ async def test_unknown_action_or_malformed_payload_is_bad_request(outside, actio
 # Start and stop.
 
 
-async def test_stopping_releases_the_route(outside):
+async def test_stopping_worker_releases_its_route(outside):
     """Stopping a second time does nothing."""
     instance = await outside.arm(b"x")
     await instance.stop(1.0)

@@ -188,7 +188,7 @@ def test_every_typed_method_names_known_capabilities():
                 assert capability in hostcall.CAPABILITY_OF.values()
 
 
-def test_pages_are_requested_lazily_until_the_last():
+def test_sdk_lists_request_pages_lazily_until_the_last():
     """Until there is no `next`, and only when the iterator needs the next page."""
     following = {None: (["a", "b"], "b"), "b": (["c"], None)}
     asked = []
@@ -207,7 +207,7 @@ def test_pages_are_requested_lazily_until_the_last():
     assert asked == [{"prefix": "p"}, {"prefix": "p", "after": "b"}]
 
 
-def test_events_are_requested_page_by_page():
+def test_sdk_requests_audit_events_page_by_page():
     """After the given seq."""
     following = {5: ([{"seq": 6}, {"seq": 7}], 7), 7: ([{"seq": 8}], None)}
     plugin = Plugin()

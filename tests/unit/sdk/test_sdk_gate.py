@@ -48,7 +48,7 @@ def test_kv_keys_are_validated_as_by_the_host(key):
 
 
 @pytest.mark.parametrize("method", sorted(gate.CAPABILITY_OF))
-def test_undeclared_and_ungranted_calls_are_refused(method):
+def test_in_memory_gate_refuses_undeclared_and_ungranted_calls(method):
     """Even if the test defines an answer for them."""
     needed = gate.CAPABILITY_OF[method]
     others = sorted(set(capability.RISKS) - {needed})
@@ -57,7 +57,7 @@ def test_undeclared_and_ungranted_calls_are_refused(method):
     assert Gate([needed], answers={method: {"a": 1}}).call(method, {}) == {"a": 1}
 
 
-def test_unknown_names_raise_value_error():
+def test_in_memory_gate_with_unknown_names_raises_value_error():
     for wrong in ({"capabilities": ["kv:steal"]}, {"granted": ["kv"]}, {"answers": {"kv.steal": 1}}):
         with pytest.raises(ValueError, match=r"^expected (known|answers to known) "):
             Gate(**wrong)
@@ -96,5 +96,5 @@ def test_in_memory_gate_records_logged_lines():
 
 
 @pytest.mark.parametrize("odd", [{1, 2}, float("nan"), "\ud800", object()])
-def test_parameters_that_are_no_json_are_refused(odd):
+def test_in_memory_gate_refuses_parameters_that_are_no_json(odd):
     assert _code(Gate(["kv:read"]), "kv.get", key=odd) == "bad_params"

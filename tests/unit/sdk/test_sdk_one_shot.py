@@ -151,7 +151,7 @@ def test_closed_pipe_during_a_call_is_service_unavailable(tmp_path):
     assert done.returncode == 0
 
 
-def test_missing_request_is_an_unknown_action(tmp_path):
+def test_one_shot_without_request_is_an_unknown_action(tmp_path):
     said, done = _shouted(tmp_path, b"", b"")
     assert said == [{"ok": False, "message": "no such action: ", "result": None, "error": "no such action: "}]
     assert done.returncode == 0

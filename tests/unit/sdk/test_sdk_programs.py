@@ -27,20 +27,20 @@ ANSWER = """printf '{"jsonrpc":"2.0","id":%s,"result":{"ok":true}}\\n'"""
         ("""read -r line; echo '{"id":1,"error":{"code":1}}'""", "initialize was answered with the error"),
     ],
 )
-def test_failed_start_names_its_reason(script, words):
+def test_harness_names_the_reason_of_a_failed_start(script, words):
     plugin = LongLived(_sh(script), Gate())
     with pytest.raises(ProgramError, match=words):
         plugin.__enter__()
     assert plugin.returncode is not None
 
 
-def test_stderr_is_included_in_the_failure():
+def test_harness_includes_stderr_in_the_failure():
     with pytest.raises(ProgramError, match=r"its stderr:\nsorry") as caught:
         LongLived(_sh("read -r line; echo sorry >&2; exit 3"), Gate()).__enter__()
     assert isinstance(caught.value, AssertionError), "a test that fails, not one that breaks"
 
 
-def test_silent_program_times_out():
+def test_harness_times_out_on_a_silent_program():
     plugin = LongLived(IGNORES, Gate(), deadline_s=0.2)
     with pytest.raises(ProgramError, match=r"expected a line within 0\.2 s"):
         plugin.__enter__()
@@ -56,7 +56,7 @@ def test_program_that_reads_nothing_times_out():
         plugin.invoke("x", "x" * (1 << 20))
 
 
-def test_exception_in_the_test_ends_the_program():
+def test_exception_in_the_test_ends_the_harness_program():
     """The test's own exception propagates."""
     plugin = LongLived(_sh(f"{HELLO}; read -r line; exit 0"), Gate())
     with pytest.raises(KeyError), plugin:

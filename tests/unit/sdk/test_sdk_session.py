@@ -140,7 +140,7 @@ def test_health_that_raises_or_is_invalid_is_unhealthy(running_plugin):
     assert plugin.returncode == 0
 
 
-def test_print_writes_to_stderr(running_plugin):
+def test_print_in_a_plugin_writes_to_stderr(running_plugin):
     """From Python at any time, from C libraries, and from child processes."""
     body = """
     print("at import")
@@ -173,7 +173,7 @@ def test_children_do_not_inherit_the_pipes(tmp_path):
     assert done.returncode == 0
 
 
-def test_requests_that_arrive_during_a_call_are_kept(tmp_path):
+def test_requests_that_arrive_during_a_host_call_are_kept(tmp_path):
     """And answered afterwards, in order."""
     body = """
     def do_ask(self, payload):
@@ -295,7 +295,7 @@ def test_closed_stdin_ends_the_plugin(tmp_path, text):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_closed_stdin_during_a_call_is_service_unavailable(tmp_path):
+def test_closed_stdin_during_a_host_call_is_service_unavailable(tmp_path):
     """For all waiting threads; then the plugin ends."""
     body = """
     def do_ask(self, payload):
@@ -348,7 +348,7 @@ def test_sys_exit_ends_the_plugin(tmp_path):
     assert done.returncode == 7
 
 
-def test_calls_after_shutdown_are_refused(tmp_path):
+def test_host_calls_after_shutdown_are_refused(tmp_path):
     """From threads still running after shutdown; an exception in stopping does not change that."""
     body = """
     def stopping(self):

@@ -55,7 +55,7 @@ def test_arming_stopped_handle_starts_it():
 
 
 @pytest.mark.parametrize("before", [ARMED, WAITING, BROKEN, after(Arm())[0]], ids=lambda state: state.phase.value)
-def test_arming_again_changes_nothing(before):
+def test_arming_an_armed_plugin_changes_nothing(before):
     """Every rescan arms it again: that must not start it, retry early or close the breaker."""
     state, done = after(Arm(), state=before)
     assert (state, done) == (before, [])
@@ -207,26 +207,26 @@ def test_arming_afresh_replaces_running_instance(phase):
     assert (state.phase, state.restarts, done) == (Phase.STARTING, 1, [HandleAction.START])
 
 
-def test_armed_while_stopping_starts_after_stop():
+def test_plugin_armed_while_stopping_starts_after_the_stop():
     """Never two instances at once."""
     state, done = after(Disarm(), Arm(), state=ARMED)
     assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
     assert after(Stopped(), state=state)[1] == [HandleAction.START]
 
 
-def test_disarmed_again_while_stopping_stays_stopped():
+def test_plugin_disarmed_again_while_stopping_stays_stopped():
     """The last event counts."""
     state, done = after(Disarm(), Arm(), Disarm(FAULT), Stopped(), state=ARMED)
     assert (state.phase, done) == (Phase.REFUSED, [HandleAction.STOP])
 
 
-def test_only_unhealthy_checks_are_counted():
+def test_only_unhealthy_checks_in_a_row_are_counted():
     """Degraded is no failure; a good check resets the count."""
     state, done = after(SICK, SICK, Checked(Health.DEGRADED, "slow"), SICK, SICK, state=ARMED)
     assert (state.phase, state.health, state.message, done) == (Phase.ARMED, Health.UNHEALTHY, "no answer", [])
 
 
-def test_repeated_bad_health_is_a_failure():
+def test_repeated_bad_health_stops_and_retries_the_plugin():
     """It is stopped, then retried with a backoff, and it counts for the breaker."""
     state, done = after(SICK, SICK, SICK, state=ARMED)
     assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
@@ -255,7 +255,7 @@ def test_operator_restart_of_unhealthy_plugin_skips_backoff():
     ids=lambda state: state.phase.value,
 )
 @pytest.mark.parametrize("event", [Started(), CRASH, SICK], ids=["started", "failed", "checked"])
-def test_late_events_after_stop_are_ignored(state, event):
+def test_late_events_of_a_stopped_plugin_are_ignored(state, event):
     """A stopped plugin cannot start, crash or become unhealthy."""
     assert after(event, state=state) == (state, [])
 

@@ -28,7 +28,7 @@ async def armed(stand, count):
     return plugins
 
 
-async def test_starts_are_limited_at_a_time(stand):
+async def test_concurrent_plugin_starts_are_limited(stand):
     """The next begins when one of them is done, and all are armed in the end."""
     under_way = most = 0
 
@@ -47,7 +47,7 @@ async def test_starts_are_limited_at_a_time(stand):
     assert most == tools.STARTS
 
 
-async def test_start_deadline_begins_with_the_slot(stand):
+async def test_start_deadline_begins_when_the_start_gets_its_slot(stand):
     """A start that hangs until its deadline does not use up that of another."""
     stand.tools.starts = asyncio.Semaphore(1)
     turns = []

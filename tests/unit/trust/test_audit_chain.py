@@ -200,7 +200,7 @@ def unknown_field(lines: Lines) -> Lines:
         (unknown_field, 3, "malformed"),
     ],
 )
-def test_each_kind_of_tampering_is_reported(
+def test_each_kind_of_tampering_with_a_chain_is_reported(
     lines: Lines, tamper: Callable[[Lines], Lines], seq: int, says: str
 ) -> None:
     """With the first bad seq and what is wrong with it."""
@@ -234,14 +234,14 @@ def test_malformed_export_lines_are_reported(line: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "AAAA", "é"])
-def test_bad_public_key_is_a_problem(text: str) -> None:
+def test_chain_verification_with_bad_public_key_is_a_problem(text: str) -> None:
     """The error shows what was found."""
     with pytest.raises(Problem) as caught:
         audit_chain.public_key(text)
     assert caught.value.code == "bad_key"
 
 
-def test_hash_of_known_event_is_pinned() -> None:
+def test_hash_of_known_audit_event_is_pinned() -> None:
     """A test vector for other implementations, computed with sha256sum; it must never change."""
     row = {
         "seq": 1,

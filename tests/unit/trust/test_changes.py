@@ -17,7 +17,7 @@ def trusting(**publishers: Publisher) -> TrustPolicy:
     return dataclasses.replace(NOBODY, publishers=publishers)
 
 
-def test_added_and_removed_keys_are_reported_by_fingerprint():
+def test_added_and_removed_policy_keys_are_reported_by_fingerprint():
     """A publisher that is added or removed is reported as its keys."""
     old, new = trusting(acme=Publisher(keys=(ONE,))), trusting(acme=Publisher(keys=(TWO,)))
     added = Change(kind="added", target="acme", what="key", value=keys.fingerprint(TWO))
@@ -29,7 +29,7 @@ def test_added_and_removed_keys_are_reported_by_fingerprint():
     assert len(keys.fingerprint(ONE)) == 16
 
 
-def test_changes_of_ids_risk_and_switches_are_reported():
+def test_policy_changes_of_ids_risk_and_switches_are_reported():
     """Revocations are not: they are audited when they are first remembered."""
     old = trusting(acme=Publisher(keys=(ONE,)))
     new = dataclasses.replace(

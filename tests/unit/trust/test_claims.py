@@ -41,7 +41,7 @@ def _resolve(found, pin=PIN):
     return outcomes[0]
 
 
-def test_single_claim_wins():
+def test_single_claim_to_an_id_wins():
     """With or without a record, from any source; whether a new identity may run is up to the lifecycle."""
     assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
     assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})
@@ -101,7 +101,7 @@ def test_upgrade_at_pinned_source_wins_over_newcomers():
     )
 
 
-def test_ambiguous_claims_are_all_refused():
+def test_ambiguous_claims_to_an_id_are_all_refused():
     """Two unpinned sources, without the pinned identity or with two copies of it."""
     assert _resolve([_claim("plugins/x", identity="two"), _claim("plugins/y", identity="three")])[0] is None
     assert _resolve([_claim("plugins/x"), _claim("plugins/y")])[0] is None

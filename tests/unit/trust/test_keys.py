@@ -61,7 +61,7 @@ def _spellings(point: Point) -> list[bytes]:
     return [(y | sign << 255).to_bytes(32, "little") for y in ys for sign in (0, 1)]
 
 
-def test_all_small_order_points_are_refused_in_every_spelling():
+def test_keys_of_small_order_are_refused_in_every_spelling():
     """Under such keys forged signatures verify; computed here from the curve equation, not from a list."""
     spellings = {spelling for point in _torsion() for spelling in _spellings(point)}
     assert len(spellings) >= 12
@@ -93,7 +93,7 @@ def _is_taken(y):
     return False
 
 
-def test_zero_key_is_refused():
+def test_all_zero_key_is_refused():
     """A placeholder that was never filled in."""
     with pytest.raises(keys.BadText, match="zero"):
         keys.decode_public("A" * 43 + "=")

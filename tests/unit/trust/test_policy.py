@@ -18,7 +18,7 @@ def _decode(plain):
     return policy.decode(json.dumps(plain).encode())
 
 
-def test_every_form_of_a_publisher_is_decoded():
+def test_every_form_of_a_publisher_in_the_policy_is_decoded():
     """A key, a list of keys, or an object with keys, ids and max_risk."""
     found = _decode(
         {
@@ -84,7 +84,7 @@ def test_revoked_version_covers_its_builds(entry, version, covered):
     assert (revoked.plugin("acme.one", version) is not None) == covered
 
 
-def test_id_patterns_are_exact_or_prefixes():
+def test_id_patterns_of_publishers_match_exactly_or_by_prefix():
     """`acme.*` covers ids that begin with `acme.`; without ids a publisher may sign any."""
     bound = policy.Publisher(keys=(ACME.public,), ids=("acme.*", "solo"))
     assert bound.may_sign("acme.demo")

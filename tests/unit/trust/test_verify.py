@@ -86,7 +86,7 @@ def test_signature_verifies_with_and_without_padding():
     assert isinstance(_judge({**raw, "signature_ed25519": raw["signature_ed25519"].rstrip("=")}), Verified)
 
 
-def test_digest_in_capitals_verifies():
+def test_bundle_with_digest_in_capitals_verifies():
     """The payload has it as written; the comparison ignores case."""
     digest = hashlib.sha256(bundles.ARTIFACT).hexdigest().upper()
     found = _judge(_signed(digest_sha256=digest))
@@ -96,7 +96,7 @@ def test_digest_in_capitals_verifies():
     assert _code(lowered) == "signature_invalid"
 
 
-def test_any_key_of_the_publisher_verifies():
+def test_signature_by_any_key_of_the_publisher_verifies():
     """So that publishers can rotate keys; the verdict names the key that verified."""
     trust = policy.decode(json.dumps({"trusted_publishers": {"acme": [ACME.public, SPARE.public]}}).encode())
     found = _judge(_signed(SPARE), trust)
@@ -104,7 +104,7 @@ def test_any_key_of_the_publisher_verifies():
     assert found.key == SPARE.public
 
 
-def test_key_of_another_publisher_does_not_verify():
+def test_signature_by_key_of_another_publisher_does_not_verify():
     """A trusted key signs in its own name only."""
     stolen = bundles.signed(bundles.manifest_v1(publisher="acme"), bundles.ARTIFACT, OTHER)
     assert _code(stolen, _trust(ACME, OTHER)) == "signature_invalid"
@@ -244,7 +244,7 @@ def test_publisher_may_not_exceed_max_risk():
     assert isinstance(_judge(_signed(capabilities=["node:admin"]), _bound(max_risk="host")), Verified)
 
 
-def test_revoked_key_verifies_nothing():
+def test_signature_by_revoked_key_does_not_verify():
     """Another key of the same publisher still does."""
     both = {"trusted_publishers": {"acme": [ACME.public, SPARE.public]}, "revoked": {"keys": [ACME.public.rstrip("=")]}}
     trust = policy.decode(json.dumps(both).encode())
