@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from latticed.rpc.server import Server
     from latticed.settings import Settings
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit")
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task")
 """Settings that a reload applies; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -155,6 +155,7 @@ class Reloader:
         self._api.access, self._api.trouble = allowed, []
         self._broker.limits = gate_limits(applied)
         self._services.kv.quota = quota_of(applied.host_calls)
+        self._services.tasks.settings = applied.task
         self._services.secrets.forget_key()
         set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust

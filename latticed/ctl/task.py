@@ -123,7 +123,8 @@ def _show(session: CtlSession) -> int:
 
 def _is_cut(plain: dict[str, Any], name: str) -> bool:
     """Whether an output had more bytes than what is kept of it."""
-    return bool(plain.get("truncated")) and int(plain.get(f"{name}_bytes") or 0) > len(str(plain.get(name) or ""))
+    kept = len(str(plain.get(name) or "").encode())
+    return bool(plain.get("truncated")) and int(plain.get(f"{name}_bytes") or 0) > kept
 
 
 def _fields(plain: dict[str, Any], screen: render.Screen) -> Iterator[tuple[str, str | Cell]]:

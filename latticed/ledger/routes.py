@@ -20,7 +20,7 @@ _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuota:
-    """Limits of routes: of one plugin, of the characters in the specs of one plugin, of all plugins."""
+    """Limits of routes: of one plugin, of the bytes in the specs of one plugin (UTF-8), of all plugins."""
 
     routes: int = 32
     total_bytes: int = 1 << 20
@@ -42,11 +42,12 @@ def put(tx: Transaction, plugin_id: str, path: str, spec: str, quota: RouteQuota
     """Keep a route, in place of the one that the plugin has at this path; Problem quota_exceeded."""
     found = get(tx, plugin_id, path)
     # Without the row at this path, which is replaced: a plugin at its quota can still change its routes.
-    statement = "SELECT count(*), coalesce(sum(length(spec)), 0) FROM routes WHERE plugin_id = ? AND path <> ?"
+    size_of = "coalesce(sum(length(CAST(spec AS BLOB))), 0)"  # bytes; of a text, length() counts characters
+    statement = f"SELECT count(*), {size_of} FROM routes WHERE plugin_id = ? AND path <> ?"  # noqa: S608 - constants
     others, size = tx.execute(statement, (plugin_id, path)).fetchone() or (0, 0)
     for would_be, most, what in (
         (others + 1, quota.routes, f"routes of {plugin_id}"),
-        (size + len(spec), quota.total_bytes, f"characters in the routes of {plugin_id}"),
+        (size + len(spec.encode()), quota.total_bytes, f"bytes in the routes of {plugin_id}"),
         (count(tx) + (found is None), quota.all_routes, "routes"),
     ):
         if would_be > most:

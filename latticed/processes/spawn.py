@@ -81,8 +81,6 @@ class Spawn:
                 await waiting.readable(self._started.status)
             else:
                 self._said += more
-                if not more.endswith(b"\n"):
-                    continue
         report = launch.read_report(self._said)
         if report.stage is not None:
             raise launch.failed(report)

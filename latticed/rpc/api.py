@@ -155,6 +155,12 @@ class Ask:
         """The scopes of the caller."""
         return self.api.access.scopes(self.peer)
 
+    def may_take(self, seconds: float) -> None:
+        """Let the answer take `seconds`, where that is more than answers usually may (`ControlConnection.answer_s`)."""
+        connection = self.request.protocol
+        if isinstance(connection, ControlConnection):
+            connection.allow(seconds)
+
     @property
     def headers_only(self) -> bool:
         """Whether this is a HEAD request: streaming handlers then return before they produce a body."""

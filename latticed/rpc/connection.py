@@ -55,6 +55,7 @@ class ControlConnection(LimitedConnection):
         )
         self.peer: peers.Peer | None = None
         self.streaming = False
+        self._answer_s = self.answer_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask the kernel who the peer is (unix(7): SO_PEERCRED, SO_PEERGROUPS) and count the connection for its uid."""
@@ -90,14 +91,20 @@ class ControlConnection(LimitedConnection):
         self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
         return self.streaming
 
+    def allow(self, seconds: float) -> None:
+        """Let this answer take `seconds`, where that is more than `answer_s`."""
+        self._answer_s = max(self.answer_s, seconds)
+
     def answered(self) -> None:
-        """The answer is complete; if it was a stream, deadlines hold again."""
+        """The answer is complete; the usual deadlines hold again."""
         super().answered()
-        self.streaming = False
+        self.streaming, self._answer_s = False, self.answer_s
 
     def overdue(self, now_s: float) -> bool:
         """Whether a deadline has passed; never for a stream."""
-        return not self.streaming and super().overdue(now_s)
+        if self.answering:
+            return not self.streaming and now_s - self.since_s > self._answer_s
+        return super().overdue(now_s)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

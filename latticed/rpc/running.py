@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PAGE: Final = 1_000
 """Most lines of one answer."""
+MARGIN_S: Final = 30.0
+"""What an invocation may take besides its own time: a place in the queue, a child to start and to end."""
 
 
 class Invoke(Body, frozen=True):
@@ -56,6 +58,8 @@ async def invoke(ask: Ask) -> Reply:
         "sha256": hashlib.sha256(payload).hexdigest(),
     }
     told = Event(actor=str(ask.actor), action="plugin.invoke", target=plugin_id, decision="allow", detail=detail)
+    # The operator may allow invocations that take longer than other answers.
+    ask.may_take(ask.api.settings.plugin_limits.max_invoke_timeout_s + MARGIN_S)
     await ask.api.ledger.record(told)
     answer: Reply = await ask.api.supervisor.invoke(plugin_id, body.action, body.payload)  # type: ignore[assignment]
     return answer

@@ -117,7 +117,9 @@ class ChildSpawner:
 
     def cpu_to_watch(self, limits: rlimits.ResourceLimits) -> int | None:
         """Percent of one core for `CpuWatch` to enforce; None without a limit or where a cgroup enforces it."""
-        return limits.cpu_percent if self.probed.delegation is None else None
+        delegation = self.probed.delegation
+        # A group that was delegated without the cpu controller limits nothing (hybrid cgroups, Delegate=memory).
+        return None if delegation is not None and "cpu" in delegation.controllers else limits.cpu_percent
 
     def invoking(self, manifest: Manifest) -> Invoking:
         """The limits of one invocation: the manifest's, else the settings' defaults, capped by the settings' maxima."""

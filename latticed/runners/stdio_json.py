@@ -40,7 +40,7 @@ class HostCall(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] | None = None
 
 
-class ReplyLine(msgspec.Struct, frozen=True, kw_only=True):
+class HostCallLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line that is a host call: `{"host_call": {"id": "1", "method": "kv.get", "params": {"key": "a"}}}`."""
 
     host_call: HostCall
@@ -164,7 +164,7 @@ class Invocation:
         try:
             message = _decode(line)
             deep = lines.too_deep(line, message)
-            call = msgspec.convert(message, ReplyLine).host_call if "host_call" in message and not deep else None
+            call = msgspec.convert(message, HostCallLine).host_call if "host_call" in message and not deep else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._take_partial(line, text.sanitise(str(error), 100))
         else:

@@ -28,3 +28,14 @@ async def test_settings_changed_while_the_daemon_opens_are_applied(tmp_path):
         seen = app.api.settings
         await app.reloader.looks[0].start()
         assert app.api.settings is seen, "read again although nothing changed"
+
+
+async def test_switching_tasks_off_takes_effect_at_a_reload(tmp_path):
+    """An operator's switch: `TaskKeeper` ends what runs at its next recheck."""
+    (tmp_path / "trust.json").write_bytes(bundles.policy_bytes(bundles.author()))
+    config, settings = in_process.settings_in(tmp_path)
+    async with App(config, settings, runners={}) as app:
+        assert app.services.tasks.settings.enabled
+        in_process.settings_in(tmp_path, "[task]\nenabled = false\n")
+        await app.reloader.looks[0].start()
+        assert not app.services.tasks.settings.enabled

@@ -77,6 +77,22 @@ def test_task_show_prints_script_digest_and_output(ctl, api):
     assert ctl("task", "show", "nope").code == 4
 
 
+def test_note_of_dropped_output_counts_bytes_not_characters(ctl, api):
+    """Of two outputs only the other one was cut."""
+    row = {
+        **WHOLE,
+        "truncated": True,
+        "stdout": "\u00e9\u00e9\n",
+        "stdout_bytes": 5,
+        "stderr": "tail\n",
+        "stderr_bytes": 99,
+    }
+    api.override["GET tasks/5c0f00"] = 200, row
+    out = ctl("task", "show", "5c0f00").out
+    assert "stdout:\n" in out
+    assert "stderr (the beginning is gone):\n" in out
+
+
 def test_task_approve_sends_the_digest(ctl, api):
     api.override["POST tasks/5c0f00/approve"] = 200, {**ROW, "state": "approved"}
     assert ctl("task", "approve", "5c0f00", SHA).out == "5c0f00 approved\n"

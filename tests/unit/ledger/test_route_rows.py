@@ -36,7 +36,7 @@ async def test_put_replaces_the_route_of_the_same_plugin_and_path(ledger):
     ("quota", "word"),
     [
         ({"routes": 2}, r"at most 2 routes of acme\.a, found 3"),
-        ({"total_bytes": 6}, r"at most 6 characters in the routes of acme\.a, found 10"),
+        ({"total_bytes": 6}, r"at most 6 bytes in the routes of acme\.a, found 11"),
         ({"all_routes": 2}, "at most 2 routes, found 3"),
     ],
 )
@@ -45,7 +45,7 @@ async def test_quotas_refuse_new_routes_and_count_replacements_once(ledger, quot
     for path in ("/1/", "/2/"):
         await put(ledger, path=path, spec="{}", **quota)
     with pytest.raises(Problem, match=word) as caught:
-        await put(ledger, path="/3/", spec="{12345", **quota)
+        await put(ledger, path="/3/", spec="{1234\u00e9", **quota)
     assert caught.value.code == "quota_exceeded"
     await put(ledger, path="/2/", spec="{12}", **quota)
     assert [row.spec for row in ledger.read(rows.load_all)] == ["{}", "{12}"]
