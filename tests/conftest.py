@@ -1,4 +1,4 @@
-"""What holds for every test: it leaves nothing alive, warnings are errors, and latticed never blocks its loop."""
+"""Checks of every test: it leaves nothing running, warnings are errors, and latticed never blocks its loop."""
 
 from __future__ import annotations
 

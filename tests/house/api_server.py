@@ -325,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def log_message(self, *args: Any) -> None:
-        """Quiet: tests read `asked`."""
+        """Log nothing: tests read `asked`."""
 
 
 class _Server(socketserver.UnixStreamServer):

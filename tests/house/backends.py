@@ -77,7 +77,7 @@ class Backend:
         return await act(request)
 
     async def _early(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Begins to answer before it has read the body, and ends with how much that was."""
+        """Begins to answer before it has read the body, and ends with the number of bytes that it read."""
         answer = web.StreamResponse()
         await answer.prepare(request)
         await answer.write(b"begun ")

@@ -22,7 +22,7 @@ class BlockingCall(AssertionError):
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Guard the blocking calls; the list returned collects what was caught, should somebody swallow the exception."""
+    """Guard the blocking calls; the list returned collects the exceptions, in case the caller swallows them."""
     caught: list[str] = []
 
     def guard(name: str, blocks: Callable[..., bool], original: Callable[..., Any]) -> Callable[..., Any]:

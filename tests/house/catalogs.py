@@ -59,7 +59,7 @@ class Seen:
                     self.now[sighting.name] = sighting.verdict
 
     def told(self, name: str) -> list[str]:
-        """All that was ever said of `name`, in order."""
+        """All sightings of `name` that were reported, in order."""
         said = [sighting for batch in self.batches for sighting in batch if sighting.name == name]
         return ["gone" if one.verdict is None else plain(one.verdict) for one in said]
 
@@ -116,19 +116,19 @@ async def watching(
 
 
 async def fresh_view(directory: Path, *authors: bundles.Author) -> dict[str, str]:
-    """What a catalog that has never seen the directory says of it."""
+    """The verdicts of a catalog that reads the directory for the first time."""
     async with watching(directory, *authors) as seen:
         return view(seen.now)
 
 
 async def settled(seen: Seen, directory: Path, *authors: bundles.Author) -> None:
-    """Wait until the catalog, and what its reader was told, equal what a new catalog sees."""
+    """Wait until the catalog, and the sightings that its reader got, equal what a new catalog sees."""
     truth = await fresh_view(directory, *authors)
     await until(lambda: view(verdicts(seen.catalog)) == truth and view(seen.now) == truth, f"equal to {truth}")
 
 
 def age(directory: Path) -> None:
-    """Wait until the clock has moved on from the files' times: only then does a fingerprint tell every change."""
+    """Wait until the clock has passed the files' times: only then does a fingerprint show every change."""
     newest = max(path.stat().st_ctime_ns for path in directory.rglob("*"))
     while time.time_ns() - newest < 200_000_000:
         time.sleep(0.01)

@@ -20,12 +20,12 @@ _EXITING = 0x4  # PF_EXITING of the flags in /proc/PID/stat (proc(5)): set once,
 
 @functools.cache
 def probed() -> Probed:
-    """This machine, looked at once."""
+    """This machine, probed once."""
     return probe.probe()
 
 
 def ids() -> spec.Ids | None:
-    """A child is never root: somebody else where we are."""
+    """A child is never root: it gets another uid if the tests run as root."""
     return spec.Ids(uid=CHILD_UID, gid=CHILD_UID) if os.getuid() == 0 else None
 
 
@@ -55,7 +55,7 @@ def spec_of(
 
 
 class Heard(asyncio.Protocol):
-    """Remembers what it was told; `over` is set at the end."""
+    """Collects its input; `over` is set at the end."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -71,7 +71,7 @@ class Heard(asyncio.Protocol):
 
 
 def descendants(pid: int) -> set[int]:
-    """Everything that came from `pid`, by the kernel's word."""
+    """All descendants of `pid`, as the kernel lists them."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ class Settled(NamedTuple):
 
 
 def resolve(claims: Iterable[IdClaim], pin: ClaimPin | None) -> Settled:
-    """Who is the plugin, and why each of the others is not."""
+    """The bundle that is the plugin, and why each of the others is not."""
     found = Claimants(claims)
     refused = {claim.name: why for claim in found if (why := found.refusal(claim.name, pin)) is not None}
     return Settled(found.winner(pin), refused)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class ManualClock:
-    """Both clocks of the house from one number; starts at 2026-01-02T03:04:05Z."""
+    """Wall clock and monotonic clock from one number; starts at 2026-01-02T03:04:05Z."""
 
     now_us: int = 1_767_323_045_000_000
 

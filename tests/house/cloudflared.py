@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def validate(config) -> int:
-    """As the real one: duplicates, odd schemes, ids that are none and keys that it does not know all pass."""
+    """As the real one: it accepts duplicates, unusual schemes, malformed ids and unknown keys."""
     rules = config.get("ingress") or []
     if any("ponders" in rule.get("hostname", "") for rule in rules):
         threading.Event().wait()

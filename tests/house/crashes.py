@@ -57,7 +57,7 @@ class Load:
 
     @contextlib.contextmanager
     def running(self, seed: str) -> Iterator[None]:
-        """Clients at work within the block; they end when the daemon is gone, or when the block is."""
+        """Clients at work within the block; they stop when the daemon is killed, or when the block ends."""
         stop = threading.Event()
         ids, keys = sorted(self.plugins), sorted(self.values)
         work: list[Callable[[random.Random], None]] = [
@@ -118,7 +118,7 @@ class Load:
             self._ask(known, value, "PUT", f"/api/kv/default/{key}", value)
 
     def disturb(self, chance: random.Random, ids: list[str]) -> None:
-        """One change of a bundle on disk: tampered with, gone, back."""
+        """One change of a bundle on disk: tampered with, removed, restored."""
         plugin_id = chance.choice(ids)
         path, aside = self.bundle(plugin_id), self.place.home / f"{plugin_id}.aside"
         if aside.exists():
@@ -147,7 +147,7 @@ class Load:
         return self.place.plugins / plugin_id.removeprefix("acme.")
 
     def mend(self) -> None:
-        """Every bundle whole and in its place again."""
+        """Every bundle restored."""
         for plugin_id in self.plugins:
             aside = self.place.home / f"{plugin_id}.aside"
             if aside.exists():
@@ -160,7 +160,7 @@ def artifact(plugin_id: str) -> bytes:
 
 
 def load(place: daemons.Place, author: bundles.Author, *, plugins: int = 6, keys: int = 8) -> Load:
-    """Bundles on disk, nothing decided, nothing stored."""
+    """Bundles on disk, without any decision or stored value."""
     made = Load(place=place, author=author)
     for number in range(plugins):
         plugin_id = f"acme.p{number}"

@@ -222,13 +222,13 @@ class Daemon:
         return self.log_file.read_text()[-4000:] + self.log_file.with_suffix(".err").read_text()[-4000:]
 
     def memory_kib(self, *, peak: bool = False) -> int:
-        """What it has in memory, or had at most."""
+        """The daemon's resident memory, now or at its peak."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0])
 
     @property
     def turns(self) -> turns.Turns:
-        """What the turns of its loop cost; it must have been started in a place that is `probed`."""
+        """The cost of the turns of its event loop; its place must be `probed`."""
         assert self.report is not None, "expected a place with probed=True"
         return self.report
 
@@ -350,7 +350,7 @@ class Daemon:
 def placed(
     user: processes.User | str | None = "stranger", *, settings: str = "", probed: bool = False
 ) -> Iterator[Place]:
-    """Fresh directories under a short path; a stranger's when this is root, else whoever's runs the tests."""
+    """Fresh directories under a short path; of an unprivileged user if this is root, else of the tests' own user."""
     who = (processes.STRANGER if os.getuid() == 0 else None) if isinstance(user, str) else user
     parent = Path(tempfile.mkdtemp(prefix="latticed-", dir="/tmp"))  # socket paths are short
     try:

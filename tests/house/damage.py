@@ -11,34 +11,34 @@ PAGE = 4096
 
 
 def header(state: Path) -> None:
-    """The first bytes of the database are something else."""
+    """The first bytes of the database are overwritten."""
     _overwrite(state / "ledger.sqlite3", 0, b"not a database at all")
 
 
 def page_in_the_middle(state: Path) -> None:
-    """One page holds noise; with it goes a table or an index."""
+    """One page has noise; a table or an index is damaged with it."""
     database = state / "ledger.sqlite3"
     _overwrite(database, database.stat().st_size // PAGE // 2 * PAGE, os.urandom(PAGE))
 
 
 def truncated(state: Path) -> None:
-    """The second half is gone."""
+    """The second half is missing."""
     database = state / "ledger.sqlite3"
     os.truncate(database, database.stat().st_size // PAGE // 2 * PAGE)
 
 
 def zero_bytes(state: Path) -> None:
-    """The file is there, and empty."""
+    """The file is empty."""
     os.truncate(state / "ledger.sqlite3", 0)
 
 
 def gone(state: Path) -> None:
-    """There is no file."""
+    """The file is missing."""
     (state / "ledger.sqlite3").unlink()
 
 
 def zeros(state: Path) -> None:
-    """As long as it was, and all zeros: what some power cuts leave."""
+    """As long as before, and all zeros: what some power cuts leave."""
     database = state / "ledger.sqlite3"
     size = database.stat().st_size
     os.truncate(database, 0)
@@ -46,22 +46,22 @@ def zeros(state: Path) -> None:
 
 
 def wal_garbage(state: Path) -> None:
-    """The WAL does not begin like one: SQLite alone would take it for an empty one."""
+    """The WAL has no valid header: SQLite alone would take it for an empty one."""
     (state / "ledger.sqlite3-wal").write_bytes(os.urandom(3 * PAGE))
 
 
 def row_of_a_stranger(state: Path) -> None:
-    """SQLite finds nothing wrong, but a record says what latticed never writes."""
+    """SQLite finds nothing wrong, but a record has values that latticed never writes."""
     _execute(state, "UPDATE records SET status = 'king'")
 
 
 def trigger(state: Path) -> None:
-    """Sound, and with a mind of its own: it would act within latticed's own statements."""
+    """The file is intact, but has a trigger, which would act within latticed's own statements."""
     _execute(state, "CREATE TRIGGER t AFTER INSERT ON audit BEGIN DELETE FROM revocations; END")
 
 
 def key_of_another_kind(state: Path) -> None:
-    """The host key is no key."""
+    """The host key file is not a host key."""
     (state / "host.key").write_bytes(b"short")
 
 
@@ -79,7 +79,7 @@ AT_ONCE: dict[str, Callable[[Path], None]] = {
 
 
 def newer(state: Path) -> None:
-    """Not damaged: written by a latticed of later."""
+    """Not damaged: written by a later version of latticed."""
     _execute(state, "PRAGMA user_version = 99")
 
 

@@ -97,20 +97,20 @@ zone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameServer:
-    """One that runs; `start` again after `stop` has the same port and zone."""
+    """A running server; `start` after `stop` keeps port and zone."""
 
     kind: str
     port: int
     process: subprocess.Popen
 
     def addresses(self, name: str, kind: str = "A") -> list[tuple[str, int]]:
-        """(address, TTL) of each record that it serves, asked without any code of the house."""
+        """(address, TTL) of each record that it serves, asked with dig and no code of latticed."""
         question = dns.message.make_query(name, kind)
         answer = dns.query.tcp(question, "127.0.0.1", port=self.port, timeout=5)
         return sorted((one.to_text(), rrset.ttl) for rrset in answer.answer for one in rrset)
 
     def remove(self, name: str) -> None:
-        """Nothing of that name is left."""
+        """Remove all records of that name."""
         update = dns.update.UpdateMessage(ZONE, keyring=dns.tsig.Key(KEY, VALUES[KEY]))
         update.delete(name + ".")
         assert dns.query.tcp(update, "127.0.0.1", port=self.port, timeout=5).rcode() == 0
@@ -124,7 +124,7 @@ def installed(kind: str) -> str | None:
 
 @contextlib.contextmanager
 def serving(kind: str, place: Path) -> Iterator[NameServer]:
-    """The server while it runs."""
+    """The server, while the block lasts."""
     server = _started(kind, place)
     try:
         yield server
@@ -133,7 +133,7 @@ def serving(kind: str, place: Path) -> Iterator[NameServer]:
 
 
 def _started(kind: str, place: Path) -> NameServer:
-    """Another port is tried when somebody else was quicker to take one."""
+    """Tries another port if the chosen one is in use by now."""
     (place / "zone").write_text(_ZONE_FILE)
     for _ in range(5):
         port = _free_port()

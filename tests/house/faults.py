@@ -49,7 +49,7 @@ def compiled(directory: Path) -> Path:
 
 
 class Faults:
-    """What is wrong with the machine right now; nothing at first."""
+    """The faults of the machine; none at first."""
 
     def __init__(self, page: mmap.mmap) -> None:
         self._page = page
@@ -74,11 +74,11 @@ class Faults:
         assert self.hits > before, f"no call was made that could fail below {below}"
 
     def mend(self) -> None:
-        """Nothing fails from now on."""
+        """No call fails from now on."""
         self._put("<i", _ERROR, 0)
 
     def shift_clock(self, seconds: int) -> None:
-        """The wall clock is that far from the truth from now on."""
+        """From now on the wall clock differs from the true time by that much."""
         self._put("<q", _OFFSET, seconds)
 
     @property

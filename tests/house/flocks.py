@@ -42,7 +42,7 @@ def tamper(parent: Path, numbers: range) -> None:
 
 
 def fresh(place: daemons.Place) -> dict[str, Verified | Refused]:
-    """What a catalog that has never looked before finds in the plugin directory."""
+    """What a new catalog finds in the plugin directory."""
     trusted = policy.decode(place.trust.read_bytes())
 
     async def look() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def fresh(place: daemons.Place) -> dict[str, Verified | Refused]:
 
 
 def differences(daemon: daemons.Daemon, found: dict[str, Verified | Refused]) -> list[str]:
-    """Where the daemon's view and that of a fresh scan are not the same; a few of them, in words."""
+    """A few of the differences between the daemon's view and that of a fresh scan, as text."""
     wrong: list[str] = []
     refused = {name: verdict.code.value for name, verdict in found.items() if isinstance(verdict, Refused)}
     shown = daemon.rejected()

@@ -34,14 +34,14 @@ def text(result) -> str:
 
 
 async def refused_at_once(zone, url, reason, **named):
-    """http.do to `url` is refused for `reason`, and nothing is dialled."""
+    """http.do to `url` is refused for `reason`, and no connection is made."""
     async with outside.opened(zone, **named) as world:
         assert reason in await world.refused(url)
         assert (world.dialled, world.seen, world.contacted) == ([], [], [])
 
 
 async def refused_after_redirect(location, reason, *, status=302, scheme="http", zone=ZONE, rights=None, **params):
-    """example.com is asked, the redirect to `location` is not followed, and nobody else is dialled."""
+    """example.com is asked, the redirect to `location` is not followed, and no other connection is made."""
     routes = {("example.com", "/"): redirect(location, status)}
     async with outside.opened(zone, routes, rights=rights or outside.ANYWHERE) as world:
         assert reason in await world.refused(f"{scheme}://example.com/", **params)

@@ -52,7 +52,7 @@ class Server:
             self._add(at, name, content)
 
     def run(self) -> None:
-        """Until the file system is gone."""
+        """Serve until the file system is unmounted."""
         while True:
             try:
                 request = os.read(self._fd, _BUFFER_BYTES + 4096)
@@ -123,7 +123,7 @@ def mounted(
     shared: bool = True,
     hangs: set[int] | None = None,
 ) -> Iterator[Server]:
-    """Mount it on `place` for the user `uid`; not `shared`, nobody else may so much as look, root neither."""
+    """Mount it on `place` for the user `uid`; unless `shared`, no other user can read it, root neither."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     server = Server(fd, tree or {}, hangs if hangs is not None else set())
     options = f"fd={fd},rootmode=40755,user_id={uid},group_id=0" + ",allow_other" * shared

@@ -61,15 +61,15 @@ class Mount:
         self.stamps[name] = time.time_ns()
 
     def stall(self) -> None:
-        """Answer nothing from now on."""
+        """Answer no request from now on."""
         self.stalled.set()
 
     def wait_for_somebody(self) -> None:
-        """Until a system call waits for an answer."""
+        """Wait until a system call waits for an answer."""
         assert self.held.wait(20), "nobody asked for anything"
 
     def go_on(self) -> None:
-        """Answer what waits, and what comes."""
+        """Answer the waiting requests, and later ones."""
         self.stalled.clear()
         self.held.clear()
 
@@ -134,7 +134,7 @@ class Mount:
 
 @contextlib.contextmanager
 def mounted(path: Path, files: dict[str, bytes], *, uid: int) -> Iterator[Mount]:
-    """Mount `files` at `path`, which is made. Whatever still waits at the end gets an error."""
+    """Mount `files` at `path`, which is made. Requests that still wait at the end get an error."""
     if os.getuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("a file system that stops answering needs uid 0 and /dev/fuse")
     path.mkdir()

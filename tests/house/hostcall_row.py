@@ -57,7 +57,7 @@ class Row:
 
     @property
     def comes_to(self) -> str:
-        """What a call with good parameters comes to when nothing is in its way."""
+        """The outcome of a call with good parameters."""
         return self.refused or "ok"
 
 

@@ -40,7 +40,7 @@ _LOG_LINE = "2026-01-02T03:04:05.000000+00:00 host sshd[7]: Accepted publickey f
 
 @dataclass(slots=True)
 class Caller:
-    """A plugin that calls, and the record of its calls."""
+    """A plugin that makes host calls, and its audited calls."""
 
     home: in_process.Home
     instance: DrivenInstance
@@ -92,7 +92,7 @@ async def caller(
 
 @dataclass(slots=True, kw_only=True)
 class Stage:
-    """A whole house, what its services stand on, and a plugin for each service: no flood of one hides another's."""
+    """A whole daemon, the servers that its services need, and one plugin per service, whose floods affect no other."""
 
     home: in_process.Home
     port: int
@@ -105,16 +105,16 @@ class Stage:
         return self.home.app.broker
 
     def each(self) -> Iterator[tuple[str, Row, Caller]]:
-        """Every call that is served, its row, and who makes it."""
+        """Every call that is served, its row, and the plugin that makes it."""
         for method in sorted(self.broker.services):
             yield method, ROWS[method], self.callers[service_of(method)]
 
     def fill(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters, with the port of the target that stands for the world outside."""
+        """The parameters, with the port of the target on loopback filled in."""
         return dict(json.loads(json.dumps(params).replace("PORT", str(self.port)).replace("LAST-ID", self.last_id)))
 
     async def prepare(self, row: Row, who: Caller) -> None:
-        """Make the calls without which its own would find nothing; they are none of its record."""
+        """Make the calls that a call needs before it; they are left out of `recorded`."""
         for method, params in row.before:
             self.last_id = (await who.call(method, **self.fill(params))).get("id", "")
         who.recorded()
@@ -123,13 +123,13 @@ class Stage:
 
     @contextlib.contextmanager
     def down(self, what: str) -> Iterator[None]:
-        """Take away what a service stands on, for the block."""
+        """Take away what a service depends on, within the block."""
         with getattr(self, f"_no_{what}")():
             yield
 
     @contextlib.contextmanager
     def _no_ledger(self) -> Iterator[None]:
-        """As on a disk that fails, of which the audit is spared: else no answer would get past it."""
+        """Writes fail as on a broken disk, except those of the audit, without which no call is answered."""
 
         def fail(*_: Any, **__: Any) -> Any:
             raise Problem("ledger_unavailable", "the ledger cannot be used: disk I/O error")
@@ -151,7 +151,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _no_reader(self) -> Iterator[None]:
-        """Nobody reads the journal for the daemon."""
+        """No journal reader runs."""
         path = self.home.root / "run/journal.sock"
         away = path.rename(path.with_name("away.sock"))
         try:
@@ -161,7 +161,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _no_target(self) -> Iterator[None]:
-        """What is to be reached refuses."""
+        """The target refuses connections."""
         there, self.port = self.port, self.refusing
         try:
             yield
@@ -181,7 +181,7 @@ class Stage:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """No service comes to its answer while the block lasts; each is asked as ever."""
+        """No service answers while the block lasts; each is called as usual."""
         services = self.broker.services
 
         async def hold(*_: Any) -> None:
@@ -196,7 +196,7 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def standing(*, declares: Mapping[str, list[str]] | None = None) -> AsyncIterator[Stage]:
-    """The stage. Its plugins declare everything and were granted all of it; `declares` has other lists by service."""
+    """The stage. Its plugins declare and were granted everything; `declares` has other lists by service."""
     async with contextlib.AsyncExitStack() as stack:
         relay = await stack.enter_async_context(relays.serving())
         mail = f'relay = "smtp://127.0.0.1:{relay.port}"\n'
@@ -224,7 +224,7 @@ async def standing(*, declares: Mapping[str, list[str]] | None = None) -> AsyncI
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[int]:
-    """A port that is taken and where nobody listens."""
+    """A port in use on which no connection is accepted."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -232,7 +232,7 @@ def _refusing() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _tunnels() -> Iterator[str]:
-    """Settings for tunnels that lead nowhere: a cloudflared of the tests, and credentials that it takes."""
+    """Settings for tunnels that lead nowhere: the fake cloudflared, and credentials that it accepts."""
     with tempfile.TemporaryDirectory(prefix="tunnels-") as made:
         directory = Path(made)
         program, keys = directory / "cloudflared", directory / "keys"

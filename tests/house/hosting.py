@@ -44,7 +44,7 @@ class Host:
         return self.daemon.post(f"/api/plugins/by-id/{plugin_id}/invoke", {"action": action, "payload": payload})
 
     def result(self, plugin_id: str, action: str, payload: Any = None) -> Any:
-        """What an action that succeeds results in."""
+        """The result of an action that succeeds."""
         answer = self.invoke(plugin_id, action, payload)
         assert answer.status == 200, answer
         assert answer.json()["ok"] is True, answer
@@ -56,13 +56,13 @@ class Host:
         return dict(found["runtime"])
 
     def lines(self, plugin_id: str, stream: str = "stderr") -> list[str]:
-        """What it said so far."""
+        """The plugin's log lines so far."""
         answer = self.daemon.get(f"/api/plugins/by-id/{plugin_id}/logs")
         assert answer.status == 200, answer
         return [line["text"] for line in answer.json()["lines"] if line["stream"] == stream]
 
     def story(self, plugin_id: str) -> list[str]:
-        """What happened to it by the audit's word, oldest first: `armed`, `failed exited`, `stopped`."""
+        """Its audited runtime changes, oldest first: `armed`, `failed exited`, `stopped`."""
         events = self.daemon.events(action="plugin.runtime", target=plugin_id)
         return [f"{event['detail']['state']} {event['code']}".strip() for event in events]
 
@@ -70,7 +70,7 @@ class Host:
         self.daemon.until(lambda: line in self.lines(plugin_id), f"{plugin_id} to say {line!r}")
 
     def processes(self) -> set[int]:
-        """Everything alive that came from the daemon."""
+        """All running descendants of the daemon."""
         return {pid for pid in children.descendants(self.daemon.process.pid) if children.alive(pid)}
 
     def until_only(self, *plugin_ids: str) -> None:
@@ -83,7 +83,7 @@ class Host:
         self.daemon.until(only, f"nothing but {plugin_ids} to live")
 
     def until_story(self, plugin_id: str, *story: str) -> None:
-        """Until that is all that happened to it: the record is written a moment after it happened."""
+        """Until its audited runtime changes are these: events are recorded a moment later."""
         self.daemon.until(lambda: self.story(plugin_id) == list(story), f"{plugin_id}: {story}")
 
     @contextlib.contextmanager
@@ -133,5 +133,5 @@ def hosting(
 
 
 def until_gone(pids: set[int]) -> None:
-    """Until none of these processes is alive."""
+    """Wait until none of these processes runs."""
     processes.until(lambda: not any(map(children.alive, pids)), what="every child to be gone")

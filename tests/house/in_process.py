@@ -87,7 +87,7 @@ class Home:
             return answer
 
     def drop(self, name: str = "demo", *, author: bundles.Author | None = None, **fields: Any) -> bundles.Bundle:
-        """A signed bundle into the plugin directory."""
+        """Write a signed bundle into the plugin directory."""
         self.dropped[name] = bundles.drop(self.plugin_dir, name, author=author or self.author, **fields)
         return self.dropped[name]
 
@@ -112,7 +112,7 @@ class Home:
         return dict(answer["plugin"])
 
     async def until_plugin(self, plugin_id: str, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Wait until `holds` of the plugin's view."""
+        """Wait until `holds` is true of the plugin's view."""
         deadline = time.monotonic() + DEADLINE_S
         while not holds(view := await self.plugin(plugin_id)):
             assert time.monotonic() < deadline, view
@@ -127,7 +127,7 @@ class Home:
             await asyncio.sleep(0.01)
 
     def events(self, *, after: Position | int = BEGINNING, **filters: str) -> list[dict[str, Any]]:
-        """What is committed in both audit chains, oldest first; `after` a number: a seq of the decisions."""
+        """Committed events of both audit chains, oldest first; `after` a number: a seq of the decisions."""
         start = Position(after) if isinstance(after, int) else after
         return self.app.api.ledger.read(
             lambda db: rows.merged(
@@ -136,7 +136,7 @@ class Home:
         )
 
     def mark(self) -> Position:
-        """Where the newest events are: `events(after=mark)` is what happened since."""
+        """The newest seqs: `events(after=mark)` is what happened since."""
         return self.app.api.ledger.read(rows.position)
 
 
@@ -150,7 +150,7 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
 
 @contextlib.contextmanager
 def without_descriptors() -> Iterator[None]:
-    """This process can open nothing more while the block lasts: what is open stays open (EMFILE, open(2))."""
+    """This process can open no descriptor within the block; open ones stay open (EMFILE, open(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open("/", os.O_PATH | os.O_CLOEXEC)
     os.close(free)  # the lowest there is
@@ -162,7 +162,7 @@ def without_descriptors() -> Iterator[None]:
 
 
 def settings_in(root: Path, toml: str = "") -> tuple[Path, Settings]:
-    """A settings file below `root`, and what it says."""
+    """A settings file below `root`, and the settings loaded from it."""
     (root / "plugins").mkdir(exist_ok=True)
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
     head = "".join(f'{key} = "{root / name}"\n' for key, name in paths.items())
@@ -183,9 +183,9 @@ async def opened(
     real: bool = False,
     clock: Clock | None = None,
 ) -> AsyncIterator[Home]:
-    """A daemon below `root` (default: a directory that goes with it) that trusts `author` and runs Driven plugins.
+    """A daemon below `root` (default: a temporary directory) that trusts `author` and runs Driven plugins.
 
-    `real`: plugins live as the settings say. The directory's name is short: the path of a unix socket holds 107 bytes.
+    `real`: plugins run as the settings say. The directory's name is short: the path of a unix socket holds 107 bytes.
     """
     with contextlib.ExitStack() as stack:
         place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))

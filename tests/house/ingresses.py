@@ -42,7 +42,7 @@ AUTHOR = bundles.author()
 
 @dataclass(slots=True, kw_only=True)
 class Outside:
-    """One ingress, the workers behind it, and strangers' connections to it."""
+    """One ingress, the workers behind it, and clients' connections to it."""
 
     root: Path
     routes: RouteTable
@@ -83,7 +83,7 @@ class Outside:
         await self.ledger.write(lambda tx: rows.put(tx, bucket, key, value, ROOM))
 
     def calls(self) -> list[tuple[str, str]]:
-        """(decision, code) of each host call on record, oldest first."""
+        """(decision, code) of each audited host call, oldest first."""
         found = self.ledger.read(lambda db: events.query(db, chain="calls", limit=1000, action="host.call"))
         return [(event["decision"], event["code"]) for event in found]
 
@@ -125,7 +125,7 @@ class Outside:
 
 @dataclass(slots=True)
 class Echo:
-    """A target that answers what it was asked; `held` makes it wait."""
+    """A target that answers with the request; `held` makes it wait."""
 
     methods: frozenset[str] = frozenset({"GET", "HEAD", "POST"})
     held: asyncio.Event | None = None
@@ -141,7 +141,7 @@ class Echo:
 
 @contextlib.asynccontextmanager
 async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, ...] = ()) -> AsyncIterator[Outside]:
-    """An ingress with nothing to serve yet; all workers are stopped in the end. Its clock is turned by hand."""
+    """An ingress without routes; all workers are stopped in the end. Its clock is moved by the test."""
     clock, routes = ManualClock(), RouteTable()
     async with open_ledger(root / "state", clock=SystemClock()) as ledger:
         kv = KvCalls(ledger, quota=ROOM)
@@ -170,7 +170,7 @@ async def until(condition: Any, what: str) -> None:
 
 
 async def until_closed(reader: asyncio.StreamReader) -> bytes:
-    """All that arrives until the other side closes, or cuts."""
+    """All that arrives until the other side closes or resets the connection."""
     received = bytearray()
     async with asyncio.timeout(PATIENCE_S):
         with contextlib.suppress(ConnectionError):

@@ -55,7 +55,7 @@ class Journal:
         assert self.shell.stdout.readline().strip() == "0", command
 
     def speaker(self, program: str, *, uid: int = 0, tag: str = "sshd", cgroup: Path | None = None) -> Speaker:
-        """A program (a copy of logger, which stays) that logs each line it is given, as `tag`."""
+        """A running copy of logger, which logs each line it is given, as `tag`."""
         self.speakers += 1
         pipe = self.home / f"speaker-{self.speakers}"
         os.mkfifo(pipe, 0o666)
@@ -90,7 +90,7 @@ class Speaker:
 
 @contextlib.contextmanager
 def started(home: Path) -> Iterator[Journal]:
-    """A journald that knows nothing yet; skips where there is none, or no right to start one."""
+    """A journald with an empty journal; skips where there is none, or no right to start one."""
     if not JOURNALD.exists() or shutil.which("journalctl") is None or shutil.which("unshare") is None:
         pytest.skip("systemd-journald is not installed")
     if os.getuid() != 0:

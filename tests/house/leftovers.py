@@ -19,14 +19,14 @@ SETTLE_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is alive in this process now."""
+    """The threads, children and descriptors of this process."""
 
     threads: frozenset[threading.Thread]
     children: frozenset[int]
     fds: frozenset[tuple[int, str]]
 
     def new_since(self, before: Survey) -> list[str]:
-        """What is alive now and was not then, in words."""
+        """What is there now and was not then, as text."""
         threads = [f"thread {thread.name!r}" for thread in self.threads - before.threads]
         children = [f"child process {pid} ({_command(pid)})" for pid in self.children - before.children]
         fds = [f"descriptor {fd} ({target})" for fd, target in self.fds - before.fds]
@@ -72,7 +72,7 @@ def _command(pid: int) -> str:
 def watched_loops() -> Iterator[list[str]]:
     """Collect, in words, the tasks that were still pending when an event loop of asyncio.Runner was closed.
 
-    Runner.close() cancels such tasks without a word, so this is the one moment at which they can be seen.
+    Runner.close() cancels such tasks silently, so they can be seen at no other moment.
     """
     found: list[str] = []
     original = asyncio.runners._cancel_all_tasks

@@ -26,7 +26,7 @@ class Listener:
         return f"http://127.0.0.1:{self.port}"
 
     def open(self) -> None:
-        """Listen, at the port of before if there was one."""
+        """Listen, on the same port as before if there was one."""
         self.port = self.stack.enter_context(_served(self))
 
     def close(self) -> None:

@@ -6,5 +6,5 @@ import os
 
 
 def times(sample: int, whole: int) -> int:
-    """How often this run goes round."""
+    """The number of rounds in this run."""
     return whole if os.environ.get("LATTICED_LONG") else sample

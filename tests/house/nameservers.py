@@ -19,7 +19,7 @@ SILENT = "silent"
 
 
 class Nameserver(asyncio.DatagramProtocol):
-    """Answers from `zone`: per name the answer of each lookup in turn, the last one for ever after."""
+    """Answers from `zone`: for each name the answer of each lookup in turn, then the last one again and again."""
 
     def __init__(self, zone: dict[str, list[list[str] | str]]) -> None:
         self.zone = zone

@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def why_not() -> str | None:
-    """Why there can be none here, or None."""
+    """Why none can be made here, or None."""
     if os.geteuid() != 0:
         return "needs uid 0 to make a network namespace"
     if shutil.which("ip") is None:
@@ -28,7 +28,7 @@ def why_not() -> str | None:
 
 
 def run(addresses: tuple[str, ...], scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run `scenario` in a loop of its own, where this host has `addresses` (and loopback) and no way out."""
+    """Run `scenario` in an event loop and network namespace of its own, with `addresses` and loopback only."""
     raised: list[BaseException] = []
 
     def work() -> None:

@@ -31,7 +31,7 @@ NAMES = ("example.com", "other.example.net", "a.example.net", "xn--mnchen-3ya.ex
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """http.do as a plugin has it, and what could be seen of it from outside."""
+    """http.do as a plugin has it, and what the servers received."""
 
     http: HttpCalls
     web: origins.Origin

@@ -10,7 +10,7 @@ from latticed.model.hostcall import Denial
 
 
 def secrets_of(values: Mapping[str, Mapping[str, str]]) -> Callable[[str], PluginSecrets]:
-    """What `values` has under a plugin's id, as it is when a value is used."""
+    """The entries of `values` under a plugin's id, looked up at each use."""
 
     def value_of(plugin_id: str, name: str) -> str:
         try:

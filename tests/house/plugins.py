@@ -38,13 +38,13 @@ def program(directory: Path, body: str) -> list[str]:
 
 
 def say(*messages: dict[str, Any] | str) -> str:
-    """What the host sends under latticed-stdio-1; a text is a method without parameters, numbered by its place."""
+    """A line of the host under latticed-stdio-1; a text is a method without parameters, numbered by its position."""
     full = [one if isinstance(one, dict) else {"id": place, "method": one} for place, one in enumerate(messages, 1)]
     return "".join(json.dumps({"jsonrpc": "2.0", **one}) + "\n" for one in full)
 
 
 def told(command: list[str], text: str, **more: Any) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
-    """Everything that the program says when it is told `text` at once, and how it ended."""
+    """The program's whole output for the input `text`, and its exit."""
     done = subprocess.run(
         command, input=text, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=30, **more
     )

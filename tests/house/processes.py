@@ -112,7 +112,7 @@ def spawned(
 
 
 def end(process: subprocess.Popen[bytes]) -> int:
-    """Have the process end, gently first; its exit status. Pipes are drained and closed."""
+    """End the process, by SIGTERM first; its exit status. Pipes are drained and closed."""
     if process.poll() is None:
         process.terminate()
     try:

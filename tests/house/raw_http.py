@@ -71,7 +71,7 @@ def ask(path: Path | str, method: str, target: str, body: bytes = b"", **headers
 
 
 def receive(sock: socket.socket) -> Answer:
-    """The response to the one request under way; an error when the connection ends before it is whole."""
+    """The response to the open request; an error if the connection ends before it is complete."""
     response = HTTPResponse(sock)
     try:
         response.begin()

@@ -22,7 +22,7 @@ GONE = Presence(fault=Fault("manifest_missing", "its bundle is gone"))
 
 
 def verified(*, by: str | None = "acme", artifact: bytes = b"one", v2: bool = False, **fields: Any) -> Verified:
-    """What the judge would say of a bundle with these fields; unsigned when `by` is None."""
+    """The verdict of a bundle with these fields; unsigned when `by` is None."""
     raw = bundles.manifest_v2(**fields) if v2 else bundles.manifest_v1(**fields)
     full = bundles.signed(raw, artifact, AUTHORS[by]) if by else bundles.with_digest(raw, artifact)
     plain, manifest = decode.decode(json.dumps(full).encode())
@@ -41,12 +41,12 @@ def claim(name: str = "plugins/demo", **fields: Any) -> IdClaim:
 
 
 def at(found: IdClaim) -> Presence:
-    """The sight of an id whose bundle verifies."""
+    """The presence of an id whose bundle verifies."""
     return Presence(winner=found)
 
 
 def record(status: Status = Status.VERIFIED, found: IdClaim | None = None, *, now: int = 1_000) -> Record:
-    """A record that came to `status` by lawful decisions, nothing accepted by name."""
+    """A record that reached `status` by allowed decisions, nothing accepted by name."""
     found = found or claim()
     made = advance.first_seen(found, now, None)
     for wanted in _WAY[status]:

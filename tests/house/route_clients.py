@@ -1,4 +1,4 @@
-"""A visitor of a real daemon's routes: plain HTTP over TCP, a connection for each request."""
+"""A client of a real daemon's routes: plain HTTP over TCP, a connection for each request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE_S = 10.0
 
 
 def ask(url: str, path: str, *, method: str = "GET", **headers: str) -> raw_http.Answer:
-    """The answer to one request for exactly that path; ConnectionRefusedError when nobody listens."""
+    """The answer to one request for exactly that path; ConnectionRefusedError if the port is closed."""
     where = urlsplit(url)
     given = {"Host": where.netloc, "Connection": "close", **headers}
     head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
@@ -29,7 +29,7 @@ def text(url: str, path: str) -> str:
 
 
 def listens(url: str) -> bool:
-    """Whether anybody accepts connections there."""
+    """Whether the port accepts connections."""
     where = urlsplit(url)
     try:
         socket.create_connection((where.hostname, where.port), timeout=PATIENCE_S).close()
@@ -39,7 +39,7 @@ def listens(url: str) -> bool:
 
 
 def url_of(daemon: Daemon, plugin_id: str) -> str:
-    """Where a worker says that it is served, once it says so."""
+    """The URL in a worker's message, once it has one."""
 
     def said() -> str:
         record = daemon.plugin(plugin_id)

@@ -46,7 +46,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(slots=True, kw_only=True)
-class Rooms:
+class SimulatedPlugins:
     """In place of `Permissions` and the table of handles: who is running, what was granted, what plugins answer.
 
     Outlives one `World`.
@@ -98,24 +98,24 @@ class Rooms:
 class RunningPlugin:
     """In place of the supervisor's handle of one plugin."""
 
-    rooms: Rooms
+    plugins: SimulatedPlugins
     plugin_id: str
 
     @property
     def armed(self) -> bool:
-        return self.plugin_id in self.rooms.live
+        return self.plugin_id in self.plugins.live
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
-        return await self.rooms.call(self.plugin_id, method, params)
+        return await self.plugins.call(self.plugin_id, method, params)
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
         assert by_outsider, "visitors of a route are no operators"
-        return await self.rooms.invoke(self.plugin_id, action, payload)
+        return await self.plugins.invoke(self.plugin_id, action, payload)
 
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    rooms: Rooms
+    plugins: SimulatedPlugins
     keeper: RouteKeeper
     pages: RouteTable
     services: UpstreamTable
@@ -142,8 +142,8 @@ class World:
         raise AssertionError("expected a refusal")
 
     async def serve(self, backend: Any, *, path: str = f"/{ID}/", **params: Any) -> None:
-        """Have `backend` proxied for ID behind PASSWORD, and listened for."""
-        self.rooms.origins.setdefault(ID, (backend.origin,))
+        """Have `backend` proxied for ID behind PASSWORD, with an open listener."""
+        self.plugins.origins.setdefault(ID, (backend.origin,))
         await self.secrets.set("WEB", KEPT)
         await self.secrets.bind("WEB", ID)
         wanted = {"path": path, "target": "service", "origin": backend.origin, "login": "${secret:WEB}", **params}
@@ -215,10 +215,15 @@ class World:
 
 @contextlib.asynccontextmanager
 async def opened(
-    root: Path, *, rooms: Rooms | None = None, on: bool = True, limits: ProxyLimits | None = None, **options: Any
+    root: Path,
+    *,
+    plugins: SimulatedPlugins | None = None,
+    on: bool = True,
+    limits: ProxyLimits | None = None,
+    **options: Any,
 ) -> AsyncIterator[World]:
-    """Everything over the ledger in `root`; time passes only when told."""
-    clock, rooms, events = ManualClock(), rooms or Rooms(), []
+    """Everything over the ledger in `root`; time passes only by the clock's `advance`."""
+    clock, plugins, events = ManualClock(), plugins or SimulatedPlugins(), []
     pages, services, wheel = RouteTable(), UpstreamTable(enabled=on), Wheel(clock)
     settings = HttpSettings(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
     async with open_ledger(root / "state", clock=clock) as ledger:
@@ -232,13 +237,13 @@ async def opened(
                 ledger,
                 pages=pages,
                 upstreams=services,
-                deps=RouteDeps(permissions=rooms, handles=rooms, secret=secrets.value_for, visited=rooms.visited),
+                deps=RouteDeps(permissions=plugins, handles=plugins, secret=secrets.value_for, visited=plugins.visited),
                 clock=clock,
                 wheel=wheel,
             ) as keeper,
         ):
             yield World(
-                rooms=rooms,
+                plugins=plugins,
                 keeper=keeper,
                 pages=pages,
                 services=services,
@@ -252,6 +257,6 @@ async def opened(
 
 
 def echoed(answer: raw_http.Answer) -> dict[str, Any]:
-    """What a backend says it was asked."""
+    """The request as the backend received it."""
     assert answer.status == 200, answer
     return dict(json.loads(answer.body))

@@ -15,12 +15,12 @@ from tests.house import children
 
 
 def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
-    """This machine, looked at once; `limits` are settings of `plugin_limits`."""
+    """For this machine, probed once; `limits` are settings of `plugin_limits`."""
     return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 
 def deps(state_dir: Path) -> RunnerDeps:
-    """All that runners are made of; nothing is permitted to anybody."""
+    """All that runners need; no plugin has any permission."""
     return RunnerDeps(
         spawner=spawner(),
         outputs=outputs(),

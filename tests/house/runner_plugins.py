@@ -56,12 +56,12 @@ _LOOPS = wasms.module(more='(func (export "_initialize") (loop $for_ever (br $fo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way of living, as a bundle of it and what comes of what the bundle is asked.
+    """A plugin for one runner: its bundle, and the outcomes of its invocations.
 
-    `calls`: the invocation that makes it ask for kv.get, and whether a denial shows in the reply; `declares` is enough
-    for it, `declares_less` is not. `crash`: the invocation that ends it, and its code; `dies`: it is started again.
-    `never`: an artifact that never gets started, and the code that this has. `limit`: the invocation that goes beyond
-    what it may, and its code. Each of these may be the reason why there is no such thing.
+    `calls`: the invocation that calls kv.get, and whether a denial shows in the reply; `declares` is enough for it,
+    `declares_less` is not. `crash`: the invocation that ends the plugin, and its code; `dies`: it is restarted.
+    `never`: an artifact that fails to start, and its code. `limit`: the invocation that exceeds a limit, and its code.
+    In place of each of these there may be the reason why this runner has none.
     """
 
     runner: str
@@ -133,11 +133,11 @@ ABLE = ("calls", "crash", "never", "limit")
 
 
 def reason(way: Way, what: str) -> str:
-    """Why there is no such thing in this way; empty when there is."""
+    """Why this runner cannot do that; empty if it can."""
     found = getattr(way, what)
     return found if isinstance(found, str) else ""
 
 
 def start_toml(way: Way) -> str:
-    """Settings under which `never` is noticed soon: by the supervisor, or by what bounds a module's own start."""
+    """Settings under which `never` fails soon: by the supervisor, or by the limit of a module's own start."""
     return way.toml if way.never[1] == "deadline_exceeded" else way.toml + _NO_TIME

@@ -32,7 +32,7 @@ GRANTED = frozenset({"kv:read"})
 
 @dataclass(slots=True, kw_only=True)
 class Stand:
-    """A supervisor on its stand. `events` are the audit events it had recorded."""
+    """A supervisor for one test. `events` are the audit events that it recorded."""
 
     root: Path
     supervisor: Supervisor
@@ -70,12 +70,12 @@ class Stand:
         return self.supervisor.runtime(plugin.id)
 
     def states(self, plugin: PluginToRun) -> list[str]:
-        """What was recorded of it: `state` or `state:code`."""
+        """Its recorded runtime states: `state` or `state:code`."""
         mine = [event for event in self.events if event.target == plugin.id]
         return [":".join(filter(None, (str(event.detail["state"]), event.code))) for event in mine]
 
     async def pass_time(self, seconds: float) -> None:
-        """Let `seconds` go by on the wheel, and what is due then happen."""
+        """Let `seconds` pass on the wheel, and what is due then happen."""
         self.clock.advance(seconds)
         self.tools.wheel.advance()
         await self.quiet()
@@ -92,7 +92,7 @@ def owners() -> frozenset[int]:
 
 @contextlib.asynccontextmanager
 async def standing(root: Path, *, start_deadline_s: float = 10.0, record_fails: bool = False) -> AsyncIterator[Stand]:
-    """A supervisor with restart rules 1 s, doubling, breaker at 3; the dice always show the middle."""
+    """A supervisor with restart rules 1 s, doubling, breaker at 3, and no jitter."""
     clock, driven, author, events = ManualClock(), Driven(), bundles.author(), list[Event]()
     store = Store(root / "store")
 

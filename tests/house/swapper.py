@@ -52,7 +52,7 @@ class Swapper:
         }
 
     def back(self) -> None:
-        """The pair is what it was."""
+        """Restore the pair."""
         undo, self._undo = self._undo, self._replace_good
         undo()
 
@@ -111,7 +111,7 @@ class Swapper:
         self._fresh().replace(self._artifact)
 
     def _instead(self, make: Callable[[], object]) -> None:
-        """Another directory, or none, where the pair was."""
+        """Another directory, or none, in place of the pair."""
         away = self._aside / "away"
         make()
         self._pair.rename(away)

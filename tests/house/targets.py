@@ -81,7 +81,7 @@ async def site(
 
 @contextlib.contextmanager
 def deaf() -> Iterator[int]:
-    """The port of a listener that never accepts: connections are made, and nothing ever comes."""
+    """The port of a listener that never accepts: connections are made, but get no answer."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
@@ -89,7 +89,7 @@ def deaf() -> Iterator[int]:
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
+    """A port that nothing listens on."""
     with socket.socket() as briefly:
         briefly.bind(("127.0.0.1", 0))
         return int(briefly.getsockname()[1])

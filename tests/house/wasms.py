@@ -48,7 +48,7 @@ CAPABILITIES = ("kv:read", "kv:write", "log:write")
 
 
 def module(invoke: str = "(i64.const 0)", *, more: str = "", imports: str = "", alloc: str = ALLOC) -> str:
-    """A small module: `invoke` is the body of the function, `more` stands beside it."""
+    """A small module: `invoke` is the body of the function, `more` is added beside it."""
     return f"""(module {imports} (memory (export "memory") 2) {alloc} {more}
       (func (export "invoke") (param $at i32) (param $length i32) (result i64) {invoke}))"""
 
@@ -76,7 +76,7 @@ def wasi(name: str, parameters: str, results: str = "(result i32)") -> str:
 
 @dataclass(kw_only=True)
 class Bench:
-    """`exits` is what plugins that ended by themselves came to; `lines` what they wrote on stderr or logged."""
+    """`exits` has the reported exits of plugins; `lines` what they wrote to stderr or logged."""
 
     root: Path
     wasm: WasmRunner

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from latticed import settings as room
+from latticed import settings
 from latticed.model.errors import Problem
 from latticed.settings import endpoints
 
@@ -37,7 +37,7 @@ def test_listen_address_that_is_not_loopback_is_refused_by_settings(tmp_path, va
     file = tmp_path / "latticed.toml"
     file.write_text(f'[http]\nlisten = "{value}"\n')
     with pytest.raises(Problem, match=r"http\.listen: expected a loopback address and a port") as caught:
-        room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+        settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
     assert caught.value.code == "settings_invalid"
 
 
@@ -65,7 +65,7 @@ def test_invalid_host_name_is_refused_by_settings(tmp_path, value):
     file = tmp_path / "latticed.toml"
     file.write_text(f"[http]\nhosts = ['ok', {value!r}]\n" if "\n" not in value else "[http]\nhosts = ['a b']\n")
     with pytest.raises(Problem, match=r"http\.hosts: expected names"):
-        room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+        settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
 
 
 def test_service_listen_is_loopback_or_empty(tmp_path):
@@ -73,8 +73,8 @@ def test_service_listen_is_loopback_or_empty(tmp_path):
     file = tmp_path / "latticed.toml"
     for value in ("", "127.0.0.1:8788", "[::1]:0"):
         file.write_text(f'[http]\nservice_listen = "{value}"\n')
-        assert room.load(file, {"HOME": str(tmp_path)}, os.geteuid()).http.service_listen == value
+        assert settings.load(file, {"HOME": str(tmp_path)}, os.geteuid()).http.service_listen == value
     for value in ("0.0.0.0:8788", " ", "127.0.0.1"):
         file.write_text(f'[http]\nservice_listen = "{value}"\n')
         with pytest.raises(Problem, match=r"http\.service_listen: expected a loopback address and a port"):
-            room.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+            settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())

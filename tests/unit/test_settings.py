@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
-from latticed import settings as room
+from latticed import settings
 from latticed.model.errors import Problem
 from latticed.settings import Settings, shapes
 from latticed.settings.renamed import RENAMED
@@ -49,7 +49,7 @@ WORDS = [(key, rules["one_of"]) for key, kind, rules in KEYS if kind is str and 
 def load(tmp_path, toml="", *, environ=None, named=True, euid=EUID):
     file = tmp_path / "latticed.toml"
     file.write_bytes(toml.encode() if isinstance(toml, str) else toml)
-    return room.load(file if named else None, {"HOME": "/home/x", **(environ or {})}, euid)
+    return settings.load(file if named else None, {"HOME": "/home/x", **(environ or {})}, euid)
 
 
 def refused(tmp_path, toml, **options):
@@ -75,16 +75,16 @@ def get(found, dotted):
 
 def test_every_setting_has_a_default(tmp_path):
     """And its origin says so."""
-    found = room.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
+    found = settings.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
     assert found.config_file is None
-    assert {origin for _, _, origin in room.describe(found)} == {"default"}
+    assert {origin for _, _, origin in settings.describe(found)} == {"default"}
     assert found.state_dir == tmp_path / ".local/state/latticed"
     assert found.trust == tmp_path / "none/latticed/trust.json"
     assert found.control_socket == found.runtime_dir / "control.sock"
 
 
 def test_default_directories_of_root_follow_fhs():
-    found = room.load(None, {}, 0) if not os.path.exists("/etc/latticed/latticed.toml") else None
+    found = settings.load(None, {}, 0) if not os.path.exists("/etc/latticed/latticed.toml") else None
     if found is None:
         pytest.skip("this machine has settings of its own in /etc/latticed")
     assert [str(getattr(found, name)) for name in PATHS] == [
@@ -98,13 +98,13 @@ def test_default_directories_of_root_follow_fhs():
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
 def test_printed_default_settings_are_valid_as_a_file(tmp_path, key, kind, rules):
     """Output of --check-config, whose origin then is the file."""
-    plain = {name: value for name, value, _ in room.describe(load(tmp_path))}
+    plain = {name: value for name, value, _ in settings.describe(load(tmp_path))}
     value = plain[key]
     text = "{}" if value == {} else json.dumps(value)
     found = load(tmp_path, line(key, text))
     assert get(found, key) == value
     if value != {}:
-        assert {name: origin for name, _, origin in room.describe(found)}[key] == str(tmp_path / "latticed.toml")
+        assert {name: origin for name, _, origin in settings.describe(found)}[key] == str(tmp_path / "latticed.toml")
 
 
 def test_trust_policy_defaults_to_directory_of_file(tmp_path):
@@ -195,9 +195,9 @@ def test_unknown_scope_in_access_is_refused(tmp_path):
 def test_named_settings_file_must_exist(tmp_path):
     """The default file need not."""
     with pytest.raises(Problem, match="no such file"):
-        room.load(tmp_path / "none.toml", {}, EUID)
+        settings.load(tmp_path / "none.toml", {}, EUID)
     environ = {"CONFIGURATION_DIRECTORY": str(tmp_path), "HOME": "/"}
-    assert room.load(None, environ, EUID).config_file is None
+    assert settings.load(None, environ, EUID).config_file is None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_settings_that_are_not_a_regular_file_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):
         with pytest.raises(Problem, match="cannot read"):
-            room.load(tmp_path / name, {}, EUID)
+            settings.load(tmp_path / name, {}, EUID)
 
 
 @pytest.mark.parametrize("unsafe", ["file", "directory"])
@@ -237,7 +237,7 @@ def test_settings_file_writable_by_others_is_refused(tmp_path, unsafe):
     file.write_text("")
     (file if unsafe == "file" else home).chmod(0o777)
     with pytest.raises(Problem, match="cannot trust") as caught:
-        room.load(file, {}, EUID)
+        settings.load(file, {}, EUID)
     assert "daemon's user" in caught.value.hint
 
 
@@ -249,7 +249,7 @@ def test_settings_file_of_another_user_is_refused(tmp_path):
     file.write_text("")
     os.chown(file, 12_345, 12_345)
     with pytest.raises(Problem, match="belongs to uid 12345"):
-        room.load(file, {}, 0)
+        settings.load(file, {}, 0)
 
 
 # The environment.
@@ -291,7 +291,7 @@ def test_systemd_directories_are_defaults_of_settings(tmp_path, variable, key):
 def test_systemd_variables_locate_the_settings_file(tmp_path):
     """CONFIGURATION_DIRECTORY holds latticed.toml and trust.json."""
     (tmp_path / "latticed.toml").write_text("[log]\nlevel = 'debug'\n")
-    found = room.load(None, {"CONFIGURATION_DIRECTORY": f"{tmp_path}:/other"}, EUID)
+    found = settings.load(None, {"CONFIGURATION_DIRECTORY": f"{tmp_path}:/other"}, EUID)
     assert (found.log.level, found.config_file) == ("debug", tmp_path / "latticed.toml")
     assert found.trust == tmp_path / "trust.json"
 
@@ -299,7 +299,7 @@ def test_systemd_variables_locate_the_settings_file(tmp_path):
 def test_relative_xdg_variables_are_ignored(tmp_path):
     """As the base directory specification says."""
     environ = {"HOME": "/home/x", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "/run/user/7"}
-    found = room.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
+    found = settings.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
     assert str(found.state_dir) == "/home/x/.local/state/latticed"
     assert str(found.runtime_dir) == "/run/user/7/latticed"
 
@@ -308,11 +308,11 @@ def test_xdg_directories_of_another_user_are_ignored(tmp_path):
     """HOME and XDG variables that `setpriv` or `su -m` keep: the user database is used instead."""
     other = next(one for one in pwd.getpwall() if one.pw_uid not in {0, tmp_path.stat().st_uid})
     environ = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
-    found = room.load(None, environ, other.pw_uid)
+    found = settings.load(None, environ, other.pw_uid)
     assert found.state_dir == Path(other.pw_dir, ".local/state/latticed")
     assert found.runtime_dir == Path(other.pw_dir, ".cache/latticed")
     nobody = max(one.pw_uid for one in pwd.getpwall()) + 1
-    assert room.load(None, {"HOME": str(tmp_path)}, nobody).state_dir == tmp_path / ".local/state/latticed"
+    assert settings.load(None, {"HOME": str(tmp_path)}, nobody).state_dir == tmp_path / ".local/state/latticed"
 
 
 # Arbitrary files.
@@ -361,7 +361,7 @@ def test_deprecated_key_sets_its_replacement(tmp_path):
     assert (found.tunnel.total_tunnels, found.task.expire_s, found.task.output_bytes) == (3, 7_200, 8_192)
     assert set(found.renamed) == {"tunnel.tunnels", "task.expire_h", "task.output_kib"}
     assert found.origins["tunnel.total_tunnels"].endswith("latticed.toml as tunnel.tunnels")
-    told = room.advice(found.renamed)
+    told = settings.advice(found.renamed)
     assert "tunnel.tunnels is called tunnel.total_tunnels now; the old name is taken for this version only" in told
     assert any("task.expire_s (3600 times the value)" in one for one in told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latticed.broker import gate as room
+from latticed.broker import gate as gate_module
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.host.call import Caller, HostError, Params, Served, table
@@ -30,7 +30,7 @@ async def test_many_failing_calls_log_one_line_and_then_a_count(monkeypatch):
         return 1
 
     clock = ManualClock()
-    monkeypatch.setattr(room, "log", Log())
+    monkeypatch.setattr(gate_module, "log", Log())
     calls = table([Served(method="log.write", params=Nothing, serve=serve)])
     broker = Broker(calls, record=record, clock=clock, gate_limits=GateLimits())
     rights = Rights(declared=frozenset({"log:write"}), granted=frozenset({"log:write"}))
@@ -59,7 +59,7 @@ async def test_denied_host_call_over_the_rate_is_delayed(monkeypatch, method):
     async def record(event):
         return 1
 
-    monkeypatch.setattr(room.asyncio, "sleep", pause)
+    monkeypatch.setattr(gate_module.asyncio, "sleep", pause)
     calls = table([Served(method="log.write", params=Nothing, serve=serve)])
     limits = GateLimits(rate=Rate(per_second=1, burst=3))
     broker = Broker(calls, record=record, clock=ManualClock(), gate_limits=limits)
@@ -67,4 +67,4 @@ async def test_denied_host_call_over_the_rate_is_delayed(monkeypatch, method):
     for _ in range(5):
         with pytest.raises(HostError):
             await gate.call(method, {})
-    assert waited == [room.PAUSE_S] * 2
+    assert waited == [gate_module.PAUSE_S] * 2

@@ -32,12 +32,12 @@ while True:
 
 async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
     """Real program, real proxy, five requests that crash it, each noted; then two crashes of its own."""
-    port, rooms = free_port(), routed.Rooms()
-    rooms.origins[ID] = (f"http://127.0.0.1:{port}",)
+    port, plugins = free_port(), routed.SimulatedPlugins()
+    plugins.origins[ID] = (f"http://127.0.0.1:{port}",)
     script = WEB.replace("PORT", str(port))
     spec = specs.ProgramSpec(program="python", args=("-c", script), environment={}, restart="always", network="host")
     async with (
-        routed.opened(tmp_path, rooms=rooms) as world,
+        routed.opened(tmp_path, plugins=plugins) as world,
         ProgramKeeper(
             world.ledger,
             clock=SystemClock(),
@@ -47,8 +47,8 @@ async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
             policy=QUICK,
         ) as programs,
     ):
-        rooms.reached = programs.visited
-        await world.put(path=f"/{ID}/", target="service", origin=rooms.origins[ID][0], public=["/*"])
+        plugins.reached = programs.visited
+        await world.put(path=f"/{ID}/", target="service", origin=plugins.origins[ID][0], public=["/*"])
         supervised = (await programs.put(ID, "web", spec)).program
 
         async def answers():
@@ -72,9 +72,9 @@ async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
 
 async def test_request_that_reaches_the_service_is_noted_and_refused_one_is_not(tmp_path):
     """Plain requests, logged in ones, websockets; not requests that the proxy refuses, or while the service is down."""
-    rooms, visits = routed.Rooms(), []
-    rooms.reached = visits.append
-    async with routed.opened(tmp_path, rooms=rooms) as world:
+    plugins, visits = routed.SimulatedPlugins(), []
+    plugins.reached = visits.append
+    async with routed.opened(tmp_path, plugins=plugins) as world:
         async with backends.running() as backend:
             await world.serve(backend, public=["/feed"])
             assert (await world.get(f"/{ID}/private")).status == 401

@@ -51,15 +51,15 @@ async def test_template_route_answers_at_its_path(world):
 
 async def test_stored_values_are_read_with_rights_of_the_plugin(world):
     """Values are escaped in HTML and not expanded again; a denied kv.get renders empty, a failing one gives 503."""
-    world.rooms.values = {f"plugin:{ID}/who": "<b>{{path}}</b>"}
+    world.plugins.values = {f"plugin:{ID}/who": "<b>{{path}}</b>"}
     template = f"<p>{{{{kv:plugin:{ID}/who}}}} {{{{query:q}}}} {{{{kv:default/x}}}}</p>"
     await world.put(path=HERE, target="template", template=template, content_type="text/html")
     answer = await page(world, f"{HERE}?q=%26")
     assert answer.body == b"<p>&lt;b&gt;{{path}}&lt;/b&gt; &amp; </p>"
-    assert {(one, method) for one, method, _ in world.rooms.called} == {(ID, "kv.get")}
-    world.rooms.denial = Denial.CAPABILITY_NOT_GRANTED
+    assert {(one, method) for one, method, _ in world.plugins.called} == {(ID, "kv.get")}
+    world.plugins.denial = Denial.CAPABILITY_NOT_GRANTED
     assert (await page(world, HERE)).body == b"<p>  </p>"
-    world.rooms.denial = Denial.AUDIT_UNAVAILABLE
+    world.plugins.denial = Denial.AUDIT_UNAVAILABLE
     assert (await page(world, HERE)).status == 503
 
 
@@ -92,7 +92,7 @@ async def test_bad_parameters_of_template_route_are_refused(world, params, word)
 async def test_action_gets_request_and_its_result_is_the_response(world):
     """Cookie, Authorization and X-Forwarded-* are not passed on."""
     await world.put(path=f"{HERE}hook", **INVOKE, methods=["POST"])
-    world.rooms.reply = {
+    world.plugins.reply = {
         "ok": True,
         "message": "",
         "result": {"status": 202, "content_type": "application/json", "body": '{"a":1}'},
@@ -103,7 +103,7 @@ async def test_action_gets_request_and_its_result_is_the_response(world):
     assert (answer.status, answer.body) == (202, b'{"a":1}')
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
-    ((plugin_id, action, payload),) = world.rooms.asked
+    ((plugin_id, action, payload),) = world.plugins.asked
     assert (plugin_id, action) == (ID, "web")
     assert payload == {
         "method": "POST",
@@ -120,10 +120,10 @@ async def test_binary_bodies_of_action_are_base64(world):
     """In the request and in the result."""
     await world.put(path=HERE, **INVOKE, methods=["PUT"])
     coded = base64.b64encode(b"\xff\x00").decode()
-    world.rooms.reply = {"ok": True, "result": {"body_base64": coded, "content_type": "image/png"}}
+    world.plugins.reply = {"ok": True, "result": {"body_base64": coded, "content_type": "image/png"}}
     answer = await page(world, HERE, method="PUT", body=b"\x00\xff")
     assert (answer.status, answer.body) == (200, b"\xff\x00")
-    payload = world.rooms.asked[0][2]
+    payload = world.plugins.asked[0][2]
     assert (payload["body"], payload["body_base64"]) == (None, base64.b64encode(b"\x00\xff").decode())
 
 
@@ -154,7 +154,7 @@ async def test_binary_bodies_of_action_are_base64(world):
 async def test_bad_action_result_is_an_error_code(world, reply, status, code):
     """The response has the code and none of the plugin's own text."""
     await world.put(path=HERE, **INVOKE)
-    world.rooms.reply = reply
+    world.plugins.reply = reply
     answer = await page(world, HERE)
     assert (answer.status, answer.code) == (status, code)
     assert b"words" not in answer.body
@@ -164,12 +164,12 @@ async def test_bad_action_result_is_an_error_code(world, reply, status, code):
 async def test_request_over_limit_of_concurrent_actions_is_503_busy(world):
     """Each action may be a process."""
     await world.put(path=HERE, **INVOKE)
-    world.rooms.hold = asyncio.Event()
+    world.plugins.hold = asyncio.Event()
     waiting = [asyncio.ensure_future(page(world, HERE)) for _ in range(MAX_IN_FLIGHT)]
-    await ingresses.until(lambda: len(world.rooms.asked) == MAX_IN_FLIGHT, "all are there")
+    await ingresses.until(lambda: len(world.plugins.asked) == MAX_IN_FLIGHT, "all are there")
     answer = await page(world, HERE)
     assert (answer.status, answer.code) == (503, "busy")
-    world.rooms.hold.set()
+    world.plugins.hold.set()
     assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
     assert (await page(world, HERE)).status == 200
 
@@ -224,16 +224,16 @@ async def test_route_paths_outside_own_prefix_are_refused(world, path):
 
 async def test_granted_prefix_is_served_until_revoked(world):
     """With paths below it; reserved paths stay refused although they are granted."""
-    world.rooms.granted_prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
+    world.plugins.granted_prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
     await world.put(path="/shop/", **TEMPLATE)
     await world.put(path="/shop/cart/", target="template", template="cart")
     assert (await world.refused(path="/.well-known/x/", **TEMPLATE)).code is Denial.BAD_PARAMS
     assert (await world.refused(path="/shopping/", **TEMPLATE)).code is Denial.BAD_PARAMS
     assert (await page(world, "/shop/cart/x")).body == b"cart"
-    world.rooms.granted_prefixes[ID] = frozenset()
+    world.plugins.granted_prefixes[ID] = frozenset()
     world.pass_s(1.0)
     await ingresses.until(lambda: not world.pages.in_use, "given back")
-    world.rooms.granted_prefixes[ID] = frozenset({"/shop/"})
+    world.plugins.granted_prefixes[ID] = frozenset({"/shop/"})
     world.pass_s(1.0)
     assert world.pages.find("/shop/cart/x").plugin_id == ID
 
@@ -241,7 +241,7 @@ async def test_granted_prefix_is_served_until_revoked(world):
 @pytest.mark.parametrize("granted", [True, False])
 async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_granted(world, monkeypatch, granted):
     """Cancelled while its row is written; the caller gets CancelledError whether the earlier route returns or not."""
-    world.rooms.granted_prefixes[ID] = frozenset({"/shop/"})
+    world.plugins.granted_prefixes[ID] = frozenset({"/shop/"})
     await world.put(path="/shop/", target="template", template="first")
     writing = asyncio.Event()
 
@@ -255,7 +255,7 @@ async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_gra
         async with asyncio.timeout(20):
             await writing.wait()
         if not granted:
-            world.rooms.granted_prefixes[ID] = frozenset()
+            world.plugins.granted_prefixes[ID] = frozenset()
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
@@ -267,7 +267,7 @@ async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_gra
 
 async def test_granted_root_prefix_does_not_include_other_prefixes(world):
     """`/` serves what no longer prefix matches; it gives no claim to paths below it."""
-    world.rooms.granted_prefixes[ID] = frozenset({"/"})
+    world.plugins.granted_prefixes[ID] = frozenset({"/"})
     await world.put(path="/", **TEMPLATE)
     for path in (f"/{OTHER}/", "/x/", "/.well-known/"):
         assert (await world.refused(path=path, **TEMPLATE)).code is Denial.BAD_PARAMS
@@ -279,7 +279,7 @@ async def test_granted_root_prefix_does_not_include_other_prefixes(world):
 
 async def test_route_path_of_another_plugin_is_refused(world):
     """The error names the owner; the path is free once that route is deleted."""
-    world.rooms.granted_prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
+    world.plugins.granted_prefixes = {ID: frozenset({"/app/"}), OTHER: frozenset({"/app/"})}
     await world.put(ID, path="/app/", **TEMPLATE)
     error = await world.refused(OTHER, path="/app/", **TEMPLATE)
     assert (error.code, f"route_taken: cannot serve this route: /app/ belongs to {ID}") == (
@@ -325,17 +325,17 @@ async def test_route_put_over_quota_changes_nothing(tmp_path):
 
 async def test_routes_are_restored_after_restart(tmp_path):
     """Templates, actions and services, once their plugin is active."""
-    rooms = routed.Rooms()
+    plugins = routed.SimulatedPlugins()
     async with backends.running() as backend:
-        async with routed.opened(tmp_path, rooms=rooms) as world:
+        async with routed.opened(tmp_path, plugins=plugins) as world:
             await world.serve(backend, path=f"{HERE}app/", public=["/feed"])
             await world.put(path=f"{HERE}page/", target="template", template="page")
             await world.put(path=f"{HERE}hook/", **INVOKE)
-        rooms.live.discard(ID)
-        async with routed.opened(tmp_path, rooms=rooms) as world:
+        plugins.live.discard(ID)
+        async with routed.opened(tmp_path, plugins=plugins) as world:
             assert not world.pages.in_use
             assert not world.services.in_use
-            rooms.live.add(ID)
+            plugins.live.add(ID)
             world.pass_s(1.0)
             assert (await world.pages.wait_for_listener(10)).url
             assert (await world.services.wait_for_listener(10)).url
@@ -350,13 +350,13 @@ async def test_routes_of_inactive_plugin_give_404(world):
     """From the next request on; the next recheck releases the prefix and closes the listener."""
     await world.put(path=HERE, **TEMPLATE)
     await world.put(path=f"{HERE}hook/", **INVOKE)
-    world.rooms.live.discard(ID)
+    world.plugins.live.discard(ID)
     assert (await page(world, HERE)).status == 404
     assert (await page(world, f"{HERE}hook/")).status == 404
-    assert world.rooms.asked == []
+    assert world.plugins.asked == []
     world.pass_s(1.0)
     await ingresses.until(lambda: not world.pages.listener.url, "no listener")
-    world.rooms.live.add(ID)
+    world.plugins.live.add(ID)
     world.pass_s(1.0)
     assert (await world.pages.wait_for_listener(10)).url
     assert (await page(world, HERE)).status == 200
@@ -425,13 +425,13 @@ async def test_service_without_listener_is_refused(tmp_path):
 
 async def test_services_wait_while_their_listener_is_not_set(tmp_path, backend):
     """Their rows stay without a claim, and are served once the listener is set again."""
-    rooms = routed.Rooms()
-    async with routed.opened(tmp_path, rooms=rooms) as world:
+    plugins = routed.SimulatedPlugins()
+    async with routed.opened(tmp_path, plugins=plugins) as world:
         await world.serve(backend, public=["/feed"])
-    async with routed.opened(tmp_path, rooms=rooms, on=False) as world:
+    async with routed.opened(tmp_path, plugins=plugins, on=False) as world:
         assert not world.services.in_use
         assert len(world.kept()) == 1
-    async with routed.opened(tmp_path, rooms=rooms) as world:
+    async with routed.opened(tmp_path, plugins=plugins) as world:
         assert (await world.services.wait_for_listener(10)).url
         assert (await world.get(f"{HERE}feed")).status == 200
 
@@ -461,7 +461,7 @@ async def test_services_wait_while_their_listener_is_not_set(tmp_path, backend):
     ],
 )
 async def test_bad_parameters_of_service_route_are_refused(world, params, word):
-    world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
+    world.plugins.origins[ID] = ("http://127.0.0.1:3000",)
     for name, value in (("WEB", routed.KEPT), ("SHORT", "hunter2")):
         await world.secrets.set(name, value)
         await world.secrets.bind(name, ID)
@@ -477,14 +477,14 @@ async def test_service_needs_bound_origin_and_secret(world):
     await world.secrets.set("WEB", routed.KEPT)
     await world.secrets.bind("WEB", OTHER)
     for origins in ((), ("http://127.0.0.1:3001",), ("http://127.0.0.2:3000",), ("tcp://127.0.0.1:3000",)):
-        world.rooms.origins[ID] = origins
+        world.plugins.origins[ID] = origins
         error = await world.refused(**SERVICE)
         assert (error.code, "does not let routes lead to" in error.reason) == (Denial.EGRESS_BLOCKED, True)
-    world.rooms.origins[ID] = ("http://127.0.0.1:3000",)
+    world.plugins.origins[ID] = ("http://127.0.0.1:3000",)
     assert "no secret" in (await world.refused(**SERVICE)).reason
     await world.secrets.bind("WEB", ID)
     assert (await world.put(**SERVICE))["ok"]
-    world.rooms.origins[ID] = ("http://app.lan:3000=10.0.0.1",)
+    world.plugins.origins[ID] = ("http://app.lan:3000=10.0.0.1",)
     error = await world.refused(**{**SERVICE, "origin": "http://app.lan:3000=10.0.0.2"})
     assert error.code is Denial.EGRESS_BLOCKED
 
@@ -494,14 +494,14 @@ async def test_second_plugin_is_refused_at_service_listener(world, backend):
     await world.serve(backend)
     await world.serve(backend, path=f"{HERE}more/")
     await world.secrets.bind("WEB", OTHER)
-    world.rooms.origins[OTHER] = (backend.origin,)
+    world.plugins.origins[OTHER] = (backend.origin,)
     wanted = {**SERVICE, "path": f"/{OTHER}/", "origin": backend.origin}
     error = await world.refused(OTHER, **wanted)
     assert (error.code, f"{ID} has services there" in error.reason) == (Denial.BAD_PARAMS, True)
-    world.rooms.live.discard(ID)
+    world.plugins.live.discard(ID)
     world.pass_s(1.0)
     assert (await world.put(OTHER, **wanted))["ok"]
-    world.rooms.live.add(ID)
+    world.plugins.live.add(ID)
     world.pass_s(1.0)
     assert (await world.get(f"/{ID}/")).status == 404
     assert (await world.get(f"/{OTHER}/")).status == 401

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.host.call import HostError
-from latticed.host.tunnel import credentials
-from latticed.host.tunnel import files as place
+from latticed.host.tunnel import credentials, files
 from latticed.host.tunnel import spec as specs
 from latticed.model import egress
 from latticed.model.errors import Problem
@@ -142,7 +141,7 @@ def test_rendered_configuration_has_only_the_specs_values(hostnames, path):
     except HostError:
         return
     bound = specs.bound(spec, ORIGINS)
-    data = place.render(spec, bound, Path("/run/c.json"))
+    data = files.render(spec, bound, Path("/run/c.json"))
     plain = json.loads(data)
     assert set(plain) == {"tunnel", "credentials-file", "ingress"}
     assert [set(one) - {"hostname", "path"} for one in plain["ingress"]] == [{"service"}] * len(plain["ingress"])

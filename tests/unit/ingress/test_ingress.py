@@ -11,7 +11,7 @@ import pytest
 
 from latticed.host.route.table import RouteResponse
 from latticed.ingress import connection
-from latticed.ingress import ingress as room
+from latticed.ingress import ingress as ingress_module
 from latticed.model.errors import Problem
 from tests.house import ingresses, raw_http
 
@@ -75,7 +75,7 @@ async def test_removing_the_last_route_closes_its_connections(outside):
 
 async def test_port_in_use_of_route_listener_is_reported_and_retried(tmp_path, echo, monkeypatch):
     """The route shows the reason; once the port is free, it is served."""
-    monkeypatch.setattr(room, "RETRY_S", 0.01)
+    monkeypatch.setattr(ingress_module, "RETRY_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         port = squatter.getsockname()[1]
         async with ingresses.opened(tmp_path, listen=f"127.0.0.1:{port}") as outside:
@@ -120,7 +120,7 @@ async def test_closing_waits_for_a_running_answer(tmp_path):
 
 async def test_closing_waits_for_a_limited_time_for_answers(tmp_path, monkeypatch):
     """A target that never answers is cancelled."""
-    monkeypatch.setattr(room, "DRAIN_S", 0.01)
+    monkeypatch.setattr(ingress_module, "DRAIN_S", 0.01)
     held = ingresses.Echo(held=asyncio.Event())
     async with ingresses.opened(tmp_path) as outside:
         await claimed(outside, held)
@@ -392,7 +392,7 @@ async def test_failed_listener_makes_worker_degraded(outside, monkeypatch):
     def broken(endpoint):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(room, "_bound", broken)
+    monkeypatch.setattr(ingress_module, "_bound", broken)
     with contextlib.suppress(Problem):
         worker = await outside.arm(b"x")
         assert (await worker.check()).health == "degraded"

@@ -169,7 +169,7 @@ async def test_path_is_forwarded_still_encoded(world, session):
 async def test_service_at_the_root_path_is_served(tmp_path, backend):
     """Paths and redirects are unchanged; reserved paths and the login pages remain ours."""
     async with routed.opened(tmp_path) as world:
-        world.rooms.granted_prefixes[ID] = frozenset({"/"})
+        world.plugins.granted_prefixes[ID] = frozenset({"/"})
         await world.serve(backend, path="/", public=["/feed"])
         session = await world.cookie(to="/")
         assert echoed(await world.get("/a%20b?c", session))["path"] == "/a%20b?c"
@@ -429,7 +429,7 @@ async def test_unreachable_backend_is_502_until_it_is_back(world, backend, sessi
     port = backend.port
     again = backends.Backend()
     async with backends.running() as other:
-        world.rooms.origins[ID] = (other.origin,)
+        world.plugins.origins[ID] = (other.origin,)
         await world.serve(other)
         assert (await world.get(f"{PREFIX}/x", session)).status == 200
     answer = await world.get(f"{PREFIX}/x", session)
@@ -487,11 +487,11 @@ async def test_proxy_connects_only_to_the_pinned_address(tmp_path, backend):
     """Names are not resolved; after the operator unbinds the origin, the next request is refused."""
     async with routed.opened(tmp_path) as world:
         pinned = f"http://backend.invalid:{backend.port}=127.0.0.1"
-        world.rooms.origins[ID] = (pinned,)
+        world.plugins.origins[ID] = (pinned,)
         await world.serve(backend, origin=pinned)
         session = await world.cookie()
         assert echoed(await world.get(f"{PREFIX}/x", session))["headers"]["host"] == f"backend.invalid:{backend.port}"
-        world.rooms.origins[ID] = ()
+        world.plugins.origins[ID] = ()
         answer = await world.get(f"{PREFIX}/x", session)
         assert (answer.status, answer.code) == (503, "service_unavailable")
         assert len(backend.seen) == 1
@@ -501,7 +501,7 @@ async def test_stopping_plugin_disconnects_clients_of_its_service(world, backend
     """Open streams included."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n")
-        world.rooms.live.discard(ID)
+        world.plugins.live.discard(ID)
         assert (await world.get(f"{PREFIX}/feed")).status == 404
         with pytest.raises(aiohttp.ClientError):
             await stream.content.read()

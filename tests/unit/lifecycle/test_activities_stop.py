@@ -47,7 +47,7 @@ CONTROL = "control"
 
 
 @dataclass(slots=True, kw_only=True)
-class Going:
+class Activities:
     """Activities of one plugin. The sites `watched`, `called` and `streamed` never answer, `proxied` does."""
 
     home: in_process.Home
@@ -187,7 +187,7 @@ def _words(pid: int) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def going(home: in_process.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Going]:
+async def activities_of(home: in_process.Home, names: dns_servers.NameServer, cause: str) -> AsyncIterator[Activities]:
     """A plugin with its own publisher and all permissions, and the sites that it uses."""
     author = bundles.author(cause)
     _trust(home, author)
@@ -213,7 +213,7 @@ async def going(home: in_process.Home, names: dns_servers.NameServer, cause: str
         assert granted.status == 200, granted
         await home.ask("PUT", f"/api/secrets/KEY/plugins/{made.id}", {})
         watched, called, streamed, proxied = sites
-        yield Going(
+        yield Activities(
             home=home, names=names, author=author, bundle=made, call=instance.call, visitor=visitor,
             watched=watched, called=called, streamed=streamed, proxied=proxied,
         )  # fmt: skip
@@ -236,33 +236,33 @@ def _trust(home: in_process.Home, *more: bundles.Author, **fields: Any) -> None:
 # Causes that end a plugin's permissions; each returns once the cause is reported.
 
 
-async def tamper(it: Going) -> None:
+async def tamper(it: Activities) -> None:
     bundles.tamper(it.bundle.artifact_path)
     await _failed(it, "digest_mismatch")
 
 
-async def remove(it: Going) -> None:
+async def remove(it: Activities) -> None:
     it.bundle.path.rename(it.home.root / "away")
     await _failed(it, "manifest_missing")
 
 
-async def key(it: Going) -> None:
+async def key(it: Activities) -> None:
     await _revoked(it, keys=[it.author.public])
 
 
-async def digest(it: Going) -> None:
+async def digest(it: Activities) -> None:
     await _revoked(it, digests=[it.bundle.raw["digest_sha256"]])
 
 
-async def plugin(it: Going) -> None:
+async def plugin(it: Activities) -> None:
     await _revoked(it, plugins=[f"{it.id}@*"])
 
 
-async def disable(it: Going) -> None:
+async def disable(it: Activities) -> None:
     assert (await it.home.decide(it.id, "disabled")).status == 200
 
 
-async def full(it: Going) -> None:
+async def full(it: Activities) -> None:
     """Disabled while the ledger cannot be written."""
 
     async def refuse(*_: Any, **__: Any) -> None:
@@ -273,12 +273,12 @@ async def full(it: Going) -> None:
         assert (await it.home.decide(it.id, "disabled")).status == 200
 
 
-async def trim(it: Going) -> None:
+async def trim(it: Activities) -> None:
     wanted = {"trim": [one for one in hostcalls.EVERYTHING if one != "log:write"]}
     assert (await it.home.ask("PUT", f"/api/plugins/by-id/{it.id}/grants", wanted)).status == 200
 
 
-async def takeover(it: Going) -> None:
+async def takeover(it: Activities) -> None:
     """Taken over by another publisher, who has all permissions too."""
     other = bundles.author("stranger")
     _trust(it.home, other)
@@ -291,13 +291,13 @@ async def takeover(it: Going) -> None:
     assert answer.status == 200, answer
 
 
-async def _revoked(it: Going, **what: list[str]) -> None:
+async def _revoked(it: Activities, **what: list[str]) -> None:
     _trust(it.home, **what)
     await it.home.look()
     await _failed(it, f"{next(iter(what)).removesuffix('s')}_revoked")
 
 
-async def _failed(it: Going, code: str) -> None:
+async def _failed(it: Activities, code: str) -> None:
     def told() -> bool:
         runtime = it.home.app.api.supervisor.runtime(it.id)
         return runtime.last_error is not None and runtime.last_error.code == code
@@ -326,7 +326,7 @@ def names(tmp_path_factory):
 async def test_every_loss_of_permission_stops_all_activities_before_it_is_reported(home, names):
     """Those of the control plugin continue. DNS records stay, but only the control plugin's is put again if removed."""
     async with contextlib.AsyncExitStack() as stack:
-        every = {one: await stack.enter_async_context(going(home, names, one)) for one in (*CAUSES, CONTROL)}
+        every = {one: await stack.enter_async_context(activities_of(home, names, one)) for one in (*CAUSES, CONTROL)}
         await asyncio.gather(
             *(it.begin(deaf=one not in {"disable", "full", "trim", "takeover"}) for one, it in every.items())
         )
@@ -352,7 +352,7 @@ async def test_every_loss_of_permission_stops_all_activities_before_it_is_report
 
 async def test_activities_resume_when_bundle_is_trusted_again(home, names):
     """Services, tunnels, monitors, records, routes; a waiting task needs a new approval, and does not run before."""
-    async with going(home, names, "tamper") as it:
+    async with activities_of(home, names, "tamper") as it:
         await it.begin(deaf=True)
         await it.proxy()
         await it.until(*ALL)
@@ -371,7 +371,7 @@ async def test_activities_resume_when_bundle_is_trusted_again(home, names):
 
 async def test_crash_of_plugin_keeps_its_host_service_activities(home, names):
     """Host services keep working for a plugin while its own process is down."""
-    async with going(home, names, "crash") as it:
+    async with activities_of(home, names, "crash") as it:
         await it.begin(deaf=False)
         await it.proxy()
         await it.until(*ALL)

@@ -12,7 +12,7 @@ from tests.house import in_process
 ID = "acme.demo"
 
 
-class Ahead(SystemClock):
+class ClockAhead(SystemClock):
     """The system's clock, set ahead by a number of days."""
 
     days = 0
@@ -23,7 +23,7 @@ class Ahead(SystemClock):
 
 @pytest.fixture
 def clock():
-    return Ahead()
+    return ClockAhead()
 
 
 @pytest.fixture

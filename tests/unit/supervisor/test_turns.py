@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from latticed.supervisor import deps as tools
+from latticed.supervisor import deps
 from tests.house import supervisors
 from tests.house.in_process import until
 
-MANY = 3 * tools.STARTS
+MANY = 3 * deps.STARTS
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def test_concurrent_plugin_starts_are_limited(stand):
     for plugin in plugins:
         await stand.settled(plugin)
     assert {stand.runtime(plugin).state for plugin in plugins} == {"armed"}
-    assert most == tools.STARTS
+    assert most == deps.STARTS
 
 
 async def test_start_deadline_begins_when_the_start_gets_its_slot(stand):
@@ -68,7 +68,7 @@ async def test_start_deadline_begins_when_the_start_gets_its_slot(stand):
 
 async def test_hanging_starts_do_not_block_others(stand, monkeypatch):
     """They lose their slot long before their deadline."""
-    monkeypatch.setattr(tools, "TURN_S", 0.01)
+    monkeypatch.setattr(deps, "TURN_S", 0.01)
     stand.tools.start_deadline_s = 60.0
 
     async def hang(_life):
