@@ -27,6 +27,7 @@ from latticed.kit.wheel import Wheel
 from latticed.ledger import open_ledger, records
 from latticed.lifecycle import manifest_defaults, revocations, startup_merge
 from latticed.lifecycle.backup import Backups
+from latticed.lifecycle.configurations import Configurations
 from latticed.lifecycle.deps import LifecycleDeps
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
@@ -39,6 +40,7 @@ from latticed.rpc.server import Server
 from latticed.runners import choice
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.choice import RunnerDeps
+from latticed.runners.config_checker import ConfigChecker
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.supervisor.deps import HandleDeps
@@ -145,6 +147,7 @@ class App:
         for source in ledger.read(records.accepted_sources):
             catalog.mark_recorded(source)
         await stack.enter_async_context(catalog)
+        configurations = Configurations(ledger, ConfigChecker(spawner))
         # What runs plugins. Entered before the lifecycle, it is closed after it: then all plugins stop.
         handle_deps = HandleDeps(
             runners=runners,
@@ -158,6 +161,7 @@ class App:
             stop_grace_s=settings.supervision.stop_grace_s,
             wheel=self._wheel,
             drained=services.drained,
+            configure=configurations.for_start,
         )
         supervisor = await stack.enter_async_context(Supervisor(handle_deps, handles))
         lifecycle = Lifecycle(
@@ -169,6 +173,7 @@ class App:
                 clock=clock,
                 judge=judge,
                 store=store,
+                configurations=configurations,
                 policy=policy,
                 revocations=kept_revocations,
                 defaults=manifest_defaults.of(settings),

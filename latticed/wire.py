@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest body of a request; a larger one is 413 (contracts §7)."""
+MAX_CONFIG_BYTES: Final = 256 << 10
+"""A plugin's configuration, as compact JSON."""
+MAX_CONFIG_DEPTH: Final = 32
+"""How deeply a configuration may be nested, itself included."""
 PROBLEM_TYPE: Final = "application/problem+json"
 """Content type of an error (RFC 9457, section 3)."""
 
@@ -183,6 +187,9 @@ class ProblemView:
 
     `status` is the HTTP status, `code` the kind of error for programs; `detail` says what was expected and what was
     found, `hint` what can be done about it.
+
+    `errors` (`config_invalid`): all that is wrong with a document, each `{"path", "expected", "found"}`; `more` when
+    there is more than is listed.
     """
 
     type: str
@@ -191,3 +198,5 @@ class ProblemView:
     code: str
     detail: str
     hint: str
+    errors: list[dict[str, str]] | None = None
+    more: bool | None = None

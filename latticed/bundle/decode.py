@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from latticed.bundle import rules
+from latticed.bundle import config_schema, rules
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import strict_json, text
 from latticed.model import capability, manifest
@@ -50,6 +50,8 @@ def decode(data: bytes) -> tuple[dict[str, Any], manifest.Manifest]:
         _check_version_of_format(raw)
         found = msgspec.convert(_shared(raw), manifest.Manifest, strict=True)
         rules.check(raw, found)
+        if found.config:
+            config_schema.check(found.config)
     except msgspec.ValidationError as error:
         _refuse(_worded(str(error)))
     except rules.Broken as error:

@@ -50,6 +50,7 @@ _OF_ARTIFACT: Final = MappingProxyType(
         "forbidden_call": Advice(f"it makes system calls that its sandbox forbids; {_ANEW}", _UPGRADE),
         "start_timeout": Advice("it did not answer in time after its start", _LOGS),
         "sandbox_unavailable": Advice("this host does not give the confinement that it asks for", "latticectl health"),
+        "needs_config": Advice("its configuration does not fit", "latticectl config set {id} -f FILE"),
         "route_taken": Advice("another plugin has the path that it wants", "latticectl list"),
     }
 )

@@ -44,11 +44,16 @@ _FAULTS: Final = (http.HTTPException, OSError, ValueError, OverflowError)
 
 
 class ApiRefusal(Problem):
-    """The daemon answered with a problem document; `status` is the HTTP status."""
+    """The daemon answered with a problem document; `status` is the HTTP status.
+
+    `errors`: all that is wrong with what was sent, where the daemon lists it; `more` when it is not all.
+    """
 
     def __init__(self, status: int, code: str, detail: str, hint: str) -> None:
         super().__init__(code, detail, hint)
         self.status = status
+        self.errors: list[dict[str, str]] = []
+        self.more = False
 
 
 class ApiReply(NamedTuple):
@@ -291,4 +296,8 @@ def _accepted(reply: ApiReply) -> ApiReply:
     if not isinstance(plain, dict):
         plain = {}
     detail = plain.get("detail") or plain.get("title") or f"the daemon answered with HTTP status {reply.status}"
-    raise ApiRefusal(reply.status, str(plain.get("code") or "bad_reply"), str(detail), str(plain.get("hint") or ""))
+    refusal = ApiRefusal(reply.status, str(plain.get("code") or "bad_reply"), str(detail), str(plain.get("hint") or ""))
+    if isinstance(errors := plain.get("errors"), list):
+        refusal.errors = [{str(k): str(v) for k, v in one.items()} for one in errors if isinstance(one, dict)]
+        refusal.more = bool(plain.get("more"))
+    raise refusal

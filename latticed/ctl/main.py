@@ -71,6 +71,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "restart": Verb(_DECIDE, "stop and start an active plugin, closing its breaker"),
         "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
         "caps": Verb(_DATA, "capabilities: list, grant, trim"),
+        "config": Verb(_DATA, "configurations of plugins: get, set, check"),
         "kv": Verb(_DATA, "stored values: get, set, list, delete"),
         "secret": Verb(_DATA, "secrets: set, bind, list, delete"),
         "task": Verb(_DATA, "tasks: list, show, approve, cancel"),
@@ -91,7 +92,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback config plan market pack index apply ui fleet doctor dev run".split())
+_LATER: Final = frozenset("rollback plan market pack index apply ui fleet doctor dev run".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

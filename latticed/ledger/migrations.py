@@ -199,6 +199,14 @@ ALTER TABLE records ADD COLUMN terms TEXT NOT NULL DEFAULT '';
 """
 """Without terms a record is of before: what its stored manifest has was accepted (`lifecycle.presence.migrated`)."""
 
+_CONFIGS: Final = """
+CREATE TABLE configs (
+    plugin_id TEXT PRIMARY KEY, document BLOB NOT NULL, sha256 TEXT NOT NULL, schema_sha256 TEXT NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+"""
+"""`schema_sha256`: of the schema that the document was checked against; another one is a reason to check again."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -214,6 +222,7 @@ MIGRATIONS: Final = (
     _CONTACTS,
     _CALLS,
     _TERMS,
+    _CONFIGS,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import logs
+from latticed.ledger import configs
+from latticed.ledger.configs import ConfigRow
 from latticed.lifecycle import advance, granting, handover, kept_data, presence, recording
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.model.audit import Event
 from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import Record, Status
+from latticed.runners.configuration import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from latticed.host.services import HostServices
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
+    from latticed.lifecycle.configurations import Configurations
     from latticed.lifecycle.effect_waiter import EffectWaiter
     from latticed.lifecycle.granting import Regrant
     from latticed.lifecycle.kept_data import KeptData
@@ -35,10 +39,22 @@ if TYPE_CHECKING:
     from latticed.lifecycle.write_behind import WriteBehind
     from latticed.model.accepted import Usual
     from latticed.model.audit import Actor
+    from latticed.model.manifest import Manifest
+    from latticed.runners.configuration import Configuration
     from latticed.supervisor.supervisor import Supervisor
     from latticed.trust.claims import IdClaim
 
 log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """What `configure` did. `changed` is False for a document that was set already, and for a dry run."""
+
+    record: Record
+    config: Configuration
+    changed: bool
+    restarted: bool
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,6 +76,7 @@ class Decisions:
     supervisor: Supervisor
     services: HostServices
     revocations: RevocationKeeper
+    configurations: Configurations
     clock: Clock
     defaults: Usual
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -82,7 +99,7 @@ class Decisions:
             # For what starts, in this order: pair in the store, host able to run it, record on disk, then armed.
             await self._store(actor, after, seen.winner)
             if wanted is Status.ACTIVE:
-                await self._admit(actor, after)
+                await self._admit(actor, after, record)
             await self._write(after, self._status_event(actor, record, after), None)
         return await self._settled(after)
 
@@ -98,7 +115,7 @@ class Decisions:
             if after.accepted:
                 await self._store(actor, after, claim)
             if after.status is Status.ACTIVE:
-                await self._admit(actor, after)
+                await self._admit(actor, after, record)
             if after.facts.publisher != record.facts.publisher:
                 await self._stop(record)  # or its code could reach data of the new publisher
             await self._write(after, self._status_event(actor, record, after), handover.set_aside(record, after))
@@ -122,6 +139,17 @@ class Decisions:
         if isinstance(outcome, Problem):
             raise outcome
         return outcome
+
+    async def need_config(self, after: Record, before: Record | None = None) -> None:
+        """Problem needs_config when `after`, if it is active, could not start with its configuration.
+
+        `before` is the record that it comes from: the present one unless given. Changes and records nothing.
+        """
+        before = before or self.state.records[after.id]
+        if after.status is Status.ACTIVE and after.facts.manifest:
+            row = self.configurations.stored(handover.config_of(before, after))
+            other = before.facts.identity != after.facts.identity
+            await self.configurations.fitting(presence.plugin_of(after, self.defaults).manifest, row, upgrading=other)
 
     async def regrant(self, actor: Actor, plugin_id: str, wanted: Regrant) -> Record:
         """Change grants; an armed plugin's Gate applies them at once. Problems as `granting.regrant`.
@@ -159,6 +187,37 @@ class Decisions:
             # Host services may still be ending what it may not do any more.
             await self.effects.drained(plugin_id)
         return await self._settled(after) if renews else after
+
+    async def configure(
+        self, actor: Actor, plugin_id: str, document: dict[str, Any], *, dry_run: bool = False
+    ) -> Configured:
+        """Set the configuration of an accepted plugin, and restart an active one; with `dry_run` only check it.
+
+        A document that is set already changes nothing and restarts nothing. Problems: those of
+        `Configurations.check`, invalid_transition for a plugin that is not installed.
+        """
+        if dry_run:
+            record = self._known(plugin_id, forgotten=False)
+            checked = await self.configurations.check(self._manifest(record), document)
+            return Configured(record=record, config=checked, changed=False, restarted=False)
+        async with self._deciding(actor, plugin_id) as record:
+            event = recording.event(actor, "plugin.config", record, {})
+            try:
+                checked, row = await self._checked(record, document)
+            except Problem as problem:
+                await self._unset(event, problem)
+                raise
+            detail: dict[str, str | int | bool] = {"bytes": len(checked.data), "sha256": checked.sha256}
+            old = self.configurations.stored(plugin_id)
+            if old is not None and old.sha256 == row.sha256 and old.schema_sha256 == row.schema_sha256:
+                return Configured(record=record, config=checked, changed=False, restarted=False)
+            await self._write(record, replace(event, detail=detail), lambda tx: configs.put(tx, plugin_id, row))
+            changed = old is None or old.sha256 != row.sha256
+            restarted = changed and record.status is Status.ACTIVE and self.state.presence(plugin_id).available
+            if restarted:
+                self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)
+        after = await self._settled(record)
+        return Configured(record=after, config=checked, changed=changed, restarted=restarted)
 
     async def forget(self, actor: Actor, plugin_id: str, *, purge: bool = False) -> tuple[Record, KeptData]:
         """Reduce a plugin that is not active to a tombstone; `purge` removes its data too, also a tombstone's.
@@ -200,6 +259,40 @@ class Decisions:
             await self.ledger.record(recording.event(actor, "plugin.restart", record, {}))
             self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
+
+    async def _checked(self, record: Record, document: dict[str, Any]) -> tuple[Configuration, ConfigRow]:
+        if not record.accepted:
+            # Nothing was decided about whose it is: a bundle of another publisher may still take the id.
+            detail = f"cannot configure {record.id}: it is {record.status}, expected an installed plugin"
+            raise Problem("invalid_transition", detail, f"latticectl install {record.id}")
+        manifest = self._manifest(record)
+        checked = await self.configurations.check(manifest, document)
+        schema_sha256, now_us = schema_of(manifest).sha256, self.clock.wall_us()
+        row = ConfigRow(document=checked.data, sha256=checked.sha256, schema_sha256=schema_sha256, updated_at=now_us)
+        return checked, row
+
+    async def _unset(self, event: Event, problem: Problem) -> None:
+        """Record a refused configuration; a failure to record it is only logged."""
+        try:
+            await self.ledger.record(replace(event, decision="deny", code=problem.code, reason=problem.reason))
+        except Problem as unrecorded:
+            log.error("refusal_not_recorded", plugin_id=event.target, code=unrecorded.code)
+
+    def manifest_of(self, plugin_id: str) -> Manifest:
+        """The manifest that a plugin's configuration is for: the accepted one, else that of its bundle.
+
+        Problems: not_found, not_available when there is neither.
+        """
+        return self._manifest(self._known(plugin_id, forgotten=False))
+
+    def _manifest(self, record: Record) -> Manifest:
+        winner = self.state.presence(record.id).winner
+        manifest = presence.manifest_of(record.facts) or (winner.verdict.manifest if winner is not None else None)
+        if manifest is None:
+            raise Problem(
+                "not_available", f"there is no verified bundle of {record.id}", f"latticectl info {record.id}"
+            )
+        return manifest
 
     async def _stop(self, record: Record) -> None:
         """Stop a plugin and what host services do for it, until `_deciding` clears `in_handover`."""
@@ -327,10 +420,11 @@ class Decisions:
         if fault := await self.pairs.judge(record, hashed=on_disk):  # `keep` hashed it
             raise await self._refused(actor, record.id, fault)
 
-    async def _admit(self, actor: Actor, record: Record) -> None:
-        """Ask the runner whether this host can run it, before anything is put on record; its Problem, recorded."""
+    async def _admit(self, actor: Actor, record: Record, before: Record) -> None:
+        """Whether this host can run it and its configuration fits, asked before anything is put on record."""
         try:
             await self.supervisor.admit(presence.plugin_of(record, self.defaults))
+            await self.need_config(record, before)
         except (BundleRefused, Problem) as error:
             raise await self._refused(actor, record.id, error.fault, record.status.value) from error
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from latticed.host.services import HostServices
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
+    from latticed.lifecycle.configurations import Configurations
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.model.accepted import Usual
@@ -39,6 +40,7 @@ class LifecycleDeps:
     store: Store
     supervisor: Supervisor
     services: HostServices
+    configurations: Configurations
     policy: PolicyKeeper
     revocations: RevocationKeeper
     judge: PairJudge

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.ledger import (
     audit_horizon,
+    configs,
     contacts,
     ddns,
     kv,
@@ -60,6 +61,8 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         # Out of the way before the new publisher's own comes back, since both have the same current name.
         kv.rename(tx, bucket, f"{bucket}@{old}")
         kv.rename(tx, f"{bucket}@{new}", bucket)
+        configs.rename_plugin(tx, before.id, f"{before.id}@{old}")
+        configs.rename_plugin(tx, f"{before.id}@{new}", before.id)
         secrets.rename_plugin(tx, before.id, f"{before.id}@{old}")
         secrets.rename_plugin(tx, f"{before.id}@{new}", before.id)
         # What was recorded so far is about the other publisher's code.
@@ -71,13 +74,21 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
     return swap
 
 
+def config_of(before: Record, after: Record) -> str:
+    """Whose configuration `after` gets once `set_aside` is done: another publisher's own of earlier, if it had any."""
+    old, new = before.facts.publisher, after.facts.publisher
+    return before.id if old == new else f"{before.id}@{new}"
+
+
 def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> None:
     """As `set_aside`, after a loss, when the floors pin another publisher than the ledger's record.
 
-    Only key-value data and events are set aside. `before` is None for an id that the ledger did not know.
+    Only key-value data, configuration and events are set aside. `before` is None for an id that the ledger did not
+    know.
     """
     if before is not None and before.facts.publisher != after.facts.publisher:
         kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
+        configs.rename_plugin(tx, before.id, f"{before.id}@{before.facts.publisher}")
         audit_horizon.draw(tx, before.id)
 
 

@@ -1,4 +1,4 @@
-"""A plugin's data that outlives it: kept when it is forgotten, removed by `purge`.
+"""A plugin's data that outlives it, its configuration too: kept when it is forgotten, removed by `purge`.
 
 Its ongoing work is removed either way (`handover`); its audit events always stay.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from latticed.host.call import HostError
-from latticed.ledger import kv, notification_upkeep, secrets
+from latticed.ledger import configs, kv, notification_upkeep, secrets
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def clear(tx: Transaction, plugin_id: str) -> None:
     """Remove a plugin's values, notifications and set-aside secret bindings from the ledger, in transaction `tx`."""
     for bucket in kv.of_plugin(tx, plugin_id):
         kv.clear(tx, bucket)
+    configs.clear(tx, plugin_id)
     notification_upkeep.clear(tx, plugin_id)
     secrets.unbind_set_aside(tx, plugin_id)
 

@@ -76,6 +76,7 @@ class Lifecycle:
             supervisor=deps.supervisor,
             services=deps.services,
             revocations=deps.revocations,
+            configurations=deps.configurations,
             clock=deps.clock,
             defaults=deps.defaults,
         )

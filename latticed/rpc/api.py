@@ -227,13 +227,13 @@ class Ask:
         except (ConnectionError, web.RequestPayloadError) as error:
             raise Problem("bad_request", "expected the whole body, found its end before") from error
 
-    async def body(self, kind: type[T]) -> T:
+    async def body(self, kind: type[T], *, max_depth: int = strict_json.MAX_DEPTH) -> T:
         """The body as a `kind`; empty counts as `{}`. Problem("bad_request") for duplicate or unknown fields."""
         data = await self.raw()
         # Counted before decoding: small values take many times their bytes as Python objects.
         if lines.too_many(data):
             raise Problem("bad_request", f"the body: expected at most {lines.MAX_VALUES} values, found more")
         try:
-            return msgspec.convert(strict_json.loads(data or b"{}"), kind, strict=True)
+            return msgspec.convert(strict_json.loads(data or b"{}", max_depth=max_depth), kind, strict=True)
         except (strict_json.InvalidJson, msgspec.ValidationError) as error:
             raise Problem("bad_request", f"the body: {error}") from error

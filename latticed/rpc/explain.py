@@ -51,7 +51,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
     lines = api.outputs.ring(record.id).since(0)[-LINES:]
     return {
         "refusal": await _refusal(api, record),
-        "upgrade": _upgrade(api, record),
+        "upgrade": await _upgrade(api, record),
         "denied_records": [
             {"name": one.name, "code": one.status.code, "reason": one.status.reason}
             for one in api.ddns.of(record.id)
@@ -70,20 +70,22 @@ async def _refusal(api: Api, record: Record) -> Refusal | None:
         if wanted is not None:
             # The rules of the lifecycle first, then what the runner and this host can give: in the order of a real
             # decision.
-            api.lifecycle.decisions.foresee(record.id, wanted)
-        if wanted is Status.ACTIVE:
-            await api.supervisor.admit(api.lifecycle.plugins[record.id])
+            after = api.lifecycle.decisions.foresee(record.id, wanted)
+            if wanted is Status.ACTIVE:
+                await api.supervisor.admit(api.lifecycle.plugins[record.id])
+            await api.lifecycle.decisions.need_config(after)
     except (Problem, BundleRefused) as error:
         return _told(error.fault)
     return None
 
 
-def _upgrade(api: Api, record: Record) -> Refusal | None:
+async def _upgrade(api: Api, record: Record) -> Refusal | None:
     """Why an upgrade to the candidate would be refused now; None if it would not, or there is no candidate."""
     if api.lifecycle.presence(record.id).candidate(record) is None:
         return None
     try:
-        api.lifecycle.decisions.foresee(record.id, "upgrade")
+        after = api.lifecycle.decisions.foresee(record.id, "upgrade")
+        await api.lifecycle.decisions.need_config(after)
     except Problem as problem:
         return _told(problem.fault)
     return None

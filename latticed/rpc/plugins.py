@@ -150,7 +150,9 @@ async def decide(ask: Ask) -> dict[str, Any]:
         ask.need(Scope.HOST)
     decide, wanted = ask.api.lifecycle.decisions, Status(body.status)
     if body.dry_run:
-        return views.plugin(ask.api, decide.foresee(body.id, wanted, consent))
+        after = decide.foresee(body.id, wanted, consent)
+        await decide.need_config(after)
+        return views.plugin(ask.api, after)
     record = await decide.change(ask.actor, body.id, wanted, consent)
     return views.plugin(ask.api, record)
 
@@ -163,7 +165,9 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
         ask.need(Scope.HOST)
     decide = ask.api.lifecycle.decisions
     if body.dry_run:
-        return views.foreseen(ask.api, _record(ask), decide.foresee(ask.part("id"), "upgrade", consent))
+        after = decide.foresee(ask.part("id"), "upgrade", consent)
+        await decide.need_config(after)
+        return views.foreseen(ask.api, _record(ask), after)
     record = await decide.upgrade(ask.actor, ask.part("id"), consent)
     return views.plugin(ask.api, record)
 

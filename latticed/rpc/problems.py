@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from latticed import wire
 from latticed.model.verdict import Code
+from latticed.runners.configuration import ConfigInvalid
 
 if TYPE_CHECKING:
     from latticed.model.errors import Problem
@@ -53,6 +55,8 @@ STATUS_OF: Final = {
     "version_downgrade": HTTPStatus.CONFLICT,
     "no_candidate": HTTPStatus.CONFLICT,
     "needs_consent": HTTPStatus.CONFLICT,
+    "needs_config": HTTPStatus.CONFLICT,
+    "config_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
     "metadata_origin": HTTPStatus.CONFLICT,
     "still_revoked": HTTPStatus.CONFLICT,
     "not_armed": HTTPStatus.CONFLICT,
@@ -87,18 +91,26 @@ def status_of(problem: Problem) -> HTTPStatus:
     return STATUS_OF.get(problem.code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def document(code: str, detail: str, hint: str, status: int) -> bytes:
+def document(
+    code: str, detail: str, hint: str, status: int, *, errors: list[dict[str, str]] | None = None, more: bool = False
+) -> bytes:
     """The body of one problem document (RFC 9457), as JSON in ASCII."""
     title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
     # about:blank: the title is then the phrase of the status (RFC 9457, section 4.2.1); `code` says what it is.
     view = wire.ProblemView(type="about:blank", title=title, status=status, code=code, detail=detail, hint=hint)
+    if errors is not None:
+        view = replace(view, errors=errors, more=more)
     return json.dumps(wire.encode(view)).encode("ascii")
 
 
 def response(problem: Problem) -> web.Response:
     """A problem as the answer to a request: the status that goes with its code, and a problem document."""
     status = status_of(problem)
-    body = document(problem.code, problem.reason, problem.hint, status)
+    errors, more = None, False
+    if isinstance(problem, ConfigInvalid):
+        errors = [{"path": one.where, "expected": one.expected, "found": one.found} for one in problem.faults]
+        more = not problem.whole
+    body = document(problem.code, problem.reason, problem.hint, status, errors=errors, more=more)
     return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
 
 

@@ -258,6 +258,45 @@ class DataLeft(TypedDict):
     notifications: int
 
 
+class ConfigSecret(TypedDict):
+    """A secret that a configuration refers to; `bound`: the plugin may have it used."""
+
+    name: str
+    bound: bool
+
+
+class ConfigView(TypedDict):
+    """`config` is `{}` when none is set; `schema` is null for a plugin that takes none.
+
+    `fits` is false when the plugin could not start with it; `problem` says why.
+    """
+
+    id: str
+    is_set: bool
+    config: dict[str, Any]
+    schema: dict[str, Any] | None
+    bytes: int | None
+    sha256: str | None
+    updated_at: str | None
+    fits: bool
+    problem: str | None
+    secrets: list[ConfigSecret]
+
+
+class ConfigSet(TypedDict):
+    """`state` and `message` are those of the running plugin, after the restart if there was one."""
+
+    id: str
+    dry_run: bool
+    changed: bool
+    restarted: bool
+    state: str
+    message: str
+    bytes: int
+    sha256: str
+    secrets: list[ConfigSecret]
+
+
 class Forgotten(TypedDict):
     """`forgotten` is false when only old data was purged, and the bundle is still in the plugin directory."""
 

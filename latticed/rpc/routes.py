@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.rpc import (
     audit,
     backup,
+    config,
     delegated,
     events,
     kv,
@@ -51,6 +52,8 @@ ROUTES: Final = (
     ApiRoute("POST", "/api/plugins/by-id/{id}/forget", Scope.OPERATE, plugins.forget, schemas.FORGET),
     ApiRoute("GET", "/api/plugins/by-id/{id}/grants", Scope.READ, plugins.grants, schemas.GRANTS),
     ApiRoute("PUT", "/api/plugins/by-id/{id}/grants", Scope.OPERATE, plugins.regrant, schemas.REGRANT),
+    ApiRoute("GET", "/api/plugins/by-id/{id}/config", Scope.HOST, config.show, schemas.CONFIG),
+    ApiRoute("PUT", "/api/plugins/by-id/{id}/config", Scope.HOST, config.put, schemas.SET_CONFIG),
     ApiRoute("GET", "/api/plugins/by-id/{id}/usage", Scope.OPERATE, usage.usage, schemas.USAGE),
     ApiRoute("GET", "/api/audit", Scope.OPERATE, audit.query, schemas.AUDIT),
     ApiRoute("GET", "/api/audit/verify", Scope.OPERATE, audit.verify, schemas.CHAIN),

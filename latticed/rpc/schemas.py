@@ -9,6 +9,7 @@ from latticed import wire
 from latticed.model.verdict import Code
 from latticed.rpc import (
     audit,
+    config,
     delegated,
     events,
     kv,
@@ -75,6 +76,7 @@ _DECIDED: Final = (
     "dependency_unmet",
     "version_downgrade",
     "no_candidate",
+    "needs_config",
     *_CONSENT,
 )
 _DECIDING: Final = (*_UNKNOWN, *_DECIDED, *_REFUSED_HERE, "store_unavailable", *(code.value for code in Code))
@@ -102,6 +104,12 @@ INVOKE: Final = Form(
 LOGS: Final = Form(responses.LogPage, query=running.LogStream, codes=_UNKNOWN)
 GRANTS: Final = Form(responses.GrantsView, codes=_UNKNOWN)
 REGRANT: Final = Form(responses.GrantsView, body=plugins.Grants, codes=(*_UNKNOWN, *_CONSENT))
+
+_CONFIG: Final = ("sandbox_unavailable", "sandbox_failed", "too_many_children", "out_of_memory", "not_available")
+CONFIG: Final = Form(responses.ConfigView, codes=("not_available", *_UNKNOWN))
+SET_CONFIG: Final = Form(
+    responses.ConfigSet, body=config.NewConfig, codes=("config_invalid", "invalid_transition", *_CONFIG, *_UNKNOWN)
+)
 
 USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
 

@@ -19,13 +19,16 @@ class PluginToRun:
     """A verified plugin, ready to start: `id` is the plugin's, `identity` names its pair in the store.
 
     `manifest` is the effective one: less than the bundle's where the operator granted less. `withheld` are sandbox
-    features that are declared and not granted.
+    features that are declared and not granted. `config` is the operator's configuration as a JSON object that fits the
+    manifest's schema: filled in for a start (`HandleDeps.configure`), `{}` otherwise. References to secrets in it are
+    not expanded: a plugin never sees a value.
     """
 
     id: str
     identity: str
     manifest: Manifest
     withheld: frozenset[str] = frozenset()
+    config: bytes = b"{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

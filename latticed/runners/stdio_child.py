@@ -7,6 +7,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from latticed.host.call import HostError
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -123,9 +125,10 @@ class StdioChild:
         ends.
         """
         plugin, gate = self._spec.plugin, self._spec.gate
-        answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities(), "config": {}}
+        answer = {"protocol": PROTOCOL, "id": plugin.id, "capabilities": gate.capabilities()}
         try:
-            await self.session.ask("initialize", answer)
+            # Raw: the document goes into the message as it is kept, without being decoded here.
+            await self.session.ask("initialize", {**answer, "config": msgspec.Raw(plugin.config)})
         except Unrepresentable:
             pass  # the answer's value is not used
         except Problem as problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.broker.decide import Rights
@@ -48,6 +48,7 @@ FINAL_CODES: Final = _PAIR_CODES | {
     "source_blocked",
     "artifact_not_executable",
     "interpreter_not_allowed",
+    "needs_config",
 }
 """Failures that a retry does not help: the stored pair no longer verifies, or this host cannot run it. An I/O error may
 pass, so it is not among them."""
@@ -62,6 +63,11 @@ async def _in_time(plugin_id: str, ending: Awaitable[None], grace_s: float) -> N
     # A runner's bug must not leave the handle STOPPING for ever: it counts as stopped, and the log says why.
     except Exception:
         log.error("plugin_stop_failed", plugin_id=plugin_id, exc_info=True)
+
+
+async def _nothing_set(_: PluginToRun) -> bytes:
+    """For supervisors whose plugins are not configured."""
+    return b"{}"
 
 
 async def _nothing_to_drain(_: str) -> None:
@@ -94,6 +100,8 @@ class HandleDeps:
     """Ids whose stored pair was refused at a start, for the lifecycle to read."""
     drained: Callable[[str], Awaitable[None]] = _nothing_to_drain
     """Returns once host services do nothing for a plugin that it may no longer have done."""
+    configure: Callable[[PluginToRun], Awaitable[bytes]] = _nothing_set
+    """The operator's configuration for a start, as a JSON object; Problem needs_config when it does not fit."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     """The slots of starts (`_turn`)."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -154,8 +162,9 @@ class HandleDeps:
             # The lifecycle learns it by the queue, as the supervisor must not import it.
             self._report_refused(plugin, verdict.code.value)
             raise Problem.of(verdict)
+        configured = replace(plugin, config=await self.configure(plugin))
         with self._opened(plugin) as pair:
-            return await runner.start(plugin, pair, gate, on_exit)
+            return await runner.start(configured, pair, gate, on_exit)
 
     async def end(self, plugin_id: str, living: Instance | None, *, at_once: bool, for_good: bool) -> None:
         """End the running instance and, `for_good`, what host services do for its plugin; never raises.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"dnspython": "dns"}
+MODULES = {"dnspython": "dns", "jsonschema-rs": "jsonschema_rs"}
 READ_PRIVATELY = {"aiohttp", "watchdog"}
 """latticed reads private attributes of these, so they have an upper bound."""
 

@@ -65,6 +65,8 @@ ROUTES = [
     POST /api/plugins/by-id/{id}/forget operate
     GET /api/plugins/by-id/{id}/grants read
     PUT /api/plugins/by-id/{id}/grants operate
+    GET /api/plugins/by-id/{id}/config host
+    PUT /api/plugins/by-id/{id}/config host
     GET /api/plugins/by-id/{id}/usage operate
     GET /api/audit operate
     GET /api/audit/verify operate

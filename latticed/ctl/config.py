@@ -1,0 +1,199 @@
+"""latticectl config: show, set and check what an operator configures for a plugin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed import wire
+from latticed.ctl import ask, replies
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exit_codes import ExitCode
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from latticed.ctl.client import ApiRefusal
+    from latticed.ctl.session import CtlSession
+
+EXAMPLES: Final = examples(
+    "latticectl config get acme.demo > demo.json",
+    "latticectl config get acme.demo --schema     # what it may hold",
+    "latticectl config check acme.demo -f demo.toml",
+    "latticectl config set acme.demo -f demo.toml # TOML or JSON; - reads stdin",
+)
+
+_FILE_BYTES: Final = 1 << 20
+"""Of a file with comments and white space, more than the compact document may have."""
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    get = actions.add_parser("get", help="print the configuration as JSON", description="print the configuration")
+    get.add_argument("id", metavar="ID", help="the plugin's id")
+    get.add_argument("--schema", action="store_true", help="print the JSON Schema that it has to fit instead")
+    for name, summary in (
+        ("set", "replace the configuration; an active plugin is restarted"),
+        ("check", "say whether a configuration fits, without setting it"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("id", metavar="ID", help="the plugin's id")
+        action.add_argument(
+            "-f", "--file", metavar="FILE", type=str, required=True, help="TOML or JSON, - for standard input"
+        )
+
+
+def run(session: CtlSession) -> int:
+    if session.args.action == "get":
+        return _get(session)
+    return _put(session, dry_run=session.args.action == "check")
+
+
+def _get(session: CtlSession) -> int:
+    plugin_id, screen = ask.known_id(session.args.id), session.screen
+    found = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "config"), "configuration")
+    if session.args.schema:
+        if found.get("schema") is None:
+            raise Problem("failed", f"{plugin_id} takes no configuration")
+        screen.json(found["schema"])
+        return ExitCode.OK
+    if screen.json_wanted:
+        screen.json(found)
+        return ExitCode.OK
+    screen.json(replies.mapping(found.get("config"), "configuration"))
+    if found.get("schema") is None:
+        screen.note(f"{plugin_id} takes no configuration")
+    elif not found.get("is_set"):
+        screen.note(f"none is set: {plugin_id} gets an empty one")
+    if not found.get("fits", True):
+        screen.note(str(found.get("problem") or "it does not fit the schema of its manifest"))
+    _unbound(session, plugin_id, found)
+    return ExitCode.OK
+
+
+def _put(session: CtlSession, *, dry_run: bool) -> int:
+    from latticed.ctl.client import ApiRefusal
+
+    plugin_id, screen = ask.known_id(session.args.id), session.screen
+    body = {"config": _document(session.args.file), "dry_run": dry_run}
+    try:
+        done = replies.mapping(session.client().put("plugins", "by-id", plugin_id, "config", body=body), "answer")
+    except ApiRefusal as refusal:
+        if refusal.code != "config_invalid":
+            raise
+        return _refused(session, refusal)
+    if screen.json_wanted:
+        screen.json({"ok": True, **done})
+    elif dry_run:
+        screen.line(plugin_id, "fits:", f"{done.get('bytes')} bytes, nothing was changed")
+    elif not done.get("changed"):
+        screen.line(plugin_id, "is configured so already")
+    else:
+        state = f"restarted, {done.get('state')}" if done.get("restarted") else ""
+        screen.line(plugin_id, "configured" + (f" and {state}" if state else ""))
+    if done.get("restarted") and done.get("state") == "failed":
+        screen.note(str(done.get("message") or ""))
+        screen.hint(f"latticectl explain {plugin_id}")
+    _unbound(session, plugin_id, done)
+    return ExitCode.OK
+
+
+def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
+    """Say all that does not fit, one a line: as data with --format json, else as errors."""
+    screen, source = session.screen, session.args.file
+    if screen.json_wanted:
+        screen.json({"ok": False, "code": refusal.code, "errors": refusal.errors, "more": refusal.more})
+        return ExitCode.FAILED
+    for one in refusal.errors:
+        where, expected, found = (one.get(name, "") for name in ("path", "expected", "found"))
+        screen.note(f"{where}: expected {expected}, found {found}")
+    if refusal.more:
+        screen.note("… and more")
+    name = "standard input" if source == "-" else source
+    screen.error(Problem(refusal.code, f"{name} does not fit the schema of {session.args.id}", _schema(session)))
+    return ExitCode.FAILED
+
+
+def _schema(session: CtlSession) -> str:
+    return f"latticectl config get {session.args.id} --schema shows what it may hold"
+
+
+def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None:
+    secrets = replies.rows(found.get("secrets") or [], "list of secrets")
+    names = [str(one.get("name")) for one in secrets if not one.get("bound")]
+    if names:
+        session.screen.note(f"not bound to {plugin_id}, so its calls with them fail:", ", ".join(names))
+        session.screen.hint(f"latticectl secret bind {names[0]} {plugin_id}")
+
+
+def _document(source: str) -> dict[str, Any]:
+    """The object in a file of TOML or JSON; Problem usage when there is none that can be sent."""
+    data = _read(source)
+    name = "standard input" if source == "-" else source
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unfit(name, f"expected UTF-8, found byte 0x{data[error.start]:02x} at offset {error.start}") from error
+    # TOML cannot begin with a brace, and a JSON object begins with nothing else.
+    as_json = source.endswith(".json") or text.lstrip().startswith("{")
+    document = _json(name, data) if as_json else _toml(name, text)
+    _check(name, document, "", 1)
+    return document
+
+
+def _json(name: str, data: bytes) -> dict[str, Any]:
+    from latticed.kit import strict_json
+
+    try:
+        document = strict_json.loads(data, max_depth=wire.MAX_CONFIG_DEPTH)
+    except strict_json.InvalidJson as error:
+        raise _unfit(name, str(error)) from error
+    if not isinstance(document, dict):
+        raise _unfit(name, "expected one JSON object, found something else")
+    return document
+
+
+def _toml(name: str, text: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _unfit(name, f"expected TOML or a JSON object: {error}") from error
+    except RecursionError as error:
+        raise _unfit(name, f"expected at most {wire.MAX_CONFIG_DEPTH} levels of nesting, found more") from error
+
+
+def _check(name: str, value: Any, path: str, depth: int) -> None:
+    """Values that TOML has and JSON has not: dates, times, infinities, NaN."""
+    if isinstance(value, dict | list):
+        if depth > wire.MAX_CONFIG_DEPTH:
+            raise _unfit(name, f"{path}: expected at most {wire.MAX_CONFIG_DEPTH} levels of nesting, found more")
+        steps = value.items() if isinstance(value, dict) else enumerate(value)
+        for step, inner in steps:
+            here = f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+            _check(name, inner, path + here, depth + 1)
+    elif not isinstance(value, str | bool | int | float):
+        if value is None:
+            return
+        raise _unfit(name, f"{path}: expected a value that JSON has, found a date or time", 'write it as "text"')
+    elif isinstance(value, float) and value - value != 0:  # inf and nan alone
+        raise _unfit(name, f"{path}: expected a finite number, found {value}")
+
+
+def _read(source: str) -> bytes:
+    if source == "-":
+        data = sys.stdin.buffer.read(_FILE_BYTES + 1)
+    else:
+        try:
+            with open(os.fsencode(source), "rb") as file:
+                data = file.read(_FILE_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise Problem("usage", f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > _FILE_BYTES:
+        raise Problem("too_large", f"expected at most {_FILE_BYTES} bytes, found more")
+    return data
+
+
+def _unfit(name: str, what: str, hint: str = "") -> Problem:
+    return Problem("usage", f"{name}: {what}", hint)

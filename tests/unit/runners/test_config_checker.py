@@ -1,0 +1,282 @@
+"""Documents checked against schemas in a confined child: what fits, all that does not, and what takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+
+from latticed.model.errors import Problem
+from latticed.runners import config_checker
+from latticed.runners.config_checker import ConfigChecker
+from latticed.runners.configuration import ConfigInvalid, Configuration
+from tests.house import children, runner_deps
+
+DOUBLING = {
+    "$defs": {"a0": {"type": "integer"}}
+    | {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2} for n in range(1, 41)},
+    "properties": {"x": {"$ref": "#/$defs/a40"}},
+}
+RECURSIVE = {"anyOf": [{"properties": {"x": {"$ref": "#"}, wrong: False}} for wrong in ("y", "z")]}
+
+MANY = {"properties": {"a": {"items": {"enum": [str(n) * 3 for n in range(6000)]}}}}
+
+
+def deep(levels):
+    document = {"y": 1, "z": 1}
+    for _ in range(levels):
+        document = {"x": document}
+    return document
+
+
+@pytest.fixture
+def checker():
+    return ConfigChecker(runner_deps.spawner(), check_s=3.0)
+
+
+async def check(checker, schema, document):
+    await checker.check(Configuration.of(schema), Configuration.of(document))
+
+
+async def faults(checker, schema, document):
+    """What was said of a document that does not fit, one text a fault."""
+    with pytest.raises(ConfigInvalid) as invalid:
+        await check(checker, schema, document)
+    return [str(fault) for fault in invalid.value.faults]
+
+
+async def test_what_fits_passes(checker):
+    """Recursive schemas too, one that refers to nothing but itself, and formats."""
+    await check(checker, {}, {"a": 1})
+    await check(checker, {"$ref": "#"}, {"a": 1})
+    await check(checker, {"properties": {"a": {"$ref": "#"}}, "minProperties": 1}, {"a": {"a": {"b": 1}}})
+    await check(
+        checker, {"properties": {"a": {"format": "ipv4"}, "b": {"format": "no-such"}}}, {"a": "::1"[:0] or "1.2.3.4"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "said"),
+    [
+        ({"type": "integer"}, "1", 'a: expected an integer, found "1"'),
+        ({"type": "integer"}, 1.5, "a: expected an integer, found 1.5"),
+        ({"type": ["string", "null"]}, [], "a: expected null or a string, found an array"),
+        ({"type": "boolean"}, {"b": 1}, "a: expected true or false, found an object"),
+        ({"enum": ["tcp", "udp"]}, "tpc", 'a: expected one of "tcp", "udp", found "tpc"'),
+        ({"const": 1}, None, "a: expected 1, found null"),
+        ({"minimum": 1}, 0, "a: expected a number of at least 1, found 0"),
+        ({"exclusiveMaximum": 5}, 5, "a: expected a number below 5, found 5"),
+        ({"multipleOf": 5}, 7, "a: expected a multiple of 5, found 7"),
+        ({"minLength": 2}, "x", "a: expected at least 2 characters, found 1"),
+        ({"maxItems": 1}, [1, 2], "a: expected at most 1 items, found 2"),
+        ({"minProperties": 1}, {}, "a: expected at least 1 keys, found 0"),
+        ({"pattern": "^[a-z]+$"}, "A", 'a: expected text that matches "^[a-z]+$", found "A"'),
+        ({"format": "ipv4"}, "1.2.3", 'a: expected text in the format ipv4, found "1.2.3"'),
+        ({"uniqueItems": True}, [1, 1], "a: expected each item once, found one twice"),
+        ({"required": ["b"]}, {}, 'a: expected the key "b", found none'),
+        ({"additionalProperties": False}, {"b": 1, "c": 2}, "a: expected only known keys, found others"),
+        (
+            {"properties": {"x": {}}, "additionalProperties": False},
+            {"b": 1, "c": 2},
+            'a: expected only known keys, found "b", "c"',
+        ),
+        ({"propertyNames": {"maxLength": 1}}, {"bb": 1}, "a: expected keys that are at most 1 characters, found 2"),
+        ({"not": {"type": "string"}}, "x", 'a: expected something else than the schema excludes here, found "x"'),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, 1, "a: expected what fits one of the schema's"),
+        ({"oneOf": [{}, {}]}, 1, "a: expected what fits exactly one of the schema's alternatives, found 1"),
+        (False, 1, "a: expected nothing here, found 1"),
+        ({"contains": {"type": "string"}}, [1], "a: expected an item of the kind that the schema asks for"),
+        ({"prefixItems": [{"type": "string"}]}, [1], "a[0]: expected a string, found 1"),
+        ({"dependentRequired": {"b": ["c"]}}, {"b": 1}, 'a: expected the key "c", found none'),
+        ({"items": {"properties": {"p q": {"type": "null"}}}}, [{"p q": 1}], 'a[0]["p q"]: expected null, found 1'),
+        ({"type": "null"}, "\x1b[31m\u202e" + "x" * 500, "a: expected null, found "),
+    ],
+)
+async def test_faults_are_said_in_words(checker, rule, value, said):
+    """Where, what was expected, what was found; nothing in it can act on a terminal."""
+    (found,) = await faults(checker, {"properties": {"a": rule}}, {"a": value})
+    assert found.startswith(said)
+    assert found.isascii()
+    assert found.isprintable()
+    assert len(found) < 400
+
+
+async def test_of_alternatives_the_one_that_was_meant_is_explained(checker):
+    """By how far it got into the document."""
+    kinds = [
+        {"properties": {"kind": {"const": kind}, value: {"type": "integer"}}, "required": ["kind"]}
+        for kind, value in (("a", "x"), ("b", "y"))
+    ]
+    schema = {"properties": {"rule": {"oneOf": [{"type": "string"}, kinds[0]]}}}
+    assert await faults(checker, schema, {"rule": {"kind": "a", "x": "1"}}) == [
+        'rule.x: expected an integer, found "1"'
+    ]
+
+
+async def test_all_faults_are_told_up_to_a_number(checker):
+    """Twenty, and that there are more."""
+    schema = {"properties": {"a": {"items": {"type": "string"}}}}
+    assert len(await faults(checker, schema, {"a": [*range(20)]})) == 20
+    with pytest.raises(ConfigInvalid) as invalid:
+        await check(checker, schema, {"a": [*range(45_000)]})
+    assert (len(invalid.value.faults), invalid.value.whole) == (20, False)
+
+
+async def test_what_is_for_others_has_no_value(checker):
+    """`discreet`, which goes into audit and refusals."""
+    rules = {"type": "integer"}, {"enum": [1]}, {"pattern": "^a"}, {"const": 2}, {"format": "ipv4"}, {"maxLength": 2}
+    schema = {"properties": {f"k{n}": rule for n, rule in enumerate(rules)}, "additionalProperties": False}
+    document = {f"k{n}": "sesame" for n in range(len(rules))} | {"kx": "sesame"}
+    with pytest.raises(ConfigInvalid) as invalid:
+        await check(checker, schema, document)
+    assert len(invalid.value.faults) == len(rules) + 1
+    assert not any("sesame" in fault.discreet for fault in invalid.value.faults)
+    assert "sesame" not in invalid.value.reason
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000 + "!", "ab" * 100_000])
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(.*)*$x", "[ab]*a[ab]{500}$", "(a?){60}a{60}$"])
+async def test_patterns_match_in_linear_time(checker, pattern, text):
+    """What takes a backtracking engine for ever."""
+    began = time.monotonic()
+    with_pattern = {"properties": {"a": {"pattern": pattern}}}
+    with contextlib.suppress(ConfigInvalid):
+        await check(checker, with_pattern, {"a": text})
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "document"),
+    [
+        (DOUBLING, {"x": 1}),
+        (RECURSIVE, deep(30)),
+        (
+            {"properties": {"a": {"items": {"enum": [str(n) * 3 for n in range(6000)]}}}},
+            {"a": [f"q{n}" for n in range(30_000)]},
+        ),
+    ],
+    ids=["references that double", "alternatives that recurse", "a long enum for a long list"],
+)
+async def test_what_would_take_years_is_ended(checker, schema, document):
+    """In time, with a code; the loop turns meanwhile, no process is left, and the next check is answered."""
+    turns = 0
+
+    async def turn():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    began = time.monotonic()
+    with pytest.raises(Problem) as problem:
+        await check(checker, schema, document)
+    took_s = time.monotonic() - began
+    turning.cancel()
+    assert problem.value.code in {"deadline_exceeded", "out_of_memory", "config_invalid"}
+    assert took_s < 6
+    assert turns > 20
+    await check(checker, {}, {})
+    assert not any(map(children.alive, children.descendants(os.getpid())))
+
+
+async def test_memory_is_bounded():
+    """A list of thousands of faults may not fit: the first is known then, and that there are more."""
+    checker = ConfigChecker(runner_deps.spawner(), memory_bytes=48 << 20)
+    schema = {"properties": {"a": {"items": {"type": "string"}}}}
+    with pytest.raises(ConfigInvalid) as invalid:
+        await check(checker, schema, {"a": [*range(45_000)]})
+    assert ([str(one) for one in invalid.value.faults], invalid.value.whole) == (
+        ["a[0]: expected a string, found 0"],
+        False,
+    )
+
+
+async def test_a_child_without_room_says_nothing_of_the_document():
+    """Neither that it fits nor that it does not."""
+    checker = ConfigChecker(runner_deps.spawner(), memory_bytes=16 << 20)
+    with pytest.raises(Problem) as problem:
+        await check(checker, {"required": ["b"]}, {"a": [{}] * 60_000})
+    assert problem.value.code == "out_of_memory"
+
+
+async def test_nothing_is_fetched(checker):
+    """Not even by a schema that nobody judged: the child has no network, and the library may not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        for schema in ({"$ref": url}, {"$ref": "file:///etc/hostname"}, {"$id": url, "$ref": "x"}):
+            with pytest.raises(Problem) as problem:
+                await check(checker, schema, {})
+            assert problem.value.code == "sandbox_failed"
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+async def test_an_answer_is_remembered(checker):
+    """The same schema and document: no second child."""
+    schema, document = {"required": ["b"]}, {"a": 1}
+    first = await faults(checker, schema, document)
+    began = time.monotonic()
+    assert [await faults(checker, schema, document) for _ in range(50)] == [first] * 50
+    assert time.monotonic() - began < 0.5
+
+
+async def _a_child():
+    """Until one is alive."""
+    for _ in range(1_000):
+        if any(map(children.alive, children.descendants(os.getpid()))):
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("no child was started")
+
+
+async def test_cancelling_leaves_no_process(checker):
+    """The child goes with its request."""
+    asking = asyncio.create_task(check(checker, DOUBLING, {"x": 1}))
+    await _a_child()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert not any(map(children.alive, children.descendants(os.getpid())))
+
+
+async def test_a_crowd_takes_its_turns(checker):
+    """Two children at a time."""
+    most = 0
+
+    async def watch():
+        nonlocal most
+        while True:
+            alive = [pid for pid in children.descendants(os.getpid()) if children.alive(pid)]
+            most = max(most, len(alive))
+            await asyncio.sleep(0.005)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*(check(checker, {"maxProperties": 5}, {"n": n}) for n in range(12)))
+    watching.cancel()
+    assert 1 <= most <= 3 * config_checker.AT_ONCE  # a child may be two processes and one that is being reaped
+
+
+async def test_without_confinement_nothing_is_checked(monkeypatch):
+    """A host that gives no level is told so, as for a plugin."""
+    spawner = runner_deps.spawner()
+    level = type(spawner.probed.provided.level)(0)
+    spawner.probed = replace(spawner.probed, provided=replace(spawner.probed.provided, level=level))
+    with pytest.raises(Problem) as problem:
+        await check(ConfigChecker(spawner), {}, {})
+    assert problem.value.code == "sandbox_unavailable"
+
+
+def test_a_childs_answer_is_not_trusted():
+    """What is no answer is none; the last whole line counts."""
+    one = b'{"fits":false,"faults":[],"all":false}\n'
+    assert config_checker._decoded(b"") is None
+    assert config_checker._decoded(b'{"fits":true') is None
+    assert config_checker._decoded(b"\xff\n[]\n{}\n") is None
+    assert config_checker._decoded(one + b'{"fits":false,"faul').fits is False

@@ -1,0 +1,101 @@
+"""Documents of operators: what JSON readers disagree about is refused, the rest is kept in one form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.kit.strict_json import MAX_INTEGER
+from latticed.model.errors import Problem
+from latticed.runners import configuration
+from latticed.runners.configuration import ConfigInvalid, Configuration
+
+SCALARS = st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.text()
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    SCALARS | FLOATS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
+DOCUMENTS = st.dictionaries(st.text(), VALUES)
+
+
+@given(DOCUMENTS)
+def test_a_document_is_kept_as_it_is(document):
+    """Decoded, it is what it was; its keys' order does not matter; its hash is that of its bytes."""
+    if "${secret:" in json.dumps(document):
+        return
+    kept = Configuration.of(document)
+    assert json.loads(kept.data) == document
+    assert kept == Configuration.of(dict(reversed(document.items())))
+    assert kept.sha256 == hashlib.sha256(kept.data).hexdigest()
+
+
+@given(DOCUMENTS, st.integers(min_value=MAX_INTEGER + 1), st.lists(st.integers(0, 3) | st.text(min_size=1), max_size=5))
+def test_an_integer_that_readers_round_is_refused_where_it_stands(document, number, path):
+    """However deep it is; the place is in the fault."""
+    value = number
+    for step in reversed(path):
+        value = {step: value} if isinstance(step, str) else [*([0] * step), value]
+    with pytest.raises(ConfigInvalid) as invalid:
+        Configuration.of({**dict.fromkeys(document, 1), "here": value})
+    (fault,) = invalid.value.faults
+    assert fault.path == ("here", *path)
+    assert str(number)[:20] not in fault.discreet
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ((), "the document"),
+        (("rules", 3, "port"), "rules[3].port"),
+        ((0, "a"), "[0].a"),
+        (("zones", "a.b", "x"), 'zones["a.b"].x'),
+        (("a\x1b[31m",), '["a\\x1b[31m"]'),
+        (("",), '[""]'),
+        (("a" * 300, "b"), None),
+    ],
+)
+def test_places_are_written_as_one_would(path, shown):
+    """And never with a control character in them, nor without an end."""
+    fault = configuration.ConfigFault(path=path, expected="x", found="y", kind="z")
+    assert fault.where == shown or (shown is None and len(fault.where) <= 200)
+
+
+@pytest.mark.parametrize("text", ["${secret:A}", "x ${secret:A1_B} y", "${secret:A#alice}${secret:B}", "$ {secret}"])
+def test_references_to_secrets_pass(text):
+    assert Configuration.of({"a": [text]}).data
+
+
+@pytest.mark.parametrize(
+    "text", ["${secret:}", "${secret:a}", "${secret:A", "${secret:A B}", "${secret:A#}", "${secret:A} ${secret:9}"]
+)
+def test_references_that_could_never_be_expanded_are_refused(text):
+    """A slip in the name, found when it is set and not at the first request."""
+    with pytest.raises(ConfigInvalid) as invalid:
+        Configuration.of({"a": [{"b": text}]})
+    (fault,) = invalid.value.faults
+    assert fault.where == "a[0].b"
+
+
+def test_names_of_secrets_are_found_once():
+    found = configuration.secrets_of({"a": ["${secret:B}", {"c": "${secret:A#x} ${secret:B}"}], "${secret:KEY}": 1})
+    assert found == ["A", "B"]
+
+
+def test_the_size_is_that_of_the_compact_form():
+    """256 KiB exactly is taken."""
+    fits = {"a": "x" * ((256 << 10) - len('{"a":""}'))}
+    assert len(Configuration.of(fits).data) == 256 << 10
+    with pytest.raises(Problem, match="262144") as problem:
+        Configuration.of({"a": fits["a"] + "x"})
+    assert problem.value.code == "too_large"
+
+
+def test_no_more_faults_are_listed_than_anybody_reads():
+    with pytest.raises(ConfigInvalid) as invalid:
+        Configuration.of({"a": [2**60] * 1000})
+    assert len(invalid.value.faults) == configuration.MAX_FAULTS
+    assert "more than 20 faults" in invalid.value.reason
