@@ -1,4 +1,4 @@
-"""Few classes share a name: whoever reads `Settings` or `Outcome` should know which one is meant."""
+"""Few classes share a name: `Settings` or `Outcome` alone should say which one is meant."""
 
 from __future__ import annotations
 

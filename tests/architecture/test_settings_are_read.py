@@ -1,4 +1,4 @@
-"""Every setting is read somewhere: one that nobody reads promises operators what does not happen."""
+"""Every setting is read somewhere in the code: otherwise it would have no effect."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Gate for any call: what it refuses, what a plugin learns of a failure, what is audited.
 
-Each call in each way that it can go is in test_gate_table.
+test_gate_table has every call with every outcome.
 """
 
 from __future__ import annotations

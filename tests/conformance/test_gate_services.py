@@ -1,4 +1,4 @@
-"""What kv, log and audit do for a plugin: the services that need nothing of the host."""
+"""The services kv, log and audit as a plugin calls them."""
 
 from __future__ import annotations
 

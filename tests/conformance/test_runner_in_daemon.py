@@ -1,4 +1,4 @@
-"""Every runner in a complete daemon: operators and the audit see the same of all of them."""
+"""Every runner in a complete daemon: its plugins look alike to operators and in the audit."""
 
 from __future__ import annotations
 

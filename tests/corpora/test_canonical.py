@@ -1,4 +1,4 @@
-"""RFC 8785: the canonical form under v2 signatures is the one everybody else computes."""
+"""RFC 8785: the canonical form under v2 signatures equals that of other implementations."""
 
 from __future__ import annotations
 

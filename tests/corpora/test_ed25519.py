@@ -1,4 +1,4 @@
-"""Wycheproof and RFC 8032: the signatures that hold, and the many that must not."""
+"""Wycheproof and RFC 8032: signatures that verify, and many that must not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSONTestSuite: what our strict decoder takes and refuses."""
+"""JSONTestSuite: what our strict decoder accepts and refuses."""
 
 from __future__ import annotations
 

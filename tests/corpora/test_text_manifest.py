@@ -1,4 +1,4 @@
-"""Terminal escapes, bidi tricks and invisible characters get into no text of a manifest."""
+"""Terminal escapes, bidi controls and invisible characters are refused in all texts of a manifest."""
 
 from __future__ import annotations
 

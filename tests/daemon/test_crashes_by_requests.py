@@ -1,4 +1,4 @@
-"""Crashes caused by visitors' requests restart the plugin but open no breaker; crashes of its own do."""
+"""Crashes caused by outside requests restart the plugin but open no breaker; crashes of its own do."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_crashes_by_outside_requests_open_no_breaker(host):
     assert route_clients.text(place(host, plugin_id), f"/{plugin_id}/hello") == "hello"
     explained = " ".join(host.daemon.ctl("explain", plugin_id).stdout.split())
     assert f"exited: exited 3; it said last: at work {VISITED}" in explained
-    host.daemon.ctl("restart", plugin_id)  # a new instance without any visitor yet
+    host.daemon.ctl("restart", plugin_id)  # a new instance without any outside request yet
     host.daemon.until(lambda: "last end" not in host.daemon.ctl("explain", plugin_id).stdout, "the restart on record")
     for _ in range(2):
         host.daemon.until_state("armed", plugin_id)

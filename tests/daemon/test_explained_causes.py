@@ -1,6 +1,6 @@
-"""What can be wrong with a plugin, what `latticectl explain` says to do, that done, and the plugin cured.
+"""Each cause that keeps a plugin from working is removed by the command that `latticectl explain` names.
 
-One daemon for all. Where the cure is a file's or the author's, the act that explain names is done before its command.
+One daemon for all. Where a file or the bundle has to change first, as explain says, the test does that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each limit on a process plugin ends in an error of its own; the daemon answers throughout, and nothing is left."""
+"""Each limit on a process plugin has an error of its own; the daemon answers meanwhile, and no process is left."""
 
 from __future__ import annotations
 

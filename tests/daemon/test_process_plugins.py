@@ -1,4 +1,4 @@
-"""System plugins under both protocols, through latticectl: invoke, logs, health, host calls, what is on record."""
+"""System plugins under both protocols, through latticectl: invoke, logs, health, host calls, audit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An old ledger in place of the newest is refused, or, if the operator accepts it, the newer floors apply.
 
-What a power cut leaves must not be taken for that.
+The state after a power cut must not be taken for a rollback.
 """
 
 from __future__ import annotations

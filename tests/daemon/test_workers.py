@@ -1,4 +1,4 @@
-"""Workers against the real daemon: templates are dropped, activated, asked over HTTP, refused, tampered with."""
+"""Workers against the real daemon: templates are dropped, activated, requested over HTTP, refused, tampered with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, diagrams and examples in the docs say what the code says."""
+"""Tables, diagrams and examples in the docs agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/wasm.md says what the code says."""
+"""docs/wasm.md agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of everything that reads strangers' bytes (atheris, which drives libFuzzer).
+"""Coverage-guided fuzzing of everything that reads untrusted bytes (atheris, which drives libFuzzer).
 
     make fuzz                                  # every target for 15 seconds
     make fuzz FUZZ_ARGS="--seconds 3600 urls"  # one of them for an hour

@@ -1,4 +1,4 @@
-"""Anything in the plugin directory of a running daemon: a code, never a hang, a crash or another bundle lost."""
+"""Anything in the plugin directory of a running daemon gets a code; no hang, no crash, and no other bundle is lost."""
 
 from __future__ import annotations
 

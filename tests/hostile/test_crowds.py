@@ -1,4 +1,4 @@
-"""Many clients and many refusals: no user is locked out by another's, and a flood of denials is a few events."""
+"""Many clients and many refusals: none blocks those of other users, and a flood of denials is a few audit events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than two hundred bundles that lie, each judged by the real reader and the real verifier: refused by its code.
+"""More than two hundred hostile bundles: the real reader and verifier refuse each with its code.
 
 Those that need a daemon (whole directories, owners, names of any bytes) are in `test_bundles_on_disk.py`.
 """

@@ -24,7 +24,7 @@ ZONE = {"example.com": [[PUBLIC]], "other.example.net": [[OTHER]], "internal.exa
 
 
 def flow(name: str):
-    """Put a scenario into FLOWS."""
+    """Add a scenario to FLOWS."""
     return lambda scenario: FLOWS.setdefault(name, scenario)
 
 
@@ -50,18 +50,18 @@ async def refused_after_redirect(location, reason, *, status=302, scheme="http",
 
 
 @flow("dns-any-private")
-async def one_private_address_condemns_all():
+async def name_with_one_private_address_is_refused():
     zone = {"example.com": [[PUBLIC, PRIVATE]]}
     await refused_at_once(zone, "http://example.com/", "egress_blocked: address not public: example.com")
 
 
 @flow("dns-mapped-meta")
-async def a_mapped_metadata_address():
+async def mapped_metadata_address_is_refused():
     await refused_at_once({"example.com": [["::ffff:169.254.169.254"]]}, "http://example.com/", "IPv4 within IPv6")
 
 
 @flow("dns-rebind-ttl0")
-async def a_name_that_changes_its_mind():
+async def each_request_connects_to_the_address_it_resolved():
     async with outside.opened({"example.com": [[PUBLIC], ["127.0.0.1"]]}) as world:
         assert text(await world.do("http://example.com/")) == "fine"
         assert (world.names.lookups["example.com"], world.dialled) == (1, [(PUBLIC, 80)])
@@ -71,53 +71,53 @@ async def a_name_that_changes_its_mind():
 
 
 @flow("dns-rebind-multi")
-async def round_robin_with_nowhere():
+async def name_with_one_unspecified_address_is_refused():
     await refused_at_once({"example.com": [[PUBLIC, "0.0.0.0"]]}, "http://example.com/", "this network")
 
 
 @flow("dns-empty")
-async def a_name_without_addresses():
+async def name_without_addresses_is_service_unavailable():
     await refused_at_once({"example.com": [[]]}, "http://example.com/", "service_unavailable: example.com has no")
 
 
 @flow("redirect-private")
-async def a_redirect_to_a_private_address():
+async def redirect_to_a_private_address_is_refused():
     await refused_after_redirect("http://internal.example.net/", "egress_blocked: address not public")
 
 
 @flow("redirect-307-308-body")
-async def a_body_is_not_carried_to_loopback():
+async def redirect_with_body_to_loopback_is_refused():
     for status in (307, 308):
         reason = "egress_blocked: address not public: 127.0.0.1"
         await refused_after_redirect("http://127.0.0.1/", reason, status=status, method="POST", body="payload")
 
 
 @flow("redirect-scheme")
-async def redirects_to_other_schemes():
+async def redirect_to_another_scheme_is_refused():
     for location in ("ftp://example.com/", "file:///etc/passwd", "gopher://example.com/", "data:text/plain,x"):
         await refused_after_redirect(location, "egress_blocked: redirect not followed")
 
 
 @flow("redirect-weaker-scheme")
-async def never_from_https_to_http():
+async def redirect_from_https_to_http_is_refused():
     await refused_after_redirect("http://example.com/b", "it leads from https to http", scheme="https")
 
 
 @flow("redirect-protorel")
-async def a_redirect_without_a_scheme():
+async def redirect_without_scheme_to_private_host_is_refused():
     await refused_after_redirect("//internal.example.net/x", "egress_blocked: address not public")
 
 
 @flow("redirect-not-granted")
-async def a_redirect_to_a_host_that_is_not_granted():
-    """Refused before it is looked up."""
+async def redirect_to_a_host_that_is_not_granted_is_refused():
+    """Before it is looked up."""
     zone = {"example.com": [[PUBLIC]], "other.example.net": ["silent"]}
     rights = EgressRights(hosts=("example.com:80",))
     await refused_after_redirect("http://other.example.net/", "host not granted", zone=zone, rights=rights)
 
 
 @flow("redirect-relative")
-async def relative_redirects_stay():
+async def relative_redirects_keep_origin_and_credentials():
     routes = {
         ("example.com", "/a/b?q=1"): redirect("c?x=%20y#part"),
         ("example.com", "/a/c?x=%20y"): redirect("/new-path", 307),
@@ -131,21 +131,21 @@ async def relative_redirects_stay():
 
 
 @flow("redirect-missing-location")
-async def a_redirect_to_nowhere():
+async def redirect_without_location_is_refused():
     async with outside.opened(ZONE, {("example.com", "/"): redirect(None)}) as world:
         assert "answered 302 without a Location" in await world.refused("http://example.com/")
 
 
 @flow("redirect-loop")
-async def a_redirect_to_itself():
+async def redirect_loop_is_refused_after_five():
     async with outside.opened(ZONE, {("example.com", "/"): redirect("/")}) as world:
         assert "egress_blocked: redirect not followed: more than 5" in await world.refused("http://example.com/")
         assert len(world.seen) == 6
 
 
 @flow("redirect-cross-origin-auth")
-async def credentials_stay_where_they_were_meant_for():
-    """Also when a later hop comes back."""
+async def redirect_to_another_origin_drops_credentials():
+    """Also when a later redirect leads back."""
     routes = {
         ("example.com", "/"): redirect("http://other.example.net/"),
         ("other.example.net", "/"): redirect("http://example.com/back"),
@@ -161,7 +161,7 @@ async def credentials_stay_where_they_were_meant_for():
 
 
 @flow("redirect-methods")
-async def forms_become_get_and_bodies_go_along_only_when_they_must():
+async def redirect_status_decides_method_and_body():
     for status, method, expected in (
         (301, "POST", ("GET", b"")),
         (302, "POST", ("GET", b"")),
@@ -183,7 +183,7 @@ async def forms_become_get_and_bodies_go_along_only_when_they_must():
 
 
 @flow("redirect-operator-cross-origin")
-async def a_bound_origin_sends_nobody_elsewhere():
+async def redirect_away_from_a_bound_origin_is_refused():
     origin = egress.origin(f"http://backend.lan:80={PRIVATE}")
     rights = EgressRights(hosts=("*",), origins=(origin,))
     routes = {("backend.lan", "/"): redirect("http://example.com/"), ("backend.lan", "/near"): redirect("/far")}
@@ -194,14 +194,14 @@ async def a_bound_origin_sends_nobody_elsewhere():
 
 
 @flow("redirect-into-bound-origin")
-async def nobody_outside_sends_a_caller_into_a_bound_origin():
+async def redirect_into_a_bound_origin_is_refused():
     origin = egress.origin(f"http://backend.lan:80={PRIVATE}")
     rights = EgressRights(hosts=("*",), origins=(origin,))
     await refused_after_redirect("http://backend.lan/", "it leads into the bound origin", rights=rights)
 
 
 @flow("env-proxy")
-async def the_environment_names_a_proxy():
+async def proxy_environment_variables_are_ignored():
     names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     with mock.patch.dict(os.environ, dict.fromkeys(names, f"http://{OTHER}:80")):
         async with outside.opened(ZONE) as world:
@@ -211,7 +211,7 @@ async def the_environment_names_a_proxy():
 
 
 @flow("crlf-header")
-async def headers_that_would_end_their_line():
+async def header_with_line_break_is_bad_params():
     async with outside.opened(ZONE) as world:
         for header in ({"X-A": "a\r\nX-B: b"}, {"X-A": "a\n"}, {"X-A": "a\0"}, {"X-A\r\nX-B": "b"}, {"": "a"}):
             assert "bad_params: header" in await world.refused("http://example.com/", header=header)
@@ -219,7 +219,7 @@ async def headers_that_would_end_their_line():
 
 
 @flow("host-header-override")
-async def headers_that_are_the_hosts_business():
+async def header_that_only_the_host_may_set_is_bad_params():
     async with outside.opened(ZONE) as world:
         for name in ("Host", "host", ":authority", "Transfer-Encoding", "Content-Length", "Proxy-Authorization"):
             assert "bad_params: header" in await world.refused("http://example.com/", header={name: "1"})
@@ -231,7 +231,7 @@ async def headers_that_are_the_hosts_business():
 
 
 @flow("sni-pin")
-async def tls_is_verified_against_the_name():
+async def tls_certificate_is_verified_against_the_name():
     zone = {"example.com": [[PUBLIC]], "wrong.example.org": [[PUBLIC]]}
     async with outside.opened(zone) as world:
         assert text(await world.do("https://example.com/")) == "fine"
@@ -242,7 +242,7 @@ async def tls_is_verified_against_the_name():
 
 
 @flow("resp-bomb-gzip")
-async def compressed_bombs():
+async def compressed_body_is_decoded_within_the_limit_or_refused():
     bomb = gzip.compress(bytes(64 << 20), 9)
     many = gzip.compress(bytes(200 << 10)) * 2
     fine = gzip.compress(b"two ") + gzip.compress(b"members")
@@ -266,14 +266,14 @@ async def compressed_bombs():
 
 
 @flow("resp-bomb-unsupported-enc")
-async def encodings_nobody_asked_for():
+async def unsupported_content_encoding_is_service_unavailable():
     for lines in (["Content-Encoding: br"], ["Content-Encoding: br, gzip"], ["Content-Encoding: gzip"] * 2):
         async with outside.opened(ZONE, {("example.com", "/"): answer(b"x", *lines)}) as world:
             assert "service_unavailable: the answer has a" in await world.refused("http://example.com/")
 
 
 @flow("resp-slow")
-async def an_answer_that_trickles():
+async def slow_answer_is_deadline_exceeded():
     import asyncio
 
     async def trickle(_request, writer):
@@ -288,7 +288,7 @@ async def an_answer_that_trickles():
 
 
 @flow("trailing-dot")
-async def a_trailing_dot_changes_nothing():
+async def host_with_trailing_dot_is_judged_like_the_host():
     rights = EgressRights(hosts=("example.com:80",))
     async with outside.opened(ZONE, rights=rights) as world:
         assert text(await world.do("http://example.com./")) == "fine"
@@ -300,13 +300,13 @@ async def a_trailing_dot_changes_nothing():
 
 
 @flow("regex-allowlist")
-async def a_dot_is_a_dot():
+async def dot_in_a_granted_host_matches_only_a_dot():
     rights = EgressRights(hosts=("exam.le:80", "*.ample.com:80"))
     await refused_at_once(ZONE, "http://example.com/", "host not granted", rights=rights)
 
 
 @flow("idn-allowlist")
-async def a_name_in_letters_and_in_ascii_is_one_name():
+async def international_name_and_its_ascii_form_are_one_host():
     zone = {"xn--mnchen-3ya.example": [[PUBLIC]]}
     async with outside.opened(zone, rights=EgressRights(hosts=("xn--mnchen-3ya.example:443",))) as world:
         for name in ("münchen.example", "MÜNCHEN.example", "xn--mnchen-3ya.example", "XN--MNCHEN-3YA.example"):
@@ -317,14 +317,14 @@ async def a_name_in_letters_and_in_ascii_is_one_name():
 
 
 @flow("self-connection")
-async def this_hosts_own_public_address():
+async def own_public_address_is_refused():
     own = interfaces.own_addresses
     for url in ("http://example.com/", f"http://{PUBLIC}/", f"http://[{PUBLIC6}]/"):
         await refused_at_once(ZONE, url, "this host's own", own_addresses=own)
 
 
 @flow("port-policy")
-async def ports_of_other_protocols():
+async def port_of_another_protocol_needs_a_grant_by_number():
     for port in (22, 25, 6379):
         await refused_at_once(ZONE, f"http://example.com:{port}/", "port not granted")
     # An operator may name one; then it is dialled, and here nothing listens there.
@@ -334,20 +334,20 @@ async def ports_of_other_protocols():
 
 
 @flow("zone-id")
-async def addresses_with_a_zone():
+async def address_with_zone_is_refused():
     for url in ("http://[fe80::1%25eth0]/", "http://[::1%25lo]/", "http://[fe80::1%eth0]/"):
         await refused_at_once(ZONE, url, "egress_blocked: host not understood")
 
 
 @flow("azure-wireserver")
-async def a_cloud_that_answers_at_a_public_address():
+async def cloud_metadata_addresses_are_refused():
     await refused_at_once(ZONE, f"http://{WIRESERVER}/", "cloud metadata")
     await refused_at_once({"example.com": [[WIRESERVER]]}, "http://example.com/", "cloud metadata")
     await refused_at_once(ZONE, f"http://{METADATA}/latest/meta-data/", "cloud metadata")
 
 
 @flow("ipv6")
-async def public_ipv6_works():
+async def public_ipv6_address_is_connected_to():
     async with outside.opened({"example.com": [[PUBLIC6]]}) as world:
         assert text(await world.do("http://example.com/")) == "fine"
         assert text(await world.do(f"http://[{PUBLIC6}]/")) == "fine"
@@ -356,7 +356,7 @@ async def public_ipv6_works():
 
 
 @flow("secrets-across-origins")
-async def a_body_with_a_secret_stays():
+async def secret_is_not_sent_to_another_origin():
     routes = {
         ("example.com", "/"): redirect("https://other.example.net/", 307),
         ("example.com", "/tell"): redirect("https://hunter2hunter2.example.net/"),

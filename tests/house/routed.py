@@ -109,7 +109,7 @@ class RunningPlugin:
         return await self.plugins.call(self.plugin_id, method, params)
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
-        assert by_outsider, "visitors of a route are no operators"
+        assert by_outsider, "clients of a route are no operators"
         return await self.plugins.invoke(self.plugin_id, action, payload)
 
 

@@ -195,15 +195,15 @@ class Lifecycle(RuleBasedStateMachine):
     # What always holds.
 
     @invariant()
-    def host_risk_takes_its_name(self) -> None:
-        """No capability of host risk is granted that no operator has named for this publisher's plugin."""
+    def host_risk_is_granted_only_by_name(self) -> None:
+        """To the plugin of the same publisher."""
         if self.record is not None and not self.record.forgotten:
             risky = set(self.record.granted) & capability.host_risk(CAPABILITIES)
             assert risky <= self.named
 
     @invariant()
-    def the_floor_never_goes_down(self) -> None:
-        """SemVer floors only rise; one without an order is replaced by consent only, which `upgrade` checks."""
+    def version_floor_never_falls(self) -> None:
+        """SemVer floors only rise; an incomparable one is replaced by consent only, which `upgrade` checks."""
         floor = self.record.floor if self.record else ""
         if self.floors:
             order = semver_range.compare(self.floors[-1], floor)
@@ -211,16 +211,16 @@ class Lifecycle(RuleBasedStateMachine):
         self.floors.append(floor)
 
     @invariant()
-    def what_was_trimmed_stays_trimmed(self) -> None:
-        """A masked capability stays masked until it is granted by name, whatever disk, upgrade or publisher follows."""
+    def trimmed_capability_stays_masked(self) -> None:
+        """Until it is granted by name, whatever disk, upgrade or publisher follows."""
         if self.record is not None and not self.record.forgotten:
             assert not self.trimmed & set(self.record.granted)
 
     @invariant()
-    def times_only_grow(self) -> None:
+    def record_times_never_go_back(self) -> None:
         if self.record is not None:
             assert self.record.created_at <= self.record.updated_at <= self.now
 
 
-TestLifecycle = Lifecycle.TestCase
-TestLifecycle.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLifecycleInvariants = Lifecycle.TestCase
+TestLifecycleInvariants.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -87,7 +87,7 @@ class Handle(RuleBasedStateMachine):
 
     @precondition(lambda self: self.starting and not self.stopping)
     @rule()
-    def start_ends_well(self) -> None:
+    def finish_start(self) -> None:
         self.starting = False
         self.post(Started("here"))
 
@@ -113,7 +113,7 @@ class Handle(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stopping)
     @rule()
-    def stop_ends(self) -> None:
+    def finish_stop(self) -> None:
         self.running, self.stopping, self.starting = 0, False, False
         if self.state.wanted and self.state.pending is not None:
             self.count(self.state.pending.uptime_s)
@@ -132,8 +132,8 @@ class Handle(RuleBasedStateMachine):
     # Late news, which must not matter.
 
     @precondition(lambda self: not self.running)
-    @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late"), Stopped()]))
-    def late(self, event: rules.Event) -> None:
+    @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late_event"), Stopped()]))
+    def late_event(self, event: rules.Event) -> None:
         before = self.state
         self.post(event)
         assert self.state == before
@@ -141,43 +141,40 @@ class Handle(RuleBasedStateMachine):
     # What always holds.
 
     @invariant()
-    def alive_and_phase_agree(self) -> None:
+    def phase_matches_the_running_instance(self) -> None:
         assert bool(self.running) == (self.state.phase in {Phase.STARTING, Phase.ARMED, Phase.STOPPING})
         assert self.stopping == (self.state.phase is Phase.STOPPING)
 
     @invariant()
-    def waiting_means_one_timer(self) -> None:
-        """A handle that waits has exactly one timer, any other handle none."""
+    def only_a_waiting_handle_has_a_timer(self) -> None:
+        """Exactly one."""
         assert self.timers == (1 if self.state.phase is Phase.WAITING else 0)
 
     @invariant()
-    def not_wanted_is_at_rest_or_on_its_way(self) -> None:
+    def unwanted_handle_is_stopped_or_stopping(self) -> None:
         if not self.state.wanted:
             assert self.state.phase in {Phase.STOPPED, Phase.REFUSED, Phase.STOPPING}
 
     @invariant()
-    def broken_rests(self) -> None:
+    def broken_handle_is_wanted_and_has_a_fault(self) -> None:
         if self.state.phase is Phase.BROKEN:
             assert self.state.failures.breaker_open(RULES.restart)
             assert self.state.wanted
             assert self.state.fault is not None
 
     @invariant()
-    def held_says_why(self) -> None:
+    def refused_handle_has_a_fault(self) -> None:
         if self.state.phase is Phase.REFUSED:
             assert self.state.fault is not None
 
     @invariant()
-    def failures_are_counted_in_a_row(self) -> None:
+    def failures_in_a_row_are_counted(self) -> None:
         if self.state.phase is not Phase.STOPPING:
             assert (self.state.failures.in_a_row, self.state.failures.counted) == (self.crashes, self.own)
 
     @invariant()
-    def only_its_own_failures_open_the_breaker(self) -> None:
-        """Failures that are not excused do, with any number of excused ones between them.
-
-        Excused ones alone never do.
-        """
+    def failures_not_excused_open_the_breaker(self) -> None:
+        """Excused ones between them do not matter, and alone never open it."""
         if self.state.phase is Phase.BROKEN:
             assert self.own >= RULES.restart.breaker_failures
         if self.state.phase in {Phase.WAITING, Phase.STARTING}:
@@ -187,10 +184,10 @@ class Handle(RuleBasedStateMachine):
         """Once the handle is not wanted, it stops and is not restarted."""
         self.disable()
         if self.stopping:
-            self.stop_ends()
+            self.finish_stop()
         assert self.state.phase is Phase.STOPPED
         assert (self.running, self.timers) == (0, 0)
 
 
-TestHandle = Handle.TestCase
-TestHandle.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHandleInvariants = Handle.TestCase
+TestHandleInvariants.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -117,7 +117,7 @@ class TurnsMachine(RuleBasedStateMachine):
         self.turns.release(owner, slow=slow)
 
     @invariant()
-    def bounds_hold(self):
+    def running_items_stay_within_bounds(self):
         assert self.turns.running == len(self.running) <= self.TOTAL + 2 * 4
         assert len(self.turns) == sum(map(len, self.waiting.values()))
         assert sum(slow for _, slow in self.running) <= self.TOTAL // 2 + 4
@@ -129,8 +129,8 @@ class TurnsMachine(RuleBasedStateMachine):
         return sum(one == owner for one, _ in self.running)
 
 
-TestTurns = TurnsMachine.TestCase
-TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFairQueueInvariants = TurnsMachine.TestCase
+TestFairQueueInvariants.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_owners_take_turns_in_the_queue():

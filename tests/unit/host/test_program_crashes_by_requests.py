@@ -1,4 +1,4 @@
-"""Visitors that crash a service behind the proxy: it is restarted each time; only crashes of its own count."""
+"""Requests that crash a service behind the proxy: it is restarted each time; only other crashes count."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class Queue(RuleBasedStateMachine):
         self.now += passed
 
     @rule()
-    def die_and_come_back(self):
+    def restart(self):
         rows.recover(self.tx)
         self.out.clear()
 
@@ -258,7 +258,7 @@ class Queue(RuleBasedStateMachine):
             self.ended.discard(chosen)
 
     @invariant()
-    def nothing_is_lost(self):
+    def every_accepted_notification_is_stored(self):
         found = upkeep.page(self.tx, limit=100_000)
         assert {item.id for item in found} == self.accepted
         waiting = [item for item in found if item.status in {"queued", "delivering"}]
@@ -266,7 +266,7 @@ class Queue(RuleBasedStateMachine):
         assert {item.id for item in waiting if item.status == "delivering"} == set(self.out)
 
     @invariant()
-    def the_counts_hold(self):
+    def usage_equals_the_stored_rows(self):
         counted = self.connection.execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM notifications WHERE status IN ('queued', 'delivering')"
         ).get
@@ -275,5 +275,5 @@ class Queue(RuleBasedStateMachine):
         assert counted[1] <= 4_000
 
 
-TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestNotificationQueueInvariants = Queue.TestCase
+TestNotificationQueueInvariants.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

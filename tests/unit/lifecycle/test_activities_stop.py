@@ -55,7 +55,7 @@ class Activities:
     author: bundles.Author
     bundle: bundles.Bundle
     call: Any
-    visitor: aiohttp.ClientSession
+    client: aiohttp.ClientSession
     watched: targets.Site
     called: targets.Site
     streamed: targets.Site
@@ -163,7 +163,7 @@ class Activities:
 
     async def answers(self, name: str) -> bool:
         try:
-            async with self.visitor.get(self.url(name)) as answer:
+            async with self.client.get(self.url(name)) as answer:
                 return answer.status != 404
         except (aiohttp.ClientConnectionError, aiohttp.InvalidURL):  # the listener closed with its last route
             return False
@@ -174,7 +174,7 @@ class Activities:
 
     async def _read(self, url: str) -> bytes:
         with contextlib.suppress(aiohttp.ClientError):
-            async with self.visitor.get(url) as answer:
+            async with self.client.get(url) as answer:
                 return await answer.read()
         return b""
 
@@ -194,7 +194,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
     await home.look()
     async with contextlib.AsyncExitStack() as stack:
         sites = [await stack.enter_async_context(targets.site(answer)) for answer in (None, None, None, targets.OK)]
-        visitor = await stack.enter_async_context(aiohttp.ClientSession())
+        client = await stack.enter_async_context(aiohttp.ClientSession())
         made = home.drop(
             cause,
             author=author,
@@ -214,7 +214,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
         await home.ask("PUT", f"/api/secrets/KEY/plugins/{made.id}", {})
         watched, called, streamed, proxied = sites
         yield Activities(
-            home=home, names=names, author=author, bundle=made, call=instance.call, visitor=visitor,
+            home=home, names=names, author=author, bundle=made, call=instance.call, client=client,
             watched=watched, called=called, streamed=streamed, proxied=proxied,
         )  # fmt: skip
 

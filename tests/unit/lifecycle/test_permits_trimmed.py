@@ -69,7 +69,7 @@ async def test_trim_does_not_start_disabled_plugin():
 
 async def test_trimmed_prefix_is_no_longer_served():
     """404 where it was; the plugin's own prefix still answers."""
-    async with in_process.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as visitor:
+    async with in_process.opened(real=True, toml=ANY_PORT) as home, aiohttp.ClientSession() as client:
         routes = {"prefixes": ["/shop/"], "content_type": "text/plain"}
         await up(
             home,
@@ -82,7 +82,7 @@ async def test_trimmed_prefix_is_no_longer_served():
 
         async def status(path):
             listener = home.app.api.runners["worker"]._routes.listener
-            async with visitor.get(listener.url + path) as answer:
+            async with client.get(listener.url + path) as answer:
                 return answer.status
 
         assert (await status("/shop/x"), await status(f"/{ID}/x")) == (200, 200)
