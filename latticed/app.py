@@ -297,7 +297,9 @@ def _market_dir(settings: Settings) -> Path:
 
 
 def _child_spawner(settings: Settings) -> ChildSpawner:
-    """Probe which confinement this host has; removes the cgroups that an earlier daemon left."""
+    """The spawner of confined children for this host, after probing which confinement the host has. Removes the cgroups
+    that an earlier daemon left. Blocks the first time, as the probe starts child processes.
+    """
     probed = _probed()
     if probed.delegation is not None:
         cgroup.sweep(probed.delegation)

@@ -49,7 +49,11 @@ log = logs.get_logger()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the reader until SIGTERM or SIGINT; the exit code."""
+    """Run the reader until SIGTERM or SIGINT. The exit code: 0 then, 78 (EX_CONFIG) for invalid settings, 1 for another
+    Problem, which is on stderr.
+
+    `argv`: without the program's name. None takes the process's own, and resets signals, umask and limits.
+    """
     if argv is None:
         # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
         process_start.reset_for_server()

@@ -170,7 +170,7 @@ class Gate:
         return await self._dispatch(method, payload, served, typed, decision.capability)
 
     def _within_rate(self, method: str) -> bool:
-        """Take a token from each bucket that applies to this call, under the present limits."""
+        """Take a token from each bucket that applies to this call, under the present limits; False if one was empty."""
         wanted = self._broker.limits
         overall = wanted.rate
         # A manifest may only lower the operator's rate, never raise it.

@@ -81,7 +81,7 @@ class AbandoningThreads:
 
     @property
     def abandoned(self) -> int:
-        """How many threads are stuck right now."""
+        """How many threads are stuck right now: abandoned, and their job has not returned yet."""
         return len(self._abandoned)
 
     @property
@@ -97,10 +97,11 @@ class AbandoningThreads:
         slice_s: float = float("inf"),
         report: Callable[[JobOutcome[J, R]], None] | None = None,
     ) -> JobOutcome[J, R]:
-        """Do `work(job)` for each of `jobs`; none is begun once `slice_s` seconds have passed.
+        """Do `work(job)` for each of `jobs` on threads; none is begun once `slice_s` seconds have passed.
 
-        `report` is called with what is done while some job takes long; the returned outcome holds the rest. When
-        cancelled, no further job is begun.
+        What `work` raises is in the outcome (`failed`), not raised here. While some job takes long, `report` is called
+        with what has ended since its last call; the returned outcome holds the rest. When cancelled, no further job is
+        begun.
         """
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -112,7 +113,7 @@ class AbandoningThreads:
                 return
 
         with self._lock:
-            # With the lock: a thread that gets unstuck takes itself out of the set meanwhile.
+            # With the lock: a thread whose job returns takes itself out of the set meanwhile.
             hanging = {worker.job for worker in self._abandoned}
         batch: _Batch[J, R] = _Batch(todo=deque(), work=work, until_s=time.monotonic() + slice_s, wake=wake)
         for job in jobs:
@@ -133,14 +134,16 @@ class AbandoningThreads:
         return self._outcome(batch, left)
 
     def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> JobOutcome[J, R]:
-        """What was found since the last report. An abandoned worker cannot change it any more (`_do`)."""
+        """What ended since the last report, with the jobs in `left` as never begun. Clears it in the batch; an
+        abandoned worker does not add to it any more (`_do`).
+        """
         with self._lock:
             outcome = JobOutcome(done=batch.done, failed=batch.failed, stuck=tuple(batch.stuck), left=tuple(left))
             batch.done, batch.failed, batch.stuck = {}, {}, []
         return outcome
 
     def _add_worker(self, batch: _Batch[J, R]) -> None:
-        """Start one more worker, unless too many are stuck."""
+        """Start one more worker thread, unless too many are stuck or the system gives no thread."""
         if self.full:
             return
         worker: _Worker[J] = _Worker()
@@ -155,7 +158,8 @@ class AbandoningThreads:
                 job = batch.todo.popleft()
             except IndexError:
                 break
-            # `busy` last: _abandon_late on the loop must not see it together with the job before's time.
+            # `busy` last (targets are assigned from left to right): _abandon_late, on the event loop's thread, must not
+            # see it together with the `since_s` of the previous job.
             worker.job, worker.since_s, worker.busy = job, time.monotonic(), True
             self._do(batch, worker, job)
         with self._lock:
@@ -172,7 +176,7 @@ class AbandoningThreads:
         except Exception as error:  # noqa: BLE001 - handed to whoever asked; a thread must not die of it
             failure = error
         with self._lock:
-            # Together with looking at `abandoned`: a job is either done or stuck, never both.
+            # Under the same lock as the check of `abandoned`: a job is either done or stuck, never both.
             worker.busy = False
             if worker.abandoned:
                 return
@@ -205,8 +209,8 @@ async def _wait(news: asyncio.Event, timeout_s: float) -> None:
 
 
 def _drain(todo: deque[J]) -> list[J]:
-    """Take out what is left, while workers may be taking too."""
-    # popleft of a deque is atomic: each job goes to one of the two.
+    """Take out the jobs that were not begun, while workers may be taking jobs too."""
+    # popleft of a deque is atomic: each job goes either here or to one worker.
     found: list[J] = []
     while True:
         try:

@@ -224,7 +224,7 @@ class Directory:
             (self._settle_active if name in self._watcher.active else self._settle).mark(name, now_s)
 
     async def _check_watch(self) -> None:
-        """Restart a dead watcher, and ask for a scan if the path or a mount has changed."""
+        """Start the watcher again if its thread has ended, and ask for a scan if the path or a mount has changed."""
         self._schedule.ticked(self._now())
         if not self._watcher.alive:
             self._counters["watcher_restarts"] += 1

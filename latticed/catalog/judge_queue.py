@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from latticed.catalog.abandoning_threads import AbandoningThreads, JobOutcome
     from latticed.catalog.scanner import DirectoryEntry
 
-# After so long urgent names get their turn, however long the backlog is.
+# Seconds, and names, of one slice: after it urgent names get their turn, however long the backlog is.
 _SLICE_S: Final = 0.25
 _SLICE_NAMES: Final = 4096
-# When so many threads are stuck that none is started, all jobs come back at once: without a pause this would spin.
+# When so many threads are stuck that none is started, all jobs come back at once: without a pause, in seconds, `run`
+# would keep the processor busy.
 _FULL_PAUSE_S: Final = 1.0
 
 
@@ -74,11 +75,11 @@ class JudgeQueue:
                 del waiting[name]
 
     async def run(self) -> None:
-        """Judge what is queued, in slices, until cancelled."""
+        """Judge the queued names, for at most _SLICE_S seconds at a time, until cancelled."""
         while True:
             jobs = self._take()
             if not jobs:
-                # Only here, never before the first turn: `idle` cannot return before what was put at first is judged.
+                # Set only here, not in __init__: `idle` cannot return before the names that were put first are judged.
                 self._idle.set()
                 self._news.clear()
                 await self._news.wait()
@@ -114,7 +115,9 @@ class JudgeQueue:
         self._report_outcome(outcome)
 
     def _take(self) -> dict[str, JudgeMode]:
-        """The next jobs: urgent ones and the backlog by turns, so that neither waits for ever."""
+        """Take out the next jobs, at most _SLICE_NAMES: alternately from the urgent ones and from the backlog, so that
+        neither waits for ever.
+        """
         self._turn_of_urgent = not self._turn_of_urgent
         first, other = (self._urgent, self._backlog) if self._turn_of_urgent else (self._backlog, self._urgent)
         waiting = first or other

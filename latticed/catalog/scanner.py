@@ -215,7 +215,9 @@ def candidate(name: str, root: Root) -> Candidate | None:
 
 
 def _may_be_directory(entry: os.DirEntry[str]) -> bool:
-    """By what the listing itself says; where that says nothing and the entry cannot be looked at, it may be one."""
+    """Whether the listing says that it is a directory. True also if the listing does not say and the entry cannot be
+    looked at.
+    """
     try:
         return entry.is_dir(follow_symlinks=False)
     except OSError:

@@ -81,7 +81,9 @@ class BundleChecker:
         return [*self._slots.evicted(), *self._bare_slots.evicted()]
 
     def _has_slot(self, name: str, candidate: Candidate) -> bool:
-        """Directories without a manifest have slots of their own, so that they take none from bundles."""
+        """Take a slot for this name; False when there is none. Directories without a manifest have slots of their own,
+        so that they take none from bundles.
+        """
         mine, other = self._slots, self._bare_slots
         if not candidate.has_manifest:
             mine, other = other, mine

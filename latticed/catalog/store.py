@@ -94,9 +94,11 @@ class Store:
         return self._directory / identity
 
     def verify(self, identity: str, policy: TrustPolicy, *, host_version: str, sha256: str | None = None) -> Verdict:
-        """Judge the stored pair afresh under `policy`; another identity than its name says is a mismatch.
+        """The verdict on the stored pair of `identity`, judged anew under `policy`; digest_mismatch if the pair has
+        another identity.
 
-        With `sha256` that is taken for the artifact's, which is not read: what the policy refuses is found sooner.
+        `sha256`: the artifact's hash, known already. The artifact is then not read, so what the policy refuses is found
+        sooner.
         """
         try:
             with self.open(identity) as directory:

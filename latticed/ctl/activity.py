@@ -87,6 +87,6 @@ def _uptime(started_at: Any, now_s: float) -> float | None:
     """Seconds since `started_at` (RFC 3339), at least 0; None when that is no time."""
     try:
         return max(0.0, now_s - datetime.fromisoformat(str(started_at)).timestamp())
-    # Not worth an error: then the column stays empty.
+    # Not raised: without a valid time only the column stays empty.
     except (ValueError, OverflowError):
         return None

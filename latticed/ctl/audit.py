@@ -228,7 +228,11 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
 
 
 def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "events") -> dict[str, Any]:
-    """A chain's report in the shape of the daemon's."""
+    """What was found in a file, in the shape of the daemon's report on a chain.
+
+    `key`: the public key that heads were checked with, None without one. With a key, a chain that has events and no
+    head signed by it counts as broken from event 1.
+    """
     reason, bad = found.problem, found.bad_seq
     if not reason and key is not None and found.events and not found.signed_seq:
         # A valid chain of hashes can be computed without the key: without a signed head nothing proves that it is this

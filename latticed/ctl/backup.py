@@ -79,10 +79,10 @@ def _to_file(name: str, chunks: Iterator[bytes]) -> tuple[int, str]:
             size, digest = _write(fd, chunks)
             _name(temporary, name)
         finally:
-            # It is gone where `_name` had to rename it.
+            # Where the file system has no hard links, `_name` has renamed it, and there is nothing left to remove.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-    # Made since the check above.
+    # A file of this name was made since the check above.
     except FileExistsError as error:
         raise _exists(name) from error
     except OSError as error:
@@ -122,5 +122,5 @@ def _name(temporary: str, name: str) -> None:
 
 
 def _exists(name: str) -> Problem:
-    """The Problem for a name that is taken."""
+    """The Problem when a file of this name exists already."""
     return Problem("exists", f"expected {name} not to exist, found it", "a backup never replaces a file")

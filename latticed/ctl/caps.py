@@ -128,7 +128,7 @@ def _risk(risk: str) -> Cell:
 
 
 def _of_plugin(session: CtlSession) -> int:
-    """Print what one plugin declares and has."""
+    """Print the capabilities of one plugin: declared, granted and masked, with hosts and permits."""
     plain = _grants(session.client(), session.args.id)
     if session.screen.json_wanted:
         session.screen.json(plain)
@@ -162,7 +162,7 @@ def _word(name: str) -> str:
 
 
 def _grants(client: ControlClient, plugin_id: str) -> dict[str, Any]:
-    """`GET …/grants` of one plugin."""
+    """What `GET …/grants` answers about one plugin; Problem bad_reply when it is no JSON object."""
     return replies.mapping(client.get("plugins", "by-id", ask.known_id(plugin_id), "grants"), "grants")
 
 
@@ -231,7 +231,7 @@ def _days(text: str) -> int:
 
 
 def _kept(plain: dict[str, Any]) -> list[Any]:
-    """What a change of grants can change, for comparison."""
+    """The part of an answer about grants that `caps grant` and `caps trim` can change, to compare before and after."""
     found: list[Any] = [set(replies.texts(plain.get(field) or [])) for field in ("granted", "hosts", "permits")]
     return [*found, plain.get("accepted")]
 

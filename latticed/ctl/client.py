@@ -185,7 +185,9 @@ class ControlClient:
         body: bytes | None = None,
         kind: str = "",
     ) -> ApiReply:
-        """The answer to a request, whatever its status."""
+        """Send a request and return the answer, whatever its status. `kind`: the Content-Type of `body`, empty for
+        none.
+        """
         return self._send(method, _target(parts, query), body, kind)
 
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
@@ -204,7 +206,7 @@ class ControlClient:
             raise self._lost(error, method) from error
 
     def _once(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
-        """One request on a connection of its own."""
+        """Send one request on a connection of its own, and return the whole answer. Raises _FAULTS."""
         connection = self._connection()
         headers = {"Accept": "application/json", "Connection": "close"}
         if kind:
@@ -216,11 +218,13 @@ class ControlClient:
             connection.end()
 
     def _connection(self) -> UnixConnection:
-        """A connection that is not open yet."""
+        """A connection to the control socket that is not open yet; `UnixConnection.ask` opens it."""
         return UnixConnection(self.path, connect_s=self._connect_s, owner=self._owner)
 
     def _read(self, connection: UnixConnection, response: http.HTTPResponse) -> bytes:
-        """The whole body, of at most MAX_REPLY_BYTES."""
+        """The whole body, of at most MAX_REPLY_BYTES; IncompleteRead when the connection ends before the announced
+        length.
+        """
         connection.wire.within(self._read_s, MAX_REPLY_BYTES)
         # By the announced length, before anything is read.
         if (response.length or 0) > MAX_REPLY_BYTES:

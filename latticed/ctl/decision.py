@@ -128,7 +128,7 @@ _CONSENTS: Final = {"version_downgrade": "--allow-downgrade"}
 
 
 def _alive(view: wire.PluginView) -> str:
-    """How an active plugin runs, in brackets; empty for others."""
+    """State, runner and health of an active plugin, in brackets; empty for others."""
     if view.status != "active":
         return ""
     return f"({view.runtime.state}, {view.runtime.runner}, health {view.runtime.health})"

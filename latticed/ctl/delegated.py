@@ -39,7 +39,7 @@ class DelegatedList:
     columns: tuple[tuple[Column, Shown], ...]
 
     def add(self, actions: Any) -> None:
-        """Add it to a verb's actions."""
+        """Add the action `list [ID]` to the actions of a verb's parser."""
         words = f"{self.summary}, of one plugin or all"
         listing = actions.add_parser("list", help=words, description=words)
         listing.add_argument("id", metavar="ID", nargs="?", help="the plugin's id")
@@ -49,7 +49,7 @@ class DelegatedList:
         self.add(parser.add_subparsers(dest="action", metavar="ACTION", required=True))
 
     def run(self, session: CtlSession) -> int:
-        """Print all rows."""
+        """Print all rows, of one plugin if an id was given; as JSON one array."""
         plugin_id = None if session.args.id is None else ask.known_id(session.args.id)
         rows = list(_rows(session.client(), self.path, self.member, plugin_id))
         if session.screen.json_wanted:
@@ -70,7 +70,7 @@ def text(row: dict[str, Any], name: str) -> str:
 
 
 def time(name: str) -> Shown:
-    """A column that shows a member as a time."""
+    """What `columns` needs to show the row's member `name`, a time in RFC 3339, as the screen shows times."""
     return lambda session, row: session.screen.when(text(row, name))
 
 
@@ -93,7 +93,7 @@ def fault(found: Any) -> str:
 
 
 def _rows(client: ControlClient, kind: str, member: str, plugin_id: str | None) -> Iterator[dict[str, Any]]:
-    """All rows, page by page."""
+    """All rows, page by page: `member` of each page of `GET /api/<kind>`, of one plugin or (None) of all."""
     after: str | None = None
     while True:
         query = {"plugin": plugin_id, "after": after, "limit": 500}

@@ -74,7 +74,7 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
 
 
 def _policy(client: ControlClient) -> str:
-    """The error of the daemon's trust policy, or empty."""
+    """The error of the daemon's trust policy, as health reports it; empty when there is none."""
     problems = replies.rows(client.health().get("problems") or [], "list of problems")
     return next((str(row.get("detail")) for row in problems if str(row.get("code")).startswith("policy_")), "")
 

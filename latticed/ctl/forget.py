@@ -50,6 +50,6 @@ def run(session: CtlSession) -> int:
 
 
 def _data(left: dict[str, Any]) -> str:
-    """`2 values, 1 file`, or nothing."""
+    """What a forgotten plugin left, such as `2 values, 1 file`; empty when nothing is left."""
     counts = [(int(left.get(name) or 0), word) for name, word in _KINDS]
     return ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts if count)

@@ -78,7 +78,7 @@ def _delete(session: CtlSession) -> int:
 
 
 def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
-    """Print what was done to a key."""
+    """Print `done` after bucket and key; with --json `record`, with bucket and key in it."""
     args = session.args
     if session.screen.json_wanted:
         session.screen.json({"bucket": args.bucket, "key": args.key, **record})

@@ -55,7 +55,7 @@ def _follow(session: CtlSession, client: ControlClient, plugin_id: str, after: i
         try:
             found, after = _page(client, plugin_id, {"after": after, "wait_s": _WAIT_S})
         except Problem as problem:
-            # A refusal will not go away by waiting.
+            # Only faults that pass are waited for, such as a daemon that restarts; a refusal stays.
             if not stream.passing(problem):
                 raise
             # Noted once, however long it takes.

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(argv: list[str], screen: render.Screen) -> int:
-    """Run, and turn every expected end into an exit code."""
+    """Run the verb; turn a Problem, an interrupt and argparse's exit into an exit code."""
     try:
         return _run(argv)
     except Problem as problem:

@@ -147,7 +147,7 @@ def _bind(session: CtlSession, *, bound: bool) -> int:
 
 
 def _told(session: CtlSession, done: str, record: dict[str, Any]) -> int:
-    """Print what was done to a secret."""
+    """Print `done` after the secret's name; with --json `record`, with the name in it."""
     if session.screen.json_wanted:
         session.screen.json({"name": session.args.name, **record})
     else:

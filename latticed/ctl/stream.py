@@ -106,7 +106,7 @@ def follow(
 
 
 def _once(client: ControlClient, after: str | None, query: Mapping[str, str]) -> Iterator[Sent]:
-    """The events of one connection, until it ends."""
+    """The events of one connection, beginning after the id `after`, until the connection ends."""
     # As a header: it takes precedence over `after` in the query (`rpc.events`).
     headers = {} if after is None else {"Last-Event-ID": after}
     with closing(client.lines("events", query=query, headers=headers)) as lines:

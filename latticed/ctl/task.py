@@ -171,7 +171,7 @@ def _cancel(session: CtlSession) -> int:
 
 
 def _told(session: CtlSession, plain: Any, *words: str) -> int:
-    """Print the answer, or `words`."""
+    """Print `words` on one line; with --json the daemon's answer instead."""
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:

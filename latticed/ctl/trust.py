@@ -229,7 +229,7 @@ def _named(read: Any, given: str, option: str) -> str:
 
 
 def _plain(policy: TrustPolicy, path: Path) -> dict[str, Any]:
-    """The shape of `GET /api/trust`."""
+    """A policy read from a file, in the shape of `GET /api/trust`."""
     return {
         "path": str(path),
         "ok": True,
@@ -285,7 +285,7 @@ def _asked(session: CtlSession) -> dict[str, Any]:
 
 
 def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The fields above the table."""
+    """The fields that are shown above the table: file, validity and the two switches."""
     pairs: list[tuple[str, Any]] = []
     if plain.get("path"):
         pairs.append(("file", str(plain["path"])))
@@ -298,7 +298,7 @@ def _switches(plain: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _rows(plain: dict[str, Any]) -> Any:
-    """One row per key."""
+    """The table's rows, one per key: publisher, key, ids, highest risk. A publisher without keys has one row."""
     for one in replies.rows(plain.get("publishers") or [], "list of publishers"):
         ids = ", ".join(replies.texts(one.get("ids"))) or "any"
         for key in replies.texts(one.get("keys")) or [""]:

@@ -58,7 +58,7 @@ def _rules(session: CtlSession) -> tuple[TrustPolicy, ReadLimits]:
 
 
 def _print(session: CtlSession, one: wire.VerdictView) -> None:
-    """Print one verdict."""
+    """Print one verdict as text: one line, and a second one with the hint of a refusal."""
     named = " ".join(part for part in (one.id, one.version) if part)
     if one.ok:
         session.screen.line(f"{one.path}: verified", named)

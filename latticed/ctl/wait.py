@@ -102,7 +102,7 @@ def _holds(condition: str, view: wire.PluginView) -> bool:
 
 
 def _done(session: CtlSession, plain: dict[str, Any]) -> int:
-    """Print that it does."""
+    """Print that the plugin fulfils the condition; with --json its record."""
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:

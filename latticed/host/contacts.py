@@ -52,5 +52,5 @@ class Contacts:
 
 
 async def _done(work: Awaitable[Any]) -> None:
-    """A coroutine of any awaitable, as `fenced` needs one."""
+    """Await `work`. It makes a coroutine of any awaitable, as `fenced` needs one."""
     await work

@@ -82,7 +82,7 @@ class Keeper(abc.ABC, Generic[Item]):
 
     @abc.abstractmethod
     async def _stop(self, items: Iterable[Item]) -> None:
-        """Return once nothing runs for these items, nor will again."""
+        """Stop these items. Returns once nothing runs for them; nothing is started for them afterwards."""
 
     async def _discard(self, items: Iterable[Item]) -> None:
         """Stop these items, and remove what they have outside the ledger."""

@@ -70,7 +70,7 @@ class LastOutput(asyncio.Protocol):
             self._later = loop.call_later(self._allowance.pause_s, self._go_on)
 
     def _go_on(self) -> None:
-        """Read again; nothing if the pipe was closed meanwhile."""
+        """Go on reading after a pause; does nothing if the pipe was closed meanwhile."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -103,7 +103,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
 
     @abc.abstractmethod
     async def _run(self, one: Scheduled, rights: EgressRights) -> None:
-        """One run; exceptions are logged by the caller."""
+        """Do one run of the item under `rights`; the caller logs what it raises."""
 
     def _ended(self, one: Scheduled) -> None:
         """Called after a run has ended or was cancelled, unless the item is gone."""
@@ -126,7 +126,7 @@ class ScheduledKeeper(Keeper[Scheduled]):
                 self._schedule(one, AGAIN_S)
 
     def _enqueue(self, one: Scheduled) -> None:
-        """Queue one run."""
+        """Queue one run of the item, and start it if there is a free slot."""
         one.busy = True
         self._queue.push(one.plugin_id, one, slow=one.slow)
         self._start()

@@ -252,7 +252,7 @@ class HostServices:
 
 
 def restart_policy(wanted: SupervisionSettings) -> RestartPolicy:
-    """The restart policy that the settings ask for."""
+    """The backoff and breaker of restarts, from the settings."""
     return RestartPolicy(
         base_s=wanted.backoff_base_s,
         ceiling_s=wanted.backoff_ceiling_s,

@@ -81,7 +81,7 @@ class OutsideConnection(LimitedConnection):
         self._working, self.wants_body = None, False
 
     def swept(self, now_s: float) -> None:
-        """Called by each sweep of the limiter, every half second."""
+        """Called by each sweep of the limiter, every half second: ends an answer that has taken DEADLINE_S."""
         if self.answering and now_s - self.since_s > DEADLINE_S:
             self.give_up()
 

@@ -34,6 +34,6 @@ class Hosts:
             raise Problem("host_not_allowed", "this host is not served here")
 
     def _judge(self, said: str) -> bool | None:
-        """Whether a Host is allowed; None when it is no host."""
+        """Whether a Host header names an allowed host; None when it is malformed."""
         found = endpoints.host(said)
         return None if found is None else found in self._allowed or (found[0], None) in self._allowed

@@ -142,7 +142,7 @@ class Sessions:
         return hmac.digest(self._key, value.encode("utf-8"), "sha256")
 
     def _tell(self, target: Proxied, decision: Decision, code: str) -> None:
-        """Record an attempt to log in, without the password."""
+        """Record the event of an attempt to log in; it does not contain the password."""
         detail: dict[str, str | int | bool] = {"path": target.prefix}
         self._record(
             Event(

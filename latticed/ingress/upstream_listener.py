@@ -188,7 +188,9 @@ class UpstreamIngress(Ingress):
             self._streams.discard(stream)
 
     def _addressed(self, request: web.BaseRequest, asked: request_target.RequestTarget) -> str:
-        """The Host, which must be one of ours; Problem."""
+        """The host that the request is for. Problem unless there is exactly one Host, it is one of ours, and the
+        headers pass.
+        """
         said = request.headers.getall(hdrs.HOST, [])
         if len(said) != 1:
             raise Problem("bad_request", "expected one Host")
@@ -210,7 +212,7 @@ class UpstreamIngress(Ingress):
             self._cut()
 
     def _cut(self) -> None:
-        """Abort the answers under way that may not go on."""
+        """Abort those open answers that may not be continued (`_may_go_on`)."""
         for stream in list(self._streams):
             if not self._may_go_on(stream) and stream.connection.wire is not None:
                 stream.connection.wire.abort()

@@ -62,13 +62,13 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
         del cancel_futures
         self._ended = True
         deadline = time.monotonic() + (END_S if wait else 0)
-        # All of them are free once no call runs.
+        # Each thread holds one of the MOST slots until it finds no waiting call: with all taken here, no call runs.
         for _ in range(MOST):
             if not self._free.acquire(timeout=max(deadline - time.monotonic(), 0)):
                 return
 
     def _work(self) -> None:
-        """A thread: take calls until none waits."""
+        """Run queued calls on this thread until none waits, and set the result or exception of each on its future."""
         while (job := self._next()) is not None:
             future, call = job
             if future.set_running_or_notify_cancel():

@@ -168,7 +168,7 @@ class _Outgoing:
 
 
 class _Queued:
-    """Entries as bytes, for the thread that writes them."""
+    """Encodes an entry and queues the bytes for the thread that writes them."""
 
     def __init__(self, outgoing: _Outgoing) -> None:
         self._outgoing = outgoing
@@ -189,7 +189,7 @@ class _Memory:
 
 
 def _missing(count: int) -> dict[str, Any]:
-    """The entry that counts those that could not be written."""
+    """The warning `log_dropped` about `count` entries that could not be written."""
     return {"event": "log_dropped", "level": "warning", "wall_us": time.time_ns() // 1000, "entries": count}
 
 

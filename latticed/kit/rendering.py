@@ -139,7 +139,7 @@ def _rows(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """A safe value as text."""
+    """A value that `safe` returned, as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

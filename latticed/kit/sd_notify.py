@@ -39,7 +39,9 @@ class Notifier:
         self._send({"READY": "1"} | _status(status))
 
     def reloading(self) -> None:
-        """Say that a reload has begun; `ready` ends it. Type=notify-reload wants the time to match both."""
+        """Say that a reload has begun; `ready` ends it. The message carries the monotonic time in µs, which
+        Type=notify-reload requires (systemd.service(5)).
+        """
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send({"RELOADING": "1", "MONOTONIC_USEC": str(now_us)})
 
@@ -128,5 +130,5 @@ def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> 
 
 
 def _status(status: str) -> dict[str, str]:
-    # A newline would begin another variable: somebody else's text must not say READY=1.
+    # sanitise removes newlines, each of which would begin another variable: a text from elsewhere must not say READY=1.
     return {"STATUS": text.sanitise(status, _STATUS_CHARACTERS)} if status else {}

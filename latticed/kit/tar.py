@@ -100,7 +100,7 @@ class TarReader:
             raise BadTar("expected zeros after a file, found something else")
 
     def _end(self) -> None:
-        """Check what follows the first block of zeros."""
+        """Check what follows the first block of zeros: one more, then only padding of zeros. BadTar otherwise."""
         rest = self._source.read(BLOCK + _PADDING + 1)  # one byte more than allowed is enough to see that there is more
         if len(rest) < BLOCK or len(rest) > BLOCK + _PADDING or any(rest):
             raise BadTar("expected two blocks of zeros and nothing else at the end")

@@ -89,7 +89,7 @@ def following(path: Path, wanted: Callable[[bytes], bool], most: int, *, mark: M
 
 
 def _fitting(lines: list[bytes]) -> list[bytes]:
-    """The last of the lines, MOST_ANSWERED bytes of them."""
+    """The last of the lines: as many as it takes to reach MOST_ANSWERED bytes, or all."""
     size, kept = 0, len(lines)
     while kept and size < MOST_ANSWERED:
         kept -= 1
@@ -100,7 +100,11 @@ def _fitting(lines: list[bytes]) -> list[bytes]:
 def _read(
     parts: list[tuple[int, int]], wanted: Callable[[bytes], bool], most: int, mark: Mark
 ) -> tuple[list[bytes], Mark]:
-    """The wanted lines of the `parts` (descriptor, where to begin), oldest first, and the mark after what was read."""
+    """The wanted lines of the `parts` (descriptor, where to begin), oldest first, and the mark after what was read.
+
+    Ends early at `most` lines, MOST_ANSWERED bytes of them, or MOST_BYTES read. The mark is `mark` itself when nothing
+    was read.
+    """
     found: list[bytes] = []
     room, answered = MOST_BYTES, 0
     for fd, start in parts:
@@ -186,7 +190,7 @@ def _mark(fd: int, offset: int) -> Mark:
 
 
 def _witness(fd: int, offset: int) -> str:
-    """A hash of the bytes before `offset`, 16 hex digits."""
+    """A hash, as 16 hex digits, of up to _WITNESS_BYTES bytes before `offset`."""
     start = max(0, offset - _WITNESS_BYTES)
     return hashlib.sha256(os.pread(fd, offset - start, start)).hexdigest()[:16]
 

@@ -36,7 +36,7 @@ class TokenBuckets:
         return 0.0 if left >= 1 else (1 - left) / rate.per_second
 
     def _drop_full(self, now_s: float, full_after_s: float) -> None:
-        """Forget the buckets that are full again: a new one would be the same."""
+        """Forget the buckets not used for `full_after_s` seconds: at the present rate a new one would be the same."""
         self._tokens = {one: (left, at_s) for one, (left, at_s) in self._tokens.items() if now_s - at_s < full_after_s}
 
 

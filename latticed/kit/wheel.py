@@ -114,5 +114,5 @@ class Wheel:
         return ticket
 
     def _now(self) -> float:
-        """The time in ticks."""
+        """The monotonic time in ticks of TICK_S seconds."""
         return self._clock.monotonic_s() / TICK_S

@@ -133,7 +133,7 @@ class Chain:
         """
         payload = chain.checkpoint_payload(seq=head.seq, ts=self._ts, event_hash=head.hash, chain=self.name)
         signature = base64.b64encode(self._key.sign(payload)).decode("ascii")
-        # One is enough: a chain has one beginning.
+        # The new checkpoint replaces the old one: it is further on, and a chain has one beginning.
         self._connection.execute(f"DELETE FROM {self.tables.checkpoints}")
         self._connection.execute(
             f"INSERT INTO {self.tables.checkpoints} VALUES (?,?,?,?,?)",
@@ -211,7 +211,7 @@ def _text(text: str, limit: int) -> tuple[str, str]:
 
 
 def _object(found: dict[str, str | int | bool]) -> str:
-    """`chain.encode` for a flat object, faster."""
+    """The JSON of `chain.encode` for an object without objects in it, made faster."""
     return "{" + ",".join([f"{quoted(key)}:{_value(found[key])}" for key in sorted(found)]) + "}"
 
 

@@ -60,7 +60,7 @@ class Committer:
 
     def _perform(self, batch: list[WriteJob]) -> list[Head]:
         """Commit the batch, or on a full disk the essential jobs of it."""
-        # Not held: it was given up, or the disk had no room for it from the start.
+        # The reserve is not held when it was given up, or when the disk was too full for it from the start.
         scarce = not self._reserve.held()
         if scarce:
             _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
@@ -179,7 +179,7 @@ def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
 
 
 def _append(job: WriteJob, event: Event, chains: Chains) -> None:
-    """Append one event; its error is set on its job alone."""
+    """Append one event; its seq, or what was raised, is set on its job, and no other job fails."""
     try:
         job.result = chains.append(event)
     except Exception as error:  # noqa: BLE001 - a field of a wrong type fails this job only

@@ -60,7 +60,7 @@ class RowReader(Protocol):
 
 
 def unavailable(error: BaseException) -> Problem:
-    """The Problem for a write that failed with a storage error."""
+    """The Problem ledger_unavailable for a write that failed with the storage error `error`."""
     return Problem(
         "ledger_unavailable",
         f"the ledger cannot be written: {error}",

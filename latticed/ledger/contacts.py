@@ -103,7 +103,9 @@ async def used(read: Callable[[Callable[[RowReader], Any]], Awaitable[Any]], act
 
 
 def _used(conn: RowReader, *, name: chain.Name, actor: str, since_us: int, span: tuple[int, int]) -> list[Used]:
-    """The calls in one span of one chain, by name."""
+    """The host calls of `actor` since `since_us` (wall clock, µs) within the seqs of `span`, both included, counted by
+    name.
+    """
     # A comparison is 1 or 0 in SQLite, so the sums count.
     statement = (
         f"SELECT target, sum(decision = 'allow'), sum(decision = 'deny'), max(ts) FROM {audit.TABLES[name].events}"  # noqa: S608 - constants

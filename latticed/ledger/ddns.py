@@ -127,7 +127,7 @@ def load_all(conn: RowReader) -> list[DdnsRow]:
 
 
 def _values(standing: DdnsStatus) -> tuple[Any, ...]:
-    """The status as values for `_SET`."""
+    """The values of a status in the order of the columns of `_SET`."""
     return tuple(getattr(standing, name) for name in _STANDING)
 
 

@@ -66,8 +66,8 @@ class DirectoryIdentity:
         None when nothing can be found there.
         """
         try:
-            # The state directory may be named by a link. Its files are opened with O_NOFOLLOW, so a link there is
-            # another thing.
+            # The path of the state directory may be a link, which is followed. Its files were opened with O_NOFOLLOW: a
+            # link in the place of one has replaced it, so the link itself is looked at.
             found = os.stat(path, follow_symlinks=path == self._directory)
         except OSError:
             return None

@@ -62,7 +62,7 @@ def in_wal(database: Path) -> str:
     # No WAL: the last connection was closed, which checkpoints and removes it.
     except FileNotFoundError:
         return ""
-    # It may hold the newest commits.
+    # An unreadable WAL is a fault, unlike a missing one: it may hold the newest commits.
     except OSError as error:
         return f"the WAL cannot be read: {error.strerror}"
     if not any(header):

@@ -242,7 +242,7 @@ def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> 
 
 
 def delivering(conn: RowReader) -> list[str]:
-    """Ids of the items in status `delivering`."""
+    """Ids of the notifications that are in status `delivering`."""
     return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering'")]
 
 

@@ -225,7 +225,7 @@ def _schema(conn: connection.RowReader) -> set[tuple[Any, ...]]:
 
 
 def _expected_schema(version: int) -> set[tuple[Any, ...]]:
-    """The schema that the migrations make, taken from a database in memory that they are run on."""
+    """(type, name, sql) of all that a new database of this schema version has, made by the migrations in memory."""
     with contextlib.closing(apsw.Connection(":memory:")) as fresh:
         migrations.migrate(fresh, steps=migrations.MIGRATIONS[:version])
         return _schema(fresh)

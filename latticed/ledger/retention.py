@@ -45,7 +45,10 @@ KEEP_ALL: Final = Retention()
 
 
 class Old:
-    """Finds and removes the old events of one chain, within a transaction."""
+    """Finds and removes the old events of one chain, within a transaction.
+
+    `by_size` and `by_age` give the seq up to which to remove; `remove` removes a slice of the events up to it.
+    """
 
     def __init__(self, tx: Transaction, name: chain.Name) -> None:
         self._tx = tx

@@ -83,10 +83,10 @@ def behind(conn: RowReader, known: Iterable[tuple[Name, int, str]]) -> str:
 
 
 def behind_heads(conn: RowReader, heads: Iterable[Head]) -> str:
-    """As `behind`, for heads."""
+    """As `behind`, for signed heads instead of (chain, seq, hash)."""
     return behind(conn, [(head.chain, head.seq, head.hash) for head in heads])
 
 
 def problem_of(detail: str) -> Problem:
-    """The Problem ledger_rolled_back."""
+    """The Problem ledger_rolled_back; `detail` says by which chain and event that was seen."""
     return Problem("ledger_rolled_back", f"this ledger is older than what was decided: {detail}", _HINT)

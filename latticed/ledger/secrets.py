@@ -86,7 +86,7 @@ def bound_to(conn: RowReader, owner: str, name: str) -> list[str]:
 def delete(tx: Transaction, owner: str, name: str) -> bool:
     """Remove a secret and its bindings; False when there was none."""
     tx.execute("DELETE FROM secret_bindings WHERE owner = ? AND name = ?", (owner, name))
-    # Last, as `changes` below is about the secret.
+    # Last: `changes` counts the rows of the latest statement, and the result is about the secret.
     tx.execute("DELETE FROM secrets WHERE owner = ? AND name = ?", (owner, name))
     return tx.changes() > 0
 

@@ -120,7 +120,7 @@ def _open_writer(directory: Path) -> connection.Connection:
     except Problem as problem:
         if problem.code != "state_unusable":
             raise
-    # The committer allocates it again.
+    # Frees the reserved space for this second attempt; the committer allocates it again.
     Reserve(directory).give_up()
     return connection.open_writer(directory / DATABASE)
 

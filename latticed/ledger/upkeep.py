@@ -45,7 +45,7 @@ async def remove_old(
 
 
 async def _remove_old(writer: LedgerWriter, name: chain.Name, wanted: Retention, clock: Clock, *, by_age: bool) -> int:
-    """As `remove_old`, for one chain."""
+    """As `remove_old`, for one chain; returns how many events were removed."""
     now_us = clock.wall_us()
 
     def due(tx: Transaction) -> int:

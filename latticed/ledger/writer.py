@@ -173,7 +173,7 @@ class LedgerWriter:
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """Set the outcome of a job on its future."""
+    """Set the result or the exception of a job on its future, unless its caller was cancelled."""
     if future.done():  # the caller was cancelled
         return
     if error is None:

@@ -294,7 +294,7 @@ def _next_step(record: Record) -> str:
 
 
 def _stamped(record: Record, wanted: Status, now: int) -> Record:
-    """`record` with the time of this transition."""
+    """`record` with `now` as the time at which it got the status `wanted`."""
     match wanted:
         case Status.INSTALLED:
             return replace(record, installed_at=now)

@@ -163,7 +163,7 @@ def _write(reader: tar.TarReader, path: Path, entry: ArchiveEntry) -> None:
 
 
 def _limit(name: str, limits: ReadLimits) -> int:
-    """Most bytes of a file of this name."""
+    """The most bytes that the file `name` of an archive may have."""
     if name == state.HOST_KEY:
         # A key has 32 bytes; a longer file is refused when it is loaded.
         return 64

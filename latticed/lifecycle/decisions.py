@@ -340,7 +340,7 @@ class Decisions:
             try:
                 yield record
             finally:
-                # The marks first: saving and `refresh` both heed them.
+                # The marks are removed first: saving and `refresh` leave out an id that is marked as busy.
                 self.state.busy.discard(plugin_id)
                 self.state.in_handover.discard(plugin_id)
                 self.state.being_stored.pop(plugin_id, None)

@@ -93,6 +93,6 @@ def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> Non
 
 
 def _clear(tx: Transaction, plugin_id: str) -> None:
-    """Remove all rows of ongoing work."""
+    """Remove all rows of one plugin from the tables of ongoing work (_AT_WORK)."""
     for rows in _AT_WORK:
         rows.clear(tx, plugin_id)

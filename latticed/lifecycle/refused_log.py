@@ -18,7 +18,7 @@ MOST_LINES: Final = 100
 
 
 class WarningLogger(Protocol):
-    """The part of a logger that is used here."""
+    """What this module needs of a logger."""
 
     def warning(self, event: str, **fields: Any) -> None: ...
 

@@ -106,7 +106,7 @@ class Registry:
         return touched
 
     def _enter(self, seen: Sighting) -> set[str]:
-        """Store one verdict; the ids that it affects."""
+        """Store the verdict of one sighting; returns the ids that it affects, at most three."""
         # Up to three ids: the record's that came from this bundle, the one it claimed before, the one it claims now.
         touched = {self._sources[seen.name]} if seen.name in self._sources else set()
         before = self._verdicts.pop(seen.name, None)

@@ -122,13 +122,13 @@ class WriteBehind:
             await self._revocations.write_floors(self._state.records.values())
 
     async def _save(self) -> None:
-        """Write until nothing is left that may be written."""
+        """Write until only records of busy plugins are left; after a failure again, AGAIN_S seconds later."""
         while self._unsaved.difference(self._state.busy):
             if not await self.flush():
                 await asyncio.sleep(AGAIN_S)
 
     async def _tidy(self) -> None:
-        """Tidy until that has succeeded."""
+        """Write floors and remove unused pairs, after TIDY_S seconds; after a failure again, AGAIN_S seconds later."""
         while self._needs_tidying:
             await asyncio.sleep(TIDY_S)
             await self._put_in_order()

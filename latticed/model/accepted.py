@@ -224,6 +224,6 @@ def _stricter(one: str, other: str, usual: str) -> str:
 
 
 def _lower(one: ManifestLimits, other: ManifestLimits, usual: ManifestLimits) -> ManifestLimits:
-    """The lower of two values for each limit."""
+    """For each limit the lower one of the two; a limit that is None counts as `usual`."""
     lower = {name: getattr(other, name) for name in LIMITS if bound(other, name, usual) < bound(one, name, usual)}
     return structs.replace(one, **lower)

@@ -34,7 +34,7 @@ class HealthSpec(_Part, frozen=True, kw_only=True):
 
 
 class ManifestLimits(_Part, frozen=True, kw_only=True):
-    """What a plugin asks for; None leaves it to the settings."""
+    """Limits that the manifest asks for; None leaves a limit to the settings."""
 
     memory_mib: Positive | None = None
     cpu_percent: Positive | None = None

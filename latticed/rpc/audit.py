@@ -26,7 +26,7 @@ MAX_PAGE: Final = 1_000
 """Most events of one answer; `ledger.audit` has the same bound."""
 TELL_S: Final = 1.0
 """How often a verification with `progress` writes how far it is, in seconds."""
-# A reader that takes nothing for so long is cut.
+# Seconds for which a reader may take nothing; then its connection is closed.
 WRITE_S: Final = 10.0
 _EPOCH: Final = datetime.fromtimestamp(0, tz=UTC)
 """Times of the ledger count from here."""
@@ -157,7 +157,9 @@ async def verify(ask: Ask) -> web.StreamResponse:
 
 
 async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, ...]) -> web.StreamResponse:
-    """Stream a line of progress each second, then the report."""
+    """Stream a line of progress each TELL_S seconds, then the report or the code of a failure, and close the
+    connection.
+    """
     answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     await answer.prepare(ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read

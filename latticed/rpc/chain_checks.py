@@ -113,7 +113,7 @@ def _batch(db: Connection, name: chain.Name, walk: audit_chain.Walk, end: int) -
     lines = rows.export_lines(db, name, after=walk.seq, upto=end, most=BATCH)
     for line in lines:
         walk.take(line)
-    # A fault ends the walk: its first event is what the report names.
+    # A fault ends the walk: the report names the first broken event.
     if lines and not walk.broken:
         return _Step.MORE
     if begins is not None:

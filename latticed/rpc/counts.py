@@ -76,7 +76,7 @@ async def not_running(api: Api) -> dict[str, int]:
     async for record in paced(list(api.lifecycle.records.values())):
         if record.status is Status.ACTIVE:
             runtime = api.supervisor.runtime(record.id)
-            # Empty for a plugin that runs.
+            # The reason is an empty text for a plugin that runs.
             found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
     # Plugins that do run. A Counter, unlike a dict, does not mind a missing key.
     del found[""]

@@ -237,7 +237,7 @@ async def _page(ask: Ask, everything: Collection[Any], key: Callable[[Any], str]
     async for one in paced(everything):
         if wanted.plugin in (None, one.plugin_id) and (name := key(one)) > wanted.after:
             later[name] = one
-    # Only as many as are shown are sorted.
+    # Not all rows are sorted: nsmallest costs less where a page is small and the rows are many.
     page = heapq.nsmallest(wanted.limit, later)
     return _Page([later[name] for name in page], page[-1] if len(later) > len(page) else None)
 

@@ -150,7 +150,7 @@ def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
 
 
 def _id(at: Position, *, calls: bool) -> str:
-    """The id of an event in the stream: the cursor after it."""
+    """The id of an event in the stream: the cursor after it. Without `calls` it is the seq of the decisions alone."""
     return str(at) if calls else str(at.decisions)
 
 

@@ -34,7 +34,7 @@ async def health(ask: Ask) -> web.Response:
     """200 when all is well, 503 when not. A caller without the scope `read` gets the status only."""
     found = troubles(ask.api)
     answer: HealthReport = {"status": "degraded" if found else "ok"}
-    # The route itself takes no scope.
+    # Checked here, as the route requires no scope: everybody may ask for the status.
     if Scope.READ in ask.scopes:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
         answer["not_running"] = await counts.not_running(ask.api)

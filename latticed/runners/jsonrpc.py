@@ -64,7 +64,7 @@ _decode: Final = msgspec.json.Decoder(JsonRpcMessage).decode
 
 
 async def _at_once() -> None:
-    """The default `drain`, for writers that never wait."""
+    """The default `drain`: returns at once, for writers that never wait."""
 
 
 class JsonRpcSession:

@@ -158,7 +158,9 @@ class OneShot:
 
     @contextlib.contextmanager
     def _cpu_watched(self, child: Child, call: _Call) -> Iterator[None]:
-        """End the child when it uses more than its share of a core."""
+        """Within it, fail the invocation with cpu_exceeded once the child uses more than its share of a core. Does
+        nothing without a share.
+        """
         percent = self._spec.cpu_percent
         if percent is None:
             yield

@@ -71,7 +71,7 @@ class Ring:
         return [line for line in self.lines if line.seq > seq]
 
     async def more(self) -> None:
-        """Wait for the next line."""
+        """Wait until another line is kept. Lines that are there already do not count: see `since`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -180,7 +180,8 @@ class Stderr(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         loop = asyncio.get_running_loop()
-        # Lines are left, the rate is exceeded, or nothing stands against reading on.
+        # Three cases: lines are left, and are handled next; the rate is exceeded, so reading waits until the allowance
+        # has refilled; or reading goes on at once.
         if not done:
             self._transport.pause_reading()
             self._later = loop.call_soon(self._turn)
@@ -233,7 +234,7 @@ class Stderr(asyncio.Protocol):
         return data[: max(room, 0)]
 
     def _go_on(self) -> None:
-        """The allowance has refilled: read again."""
+        """Read again, once the allowance has refilled; nothing if the pipe was closed meanwhile."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -55,7 +55,7 @@ def request(action: str, payload: Any) -> bytes:
 
 
 async def _at_once() -> None:
-    """The default `drain`, for writers that never wait."""
+    """The default `drain`: returns at once, for writers that never wait."""
 
 
 class Invocation:
@@ -195,7 +195,10 @@ class Invocation:
                 )
 
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
-        """Set the outcome to the reply; `plan` is accepted for `result` (docs/sdk.md)."""
+        """Set the outcome to the reply in `message`, or fail with its Problem, which quotes `line`.
+
+        `plan` is accepted for a `result` that is absent or null (docs/sdk.md).
+        """
         result = message.get("result")
         try:
             reply = replies.reply({**message, "result": message.get("plan") if result is None else result})
@@ -227,7 +230,7 @@ class Invocation:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Handle further lines, if it had paused."""
+        """Handle the lines that wait, if it had paused."""
         if self._paused and not self.outcome.done():
             self._take_all(self._lines.ready())
 

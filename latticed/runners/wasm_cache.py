@@ -80,7 +80,7 @@ class Cache:
                 fd = self._verified(source, subject)
         except OSError:
             return None
-        # Damaged or written by somebody else; it would never verify, so it goes.
+        # Damaged, or not written by this daemon: it would never verify, so it is removed and compiled again.
         if fd is None:
             log.warning("wasm_cache_entry_refused", entry=subject.name[:16])
             with contextlib.suppress(OSError):

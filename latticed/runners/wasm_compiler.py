@@ -77,7 +77,9 @@ class Compiler:
             return found if found is not None else await self._make(module, package, chosen, stderr)
 
     async def _make(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
-        """Compile the module and keep the code in the cache."""
+        """Compile the module and store the code in the cache. Returns the sealed memfd of the code, which the caller
+        closes.
+        """
         fd = artifact.memory()
         try:
             await self._compile(module, package, chosen, _Taken(fd, self._bounds.code_bytes), stderr)

@@ -189,6 +189,6 @@ def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
 
 
 def _opened(fd: int, opened: list[int]) -> int:
-    """Add `fd` to those that are closed at the end of `launch`."""
+    """Add `fd` to `opened`, which `launch` closes at its end; returns `fd`."""
     opened.append(fd)
     return fd

@@ -194,7 +194,7 @@ def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
 
 
 def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
-    """The plan's ids and limits."""
+    """The entries of the plan for uid, gid and rlimits."""
     ids = request.ids
     # RLIMIT_FSIZE, in bytes: without a work directory there is no file that the child may write, so 0.
     file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
@@ -208,7 +208,7 @@ def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str,
 
 
 def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[str, Any]:
-    """The plan's namespaces, root and program to execute."""
+    """The entries of the plan for namespaces, the file tree of the root, and the program to execute."""
     here = probed.standing
     tree = namespaces.tree(
         shape.seen,

@@ -122,8 +122,8 @@ def drop_privileges(plan: Plan) -> None:
             break  # past the kernel's last capability; or an ordinary user, who has none
     if plan["ids"] and not plan["ids_first"]:
         change_ids(plan["ids"])
-    # In a user namespace of its own the child's uid was never 0, so it still has all capabilities of that namespace.
-    # Ambient ones would survive exec (capabilities(7)).
+    # A change of uid clears capabilities only if the old one is 0 (capabilities(7)). In a user namespace of its own the
+    # child's uid was never 0, so it still has all of that namespace. Ambient ones would even survive exec.
     begin("capset")
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)))

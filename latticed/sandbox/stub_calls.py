@@ -27,7 +27,7 @@ numbers: dict[str, int] = {}  # system call numbers of this machine by name; `ma
 
 
 class StageError(Exception):
-    """A step failed; args: stage, errno."""
+    """A step of the stub failed; args: the step's name, errno (0: none)."""
 
 
 def begin(name: str) -> None:

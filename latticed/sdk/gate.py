@@ -170,7 +170,7 @@ class Gate:
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _kv_put(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """As the host's kv.put, with its quotas."""
+        """Store a value, within the quotas of the host's kv.put; HostError bad_params, quota_exceeded."""
         key, value = _key(asked), _value(asked)
         if len(value) > self.kv_value_bytes:
             raise HostError("quota_exceeded", f"expected a value of at most {self.kv_value_bytes} bytes")
@@ -189,7 +189,7 @@ class Gate:
         return {"ok": self.kv.pop(_key(asked), None) is not None}
 
     def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Keep a line; an unknown level becomes info, as at the host."""
+        """Append (level, message) to `lines`. `warn` becomes warning and an unknown level info, as at the host."""
         said = asked.get("level", "info").lower()
         level = "warning" if said == "warn" else said if said in _LEVELS else "info"
         self.lines.append((level, asked["message"]))

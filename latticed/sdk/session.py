@@ -46,7 +46,7 @@ def run(plugin: PluginBase, stream: LineStream) -> None:
 
 
 def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> bool:
-    """Answer one request; False when it was the last."""
+    """Answer one request of the host; False after `shutdown`, which is the last."""
     method, params = request["method"], request.get("params") or {}
     if method == "initialize":
         plugin.id = params.get("id", "")
@@ -100,7 +100,7 @@ class Session:
         self._last_id = 0
 
     def next_request(self) -> dict[str, Any] | None:
-        """The host's next request; None when it has hung up."""
+        """Wait for the host's next request; None once the host has closed stdin."""
         with self._changed:
             self._read_until(lambda: bool(self._requests))
             return self._requests.popleft() if self._requests else None

@@ -285,7 +285,7 @@ def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, A
 
 
 def _sound(key: str, value: Any, origin: str, rules: Mapping[str, Any]) -> Any:
-    """`value`, if the setting's own check accepts it."""
+    """`value`, if the setting's own check (`fault` in `rules`) accepts it; Problem settings_invalid otherwise."""
     if rules["fault"] is not None and (expected := rules["fault"](value)):
         raise _bad(key, origin, expected, value)
     return value

@@ -154,7 +154,7 @@ def decide(state: HandleState, event: Event, rules: SupervisionRules) -> Next:
 
 
 def _start(state: HandleState, *, restarts: int) -> Next:
-    """Begin to start; `restarts` is the new count."""
+    """`state` as it is while a start is under way, with the action START; `restarts` is the new count of restarts."""
     after = replace(state, phase=Phase.STARTING, wanted=True, bad_checks=0, health=Health.UNKNOWN, restarts=restarts)
     return after, (HandleAction.START,)
 
@@ -216,7 +216,7 @@ def _not_wanted(state: HandleState) -> HandleState:
 
 
 def _started(state: HandleState, message: str) -> Next:
-    """The runner has returned an instance: it is armed."""
+    """The runner has returned an instance: the plugin is armed, unless it was disarmed meanwhile."""
     # It was disarmed while the runner returned the instance; the queued STOP ends that instance.
     if state.phase is not Phase.STARTING:
         return state, ()

@@ -284,7 +284,7 @@ class Handle:
         self._tick = self._tools.wheel.add(interval_s * (0.9 + 0.2 * self._tools.roll()), self._check_now)
 
     def _check_now(self) -> None:
-        """The timer's call: begin a check in a task."""
+        """Called by the timer: begin a health check in a task of its own, if an instance is armed."""
         # A task per check, not in the timer's call: one that hangs must not delay the wheel, which all handles share.
         if self.state.phase is Phase.ARMED and self._instance is not None:
             work = self._check(self._instance, self._instance_no)

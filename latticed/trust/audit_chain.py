@@ -312,7 +312,7 @@ class Walk:
             )
 
     def _compare(self, signed: str) -> None:
-        """The last event must have the hash that was signed."""
+        """Check that the last event has the hash `signed`, in hex; _ChainBroken otherwise."""
         if signed != self._hash:
             raise _ChainBroken(
                 self.seq,

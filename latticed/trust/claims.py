@@ -124,7 +124,7 @@ def _signer(claim: IdClaim) -> _Signer:
 
 
 def _pinned(pin: ClaimPin) -> _Signer:
-    """Whose bundles may be the plugin."""
+    """The publisher and signedness that a bundle must have to be the pinned plugin."""
     return pin.publisher, pin.signed
 
 

@@ -272,7 +272,7 @@ def _each(value: Any, where: str, read: Callable[[Any, str], str]) -> list[str]:
 
 
 def _boolean(plain: dict[str, Any], name: str, *, default: bool) -> bool:
-    """`true` or `false`, or the default when it is missing; 0 and 1 are refused."""
+    """The member `name` as a boolean, or the default when it is missing; 0 and 1 are refused."""
     value = plain.get(name, default)
     if not isinstance(value, bool):
         raise _wrong(name, "true or false", value)

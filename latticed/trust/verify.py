@@ -89,7 +89,7 @@ def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: Trus
 
 
 def _unsigned(manifest: Manifest) -> bool:
-    """A v1 bundle that claims no publisher and no signature; v2 always needs both."""
+    """Whether it is a v1 bundle that claims no publisher and no signature; v2 always needs both."""
     return not (manifest.publisher or manifest.signature_ed25519 or manifest.is_v2)
 
 

@@ -33,7 +33,7 @@ _MAX_PAGES: Final = 200
 
 
 class _Zone(msgspec.Struct, frozen=True):
-    """A zone, the fields that are used here."""
+    """The fields of a Cloudflare zone that are used here."""
 
     id: str
     name: str
@@ -41,7 +41,7 @@ class _Zone(msgspec.Struct, frozen=True):
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """A DNS record, the fields that are used here. `ttl` 1 is automatic."""
+    """The fields of a Cloudflare DNS record that are used here. `ttl` in seconds; 1 means automatic."""
 
     id: str
     name: str

@@ -38,7 +38,7 @@ _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 class _Error(msgspec.Struct, frozen=True):
-    """One error of an answer; codes are Cloudflare's."""
+    """One error of an answer; `code` is Cloudflare's own number, not an HTTP status."""
 
     code: int = 0
     message: str = ""
@@ -118,7 +118,7 @@ def typed(found: Any, kind: type[T]) -> T:
 
 
 def items(found: Any, kind: type[T]) -> list[T]:
-    """As `typed`, for a list of `kind`."""
+    """A JSON array in which each element is a `kind`; raises as `typed`."""
     return [typed(one, kind) for one in typed(found, list)]
 
 
@@ -160,7 +160,7 @@ def _pages(info: _Info | None) -> int:
         return 1
     if info.total_pages is not None:
         return info.total_pages
-    # Rounded up.
+    # The number of pages, rounded up; `//` alone rounds down.
     return -(-(info.total_count or 0) // info.per_page) if info.per_page > 0 else 1
 
 

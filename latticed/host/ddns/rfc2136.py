@@ -149,5 +149,5 @@ def _is_equal(found: dns.rrset.RRset | None, job: UpdateJob) -> bool:
 
 
 def _ttl_s(job: UpdateJob) -> int:
-    """The TTL in seconds; DNS knows no automatic one."""
+    """The TTL to send, in seconds; AUTOMATIC_S for an automatic one, which DNS itself does not have."""
     return specs.AUTOMATIC_S if job.ttl == specs.AUTOMATIC else job.ttl

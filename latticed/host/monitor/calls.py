@@ -94,7 +94,7 @@ class MonitorCalls:
         return {"ok": True, "target": made.spec.target}
 
     async def _delete(self, caller: Caller, asked: MonitorName) -> dict[str, Any]:
-        """`ok`: whether there was one."""
+        """Delete a monitor of the caller; `ok` is whether there was one."""
         return {"ok": await self._monitors.delete(caller.plugin_id, asked.name)}
 
 

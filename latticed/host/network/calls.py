@@ -47,7 +47,7 @@ STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
 
 
 class NetworkStateQuery(Params, frozen=True):
-    """Parameters of network.state: one of STATES."""
+    """Parameters of network.state. `kind`: one of STATES."""
 
     kind: str
 
@@ -70,7 +70,7 @@ class NetworkPlans(Params, frozen=True):
 
 
 class NetworkApply(Params, frozen=True):
-    """Parameters of network.apply: the plan's name."""
+    """Parameters of network.apply. `sha256`: the plan's name, as network.plan returned it."""
 
     sha256: str
 
@@ -132,8 +132,10 @@ class NetworkCalls:
         return found
 
     async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
-        """Store a plan; HostError bad_params (kind, intent, a secret in clear or not bound), quota_exceeded. Planning
-        the same again gives the plan that exists.
+        """Store a plan and return it (`_view`). The same kind and intent again give the plan that exists.
+
+        HostError bad_params for an unknown kind, a bad intent, or a secret that is in clear or not bound;
+        quota_exceeded.
         """
         if asked.kind not in plan.KINDS:
             expected = ", ".join(plan.KINDS)
@@ -209,7 +211,7 @@ def _planned(caller: Caller, row: rows.PlanRow) -> Event:
 
 
 def _view(row: rows.PlanRow) -> dict[str, Any]:
-    """A plan as JSON, without its intent."""
+    """A plan as plugins see it in answers, without its intent."""
     return {
         "number": row.number,
         "sha256": row.sha256,

@@ -41,8 +41,8 @@ def check(intent: dict[str, Any]) -> None:
 
 
 def references(intent: dict[str, Any]) -> frozenset[str]:
-    """The texts of an intent that contain references to secrets, such as `${secret:NAME}`; the whole
-    texts, unchanged.
+    """Those texts anywhere in an intent that contain a reference to a secret, such as `${secret:NAME}`; whole and
+    unchanged.
     """
     return frozenset(value for _, _, value in _texts(intent, "intent", "") if REFERENCE.search(value))
 

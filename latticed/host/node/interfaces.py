@@ -66,7 +66,7 @@ def _reveals_mac(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _line(path: Path) -> str | None:
-    """What a file of one line has, or None."""
+    """The text of a file that has one line, stripped; None if it is empty or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
@@ -74,5 +74,5 @@ def _line(path: Path) -> str | None:
 
 
 def _number(line: str | None) -> int | None:
-    """The number in a line, or None."""
+    """The line as a number; None if it is absent or not all digits."""
     return int(line) if line is not None and line.isdigit() else None

@@ -136,7 +136,7 @@ def _is_sshd(entry: JournalEntry) -> bool:
 
 
 def _is_any(_: JournalEntry) -> bool:
-    """For units: journalctl's match is enough, as `_SYSTEMD_UNIT` cannot be forged."""
+    """True for every entry: for a unit, journalctl's match is enough, as `_SYSTEMD_UNIT` cannot be forged."""
     return True
 
 
@@ -187,7 +187,7 @@ def _is_sshd_line(line: bytes) -> bool:
 
 
 def _parsed(line: bytes) -> re.Match[str] | None:
-    """The parts of a line, or None."""
+    """The parts of a line of the text log; None for a line that does not have its form."""
     return _AUTH_LINE.fullmatch(line.decode("utf-8", "replace").rstrip("\r"))
 
 
@@ -228,7 +228,7 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
 
 
 def _number(field: str) -> int | None:
-    """The number in a field, or None."""
+    """A field as a number; None unless it is 1 to 19 ASCII digits."""
     # 19 digits always fit into 64 bits. isascii, because isdigit is true for other scripts and superscripts.
     return int(field) if field.isascii() and field.isdigit() and len(field) < 20 else None
 

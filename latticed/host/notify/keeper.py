@@ -303,7 +303,7 @@ class NotificationQueue:
         return frozenset(one for one in self._ledger.read(rows.senders) if not self._may(one))
 
     def _backoff_s(self, attempts: int) -> float:
-        """The pause after so many attempts, in seconds."""
+        """The pause before the next attempt, in seconds, after so many `attempts` that failed."""
         settings = self.settings
         backoff = restart.Backoff(base_s=settings.backoff_base_s, ceiling_s=settings.backoff_ceiling_s)
         return backoff.delay_s(attempts, self._roll())

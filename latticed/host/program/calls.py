@@ -55,7 +55,7 @@ class ProgramCalls:
         return {"ok": True, "name": made.name, "state": made.program.state}
 
     async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
-        """Stop it; `ok`: whether there was one."""
+        """Stop and delete a program of the caller; `ok` is whether there was one."""
         return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:

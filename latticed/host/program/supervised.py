@@ -228,7 +228,7 @@ class SupervisedProgram:
         )
 
     async def _spawn(self, ready: Ready) -> Child:
-        """Start the child, with empty output."""
+        """Start the child, with empty buffers for its stdout and stderr."""
         self._out, self._err = LastOutput(self._output_bytes), LastOutput(self._output_bytes)
         return await self._deps.spawner.spawn(
             ready.request,

@@ -318,7 +318,7 @@ class RouteKeeper:
         return self._deps.permissions.may(plugin_id, ROUTE)
 
     def _live(self, plugin_id: str) -> bool:
-        """As `_may`, and an instance of the plugin is running."""
+        """Whether the plugin may have routes served (`_may`) and has a running instance."""
         handle = self._deps.handles.get(plugin_id)
         return handle is not None and handle.armed and self._may(plugin_id)
 

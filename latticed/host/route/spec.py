@@ -96,7 +96,7 @@ def checked(asked: RoutePut) -> RouteSpec:
 
 
 def encoded(spec: RouteSpec) -> str:
-    """JSON for the ledger."""
+    """A spec as it is stored in a row of the ledger: JSON."""
     return msgspec.json.encode(spec).decode("utf-8")
 
 

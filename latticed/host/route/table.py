@@ -206,7 +206,7 @@ class RouteTable:
         return None
 
     def _drop(self, prefix: str, claim: RouteClaim) -> None:
-        """Remove `claim` from one prefix, if it still has it."""
+        """Remove `claim` from one prefix; nothing if another claim has the prefix by now."""
         # A newer claim of the same plugin has replaced this one; releasing the old one late must not remove the new.
         if self._claims.get(prefix) is not claim:
             return

@@ -211,7 +211,7 @@ class StaticCalls:
         return {"ok": True, "bytes": len(data), "content_type": kind, "etag": etag(data)}
 
     async def _delete(self, caller: Caller, asked: StaticDelete) -> dict[str, Any]:
-        """`ok`: whether there was one."""
+        """Delete a file of the caller; `ok` is whether there was one."""
         path, directory = _checked(asked.path), self._directory_of(caller.plugin_id)
         return {"ok": await self._in_thread(lambda: self._files.delete(directory, path))}
 
@@ -239,7 +239,7 @@ class StaticCalls:
         return content_types.of(path, html=limits.html, svg=limits.svg)
 
     def _kinds(self) -> str:
-        """For messages: which extensions are published."""
+        """What a refusal says was expected: the extensions that can be published, and which of them are off."""
         limits = self.limits
         off = [word for word, on in (("html", limits.html), ("svg", limits.svg)) if not on]
         known = ", ".join(content_types.OF)

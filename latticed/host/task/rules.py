@@ -98,7 +98,7 @@ def decide(before: TaskStatus, step: Step) -> TaskStatus | Fault:
 def _with(
     before: TaskStatus, state: State, *, approved_sha256: str | None = None, run_id: str | None = None
 ) -> TaskStatus:
-    """`before` with another state, and what is given replaced."""
+    """`before` with another state, and with those of the other arguments that are not None."""
     return TaskStatus(
         state=state,
         sha256=before.sha256,

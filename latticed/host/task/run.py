@@ -96,7 +96,7 @@ class TaskRun:
         """Start the confined child at the highest level of this host; its output goes to `_out` and `_err`."""
         # Without a network: a script's targets are arguments, not places that it may reach.
         chosen = confinement.choose(self._spawner)
-        # All that the script learns of its task.
+        # These two, and the targets as arguments, are all that the script is told of its task.
         names = {"LATTICED_TASK": self._task.id, "LATTICED_RUN": self._task.run_id}
         request = ChildRequest(
             program=program,

@@ -182,10 +182,10 @@ class Connector:
         return SupervisedProgram(name, self._deps.program, self._prepare, rules, output_bytes=OUTPUT_BYTES)
 
     async def _prepare(self) -> Ready:
-        """Write configuration and credentials, and give what to start; called before each start.
+        """Write configuration and credentials, and return what to start; called before each start.
 
-        Problem egress_blocked when an origin is not bound any more, credentials_unusable, service_unavailable: counts
-        as a failed start.
+        Problem egress_blocked when an origin is not bound any more, credentials_unusable, service_unavailable. Each
+        counts as a failed start.
         """
         files = self._files
         try:

@@ -33,7 +33,7 @@ class TunnelFiles:
 
     @property
     def config(self) -> Path:
-        """The configuration that runs."""
+        """The path of the configuration that the running cloudflared was started with."""
         return self.state / "config.yml"
 
     @property

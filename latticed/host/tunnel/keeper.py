@@ -209,7 +209,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         return Connector(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
 
     def _files(self, plugin_id: str, name: str) -> TunnelFiles:
-        """The directories of a tunnel."""
+        """Where a tunnel's files are: in directories of its own below the state and the runtime directory."""
         folder = f"{plugin_id}+{name}"  # unambiguous: neither contains a '+'
         return TunnelFiles(state=self._state / folder, runtime=self._runtime / folder)
 

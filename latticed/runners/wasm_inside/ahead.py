@@ -30,7 +30,10 @@ def main(text: str) -> NoReturn:
 
 
 def _compile(fuel: int) -> bytes:
-    """The compiled code of the module; GuestFailed when it is invalid, no plugin, or too large."""
+    """The compiled code of the module at INPUT; GuestFailed when it is invalid, no plugin, or too large.
+
+    `fuel`: above 0 the code counts fuel.
+    """
     data = status.read_all(status.INPUT)
     engines.check_bytes(data)
     try:

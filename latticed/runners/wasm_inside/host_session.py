@@ -107,7 +107,7 @@ class HostSession:
                 self._lines.extend(lines[1:])
                 self._rest.clear()
             self._rest += rest
-        # The host is trusted: what it writes is valid.
+        # Not checked: the daemon is trusted to write valid lines.
         message: dict[str, Any] = json.loads(self._lines.popleft())
         return message
 

@@ -60,7 +60,9 @@ def wait(asked: Sequence[PollRequest], streams: Streams, now_ns: Callable[[], in
 
 
 def _left_ns(one: PollRequest, now_ns: int, began_ns: int) -> int:
-    """Nanoseconds until a clock is due; negative once it is."""
+    """Nanoseconds until the subscribed time of a clock, negative once it has passed; a relative one counts from
+    `began_ns`.
+    """
     return one.timeout_ns - (now_ns if one.absolute else now_ns - began_ns)
 
 

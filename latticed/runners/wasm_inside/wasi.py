@@ -146,7 +146,7 @@ class Wasi:
         return OK
 
     def _sizes(self, caller: Caller, count: int, size: int, words: list[bytes]) -> int:
-        """Write how many `words` there are and how many bytes."""
+        """Write the number of `words` to the address `count` and the sum of their bytes to `size`."""
         self._guest.write_u32(caller, count, len(words))
         self._guest.write_u32(caller, size, sum(map(len, words)))
         return OK
