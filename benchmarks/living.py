@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import many
-from latticed import settings as settings_room
+from latticed import settings as settings_module
 from latticed.app import App
 from latticed.model.audit import DAEMON
 from latticed.model.lifecycle import Status
@@ -77,7 +77,7 @@ async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> 
     floor = f'[sandbox]\nfloor = "{level.token}"\n' if level is not None else ""
     config = place / "latticed.toml"
     config.write_text(head + SWIFT + floor + toml)
-    async with App(config, settings_room.load(config, {}, os.geteuid())) as app:
+    async with App(config, settings_module.load(config, {}, os.geteuid())) as app:
         if level is not None:
             _lower(app, level)
         started = asyncio.Event()

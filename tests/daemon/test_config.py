@@ -1,4 +1,4 @@
-"""Configurations of plugins in a running daemon: set, checked, handed to the plugin, kept, handed over, forgotten."""
+"""Configurations of plugins in a running daemon: set, checked, given to the plugin, kept, restored, forgotten."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ ECHO = (
     programs.SDK
     + b"""
     def do_config(self, payload):
-        return {"config": self.config, "life": LIFE}
+        return {"config": self.config, "instance": INSTANCE}
 
-LIFE = os.urandom(8).hex()
+INSTANCE = os.urandom(8).hex()
 Test().run()
 """
 )
@@ -58,7 +58,7 @@ def host():
 
 @pytest.fixture
 def plugin(host):
-    """acme.configured, armed with nothing set; gone with all its data after the test."""
+    """acme.configured, armed without a configuration; purged after the test."""
     host.up(ID, ECHO, runtime=SPEAKING, config=SCHEMA)
     yield host
     gone(host)
@@ -66,7 +66,7 @@ def plugin(host):
 
 @pytest.fixture
 def alone():
-    """As `plugin`, in a daemon of its own: versions that it accepted stay a floor for later ones."""
+    """As `plugin`, in a daemon of its own: accepted versions stay a floor for later ones."""
     with hosting.hosting() as host:
         host.up(ID, ECHO, runtime=SPEAKING, config=SCHEMA)
         yield host
@@ -86,12 +86,12 @@ def put(host, config, **more):
 
 
 def given(host):
-    """What the running plugin was given."""
+    """The configuration that the running plugin was given."""
     return host.result(ID, "config")["config"]
 
 
-def test_a_plugin_is_given_what_the_operator_sets(plugin):
-    """Nothing set: an empty object. Setting it restarts the plugin, which then has the document."""
+def test_plugin_is_given_the_configuration_that_the_operator_sets(plugin):
+    """Before that an empty object. Setting it restarts the plugin."""
     before = plugin.result(ID, "config")
     assert before["config"] == {}
     wanted = {"city": "Bern", "rules": [{"port": 22, "proto": "tcp"}]}
@@ -101,7 +101,7 @@ def test_a_plugin_is_given_what_the_operator_sets(plugin):
     assert (said["changed"], said["restarted"], said["state"]) == (True, True, "armed")
     after = plugin.result(ID, "config")
     assert after["config"] == wanted
-    assert after["life"] != before["life"]
+    assert after["instance"] != before["instance"]
     shown = plugin.daemon.get(CONFIG).json()
     compact = json.dumps(wanted, separators=(",", ":"), sort_keys=True).encode()
     assert shown["config"] == wanted
@@ -109,20 +109,20 @@ def test_a_plugin_is_given_what_the_operator_sets(plugin):
     assert (shown["bytes"], shown["sha256"]) == (len(compact), hashlib.sha256(compact).hexdigest())
 
 
-def test_an_unchanged_document_restarts_nothing(plugin):
-    """Also with its keys in another order: the instance, and the record of what was set, stay."""
+def test_unchanged_configuration_restarts_no_plugin(plugin):
+    """Also with its keys in another order; no event is audited."""
     assert put(plugin, {"city": "Bern", "token": "x"}).status == 200
-    life = plugin.result(ID, "config")["life"]
+    instance = plugin.result(ID, "config")["instance"]
     events = len(plugin.daemon.events(action="plugin.config", target=ID))
     again = put(plugin, {"token": "x", "city": "Bern"}).json()
     assert (again["changed"], again["restarted"]) == (False, False)
-    assert plugin.result(ID, "config")["life"] == life
+    assert plugin.result(ID, "config")["instance"] == instance
     assert len(plugin.daemon.events(action="plugin.config", target=ID)) == events
 
 
-def test_all_that_is_wrong_is_said_with_its_place(plugin):
-    """422, each fault with its path, what was expected, what was found; nothing is stored or restarted."""
-    life = plugin.result(ID, "config")["life"]
+def test_invalid_configuration_is_422_with_every_fault_and_its_path(plugin):
+    """With what was expected and found; it is not stored, and nothing restarts."""
+    instance = plugin.result(ID, "config")["instance"]
     answer = put(plugin, {"rules": [{"port": 70000}, {"proto": "tpc"}, {"port": "22"}], "citty": "Bern"})
     assert (answer.status, answer.code) == (422, "config_invalid")
     problem = answer.json()
@@ -134,12 +134,12 @@ def test_all_that_is_wrong_is_said_with_its_place(plugin):
         'rules[2].port: expected an integer, found "22"',
         'the document: expected only known keys, found "citty"',
     }
-    assert plugin.result(ID, "config") == {"config": {}, "life": life}
+    assert plugin.result(ID, "config") == {"config": {}, "instance": instance}
     assert plugin.daemon.get(CONFIG).json()["is_set"] is False
 
 
-def test_the_audit_has_size_and_hash_never_a_value(plugin):
-    """Of what was set and of what was refused."""
+def test_audit_events_of_configurations_have_size_and_hash_never_a_value(plugin):
+    """Of refused ones too."""
     assert put(plugin, {"city": "sesame-open"}).status == 200
     assert put(plugin, {"city": 1, "token": "sesame-closed"}).code == "config_invalid"
     allowed, refused = plugin.daemon.events(action="plugin.config", target=ID)[-2:]
@@ -150,8 +150,8 @@ def test_the_audit_has_size_and_hash_never_a_value(plugin):
     assert "sesame" not in plugin.daemon.log_file.read_text()
 
 
-def test_more_faults_than_are_listed_are_said_to_be_more(plugin):
-    """Twenty of forty-five thousand."""
+def test_answer_to_a_configuration_with_many_faults_says_that_there_are_more(plugin):
+    """Twenty of forty-five thousand are listed."""
     answer = put(plugin, {"rules": [0] * 45_000})
     assert (answer.status, answer.code) == (422, "config_invalid")
     assert (len(answer.json()["errors"]), answer.json()["more"]) == (20, True)
@@ -177,27 +177,27 @@ def test_more_faults_than_are_listed_are_said_to_be_more(plugin):
         (b'{"config": {"token": "${secret:OPEN"}}', 422, "config_invalid", "fits"),
     ],
 )
-def test_documents_that_are_refused_unread(plugin, body, status, code, word):
-    """Each with a code and a reason; the plugin goes on."""
-    life = plugin.result(ID, "config")["life"]
+def test_malformed_configuration_document_is_refused_with_a_code(plugin, body, status, code, word):
+    """And a reason; the plugin keeps running."""
+    instance = plugin.result(ID, "config")["instance"]
     answer = plugin.daemon.ask("PUT", CONFIG, body)
     assert (answer.status, answer.code) == (status, code)
     assert word in answer.json()["detail"]
-    assert plugin.result(ID, "config")["life"] == life
+    assert plugin.result(ID, "config")["instance"] == instance
 
 
-def test_a_check_stores_nothing(plugin):
-    """`dry_run`: the same faults, and neither a record nor a restart when there are none."""
-    life = plugin.result(ID, "config")["life"]
+def test_dry_run_of_a_configuration_stores_nothing(plugin):
+    """It answers with the same faults, and restarts no plugin if there are none."""
+    instance = plugin.result(ID, "config")["instance"]
     said = put(plugin, {"city": "Bern"}, dry_run=True).json()
     assert (said["dry_run"], said["changed"], said["restarted"]) == (True, False, False)
     assert put(plugin, {"city": 1}, dry_run=True).code == "config_invalid"
-    assert plugin.result(ID, "config") == {"config": {}, "life": life}
+    assert plugin.result(ID, "config") == {"config": {}, "instance": instance}
     assert plugin.daemon.get(CONFIG).json()["is_set"] is False
 
 
-def test_secrets_stay_references(plugin):
-    """In what is stored, shown and given to the plugin; a name that is not bound to it is pointed out."""
+def test_secret_references_in_a_configuration_stay_unexpanded(plugin):
+    """As stored, shown and given to the plugin; a secret that is not bound to it is pointed out."""
     daemon = plugin.daemon
     assert daemon.ask("PUT", "/api/secrets/CITY_TOKEN", b"the-value-of-it").status == 200
     said = put(plugin, {"token": "Bearer ${secret:CITY_TOKEN}"}).json()
@@ -210,8 +210,8 @@ def test_secrets_stay_references(plugin):
     assert daemon.ask("DELETE", "/api/secrets/CITY_TOKEN?unbind=true").status == 200
 
 
-def test_a_schema_that_wants_something_is_needs_config_until_it_is_set(host):
-    """409 with the command to run, status unchanged; nothing of a value in it. Set, it can be activated."""
+def test_plugin_with_required_configuration_is_needs_config_until_it_is_set(host):
+    """409 with the command to run, status unchanged, no value in it. Set, the plugin can be activated."""
     answer = host.activated(ID, ECHO, runtime=SPEAKING, config=NEEDY)
     assert (answer.status, answer.code) == (409, "needs_config")
     assert 'the key "city"' in answer.json()["detail"]
@@ -224,8 +224,8 @@ def test_a_schema_that_wants_something_is_needs_config_until_it_is_set(host):
     gone(host)
 
 
-def test_an_upgrade_to_a_schema_that_does_not_fit_is_refused(alone):
-    """The old version runs on with its configuration; disabled, it can be upgraded, configured and activated."""
+def test_upgrade_to_a_schema_that_the_configuration_does_not_fit_is_refused(alone):
+    """The old version keeps running; disabled, it can be upgraded, configured and activated."""
     daemon = alone.daemon
     assert put(alone, {"city": "Bern"}).status == 200
     narrower = {**SCHEMA, "required": ["token"]}
@@ -248,8 +248,8 @@ def test_an_upgrade_to_a_schema_that_does_not_fit_is_refused(alone):
     assert given(alone) == {"city": "Bern", "token": "x"}
 
 
-def test_an_upgrade_to_a_schema_that_still_fits_keeps_the_configuration(alone):
-    """Checked anew against the new schema, not set anew."""
+def test_upgrade_to_a_schema_that_the_configuration_fits_keeps_it(alone):
+    """It is checked against the new schema."""
     daemon = alone.daemon
     assert put(alone, {"city": "Bern"}).status == 200
     alone.drop(ID, ECHO, runtime=SPEAKING, config=NEEDY, version="1.1.0")
@@ -258,8 +258,8 @@ def test_an_upgrade_to_a_schema_that_still_fits_keeps_the_configuration(alone):
     assert given(alone) == {"city": "Bern"}
 
 
-def test_forgetting_keeps_the_configuration_and_purging_removes_it(plugin):
-    """As it does the values."""
+def test_forget_keeps_the_configuration_and_purge_removes_it(plugin):
+    """As with kv values."""
     daemon = plugin.daemon
     assert put(plugin, {"city": "Bern"}).status == 200
     for purge, left in ((False, {"city": "Bern"}), (True, {})):
@@ -275,8 +275,8 @@ def test_forgetting_keeps_the_configuration_and_purging_removes_it(plugin):
         assert given(plugin) == left
 
 
-def test_only_installed_plugins_are_configured(host):
-    """Until it is installed another publisher may take the id: checking works, setting does not."""
+def test_only_an_installed_plugin_can_be_configured(host):
+    """Before that another publisher may take the id: checking works, setting does not."""
     host.drop(ID, ECHO, runtime=SPEAKING, config=SCHEMA)
     host.daemon.until(lambda: host.daemon.plugin(ID), "it to be seen")
     assert put(host, {"city": "Bern"}, dry_run=True).status == 200
@@ -296,8 +296,8 @@ def test_only_installed_plugins_are_configured(host):
         ({"v2": True, "runtime": {"protocol": "stdio-json-v1"}, "config": SCHEMA}, "stdio-json-v1"),
     ],
 )
-def test_plugins_that_take_no_configuration_say_so(host, fields, word):
-    """No schema in the manifest, or a protocol that carries none."""
+def test_configuration_of_a_plugin_that_takes_none_is_400(host, fields, word):
+    """It has no schema in its manifest, or a protocol without configuration."""
     host.drop(ID, ECHO, **fields)
     host.daemon.until(lambda: host.daemon.plugin(ID), "it to be seen")
     refused = put(host, {})
@@ -310,7 +310,7 @@ def test_plugins_that_take_no_configuration_say_so(host, fields, word):
     gone(host)
 
 
-def test_a_wasm_plugin_has_it_with_each_invocation(host):
+def test_wasm_plugin_gets_its_configuration_with_each_invocation(host):
     """Its request to `invoke` has `config` beside action and payload."""
     head = '{"ok":true,"result":'
     echo = wasms.module(
@@ -326,12 +326,12 @@ def test_a_wasm_plugin_has_it_with_each_invocation(host):
     gone(host)
 
 
-# The schema is a stranger's, too.
+# The schema is untrusted as well.
 
 
 @pytest.mark.slow
-def test_no_schema_holds_the_daemon_up(host):
-    """References that double the work 2^40 times: the check is ended, the daemon answers all the while."""
+def test_schema_that_takes_too_long_to_check_does_not_block_the_daemon(host):
+    """References that double the work 2^40 times: deadline_exceeded, and the daemon answers meanwhile."""
     steps = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2} for n in range(1, 41)}
     bomb = {"$defs": {"a0": {"type": "integer"}, **steps}, "properties": {"x": {"$ref": "#/$defs/a40"}}}
     host.drop(ID, ECHO, runtime=SPEAKING, config=bomb)
@@ -358,7 +358,7 @@ def test_no_schema_holds_the_daemon_up(host):
         ({"$ref": "#/$defs/none"}, "config.$ref"),
     ],
 )
-def test_a_manifest_with_a_bad_schema_does_not_verify(host, schema, word):
+def test_manifest_with_a_bad_schema_does_not_verify(host, schema, word):
     """`manifest_invalid`, and the reason names the place."""
     host.drop(ID, ECHO, runtime=SPEAKING, config=schema)
     host.daemon.until_rejected(ID, "manifest_invalid")
@@ -371,8 +371,8 @@ def test_a_manifest_with_a_bad_schema_does_not_verify(host, schema, word):
 # Where it stays.
 
 
-def test_it_is_there_after_kill_9(place, acme):
-    """On disk before the answer; the plugin is started with it again, without another check."""
+def test_configuration_survives_kill_9(place, acme):
+    """It is on disk before the answer; the plugin is started with it again, without another check."""
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=NEEDY)
     url = "/api/plugins/by-id/acme.demo/config"
     with place.running() as daemon:
@@ -388,8 +388,8 @@ def test_it_is_there_after_kill_9(place, acme):
         assert answer["result"]["config"] == {"city": "Bern"}
 
 
-def test_another_publisher_does_not_inherit_it(place, acme):
-    """Neither the document nor an activation with it; back with the first publisher it is there again."""
+def test_other_publisher_of_an_id_does_not_inherit_the_configuration(place, acme):
+    """Nor does it count for activation; if the first publisher returns, it is there again."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     url = "/api/plugins/by-id/acme.demo/config"
@@ -414,8 +414,8 @@ def test_another_publisher_does_not_inherit_it(place, acme):
         assert daemon.get(url).json()["config"] == {"city": "Bern"}
 
 
-def test_it_is_in_backups(place, acme):
-    """What is restored on another machine starts with the same configuration."""
+def test_backup_has_the_configuration(place, acme):
+    """A plugin restored on another machine starts with it."""
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=NEEDY)
     url = "/api/plugins/by-id/acme.demo/config"
     with place.running() as daemon:
@@ -435,8 +435,8 @@ def test_it_is_in_backups(place, acme):
         assert daemon.get(url).json()["config"] == {"city": "Bern"}
 
 
-def test_an_active_plugin_whose_configuration_is_lost_is_held(place, acme):
-    """A row that is gone from the ledger: it is not started with less than its schema wants, and says so."""
+def test_active_plugin_whose_configuration_is_lost_is_not_started(place, acme):
+    """Its row is deleted from the ledger: it fails with needs_config."""
     apsw = pytest.importorskip("apsw")
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=NEEDY)
     url = "/api/plugins/by-id/acme.demo/config"

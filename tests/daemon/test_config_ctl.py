@@ -29,12 +29,12 @@ def host():
 
 @pytest.fixture
 def config(host):
-    """Runs `latticectl config`; what it set is taken back after the test."""
+    """Runs `latticectl config`; the configuration is emptied after the test."""
     yield lambda *words, stdin="": host.daemon.ctl("config", *words, stdin=stdin)
     assert host.daemon.ctl("config", "set", ID, "-f", "-", stdin="{}").returncode == 0
 
 
-def test_a_toml_file_is_set_and_printed_as_json(host, config):
+def test_config_set_of_a_toml_file_is_printed_as_json_by_get(host, config):
     """The plugin has it; what `get` prints can be set again, which changes nothing."""
     file = host.daemon.place.home / "settings.toml"
     host.daemon.place.write(file, TOML.encode())
@@ -47,7 +47,7 @@ def test_a_toml_file_is_set_and_printed_as_json(host, config):
     assert (again.returncode, again.stdout) == (0, f"{ID} is configured so already\n")
 
 
-def test_a_check_says_that_it_fits_and_sets_nothing(host, config):
+def test_config_check_says_that_the_file_fits_and_sets_nothing(host, config):
     done = config("check", ID, "-f", "-", stdin=TOML)
     assert (done.returncode, done.stdout) == (0, f"{ID} fits: 51 bytes, nothing was changed\n")
     whole = json.loads(config("check", ID, "-f", "-", "--format", "json", stdin=TOML).stdout)
@@ -56,7 +56,7 @@ def test_a_check_says_that_it_fits_and_sets_nothing(host, config):
 
 
 @pytest.mark.parametrize("verb", ["check", "set"])
-def test_all_faults_are_printed_one_a_line(host, config, verb):
+def test_config_faults_are_printed_one_per_line(host, config, verb):
     """On stderr, then the error and a hint; as data with --format json. Exit status 1."""
     stdin = '{"citty": 1, "rules": [{"port": 0}, {}]}'
     done = config(verb, ID, "-f", "-", stdin=stdin)
@@ -74,13 +74,13 @@ def test_all_faults_are_printed_one_a_line(host, config, verb):
     assert (data.returncode, whole["ok"], whole["code"], len(whole["errors"])) == (1, False, "config_invalid", 3)
 
 
-def test_the_schema_is_printed(config):
+def test_config_get_prints_the_schema(config):
     done = config("get", ID, "--schema")
     assert (done.returncode, json.loads(done.stdout)) == (0, SCHEMA)
 
 
-def test_a_secret_that_is_not_bound_is_pointed_out(host, config):
-    """With the command that binds it; bound, nothing is said."""
+def test_config_set_hints_at_binding_an_unbound_secret(host, config):
+    """Once it is bound, there is no hint."""
     done = config("set", ID, "-f", "-", stdin='{"token": "${secret:UNBOUND}"}')
     assert done.returncode == 0
     assert done.stderr.endswith(f"hint: latticectl secret bind UNBOUND {ID}\n")
@@ -111,7 +111,7 @@ def test_a_secret_that_is_not_bound_is_pointed_out(host, config):
         ("{", "line 1"),
     ],
 )
-def test_what_json_cannot_carry_is_refused_with_its_place(config, stdin, word):
+def test_config_value_that_json_cannot_represent_is_refused_with_its_place(config, stdin, word):
     """Before anything is sent: exit status 2. An empty file is an empty TOML document."""
     done = config("check", ID, "-f", "-", stdin=stdin)
     if word is None:
@@ -122,8 +122,8 @@ def test_what_json_cannot_carry_is_refused_with_its_place(config, stdin, word):
     assert word in done.stderr
 
 
-def test_files_that_cannot_be_read_are_reported(host, config):
-    """One that is not there, a directory, one that is too large, bytes that are no UTF-8."""
+def test_unreadable_config_file_is_reported(host, config):
+    """Missing, a directory, too large, bytes that are not UTF-8."""
     home = host.daemon.place.home
     large, latin = home / "large.json", home / "latin.toml"
     host.daemon.place.write(large, b" " * (2 << 20))
@@ -139,14 +139,14 @@ def test_files_that_cannot_be_read_are_reported(host, config):
         assert word in done.stderr
 
 
-def test_an_unknown_plugin_is_not_found(config):
+def test_config_of_an_unknown_plugin_is_not_found(config):
     for verb in (("get", "acme.nobody"), ("set", "acme.nobody", "-f", "-"), ("check", "acme.nobody", "-f", "-")):
         assert config(*verb, stdin="{}").returncode == 4
     assert config("get", "no/id").returncode == 4
 
 
-def test_explain_says_how_to_configure_what_cannot_start(host):
-    """The command of the hint."""
+def test_explain_names_the_command_that_configures_a_plugin(host):
+    """One that cannot start without."""
     plugin_id = "acme.needy"
     answer = host.activated(plugin_id, ECHO, runtime=SPEAKING, config={**SCHEMA, "required": ["city"]})
     assert answer.code == "needs_config"

@@ -27,7 +27,7 @@ def past(acme):
 
 @pytest.fixture
 def used(place, past):
-    """A place of its own with a past."""
+    """A copy of the used place for each test."""
     return used_states.copy(past, place)
 
 

@@ -136,10 +136,7 @@ STATE = [
 
 
 def test_acknowledged_decisions_survive_a_replaced_state(daemon):
-    """Whatever of the state is taken away or replaced underneath: at once nothing is acknowledged, health has the code.
-
-    Once it is put back, all goes on. What was acknowledged in between, and nothing of the rest, is there after a start.
-    """
+    """Meanwhile decisions are refused, and health has a code; once the files are back, they are accepted again."""
     place, acknowledged = daemon.place, set()
 
     def write(key):

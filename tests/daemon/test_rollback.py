@@ -30,7 +30,7 @@ def past(acme):
 
 @pytest.fixture
 def used(place, past):
-    """A place of its own with a past: acme.demo active, network:plan granted, kv:write trimmed, acme.bad revoked."""
+    """A copy of the used place: acme.demo active, network:plan granted, kv:write trimmed, acme.bad revoked."""
     return used_states.copy(past, place)
 
 

@@ -50,7 +50,7 @@ def wal_garbage(state: Path) -> None:
     (state / "ledger.sqlite3-wal").write_bytes(os.urandom(3 * PAGE))
 
 
-def row_of_a_stranger(state: Path) -> None:
+def foreign_row(state: Path) -> None:
     """SQLite finds nothing wrong, but a record has values that latticed never writes."""
     _execute(state, "UPDATE records SET status = 'king'")
 
@@ -73,7 +73,7 @@ AT_ONCE: dict[str, Callable[[Path], None]] = {
     "gone": gone,
     "zeros": zeros,
     "wal garbage": wal_garbage,
-    "row of a stranger": row_of_a_stranger,
+    "foreign row": foreign_row,
 }
 """What every start refuses."""
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from latticed import settings as settings_room
+from latticed import settings as settings_module
 from latticed.app import App
 from latticed.kit.clock import Clock
 from latticed.kit.peers import Peer
@@ -168,7 +168,7 @@ def settings_in(root: Path, toml: str = "") -> tuple[Path, Settings]:
     head = "".join(f'{key} = "{root / name}"\n' for key, name in paths.items())
     config = root / "latticed.toml"
     config.write_text(head + SWIFT + toml)
-    return config, settings_room.load(config, {}, os.geteuid())
+    return config, settings_module.load(config, {}, os.geteuid())
 
 
 @contextlib.asynccontextmanager

@@ -84,10 +84,7 @@ def test_bundle_signed_by_independent_signer_verifies(version):
 
 @versions
 def test_no_flipped_bit_of_the_manifest_is_accepted_outside_white_space(version):
-    """Every bit of every byte.
-
-    Between tokens a flip may turn one white space into another, which changes no meaning.
-    """
+    """A flip between tokens may turn one white space into another, which changes no meaning."""
     original = MANIFESTS[version]
     white = _white_space(original)
     for place in range(len(original)):

@@ -132,7 +132,7 @@ class Handle(RuleBasedStateMachine):
     # Late news, which must not matter.
 
     @precondition(lambda self: not self.running)
-    @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late_event"), Stopped()]))
+    @rule(event=st.sampled_from([Started(), InstanceFailed("exited", "late"), Stopped()]))
     def late_event(self, event: rules.Event) -> None:
         before = self.state
         self.post(event)

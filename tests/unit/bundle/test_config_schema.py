@@ -41,8 +41,8 @@ def fault(schema):
     return str(broken.value)
 
 
-def test_an_honest_schema_passes():
-    """References within, unknown keywords, and data that merely looks like schemas."""
+def test_valid_schema_is_accepted():
+    """With references within it, unknown keywords, and data that merely looks like schemas."""
     config_schema.check(HONEST)
     config_schema.check({})
 
@@ -78,13 +78,13 @@ def test_an_honest_schema_passes():
         ({"$defs": {"a": {"$anchor": "x"}}}, "config.$defs.a", "$anchor"),
     ],
 )
-def test_a_schema_that_will_not_do_is_refused_with_its_place(schema, place, word):
+def test_invalid_schema_is_refused_with_the_place_of_its_fault(schema, place, word):
     said = fault(schema)
     assert f"`{place}`" in said
     assert word in said
 
 
-def test_sizes_are_bounded():
+def test_schema_over_its_size_limits_is_refused():
     """64 KiB, 100 patterns, 4 MiB for all of them compiled."""
     assert "65536" in fault({"description": "x" * (64 << 10)})
     many = {f"p{n}": {"pattern": "a"} for n in range(101)}
@@ -103,8 +103,8 @@ def test_sizes_are_bounded():
         {"patternProperties": {f"[ab]{{0,600}}{n}": True for n in range(100)}},
     ],
 )
-def test_judging_takes_milliseconds(schema):
-    """Whatever the patterns: it is done before anybody's signature is verified."""
+def test_any_schema_is_judged_within_milliseconds(schema):
+    """Whatever its patterns: that happens before a signature is verified."""
     config_schema.check({})
     began = time.thread_time()
     with contextlib.suppress(Broken):
@@ -112,8 +112,8 @@ def test_judging_takes_milliseconds(schema):
     assert time.thread_time() - began < 0.15
 
 
-def test_nothing_is_fetched():
-    """A server of ours that every address of a schema leads to is asked by nobody."""
+def test_judging_a_schema_makes_no_connection():
+    """Although all its references lead to a listening server."""
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
@@ -134,8 +134,8 @@ def test_nothing_is_fetched():
     assert asked == []
 
 
-def test_the_library_is_imported_by_nobody_who_does_not_need_it():
-    """latticectl's verbs, and the daemon until it sees a schema: it takes 7 MiB."""
+def test_schema_library_is_imported_only_for_the_first_schema():
+    """By latticectl's verbs and by the daemon: it takes 7 MiB."""
     code = """
 import sys
 import latticed.app, latticed.ctl.config, latticed.ctl.verify, latticed.bundle.decode, latticed.runners.config_checker
@@ -148,7 +148,7 @@ assert "jsonschema_rs" in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_deep_schemas_are_walked():
+def test_fault_deep_inside_a_schema_is_found():
     """As deep as a manifest may be."""
     schema = {"pattern": "("}
     for _ in range(30):

@@ -174,7 +174,7 @@ def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
 @forks.as_root
 def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
     """As another user: its neighbour verifies meanwhile."""
-    plugins = _handed_over(tmp_path)
+    plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:
         bundle = bundles.drop(plugins, "demo", author=ACME)
@@ -197,7 +197,7 @@ def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
 @forks.as_root
 def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
     """As another user: its bundles are unreadable and it is a problem meanwhile."""
-    plugins = _handed_over(tmp_path)
+    plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:
         bundles.drop(plugins, "demo", author=ACME)
@@ -216,7 +216,7 @@ def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
 @forks.as_root
 def test_directory_unreadable_at_start_is_followed_once_readable(tmp_path: Path) -> None:
     """Until then it is a problem."""
-    plugins = _handed_over(tmp_path)
+    plugins = _foreign_directory(tmp_path)
     bundles.drop(plugins, "demo", author=ACME)
     subprocess.run(["chown", "-R", str(forks.NOBODY), plugins], check=True)
 
@@ -287,7 +287,7 @@ def _kernel_watches() -> int:
     return total
 
 
-def _handed_over(tmp_path: Path) -> Path:
+def _foreign_directory(tmp_path: Path) -> Path:
     """A plugin directory that belongs to NOBODY, who can reach it."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)

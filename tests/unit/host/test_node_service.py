@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed import settings as settings_room
+from latticed import settings as settings_module
 from latticed.host.call import Caller, HostError, NoParams
 from latticed.host.node import calls as node
 from latticed.host.node import facts as node_reading
@@ -51,7 +51,7 @@ class Desk:
     def __init__(self, ledger: Ledger, clock: ManualClock, home: Path, root: Path = Path("/")) -> None:
         file = home / "latticed.toml"
         file.write_text(f'runtime_dir = "{home}"\n[node]\njournal_units = ["web.service", "latticed-apply.service"]\n')
-        self.settings = settings = settings_room.load(file, {"HOME": str(home)}, os.geteuid())
+        self.settings = settings = settings_module.load(file, {"HOME": str(home)}, os.geteuid())
         self.asked: list[tuple[str, str]] = []
         self.service = NodeCalls(ledger, settings=settings, may=self.may, clock=clock, root=root)
         self._serve = {call.method: call for call in self.service.calls()}
@@ -313,16 +313,16 @@ async def test_journal_reader_may_run_as_root_own_user_or_journal_user(desk: Des
     """`node.journal_user` is a name or a number."""
     assert node.readers(desk.settings) == {0, os.geteuid()}
     for name, uid in (("nobody", 65534), ("4711", 4711)):
-        desk.settings = settings_room.load(
+        desk.settings = settings_module.load(
             write(tmp_path, f'[node]\njournal_user = "{name}"\n'), {"HOME": "/"}, os.geteuid()
         )
         assert node.readers(desk.settings) == {0, os.geteuid(), uid}
-    desk.settings = settings_room.load(
+    desk.settings = settings_module.load(
         write(tmp_path, '[node]\njournal_user = "no such"\n'), {"HOME": "/"}, os.geteuid()
     )
     with pytest.raises(HostError, match="journal_user"):
         node.readers(desk.settings)
-    other = settings_room.load(write(tmp_path, '[node]\njournal_socket = "/x/y.sock"\n'), {"HOME": "/"}, os.geteuid())
+    other = settings_module.load(write(tmp_path, '[node]\njournal_socket = "/x/y.sock"\n'), {"HOME": "/"}, os.geteuid())
     assert journal_client.socket_path(other) == Path("/x/y.sock")
 
 

@@ -109,7 +109,7 @@ def test_notification_with_wrong_types_or_unknown_fields_is_refused(params):
 
 
 def test_notification_text_is_escaped_and_cut():
-    """Line ends in a body become \n, other invisible characters are escaped; `{{}}` is not expanded."""
+    """Line ends in a body become line feeds, other invisible characters are escaped; `{{}}` is not expanded."""
     message = checked(NotifySend(title=" a\nb\x1b[31m\u202e ", body="{{title}}\r\nb\rc\x00\ud800" + "x" * 9_000))
     assert message.title == "a\\x0ab\\x1b[31m\\u202e"
     assert message.body.startswith("{{title}}\nb\nc\\x00\\ud800xxx")

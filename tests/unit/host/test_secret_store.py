@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed import settings as settings_room
+from latticed import settings as settings_module
 from latticed.host.call import HostError
 from latticed.host.secret import keeper as secrets
 from latticed.host.secret import key as secret_key
@@ -384,7 +384,7 @@ def settings_at(tmp_path: Path, **environ: str) -> Settings:
     file = tmp_path / "config" / "latticed.toml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(environ.pop("text", ""))
-    return settings_room.load(file, {"LATTICED_STATE_DIR": str(tmp_path / "state"), **environ}, os.geteuid())
+    return settings_module.load(file, {"LATTICED_STATE_DIR": str(tmp_path / "state"), **environ}, os.geteuid())
 
 
 def test_key_is_located_by_credential_then_setting_then_default(tmp_path: Path) -> None:

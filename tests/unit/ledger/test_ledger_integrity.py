@@ -59,7 +59,7 @@ def spoil(state_dir: Path, table: str) -> None:
         file.write(os.urandom(damage.PAGE))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in damage.AT_ONCE if kind != "row of a stranger"])
+@pytest.mark.parametrize("kind", [kind for kind in damage.AT_ONCE if kind != "foreign row"])
 async def test_damaged_ledger_is_refused_and_not_written(opened: Open, state_dir: Path, kind: str) -> None:
     """Its content may be the only copy."""
     await filled(opened)

@@ -49,10 +49,7 @@ async def test_default_retention_keeps_everything(ledger: Ledger) -> None:
 
 
 async def test_oldest_events_beyond_max_bytes_are_removed(ledger: Ledger) -> None:
-    """Down to nine tenths, up to a head.
-
-    The export begins with the checkpoint, the removal is an event, the chain verifies.
-    """
+    """Down to nine tenths, up to a signed head; the removal is an event, and the chain verifies."""
     for _ in range(20):
         await grow(ledger, 20)
     ledger.retention = Retention(max_bytes=30_000)

@@ -60,10 +60,7 @@ def test_accepted_notification_is_taken_unchanged(tx):
 
 
 def test_dedupe_key_identifies_one_notification_per_plugin(tx):
-    """A second one returns the first's id, delivered or not.
-
-    Plugins do not share keys; without a key none is a duplicate.
-    """
+    """A second one returns the first's id, delivered or not. Without a key none is a duplicate."""
     first = accept(tx, dedupe="x")
     again = accept(tx, title="other", dedupe="x")
     assert (again.id, again.duplicate) == (first.id, True)

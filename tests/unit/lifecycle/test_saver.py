@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from latticed.ledger import records as rows
-from latticed.lifecycle import write_behind as saver_room
+from latticed.lifecycle import write_behind
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from tests.house import in_process
@@ -17,7 +17,7 @@ FULL = Problem("ledger_unavailable", "the ledger cannot be written: disk full")
 
 @pytest.fixture
 async def home(monkeypatch):
-    monkeypatch.setattr(saver_room, "AGAIN_S", 0.02)
+    monkeypatch.setattr(write_behind, "AGAIN_S", 0.02)
     async with in_process.opened() as found:
         yield found
 
@@ -154,7 +154,7 @@ async def test_unexpected_write_error_is_retried(home, monkeypatch):
 
 async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
     """The disk recovers just before shutdown: the decision is on record after the next start."""
-    monkeypatch.setattr(saver_room, "AGAIN_S", 3600.0)
+    monkeypatch.setattr(write_behind, "AGAIN_S", 3600.0)
     async with in_process.opened(tmp_path) as home:
         home.drop()
         await home.armed("acme.demo")

@@ -1,4 +1,4 @@
-"""Documents checked against schemas in a confined child: what fits, all that does not, and what takes too long."""
+"""Documents checked against schemas in a confined child: valid ones, all faults, and checks that take too long."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ async def check(checker, schema, document):
 
 
 async def faults(checker, schema, document):
-    """What was said of a document that does not fit, one text a fault."""
+    """The faults of a document that does not fit, one text each."""
     with pytest.raises(ConfigInvalid) as invalid:
         await check(checker, schema, document)
     return [str(fault) for fault in invalid.value.faults]
 
 
-async def test_what_fits_passes(checker):
-    """Recursive schemas too, one that refers to nothing but itself, and formats."""
+async def test_document_that_fits_its_schema_is_accepted(checker):
+    """Recursive schemas too, one that refers only to itself, and formats."""
     await check(checker, {}, {"a": 1})
     await check(checker, {"$ref": "#"}, {"a": 1})
     await check(checker, {"properties": {"a": {"$ref": "#"}}, "minProperties": 1}, {"a": {"a": {"b": 1}}})
@@ -97,8 +97,8 @@ async def test_what_fits_passes(checker):
         ({"type": "null"}, "\x1b[31m\u202e" + "x" * 500, "a: expected null, found "),
     ],
 )
-async def test_faults_are_said_in_words(checker, rule, value, said):
-    """Where, what was expected, what was found; nothing in it can act on a terminal."""
+async def test_each_kind_of_fault_has_a_readable_message(checker, rule, value, said):
+    """Where, what was expected, what was found; printable ASCII of bounded length."""
     (found,) = await faults(checker, {"properties": {"a": rule}}, {"a": value})
     assert found.startswith(said)
     assert found.isascii()
@@ -106,7 +106,7 @@ async def test_faults_are_said_in_words(checker, rule, value, said):
     assert len(found) < 400
 
 
-async def test_of_alternatives_the_one_that_was_meant_is_explained(checker):
+async def test_fault_is_that_of_the_alternative_that_fits_furthest(checker):
     """By how far it got into the document."""
     kinds = [
         {"properties": {"kind": {"const": kind}, value: {"type": "integer"}}, "required": ["kind"]}
@@ -118,8 +118,8 @@ async def test_of_alternatives_the_one_that_was_meant_is_explained(checker):
     ]
 
 
-async def test_all_faults_are_told_up_to_a_number(checker):
-    """Twenty, and that there are more."""
+async def test_at_most_twenty_faults_are_listed(checker):
+    """With a flag that there are more."""
     schema = {"properties": {"a": {"items": {"type": "string"}}}}
     assert len(await faults(checker, schema, {"a": [*range(20)]})) == 20
     with pytest.raises(ConfigInvalid) as invalid:
@@ -127,8 +127,8 @@ async def test_all_faults_are_told_up_to_a_number(checker):
     assert (len(invalid.value.faults), invalid.value.whole) == (20, False)
 
 
-async def test_what_is_for_others_has_no_value(checker):
-    """`discreet`, which goes into audit and refusals."""
+async def test_discreet_text_of_a_fault_has_no_value_of_the_document(checker):
+    """It goes into audit events and refusals."""
     rules = {"type": "integer"}, {"enum": [1]}, {"pattern": "^a"}, {"const": 2}, {"format": "ipv4"}, {"maxLength": 2}
     schema = {"properties": {f"k{n}": rule for n, rule in enumerate(rules)}, "additionalProperties": False}
     document = {f"k{n}": "sesame" for n in range(len(rules))} | {"kx": "sesame"}
@@ -142,7 +142,7 @@ async def test_what_is_for_others_has_no_value(checker):
 @pytest.mark.parametrize("text", ["a" * 200_000 + "!", "ab" * 100_000])
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)+$", "^(.*)*$x", "[ab]*a[ab]{500}$", "(a?){60}a{60}$"])
 async def test_patterns_match_in_linear_time(checker, pattern, text):
-    """What takes a backtracking engine for ever."""
+    """Those that take a backtracking engine exponential time."""
     began = time.monotonic()
     with_pattern = {"properties": {"a": {"pattern": pattern}}}
     with contextlib.suppress(ConfigInvalid):
@@ -163,8 +163,8 @@ async def test_patterns_match_in_linear_time(checker, pattern, text):
     ],
     ids=["references that double", "alternatives that recurse", "a long enum for a long list"],
 )
-async def test_what_would_take_years_is_ended(checker, schema, document):
-    """In time, with a code; the loop turns meanwhile, no process is left, and the next check is answered."""
+async def test_check_that_takes_too_long_is_ended_with_a_code(checker, schema, document):
+    """The event loop is not blocked, no process is left, and the next check is answered."""
     turns = 0
 
     async def turn():
@@ -186,8 +186,8 @@ async def test_what_would_take_years_is_ended(checker, schema, document):
     assert not any(map(children.alive, children.descendants(os.getpid())))
 
 
-async def test_memory_is_bounded():
-    """A list of thousands of faults may not fit: the first is known then, and that there are more."""
+async def test_check_that_runs_out_of_memory_for_faults_reports_the_first():
+    """And that there are more."""
     checker = ConfigChecker(runner_deps.spawner(), memory_bytes=48 << 20)
     schema = {"properties": {"a": {"items": {"type": "string"}}}}
     with pytest.raises(ConfigInvalid) as invalid:
@@ -198,16 +198,16 @@ async def test_memory_is_bounded():
     )
 
 
-async def test_a_child_without_room_says_nothing_of_the_document():
-    """Neither that it fits nor that it does not."""
+async def test_check_without_memory_for_the_document_is_out_of_memory():
+    """Neither valid nor invalid."""
     checker = ConfigChecker(runner_deps.spawner(), memory_bytes=16 << 20)
     with pytest.raises(Problem) as problem:
         await check(checker, {"required": ["b"]}, {"a": [{}] * 60_000})
     assert problem.value.code == "out_of_memory"
 
 
-async def test_nothing_is_fetched(checker):
-    """Not even by a schema that nobody judged: the child has no network, and the library may not."""
+async def test_checking_a_document_makes_no_connection(checker):
+    """Although no judge has seen the schema: the child has no network, and the library may not connect."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.3)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
@@ -219,8 +219,8 @@ async def test_nothing_is_fetched(checker):
             server.accept()
 
 
-async def test_an_answer_is_remembered(checker):
-    """The same schema and document: no second child."""
+async def test_result_of_a_check_is_cached(checker):
+    """For the same schema and document no second child starts."""
     schema, document = {"required": ["b"]}, {"a": 1}
     first = await faults(checker, schema, document)
     began = time.monotonic()
@@ -229,7 +229,7 @@ async def test_an_answer_is_remembered(checker):
 
 
 async def _a_child():
-    """Until one is alive."""
+    """Wait until a child runs."""
     for _ in range(1_000):
         if any(map(children.alive, children.descendants(os.getpid()))):
             return
@@ -237,8 +237,7 @@ async def _a_child():
     pytest.fail("no child was started")
 
 
-async def test_cancelling_leaves_no_process(checker):
-    """The child goes with its request."""
+async def test_cancelled_check_leaves_no_process(checker):
     asking = asyncio.create_task(check(checker, DOUBLING, {"x": 1}))
     await _a_child()
     asking.cancel()
@@ -246,8 +245,7 @@ async def test_cancelling_leaves_no_process(checker):
     assert not any(map(children.alive, children.descendants(os.getpid())))
 
 
-async def test_a_crowd_takes_its_turns(checker):
-    """Two children at a time."""
+async def test_concurrent_checks_are_limited_to_two_children(checker):
     most = 0
 
     async def watch():
@@ -263,8 +261,8 @@ async def test_a_crowd_takes_its_turns(checker):
     assert 1 <= most <= 3 * config_checker.AT_ONCE  # a child may be two processes and one that is being reaped
 
 
-async def test_without_confinement_nothing_is_checked(monkeypatch):
-    """A host that gives no level is told so, as for a plugin."""
+async def test_check_without_sandbox_is_sandbox_unavailable(monkeypatch):
+    """On a host that provides no level."""
     spawner = runner_deps.spawner()
     level = type(spawner.probed.provided.level)(0)
     spawner.probed = replace(spawner.probed, provided=replace(spawner.probed.provided, level=level))
@@ -273,8 +271,8 @@ async def test_without_confinement_nothing_is_checked(monkeypatch):
     assert problem.value.code == "sandbox_unavailable"
 
 
-def test_a_childs_answer_is_not_trusted():
-    """What is no answer is none; the last whole line counts."""
+def test_malformed_output_of_the_check_child_is_no_result():
+    """Its last complete line counts."""
     one = b'{"fits":false,"faults":[],"all":false}\n'
     assert config_checker._decoded(b"") is None
     assert config_checker._decoded(b'{"fits":true') is None

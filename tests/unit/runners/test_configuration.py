@@ -1,4 +1,4 @@
-"""Documents of operators: what JSON readers disagree about is refused, the rest is kept in one form."""
+"""Operators' documents: values that JSON readers disagree about are refused, the rest is kept in one form."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DOCUMENTS = st.dictionaries(st.text(), VALUES)
 
 
 @given(DOCUMENTS)
-def test_a_document_is_kept_as_it_is(document):
-    """Decoded, it is what it was; its keys' order does not matter; its hash is that of its bytes."""
+def test_configuration_keeps_its_document_whatever_the_order_of_keys(document):
+    """Its hash is that of its bytes."""
     if "${secret:" in json.dumps(document):
         return
     kept = Configuration.of(document)
@@ -34,8 +34,8 @@ def test_a_document_is_kept_as_it_is(document):
 
 
 @given(DOCUMENTS, st.integers(min_value=MAX_INTEGER + 1), st.lists(st.integers(0, 3) | st.text(min_size=1), max_size=5))
-def test_an_integer_that_readers_round_is_refused_where_it_stands(document, number, path):
-    """However deep it is; the place is in the fault."""
+def test_integer_that_json_readers_would_round_is_refused_with_its_place(document, number, path):
+    """However deep it is."""
     value = number
     for step in reversed(path):
         value = {step: value} if isinstance(step, str) else [*([0] * step), value]
@@ -58,35 +58,35 @@ def test_an_integer_that_readers_round_is_refused_where_it_stands(document, numb
         (("a" * 300, "b"), None),
     ],
 )
-def test_places_are_written_as_one_would(path, shown):
-    """And never with a control character in them, nor without an end."""
+def test_place_of_a_fault_is_written_as_a_path(path, shown):
+    """Without control characters, and of bounded length."""
     fault = configuration.ConfigFault(path=path, expected="x", found="y", kind="z")
     assert fault.where == shown or (shown is None and len(fault.where) <= 200)
 
 
 @pytest.mark.parametrize("text", ["${secret:A}", "x ${secret:A1_B} y", "${secret:A#alice}${secret:B}", "$ {secret}"])
-def test_references_to_secrets_pass(text):
+def test_valid_secret_references_in_a_configuration_are_accepted(text):
     assert Configuration.of({"a": [text]}).data
 
 
 @pytest.mark.parametrize(
     "text", ["${secret:}", "${secret:a}", "${secret:A", "${secret:A B}", "${secret:A#}", "${secret:A} ${secret:9}"]
 )
-def test_references_that_could_never_be_expanded_are_refused(text):
-    """A slip in the name, found when it is set and not at the first request."""
+def test_malformed_secret_reference_in_a_configuration_is_refused(text):
+    """When it is set and not at its first use."""
     with pytest.raises(ConfigInvalid) as invalid:
         Configuration.of({"a": [{"b": text}]})
     (fault,) = invalid.value.faults
     assert fault.where == "a[0].b"
 
 
-def test_names_of_secrets_are_found_once():
+def test_secret_names_in_a_configuration_are_listed_once():
     found = configuration.secrets_of({"a": ["${secret:B}", {"c": "${secret:A#x} ${secret:B}"}], "${secret:KEY}": 1})
     assert found == ["A", "B"]
 
 
-def test_the_size_is_that_of_the_compact_form():
-    """256 KiB exactly is taken."""
+def test_size_limit_applies_to_the_compact_form_of_a_configuration():
+    """Exactly 256 KiB is accepted."""
     fits = {"a": "x" * ((256 << 10) - len('{"a":""}'))}
     assert len(Configuration.of(fits).data) == 256 << 10
     with pytest.raises(Problem, match="262144") as problem:
@@ -94,7 +94,7 @@ def test_the_size_is_that_of_the_compact_form():
     assert problem.value.code == "too_large"
 
 
-def test_no_more_faults_are_listed_than_anybody_reads():
+def test_number_of_listed_configuration_faults_is_bounded():
     with pytest.raises(ConfigInvalid) as invalid:
         Configuration.of({"a": [2**60] * 1000})
     assert len(invalid.value.faults) == configuration.MAX_FAULTS

@@ -32,7 +32,7 @@ async def test_concurrent_plugin_starts_are_limited(stand):
     """The next begins when one of them is done, and all are armed in the end."""
     under_way = most = 0
 
-    async def start(_life):
+    async def start(_instance):
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -71,7 +71,7 @@ async def test_hanging_starts_do_not_block_others(stand, monkeypatch):
     monkeypatch.setattr(deps, "TURN_S", 0.01)
     stand.tools.start_deadline_s = 60.0
 
-    async def hang(_life):
+    async def hang(_instance):
         await asyncio.Event().wait()
 
     stand.driven.starting = hang
