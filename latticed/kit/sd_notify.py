@@ -130,5 +130,5 @@ def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> 
 
 
 def _status(status: str) -> dict[str, str]:
-    # sanitise removes newlines, each of which would begin another variable: a text from elsewhere must not say READY=1.
+    # sanitise escapes newlines, each of which would begin another variable: a text from elsewhere must not say READY=1.
     return {"STATUS": text.sanitise(status, _STATUS_CHARACTERS)} if status else {}

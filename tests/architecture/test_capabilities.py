@@ -36,7 +36,7 @@ NEVER_ANSWERED = {
 
 @pytest.mark.parametrize("name", sorted(capability.RISKS))
 def test_every_capability_has_a_host_call(name):
-    """And each call names that capability."""
+    """Each call of a capability needs that capability and no other."""
     calls = hostcall.calls_of(name)
     assert calls
     assert {hostcall.CAPABILITY_OF[call] for call in calls} == {name}
@@ -56,7 +56,7 @@ def test_every_route_has_a_scope(route):
 
 
 def test_every_scope_can_be_granted_in_the_settings():
-    """And nothing else can."""
+    """The settings accept no other word, and all scopes together are `Scope.ALL`."""
     assert set(BY_WORD) == set(SCOPES)
     everything = Scope.NONE
     for scope in BY_WORD.values():

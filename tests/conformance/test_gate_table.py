@@ -33,7 +33,7 @@ async def test_every_served_host_call_has_a_row(stage):
 
 
 async def test_allowed_host_call_returns_its_members_and_is_audited(stage):
-    """With one allow."""
+    """One event with the decision allow; after it a deny for a call that fails on every host, see `refused` in ROWS."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)

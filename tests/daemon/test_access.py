@@ -187,7 +187,7 @@ def test_routes_of_this_test_are_all_routes_of_the_api():
 
 
 def test_refused_request_is_audited(daemon):
-    """With the caller and the code."""
+    """The event has the caller's uid and the code access_denied."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     assert daemon.post("/api/trust/lift", {}, user=BY_GROUP).status == 403
     (event,) = daemon.events(after=str(before), action="api.refused")
@@ -195,8 +195,8 @@ def test_refused_request_is_audited(daemon):
     assert event["actor"].startswith(f"uid:{BY_GROUP.uid} ")
 
 
-def test_health_without_scope_shows_only_a_status(daemon):
-    """Without `read`."""
+def test_health_without_scope_read_shows_only_the_status(daemon):
+    """With `read` the answer has problems, sandbox, notes and counts, too."""
     answer = daemon.get("/api/health", user=NAMELESS)
     assert (answer.status, answer.json()) == (200, {"status": "ok"})
     told = daemon.get("/api/health", user=READER).json()

@@ -33,7 +33,7 @@ def test_unreadable_policy_is_reread_later(place, acme, sick):
 
 
 def test_unreadable_settings_are_reread_later(place, sick):
-    """As with the policy."""
+    """Health is 503 until they can be read; the failure is logged once."""
     with place.running() as daemon:
         with sick.failing(errno.EMFILE, faults.OPEN_READ, below=place.config):
             place.set('[log]\nlevel = "debug"')

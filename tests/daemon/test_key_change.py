@@ -32,7 +32,7 @@ def resigned(daemon, author):
 
 
 def test_new_signature_before_the_revocation_avoids_a_stop(place, acme, fresh):
-    """Nor does the next start stop it; added and removed keys are audited, with the policy file's owner."""
+    """The next start does not stop it either. Added and removed keys are audited, with the policy file's owner."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()

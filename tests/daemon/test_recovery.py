@@ -190,8 +190,8 @@ def test_interrupted_recovery_can_be_repeated(used):
     "words",
     ["--without-floors", "--public-key x", "--recover --public-key x", "--recover --restore f", "--restore"],
 )
-def test_exclusive_options_together_exit_with_2(place, words):
-    """And change nothing."""
+def test_options_that_do_not_go_together_exit_with_2(place, words):
+    """Options that exclude or need another one, and one without its value; the state directory stays empty."""
     ran = place.once(*words.split())
     assert (ran.returncode, list(place.state.iterdir())) == (2, []), ran
 

@@ -150,7 +150,7 @@ def test_trust_lift_with_invalid_body_is_bad_request(daemon, body):
 
 
 def test_plugins_of_a_publisher_no_longer_trusted_are_stopped(active, place, acme):
-    """And armed again when it is."""
+    """They are armed again once the publisher is trusted again."""
     place.trust_us(bundles.author("other"))
     _stopped(active, "publisher_untrusted")
     place.trust_us(acme)

@@ -206,7 +206,7 @@ def hello_c(tmp_path_factory):
 
 
 def test_hello_c_verifies_once_signed_with_latticectl(hello_c, tmp_path, capsys):
-    """As the page says."""
+    """Its key is made and shown by `latticectl key`, and trusted in a policy file."""
     key, trust = tmp_path / "author.key", tmp_path / "trust.json"
     assert ctl.main(["key", "generate", str(key)]) == 0
     assert ctl.main(["sign", "--key", str(key), "--publisher", "sample", str(hello_c)]) == 0

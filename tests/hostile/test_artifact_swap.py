@@ -234,7 +234,7 @@ def test_racing_swapper_has_the_same_ways_as_the_test_above(staged):
 
 @pytest.mark.slow
 async def test_sealed_bytes_equal_the_verified_ones_while_swapping(staged):
-    """Or the start is refused; another process writes at any moment."""
+    """Another process swaps the files at any moment: each start seals the verified bytes or is refused."""
     stage = staged(script, Sealing(script(GOOD)))
     with swapped(stage, seed=1):
         while not stage.over(SEALED):

@@ -97,7 +97,7 @@ def cases() -> list[tuple[str, str, tuple[str, ...]]]:
 )
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_escape_attempts_fail_except_those_listed(attempt, who, level, features):
-    """And those listed succeed, so the table stays true."""
+    """Those listed in PASSES do succeed, so the list stays true."""
     found = outcomes(who, level, features)[attempt]
     if attempt in PASSES[level, features]:
         assert found == "through"

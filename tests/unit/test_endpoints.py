@@ -52,7 +52,7 @@ def test_listen_address_that_is_not_loopback_is_refused_by_settings(tmp_path, va
     ],
 )
 def test_host_name_is_normalised(value, found):
-    """In lower case, with the port apart."""
+    """It is returned in lower case, with the port apart, or None without one."""
     assert endpoints.host(value) == found
 
 

@@ -17,7 +17,7 @@ from latticed.settings import relays
     ],
 )
 def test_relay_is_parsed_into_scheme_host_and_port(value, found):
-    """And whether the address of a name is pinned."""
+    """The fourth value is whether the address of a name is pinned (`=address`)."""
     assert relays.parsed(value) == found
     assert relays.relay_fault(value) == ""
 

@@ -74,7 +74,7 @@ def get(found, dotted):
 
 
 def test_every_setting_has_a_default(tmp_path):
-    """And its origin says so."""
+    """Without a file and variables the origin of each value is `default`."""
     found = settings.load(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "none")}, 4_242)
     assert found.config_file is None
     assert {origin for _, _, origin in settings.describe(found)} == {"default"}
@@ -266,7 +266,7 @@ def test_settings_file_of_another_user_is_refused(tmp_path):
     ],
 )
 def test_environment_overrides_the_settings_file(tmp_path, variable, key):
-    """And systemd's directories; empty counts as absent; errors name the variable."""
+    """So do the directories that systemd passes. An empty variable counts as absent; errors name the variable."""
     value, in_file = ("debug", "error") if key == "log.level" else ("/from/env", "/from/file")
     toml = line(key, json.dumps(in_file)) if "." in key else f'{key} = "{in_file}"'
     systemd = {"STATE_DIRECTORY": "/from/systemd", "RUNTIME_DIRECTORY": "/from/systemd"}
@@ -356,7 +356,7 @@ def test_any_settings_file_gives_settings_or_a_problem(tmp_path, lines, junk):
 
 
 def test_deprecated_key_sets_its_replacement(tmp_path):
-    """And advice says which line to change."""
+    """The advice says which line to change."""
     found = load(tmp_path, "[tunnel]\ntunnels = 3\n[task]\nexpire_h = 2\noutput_kib = 8\n")
     assert (found.tunnel.total_tunnels, found.task.expire_s, found.task.output_bytes) == (3, 7_200, 8_192)
     assert set(found.renamed) == {"tunnel.tunnels", "task.expire_h", "task.output_kib"}

@@ -129,7 +129,7 @@ def test_missing_manifest_or_artifact_is_refused_with_its_code(bundle):
 
 
 def test_symlink_in_place_of_bundle_directory_is_refused(bundle, tmp_path):
-    """And a file in its place."""
+    """A file in its place is refused, too."""
     (tmp_path / "link").symlink_to(bundle)
     assert _code(tmp_path / "link") == "unreadable"
     assert _code(bundle / "artifact") == "unreadable"
@@ -144,7 +144,7 @@ def test_bundle_is_read_after_its_plugin_directory_was_renamed(bundle):
 
 
 def test_file_over_the_size_limit_is_refused(bundle):
-    """By one byte."""
+    """One byte over the limit is enough, in the artifact and in the manifest."""
     (bundle / "artifact").write_bytes(b"x" * 5001)
     assert _code(bundle, "artifact") == "artifact_too_large"
     (bundle / "manifest.json").write_bytes(b"x" * 1001)

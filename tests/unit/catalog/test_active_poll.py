@@ -61,7 +61,7 @@ def truncated(artifact: Path, beside: Path) -> None:
 
 @pytest.mark.parametrize("how", [through_a_hard_link, truncated])
 async def test_write_that_inotify_does_not_report_is_seen(plugins: Path, tmp_path: Path, how) -> None:
-    """And the write that undoes it."""
+    """The write that undoes it is seen, too."""
     async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         how(made["demo"].artifact_path, tmp_path / "beside")
@@ -162,7 +162,7 @@ async def test_hanging_stat_does_not_delay_other_bundles(
 
 
 async def test_poll_takes_one_fingerprint_per_bundle(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two thousand; watches are made by the first poll only."""
+    """A later poll of two thousand bundles looks at each of them once; all are watched."""
     names = [f"b{number}" for number in range(2_000)]
     async with catalogs.watching(plugins, ACME, watch=AS_SET) as seen:
         (directory,) = seen.catalog._directories.values()

@@ -132,7 +132,7 @@ def test_verifying_a_missing_pair_is_refused(store: Store) -> None:
 
 
 def test_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """And files of interrupted writes; pairs in use and foreign files stay."""
+    """Files of interrupted writes are removed, too; pairs in use and files of others stay."""
     assert store.collect([]) == 0
     kept = judged(bundle.path)
     keep(store, bundle.path, kept)

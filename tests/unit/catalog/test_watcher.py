@@ -196,7 +196,7 @@ def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
-    """As another user: its bundles are unreadable and it is a problem meanwhile."""
+    """Run as an unprivileged user. Meanwhile its bundles are `unreadable`, and `problems` names the directory."""
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:

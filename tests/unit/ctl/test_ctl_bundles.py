@@ -141,7 +141,7 @@ def test_new_key_sign_trust_and_verify_give_a_verified_bundle(ctl, tmp_path, mon
 
 
 def test_v1_signature_covers_the_payload_that_the_contract_states(ctl, tmp_path, acme):
-    """As other tools sign it."""
+    """The result equals that of another implementation, `bundles.signed`, also with characters beyond ASCII."""
     key = tmp_path / "key"
     key.write_bytes(_pem(acme))
     raw = bundles.manifest_v1(name="Ünïcode")

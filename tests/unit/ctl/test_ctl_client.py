@@ -145,6 +145,7 @@ def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
 
 
 def test_silent_daemon_times_out(tmp_path):
+    """After `read_s` seconds, with the exit code of an unreachable daemon."""
     with _answering(tmp_path / "s", None):
         with pytest.raises(Problem, match="no answer within") as caught:
             ControlClient(str(tmp_path / "s"), read_s=0.05).get("status")
@@ -167,7 +168,7 @@ def test_broken_http_is_retried_once_then_unreachable(tmp_path, answer):
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
 
 
-def test_endless_answer_is_cut(api, monkeypatch):
+def test_answer_over_the_size_limit_is_an_error(api, monkeypatch):
     monkeypatch.setattr("latticed.ctl.client.MAX_REPLY_BYTES", 1000)
     api.override["GET plugins"] = (200, b"x" * 1001)
     with pytest.raises(Problem, match="longer than"):

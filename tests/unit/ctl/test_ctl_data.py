@@ -159,8 +159,8 @@ def test_payload_that_the_api_would_refuse_is_refused_before_sending(ctl, api, p
     assert api.asked == []
 
 
-def test_caps_shows_limits_of_every_capability(tmp_path):
-    """From the settings of the local daemon."""
+def test_limits_of_every_capability_are_described(tmp_path):
+    """By `limits.of`, in words, with the values of the local daemon's settings."""
     from latticed import settings
     from latticed.ctl import limits
     from latticed.model import capability
@@ -180,7 +180,7 @@ def test_secret_is_sent_without_its_final_newline(ctl, api, monkeypatch):
 
 
 def test_only_the_hash_of_a_password_is_sent(ctl, api, monkeypatch):
-    """From a pipe: one line, in UTF-8."""
+    """The password is read from a pipe: one line, in UTF-8."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("pässword\n".encode())))
     assert ctl("secret", "set", "--password", "WEB").out == "WEB set\n"
     stored = api.secrets["WEB"].decode("ascii")

@@ -85,7 +85,7 @@ def test_list_follows_pages_until_the_last(ctl, api):
 
 
 def test_ddns_retry_prints_the_retried_records(ctl, api):
-    """Or that all are published already."""
+    """If all of them are published already, it prints that instead."""
     url = "POST ddns/acme.home/home.example.org/retry"
     api.override[url] = (200, {"records": [{**DDNS, "state": "pending"}]})
     assert ctl("ddns", "retry", "acme.home", "home.example.org").out == "home.example.org A is tried again now\n"

@@ -55,7 +55,8 @@ def test_any_bytes_of_a_stream_are_decoded_or_a_bad_reply(chunks):
 
 
 @given(st.lists(st.text(alphabet='ab \\"\u2028', max_size=5)), st.integers(0, 100))
-def test_events_round_trip_from_daemon_to_client(reasons, start):
+def test_client_decodes_events_as_the_daemon_sent_them(reasons, start):
+    """With quotes, backslashes and U+2028 in their texts; at the end comes an id without data."""
     events = [event(start + at, reason=reason) for at, reason in enumerate(reasons)]
     found = list(stream.decode(lines(sse(*events, upto=999))))
     assert [json.loads(sent.data) for sent in found[:-1]] == events
@@ -151,6 +152,7 @@ def test_follow_without_after_starts_at_the_newest_event(ctl, api, hurried):
 
 
 def test_pauses_between_reconnects_are_bounded(ctl, api, hurried):
+    """They grow to LONGEST_PAUSE_S and no further; a refusal (403) ends the retries."""
     api.streams = [(200, sse(upto=1)), *[problem(503, "service_unavailable")] * 12, problem(403, "access_denied")]
     assert ctl("events", "-f").code == 5
     assert max(hurried) == stream.LONGEST_PAUSE_S
@@ -186,7 +188,7 @@ def test_event_stream_of_another_format_is_a_bad_reply(ctl, api, said):
 
 
 def test_ctrl_c_exits_130_without_traceback(api):
-    """And what was printed before is flushed."""
+    """What was printed before the interrupt is flushed."""
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket)}
     api.events = [event(1)]
     child = subprocess.Popen(

@@ -147,7 +147,8 @@ def test_socket_path_defaults_to_the_settings(ctl, api, monkeypatch):
         assert ctl("list", LATTICED_RUNTIME_DIR=str(api.socket.parent)).code == 0
 
 
-def test_bad_settings_exit_2_and_name_the_key(ctl, tmp_path):
+def test_unknown_setting_exits_with_2_and_names_the_key(ctl, tmp_path):
+    """The error also suggests the key that was probably meant."""
     config = tmp_path / "latticed.toml"
     config.write_text("plugindir = '/x'\n")
     ran = ctl("list", "--config", str(config))

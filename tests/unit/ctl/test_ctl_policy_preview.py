@@ -64,7 +64,7 @@ def test_dry_run_field_is_absent_by_default(ctl, api):
     ],
 )
 def test_trust_lift_sends_the_revocation_by_kind_and_value(ctl, api, words, body):
-    """In the daemon's spelling."""
+    """In the spelling that the daemon uses: digests in lower case, keys with padding."""
     if words[0] == "--key":
         words = ("--key", body["value"].rstrip("="))
     ran = ctl("trust", "lift", *words)
@@ -80,7 +80,8 @@ def test_trust_lift_sends_the_revocation_by_kind_and_value(ctl, api, words, body
         (api_server.problem(403, "access_denied"), 5),
     ],
 )
-def test_refused_trust_lift_is_an_error(ctl, api, answer, code):
+def test_refused_trust_lift_prints_the_hint_and_exits_with_its_code(ctl, api, answer, code):
+    """404 gives exit code 4, 403 gives 5, 409 gives 1; nothing is on stdout."""
     api.override["POST trust/lift"] = answer
     ran = ctl("trust", "lift", "--plugin", "acme.demo@1.0.0")
     assert (ran.code, ran.data) == (code, b"")

@@ -39,6 +39,7 @@ def test_times_are_shown_relative_to_now(moment, shown):
     ("seconds", "shown"), [(0, "0s"), (59.9, "59s"), (3660, "1h 1m"), (90_000, "1d 1h"), (86_400, "1d")]
 )
 def test_durations_show_two_units(seconds, shown):
+    """The largest one and the next; a unit of 0 after it is left out."""
     assert times.duration(seconds) == shown
 
 
@@ -46,6 +47,7 @@ def test_durations_show_two_units(seconds, shown):
     ("given_text", "sent"), [("10m", "2025-01-31T07:50:00.000000Z"), ("2w", "2025-01-17T08:00:00.000000Z")]
 )
 def test_since_duration_counts_back_from_now(given_text, sent):
+    """By a number and a unit; what would be before 1970 is the beginning of 1970."""
     assert times.since(given_text, NOW_S) == sent
     assert times.since("9" * 30 + "d", NOW_S).startswith("1970-01-01")
 

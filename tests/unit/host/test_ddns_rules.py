@@ -159,6 +159,7 @@ def test_next_try_stays_within_bounds_after_any_outcomes(story):
 
 @pytest.mark.parametrize("state", ["pending", "published", "retrying", "denied"])
 def test_next_try_handles_every_state(state):
+    """In each state a new record is tried now or never; none is left out."""
     assert next_try(DdnsStatus(state=state), A, now_us=T0, policy=POLICY) in (T0, None)
 
 

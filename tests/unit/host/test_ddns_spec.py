@@ -91,7 +91,7 @@ def test_malformed_ddns_server_is_refused(server):
 
 
 def test_private_address_is_refused_without_ddns_private():
-    """And none, ever, that names no machine or the local one."""
+    """Loopback, link-local, multicast and other addresses that name no machine are refused even with ddns.private."""
     for address in ("10.0.0.1", "192.168.1.1", "100.64.0.1"):
         with pytest.raises(HostError, match=r"ddns\.private"):
             checked(address=address)

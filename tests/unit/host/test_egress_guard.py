@@ -109,7 +109,7 @@ async def test_silent_nameserver_is_deadline_exceeded():
 
 
 async def test_guard_connects_to_bound_origin_at_its_pinned_address():
-    """As TCP monitors and mail do."""
+    """TCP monitors and mail connect in this way."""
     async with origins.serving(origins.answer(b"hello")) as server, guarding({}) as (guard, _, dialled):
         rights = bound(f"tcp://mail.lan:{server.port}=127.0.0.1")
         reader, writer = await guard.connect("mail.lan", server.port, rights)
@@ -121,7 +121,7 @@ async def test_guard_connects_to_bound_origin_at_its_pinned_address():
 
 
 async def test_tls_verifies_the_name_of_the_bound_origin():
-    """Not its address; only with the trust that is passed in."""
+    """The certificate must be for the name, not the address, and of an authority that the passed context trusts."""
     authority = origins.Authority()
     async with (
         origins.serving(origins.answer(), tls=authority.server("mail.lan")) as server,

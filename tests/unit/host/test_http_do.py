@@ -150,6 +150,7 @@ async def test_http_do_without_options_is_a_plain_get():
     ],
 )
 async def test_bad_http_requests_are_refused_before_connecting(params, message):
+    """URL, method, headers and body; the error has a code and the name of the parameter."""
     async with bench(answer()) as it:
         with dials.watched() as dialled:
             assert (await it.refused(**params)).startswith(message)

@@ -25,7 +25,7 @@ def compose(subject="Hello", body="text", to=("ops@example.org",)):
 
 
 def test_message_has_exactly_the_expected_headers():
-    """Those of RFC 5322, `Auto-Submitted: auto-generated` (RFC 3834), and the plugin."""
+    """Those of RFC 5322, `Auto-Submitted: auto-generated` (RFC 3834), and the plugin's id in `X-Latticed-Plugin`."""
     raw, message, message_id = compose(to=("a@example.org", "b@example.org"))
     assert sorted(message.keys()) == sorted(HEADERS)
     assert (message["From"], message["To"]) == ("host@example.org", "a@example.org, b@example.org")

@@ -83,6 +83,7 @@ def test_tcp_target_splits_into_host_and_port(target, parts):
     ],
 )
 def test_bad_monitor_parameters_are_refused(params):
+    """Each parameter just outside of its range or form; the error says what was expected."""
     with pytest.raises(HostError, match=r"^bad_params: .*expected"):
         checked(**params)
 

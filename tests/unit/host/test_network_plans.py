@@ -148,7 +148,7 @@ async def test_refused_plan_put_again_stays_refused(desk):
     ],
 )
 async def test_bad_network_plans_are_refused(desk, kind, intent, word):
-
+    """Unknown kinds, fractions, integers from 2**53 on, lone surrogates, more than 64 KiB; nothing is stored."""
     error = await desk.refused("plan", kind=kind, intent=intent)
     assert error.code is Denial.BAD_PARAMS
     assert re.search(word, error.reason), error.reason

@@ -79,6 +79,7 @@ async def test_stored_values_are_read_with_rights_of_the_plugin(world):
     ],
 )
 async def test_bad_parameters_of_template_route_are_refused(world, params, word):
+    """Templates, content types, and parameters of other targets; no route is stored."""
     error = await world.refused(path=HERE, **{**TEMPLATE, **params})
     assert error.code is Denial.BAD_PARAMS
     assert re.search(word, error.reason), error.reason
@@ -187,6 +188,7 @@ async def test_request_over_limit_of_concurrent_actions_is_503_busy(world):
     ],
 )
 async def test_bad_parameters_of_action_route_are_refused(world, params):
+    """Names of actions, methods, and parameters of other targets."""
     assert (await world.refused(path=HERE, **{**INVOKE, **params})).code is Denial.BAD_PARAMS
 
 
@@ -461,6 +463,7 @@ async def test_services_wait_while_their_listener_is_not_set(tmp_path, backend):
     ],
 )
 async def test_bad_parameters_of_service_route_are_refused(world, params, word):
+    """Origins, logins, public paths and prefixes; the reason never contains a password."""
     world.plugins.origins[ID] = ("http://127.0.0.1:3000",)
     for name, value in (("WEB", routed.KEPT), ("SHORT", "hunter2")):
         await world.secrets.set(name, value)

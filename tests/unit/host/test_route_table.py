@@ -174,7 +174,7 @@ def test_route_lookup_depth_is_bounded(routes):
 
 
 async def test_route_claim_and_release_set_the_changed_event(routes):
-    """A refused claim does not."""
+    """A refused claim does not set it."""
     for act in (lambda: claim(routes, "acme.demo"), lambda: routes.release(routes.find("/acme.demo/"))):
         routes.changed.clear()
         act()

@@ -150,7 +150,7 @@ async def test_bad_secret_names_and_values_are_refused(store: SecretKeeper, name
 
 
 async def test_binding_needs_existing_secret_and_valid_plugin_id(store: SecretKeeper) -> None:
-    """A repeated binding does not count against the limit per secret."""
+    """Otherwise not_found or bad_request. Binding a plugin again does not count against the limit per secret."""
     await store.set("TOKEN", VALUE)
     for name, plugin, code in (("ABSENT", PLUGIN, "not_found"), ("TOKEN", "No Id", "bad_request")):
         with pytest.raises(Problem) as caught:
@@ -334,7 +334,7 @@ async def test_secret_encrypted_with_other_key_is_unavailable_until_key_is_back(
 def test_malformed_or_readable_secrets_key_is_refused(
     place: KeyLocation, content: bytes, mode: int, words: str
 ) -> None:
-    """And not replaced."""
+    """The file is left as it is, not replaced by a new key."""
     place.path.parent.mkdir()
     place.path.write_bytes(content)
     place.path.chmod(mode)

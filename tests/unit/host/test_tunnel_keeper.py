@@ -247,7 +247,7 @@ async def test_remotely_managed_tunnel_fails(here):
 
 
 async def test_tunnel_change_that_connects_is_recorded(here):
-    """One process at a time; the row has the spec that runs."""
+    """The row has the new spec as `candidate` until it is connected, then as `spec`. One process at a time."""
     await here.put(rule())
     await here.until_state("connected")
     made = await here.put(rule("other.example.com"))

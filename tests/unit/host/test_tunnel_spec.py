@@ -72,7 +72,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ingress", "words"), REFUSED)
-def test_bad_tunnel_parameters_are_refused(ingress, words):
+def test_bad_tunnel_rules_are_refused(ingress, words):
+    """A rule that an earlier one hides, a missing last rule, too many, or a malformed hostname, path or service."""
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(*ingress)
     assert words in caught.value.reason
@@ -109,6 +110,7 @@ def test_tunnel_to_unbound_origin_is_blocked(service):
     ],
 )
 def test_bad_tunnel_id_name_or_credentials_are_refused(wrong, words):
+    """Such as a name instead of an id, a path instead of a file name, or token and credentials together."""
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(GOOD, REST, **wrong)
     assert words in caught.value.reason

@@ -72,6 +72,7 @@ def test_ambiguous_request_targets_are_refused(raw):
 
 
 def test_too_long_request_targets_are_refused():
+    """4,096 characters are accepted; one more is `uri_too_long`."""
     request_target.parse("/" + "a" * 4_095)
     assert refused("/" + "a" * 4_096) == "uri_too_long"
 

@@ -70,7 +70,7 @@ def test_no_state_is_sent_without_a_service_manager(environ):
 
 
 def test_notifying_a_missing_service_manager_is_no_error(tmp_path):
-    """As sd_notify(3) recommends."""
+    """A socket that nothing listens at is ignored, as sd_notify(3) recommends."""
     sd_notify.from_environment({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
 
 

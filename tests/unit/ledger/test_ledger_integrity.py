@@ -100,7 +100,7 @@ async def test_wal_of_zeros_is_accepted_as_empty(opened: Open, state_dir: Path) 
 
 
 async def test_wal_written_by_sqlite_passes_header_check(ledger: Ledger, state_dir: Path) -> None:
-    """In the byte order of checksums that SQLite chooses on this machine."""
+    """SQLite chooses the byte order of its checksums by the machine; that of this machine is accepted."""
     await ledger.record(Event(actor="a", action="b", target="c"))
     assert (state_dir / "ledger.sqlite3-wal").stat().st_size > 32
     assert integrity.in_wal(state_dir / "ledger.sqlite3") == ""

@@ -28,7 +28,7 @@ async def test_secret_row_round_trips(ledger: Ledger) -> None:
 
 
 async def test_deleting_a_secret_removes_its_bindings(ledger: Ledger) -> None:
-    """And no others; binding a missing secret is refused."""
+    """Bindings of other secrets stay. Binding a missing secret is refused."""
     with pytest.raises(Problem) as caught:
         await ledger.write(lambda tx: secrets.bind(tx, BINDING))
     assert caught.value.code == "not_found"

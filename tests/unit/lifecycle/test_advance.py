@@ -370,7 +370,7 @@ def test_grant_or_trim_of_undeclared_capability_is_refused(grant, trim):
     ],
 )
 def test_grant_change_widens_only_if_more_is_granted_after_it(wanted, widens):
-    """By the result, not by what the change names."""
+    """A change that names only what is granted already does not widen."""
     found = claim(capabilities=["log:write", "task:run"])
     before = replace(
         record(Status.ACTIVE, found),
@@ -419,7 +419,7 @@ def test_consent_to_invalid_host_is_refused():
     ],
 )
 def test_only_inactive_plugin_can_be_forgotten(status, seen, code):
-    """And no undecided bundle that is on disk: it would be back at once."""
+    """Nor can one be whose bundle is on disk and that nobody decided about: it would be back at once."""
     before = replace(record(status), hosts=("a:1",))
     outcome = advance.forget(before, seen, NOW)
     if code:

@@ -68,7 +68,7 @@ def test_batch_of_refused_bundles_logs_bounded_number_of_lines():
 
 
 def test_bundle_that_became_a_duplicate_is_logged():
-    """Not only the new claimants of its id."""
+    """One entry counts both: the new claimant of the id, and the bundle that claimed it before."""
     lines = Lines()
     refusals = RefusedLog(lines)
     refusals.newcomer(ID, "plugins/new")

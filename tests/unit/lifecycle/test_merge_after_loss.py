@@ -54,7 +54,8 @@ def test_record_rebuilt_from_pair_is_verified_with_masks_and_floor():
     assert found.facts == facts_of(pair, accepted=False)
 
 
-def test_record_rebuilt_without_floors_takes_version_as_floor():
+def test_rebuilt_record_without_floors_has_its_version_as_floor():
+    """The floor is the version of the bundle that is found."""
     found = merge_after_loss.rebuilt(ID, [verified(version="1.2.0")], Floors(), None, now_us=NOW)
     assert found.floor == "1.2.0"
 

@@ -63,7 +63,7 @@ def test_policy_that_is_no_regular_file_does_not_block(tmp_path):
 
 @pytest.mark.parametrize("unsafe", ["file", "directory", "owner"])
 def test_policy_file_writable_by_others_is_not_used(tmp_path, unsafe):
-    """By mode or owner of the file or of a parent, which the problem names."""
+    """If the file or a directory above it has an unsafe mode or owner; the problem names the place."""
     home = tmp_path / "etc"
     home.mkdir(mode=0o755)
     file = home / "trust.json"
@@ -84,7 +84,7 @@ def test_policy_file_writable_by_others_is_not_used(tmp_path, unsafe):
 
 @pytest.mark.parametrize("spoil", ["bad", "gone", "unsafe"])
 def test_reload_of_bad_policy_file_keeps_old_policy(tmp_path, spoil):
-    """Health reports a problem until the file is repaired; trust stays."""
+    """`problem` is set until the file is valid again; until then the publishers of the old policy are trusted."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME))
     found = keeper(file)
@@ -129,7 +129,7 @@ def test_target_of_linked_policy_must_be_safe(tmp_path):
 
 
 def test_revocation_stays_when_removed_from_file(tmp_path):
-    """Nor does losing the file lift it."""
+    """It also stays when the file is lost."""
     file = tmp_path / "trust.json"
     file.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": ["acme.demo@*"]}))
     remembered = Revoked(keys=frozenset({ACME.public}))

@@ -199,8 +199,8 @@ def test_undeclared_term_cannot_be_accepted(word, says):
     assert says in refused.reason
 
 
-def test_limit_is_lowered_and_feature_removed():
-    """By the same names; a running instance is restarted without them."""
+def test_trim_lowers_a_limit_and_removes_a_feature():
+    """Named as in a grant (`limit=memory_mib:64`). A running instance is restarted; the scope host is not needed."""
     found = record(
         Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 512}, sandbox={"features": ["threads"]}))
     )
@@ -283,7 +283,7 @@ def test_trimmed_star_removes_the_hosts_it_granted():
     ],
 )
 def test_granted_hosts_may_have_every_form_of_http_do(word, normal):
-    """And are stored in normal form."""
+    """They are stored in normal form; a URL without a port gets that of its scheme."""
     assert consents.parse([word]).hosts == (normal,)
     found = record(Status.ACTIVE)
     after = granting.regrant(found, Regrant(hosts=(word.removeprefix("host="),)), whole(found), NOW)
@@ -380,7 +380,7 @@ def test_union_of_floors_keeps_stricter_terms():
 
 
 def test_forget_removes_accepted_terms():
-    """As grants: the next install is a first one."""
+    """A later install accepts terms anew, as the first one does."""
     found = replace(record(Status.ACTIVE), status=Status.DISABLED)
     gone = advance.forget(found, presence.Presence(), NOW)
     assert isinstance(gone, Record)

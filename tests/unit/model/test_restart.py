@@ -25,7 +25,7 @@ def test_restart_jitter_is_within_20_percent(in_a_row, roll):
 
 
 def test_failure_count_resets_after_healthy_uptime():
-    """Not by an uptime that is a moment shorter."""
+    """An uptime of 60 s, the policy's `healthy_s`, resets it; 59.999 s does not."""
     assert Failures(in_a_row=5).after(59.999, POLICY).in_a_row == 6
     assert Failures(in_a_row=5).after(60, POLICY).in_a_row == 1
     assert Failures().after(0, POLICY).in_a_row == 1

@@ -263,7 +263,7 @@ async def test_started_child_reports_its_sandbox_level():
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
 async def test_only_bound_paths_can_be_read(level):
-    """And not written."""
+    """A bound path can be read and not written; another one can be neither read nor written."""
     script = "for f in /etc/passwd /etc/group; do read x < $f && echo read; (: >> $f) && echo written; done; exit 0"
     script = script.replace("(: >> $f)", "command eval ': >> $f'")
     started = await start(script, level=level, binds=("/etc/passwd",))

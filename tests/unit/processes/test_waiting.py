@@ -44,7 +44,7 @@ async def test_uncancelled_passes_results_and_exceptions_on():
 
 
 async def test_readable_returns_at_end_of_file():
-    """By data or by its end."""
+    """It waits until the other end of the pipe is closed."""
     read, write = os.pipe()
     task = asyncio.create_task(waiting.readable(read))
     await asyncio.sleep(0)

@@ -50,7 +50,7 @@ async def test_status_counts_are_taken_in_batches(home):
     ("path", "parts"), [("/metrics", 3), ("/api/status", 3), ("/api/health", 1), ("/api/plugins/rejected", 1)]
 )
 async def test_answers_over_all_plugins_yield_to_the_event_loop(home, path, parts):
-    """At least once after each batch."""
+    """Other tasks get at least one turn for each batch of plugins."""
     turns, answer = await turns_of_others(home.ask("GET", path))
     assert answer.status == 200
     assert turns >= parts * (MANY // counts.BATCH)

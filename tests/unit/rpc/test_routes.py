@@ -201,7 +201,7 @@ async def test_refusals_are_problem_documents(home, method, path, body, status, 
 
 
 async def test_every_route_refuses_unknown_query_parameters(home):
-    """And repeated ones: a typing error must not silently select a default."""
+    """Repeated ones are refused, too: a typing error must not silently select a default."""
     for route in ROUTES:
         body = None if route.method == "GET" else b"{}"
         answer = await home.ask(route.method, f"{url(route)}?colour=red", body)

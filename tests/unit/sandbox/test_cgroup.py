@@ -69,7 +69,7 @@ def test_own_cgroup_is_found_from_proc(tmp_path, mount, own, expected):
 
 
 def test_own_cgroup_is_found_despite_names_that_are_not_utf8(tmp_path):
-    """Of mounts and of groups; one has a line separator in it, one a space."""
+    """Names of mounts and of groups; one has a line separator in it, one a space."""
     (tmp_path / "mountinfo").write_bytes(
         b"29 25 0:25 / /mnt/\xff\xfe rw - tmpfs x rw\n28 25 0:24 / /mnt/a\xe2\x80\xa8b\x0bc\x85 rw - tmpfs x rw\n"
         b"31 25 0:27 / /sys/my\\040fs/cgroup rw - cgroup2 cgroup2 rw\n"

@@ -37,21 +37,21 @@ def test_refusal_names_level_step_errno_and_fix():
 
 
 def test_refusal_names_the_failure_of_the_first_missing_level():
-    """If dedicated is required, why the host lacks isolated."""
+    """If dedicated is required on a host that gives filtered, it says why the host does not give isolated."""
     found = levels.decide(Required(level=Level.DEDICATED), FILTERED)
     assert isinstance(found, Fault)
     assert found.reason == "needs dedicated, host gives filtered: EPERM at unshare(user)"
 
 
 def test_missing_feature_is_refused_by_name():
-    """Although the level suffices."""
+    """Although the host gives the level that is required."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
     assert isinstance(found, Fault)
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
 def test_level_open_is_chosen_only_if_the_operator_allows_it():
-    """On a host that provides nothing; a manifest cannot require it."""
+    """Also on a host that gives no other level; a manifest has no word for it."""
     nothing = Provided(level=Level.OPEN)
     assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Fault)
     assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(

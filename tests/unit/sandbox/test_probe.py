@@ -13,7 +13,7 @@ SCRIPT = b"#!/bin/sh\necho hello\n"
 
 
 def test_probe_of_this_machine_names_the_failed_step_of_each_lack():
-    """At least filtered, with threads, or why not."""
+    """The level is at least filtered, with threads, or the failure is known; so is that of each missing feature."""
     found = children.probed().provided
     assert found.level >= levels.Level.FILTERED or found.failure("filtered") is not None
     assert ("threads" in found.features) == (found.level >= levels.Level.FILTERED)

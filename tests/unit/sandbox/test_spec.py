@@ -189,7 +189,7 @@ def test_only_the_interpreters_own_files_are_visible(tmp_path):
 
 @pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
 def test_landlock_handles_all_rights_of_each_version(abi, rights):
-    """And asks for none that the kernel does not know."""
+    """No rule asks for a right that the kernel's version does not have."""
     assert landlock.handled(abi) == (1 << rights) - 1
     seen = view.view(None, processes=True, network=False)
     plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, network=False)

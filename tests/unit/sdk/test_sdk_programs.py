@@ -92,7 +92,7 @@ def test_invocation_without_a_reply_names_what_came_instead(script, words):
 
 
 def test_invoked_program_gets_its_request_and_answers():
-    """As protocol lines."""
+    """The request and the answers of its host calls are lines of the protocol."""
     script = """
     IFS= read -r request
     printf '{"host_call":{"id":7,"method":"node.facts"}}\\n'

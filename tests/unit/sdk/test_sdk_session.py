@@ -115,7 +115,7 @@ def test_result_that_cannot_be_encoded_is_an_error_of_its_action(running_plugin,
 
 
 def test_largest_result_that_fits_is_sent(running_plugin):
-    """To the byte."""
+    """A line of exactly the limit is sent; with one byte more the action fails."""
     around = len(b'{"jsonrpc":"2.0","id":2,"result":{"ok":true,"message":"","result":"","error":null}}\n')
     body = f"""
     def do_it(self, payload):
@@ -174,7 +174,7 @@ def test_children_do_not_inherit_the_pipes(tmp_path):
 
 
 def test_requests_that_arrive_during_a_host_call_are_kept(tmp_path):
-    """And answered afterwards, in order."""
+    """They are answered after the call, in order."""
     body = """
     def do_ask(self, payload):
         return self.call("node.facts")

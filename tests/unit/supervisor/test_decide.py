@@ -62,7 +62,7 @@ def test_arming_an_armed_plugin_changes_nothing(before):
 
 
 def test_disarm_stops_plugin_and_clears_failures():
-    """By an operator's decision."""
+    """An operator has decided it, so nothing is left to report once the plugin has stopped."""
     state, done = after(Disarm(), state=ARMED)
     assert (state.phase, state.wanted, done) == (Phase.STOPPING, False, [HandleAction.STOP])
     state, done = after(Stopped(), state=state)

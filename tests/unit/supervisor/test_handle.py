@@ -398,7 +398,7 @@ async def test_arming_other_identity_replaces_instance(stand):
 
 
 async def test_arming_again_keeps_instance(stand):
-    """As after each rescan of the disk."""
+    """Each rescan of the disk arms the plugin again; it is not started a second time."""
     plugin = await stand.armed()
     stand.supervisor.arm(plugin, supervisors.GRANTED)
     await stand.settled(plugin)

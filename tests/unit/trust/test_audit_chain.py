@@ -83,7 +83,7 @@ def test_intact_chain_verifies(lines: Lines) -> None:
 
 
 def test_empty_chain_verifies() -> None:
-    """As of a new ledger."""
+    """The export of a new ledger has no lines; its last hash is GENESIS."""
     report = audit_chain.verify([])
     assert report.ok
     assert report.last_hash == audit_chain.GENESIS

@@ -184,7 +184,7 @@ def test_policy_error_cuts_and_escapes_the_value_found():
 
 
 def test_encoded_policy_round_trips():
-    """In every form that `latticectl trust` writes."""
+    """A policy with everything that `latticectl trust` writes; one key is written as a text, several as a list."""
     full = policy.TrustPolicy(
         publishers={
             "acme": policy.Publisher(keys=(ACME.public,)),
