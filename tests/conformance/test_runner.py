@@ -140,7 +140,7 @@ async def test_stopping_one_instance_leaves_another_running(start):
     await two.stop(1.0)
 
 
-async def test_check_returns_health_and_message(start):
+async def test_health_check_of_runner_returns_status_and_message(start):
     """The message is readable text."""
     instance = await start()
     found = await asyncio.wait_for(instance.check(), START_S)

@@ -321,7 +321,7 @@ ODD_KEYS = (
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-def test_every_valid_key_and_bucket_can_be_addressed(daemon, key):
+def test_every_valid_kv_key_and_bucket_can_be_addressed(daemon, key):
     """Written, read, listed and deleted by its percent-encoded name, and by latticectl; so is such a bucket."""
     path = f"/api/kv/{quote(key, safe='')}/{quote(key, safe='')}"
     assert daemon.ask("PUT", path, b"here").json() == {"bucket": key, "key": key, "bytes": 4}

@@ -140,7 +140,7 @@ def test_recover_under_a_running_daemon_is_refused(used):
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "key"])
 def test_recover_without_genuine_floors_needs_the_option(used, harm):
-    """Missing or of another key: exit 74 with what to do; --without-floors goes on, and is audited."""
+    """Missing or of another key: exit 74 with what to do; --without-floors continues, and is audited."""
     damage.truncated(used.state)
     floors = used.state / "floors.json"
     match harm:

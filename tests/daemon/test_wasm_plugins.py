@@ -126,7 +126,7 @@ def test_endless_loop_in_wasm_is_ended(host, name, body, limits, code):
     hosting.until_gone({before})
 
 
-def test_memory_grow_fails_beyond_the_limit(host):
+def test_wasm_memory_grow_fails_beyond_the_plugins_limit(host):
     """It returns -1, and the module keeps running."""
     grow = """(local $pages i32)
       (block $full (loop $more

@@ -43,7 +43,7 @@ def gate():
     ids=["surrogate", "surrogate in a name", "infinite", "NaN", "too many digits", "bottomless", "no UTF-8"],
 )
 async def test_host_call_with_undecodable_value_is_refused(gate, value):
-    """bad_params for that call, on record; nothing is carried out."""
+    """bad_params for that call, audited; nothing is carried out."""
     found, events, served = gate
     with pytest.raises(HostError) as refused:
         await found.call_raw("log.write", b'{"a":' + value + b"}")

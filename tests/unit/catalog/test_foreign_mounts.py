@@ -31,7 +31,7 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_unreadable_mount_is_refused_alone(plugins: Path) -> None:
+async def test_bundle_on_unreadable_mount_is_refused_alone(plugins: Path) -> None:
     """Mounted before the start or later: it is unreadable; the others verify and are followed."""
     for early in (True, False):
         with contextlib.ExitStack() as mounts:
@@ -82,7 +82,7 @@ async def test_hanging_mounts_do_not_delay_other_bundles(plugins: Path, monkeypa
             mounts.close()  # what waited for an answer gets its error
 
 
-async def test_hanging_mount_is_refused_at_its_deadline(plugins: Path) -> None:
+async def test_bundle_on_hanging_mount_is_refused_at_its_deadline(plugins: Path) -> None:
     """Unreadable, and counted in health; once unmounted, the directory beneath is judged."""
     with contextlib.ExitStack() as mounts:
         mounts.enter_context(fuse.mounted(plugins / "evil", hangs=set(fuse.EVERYTHING)))
@@ -95,7 +95,7 @@ async def test_hanging_mount_is_refused_at_its_deadline(plugins: Path) -> None:
             await until(lambda: seen.code("plugins/evil") == "manifest_missing" and not seen.catalog.problems())
 
 
-async def test_directory_with_hanging_listing_becomes_a_problem(plugins: Path, tmp_path: Path) -> None:
+async def test_plugin_directory_whose_listing_hangs_is_a_problem(plugins: Path, tmp_path: Path) -> None:
     """At its deadline; verified bundles stay, as each is opened by its name."""
     place = tmp_path / "mounted"
     place.mkdir()

@@ -42,7 +42,7 @@ def test_request_during_a_scan_causes_another() -> None:
     assert times.scan_due_s(watched=True) < 1.0
 
 
-def test_tick_is_due_one_interval_after_the_last() -> None:
+def test_scan_tick_is_due_one_interval_after_the_last() -> None:
     times = ScanSchedule(rescan_s=60, now_s=5.0)
     assert times.tick_due_s() == 5.0 + TICK_S
     times.ticked(7.0)

@@ -131,7 +131,7 @@ def test_verifying_a_missing_pair_is_refused(store: Store) -> None:
         store.path("../../etc")
 
 
-def test_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
+def test_store_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
     """Files of interrupted writes are removed, too; pairs in use and files of others stay."""
     assert store.collect([]) == 0
     kept = judged(bundle.path)

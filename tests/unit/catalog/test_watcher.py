@@ -115,7 +115,7 @@ async def test_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path
         assert _kernel_watches() == 2
 
 
-async def test_watches_take_no_descriptor_per_bundle(plugins: Path) -> None:
+async def test_inotify_watches_take_no_descriptor_per_bundle(plugins: Path) -> None:
     """Hundreds of bundles take as many descriptors as none."""
     before = len(os.listdir("/proc/self/fd"))
     async with catalogs.watching(plugins, ACME):
@@ -232,7 +232,7 @@ def test_directory_unreadable_at_start_is_followed_once_readable(tmp_path: Path)
 
 
 @forks.as_root
-async def test_files_of_foreign_owners_are_refused(plugins: Path) -> None:
+async def test_bundle_files_of_foreign_owners_are_refused(plugins: Path) -> None:
     """Those of the plugin directory's owner are accepted. A chown alone is noticed."""
     bundle = bundles.drop(plugins, "demo", author=ACME)
     async with catalogs.watching(plugins, ACME) as seen:

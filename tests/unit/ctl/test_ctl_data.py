@@ -28,7 +28,7 @@ def test_kv_values_are_set_and_printed_as_bytes(ctl, api, monkeypatch):
     assert ctl("kv", "get", "default", "motd", "--format", "json").json["value"] == "héllo"
 
 
-def test_value_beyond_the_body_limit_is_not_sent(ctl, api, monkeypatch):
+def test_kv_value_beyond_the_body_limit_is_not_sent(ctl, api, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x" * ((1 << 20) + 1))))
     ran = ctl("kv", "set", "default", "big", "-")
     assert ran.code == 1

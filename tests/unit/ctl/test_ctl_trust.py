@@ -67,11 +67,11 @@ def test_trust_revoke_adds_revocations(trust):
         ("revoke", "--key", "?"),
     ],
 )
-def test_invalid_policy_is_not_written(trust, words):
+def test_invalid_policy_edit_is_not_written(trust, words):
     assert trust(*words, code=2) == {}
 
 
-def test_invalid_id_pattern_is_not_written(trust):
+def test_invalid_id_pattern_is_not_written_to_the_policy(trust):
     assert trust("add", "acme", ACME, "--ids", "acme.*.x", code=2) == {}
 
 

@@ -103,7 +103,7 @@ async def test_zone_with_longest_suffix_is_found_on_last_page(it):
     assert it.fake.asked.count("GET /zones") == 3
 
 
-async def test_record_on_later_page_is_found(it):
+async def test_dns_record_on_later_page_is_found(it):
     """The server may ignore the filter and list all records."""
     zone = it.fake.zone("example.org")
     for number in range(230):

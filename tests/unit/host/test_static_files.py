@@ -187,7 +187,7 @@ def test_accepted_path_is_already_normal(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["a.html", "a.htm", "a.svg", "a.SVG", "a.xhtml", "a.xml", "a.txt.html", "a", "txt", "a.exe"]
 )
-async def test_unlisted_file_types_are_refused(desk: Desk, path: str) -> None:
+async def test_static_file_of_unlisted_type_is_refused(desk: Desk, path: str) -> None:
     """HTML and SVG are off unless the operator allows them."""
     error = await desk.refused(desk.put(path, "<script>"))
     assert error.code is Denial.BAD_PARAMS

@@ -327,7 +327,7 @@ class Failing:
     ],
 )
 async def test_failure_of_target_has_a_code_and_no_internal_details(outside, error, status, code):
-    """The connection stays open, and the listener goes on."""
+    """The connection and the listener stay open."""
     await claimed(outside, Failing(error))
     await claimed(outside, ingresses.Echo(), "acme.two")
     request = b"GET /%s/ HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n"

@@ -129,7 +129,7 @@ async def test_password_check_does_not_block_other_requests(world):
 
 
 async def test_changed_password_ends_every_session(world):
-    """Unbinding the secret does, too; without one nobody can log in."""
+    """Unbinding the secret does, too; without one no login is possible."""
     session = await world.cookie()
     assert (await world.get(f"{PREFIX}/x", session)).status == 200
     await world.secrets.set("WEB", passwords.make_hash("another horse", ln=10))
@@ -251,7 +251,7 @@ async def test_websocket_requires_own_origin(world, backend, origin):
 
 @pytest.mark.parametrize("origin", ["Origin: http://evil.example", "X-Origin: none"])
 async def test_login_requires_own_origin(world, origin):
-    """Login CSRF: another page could log its victim in as somebody else."""
+    """Login CSRF: another page could log its victim in as another user."""
     answer = await world.log_in(origin=origin)
     assert (answer.status, answer.code) == (403, "origin_not_allowed")
     assert world.events == []

@@ -361,7 +361,7 @@ async def test_broken_chunk_in_upload_closes_both_connections_at_once(world, bac
 
 
 async def test_expect_100_continue_is_answered(world, backend, session):
-    """Expect: 100-continue, once; another expectation is refused before anything is dialled."""
+    """Expect: 100-continue, once; another expectation is refused before any connection is made."""
     head = f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n"
     head += "Content-Length: 3\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())

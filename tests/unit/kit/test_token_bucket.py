@@ -33,7 +33,7 @@ def test_clock_set_back_adds_no_tokens():
 
 
 def test_keys_have_their_own_buckets_and_full_ones_are_dropped(monkeypatch):
-    """Dropping saves memory, and gives nobody a token."""
+    """Dropping saves memory, and gives no token."""
     monkeypatch.setattr(token_bucket, "_MOST_KEYS", 3)
     buckets, rate = TokenBuckets(), Rate(per_second=0.1, burst=1)
     for key in "ab":

@@ -70,7 +70,7 @@ async def test_ledger_change_that_fails_is_rolled_back_alone(ledger: Ledger, eve
 
 @pytest.mark.parametrize("error", [StopIteration("x"), SystemExit(3), apsw.ConstraintError("x"), Problem("a", "b")])
 async def test_any_exception_of_a_ledger_change_reaches_its_caller(ledger: Ledger, error: BaseException) -> None:
-    """StopIteration and BaseException too; the writer goes on."""
+    """StopIteration and BaseException too; the writer continues."""
 
     def fail(_: Transaction) -> None:
         raise error
@@ -153,7 +153,7 @@ async def test_read_connections_are_read_only(ledger: Ledger) -> None:
 
 
 async def test_slow_read_sees_one_snapshot_off_the_loop(ledger: Ledger, event: Make) -> None:
-    """It does not see concurrent writes, and the event loop runs on."""
+    """It does not see concurrent writes, and does not block the event loop."""
     started, go_on = threading.Event(), threading.Event()
 
     def question(db: Connection) -> tuple[int, int]:

@@ -72,7 +72,7 @@ async def test_plugin_passes_through_every_status(home):
     ],
 )
 async def test_invalid_transition_is_refused(home, given, wanted):
-    """409 with its code, on record, and nothing changed."""
+    """409 with its code, audited, and nothing changed."""
     home.drop()
     await home.seen(ID)
     for status in given:
@@ -332,7 +332,7 @@ async def test_decisions_about_one_id_are_serialised(home):
 
 
 async def test_pair_changed_while_copied_is_not_installed(home, monkeypatch):
-    """The bytes that run are the bytes that were verified: otherwise refused with the code, and on record."""
+    """The bytes that run are the bytes that were verified: otherwise refused with the code, and audited."""
     bundle = home.drop()
     await home.seen(ID)
     catalog = home.app.api.catalog

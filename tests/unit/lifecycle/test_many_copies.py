@@ -26,7 +26,7 @@ class Lines:
 
 
 async def test_renaming_one_of_many_copies_judges_one_and_logs_one_line(monkeypatch):
-    """The first copies give one line; each rename judges one copy and logs at most one line; the plugin runs on."""
+    """The first copies give one line; each rename judges one and logs at most one; the plugin keeps running."""
     async with in_process.opened(author=ACME, policy=bundles.policy_bytes(ACME)) as home:
         home.drop("demo", id=ID)
         await home.seen(ID)

@@ -84,7 +84,7 @@ async def test_narrowed_grants_take_effect_on_full_disk(home, disk):
 
 
 async def test_start_on_full_disk_is_refused(home, disk):
-    """A plugin is not started unless the decision is on record."""
+    """A plugin is not started unless the decision is recorded."""
     home.drop()
     await home.seen("acme.demo")
     disk.full = True
@@ -153,7 +153,7 @@ async def test_unexpected_write_error_is_retried(home, monkeypatch):
 
 
 async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
-    """The disk recovers just before shutdown: the decision is on record after the next start."""
+    """The disk recovers just before shutdown: the decision is recorded after the next start."""
     monkeypatch.setattr(write_behind, "AGAIN_S", 3600.0)
     async with in_process.opened(tmp_path) as home:
         home.drop()

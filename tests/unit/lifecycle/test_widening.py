@@ -346,7 +346,7 @@ def test_malformed_accepted_terms_raise_value_error(text):
 
 
 def test_accepted_terms_survive_a_lost_ledger():
-    """The plugin comes back as verified; installed again, it has what was accepted, and no more."""
+    """The plugin is back as verified; installed again, it has what was accepted, and no more."""
     before = record(Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 64})))
     new = claim(version="2.0.0", v2=True, **runtime(limits={"memory_mib": 512}))
     after = advance.upgrade(before, new, UpgradeConsent(), NOW)

@@ -17,7 +17,7 @@ ID = "acme.demo"
 
 
 @pytest.mark.parametrize(("margin_s", "answered"), [(3_600.0, True), (-3_600.0, False)])
-async def test_invocation_may_take_what_its_plugin_may(monkeypatch, margin_s, answered):
+async def test_invocation_over_the_api_may_take_as_long_as_its_plugin_allows(monkeypatch, margin_s, answered):
     """Longer than other answers, up to plugin_limits.max_invoke_timeout_s; without that it would be cut."""
     monkeypatch.setattr(running, "MARGIN_S", margin_s)
     monkeypatch.setattr(connection_limiter, "SWEEP_S", 0.02)

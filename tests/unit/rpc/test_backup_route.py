@@ -83,7 +83,7 @@ async def test_staging_files_of_a_killed_daemon_are_removed(home):
 
 
 async def test_backup_that_cannot_be_audited_is_refused(home, monkeypatch):
-    """A backup holds the host's private key, so every one must be on record."""
+    """A backup holds the host's private key, so every one must be audited."""
 
     async def full(_event):
         raise Problem("audit_unavailable", "the disk is full")

@@ -179,7 +179,7 @@ def test_returned_bundle_does_not_close_breaker():
 
 
 def test_returned_bundle_keeps_failure_count():
-    """The count goes on when the bundle comes back."""
+    """It continues when the bundle is back."""
     state, _ = after(Disarm(FAULT), Arm(), CRASH, RetryDue(), CRASH, state=WAITING)
     assert state.phase is Phase.BROKEN
 

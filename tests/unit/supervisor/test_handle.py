@@ -244,7 +244,7 @@ async def test_long_uptime_resets_the_backoff(stand):
         await until(lambda: stand.runtime(plugin).state == "armed")
 
 
-async def test_health_is_checked_and_shown(stand):
+async def test_health_of_plugin_is_checked_and_shown(stand):
     """Soon after the start, then every interval, from one timer."""
     plugin = await stand.armed(**HEALTH)
     instance = stand.driven.only(plugin.id)
@@ -353,7 +353,7 @@ async def test_health_check_that_times_out_is_unhealthy(stand):
 
 
 async def test_stop_that_raises_counts_as_stopped(stand):
-    """The runner's error is logged, the handle goes on."""
+    """The runner's error is logged, and the handle stays usable."""
     plugin = await stand.armed()
 
     async def fail(grace_s):

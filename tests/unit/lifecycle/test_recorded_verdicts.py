@@ -77,7 +77,7 @@ async def test_event_stream_has_changed_verdicts():
 
 
 async def test_policy_change_records_the_changed_verdicts(tmp_path):
-    """A disabled plugin of a revoked publisher: refused on record, and verified again once that is lifted."""
+    """A disabled plugin of a revoked publisher: refused and recorded, and verified again once that is lifted."""
     async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
