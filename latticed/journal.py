@@ -156,7 +156,7 @@ class JournalServer:
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection; whatever happens to it ends with it."""
+        """Serve one connection, and close it. A client that has gone or sends no request is no error."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - runs as a task
         self._connections.add(task)

@@ -85,7 +85,7 @@ def _check_characters(field: str, value: str, *, allowed: str = "") -> None:
 
 
 def _check_v2(raw: dict[str, Any], found: Manifest) -> None:
-    """The rules that only v2 has; v1 stays as other lattice tools read it."""
+    """Check the rules that only v2 has; v1 stays as other lattice tools read it."""
     if not semver_range.is_version(found.version):
         raise Broken(f"expected `version` to be SemVer such as 1.2.3, found {_quote(found.version)}")
     # Over the JSON object, not the struct: it is what is signed, `config` with it.

@@ -64,7 +64,7 @@ class ActivePoll:
             self._noted.pop(name, None)
 
     async def run(self) -> None:
-        """Poll all of them every POLL_S, until cancelled."""
+        """Poll the bundles of all active plugins every POLL_S seconds, until cancelled."""
         while True:
             began_s = time.monotonic()
             if self._watcher.active:

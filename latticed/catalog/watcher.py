@@ -255,7 +255,9 @@ class Watcher:
     # What follows runs on watchdog's thread, whose death is noticed only by a later check: nothing may be raised.
 
     def on_root_event(self, event: InotifyEvent) -> None:
-        """Something was added to the plugin directory, or taken away, or happened to the directory itself."""
+        """Called for an event in the plugin directory: a name came or went, or something happened to the directory
+        itself.
+        """
         try:
             self._on_root_event(event)
         except Exception:  # noqa: BLE001 - see above; a scan makes good for it
@@ -296,7 +298,9 @@ class Watcher:
             root.close()
 
     def on_bundle_event(self, name: str, event: InotifyEvent) -> None:
-        """Something happened to one of the two files, or to the bundle's directory; other files do not matter."""
+        """Called for an event in a bundle's directory: marks its name if one of the two files, or the directory itself,
+        is concerned.
+        """
         if event.name in _PARTS:
             self._dirty.note(name)
 

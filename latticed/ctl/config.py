@@ -165,7 +165,7 @@ def _toml(name: str, text: str) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any, path: str, depth: int) -> None:
-    """Values that TOML has and JSON has not: dates, times, infinities, NaN."""
+    """Problem for too deep nesting, and for values that TOML has and JSON has not: dates, times, infinities, NaN."""
     if isinstance(value, dict | list):
         if depth > wire.MAX_CONFIG_DEPTH:
             raise _unfit(name, f"{path}: expected at most {wire.MAX_CONFIG_DEPTH} levels of nesting, found more")

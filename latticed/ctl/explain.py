@@ -115,7 +115,7 @@ def _lines(facts: advice.RemedyFacts, screen: Screen) -> Iterator[_Field]:
 
 
 def _artifact(view: wire.PluginView | None, rejected: Sequence[wire.RejectedView]) -> str:
-    """The version on record, or that of the first refused bundle."""
+    """The version on record, with publisher and digest, in words; without a record that of the first refused bundle."""
     if view is None:
         return f"version {rejected[0].version or '-'} in the bundle {rejected[0].name}"
     publisher = f" from {view.publisher}" if view.publisher else ", unsigned"

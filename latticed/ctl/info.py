@@ -137,7 +137,7 @@ def _done(calls: object) -> Iterator[_Field]:
 
 
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:
-    """The fields of the version that an upgrade would take."""
+    """The fields of the version that an upgrade would take; none if there is no such version."""
     if view.candidate is None:
         return
     found = view.candidate
@@ -152,7 +152,7 @@ def _candidate(view: wire.PluginView) -> Iterator[_Field]:
 
 
 def _times(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:
-    """The fields of times, as far as they are known."""
+    """The fields with the times of the record's transitions, as far as they are known."""
     for label, moment in (
         ("verified", view.verified_at),
         ("installed", view.installed_at),

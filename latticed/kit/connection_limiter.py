@@ -89,7 +89,7 @@ class LimitedConnection(RequestHandler):
         return now_s - self.since_s > limit_s
 
     def swept(self, now_s: float) -> None:
-        """Called by each sweep that does not cut it; for subclasses."""
+        """Called by each sweep that does not close the connection; does nothing here, for subclasses."""
 
 
 class ConnectionLimiter(Generic[C]):

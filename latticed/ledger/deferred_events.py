@@ -33,7 +33,7 @@ log = logs.get_logger()
 
 
 class DeferredEvents:
-    """A queue in front of the writer; belongs to the event loop."""
+    """A queue of events that wait for the writer. Used on the event loop's thread only."""
 
     def __init__(self, writer: LedgerWriter, now: clock.Clock) -> None:
         self._writer = writer

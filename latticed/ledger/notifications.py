@@ -276,7 +276,7 @@ def _open_one(tx: Transaction, item_id: str) -> Item | None:
 
 
 def _one(conn: RowReader, condition: str, value: Any) -> Item | None:
-    """The first item that fulfils the condition."""
+    """The first item that fulfils `condition`, which is SQL with one placeholder for `value`; None if there is none."""
     row = conn.execute(f"SELECT {COLUMNS} FROM notifications WHERE {condition}", (value,)).fetchone()  # noqa: S608
     return None if row is None else of_row(row)
 

@@ -93,7 +93,9 @@ class Readers:
 def _ask_apart(
     database: Path, question: Callable[[connection.Connection], Any], stop: threading.Event
 ) -> tuple[Any, BaseException | None]:
-    """The answer or the exception; runs on the thread."""
+    """Ask `question` on a connection of its own, on one snapshot: (answer, None), or (None, exception). Runs on the
+    thread; `stop` ends it.
+    """
     try:
         # A connection of its own: one is used by one thread at a time, and the inline one belongs to the event loop.
         apart = connection.open_reader(database)

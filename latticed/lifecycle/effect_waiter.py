@@ -23,7 +23,7 @@ class EffectWaiter:
     services: HostServices
 
     async def settled(self, plugin_id: str) -> None:
-        """Until a plugin is armed, stopped or failed, and host services have ended what they may not do for it."""
+        """Wait until a plugin is armed, stopped or failed, and host services have ended what they may not do for it."""
         await asyncio.gather(self.supervisor.settled(plugin_id, within_s=SETTLE_S), self.drained(plugin_id))
 
     async def drained(self, plugin_id: str) -> None:

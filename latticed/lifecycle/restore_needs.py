@@ -166,5 +166,5 @@ def _put(directory: Path, record: Record, pair: Path) -> Path:
             manifest, artifact = ((pair / part).read_bytes() for part in (read.MANIFEST, read.ARTIFACT))
             write.write_bundle(directory / name, manifest, artifact)
             return directory / name
-    # 17 is EEXIST: both names are taken.
+    # Both names are taken: EEXIST (17), as mkdir(2) would report it.
     raise FileExistsError(17, os.strerror(17), str(directory / record.id))

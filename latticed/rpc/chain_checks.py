@@ -134,7 +134,7 @@ def described(reports: Reports, chains: tuple[chain.Name, ...]) -> dict[str, Any
     first, *others = (_plain(reports[name], name) for name in chains)
     if not others:
         return first
-    # There are two chains, so there is one other.
+    # Never more than two chains, so exactly one is left.
     (calls,) = others
     worse = {} if calls["ok"] or not first["ok"] else {key: calls[key] for key in ("first_bad_seq", "reason", "chain")}
     return {**first, **worse, "ok": first["ok"] and calls["ok"], "calls": calls}

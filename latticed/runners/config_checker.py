@@ -177,7 +177,7 @@ def _beyond(code: str, limit: str, found: str) -> Problem:
 
 
 class _Taken(asyncio.Protocol):
-    """Collects what the child writes; one that writes more is ended."""
+    """Collects what the child writes; a child that writes more than is allowed is ended."""
 
     def __init__(self, most_bytes: int) -> None:
         self.data = bytearray()

@@ -131,7 +131,7 @@ class OneShot:
             raise
 
     async def _carry_out(self, action: str, payload: Any) -> dict[str, Any]:
-        """Start a process, have it carry out one action, end it; return its reply."""
+        """Start a process, have it carry out one action, and end it; returns its reply."""
         spec, limits = self._spec, self._spec.invoking
         stderr = spec.outputs.stderr_of_call(spec.plugin_id, whole_bytes=limits.stderr_bytes)
         call = _Call(spec, stderr)

@@ -157,7 +157,7 @@ class Cache:
         return None
 
     def _new_key(self) -> bytes:
-        """Make a key and put it in place of what is there."""
+        """Make a key and return it; its file replaces what is there."""
         key = secrets.token_bytes(_KEY_BYTES)
         with contextlib.suppress(FileNotFoundError):
             self._key_file.unlink()  # its mode may be what is wrong with it

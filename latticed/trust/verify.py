@@ -215,7 +215,7 @@ def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: s
 
 
 def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
-    """No revocation names this id and version (`Revoked.plugin`)."""
+    """Refuse a plugin whose id and version a revocation names (`Revoked.plugin`)."""
     entry = policy.revoked.plugin(manifest.id, manifest.version)
     if entry is not None:
         raise BundleRefused(
@@ -226,7 +226,9 @@ def _plugin_not_revoked(manifest: Manifest, policy: TrustPolicy) -> None:
 
 
 def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: str) -> None:
-    """Some key of the publisher has signed the payload; an unsigned bundle got this far only if it may."""
+    """Refuse a manifest whose signature is of none of the publisher's keys. `publisher` is None only for an unsigned
+    bundle that may be unsigned.
+    """
     if publisher is not None and not holding:
         raise BundleRefused(
             Code.SIGNATURE_INVALID,

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
 def test_every_package_docstring_states_purpose_and_limits(package):
-    """Of its __init__ module."""
+    """The docstring is that of its __init__ module."""
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
     assert len((docstring or "").split()) >= 10, f"{package.name}: what is it for, what must it not do?"
 

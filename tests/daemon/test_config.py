@@ -139,7 +139,7 @@ def test_invalid_configuration_is_422_with_every_fault_and_its_path(plugin):
 
 
 def test_audit_events_of_configurations_have_size_and_hash_never_a_value(plugin):
-    """Of refused ones too."""
+    """Refused configurations have such events, too."""
     assert put(plugin, {"city": "sesame-open"}).status == 200
     assert put(plugin, {"city": 1, "token": "sesame-closed"}).code == "config_invalid"
     allowed, refused = plugin.daemon.events(action="plugin.config", target=ID)[-2:]
@@ -178,7 +178,7 @@ def test_answer_to_a_configuration_with_many_faults_says_that_there_are_more(plu
     ],
 )
 def test_malformed_configuration_document_is_refused_with_a_code(plugin, body, status, code, word):
-    """And a reason; the plugin keeps running."""
+    """There is a reason, too; the plugin keeps running."""
     instance = plugin.result(ID, "config")["instance"]
     answer = plugin.daemon.ask("PUT", CONFIG, body)
     assert (answer.status, answer.code) == (status, code)
@@ -259,7 +259,7 @@ def test_upgrade_to_a_schema_that_the_configuration_fits_keeps_it(alone):
 
 
 def test_forget_keeps_the_configuration_and_purge_removes_it(plugin):
-    """As with kv values."""
+    """The same holds for kv values."""
     daemon = plugin.daemon
     assert put(plugin, {"city": "Bern"}).status == 200
     for purge, left in ((False, {"city": "Bern"}), (True, {})):
@@ -389,7 +389,7 @@ def test_configuration_survives_kill_9(place, acme):
 
 
 def test_other_publisher_of_an_id_does_not_inherit_the_configuration(place, acme):
-    """Nor does it count for activation; if the first publisher returns, it is there again."""
+    """It does not count for activation either. If the first publisher returns, it is there again."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     url = "/api/plugins/by-id/acme.demo/config"

@@ -75,7 +75,7 @@ def test_followed_events_continue_across_a_restart(place, acme):
 
 
 def test_events_without_follow_prints_the_newest_and_exits(place, acme):
-    """Of one plugin when it is named."""
+    """If a plugin is named, only its events are printed."""
     place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()

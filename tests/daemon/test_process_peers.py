@@ -112,7 +112,7 @@ def test_endless_line_ends_the_session(host, name):
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_plugin_that_closes_its_pipes_is_ended(host, name, end):
-    """With that reason, long before a health check would find it unhealthy."""
+    """That is the reason that is reported, long before a health check would find the plugin unhealthy."""
     runtime = {"health": {"interval_s": 1, "timeout_s": 60, "failures": 60}}
     host.up(name, peers.peer(f"hear()\nos.close({end})\ntime.sleep(1000)"), runtime=runtime)
     host.invoke(name, "anything")
@@ -120,7 +120,7 @@ def test_plugin_that_closes_its_pipes_is_ended(host, name, end):
 
 
 def test_exit_while_being_written_to_reports_the_exit_status(host, name):
-    """Not the broken pipe."""
+    """The broken pipe, which is noticed first, is not what is reported."""
     host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
     answer = host.invoke(name, "anything")
     assert (answer.status, answer.code) == (502, "exited")

@@ -54,7 +54,7 @@ def test_invoke_json_prints_the_whole_reply(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_refusal_by_the_plugin_exits_1_with_its_message(host, plugin_id):
-    """And a hint; nothing is on stdout."""
+    """A hint is printed, too; nothing is on stdout."""
     done = host.daemon.ctl("invoke", plugin_id, "refuse")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not today" in done.stderr

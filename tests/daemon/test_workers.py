@@ -75,7 +75,7 @@ def test_template_is_served_with_the_operators_value(host, url):
 
 
 def test_references_in_request_or_value_are_not_expanded(host, url):
-    """Of the path and of a stored value."""
+    """Neither in the path of the request, which the template shows, nor in a stored value."""
     said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
     assert (
         route_clients.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")

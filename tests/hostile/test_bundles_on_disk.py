@@ -310,7 +310,7 @@ def test_hostile_bundles_have_the_same_codes_after_a_restart():
 
 @pytest.mark.slow
 def test_bundle_is_seen_although_clients_use_up_descriptors():
-    """With 128 descriptors and two hundred clients."""
+    """The daemon may have 128 descriptors; two hundred clients connect."""
     with daemons.placed() as place:
         place.trust_us(ACME)
         place.drop("first", author=ACME, id="acme.first")

@@ -188,7 +188,7 @@ def _all_counted(daemon, before, wanted):
 
 @pytest.mark.daemon
 def test_flood_of_refused_decisions_is_audited_as_a_few_events(daemon):
-    """By a user with scope operate, about plugins that do not exist."""
+    """A user with the scope operate decides about plugins that do not exist."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     with raw_http.connected(daemon.place.socket) as sock:
         for number in range(1_000):
@@ -200,7 +200,7 @@ def test_flood_of_refused_decisions_is_audited_as_a_few_events(daemon):
 
 
 async def test_flood_of_denied_host_calls_is_audited_as_a_few_events():
-    """Of a plugin that repeats a call it was not granted."""
+    """A plugin repeats a call that it was not granted."""
     async with in_process.opened() as home:
         home.drop(capabilities=["kv:read"])
         instance = await home.armed("acme.demo")

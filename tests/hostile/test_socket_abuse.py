@@ -272,7 +272,7 @@ def test_connection_is_usable_after_a_refusal(daemon):
 
 
 def test_rest_of_a_refused_body_is_never_taken_for_a_request(daemon):
-    """Although it looks like one."""
+    """The rest of the body looks like a request."""
     smuggled = raw_http.request("POST", "/api/plugins/lifecycle", b'{"id": "acme.demo", "status": "disabled"}')
     for target in ("/api/nothing", "/api/plugins/by-id/acme.demo/nothing"):
         answers = _answers(daemon, raw_http.request("POST", target, smuggled))
@@ -281,7 +281,7 @@ def test_rest_of_a_refused_body_is_never_taken_for_a_request(daemon):
 
 
 def test_two_hundred_idle_connections_do_not_block_new_requests(daemon):
-    """Of one user: the oldest without a request are closed."""
+    """All are of one user; the oldest ones without a request are closed."""
     idle = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
         for _ in range(20):

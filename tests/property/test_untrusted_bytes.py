@@ -62,7 +62,7 @@ def test_any_bytes_as_a_bundle_get_a_verdict(data):
 
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), values, max_size=4), v2=st.booleans())
 def test_any_values_in_manifest_fields_get_a_verdict(fields, v2):
-    """Of any JSON type."""
+    """The values are of any JSON type."""
     plain = bundles.manifest_v2() if v2 else bundles.manifest_v1()
     signed = bundles.signed(plain, b"", AUTHOR)
     _judged(json.dumps({**signed, **fields}).encode())
@@ -83,7 +83,7 @@ def test_any_bytes_decode_as_policy_or_raise_problem(data):
 
 @given(publishers=st.dictionaries(st.sampled_from(["acme", "other", "A"]), values, max_size=2), revoked=values)
 def test_any_values_in_a_policy_decode_or_raise_problem(publishers, revoked):
-    """Of any JSON type."""
+    """The values are of any JSON type."""
     try:
         policy.decode(json.dumps({"trusted_publishers": publishers, "revoked": revoked}).encode())
     except Problem as problem:
@@ -103,7 +103,7 @@ def test_any_text_parses_as_version_range_or_is_refused(written):
 
 @given(st.binary(max_size=300))
 def test_bytes_that_strict_decoder_accepts_are_valid_json(data):
-    """As Python's decoder judges."""
+    """Python's decoder accepts them, too."""
     try:
         raw, _ = decode.decode(data)
     except BundleRefused:

@@ -63,7 +63,7 @@ class KeptRecord(ScheduledItem):
 
 
 def of_row(row: DdnsRow, spec: DdnsSpec) -> KeptRecord:
-    """A record from its row; `spec` is that of the row, decoded."""
+    """A record from its row; `spec` is the row's spec, decoded."""
     return KeptRecord(
         key=row.key, plugin_id=row.plugin_id, name=spec.name, spec=spec, status=row.standing, wanted=spec.address
     )

@@ -53,7 +53,7 @@ class TunnelCalls:
         return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
 
     async def _delete(self, caller: Caller, asked: TunnelName) -> dict[str, Any]:
-        """Stop it, and remove its files; `ok`: whether there was one."""
+        """Stop and delete a tunnel of the caller, with its files; `ok` is whether there was one."""
         return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
 
     async def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class Wasi:
         return OK
 
     def random_get(self, caller: Caller, at: int, size: int) -> int:
-        """Fill the buffer from the kernel's random number generator."""
+        """Fill the `size` bytes at the address `at` from the kernel's random number generator."""
         view = self._guest.view(caller, at, size)  # before anything is written: all of it is within memory, or nothing
         for start in range(0, len(view), _RANDOM_BYTES):
             piece = view[start : start + _RANDOM_BYTES]

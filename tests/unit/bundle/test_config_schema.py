@@ -113,7 +113,7 @@ def test_any_schema_is_judged_within_milliseconds(schema):
 
 
 def test_judging_a_schema_makes_no_connection():
-    """Although all its references lead to a listening server."""
+    """All references of the schema lead to a listening server."""
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
@@ -149,7 +149,7 @@ assert "jsonschema_rs" in sys.modules
 
 
 def test_fault_deep_inside_a_schema_is_found():
-    """As deep as a manifest may be."""
+    """It is as deep as a manifest may be nested."""
     schema = {"pattern": "("}
     for _ in range(30):
         schema = {"not": schema}

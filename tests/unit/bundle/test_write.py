@@ -27,7 +27,7 @@ def test_writing_bundle_does_not_overwrite_an_existing_target(tmp_path):
 
 
 def test_failed_write_leaves_no_files_behind(tmp_path, monkeypatch):
-    """Not even the temporary directory."""
+    """The temporary directory is removed, too."""
     honest = files.replace
 
     def full(path, data, *, mode):

@@ -173,7 +173,7 @@ def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
-    """As another user: its neighbour verifies meanwhile."""
+    """Run as an unprivileged user. The bundle beside it verifies meanwhile."""
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:

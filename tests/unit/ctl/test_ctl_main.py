@@ -165,7 +165,7 @@ def test_unknown_setting_exits_with_2_and_names_the_key(ctl, tmp_path):
     ],
 )
 def test_online_verbs_import_none_of_the_daemons_packages(api, words):
-    """Nor any large library, so that they start fast."""
+    """They import no large library either, so that they start fast."""
     api.add(status="installed")
     code = (
         "import sys\nfrom latticed.ctl import main\n"

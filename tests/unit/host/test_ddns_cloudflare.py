@@ -251,7 +251,7 @@ async def test_endless_pages_are_cut_off(it):
 
 
 async def test_token_is_not_sent_without_tls(authority):
-    """Not even to a bound origin; nor without rights to the API's host."""
+    """It is not sent to a bound origin without TLS, and to none without rights to the API's host."""
     async with (
         origins.serving(answer(b"{}")) as plain,
         EgressClient(Guard(), tls=authority.trust()) as client,

@@ -342,7 +342,7 @@ async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, 
 
 
 async def test_restart_does_not_try_published_records(tmp_path, provider):
-    """Nor waiting ones early, nor denied ones at all; due ones are spread out."""
+    """Waiting ones are not tried early, and denied ones not at all; due ones are spread out."""
     clock = ManualClock()
     provider.next = [DENIED, LATER]
     async with world(tmp_path, provider, clock=clock) as here:

@@ -304,7 +304,7 @@ async def test_secret_in_response_header_name_is_redacted():
 
 
 async def test_secret_reference_in_host_or_port_is_refused():
-    """Nor may its value add a header line, or show in an error about a redirect."""
+    """The value of a secret may not add a header line, and does not show in an error about a redirect."""
     async with bench(origins.redirect(f"http://{SECRET}.example.org/"), secrets_of=BOUND) as it:
         assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
         assert "bad_params: url" in await it.refused(url="http://backend.lan:${secret:TOKEN}/")
@@ -315,7 +315,7 @@ async def test_secret_reference_in_host_or_port_is_refused():
 
 
 async def test_secret_reference_in_base64_body_is_not_expanded():
-    """Nor is a response redacted when the request used no secret."""
+    """Without a secret in the request, the response is not redacted."""
     raw = b"${secret:TOKEN}\xff"
     async with bench(answer(SECRET.encode()), secrets_of=BOUND) as it:
         result = await it.do(method="POST", body_base64=base64.b64encode(raw).decode())
@@ -364,7 +364,7 @@ async def test_http_session_cannot_connect_without_guard():
 
 
 async def test_request_after_client_is_closed_is_an_error():
-    """As when the daemon stops."""
+    """The client is closed when the daemon stops."""
     async with serving(answer()) as server:
         rights = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{server.port}"),))
         async with EgressClient(Guard(), tls=origins.Authority().trust()) as client:

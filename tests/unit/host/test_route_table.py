@@ -126,7 +126,7 @@ def test_reserved_and_malformed_route_prefixes_are_refused(routes, prefix):
 
 
 def test_well_known_path_matches_no_prefix(routes):
-    """Not even a granted `/`."""
+    """Even a granted `/` does not match it."""
     claim(routes, "acme.all", "/", granted=["/"])
     assert holder(routes, "/.well-known/acme-challenge/x") is None
     assert holder(routes, "/.well-known") is None
@@ -159,7 +159,7 @@ def test_replaced_route_claim_leaves_no_prefix_behind(routes):
 
 
 def test_route_lookup_depth_is_bounded(routes):
-    """By the depth of prefixes, not by that of the path."""
+    """The depth of the claimed prefixes bounds it, not that of the path."""
     claim(routes, "acme.demo")
     looked: list[str] = []
 

@@ -497,7 +497,7 @@ def test_if_none_match_gives_304(header: str, status: int) -> None:
 
 @given(st.text(max_size=30), st.binary(max_size=20))
 def test_any_range_header_gives_200_206_or_416(wanted: str, data: bytes) -> None:
-    """And the body is always a part of the file."""
+    """The body is always a part of the file."""
     found = static.answer(data, "text/plain", wanted=wanted)
     assert found.status in {200, 206, 416}
     assert found.body in data

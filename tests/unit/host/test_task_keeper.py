@@ -198,7 +198,7 @@ async def test_task_has_clean_environment(here, tmp_path, monkeypatch):
 
 
 async def test_task_is_killed_at_its_timeout(here):
-    """With all of its processes."""
+    """All of its processes are killed."""
     ended = await here.run("setsid sleep 1000 & echo begun; sleep 1000", timeout_s=1)
     assert (ended.state, ended.outcome.code, ended.outcome.stdout) == ("failed", "timeout", "begun\n")
     assert (ended.outcome.exit_code, ended.outcome.signal) == (None, 15)

@@ -272,7 +272,7 @@ async def test_target_that_serves_only_get_answers_head_too(outside, echo):
 
 
 async def test_control_api_paths_are_404_on_the_route_listener(outside, echo):
-    """Although a route is in the table."""
+    """A route is in the table, so the listener is open."""
     await claimed(outside, echo)
     for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
         answer = await outside.get(path)

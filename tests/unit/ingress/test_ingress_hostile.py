@@ -215,7 +215,7 @@ async def test_expect_100_continue_is_answered(outside):
     ],
 )
 async def test_request_with_ambiguous_framing_is_refused(outside, echo, head):
-    """And nothing after it is answered: no request smuggling."""
+    """What follows it is not answered: no request smuggling."""
     smuggled = b"GET /acme.demo/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n0\r\n\r\n" % head
     found = await outside.send(request + smuggled)
@@ -327,7 +327,7 @@ async def test_idle_connections_are_closed(outside):
 
 
 async def test_client_that_does_not_read_its_answer_is_disconnected(tmp_path):
-    """With megabytes in the write buffer."""
+    """There are megabytes in the write buffer then."""
     async with ingresses.opened(tmp_path) as outside:
         await outside.put("default", "k", b"x" * 1_000_000)
         await outside.arm(b"{{kv:default/k}}")

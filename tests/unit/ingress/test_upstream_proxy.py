@@ -130,7 +130,7 @@ async def test_dot_segments_are_refused_even_with_a_session(world, backend, sess
 
 
 async def test_services_are_served_only_at_their_own_listener(world, backend):
-    """Not at http.listen, nor are templates served here."""
+    """They are not served at http.listen, and templates are not served here."""
     answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
     assert answer["url"].startswith(world.pages.listener.url)
     assert (await world.get(f"{PREFIX}/feed", table=world.pages)).status == 404

@@ -204,7 +204,7 @@ async def test_silent_or_flooding_clients_do_not_delay_others(place: Place, read
 
 @pytest.mark.root
 def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> None:
-    """Although it can open the socket."""
+    """It can open the socket, and is checked by its uid."""
     place.socket.chmod(0o666)
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "

@@ -119,7 +119,7 @@ async def test_fault_is_that_of_the_alternative_that_fits_furthest(checker):
 
 
 async def test_at_most_twenty_faults_are_listed(checker):
-    """With a flag that there are more."""
+    """A flag says that there are more."""
     schema = {"properties": {"a": {"items": {"type": "string"}}}}
     assert len(await faults(checker, schema, {"a": [*range(20)]})) == 20
     with pytest.raises(ConfigInvalid) as invalid:
@@ -187,7 +187,7 @@ async def test_check_that_takes_too_long_is_ended_with_a_code(checker, schema, d
 
 
 async def test_check_that_runs_out_of_memory_for_faults_reports_the_first():
-    """And that there are more."""
+    """It also reports that there are more."""
     checker = ConfigChecker(runner_deps.spawner(), memory_bytes=48 << 20)
     schema = {"properties": {"a": {"items": {"type": "string"}}}}
     with pytest.raises(ConfigInvalid) as invalid:

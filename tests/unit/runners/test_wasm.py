@@ -247,7 +247,7 @@ async def test_plugin_that_host_cannot_run_is_not_admitted(tmp_path, monkeypatch
 
 
 def test_daemon_never_imports_wasmtime():
-    """Nor the package that runs modules: only child processes import them."""
+    """It does not import the package that runs modules either: only child processes import them."""
     script = "import sys, latticed.daemon, latticed.app, latticed.runners.wasm as w; w.Package.find();"
     script += "print([name for name in sys.modules if name.startswith(('wasmtime', 'latticed.runners.wasm_inside'))])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=30)

@@ -152,7 +152,7 @@ def test_least_recently_used_entries_are_deleted_when_cache_is_full(places):
 
 
 def test_temporary_files_of_interrupted_writes_are_deleted(cache, places):
-    """By the next write."""
+    """The next write deletes them."""
     places[0].mkdir(parents=True)
     (places[0] / ".tmp-0123456789abcdef").write_bytes(b"half")
     keep(cache)

@@ -199,7 +199,7 @@ async def test_declared_prefixes_without_grant_are_not_served(outside):
 
 
 async def test_references_without_kv_read_are_empty_and_audited(outside):
-    """Not declared, or not granted."""
+    """If the manifest does not declare kv:read, or the operator has not granted it."""
     await outside.put("default", "k", b"value")
     await outside.arm(b"<{{kv:default/k}}>", capabilities=["worker:route"])
     assert (await outside.get("/acme.demo/")).body == b"<>"

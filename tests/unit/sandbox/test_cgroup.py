@@ -93,7 +93,7 @@ def test_limit_files_are_made_for_enabled_controllers_only():
 
 @pytest.mark.root
 def test_cgroup_that_is_not_delegated_is_not_used(delegated, monkeypatch):
-    """Although root could write into it. The root group is never used."""
+    """Root could write into it all the same. The root group is never used."""
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated)
     assert isinstance(cgroup.find(), cgroup.Delegation)
     os.removexattr(delegated, "user.delegate")

@@ -33,7 +33,7 @@ def ask(machine, name, arguments=(), features=frozenset(), *, own_pids=True):
 @MACHINES
 @pytest.mark.parametrize("features", EVERY, ids=lambda some: "+".join(sorted(some)) or "none")
 def test_forbidden_calls_are_refused_with_any_features(machine, features):
-    """And with or without a pid namespace of the child's own."""
+    """It makes no difference whether the child has a pid namespace of its own."""
     for own_pids, name in itertools.product((True, False), NEVER):
         if name in machine.numbers:
             assert ask(machine, name, features=features, own_pids=own_pids) & ~0xFFFF == bpf.ERRNO, name

@@ -283,7 +283,7 @@ def test_plugin_for_another_host_version_is_incompatible():
 
 
 def test_no_publisher_is_trusted_without_a_policy():
-    """As while trust.json is missing or invalid."""
+    """That is so while trust.json is missing or invalid."""
     assert _code(_signed(), policy.NOBODY) == "publisher_untrusted"
     assert _code(_unsigned(), policy.NOBODY) == "publisher_missing"
 
@@ -335,7 +335,7 @@ def _step(raw, trust, artifact):
 
 
 def test_bundle_on_disk_gets_the_same_verdict(tmp_path):
-    """With the real BundleDirectory as source."""
+    """The source is a real BundleDirectory."""
     bundle = bundles.drop(tmp_path, author=ACME, v2=True)
     limits, owners = read.ReadLimits(), frozenset({0, bundle.path.stat().st_uid})
     with read.open_bundle(bundle.path, limits=limits, owners=owners) as source:
