@@ -124,7 +124,7 @@ def test_warning_fails_its_test(outcome):
 
 @pytest.mark.parametrize("call", ["time.sleep", "communicate", "socket.recv"])
 def test_blocking_call_in_the_event_loop_fails_its_test(outcome, call):
-    """Also if latticed swallows the exception."""
+    """It fails even if latticed swallows the exception."""
     assert re.search(rf"  {call} in the event loop, called by", outcome), outcome
     assert len(re.findall(r"^ERROR .*test_blocked", outcome, re.MULTILINE)) == 3
 

@@ -132,7 +132,7 @@ async def test_exception_in_service_is_internal_to_the_plugin(plugin):
 
 
 async def test_refusal_by_a_service_keeps_its_code(plugin):
-    """Such as not_found and egress_blocked."""
+    """Services refuse with codes such as not_found and egress_blocked."""
 
     async def nothing(_caller, _params):
         raise HostError(Denial.EGRESS_BLOCKED, "expected a host that was accepted")

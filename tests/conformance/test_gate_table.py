@@ -117,7 +117,7 @@ async def test_host_call_with_bad_parameters_is_denied_and_audited(stage):
 
 
 async def test_too_large_parameters_are_denied_undecoded(stage):
-    """By their size alone: the service is not called."""
+    """Their size alone is judged; the service is not called."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         params = {**stage.fill(row.good), "nobody_knows": "x" * stage.broker.limits.request_bytes}

@@ -67,7 +67,7 @@ async def test_address_is_connected_to_only_if_public(row):
 
 @pytest.mark.parametrize("row", URLS, ids=lambda row: ascii(row["url"]))
 async def test_url_is_connected_to_only_where_allowed(row):
-    """Two parsers may read such a URL differently."""
+    """Two parsers may read these URLs differently."""
     async with plugin_that_may_go_anywhere(RESOLVING) as (http, dialled):
         with pytest.raises(HostError) as caught:
             await outside.call(http, url=row["url"])

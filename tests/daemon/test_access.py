@@ -219,7 +219,7 @@ def test_scope_read_allows_only_reading_routes(daemon):
 
 
 def test_scopes_follow_supplementary_groups_of_the_peer(daemon):
-    """As SO_PEERGROUPS reports them, hundreds of them too."""
+    """SO_PEERGROUPS reports them; there may be hundreds."""
     assert daemon.get("/api/plugins", user=BY_GROUP).status == 200
     assert daemon.get("/api/plugins", user=MANY_GROUPS).status == 200
     assert daemon.get("/api/plugins/lifecycle", user=BY_GROUP).status == 403

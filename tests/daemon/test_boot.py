@@ -137,7 +137,7 @@ def test_check_config_prints_every_setting_with_its_origin(place):
 
 
 def test_deprecated_key_is_accepted_with_a_warning(place):
-    """By --check-config on stderr, by the daemon in its log."""
+    """--check-config warns on stderr, the daemon in its log."""
     place.set("[tunnel]\ntunnels = 3")
     ran = place.once("--check-config")
     assert f"tunnel.total_tunnels = 3  # {place.config} as tunnel.tunnels" in ran.stdout.splitlines()

@@ -110,7 +110,7 @@ def test_plugin_is_given_the_configuration_that_the_operator_sets(plugin):
 
 
 def test_unchanged_configuration_restarts_no_plugin(plugin):
-    """Also with its keys in another order; no event is audited."""
+    """The order of keys does not matter; no event is audited."""
     assert put(plugin, {"city": "Bern", "token": "x"}).status == 200
     instance = plugin.result(ID, "config")["instance"]
     events = len(plugin.daemon.events(action="plugin.config", target=ID))
@@ -139,7 +139,7 @@ def test_invalid_configuration_is_422_with_every_fault_and_its_path(plugin):
 
 
 def test_audit_events_of_configurations_have_size_and_hash_never_a_value(plugin):
-    """Refused configurations have such events, too."""
+    """Events of refused configurations have none either."""
     assert put(plugin, {"city": "sesame-open"}).status == 200
     assert put(plugin, {"city": 1, "token": "sesame-closed"}).code == "config_invalid"
     allowed, refused = plugin.daemon.events(action="plugin.config", target=ID)[-2:]
@@ -178,7 +178,7 @@ def test_answer_to_a_configuration_with_many_faults_says_that_there_are_more(plu
     ],
 )
 def test_malformed_configuration_document_is_refused_with_a_code(plugin, body, status, code, word):
-    """There is a reason, too; the plugin keeps running."""
+    """The answer has a reason, too; the plugin keeps running."""
     instance = plugin.result(ID, "config")["instance"]
     answer = plugin.daemon.ask("PUT", CONFIG, body)
     assert (answer.status, answer.code) == (status, code)
@@ -197,7 +197,7 @@ def test_dry_run_of_a_configuration_stores_nothing(plugin):
 
 
 def test_secret_references_in_a_configuration_stay_unexpanded(plugin):
-    """As stored, shown and given to the plugin; a secret that is not bound to it is pointed out."""
+    """In the stored, shown and given document; an unbound secret is pointed out."""
     daemon = plugin.daemon
     assert daemon.ask("PUT", "/api/secrets/CITY_TOKEN", b"the-value-of-it").status == 200
     said = put(plugin, {"token": "Bearer ${secret:CITY_TOKEN}"}).json()
@@ -389,7 +389,7 @@ def test_configuration_survives_kill_9(place, acme):
 
 
 def test_other_publisher_of_an_id_does_not_inherit_the_configuration(place, acme):
-    """It does not count for activation either. If the first publisher returns, it is there again."""
+    """It does not count for activation either; if the first publisher returns, it is there again."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     url = "/api/plugins/by-id/acme.demo/config"

@@ -97,7 +97,7 @@ def hang_up(host, plugin_id, url):
 
 
 def test_crashes_by_outside_requests_open_no_breaker(host):
-    """Also after the answer or once the client has disconnected. Two crashes of its own open the breaker."""
+    """The crash may come after the answer, or after the client has disconnected. Two crashes of its own open it."""
     plugin_id = host.up("acme.web", PEER.replace(b"ID", b"acme.web"), capabilities=["worker:route"])
     assert host.invoke(plugin_id, "put").status == 200
     ways = ["exit", "abort", "noise", "flood", "late", "slow"]

@@ -208,7 +208,7 @@ def test_too_many_host_calls_of_an_invocation_are_refused(host):
 
 @BOTH
 def test_too_frequent_host_calls_are_rate_limited(host, way):
-    """By the manifest's own limit; audited."""
+    """The limit is the manifest's own; the denials are audited."""
     plugin_id = host.armed(way, host_calls_per_s=2)
     found = host.result(plugin_id, "calls", 8)
     assert found["ok"] >= 2

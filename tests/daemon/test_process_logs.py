@@ -14,7 +14,7 @@ pytestmark = pytest.mark.daemon
 
 
 def test_followed_logs_continue_across_a_restart(place, acme):
-    """Also lines written before the follower reconnects; none comes twice."""
+    """Lines written before the follower reconnects are printed, too; none comes twice."""
     shown = place.home.parent / "follow.out"
     with place.running() as daemon, contextlib.ExitStack() as later:
         host = hosting.Host(daemon=daemon, author=acme)

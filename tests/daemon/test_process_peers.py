@@ -120,7 +120,7 @@ def test_plugin_that_closes_its_pipes_is_ended(host, name, end):
 
 
 def test_exit_while_being_written_to_reports_the_exit_status(host, name):
-    """The broken pipe, which is noticed first, is not what is reported."""
+    """The broken pipe is not reported."""
     host.up(name, peers.peer("hear()\nos.close(0)\nos.close(1)\ntime.sleep(0.2)\nos._exit(9)"))
     answer = host.invoke(name, "anything")
     assert (answer.status, answer.code) == (502, "exited")

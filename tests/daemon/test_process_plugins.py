@@ -30,7 +30,7 @@ def host():
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invoke_prints_the_result(host, plugin_id):
-    """As JSON on stdout, the plugin's message on stderr, exit status 0."""
+    """It is JSON on stdout; the plugin's message is on stderr, the exit status 0."""
     done = host.daemon.ctl("invoke", plugin_id, "greet", '{"name": "world"}')
     assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, {"hello": "world"}, "said hello\n")
 
@@ -54,7 +54,7 @@ def test_invoke_json_prints_the_whole_reply(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_refusal_by_the_plugin_exits_1_with_its_message(host, plugin_id):
-    """A hint is printed, too; nothing is on stdout."""
+    """There is a hint as well, and nothing on stdout."""
     done = host.daemon.ctl("invoke", plugin_id, "refuse")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not today" in done.stderr
@@ -116,7 +116,7 @@ def test_output_of_plugin_is_in_its_logs(host, plugin_id):
     ],
 )
 def test_health_is_what_the_plugin_reports(host, plugin_id, health, message):
-    """By its protocol; latticectl info shows it, and the sandbox level."""
+    """It is asked by the plugin's protocol; latticectl info shows it, and the sandbox level."""
     host.daemon.until(lambda: host.runtime(plugin_id)["health"] == health, f"{plugin_id} to be {health}")
     assert host.runtime(plugin_id)["message"] == message
     shown = host.daemon.ctl("info", plugin_id).stdout
@@ -175,7 +175,7 @@ def test_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
 
 
 def test_audited_payload_hash_is_that_of_the_sent_bytes(host):
-    """As the plugin gets them; a number that JSON cannot represent is 400, not null."""
+    """The plugin gets these bytes; a number that JSON cannot represent is 400, not null."""
     host.result("acme.sh", "anything", {"ä": [1.5, 10**30]})
     said = '"payload":{"ä":[1.5,1' + "0" * 30 + "]}"
     host.daemon.until(lambda: any(said in line for line in host.lines("acme.sh")), "what it was sent")

@@ -23,7 +23,7 @@ def ids_of(pid):
 
 
 def test_children_of_root_each_have_their_own_unprivileged_uid(host):
-    """And gid, no groups, no capabilities; level dedicated, asked for or not."""
+    """They have a gid of their own, no groups and no capabilities; the level is dedicated, asked for or not."""
     one = host.up("acme.one", bombs.BOMBS, runtime={"sandbox": {"level": "dedicated"}})
     two = host.up("acme.two", bombs.BOMBS)
     assert host.daemon.get("/api/health").json()["sandbox"]["level"] == "dedicated"

@@ -13,7 +13,7 @@ KEPT_BYTES = 100_000
 
 
 def test_old_events_are_removed_and_the_rest_still_verifies(place):
-    """By size: online and offline checks begin at the checkpoint, and an edited or shortened export is refused."""
+    """Checks, online and offline, begin at the checkpoint; an edited or shortened export is refused."""
     place.set(f"[audit]\nmax_bytes = {KEPT_BYTES}")
     with place.running() as daemon:
         for number in range(EVENTS):

@@ -104,7 +104,7 @@ def test_accepted_old_ledger_is_bound_by_the_newer_floors(rolled_back):
 
 
 def test_ledger_of_the_same_length_with_other_events_is_refused(used):
-    """Also if the old ledger has grown since it was put back: its hash differs."""
+    """It is refused by its hash, even if the old ledger has grown since it was put back."""
     old = kept(used)
     with used.running() as daemon:
         assert daemon.ask("PUT", "/api/kv/default/a", b"1").status == 200

@@ -217,7 +217,7 @@ def test_invalid_policy_on_reload_keeps_the_old_one(active, place, how):
 
 
 def test_unsigned_bundles_run_only_without_require_signature(place):
-    """Of read and write risk only; host risk is always refused."""
+    """They may have read and write risk only; host risk is always refused."""
     place.drop("plain", author=None, id="plain.demo", publisher=None)
     place.drop("risky", author=None, id="plain.risky", publisher=None, capabilities=["http:egress"])
     with place.running() as daemon:

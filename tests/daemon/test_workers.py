@@ -75,7 +75,7 @@ def test_template_is_served_with_the_operators_value(host, url):
 
 
 def test_references_in_request_or_value_are_not_expanded(host, url):
-    """Neither in the path of the request, which the template shows, nor in a stored value."""
+    """The path of the request and a stored value contain some."""
     said(host.daemon.ctl("kv", "set", "default", "message", "{{path}}"))
     assert (
         route_clients.text(url, f"/{ID}/%7B%7Bkv:default/secret%7D%7D")
@@ -128,7 +128,7 @@ def test_http_port_does_not_serve_the_control_api(host, url):
 
 
 def test_second_plugin_with_a_granted_route_cannot_be_activated(host):
-    """Until the first one is disabled."""
+    """It can be once the first one is disabled."""
     for number in ("one", "two"):
         installed(host, number.encode(), f"acme.{number}", routes={"prefixes": ["/shop/"]})
         said(host.daemon.ctl("caps", "grant", f"acme.{number}", "prefix=/shop"))

@@ -33,7 +33,7 @@ def test_default_limits_on_the_page_equal_the_code():
 
 
 def test_wasi_functions_that_the_page_names_are_implemented():
-    """There are as many as the page says."""
+    """The number of functions on the page is correct, too."""
     assert f"All {len(wasi.SIGNATURES)} functions" in TEXT
     assert f"up to {polling.MOST} at once" in TEXT
     named = set(re.findall(r"`((?:fd|path|sock|args|environ|clock|poll|random|proc|sched)_\w+)`", TEXT))

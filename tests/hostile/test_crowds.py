@@ -188,7 +188,7 @@ def _all_counted(daemon, before, wanted):
 
 @pytest.mark.daemon
 def test_flood_of_refused_decisions_is_audited_as_a_few_events(daemon):
-    """A user with the scope operate decides about plugins that do not exist."""
+    """A user with scope operate sends them, about plugins that do not exist."""
     before = daemon.get("/api/status").json()["audit"]["seq"]
     with raw_http.connected(daemon.place.socket) as sock:
         for number in range(1_000):

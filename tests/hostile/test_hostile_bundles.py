@@ -416,7 +416,7 @@ REVOCATIONS = {
 @pytest.mark.parametrize("what", REVOCATIONS)
 @pytest.mark.parametrize("version", MAKES)
 def test_valid_bundle_is_refused_once_revoked(tmp_path, version, what):
-    """By each kind of revocation in the policy."""
+    """Each kind of revocation in the policy refuses it."""
     fields, code = REVOCATIONS[what]
     bundles.write(tmp_path / "bundle", _honest(version))
     found = judge(tmp_path / "bundle", policy.decode(bundles.policy_bytes(ACME, revoked=fields)))

@@ -131,7 +131,7 @@ def test_malformed_chunk_is_400_at_once(daemon, broken):
 
 
 def test_request_with_two_framings_of_its_body_is_refused(daemon):
-    """Also if one of them is empty. With one framing it is answered, and so is the next request."""
+    """Even if one of them is empty. With one framing it is answered, and so is the next request."""
     body, last = b'{"name":"x"}', raw_http.request("GET", "/api/health", Connection="close")
     length = ("Content_Length", str(len(body)))
     framings = [({}, [404, 200])]
@@ -281,7 +281,7 @@ def test_rest_of_a_refused_body_is_never_taken_for_a_request(daemon):
 
 
 def test_two_hundred_idle_connections_do_not_block_new_requests(daemon):
-    """All are of one user; the oldest ones without a request are closed."""
+    """All are of one user: the oldest without a request are closed."""
     idle = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
         for _ in range(20):

@@ -69,7 +69,7 @@ def test_effective_manifest_is_within_accepted_and_declared(old, by, new, by_now
 
 @given(_MANIFESTS, _INTERPRETERS, _USUAL)
 def test_manifest_accepted_completely_is_effective_unchanged(manifest, by, usual):
-    """A first install accepts a manifest in this way."""
+    """A first install accepts a manifest completely."""
     terms = accepted.asked(manifest, by)
     assert accepted.effective(manifest, terms, usual) == manifest
     assert accepted.needed(manifest, by, terms) == ()

@@ -65,7 +65,7 @@ def desk() -> Iterator[Desk]:
 
 
 async def test_only_entries_of_sshd_itself_are_shown(desk: Desk) -> None:
-    """By what the kernel says of the writer: a tag, a name or a path alone does not suffice."""
+    """The kernel's word of the writer counts: a tag, a name or a path alone does not suffice."""
     start = (await desk.ask(limit=0))["cursor"]
     copy = desk.journal.home / "sshd"
     desk.journal.run(f"cp /usr/local/sbin/sshd {copy}; chmod 755 {copy}")
@@ -141,7 +141,7 @@ async def test_journal_lines_are_escaped_and_cut(desk: Desk) -> None:
 
 @pytest.mark.root
 async def test_only_entries_of_listed_units_are_shown(desk: Desk) -> None:
-    """By control group, as journald records it; the daemon's own units never, even if listed."""
+    """The control group in the journal counts. The daemon's own units are never shown, even if listed."""
     with journalds.unit(UNIT) as group, journalds.unit("other-under-test.service") as other:
         start = (await desk.ask(UNIT, limit=0))["cursor"]
         speakers = [

@@ -30,7 +30,7 @@ def units(tmp_path):
 
 
 def test_systemd_reads_the_units_without_warnings(units):
-    """Nothing on stderr: for unknown keys systemd-analyze only warns."""
+    """stderr must be empty: for unknown keys systemd-analyze only warns."""
     ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
 

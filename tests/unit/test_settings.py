@@ -108,7 +108,7 @@ def test_printed_default_settings_are_valid_as_a_file(tmp_path, key, kind, rules
 
 
 def test_trust_policy_defaults_to_directory_of_file(tmp_path):
-    """The directory of the settings file that was named; the key `trust` overrides it."""
+    """The directory is that of the named settings file; the key `trust` overrides it."""
     assert load(tmp_path).trust == tmp_path / "trust.json"
     assert str(load(tmp_path, 'trust = "/srv/t.json"\n').trust) == "/srv/t.json"
 
@@ -297,7 +297,7 @@ def test_systemd_variables_locate_the_settings_file(tmp_path):
 
 
 def test_relative_xdg_variables_are_ignored(tmp_path):
-    """The base directory specification says so."""
+    """The base directory specification requires it."""
     environ = {"HOME": "/home/x", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "/run/user/7"}
     found = settings.load(None, {**environ, "XDG_CONFIG_HOME": str(tmp_path)}, 7)
     assert str(found.state_dir) == "/home/x/.local/state/latticed"

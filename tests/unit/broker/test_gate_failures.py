@@ -47,7 +47,7 @@ async def test_many_failing_calls_log_one_line_and_then_a_count(monkeypatch):
 
 @pytest.mark.parametrize("method", ["log.write", "kv.put", "no.such"])
 async def test_denied_host_call_over_the_rate_is_delayed(monkeypatch, method):
-    """Of known and unknown calls: denied calls load the event loop no more than allowed ones."""
+    """Otherwise denied calls, known or not, would load the event loop more than allowed ones."""
     waited = []
 
     async def pause(seconds):

@@ -61,7 +61,7 @@ async def test_unknown_field_of_host_call_is_refused_undecoded(gate):
 
 
 async def test_audited_size_and_hash_are_of_the_received_params(gate):
-    """They are not those of the parameters encoded again."""
+    """They are not those of a re-encoded form."""
     found, events, served = gate
     said = b'{ "a" : "\\u00e9" }'
     assert await found.call_raw("log.write", said) == "done"

@@ -113,7 +113,7 @@ def test_any_schema_is_judged_within_milliseconds(schema):
 
 
 def test_judging_a_schema_makes_no_connection():
-    """All references of the schema lead to a listening server."""
+    """All its references lead to a listening server."""
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
@@ -135,7 +135,7 @@ def test_judging_a_schema_makes_no_connection():
 
 
 def test_schema_library_is_imported_only_for_the_first_schema():
-    """By latticectl's verbs and by the daemon: it takes 7 MiB."""
+    """It takes 7 MiB, which latticectl's verbs and a daemon without schemas save."""
     code = """
 import sys
 import latticed.app, latticed.ctl.config, latticed.ctl.verify, latticed.bundle.decode, latticed.runners.config_checker
@@ -149,7 +149,7 @@ assert "jsonschema_rs" in sys.modules
 
 
 def test_fault_deep_inside_a_schema_is_found():
-    """It is as deep as a manifest may be nested."""
+    """The schema is as deep as a manifest may be."""
     schema = {"pattern": "("}
     for _ in range(30):
         schema = {"not": schema}

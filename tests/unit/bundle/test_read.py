@@ -169,7 +169,7 @@ def test_file_that_grows_beyond_the_limit_while_read_is_refused(bundle, name, mo
 
 @pytest.mark.parametrize("name", ["manifest.json", "artifact"])
 def test_file_that_changes_while_read_is_refused(bundle, name, monkeypatch):
-    """Even with the same size, and when the new bytes were not read."""
+    """Its size may be the same, and the new bytes need not have been read."""
     honest = os.readv
 
     def rewriting(fd, buffers):

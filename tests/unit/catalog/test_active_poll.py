@@ -134,7 +134,7 @@ async def test_change_within_timestamp_granularity_is_found(plugins: Path, monke
 async def test_hanging_stat_does_not_delay_other_bundles(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not block the event loop either. The bundle is polled again once its file system answers."""
+    """The event loop is not delayed either. The bundle is polled again once its file system answers."""
     hanging, plain = threading.Event(), scanner.fingerprint
 
     def fingerprint(name: str, root):

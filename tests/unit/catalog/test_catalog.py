@@ -47,7 +47,7 @@ async def test_first_batch_of_sightings_has_every_bundle(plugins: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
 async def test_directories_of_file_systems_and_archivers_are_ignored(plugins: Path, name: str) -> None:
-    """By events and by timed scans, although they contain a valid bundle."""
+    """Events and timed scans ignore them, although they contain a valid bundle."""
     async with catalogs.watching(plugins, ACME, watch=WatchSettings(rescan_s=0.5)) as seen:
         bundles.drop(plugins, name, author=ACME, id="acme.left")
         bundles.drop(plugins, "demo", author=ACME)

@@ -48,7 +48,7 @@ def test_verified_after_a_reported_refusal_is_reported() -> None:
 
 
 def test_slow_reader_gets_latest_sighting_once() -> None:
-    """Nothing for a name that came and went, or changed and changed back."""
+    """It gets none for a name that was added and removed, or changed and changed back."""
     box = Coalescer()
     box.post([("stays", verified("1"))])
     box.take()

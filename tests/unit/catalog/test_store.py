@@ -81,7 +81,7 @@ def test_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bund
 
 
 def test_pair_stored_under_another_identity_is_a_mismatch(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
-    """Though it verifies."""
+    """The pair itself verifies."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     other = judged(bundles.drop(tmp_path, "other", author=ACME, id="acme.other").path)
@@ -103,7 +103,7 @@ def test_present_policy_applies_at_each_verification(store: Store, bundle: bundl
 
 
 def test_artifact_swapped_after_verification_is_not_kept(store: Store, bundle: bundles.Bundle) -> None:
-    """Nothing of it stays in the store."""
+    """The store has no file of it afterwards."""
     verified = judged(bundle.path)
     bundles.tamper(bundle.artifact_path, offset=70_000)
     with pytest.raises(BundleRefused) as caught:

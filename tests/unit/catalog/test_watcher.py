@@ -173,7 +173,7 @@ def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
-    """Run as an unprivileged user. The bundle beside it verifies meanwhile."""
+    """Run as an unprivileged user. Another bundle verifies meanwhile."""
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:
@@ -215,7 +215,7 @@ def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_directory_unreadable_at_start_is_followed_once_readable(tmp_path: Path) -> None:
-    """Until then it is a problem."""
+    """`problems` names it until then."""
     plugins = _foreign_directory(tmp_path)
     bundles.drop(plugins, "demo", author=ACME)
     subprocess.run(["chown", "-R", str(forks.NOBODY), plugins], check=True)

@@ -284,7 +284,7 @@ def test_explain_prints_artifact_to_retry_line_by_line(ctl, api):
 
 @pytest.mark.parametrize("word", ["acme.demo", "bundle"])
 def test_refused_bundle_without_a_record_is_explained(ctl, api, word):
-    """By the id it claims, or by its directory's name if it claims none."""
+    """It is named by the id it claims, or by its directory's name if it claims none."""
     row = {"name": "bundle", "code": "digest_mismatch", "reason": "expected aa, found bb", "hint": "h"}
     api.rejected = [{"name": "other", "code": "unreadable", "reason": "r", "hint": "h"}]
     api.rejected += [{**row, "id": "acme.demo"} if word == "acme.demo" else {**row, "code": "manifest_invalid"}]

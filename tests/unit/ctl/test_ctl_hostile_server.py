@@ -70,7 +70,7 @@ def place() -> Iterator[Path]:
 @pytest.mark.root
 @AS_ROOT
 def test_nothing_is_sent_to_an_untrusted_server(ctl, place, monkeypatch):
-    """Not a byte of a secret; the error names who serves the socket and who should; exit 5."""
+    """Exit code 5; the error names who serves the socket and who should."""
     stranger = processes.STRANGER.uid
     place.chmod(0o777)
     with served(place, stranger) as (path, heard):

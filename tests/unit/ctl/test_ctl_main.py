@@ -182,7 +182,7 @@ def test_online_verbs_import_none_of_the_daemons_packages(api, words):
 
 
 def test_closed_pipe_ends_without_an_error_message(api):
-    """As in `latticectl list | head -1`."""
+    """`latticectl list | head -1` closes it."""
     for number in range(3000):
         api.add(f"acme.demo{number}")
     read, write = os.pipe()

@@ -120,7 +120,7 @@ async def test_dns_record_on_later_page_is_found(it):
 
 
 async def test_zone_named_in_the_spec_is_used(it):
-    """Even if a zone with a longer suffix exists."""
+    """A zone with a longer suffix exists as well."""
     wanted = it.fake.zone("example.org")
     it.fake.zone("home.example.org")
     assert (await it.publish(A, zone="example.org")).changed
@@ -251,7 +251,7 @@ async def test_endless_pages_are_cut_off(it):
 
 
 async def test_token_is_not_sent_without_tls(authority):
-    """It is not sent to a bound origin without TLS, and to none without rights to the API's host."""
+    """A bound origin gets none either, nor one to which the plugin has no rights."""
     async with (
         origins.serving(answer(b"{}")) as plain,
         EgressClient(Guard(), tls=authority.trust()) as client,

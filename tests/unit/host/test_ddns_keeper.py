@@ -242,7 +242,7 @@ async def test_deleting_and_putting_does_not_evade_the_rate_limit(here, provider
 
 
 async def test_denied_record_is_not_retried(here, provider):
-    """Not for another address or an equal put; only for `retry` or another secret."""
+    """Another address or an equal put does not retry it; `retry` and another secret do."""
     provider.next = [DENIED]
     await here.put()
     await here.pass_s(1)
@@ -321,7 +321,7 @@ async def test_interface_address_is_published_once_settled(here, provider):
 
 
 async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, provider):
-    """Also those of an interface; publishing ends when the setting is revoked."""
+    """Those of an interface too; publishing ends when the setting is revoked."""
     async with world(tmp_path, provider) as here:
         with pytest.raises(HostError, match=r"ddns\.private"):
             await here.put("10.0.0.1")
@@ -342,7 +342,7 @@ async def test_private_addresses_are_published_only_with_ddns_private(tmp_path, 
 
 
 async def test_restart_does_not_try_published_records(tmp_path, provider):
-    """Waiting ones are not tried early, and denied ones not at all; due ones are spread out."""
+    """Waiting ones are not tried early and denied ones not at all; due ones are spread out."""
     clock = ManualClock()
     provider.next = [DENIED, LATER]
     async with world(tmp_path, provider, clock=clock) as here:

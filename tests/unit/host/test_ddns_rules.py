@@ -60,7 +60,7 @@ def test_published_record_is_not_tried_before_verification():
 
 
 def test_denied_record_is_not_due_for_any_address():
-    """Until something other than the address changes, or `retry` is set."""
+    """It is due once something other than the address changes, or `retry` is set."""
     how = then(DdnsStatus(), DENIED)
     assert (how.state, how.code, how.failures, how.next_at) == ("denied", "bad_credentials", 1, 0)
     assert due(how, A) is due(how, B) is due(how, A, T0 + 10**15) is None

@@ -195,7 +195,7 @@ def test_addresses_are_found_despite_interface_name_that_is_not_utf8(tmp_path, m
 
 
 async def test_system_resolver_resolves_localhost():
-    """By getaddrinfo and /etc/hosts."""
+    """It uses getaddrinfo, and so /etc/hosts."""
     found = await resolver.SystemResolver().lookup("localhost")
     assert found
     assert all(address.is_loopback for address in found)

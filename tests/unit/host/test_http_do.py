@@ -304,7 +304,7 @@ async def test_secret_in_response_header_name_is_redacted():
 
 
 async def test_secret_reference_in_host_or_port_is_refused():
-    """The value of a secret may not add a header line, and does not show in an error about a redirect."""
+    """Its value may not add a header line either, or show in an error about a redirect."""
     async with bench(origins.redirect(f"http://{SECRET}.example.org/"), secrets_of=BOUND) as it:
         assert "bad_params: url" in await it.refused(url="http://${secret:TOKEN}.example.org/")
         assert "bad_params: url" in await it.refused(url="http://backend.lan:${secret:TOKEN}/")
@@ -315,7 +315,7 @@ async def test_secret_reference_in_host_or_port_is_refused():
 
 
 async def test_secret_reference_in_base64_body_is_not_expanded():
-    """Without a secret in the request, the response is not redacted."""
+    """A response is not redacted when the request used no secret."""
     raw = b"${secret:TOKEN}\xff"
     async with bench(answer(SECRET.encode()), secrets_of=BOUND) as it:
         result = await it.do(method="POST", body_base64=base64.b64encode(raw).decode())

@@ -33,7 +33,7 @@ async def asked(outside, buckets, **params):
 
 
 async def test_kv_get_without_bucket_reads_the_callers_own(outside):
-    """Also for workers, which may name another one."""
+    """So does that of a worker, which may name another one."""
     assert await asked(outside, ()) == await asked(outside, FOR_WORKERS) == "its own"
     assert await asked(outside, (), bucket="plugin:acme.demo") == "its own"
 

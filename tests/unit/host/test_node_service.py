@@ -95,7 +95,7 @@ async def test_node_facts_agree_with_the_system(desk: Desk) -> None:
 
 
 async def test_serial_numbers_and_macs_need_node_admin(desk: Desk, clock: ManualClock) -> None:
-    """Also left out: IPv6 addresses that are made from a MAC."""
+    """IPv6 addresses that are made from a MAC do, too."""
     plain, admin = await desk.call("node.facts"), await desk.call("node.facts", ADMIN)
     assert plain["hardware"] is None
     assert admin["hardware"].keys() == {"product_serial", "product_uuid", "board_serial", "machine_id"}
@@ -172,7 +172,7 @@ async def test_node_metrics_are_cached_for_a_second(desk: Desk, clock: ManualClo
 async def test_facts_and_metrics_are_null_where_files_are_missing(
     ledger: Ledger, clock: ManualClock, tmp_path: Path
 ) -> None:
-    """Nothing below the root: no call fails."""
+    """The root has no file at all, and no call fails."""
     (tmp_path / "empty").mkdir()
     desk = Desk(ledger, clock, tmp_path, root=tmp_path / "empty")
     facts, metrics = await desk.call("node.facts", ADMIN), await desk.call("node.metrics")
@@ -229,7 +229,7 @@ def test_facts_and_metrics_are_parsed_from_proc_and_etc(tmp_path: Path) -> None:
 
 
 def test_mount_and_interface_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
-    """Of mount points and interfaces; the lines after them are still read."""
+    """The lines after them are still read."""
     disk = os.fsencode(tmp_path) + b"/\xffa\xe2\x80\xa8b"
     os.mkdir(disk)
     (tmp_path / "proc/self").mkdir(parents=True)

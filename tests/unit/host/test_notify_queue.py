@@ -219,7 +219,7 @@ async def test_permanently_refused_delivery_is_not_retried(queue, clock):
 
 
 async def test_notification_is_queued_again_when_its_lease_ends(queue, ledger, clock):
-    """Also one whose `take` was cancelled after the row was marked as delivering."""
+    """So is one whose `take` was cancelled after the row was marked as delivering."""
     await send(queue)
     item = await queue.take()
     clock.advance(LEASE_S - 1)

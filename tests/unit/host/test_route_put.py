@@ -295,7 +295,7 @@ async def test_route_path_of_another_plugin_is_refused(world):
 
 
 async def test_put_replaces_route_of_same_path(world):
-    """Also by another target; a refused put leaves the route as it was."""
+    """The new one may have another target; a refused put leaves the route as it was."""
     await world.put(path=HERE, target="template", template="one")
     await world.put(path=HERE, target="template", template="two")
     assert (await page(world, HERE)).body == b"two"

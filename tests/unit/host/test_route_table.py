@@ -121,12 +121,12 @@ def test_declared_route_prefix_needs_a_grant():
     ],
 )
 def test_reserved_and_malformed_route_prefixes_are_refused(routes, prefix):
-    """Even if granted."""
+    """A grant does not change that."""
     assert refused(routes, "acme.demo", prefix, granted=[prefix])
 
 
 def test_well_known_path_matches_no_prefix(routes):
-    """Even a granted `/` does not match it."""
+    """A granted `/` does not include it."""
     claim(routes, "acme.all", "/", granted=["/"])
     assert holder(routes, "/.well-known/acme-challenge/x") is None
     assert holder(routes, "/.well-known") is None
@@ -159,7 +159,7 @@ def test_replaced_route_claim_leaves_no_prefix_behind(routes):
 
 
 def test_route_lookup_depth_is_bounded(routes):
-    """The depth of the claimed prefixes bounds it, not that of the path."""
+    """The depth of prefixes bounds it, whatever that of the path is."""
     claim(routes, "acme.demo")
     looked: list[str] = []
 

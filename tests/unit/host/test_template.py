@@ -144,7 +144,7 @@ def test_template_that_is_not_utf8_or_too_large_is_refused():
 
 
 def test_too_many_placeholders_are_refused():
-    """So are too many different stored values."""
+    """Too many different stored values are, too."""
     template.parse(b"{{path}}" * template.MAX_PLACEHOLDERS)
     assert "at most 1024 placeholders" in refused("{{path}}\n" * 20_000)
     template.parse(b"{{kv:a/b}}" * template.MAX_PLACEHOLDERS)

@@ -175,7 +175,7 @@ async def test_half_closed_connection_still_gets_all_answers(outside):
 
 
 async def test_client_that_half_closes_during_an_answer_gets_it_whole(outside):
-    """Then the connection is closed."""
+    """The connection is closed afterwards."""
 
     class Large:
         methods = frozenset({"GET"})
@@ -272,7 +272,7 @@ async def test_target_that_serves_only_get_answers_head_too(outside, echo):
 
 
 async def test_control_api_paths_are_404_on_the_route_listener(outside, echo):
-    """A route is in the table, so the listener is open."""
+    """The table has a route of a plugin."""
     await claimed(outside, echo)
     for path in ("/api/health", "/api/plugins", "/metrics", "/openapi.json", "/"):
         answer = await outside.get(path)

@@ -155,7 +155,7 @@ async def test_request_with_too_many_headers_is_refused(outside, echo, fields, s
     ],
 )
 async def test_request_with_too_large_a_body_is_refused(outside, echo, head, body):
-    """By Content-Length or once read; unread bytes are never taken for a request."""
+    """It is judged by Content-Length or while read; unread bytes are never taken for a request."""
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s" % (head, body)
     found = await outside.send(request + GOOD)
     assert [answer.status for answer in found] in ([413], [400])
@@ -215,7 +215,7 @@ async def test_expect_100_continue_is_answered(outside):
     ],
 )
 async def test_request_with_ambiguous_framing_is_refused(outside, echo, head):
-    """What follows it is not answered: no request smuggling."""
+    """Later bytes are not answered: that would be request smuggling."""
     smuggled = b"GET /acme.demo/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     request = b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n0\r\n\r\n" % head
     found = await outside.send(request + smuggled)

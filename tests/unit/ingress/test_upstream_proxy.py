@@ -130,7 +130,7 @@ async def test_dot_segments_are_refused_even_with_a_session(world, backend, sess
 
 
 async def test_services_are_served_only_at_their_own_listener(world, backend):
-    """They are not served at http.listen, and templates are not served here."""
+    """http.listen does not serve them, and this listener serves no templates."""
     answer = await world.put(path=f"{PREFIX}/page/", target="template", template="hi")
     assert answer["url"].startswith(world.pages.listener.url)
     assert (await world.get(f"{PREFIX}/feed", table=world.pages)).status == 404
@@ -404,7 +404,7 @@ async def test_request_hidden_by_ambiguous_framing_never_reaches_backend(world, 
 
 
 async def test_upgrade_other_than_websocket_is_proxied_as_plain_request(world, backend, session):
-    """Such as h2c; later bytes are not taken for a request."""
+    """h2c is an example; later bytes are not taken for a request."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n\r\n"
     fields = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"
     head = f"GET {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\n{fields}\r\n\r\n"

@@ -156,7 +156,7 @@ async def test_hostile_log_lines_are_escaped_cut_and_bounded(place: Place, reade
 
 
 async def test_unit_or_cursor_that_auth_log_lacks_is_bad_params(place: Place, reader: object) -> None:
-    """Also a limit that is too high; a missing log is service_unavailable with the reason."""
+    """So is too high a limit; a missing log is service_unavailable with the reason."""
     assert (await place.refused(wanted="ssh.service")).code is Denial.BAD_PARAMS
     assert (await place.refused(wanted="")).code is Denial.BAD_PARAMS
     assert (await place.refused(limit=501)).code is Denial.BAD_PARAMS
@@ -204,7 +204,7 @@ async def test_silent_or_flooding_clients_do_not_delay_others(place: Place, read
 
 @pytest.mark.root
 def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> None:
-    """It can open the socket, and is checked by its uid."""
+    """The socket's mode lets it connect."""
     place.socket.chmod(0o666)
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "

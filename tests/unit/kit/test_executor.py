@@ -31,7 +31,7 @@ def test_hanging_executor_call_does_not_delay_shutdown():
 
 
 def test_executor_call_cancelled_while_queued_is_not_run():
-    """As with ThreadPoolExecutor."""
+    """ThreadPoolExecutor behaves in the same way."""
     pool, go_on, done = executor.DaemonThreadExecutor(), threading.Event(), []
     busy = [pool.submit(go_on.wait) for _ in range(executor.MOST)]
     waiting = pool.submit(done.append, "too late")

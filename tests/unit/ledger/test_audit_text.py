@@ -27,7 +27,6 @@ from latticed.model import chain as model_chain
     ],
 )
 def test_audit_text_becomes_printable_ascii_of_bounded_length(text: str, limit: int, expected: str) -> None:
-    """Nothing invisible, nothing outside ASCII, nothing longer than allowed."""
     assert audit_text.printable(text, limit) == expected
 
 

@@ -152,7 +152,7 @@ def test_ended_notification_cannot_end_again(tx):
 
 
 def test_notification_fails_after_waiting_too_long(tx):
-    """By counted seconds, not the wall clock; one being delivered is left alone, and a failed one can be reopened."""
+    """Counted seconds decide, not the wall clock. One in delivery does not fail; a failed one can be reopened."""
     out, old = accept(tx), accept(tx, body="kept")
     rows.take(tx, now_us=1_000)
     upkeep.age(tx, 90)

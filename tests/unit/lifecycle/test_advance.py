@@ -228,7 +228,7 @@ def test_other_publisher_inherits_no_grants():
 
 
 def test_other_publisher_before_install_masks_only_host_risk():
-    """As at first sight, since nothing was decided yet."""
+    """Nothing was decided yet, so it is judged as at first sight."""
     rival = claim("plugins/rival", by="rival", capabilities=["kv:read", "task:run"])
     after = upgraded(record(), rival, publisher="rival")
     assert isinstance(after, Record)

@@ -73,7 +73,7 @@ def test_backup_with_duplicate_or_missing_file_is_refused():
 @pytest.mark.parametrize("field", SOUND)
 @pytest.mark.parametrize("value", [None, -1, True, 1.5, "x", [], {}, [[1, 2, 3]], [["host.key", -1, EMPTY]], [[]]])
 def test_backup_manifest_field_of_wrong_type_is_refused(field, value):
-    """As a Problem, no other exception; fields of any text may be `x`."""
+    """A Problem is raised and no other exception; fields of any text may be `x`."""
     if (field, value) in [(name, "x") for name in ("created_at", "version", "last_hash")]:
         return
     refused(signed({**SOUND, field: value}))

@@ -89,7 +89,7 @@ async def test_policy_change_records_the_changed_verdicts(tmp_path):
 
 
 async def test_refusals_at_start_are_recorded(tmp_path):
-    """Those of plugins and of other bundles; a bundle that verifies as before gives no event."""
+    """Plugins and other bundles have events; a bundle that verifies as before has none."""
     async with in_process.opened(tmp_path, author=ACME) as home:
         for plugin_id in (ID, "acme.well"):
             home.drop(plugin_id, id=plugin_id)

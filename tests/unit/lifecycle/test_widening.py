@@ -215,7 +215,7 @@ def test_trim_lowers_a_limit_and_removes_a_feature():
 
 
 def test_undeclared_feature_is_granted_as_permit():
-    """Such as for a v1 manifest, which cannot declare features."""
+    """v1 manifests cannot declare features."""
     found = record(Status.ACTIVE, claim(v2=True))
     after = granting.regrant(found, Regrant(add=consents.parse(["feature=workdir"])), whole(found), NOW)
     assert isinstance(after, Record)

@@ -97,7 +97,7 @@ def test_host_pattern_covers_its_hosts_only(pattern, host, port, covered):
     ],
 )
 def test_egress_refusal_names_the_rule_that_denies(rights, target, reason):
-    """Not declared, not granted, or not a public name."""
+    """The host is not declared, not granted, or not a public name."""
     _, host, port = target
     found = egress.refusal(rights, host=host, port=port)
     assert (found is None) if reason is None else str(found).startswith(reason)
@@ -141,7 +141,7 @@ def test_invalid_origins_are_refused(text):
 
 
 def test_special_addresses_that_ipaddress_calls_global_are_blocked():
-    """Such as those that embed a private IPv4 address."""
+    """Some embed a private IPv4 address."""
     for text in ("64:ff9b::a00:1", "168.63.129.16", "2606:4700::200:5efe:a9fe:a9fe", "192.31.196.1"):
         assert addresses.blocked_class(ip_address(text)) is not None
     assert addresses.blocked_class(ip_address("fe80::1%eth0")) == "link-local"

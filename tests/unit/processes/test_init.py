@@ -92,7 +92,7 @@ async def test_reaped_orphans_do_not_count_for_the_task_limit(level):
 
 
 async def test_process_1_takes_little_private_memory():
-    """By the kernel's own count (smaps_rollup)."""
+    """The kernel counts it in smaps_rollup."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
     _, init = started.child.roots

@@ -37,7 +37,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_all_descendants_end_when_their_parent_is_killed(number):
-    """By SIGKILL or SIGTERM without a handler; at every level, grandchildren too."""
+    """The parent gets SIGKILL, or SIGTERM without a handler; it has children at every level, and grandchildren."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT],
         stdout=subprocess.PIPE,

@@ -40,7 +40,7 @@ async def test_causes_are_in_the_plugin_record_only_with_explain(home):
 
 
 async def test_explain_evaluates_the_refusal_of_the_next_step_now(home):
-    """By the rules of the lifecycle and by the runner; nothing is changed or recorded."""
+    """Lifecycle rules and the runner are asked, which changes and records nothing."""
     home.drop("demo", id=ID, v2=True, dependencies=[{"id": "acme.other", "version": "*"}])
     await home.seen(ID)
     await home.decide(ID, "installed")

@@ -67,7 +67,7 @@ def test_every_route_names_its_scope_once():
 
 
 async def test_route_refuses_a_peer_without_its_scope(home, be):
-    """Even with all other scopes; the refusal names the missing one and is audited."""
+    """All other scopes do not help; the refusal names the missing one and is audited."""
     guarded = [route for route in ROUTES if route.scope is not Scope.NONE]
     for uid, route in enumerate(guarded, USER):  # one user each: the denials of one coalesce
         be(uid=uid, scopes=Scope.ALL & ~route.scope)
@@ -324,7 +324,7 @@ async def test_path_that_is_not_utf_8_is_refused_or_not_found(home, name):
 
 
 async def test_verify_returns_a_verdict_and_stores_nothing(home):
-    """By a name within the plugin directory."""
+    """The bundle is named within the plugin directory."""
     found = await home.ask("POST", "/api/plugins/verify", {"name": "demo"})
     assert (found["ok"], found["id"], found["code"]) == (True, ID, None)
     (home.plugin_dir / "empty").mkdir()
@@ -333,7 +333,7 @@ async def test_verify_returns_a_verdict_and_stores_nothing(home):
 
 
 async def test_rejected_bundles_are_listed_with_their_reason(home):
-    """By directory name; with the id it claims if that can be read."""
+    """They are named by directory, with the id they claim if that can be read."""
     home.drop("second", id=ID)
     await in_process.until(home.app.api.lifecycle.rejected, "rejected")
     (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]

@@ -57,7 +57,6 @@ async def test_secret_is_set_bound_listed_unbound_and_deleted(home):
     ],
 )
 async def test_refused_change_of_a_secret_is_audited_as_denied(home, method, path, body, status, code):
-    """Not as an allowed one."""
     answer = await home.ask(method, f"/api/secrets/{path}", body)
     assert (answer.status, answer.code) == (status, code), answer
     assert [(decision, found) for _, decision, found, _ in told(home)] == [("allow", ""), ("deny", code)]

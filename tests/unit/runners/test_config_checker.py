@@ -107,7 +107,7 @@ async def test_each_kind_of_fault_has_a_readable_message(checker, rule, value, s
 
 
 async def test_fault_is_that_of_the_alternative_that_fits_furthest(checker):
-    """By how far it got into the document."""
+    """An alternative fits further if its first fault is deeper in the document."""
     kinds = [
         {"properties": {"kind": {"const": kind}, value: {"type": "integer"}}, "required": ["kind"]}
         for kind, value in (("a", "x"), ("b", "y"))
@@ -187,7 +187,7 @@ async def test_check_that_takes_too_long_is_ended_with_a_code(checker, schema, d
 
 
 async def test_check_that_runs_out_of_memory_for_faults_reports_the_first():
-    """It also reports that there are more."""
+    """The answer says that there are more."""
     checker = ConfigChecker(runner_deps.spawner(), memory_bytes=48 << 20)
     schema = {"properties": {"a": {"items": {"type": "string"}}}}
     with pytest.raises(ConfigInvalid) as invalid:
@@ -207,7 +207,7 @@ async def test_check_without_memory_for_the_document_is_out_of_memory():
 
 
 async def test_checking_a_document_makes_no_connection(checker):
-    """Although no judge has seen the schema: the child has no network, and the library may not connect."""
+    """No judge has seen the schema: the child has no network, and the library may not connect."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.3)
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"

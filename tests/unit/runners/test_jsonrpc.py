@@ -301,7 +301,7 @@ async def test_one_host_call_below_the_cap_does_not_pause_reading(talk):
 
 
 async def test_reading_is_paused_while_lines_are_unprocessed(talk):
-    """Also lines that are refused at once, to which the cap on calls does not apply: they would fill memory."""
+    """The cap on calls does not apply to lines that are refused at once: they would fill memory."""
     lines = b"".join(b'{"jsonrpc":"2.0","id":%d,"method":"a","params":{"a":1e400}}\n' % n for n in range(1_000))
     talk.session.feed(lines)
     assert talk.flows == [False]
@@ -594,7 +594,7 @@ async def test_white_space_around_message_is_ignored(talk):
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
 async def test_line_over_the_limit_is_message_too_large(talk, end):
-    """As soon as it exceeds the limit, with or without its newline; a line of exactly the limit is accepted."""
+    """Its newline need not have arrived; a line of exactly the limit is accepted."""
     padding = b" " * (LIMIT - len(CALL) - 1)
     talk.session.feed(CALL + padding + b"}\n")
     await talk.until_said(1)

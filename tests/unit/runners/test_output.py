@@ -69,7 +69,7 @@ async def test_many_empty_stderr_lines_yield_to_the_event_loop():
 
 @pytest.mark.parametrize(("line", "goes_on"), [(b"x" * 999 + b"\n", True), (b"x\n", False)])
 async def test_many_short_lines_are_slowed_down_before_few_long_ones(line, goes_on):
-    """Of as many bytes: each line also counts as an entry of the log."""
+    """They have as many bytes, but each line also counts as an entry of the log."""
     told, over = [], asyncio.Event()
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:

@@ -165,7 +165,7 @@ async def test_unread_answers_bound_the_number_of_running_host_calls(call):
 
 
 async def test_concurrent_host_calls_are_answered_in_order(call):
-    """Also those that fail, are refused, or raise in the service."""
+    """Some of them fail, are refused, or raise in the service."""
     gates = [asyncio.Event() for _ in range(5)]
 
     async def serve(method, params):
@@ -338,7 +338,7 @@ async def test_invalid_line_is_protocol_error(call, line):
     ],
 )
 async def test_unrepresentable_reply_is_plugin_error(call, line):
-    """Not protocol_error: the line is valid, but its value cannot be passed on."""
+    """It is no protocol_error: the line is valid, but its value cannot be passed on."""
     call.invocation.feed(line + b"\n")
     with pytest.raises(Unrepresentable) as caught:
         await call.invocation.outcome
@@ -357,7 +357,7 @@ async def test_host_call_with_unrepresentable_params_is_bad_params(call):
 
 
 async def test_text_that_is_no_message_is_quoted_in_the_reason(call):
-    """Also if it is JSON."""
+    """It may even be JSON."""
     call.invocation.feed(b'{"level":"debug"}\n')
     with pytest.raises(Problem, match=r'found something else: "\{"level":"debug"\}"'):
         await call.invocation.outcome

@@ -102,7 +102,7 @@ async def test_function_module_may_use_wasi_at_start(tmp_path):
 
 @pytest.mark.parametrize("request_", CALLS_AND_ANSWERS, ids=lambda text: text[:40])
 async def test_host_call_of_function_module_returns_result_or_error_code(tmp_path, request_):
-    """As JSON, written to the module's memory."""
+    """The answer is JSON, written to the module's memory."""
     size = len(request_)
     more = wasms.says(0, request_) + wasms.says(512, '{"ok":true,"result":')
     body = f"""(local $answer i64)
@@ -132,7 +132,7 @@ async def test_wasi_command_gets_id_and_arguments_and_logs_on_stderr(tmp_path):
 
 
 async def test_wasm_plugin_runs_at_sandbox_level_filtered(tmp_path):
-    """As on hosts that refuse user namespaces."""
+    """Hosts that refuse user namespaces provide no higher level."""
     processes.reachable_python()
     async with wasms.bench(tmp_path, level="filtered") as bench:
         instance = await bench.start((SAMPLES / "hello-wasm/artifact").read_bytes())
@@ -247,7 +247,7 @@ async def test_plugin_that_host_cannot_run_is_not_admitted(tmp_path, monkeypatch
 
 
 def test_daemon_never_imports_wasmtime():
-    """It does not import the package that runs modules either: only child processes import them."""
+    """Only child processes import it and the package that runs modules."""
     script = "import sys, latticed.daemon, latticed.app, latticed.runners.wasm as w; w.Package.find();"
     script += "print([name for name in sys.modules if name.startswith(('wasmtime', 'latticed.runners.wasm_inside'))])"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=30)

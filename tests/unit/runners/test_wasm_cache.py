@@ -61,7 +61,7 @@ def test_kept_entry_is_found_by_any_cache_with_the_same_key(cache, places):
 
 @pytest.mark.parametrize("name", ["sha256", "engine", "flags", "target"])
 def test_code_of_other_module_engine_flags_or_target_is_not_found(cache, places, name):
-    """Not even if its file is renamed to the expected name; that file is deleted."""
+    """If its file is renamed to the expected name, it is deleted."""
     keep(cache)
     other = replace(SUBJECT, **{name: getattr(SUBJECT, name) + "0"})
     assert found(cache, other) is None

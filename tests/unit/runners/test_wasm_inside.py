@@ -197,7 +197,7 @@ BEYOND = [PAGE, PAGE - 3, -1, -PAGE]
 
 @pytest.mark.parametrize("at", BEYOND)
 def test_address_outside_the_memory_is_fault(world, pipes, at):
-    """Also if only its last bytes are outside."""
+    """It suffices that its last bytes are outside."""
     os.write(pipes[1][0], b"x")
     world.put(0, struct.pack("<2I", at & 0xFFFFFFFF, 8))
     answers = [
@@ -309,7 +309,7 @@ def test_time_spent_waiting_does_not_use_the_budget():
 
 
 def test_stopped_budget_never_expires():
-    """Also during a wait; once renewed, it expires as usual."""
+    """Waiting does not change that; once renewed, it expires as usual."""
     expired = Expired()
     budget = Budget(expired.set)
     budget.renew(0.5)

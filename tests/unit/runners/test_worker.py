@@ -131,7 +131,7 @@ async def test_values_in_xml_content_types_are_escaped(outside, said):
 
 @pytest.mark.parametrize("source", [b"a\nfetch(1)", b"{{path", b"\xff", b"x" * (template.MAX_BYTES + 1)])
 async def test_invalid_template_is_refused_before_the_start(outside, source):
-    """By `admit`, and by `start` as well; no prefix is claimed."""
+    """`admit` refuses it, and so does `start`; no prefix is claimed."""
     assert (await blocked(outside, source)).code == "source_blocked"
     with pytest.raises(Problem, match="source_blocked"):
         await outside.arm(source)
@@ -199,7 +199,7 @@ async def test_declared_prefixes_without_grant_are_not_served(outside):
 
 
 async def test_references_without_kv_read_are_empty_and_audited(outside):
-    """If the manifest does not declare kv:read, or the operator has not granted it."""
+    """The capability is not declared, or not granted."""
     await outside.put("default", "k", b"value")
     await outside.arm(b"<{{kv:default/k}}>", capabilities=["worker:route"])
     assert (await outside.get("/acme.demo/")).body == b"<>"

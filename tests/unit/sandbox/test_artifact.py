@@ -77,7 +77,7 @@ def test_artifact_with_other_digest_is_refused(stored):
     ],
 )
 def test_interpreter_is_taken_from_the_first_line(line, name, arguments):
-    """By its base name, whatever its directory; the arguments in the line are kept."""
+    """Its base name counts; its arguments are kept."""
     found = artifact.classify(f"{line}\nrest".encode(), INTERPRETERS)
     assert found == {"interpreter": name, "interpreter_args": arguments}
 

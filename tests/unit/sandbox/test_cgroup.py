@@ -120,7 +120,7 @@ def test_claiming_cgroup_with_other_processes_moves_none(delegated, monkeypatch)
 
 @pytest.mark.root
 def test_group_named_supervisor_makes_its_parent_the_delegation(delegated, monkeypatch):
-    """As systemd's DelegateSubgroup=supervisor arranges it."""
+    """systemd's DelegateSubgroup=supervisor arranges it so."""
     (delegated / cgroup.SUPERVISOR).mkdir()
     monkeypatch.setattr(cgroup, "own_group", lambda: delegated / cgroup.SUPERVISOR)
     assert cgroup.find() == cgroup.Delegation(base=delegated)
@@ -128,7 +128,7 @@ def test_group_named_supervisor_makes_its_parent_the_delegation(delegated, monke
 
 @pytest.mark.root
 def test_killing_a_group_ends_all_its_processes(delegated):
-    """Also those that left their session; then the group can be removed."""
+    """Some have left their session; afterwards the group can be removed."""
     group = cgroup.make(cgroup.Delegation(base=delegated), rlimits.ResourceLimits())
     script = f"echo 0 > {group.path}/cgroup.procs; setsid sleep 100 & setsid sleep 100 & wait"
     with processes.spawned(["sh", "-c", script]) as shell:

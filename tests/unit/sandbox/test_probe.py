@@ -79,7 +79,7 @@ def test_programs_run_whatever_memfd_noexec_says(policy):
 
 @pytest.mark.root
 def test_root_without_capabilities_uses_a_user_namespace():
-    """As in a container, under another uid. Without CAP_SETUID no child is started: never uid 0."""
+    """Containers are like that. Without CAP_SETUID no child is started, since it would have uid 0."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     script = b"#!/bin/sh\nid -u; echo $$\n"

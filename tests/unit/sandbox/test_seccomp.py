@@ -33,7 +33,7 @@ def ask(machine, name, arguments=(), features=frozenset(), *, own_pids=True):
 @MACHINES
 @pytest.mark.parametrize("features", EVERY, ids=lambda some: "+".join(sorted(some)) or "none")
 def test_forbidden_calls_are_refused_with_any_features(machine, features):
-    """It makes no difference whether the child has a pid namespace of its own."""
+    """A pid namespace of the child's own makes no difference."""
     for own_pids, name in itertools.product((True, False), NEVER):
         if name in machine.numbers:
             assert ask(machine, name, features=features, own_pids=own_pids) & ~0xFFFF == bpf.ERRNO, name
@@ -84,7 +84,7 @@ def test_signals_are_limited_to_own_processes(machine):
 
 @MACHINES
 def test_dangerous_fcntl_ioctl_and_prctl_commands_are_refused(machine):
-    """Such as F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM."""
+    """Examples are F_SETOWN(_EX), F_SETSIG, TIOCSTI, PR_SET_PDEATHSIG and PR_SET_MM."""
     for command in (8, 10, 15, 1024, 1026, 1031, 1033):
         assert ask(machine, "fcntl", [0, command]) == bpf.ERRNO | errno.EPERM
     for command in (0x5412, 0x8901, 0x5402, 0x541D):
@@ -157,7 +157,7 @@ def test_file_locks_need_feature_workdir(machine):
 
 @MACHINES
 def test_execution_is_allowed_only_to_the_stub_or_with_processes(machine):
-    """By the stub's descriptor and address; with feature processes, Landlock decides."""
+    """The stub is known by its descriptor and address; with feature processes, Landlock decides."""
     right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
     assert ask(machine, "execveat", right) == bpf.ALLOW
     for position, wrong in ((0, 3), (1, 0x1000), (1, 0x7F << 32), (4, 0)):

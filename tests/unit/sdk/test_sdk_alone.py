@@ -74,7 +74,7 @@ def _pythons():
 
 @pytest.mark.parametrize("python", _pythons())
 def test_sdk_runs_without_the_rest_of_latticed(alone, tmp_path, python):
-    """As a namespace package; a whole session over pipes, with every module imported."""
+    """It is a namespace package then; a whole session over pipes imports every module."""
     every = ", ".join(f"latticed.sdk.{module.stem}" for module in MODULES if module.stem != "__init__")
     body = f"""
     def do_work(self, payload):

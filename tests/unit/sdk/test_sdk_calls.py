@@ -189,7 +189,7 @@ def test_every_typed_method_names_known_capabilities():
 
 
 def test_sdk_lists_request_pages_lazily_until_the_last():
-    """Until there is no `next`, and only when the iterator needs the next page."""
+    """A page is requested only when the iterator needs it; the last one has no `next`."""
     following = {None: (["a", "b"], "b"), "b": (["c"], None)}
     asked = []
 
@@ -272,7 +272,7 @@ def test_any_host_call_can_be_made_by_name():
 
 
 def test_host_call_of_unconnected_plugin_raises():
-    """Such as in the constructor."""
+    """A plugin is not connected in its constructor."""
     with pytest.raises(HostError, match="not connected") as caught:
         Plugin().kv.get("a")
     assert caught.value.code == "service_unavailable"

@@ -49,7 +49,7 @@ def test_kv_keys_are_validated_as_by_the_host(key):
 
 @pytest.mark.parametrize("method", sorted(gate.CAPABILITY_OF))
 def test_in_memory_gate_refuses_undeclared_and_ungranted_calls(method):
-    """Even if the test defines an answer for them."""
+    """An answer that the test defines for them does not count."""
     needed = gate.CAPABILITY_OF[method]
     others = sorted(set(capability.RISKS) - {needed})
     assert _code(Gate(others, answers={method: 1}), method) == "capability_denied"

@@ -48,7 +48,7 @@ def test_harness_times_out_on_a_silent_program():
 
 
 def test_program_that_reads_nothing_times_out():
-    """Even with a payload of 1 MiB that fills the pipe."""
+    """A payload of 1 MiB fills the pipe."""
     with (
         pytest.raises(ProgramError, match=r"to read within 0\.3 s"),
         LongLived(_sh(f"{HELLO}; sleep 60"), Gate(), deadline_s=0.3) as plugin,

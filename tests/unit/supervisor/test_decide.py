@@ -47,7 +47,7 @@ REFUSED = after(Disarm(FAULT), Stopped(), state=ARMED)[0]
 
 
 def test_arming_stopped_handle_starts_it():
-    """Then it is armed."""
+    """Once started it is armed."""
     state, done = after(Arm())
     assert (state.phase, state.wanted, done) == (Phase.STARTING, True, [HandleAction.START])
     assert ARMED.phase is Phase.ARMED
@@ -191,7 +191,7 @@ def test_disable_clears_failures_even_if_fault_follows_while_stopping():
 
 
 def test_final_failure_is_not_retried():
-    """Such as a stored pair that does not verify."""
+    """A stored pair that does not verify is one."""
     state, done = after(Arm(), InstanceFailed("digest_mismatch", "expected 7f", final=True))
     assert (state.phase, state.wanted, done) == (Phase.REFUSED, False, [HandleAction.START])
     assert after(RetryDue(), state=state) == (state, [])

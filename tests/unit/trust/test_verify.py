@@ -255,7 +255,7 @@ def test_signature_by_revoked_key_does_not_verify():
 
 
 def test_revoked_plugins_and_digests_are_refused():
-    """By id and version, by id, without version, and by the artifact's digest in either case."""
+    """A policy names id and version, an id, no version, or the artifact's digest in either case."""
     digest = hashlib.sha256(bundles.ARTIFACT).hexdigest()
     assert _code(_signed(), _trust(revoked={"plugins": ["acme.demo@1.0.0"]})) == "plugin_revoked"
     assert _code(_signed(), _trust(revoked={"plugins": ["acme.demo@*"]})) == "plugin_revoked"
@@ -283,7 +283,7 @@ def test_plugin_for_another_host_version_is_incompatible():
 
 
 def test_no_publisher_is_trusted_without_a_policy():
-    """That is so while trust.json is missing or invalid."""
+    """There is none while trust.json is missing or invalid."""
     assert _code(_signed(), policy.NOBODY) == "publisher_untrusted"
     assert _code(_unsigned(), policy.NOBODY) == "publisher_missing"
 
