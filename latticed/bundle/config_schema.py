@@ -38,7 +38,9 @@ _MAP: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternPro
 
 
 def check(schema: dict[str, Any]) -> None:
-    """Raise Broken, which names the place in the schema, unless documents can be checked against `schema`."""
+    """Check that documents can be checked against the manifest's `schema`. Raises Broken, whose message names the
+    place.
+    """
     size = len(json.dumps(schema, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
     if size > MAX_SCHEMA_BYTES:
         raise Broken(f"expected `config` to be at most {MAX_SCHEMA_BYTES} bytes, found {size}")
@@ -50,12 +52,12 @@ def check(schema: dict[str, Any]) -> None:
 
 
 def pattern_bytes(schema: dict[str, Any]) -> int:
-    """The share of ALL_PATTERNS_BYTES that each pattern of `schema` may take."""
+    """The bytes that each pattern of `schema` may take once compiled: an equal share of ALL_PATTERNS_BYTES."""
     return ALL_PATTERNS_BYTES // max(_patterns(_parts(schema, ())), 1)
 
 
 def _parts(schema: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(place, schema) of `schema` and of all schemas in it; what stands in `enum` or `default` is data."""
+    """(place, schema) of `schema` and of all schemas in it. What is below `enum` or `default` is data, not a schema."""
     if not isinstance(schema, dict):
         return
     yield at, schema
@@ -71,6 +73,7 @@ def _parts(schema: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
 
 
 def _check_keywords(parts: list[tuple[tuple[str, ...], dict[str, Any]]]) -> None:
+    """Refuse keywords of _ELSEWHERE, and any other dialect than DIALECT."""
     for at, schema in parts:
         for word in sorted(_ELSEWHERE & schema.keys()):
             raise Broken(f"expected `{place(at)}` to be a schema of its own, without addresses, found {word}")
@@ -80,7 +83,8 @@ def _check_keywords(parts: list[tuple[tuple[str, ...], dict[str, Any]]]) -> None
 
 
 def _check_references(parts: list[tuple[tuple[str, ...], dict[str, Any]]]) -> None:
-    # Only schemas that were looked at here: what an unknown keyword holds was not.
+    """Refuse a `$ref` that does not lead to one of `parts`."""
+    # Only schemas in `parts`, which were checked: what is below an unknown keyword was not.
     known = {"#", *(_pointer(at) for at, _ in parts)}
     for at, schema in parts:
         if "$ref" in schema and schema["$ref"] not in known:
@@ -91,12 +95,15 @@ def _check_references(parts: list[tuple[tuple[str, ...], dict[str, Any]]]) -> No
 
 
 def _check_patterns(parts: list[tuple[tuple[str, ...], dict[str, Any]]]) -> None:
+    """Refuse more than MAX_PATTERNS regular expressions."""
     if (found := _patterns(parts)) > MAX_PATTERNS:
         raise Broken(f"expected at most {MAX_PATTERNS} patterns in `config`, found {found}")
 
 
 def _check_meaning(schema: dict[str, Any]) -> None:
-    """Whether the library takes it: that its keywords have the values they may have, and its patterns compile."""
+    """Refuse what jsonschema_rs does not take: keywords with values that they cannot have, patterns that do not
+    compile.
+    """
     import jsonschema_rs  # imported when first needed: 7 MiB, and nothing that latticectl or most daemons need
 
     limit = pattern_bytes(schema)
@@ -117,7 +124,7 @@ def _check_meaning(schema: dict[str, Any]) -> None:
         _refuse(at, error.message)
     except ValueError as error:
         _refuse((), str(error))
-    # A panic of the library is no Exception.
+    # A panic of the library is PyO3's PanicException: a BaseException, which is known by its name only.
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
@@ -129,16 +136,17 @@ def _refuse(at: tuple[str, ...], what: str) -> NoReturn:
 
 
 def place(at: tuple[str, ...]) -> str:
-    """Where something stands in the manifest: `config.properties.port`."""
+    """Where something is in the manifest, such as `config.properties.port`; at most 120 characters."""
     return text.clip(".".join(("config", *at)), 120)
 
 
 def _pointer(at: tuple[str, ...]) -> str:
-    """RFC 6901, as a fragment."""
+    """The JSON pointer to a part of the schema as a URI fragment (RFC 6901, section 6): `#/$defs/a~1b`."""
     return "".join(("#", *(f"/{step.replace('~', '~0').replace('/', '~1')}" for step in at)))
 
 
 def _patterns(parts: Iterable[tuple[tuple[str, ...], dict[str, Any]]]) -> int:
+    """How many regular expressions these schemas have."""
     return sum(("pattern" in schema) + len(_mapping(schema, "patternProperties")) for _, schema in parts)
 
 

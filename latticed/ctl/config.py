@@ -44,12 +44,16 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
+    """Print, set or check a configuration; exit code 1 when it does not fit its schema."""
     if session.args.action == "get":
         return _get(session)
     return _put(session, dry_run=session.args.action == "check")
 
 
 def _get(session: CtlSession) -> int:
+    """Print the configuration as JSON (with --schema its schema), and notes when it does not fit or secrets are not
+    bound.
+    """
     plugin_id, screen = ask.known_id(session.args.id), session.screen
     found = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "config"), "configuration")
     if session.args.schema:
@@ -72,6 +76,7 @@ def _get(session: CtlSession) -> int:
 
 
 def _put(session: CtlSession, *, dry_run: bool) -> int:
+    """Send the file's document, to be stored or (`dry_run`) only checked, and print what came of it."""
     from latticed.ctl.client import ApiRefusal
 
     plugin_id, screen = ask.known_id(session.args.id), session.screen
@@ -99,7 +104,7 @@ def _put(session: CtlSession, *, dry_run: bool) -> int:
 
 
 def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
-    """Say all that does not fit, one a line: as data with --format json, else as errors."""
+    """Print everything that does not fit, one fault a line on stderr; with --format json as one object on stdout."""
     screen, source = session.screen, session.args.file
     if screen.json_wanted:
         screen.json({"ok": False, "code": refusal.code, "errors": refusal.errors, "more": refusal.more})
@@ -119,6 +124,7 @@ def _schema(session: CtlSession) -> str:
 
 
 def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None:
+    """Note which secrets of the configuration are not bound to the plugin, with the command that binds the first."""
     secrets = replies.rows(found.get("secrets") or [], "list of secrets")
     names = [str(one.get("name")) for one in secrets if not one.get("bound")]
     if names:
@@ -127,14 +133,14 @@ def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None
 
 
 def _document(source: str) -> dict[str, Any]:
-    """The object in a file of TOML or JSON; Problem usage when there is none that can be sent."""
+    """The object in a file of TOML or JSON, - for stdin. Problem usage when it cannot be read or sent; too_large."""
     data = _read(source)
     name = "standard input" if source == "-" else source
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _unfit(name, f"expected UTF-8, found byte 0x{data[error.start]:02x} at offset {error.start}") from error
-    # TOML cannot begin with a brace, and a JSON object begins with nothing else.
+    # A TOML document cannot begin with a brace, and a JSON object always does.
     as_json = source.endswith(".json") or text.lstrip().startswith("{")
     document = _json(name, data) if as_json else _toml(name, text)
     _check(name, document, "", 1)
@@ -182,6 +188,7 @@ def _check(name: str, value: Any, path: str, depth: int) -> None:
 
 
 def _read(source: str) -> bytes:
+    """The bytes of a file, or of stdin for `-`; Problem usage, or too_large beyond _FILE_BYTES."""
     if source == "-":
         data = sys.stdin.buffer.read(_FILE_BYTES + 1)
     else:
@@ -196,4 +203,5 @@ def _read(source: str) -> bytes:
 
 
 def _unfit(name: str, what: str, hint: str = "") -> Problem:
+    """The Problem usage about a file's contents."""
     return Problem("usage", f"{name}: {what}", hint)

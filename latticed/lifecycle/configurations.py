@@ -31,18 +31,20 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Configurations:
-    """Reads and checks; `Decisions.configure` writes."""
+    """Reads configurations from the ledger and checks them; `Decisions.configure` stores them."""
 
     ledger: Ledger
     checker: ConfigChecker
 
     def stored(self, plugin_id: str) -> ConfigRow | None:
-        """What is set for a plugin, or None."""
+        """The row with the configuration that is set for a plugin, or None."""
         return self.ledger.read(lambda db: rows.get(db, plugin_id))
 
     async def check(self, manifest: Manifest, document: dict[str, Any]) -> Configuration:
-        """`document` as it would be kept, if it fits. Problems: bad_request for a plugin that takes none,
-        config_invalid (ConfigInvalid), too_large, and those of the checker.
+        """Check `document` against the manifest's schema; returns it in the form in which it is stored.
+
+        Problems: bad_request for a plugin that takes no configuration, config_invalid (ConfigInvalid), too_large, and
+        those of `ConfigChecker.check`.
         """
         need_schema(manifest)
         wanted = Configuration.of(document)
@@ -50,13 +52,17 @@ class Configurations:
         return wanted
 
     async def for_start(self, plugin: PluginToRun) -> bytes:
-        """What `plugin` is started with: `{}` when nothing is set. Problem needs_config when that does not fit."""
+        """The configuration, as JSON, that `plugin` is started with: `{}` when none is set. Problem needs_config when
+        it does not fit the schema.
+        """
         return await self.fitting(plugin.manifest, self.stored(plugin.id))
 
     async def fitting(self, manifest: Manifest, row: ConfigRow | None, *, upgrading: bool = False) -> bytes:
-        """The document of `row`, `{}` without one; Problem needs_config when it does not fit the manifest's schema.
+        """The document of `row` as JSON, `{}` without one or for a plugin that takes none; Problem needs_config when it
+        does not fit the manifest's schema.
 
-        `upgrading`: the plugin is active with another manifest, for which its configuration is meant.
+        `upgrading`: the plugin is active with another manifest, for which its configuration is meant; the hint is then
+        another.
         """
         if not takes_config(manifest):
             return EMPTY
@@ -77,7 +83,7 @@ class Configurations:
 
 
 def need_schema(manifest: Manifest) -> None:
-    """Problem bad_request unless the plugin gets a configuration."""
+    """Problem bad_request unless the plugin takes a configuration (`takes_config`); it says why not."""
     if takes_config(manifest):
         return
     if manifest.config:
@@ -89,7 +95,9 @@ def need_schema(manifest: Manifest) -> None:
 
 
 def _needs_config(manifest: Manifest, invalid: ConfigInvalid, *, is_set: bool, upgrading: bool) -> Problem:
-    """For people who may not see the configuration too, and for the audit: no value of it is named."""
+    """The Problem needs_config for a configuration that does not fit. It goes to the audit and to callers who may not
+    see the configuration, so it names no value of it.
+    """
     named = "; ".join(fault.discreet for fault in invalid.faults[:_SHOWN])
     more = "; and more" if len(invalid.faults) > _SHOWN or not invalid.whole else ""
     found = "one that does not" if is_set else "none set, and the empty one does not"

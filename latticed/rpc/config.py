@@ -74,7 +74,7 @@ async def put(ask: Ask) -> ConfigSet:
 
 
 async def _problem(ask: Ask, manifest: Manifest) -> Problem | None:
-    """Why the plugin could not start with what is set; None when it could."""
+    """Why the plugin could not start with the configuration that is set; None when it could."""
     kept = ask.api.lifecycle.deps.configurations
     try:
         await kept.fitting(manifest, kept.stored(manifest.id))
@@ -84,7 +84,7 @@ async def _problem(ask: Ask, manifest: Manifest) -> Problem | None:
 
 
 def _secrets(ask: Ask, plugin_id: str, document: dict[str, Any]) -> list[ConfigSecret]:
-    """The secrets that a document refers to; those not bound to the plugin will not be expanded in its calls."""
+    """The secrets that a document refers to, and whether each is bound; host calls with an unbound one fail."""
     names = configuration.secrets_of(document)
     bound = {one.name for one in ask.api.secrets.known() if plugin_id in one.plugins} if names else set[str]()
     return [{"name": name, "bound": name in bound} for name in names]

@@ -50,6 +50,8 @@ log = logs.get_logger()
 
 
 class _Found(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fault as the child reports it; the fields are those of ConfigFault."""
+
     path: tuple[str | int, ...]
     expected: str
     found: str
@@ -57,13 +59,15 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of the child. `all`: whether `faults` are all there are."""
+
     fits: bool
     faults: tuple[_Found, ...]
     all: bool
 
 
 class ConfigChecker:
-    """One for the daemon."""
+    """Checks configurations, AT_ONCE at a time, and remembers the last MAX_KNOWN results. The daemon has one."""
 
     def __init__(self, spawner: ChildSpawner, *, check_s: float = CHECK_S, memory_bytes: int = MEMORY_BYTES) -> None:
         self._spawner = spawner
@@ -73,16 +77,16 @@ class ConfigChecker:
         self._known: OrderedDict[tuple[str, str], ConfigInvalid | None] = OrderedDict()
 
     async def check(self, schema: Configuration, document: Configuration) -> None:
-        """Return when `document` fits `schema`.
+        """Return when `document` fits `schema`; raise ConfigInvalid, which lists what does not fit, otherwise.
 
-        ConfigInvalid lists what does not. Problems: deadline_exceeded and out_of_memory for a schema that takes more
-        than CHECK_S or MEMORY_BYTES to check this document against, sandbox_unavailable.
+        Problems: deadline_exceeded and out_of_memory when the check takes more than `check_s` seconds or
+        `memory_bytes`, sandbox_unavailable.
         """
         key = (schema.sha256, document.sha256)
         if key not in self._known:
             async with self._turns:
                 invalid = await self._ask(schema, document)
-            # Only answers: a limit that was reached may not be reached again.
+            # Only answers are remembered, no Problem: a limit that was reached once may not be reached next time.
             self._known[key] = invalid
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
@@ -91,6 +95,7 @@ class ConfigChecker:
             raise ConfigInvalid(invalid.faults, whole=invalid.whole)
 
     async def _ask(self, schema: Configuration, document: Configuration) -> ConfigInvalid | None:
+        """Check in a child: None when the document fits, else the faults. Raises the Problems of `check`."""
         fd = artifact.memory()
         try:
             parts = (b'{"schema":', schema.data, b',"document":', document.data)
@@ -108,7 +113,7 @@ class ConfigChecker:
         return ConfigInvalid(tuple(found), whole=said.all)
 
     async def _run(self, fd: int) -> tuple[bytes, Problem | None]:
-        """What the child wrote, and why it was ended early, if it was."""
+        """Run the child with its input at `fd`: its stdout, and the Problem if it was ended for a limit."""
         out, err = _Taken(_ANSWER_BYTES), _Taken(_STDERR_BYTES)
         child = await self._spawner.spawn(
             self._request(fd), self._choose(), on_exit=lambda _: None, stdout=out, stderr=err
@@ -121,9 +126,12 @@ class ConfigChecker:
         except TimeoutError:
             late = _beyond("deadline_exceeded", f"within {self._check_s:g} s", "still being checked")
         finally:
+            # Also when cancelled: no check may go on without a caller.
             ended = await child.stop(0)
         if late is None and ended.status != 0:
             words = err.data.decode("utf-8", "replace")
+            # With a cgroup the kernel says so. With RLIMIT_DATA alone the allocation fails: Rust aborts with this
+            # message, Python raises MemoryError.
             if ended.out_of_memory or "memory allocation of" in words or "MemoryError" in words:
                 late = _beyond("out_of_memory", f"with {self._memory_bytes >> 20} MiB", "that it takes more")
             else:
@@ -131,7 +139,7 @@ class ConfigChecker:
         return bytes(out.data), late
 
     def _choose(self) -> Chosen:
-        """The host's highest level: what is checked needs nothing of the host."""
+        """The host's highest level, without features: the check needs nothing else. Problem sandbox_unavailable."""
         chosen = levels.decide(levels.Required(level=levels.Level.FILTERED), self._spawner.probed.provided)
         if isinstance(chosen, Fault):
             raise Problem.of(chosen)
@@ -156,7 +164,7 @@ class ConfigChecker:
 
 
 def _decoded(answer: bytes) -> _Answer | None:
-    """The last whole line; None when there is none, or it is no answer: the child is not trusted."""
+    """The last line that is an answer, as lines before it say less; None without one. The child is not trusted."""
     lines = answer.split(b"\n")[:-1]
     for line in reversed(lines):
         try:
@@ -167,6 +175,7 @@ def _decoded(answer: bytes) -> _Answer | None:
 
 
 def _clipped(found: _Found) -> _Found:
+    """The fault with its texts escaped and cut: the child writes them."""
     expected, shown, kind = (text.sanitise(one, _WORD_CHARACTERS) for one in (found.expected, found.found, found.kind))
     return _Found(path=found.path, expected=expected, found=shown, kind=kind)
 

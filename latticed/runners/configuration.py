@@ -46,7 +46,7 @@ class ConfigFault:
 
     @property
     def where(self) -> str:
-        """`rules[3].port`; `the document` for the whole of it."""
+        """The place, such as `rules[3].port`; `the document` if the fault is about all of it."""
         return place(self.path) or "the document"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class ConfigFault:
 
     @property
     def discreet(self) -> str:
-        """As `str`, for the audit and for callers who may not see the configuration."""
+        """As `str`, without values: for the audit, and for callers who may not see the configuration."""
         return f"{self.where}: expected {self.expected}, found {self.kind}"
 
 
@@ -67,7 +67,10 @@ class Configuration:
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Configuration:
-        """From any JSON object. Problems: config_invalid for values that not all readers share, too_large."""
+        """The configuration with this JSON object.
+
+        Problems: config_invalid for integers beyond ±(2^53-1) and for malformed references to secrets; too_large.
+        """
         found = tuple(itertools.islice(_faults(document, ()), MAX_FAULTS + 1))
         if found:
             raise ConfigInvalid(found[:MAX_FAULTS], whole=len(found) <= MAX_FAULTS)
@@ -98,7 +101,7 @@ def takes_config(manifest: Manifest) -> bool:
 
 
 def schema_of(manifest: Manifest) -> Configuration:
-    """A manifest's schema as bytes, and their SHA-256: what a document was checked against."""
+    """A manifest's schema as canonical bytes with their SHA-256, by which a row says what it was checked against."""
     data = _encode(manifest.config)
     return Configuration(data=data, sha256=hashlib.sha256(data).hexdigest())
 
@@ -122,6 +125,7 @@ def secrets_of(document: Any) -> list[str]:
 
 
 def _faults(value: Any, path: Path) -> Iterator[ConfigFault]:
+    """What no schema allows: integers that other readers of JSON would round, and malformed references to secrets."""
     match value:
         case dict():
             for key, inner in value.items():
@@ -142,6 +146,7 @@ def _faults(value: Any, path: Path) -> Iterator[ConfigFault]:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """All strings that are values in a document, at any depth; keys are left out."""
     match value:
         case dict():
             for inner in value.values():

@@ -22,7 +22,10 @@ _NEAREST: Final = 2
 
 
 def main() -> NoReturn:
-    """Answer on stdout, then exit at once."""
+    """Check the document of the request at INPUT, write one or two lines of answer to stdout, and exit at once with 0.
+
+    The first line has one fault: it is there even if looking for all of them takes too much time or memory.
+    """
     with open(INPUT, "rb") as source:
         source.seek(0)  # its writer left it at the end
         asked = json.load(source)
@@ -54,7 +57,7 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 def _fault(error: jsonschema_rs.ValidationError) -> dict[str, Any]:
-    """`found` quotes the document, `kind` says of what kind that is without its value."""
+    """One error as JSON. `found` quotes the document; `kind` names what was found without its value."""
     deepest = _deepest(error, _NEAREST)
     closed = deepest.kind.name == "falseSchema" and str(deepest.schema_path[-1]) == "additionalProperties"
     # What the library says of `additionalProperties: false` where no properties are known: it names none.
@@ -63,11 +66,13 @@ def _fault(error: jsonschema_rs.ValidationError) -> dict[str, Any]:
 
 
 def _deepest(error: jsonschema_rs.ValidationError, levels: int) -> jsonschema_rs.ValidationError:
-    """Of alternatives that all fail, the error of the one that got furthest into the document: most likely meant."""
+    """The error to report: for `anyOf` and `oneOf` that of the alternative which got furthest into the document, as it
+    was most likely the one that was meant.
+    """
     context = getattr(error.kind, "context", None) if error.kind.name in {"anyOf", "oneOf"} else None
     if not context or not levels:
         return error
-    # Only where one thing is wrong with an alternative: with more, another one may have been meant.
+    # Only alternatives with one fault: where more is wrong, another alternative may have been meant.
     inner = [_deepest(alternative[0], levels - 1) for alternative in context if len(alternative) == 1]
     deeper = [one for one in inner if len(one.instance_path) > len(error.instance_path)]
     return max(deeper, key=lambda one: len(one.instance_path), default=error)

@@ -56,7 +56,10 @@ OTHERS: Final = ("only known keys", "others", "others")
 
 
 def of(kind: Any, value: Any) -> tuple[str, str, str]:
-    """The words for one error; `value` is what stands in the document where it applies."""
+    """(expected, found, kind) in words for one error; `value` is the part of the document that it is about.
+
+    `found` quotes the value, `kind` does not.
+    """
     name = str(kind.name)
     if name == "propertyNames":
         expected, found, _ = of(kind.error.kind, kind.error.instance)
@@ -88,7 +91,7 @@ def shown(value: Any) -> str:
     """A value as JSON, cut; ASCII, so that nothing of it can act on a terminal."""
     if isinstance(value, dict | list):
         return _kind(value)
-    # Cut before it is written: it may be a quarter of a megabyte.
+    # Cut before it is encoded: a text may have a quarter of a megabyte.
     text = json.dumps(value[: _CHARACTERS + 1] if isinstance(value, str) else value, default=str)
     return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 3] + "..."
 
