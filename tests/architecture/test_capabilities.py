@@ -65,7 +65,7 @@ def test_every_scope_can_be_granted_in_the_settings():
 
 
 def test_every_audited_action_has_a_scope():
-    """Its own, or `operate`."""
+    """The scope is one of its own, or `operate`."""
     actions = {
         keyword.value.value
         for path in PACKAGE.rglob("*.py")
@@ -97,7 +97,7 @@ def test_every_problem_code_of_the_api_has_a_status(package):
 
 
 def test_every_verdict_code_has_status_409():
-    """Contracts §5."""
+    """Contracts §5 promises it."""
     assert {problems.STATUS_OF[code.value] for code in verdict.Code} == {409}
 
 

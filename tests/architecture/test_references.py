@@ -91,7 +91,7 @@ def test_every_reference_resolves():
 
 
 def test_files_that_pages_for_developers_name_exist():
-    """Below the checkout, or below latticed."""
+    """They are looked for below the checkout and below latticed."""
     pages = [ROOT / "CONTRIBUTING.md", *(DOCS / "internals").glob("*.md"), *(DOCS / "adr").glob("*.md")]
     named = {(page.name, found) for page in pages for found in FILE.findall(page.read_text(encoding="utf-8"))}
     assert len(named) > 60

@@ -46,7 +46,7 @@ class Anything(Params, frozen=True):
 
 
 async def test_audit_event_of_a_call_has_size_and_hash_of_params_only(home, plugin):
-    """Never the values themselves."""
+    """The values themselves are never in it."""
     await plugin.call("kv.put", key="a", value="hunter2")
     (event,) = [e for e in home.events(action="host.call") if e["target"] == "kv.put"]
     assert set(event["detail"]) == {"bytes", "sha256"}
@@ -100,7 +100,7 @@ async def test_too_deeply_nested_parameters_are_denied(plugin):
 
 
 async def test_slow_service_is_cancelled_with_deadline_exceeded():
-    """Recorded as allowed, then as failed."""
+    """The call is audited as allowed, then as failed."""
     async with in_process.opened(toml="[host_calls]\ndeadline_s = 0.1\n") as home:
         plugin = await caller(home, "node:read")
         ended = asyncio.Event()

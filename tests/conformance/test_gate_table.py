@@ -48,7 +48,7 @@ async def test_allowed_host_call_returns_its_members_and_is_audited(stage):
 
 
 async def test_undeclared_host_call_is_denied_and_audited():
-    """Whatever the operator grants."""
+    """A grant does not change that."""
     others = {hostcalls.service_of(method): ["kv:read"] for method in ROWS} | {"kv": ["log:write"]}
     async with hostcalls.standing(declares=others) as stage:
         found, recorded = {}, {}
@@ -144,7 +144,7 @@ async def test_host_call_of_a_failing_service_is_service_unavailable(stage):
 
 
 async def test_host_call_of_a_slow_service_is_deadline_exceeded(stage):
-    """Recorded as allowed, then as failed."""
+    """The call is audited as allowed, then as failed."""
     stage.broker.limits = replace(stage.broker.limits, deadline_s=0.02)
     found, recorded = {}, {}
     with stage.held():
@@ -156,7 +156,7 @@ async def test_host_call_of_a_slow_service_is_deadline_exceeded(stage):
 
 
 async def test_host_call_over_a_quota_is_quota_exceeded(stage):
-    """Recorded as allowed, then as failed."""
+    """The call is audited as allowed, then as failed."""
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         if not row.full:
@@ -190,7 +190,7 @@ async def test_host_call_that_cannot_be_audited_is_not_carried_out(stage, monkey
 
 
 async def test_host_call_without_a_service_is_service_unavailable(stage):
-    """Whatever was granted; it is recorded."""
+    """A grant does not change that; the call is audited."""
     served = [(method, row, caller) for method, row, caller in stage.each()]
     stage.broker.services = {}
     found, recorded = {}, {}

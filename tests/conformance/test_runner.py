@@ -163,7 +163,7 @@ async def test_invoke_returns_a_reply_or_raises_a_problem(start, runner):
 
 
 async def test_cancelled_start_leaves_nothing_behind(start):
-    """Cancelled at every moment."""
+    """The start is cancelled at every moment."""
     before = leftovers.survey()
     for turns in range(6):
         attempt = asyncio.ensure_future(start())

@@ -231,7 +231,7 @@ def test_uid_65534_has_no_scope_even_if_named(daemon):
 
 
 def test_daemons_own_user_has_no_scope_if_own_user_is_false(daemon):
-    """access.own_user = false, the packaged setting."""
+    """The packaged settings have access.own_user = false."""
     assert daemon.get("/api/plugins", user=daemon.place.user).status == 403
 
 

@@ -163,7 +163,7 @@ def test_restore_keeps_stricter_later_decisions(used, backup, acme):
 
 
 def test_restore_replaces_a_damaged_ledger(used, backup):
-    """With what --recover cannot rebuild."""
+    """It brings back what --recover cannot rebuild."""
     damage.header(used.state)
     assert used.once("--restore", str(backup)).returncode == 0
     with used.running() as daemon:
@@ -234,7 +234,7 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_backup_is_refused(place, backup, forgery):
-    """`backup_invalid`, and the state is unchanged."""
+    """The code is `backup_invalid`, and the state is unchanged."""
     rewritten(backup, FORGERIES[forgery])
     assert refused(place, backup) == "backup_invalid"
 

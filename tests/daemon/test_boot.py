@@ -40,7 +40,7 @@ def test_socket_is_accessible_to_owner_and_group_only(daemon):
 
 @pytest.mark.root
 def test_socket_belongs_to_the_group_of_the_settings(acme):
-    """`[access] socket_group`."""
+    """The setting is `[access] socket_group`."""
     group = processes.STRANGER.gid  # the only one that user may give it to
     with daemons.placed(settings=f'[access]\nsocket_group = "{group}"') as place, place.running():
         assert place.socket.stat().st_gid == group
@@ -201,7 +201,7 @@ def test_socket_passed_by_service_manager_is_used(place):
 
 
 def test_watchdog_is_pinged_at_half_its_interval(place):
-    """At least twice."""
+    """The test waits for two pings."""
     place.env["WATCHDOG_USEC"] = "500000"
     with place.running() as daemon:
         daemon.expect_notice("WATCHDOG=1")

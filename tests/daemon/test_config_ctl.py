@@ -146,7 +146,7 @@ def test_config_of_an_unknown_plugin_is_not_found(config):
 
 
 def test_explain_names_the_command_that_configures_a_plugin(host):
-    """One that cannot start without."""
+    """The plugin cannot start without a configuration."""
     plugin_id = "acme.needy"
     answer = host.activated(plugin_id, ECHO, runtime=SPEAKING, config={**SCHEMA, "required": ["city"]})
     assert answer.code == "needs_config"

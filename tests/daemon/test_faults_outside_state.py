@@ -144,6 +144,6 @@ def test_failed_log_writes_do_not_stop_the_daemon(place, acme, sick):
 
 
 def test_full_log_does_not_change_the_exit_status(place, sick):
-    """It is 0."""
+    """SIGTERM still gives 0."""
     with place.running() as daemon, sick.failing(errno.ENOSPC, faults.WRITE, below=daemon.log_file):
         assert daemon.stop() == 0

@@ -89,7 +89,7 @@ def test_openapi_document_is_served_and_valid(daemon):
 
 
 def test_openapi_document_describes_every_route_with_its_scope():
-    """Method, path, scope, parameters, body, answer."""
+    """It has method, path, scope, parameters, body and answer."""
     described = {
         (method.upper(), path): operation
         for path, operations in DOCUMENT["paths"].items()

@@ -90,7 +90,7 @@ def test_plugin_over_its_memory_limit_is_out_of_memory(host, way):
 
 @BOTH
 def test_forking_beyond_the_limit_gets_eagain(host, way):
-    """At the number in the settings."""
+    """The limit is the number in the settings."""
     found = host.result(host.armed(way), "forks")
     assert found["errno"] == "EAGAIN"
     assert 0 < found["count"] < 16

@@ -106,7 +106,7 @@ def test_bundle_of_another_trusted_publisher_is_publisher_changed(active, place,
 
 
 def test_publisher_restricted_to_its_ids_cannot_claim_others(place, acme):
-    """`ids` in the policy."""
+    """`ids` in the policy restricts it."""
     other = bundles.author("other")
     publishers = {"acme": acme.public, "other": {"keys": [other.public], "ids": ["other.*"], "max_risk": "write"}}
     place.write(place.trust, json.dumps({"trusted_publishers": publishers}).encode())

@@ -81,7 +81,7 @@ def test_upgrade_to_a_lower_version_needs_allow_downgrade(active, place, acme):
 
 
 def test_upgrade_to_an_incomparable_version_needs_allow_downgrade(active, place, acme):
-    """From SemVer to something else."""
+    """The old version is SemVer, the new one is not."""
     place.drop(author=acme, version="spring")
     assert _candidate(active, "spring")["needs_downgrade"] is True
     assert active.post(UPGRADE).code == "version_downgrade"

@@ -95,7 +95,7 @@ HALVES = [
 
 
 def test_hundreds_of_stalled_connections_do_not_delay_a_request(host, url):
-    """Silent, partial, endless and pipelined ones."""
+    """They are silent, or send partial, endless or pipelined requests."""
     where = urlsplit(url)
     with host.daemon.turns.short(), contextlib.ExitStack() as stack:
         for number in range(210):

@@ -70,7 +70,7 @@ def test_code_blocks_have_only_known_languages():
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_latticectl_verbs_that_pages_name_exist(page):
-    """In blocks, and between backticks."""
+    """Verbs are looked for in blocks, and between backticks."""
     commands = [block.text for block in pages.blocks(page)] + re.findall(r"`([^`]+)`", pages.prose(page))
     verbs = set(re.findall(r"latticectl ([a-z]+)", "\n".join(commands)))
     assert verbs <= set(main.VERBS), page.name

@@ -74,7 +74,7 @@ def _answers(said):
 
 
 async def test_host_sends_the_lines_of_the_latticed_stdio_1_transcript():
-    """Exactly these."""
+    """It sends exactly these."""
     said = _conversation("latticed-stdio-1")
     answers = iter(_answers(said))
 

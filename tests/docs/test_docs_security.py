@@ -54,7 +54,7 @@ def test_counts_of_attacks_on_the_page_equal_those_in_tests(family):
 
 
 def test_test_files_that_the_page_names_exist():
-    """Directories too."""
+    """The page names directories, too."""
     named = re.findall(r"`(tests/[\w/.]+)`", (pages.CHECKOUT / PAGE).read_text())
     assert len(named) > len(COUNTS)
     assert [name for name in named if not (pages.CHECKOUT / name).exists()] == []

@@ -233,7 +233,7 @@ def test_bundle_directories_that_are_links_or_files_are_ignored(daemon):
     ],
 )
 def test_directory_name_of_any_bytes_is_shown_escaped(daemon, raw, shown):
-    """In the API and by latticectl."""
+    """The API and latticectl escape it."""
     path = os.path.join(os.fsencode(daemon.place.plugins), raw)
     os.mkdir(path)
     daemon.until_rejected(shown, "manifest_missing")

@@ -275,7 +275,7 @@ def _resident_kib(daemon):
 @pytest.mark.daemon
 @pytest.mark.slow
 def test_stalled_connections_are_closed_and_free_their_descriptors(daemon):
-    """Three hundred incomplete requests."""
+    """There are three hundred incomplete requests."""
     crowd = [raw_http.connected(daemon.place.socket) for _ in range(300)]
     try:
         for sock in crowd:

@@ -70,7 +70,7 @@ def test_any_bytes_on_the_socket_get_a_refusal_or_no_answer(daemon, data):
     st.binary(max_size=500),
 )
 def test_any_path_and_body_get_a_json_answer_below_500(daemon, method, path, body):
-    """Well-formed requests for anything."""
+    """The requests are well-formed, for anything."""
     answers = _answers(daemon, raw_http.request(method, f"/api/{path}", body, Connection="close"))
     assert len(answers) <= 1
     for answer in answers:
@@ -81,7 +81,7 @@ def test_any_path_and_body_get_a_json_answer_below_500(daemon, method, path, bod
 @FEW
 @given(JSON)
 def test_unexpected_json_body_is_400_on_every_route(daemon, value):
-    """That takes a body."""
+    """Every route that takes a body is tried."""
     for path in ("lifecycle", "verify", "by-id/acme.demo/upgrade", "by-id/acme.demo/restart"):
         answer = daemon.post(f"/api/plugins/{path}", json.dumps(value).encode())
         if value != {} or path in {"lifecycle", "verify"}:
@@ -146,7 +146,7 @@ def test_request_with_two_framings_of_its_body_is_refused(daemon):
 
 @pytest.mark.slow
 def test_one_byte_at_a_time_does_not_extend_the_deadline(daemon):
-    """In headers and in a body."""
+    """Bytes are sent within headers and within a body."""
     with raw_http.connected(daemon.place.socket) as headers, raw_http.connected(daemon.place.socket) as body:
         headers.sendall(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         body.sendall(b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -234,7 +234,7 @@ def test_body_over_the_limit_is_413(daemon, declared):
 
 
 def test_body_declared_far_too_long_is_refused_at_once(daemon):
-    """Content-Length of a terabyte."""
+    """Its Content-Length is a terabyte."""
     head = b"POST /api/plugins/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n"
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(head + b" " * 4096)
@@ -298,7 +298,7 @@ def test_two_hundred_idle_connections_do_not_block_new_requests(daemon):
 
 
 def test_two_hundred_partial_requests_do_not_block_new_requests(daemon):
-    """Partial requests that stall."""
+    """They have begun and stall."""
     begun = [raw_http.connected(daemon.place.socket) for _ in range(200)]
     try:
         for sock in begun:

@@ -133,7 +133,7 @@ def test_no_flipped_missing_or_added_byte_of_the_artifact_is_accepted():
 @versions
 @given(data=st.data())
 def test_bundle_with_substituted_or_inserted_byte_is_refused_or_means_the_same(version, data):
-    """Arbitrary bytes at arbitrary offsets."""
+    """Bytes and offsets are arbitrary."""
     original = MANIFESTS[version]
     place = data.draw(st.integers(0, len(original) - 1))
     byte = data.draw(st.binary(min_size=1, max_size=1))

@@ -104,7 +104,7 @@ def test_special_purpose_addresses_are_blocked(address):
 @pytest.mark.parametrize("prefix", ["::ffff:0:0/96", "::/96", "64:ff9b::/96", "2002::/16", "2001::/32"])
 @given(low=st.integers(0, 2**32 - 1))
 def test_addresses_with_an_embedded_ipv4_address_are_blocked(prefix, low):
-    """Whatever the embedded address is."""
+    """The embedded address may be public."""
     from ipaddress import IPv6Network
 
     network = IPv6Network(prefix)

@@ -116,7 +116,7 @@ almost_events = st.fixed_dictionaries(dict.fromkeys(sorted(audit_chain.FIELDS), 
 
 @given(lines=st.lists(st.one_of(json_values, almost_events, st.builds(lambda v: {"head": v}, json_values))))
 def test_any_json_line_in_an_export_gives_a_report(lines: list[Any]) -> None:
-    """Never an exception."""
+    """No exception is raised."""
     report = audit_chain.verify(lines, key=KEY.public_key())
     assert report.ok == (not lines)
 
@@ -126,7 +126,7 @@ def test_any_json_line_in_an_export_gives_a_report(lines: list[Any]) -> None:
     actors=st.lists(st.sampled_from("ab"), min_size=120, max_size=120),
 )
 def test_counts_of_coalesced_events_add_up_to_all_denials(gaps: list[float], actors: list[str]) -> None:
-    """Whatever their times."""
+    """The times of denials are arbitrary."""
     denials, now_s, written = Denials(quota=3), 0.0, []
     for gap, actor in zip(gaps, actors, strict=False):
         now_s += gap

@@ -36,7 +36,7 @@ def test_systemd_reads_the_units_without_warnings(units):
 
 
 def test_unknown_key_in_a_unit_gives_a_warning(units):
-    """So the test above can fail."""
+    """This shows that the test above can fail."""
     with open(units[0], "a", encoding="utf-8") as unit:
         unit.write("\n[Service]\nRestartt=no\n")
     ran = subprocess.run([_tool("systemd-analyze"), "verify", *units], capture_output=True, text=True, check=False)
@@ -44,7 +44,7 @@ def test_unknown_key_in_a_unit_gives_a_warning(units):
 
 
 def test_sysusers_and_tmpfiles_create_user_and_directory(tmp_path):
-    """In an empty root."""
+    """They are run on an empty root."""
     (tmp_path / "etc").mkdir()
     users = [_tool("systemd-sysusers"), f"--root={tmp_path}", str(UNITS / "latticed.sysusers")]
     ran = subprocess.run(users, capture_output=True, text=True, check=True)

@@ -69,7 +69,7 @@ def test_invalid_host_name_is_refused_by_settings(tmp_path, value):
 
 
 def test_service_listen_is_loopback_or_empty(tmp_path):
-    """Empty by default, then no listener."""
+    """It is empty by default; then there is no listener."""
     file = tmp_path / "latticed.toml"
     for value in ("", "127.0.0.1:8788", "[::1]:0"):
         file.write_text(f'[http]\nservice_listen = "{value}"\n')

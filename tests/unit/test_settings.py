@@ -216,12 +216,12 @@ def test_named_settings_file_must_exist(tmp_path):
     ids=["not utf-8", "open table", "no value", "twice", "long number", "deep", "too large", "nul", "no date"],
 )
 def test_settings_that_are_invalid_toml_are_an_error(tmp_path, content):
-    """Whatever the parser raises."""
+    """The parser may raise any exception."""
     assert str(tmp_path / "latticed.toml") in refused(tmp_path, content).reason
 
 
 def test_settings_that_are_not_a_regular_file_do_not_block(tmp_path):
-    """A FIFO, a directory."""
+    """They are a FIFO or a directory."""
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):
         with pytest.raises(Problem, match="cannot read"):

@@ -227,7 +227,7 @@ def test_duplicate_capability_is_refused():
 
 
 def test_broken_rule_takes_precedence_over_unknown_capability():
-    """The order of codes."""
+    """The order of codes says so."""
     assert _refused(bundles.manifest_v1(name="", capabilities=["root"])).code == "manifest_invalid"
 
 

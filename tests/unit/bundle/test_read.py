@@ -63,7 +63,7 @@ def _replace(path, kind):
 
 
 def test_manifest_bytes_and_artifact_digest_are_read(bundle):
-    """The artifact also alone and twice."""
+    """The artifact can also be hashed alone, and twice."""
     expected = hashlib.sha256(b"artifact").hexdigest(), 8
     with _opened(bundle) as found:
         assert found.manifest() == b"{}"
@@ -84,7 +84,7 @@ def test_empty_artifact_and_one_of_exactly_the_limit_are_read(bundle):
 
 
 def test_copied_artifact_equals_the_hashed_bytes(bundle, tmp_path):
-    """With any buffer size."""
+    """The size of the buffer does not matter."""
     data = os.urandom(4999)
     (bundle / "artifact").write_bytes(data)
     target = os.open(tmp_path / "copy", os.O_WRONLY | os.O_CREAT)
@@ -190,7 +190,7 @@ def test_slow_read_of_bundle_ends_at_the_deadline(bundle):
 
 
 def test_bundle_with_read_error_is_unreadable(bundle, monkeypatch):
-    """Any errno."""
+    """This holds for any errno."""
 
     def broken(fd, buffers):
         raise OSError(5, "Input/output error")

@@ -42,7 +42,7 @@ def test_failed_write_leaves_no_files_behind(tmp_path, monkeypatch):
 
 
 def test_manifest_is_replaced_atomically(tmp_path):
-    """Indented, UTF-8, ending in a newline."""
+    """It is indented, UTF-8, and ends in a newline."""
     write.write_bundle(tmp_path / "demo", b"{}", b"artifact")
     write.write_manifest(tmp_path / "demo", write.render({"name": "Größe"}))
     assert (tmp_path / "demo/manifest.json").read_text(encoding="utf-8") == '{\n  "name": "Größe"\n}\n'

@@ -32,7 +32,7 @@ def plugins(tmp_path: Path) -> Path:
 
 
 async def test_first_batch_of_sightings_has_every_bundle(plugins: Path) -> None:
-    """Refused ones included."""
+    """It includes refused ones."""
     bundles.drop(plugins, "one", author=ACME, id="acme.one")
     bundles.drop(plugins, "two", author=bundles.author("evil"), id="acme.two")
     for leftover in (".hidden", "lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN"):
@@ -327,7 +327,7 @@ async def test_failure_of_the_catalog_is_raised_in_its_reader(plugins: Path, mon
 
 
 async def test_closing_during_a_rescan_leaves_nothing_behind(plugins: Path) -> None:
-    """No thread, task or descriptor."""
+    """No thread, task or descriptor is left."""
     for number in range(50):
         bundles.drop(plugins, f"p{number}", author=ACME, id=f"acme.p{number}", artifact=bytes(4 << 20))
     async with catalogs.watching(plugins, ACME) as seen:

@@ -6,7 +6,7 @@ from latticed.catalog.settle import Settle
 
 
 def test_changed_name_is_due_after_quiet_s() -> None:
-    """One mark, no further ones."""
+    """It is marked once."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     settle.mark("a", 10.0)
     assert settle.due(10.14) == []
@@ -25,7 +25,7 @@ def test_each_further_change_restarts_quiet_s() -> None:
 
 
 def test_name_that_keeps_changing_is_due_after_longest_s() -> None:
-    """However often it is marked."""
+    """The number of marks does not matter."""
     settle = Settle(quiet_s=0.15, longest_s=2.0)
     for step in range(21):
         settle.mark("a", 10.0 + step * 0.1)

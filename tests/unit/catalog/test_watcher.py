@@ -139,7 +139,7 @@ async def test_children_do_not_inherit_descriptors_of_the_catalog(plugins: Path)
 
 
 def test_bundles_beyond_the_watch_limit_are_scanned(tmp_path: Path) -> None:
-    """Frequently, and health says why."""
+    """The scans are frequent, and health says why."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
     for number in range(12):

@@ -32,7 +32,7 @@ def test_missing_daemon_exits_7_as_not_running(ctl, tmp_path):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
 def test_socket_without_permission_exits_5_as_denied(api):
-    """EACCES from connect(2)."""
+    """connect(2) fails with EACCES."""
     api.socket.chmod(0o600)
     for place in (api.socket.parent, *api.socket.parent.parents[:2]):
         place.chmod(0o755)

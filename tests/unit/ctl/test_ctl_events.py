@@ -79,7 +79,7 @@ def test_events_without_follow_shows_the_newest_and_ends(ctl, api):
 
 
 def test_events_accepts_since_as_old_name_of_after(ctl, api):
-    """Accepted, with a hint."""
+    """A hint names the new one."""
     api.events = [event(seq) for seq in range(1, 31)]
     ran = ctl("events", "--since", "28")
     assert [line.split()[0] for line in ran.out.splitlines()] == ["29", "30"]

@@ -137,7 +137,7 @@ def test_policy_edit_fails_when_its_lock_stays_held(trust, ctl, monkeypatch):
 
 
 def test_policy_edit_without_write_permission_is_denied(ctl, tmp_path):
-    """Exit 5; the file is unchanged."""
+    """The exit code is 5, and the file is unchanged."""
     for place in (tmp_path, *tmp_path.parents[:2]):
         place.chmod(0o755)
     path = tmp_path / "trust.json"

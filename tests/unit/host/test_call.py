@@ -35,7 +35,7 @@ def test_host_error_text_is_code_and_reason():
 
 @pytest.mark.parametrize("key", ["a", "a b", "ключ", "k" * 256, "...", "a.b", "~", "plugin:x"])
 def test_printable_kv_key_without_slash_is_accepted(key):
-    """Up to 256 characters."""
+    """It may have up to 256 characters."""
     assert key_fault(key) is None
 
 

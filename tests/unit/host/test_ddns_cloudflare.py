@@ -166,7 +166,7 @@ async def test_proxied_record_keeps_proxy_and_ttl(it):
 
 
 async def test_cname_of_that_name_is_denied(it):
-    """With the API's own message."""
+    """The API's own message is kept."""
     zone = it.fake.zone("example.org")
     it.fake.record(zone, NAME, "elsewhere.example.net", kind="CNAME")
     found = await it.publish(A)

@@ -65,7 +65,7 @@ async def publish(port, name, address=A, *, kind="A", ttl=1, zone="", key=KEY, v
 
 
 async def test_written_record_is_resolved_by_another_client(server):
-    """Created, changed, unchanged; address and TTL."""
+    """It is created, changed and left unchanged, with address and TTL."""
     name = next(names)
     assert await publish(server.port, name) == Published(address=A, changed=True)
     assert server.addresses(name) == [(A, specs.AUTOMATIC_S)]
@@ -259,7 +259,7 @@ async def test_each_answer_to_the_update_gives_its_code(rcode, code, lasting):
 
 
 async def test_silent_dns_server_times_out(monkeypatch):
-    """After EXCHANGE_S; the connection is closed."""
+    """It does so after EXCHANGE_S; the connection is closed."""
     monkeypatch.setattr("latticed.host.ddns.dns_exchange.EXCHANGE_S", 0.05)
     hung = asyncio.Event()
 

@@ -80,7 +80,7 @@ def test_addresses_of_loopback_are_found_and_of_missing_interface_are_none():
 @pytest.mark.root
 @pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 def test_addresses_of_interface_include_aliases_but_not_deprecated():
-    """In a network namespace."""
+    """The interface is in a network namespace of the test."""
 
     async def scenario():
         ip = str(shutil.which("ip"))

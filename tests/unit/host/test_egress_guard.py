@@ -173,7 +173,7 @@ async def test_blocked_target_gets_no_connection():
 
 
 def test_own_addresses_are_those_of_all_interfaces():
-    """IPv4 and IPv6, with loopback."""
+    """They are IPv4 and IPv6, and include loopback."""
     found = own_addresses()
     assert ip_address("127.0.0.1") in found
     with open("/proc/net/if_inet6") as lines:

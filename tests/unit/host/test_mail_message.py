@@ -84,7 +84,7 @@ def test_ambiguous_mail_address_is_refused(odd):
 
 
 def test_mail_recipients_are_bounded_and_unique():
-    """One address or several."""
+    """`to` is one address or several."""
     assert mail_message.recipients("a@example.org", limit=1) == ("a@example.org",)
     assert mail_message.recipients(("a@x.org", "b@x.org", "a@X.org"), limit=3) == ("a@x.org", "b@x.org")
     for wrong in ((), ("a@x.org",) * 4):

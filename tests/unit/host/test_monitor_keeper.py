@@ -362,7 +362,7 @@ async def test_monitors_belong_to_their_owner(here, found):
 
 
 async def test_long_lists_of_monitors_come_in_pages(tmp_path, found):
-    """Each monitor once, in order."""
+    """The pages have each monitor once, in order."""
     async with world(tmp_path, found.check, plugin_monitors=300) as here:
         for number in range(250):
             await here.put(f"m{number}")

@@ -275,7 +275,7 @@ async def test_invalid_certificate_is_down(authority, case, code, said):
 
 
 async def test_failed_tls_handshake_is_down():
-    """A plain server under https."""
+    """The server speaks plain HTTP at an https URL."""
     async with targets.site() as site:
         rights = targets.bound(f"https://127.0.0.1:{site.port}")
         result = await check("http", site.url(scheme="https"), rights=rights, timeout_s=0.3)

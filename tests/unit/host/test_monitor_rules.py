@@ -35,7 +35,7 @@ def test_state_that_goes_down_and_up_gives_two_alerts(failures):
 
 
 def test_target_down_from_the_start_alerts():
-    """Once, after `failures` results."""
+    """It alerts once, after `failures` results."""
     assert [alert for _, alert in run(["down"] * 5, 2)] == [None, "down", None, None, None]
 
 
@@ -71,7 +71,7 @@ def test_monitor_state_is_kept_until_enough_failures(outcomes, failures):
 
 
 def test_fewer_failures_in_a_row_do_not_alert():
-    """Alternating results with `failures` of two."""
+    """Results alternate, and `failures` is two."""
     assert {alert for _, alert in run(["up"] + ["down", "up"] * 20, 2)} == {None}
 
 

@@ -367,7 +367,7 @@ def test_canonical_form_of_intent_round_trips(intent):
 
 
 async def test_plan_transitions_follow_the_table(desk):
-    """Every pair of states."""
+    """Every pair of states is tried."""
     made = await desk.call("plan", kind="nft", intent={})
     for before in plan.PlanState:
         for after in plan.PlanState:

@@ -283,7 +283,7 @@ async def test_bad_node_labels_are_refused(desk: Desk, labels: dict[str, str]) -
 
 
 async def test_node_labels_over_the_limit_are_refused(desk: Desk) -> None:
-    """quota_exceeded, and no label is changed."""
+    """The code is quota_exceeded, and no label is changed."""
     most = {f"l{number}": "x" for number in range(node.MAX_LABELS)}
     await desk.call("node.set_labels", labels=most)
     assert (await desk.refused("node.set_labels", labels={"more": "x", "l0": "changed"})).code is Denial.QUOTA_EXCEEDED

@@ -165,7 +165,7 @@ async def test_binding_needs_existing_secret_and_valid_plugin_id(store: SecretKe
 
 
 async def test_text_with_expanded_secrets_is_bounded(store: SecretKeeper) -> None:
-    """At most MAX_EXPANDED_BYTES; else too_large."""
+    """Beyond MAX_EXPANDED_BYTES it is too_large."""
     await bound(store, "BIG", "x" * MAX_VALUE_BYTES)
     most = MAX_EXPANDED_BYTES // MAX_VALUE_BYTES
     assert len(store.for_plugin(PLUGIN).expand("${secret:BIG}" * most)) == MAX_EXPANDED_BYTES

@@ -103,7 +103,7 @@ def test_braces_that_form_no_placeholder_are_text(source):
 @pytest.mark.parametrize("primitive", ["fetch(", "require(", "process.env", "exec(", "os."])
 @pytest.mark.parametrize("around", ["{}", "x = {} 1)", "a.{}", "({}", "-{}", "{{{{path}}}}{}", "ä {}"])
 def test_source_primitives_are_refused_by_name_and_line(primitive, around):
-    """Wherever an identifier could begin."""
+    """They are found wherever an identifier could begin."""
     detail = refused(f"one\ntwo\n{around.format(primitive)}\n")
     assert f"`{primitive}`" in detail
     assert "line 3" in detail

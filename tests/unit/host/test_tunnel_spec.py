@@ -126,7 +126,7 @@ def test_unknown_keys_of_tunnel_rules_are_refused():
 
 
 def test_tunnel_rules_that_hide_no_later_one_are_accepted():
-    """In any order."""
+    """Their order does not matter."""
     spec = checked({**GOOD, "path": "/api"}, GOOD, {**GOOD, "hostname": "*.example.com"}, REST)
     assert specs.decode(specs.encode(spec)) == spec
 

@@ -252,7 +252,7 @@ async def test_unsupported_method_is_405_with_allow(outside):
 
 
 async def test_head_is_answered_as_get_without_its_body(outside):
-    """With the Content-Length of GET."""
+    """It has the Content-Length of GET."""
     await outside.arm(b"0123456789")
     got, head = await outside.ask("GET", "/acme.demo/"), await outside.ask("HEAD", "/acme.demo/")
     assert (got.body, head.body) == (b"0123456789", b"")

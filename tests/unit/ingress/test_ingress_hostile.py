@@ -32,7 +32,7 @@ GOOD = b"GET /acme.demo/good HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8787", "localhost", "LOCALHOST:80", "localhost:"])
 async def test_request_with_allowed_host_is_served(outside, host):
-    """With and without port."""
+    """The host may have a port."""
     assert (await outside.ask("GET", "/acme.demo/", host=host)).status == 200
 
 
@@ -68,7 +68,7 @@ async def test_request_must_have_exactly_one_host(outside, echo, fields):
 
 
 async def test_absolute_target_overrides_the_host_header(outside, echo):
-    """RFC 9112, section 3.2.2."""
+    """RFC 9112, section 3.2.2, says so."""
     assert (await outside.ask("GET", "http://evil.example/acme.demo/")).status == 421
     assert (await outside.ask("GET", "http://localhost/acme.demo/", host="evil.example")).status == 200
     assert len(echo.asked) == 1
@@ -112,7 +112,7 @@ async def test_hosts_in_settings_replace_the_default(tmp_path, echo):
     ],
 )
 async def test_request_with_ambiguous_path_is_refused(outside, echo, target):
-    """Before a route is looked up."""
+    """No route is looked up."""
     answer = await outside.ask("GET", target)
     assert (answer.status, answer.code) == (400, "bad_request")
     assert echo.asked == []
@@ -277,7 +277,7 @@ async def test_ambiguous_rest_of_a_request_is_never_answered(outside, echo, raw)
     ],
 )
 async def test_bytes_that_are_not_http_1_are_400(outside, echo, raw):
-    """TLS, HTTP/2, random bytes."""
+    """They are TLS, HTTP/2 or random."""
     assert [answer.status for answer in await outside.send(raw)] == [400]
     assert echo.asked == []
 
@@ -381,7 +381,7 @@ async def test_connection_over_the_limit_closes_the_oldest_incomplete_one(outsid
 
 
 async def test_many_idle_clients_delay_no_request(outside):
-    """Two hundred, stalled in different ways."""
+    """Two hundred clients stall in different ways."""
     parts = (
         b"",
         b"G",

@@ -104,7 +104,7 @@ def test_absolute_target_gives_its_host(raw, authority, path):
 
 @given(st.text(max_size=40).filter(lambda text: "\0" not in text))
 def test_quoted_path_parses_back_to_its_text(text):
-    """Unless it has dot segments."""
+    """A path with dot segments is refused instead."""
     quoted = "/" + urllib.parse.quote(text, safe="/", errors="strict")
     with contextlib.suppress(Problem):
         assert request_target.parse(quoted).path == "/" + text

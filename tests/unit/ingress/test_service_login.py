@@ -312,7 +312,7 @@ async def test_invalid_login_forms_are_refused(world, kind, form, status):
 
 
 async def test_incomplete_login_form_times_out(world):
-    """Like any other incomplete request."""
+    """Any other incomplete request does as well."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port())
     head = f"POST /.latticed/login HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{world.here}\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n"

@@ -102,7 +102,7 @@ async def test_encoded_path_that_only_looks_public_needs_a_login(world, backend,
 
 
 async def test_public_paths_accept_only_get_and_head(world, backend):
-    """No other methods, bodies or websockets."""
+    """Other methods, bodies and websockets are refused."""
     handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
     for answer in (
         await world.ask("POST", f"{PREFIX}/feed", world.here),
@@ -148,7 +148,7 @@ async def test_path_outside_any_service_is_404(world, session, path):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.2", "127.0.0.1.evil.example", "", "a b"])
 async def test_service_listener_refuses_other_hosts(world, backend, session, host):
-    """DNS rebinding."""
+    """This prevents DNS rebinding."""
     assert (await world.get(f"{PREFIX}/feed", f"Host: {host}", session)).status in {400, 421}
     assert backend.seen == []
 
@@ -498,7 +498,7 @@ async def test_proxy_connects_only_to_the_pinned_address(tmp_path, backend):
 
 
 async def test_stopping_plugin_disconnects_clients_of_its_service(world, backend, session):
-    """Open streams included."""
+    """Open streams end, too."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
         assert await stream.content.readuntil(b"\n\n")
         world.plugins.live.discard(ID)
@@ -560,7 +560,7 @@ async def test_too_large_message_closes_the_websocket(world, backend, session):
 
 
 async def test_redirect_of_websocket_by_backend_is_502(world, backend, session):
-    """After one request to the backend."""
+    """The backend gets one request."""
     async with browsing(world, session) as client:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await client.ws_connect(f"{PREFIX}/ws?go=elsewhere")

@@ -222,7 +222,7 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
 def test_each_line_is_read_once_in_order_for_any_steps(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
-    """Random writes, reads and rotations."""
+    """Steps are random writes, reads and rotations."""
     log = Log(tmp_path_factory.mktemp("log"))
     number = 0
     for step, argument in steps:

@@ -77,7 +77,7 @@ def test_exception_is_logged_with_its_traceback():
 
 
 def test_standard_loggers_and_warnings_become_log_entries():
-    """From level WARNING up."""
+    """Entries begin at level WARNING."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
     library = logging.getLogger("some.package")
@@ -99,7 +99,7 @@ def test_standard_loggers_and_warnings_become_log_entries():
 
 
 def test_reset_of_logs_restores_the_root_logger():
-    """Its handlers and its level."""
+    """It gets back its handlers and its level."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     for _ in range(3):
@@ -109,7 +109,7 @@ def test_reset_of_logs_restores_the_root_logger():
 
 
 def test_logging_to_closed_stream_loses_lines_without_raising():
-    """A broken pipe too."""
+    """A broken pipe behaves in the same way."""
     stream = io.StringIO()
     logs.configure(stream=stream, environ={})
     stream.close()
@@ -164,7 +164,7 @@ def test_logging_to_unread_pipe_loses_entries_without_blocking():
 
 
 def test_log_entry_larger_than_the_queue_is_written(tmp_path):
-    """When nothing else is queued."""
+    """The queue is empty otherwise."""
     before = logs.dropped()
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         logs.configure(stream=file, environ={})

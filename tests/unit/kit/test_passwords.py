@@ -28,7 +28,7 @@ def test_password_hash_matches_its_password():
 
 
 def test_hash_made_by_hashlib_matches_its_password():
-    """In the form $scrypt$ln=..,r=..,p=..$salt$hash."""
+    """Its form is $scrypt$ln=..,r=..,p=..$salt$hash."""
     salt = b"0123456789abcdef"
     value = hashlib.scrypt(b"caf\xc3\xa9 au lait", salt=salt, n=1 << 11, r=4, p=2, dklen=64)
     coded = [base64.b64encode(part).decode().rstrip("=") for part in (salt, value)]

@@ -53,6 +53,6 @@ def test_peer_of_another_uid_has_its_groups(listening, groups):
 
 
 def test_credentials_of_socket_without_peer_are_an_error():
-    """A listening or an unconnected one."""
+    """The socket listens or is not connected."""
     with closing(socket.socket(socket.AF_UNIX)) as lonely, pytest.raises(OSError, match="not connected"):
         peers.of(lonely)

@@ -105,7 +105,7 @@ def test_archive_with_data_in_the_padding_is_refused():
 
 @given(data=st.binary(max_size=2000))
 def test_any_bytes_are_read_as_tar_or_raise_bad_tar(data):
-    """No other exception."""
+    """No other exception is raised."""
     with contextlib.suppress(tar.BadTar):
         contents(data)
 

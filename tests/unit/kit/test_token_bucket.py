@@ -15,7 +15,7 @@ from latticed.kit.token_bucket import ByteBucket, Rate, TokenBuckets
     burst=st.floats(1, 20),
 )
 def test_tokens_never_exceed_burst_plus_rate(steps, per_second, burst):
-    """Over any time since the start."""
+    """This holds over any time since the start."""
     rate, buckets, now_s, allowed = Rate(per_second=per_second, burst=burst), TokenBuckets(), 100.0, 0
     for step in steps:
         now_s += step

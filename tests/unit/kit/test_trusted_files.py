@@ -100,7 +100,7 @@ def test_loop_of_symlinks_is_an_error(home):
 
 @pytest.mark.parametrize("make", ["directory", "fifo"])
 def test_directory_or_fifo_as_trusted_file_is_refused(home, make):
-    """Without blocking on the FIFO."""
+    """Opening the FIFO does not block."""
     path = home / "odd"
     path.mkdir() if make == "directory" else os.mkfifo(path)
     with pytest.raises(ValueError, match="regular file"):

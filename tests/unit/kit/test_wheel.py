@@ -34,7 +34,7 @@ def _turn(turning: wheel.Wheel, time: Time, seconds: float, step_s: float = 0.01
 @given(delays=st.lists(st.floats(0, 30, allow_nan=False), max_size=30))
 @settings(deadline=None)
 def test_timer_call_is_made_once_and_at_most_a_tick_late(delays):
-    """Never before it is due."""
+    """It is never made before it is due."""
     time = Time()
     turning, start, calls = wheel.Wheel(time), time.now_s, {}
     for number, delay in enumerate(delays):

@@ -118,7 +118,7 @@ async def test_events_dated_in_the_past_do_not_age_earlier_ones(ledger: Ledger, 
 
 
 async def test_newest_event_is_never_removed(ledger: Ledger, clock: Any) -> None:
-    """However old or large it is."""
+    """Its age and size do not matter."""
     await grow(ledger, 10)
     clock.advance(400 * DAY_S)
     ledger.retention = Retention(keep_days=1, max_bytes=1)
@@ -133,7 +133,7 @@ async def test_newest_event_is_never_removed(ledger: Ledger, clock: Any) -> None
 
 
 async def test_events_after_last_head_are_kept(ledger: Ledger) -> None:
-    """However little is to be kept."""
+    """The retention settings would remove them."""
     await grow(ledger, 10)
     for _ in range(5):
         await ledger.record(Event(actor="a", action="b", target="c"))

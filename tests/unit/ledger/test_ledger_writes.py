@@ -98,7 +98,7 @@ async def test_cancelling_the_caller_does_not_cancel_the_write(ledger: Ledger, e
 
 
 async def test_ledger_change_can_read_events_it_appended(ledger: Ledger, event: Make) -> None:
-    """Within the same transaction."""
+    """It reads them within the same transaction."""
 
     def change(tx: Transaction) -> list[int]:
         tx.append_audit(event())

@@ -83,7 +83,7 @@ def test_host_risk_stays_masked_at_install_until_named():
 
 
 def test_consent_to_undeclared_capability_is_refused():
-    """Probably a typing error."""
+    """It is probably a typing error."""
     outcome = advance.transition(
         record(), Status.INSTALLED, at(claim()), UpgradeConsent(accept=frozenset({"task:run", "nonsense"})), NOW
     )
@@ -91,7 +91,7 @@ def test_consent_to_undeclared_capability_is_refused():
 
 
 def test_hosts_accepted_one_after_another_add_up_in_order():
-    """Each once."""
+    """Each is kept once."""
     found = claim()
     installed = decided(record(found=found), Status.INSTALLED, at(found), hosts=("b.x:1", "a.x:1"))
     assert decided(installed, Status.ACTIVE, at(found), hosts=("a.x:1", "c.x:1")).hosts == (
@@ -468,7 +468,7 @@ def test_refusal_names_the_first_unmet_dependency():
 
 
 def test_upgrade_preview_lists_added_and_dropped_capabilities():
-    """In the manifest's order."""
+    """They are in the manifest's order."""
     before = record(Status.ACTIVE, claim(capabilities=["kv:read", "log:write"]))
     found = records.verified(capabilities=["task:run", "kv:read", "audit:read"])
     assert advance.upgrade_changes(before, found) == (("task:run", "audit:read"), ("log:write",))

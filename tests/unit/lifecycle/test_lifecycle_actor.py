@@ -85,7 +85,7 @@ async def test_invalid_transition_is_refused(home, given, wanted):
 
 
 async def test_unknown_plugin_is_not_found(home):
-    """404 for every request."""
+    """Every request gets 404."""
     for answer in (
         await home.decide("acme.none", "installed"),
         await home.ask("GET", "/api/plugins/by-id/acme.none"),
@@ -148,7 +148,7 @@ async def test_new_identity_is_candidate_while_old_one_runs(home):
 
 
 async def test_downgrade_needs_explicit_consent(home):
-    """409 version_downgrade without it."""
+    """Without it the answer is 409 version_downgrade."""
     home.drop(version="2.0.0")
     await home.armed(ID)
     home.drop(version="1.0.0")
@@ -267,7 +267,7 @@ async def test_forget_of_active_plugin_is_refused(home):
 
 
 async def test_restart_starts_new_instance(home):
-    """Only of an active plugin."""
+    """Only an active plugin can be restarted."""
     home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")

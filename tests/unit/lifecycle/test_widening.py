@@ -154,7 +154,7 @@ def test_required_term_needs_consent(old, new, words):
 
 
 def test_first_install_accepts_what_the_manifest_asks_for():
-    """Except host-risk capabilities and hosts."""
+    """Host-risk capabilities and hosts are excepted."""
     wants = {**runtime(limits={"memory_mib": 999}, sandbox={"level": "filtered", "features": ["threads"]}, args=["a"])}
     found = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **wants))
     assert runs(found) == whole(found)
@@ -191,7 +191,7 @@ def test_v1_version_after_v2_gets_no_features_unnamed():
     ],
 )
 def test_undeclared_term_cannot_be_accepted(word, says):
-    """Probably a typing error."""
+    """It is probably a typing error."""
     before = record(Status.ACTIVE, claim(v2=True, egress={"hosts": ["a.example.org:443"]}))
     new = {"egress": {"hosts": ["a.example.org:443"]}, **runtime(limits={"memory_mib": 512})}
     refused = upgraded(before, consenting(word), **new)

@@ -17,7 +17,7 @@ RISKS = {**dict.fromkeys(READ, "read"), **dict.fromkeys(WRITE, "write"), **dict.
 
 
 def test_capability_risks_equal_the_contract():
-    """19 capabilities."""
+    """There are 19 capabilities."""
     assert {name: risk.word for name, risk in capability.RISKS.items()} == RISKS
     assert len(RISKS) == 19
 

@@ -33,7 +33,7 @@ DENIALS = (
 
 
 def test_capability_of_each_call_equals_the_contract():
-    """The set of calls too."""
+    """The set of calls equals the contract, too."""
     expected = {call: name for name, calls in CALLS.items() for call in calls.split()}
     assert dict(hostcall.CAPABILITY_OF) == expected
 

@@ -204,7 +204,7 @@ async def test_write_to_stdin_that_the_child_closed_raises():
 
 
 async def test_twelve_concurrent_children_keep_their_streams_apart():
-    """Without any thread."""
+    """No thread is started for them."""
     threads = threading.active_count()
     all_of_them = await asyncio.gather(*(start(f"read x; echo {number} $x") for number in range(12)))
     assert threading.active_count() == threads

@@ -125,7 +125,7 @@ async def test_child_that_cannot_fork_is_process_1_itself():
 
 
 async def test_child_process_1_and_descendants_end_together():
-    """Whichever of the two is killed."""
+    """Either of the first two is killed."""
     for victim in (0, 1):
         started = await start("setsid sleep 1000 & echo ready; read x")
         await started.hears(b"ready")

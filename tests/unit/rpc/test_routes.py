@@ -102,7 +102,7 @@ async def test_overflow_uid_has_no_scope(home, be, monkeypatch):
 
 
 async def test_root_has_every_scope(home, be):
-    """Without being named in the settings."""
+    """The settings do not name it."""
     be(uid=0)
     assert (await home.ask("GET", "/api/audit")).status == 200
     assert (await home.decide(ID, "installed", accept=["task:run"])).status == 200
@@ -311,7 +311,7 @@ async def test_kv_values_are_set_read_listed_and_deleted(home):
 
 @pytest.mark.parametrize("name", ["%ff", "%ed%a0%80", "%c3%28"])
 async def test_path_that_is_not_utf_8_is_refused_or_not_found(home, name):
-    """Never 500."""
+    """It is never a 500."""
     for method, path in (
         ("GET", f"/api/kv/default/{name}"),
         ("PUT", f"/api/kv/{name}/a"),

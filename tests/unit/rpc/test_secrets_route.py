@@ -64,7 +64,7 @@ async def test_refused_change_of_a_secret_is_audited_as_denied(home, method, pat
 
 
 async def test_secret_that_is_not_utf_8_is_refused(home):
-    """Before anything is recorded."""
+    """Nothing is recorded."""
     answer = await home.ask("PUT", "/api/secrets/TOKEN", b"\xff")
     assert (answer.status, answer.code) == (400, "bad_request")
     assert told(home) == []

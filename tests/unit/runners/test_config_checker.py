@@ -199,7 +199,7 @@ async def test_check_that_runs_out_of_memory_for_faults_reports_the_first():
 
 
 async def test_check_without_memory_for_the_document_is_out_of_memory():
-    """Neither valid nor invalid."""
+    """The document counts neither as valid nor as invalid."""
     checker = ConfigChecker(runner_deps.spawner(), memory_bytes=16 << 20)
     with pytest.raises(Problem) as problem:
         await check(checker, {"required": ["b"]}, {"a": [{}] * 60_000})

@@ -35,7 +35,7 @@ def test_configuration_keeps_its_document_whatever_the_order_of_keys(document):
 
 @given(DOCUMENTS, st.integers(min_value=MAX_INTEGER + 1), st.lists(st.integers(0, 3) | st.text(min_size=1), max_size=5))
 def test_integer_that_json_readers_would_round_is_refused_with_its_place(document, number, path):
-    """However deep it is."""
+    """It may be nested deeply."""
     value = number
     for step in reversed(path):
         value = {step: value} if isinstance(step, str) else [*([0] * step), value]

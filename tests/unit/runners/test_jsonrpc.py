@@ -574,7 +574,7 @@ async def test_answer_without_result_or_error_breaks_the_session(talk):
 
 
 async def test_message_of_the_greatest_depth_is_accepted(talk):
-    """100 levels, the message itself included."""
+    """That is 100 levels, the message itself included."""
     talk.session.feed(CALL + b',"params":{"a":' + b"[" * 98 + b"]" * 98 + b"}}\n")
     await talk.until_said(1)
     assert talk.broken == []

@@ -70,7 +70,7 @@ def test_each_byte_of_long_line_is_searched_once(monkeypatch):
 
 @pytest.mark.parametrize(("depth", "wanted"), [(1, False), (100, False), (101, True), (400, True)])
 def test_nesting_deeper_than_the_limit_is_too_deep(depth, wanted):
-    """Lists, objects and both mixed."""
+    """Lists, objects and both mixed are nested."""
     for build in (lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: [1, inner, "x"]):
         value = build(0)
         for _ in range(depth - 1):

@@ -197,7 +197,7 @@ def left(before):
 
 
 async def test_cancelled_start_leaves_no_child_or_descriptor(tmp_path):
-    """Whether it was compiling or starting."""
+    """It is cancelled while compiling and while starting."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
         turns, finished = 0, False

@@ -238,7 +238,7 @@ async def test_unrepresentable_answer_is_plugin_error(tmp_path, name):
 
 
 async def test_answer_over_the_message_limit_is_refused(tmp_path):
-    """Whatever memory the module has."""
+    """The module has more memory than that."""
     async with wasms.bench(tmp_path) as bench:
         source = wasms.module(wasms.packed(0, 1_500_000)).replace('"memory") 2', '"memory") 32')
         instance = await bench.start(source)
@@ -290,7 +290,7 @@ async def test_all_wasm_memory_up_to_the_limit_is_usable(tmp_path):
 
 
 async def test_wasm_table_grow_fails_beyond_the_limit(tmp_path):
-    """100,000 elements."""
+    """The limit is 100,000 elements."""
     grow = """(loop $again (br_if $again (i32.ge_s (table.grow (ref.null func) (i32.const 1000)) (i32.const 0))))
       (if (i32.ne (table.size) (i32.const 100000)) (then unreachable))"""
     answer = '{"ok":true}'

@@ -112,7 +112,7 @@ def test_random_get_fills_exactly_the_buffer(world):
 
 
 def test_file_and_socket_calls_return_errors(world):
-    """Whatever descriptor they name."""
+    """The descriptor that they name does not matter."""
     for name, (letters, answer) in wasi._ABSENT.items():
         assert answer != wasi.OK, name
         assert world.call(name, *[3] * len(letters)) == answer
@@ -217,7 +217,7 @@ def test_address_outside_the_memory_is_fault(world, pipes, at):
 
 @given(at=st.integers(-(1 << 31), (1 << 32) - 1), size=st.integers(-(1 << 31), (1 << 32) - 1))
 def test_view_is_within_memory_or_raises_guest_fault(at, size):
-    """For any address and size."""
+    """Address and size are arbitrary."""
     store = Store(Engine())
     guest = Guest()
     guest.attach(Memory(store, MemoryType(Limits(1, 1))))
@@ -275,7 +275,7 @@ def test_proc_exit_raises_exited_with_its_status(world):
 
 
 def test_wasi_signatures_are_those_of_preview_1():
-    """Four that are easily mistaken."""
+    """The test has four that are easily mistaken."""
     assert wasi.SIGNATURES["fd_seek"] == ("i32 i64 i32 i32", "i32")
     assert wasi.SIGNATURES["path_open"] == ("i32 i32 i32 i32 i32 i64 i64 i32 i32", "i32")
     assert wasi.SIGNATURES["proc_exit"] == ("i32", "")
@@ -290,7 +290,7 @@ class Expired(threading.Event):
 
 
 def test_budget_expires_while_computing():
-    """Once; its thread then ends."""
+    """It expires once; its thread then ends."""
     expired = Expired()
     budget = Budget(expired.set)
     budget.renew(0.02)

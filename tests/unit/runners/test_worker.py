@@ -350,7 +350,7 @@ async def test_stopping_worker_releases_its_route(outside):
 
 
 async def test_worker_without_listener_is_degraded_with_the_reason():
-    """Healthy once there is a listener."""
+    """It is healthy once there is a listener."""
     routes = RouteTable()
     gate = _gate()
     instance = worker.Serving(gate, template.parse(b"x"), "text/plain; charset=utf-8", routes)

@@ -35,7 +35,7 @@ def digest(data: bytes) -> str:
 
 
 def test_sealed_copy_equals_the_verified_artifact(stored):
-    """Bytes, digest and interpreter."""
+    """Bytes, digest and interpreter are compared."""
     data = b"#!/bin/sh\necho hello\n"
     with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
         assert os.pread(sealed.fd, 100, 0) == data
@@ -120,7 +120,7 @@ def test_unexecutable_artifact_is_refused_with_its_code(head, code, words):
     | st.binary(max_size=64).map(lambda rest: b"\x7fELF" + rest)
 )
 def test_any_bytes_are_classified_or_raise_problem(head):
-    """No other exception."""
+    """No other exception is raised."""
     codes = {"artifact_not_executable", "interpreter_not_allowed"}
     try:
         found = artifact.classify(head, INTERPRETERS, machine=syscalls.X86_64)

@@ -54,7 +54,7 @@ def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> in
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
 @given(data=st.data())
 def test_compiled_filter_answers_as_its_rules_say(machine, data):
-    """For any call number and arguments."""
+    """Call numbers and arguments are arbitrary."""
     known = [machine.numbers[name] for name in (*RULES, "read", "mount", "bpf", "getpid", "ptrace")]
     number = data.draw(st.one_of(st.sampled_from(known), st.integers(0, 600), st.integers(0, 2**32 - 1)))
     arguments = data.draw(st.lists(words, min_size=6, max_size=6))

@@ -72,7 +72,7 @@ features = st.frozensets(st.sampled_from(sorted(levels.FEATURES)))
 
 @given(wanted=st.sampled_from(Level), needs=features, given_level=st.sampled_from(Level), gives=features)
 def test_chosen_level_and_features_are_never_less_than_required(wanted, needs, given_level, gives):
-    """Otherwise sandbox_unavailable."""
+    """If the host has less, the refusal is sandbox_unavailable."""
     found = levels.decide(Required(level=wanted, features=needs), Provided(level=given_level, features=gives))
     if isinstance(found, Chosen):
         assert found.level == given_level >= max(wanted, Level.FILTERED)

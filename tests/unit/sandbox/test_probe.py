@@ -23,7 +23,7 @@ def test_probe_of_this_machine_names_the_failed_step_of_each_lack():
 
 @pytest.mark.root
 def test_root_gets_level_dedicated_and_other_users_isolated():
-    """On the same machine."""
+    """Both are probed on the same machine."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     found = confined.run(SCRIPT, [], user=None)

@@ -57,7 +57,7 @@ def test_every_named_system_call_has_a_number():
 
 @MACHINES
 def test_clone_makes_only_threads_or_processes_that_were_asked_for(machine):
-    """Never a namespace, never a sibling."""
+    """It never makes a namespace or a sibling."""
     thread, process, namespace, sibling = 0x3D0F00, 17, 0x10000000, 0x8000
     assert ask(machine, "clone", [thread]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "clone", [thread], {"threads"}) == bpf.ALLOW
@@ -167,7 +167,7 @@ def test_execution_is_allowed_only_to_the_stub_or_with_processes(machine):
 
 
 def test_changing_files_needs_feature_workdir():
-    """Names, modes and times of files."""
+    """Names, modes and times of files can be changed with it only."""
     for name in ("chmod", "utimensat", "renameat2", "unlinkat", "mkdirat", "linkat", "truncate"):
         assert ask(syscalls.X86_64, name) == bpf.ERRNO | errno.EPERM
         assert ask(syscalls.X86_64, name, features={"workdir"}) == bpf.ALLOW

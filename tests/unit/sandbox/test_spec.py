@@ -104,7 +104,7 @@ def test_program_is_copied_into_the_root_or_refused_under_memfd_noexec():
 
 
 def test_interpreter_that_is_no_program_is_refused(tmp_path):
-    """Missing, relative, or a wrapper script."""
+    """Its path is missing, relative, or that of a wrapper script."""
     wrapper = tmp_path / "python3"
     wrapper.write_text("#!/bin/sh\n")
     with artifact.of_bytes(b"#!/usr/bin/env python3\n", interpreters={"python3": ""}) as sealed:

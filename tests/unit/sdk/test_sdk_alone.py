@@ -40,7 +40,7 @@ def _imports(module):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
 def test_sdk_imports_only_the_standard_library_and_itself(module):
-    """Imports for type checking included."""
+    """Imports for type checking count, too."""
     for name in _imports(module):
         assert name.startswith("latticed.sdk") or name.partition(".")[0] in sys.stdlib_module_names, name
 

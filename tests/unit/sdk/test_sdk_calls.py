@@ -208,7 +208,7 @@ def test_sdk_lists_request_pages_lazily_until_the_last():
 
 
 def test_sdk_requests_audit_events_page_by_page():
-    """After the given seq."""
+    """The first page begins after the given seq."""
     following = {5: ([{"seq": 6}, {"seq": 7}], 7), 7: ([{"seq": 8}], None)}
     plugin = Plugin()
     plugin.connect(lambda _, params: dict(zip(("events", "next"), following[params["after"]], strict=True)))

@@ -68,7 +68,7 @@ def test_one_shot_action_runs_with_its_host_calls(once):
 
 
 def test_one_shot_describe_answers_name_and_actions(once):
-    """Unless the plugin overrides it."""
+    """A plugin may override it."""
     actions = ["break", "count", "crowd", "odd", "spawn", "wrong"]
     expected = {"name": "Tested", "about": "A plugin of a test.", "actions": actions}
     assert once("describe")["result"] == expected
@@ -131,7 +131,7 @@ def _shouted(tmp_path, request, answers, body=BODY):
 
 
 def test_one_shot_output_alternates_calls_and_ends_with_the_reply(tmp_path):
-    """Call, answer, call, answer, reply."""
+    """The lines are call, answer, call, answer, reply."""
     answers = (
         b'{"host_response": {"id": "1", "ok": true, "result": {"ok": false}, "error": null}}\n'
         b'{"host_response": {"id": "2", "ok": false, "result": null, "error": "quota_exceeded: full: up"}}\n'

@@ -208,7 +208,7 @@ def test_arming_afresh_replaces_running_instance(phase):
 
 
 def test_plugin_armed_while_stopping_starts_after_the_stop():
-    """Never two instances at once."""
+    """There are never two instances at once."""
     state, done = after(Disarm(), Arm(), state=ARMED)
     assert (state.phase, done) == (Phase.STOPPING, [HandleAction.STOP])
     assert after(Stopped(), state=state)[1] == [HandleAction.START]

@@ -293,7 +293,7 @@ async def test_health_check_without_result_is_not_counted(stand):
 
 
 async def test_health_check_that_raises_counts_as_bad(stand):
-    """For any exception, with its text."""
+    """Any exception counts; its text is shown."""
     plugin = await stand.armed(**HEALTH)
 
     async def fail():
@@ -344,7 +344,7 @@ async def test_hanging_check_does_not_delay_shutdown(tmp_path):
 
 
 async def test_health_check_that_times_out_is_unhealthy(stand):
-    """After the manifest's timeout."""
+    """The timeout is the manifest's."""
     plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 1}})
     stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
     await stand.pass_time(10.1)
@@ -422,7 +422,7 @@ async def test_grants_change_for_running_plugin(stand):
 
 
 async def test_invoke_needs_armed_plugin(stand):
-    """not_armed otherwise, whatever the reason."""
+    """It is not_armed otherwise, for any reason."""
     plugin = await stand.armed()
     assert (await stand.supervisor.invoke(plugin.id, "hello", {"a": 1}))["result"] == {"a": 1}
     stand.supervisor.disarm(plugin)
@@ -496,7 +496,7 @@ async def test_stop_does_not_wait_for_the_record(tmp_path):
 
 
 async def test_leaving_supervisor_stops_every_instance(tmp_path):
-    """Armed, waiting to retry, starting."""
+    """Instances are armed, wait for a retry, or are starting."""
     async with supervisors.standing(tmp_path) as stand:
         await stand.armed()
         other = await stand.armed(id="acme.waits")

@@ -221,7 +221,7 @@ def test_journal_head_reveals_tail_cut_together_with_its_heads(lines: Lines) -> 
 
 
 def test_conflicting_heads_are_reported(lines: Lines) -> None:
-    """Two signed hashes for one seq."""
+    """They sign two hashes for one seq."""
     kept = audit_chain.decode_head(head({"seq": 5, "hash": "ab" * 32})["head"])
     assert kept is not None
     assert audit_chain.verify(lines, heads=[kept], key=PUBLIC).bad_seq == 5

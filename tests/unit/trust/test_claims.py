@@ -57,7 +57,7 @@ def test_all_claimants_of_one_id_without_a_record_are_refused():
 
 @pytest.mark.parametrize("other", [{"publisher": "evil"}, {"publisher": "", "signed": False}, {"signed": False}])
 def test_claim_of_other_publisher_or_unsigned_is_refused(other):
-    """Alone or beside the pinned bundle."""
+    """It is alone or beside the pinned bundle."""
     assert _resolve([_claim("plugins/x", **other)]) == (None, {"plugins/x": "publisher_changed"})
     assert _resolve([_claim("plugins/demo"), _claim("plugins/x", **other)]) == (
         "plugins/demo",

@@ -53,7 +53,7 @@ def test_manifest_that_hosts_would_refuse_is_not_signed(fields, code):
 
 
 def test_key_file_is_private_and_never_overwritten(tmp_path):
-    """Mode 0600, PEM, and read back."""
+    """It is PEM, has mode 0600, and can be read back."""
     key = key_files.generate()
     path = tmp_path / "acme.pem"
     key_files.create(path, key)

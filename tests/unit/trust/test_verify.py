@@ -149,7 +149,7 @@ def test_unreadable_or_undecodable_bundle_is_refused_with_its_code():
     ],
 )
 def test_plugin_type_limits_capabilities_of_signed_bundles(kind, names, allowed):
-    """Contracts §2."""
+    """Contracts §2 has the limits."""
     found = _judge(_signed(type=kind, capabilities=names))
     assert isinstance(found, Verified) if allowed else found.code == "capability_not_allowed"
 
@@ -231,13 +231,13 @@ def test_signature_not_in_strict_base64_is_malformed(written):
 
 
 def test_publisher_may_sign_only_its_ids():
-    """`ids` of the policy."""
+    """`ids` of the policy are exact or prefixes."""
     assert isinstance(_judge(_signed(), _bound(ids=["acme.*"])), Verified)
     assert _code(_signed(), _bound(ids=["acme.other", "demo.*"])) == "publisher_untrusted"
 
 
 def test_publisher_may_not_exceed_max_risk():
-    """`max_risk` of the policy."""
+    """The policy has `max_risk` for each publisher."""
     assert isinstance(_judge(_signed(), _bound(max_risk="write")), Verified)
     assert _code(_signed(), _bound(max_risk="read")) == "capability_not_allowed"
     assert _code(_signed(capabilities=["node:admin"]), _bound(max_risk="write")) == "capability_not_allowed"
