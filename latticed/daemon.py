@@ -134,7 +134,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _mend(options: argparse.Namespace, settings: Settings) -> int:
-    """Recover or restore, as the owner of the state directory, and print what was done."""
+    """Recover or restore, as the owner of the state directory, and print what was done; returns 0."""
     from latticed.lifecycle import offline as mending
 
     with contextlib.ExitStack() as stack:

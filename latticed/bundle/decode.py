@@ -129,7 +129,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _worded(finding: str) -> str:
-    """What msgspec found, in the words that all other reasons use."""
+    """A finding of msgspec in the words of all other reasons: `expected X, found Y in a.b`."""
     finding, _, place = finding.partition(" - at ")
     where = f" in {place.replace('$.', '')}" if place else ""
     words = {"Expected": "expected", "Invalid enum value": "expected one of the documented values, found"}

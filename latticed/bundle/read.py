@@ -294,7 +294,7 @@ def _stamp(path: str, beneath: int) -> Stamp | None:
 
 
 def _moment(found: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file is written to, or replaced."""
+    """(size, mtime, ctime in ns, inode): at least one of them changes when a file is written to or replaced."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 

@@ -89,7 +89,7 @@ class ActivePoll:
     # On a worker thread.
 
     def _changed(self, job: Job) -> list[str]:
-        """Those of `job` that differ from their last verdict."""
+        """Those names of `job` whose files differ from their last verdict. Blocks as long as the disk does."""
         try:
             root = roots.open_root(self._path)
         except Problem:  # a scan says what that means

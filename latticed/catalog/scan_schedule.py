@@ -34,7 +34,9 @@ class ScanSchedule:
         self._allowed_s = now_s
 
     def scan_due_s(self, *, watched: bool) -> float:
-        """The time of the next scan. `watched`: every change to a bundle causes an event, so scans may be rare."""
+        """When the next scan is due, as a time of the clock. `watched`: every change to a bundle causes an event, so
+        scans may be rare.
+        """
         if self._wanted:
             return self._allowed_s
         # Never less often than the settings ask for.
@@ -52,9 +54,9 @@ class ScanSchedule:
         self._allowed_s = now_s + max(_PAUSE_S, _SHARE * (now_s - began_s))
 
     def tick_due_s(self) -> float:
-        """The time of the next check that the watched directory is still the one at its path."""
+        """When to check next, as a time of the clock, that the watched directory is still the one at its path."""
         return self._ticked_s + TICK_S
 
     def ticked(self, now_s: float) -> None:
-        """That check was made now."""
+        """Call it when the check of `tick_due_s` is made."""
         self._ticked_s = now_s

@@ -241,7 +241,9 @@ class _HashedCopy:
 
 
 def _create(path: Path) -> int:
-    """A new file, never through a link, readable by us alone: nothing writes to a stored pair again."""
+    """The descriptor of a new file, open for writing, never through a link. Mode 0400: nothing writes to a stored pair
+    again.
+    """
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
 
 

@@ -192,7 +192,7 @@ def _change(session: CtlSession) -> int:
 
 
 def _suggest(session: CtlSession) -> int:
-    """Print the commands that trim what was granted and never used."""
+    """Print what a plugin has used, and the command that trims what was granted and never used."""
     screen, plugin_id = session.screen, ask.known_id(session.args.id)
     query = {"days": session.args.since}
     plain = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "usage", query=query), "usage")

@@ -257,7 +257,7 @@ class ControlClient:
 
 
 def _unsure(method: str) -> str:
-    """What to do after a broken request: a change may have been made."""
+    """The hint after a request whose connection broke. A change may have been made all the same, unlike with GET."""
     if method == "GET":
         return "see journalctl -t latticed"
     return "whether the change was made is not known: look with latticectl info or latticectl audit query"

@@ -88,7 +88,10 @@ def _starts(view: wire.PluginView) -> bool:
 
 
 def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
-    """Poll until the plugin is armed or failed, for WAIT_S at most: the daemon may answer before a start has ended."""
+    """The plugin as JSON and decoded, once it is armed or failed; as it is then after WAIT_S seconds.
+
+    Polls, as the daemon may answer before a start has ended.
+    """
     view, deadline_s = decode.plugin(plain), time.monotonic() + WAIT_S
     if _starts(view):
         session.screen.note(f"{view.id} is being started")
@@ -135,6 +138,6 @@ def _alive(view: wire.PluginView) -> str:
 
 
 def _failure(view: wire.PluginView) -> str:
-    """Why an active plugin could not be armed."""
+    """Why an active plugin could not be armed: `code: message` of the last error, or the runtime's message."""
     error = view.runtime.last_error
     return f"{error.code}: {error.message}" if error else view.runtime.message or "the daemon gave no reason"

@@ -132,7 +132,7 @@ def _verdict(facts: advice.RemedyFacts) -> Cell:
 
 
 def _decision(view: wire.PluginView | None, screen: Screen) -> str | None:
-    """What the operator decided, and when."""
+    """What the operator decided and when, in words; None when nothing was decided."""
     if view is None:
         return "none: a refused bundle is not up for one"
     moments = {"installed": view.installed_at, "active": view.activated_at, "disabled": view.disabled_at}

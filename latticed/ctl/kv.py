@@ -99,7 +99,7 @@ def _list(session: CtlSession) -> int:
 
 
 def _keys(client: ControlClient, bucket: str, prefix: str) -> Iterator[str]:
-    """All keys, page by page."""
+    """All keys of a bucket that begin with `prefix`, sorted, page by page."""
     after: str | None = None
     while True:
         page = replies.mapping(client.get("kv", bucket, query={"prefix": prefix or None, "after": after}), "keys")

@@ -107,7 +107,9 @@ def _is_held(lock: int, name: str, directory: int) -> bool:
 
 
 def _lock_file(place: Path, directory: int) -> int:
-    """The lock file, created if missing, owned by the directory's owner, mode 0600."""
+    """A descriptor of the lock file, which is made if it is missing: mode 0600, of the directory's owner. Problem
+    policy_denied.
+    """
     try:
         lock = os.open(place.name, _LOCK_FLAGS, 0o600, dir_fd=directory)
     except OSError as error:

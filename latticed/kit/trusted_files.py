@@ -89,7 +89,7 @@ def _open(path: Path, owners: frozenset[int]) -> int:
 
 
 def _step(name: str, current: int) -> int:
-    """Open the directory `name` beneath `current`, and close `current`."""
+    """A descriptor of the directory `name` beneath `current`, opened without following a link; closes `current`."""
     following = os.open(name, _DIRECTORY, dir_fd=current)
     os.close(current)
     return following

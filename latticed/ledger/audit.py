@@ -273,7 +273,7 @@ def _interleaved(
 
 
 def _named(name: chain.Name) -> dict[str, Any]:
-    """What lines of this chain carry besides: nothing for decisions."""
+    """The members that name the chain in a line of an export: none for decisions."""
     return {} if name == DECISIONS else {"chain": name}
 
 

@@ -122,7 +122,7 @@ class Denials:
 
 
 def _key(event: Event) -> tuple[str, str, str]:
-    """What makes denials the same: actor without pid, action, code."""
+    """(actor without pid, action, code): denials with equal ones are counted together."""
     actor = event.actor.partition(" pid:")[0]  # a peer that forks for every request is still one actor
     return actor, event.action, event.code
 

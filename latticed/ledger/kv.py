@@ -111,7 +111,7 @@ def usage(conn: RowReader, bucket: str) -> tuple[int, int]:
 
 
 def _size(conn: RowReader, bucket: str, key: str) -> int | None:
-    """What one row counts for: the bytes of its key and value."""
+    """What one row counts towards the quota: the bytes of its key and value. None if there is no such row."""
     # As a BLOB: of text, length() counts characters.
     statement = "SELECT length(CAST(key AS BLOB)) + length(value) FROM kv WHERE bucket = ? AND key = ?"
     row = conn.execute(statement, (bucket, key)).fetchone()

@@ -116,7 +116,9 @@ class Old:
         return removed
 
     def _head(self, first: int, upto: int) -> tuple[Head | None, int]:
-        """The last head of a slice that begins with `first`; when the slice has none, the next one."""
+        """The last head in the slice that begins with `first`, else the next one up to `upto`; with the chain's size in
+        bytes at it. (None, 0) without one.
+        """
         latest = f"SELECT {_FIELDS} FROM {self._heads} WHERE seq BETWEEN ? AND ? ORDER BY seq DESC, id LIMIT 1"
         row = self._ask(latest, first, min(upto, first + SLICE - 1))
         if row is None:

@@ -17,7 +17,7 @@ def encode(terms: Accepted | None) -> str:
 
 @functools.lru_cache(maxsize=1024)  # thousands of records hold a few values between them
 def decode(text: str) -> Accepted | None:
-    """What `encode` wrote; ValueError for anything else. Cached."""
+    """The terms that `encode` wrote; None for an empty text, ValueError for any other. Cached."""
     if not text:
         return None
     try:

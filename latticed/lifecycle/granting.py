@@ -337,7 +337,9 @@ def _startable(record: Record, manifest: Manifest | None) -> Problem | None:
 
 
 def _limit(value: str) -> tuple[str, ManifestLimits]:
-    """Limits with only this one set; those that are None come from the settings."""
+    """`memory_mib:64` as (name, limits with only this one set). `memory_mib:default` sets None, which leaves it to the
+    settings.
+    """
     name, _, number = value.partition(":")
     return name, ManifestLimits(**{name: None if number == accepted.DEFAULT else int(number)})
 

@@ -55,7 +55,9 @@ def clear(tx: Transaction, plugin_id: str) -> None:
 
 
 async def _said(work: Awaitable[int]) -> int:
-    """The result of `work`; what a host service refuses becomes a Problem, as this is an operator's command."""
+    """Await `work` and return its number. A HostError becomes Problem store_unavailable, as this is an operator's
+    command.
+    """
     try:
         return await work
     except HostError as error:

@@ -94,7 +94,7 @@ def restore(settings: Settings, source: TarSource, *, public_key: str, without_f
 
 
 def _place(settings: Settings) -> recovery.RecoveryPlace:
-    """What these settings say about where to work, for both commands."""
+    """Where recovery and restore work, and with which limits, by the settings."""
     limits = settings.limits
     return recovery.RecoveryPlace(
         state_dir=settings.state_dir,

@@ -149,7 +149,7 @@ class Position(NamedTuple):
         return self.calls if chain == CALLS else self.decisions
 
     def at(self, chain: Name, seq: int) -> Position:
-        """This position with another seq in one chain."""
+        """A copy of this position that has another `seq` in one chain."""
         return Position(self.decisions, seq) if chain == CALLS else Position(seq, self.calls)
 
     def past(self, events: Iterable[Mapping[str, Any]]) -> Position:

@@ -174,7 +174,11 @@ def run(plan: spec.ChildSpec, *, deadline_s: float = DEADLINE_S) -> tuple[launch
 
 
 def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchReport, int]:
-    """Reap the stub's process group; kill it at the deadline. It is unreaped until here, so its id is not reused."""
+    """Reap the stub's process group; kill it at the deadline. Returns the stub's report and the exit code of its child,
+    negative for a signal.
+
+    Nothing is reaped before, so the group's id is not reused.
+    """
     answers: dict[int, int] = {}
     received = b""
     while True:

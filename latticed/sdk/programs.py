@@ -64,7 +64,7 @@ class _DeadlineStream(LineStream):
         return super().more()
 
     def put(self, data: memoryview) -> int:
-        """Write some of `data`; ProgramError when the program does not read in time."""
+        """Write some of `data`, and return how many bytes; ProgramError when the program does not read in time."""
         if not select.select([], [self._writing], [], self._deadline_s)[1]:
             raise ProgramError(f"expected the program to read within {self._deadline_s:g} s, found that it does not")
         return super().put(data)

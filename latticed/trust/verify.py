@@ -259,7 +259,7 @@ def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
 
 
 def _host_compatible(manifest: Manifest, host_version: str) -> None:
-    """This host is within the range that a v2 manifest may ask for."""
+    """Refuse a v2 manifest whose range of host versions does not contain `host_version`."""
     if manifest.requires_host and not semver_range.contains(manifest.requires_host, host_version):
         raise BundleRefused(
             Code.HOST_INCOMPATIBLE,

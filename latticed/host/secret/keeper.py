@@ -175,7 +175,7 @@ class SecretKeeper:
         raise HostError(Denial.BAD_PARAMS, f"the operator has bound no secret {shown!r} to this plugin", fix=fix)
 
     def _stored(self) -> list[rows.SecretRow]:
-        """All rows of this owner, by name."""
+        """The rows of all secrets of this owner, by name."""
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
     def _log_once(self, name: str, problem: Problem) -> None:

@@ -101,7 +101,7 @@ def _read(directory: str, name: str) -> bytes:
                     mode = stat.S_IMODE(found.st_mode)
                     raise _unusable(f"{name} has mode {mode:04o} and owner {found.st_uid}", "chmod 600, and its owner")
                 return files.read_open(fd, MAX_BYTES)
-    # `files.read_open` raises ValueError for more than MAX_BYTES.
+    # `files.read_open` raises ValueError for a file that is not regular, or has more than MAX_BYTES.
     except (OSError, ValueError) as error:
         raise _unusable(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

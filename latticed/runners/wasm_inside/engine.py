@@ -88,7 +88,9 @@ def signature(kind: FuncType) -> tuple[str, str]:
 
 
 def _signature(export: ExportType | None) -> tuple[str, str] | None:
-    """The signature of an exported function; None when there is no such export or it is no function."""
+    """(parameters, results) of an exported function, as `signature` gives them; None when there is no such export or it
+    is no function.
+    """
     kind = export.type if export is not None else None
     return signature(kind) if isinstance(kind, FuncType) else None
 
