@@ -35,12 +35,12 @@ AT_ONCE: Final = 2
 CHECK_S: Final = 5.0
 """How long one check may take; the worst that fits into a manifest would take longer than any patience."""
 MEMORY_BYTES: Final = 256 << 20
-MAX_KNOWN: Final = 256
-"""How many results are remembered, by the hashes of schema and document."""
+MAX_KNOWN: Final = 64
+"""How many results are remembered, by the hashes of schema and document; each may take 40 KB."""
 _INPUT: Final = 3
 _ANSWER_BYTES: Final = 256 << 10
 _STDERR_BYTES: Final = 4 << 10
-_WORD_CHARACTERS: Final = 2_000
+_WORD_CHARACTERS: Final = 600
 _RUNNERS: Final = Path(__file__).resolve().parent
 _PACKAGE: Final = _RUNNERS.parent
 _INSIDE: Final = _RUNNERS / "config_inside"

@@ -30,6 +30,12 @@ from tests.house import bundles
 AUTHOR = bundles.author(seed=bytes(range(32)))
 V2 = {"runtime": {"protocol": "latticed-stdio-1", "args": ["-v"]}, "egress": {"hosts": ["api.example.org:443"]}}
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"pattern": "^[a-z]+$"}, "b": {"$ref": "#/$defs/b"}},
+    "$defs": {"b": {}},
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -196,7 +202,13 @@ def _signed(raw: dict[str, Any]) -> bytes:
 
 ALL: dict[str, Target] = {
     "manifest": Target(
-        judge=_manifest, seeds=(_signed(bundles.manifest_v1()), _signed(bundles.manifest_v2(**V2)), b"{}", b"[1.5]")
+        judge=_manifest,
+        seeds=(
+            _signed(bundles.manifest_v1()),
+            _signed(bundles.manifest_v2(**V2, config=SCHEMA)),
+            b"{}",
+            b"[1.5]",
+        ),
     ),
     "policy": Target(judge=_policy, seeds=(bundles.policy_bytes(AUTHOR), b'{"revoked":{"plugins":["a.b@*"]}}')),
     "json": Target(judge=_json, seeds=(b'{"a":[1,2.5e3,"\\ud83d\\ude00",null,true]}', b"[[[[]]]]", b'"\xc3\xa9"')),

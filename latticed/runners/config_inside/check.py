@@ -17,6 +17,8 @@ import jsonschema_rs
 from latticed.runners.config_inside import words
 
 INPUT: Final = 3
+_KEY_CHARACTERS: Final = 100
+"""Of each key in a path: one may be a quarter of a megabyte long."""
 _NEAREST: Final = 2
 """How deep into `anyOf` and `oneOf` the nearest alternative is explained."""
 
@@ -62,7 +64,8 @@ def _fault(error: jsonschema_rs.ValidationError) -> dict[str, Any]:
     closed = deepest.kind.name == "falseSchema" and str(deepest.schema_path[-1]) == "additionalProperties"
     # What the library says of `additionalProperties: false` where no properties are known: it names none.
     expected, found, kind = words.OTHERS if closed else words.of(deepest.kind, deepest.instance)
-    return {"path": list(deepest.instance_path), "expected": expected, "found": found, "kind": kind}
+    path = [step[:_KEY_CHARACTERS] if isinstance(step, str) else step for step in deepest.instance_path]
+    return {"path": path, "expected": expected, "found": found, "kind": kind}
 
 
 def _deepest(error: jsonschema_rs.ValidationError, levels: int) -> jsonschema_rs.ValidationError:

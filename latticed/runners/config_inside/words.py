@@ -39,7 +39,7 @@ _EXPECTED: Final[dict[str, Callable[[Any], str]]] = {
     "contains": lambda _: "an item of the kind that the schema asks for",
     "enum": lambda kind: f"one of {_listed(kind.options, _OPTIONS)}",
     "falseSchema": lambda _: "nothing here",
-    "format": lambda kind: f"text in the format {kind.format}",
+    "format": lambda kind: f"text in the format {str(kind.format)[:_CHARACTERS]}",
     "multipleOf": lambda kind: f"a multiple of {kind.multiple_of}",
     "not": lambda _: "something else than the schema excludes here",
     "oneOf": lambda _: "what fits exactly one of the schema's alternatives",

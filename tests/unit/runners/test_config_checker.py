@@ -127,6 +127,18 @@ async def test_at_most_twenty_faults_are_listed(checker):
     assert (len(invalid.value.faults), invalid.value.whole) == (20, False)
 
 
+async def test_long_keys_and_values_do_not_make_long_answers(checker):
+    """A quarter of a megabyte in a key, a value, a key that is not known, a list of alternatives."""
+    long = "k" * 120_000
+    schema = {
+        "properties": {long: {"type": "null"}, "a": {"const": "a" * 30_000}, "b": {"enum": ["c" * 300] * 100}},
+        "additionalProperties": False,
+    }
+    said = await faults(checker, schema, {long: 1, "a": 1, "b": 1, "x" + long: 1})
+    assert len(said) == 4
+    assert max(map(len, said)) < 2_000
+
+
 async def test_discreet_text_of_a_fault_has_no_value_of_the_document(checker):
     """It goes into audit events and refusals."""
     rules = {"type": "integer"}, {"enum": [1]}, {"pattern": "^a"}, {"const": 2}, {"format": "ipv4"}, {"maxLength": 2}
