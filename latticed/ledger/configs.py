@@ -43,6 +43,11 @@ def put(tx: Transaction, plugin_id: str, row: ConfigRow) -> None:
     )
 
 
+def fits(tx: Transaction, plugin_id: str, schema_sha256: str) -> None:
+    """Note that a plugin's document, if it has one, was checked against another schema."""
+    tx.execute("UPDATE configs SET schema_sha256 = ? WHERE plugin_id = ?", (schema_sha256, plugin_id))
+
+
 def rename_plugin(tx: Transaction, old: str, new: str) -> None:
     """Set the document of `old` aside under a name that no plugin has, or bring it back."""
     tx.execute("UPDATE OR REPLACE configs SET plugin_id = ? WHERE plugin_id = ?", (new, old))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from latticed.bundle import config_schema
 from latticed.ledger import configs as rows
 from latticed.model import accepted
 from latticed.model.errors import Problem
@@ -64,7 +65,7 @@ class Configurations:
         `upgrading`: the plugin is active with another manifest, for which its configuration is meant; the hint is then
         another.
         """
-        if not takes_config(manifest):
+        if not takes_config(manifest) or (row is None and config_schema.takes_empty(manifest.config)):
             return EMPTY
         schema = configuration.schema_of(manifest)
         if row is not None and row.schema_sha256 == schema.sha256:

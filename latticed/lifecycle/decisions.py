@@ -100,7 +100,7 @@ class Decisions:
             await self._store(actor, after, seen.winner)
             if wanted is Status.ACTIVE:
                 await self._admit(actor, after, record)
-            await self._write(after, self._status_event(actor, record, after), None)
+            await self._write(after, self._status_event(actor, record, after), self._noted(after, None))
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
@@ -118,7 +118,8 @@ class Decisions:
                 await self._admit(actor, after, record)
             if after.facts.publisher != record.facts.publisher:
                 await self._stop(record)  # or its code could reach data of the new publisher
-            await self._write(after, self._status_event(actor, record, after), handover.set_aside(record, after))
+            also = self._noted(after, handover.set_aside(record, after))
+            await self._write(after, self._status_event(actor, record, after), also)
             if after.facts.publisher != record.facts.publisher:
                 # Its rows went with the write; this stops what host services still run of them.
                 await self.services.forget(plugin_id)
@@ -259,6 +260,20 @@ class Decisions:
             await self.ledger.record(recording.event(actor, "plugin.restart", record, {}))
             self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)
         return await self._settled(record)
+
+    def _noted(self, after: Record, first: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
+        """`first`, then a note of the schema that the configuration of an active `after` was found to fit.
+
+        Else each of its starts would check it again.
+        """
+
+        def change(tx: Transaction) -> None:
+            if first is not None:
+                first(tx)
+            if after.status is Status.ACTIVE:
+                configs.fits(tx, after.id, schema_of(presence.plugin_of(after, self.defaults).manifest).sha256)
+
+        return change
 
     async def _checked(self, record: Record, document: dict[str, Any]) -> tuple[Configuration, ConfigRow]:
         if not record.accepted:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
 
+import apsw
 import pytest
 import wasmtime
 
@@ -256,6 +258,10 @@ def test_upgrade_to_a_schema_that_the_configuration_fits_keeps_it(alone):
     daemon.until(lambda: "candidate" in daemon.plugin(ID), "the candidate")
     assert daemon.post(f"/api/plugins/by-id/{ID}/upgrade").json()["runtime"]["state"] == "armed"
     assert given(alone) == {"city": "Bern"}
+    daemon.stop()
+    with contextlib.closing(apsw.Connection(str(daemon.place.state / "ledger.sqlite3"))) as ledger:
+        (noted,) = ledger.execute("SELECT schema_sha256 FROM configs").fetchone()
+    assert noted == hashlib.sha256(json.dumps(NEEDY, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
 
 
 def test_forget_keeps_the_configuration_and_purge_removes_it(plugin):
@@ -437,7 +443,6 @@ def test_backup_has_the_configuration(place, acme):
 
 def test_active_plugin_whose_configuration_is_lost_is_not_started(place, acme):
     """Its row is deleted from the ledger: it fails with needs_config."""
-    apsw = pytest.importorskip("apsw")
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=NEEDY)
     url = "/api/plugins/by-id/acme.demo/config"
     with place.running() as daemon:

@@ -123,6 +123,13 @@ RULES = st.recursive(
 )
 
 
+@given(RULES.filter(lambda schema: isinstance(schema, dict)))
+def test_a_schema_that_plainly_takes_the_empty_object_does(schema):
+    """What is answered without a check is what a check would answer."""
+    if config_schema.takes_empty(schema):
+        assert jsonschema_rs.Draft202012Validator(schema, offline=True).is_valid({})
+
+
 @settings(max_examples=500)
 @given(st.dictionaries(st.sampled_from("abc"), RULES).map(lambda rules: {"properties": rules}), DOCUMENTS)
 def test_every_fault_has_words(schema, document):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
-from latticed.ledger import migrations, records
+from latticed.ledger import configs, migrations, records
 from latticed.model.errors import Problem
 
 
@@ -70,6 +70,16 @@ def test_record_from_before_terms_is_read_without_terms(empty: apsw.Connection) 
 
 BEFORE_TWO_CHAINS = 12
 """The number of the schema with one audit chain and without terms."""
+
+
+def test_migration_to_configurations_keeps_records_and_has_none(empty: apsw.Connection) -> None:
+    """Plugins of before have nothing set; their rows are as they were."""
+    before = migrations.MIGRATIONS.index(migrations._CONFIGS)
+    migrations.migrate(empty, steps=migrations.MIGRATIONS[:before])
+    empty.execute("INSERT INTO kv VALUES ('plugin:acme.demo', 'a', x'01')")
+    assert migrations.migrate(empty) == len(migrations.MIGRATIONS)
+    assert empty.execute("SELECT bucket, key, value FROM kv").fetchall() == [("plugin:acme.demo", "a", b"\x01")]
+    assert configs.get(empty, "acme.demo") is None
 
 
 def test_released_migration_steps_are_unchanged() -> None:
