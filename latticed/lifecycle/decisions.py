@@ -172,14 +172,14 @@ class Decisions:
             }
             event = recording.event(actor, "plugin.grants", after, detail)
             # What widens has to be on disk first; what only narrows takes effect first.
-            renews = granting.ends_life(record, after, defaults)
+            restarts = granting.needs_restart(record, after, defaults)
             widens = bool(wanted.grant) or granting.widens(record, after, defaults)
             if widens:
                 await self._write(after, event, None)
             else:
                 # In memory first: what only takes away must not wait for the disk (architecture, decision 6).
                 self.registry.put(after)
-            if renews and after.accepted:
+            if restarts and after.accepted:
                 supervisor.renew(self.state.plugins[plugin_id])
             if not widens:
                 await self._tighten(after, event)
@@ -187,7 +187,7 @@ class Decisions:
             supervisor.regrant(plugin_id, frozenset(after.granted))
             # Host services may still be ending what it may not do any more.
             await self.effects.drained(plugin_id)
-        return await self._settled(after) if renews else after
+        return await self._settled(after) if restarts else after
 
     async def configure(
         self, actor: Actor, plugin_id: str, document: dict[str, Any], *, dry_run: bool = False

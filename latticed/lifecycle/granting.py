@@ -142,9 +142,9 @@ def widens(before: Record, after: Record, usual: Usual) -> bool:
     return not (fewer and set(after.permits) <= set(before.permits)) or bool(_more(after.terms, before.terms, usual))
 
 
-def ends_life(before: Record, after: Record, usual: Usual) -> bool:
+def needs_restart(before: Record, after: Record, usual: Usual) -> bool:
     """Whether `after` takes away something that an instance got at its start, so that it must be restarted."""
-    gone = permits.bound_to_a_life(set(before.permits) - set(after.permits))
+    gone = permits.any_applied_at_start(set(before.permits) - set(after.permits))
     return gone or bool(_more(before.terms, after.terms, usual))
 
 

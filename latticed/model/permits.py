@@ -59,7 +59,7 @@ def of_kind(permits: Iterable[str], kind: str) -> tuple[str, ...]:
     return tuple(permit.removeprefix(start) for permit in permits if permit.startswith(start))
 
 
-def bound_to_a_life(permits: Iterable[str]) -> bool:
+def any_applied_at_start(permits: Iterable[str]) -> bool:
     """Whether one of `permits` is applied when the plugin starts, so that withdrawing it needs a restart."""
     return any(permit.partition("=")[0] in AT_START for permit in permits)
 

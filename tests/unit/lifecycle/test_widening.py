@@ -207,7 +207,7 @@ def test_trim_lowers_a_limit_and_removes_a_feature():
     removed = consents.parse(["limit=memory_mib:64", "feature=threads", "level=dedicated"], upgrading=False)
     after = granting.regrant(found, Regrant(remove=removed), whole(found), NOW)
     assert isinstance(after, Record)
-    assert granting.ends_life(found, after, DEFAULTS)
+    assert granting.needs_restart(found, after, DEFAULTS)
     assert not granting.widens(found, after, DEFAULTS)
     assert runs(after).runtime.limits.memory_mib == 64
     assert (runs(after).runtime.sandbox.features, runs(after).runtime.sandbox.level) == ((), "dedicated")
