@@ -130,7 +130,7 @@ def test_blocking_call_in_the_event_loop_fails_its_test(outcome, call):
 
 
 def test_blocking_call_outside_the_event_loop_passes(outcome):
-    """In a thread, without a loop, or in the test itself."""
+    """It may be made in a thread, where no loop runs, or in the test itself."""
     for name in ("fine", "fine_without_a_loop"):
         assert f"PASSED tests/test_sample.py::test_{name}" in outcome, outcome
         assert f"ERROR tests/test_sample.py::test_{name} " not in outcome

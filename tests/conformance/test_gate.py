@@ -55,7 +55,7 @@ async def test_audit_event_of_a_call_has_size_and_hash_of_params_only(home, plug
 
 @pytest.mark.parametrize("method", ["kv.steal", "", "kv", "KV.GET", "kv.get ", "__class__", "\x1b[2J\n", "x" * 5000])
 async def test_unknown_host_call_is_not_found(plugin, method):
-    """Whatever its name; recorded in printable form."""
+    """This holds for any name; the event of the call has the name in printable form."""
     assert await plugin.denied(method) == "not_found"
     ((target, decision, code),) = plugin.recorded()
     assert (decision, code) == ("deny", "not_found")

@@ -111,7 +111,7 @@ async def test_in_memory_gate_answers_like_the_real_one(both):
 
 
 async def test_in_memory_gate_answers_audit_query_like_the_real_one(both):
-    """With filters and pages; it returns fewer fields, and no sizes."""
+    """Filters and pages work; its events have fewer fields, and no sizes."""
     real, memory = both
     for call in (real, memory):
         for method, params in (("kv.get", {"key": "a"}), ("http.do", {}), ("kv.get", {"key": "b"})):

@@ -47,7 +47,7 @@ async def test_kv_returns_text_and_base64_of_stored_values(plugin):
 
 
 async def test_kv_value_over_64_kib_is_returned_as_base64_only():
-    """Under any protocol, and by the SDK's Gate."""
+    """This holds under any protocol, and for the SDK's Gate."""
     in_memory = gate.Gate(capabilities=("kv:read", "kv:write"))
     in_memory.kv_value_bytes = 1 << 20
     async with in_process.opened(toml="[host_calls]\nkv_value_bytes = 1048576") as home:
@@ -62,7 +62,7 @@ async def test_kv_value_over_64_kib_is_returned_as_base64_only():
 
 
 async def test_kv_list_and_delete_show_what_is_stored(plugin):
-    """By prefix and cursor; deleting a missing key says so."""
+    """Keys are listed by prefix and cursor; the answer says when the key to delete was missing."""
     for key in ("b2", "a", "b1"):
         await plugin.call("kv.put", key=key, value="")
     assert await plugin.call("kv.list") == {"keys": ["a", "b1", "b2"], "next": None}
@@ -91,7 +91,9 @@ async def test_invalid_kv_keys_are_bad_params(plugin, key):
 
 
 async def test_kv_put_over_quota_is_refused(home):
-    """Of a value, of keys, of all bytes; a smaller replacement always fits. Recorded as allowed, then as failed."""
+    """There are quotas of a value, of keys and of all bytes; a smaller replacement always fits. The call is recorded as
+    allowed, then as failed.
+    """
     toml = "[host_calls]\nkv_value_bytes = 8\nkv_keys = 2\nkv_total_bytes = 20\n"
     async with in_process.opened(toml=toml) as small:
         plugin = await caller(small, "kv:read", "kv:write")
@@ -106,7 +108,7 @@ async def test_kv_put_over_quota_is_refused(home):
 
 
 async def test_audit_query_shows_a_plugin_its_own_events_only(home, plugin):
-    """Whatever filter it gives; the query itself is already among them."""
+    """No filter shows others; the event of the query itself is already among them."""
     other = await caller(home, "kv:read", plugin_id="acme.other", name="other")
     await other.call("kv.get", key="secret")
     await plugin.call("kv.get", key="a")

@@ -60,7 +60,7 @@ async def test_undeclared_host_call_is_denied_and_audited():
 
 
 async def test_trim_and_grant_apply_to_the_next_host_call(stage):
-    """Through the API, while the plugin runs."""
+    """Both are made through the API, while the plugin runs."""
     seen, recorded = {}, {}
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)
@@ -78,7 +78,7 @@ async def test_trim_and_grant_apply_to_the_next_host_call(stage):
 
 
 async def test_host_risk_is_masked_until_granted_by_name(stage):
-    """From the install on, until an operator names the capability."""
+    """It is masked from the install on, until an operator names the capability."""
     caller = await hostcalls.caller(stage.home, *hostcalls.EVERYTHING, plugin_id="acme.fresh", name="fresh")
     masked = {m for m in stage.broker.services if hostcall.CAPABILITY_OF[m] in hostcalls.HOST_RISK}
     found = {m: await caller.outcome(m, **stage.fill(ROWS[m].good)) for m in sorted(masked)}

@@ -99,7 +99,7 @@ def left(before):
 
 
 async def test_instance_starts_and_stops_within_its_deadlines(start):
-    """Nothing is left; a requested stop is not reported as an exit."""
+    """No process is left; a requested stop is not reported as an exit."""
     before = leftovers.survey()
     instance = await start()
     async with asyncio.timeout(STOP_S):

@@ -84,7 +84,7 @@ async def test_plugin_of_noop_cannot_be_invoked():
 
 @every
 async def test_plugin_of_each_runner_is_armed_and_stopped(way):
-    """With the health that it reports; nothing is left afterwards. Both are audited."""
+    """It has the health that it reports; no process is left afterwards. Both decisions are audited."""
     async with in_process.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         runtime = (await activated(home, way))["runtime"]
@@ -170,7 +170,7 @@ async def test_failed_start_of_each_runner_is_reported_and_retried(way):
 
 @every
 async def test_tampering_stops_the_plugin_of_each_runner(way):
-    """At once; nothing answers, and nothing is left."""
+    """It is stopped at once: no request is answered, and no process is left."""
     async with in_process.opened(real=True, toml=way.toml) as home:
         before = leftovers.survey()
         await activated(home, way)

@@ -23,7 +23,7 @@ def test_canonical_json_equals_the_suites_bytes(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
 def test_signing_payload_contains_the_canonical_form(row):
-    """For a manifest whose `config` is the suite's value."""
+    """The value of the suite is the `config` of a manifest."""
     plain = bundles.manifest_v2(publisher="acme", digest_sha256="", signature_ed25519="not covered")
     manifest = msgspec.convert(plain, Manifest)
     raw = {**plain, "config": strict_json.loads(bytes.fromhex(row["input_hex"]))}

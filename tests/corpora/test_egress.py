@@ -47,7 +47,7 @@ async def plugin_that_may_go_anywhere(zone):
 
 @pytest.mark.parametrize("row", IPS, ids=lambda row: row["ip"])
 async def test_address_is_connected_to_only_if_public(row):
-    """In the URL, and as the address of a name; what the suite leaves to policy is blocked."""
+    """The address is in the URL, or that of a name; what the suite leaves to policy is blocked."""
     address = ip_address(row["ip"])
     assert (addresses.blocked_class(address) is None) is (row["expected"] == "allow"), row
     plain = address.compressed.partition("%")[0]

@@ -92,6 +92,6 @@ def test_upgrade_request_is_answered_without_waiting_for_more(daemon, raw, toget
 
 
 def test_daemon_logs_no_failed_request(daemon):
-    """After all requests of the suite; it still answers."""
+    """It is sent all requests of the suite, and still answers afterwards."""
     assert daemon.get("/api/health").status == 200
     assert [one for one in daemon.log() if one["level"] in {"error", "critical"}] == []

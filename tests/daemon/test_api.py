@@ -243,7 +243,7 @@ def test_no_answer_shows_a_local_path(daemon):
 
 
 def test_rejected_bundle_has_code_reason_and_hint(daemon):
-    """With its directory's name and the id it claims."""
+    """The row also has the directory's name and the id that the bundle claims."""
     bundle = daemon.place.drop("broken", author=ACME, id="acme.broken")
     bundles.tamper(bundle.artifact_path)
     daemon.until_rejected("broken", "digest_mismatch")
@@ -280,7 +280,7 @@ def test_host_risk_is_not_granted_until_named(daemon):
 
 
 def test_restart_of_a_plugin_that_is_not_active_is_409(daemon):
-    """Of an active one it is 200 with the record, once it is armed again."""
+    """For an active one it is 200 with the record, once the plugin is armed again."""
     answer = daemon.post("/api/plugins/by-id/acme.grants/restart")
     assert (answer.status, answer.code) == (409, "invalid_transition")
     before = daemon.activate("acme.grants")
@@ -349,7 +349,7 @@ def test_decisions_and_runtime_changes_are_audited(daemon):
 
 
 def test_head_requests_and_leading_empty_lines_are_accepted(daemon):
-    """As curl and proxies send them; HEAD is answered without a body."""
+    """Curl and proxies send them; HEAD is answered without a body."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(b"\r\nHEAD /api/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         head, _, body = raw_http.until_closed(sock).partition(b"\r\n\r\n")
@@ -358,7 +358,7 @@ def test_head_requests_and_leading_empty_lines_are_accepted(daemon):
 
 
 def test_latticectl_shows_what_the_api_answers(daemon):
-    """Over the real daemon: list, info, wait, rejected, exit codes."""
+    """The real daemon is asked: list, info, wait, rejected, and the exit codes."""
     listed = json.loads(daemon.ctl("list", "--format", "json").stdout)
     assert [one["id"] for one in listed] == [one["id"] for one in daemon.get("/api/plugins").json()]
     assert daemon.ctl("install", "acme.nobody").returncode == 4

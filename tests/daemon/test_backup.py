@@ -102,7 +102,7 @@ def test_restore_into_an_empty_state_restores_everything(place, backup, past, ac
 
 
 def test_restore_on_empty_machine_reports_what_is_missing_and_then_runs(place, backup, past):
-    """No bundle, no policy, no key, other paths; once policy and key are there, the plugin runs."""
+    """It has no bundle, no policy, no key and other paths; once policy and key are there, the plugin runs."""
     place.trust.unlink(missing_ok=True)
     ran = place.once("--restore", str(backup))
     assert (ran.returncode, ran.stderr) == (0, ""), ran
@@ -177,7 +177,7 @@ def test_restore_under_a_running_daemon_is_refused(used, backup):
 
 
 def test_restore_of_another_hosts_backup_needs_its_public_key(place, backup):
-    """If the state has a host key of its own."""
+    """This holds where the state directory has a host key already."""
     with place.running() as daemon:
         daemon.stop()
     assert refused(place, backup) == "backup_foreign"
@@ -305,7 +305,7 @@ def test_failed_backup_replaces_and_leaves_no_file(past, place):
 
 
 def test_backup_writes_stdout_and_restore_reads_stdin(past, place):
-    """So it can be piped through an encryption program."""
+    """Both can then be piped through an encryption program."""
     used_states.copy(past, place)
     command = [sys.executable, "-P", "-m", "latticed.ctl.main", "--socket", str(place.socket), "backup", "-"]
     with place.running() as daemon:

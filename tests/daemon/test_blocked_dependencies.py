@@ -140,7 +140,7 @@ def test_settings_or_policy_on_a_hanging_mount_do_not_block_the_daemon(place, ac
 
 @pytest.mark.root
 def test_unanswered_name_lookups_and_full_journald_do_not_block_the_daemon(acme):
-    """Of users and hosts, as with a dead directory service; at a start, a call, a reload."""
+    """Users and hosts are looked up at a start, a call and a reload; a dead directory service never answers."""
     namespaces.needed()
     with daemons.placed(None, settings='[log]\nformat = "journal"\n[access.users]\nbin = ["read"]') as place:
         place.trust_us(acme)

@@ -55,7 +55,7 @@ def test_socket_left_by_a_killed_daemon_is_replaced(place):
 
 
 def test_second_daemon_on_the_same_state_exits_with_75(daemon):
-    """With one line on stderr; the first one is not affected."""
+    """It writes one line to stderr; the first one is not affected."""
     ran = daemon.place.once()
     assert ran.returncode == 75
     assert ran.stderr.startswith("latticed: state_in_use: ")
@@ -209,7 +209,7 @@ def test_watchdog_is_pinged_at_half_its_interval(place):
 
 
 def test_crash_writes_the_stacks_of_its_threads_to_stderr(place):
-    """So that the journal shows where it happened."""
+    """The journal then shows where it happened."""
     with place.running() as daemon:
         daemon.signal(signal.SIGSEGV)
         assert daemon.ended() == -signal.SIGSEGV

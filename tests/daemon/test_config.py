@@ -123,7 +123,7 @@ def test_unchanged_configuration_restarts_no_plugin(plugin):
 
 
 def test_invalid_configuration_is_422_with_every_fault_and_its_path(plugin):
-    """With what was expected and found; it is not stored, and nothing restarts."""
+    """Each fault has what was expected and found; nothing is stored, and no plugin is restarted."""
     instance = plugin.result(ID, "config")["instance"]
     answer = put(plugin, {"rules": [{"port": 70000}, {"proto": "tpc"}, {"port": "22"}], "citty": "Bern"})
     assert (answer.status, answer.code) == (422, "config_invalid")
@@ -199,7 +199,7 @@ def test_dry_run_of_a_configuration_stores_nothing(plugin):
 
 
 def test_secret_references_in_a_configuration_stay_unexpanded(plugin):
-    """In the stored, shown and given document; an unbound secret is pointed out."""
+    """The stored, the shown and the given document have the reference; an unbound secret is pointed out."""
     daemon = plugin.daemon
     assert daemon.ask("PUT", "/api/secrets/CITY_TOKEN", b"the-value-of-it").status == 200
     said = put(plugin, {"token": "Bearer ${secret:CITY_TOKEN}"}).json()

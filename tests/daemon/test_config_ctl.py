@@ -57,7 +57,7 @@ def test_config_check_says_that_the_file_fits_and_sets_nothing(host, config):
 
 @pytest.mark.parametrize("verb", ["check", "set"])
 def test_config_faults_are_printed_one_per_line(host, config, verb):
-    """On stderr, then the error and a hint; as data with --format json. Exit status 1."""
+    """They go to stderr, before the error and a hint, and are data with --format json. Exit status 1."""
     stdin = '{"citty": 1, "rules": [{"port": 0}, {}]}'
     done = config(verb, ID, "-f", "-", stdin=stdin)
     *faults, error, hint = done.stderr.splitlines()
@@ -112,7 +112,7 @@ def test_config_set_hints_at_binding_an_unbound_secret(host, config):
     ],
 )
 def test_config_value_that_json_cannot_represent_is_refused_with_its_place(config, stdin, word):
-    """Before anything is sent: exit status 2. An empty file is an empty TOML document."""
+    """It is refused before a request is sent, with exit status 2. An empty file is an empty TOML document."""
     done = config("check", ID, "-f", "-", stdin=stdin)
     if word is None:
         assert done.returncode == 0

@@ -198,7 +198,7 @@ def test_revocation_takes_effect_while_it_cannot_be_recorded(place, acme, sick):
 
 @pytest.mark.root
 def test_full_disk_refuses_decisions_and_recovers(place, acme):
-    """Not one free byte below the state directory: decisions are refused with a code, stopping works."""
+    """The disk has not one free byte below the state directory: decisions are refused with a code, stopping works."""
     for name in ("one", "two", "three"):
         place.drop(name, author=acme, id=f"acme.{name}")
     with faults.small_disk(place.state, kib=6 << 10, uid=place.uid), place.running() as daemon:

@@ -63,7 +63,7 @@ class _Limited(daemons.Place):
 
 
 def test_clients_cannot_exhaust_the_descriptors(place, acme):
-    """With 64 in all and 300 clients: scans, decisions and requests continue, and no plugin is stopped."""
+    """The limit is 64, and 300 clients connect: scans, decisions and requests continue, and no plugin is stopped."""
     limited = _Limited(home=place.home, user=place.user)
     limited.set(f'{RESCAN}\n[runners]\nsystem = "noop"')  # a child alone takes hundreds of numbers
     limited.drop(author=acme)

@@ -51,7 +51,7 @@ def test_unreadable_settings_are_reread_later(place, sick):
     ids=errno.errorcode.get,
 )
 def test_active_plugin_with_unreadable_bundle_is_stopped(place, acme, sick, error):
-    """Once it changes while unreadable; disable works; the intact bundle is armed again."""
+    """It is stopped once the unreadable bundle changes; disable works; the intact bundle is armed again."""
     place.set(RESCAN)
     for name in ("one", "two"):
         place.drop(name, author=acme, id=f"acme.{name}")

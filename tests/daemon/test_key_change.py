@@ -73,7 +73,7 @@ def test_plugin_of_revoked_key_runs_again_with_a_new_signature(place, acme, fres
 
 
 def test_revoke_lists_the_plugins_that_would_stop(place, acme, fresh):
-    """If the daemon runs; otherwise latticectl says that it cannot know."""
+    """It asks the daemon; without one latticectl says that it cannot know."""
     place.env["LATTICED_TRUST"] = str(place.trust)
     place.drop(author=acme)
     trust(place, acme, fresh)

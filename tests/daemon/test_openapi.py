@@ -68,7 +68,7 @@ def aimed(case: Case, plugin_id: str | None) -> Case:
 
 @pytest.mark.parametrize(("operation", "mode"), ASKED, ids=lambda one: getattr(one, "label", one))
 def test_answers_match_the_openapi_description(daemon, session, operation, mode):
-    """For requests by the schema or against it: no 5xx, a documented status, a body that fits its schema."""
+    """Requests fit the schema or break it: no 5xx, a documented status, a body that fits its schema."""
     cases = st.builds(aimed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *IDS]))
 
     @settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

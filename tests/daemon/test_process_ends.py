@@ -103,7 +103,7 @@ def test_sigterm_shuts_plugins_down_cleanly(place, acme):
 
 @pytest.mark.root
 def test_reused_pid_is_not_signalled(place, acme):
-    """Whatever happens to the plugin meanwhile: waiting, stopped, the daemon killed, started again, ended."""
+    """The plugin waits, is stopped, ends, or is started again, or the daemon is killed meanwhile."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with contextlib.ExitStack() as strangers:
         with place.running() as daemon:

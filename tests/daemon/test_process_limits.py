@@ -80,7 +80,7 @@ def failed(answer: raw_http.Answer, code: str, status: int = 502) -> str:
 
 @BOTH
 def test_plugin_over_its_memory_limit_is_out_of_memory(host, way):
-    """With its last output; a plugin that was running is started again."""
+    """The problem has its last output; a plugin that was running is started again."""
     plugin_id = host.armed(way)
     assert "no more memory" in failed(host.invoke(plugin_id, "memory"), "out_of_memory")
     if way == "speaking":
@@ -97,7 +97,7 @@ def test_forking_beyond_the_limit_gets_eagain(host, way):
 
 
 def test_processes_left_by_an_invocation_are_killed(host):
-    """Under stdio-json-v1, where each invocation is a process."""
+    """The protocol is stdio-json-v1, where each invocation is a process."""
     plugin_id = host.armed("one-shot")
     host.result(plugin_id, "forks")
     host.until_only(*HOGS)
@@ -135,7 +135,7 @@ def test_starting_threads_beyond_the_task_limit_fails(host, way):
 @BOTH
 @pytest.mark.parametrize(("kind", "most"), [("disk", 16), ("inodes", 32)])
 def test_filling_scratch_gets_enospc(host, way, kind, most):
-    """As its last output says; the next instance begins with an empty scratch directory."""
+    """The last output of the plugin says so; the next instance begins with an empty scratch directory."""
     plugin_id = host.armed(way)
     for _ in range(2):
         detail = failed(host.invoke(plugin_id, kind), "exited")
@@ -146,14 +146,14 @@ def test_filling_scratch_gets_enospc(host, way, kind, most):
 
 @BOTH
 def test_too_large_a_file_gets_efbig(host, way):
-    """At the size of the whole scratch directory, holes counted."""
+    """The limit is the size of the whole scratch directory, holes counted."""
     plugin_id = host.armed(way)
     assert "it said last: EFBIG at 17" in failed(host.invoke(plugin_id, "huge_file"), "exited")
 
 
 @pytest.mark.parametrize(("wanted", "kib"), [({}, 16), ({"stdout_kib": 4}, 4), ({"stdout_kib": 1_000_000}, 64)])
 def test_too_much_stdout_is_output_too_large(host, wanted, kib):
-    """From one byte more on; the manifest may ask for less, or for as much as the settings allow."""
+    """One byte more than the limit is too much; the manifest may ask for less, or for as much as the settings allow."""
     plugin_id = host.armed("one-shot", bombs.WIDE_ONE_SHOT, **wanted)
     assert host.result(plugin_id, "go", kib << 10) == "wide"
     detail = failed(host.invoke(plugin_id, "go", (kib << 10) + 1), "output_too_large")
@@ -255,7 +255,7 @@ def test_limits_of_a_manifest_are_capped_by_settings(host, way):
 
 @pytest.mark.parametrize("hog", HOGS)
 def test_too_much_processor_time_is_cpu_exceeded(host, hog):
-    """Without a cgroup, which would slow the plugin down instead; its children's time counts."""
+    """There is no cgroup, which would slow the plugin down instead; its children's time counts."""
     if "cgroup" in host.daemon.get("/api/health").json()["sandbox"]["features"]:
         pytest.skip("here a cgroup slows it down instead")
     host.daemon.until(lambda: "failed cpu_exceeded" in host.story(hog), "the hog to be found out")

@@ -129,7 +129,7 @@ def test_exit_while_being_written_to_reports_the_exit_status(host, name):
 
 @pytest.mark.parametrize(("call", "limit"), [("kv.get", 0), ("audit.query", 500)])
 def test_unread_results_of_host_calls_are_bounded(host, name, call, limit):
-    """However large they are; in the end the plugin is unhealthy."""
+    """The daemon's memory stays bounded however large results are; in the end the plugin is unhealthy."""
     body = """
 message = hear()
 for number in range(600):
@@ -150,7 +150,7 @@ while True:
 
 @pytest.mark.parametrize("value", ["'[],' * 349_000 + '[]'", "'[],' * 49_000 + '[]'", "'\"' + 'x' * 1_040_000 + '\"'"])
 def test_large_host_calls_of_a_plugin_that_never_reads_are_bounded(host, name, value):
-    """Whatever the megabyte consists of: nested lists, as many values as are allowed, or one text."""
+    """The megabyte consists of nested lists, of as many values as are allowed, or of one text."""
     body = """
 message = hear()
 say(id=0, method="kv.put", params={"key": "key", "value": "x" * 60000})

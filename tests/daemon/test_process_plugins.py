@@ -44,7 +44,7 @@ def test_invoke_reads_the_payload_from_stdin(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invoke_json_prints_the_whole_reply(host, plugin_id):
-    """For scripts, also if the plugin refused; the exit status says the same."""
+    """Scripts use it, also for a refusal by the plugin; the exit status says the same."""
     done = host.daemon.ctl("--format", "json", "invoke", plugin_id, "greet", '{"name": 1}')
     whole = {"ok": True, "message": "said hello", "result": {"hello": 1}, "error": None}
     assert (done.returncode, json.loads(done.stdout)) == (0, whole)
@@ -162,7 +162,7 @@ def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invocation_is_audited_before_it_is_carried_out(host, plugin_id):
-    """Before the first host call that it makes; payloads as size and hash only."""
+    """Its event comes before the first host call that it makes; payloads are recorded as size and hash only."""
     host.result(plugin_id, "keep", "a secret")
     events = host.daemon.events()
     invoked = [one for one in events if (one["action"], one["target"]) == ("plugin.invoke", plugin_id)][-1]
@@ -189,7 +189,7 @@ def test_audited_payload_hash_is_that_of_the_sent_bytes(host):
 
 
 def test_shell_script_implements_latticed_stdio_1(host):
-    """With sed, through pipes, calling the host in the middle of an invocation."""
+    """It uses sed and pipes, and calls the host in the middle of an invocation."""
     assert host.result("acme.sh", "anything", {}) == {"shell": "spoke"}
     host.daemon.until(lambda: any('"id":"mine","result"' in line for line in host.lines("acme.sh")), "the answer")
 

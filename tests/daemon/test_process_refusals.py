@@ -64,7 +64,7 @@ def test_sandbox_floor_of_settings_applies_without_level_in_manifest(place, acme
 
 
 def test_plugins_run_filtered_without_user_namespaces_and_a_low_floor(place, acme):
-    """Under both protocols. What needs more than that is refused with the step that failed."""
+    """This holds under both protocols. What needs more than that is refused with the step that failed."""
     place.before = (sys.executable, "-c", _WITHOUT_USER_NAMESPACES)
     place.set('[sandbox]\nfloor = "filtered"')
     with place.running() as daemon:
@@ -118,7 +118,7 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("v2", [True, False], ids=["v2", "v1"])
 def test_artifact_that_is_no_program_fails_to_arm(host, name, v2):
-    """With a code and what was found; there is no retry, which could not succeed."""
+    """The problem has a code and what was found; there is no retry, which could not succeed."""
     artifact, code, words = MISFITS[name]
     answer = host.activated(f"acme.{name}-{'v2' if v2 else 'v1'}", artifact, v2=v2)
     assert (answer.status, answer.json()["status"]) == (200, "active")

@@ -117,7 +117,7 @@ def test_only_consecutive_bad_health_checks_restart_a_plugin(host):
 
 
 def test_health_is_503_while_a_critical_plugin_is_not_healthy(place, acme):
-    """Unless the operator's settings say that it does not count."""
+    """It is 200 where the operator's settings say that the plugin does not count."""
     place.set(QUICK)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)

@@ -218,7 +218,9 @@ def test_recover_by_root_makes_files_of_the_daemons_user(used):
 
 @pytest.mark.root
 def test_stop_is_recorded_while_the_disk_is_full(place, acme):
-    """At once, from the reserved space, with its runtime event; it is still known after kill -9 and a start."""
+    """It is written at once, to the reserved space, with its runtime event; it is still known after kill -9 and a
+    start.
+    """
     place.drop(author=acme)
     with faults.small_disk(place.state, kib=8 << 10, uid=place.uid), place.running() as daemon:
         daemon.activate()

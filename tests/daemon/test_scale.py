@@ -76,7 +76,7 @@ def test_first_scan_finds_all_bundles(herd):
 
 
 def test_restart_arms_two_thousand_active_plugins(herd):
-    """After kill -9; several clients activated them concurrently."""
+    """Several clients activated them concurrently; the daemon is ended by kill -9."""
     place, _ = herd
     with place.running() as daemon:
         _decide_all(place, range(ACTIVE))

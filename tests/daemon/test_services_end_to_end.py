@@ -208,7 +208,7 @@ def test_secret_is_never_sent_without_tls(host, server):
 
 
 def test_notification_is_listed_until_pruned(host):
-    """With its sender and severity, and counted; accepting it wrote it to disk."""
+    """The row has its sender and severity, and it is counted; accepting it wrote it to disk."""
     item = host.result(ID, "notify", {"title": "disk\x1b[31m is full", "body": "by 9 %"})
     assert "is full" in ctl(host, "notify", "list", "--plugin", ID)
     rows = json.loads(ctl(host, "--format", "json", "notify", "list"))["notifications"]

@@ -87,7 +87,7 @@ def test_bundle_with_the_id_of_another_plugin_is_refused(active, place, acme, ho
 
 
 def test_unsigned_bundle_of_a_signed_plugins_id_is_publisher_changed(active, place, acme):
-    """Where the policy allows unsigned bundles: the record pins that the plugin is signed."""
+    """The policy allows unsigned bundles, but the record pins that the plugin is signed."""
     before = active.plugin()
     place.trust_us(acme, require_signature=False)
     place.drop("intruder", author=None)

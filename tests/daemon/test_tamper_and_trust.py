@@ -139,7 +139,7 @@ def test_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, ac
 
 
 def test_key_revoked_in_another_spelling_is_revoked(active, place, acme):
-    """Without padding and with white space around."""
+    """The policy has it without padding and with white space around."""
     place.trust_us(acme, revoked={"keys": [f" {acme.public.rstrip('=')}\n"]})
     _stopped(active, "key_revoked")
 
@@ -232,7 +232,7 @@ def test_unsigned_bundles_run_only_without_require_signature(place):
 
 
 def test_slowly_copied_bundle_is_verified_once_complete(daemon, place, acme):
-    """In pieces with pauses between, manifest first."""
+    """It comes in pieces with pauses between, the manifest first."""
     raw = bundles.signed(bundles.manifest_v1(), bundles.ARTIFACT, acme)
     path = bundles.write(place.plugins / "demo", raw, None)
     daemon.until_rejected("demo", "artifact_missing")

@@ -56,7 +56,7 @@ def test_another_version_is_a_candidate_until_upgraded(active, place, acme):
 
 
 def test_new_capabilities_of_an_upgrade_are_granted_by_name(active, place, acme):
-    """Only what the candidate declares; `accept` grants at once."""
+    """Only what the candidate declares can be named; `accept` grants at once."""
     place.drop(author=acme, version="1.1.0", capabilities=["kv:read", "kv:write", "http:egress"])
     _candidate(active, "1.1.0")
     assert active.post(UPGRADE, {"accept": ["log:write"]}).code == "bad_request"

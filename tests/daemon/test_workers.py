@@ -206,7 +206,7 @@ def test_values_in_html_template_are_escaped(host):
 
 
 def test_tampered_template_is_no_longer_served(host, url):
-    """At once, and audited; with its bytes restored it is served again."""
+    """It is refused at once, and audited; with its bytes restored it is served again."""
     artifact = host.daemon.place.plugins / ID / "artifact"
     before = bundles.tamper(artifact)
     host.daemon.until_state("failed", ID, code="digest_mismatch")

@@ -36,7 +36,7 @@ def test_sample_artifact_equals_its_source(source, sample):
 
 @pytest.mark.parametrize("name", ["hello.py", "hello.sh", "hello.c"])
 def test_sample_sources_are_short(name):
-    """Under 60 lines of at most 120 characters."""
+    """Each has under 60 lines of at most 120 characters."""
     lines = (SOURCES / name).read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
     assert max(map(len, lines)) <= 120
@@ -247,7 +247,7 @@ values = st.recursive(
     spaced=st.booleans(),
 )
 def test_hello_c_parses_members_in_any_order(hello_c, asked, order, spaced):
-    """With spaces or without, whatever is inside the payload."""
+    """They come with spaces or without, and with anything inside the payload."""
     separators = (" , ", " : ") if spaced else (",", ":")
     lines = []
     for number, payload in asked:

@@ -215,7 +215,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("way", LATE)
 async def test_artifact_swapped_between_verdict_and_start_is_refused(staged, way):
-    """With its code; restored, the plugin starts."""
+    """The lifecycle hears of it, unless a later read may succeed; once the artifact is restored, the plugin starts."""
     stage = staged(script, Sealing(script(GOOD)))
     stranger = swapper.Swapper(stage.pair, stage.aside)
     stage.between = stranger.ways[way]

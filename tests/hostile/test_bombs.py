@@ -32,7 +32,7 @@ EXPECTED = {
 @pytest.mark.root
 @pytest.mark.parametrize("who", USERS)
 def test_each_resource_bomb_gets_the_errno_of_its_limit(who):
-    """At `isolated`, after a bounded count; the next child is not affected."""
+    """It gets it at `isolated`, after a bounded count; the next child is not affected."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     orders = [{"level": "isolated", "features": FEATURES, "limits": LIMITS, "args": [kind]} for kind in EXPECTED]
@@ -71,7 +71,7 @@ def test_flood_of_output_waits_for_its_reader():
 
 @pytest.mark.root
 def test_concurrent_resource_bombs_get_the_same_errno_as_alone():
-    """With floods of output beside them; the parent stays responsive."""
+    """Other children flood their output meanwhile; the parent stays responsive."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = ["output", "fork", "threads", "memory", "output", "disk", "inodes", "descriptors"]

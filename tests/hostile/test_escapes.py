@@ -117,7 +117,7 @@ def test_foreign_abi_calls_end_the_process(attempt, level, who):
 @pytest.mark.root
 @pytest.mark.parametrize("attempt", WORKS_AT_OPEN)
 def test_escape_attempts_succeed_without_the_sandbox(attempt):
-    """At `open`, as an ordinary user with the daemon's uid."""
+    """They run at `open`, as an ordinary user with the daemon's uid: so the attempts themselves work."""
     assert outcomes("ordinary", "open", ())[attempt] == "through"
 
 

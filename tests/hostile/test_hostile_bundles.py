@@ -391,7 +391,7 @@ def judge(path, trust=TRUST):
 
 @pytest.mark.parametrize("name", CASES)
 def test_hostile_bundle_is_refused_with_its_code(tmp_path, monkeypatch, name):
-    """With a reason and a hint; nothing that it refers to is opened, waited for or shown."""
+    """The problem has a reason and a hint; nothing that the bundle refers to is opened, waited for or shown."""
     monkeypatch.chdir(tmp_path)
     prepare, code = CASES[name]
     prepare(tmp_path / "bundle")

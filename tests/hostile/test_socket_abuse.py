@@ -104,7 +104,7 @@ STALLS = {
 
 @pytest.mark.slow
 def test_stalled_connection_is_closed_within_seconds(daemon):
-    """Wherever it stalls: with a 4xx, or without. Others are served meanwhile."""
+    """It may stall anywhere, and is closed with a 4xx or without. Others are served meanwhile."""
     with contextlib.ExitStack() as stack:
         stalled = {name: stack.enter_context(raw_http.connected(daemon.place.socket)) for name in STALLS}
         for name, sock in stalled.items():
@@ -131,7 +131,7 @@ def test_malformed_chunk_is_400_at_once(daemon, broken):
 
 
 def test_request_with_two_framings_of_its_body_is_refused(daemon):
-    """Even if one of them is empty. With one framing it is answered, and so is the next request."""
+    """An empty one counts as well. With one framing the request is answered, and so is the next one."""
     body, last = b'{"name":"x"}', raw_http.request("GET", "/api/health", Connection="close")
     length = ("Content_Length", str(len(body)))
     framings = [({}, [404, 200])]
@@ -186,7 +186,7 @@ def test_client_that_disconnects_causes_no_error_log(daemon):
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "no-such"])
 def test_compressed_body_is_400_and_never_decoded(daemon, coding):
-    """Whether it is broken or a bomb."""
+    """It is broken, or a bomb."""
     bomb = zlib.compress(b" " * (16 << 20))
     for body in (b"hello", bomb):
         answer = daemon.ask_raw("POST", "/api/plugins/verify", body, Content_Encoding=coding)
@@ -343,7 +343,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
 def test_no_large_body_blocks_the_event_loop(daemon, body):
-    """Whatever the mebibyte consists of, it is 400, and other clients do not wait."""
+    """A mebibyte of any kind is answered with 400, and other clients do not wait."""
     with daemon.turns.short(worst_s=0.030, p99_s=0.030):
         for _ in range(3):
             assert daemon.ask("POST", "/api/plugins/verify", body).status == 400

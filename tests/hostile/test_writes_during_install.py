@@ -199,7 +199,7 @@ def test_write_during_install_is_refused_or_only_verified_bytes_run(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_undisturbed_install_takes_exactly_the_steps_in_moments(pairs, tmp_path, monkeypatch, version):
-    """So the other tests, which interrupt it at each of MOMENTS, leave out no step."""
+    """The other tests interrupt it at each of MOMENTS: so they leave out no step."""
     bundle, _ = pairs(version)
     moments = Interrupted(monkeypatch, -1, lambda: None)
     found = _install(bundle, Store(tmp_path / "store"), moments)

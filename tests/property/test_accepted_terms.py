@@ -78,7 +78,7 @@ def test_manifest_accepted_completely_is_effective_unchanged(manifest, by, usual
 
 @given(_MANIFESTS, _MANIFESTS, _INTERPRETERS, _USUAL)
 def test_meet_of_terms_is_within_both(one, other, by, usual):
-    """For all terms that have an order."""
+    """All terms that have an order are compared."""
     first, second = accepted.asked(one, by), accepted.asked(other, by)
     both = accepted.meet(first, second, usual)
     assert accepted.beyond(both, first, usual) == ()
@@ -91,7 +91,7 @@ _KINDS = {"type", "protocol", "interpreter", "args"}
 
 @given(st.lists(_HOSTS | st.just("*")).map(tuple), st.lists(_HOSTS).map(tuple), _HOSTS)
 def test_meet_of_terms_covers_the_hosts_that_both_cover(granted, declared, one):
-    """No more and no fewer; `*` covers ports 80 and 443."""
+    """It covers no more and no fewer; `*` covers ports 80 and 443."""
     host, _, number = one.removeprefix("*.").rpartition(":")
     for name in (host, f"x.{host}"):
         port = int(number)

@@ -114,7 +114,7 @@ def test_addresses_with_an_embedded_ipv4_address_are_blocked(prefix, low):
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "identity", "br", "gzip, gzip"]))
 def test_any_response_body_is_decoded_or_refused(data, encoding):
-    """Never beyond the limit, and with no other exception."""
+    """It never gives more than the limit, and raises no other exception."""
     for raw in (data, zlib.compress(data), zlib.compress(data, wbits=31) + data):
         try:
             assert len(body.decoded(raw, encoding, limit=300)) <= 300 or encoding == "identity"

@@ -118,7 +118,7 @@ def _spoken(pieces):
 @example(data=b'{"jsonrpc":"2.0","id":4,"result":1}\n' * 2, cuts=[])
 @example(data=b'{"jsonrpc":"2.0","id":1,"result":1,"result":2}\n', cuts=[40])
 def test_session_given_any_bytes_continues_or_ends_with_a_reason(data, cuts):
-    """With the same result in one chunk and in many."""
+    """The result is the same for one chunk and for many."""
     whole = _spoken([data])
     broken, calls, _ = whole
     assert len(broken) <= 1

@@ -42,7 +42,7 @@ def test_template_rendering_inserts_each_value_once(pieces, values):
 
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 def test_template_with_any_braces_is_parsed_or_refused(source):
-    """With no other exception; the text parts of a parsed template have no opening braces."""
+    """No other exception is raised; the text parts of a parsed template have no opening braces."""
     with contextlib.suppress(Problem):
         parts = template.parse(source.encode()).parts
         assert not any(b"{{" in part for part in parts if isinstance(part, bytes))

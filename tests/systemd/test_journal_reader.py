@@ -91,7 +91,7 @@ async def test_only_entries_of_sshd_itself_are_shown(desk: Desk) -> None:
 
 
 async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
-    """In pages, from any cursor, with entries of others between, and while more is written."""
+    """It is read in pages, from any cursor, with entries of others between, and while more is written."""
     start = (await desk.ask(limit=0))["cursor"]
     true, other = desk.journal.speaker("/usr/local/sbin/sshd"), desk.journal.speaker("logger", tag="noise")
     for number in range(60):
@@ -129,7 +129,7 @@ async def test_empty_journal_gives_a_cursor(desk: Desk) -> None:
 
 
 async def test_journal_lines_are_escaped_and_cut(desk: Desk) -> None:
-    """Whatever others make sshd log; at most 16 KiB."""
+    """Others can make sshd log any text; a line has at most 16 KiB."""
     start = (await desk.ask(limit=0))["cursor"]
     true = desk.journal.speaker("/usr/local/sbin/sshd")
     true.say(b"Invalid user \x1b[2J\xff\xe2\x80\xae from 192.0.2.1", "x" * 40_000)

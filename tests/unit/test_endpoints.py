@@ -33,7 +33,7 @@ BAD = [
 
 @pytest.mark.parametrize("value", BAD)
 def test_listen_address_that_is_not_loopback_is_refused_by_settings(tmp_path, value):
-    """With the key, the file, and what was expected."""
+    """The problem has the key, the file, and what was expected."""
     file = tmp_path / "latticed.toml"
     file.write_text(f'[http]\nlisten = "{value}"\n')
     with pytest.raises(Problem, match=r"http\.listen: expected a loopback address and a port") as caught:

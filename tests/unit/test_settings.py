@@ -142,7 +142,7 @@ def test_unknown_setting_is_refused_with_nearest_known_one(tmp_path, toml, key, 
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
 def test_setting_of_wrong_type_is_refused(tmp_path, key, kind, rules):
-    """With key, file, what was expected and found. A boolean is no number; an integer is valid for a float."""
+    """The problem has key, file, what was expected and found. A boolean is no number; an integer is a valid float."""
     wrong = {int: ["1.5", "true", "'1'", "[1]", "1979-05-27"], float: ["true", "'1'", "{a = 1}"]}
     wrong |= {bool: ["1", "'true'"], str: ["1", "true", "['info']"]}
     wrong |= {tuple[str, ...]: ["1", "'a'", "{a = 'read'}", "[1]", "[['a']]"]}
@@ -184,7 +184,7 @@ def test_relative_path_in_settings_is_refused(tmp_path, name, value):
 
 
 def test_unknown_scope_in_access_is_refused(tmp_path):
-    """For users and groups; the problem names which."""
+    """Users and groups are checked; the problem names which."""
     toml = "[access.users]\nalice = ['read', 'host']\n[access.groups]\nops = ['operate']\n"
     found = load(tmp_path, toml).access
     assert (found.users, found.groups) == ({"alice": ("read", "host")}, {"ops": ("operate",)})
@@ -339,7 +339,7 @@ names = st.sampled_from([*PATHS, *(key for key, *_ in KEYS), "nonsense", "log", 
 @tuned(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.dictionaries(names, values, max_size=4), junk=st.binary(max_size=20))
 def test_any_settings_file_gives_settings_or_a_problem(tmp_path, lines, junk):
-    """No other exception; and what loads is within its bounds."""
+    """No other exception is raised; and what loads is within its bounds."""
     toml = "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
     for content in (toml, toml + junk):
         try:

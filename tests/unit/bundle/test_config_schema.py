@@ -42,7 +42,7 @@ def fault(schema):
 
 
 def test_valid_schema_is_accepted():
-    """With references within it, unknown keywords, and data that merely looks like schemas."""
+    """It has references within it, unknown keywords, and data that merely looks like schemas."""
     config_schema.check(HONEST)
     config_schema.check({})
 
@@ -104,7 +104,7 @@ def test_schema_over_its_size_limits_is_refused():
     ],
 )
 def test_any_schema_is_judged_within_milliseconds(schema):
-    """Whatever its patterns: that happens before a signature is verified."""
+    """It may have any patterns, and is judged before a signature is verified."""
     config_schema.check({})
     began = time.thread_time()
     with contextlib.suppress(Broken):

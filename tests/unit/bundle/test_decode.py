@@ -97,7 +97,7 @@ def test_v2_manifest_is_decoded_with_all_its_parts():
     ],
 )
 def test_bytes_other_than_one_strict_json_object_are_invalid_json(data):
-    """Where parsers disagree, a signature would mean two things."""
+    """Parsers disagree about them, so a signature would mean two things."""
     assert _refused(data).code == "manifest_invalid_json"
 
 
@@ -238,7 +238,7 @@ def test_digest_is_accepted_in_either_case():
 
 
 def test_manifest_of_unknown_schema_is_reported_as_such():
-    """Whatever else it contains; the hint is not to sign it again."""
+    """Its other members do not matter; the hint is not to sign it again."""
     found = _refused({"schema": "lattice.plugin.manifest.v2", "id": "acme.demo", "unknown": {"x": 1}})
     assert found.code == "manifest_invalid"
     assert found.reason.startswith("expected the schema latticed.manifest.v2")

@@ -227,7 +227,7 @@ def test_file_without_permission_is_unreadable(bundle, name, monkeypatch):
 
 
 def test_bundle_fingerprint_differs_after_any_write(bundle):
-    """None for a part that is missing, or when the name is no real directory."""
+    """It is None for a part that is missing, or when the name is no real directory."""
     with files.closing(files.open_directory(bundle.parent)) as parent:
         first = read.fingerprint("demo", beneath=parent)
         assert None not in first

@@ -60,7 +60,7 @@ async def test_directories_of_file_systems_and_archivers_are_ignored(plugins: Pa
 
 
 async def test_first_batch_of_sightings_is_empty_without_bundles(plugins: Path) -> None:
-    """So that the reader need not wait."""
+    """The reader then need not wait."""
     async with catalogs.watching(plugins, ACME) as seen:
         assert seen.batches == [()]
 
@@ -162,7 +162,7 @@ async def test_bundle_names_carry_their_directory_label(plugins: Path, tmp_path:
 
 
 async def test_bundles_beyond_the_limit_are_refused_and_counted(plugins: Path) -> None:
-    """Only newcomers; a slot that becomes free is used."""
+    """Only newcomers are refused; a slot that becomes free is used."""
     for name in ("b", "c", "d"):
         bundles.drop(plugins, name, author=ACME, id=f"acme.{name}")
     async with catalogs.watching(plugins, ACME, max_bundles=2) as seen:

@@ -96,7 +96,7 @@ async def test_bundle_on_hanging_mount_is_refused_at_its_deadline(plugins: Path)
 
 
 async def test_plugin_directory_whose_listing_hangs_is_a_problem(plugins: Path, tmp_path: Path) -> None:
-    """At its deadline; verified bundles stay, as each is opened by its name."""
+    """It is one at the deadline of the listing; verified bundles stay, as each is opened by its name."""
     place = tmp_path / "mounted"
     place.mkdir()
     tree = {

@@ -45,7 +45,7 @@ def keep(store: Store, path: Path, verified: Verified) -> None:
 
 
 def test_kept_pair_equals_the_verified_one(store: Store, bundle: bundles.Bundle) -> None:
-    """Both files byte for byte, mode 0400, in directories of mode 0700."""
+    """Both files are equal byte for byte and have mode 0400, in directories of mode 0700."""
     verified = judged(bundle.path)
     keep(store, bundle.path, verified)
     place = store.path(verified.identity)
@@ -148,7 +148,7 @@ def test_store_collect_removes_unused_pairs(store: Store, bundle: bundles.Bundle
 
 @pytest.mark.parametrize("mode", ["a file", "no space"])
 def test_unwritable_store_is_store_unavailable(tmp_path: Path, bundle: bundles.Bundle, mode: str) -> None:
-    """With the operating system's reason; no partial pair stays."""
+    """The problem has the operating system's reason; no partial pair stays."""
     store = Store(tmp_path / "broken")
     verified = judged(bundle.path)
     if mode == "a file":

@@ -37,7 +37,7 @@ def _keep(store, bundle, verified):
 
 
 def test_pair_kept_after_mark_is_not_collected(store, acme, tmp_path):
-    """Whether it is new to the store or was there before: `in_use` does not include it yet."""
+    """It is new to the store or was there before: `in_use` does not include it yet."""
     bundle = bundles.drop(tmp_path, author=acme)
     verified = _judged(bundle, acme)
     for _ in range(2):  # the second time it is found intact, and nothing is written

@@ -158,7 +158,7 @@ def test_bundles_beyond_the_watch_limit_are_scanned(tmp_path: Path) -> None:
 
 
 def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
-    """When no inotify instance can be had; health says so."""
+    """No inotify instance can be had here; health says so."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
 

@@ -17,7 +17,7 @@ from tests.house import api_server
 
 
 def test_missing_daemon_exits_7_as_not_running(ctl, tmp_path):
-    """No socket, or a socket without a listener; exit 5 is for missing permission."""
+    """There is no socket, or no listener behind it; exit 5 is for missing permission."""
     ran = ctl("status", LATTICED_SOCKET=str(tmp_path / "none.sock"))
     assert ran.code == 7
     assert ran.err.startswith("error: the daemon is not running\nhint: ")
@@ -103,7 +103,7 @@ def test_problem_details_and_hints_are_escaped(ctl, api):
 
 
 def test_path_parts_of_requests_are_percent_encoded(api):
-    """Including bytes that are not UTF-8; parts that would name another path are not sent."""
+    """So are bytes that are not UTF-8; parts that would name another path are not sent."""
     client = ControlClient(str(api.socket))
     for key in ("a/b", "ü ?#%", os.fsdecode(b"\xff\xfe"), "a=b&c"):
         client.put_bytes("kv", "plugin:acme.demo", key, body=b"\0v")
@@ -145,7 +145,7 @@ def _answering(path: Path, *answers: bytes | None) -> Iterator[None]:
 
 
 def test_silent_daemon_times_out(tmp_path):
-    """After `read_s` seconds, with the exit code of an unreachable daemon."""
+    """It does so after `read_s` seconds, with the exit code of an unreachable daemon."""
     with _answering(tmp_path / "s", None):
         with pytest.raises(Problem, match="no answer within") as caught:
             ControlClient(str(tmp_path / "s"), read_s=0.05).get("status")

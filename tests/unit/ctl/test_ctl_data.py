@@ -152,7 +152,7 @@ def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
     ],
 )
 def test_payload_that_the_api_would_refuse_is_refused_before_sending(ctl, api, payload, said):
-    """Never changed into something that the API accepts."""
+    """It is never changed into something that the API accepts."""
     ran = ctl("invoke", "acme.demo", "greet", payload)
     assert (ran.code, ran.data) == (2, b"")
     assert said in ran.err
@@ -160,7 +160,7 @@ def test_payload_that_the_api_would_refuse_is_refused_before_sending(ctl, api, p
 
 
 def test_limits_of_every_capability_are_described(tmp_path):
-    """By `limits.of`, in words, with the values of the local daemon's settings."""
+    """`limits.of` describes them in words, with the values of the local daemon's settings."""
     from latticed import settings
     from latticed.ctl import limits
     from latticed.model import capability
@@ -207,7 +207,7 @@ def test_invalid_password_is_not_sent(ctl, api, monkeypatch, data, why):
 
 
 def test_password_is_prompted_for_twice(ctl, api, monkeypatch):
-    """At a terminal, without echo; other secrets are asked for once."""
+    """This is at a terminal, without echo; other secrets are asked for once."""
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     typed = iter(("correct horse", "corect horse", "correct horse", "correct horse", "token"))
     prompts = []

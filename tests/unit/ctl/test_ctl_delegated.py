@@ -62,7 +62,7 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_list_prints_aligned_rows_of_all_plugins_or_one(ctl, api, verb):
-    """For each verb; as JSON a list."""
+    """Each verb has one; as JSON it is a list."""
     kind, member, row, shown = VERBS[verb]
     api.override[f"GET {kind}"] = (200, {member: [row], "next": None})
     ran = ctl(verb, "list", "--abs-time")

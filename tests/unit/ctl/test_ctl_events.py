@@ -56,7 +56,7 @@ def test_any_bytes_of_a_stream_are_decoded_or_a_bad_reply(chunks):
 
 @given(st.lists(st.text(alphabet='ab \\"\u2028', max_size=5)), st.integers(0, 100))
 def test_client_decodes_events_as_the_daemon_sent_them(reasons, start):
-    """With quotes, backslashes and U+2028 in their texts; at the end comes an id without data."""
+    """Their texts have quotes, backslashes and U+2028; at the end comes an id without data."""
     events = [event(start + at, reason=reason) for at, reason in enumerate(reasons)]
     found = list(stream.decode(lines(sse(*events, upto=999))))
     assert [json.loads(sent.data) for sent in found[:-1]] == events
@@ -88,7 +88,7 @@ def test_events_accepts_since_as_old_name_of_after(ctl, api):
 
 
 def test_older_pages_are_read_until_enough_events_match(ctl, api):
-    """When few of the newest events are of the plugin."""
+    """Few of the newest events are of the plugin."""
     api.events = [event(seq, target="acme.other") for seq in range(1, 31)]
     api.events[0] |= {"target": "acme.demo"}
     api.events[1] |= {"actor": "plugin:acme.demo", "action": "host.call"}

@@ -220,7 +220,7 @@ def test_hostile_answer_is_an_error_within_the_deadline(tmp_path, monkeypatch, w
 
 @pytest.mark.parametrize("what", ["interim answers", "trailers"])
 def test_endless_answer_is_cut_at_the_size_limit(tmp_path, monkeypatch, what):
-    """Before the deadline: `http.client` by itself would read on."""
+    """It is cut before the deadline: `http.client` by itself would read on."""
     monkeypatch.setattr(clients, "MAX_REPLY_BYTES", 1 << 20)
     with answering(tmp_path / "s", ENDLESS[what]):
         with pytest.raises(Problem) as caught:

@@ -64,7 +64,7 @@ def test_dry_run_field_is_absent_by_default(ctl, api):
     ],
 )
 def test_trust_lift_sends_the_revocation_by_kind_and_value(ctl, api, words, body):
-    """In the spelling that the daemon uses: digests in lower case, keys with padding."""
+    """They are spelt as the daemon does: digests in lower case, keys with padding."""
     if words[0] == "--key":
         words = ("--key", body["value"].rstrip("="))
     ran = ctl("trust", "lift", *words)

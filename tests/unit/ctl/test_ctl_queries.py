@@ -104,7 +104,7 @@ def test_info_of_a_refused_bundle_names_the_reason(ctl, api):
 @pytest.mark.parametrize("plugin_id", ["acme.none", "..", "../lifecycle", "A", "x" * 300, "acme.d\x1bmo"])
 @pytest.mark.parametrize("verb", ["info", "install", "activate", "disable", "upgrade", "restart", "forget"])
 def test_unknown_id_exits_4(ctl, api, verb, plugin_id):
-    """Whatever the id contains; it is escaped in the message."""
+    """The id may contain anything; it is escaped in the message."""
     ran = ctl(verb, plugin_id)
     assert (ran.code, ran.data) == (4, b"")
     assert "\x1b" not in ran.err
@@ -216,7 +216,7 @@ def test_wait_goes_on_over_a_daemon_restart_and_fails_without_a_daemon(ctl, api)
 
 
 def test_active_plugins_not_running_are_counted_by_reason(ctl, api):
-    """In list from the rows, in status and health from the daemon; no line when all run."""
+    """`list` counts its rows, `status` and `health` show the daemon's counts; there is no line when all run."""
     armed = {"state": "armed", "runner": "noop", "health": "unknown", "message": ""}
     api.add("acme.well", status="active", runtime=armed)
     assert ctl("list").err == ""

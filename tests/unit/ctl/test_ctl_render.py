@@ -47,7 +47,7 @@ def test_durations_show_two_units(seconds, shown):
     ("given_text", "sent"), [("10m", "2025-01-31T07:50:00.000000Z"), ("2w", "2025-01-17T08:00:00.000000Z")]
 )
 def test_since_duration_counts_back_from_now(given_text, sent):
-    """By a number and a unit; what would be before 1970 is the beginning of 1970."""
+    """It is a number and a unit; what would be before 1970 is the beginning of 1970."""
     assert times.since(given_text, NOW_S) == sent
     assert times.since("9" * 30 + "d", NOW_S).startswith("1970-01-01")
 
@@ -83,7 +83,7 @@ def test_widest_shrinkable_column_is_cut_first():
 
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30)), max_size=5), st.integers(1, 80))
 def test_any_text_leaves_table_rows_on_one_line(rows, width):
-    """Without control characters; rows fit the width if their columns may shrink."""
+    """They have no control characters; rows fit the width if their columns may shrink."""
     columns = [Column(title="A", shrinks=True), Column(title="B", shrinks=True)]
     lines = shown([list(row) for row in rows], width, columns)
     assert len(lines) == len(rows) + 1

@@ -43,7 +43,7 @@ def test_any_metrics_text_is_parsed_without_error(text):
 
 
 def test_top_shows_rates_as_differences_between_samples():
-    """None in the first sample; not negative after a restart of the daemon; sorted by rate."""
+    """The first sample has none; they are not negative after a restart of the daemon, and rows are sorted by them."""
     known = list(decode.plugins([armed("acme.a"), armed("acme.b"), api_server.plugin("acme.c"), armed("acme.d")]))
     before = activity.Sample(calls={"acme.a": 10, "acme.b": 900}, denied={}, at_s=1.0)
     now = activity.Sample(calls={"acme.a": 110, "acme.b": 3, "acme.d": 400}, denied={"acme.a": 2}, at_s=3.0)
@@ -134,7 +134,7 @@ def terminal(api):
 
 @pytest.mark.parametrize("end", ["q", "ctrl-c"])
 def test_top_redraws_on_a_terminal_until_ended(api, terminal, end):
-    """Never more lines than the terminal has; its mode is restored."""
+    """It never prints more lines than the terminal has; the terminal's mode is restored."""
     terminal.until(b"50 plugins, 50 armed")
     picture = terminal.until(b"\x1b[J")
     picture = terminal.until(b"\x1b[J").split(b"\x1b[H")[-1]

@@ -119,7 +119,7 @@ def test_foreign_lock_on_directory_or_file_does_not_block_revoking(trust):
 
 
 def test_policy_edit_fails_when_its_lock_stays_held(trust, ctl, monkeypatch):
-    """After LOCK_S, naming the file; a lock file that is a link or open to others is refused."""
+    """It fails after LOCK_S and names the file; a lock file that is a link or open to others is refused."""
     monkeypatch.setattr("latticed.ctl.policy_file.LOCK_S", 0.1)
     trust("add", "acme", ACME)
     lock = trust.path.parent / ".trust.json.lock"

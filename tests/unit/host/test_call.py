@@ -15,7 +15,7 @@ async def nothing(_caller, _params):
 
 
 def test_table_of_host_calls_refuses_unknown_and_duplicate_calls():
-    """When the table is made at the daemon's start."""
+    """It refuses them when it is made, at the daemon's start."""
     served = Served(method="kv.get", params=NoParams, serve=nothing)
     assert list(service.table([served])) == ["kv.get"]
     with pytest.raises(ValueError, match=r"kv\.get"):

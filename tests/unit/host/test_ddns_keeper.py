@@ -436,7 +436,7 @@ async def test_put_cancels_the_running_try_of_its_record(here, provider):
 
 
 async def test_hanging_ddns_try_delays_no_other_plugin(here, provider):
-    """At most four concurrent tries of one plugin."""
+    """One plugin has at most four concurrent tries."""
     provider.hold = asyncio.Event()
     for number in range(10):
         await here.put(name=f"h{number}.example.org")

@@ -51,7 +51,7 @@ def test_changed_address_is_taken_once_settled():
 
 @given(st.lists(st.tuples(st.sampled_from([A, B, ""]), st.integers(0, 29)), max_size=40))
 def test_unsettled_address_is_never_taken(story):
-    """For any sequence: an address is taken only after it stayed for `settle_s`."""
+    """In any sequence an address is taken only after it stayed for `settle_s`."""
     seen, now, since = None, 0, {}
     for found, passed in story:
         now += passed

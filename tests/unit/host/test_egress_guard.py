@@ -88,7 +88,7 @@ async def test_host_that_is_not_granted_is_refused_without_dns_lookup():
     ],
 )
 async def test_refusal_names_the_rule_it_breaks(host, code):
-    """Without the address, if that is not public."""
+    """It does not show an address that is not public."""
     zone = {
         "empty.example": [[]],
         "crowd.example": [[f"1.1.1.{number}" for number in range(65)]],
@@ -185,7 +185,7 @@ def test_own_addresses_are_those_of_all_interfaces():
 
 
 def test_addresses_are_found_despite_interface_name_that_is_not_utf8(tmp_path, monkeypatch):
-    """On its line and on those after it."""
+    """Those on its line and on the lines after it are found."""
     listed = tmp_path / "if_inet6"
     address = b"fd000000000000000000000000000001 01 40 00 80    "
     listed.write_bytes(address + b"wl\xff\xe2\x80\xa8\n" + address.replace(b"1 01", b"2 02") + b"eth0\n")
@@ -234,7 +234,7 @@ async def test_hanging_lookups_block_only_their_owner(monkeypatch):
 
 
 async def test_lookup_without_thread_is_refused(monkeypatch):
-    """At the limit of threads, and when the system cannot start one."""
+    """The limit of threads is reached, or the system cannot start one."""
     with pytest.raises(resolver.TooManyLookups):
         await resolver.SystemResolver(max_threads=0).lookup("localhost")
 

@@ -214,7 +214,7 @@ async def test_response_with_unrequested_encoding_is_decoded(encoding, data):
     ],
 )
 async def test_malformed_responses_are_host_errors(said, message):
-    """No partial body, and no text of the server in the error."""
+    """There is no partial body, and no text of the server in the error."""
     async with bench(said) as it:
         assert (await it.refused()).startswith(message.format(shown=f"backend.lan:{it.server.port}"))
 

@@ -212,7 +212,7 @@ async def test_only_newest_results_of_each_monitor_are_kept(tmp_path, found):
 
 
 async def test_target_that_goes_down_and_up_gives_two_alerts(here, found):
-    """In the owner's name, critical and info, each audited; repeated results give none."""
+    """They are in the owner's name, critical and info, each audited; repeated results give none."""
     await here.put("web", failures=2)
     await here.round_of("web")
     found.found["web.example:1"] = DOWN
@@ -392,7 +392,7 @@ async def test_monitor_over_quota_is_refused(tmp_path, found):
 
 
 async def test_monitors_of_plugin_that_may_not_act_are_not_checked(here, found):
-    """While it is disabled or the capability is not granted; they are checked again afterwards."""
+    """It is disabled, or the capability is not granted; they are checked again afterwards."""
     await here.put("web")
     await here.round_of("web")
     rights = here.allowed.pop("acme.a")

@@ -132,7 +132,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("case", OUTCOMES)
 async def test_missing_word_in_body_is_down(case):
-    """With any framing and content coding; a body that cannot be decoded here is an error, not down."""
+    """This holds for any framing and content coding; a body that cannot be decoded here is an error, not down."""
     said, outcome, code = OUTCOMES[case]
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="all is well")
@@ -190,7 +190,7 @@ async def test_malformed_http_answer_is_down(said, codes):
 
 
 async def test_hanging_site_is_down_after_the_timeout():
-    """No response, and a response without an end."""
+    """It sends no response, or one without an end."""
     async with targets.site(None) as site:
         result = await check("http", site.url(), timeout_s=0.2)
     assert (result.outcome, result.code) == ("down", "timeout")
@@ -358,7 +358,7 @@ def pinging(prepare, *, target="127.0.0.1", wrap=()):
 
 
 async def test_ping_works_without_cap_net_raw_inside_ping_group_range():
-    """In a network namespace with its own net.ipv4.ping_group_range; IPv4 and IPv6."""
+    """The test makes a network namespace with its own net.ipv4.ping_group_range; IPv4 and IPv6."""
     if (reason := netns.why_not()) is not None:
         pytest.skip(reason)
     allow = 'ip link set lo up && echo "65534 65534" > /proc/sys/net/ipv4/ping_group_range && exec "$0" "$@"'

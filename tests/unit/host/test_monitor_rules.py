@@ -28,7 +28,7 @@ def run(outcomes, failures):
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_state_that_goes_down_and_up_gives_two_alerts(failures):
-    """Whatever `failures` is; a target that is up from the start gives none."""
+    """This holds for any `failures`; a target that is up from the start gives none."""
     outcomes = ["up"] * 5 + ["down"] * 5 + ["up"] * 5
     alerts = [(number, alert) for number, (_, alert) in enumerate(run(outcomes, failures)) if alert]
     assert alerts == [(4 + failures, "down"), (9 + failures, "up")]
@@ -41,7 +41,7 @@ def test_target_down_from_the_start_alerts():
 
 @given(outcomes=st.lists(OUTCOMES, max_size=60), failures=st.integers(1, 5))
 def test_alerts_alternate_and_follow_enough_failures(outcomes, failures):
-    """Never two of a kind in a row; each after `failures` results of that kind in a row."""
+    """There are never two of a kind in a row; each comes after `failures` results of that kind in a row."""
     found = run(outcomes, failures)
     alerts = [alert for _, alert in found if alert]
     assert all(one != other for one, other in itertools.pairwise(alerts))
@@ -175,7 +175,7 @@ def test_echo_request_has_header_and_valid_checksum(identifier, sequence, token)
 
 @given(sequence=st.integers(0, 65535), token=TOKENS, data=st.binary(max_size=80), version=st.sampled_from([4, 6]))
 def test_only_the_echo_reply_to_the_request_is_accepted(sequence, token, data, version):
-    """With its sequence and token, with or without IP header; not our own request (seen on loopback)."""
+    """It has its sequence and token, with or without IP header; our own request, seen on loopback, is not accepted."""
     kind = 0 if version == 4 else 129
     reply = bytes([kind, 0, 1, 2, 9, 9]) + sequence.to_bytes(2, "big") + token
     assert icmp.is_reply(version, reply, sequence, token)

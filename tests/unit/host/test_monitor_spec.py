@@ -90,7 +90,7 @@ def test_bad_monitor_parameters_are_refused(params):
 
 @pytest.mark.parametrize("target", ["ftp://a.example/", "http://127.1/", "http://0x7f000001/"])
 def test_forbidden_monitor_urls_are_blocked(target):
-    """With the egress guard's code and reason."""
+    """The error has the egress guard's code and reason."""
     with pytest.raises(HostError, match=r"^egress_blocked: "):
         checked(target=target)
 

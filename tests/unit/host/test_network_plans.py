@@ -95,7 +95,7 @@ async def test_plan_has_digest_of_its_canonical_form(desk):
 
 
 async def test_same_plan_is_stored_once(desk):
-    """Whatever the order of its keys; other kinds and other plugins have rows of their own."""
+    """The order of its keys does not matter; other kinds and other plugins have rows of their own."""
     first = await desk.call("plan", kind="nft", intent=INTENT)
     desk.clock.advance(5)
     assert await desk.call("plan", kind="nft", intent=dict(reversed(INTENT.items()))) == first
@@ -107,7 +107,7 @@ async def test_same_plan_is_stored_once(desk):
 
 
 async def test_newer_plan_makes_planned_one_stale(desk):
-    """Of the same plugin and kind; approved plans stay. A stale plan that is put again is planned again."""
+    """It is of the same plugin and kind; approved plans stay. A stale plan that is put again is planned again."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
     await desk.call("plan", kind="wireguard", intent={"n": 1})
     await desk.call("plan", B, kind="nft", intent={"n": 1})
@@ -156,7 +156,7 @@ async def test_bad_network_plans_are_refused(desk, kind, intent, word):
 
 
 async def test_intent_nested_too_deep_is_refused(desk):
-    """At most 32 levels of objects and lists."""
+    """At most 32 levels of objects and lists are accepted."""
     deep: object = 1
     for level in range(32):
         deep = {"a": deep} if level % 2 else [deep]
@@ -222,7 +222,7 @@ def test_fields_with_names_similar_to_secrets_are_accepted(name):
 
 
 async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
-    """Only those bound to the plugin; the value is in no row and no answer."""
+    """Only those bound to the plugin are accepted; the value is in no row and no answer."""
     await desk.secrets.set("WG_KEY", "the value itself")
     intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
     error = await desk.refused("plan", kind="wireguard", intent=intent)

@@ -76,7 +76,7 @@ def desk(ledger: Ledger, clock: ManualClock, tmp_path: Path) -> Desk:
 
 
 async def test_node_facts_agree_with_the_system(desk: Desk) -> None:
-    """With what Python and the kernel report."""
+    """They are compared with what Python and the kernel report."""
     facts = await desk.call("node.facts")
     assert facts["hostname"] == socket.gethostname()
     assert facts["kernel"]["release"] == platform.release()

@@ -75,7 +75,7 @@ async def test_notification_of_plugin_that_may_not_act_waits(ledger, clock):
 
 
 async def test_notification_with_same_dedupe_key_is_queued_once(queue):
-    """So a plugin can safely repeat a call whose answer it did not get."""
+    """A plugin can then safely repeat a call whose answer it did not get."""
     first = await send(queue, dedupe="run-7")
     again = await send(queue, dedupe="run-7")
     assert again == {"ok": True, "id": first["id"], "duplicate": True}
@@ -244,7 +244,7 @@ async def test_notification_is_queued_again_when_its_lease_ends(queue, ledger, c
 
 
 async def test_restart_queues_notifications_in_delivery_again(ledger, clock):
-    """With the same id; the attempt counts."""
+    """They keep their id; the attempt counts."""
     async with made(ledger, clock) as queue:
         await send(queue)
         item = await queue.take()

@@ -126,7 +126,7 @@ async def test_environment_variable_of_program_is_set_only_while_granted(here):
 
 
 async def test_program_runs_until_deleted(here):
-    """With its arguments and environment; its output is shown; no process is left after the deletion."""
+    """It gets its arguments and environment; its output is shown; no process is left after the deletion."""
     made = await here.put("web", 'echo "$1 $COLOUR"; echo x >/scratch/f && cat /scratch/f; (sleep 1000 &) ; sleep 1000')
     assert made == {"ok": True, "name": "web", "state": "starting"}
     await here.call(
@@ -160,7 +160,7 @@ async def test_putting_the_same_program_again_changes_nothing(here):
 
 
 async def test_program_is_restarted_until_the_breaker_opens(here):
-    """With a pause before each restart; then it is failed, with its last output, until it is put again."""
+    """There is a pause before each restart; then it is failed, with its last output, until it is put again."""
     await here.put("bad", "echo oops >&2; exit 3")
     found = await here.until_state("failed", "bad")
     assert (found["restarts"], found["last_error"]["code"]) == (2, "crash_loop")
@@ -242,7 +242,7 @@ async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_
 
 
 async def test_program_reaches_only_the_network_of_its_kind(tmp_path):
-    """None, a loopback of its own, or that of the host if the operator allows it for the program."""
+    """It has none, a loopback of its own, or that of the host if the operator allows it for the program."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     script = f"""

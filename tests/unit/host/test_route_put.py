@@ -118,7 +118,7 @@ async def test_action_gets_request_and_its_result_is_the_response(world):
 
 
 async def test_binary_bodies_of_action_are_base64(world):
-    """In the request and in the result."""
+    """They are so in the request and in the result."""
     await world.put(path=HERE, **INVOKE, methods=["PUT"])
     coded = base64.b64encode(b"\xff\x00").decode()
     world.plugins.reply = {"ok": True, "result": {"body_base64": coded, "content_type": "image/png"}}
@@ -225,7 +225,7 @@ async def test_route_paths_outside_own_prefix_are_refused(world, path):
 
 
 async def test_granted_prefix_is_served_until_revoked(world):
-    """With paths below it; reserved paths stay refused although they are granted."""
+    """So are paths below it; reserved paths stay refused although they are granted."""
     world.plugins.granted_prefixes[ID] = frozenset({"/shop/", "/.well-known/"})
     await world.put(path="/shop/", **TEMPLATE)
     await world.put(path="/shop/cart/", target="template", template="cart")
@@ -307,7 +307,7 @@ async def test_put_replaces_route_of_same_path(world):
 
 
 async def test_route_put_over_quota_changes_nothing(tmp_path):
-    """On routes and bytes per plugin, and on routes in total."""
+    """The quotas are of routes and bytes per plugin, and of routes in total."""
     async with routed.opened(tmp_path) as world:
         world.keeper._quota = rows.RouteQuota(routes=2, total_bytes=700, all_routes=3)
         for name in ("a", "b"):
@@ -349,7 +349,7 @@ async def test_routes_are_restored_after_restart(tmp_path):
 
 
 async def test_routes_of_inactive_plugin_give_404(world):
-    """From the next request on; the next recheck releases the prefix and closes the listener."""
+    """They do from the next request on; the next recheck releases the prefix and closes the listener."""
     await world.put(path=HERE, **TEMPLATE)
     await world.put(path=f"{HERE}hook/", **INVOKE)
     world.plugins.live.discard(ID)
@@ -476,7 +476,7 @@ async def test_bad_parameters_of_service_route_are_refused(world, params, word):
 
 
 async def test_service_needs_bound_origin_and_secret(world):
-    """Both bound to this plugin; the origin with the same scheme, port and address."""
+    """Both are bound to this plugin; the origin has the same scheme, port and address."""
     await world.secrets.set("WEB", routed.KEPT)
     await world.secrets.bind("WEB", OTHER)
     for origins in ((), ("http://127.0.0.1:3001",), ("http://127.0.0.2:3000",), ("tcp://127.0.0.1:3000",)):
@@ -511,7 +511,7 @@ async def test_second_plugin_is_refused_at_service_listener(world, backend):
 
 
 async def test_put_moves_route_between_listeners(world, backend):
-    """From pages to services and back, never on both."""
+    """It goes from pages to services and back, and is never on both."""
     await world.put(path=HERE, **TEMPLATE)
     await world.serve(backend)
     assert (world.pages.in_use, world.services.in_use) == (False, True)
@@ -520,7 +520,7 @@ async def test_put_moves_route_between_listeners(world, backend):
 
 
 def test_headers_passed_to_action_are_bounded():
-    """In number and length; bytes that are no UTF-8 are replaced."""
+    """Their number and length are; bytes that are no UTF-8 are replaced."""
     headers = {f"X-{n}": "v" for n in range(100)} | {"X-Long": "v" * 5_000, "Accept": "a\udcff"}
     told = route_targets.invoke_payload(RouteRequest(method="GET", path="/", headers=headers))
     assert len(told["headers"]) == route_targets.MAX_HEADERS

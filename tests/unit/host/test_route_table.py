@@ -51,7 +51,7 @@ def test_route_prefix_does_not_match_other_paths(routes, path):
 
 
 def test_longest_matching_route_prefix_is_found(routes):
-    """Whatever the order of the claims; after a release the next shorter one matches."""
+    """The order of the claims does not matter; after a release the next shorter one matches."""
     deep = claim(routes, "acme.deep", "/app/admin/", granted=["/app/admin/"])
     claim(routes, "acme.wide", "/app/", granted=["/app/"])
     claim(routes, "acme.all", "/", granted=["/"])
@@ -185,7 +185,7 @@ async def test_route_claim_and_release_set_the_changed_event(routes):
 
 
 async def test_wait_for_listener_returns_when_it_listens_or_times_out(routes):
-    """At once if there is a fault, with its text."""
+    """It returns at once if there is a fault, with its text."""
     assert (await routes.wait_for_listener(60)).fault
     routes.set_listener(RouteListener())
     waiting = asyncio.create_task(routes.wait_for_listener(60))

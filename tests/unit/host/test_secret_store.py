@@ -261,7 +261,7 @@ async def test_secrets_key_file_is_made_on_first_set(store: SecretKeeper, ledger
 
 
 async def test_missing_secrets_key_is_not_replaced(store: SecretKeeper, place: KeyLocation) -> None:
-    """While there are secrets; the operator's error has its path, the plugin's has not. Restored, it is used again."""
+    """There are secrets. The operator's error has the key's path, the plugin's has not. Restored, it is used again."""
     await bound(store)
     key = place.path.read_bytes()
     place.path.unlink()
@@ -461,7 +461,7 @@ async def test_old_secret_value_is_redacted_after_change(store: SecretKeeper) ->
 
 @given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
 def test_no_secret_value_survives_redaction(values: dict[str, str], around: str) -> None:
-    """Whatever the values are, adjacent or one within another."""
+    """Values may be any text, adjacent or one within another."""
     text = around + around.join(values.values())
     shown = redaction.redacted(text, values.items())
     left = shown

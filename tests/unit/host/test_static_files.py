@@ -204,7 +204,9 @@ async def test_static_file_of_unlisted_type_is_refused(desk: Desk, path: str) ->
 
 
 async def test_static_put_over_quota_is_refused(desk: Desk) -> None:
-    """On bytes per file, files and bytes per plugin; a refused put changes nothing; a smaller replacement fits."""
+    """The quotas are of bytes per file, files and bytes per plugin; a refused put changes nothing; a smaller
+    replacement fits.
+    """
     assert (await desk.refused(desk.put("a.txt", "x" * 1_001))).code is Denial.TOO_LARGE
     await desk.put("a.txt", "x" * 1_000)
     await desk.put("b.txt", "x" * 900)
@@ -385,7 +387,7 @@ for number in range(10**9):
 
 
 async def test_reader_of_static_file_sees_one_whole_version(desk: Desk) -> None:
-    """While another process replaces the file, and after that process was killed."""
+    """Another process replaces the file meanwhile, and is killed."""
     tree = StaticFiles(desk.root)
     for _ in range(3):
         with processes.spawned([sys.executable, "-c", REPLACES, desk.root]) as writer:

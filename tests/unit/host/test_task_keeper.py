@@ -182,7 +182,7 @@ async def test_script_runs_in_each_interpreter(here, interpreter, script):
 
 
 async def test_task_has_clean_environment(here, tmp_path, monkeypatch):
-    """No environment, input, network or files of the daemon; a scratch directory of its own."""
+    """It has no environment, input, network or files of the daemon, and a scratch directory of its own."""
     monkeypatch.setenv("LEAKED", "yes")
     (tmp_path / "mine").write_text("secret")
     script = f"""
@@ -263,7 +263,7 @@ async def test_cancelled_task_never_runs_or_is_killed(here):
 
 
 async def test_disabling_tasks_stops_runs(here):
-    """Nothing runs or is accepted while tasks are off; approved tasks run once they are on again."""
+    """No task runs or is accepted while tasks are off; approved tasks run once they are on again."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
     await here.approve(runs)
     await until(lambda: here.tasks.get(runs).state == "running", "it to run")
@@ -331,7 +331,7 @@ async def test_approval_survives_restart_while_plugin_may_act(tmp_path):
 
 
 async def test_tasks_over_concurrency_limits_wait(tmp_path):
-    """In total and per plugin; a plugin at its limit does not delay another one."""
+    """The limits are in total and per plugin; a plugin at its limit does not delay another one."""
     async with world(tmp_path, total_at_once=2, plugin_at_once=1) as here:
         mine = [await here.submit("sleep 1000") for _ in range(2)]
         other = await here.submit("sleep 1000", B)
@@ -369,7 +369,7 @@ async def test_task_over_quota_is_refused(tmp_path):
 
 
 async def test_unapproved_task_expires(tmp_path):
-    """After `task.expire_s`; ended tasks are kept for days, and up to a number."""
+    """It does after `task.expire_s`; ended tasks are kept for days, and up to a number."""
     clock = ManualClock()
     async with world(tmp_path, clock=clock, expire_s=7_200, keep_days=1, keep_items=2) as here:
         late = await here.submit("echo")

@@ -33,7 +33,7 @@ RUNNING = after(APPROVED, Step(verb="begin", sha256=SHA, run_id="r1"))
 
 @given(st.lists(STEPS, max_size=30))
 def test_task_runs_at_most_once_and_only_as_approved(steps):
-    """In any order of steps: no run without approval of these bytes, no second run."""
+    """In any order of steps there is no run without approval of these bytes, and no second run."""
     standing, begun, approved = FRESH, 0, False
     for step in steps:
         next_ = decide(standing, step)

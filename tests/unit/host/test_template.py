@@ -84,7 +84,7 @@ def test_html_values_are_escaped_and_the_template_is_not():
 
 
 def test_template_references_are_listed_once():
-    """So each stored value is read once."""
+    """Each stored value is then read once."""
     found = template.parse(b"{{kv:a/b}}{{query:c}}{{kv:a/b}}{{ kv:a/b }}{{query:c}}")
     assert (found.stored, found.queries) == ((Reference("kv", "a", "b"),), (Reference("query", "c"),))
     assert len(found.parts) == 5

@@ -24,7 +24,7 @@ def answered(*fields, private=False):
 
 
 def test_headers_listed_in_connection_are_not_forwarded():
-    """With several Connection fields, in any case."""
+    """There are several Connection fields, which list them in any case."""
     fields = [
         ("Connection", "close, DNT"),
         ("connection", "x-requested-WITH ,"),

@@ -157,7 +157,7 @@ async def test_lost_connection_cancels_handler(outside):
 
 
 async def test_half_closed_connection_still_gets_all_answers(outside):
-    """For complete requests; an incomplete one gets none."""
+    """Complete requests are answered; an incomplete one is not."""
     held = ingresses.Echo(held=asyncio.Event())
     await claimed(outside, held)
     one = b"GET /acme.demo/%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -200,7 +200,7 @@ async def test_client_that_half_closes_during_an_answer_gets_it_whole(outside):
 
 
 async def test_client_that_half_closes_within_a_body_is_disconnected(outside, echo):
-    """At once, since the rest of the body cannot come."""
+    """This is at once, since the rest of the body cannot come."""
     await claimed(outside, echo)
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc")
@@ -228,7 +228,7 @@ async def test_client_that_half_closes_within_a_body_is_disconnected(outside, ec
     ],
 )
 async def test_every_answer_has_the_protective_headers(outside, echo, method, target, status):
-    """For any status: nosniff, no scripts, no caching, and no Server header."""
+    """For any status these are nosniff, no scripts and no caching; there is no Server header."""
     await claimed(outside, echo)
     answer = await outside.ask(method, target)
     assert answer.status == status

@@ -237,7 +237,7 @@ async def test_request_with_broken_chunks_is_refused(outside, echo, chunks):
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"3\r\nabcd\r\n", b"-3\r\nabc\r\n", b"fffffffffffffffff\r\na"])
 @pytest.mark.parametrize("first", [b"", b"2\r\nab\r\n"])
 async def test_broken_chunk_after_the_head_is_refused_at_once(outside, echo, first, chunks):
-    """When it arrives, not at a deadline; one answer, then the connection is closed."""
+    """It is refused when it arrives, not at a deadline: one answer, then the connection is closed."""
     reader, writer = await outside.connect()
     writer.write(b"POST /acme.demo/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + first)
     await ingresses.until(
@@ -315,7 +315,7 @@ async def test_client_with_slow_headers_or_body_is_disconnected_in_seconds(outsi
 
 
 async def test_idle_connections_are_closed(outside):
-    """Before the first request, and after an answer."""
+    """They are idle before the first request, or after an answer."""
     fresh, one = await outside.connect()
     used, two = await outside.connect()
     two.write(GOOD.replace(b"close", b"keep-alive"))
@@ -353,7 +353,7 @@ def _stuck(outside):
 
 
 async def test_connection_over_the_limit_closes_the_oldest_incomplete_one(outside, echo):
-    """Never one that is being answered; if all are, the new connection is closed."""
+    """One that is being answered is never closed; if all are, the new connection is closed."""
     outside.ingress._limiter._most = 3
     echo.held = asyncio.Event()
     answered_reader, answered = await outside.connect()

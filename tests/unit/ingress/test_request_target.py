@@ -37,7 +37,7 @@ def refused(raw):
     ],
 )
 def test_path_is_decoded_exactly_once(raw, path):
-    """Including raw UTF-8, which the parser returns as surrogates."""
+    """So is raw UTF-8, which the parser returns as surrogates."""
     assert request_target.parse(raw).path == path
 
 

@@ -37,7 +37,7 @@ async def world(tmp_path, backend):
 
 
 async def test_session_cookie_over_http_is_httponly_and_samesite_without_secure(world):
-    """No `__Host-` and no Secure, which browsers accept over https only; all other restrictions."""
+    """It has no `__Host-` and no Secure, which browsers accept over https only, and all other restrictions."""
     answer = await world.log_in(to=f"{PREFIX}/x?y=1")
     assert (answer.status, answer.headers["location"]) == (303, f"{PREFIX}/x?y=1")
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
@@ -159,7 +159,7 @@ async def test_session_expires_when_unused_or_old(world):
 
 
 async def test_logout_ends_the_session(world, backend):
-    """At once, also for open streams; the cookie is deleted."""
+    """It ends at once, also for open streams; the cookie is deleted."""
     session = await world.cookie()
     page = await world.get(f"/.latticed/logout?to={PREFIX}/", session)
     assert (page.status, b"Log out" in page.body) == (200, True)
@@ -261,7 +261,7 @@ async def test_login_requires_own_origin(world, origin):
 
 
 async def test_login_page_has_protective_headers_and_no_internal_details(world):
-    """No scripts, no frames, its own style by hash; the form goes to this origin only."""
+    """It allows no scripts, no frames, and its own style by hash; the form goes to this origin only."""
     answer = await world.get(f"/.latticed/login?to={PREFIX}/")
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")

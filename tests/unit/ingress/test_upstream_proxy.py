@@ -49,7 +49,7 @@ async def browsing(world, session):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-async def test_without_a_login_nothing_reaches_the_backend(world, backend, method):
+async def test_request_without_a_login_never_reaches_the_backend(world, backend, method):
     """401 for programs, the login page for browsers; no connection to the backend."""
     for path in ("/", "/api/utils/env", "/download/x", "/feed/more", "/assets"):
         answer = await world.ask(method, PREFIX + path)
@@ -157,7 +157,7 @@ async def test_service_listener_refuses_other_hosts(world, backend, session, hos
 
 
 async def test_path_is_forwarded_still_encoded(world, session):
-    """Without the route's prefix; escapes and query unchanged."""
+    """The route's prefix is removed; escapes and query are unchanged."""
     for path in ("/", "/a%20b/%C3%BC", "/a%2Fb?x=%2B+1&x=2&&=", "/a?b?c", "/'(*)!~,=:@$&+"):
         assert echoed(await world.get(PREFIX + path, session))["path"] == path
     assert echoed(await world.get(f"http://127.0.0.1{PREFIX}/a%20b?c", session))["path"] == "/a%20b?c"
@@ -194,7 +194,7 @@ TAKEN_AT_THEIR_WORD = """
 
 
 async def test_only_listed_request_headers_are_forwarded(world, backend, session):
-    """With the service's Host and Origin; no session cookie, no credentials, nothing about the client."""
+    """Host and Origin are the service's; there is no session cookie, no credentials, nothing about the client."""
     fields = [
         *(f"{name}: admin" for name in TAKEN_AT_THEIR_WORD),
         "Cookie: app=1; LATTICED-session=x; other=2",
@@ -245,7 +245,7 @@ async def test_unsafe_response_headers_of_backend_are_removed(world, session):
 
 
 async def test_backend_can_set_cookies_only_below_its_route(world, session):
-    """Without Domain, and none with the name of a session cookie, in any spelling."""
+    """They lose Domain; none with the name of a session cookie, in any spelling, is passed on."""
     answer = await world.send(
         f"GET {PREFIX}/cookies HTTP/1.1\r\nHost: 127.0.0.1\r\n{session}\r\nConnection: close\r\n\r\n".encode()
     )
@@ -393,7 +393,7 @@ async def test_expect_100_continue_is_answered(world, backend, session):
     ],
 )
 async def test_request_hidden_by_ambiguous_framing_never_reaches_backend(world, backend, session, framing):
-    """At most the outer request arrives, reframed by the proxy."""
+    """At most the outer request arrives there, reframed by the proxy."""
     hidden = f"GET {PREFIX}/hidden HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     head = (
         f"POST {PREFIX}/x HTTP/1.1\r\nHost: 127.0.0.1:{world.port()}\r\n{session}\r\n{world.here}\r\n{framing}\r\n\r\n"
@@ -509,7 +509,7 @@ async def test_stopping_plugin_disconnects_clients_of_its_service(world, backend
 
 
 async def test_public_stream_is_cut_after_its_time_limit(tmp_path, backend):
-    """After PUBLIC_S; one with a session is not."""
+    """It is cut after PUBLIC_S; one with a session is not."""
     async with routed.opened(tmp_path) as world:
         await world.serve(backend, public=["/sse"])
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port())

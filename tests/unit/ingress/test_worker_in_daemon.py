@@ -140,7 +140,7 @@ async def test_trimmed_capabilities_show_in_the_next_answer(place):
 
 
 async def test_tampered_template_is_not_served(place):
-    """At once; served again after the file is restored."""
+    """It is refused at once, and served again after the file is restored."""
     bundle = place.drop(b"genuine")
     await place.activate()
     before = bundles.tamper(bundle.artifact_path)
@@ -152,7 +152,7 @@ async def test_tampered_template_is_not_served(place):
 
 
 async def test_invoke_renders_the_template(place):
-    """Through the control API, without the listener."""
+    """The control API renders it, without the listener."""
     place.drop(HELLO)
     await place.activate()
     await place.home.ask("PUT", "/api/kv/default/message", b"world")

@@ -94,7 +94,7 @@ def reader(place: Place) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def test_only_lines_of_sshd_are_returned(place: Place, reader: object) -> None:
-    """In both forms of time stamp, as untrusted; unknown fields are null."""
+    """They come in both forms of time stamp, marked as untrusted; unknown fields are null."""
     start = await place.ask()
     assert start["entries"] == []
     place.write(*NOISE, OLD, *NOISE, NEW)
@@ -258,7 +258,7 @@ def test_socket_passed_by_service_manager_is_used_and_kept(place: Place) -> None
 
 
 def test_failed_start_prints_its_reason(place: Place) -> None:
-    """No directory to listen in, bad settings; each with its exit status."""
+    """There is no directory to listen in, or the settings are bad; each has its exit status."""
     config = place.home / "latticed.toml"
     for text, code, words in (
         (f'runtime_dir = "{place.home}/absent"\n', 1, b"socket_unusable: cannot listen at"),

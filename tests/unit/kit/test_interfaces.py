@@ -22,7 +22,7 @@ def test_full_ioctl_buffer_is_enlarged(monkeypatch):
     assert list(interfaces.ipv4()) == expected
 
 
-def test_no_ipv6_addresses_without_if_inet6(tmp_path):
+def test_interfaces_without_if_inet6_have_no_ipv6_addresses(tmp_path):
     assert list(interfaces.ipv6(tmp_path / "missing")) == []
 
 

@@ -53,7 +53,7 @@ def test_small_journal_entry_is_one_datagram(journald):
 
 
 def test_large_journal_entry_is_sent_as_sealed_memfd(journald):
-    """When it exceeds the size of a datagram."""
+    """It exceeds the size of a datagram."""
     message = "x" * (4 << 20)
     with journal_sender.JournalSender(journald.getsockname()) as sender:
         assert sender.send(journal_sender.encode({"MESSAGE": message}))

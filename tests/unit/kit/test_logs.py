@@ -36,7 +36,7 @@ def test_log_output_to_a_file_is_json_lines():
 
 
 def test_log_output_to_a_terminal_is_coloured_text():
-    """Without colour for NO_COLOR or a dumb terminal."""
+    """It has no colour with NO_COLOR or on a dumb terminal."""
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as screen, open(theirs, "w", encoding="utf-8") as terminal:
         logs.configure("info", stream=terminal, environ={})

@@ -54,7 +54,7 @@ def test_hash_made_by_hashlib_matches_its_password():
     ],
 )
 def test_unusable_stored_password_never_matches(kept):
-    """Too short, too long, a malformed hash, or one that costs too much; the message does not show it."""
+    """It is too short, too long, a malformed hash, or one that costs too much; the message does not show it."""
     assert passwords.fault(kept)
     assert len(kept) < 9 or kept not in (passwords.fault(kept) or "")
     assert not passwords.verify(kept, kept)

@@ -42,7 +42,7 @@ def test_peer_in_this_process_has_its_credentials(listening):
 @pytest.mark.root
 @pytest.mark.parametrize("groups", [(), (70_001,), tuple(range(70_000, 70_300))], ids=["none", "one", "300"])
 def test_peer_of_another_uid_has_its_groups(listening, groups):
-    """With none, one, and more groups than Python's getsockopt can return."""
+    """It has none, one, or more groups than Python's getsockopt can return."""
     user = processes.User(uid=65500, gid=65501, groups=groups)
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     with processes.spawned([python, "-c", _CONNECT, listening.getsockname()], user=user, env={}) as stranger:

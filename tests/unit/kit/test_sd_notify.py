@@ -63,7 +63,7 @@ def test_notify_status_cannot_inject_a_variable(manager):
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "@"}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_no_state_is_sent_without_a_service_manager(environ):
-    """No address, or one of an unsupported kind: no call fails."""
+    """There is no address, or one of an unsupported kind: no call fails."""
     notifier = sd_notify.from_environment(environ)
     notifier.ready("x")
     notifier.reloading()
@@ -94,7 +94,7 @@ def test_full_queue_of_service_manager_does_not_block(manager):
     ],
 )
 def test_watchdog_interval_is_half_the_limit(environ, expected):
-    """Only when $WATCHDOG_PID is this process; the variables are removed."""
+    """It is used only when $WATCHDOG_PID is this process; the variables are removed."""
     assert sd_notify.watchdog_interval_s(environ, pid=7) == expected
     assert environ == {}
 
@@ -135,7 +135,7 @@ def test_passed_sockets_are_named_and_not_inherited(tmp_path):
 
 
 def test_state_that_did_not_fit_the_queue_is_sent_later(manager):
-    """With a later `watchdog` call; watchdog pings themselves are not sent again."""
+    """A later `watchdog` call sends it; watchdog pings themselves are not sent again."""
     listening, address = manager
     notifier = sd_notify.from_environment({"NOTIFY_SOCKET": address})
     for _ in range(2_000):  # more than net.unix.max_dgram_qlen and its buffer take

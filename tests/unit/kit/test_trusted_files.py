@@ -25,7 +25,7 @@ def read(path):
 
 
 def test_safe_file_is_read_directly_and_behind_symlinks(home):
-    """When all directories and links on the way are as safe as the file."""
+    """All directories and links on the way are as safe as the file."""
     (home / "there").symlink_to(home / "conf")
     (home / "up").symlink_to("conf/../conf/./trust.json")
     assert read(home / "conf/trust.json") == read(home / "there/trust.json") == read(home / "up") == b"good"
@@ -91,7 +91,7 @@ def test_symlink_swapped_during_the_check_yields_no_foreign_bytes(home):
 
 
 def test_loop_of_symlinks_is_an_error(home):
-    """Too many links, as in the kernel."""
+    """There are too many links, as for the kernel."""
     (home / "a").symlink_to("b")
     (home / "b").symlink_to("a")
     with pytest.raises(OSError, match="Too many"):

@@ -109,7 +109,7 @@ async def test_closing_ledger_writes_deferred_events(opened: Any) -> None:
 
 
 async def test_closing_during_a_write_records_each_deferred_event_once(opened: Any) -> None:
-    """At whatever step of the write it is closed."""
+    """It is closed at each step of the write."""
     total = 0
     for pauses in range(6):
         async with opened() as ledger:

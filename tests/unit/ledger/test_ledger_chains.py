@@ -47,7 +47,7 @@ def check(ledger: Ledger, lines: list[Any]) -> audit_chain.ChainCheck:
 
 
 async def test_host_calls_go_to_calls_chain(ledger: Ledger) -> None:
-    """With seqs and heads of its own; export lines name their chain, and both verify."""
+    """That chain has seqs and heads of its own; export lines name their chain, and both verify."""
     await mixed(ledger, 3, 5)
     assert ledger.read(audit.position) == (3, 5)
     lines = await exported(ledger)
@@ -126,7 +126,7 @@ async def test_heads_are_signed_by_the_count_of_their_chain(state_dir: Path, clo
 
 
 async def test_audit_query_merges_chains_by_time_and_pages_by_cursor(ledger: Ledger, clock: Any) -> None:
-    """No event twice or missing, also when the clock jumps back in between."""
+    """No event comes twice or is missing, also when the clock jumps back in between."""
     for number in range(10):
         await ledger.record(ACT if number % 3 else CALL)
         clock.advance(1 if number != 5 else -100)
@@ -164,7 +164,7 @@ async def test_long_audit_query_is_split_into_spans(ledger: Ledger, monkeypatch:
 
 
 async def test_usage_counts_calls_in_both_chains(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Including calls recorded before they had a chain of their own."""
+    """Calls recorded before they had a chain of their own count, too."""
     monkeypatch.setattr("latticed.ledger.audit.SPAN", 3)
     await ledger.write(lambda tx: [tx.chains.decisions.append(CALL) for _ in range(4)])
     await mixed(ledger, 1, 5)
@@ -198,7 +198,7 @@ def older(directory: Path, events: list[Event]) -> str:
 
 
 async def test_migrated_ledger_keeps_old_calls_among_decisions(state_dir: Path, opened: Open) -> None:
-    """With unchanged hashes; new calls go to the new chain."""
+    """Their hashes are unchanged; new calls go to the new chain."""
     last = older(state_dir, [ACT, CALL, CALL, ACT])
     async with opened() as ledger:
         (event,) = ledger.read(lambda db: audit.query(db, newest_first=True, limit=1))

@@ -148,7 +148,7 @@ async def test_reserve_is_allocated_at_start(opened: Open, state_dir: Path) -> N
 async def test_only_essential_jobs_are_written_without_reserve(
     opened: Open, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """When started on a full disk, until the reserve can be allocated."""
+    """The ledger is started on a full disk; others are refused until the reserve can be allocated."""
     disk = NoSpace(monkeypatch)
     disk.error = error
     async with opened() as ledger:
@@ -160,7 +160,7 @@ async def test_only_essential_jobs_are_written_without_reserve(
 
 
 def test_reserve_file_that_cannot_be_created_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only for lack of space; any other failure is no reason to refuse writes."""
+    """This holds for lack of space only; any other failure is no reason to refuse writes."""
     found = reserve.Reserve(tmp_path)
     for error, held in ((errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EACCES, True)):
 

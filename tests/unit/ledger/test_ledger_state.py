@@ -191,7 +191,9 @@ def test_ledger_package_exports_all_that_others_need() -> None:
 async def test_open_database_cannot_be_opened_by_another_process(
     opened: Open, state_dir: Path, event: Callable[..., Event]
 ) -> None:
-    """Not even for reading, as its lock could block the daemon. No part of the WAL index is mapped from the disk."""
+    """It cannot even be read, as the reader's lock could block the daemon. No part of the WAL index is mapped from the
+    disk.
+    """
     program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM audit').fetchall()"
     command = [sys.executable, "-c", program, str(state_dir / state.DATABASE)]
     async with opened() as ledger:

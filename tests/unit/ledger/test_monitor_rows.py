@@ -38,7 +38,7 @@ async def test_monitor_and_results_round_trip(ledger):
 
 
 async def test_only_the_newest_monitor_results_are_kept(ledger):
-    """As many as asked for, oldest first; a lower limit takes effect with the next result."""
+    """As many are kept as asked for, oldest first; a lower limit takes effect with the next result."""
     row = await put(ledger)
     for number in range(1, 31):
         await keep(ledger, row.key, at=number, most=20)
@@ -80,7 +80,7 @@ async def test_quotas_refuse_new_monitors_but_not_replacements(ledger):
 
 
 async def test_clear_removes_all_monitors_of_one_plugin(ledger):
-    """With their results; those of others stay."""
+    """Their results are removed, too; those of others stay."""
     mine, theirs = await put(ledger, A, "1"), await put(ledger, B, "1")
     await put(ledger, A, "2")
     for row in (mine, theirs):

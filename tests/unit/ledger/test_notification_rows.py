@@ -117,7 +117,7 @@ def test_notifications_of_plugins_are_taken_in_turn(tx):
 
 
 def test_retried_notification_is_taken_when_due(tx):
-    """Not before `next_at`; same id, attempts counted, reason kept."""
+    """It is not taken before `next_at`; it has the same id, its attempts counted and its reason kept."""
     first, second = accept(tx), accept(tx)
     rows.take(tx, now_us=1_000)
     assert rows.put_back(tx, first.id, next_at=5_000, now_us=1_500, code="http_503", reason="busy")
@@ -166,7 +166,7 @@ def test_notification_fails_after_waiting_too_long(tx):
 
 
 def test_retention_keeps_newest_ended_notifications(tx):
-    """By age, then by number; queued ones are never removed."""
+    """It removes by age, then by number; queued ones are never removed."""
     ended = [accept(tx).id for _ in range(5)]
     waiting = accept(tx).id
     for number, item_id in enumerate(ended):

@@ -62,7 +62,7 @@ def test_transition_follows_the_table(old, new):
     ],
     ids=["gone", "never seen", "stored pair refused"],
 )
-def test_without_verified_bundle_only_disable_works(old, new, seen):
+def test_plugin_without_verified_bundle_can_only_be_disabled(old, new, seen):
     """A record whose bundle no longer verifies can be disabled, not installed or activated."""
     outcome = advance.transition(record(old), new, seen, NO_CONSENT, NOW)
     if new is Status.DISABLED:
@@ -147,7 +147,7 @@ def test_renamed_bundle_directory_changes_only_its_source(status):
 
 
 def test_only_accepted_record_keeps_its_manifest():
-    """From install until forget; there may be thousands of bundles that are not installed."""
+    """It is kept from install until forget; there may be thousands of bundles that are not installed."""
     before = record()
     installed = decided(before, Status.INSTALLED, at(claim()))
     assert (before.facts.manifest, installed.facts) == (b"", facts_of(claim().verdict, accepted=True))
@@ -219,7 +219,7 @@ def test_capability_dropped_and_declared_again_is_masked():
 
 
 def test_other_publisher_inherits_no_grants():
-    """No capability and no host that the old publisher was granted."""
+    """It has no capability and no host that the old publisher was granted."""
     found = claim()
     before = decided(record(found=found), Status.INSTALLED, at(found), hosts=("api.example.org:443",))
     after = upgraded(before, claim("plugins/rival", by="rival", version="1.1.0"), publisher="rival")
@@ -287,7 +287,7 @@ def test_semver_floor_never_falls(floor, version, after):
 
 
 def test_incomparable_version_needs_consent_even_above_floor():
-    """From a version that is no SemVer to any other, whatever the floor is."""
+    """The record's version is no SemVer, so no other is known to be higher, whatever the floor is."""
     installed = replace(record(Status.INSTALLED, claim(version="banana")), floor="1.0.0")
     assert advance.needs_downgrade(installed, "9.0.0")
 

@@ -85,7 +85,7 @@ def test_arbitrary_bytes_as_backup_manifest_raise_problem(data):
 
 
 def test_backup_file_over_the_limit_of_settings_is_refused(tmp_path):
-    """Before a byte of it is written."""
+    """It is refused before a byte of it is written."""
     plain = {**SOUND, "files": [*FILES, [f"{PAIR}/manifest.json", 0, EMPTY], [f"{PAIR}/artifact", 11, EMPTY]]}
     files = [("manifest.json", signed(plain)), *((name, bytes(size)) for name, size, _ in plain["files"])]
     packed = b"".join(

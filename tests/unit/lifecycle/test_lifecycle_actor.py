@@ -129,7 +129,9 @@ async def test_missing_bundle_stops_plugin_and_returned_bundle_arms_it(home):
 
 
 async def test_new_identity_is_candidate_while_old_one_runs(home):
-    """From the store, though its bundle is gone; upgrade switches, and what it widens must be granted by name."""
+    """The old one runs from the store, though its bundle is gone; upgrade switches, and what it widens must be granted
+    by name.
+    """
     home.drop(artifact=b"one")
     old = await home.armed(ID)
     home.drop(artifact=b"two", version="1.1.0", capabilities=["kv:read", "log:write", "audit:read"])
@@ -350,7 +352,7 @@ async def test_pair_changed_while_copied_is_not_installed(home, monkeypatch):
 
 
 async def test_revoked_key_stops_its_plugins(home):
-    """At once, without a restart; lifting it takes the policy file and the operator."""
+    """They stop at once, without a restart; lifting it takes the policy file and the operator."""
     home.drop()
     await home.armed(ID)
     revoked = {"keys": [ACME.public]}
@@ -407,7 +409,7 @@ async def test_daemon_restart_restores_state(tmp_path):
 
 
 async def test_bundle_tampered_while_daemon_was_down_is_not_armed(tmp_path):
-    """In the plugin directory or in the store: active and failed, with the code, never started."""
+    """It is tampered in the plugin directory or in the store: active and failed, with the code, never started."""
     async with in_process.opened(tmp_path, author=ACME) as home:
         bundle = home.drop()
         other = home.drop("other", id="acme.stored")

@@ -170,7 +170,7 @@ signers = st.sampled_from([None, ("acme", True), ("rival", True), ("", False)])
     mine=versions, theirs=versions, my_masks=masks, their_masks=masks, signer=signers, status=st.sampled_from(Status)
 )
 def test_merge_after_loss_never_loosens_a_record(mine, theirs, my_masks, their_masks, signer, status):
-    """For any two sources: no grant, no lower floor and no other publisher results."""
+    """Any two sources give no further grant, no lower floor and no other publisher."""
     pins = {ID: Pin(publisher=signer[0], signed=signer[1], identity="x")} if signer else {}
     kept = Floors(versions={ID: mine} if mine else {}, masked={ID: my_masks}, pins=pins)
     other = replace(record(status, claim(version="1.0.0", capabilities=RISKY)), floor=theirs, masked=their_masks)

@@ -49,7 +49,7 @@ async def up(home, *names, **fields):
     ],
 )
 async def test_trim_of_permit_fixed_at_start_restarts_instance(kept, lost, starts):
-    """Before the request is answered; permits that are looked up at each use need no restart."""
+    """It is restarted before the request is answered; permits that are looked up at each use need no restart."""
     async with in_process.opened() as home:
         await up(home, *kept, lost)
         await permit(home, *kept)

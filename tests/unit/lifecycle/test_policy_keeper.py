@@ -63,7 +63,7 @@ def test_policy_that_is_no_regular_file_does_not_block(tmp_path):
 
 @pytest.mark.parametrize("unsafe", ["file", "directory", "owner"])
 def test_policy_file_writable_by_others_is_not_used(tmp_path, unsafe):
-    """If the file or a directory above it has an unsafe mode or owner; the problem names the place."""
+    """The file or a directory above it has an unsafe mode or owner; the problem names the place."""
     home = tmp_path / "etc"
     home.mkdir(mode=0o755)
     file = home / "trust.json"

@@ -73,7 +73,7 @@ def journal(monkeypatch):
 
 
 async def test_journal_heads_reveal_rolled_back_ledger(ledger, clock, journal, tmp_path):
-    """Only heads of this host, the newest of each chain: restoring ledger and floors together is detected."""
+    """Only heads of this host count, the newest of each chain: restoring ledger and floors together is detected."""
     key = Ed25519PrivateKey.from_private_bytes((tmp_path / "state" / "host.key").read_bytes())
     await ledger.record(ACT)
     (head,) = await ledger.sign_head()

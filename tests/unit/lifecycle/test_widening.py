@@ -233,7 +233,7 @@ def hosted(*declared: str) -> dict[str, Any]:
 
 
 def test_star_grants_hosts_declared_at_that_time():
-    """On ports 80 and 443; hosts that an upgrade adds must be named."""
+    """It grants them on ports 80 and 443; hosts that an upgrade adds must be named."""
     before = record(Status.ACTIVE, claim(v2=True, **hosted("a.example.org:443", "a.example.org:8443")))
     given = granting.regrant(before, Regrant(hosts=("*",)), whole(before), NOW)
     assert isinstance(given, Record)
@@ -295,7 +295,7 @@ def test_granted_hosts_may_have_every_form_of_http_do(word, normal):
     "origin", ["http://169.254.169.254", "http://[fd00:ec2::254]", "http://m.lan:80=100.100.100.200"]
 )
 def test_grant_of_cloud_metadata_origin_needs_force(origin):
-    """Once: origins granted already are not asked about again."""
+    """It needs it once: origins granted already are not asked about again."""
     found = record(Status.ACTIVE)
     word = f"origin={origin}"
     refused = granting.regrant(found, Regrant(add=consents.parse([word])), whole(found), NOW)

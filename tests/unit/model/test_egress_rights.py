@@ -28,7 +28,7 @@ from latticed.model.egress import EgressRights, Origin
     ],
 )
 def test_hosts_are_normalised(text, normal):
-    """In whatever spelling they are written."""
+    """They may be written in any spelling."""
     assert hosts.normal(text) == normal
 
 

@@ -19,7 +19,7 @@ def test_restart_delay_doubles_up_to_the_ceiling(in_a_row, expected_s):
 
 @given(in_a_row=st.integers(0, 10**9), roll=st.floats(0, 1, exclude_max=True))
 def test_restart_jitter_is_within_20_percent(in_a_row, roll):
-    """Both ways, after any number of failures."""
+    """It goes both ways, after any number of failures."""
     plain_s = Failures(in_a_row=in_a_row).delay_s(POLICY, 0.5)
     assert plain_s * 0.8 <= Failures(in_a_row=in_a_row).delay_s(POLICY, roll) <= plain_s * 1.2
 

@@ -104,7 +104,7 @@ async def test_child_that_is_process_1_without_a_handler_is_killed_at_once():
 
 @pytest.mark.parametrize("level", ["open", "isolated"])
 async def test_descendants_end_with_the_child(level):
-    """When it exits or is stopped; at isolated also those in a session of their own."""
+    """They end when it exits or is stopped; at isolated also those in a session of their own."""
     away = "setsid sleep 1000 & setsid sh -c 'sleep 1000 & sleep 1000' &" if level == "isolated" else "sleep 1000 &"
     for stop in (False, True):
         started = await start(f"{away} echo ready; read x; exit 0", level=level)
@@ -157,7 +157,7 @@ async def test_cancelled_start_leaves_no_child(level):
 
 
 async def test_cancelling_stop_kills_the_child():
-    """At once, without waiting for the grace."""
+    """It is killed at once, without waiting for the grace."""
     started = await start("trap '' TERM; echo ready; while :; do :; done")
     await started.hears(b"ready")
     stopping = asyncio.create_task(started.child.stop(1000))
@@ -192,7 +192,7 @@ async def test_drain_of_stdin_waits_while_the_child_does_not_read():
 
 
 async def test_write_to_stdin_that_the_child_closed_raises():
-    """So that no data is lost silently."""
+    """No data is lost silently."""
     started = await start("exec <&-; echo closed; sleep 1000")
     await started.hears(b"closed")
     async with asyncio.timeout(DEADLINE_S):
@@ -237,7 +237,7 @@ async def test_resource_limits_apply_in_the_child():
 
 
 async def test_child_runs_unprivileged_in_its_own_namespaces():
-    """Never uid 0, in no group of the daemon's; process 2 of its namespace, with /scratch as directory."""
+    """It is never uid 0 and in no group of the daemon's; it is process 2 of its namespace, and starts in /scratch."""
     started = await start("id -u; id -G; echo $$; pwd")
     await started.end()
     uid, groups, pid, where = started.out.data.split(b"\n")[:4]

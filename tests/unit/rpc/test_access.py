@@ -58,7 +58,7 @@ def test_scopes_follow_uid_and_groups(wanted, who, expected):
 
 
 def test_user_and_group_names_are_resolved_once():
-    """By name or number; audit events use the user name known when settings were loaded."""
+    """They may be numbers; audit events use the user name known when settings were loaded."""
     root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
     found = resolved(users={root: ("read",), "4242": ("read",)}, groups={group: ("trust",)})
     assert found.scopes(peer(OTHER, 0)) == Scope.READ | Scope.TRUST
@@ -69,7 +69,7 @@ def test_user_and_group_names_are_resolved_once():
 
 @pytest.mark.parametrize("where", ["users", "groups"])
 def test_unknown_user_or_group_in_settings_is_an_error(where):
-    """At the start, rather than a scope that nobody has."""
+    """The start fails; otherwise no one would have the scope."""
     with pytest.raises(Problem, match="no-such-name") as caught:
         resolved(**{where: {"no-such-name": ("read",)}})
     assert caught.value.code == "settings_invalid"

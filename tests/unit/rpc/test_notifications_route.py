@@ -36,7 +36,7 @@ async def recorded(home, action):
 
 
 async def test_notifications_are_listed_newest_first(home, failed):
-    """With counts of all, by status and by plugin; never with the body."""
+    """The page has counts of all, by status and by plugin, and never the body."""
     answer = await home.ask("GET", "/api/notifications")
     assert [row["title"] for row in answer["notifications"]] == ["t2", "t1", "t0"]
     assert answer["counts"] == {"queued": 2, "delivering": 0, "done": 0, "failed": 1}

@@ -67,7 +67,7 @@ def traces(home):
 
 
 async def test_forget_reports_kept_data_and_purge_removes_it(home):
-    """Including data set aside from an earlier publisher, and after an earlier forget."""
+    """So it does with data set aside from an earlier publisher, and after an earlier forget."""
     assert (await home.ask("POST", f"{URL}/forget", {"purge": True})).code == "invalid_transition"  # it is active
     home_traces = dict(traces(home)[0])
     assert {"kv", "notifications", "monitors", "tasks", "contacts", "secret_bindings"} <= set(home_traces)

@@ -57,7 +57,7 @@ async def test_slow_start_is_reported_as_starting(home, monkeypatch):
 
 
 async def test_plugin_in_backoff_is_reported_as_failed(home):
-    """With the time of the next try; counted under its error code."""
+    """The view has the time of the next try; it is counted under its error code."""
 
     async def fails(_):
         raise Problem("exited", "exited 3")
@@ -84,7 +84,7 @@ async def test_tampered_bundle_degrades_health_only_if_critical(home):
 
 
 async def test_plugin_view_has_the_manifests_entrypoint(home):
-    """Before and after an install; absent where the manifest has none."""
+    """It has it before and after an install, and none where the manifest has none."""
     home.drop("one", id="acme.one", entrypoint="plugin.wasm")
     home.drop("two", id="acme.two", entrypoint=None)
     for plugin_id in ("acme.one", "acme.two"):

@@ -78,7 +78,7 @@ async def test_no_grant_is_unused_before_the_lookback_has_passed(home, clock):
 
 
 async def test_hosts_that_a_plugin_reached_are_recorded_once_each(home):
-    """With the last time; limited to the lookback; removed with the plugin's record."""
+    """Each has the last time; they are limited to the lookback, and removed with the plugin's record."""
     ledger, now = home.app.api.ledger, home.app.api.clock.wall_us()
     day_us = 86_400_000_000
     for host, at in (("old.example:443", now - 20 * day_us), ("api.example.org:443", now), ("b.example:80", now - 5)):

@@ -98,7 +98,7 @@ async def test_document_that_fits_its_schema_is_accepted(checker):
     ],
 )
 async def test_each_kind_of_fault_has_a_readable_message(checker, rule, value, said):
-    """Where, what was expected, what was found; printable ASCII of bounded length."""
+    """It says where, what was expected and what was found, in printable ASCII of bounded length."""
     (found,) = await faults(checker, {"properties": {"a": rule}}, {"a": value})
     assert found.startswith(said)
     assert found.isascii()
@@ -232,7 +232,7 @@ async def test_checking_a_document_makes_no_connection(checker):
 
 
 async def test_result_of_a_check_is_cached(checker):
-    """For the same schema and document no second child starts."""
+    """The same schema and document start no second child."""
     schema, document = {"required": ["b"]}, {"a": 1}
     first = await faults(checker, schema, document)
     began = time.monotonic()
@@ -274,7 +274,7 @@ async def test_concurrent_checks_are_limited_to_two_children(checker):
 
 
 async def test_check_without_sandbox_is_sandbox_unavailable(monkeypatch):
-    """On a host that provides no level."""
+    """The host provides no level."""
     spawner = runner_deps.spawner()
     level = type(spawner.probed.provided.level)(0)
     spawner.probed = replace(spawner.probed, provided=replace(spawner.probed.provided, level=level))

@@ -59,7 +59,7 @@ def test_integer_that_json_readers_would_round_is_refused_with_its_place(documen
     ],
 )
 def test_place_of_a_fault_is_written_as_a_path(path, shown):
-    """Without control characters, and of bounded length."""
+    """It has no control characters and a bounded length."""
     fault = configuration.ConfigFault(path=path, expected="x", found="y", kind="z")
     assert fault.where == shown or (shown is None and len(fault.where) <= 200)
 
@@ -73,7 +73,7 @@ def test_valid_secret_references_in_a_configuration_are_accepted(text):
     "text", ["${secret:}", "${secret:a}", "${secret:A", "${secret:A B}", "${secret:A#}", "${secret:A} ${secret:9}"]
 )
 def test_malformed_secret_reference_in_a_configuration_is_refused(text):
-    """When it is set and not at its first use."""
+    """It is refused when it is set and not at its first use."""
     with pytest.raises(ConfigInvalid) as invalid:
         Configuration.of({"a": [{"b": text}]})
     (fault,) = invalid.value.faults

@@ -65,7 +65,7 @@ async def test_answers_in_any_order_reach_their_requests(talk):
     ],
 )
 async def test_error_answer_raises_plugin_error(talk, error, words):
-    """With its message, control characters escaped; a result of null beside the error is ignored."""
+    """The error has its message, control characters escaped; a result of null beside the error is ignored."""
     for more in ({}, {"result": None}):
         task, number = await _asked(talk)
         talk.hear({"id": number, "error": error, **more})
@@ -135,7 +135,7 @@ async def test_closing_session_fails_waiting_and_later_requests(talk):
 
 
 async def test_broken_session_fails_waiting_requests(talk):
-    """At once, with the code and reason of what broke it."""
+    """They fail at once, with the code and reason of what broke it."""
     tasks = [(await _asked(talk))[0] for _ in range(2)]
     talk.session.feed(b"what?\n")
     for task in tasks:
@@ -145,7 +145,7 @@ async def test_broken_session_fails_waiting_requests(talk):
 
 
 async def test_request_that_cannot_be_written_is_plugin_gone(talk):
-    """Whether writing or draining fails; no entry for the request is left."""
+    """Writing or draining fails; no entry for the request is left."""
     for broken in ("write", "drain"):
         talk.fail = broken
         with pytest.raises(Problem) as caught:
@@ -258,7 +258,7 @@ async def test_closing_session_cancels_running_host_calls(talk):
 
 
 async def test_host_calls_beyond_the_cap_pause_reading(talk):
-    """Never more than MAX_IN_FLIGHT run at once, however many arrive in one read; reading resumes when all fit."""
+    """At most MAX_IN_FLIGHT run at once, also when more arrive in one read; reading resumes when all fit."""
     gate, running, most = asyncio.Event(), 0, 0
 
     async def serve(method, params):
@@ -469,7 +469,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
 async def test_invalid_message_breaks_the_session_once(talk, line):
-    """With a printable reason; no call is carried out, and later messages are ignored."""
+    """The reason is printable; no call is carried out, and later messages are ignored."""
     talk.session.feed(line + b"\n" + CALL + b"}\n")
     talk.session.feed(CALL + b"}\n" + line)
     ((code, reason),) = talk.broken
@@ -498,7 +498,7 @@ ODD = {
     "line", [b'{"jsonrpc":"2.0","id":%d,"result":%b}', b'{"result":%b , "id": %d, "jsonrpc": "2.0"}']
 )
 async def test_unrepresentable_answer_fails_only_its_request(talk, line, value):
-    """With plugin_error, wherever in the line the id is."""
+    """It fails with plugin_error, wherever in the line the id is."""
     task, number = await _asked(talk)
     parts = (value, number) if line.startswith(b'{"result"') else (number, value)
     talk.session.feed(line % parts + b"\n")

@@ -25,7 +25,7 @@ def test_line_of_exactly_the_limit_is_returned():
 
 @pytest.mark.parametrize("cuts", [[b"abcde"], [b"abcde\n"], [b"abcd", b"e"], [b"abcd", b"e\n"]])
 def test_line_over_the_limit_is_refused_before_it_ends(cuts):
-    """With or without its newline, in one read or several; the message has the limit."""
+    """It comes with or without its newline, in one read or several; the message has the limit."""
     cut = LineSplitter(max_bytes=4)
     for data in cuts[:-1]:
         assert list(cut.feed(data)) == []

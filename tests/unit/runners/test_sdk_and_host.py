@@ -157,7 +157,7 @@ async def test_latticed_stdio_1_session_between_sdk_and_host_carries_calls_and_e
 
 
 async def test_messages_up_to_the_size_limit_pass_and_longer_ones_are_too_large(tmp_path):
-    """In both directions; the SDK refuses one byte more, which would make the host end the session."""
+    """This holds in both directions; the SDK refuses one byte more, which would make the host end the session."""
     around = len(b'{"jsonrpc":"2.0","id":2,"method":"kv.put","params":{"key":"big","value":""}}\n')
     async with spoken(plugins.program(tmp_path, BODY)) as session:
         assert (await _invoke(session, "big", (1 << 20) - around))["ok"]

@@ -30,7 +30,7 @@ async def _code(call):
 
 
 def test_request_is_one_line_with_the_action_first():
-    """So a shell script can find the action."""
+    """A shell script can then find the action."""
     assert stdio_json.request("greet", {"name": "Ada\n"}) == b'{"action":"greet","payload":{"name":"Ada\\n"}}\n'
     assert stdio_json.request("describe", None) == b'{"action":"describe","payload":null}\n'
 
@@ -81,7 +81,7 @@ async def test_reply_without_newline_counts_when_the_process_ends(call):
 
 @pytest.mark.parametrize("before", [b"", b"\n", b"  \r\n\n", b"   "])
 async def test_exit_without_reply_fails_the_invocation(call, before):
-    """With blank lines on stdout or none."""
+    """Its stdout has blank lines or none."""
     call.invocation.feed(before)
     call.invocation.ended("exited", "status 1")
     assert await _code(call) == "exited"
@@ -123,7 +123,7 @@ async def test_refused_host_call_is_answered_with_code_and_text(call):
 
 @pytest.mark.parametrize("fault", ["raises", "no json", "cancelled"])
 async def test_exception_in_service_is_answered_internal(call, fault):
-    """Without details of the exception; the plugin may still reply."""
+    """The answer has no details of the exception; the plugin may still reply."""
 
     async def fail(method, params):
         if fault == "raises":
@@ -255,7 +255,7 @@ async def test_failed_outcome_without_caller_is_not_logged(call):
 
 
 async def test_line_on_stdout_over_the_limit_is_output_too_large():
-    """In however many reads; a line of exactly the limit is accepted, and the sum of all lines has no limit."""
+    """It comes in any number of reads; a line of exactly the limit is accepted, and the sum of all has no limit."""
     line = json.dumps(REPLY).encode() + b"\n"
     for pieces in ([line], [line[:10], line[10:]], [b"\n" * 5_000, line], [b" \n" * 5_000 + line]):
         async with conversations.invocation(max_line_bytes=len(line) - 1) as call:
@@ -270,7 +270,7 @@ async def test_line_on_stdout_over_the_limit_is_output_too_large():
 
 
 async def test_reply_counts_although_too_long_a_line_follows():
-    """In the same read or in the next one."""
+    """That line is in the same read or in the next one."""
     line = json.dumps(REPLY).encode() + b"\n"
     for pieces in ([line + b"x" * 500], [line, b"x" * 500]):
         async with conversations.invocation(max_line_bytes=len(line)) as call:
@@ -315,7 +315,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
 async def test_invalid_line_is_protocol_error(call, line):
-    """With a printable reason; a reply after it is ignored."""
+    """The reason is printable; a reply after it is ignored."""
     call.invocation.feed(line + b"\n" + json.dumps(REPLY).encode() + b"\n")
     with pytest.raises(Problem) as caught:
         await call.invocation.outcome

@@ -87,7 +87,7 @@ async def test_each_invocation_of_function_module_has_fresh_memory(tmp_path):
 
 
 async def test_function_module_may_use_wasi_at_start(tmp_path):
-    """In its start function and in `_initialize`, run for each invocation: stderr is the log, stdout is closed."""
+    """Its start function and `_initialize` run for each invocation: stderr is the log, stdout is closed."""
     write = "(call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))"
     more = f"""(data (i32.const 0) "\\10\\00\\00\\00\\03\\00\\00\\00") {wasms.says(16, "up.")} {wasms.says(32, ANSWER)}
       (func $start (drop {write.format(fd=2)})) (start $start)

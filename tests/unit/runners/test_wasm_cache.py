@@ -70,8 +70,8 @@ def test_code_of_other_module_engine_flags_or_target_is_not_found(cache, places,
     assert list(places[0].iterdir()) == []
 
 
-def test_subjects_with_shifted_field_boundaries_differ():
-    """`ab`, `c` and `a`, `bc` are different subjects."""
+def test_cache_subjects_with_shifted_field_boundaries_differ():
+    """Engine `ab` with flags `c` and engine `a` with flags `bc` give different cache keys."""
     one, two = replace(SUBJECT, engine="ab", flags="c"), replace(SUBJECT, engine="a", flags="bc")
     assert one.bytes() != two.bytes()
     assert one.name != two.name

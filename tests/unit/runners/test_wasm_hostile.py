@@ -162,7 +162,7 @@ async def test_invalid_module_is_refused_by_the_compiler(tmp_path, name):
 
 
 async def test_compiler_out_of_memory_is_not_wasm_invalid(tmp_path):
-    """At whatever step it runs out: the module is too large, not invalid."""
+    """It may run out at any step: the module is too large, not invalid."""
     data = "x" * (8 << 20)
     module = bytes(
         wasmtime.wat2wasm(f'(module (memory (export "memory") 200) (func (export "_start")) (data "{data}"))')
@@ -191,7 +191,7 @@ async def test_module_that_fails_at_start_fails_start_with_its_reason(tmp_path, 
 
 @pytest.mark.parametrize("name", AT_INVOKE)
 async def test_module_that_ends_during_invocation_fails_it_and_reports_exit(tmp_path, name):
-    """With the same code; the plugin can be started again."""
+    """Both have the same code; the plugin can be started again."""
     body, more, code, words = AT_INVOKE[name]
     async with wasms.bench(tmp_path) as bench:
         instance = await bench.start(wasms.module(body, more=more), runtime={"limits": {"invoke_timeout_s": 1}})

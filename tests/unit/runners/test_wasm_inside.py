@@ -123,7 +123,7 @@ def test_file_and_socket_calls_return_errors(world):
 
 @pytest.mark.parametrize("fd", [3, 4, 100, -1])
 def test_descriptors_beyond_stderr_give_badf(world, fd):
-    """Although the process itself has more descriptors open."""
+    """The process itself has more descriptors open."""
     assert world.call("fd_read", fd, 0, 0, 0) == wasi.BADF
     assert world.call("fd_write", fd, 0, 0, 0) == wasi.BADF
     assert world.call("fd_fdstat_get", fd, 0) == wasi.BADF

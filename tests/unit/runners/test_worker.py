@@ -262,7 +262,7 @@ async def test_stored_bytes_that_are_not_utf8_are_replaced(outside):
     ],
 )
 async def test_failed_read_fails_the_whole_answer(outside, monkeypatch, denial, status):
-    """With a code, without a partial body, and with no details of an internal error."""
+    """The problem has a code; there is no partial body, and no details of an internal error."""
     instance = await outside.arm(b"{{kv:default/a}}{{kv:default/b}}")
 
     async def call(method, params):
@@ -286,7 +286,7 @@ async def test_too_large_an_answer_is_502_output_too_large(outside):
 
 
 async def test_trimming_worker_route_makes_the_route_404(outside):
-    """From the next request on; a grant serves it again at once."""
+    """It is so from the next request on; a grant serves it again at once."""
     instance = await outside.arm(b"x")
     instance._gate.regrant(frozenset({"kv:read"}))
     assert (await outside.get("/acme.demo/")).status == 404

@@ -132,5 +132,5 @@ def test_any_bytes_are_classified_or_raise_problem(head):
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
 def test_probe_program_is_a_valid_elf_executable(machine):
-    """For both machines, by the same check as for artifacts."""
+    """It is, for both machines, by the same check as for artifacts."""
     assert artifact.classify(elf_programs.exits_42(machine), {}, machine=machine) == {}

@@ -63,7 +63,7 @@ def proc_of(tmp_path: Path, *, mount: str, own: str) -> Path:
     ],
 )
 def test_own_cgroup_is_found_from_proc(tmp_path, mount, own, expected):
-    """From mountinfo and cgroup; a group outside of what is mounted cannot be reached."""
+    """It is found in mountinfo and cgroup; a group outside of what is mounted cannot be reached."""
     found = cgroup.own_group(proc_of(tmp_path, mount=mount, own=own))
     assert found == (Path(expected) if expected else None)
 
@@ -159,7 +159,7 @@ def test_groups_left_by_an_earlier_daemon_are_killed_and_removed(delegated):
 
 @pytest.mark.root
 def test_delegated_group_provides_feature_processes(delegated):
-    """Without controllers too, and where namespaces are refused: all processes in it can be killed."""
+    """It does so without controllers, and where namespaces are refused: all processes in it can be killed."""
     script = b"#!/bin/sh\n(setsid sleep 100 &) ; (sleep 100 &) ; echo started\n"
     orders = [{"level": "filtered", "features": ["processes"]}, {"level": "isolated", "features": ["processes"]}]
     found = confined.run(script, orders, cgroup=delegated)

@@ -56,7 +56,9 @@ def outputs(program: bytes, orders: list[dict], user: processes.User | None) -> 
 @pytest.mark.root
 @USERS
 def test_python_runs_with_asyncio_and_threads(user):
-    """At every level: asyncio on its own stdin, a thread, and modules that open files or make many system calls."""
+    """It does at every level: asyncio on its own stdin, a thread, and modules that open files or make many system
+    calls.
+    """
     orders = [{"level": level, "features": ["threads"], "args": ["one", "two"]} for level in LEVELS]
     assert outputs(PYTHON, orders, user) == ["True /usr/bin/python3 ['one', 'two']\n"] * 3
 
@@ -75,7 +77,7 @@ def test_node_runs_with_a_worker(user):
 @pytest.mark.root
 @USERS
 def test_sh_runs_other_programs(user):
-    """With features processes and workdir: pipes, files, background jobs."""
+    """It has the features processes and workdir, and uses pipes, files and background jobs."""
     script = b"#!/bin/sh -e\ncd /scratch; seq 3 | sort -r > out; (echo job) & wait; cat out; mkdir d; mv out d; ls d\n"
     orders = [{"level": "isolated", "features": ["processes", "workdir"]}]
     assert outputs(script, orders, user) == ["job\n3\n2\n1\nout\n"]
@@ -92,7 +94,7 @@ def test_sh_runs_other_programs(user):
     ],
 )
 def test_plugin_reaches_only_the_network_it_was_given(user, network, own, host):
-    """None, a loopback of its own, or the host's; the daemon's files cannot be seen with any of them."""
+    """It has none, a loopback of its own, or the host's; the daemon's files cannot be seen with any of them."""
     orders = [{"level": "isolated", "network": network, "args": ["{tcp}", "{ledger}"]}]
     (said,) = outputs(NETWORK, orders, user)
     first, second, third = said.splitlines()

@@ -44,14 +44,14 @@ def test_refusal_names_the_failure_of_the_first_missing_level():
 
 
 def test_missing_feature_is_refused_by_name():
-    """Although the host gives the level that is required."""
+    """The host does give the level that is required."""
     found = levels.decide(Required(level=Level.FILTERED, features=frozenset({"processes"})), FILTERED)
     assert isinstance(found, Fault)
     assert found.reason == "needs processes, host gives filtered: EPERM at unshare(user)"
 
 
 def test_level_open_is_chosen_only_if_the_operator_allows_it():
-    """Also on a host that gives no other level; a manifest has no word for it."""
+    """This holds also on a host that gives no other level; a manifest has no word for it."""
     nothing = Provided(level=Level.OPEN)
     assert isinstance(levels.decide(Required(level=Level.OPEN), nothing), Fault)
     assert levels.decide(Required(level=Level.OPEN, open_=True), nothing) == Chosen(
@@ -98,7 +98,7 @@ def test_chosen_level_and_features_are_never_less_than_required(wanted, needs, g
     ],
 )
 def test_each_failed_step_has_a_hint_at_its_fix(step, error, host, words):
-    """For each step that hosts are known to refuse."""
+    """These are the steps that hosts are known to refuse."""
     assert words in levels.fix(step, error, host)
 
 

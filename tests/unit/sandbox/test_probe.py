@@ -43,7 +43,7 @@ def test_root_gets_level_dedicated_and_other_users_isolated():
     ],
 )
 def test_host_without_user_namespaces_provides_filtered(how, words, fix):
-    """With the failed step and its fix; a script runs at that level."""
+    """The report has the failed step and its fix; a script runs at that level."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     found = confined.run(SCRIPT, [{"level": "filtered"}], user=processes.STRANGER, refuse=how)

@@ -71,7 +71,7 @@ def test_clone_makes_only_threads_or_processes_that_were_asked_for(machine):
 
 @MACHINES
 def test_signals_are_limited_to_own_processes(machine):
-    """In a shared pid namespace to the child's own pid; in its own one, with processes, to any process there."""
+    """In a shared pid namespace they reach the child's own pid; in its own one, with processes, any process there."""
     assert ask(machine, "kill", [4242, 15], own_pids=False) == bpf.ALLOW
     for stranger in (1, 0, 2**64 - 1, 4243):
         assert ask(machine, "kill", [stranger, 15], {"processes"}, own_pids=False) == bpf.ERRNO | errno.EPERM
@@ -123,7 +123,9 @@ def test_sockets_need_the_network_feature(machine):
 
 @MACHINES
 def test_calls_about_other_processes_and_outside_paths_are_refused(machine):
-    """Where others' processes and paths can be named: only the child's own pid, and no path that it may not read."""
+    """Others' processes and paths can be named in them: only the child's own pid is accepted, and no path that it may
+    not read.
+    """
     refused = bpf.ERRNO | errno.EPERM
 
     def outside(name, *arguments):

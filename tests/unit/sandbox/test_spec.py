@@ -50,7 +50,7 @@ def chosen(level: str, *features: str) -> levels.Chosen:
 
 
 def test_higher_levels_add_restrictions():
-    """None at open, system calls and paths at filtered, namespaces and a root of its own at isolated."""
+    """There are none at open, system calls and paths at filtered, namespaces and a root of its own at isolated."""
     plans = {level: spec.build(request(), chosen(level), HOST).plan for level in ("open", "filtered", "isolated")}
     assert (plans["open"]["seccomp"], plans["open"]["landlock"], plans["open"]["unshare"]) == (None, None, [])
     assert all(plans["filtered"][wall] for wall in ("seccomp", "landlock"))
@@ -60,7 +60,7 @@ def test_higher_levels_add_restrictions():
 
 
 def test_root_runs_child_under_other_ids_never_uid_0():
-    """With its capabilities without a user namespace; without them it changes ids before it makes one."""
+    """With its capabilities it makes no user namespace; without them the child changes ids before it makes one."""
     somebody = spec.Ids(uid=70000, gid=70000)
     plan = spec.build(request(ids=somebody), chosen("dedicated"), ROOT).plan
     assert [name for name, _ in plan["unshare"]] == ["mnt", "pid", "net", "ipc"]
@@ -152,7 +152,7 @@ def test_exec_descriptor_is_above_any_that_the_child_can_open():
 
 
 def test_visible_paths_exclude_home_and_proc(tmp_path):
-    """Only what programs need, each once, and extra directories as asked."""
+    """They are only what programs need, each once, and extra directories as asked."""
     seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False)
     assert str(tmp_path) in seen.needed
     assert len(set(seen.read)) == len(seen.read)

@@ -144,7 +144,7 @@ def _groups():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}.{row[1]}")
 def test_sdk_method_makes_its_host_call_and_converts_the_answer(row):
-    """With exactly these parameters; the answer is converted to Python types."""
+    """The call has exactly these parameters; the answer is converted to Python types."""
     group, name, args, kwargs, call, params, answer, expected = row
     asked = []
 
@@ -235,7 +235,7 @@ def test_static_file_is_assembled_from_its_chunks():
 
 
 async def test_host_services_accept_the_sdks_parameters():
-    """For every host call that this version implements."""
+    """This is checked for every host call that this version implements."""
     async with in_process.opened() as home:
         services = dict(home.app.broker.services)
     assert {"kv.get", "http.do", "notify.send", "node.journal", "monitor.put", "static.put"} <= set(services)

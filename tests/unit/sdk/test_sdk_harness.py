@@ -106,7 +106,7 @@ def test_harness_calls_health_and_stop(host):
 
 
 def test_plugin_with_its_own_constructor_works_in_harness():
-    """Whether it calls that of Plugin or not."""
+    """Its constructor calls that of Plugin or does not."""
 
     class Own(Plugin):
         def __init__(self, word):

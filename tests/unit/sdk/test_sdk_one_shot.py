@@ -158,7 +158,7 @@ def test_one_shot_without_request_is_an_unknown_action(tmp_path):
 
 
 def test_host_call_after_the_reply_is_refused(tmp_path):
-    """From a thread that is still running: the reply must be the last line."""
+    """A thread that is still running makes it: the reply must be the last line."""
     body = """
     def do_leave(self, payload):
         threading.Thread(target=self.late).start()

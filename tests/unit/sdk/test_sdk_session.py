@@ -49,7 +49,7 @@ def test_session_calls_all_methods_of_plugin_from_initialize_to_shutdown(running
 
 
 def test_exception_of_an_action_is_returned_as_its_error(running_plugin):
-    """With a traceback on stderr, except for deliberate errors; the plugin keeps running."""
+    """Its traceback goes to stderr, except for deliberate errors; the plugin keeps running."""
     body = """
     def do_break(self, payload):
         return {}[payload]
@@ -141,7 +141,7 @@ def test_health_that_raises_or_is_invalid_is_unhealthy(running_plugin):
 
 
 def test_print_in_a_plugin_writes_to_stderr(running_plugin):
-    """From Python at any time, from C libraries, and from child processes."""
+    """So do prints of Python at any time, of C libraries, and of child processes."""
     body = """
     print("at import")
 
@@ -195,7 +195,7 @@ def test_requests_that_arrive_during_a_host_call_are_kept(tmp_path):
 
 
 def test_each_answer_reaches_the_thread_that_called(running_plugin):
-    """With calls from many threads at once, interleaved with requests of the host."""
+    """Many threads call at once, interleaved with requests of the host."""
     body = """
     def do_crowd(self, payload):
         found = {}
@@ -239,7 +239,7 @@ def test_background_thread_can_call_between_requests(running_plugin):
 
 @pytest.mark.parametrize("payload", ["parameters", "size"])
 def test_host_calls_that_cannot_be_encoded_raise_locally(running_plugin, payload):
-    """With the same codes as the Gate; nothing reaches the host."""
+    """The codes are those of the Gate; nothing reaches the host."""
     body = """
     def do_parameters(self, payload):
         self.call("kv.put", key={1, 2})
@@ -289,14 +289,14 @@ def test_request_without_params_is_answered(tmp_path):
 
 @pytest.mark.parametrize("text", ["", plugins.say("initialize"), plugins.say("initialize").rstrip("\n")])
 def test_closed_stdin_ends_the_plugin(tmp_path, text):
-    """Without shutdown, with exit code 0; the last line needs no newline."""
+    """It ends without shutdown, with exit code 0; the last line needs no newline."""
     said, done = plugins.told(plugins.program(tmp_path, "pass"), text)
     assert [one["id"] for one in said] == ([1] if text else [])
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_closed_stdin_during_a_host_call_is_service_unavailable(tmp_path):
-    """For all waiting threads; then the plugin ends."""
+    """All waiting threads get it; then the plugin ends."""
     body = """
     def do_ask(self, payload):
         codes = []
@@ -337,7 +337,7 @@ def test_closed_stdout_ends_the_plugin_without_traceback(tmp_path):
 
 
 def test_sys_exit_ends_the_plugin(tmp_path):
-    """Like every BaseException that is no Exception."""
+    """So does every BaseException that is no Exception."""
     body = """
     def do_leave(self, payload):
         sys.exit(7)
@@ -349,7 +349,7 @@ def test_sys_exit_ends_the_plugin(tmp_path):
 
 
 def test_host_calls_after_shutdown_are_refused(tmp_path):
-    """From threads still running after shutdown; an exception in stopping does not change that."""
+    """Threads that still run after shutdown make them; an exception in stopping does not change that."""
     body = """
     def stopping(self):
         threading.Thread(target=self.late).start()

@@ -244,7 +244,7 @@ def test_arming_does_not_clear_bad_health():
 
 
 def test_operator_restart_of_unhealthy_plugin_skips_backoff():
-    """While it is being stopped for its health."""
+    """The plugin is being stopped for its health."""
     state, _ = after(SICK, SICK, SICK, Arm(afresh=True), Stopped(), state=ARMED)
     assert (state.phase, state.failures.in_a_row) == (Phase.STARTING, 0)
 

@@ -40,7 +40,7 @@ async def test_armed_plugin_runs_the_verified_pair(stand):
 
 
 async def test_disarm_stops_plugin(stand):
-    """Once, with the grace of the settings; its Gate is closed."""
+    """It is stopped once, with the grace of the settings; its Gate is closed."""
     plugin = await stand.armed()
     instance = stand.driven.only(plugin.id)
     stand.clock.advance(5)
@@ -113,7 +113,7 @@ async def test_distrusted_plugin_is_killed_without_grace(stand):
     ],
 )
 async def test_failed_start_is_retried_with_backoff(stand, error, code):
-    """After 1 s, then 2 s; then the breaker opens and nothing is retried."""
+    """It is tried again after 1 s, then after 2 s; then the breaker opens and there is no further try."""
 
     async def fail(instance):
         raise error
@@ -262,7 +262,7 @@ async def test_health_of_plugin_is_checked_and_shown(stand):
 
 
 async def test_unhealthy_plugin_is_restarted(stand):
-    """After three bad checks in a row: stopped with its grace, then started again after the backoff."""
+    """After three bad checks in a row it is stopped with its grace, then started again after the backoff."""
     plugin = await stand.armed(**HEALTH)
     instance = stand.driven.only(plugin.id)
     instance.health = SICK
@@ -370,7 +370,7 @@ async def test_stop_that_raises_counts_as_stopped(stand):
 
 
 async def test_no_instance_starts_while_a_stop_hangs(stand):
-    """Never two instances at once; its Gate is closed already, and other plugins are not delayed."""
+    """There are never two instances at once; its Gate is closed already, and other plugins are not delayed."""
     plugin = await stand.armed()
     instance, released = stand.driven.only(plugin.id), asyncio.Event()
     instance.stopping = lambda grace_s: released.wait()
@@ -406,7 +406,7 @@ async def test_arming_again_keeps_instance(stand):
 
 
 async def test_grants_change_for_running_plugin(stand):
-    """At once, in the Gate that it has; the next instance starts with them."""
+    """They change at once, in the Gate that it has; the next instance starts with them."""
     plugin = await stand.armed()
     instance = stand.driven.only(plugin.id)
     with pytest.raises(HostError, match="service_unavailable"):  # allowed, but no such service here

@@ -203,7 +203,7 @@ def unknown_field(lines: Lines) -> Lines:
 def test_each_kind_of_tampering_with_a_chain_is_reported(
     lines: Lines, tamper: Callable[[Lines], Lines], seq: int, says: str
 ) -> None:
-    """With the first bad seq and what is wrong with it."""
+    """The report has the first bad seq and what is wrong with it."""
     report = audit_chain.verify(tamper(lines), key=PUBLIC)
     assert not report.ok
     assert report.bad_seq == seq

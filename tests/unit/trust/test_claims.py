@@ -42,14 +42,14 @@ def _resolve(found, pin=PIN):
 
 
 def test_single_claim_to_an_id_wins():
-    """With or without a record, from any source; whether a new identity may run is up to the lifecycle."""
+    """It wins with or without a record, from any source; whether a new identity may run is up to the lifecycle."""
     assert _resolve([_claim("plugins/demo")], pin=None) == ("plugins/demo", {})
     assert _resolve([_claim("plugins/elsewhere", identity="two")]) == ("plugins/elsewhere", {})
     assert claimants.resolve([], PIN) == (None, {})
 
 
 def test_all_claimants_of_one_id_without_a_record_are_refused():
-    """Nothing tells which one is meant, not even for two copies of the same bundle."""
+    """There is no way to know which one is meant, not even for two copies of the same bundle."""
     twice = {"plugins/a": "duplicate_id", "plugins/b": "duplicate_id"}
     assert _resolve([_claim("plugins/a"), _claim("plugins/b")], pin=None) == (None, twice)
     assert _resolve([_claim("plugins/a"), _claim("plugins/b", publisher="evil")], pin=None) == (None, twice)
@@ -94,7 +94,7 @@ def test_renamed_bundle_wins_over_newcomer_at_its_source():
 
 
 def test_upgrade_at_pinned_source_wins_over_newcomers():
-    """When no claim has the pinned identity any more."""
+    """No claim has the pinned identity any more."""
     assert _resolve([_claim("plugins/demo", identity="two"), _claim("plugins/x", identity="three")]) == (
         "plugins/demo",
         {"plugins/x": "duplicate_id"},

@@ -137,7 +137,7 @@ def test_id_patterns_of_publishers_match_exactly_or_by_prefix():
     ],
 )
 def test_invalid_policy_error_names_the_json_key(plain, where):
-    """With what was expected there and what was found."""
+    """It says what was expected there and what was found."""
     with pytest.raises(Problem) as caught:
         _decode(plain)
     assert caught.value.code == "policy_invalid"

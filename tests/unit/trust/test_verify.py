@@ -97,7 +97,7 @@ def test_bundle_with_digest_in_capitals_verifies():
 
 
 def test_signature_by_any_key_of_the_publisher_verifies():
-    """So that publishers can rotate keys; the verdict names the key that verified."""
+    """Publishers can then rotate keys; the verdict names the key that verified."""
     trust = policy.decode(json.dumps({"trusted_publishers": {"acme": [ACME.public, SPARE.public]}}).encode())
     found = _judge(_signed(SPARE), trust)
     assert isinstance(found, Verified)
@@ -191,7 +191,7 @@ def test_unsigned_bundle_needs_a_matching_digest():
 
 @pytest.mark.parametrize("require", [True, False])
 def test_publisher_or_signature_that_is_present_must_verify(require):
-    """Whatever the policy allows for unsigned bundles."""
+    """This holds whatever the policy allows for unsigned bundles."""
     trust = _trust(require_signature=require, allow_unsigned_host_risk=True)
     raw = _signed()
     assert _code({**raw, "signature_ed25519": ""}, trust) == "signature_missing"
