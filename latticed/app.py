@@ -108,18 +108,26 @@ class App:
         await self._stack.aclose()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
-        """Open each part after those it depends on; the control socket last."""
+        """Open each part after those it depends on; the control socket last.
+
+        `stack` gets what is open, and closes it in reverse. Sets `services`, `broker`, `api` and `reloader`. Raises the
+        Problems of the parts.
+        """
         settings, clock = self._settings, self._clock
         # A file or directory service that hangs must not block the loop: SIGTERM has to work during the start.
         allowed, gid = await asyncio.to_thread(resolved, settings)
         # Locks the state directory: a second daemon on it ends here.
         ledger = await stack.enter_async_context(self._open_ledger())
         set_retention(ledger, settings)
+        # Where the sockets are, and credentials of tunnels while they run. Locked as well: daemons with different state
+        # directories may be set to the same one.
         directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
         # The policy needs the ledger, for the revocations that its file no longer names.
         policy, kept_revocations = await self._open_policy(ledger)
+        # Whatever starts a process gets this one spawner; `outputs` keeps what plugins write for `latticectl logs`.
         spawner, outputs = _child_spawner(settings), Outputs(clock, logs.plugin_line)
-        # What plugins' calls are served by, before any plugin can be started.
+        # What plugins' calls are served by, before any plugin can be started. The supervisor fills `handles`, and the
+        # lifecycle the permissions: services must not import either, so both sides get the same object.
         handles: dict[str, Handle] = {}
         services = self.services = HostServices(
             settings,
@@ -134,6 +142,7 @@ class App:
         # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.
         emit = functools.partial(_log_line, outputs)
         self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
+        # Nothing is done for a plugin yet: before the lifecycle's first scan each counts as `permissions.NOT_SEEN`.
         await stack.enter_async_context(services)
         # What is on disk. `judge` reads the policy at each call, so that a change counts at once.
         store = Store(settings.state_dir / "store", limits=self._read_limits())
@@ -146,7 +155,9 @@ class App:
         # Before the first scan, which then judges bundles of installed plugins first.
         for source in ledger.read(records.accepted_sources):
             catalog.mark_recorded(source)
+        # Judges every bundle once. The lifecycle reads the result as the first batch of changes.
         await stack.enter_async_context(catalog)
+        # A start reads its plugin's configuration; a decision to change one has it checked in a confined child.
         configurations = Configurations(ledger, ConfigChecker(spawner))
         # What runs plugins. Entered before the lifecycle, it is closed after it: then all plugins stop.
         handle_deps = HandleDeps(
@@ -164,6 +175,7 @@ class App:
             configure=configurations.for_start,
         )
         supervisor = await stack.enter_async_context(Supervisor(handle_deps, handles))
+        # What the operator decided. Only made here; entered below, which arms the active plugins.
         lifecycle = Lifecycle(
             LifecycleDeps(
                 ledger=ledger,
@@ -228,13 +240,14 @@ class App:
         """The policy in force, read once, and the keeper of its revocations, which records new ones at once."""
         remembered = ledger.read(revocations.remembered)
         policy = PolicyKeeper(self._settings.trust, owners=frozenset({0, os.geteuid()}), remembered=remembered)
-        await asyncio.to_thread(policy.look, always=True)
+        await asyncio.to_thread(policy.look, always=True)  # reads a file, which may be on a mount that hangs
         kept = revocations.RevocationKeeper(ledger, policy, self._clock)
+        # A failure does not prevent the start: it is logged, and the poll of the policy tries again.
         await kept.remember()
         return policy, kept
 
     async def _open_ingress(self, stack: contextlib.AsyncExitStack, ledger: Ledger) -> None:
-        """The listeners for plugins' routes; each binds only while there are routes."""
+        """Enter the listeners for plugins' routes on `stack`; each binds only while there are routes."""
         services, http = self.services, self._settings.http
         await stack.enter_async_context(Ingress(services.pages, http, clock=self._clock))
         proxy = UpstreamIngress(
@@ -316,7 +329,10 @@ def _probed() -> Probed:
 
 
 def _log_line(outputs: Outputs, level: str, plugin_id: str, message: str, fields: dict[str, str]) -> None:
-    """Write a plugin's log.write line to the daemon's log and to the plugin's own output."""
+    """Write a plugin's log.write line to the daemon's log and, with its `fields` appended, to the plugin's own output.
+
+    `level`: as in `host.log`; one that is not known here is logged as info.
+    """
     write = {"debug": log.debug, "warning": log.warning, "error": log.error}.get(level, log.info)
     write("plugin_said", plugin_id=plugin_id, message=message, fields=fields)
     more = "".join(f" {name}={value}" for name, value in fields.items())

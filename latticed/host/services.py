@@ -90,13 +90,16 @@ class HostServices:
         self.permissions = permissions
         self._contacts = Contacts(ledger, clock)
         self._stack = contextlib.AsyncExitStack()
+        # The tables in which the two listeners look paths up: `pages` the routes', `upstreams` the proxied services'.
         self.pages = RouteTable()
         self.upstreams = UpstreamTable(enabled=bool(settings.http.service_listen))
+        # What plugins keep here. Secrets come first, as most services below replace references to them.
         self.secrets = SecretKeeper(ledger, secret_key.place(settings, os.environ), clock=clock)
         self.kv = KvCalls(ledger, quota=quota_of(settings.host_calls), granted=permissions.buckets)
         self.notifications = NotificationQueue(
             ledger, clock=clock, settings=settings.notify, may=permissions.to(*SENDS).may
         )
+        # A published file is served only while its plugin may act with the capability that it was put with.
         self.static = StaticCalls(
             settings.state_dir / "static",
             limits=settings.static,
@@ -107,6 +110,8 @@ class HostServices:
         guard = Guard()
         self._client = EgressClient(guard)
         self._smtp = Smtp(guard)
+        # DNS records and monitors, due by the timer wheel. `rights` is called before each run, since grants change;
+        # while it gives None, nothing is run for that plugin.
         self.ddns = DdnsKeeper(
             ledger=ledger,
             wheel=wheel,
@@ -131,6 +136,7 @@ class HostServices:
         # Before the routes, which report visitors to `programs`.
         self._make_programs(spawner)
         self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
+        # Routes last: they claim paths in both tables and lead to plugins (`handles`) and to upstreams.
         route_deps = RouteDeps(
             permissions=permissions,
             handles=handles,
@@ -147,7 +153,7 @@ class HostServices:
         )
 
     def _make_programs(self, spawner: Spawner) -> None:
-        """Make the keepers of what is run as a process for plugins: tasks, services, tunnels."""
+        """Make the keepers of what is run as a process for plugins: `tasks`, `programs` and `tunnels`."""
         settings, ledger, clock, permissions = self._settings, self._ledger, self._clock, self.permissions
         policy = restart_policy(settings.supervision)
         # Tasks and services need the same capability, see `model.hostcall`.
@@ -196,6 +202,7 @@ class HostServices:
 
     def table(self, emit: LogEmitter) -> Mapping[str, Served]:
         """The host calls by method; `emit(level, plugin_id, message, fields)` gets the lines of log.write."""
+        # Calls without work of their own between calls are made here; the others were made in `__init__`.
         settings, permissions = self._settings, self.permissions
         served = (
             self.kv,
@@ -224,9 +231,9 @@ class HostServices:
     # Changes of permissions; ids that are forgotten or taken over by another publisher.
 
     def update(self, plugin_id: str, standing: PluginStanding) -> None:
-        """Store the standing of a plugin, and begin to stop what it may no longer do; returns at once (see `drained`).
+        """Store the standing of a plugin, begin to stop what it may no longer do, and start what it may do again.
 
-        What it may do again continues by itself.
+        Returns at once; see `drained`.
         """
         if self.permissions.update(plugin_id, standing):
             # Routes first: visitors are refused before the services and tunnels that they lead to are stopped.
@@ -248,6 +255,7 @@ class HostServices:
             await keeper.forget(plugin_id)
 
     def _keepers(self) -> tuple[MonitorKeeper, DdnsKeeper, TaskKeeper, ProgramKeeper, TunnelKeeper]:
+        """The keepers of what goes on between calls, but for routes, which have nothing to wait for (`drained`)."""
         return self.monitors, self.ddns, self.tasks, self.programs, self.tunnels
 
 

@@ -201,6 +201,7 @@ class Decisions:
             record = self._known(plugin_id, forgotten=False)
             checked = await self.configurations.check(self._manifest(record), document)
             return Configured(record=record, config=checked, changed=False, restarted=False)
+        # One decision at a time per id: the manifest that the document is checked against must not change meanwhile.
         async with self._deciding(actor, plugin_id) as record:
             event = recording.event(actor, "plugin.config", record, {})
             try:
@@ -208,15 +209,19 @@ class Decisions:
             except Problem as problem:
                 await self._unset(event, problem)
                 raise
+            # On record is which document, not its contents: those may be private.
             detail: dict[str, str | int | bool] = {"bytes": len(checked.data), "sha256": checked.sha256}
             old = self.configurations.stored(plugin_id)
             if old is not None and old.sha256 == row.sha256 and old.schema_sha256 == row.schema_sha256:
                 return Configured(record=record, config=checked, changed=False, restarted=False)
+            # The same document is written again for another schema: the next start then need not check it once more
+            # (`Configurations.fitting`). On disk before the restart, which reads it.
             await self._write(record, replace(event, detail=detail), lambda tx: configs.put(tx, plugin_id, row))
             changed = old is None or old.sha256 != row.sha256
             restarted = changed and record.status is Status.ACTIVE and self.state.presence(plugin_id).available
             if restarted:
                 self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)
+        # After the block, so that waiting for the restart delays no further decision on the plugin.
         after = await self._settled(record)
         return Configured(record=after, config=checked, changed=changed, restarted=restarted)
 
@@ -276,6 +281,10 @@ class Decisions:
         return change
 
     async def _checked(self, record: Record, document: dict[str, Any]) -> tuple[Configuration, ConfigRow]:
+        """`document`, checked for the plugin of `record`, and the row that stores it.
+
+        Problem invalid_transition unless the record is accepted, and those of `Configurations.check`.
+        """
         if not record.accepted:
             # Nothing was decided about whose it is: a bundle of another publisher may still take the id.
             detail = f"cannot configure {record.id}: it is {record.status}, expected an installed plugin"
@@ -301,6 +310,7 @@ class Decisions:
         return self._manifest(self._known(plugin_id, forgotten=False))
 
     def _manifest(self, record: Record) -> Manifest:
+        """The manifest that `record` accepted, else that of the verified bundle on disk; Problem not_available."""
         winner = self.state.presence(record.id).winner
         manifest = presence.manifest_of(record.facts) or (winner.verdict.manifest if winner is not None else None)
         if manifest is None:

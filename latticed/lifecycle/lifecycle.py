@@ -42,8 +42,10 @@ class Lifecycle:
 
     def __init__(self, deps: LifecycleDeps) -> None:
         self.deps = deps
+        # All parts act on this one state, each made after those that it calls.
         self.state = LifecycleState()
         self.write_behind = WriteBehind(deps.ledger, deps.store, deps.revocations, self.state)
+        # Arms and disarms plugins by what record, disk and stored pair say.
         self.registry = Registry(
             state=self.state,
             ledger=deps.ledger,
@@ -55,6 +57,7 @@ class Lifecycle:
             defaults=deps.defaults,
         )
         effects = EffectWaiter(deps.supervisor, deps.services)
+        # Judges stored pairs, and mends those that a bundle on disk can replace.
         self.pairs = Pairs(
             state=self.state,
             registry=self.registry,
@@ -65,6 +68,7 @@ class Lifecycle:
             policy=deps.policy,
             refused_at_start=deps.supervisor.refused,
         )
+        # Carries out what operators ask for.
         self.decisions = Decisions(
             state=self.state,
             registry=self.registry,

@@ -32,18 +32,21 @@ if TYPE_CHECKING:
     from latticed.sandbox.levels import Chosen
 
 AT_ONCE: Final = 2
+"""How many checks run at the same time, each with up to MEMORY_BYTES; further ones wait."""
 CHECK_S: Final = 5.0
-"""How long one check may take; the worst that fits into a manifest would take longer than any patience."""
+"""Seconds for one check; a schema that fits into a manifest can be made to take far longer."""
 MEMORY_BYTES: Final = 256 << 20
+"""What the child of one check may take."""
 MAX_KNOWN: Final = 64
 """How many results are remembered, by the hashes of schema and document; each may take 40 KB."""
-_INPUT: Final = 3
+_INPUT: Final = 3  # the child's descriptor; the same as `config_inside.check.INPUT`
 _ANSWER_BYTES: Final = 256 << 10
 _STDERR_BYTES: Final = 4 << 10
 _WORD_CHARACTERS: Final = 600
 _RUNNERS: Final = Path(__file__).resolve().parent
 _PACKAGE: Final = _RUNNERS.parent
 _INSIDE: Final = _RUNNERS / "config_inside"
+# Appended: nothing in these directories can take the place of a module of the standard library.
 _LOADER: Final = "import sys; sys.path += {paths}; from latticed.runners.config_inside import check; check.main()"
 
 log = logs.get_logger()
@@ -59,7 +62,7 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of the child. `all`: whether `faults` are all there are."""
+    """One line of the child. `fits`: the document fits, and `faults` is empty; `all`: whether `faults` are all."""
 
     fits: bool
     faults: tuple[_Found, ...]
@@ -96,14 +99,17 @@ class ConfigChecker:
 
     async def _ask(self, schema: Configuration, document: Configuration) -> ConfigInvalid | None:
         """Check in a child: None when the document fits, else the faults. Raises the Problems of `check`."""
+        # A memfd, as the input may be larger than a pipe holds, and the child starts only afterwards.
         fd = artifact.memory()
         try:
+            # Schema and document are JSON already: put together as bytes, not decoded and encoded again.
             parts = (b'{"schema":', schema.data, b',"document":', document.data)
             limit = config_schema.pattern_bytes(msgspec.json.decode(schema.data))
             files.write_all(fd, b"".join((*parts, b',"pattern_bytes":%d,"faults":%d}' % (limit, MAX_FAULTS))))
             answer, ended_by = await self._run(fd)
         finally:
             os.close(fd)
+        # An answer counts even if the child was ended for a limit: its first line has a fault that is certain.
         said = _decoded(answer)
         if said is None:
             raise ended_by or Problem("sandbox_failed", "the configuration could not be checked: see the daemon's log")
@@ -113,12 +119,15 @@ class ConfigChecker:
         return ConfigInvalid(tuple(found), whole=said.all)
 
     async def _run(self, fd: int) -> tuple[bytes, Problem | None]:
-        """Run the child with its input at `fd`: its stdout, and the Problem if it was ended for a limit."""
+        """Run the child with its input at `fd`: its stdout, and the Problem if it was ended for a limit, else None.
+
+        Other failures of it are logged. Problem sandbox_unavailable, and as `ChildSpawner.spawn`. No process is left.
+        """
         out, err = _Taken(_ANSWER_BYTES), _Taken(_STDERR_BYTES)
         child = await self._spawner.spawn(
             self._request(fd), self._choose(), on_exit=lambda _: None, stdout=out, stderr=err
         )
-        out.child = child
+        out.child = child  # not of `err`: what is too much there is dropped, and says nothing about the answer
         late: Problem | None = None
         try:
             async with asyncio.timeout(self._check_s):
@@ -181,12 +190,15 @@ def _clipped(found: _Found) -> _Found:
 
 
 def _beyond(code: str, limit: str, found: str) -> Problem:
+    """The Problem `code` for a check that went beyond `limit`; both texts are parts of its sentence."""
     detail = f"expected the configuration to be checked against its schema {limit}, found {found}"
     return Problem(code, detail, "a schema that takes this long is made to, or the document is far larger than meant")
 
 
 class _Taken(asyncio.Protocol):
-    """Collects what the child writes; a child that writes more than is allowed is ended."""
+    """The protocol of one output: keeps the first `most_bytes` in `data`, and kills `child`, where it is set, once so
+    much has come.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self.data = bytearray()

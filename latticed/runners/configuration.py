@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
 MAX_FAULTS: Final = 20
-"""How many faults of a document are listed."""
+"""How many faults of a document are listed; the rest is only said to exist."""
 EMPTY: Final = b"{}"
 """What a plugin gets for which nothing is set."""
 
 Path = tuple[str | int, ...]
 
+# Sorted keys: the hash must not depend on the order in which the operator wrote them.
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]{0,63}")
+# Whatever looks like a reference to a secret, then those that are well-formed: `${secret:NAME}` or `${secret:NAME#…}`.
 _REFERENCE: Final = re.compile(r"\$\{secret:([^{}]*)\}?")
 _NAMED: Final = re.compile(r"\$\{secret:([A-Z][A-Z0-9_]{0,63})(?:#[^{}\x00-\x20\x7f]{1,128})?\}")
 _PATH_CHARACTERS: Final = 200
@@ -71,6 +73,7 @@ class Configuration:
 
         Problems: config_invalid for integers beyond ±(2^53-1) and for malformed references to secrets; too_large.
         """
+        # One more than is listed says whether the list is whole.
         found = tuple(itertools.islice(_faults(document, ()), MAX_FAULTS + 1))
         if found:
             raise ConfigInvalid(found[:MAX_FAULTS], whole=len(found) <= MAX_FAULTS)
@@ -107,7 +110,10 @@ def schema_of(manifest: Manifest) -> Configuration:
 
 
 def place(path: Path) -> str:
-    """A place in a document: `rules[3].port`, `zones["a.b"].name`; empty for the document itself."""
+    """A place in a document: `rules[3].port`, `zones["a.b"].name`; empty for the document itself.
+
+    Keys are escaped, and the whole is cut to _PATH_CHARACTERS: the document is not trusted.
+    """
     said = ""
     for step in path:
         if isinstance(step, int):
@@ -133,12 +139,13 @@ def _faults(value: Any, path: Path) -> Iterator[ConfigFault]:
         case list():
             for number, inner in enumerate(value):
                 yield from _faults(inner, (*path, number))
-        case bool():
+        case bool():  # before int, of which Python makes it a subclass
             return
         case int() if abs(value) > MAX_INTEGER:
             # RFC 8259 section 6: other readers would round it without a word.
             found = text.clip(str(value), 40)
             yield ConfigFault(path=path, expected="an integer within ±(2^53-1)", found=found, kind="another one")
+        # Malformed if something that looks like a reference is none: removing either kind then leaves different texts.
         case str() if "${secret:" in value and _REFERENCE.sub("", value) != _NAMED.sub("", value):
             wrong = next(found[0] for found in _REFERENCE.finditer(value) if not _NAMED.fullmatch(found[0]))
             expected = "references to secrets such as ${secret:NAME}"

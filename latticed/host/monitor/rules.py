@@ -107,6 +107,7 @@ def of_answer(answer: HttpAnswer, spec: MonitorSpec, *, now_s: float) -> Result:
     as expected counts. `now_s`: wall clock, seconds since the epoch.
     """
 
+    # Status and end of the certificate are in each result, whatever was wrong.
     def result(outcome: Outcome, code: str = "", reason: str = "") -> Result:
         return Result(
             outcome=outcome,
@@ -123,6 +124,7 @@ def of_answer(answer: HttpAnswer, spec: MonitorSpec, *, now_s: float) -> Result:
         outcome, code, reason = _OF_BODY[answer.body.kind]
         return result(outcome, code, reason.format(answer.body.detail))
     if spec.certificate_days and answer.expires_s:
+        # One that has expired does not get here: the TLS handshake fails before there is an answer (`of_error`).
         left_s = answer.expires_s - int(now_s)
         if left_s < spec.certificate_days * _DAY_S:
             reason = f"expected a certificate that is good for {spec.certificate_days} days, found {left_s // _DAY_S}"

@@ -31,6 +31,7 @@ def main() -> NoReturn:
     with open(INPUT, "rb") as source:
         source.seek(0)  # its writer left it at the end
         asked = json.load(source)
+    # `offline`: a `$ref` to a URL must not be fetched. `pattern_bytes` bounds the memory of compiled patterns.
     limit = asked["pattern_bytes"]
     validator = jsonschema_rs.Draft202012Validator(
         asked["schema"],
@@ -54,6 +55,7 @@ def main() -> NoReturn:
 
 
 def _say(answer: dict[str, Any]) -> None:
+    """Write one line of JSON at once: what comes next may end at a limit."""
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
