@@ -173,7 +173,7 @@ class AbandoningThreads:
         failure: Exception | None = None
         try:
             result = batch.work(job)
-        except Exception as error:  # noqa: BLE001 - handed to whoever asked; a thread must not die of it
+        except Exception as error:  # noqa: BLE001 - kept for the outcome; it must not end the thread
             failure = error
         with self._lock:
             # Under the same lock as the check of `abandoned`: a job is either done or stuck, never both.

@@ -89,7 +89,8 @@ class JudgeQueue:
                 outcome = await self.pool.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, report=self._report)
             finally:
                 self.judging = {}
-            for name in outcome.left:  # nobody began it: back into its queue, unless a higher mode is wanted by now
+            # Not begun: back into its queue, in a higher mode if one was asked for meanwhile.
+            for name in outcome.left:
                 waiting = self._urgent if name in self._urgent else self._backlog
                 waiting[name] = max(jobs[name], waiting.get(name, jobs[name]))
             self._report(outcome)
@@ -111,6 +112,7 @@ class JudgeQueue:
                 return
 
     def _report(self, outcome: JobOutcome[str, DirectoryEntry | None]) -> None:
+        """Pass an outcome on, and count what was found: `idle` waits only while that grows."""
         self._found += len(outcome.done) + len(outcome.failed) + len(outcome.stuck)
         self._report_outcome(outcome)
 

@@ -37,7 +37,9 @@ _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
 """Verdicts that may differ next time although the files' metadata is the same."""
 
 _RACY_NS: Final = 100_000_000
-"""A file that changed this shortly before it was read may change again without its times comparable."""
+"""A file that changed less than this before it was read may change again with the same times, as
+many file systems keep them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What is known of a bundle directory without reading anything: (dev, inode), the owner's uid, what is in it."""
+    """What is known of a bundle directory without reading a file: its (dev, inode), the uid of its owner, and whether
+    there is a manifest in it.
+    """
 
     inode: RootId
     owner: int

@@ -132,7 +132,7 @@ class Watcher:
         inotify.stop()
         inotify.join()
         if orphaned:
-            inotify._close_resources()  # noqa: SLF001 - nobody else will
+            inotify._close_resources()  # noqa: SLF001 - its thread would have, and has ended
 
     @property
     def alive(self) -> bool:

@@ -35,7 +35,7 @@ FOR_WORKERS: Final = frozenset({"default"})
 
 
 class KvKey(Params, frozen=True):
-    """Parameters of kv.delete."""
+    """Parameters of kv.delete: a key of the caller's own bucket."""
 
     key: str
 
@@ -126,6 +126,7 @@ class KvCalls:
         return {"ok": True}
 
     async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:
+        """Serve kv.delete: `ok` is whether there was such a key. HostError bad_params; Problem ledger_unavailable."""
         key = _checked(asked.key)
         return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
 
@@ -150,6 +151,7 @@ def key_fault(key: str) -> str | None:
 
 
 def _checked(key: str) -> str:
+    """The key, if it may be one (`key_fault`); HostError bad_params otherwise."""
     if fault := key_fault(key):
         raise HostError(Denial.BAD_PARAMS, fault)
     return key

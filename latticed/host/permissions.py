@@ -96,7 +96,7 @@ class Permissions:
         return standing.seen and standing != before
 
     def standing(self, plugin_id: str) -> PluginStanding:
-        """The standing of a plugin, of any id."""
+        """The standing of a plugin. Any id has one: `NOT_SEEN` or `UNKNOWN` when none is stored."""
         return self._standings.get(plugin_id, UNKNOWN if self.complete else NOT_SEEN)
 
     def refusal(self, plugin_id: str, *capabilities: str) -> PermissionRefused | None:
@@ -116,7 +116,7 @@ class Permissions:
         return self.standing(plugin_id).publisher
 
     def permits(self, plugin_id: str) -> tuple[str, ...]:
-        """What the operator granted besides capabilities, as `kind=value` (`model.permits`). Not whether it may act."""
+        """What the operator granted besides capabilities (`kind=value`, `model.permits`), even while it may not act."""
         return self.standing(plugin_id).permits
 
     def prefixes(self, plugin_id: str) -> frozenset[str]:
@@ -137,7 +137,7 @@ class Permissions:
         return EgressRights(origins=tuple(egress.origin(one) for one in found))
 
     def egress_rights(self, plugin_id: str) -> EgressRights:
-        """Where it may connect to; not whether it may act, see `CapabilityPermissions.egress_rights`."""
+        """Where it may connect to, even while it may not act; see `CapabilityPermissions.egress_rights`."""
         standing = self.standing(plugin_id)
         origins = permits.of_kind(standing.permits, permits.ORIGIN)
         return EgressRights(

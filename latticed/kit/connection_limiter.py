@@ -112,7 +112,7 @@ class ConnectionLimiter(Generic[C]):
         return self._clock.monotonic_s()
 
     def connections(self) -> list[C]:
-        """All connections, as a list of its own: it may be cut while it is gone through."""
+        """All connections, as a new list: connections may be cut while the caller iterates over it."""
         return [connection for owned in self._by_owner.values() for connection in owned]
 
     def of(self, owner: int | None) -> list[C]:
@@ -179,6 +179,7 @@ class ConnectionLimiter(Generic[C]):
             self._cut(connection)
 
     def _cut(self, connection: C) -> None:
+        """Drop a connection and close it at once, without sending what is buffered."""
         self.cut += 1
         self.leave(connection)  # at once: many may come before connection_lost is called, and each must cut another
         if connection.wire is not None:

@@ -78,6 +78,7 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
                     future.set_exception(error)
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """The next queued call; None when there is none, and then this thread's slot is free: it must end."""
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()

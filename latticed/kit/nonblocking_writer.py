@@ -77,6 +77,7 @@ class NonBlockingWriter:
     # On the thread.
 
     def _run(self) -> None:
+        """Write entries until closed. `_failed` belongs to this thread; what other threads read is under `_changed`."""
         while (entry := self._next()) is not None:
             # What is missing is reported first, so that the entry stands where it belongs.
             gap_written = not self._failed or self._write(self._gap(self._failed))

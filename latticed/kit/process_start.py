@@ -1,7 +1,7 @@
-"""What a program is started into (execve(2): signals, descriptors, limits, umask), made what the program counts on.
+"""Resets what a process inherits from the one that started it (execve(2)): signals, descriptors, limits, umask.
 
-First thing at each front door. Whoever starts us may have done so from a cron job with SIGCHLD ignored, a wrapper with
-SIGTERM blocked, a shell with `>&-`, a container with low limits.
+Each entry point calls this first. It may have been started by a cron job with SIGCHLD ignored, a wrapper with SIGTERM
+blocked, a shell with `>&-`, or in a container with low limits.
 """
 
 from __future__ import annotations

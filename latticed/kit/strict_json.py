@@ -62,7 +62,8 @@ def _check_depth(data: bytes, max_depth: int) -> None:
     if data.count(b"{") + data.count(b"[") <= max_depth:  # nearly all there is; 20 µs less for each manifest
         return
     left = bare(without_escapes(data)).translate(_ALIKE, _NO_BRACKETS)
-    # What is left after so many rounds is nested deeper, if it is balanced at all.
+    # What is left after so many rounds is nested deeper, if it is balanced at all. Braces count as brackets (`_ALIKE`):
+    # a `[}` passes here, and the decoder refuses it.
     for _ in range(max_depth):
         before, left = left, left.replace(b"[]", b"")
         if len(left) == len(before):
@@ -113,6 +114,7 @@ def _float(digits: str) -> float:
 
 
 def _small_integer(digits: str) -> int:
+    """An integer that every reader of JSON can hold (RFC 8259, section 6); InvalidJson for a larger one."""
     value = _integer(digits)
     if abs(value) > MAX_INTEGER:
         raise InvalidJson(f"expected an integer within ±(2^53-1), found {digits[:40]}")
@@ -120,6 +122,7 @@ def _small_integer(digits: str) -> int:
 
 
 def _integer(digits: str) -> int:
+    """An integer of any size, up to 400 digits; InvalidJson for more."""
     if len(digits) > 400:  # int() of long digits is quadratic, and Python refuses more than 4300 of them
         raise InvalidJson(f"expected a number of sane length, found {len(digits)} digits")
     return int(digits)

@@ -25,9 +25,9 @@ def fenced(
 ) -> asyncio.Task[None]:
     """Run `work` as a task; when it raises, call `on_error(error)` instead of letting the exception go further.
 
-    In a `group`, siblings live on. Cancelling the task works as ever: CancelledError passes through. One that nobody
-    asked for (`work` awaited something that was cancelled) is reported too: otherwise `work` would have ended without a
-    trace. SystemExit and KeyboardInterrupt pass through. The task is kept from being collected while it runs.
+    In a `group`, the other tasks go on. When the task is cancelled, CancelledError passes through as ever. When it is
+    not, but `work` awaited something that was, that is reported too: otherwise `work` would have ended without a trace.
+    SystemExit and KeyboardInterrupt pass through. The task is kept from being garbage collected while it runs.
     """
     task = (group or asyncio.get_running_loop()).create_task(_fence(work, on_error), name=name)
     _running.add(task)
@@ -37,11 +37,12 @@ def fenced(
 
 
 async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseException], None]) -> None:
+    """Await `work` as `fenced` says."""
     task = asyncio.current_task()
     try:
         await work
     except asyncio.CancelledError as error:
-        # Nobody has cancelled this task (Task.cancelling): the error comes from something that it awaited.
+        # This task was not cancelled (Task.cancelling): the error comes from something that it awaited.
         if task is not None and task.cancelling() == 0:
             _report(error, on_error)
         raise
@@ -50,6 +51,7 @@ async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseExcept
 
 
 def _report(error: BaseException, on_error: Callable[[BaseException], None]) -> None:
+    """Call `on_error`; what it raises itself is only logged."""
     try:
         on_error(error)
     except Exception:

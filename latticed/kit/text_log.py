@@ -185,6 +185,7 @@ def _fits(fd: int, mark: Mark) -> bool:
 
 
 def _mark(fd: int, offset: int) -> Mark:
+    """The mark for a reading of the open file `fd` that ended at `offset`."""
     found = os.fstat(fd)
     return Mark(inode=found.st_ino, offset=offset, written_ns=found.st_mtime_ns, witness=_witness(fd, offset))
 

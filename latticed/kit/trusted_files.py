@@ -1,7 +1,7 @@
 """Reading a file that nobody but its owners may be able to change, however its path is made (contracts §4).
 
 The path is walked one component at a time. Every directory and link on the way is judged on what was opened, and the
-bytes come from the descriptor that was judged: whoever flips a link meanwhile gains nothing.
+bytes come from the descriptor that was judged: replacing a link or file meanwhile changes nothing.
 """
 
 from __future__ import annotations

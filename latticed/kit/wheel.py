@@ -36,8 +36,8 @@ class Ticket:
 class Wheel:
     """Calls back after a delay or periodically, never early, at most a tick late (plus what other calls take).
 
-    Callbacks are short and never block; they are called on the loop that runs `run`. One that raises is logged and
-    keeps its period; the others never notice. A cancelled ticket is dropped at the tick it was due.
+    Callbacks are short and never block; they are called on the loop that runs `run`. When one raises, that is logged,
+    it keeps its period, and the others are called all the same. A cancelled ticket is dropped at the tick it was due.
     """
 
     def __init__(self, source: clock.Clock | None = None) -> None:
@@ -107,6 +107,7 @@ class Wheel:
         return 1
 
     def _insert(self, ticket: Ticket) -> Ticket:
+        """Enter a ticket at the tick at which it is due, and wake `run` if it waits for one; returns the ticket."""
         # Rounded up: never early. At the earliest the next tick: one that has been served is not looked at again.
         tick = max(math.ceil(ticket._due), self._turned + 1)  # noqa: SLF001
         self._due.setdefault(tick, []).append(ticket)

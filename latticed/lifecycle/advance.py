@@ -228,7 +228,10 @@ def unmet(needed: tuple[Dependency, ...], records: Mapping[str, Record]) -> Prob
 
 
 def _meeting(dependency: Dependency, other: Record | None, *, fits: bool) -> str:
-    """The command that satisfies `dependency`, if its bundle is in the plugin directory."""
+    """The command that satisfies `dependency`, provided its bundle is in the plugin directory.
+
+    `other` is the record of that id, `fits` whether its version matches.
+    """
     if other is None or other.status is Status.VERIFIED:
         return f"latticectl install {dependency.id} && latticectl activate {dependency.id}"
     return f"latticectl {'activate' if fits else 'upgrade'} {dependency.id}"

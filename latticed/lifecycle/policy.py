@@ -1,6 +1,6 @@
 """The trust policy in force: the operator's file, joined with every revocation the daemon has ever seen.
 
-A missing or bad file at boot trusts nobody; a bad reload keeps the old policy. Either is a problem that health shows.
+With a missing or bad file at boot no publisher is trusted; a bad reload keeps the old policy. Health shows either.
 The file is polled every second rather than watched: a stat costs microseconds, and it sees what inotify(7) does not
 (a link swapped in a parent directory, a network mount).
 """

@@ -59,6 +59,7 @@ class PipeWriter(asyncio.BaseProtocol):
         """A writer for the pipe `fd`, which it owns from now on."""
         # asyncio takes a file object, which then owns the descriptor, and makes it non-blocking.
         end = os.fdopen(fd, "wb", buffering=0)
+        # Until there is a transport, only `end` owns the descriptor: closed here, also when cancelled.
         try:
             _, writer = await asyncio.get_running_loop().connect_write_pipe(cls, end)
         except BaseException:
@@ -84,7 +85,7 @@ class PipeWriter(asyncio.BaseProtocol):
         its end.
         """
         await self._may_write.wait()
-        # connection_lost sets the event too, so that nobody waits for a pipe that is gone.
+        # connection_lost sets the event too: else this would wait for ever when the pipe is closed meanwhile.
         if self._lost:
             raise BrokenPipeError("the child no longer reads")
 
@@ -130,6 +131,7 @@ class PipeReader(asyncio.Protocol):
         last.
         """
         end = os.fdopen(fd, "rb", buffering=0)
+        # As in `PipeWriter.connect`.
         try:
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: cls(inner, on_lost), end)
         except BaseException:

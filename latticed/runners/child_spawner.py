@@ -248,5 +248,7 @@ def for_python(request: ChildRequest) -> ChildRequest:
 
 
 def reached(chosen: Chosen, probed: Probed) -> str:
-    """A child's confinement for display: `isolated`, or `isolated+cgroup` where a cgroup limits it."""
+    """A child's confinement for display: `isolated`, or `isolated+cgroup` where it has a cgroup of its own (which may
+    only serve to kill it, see `cgroup.claim`).
+    """
     return chosen.level.token + ("+cgroup" if probed.delegation is not None else "")

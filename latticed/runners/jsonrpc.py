@@ -262,7 +262,7 @@ class JsonRpcSession:
             self._break("protocol_error", f"expected an answer to something that was asked, found the id {found}")
 
     def _answer(self, answer: asyncio.Future[Any], message: JsonRpcMessage) -> None:
-        """Give the answer to who waits for it; one that is malformed breaks the session."""
+        """Set `answer`, which the caller of `ask` awaits, from `message`; a malformed one breaks the session."""
         if answer.cancelled():
             return  # the caller was cancelled in this turn of the loop
         if answer.done():
@@ -299,6 +299,7 @@ class JsonRpcSession:
         task.add_done_callback(lambda task: self._served(task, size))
 
     def _served(self, task: asyncio.Task[None], size: int) -> None:
+        """A host call has ended, answered or not: free what it took."""
         self._serving.discard(task)
         self._share.remove(size)
         if self._paused:  # there may be room again
@@ -346,6 +347,7 @@ class JsonRpcSession:
             del self._given_up[next(iter(self._given_up))]
 
     def _check_open(self) -> None:
+        """Problem plugin_gone once the session is over."""
         if not self._open:
             raise _gone()
 

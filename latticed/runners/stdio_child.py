@@ -274,6 +274,7 @@ class StdioChild:
         return self._child.stdin
 
     def _flow(self, on: bool) -> None:  # noqa: FBT001 - the session's contract
+        """Resume or pause the reading of stdout; see `JsonRpcSession`. Does nothing once the pipe is closed."""
         transport = self.reader.transport
         if transport is None or transport.is_closing():
             return

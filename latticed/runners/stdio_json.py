@@ -59,7 +59,7 @@ async def _at_once() -> None:
 
 
 class Invocation:
-    """One invocation, over functions that the caller provides; it lives from the request to `close`.
+    """One invocation, over functions that the caller provides: from its request to `close`.
 
     `answer` takes lines for the descriptor of answers, `serve(method, params)` carries out host calls; at most
     `max_host_calls` of them. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain`
@@ -265,6 +265,7 @@ class Invocation:
         self._fail(Problem(code, detail))
 
     def _fail(self, problem: Problem) -> None:
+        """As `fail`: the first outcome counts."""
         if not self.outcome.done():
             self.outcome.set_exception(problem)
 

@@ -93,6 +93,7 @@ class WasmRunner:
             os.close(code)  # the child has its own copy
 
     def _choose(self, manifest: Manifest) -> Chosen:
+        """Level and features for the children of a plugin; Problem protocol_unsupported, sandbox_unavailable."""
         protocol = manifest.runtime.protocol
         if protocol not in {None, stdio_child.PROTOCOL}:
             hint = "leave runtime.protocol out: a wasm plugin is long-lived"
@@ -102,7 +103,10 @@ class WasmRunner:
     async def _begin(
         self, plugin: PluginToRun, gate: Gate, code: _Code, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """Start the child that runs the compiled code, and shake hands with it."""
+        """Start the child that runs the compiled code, and return its instance once it has answered `initialize`.
+
+        Problem as `stdio_child.begin`; no process is left then. `code` stays open, the caller closes it.
+        """
         last_word = LastWord()
         invoking = self._spawner.invoking(plugin.manifest)
         limits = self._spawner.limits(plugin.manifest)

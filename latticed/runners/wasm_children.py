@@ -60,6 +60,8 @@ Code = Literal[
 
 
 class _Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The report of `wasm_inside.status.end`; anything else that the child writes counts as no report."""
+
     code: Code
     message: str
 
@@ -153,5 +155,6 @@ def configuration() -> str:
 def target() -> str:
     """This processor and its features, on which compiled code depends; a digest of what /proc/cpuinfo says."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    # `flags` on x86, `Features` on ARM. Of the first processor: all of them are taken to have the same.
     abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {hashlib.sha256(abilities.encode()).hexdigest()}"

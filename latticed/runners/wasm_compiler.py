@@ -146,6 +146,7 @@ class Compiler:
             log.warning("wasm_cache_failed", error=error.strerror or str(error))
 
     def _subject(self, module: Module, package: Package) -> Subject:
+        """What the code in the cache must have been compiled from and for. Blocks: it reads files at its first call."""
         return Subject(
             sha256=module.sha256,
             engine=f"wasmtime {package.version}",
@@ -177,5 +178,6 @@ class _Taken(asyncio.Protocol):
 
 
 def _close(fd: int | None) -> None:
+    """Undo `Cache.find` when its caller was cancelled."""
     if fd is not None:
         os.close(fd)

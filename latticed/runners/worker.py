@@ -34,6 +34,7 @@ LISTEN_S: Final = 1.0
 
 
 def _none(plugin_id: str) -> frozenset[str]:
+    """The default of `granted_prefixes`: nothing is granted."""
     del plugin_id
     return frozenset()
 
@@ -52,6 +53,7 @@ class WorkerRunner:
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Problem: `source_blocked` for template or content type, `route_taken` for its routes, `digest_mismatch`."""
+        # What `start` does, without its effects: a template that does not parse is refused before it is activated.
         content_type(plugin.manifest)
         await _compiled(pair, plugin.manifest.digest_sha256.lower())
         granted = self._granted_prefixes(plugin.id)
@@ -60,7 +62,7 @@ class WorkerRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Serving:
-        """Compile the template and claim its routes. Problem as `admit`, or `digest_mismatch`: nothing is claimed."""
+        """Compile the template and claim its routes. Problem as `admit`; nothing is claimed then."""
         del on_exit  # no process that could exit
         mime = content_type(plugin.manifest)
         compiled = await _compiled(pair, plugin.manifest.digest_sha256.lower())
@@ -141,6 +143,7 @@ class Serving:
             raise Problem("not_found", "there is no such route")
 
     def _checkup(self) -> Checkup:
+        """See `check`: judged by what holds at this moment (claim, capability, listener)."""
         if self.claim is None:
             return Checkup(health=Health.HEALTHY, message=f"no route: the manifest does not declare {ROUTE}")
         where = " ".join(self.claim.prefixes)
@@ -190,7 +193,7 @@ def _asked(payload: Any, plugin_id: str) -> tuple[str, str, tuple[tuple[str, str
 
 
 async def _compiled(pair: BundleDirectory, sha256: str) -> Template:
-    """The compiled template of `pair`."""
+    """The compiled template of `pair`; Problem as `_source`, and source_blocked when it does not parse."""
     return await in_thread(lambda: template.parse(_source(pair, sha256)))
 
 

@@ -101,6 +101,7 @@ def find() -> Delegation | Failure:
     own = own_group()
     if own is None:
         return Failure(token=CGROUP, step="no cgroup version 2 hierarchy", fix="mount cgroup2 at /sys/fs/cgroup")
+    # `claim` has already moved this process below the delegated group.
     base = own.parent if own.name == SUPERVISOR else own
     if not (base / "cgroup.events").exists():  # every group has it but the root
         return Failure(token=CGROUP, step="the root group is nobody's to divide", fix=FIX)
@@ -174,6 +175,7 @@ def sweep(delegation: Delegation) -> int:
     found = 0
     for path in delegation.base.glob(f"{_CHILD}*"):
         found += 1
+        # Any error: another process may have removed it, or its processes are still dying. No start fails for it.
         with contextlib.suppress(OSError):
             (path / "cgroup.kill").write_text("1")
         with contextlib.suppress(OSError):
@@ -185,8 +187,10 @@ def _delegated(base: Path) -> bool:
     """Whether the group was handed over to this daemon: by ownership (not root), by systemd's extended attribute, or as
     the top of a cgroup namespace.
     """
+    # Not as root, who owns every group by default.
     if os.geteuid() != 0 and base.stat().st_uid == os.geteuid():
         return True
+    # Both are set by systemd; reading the first one takes CAP_SYS_ADMIN (xattr(7)).
     for name in ("trusted.delegate", "user.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(base, name) == b"1":

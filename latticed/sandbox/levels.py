@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latticed.model import manifest
 
 CODE: Final = "sandbox_unavailable"
+"""The code of a refusal because this host gives less than is required."""
 
 
 class Level(enum.IntEnum):
@@ -54,7 +55,10 @@ FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR, CGROUP, NETWORK})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why `token` (a level or a feature) is not provided: `step` failed with `errno` (0: nothing failed)."""
+    """Why `token` (a level or a feature) is not provided: `step` failed with `errno` (0: nothing failed).
+
+    `fix`: what an operator can do about it, empty when nothing is known.
+    """
 
     token: str
     step: str
@@ -132,6 +136,7 @@ def _level_failure(level: Level, provided: Provided) -> Failure | None:
 
 
 def _refused(token: str, provided: Provided, failure: Failure | None) -> Fault:
+    """The Fault for a level or feature `token` that is required and missing; `failure` says why, if that is known."""
     found = f"host gives {provided.level.token}" + (f": {failure.words}" if failure else "")
     hint = failure.fix if failure and failure.fix else "latticectl health shows what this host gives and why no more"
     return Fault(CODE, f"needs {token}, {found}", hint)
@@ -176,6 +181,7 @@ def fix(step: str, error: int, host: HostSupport) -> str:
 
 
 def _unshare_fix(step: str, error: int, host: HostSupport) -> str:
+    """As `fix`, for a namespace that was refused: the first of the known causes that fits."""
     # ENOSPC: a limit in /proc/sys/user is reached, or namespaces are nested too deep (unshare(2)).
     if host.max_user_namespaces == 0 or error == errno.ENOSPC:
         return "no more namespaces are allowed: raise sysctl user.max_user_namespaces (and its like)"

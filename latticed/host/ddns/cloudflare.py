@@ -128,8 +128,9 @@ class CloudflareProvider:
     async def _all(
         self, path: str, asked: dict[str, str], token: str, kind: type[api.T], *, of_a_page: int
     ) -> list[api.T]:
-        """Every item of a list, page after page; `asked` are the filters. ProviderRefused too_many_pages beyond
-        _MAX_PAGES.
+        """Every item of the list at `path`, each as a `kind`; `asked` are the filters, `of_a_page` items come per page.
+
+        ProviderRefused too_many_pages beyond _MAX_PAGES; and as `CloudflareApi.ask`.
         """
         found: list[api.T] = []
         for page in range(1, _MAX_PAGES + 1):

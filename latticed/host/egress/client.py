@@ -140,7 +140,10 @@ class EgressClient:
         limits: EgressLimits,
         contacted: Callable[[Target], None] | None,
     ) -> EgressAnswer | EgressRequest:
-        """One request: its answer, or the request that its redirect leads to."""
+        """One request, once the guard has judged its target: its answer, or the request that its redirect leads to.
+
+        Arguments as of `send`. HostError as `send`, but for its time limit.
+        """
         target = request.target
         found = await self.guard.resolve(target.host, target.port, rights, scheme=target.scheme)
         if contacted is not None:
@@ -159,7 +162,9 @@ class EgressClient:
         return redirects.follow(request, status, location, is_bound=is_bound)
 
     def _request(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send one request; the block entered with the result has its answer, and closes the connection."""
+        """The context of one request: entering it sends the request and gives the head of the answer, leaving it closes
+        the connection. HostError service_unavailable while the daemon stops.
+        """
         if self._session is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
         return self._session.request(

@@ -22,7 +22,10 @@ STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressRequest:
-    """One request, ready to be sent. `secret`: the headers (lower case) with secrets; `secret_body`: it has some."""
+    """One request, ready to be sent.
+
+    `secret`: names, in lower case, of the headers that hold secrets; `secret_body`: whether the body holds any.
+    """
 
     method: str
     target: Target
@@ -58,6 +61,7 @@ def follow(
 
 
 def _target(base: Target, location: str) -> Target:
+    """As `url.refer`, with HostError egress_blocked for every refusal."""
     try:
         return url.refer(base, location)
     except HostError as error:

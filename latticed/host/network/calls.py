@@ -78,8 +78,8 @@ class NetworkApply(Params, frozen=True):
 class NetworkCalls:
     """The host calls `network.state`, `network.plan`, `network.plans` and `network.apply`.
 
-    `secrets_of(plugin_id)` gives a plugin's secrets: a plan may refer only to those bound to it. `root`: where /proc
-    and /sys are.
+    `secrets_of(plugin_id)` gives a plugin's secrets: a plan may refer only to those bound to it. `quota`: plans of one
+    plugin; None: `PLANS`. `root`: the directory that has /proc and /sys.
     """
 
     def __init__(

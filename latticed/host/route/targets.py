@@ -43,7 +43,11 @@ _ANSWER: Final = frozenset({"status", "content_type", "body", "body_base64"})
 
 
 class Templated:
-    """A template of a plugin; values are read with `call(plugin_id, method, params)`, a host call through its Gate."""
+    """A template of a plugin, as the target of a route.
+
+    `live(plugin_id)`: whether the plugin may have it served now. Values are read with `call(plugin_id, method,
+    params)`, a host call through its Gate.
+    """
 
     methods = frozenset({"GET", "HEAD"})
 
@@ -55,7 +59,7 @@ class Templated:
         self._call = functools.partial(call, plugin_id)
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """See RouteTarget."""
+        """See RouteTarget. Problem not_found, and as `rendering.render`."""
         _check_live(self._live, self._plugin_id)
         body = await rendering.render(
             self._compiled,
@@ -74,6 +78,8 @@ class Invoked:
     """An action of a plugin that answers requests.
 
     It gets {method, path, query, headers, body, body_base64} and results in {status, content_type, body | body_base64}.
+    `live(plugin_id)`: whether the plugin may have it served now; `invoke(plugin_id, action, payload)` has the action
+    carried out and returns its reply `{ok, message, result, error}`.
     """
 
     def __init__(self, plugin_id: str, action: str, methods: tuple[str, ...], *, live: Live, invoke: Invoke) -> None:
@@ -85,7 +91,7 @@ class Invoked:
         self._in_flight = 0
 
     async def serve(self, request: RouteRequest) -> RouteResponse:
-        """See RouteTarget."""
+        """See RouteTarget. Problem not_found, busy, plugin_error, output_too_large, and those of the invocation."""
         _check_live(self._live, self._plugin_id)
         # Refused and not queued: a queue of visitors' requests would grow without bound while the plugin is slow.
         if self._in_flight >= MAX_IN_FLIGHT:
@@ -198,6 +204,7 @@ def _not_text() -> bytes:
 
 
 def _check_live(live: Live, plugin_id: str) -> None:
+    """Problem not_found while the plugin may not have its route served; a visitor learns no more."""
     if not live(plugin_id):
         raise Problem("not_found", "there is no such route")
 

@@ -68,6 +68,7 @@ class Budget:
             self._parked.release()
 
     def _watch(self) -> None:
+        """The watchdog's thread: sleep until a deadline, call `expire` once one has passed, then end."""
         while True:
             with self._lock:
                 left_s = None if self._ends_s is None else self._ends_s - time.monotonic()
