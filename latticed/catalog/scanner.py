@@ -37,8 +37,8 @@ _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
 """Verdicts that may differ next time although the files' metadata is the same."""
 
 _RACY_NS: Final = 100_000_000
-"""A file that changed less than this before it was read may change again with the same times, as
-many file systems keep them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
+"""A file that changed less than this before it was read may change again with the same times, as many file systems keep
+them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
 """
 
 
