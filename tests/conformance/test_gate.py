@@ -64,7 +64,7 @@ async def test_unknown_host_call_is_not_found(plugin, method):
 
 
 async def test_host_calls_over_the_rate_are_rate_limited():
-    """A burst at once, then as fast as the bucket fills; each plugin has its own."""
+    """A burst is accepted at once, then calls as fast as the bucket fills; each plugin has its own bucket."""
     async with in_process.opened(toml="[host_calls]\nper_second = 2\nburst = 3\n") as home:
         clock = home.app.broker.clock = ManualClock()
         one = await caller(home, "kv:read")

@@ -23,7 +23,7 @@ async def test_gate_of_a_disabled_plugin_refuses_calls(home):
 
 
 async def test_gate_of_a_tampered_plugin_is_closed(home):
-    """The bundle restored, the plugin is armed with a new Gate."""
+    """Once the bundle is restored, the plugin is armed with a new Gate."""
     plugin = await caller(home, "kv:read", "kv:write")
     await plugin.call("kv.put", key="a", value="kept")
     before = bundles.tamper(home.dropped["demo"].artifact_path)

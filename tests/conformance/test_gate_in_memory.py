@@ -96,7 +96,7 @@ async def both():
 
 
 async def test_in_memory_gate_answers_like_the_real_one(both):
-    """The same result or the same code, for each step of a sequence of calls."""
+    """It gives the same result or the same code for each step of a sequence of calls."""
     real, memory = both
     for method, params in [*ASKED, ("node.set_labels", {"labels": {}})]:
         try:

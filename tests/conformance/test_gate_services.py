@@ -84,7 +84,7 @@ async def test_kv_list_is_paged(home, plugin, monkeypatch):
     "key", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\x00b", "\x1b[0m", "a\u202eb", "a\u2028b", "k" * 257]
 )
 async def test_invalid_kv_keys_are_bad_params(plugin, key):
-    """Slashes, control characters, more than 256 characters."""
+    """They have slashes, control characters, or more than 256 characters."""
     for method, more in (("kv.get", {}), ("kv.put", {"value": ""}), ("kv.delete", {})):
         assert await plugin.denied(method, key=key, **more) == "bad_params"
     await plugin.call("kv.put", key="k" * 256, value="fits")

@@ -105,7 +105,7 @@ async def test_host_call_over_its_rate_is_rate_limited(stage):
 
 
 async def test_host_call_with_bad_parameters_is_denied_and_audited(stage):
-    """Missing, of another type, out of range, unknown, ambiguous."""
+    """One is missing, of another type, out of range, unknown or ambiguous."""
     wrong = []
     for method, row, caller in stage.each():
         for params in ({**row.good, "nobody_knows": 1}, *row.bad):
@@ -128,7 +128,7 @@ async def test_too_large_parameters_are_denied_undecoded(stage):
 
 
 async def test_host_call_of_a_failing_service_is_service_unavailable(stage):
-    """Recorded as allowed, then as failed; it works again once its dependency does."""
+    """It is recorded as allowed, then as failed, and works again once its dependency does."""
     found, recorded, after = {}, {}, {}
     for method, row, caller in stage.each():
         if not row.down:

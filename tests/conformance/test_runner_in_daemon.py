@@ -99,7 +99,9 @@ async def test_plugin_of_each_runner_is_armed_and_stopped(way):
 
 @able("calls")
 async def test_host_calls_of_each_runner_follow_grants(way):
-    """Made by the plugin itself: allowed; trimmed, from the next call on; granted again; not declared. All audited."""
+    """The plugin makes them: allowed; denied from the next call on once trimmed; granted again; not declared. All are
+    audited.
+    """
     action, shows = way.calls
     async with in_process.opened(real=True, toml=way.toml) as home:
         await activated(home, way)
@@ -155,7 +157,7 @@ async def test_plugin_that_exceeds_a_limit_fails_its_invocation_with_a_code(way)
 
 @able("never")
 async def test_failed_start_of_each_runner_is_reported_and_retried(way):
-    """Within its time: 200, the status as decided, a code, the time of the next try, and nothing left."""
+    """The answer comes in time: 200, the status as decided, a code, the time of the next try; no process is left."""
     artifact, expected = way.never
     async with in_process.opened(real=True, toml=runner_plugins.start_toml(way)) as home:
         before = leftovers.survey()

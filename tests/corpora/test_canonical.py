@@ -16,7 +16,7 @@ ROWS = corpora.rows("canonical_json_rfc8785.json")
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
 def test_canonical_json_equals_the_suites_bytes(row):
-    """Decoded by our decoder, encoded by the canonicaliser of signing payloads."""
+    """It is decoded by our decoder and encoded by the canonicaliser of signing payloads."""
     value = strict_json.loads(bytes.fromhex(row["input_hex"]))
     assert rfc8785.dumps(value) == bytes.fromhex(row["expect_hex"])
 

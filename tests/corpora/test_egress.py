@@ -82,5 +82,5 @@ async def test_url_is_connected_to_only_where_allowed(row):
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 @pytest.mark.parametrize("row", FLOWS, ids=lambda row: row["id"])
 def test_egress_flow_ends_as_the_suite_says(row):
-    """Against real servers on public and private addresses, a real DNS, a proxy in the environment."""
+    """It runs against real servers on public and private addresses, a real DNS, and a proxy in the environment."""
     netns.run(outside.ADDRESSES, flows.FLOWS[row["id"]])

@@ -79,7 +79,7 @@ def test_request_is_answered_or_refused_in_step(daemon, row, form):
     ],
 )
 def test_upgrade_request_is_answered_without_waiting_for_more(daemon, raw, together):
-    """Answered as a plain request; then the connection is closed, or later requests are answered."""
+    """It is answered as a plain request; then the connection is closed, or later requests are answered."""
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(raw + PROBE if together else raw)
         received = b""

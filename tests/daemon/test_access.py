@@ -257,7 +257,7 @@ def test_granting_host_risk_needs_scope_host_and_trimming_does_not(daemon):
 
 
 def test_audit_events_name_the_caller(daemon):
-    """uid, user and pid of the peer; those of refusals too."""
+    """They have uid, user and pid of the peer; so have events of refusals."""
     daemon.post("/api/plugins/lifecycle", {"id": "acme.demo", "status": "active"}, user=OPERATOR)
     refused = daemon.events(target="acme.demo", action="plugin.status")[-1]
     assert refused["actor"].startswith(f"uid:{OPERATOR.uid} ")
@@ -274,7 +274,7 @@ def test_user_outside_the_sockets_group_cannot_connect(daemon):
 
 
 def test_reload_changes_scopes_of_users(acme_place):
-    """Scopes are resolved at load; SIGHUP loads."""
+    """Scopes are resolved when settings are loaded, and SIGHUP loads them."""
     with acme_place.running() as daemon:
         os.chown(acme_place.socket, -1, OPEN_GID)
         assert daemon.get("/api/plugins", user=NAMELESS).status == 403

@@ -226,13 +226,13 @@ def test_installing_a_removed_bundle_is_409_not_available(daemon):
 
 
 def test_forget_of_an_active_or_undecided_plugin_is_409(daemon):
-    """Undecided: its bundle is there and nothing was decided."""
+    """An undecided plugin is one whose bundle is there and about which no operator has decided."""
     answer = daemon.post("/api/plugins/by-id/acme.three/forget")
     assert (answer.status, answer.code) == (409, "invalid_transition")
 
 
 def test_no_answer_shows_a_local_path(daemon):
-    """Neither the plugin directory nor the state directory, on any reading route."""
+    """No reading route shows the plugin directory or the state directory."""
     for path in (
         *("/api/plugins", "/api/plugins/lifecycle", "/api/plugins/rejected", "/api/plugins/by-id/acme.paths"),
         *("/api/health", "/api/status", "/api/audit", "/api/audit/verify", "/api/trust"),
@@ -296,7 +296,7 @@ def test_upgrade_without_a_candidate_is_409(daemon):
 
 
 def test_kv_values_are_raw_bytes(daemon):
-    """PUT, GET, list, DELETE in the operator's bucket; any bytes, exact."""
+    """The test puts, gets, lists and deletes them in the operator's bucket; any bytes come back exactly."""
     value = bytes(range(256))
     assert daemon.ask("PUT", "/api/kv/default/some.key", value).json() == {
         "bucket": "default",
@@ -322,7 +322,7 @@ ODD_KEYS = (
 
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_every_valid_kv_key_and_bucket_can_be_addressed(daemon, key):
-    """Written, read, listed and deleted by its percent-encoded name, and by latticectl; so is such a bucket."""
+    """It is written, read, listed and deleted by its percent-encoded name, and by latticectl."""
     path = f"/api/kv/{quote(key, safe='')}/{quote(key, safe='')}"
     assert daemon.ask("PUT", path, b"here").json() == {"bucket": key, "key": key, "bytes": 4}
     assert daemon.get(path).body == b"here"

@@ -135,7 +135,9 @@ def test_restore_on_empty_machine_reports_what_is_missing_and_then_runs(place, b
 
 
 def test_restore_keeps_stricter_later_decisions(used, backup, acme):
-    """Trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the two."""
+    """A plugin is trimmed, upgraded and revoked after the backup: masks, floors and revocations are the stricter of the
+    two.
+    """
     with used.running() as daemon:
         daemon.until_state("armed")
         assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["network:plan"]}).status == 200
@@ -290,7 +292,7 @@ def test_backup_with_trailing_data_is_refused(place, backup):
 
 
 def test_failed_backup_replaces_and_leaves_no_file(past, place):
-    """An existing name, a missing directory, no daemon."""
+    """It fails for an existing name, a missing directory, or without a daemon."""
     used_states.copy(past, place)
     taken = place.home / "taken.tar"
     taken.write_text("precious")

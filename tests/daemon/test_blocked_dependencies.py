@@ -90,7 +90,7 @@ def ends(daemon):
 
 
 def test_log_lines_for_a_full_pipe_are_dropped_and_counted(place, acme):
-    """`latticed | sleep 1000` and a plugin that logs a lot; the count is logged later."""
+    """The daemon runs as in `latticed | sleep 1000` with a plugin that logs a lot; the count is logged later."""
     read, write = os.pipe()
     with contextlib.closing(open(read, "rb")) as reader, place.running(output=write) as daemon:
         os.close(write)

@@ -102,7 +102,7 @@ def test_settings_writable_by_others_are_refused(place):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
 @pytest.mark.parametrize("what", ["state", "run"])
 def test_directory_of_another_user_is_refused_with_owner_and_mode(place, what):
-    """Owned or writable by others: nothing is opened or created there; fixed, the daemon starts."""
+    """Others own it or may write to it: nothing is opened or created there; once that is fixed, the daemon starts."""
     directory = {"state": place.state, "run": place.run}[what]
     stranger = processes.OTHER_STRANGER.uid
     for uid, mode in ((stranger, 0o777), (stranger, 0o755), (place.uid, 0o777), (place.uid, 0o775), (0, 0o1777)):
@@ -164,7 +164,7 @@ def test_unknown_option_exits_with_2(place):
 
 
 def test_unusable_state_directory_is_one_line_on_stderr(place):
-    """A file in its place; no socket is left."""
+    """A file is in its place; no socket is left."""
     place.state.rmdir()
     place.state.write_text("in the way")
     ran = place.once()
@@ -260,7 +260,7 @@ def test_install_tamper_and_repair_work_as_root(acme):
 
 
 def test_daemon_holds_only_its_own_descriptors(daemon):
-    """Log, ledger, socket, watches; none of the test run's."""
+    """They are those of log, ledger, socket and watches, and none of the test run's."""
     if daemon.place.user is not None and os.getuid() != 0:
         pytest.skip("looking into another user's process needs uid 0")
     targets = set()

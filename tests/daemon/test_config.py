@@ -153,7 +153,7 @@ def test_audit_events_of_configurations_have_size_and_hash_never_a_value(plugin)
 
 
 def test_answer_to_a_configuration_with_many_faults_says_that_there_are_more(plugin):
-    """Twenty of forty-five thousand are listed."""
+    """It lists twenty of forty-five thousand."""
     answer = put(plugin, {"rules": [0] * 45_000})
     assert (answer.status, answer.code) == (422, "config_invalid")
     assert (len(answer.json()["errors"]), answer.json()["more"]) == (20, True)
@@ -213,7 +213,9 @@ def test_secret_references_in_a_configuration_stay_unexpanded(plugin):
 
 
 def test_plugin_with_required_configuration_is_needs_config_until_it_is_set(host):
-    """409 with the command to run, status unchanged, no value in it. Set, the plugin can be activated."""
+    """Activation is 409 with the command to run, status unchanged, no value in it. Once it is set, the plugin can be
+    activated.
+    """
     answer = host.activated(ID, ECHO, runtime=SPEAKING, config=NEEDY)
     assert (answer.status, answer.code) == (409, "needs_config")
     assert 'the key "city"' in answer.json()["detail"]
@@ -227,7 +229,7 @@ def test_plugin_with_required_configuration_is_needs_config_until_it_is_set(host
 
 
 def test_upgrade_to_a_schema_that_the_configuration_does_not_fit_is_refused(alone):
-    """The old version keeps running; disabled, it can be upgraded, configured and activated."""
+    """The old version keeps running; once disabled, it can be upgraded, configured and activated."""
     daemon = alone.daemon
     assert put(alone, {"city": "Bern"}).status == 200
     narrower = {**SCHEMA, "required": ["token"]}
@@ -337,7 +339,7 @@ def test_wasm_plugin_gets_its_configuration_with_each_invocation(host):
 
 @pytest.mark.slow
 def test_schema_that_takes_too_long_to_check_does_not_block_the_daemon(host):
-    """References that double the work 2^40 times: deadline_exceeded, and the daemon answers meanwhile."""
+    """Its references double the work 2^40 times: the check is deadline_exceeded, and the daemon answers meanwhile."""
     steps = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2} for n in range(1, 41)}
     bomb = {"$defs": {"a0": {"type": "integer"}, **steps}, "properties": {"x": {"$ref": "#/$defs/a40"}}}
     host.drop(ID, ECHO, runtime=SPEAKING, config=bomb)

@@ -123,7 +123,7 @@ def test_config_value_that_json_cannot_represent_is_refused_with_its_place(confi
 
 
 def test_unreadable_config_file_is_reported(host, config):
-    """Missing, a directory, too large, bytes that are not UTF-8."""
+    """It is missing, a directory, too large, or not UTF-8."""
     home = host.daemon.place.home
     large, latin = home / "large.json", home / "latin.toml"
     host.daemon.place.write(large, b" " * (2 << 20))

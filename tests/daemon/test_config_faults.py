@@ -41,8 +41,8 @@ def given(daemon):
 
 
 @pytest.mark.parametrize("error", faults.DISK_ERRORS, ids=errno.errorcode.get)
-def test_a_failed_write_changes_nothing(bundle, sick, error):
-    """503; the old document stays, in the ledger and in the plugin, which is not restarted."""
+def test_failed_write_of_a_configuration_changes_nothing(bundle, sick, error):
+    """The answer is 503; the ledger and the plugin keep the old document, and the plugin is not restarted."""
     with bundle.running() as daemon:
         daemon.activate()
         assert put(daemon, {"city": "Bern"}).status == 200
@@ -57,8 +57,8 @@ def test_a_failed_write_changes_nothing(bundle, sick, error):
         faults.chain_holds(daemon)
 
 
-def test_kill_9_leaves_the_old_document_or_the_new(bundle):
-    """At any moment of a change: what is there is whole, what was answered is there, and the record agrees."""
+def test_kill_9_leaves_the_old_configuration_or_the_new_one(bundle):
+    """It comes at any moment of a change: the document is whole, an answered one is kept, the audit event agrees."""
     acknowledged = {}
     with bundle.running() as daemon:
         daemon.activate()
@@ -88,8 +88,8 @@ def test_kill_9_leaves_the_old_document_or_the_new(bundle):
             daemon.kill()
 
 
-def test_changes_at_once_come_one_after_the_other(bundle):
-    """Sixteen operators: each is answered, one of their documents is there and in the plugin, all are on record."""
+def test_concurrent_configuration_changes_are_serialised(bundle):
+    """All sixteen are answered and audited; the plugin has the document that is stored."""
     with bundle.running() as daemon:
         daemon.activate()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -101,8 +101,8 @@ def test_changes_at_once_come_one_after_the_other(bundle):
 
 
 @pytest.mark.slow
-def test_the_daemon_ends_while_a_check_would_not(place, acme):
-    """SIGTERM in the middle of a check that takes for ever: the daemon ends, and its child with it."""
+def test_sigterm_ends_the_daemon_during_an_endless_check(place, acme):
+    """SIGTERM comes in the middle of an endless check: the daemon ends, and its child with it."""
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=ENDLESS)
     with place.running() as daemon:
         daemon.until(daemon.plugin, "it to be seen")
@@ -123,8 +123,8 @@ def _suppressed(daemon):
 
 
 @pytest.mark.slow
-def test_an_active_plugin_whose_check_never_ends_is_not_started(place, acme):
-    """`{}` is cheap to check; a document that is not is refused, so nothing that is set can be endless."""
+def test_document_whose_check_never_ends_is_refused(place, acme):
+    """A document whose check does not end is refused and not stored; the plugin keeps running without one."""
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=ENDLESS)
     with place.running() as daemon:
         daemon.activate()

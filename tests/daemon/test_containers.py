@@ -76,7 +76,9 @@ def in_namespace(pid):
 
 
 def test_orphans_are_reaped_and_own_children_keep_their_exit_codes(container):
-    """Orphans of the container's other processes; plugins that end meanwhile are reported with their own exit codes."""
+    """They are orphans of the container's other processes; plugins that end meanwhile are reported with their own exit
+    codes.
+    """
     host, first = container
     host.up("acme.demo", PLUGIN)
     orphan = ["nsenter", "--target", str(first), "--pid", "--mount", "/bin/sh", "-c"]
@@ -93,7 +95,7 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes(container):
 
 
 def test_plugin_with_a_hostile_process_name_is_still_stopped(container):
-    """Bytes that are not UTF-8, with what looks like another line of /proc/PID/status."""
+    """The name has bytes that are not UTF-8, and what looks like another line of /proc/PID/status."""
     host, first = container
     host.up("acme.named", NAMED)
     inside = host.runtime("acme.named")["pid"]

@@ -35,7 +35,7 @@ def test_kill_9_at_many_random_points_loses_nothing_acknowledged(place, acme):
 
 
 def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
-    """Those of `replace`; files with similar names stay."""
+    """They are those of `replace`; files with similar names stay."""
     remains = [place.state / f".{name}.0123456789ab" for name in ("floors.json", "host.key")]
     kept = [place.state / name for name in (".floors.json.mine", ".notes", "floors.json.0123456789ab")]
     for path in (*remains, *kept):
@@ -48,7 +48,7 @@ def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
 @pytest.mark.parametrize("points", [3, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
 def test_start_succeeds_after_kill_9_during_the_first_start(place, acme, points):
-    """Killed anywhere before READY=1: one host key, and a chain that verifies."""
+    """The daemon is killed anywhere before READY=1: there is one host key, and a chain that verifies."""
     place.drop(author=acme)
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")

@@ -96,7 +96,7 @@ def said(daemon: daemons.Daemon, word: str = "acme.demo") -> str:
 
 
 def test_explain_leads_from_a_dropped_bundle_to_a_running_plugin(place, acme):
-    """Each step is the command that explain names; the last names none. Then tampering, and the breaker."""
+    """Each step is the command that explain names; the last names none. Tampering and an open breaker follow."""
     bundle = place.drop(author=acme)
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -121,7 +121,9 @@ def test_explain_leads_from_a_dropped_bundle_to_a_running_plugin(place, acme):
 
 
 def test_explain_leads_to_accepting_another_publisher(place, acme):
-    """Refused beside the running plugin; once that is removed, it is accepted by the command that explain names."""
+    """Its bundle is refused beside the running plugin; once that is removed, it is accepted by the command that explain
+    names.
+    """
     other = bundles.author("other")
     place.trust_us(acme, other)
     first = place.drop("first", author=acme)
@@ -138,7 +140,7 @@ def test_explain_leads_to_accepting_another_publisher(place, acme):
 
 
 def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
-    """An untrusted publisher; then an invalid policy."""
+    """The test has an untrusted publisher, then an invalid policy."""
     place.drop("stranger", author=bundles.author("stranger"), id="some.one")
     with place.running() as daemon:
         daemon.until_rejected("stranger", "publisher_untrusted")
@@ -151,7 +153,7 @@ def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
 
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
 def test_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
-    """The record that the real command gives, except times; nothing is stored, audited or run."""
+    """It is the record that the real command gives, except for times; nothing is stored, audited or run."""
     place.drop(author=acme, capabilities=["kv:read", "http:egress"])
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -194,7 +196,9 @@ def test_dry_run_is_refused_like_the_real_command_and_not_audited(place, acme, b
 
 
 def test_revocation_is_lifted_once_it_is_removed_from_the_policy(place, acme):
-    """While the policy has it, exit 1; removed, the plugin stays refused until it is lifted."""
+    """Lifting exits with 1 while the policy has it; once it is removed there, the plugin stays refused until it is
+    lifted.
+    """
     place.drop(author=acme)
     words = ("trust", "lift", "--plugin", "acme.demo@1.0.0")
     with place.running() as daemon:

@@ -59,7 +59,9 @@ def test_failed_ledger_write_is_503_ledger_unavailable(place, acme, sick, error,
 
 @named
 def test_disk_faults_refuse_decisions_but_not_stopping(place, acme, sick, error):
-    """Activate, grant and restart: refused, nothing changed. Disable, trim and tamper-stop: at once, recorded later."""
+    """Activate, grant and restart are refused and change nothing. Disable, trim and tamper-stop act at once and are
+    recorded later.
+    """
     for name in ("installed", "active", "tampered"):
         place.drop(name, author=acme, id=f"acme.{name}")
     with place.running() as daemon:
@@ -145,7 +147,7 @@ def test_half_written_pairs_are_removed_later(place, acme, sick):
 
 
 def test_unreadable_stored_pair_is_retried(place, acme, sick):
-    """Not armed during the disk fault, armed automatically afterwards; the clock may jump meanwhile."""
+    """The plugin is not armed during the disk fault, but automatically afterwards; the clock may jump meanwhile."""
     place.set("[supervision]\nbackoff_base_s = 0.2\nbackoff_ceiling_s = 0.5\nbreaker_failures = 1000")
     place.drop(author=acme)
     with place.running() as daemon:

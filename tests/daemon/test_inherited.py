@@ -50,7 +50,7 @@ def started_badly(closed="", limit=0):
 
 
 def test_daemon_resets_inherited_process_attributes(place, acme):
-    """Every signal ignored and blocked, 0 to 2 closed, 3,900 processes at most, umask 0777, root's HOME."""
+    """Every signal is ignored and blocked, 0 to 2 are closed, at most 3,900 processes, umask 0777, HOME is root's."""
     place.before = started_badly("012", 3_900)
     place.env["HOME"] = "/root"
     with place.running() as daemon:

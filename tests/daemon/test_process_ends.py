@@ -45,7 +45,9 @@ if got > 0:
 
 
 def test_kill_9_of_the_daemon_ends_all_children(place, acme):
-    """Children and grandchildren in sessions of their own too, under both protocols; the next start is clean."""
+    """So it does with children and grandchildren in sessions of their own, under both protocols; the next start is
+    clean.
+    """
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", programs.MOODY, runtime=RUNTIME)

@@ -219,7 +219,7 @@ def test_too_frequent_host_calls_are_rate_limited(host, way):
 
 @BOTH
 def test_too_many_invocations_at_once_are_busy(host, way):
-    """Beyond two; the running ones fail with a code when the plugin is stopped."""
+    """Two are accepted; the running ones fail with a code when the plugin is stopped."""
     answers = []
     plugin_id = host.armed(way)
     sleepers = [threading.Thread(target=lambda: answers.append(host.invoke(plugin_id, "sleep"))) for _ in range(2)]

@@ -251,7 +251,7 @@ while True:
 
 
 def test_invalid_host_calls_are_answered_with_errors(host, name):
-    """Unknown, undeclared, with wrong parameters, with unusual ids; the session continues."""
+    """They are unknown, undeclared, or have wrong parameters or unusual ids; the session continues."""
     body = r"""
 message = hear()
 codes = []

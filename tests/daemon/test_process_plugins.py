@@ -37,7 +37,7 @@ def test_invoke_prints_the_result(host, plugin_id):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_invoke_reads_the_payload_from_stdin(host, plugin_id):
-    """`-`; and a result that is text is printed as it is."""
+    """The argument is `-`. A result that is text is printed as it is."""
     done = host.daemon.ctl("invoke", plugin_id, "text", "-", stdin='"\\u00e4 words"')
     assert (done.returncode, done.stdout) == (0, "plain ä words\n")
 
@@ -137,7 +137,7 @@ def test_health_shows_the_sandbox_support_of_the_host(host):
 
 @pytest.mark.parametrize("plugin_id", GREETERS)
 def test_host_calls_are_allowed_or_denied_and_audited(host, plugin_id):
-    """Denied with a code: what is not declared, or was trimmed."""
+    """What is not declared, or was trimmed, is denied with a code."""
     assert host.result(plugin_id, "keep", "value") == "value"
     never = {"call": "node.facts", "params": {}}
     assert host.result(plugin_id, "try", never) == {"code": "capability_denied"}
@@ -196,7 +196,7 @@ def test_shell_script_implements_latticed_stdio_1(host):
 
 @pytest.mark.parametrize("plugin_id", ["acme.foreign-py", "acme.foreign-sh"])
 def test_programs_written_for_other_hosts_run_unchanged(host, plugin_id):
-    """describe, health, and an action that calls the host."""
+    """They are asked for describe, health, and an action that calls the host."""
     assert "name" in host.result(plugin_id, "describe")
     assert host.invoke(plugin_id, "health").json()["ok"] is True
     first = host.result(plugin_id, "count", {"name": "you"})["count"]

@@ -56,7 +56,7 @@ def test_crashed_plugin_fails_its_invocation_and_is_restarted(host, action, code
 
 
 def test_plugin_in_backoff_shows_its_next_attempt(place, acme):
-    """failed, with the last error and the time; disabling it cancels the attempt."""
+    """It is failed, with the last error and the time; disabling it cancels the attempt."""
     place.set("[supervision]\nbackoff_base_s = 600.0\nbackoff_ceiling_s = 600.0")
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
@@ -157,7 +157,7 @@ def test_stopping_plugin_sends_shutdown_then_sigterm_then_sigkill(host, program,
 
 
 def test_restart_of_plugin_replaces_its_process(host):
-    """Another pid; the old process and its descendants are gone."""
+    """It has another pid; the old process and its descendants are gone."""
     plugin_id = host.up("acme.restarted", programs.MOODY, runtime=OFTEN)
     pid = host.runtime(plugin_id)["pid"]
     host.result(plugin_id, "fork")

@@ -140,7 +140,7 @@ def test_recover_under_a_running_daemon_is_refused(used):
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "key"])
 def test_recover_without_genuine_floors_needs_the_option(used, harm):
-    """Missing or of another key: exit 74 with what to do; --without-floors continues, and is audited."""
+    """They are missing or of another key: exit 74 with what to do; --without-floors continues, and is audited."""
     damage.truncated(used.state)
     floors = used.state / "floors.json"
     match harm:
@@ -175,7 +175,7 @@ def test_genuine_floors_count_despite_without_floors(used):
 
 
 def test_interrupted_recovery_can_be_repeated(used):
-    """Killed between its two renames: a host key without a ledger is not taken for a first start."""
+    """It is killed between its two renames: a host key without a ledger is not taken for a first start."""
     damage.header(used.state)
     (used.state / "ledger.sqlite3").rename(used.state / "ledger.sqlite3.damaged-before")
     (used.state / "ledger.sqlite3.fresh").write_bytes(b"half of one")
@@ -191,7 +191,7 @@ def test_interrupted_recovery_can_be_repeated(used):
     ["--without-floors", "--public-key x", "--recover --public-key x", "--recover --restore f", "--restore"],
 )
 def test_options_that_do_not_go_together_exit_with_2(place, words):
-    """Options that exclude or need another one, and one without its value; the state directory stays empty."""
+    """Some exclude or need another one, one lacks its value; the state directory stays empty."""
     ran = place.once(*words.split())
     assert (ran.returncode, list(place.state.iterdir())) == (2, []), ran
 

@@ -26,7 +26,7 @@ def answers(daemon):
 
 
 def test_removed_control_socket_is_bound_again(daemon):
-    """Removed, replaced by another socket, or its whole directory; open connections continue."""
+    """It is removed, replaced by another socket, or its whole directory is removed; open connections continue."""
     place = daemon.place
     with raw_http.connected(place.socket) as early:
         place.socket.unlink()

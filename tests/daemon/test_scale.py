@@ -113,7 +113,7 @@ def _decide_all(place, numbers):
 
 
 def test_two_thousand_bundle_changes_at_once_take_effect(herd):
-    """Tampered, removed, replaced and new bundles; only the plugins concerned are stopped."""
+    """Bundles are tampered with, removed, replaced and added; only the plugins concerned are stopped."""
     place, author = herd
     with place.running() as daemon:
         processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed", deadline_s=PATIENCE_S)
@@ -139,7 +139,7 @@ def test_two_thousand_bundle_changes_at_once_take_effect(herd):
 
 
 def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
-    """20,000 files while the process is suspended, so that the kernel drops events."""
+    """20,000 files are written while the process is suspended, so that the kernel drops events."""
     place, author = herd
     with place.running() as daemon:
         assert _metric(daemon, "latticed_catalog_overflows_total") == 0

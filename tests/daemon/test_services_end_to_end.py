@@ -100,7 +100,7 @@ def denials(host):
 
 
 def test_private_target_is_reached_only_while_granted(host, server, permit):
-    """Without a grant not one connection is made; trimmed, it is blocked at once."""
+    """Not one connection is made without a grant; once trimmed, it is blocked at once."""
     asked = {"url": f"{server.origin}/x"}
     assert host.result(ID, "fetch", asked)["code"] == "egress_blocked"
     assert server.connections == 0

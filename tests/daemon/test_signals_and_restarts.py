@@ -133,7 +133,7 @@ def test_kill_9_loses_no_decision(place, acme):
 
 
 def test_decision_is_on_disk_before_it_is_answered(place, acme):
-    """Killed right after the answer, repeatedly: the decision is still there."""
+    """The daemon is killed right after the answer, repeatedly: the decision is still there."""
     place.drop(author=acme)
     wanted = ("installed", "active", "disabled", "active")
     for status in wanted:
@@ -149,7 +149,7 @@ def test_decision_is_on_disk_before_it_is_answered(place, acme):
 
 
 def test_changes_made_while_stopped_are_judged_at_start(place, acme):
-    """Tampered: not armed, with a code. Removed: not armed. Repaired: armed."""
+    """A plugin is not armed if its bundle was tampered with (with a code) or removed, and armed if it was repaired."""
     tampered = place.drop("tampered", author=acme, id="acme.tampered")
     gone = place.drop("gone", author=acme, id="acme.gone")
     with place.running() as daemon:
@@ -171,7 +171,7 @@ def test_changes_made_while_stopped_are_judged_at_start(place, acme):
 @pytest.mark.parametrize("part", ["artifact", "manifest.json", "whole"])
 @pytest.mark.parametrize("bundle", ["intact", "gone"])
 def test_damaged_stored_pair_is_never_run(place, acme, part, bundle):
-    """Altered while the daemon was down: restored from the same bundle, or not run."""
+    """It is altered while the daemon is down: it is restored from the same bundle, or not run."""
     dropped = place.drop(author=acme)
     with place.running() as daemon:
         daemon.activate()
@@ -201,7 +201,7 @@ def test_damaged_stored_pair_is_never_run(place, acme, part, bundle):
 
 
 def test_suspended_daemon_catches_up_after_sigcont(place, acme):
-    """SIGSTOP while bundles are added and removed; afterwards it shows what is on disk."""
+    """It gets SIGSTOP while bundles are added and removed; afterwards it shows what is on disk."""
     place.drop("stays", author=acme, id="acme.stays")
     leaves = place.drop("leaves", author=acme, id="acme.leaves")
     with place.running() as daemon:

@@ -70,7 +70,7 @@ def _twin(how, place, acme):
     ],
 )
 def test_bundle_with_the_id_of_another_plugin_is_refused(active, place, acme, how, code):
-    """Whoever signed it; the original runs also after a restart, and after the second bundle is removed."""
+    """Any signature is refused; the original runs also after a restart, and after the second bundle is removed."""
     before = active.plugin()
     _twin(how, place, acme)
     active.until_rejected("intruder", code)
@@ -96,7 +96,7 @@ def test_unsigned_bundle_of_a_signed_plugins_id_is_publisher_changed(active, pla
 
 
 def test_bundle_of_another_trusted_publisher_is_publisher_changed(active, place, acme):
-    """Trusted for its own plugins, not for this one."""
+    """It is trusted for its own plugins, not for this one."""
     other = bundles.author("other")
     place.trust_us(acme, other)
     before = active.plugin()

@@ -49,7 +49,7 @@ def _armed_again(daemon):
 
 
 def test_changed_artifact_stops_the_plugin_and_repairing_arms_it(active, bundle):
-    """One bit; with the same identity again the plugin is armed at once, without backoff or a command."""
+    """One bit is changed; with the same identity again the plugin is armed at once, without backoff or a command."""
     before = bundles.tamper(bundle.artifact_path)
     _stopped(active, "digest_mismatch")
     assert active.rejected() == {"demo": "digest_mismatch"}
@@ -116,7 +116,7 @@ def test_repairing_does_not_arm_a_disabled_plugin(active, bundle):
 
 @pytest.mark.parametrize("kind", ["key", "digest", "plugin"])
 def test_revocation_stops_the_plugin_and_is_remembered(active, bundle, place, acme, kind):
-    """Removed from the policy, it still counts, also after a restart. Only an audited lift ends it."""
+    """It still counts when it is removed from the policy, also after a restart. Only an audited lift ends it."""
     value = {"key": acme.public, "digest": bundle.raw["digest_sha256"], "plugin": "acme.demo@*"}[kind]
     code = f"{kind}_revoked"
     place.trust_us(acme, revoked={f"{kind}s": [value]})
@@ -260,7 +260,7 @@ def test_recreated_plugin_directory_is_watched_again(active, place, acme):
 
 @pytest.mark.root
 def test_bundle_of_a_foreign_owner_is_refused(active, place, bundle):
-    """Neither root, nor the daemon's user, nor the directory's owner."""
+    """Root, the daemon's user and the directory's owner are accepted."""
     os.chown(bundle.artifact_path, 65499, 65499)
     active.signal(signal.SIGHUP)
     _stopped(active, "foreign_owner")

@@ -110,7 +110,9 @@ def test_version_floor_survives_forget(active, place, acme):
 
 
 def test_another_publisher_is_accepted_only_by_name(active, place, acme):
-    """Refused as `publisher_changed` while the record stands; accepted, it gets no grants or data of the old one."""
+    """It is refused as `publisher_changed` while the record stands; once accepted, it gets no grants or data of the old
+    one.
+    """
     other = bundles.author("other")
     place.trust_us(acme, other)
     active.ask("PUT", "/api/kv/plugin:acme.demo/secret", b"of acme")

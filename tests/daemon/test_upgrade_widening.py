@@ -34,7 +34,7 @@ def candidate(host, version: str, artifact: bytes = bombs.BOMBS, **runtime) -> d
 
 
 def test_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
-    """A restart of the daemon changes nothing; granted, the child has more; trimmed, less at once."""
+    """A restart of the daemon changes nothing; once granted, the child has more; once trimmed, less at once."""
     daemon = host.daemon
     host.up(ID, bombs.BOMBS, version="1.0.0", capabilities=["kv:read"], runtime={"limits": NARROW})
     assert limits_of(host) == (64, 32)

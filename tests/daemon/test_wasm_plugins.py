@@ -54,7 +54,7 @@ def host():
 
 
 def test_hello_wasm_answers_and_logs(host):
-    """Invoked through latticectl; it returns its payload, and writes a line to the log."""
+    """It is invoked through latticectl, returns its payload, and writes a line to the log."""
     plugin_id = sample(host, "hello-wasm")
     assert host.daemon.activate(plugin_id)["runtime"]["runner"] == "wasm"
     found = invoke(host, plugin_id, "greet", '{"name": "world"}')
@@ -66,7 +66,7 @@ def test_hello_wasm_answers_and_logs(host):
 
 
 def test_hello_wasi_counts_greetings_in_kv(host):
-    """Trimmed, its next host call is refused, and it keeps running."""
+    """Once it is trimmed, its next host call is refused, and it keeps running."""
     plugin_id = sample(host, "hello-wasi")
     host.daemon.activate(plugin_id)
     assert [invoke(host, plugin_id, "greet", '{"name": "a"}') for _ in range(2)] == [{"count": 1}, {"count": 2}]
@@ -91,7 +91,7 @@ def test_hello_wasi_counts_greetings_in_kv(host):
     ],
 )
 def test_module_that_cannot_start_fails_to_arm_with_its_code(host, name, source, code):
-    """200 and active; a retry is due; the daemon is not affected."""
+    """The answer is 200 and active; a retry is due; the daemon is not affected."""
     plugin_id = f"acme.bad-{name}"
     with host.answering():
         answer = module(host, source, plugin_id)

@@ -109,7 +109,7 @@ def test_hundreds_of_stalled_connections_do_not_delay_a_request(host, url):
 
 
 def test_disabling_the_last_worker_closes_the_http_port(host, url):
-    """Activated again, it is served, on any port that the kernel chooses."""
+    """Once activated again, it is served, on any port that the kernel chooses."""
     assert host.daemon.set_status("disabled", ID).status == 200
     host.daemon.until(lambda: not route_clients.listens(url), "the port to be free")
     assert host.daemon.set_status("active", ID).status == 200
@@ -117,7 +117,7 @@ def test_disabling_the_last_worker_closes_the_http_port(host, url):
 
 
 def test_http_port_does_not_serve_the_control_api(host, url):
-    """Neither by its paths nor by another name of the host, nor by any method."""
+    """It does not serve it by its paths, by another name of the host, or by any method."""
     for path in ("/api/plugins", "/api/health", "/metrics", "/openapi.json", "/", "/api/plugins/lifecycle"):
         answer = route_clients.ask(url, path)
         assert (answer.status, answer.code) == (404, "not_found"), path
@@ -147,7 +147,7 @@ def test_second_plugin_with_a_granted_route_cannot_be_activated(host):
 
 
 def test_prefix_is_served_only_while_granted(host):
-    """The plugin's own prefix always; a grant or trim takes effect with the restart of the plugin."""
+    """The plugin's own prefix is always served; a grant or trim takes effect with the restart of the plugin."""
     plugin_id = "acme.guest"
     url = up(host, b"guest", plugin_id, routes={"prefixes": ["/guest/"]})
     assert route_clients.ask(url, "/guest/").status == 404
@@ -163,7 +163,7 @@ def test_prefix_is_served_only_while_granted(host):
 
 
 def test_bucket_is_read_only_once_it_is_granted(host):
-    """Any other than `default`; at once, and only that one."""
+    """This holds for any other than `default`; the grant takes effect at once, for that one only."""
     plugin_id = "acme.reader"
     for bucket in ("shared", "private"):
         said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
@@ -217,7 +217,7 @@ def test_tampered_template_is_no_longer_served(host, url):
 
 
 def test_http_port_in_use_degrades_only_its_workers():
-    """Armed and degraded, with the reason; served once the port is free."""
+    """They are armed and degraded, with the reason, and served once the port is free."""
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -239,7 +239,7 @@ def test_http_port_in_use_degrades_only_its_workers():
 
 
 def test_workers_are_served_again_after_a_restart():
-    """Same template, same value, on the port of the settings."""
+    """They have the same template and value, on the port of the settings."""
     acme = bundles.author("acme")
     with daemons.placed(settings=ANY_PORT) as place:
         place.trust_us(acme)

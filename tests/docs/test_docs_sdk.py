@@ -40,7 +40,7 @@ def test_no_page_but_sdk_md_has_python():
 
 
 def test_tests_in_the_pages_examples_pass(directory):
-    """All tests in each of its files."""
+    """All tests in each of its files are run."""
     command = [
         sys.executable,
         "-m",
@@ -101,7 +101,7 @@ async def test_host_sends_the_lines_of_the_latticed_stdio_1_transcript():
 
 
 def test_plugin_sends_the_lines_of_the_latticed_stdio_1_transcript(directory):
-    """Exactly these; the plugin is that of the page."""
+    """It sends exactly these; the plugin is that of the page."""
     said = _conversation("latticed-stdio-1")
     done = subprocess.run(
         [sys.executable, "hello.py"],
@@ -118,7 +118,7 @@ def test_plugin_sends_the_lines_of_the_latticed_stdio_1_transcript(directory):
 
 
 async def test_host_sends_the_lines_of_the_stdio_json_v1_transcript():
-    """Byte by byte; the last line of the plugin is the reply."""
+    """They are equal byte by byte; the last line of the plugin is the reply."""
     (_, request), *said = _conversation("stdio-json-v1")
     plain = json.loads(request)
     assert stdio_json.request(plain["action"], plain["payload"]).decode() == request + "\n"

@@ -30,7 +30,7 @@ def test_module_of_latticectl_new_equals_its_text_in_the_code():
 
 @pytest.mark.slow
 def test_module_built_from_zig_equals_the_committed_artifact(tmp_path):
-    """Built twice, in two directories, with empty caches."""
+    """It is built twice, in two directories, with empty caches."""
     pytest.importorskip("ziglang", reason="ziglang, which builds a sample, is not installed")
     source = (SOURCES / "hello-wasi.zig").read_text()
     command = re.search(r"zig (build-exe .*?) *\\\n//! *(-femit-bin)=hello-wasi/artifact\n", source)

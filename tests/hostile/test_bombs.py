@@ -46,7 +46,7 @@ def test_each_resource_bomb_gets_the_errno_of_its_limit(who):
 
 @pytest.mark.root
 def test_memory_and_threads_are_limited_at_level_filtered():
-    """Per process, as there are no namespaces."""
+    """The limits are per process, as there are no namespaces."""
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = {"memory": "ENOMEM", "shared": "EPERM", "threads": "EPERM", "fork": "EPERM", "descriptors": "EMFILE"}

@@ -177,7 +177,7 @@ def _unharmed(daemon):
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_hostile_bundle_gets_its_code_and_affects_no_other(daemon, name):
-    """Dropped while the daemon runs; also verified by name over the API."""
+    """It is dropped while the daemon runs, and also verified by name over the API."""
     make, code = CASES[name]
     if name in NEEDS_ROOT and os.getuid() != 0:
         pytest.skip("making it takes uid 0")
@@ -276,7 +276,7 @@ def test_hundreds_of_broken_bundles_do_not_hide_a_good_one(daemon):
 
 
 def test_thousands_of_empty_directories_do_not_delay_the_daemon(daemon):
-    """Made and removed as fast as possible; meanwhile the API answers and another bundle is seen."""
+    """They are made and removed as fast as possible; meanwhile the API answers and another bundle is seen."""
     crowd = [daemon.place.plugins / f"a-{number:05}" for number in range(4_000)]
     for number, path in enumerate(crowd):
         path.mkdir()

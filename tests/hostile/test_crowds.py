@@ -90,7 +90,7 @@ def _as_crowd(script, daemon, number, user=CROWD, **options):
 
 @pytest.mark.daemon
 def test_three_hundred_stalled_requests_of_a_user_do_not_block_its_others(daemon):
-    """Half headers, half bodies, half-closed, silent: each whole request of that user is answered."""
+    """They have half headers, half bodies, are half-closed or silent: each whole request of that user is answered."""
     starts = [
         b"",
         b"GET /api/hea",

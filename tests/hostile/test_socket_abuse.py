@@ -120,7 +120,9 @@ def test_stalled_connection_is_closed_within_seconds(daemon):
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nhelloXX\r\n", b"-1\r\n"])
 def test_malformed_chunk_is_400_at_once(daemon, broken):
-    """Long before the deadline of a request; then the connection is closed, and later bytes are no request."""
+    """The answer comes long before the deadline of a request; then the connection is closed, and later bytes are no
+    request.
+    """
     with raw_http.connected(daemon.place.socket) as sock:
         sock.sendall(CHUNKED)
         _goes_on(daemon)
@@ -175,7 +177,7 @@ def test_half_closed_client_gets_its_answers(daemon):
 
 
 def test_client_that_disconnects_causes_no_error_log(daemon):
-    """During a header, a body, an answer."""
+    """It disconnects during a header, a body or an answer."""
     for start in (raw_http.GOOD[:-5], VERIFY[:-5], raw_http.request("GET", "/api/plugins/lifecycle") * 50):
         for _ in range(10):
             with raw_http.connected(daemon.place.socket) as sock:

@@ -76,7 +76,7 @@ def _tell(daemon, text):
     ids=" ".join,
 )
 def test_latticectl_prints_no_raw_control_characters(told, words):
-    """Neither as text nor as JSON, on neither stream."""
+    """It prints none as text or as JSON, on either stream."""
     ran = told.ctl(*words)
     assert ran.returncode == 0, ran
     assert _raw(ran.stdout + ran.stderr) == []

@@ -183,7 +183,9 @@ def pairs(originals, tmp_path):
 def test_write_during_install_is_refused_or_only_verified_bytes_run(
     pairs, tmp_path, monkeypatch, write, moment, version
 ):
-    """Refused with a code, nothing is stored; otherwise the stored bytes, which run, are those that were signed."""
+    """When it is refused with a code, nothing is stored; otherwise the stored bytes, which run, are those that were
+    signed.
+    """
     bundle, other = pairs(version)
     store = Store(tmp_path / "store")
     moments = Interrupted(monkeypatch, MOMENTS.index(moment), lambda: WRITES[write](bundle, other))

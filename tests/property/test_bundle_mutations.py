@@ -103,7 +103,7 @@ def _is_hex_case(original, place, bit):
 
 @versions
 def test_no_missing_or_doubled_byte_of_the_manifest_is_accepted_outside_white_space(version):
-    """Each byte removed once and doubled once."""
+    """Each byte is removed once and doubled once."""
     original = MANIFESTS[version]
     white = _white_space(original)
     for place in range(len(original)):
@@ -116,7 +116,7 @@ def test_no_missing_or_doubled_byte_of_the_manifest_is_accepted_outside_white_sp
 
 
 def test_no_flipped_missing_or_added_byte_of_the_artifact_is_accepted():
-    """Each byte of it, under the unchanged manifest."""
+    """Each byte of it is tried, under the unchanged manifest."""
     for place in range(len(ARTIFACT)):
         flipped = bytearray(ARTIFACT)
         flipped[place] ^= 1 << (place % 8)
@@ -150,7 +150,7 @@ def test_bundle_with_substituted_or_inserted_byte_is_refused_or_means_the_same(v
     )
 )
 def test_manifest_with_replaced_fields_verifies_only_if_its_meaning_is_unchanged(version, fields):
-    """Whole fields under the old signature; the order of v1's capabilities has no meaning."""
+    """Whole fields are replaced under the old signature; the order of v1's capabilities has no meaning."""
     original = json.loads(MANIFESTS[version])
     mutant = {**original, **fields}
     found = _judge(json.dumps(mutant).encode())

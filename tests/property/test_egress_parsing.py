@@ -66,7 +66,7 @@ def test_redirect_location_gives_a_plain_target_or_is_refused(text):
 @example("127.1")
 @example("0x7f.1")
 def test_host_has_one_normal_form_and_one_address(text):
-    """Where the C library would read an address, it is the same address, or the host is refused."""
+    """Where the C library would read an address, it is the same one, or the host is refused."""
     try:
         normal = hosts.normal(text)
     except hosts.NotAHost:

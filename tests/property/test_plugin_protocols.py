@@ -61,7 +61,7 @@ cuts = st.lists(st.integers(0, 1 << 16), max_size=8)
 
 @given(data=st.binary(max_size=200) | st.text("ab\n", max_size=60).map(str.encode), cuts=cuts, limit=st.integers(1, 30))
 def test_split_lines_do_not_depend_on_chunking(data, cuts, limit):
-    """All complete lines before the first that is too long."""
+    """They are all complete lines before the first that is too long."""
 
     def fed(pieces):
         lines, found = LineSplitter(max_bytes=limit), []
@@ -191,5 +191,5 @@ def _invoked(pieces):
 @example(data=b'{"ok":true}\n' + b"x" * SMALL, cuts=[12])
 @example(data=b'{"ok":true}', cuts=[3])
 def test_invocation_given_any_bytes_has_one_outcome(data, cuts):
-    """A reply, or a problem with its code; the same for any chunking."""
+    """It is a reply, or a problem with its code, and the same for any chunking."""
     assert _invoked([data]) == _invoked(_pieces(data, cuts))

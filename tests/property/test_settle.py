@@ -17,7 +17,7 @@ _steps = st.lists(
 
 @given(_steps)
 def test_every_changed_name_becomes_due_in_time(steps: list[tuple[int, str | None]]) -> None:
-    """Compared with a simple model, step by step."""
+    """The scheduler is compared with a simple model, step by step."""
     settle = Settle(quiet_s=QUIET_S, longest_s=LONGEST_S)
     first: dict[str, float] = {}
     last: dict[str, float] = {}

@@ -31,7 +31,7 @@ WRITTEN = dict(zip(PIECES, REFERENCES, strict=False))
 
 @given(st.lists(st.sampled_from([*PIECES[:5], "text", "ü\n", "} ", " {"]), max_size=12), st.tuples(*[VALUES] * 4))
 def test_template_rendering_inserts_each_value_once(pieces, values):
-    """Text unchanged, references replaced by their values, unknown ones by nothing."""
+    """Text is unchanged, references are replaced by their values, unknown ones by nothing."""
     known = dict(zip(REFERENCES, values, strict=True))
     expected = "".join(
         known[WRITTEN[piece]] if piece in WRITTEN else "" if piece == "{{nothing}}" else piece for piece in pieces

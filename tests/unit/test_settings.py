@@ -97,7 +97,7 @@ def test_default_directories_of_root_follow_fhs():
 
 @pytest.mark.parametrize(("key", "kind", "rules"), KEYS, ids=[key for key, *_ in KEYS])
 def test_printed_default_settings_are_valid_as_a_file(tmp_path, key, kind, rules):
-    """Output of --check-config, whose origin then is the file."""
+    """They are the output of --check-config, whose origin then is the file."""
     plain = {name: value for name, value, _ in settings.describe(load(tmp_path))}
     value = plain[key]
     text = "{}" if value == {} else json.dumps(value)
@@ -280,7 +280,7 @@ def test_environment_overrides_the_settings_file(tmp_path, variable, key):
 
 @pytest.mark.parametrize(("variable", "key"), [("STATE_DIRECTORY", "state_dir"), ("RUNTIME_DIRECTORY", "runtime_dir")])
 def test_systemd_directories_are_defaults_of_settings(tmp_path, variable, key):
-    """The first of several; the file overrides them."""
+    """The first of several is used; the file overrides them."""
     found = load(tmp_path, environ={variable: "/run/one:/run/two"})
     assert str(getattr(found, key)) == "/run/one"
     assert found.origins[key] == f"environment {variable}"

@@ -60,7 +60,7 @@ def run(tmp_path, name):
     ("name", "words"), [("holds_up", "'worst': 'holds_up:"), ("in_many", "'worst': 'burn'"), ("collects", "collects")]
 )
 def test_loop_turn_over_the_limit_fails(tmp_path, name, words):
-    """Spent by one callback, or by many in one turn."""
+    """The time is spent by one callback, or by many in one turn."""
     with pytest.raises(AssertionError, match=words):
         run(tmp_path, name)
 

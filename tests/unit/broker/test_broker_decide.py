@@ -38,7 +38,7 @@ def judged(rights, *, method="kv.get", size=10, within_rate=True):
     ],
 )
 def test_first_failing_access_rule_gives_the_denial(rights, call, expected):
-    """Known, declared, granted, small enough, within the rate."""
+    """The rules in order: known, declared, granted, small enough, within the rate."""
     assert judged(rights, **call) == expected
 
 
@@ -48,7 +48,7 @@ def test_first_failing_access_rule_gives_the_denial(rights, call, expected):
     granted=st.frozensets(st.sampled_from(sorted(set(hostcall.CAPABILITY_OF.values())))),
 )
 def test_call_needs_capability_declared_and_granted(method, declared, granted):
-    """Neither a grant of what is not declared nor a declaration alone makes it effective."""
+    """A grant of what is not declared does not make it effective, nor does a declaration alone."""
     found = judged(Rights(declared=declared, granted=granted), method=method)
     needed = hostcall.CAPABILITY_OF.get(method)
     assert isinstance(found, Allow) == (needed is not None and needed in declared and needed in granted)

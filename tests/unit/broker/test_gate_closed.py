@@ -17,7 +17,7 @@ class Nothing(Params, frozen=True):
 
 
 async def test_call_is_not_carried_out_after_gate_closed():
-    """A stop between recording and dispatch: the call is denied, and audited too."""
+    """The stop comes between recording and dispatch: the call is denied, and audited too."""
     recording, go_on, recorded, served = asyncio.Event(), asyncio.Event(), [], []
 
     async def record(event):

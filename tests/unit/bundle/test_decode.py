@@ -198,7 +198,7 @@ def test_null_in_v1_manifest_is_refused(field):
     ],
 )
 def test_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
-    """Required fields, SemVer, shapes of every part, text without control characters."""
+    """The rules are of required fields, SemVer, shapes of every part, and text without control characters."""
     refused = _refused(_v2(**fields))
     assert refused.code == "manifest_invalid"
     assert word in refused.reason

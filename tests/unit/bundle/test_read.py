@@ -184,7 +184,7 @@ def test_file_that_changes_while_read_is_refused(bundle, name, monkeypatch):
 
 
 def test_slow_read_of_bundle_ends_at_the_deadline(bundle):
-    """Checked between chunks, by the clock passed in."""
+    """It is checked between chunks, by the clock passed in."""
     times = iter([0.0, 1.0, 31.0])
     assert _code(bundle, clock=lambda: next(times, 31.0)) == "unreadable"
 

@@ -17,7 +17,7 @@ def test_bundle_is_written_completely(tmp_path):
 
 
 def test_writing_bundle_does_not_overwrite_an_existing_target(tmp_path):
-    """A directory, a file or a dangling link."""
+    """The target is a directory, a file or a dangling link."""
     (tmp_path / "demo").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("demo", "link"):

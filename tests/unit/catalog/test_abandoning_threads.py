@@ -65,7 +65,7 @@ async def test_stuck_jobs_are_abandoned_and_others_finish() -> None:
 
 
 async def test_results_are_reported_while_another_job_hangs() -> None:
-    """Each result once, before the batch ends."""
+    """Each result is reported once, before the batch ends."""
     pool = AbandoningThreads(threads=2, deadline_s=30)
     release, told = threading.Event(), {}
     running = asyncio.create_task(

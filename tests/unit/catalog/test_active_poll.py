@@ -73,7 +73,7 @@ async def test_write_that_inotify_does_not_report_is_seen(plugins: Path, tmp_pat
 
 @pytest.mark.parametrize("pause_s", [None, 0.02], ids=["once", "all the time"])
 async def test_change_by_writer_that_never_closes_the_file_is_seen(plugins: Path, pause_s: float | None) -> None:
-    """One that wrote once, and one that writes so often that the name never settles."""
+    """One such writer wrote once, another writes so often that the name never settles."""
     async with activated(plugins, "demo") as (seen, made):
         began_s = time.monotonic()
         over = asyncio.Event()

@@ -21,7 +21,7 @@ def refused(code: Code, reason: str = "") -> Refused:
 
 
 def test_sightings_are_same_if_identity_artifact_or_code_is() -> None:
-    """Identity and artifact of verified bundles, the code of refused ones, absence of removed ones."""
+    """Identity and artifact of verified bundles count, the code of refused ones, the absence of removed ones."""
     assert same(verified("1"), verified("1"))
     assert not same(verified("1"), verified("2"))
     assert not same(verified("1"), verified("1", artifact="b"))

@@ -32,7 +32,7 @@ def plugins(tmp_path: Path) -> Path:
 
 
 async def test_bundle_on_unreadable_mount_is_refused_alone(plugins: Path) -> None:
-    """Mounted before the start or later: it is unreadable; the others verify and are followed."""
+    """It is mounted before the start or later, and unreadable; the others verify and are followed."""
     for early in (True, False):
         with contextlib.ExitStack() as mounts:
             if early:
@@ -83,7 +83,7 @@ async def test_hanging_mounts_do_not_delay_other_bundles(plugins: Path, monkeypa
 
 
 async def test_bundle_on_hanging_mount_is_refused_at_its_deadline(plugins: Path) -> None:
-    """Unreadable, and counted in health; once unmounted, the directory beneath is judged."""
+    """It is unreadable, and counted in health; once unmounted, the directory beneath is judged."""
     with contextlib.ExitStack() as mounts:
         mounts.enter_context(fuse.mounted(plugins / "evil", hangs=set(fuse.EVERYTHING)))
         options = {"limits": ReadLimits(deadline_s=0.2), "watch": WatchSettings(rescan_s=0.5)}

@@ -28,7 +28,7 @@ def plugins(tmp_path: Path) -> Path:
 
 
 async def test_empty_directories_take_no_slot_from_bundles(plugins: Path) -> None:
-    """Many more of them than slots, with names that sort first: at the start and later."""
+    """There are many more of them than slots, with names that sort first: at the start and later."""
     bundles.drop(plugins, "installed", author=ACME, id="acme.installed")
     for number in range(60):
         (plugins / f"{number:05}").mkdir()
@@ -43,7 +43,7 @@ async def test_empty_directories_take_no_slot_from_bundles(plugins: Path) -> Non
 
 
 async def test_recorded_bundle_is_judged_beyond_all_limits(plugins: Path) -> None:
-    """More bundles than slots and more names than a listing takes, all sorting before it."""
+    """There are more bundles than slots and more names than a listing takes, all sorting before it."""
     original = bundles.drop(plugins, "zz-installed", author=ACME, id="acme.installed").path
     for number in range(60):
         shutil.copytree(original, plugins / f"{number:05}", copy_function=os.link)

@@ -173,7 +173,7 @@ def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
-    """Run as an unprivileged user. Another bundle verifies meanwhile."""
+    """The test runs as an unprivileged user. Another bundle verifies meanwhile."""
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:
@@ -196,7 +196,9 @@ def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_directory_recovers_after_chmod(tmp_path: Path) -> None:
-    """Run as an unprivileged user. Meanwhile its bundles are `unreadable`, and `problems` names the directory."""
+    """The test runs as an unprivileged user. Meanwhile its bundles are `unreadable`, and `problems` names the
+    directory.
+    """
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:

@@ -43,7 +43,7 @@ def test_invalid_event_id_is_a_bad_reply(name):
 
 @given(st.lists(st.binary()))
 def test_any_bytes_of_a_stream_are_decoded_or_a_bad_reply(chunks):
-    """Events with a valid id, or Problem("bad_reply")."""
+    """They give events with a valid id, or Problem("bad_reply")."""
     try:
         found = list(stream.decode(chunks))
     except Problem as refused:

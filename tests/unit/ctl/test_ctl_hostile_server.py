@@ -87,7 +87,7 @@ def test_nothing_is_sent_to_an_untrusted_server(ctl, place, monkeypatch):
 @pytest.mark.root
 @AS_ROOT
 def test_only_trusted_users_may_serve_the_socket(place):
-    """Owners of directories that only root can have given away, and the user in the settings; none in /tmp."""
+    """They are owners of directories that only root can have given away, and the user in the settings; none in /tmp."""
     stranger = processes.STRANGER.uid
     with served(place, stranger) as (path, heard):
         assert ControlClient(path).get("status") == {}

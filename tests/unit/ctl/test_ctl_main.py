@@ -59,7 +59,7 @@ def _places(parser, words):
 
 
 def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch):
-    """Everywhere except in paths; no argument reaches the daemon altered."""
+    """They are accepted in paths only; no argument reaches the daemon altered."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     tried = 0
@@ -223,7 +223,7 @@ def test_characters_outside_the_locale_are_escaped(api):
 
 
 def test_output_is_coloured_and_cut_on_terminals_only(api):
-    """On a terminal: colour unless NO_COLOR, rows cut to its width. Into a pipe: neither."""
+    """A terminal gets colour unless NO_COLOR is set, and rows cut to its width; a pipe gets neither."""
     api.rejected = [{"name": "x" * 200, "code": "manifest_invalid", "reason": "r" * 200, "hint": "h"}]
     coloured, plain = _on_terminal(api, COLUMNS="60"), _on_terminal(api, COLUMNS="60", NO_COLOR="1")
     assert b"\x1b[31mmanifest_invalid\x1b[0m" in coloured

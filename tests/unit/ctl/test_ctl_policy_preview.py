@@ -15,7 +15,7 @@ from tests.house import api_server
     ("verb", "status", "done"), [("install", "verified", "installed"), ("activate", "installed", "activated")]
 )
 def test_dry_run_shows_the_result_and_changes_nothing(ctl, api, verb, status, done):
-    """Sends `dry_run`; notes declared capabilities that are not granted, with the option that grants them."""
+    """It sends `dry_run`, and notes declared capabilities that are not granted, with the option that grants them."""
     api.add(status=status, capabilities=["kv:read", "http:egress"])
     before = copy.deepcopy(api.plugins)
     ran = ctl(verb, "acme.demo", "--dry-run")

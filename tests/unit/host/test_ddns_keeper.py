@@ -180,7 +180,7 @@ async def test_running_ddns_try_is_cancelled_when_plugin_may_not_act(here, provi
 
 
 async def test_put_record_is_published_and_shown_by_status(here, provider):
-    """Published soon after the call; then the provider is not asked again before verification."""
+    """It is published soon after the call; then the provider is not asked again before verification."""
     assert await here.put() == {"ok": True, "name": NAME, "type": "A", "state": "pending"}
     await here.pass_s(1)
     assert provider.tries == [(NAME, A)]
@@ -297,7 +297,7 @@ async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, pr
 
 
 async def test_interface_address_is_published_once_settled(here, provider):
-    """The first address at once, a changed one once it has stayed, a private one never."""
+    """The first address is published at once, a changed one once it has stayed, a private one never."""
     await here.put("", interface="wan0")
     await here.pass_s(40)
     assert ((await here.status())["state"], provider.tries) == ("no_address", [])
@@ -492,7 +492,7 @@ async def test_ddns_status_filters_by_name_and_type(here):
 
 
 async def test_record_over_quota_is_refused(tmp_path, provider):
-    """Per plugin, and in total; existing records stay."""
+    """There is a quota per plugin and one in total; existing records stay."""
     async with world(tmp_path, provider, plugin_records=2, total_records=3) as here:
         await here.put()
         await here.put(name="two.example.org")

@@ -114,7 +114,7 @@ async def test_name_with_several_records_or_an_alias_is_denied_and_unchanged(ser
     ],
 )
 async def test_each_refusal_of_the_server_is_a_denial_with_its_code(server, fields, code):
-    """A wrong key value, an unknown key, another zone; nothing is written."""
+    """It is for a wrong key value, an unknown key or another zone; nothing is written."""
     name = next(names)
     found = await publish(server.port, **{"name": name, **fields})
     assert isinstance(found, UpdateFailed)

@@ -86,7 +86,7 @@ def test_retry_backoff_doubles_up_to_ceiling():
 
 
 def test_flapping_address_doubles_the_pause_between_changes():
-    """60 s, doubled up to 3840 s; an address that stays long enough resets it."""
+    """The pause is 60 s, doubled up to 3840 s; an address that stays long enough resets it."""
     how, now, holds = then(DdnsStatus(), published(A)), T0, []
     for turn in range(9):
         at = due(how, B if turn % 2 == 0 else A, now)

@@ -24,7 +24,9 @@ def chosen(*texts, kind="A", published="", private=False):
 
 
 def test_public_address_of_the_right_version_is_chosen():
-    """Private ones only where the operator allows them, and then after public ones; never loopback and link-local."""
+    """Private ones are taken only where the operator allows them, and then after public ones; loopback and link-local
+    never.
+    """
     assert chosen("127.0.0.1", "10.0.0.5", A, "2606:4700::1") == A
     assert chosen("127.0.0.1", "10.0.0.5", A, "2606:4700::1", kind="AAAA") == "2606:4700::1"
     assert chosen("10.0.0.5", "169.254.1.1", "127.0.0.1") == ""

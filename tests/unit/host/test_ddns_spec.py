@@ -106,7 +106,7 @@ def test_private_address_is_refused_without_ddns_private():
 
 
 def test_encoded_ddns_spec_decodes_to_the_same():
-    """Every field; an incomplete spec is an error."""
+    """Every field survives; an incomplete spec is an error."""
     made = checked(provider="rfc2136", server="ns.example.org", key="k", zone="example.org", ttl=60)
     assert specs.decode(specs.encode(made)) == made
     with pytest.raises(msgspec.MsgspecError):

@@ -150,7 +150,7 @@ async def test_http_do_without_options_is_a_plain_get():
     ],
 )
 async def test_bad_http_requests_are_refused_before_connecting(params, message):
-    """URL, method, headers and body; the error has a code and the name of the parameter."""
+    """URL, method, headers and body are checked; the error has a code and the name of the parameter."""
     async with bench(answer()) as it:
         with dials.watched() as dialled:
             assert (await it.refused(**params)).startswith(message)
@@ -353,7 +353,7 @@ async def test_https_to_a_port_without_tls_is_service_unavailable():
 
 
 async def test_http_session_cannot_connect_without_guard():
-    """aiohttp used directly: not by name, not by address, not to an origin used a moment ago."""
+    """aiohttp is used directly: it connects neither by name nor by address, nor to an origin used a moment ago."""
     async with bench(answer()) as it:
         await it.do()
         with dials.watched() as dialled:

@@ -46,7 +46,9 @@ async def test_bucket_default_can_be_read_by_workers_only(outside):
 
 @pytest.mark.parametrize("bucket", ["plugin:acme.other", "private", "", "plugin:", "Default", "default "])
 async def test_kv_get_of_other_bucket_is_refused(outside, bucket):
-    """Another plugin's even if it is among the allowed ones. The answer does not depend on whether it exists."""
+    """Another plugin's is refused even if it is among the allowed ones. The answer does not depend on whether it
+    exists.
+    """
     assert await asked(outside, FOR_WORKERS, bucket=bucket) == "bad_params"
     assert await asked(outside, {"plugin:acme.other"}, bucket="plugin:acme.other") == "bad_params"
 

@@ -77,7 +77,7 @@ def test_domain_of_address_is_normalised():
     ],
 )
 def test_ambiguous_mail_address_is_refused(odd):
-    """Display names, lists, quotes, line ends, secret references."""
+    """It has display names, lists, quotes, line ends or secret references."""
     with pytest.raises(HostError) as caught:
         mail_message.address(odd)
     assert caught.value.code == "bad_params"

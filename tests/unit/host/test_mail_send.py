@@ -238,7 +238,7 @@ async def test_message_over_size_limit_of_relay_is_not_sent():
     ],
 )
 async def test_bad_greeting_of_relay_is_service_unavailable(greeting, code):
-    """Refusal, closed connection, another protocol, lines without an end."""
+    """The relay refuses, closes the connection, speaks another protocol, or sends lines without an end."""
 
     async def serve(_reader, writer):
         with contextlib.suppress(ConnectionError):
@@ -345,7 +345,7 @@ async def test_messages_over_hourly_limit_of_plugin_are_refused():
 
 
 async def test_message_over_concurrency_limit_is_refused(it):
-    """Per plugin and in total; each ended message frees its slot."""
+    """There is a limit per plugin and one in total; each ended message frees its slot."""
     it.relay.hold = asyncio.Event()
     tasks = []
     for number in range(MAX_IN_FLIGHT // MAX_IN_FLIGHT_OF_PLUGIN):
@@ -399,7 +399,7 @@ async def test_relay_hanging_at_quit_does_not_fail_the_call(monkeypatch):
 
 
 async def test_cancelled_mail_call_sends_nothing(authority):
-    """Cancelled while it waits for the greeting, for TLS, for the message to be accepted."""
+    """It is cancelled while it waits for the greeting, for TLS, or for the message to be accepted."""
     async with relays.serving(starttls=authority.server("mail.lan")) as relay:
         relay.hold = asyncio.Event()
         for pause_s in (0.0, 0.001, 0.005, 0.02, 0.2):

@@ -150,7 +150,9 @@ async def here(tmp_path, found):
 
 
 async def test_monitor_is_checked_soon_and_then_at_its_interval(here, found):
-    """Within two seconds, then every interval, give or take a tenth; results say what was found and when."""
+    """The first check is within two seconds, then every interval, give or take a tenth; results say what was found and
+    when.
+    """
     assert await here.put("web", kind="http", target="https://Web.example/x?token=1") == {
         "ok": True,
         "target": "https://web.example/x?token=1",
@@ -236,7 +238,7 @@ async def test_target_that_goes_down_and_up_gives_two_alerts(here, found):
 
 
 async def test_query_of_target_is_not_shown_to_others(here, found):
-    """Neither in the alert nor in the audit event: it may contain a token."""
+    """It is neither in the alert nor in the audit event: it may contain a token."""
     found.found["http://web.example/x?token=s3cret"] = DOWN
     await here.put("web", kind="http", target="http://web.example/x?token=s3cret", shared=True)
     await here.round_of("web")
@@ -374,7 +376,7 @@ async def test_long_lists_of_monitors_come_in_pages(tmp_path, found):
 
 
 async def test_monitor_over_quota_is_refused(tmp_path, found):
-    """Per plugin and in total; existing monitors can still be changed."""
+    """There is a quota per plugin and one in total; existing monitors can still be changed."""
     async with world(tmp_path, found.check, plugin_monitors=2, total_monitors=3) as here:
         for name in ("1", "2"):
             await here.put(name)

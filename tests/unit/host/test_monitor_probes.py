@@ -182,7 +182,7 @@ async def test_too_large_header_is_an_error_not_down(head):
     ids="closed not-http bad-length cut".split(),
 )
 async def test_malformed_http_answer_is_down(said, codes):
-    """Closed without a response, another protocol, broken framing."""
+    """The site closes without a response, speaks another protocol, or breaks the framing."""
     async with targets.site(said) as site:
         result = await check("http", site.url(), body="never there")
     assert result.outcome == "down"
@@ -323,7 +323,7 @@ def can_ping(family, protocol):
     [("127.0.0.1", socket.AF_INET, socket.IPPROTO_ICMP), ("::1", socket.AF_INET6, socket.IPPROTO_ICMPV6)],
 )
 async def test_ping_is_up_or_unsupported(host, family, protocol):
-    """Up where this process may send echoes; where it may not, the result is `unsupported`, not `down`."""
+    """It is up where this process may send echoes; where it may not, the result is `unsupported`, not `down`."""
     result = await check("ping", host)
     assert (result.outcome, result.code) == (
         ("up", "") if can_ping(family, protocol) else ("unsupported", "unsupported")
@@ -381,7 +381,7 @@ async def test_ping_without_permission_is_unsupported():
 
 
 async def test_check_that_guard_refuses_is_blocked():
-    """Unbound, private or not granted, with the guard's reason; no connection is made."""
+    """Its target is unbound, private or not granted; the reason is the guard's, and no connection is made."""
     async with targets.site() as site:
         for kind, target in (("http", site.url()), ("tcp", f"127.0.0.1:{site.port}"), ("ping", "127.0.0.1")):
             for rights in (EgressRights(), EgressRights(hosts=("*",)), targets.bound("http://127.0.0.1:1")):

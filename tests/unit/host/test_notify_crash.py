@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).resolve().parents[2] / "house/notify_process.py"
 @pytest.mark.parametrize("runs", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_accepted_notifications_survive_kill_9(tmp_path, runs):
-    """Several processes one after another on one queue, each killed at a random line of its output."""
+    """Several processes work on one queue, one after another, each killed at a random line of its output."""
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
     chance = random.Random(seed)

@@ -172,7 +172,7 @@ async def test_undelivered_notification_fails_after_days_of_uptime(queue, ledger
 
 
 async def test_wall_clock_jump_expires_and_delays_no_notification(ledger):
-    """Decades ahead or back: queued items are still due within the longest backoff."""
+    """It jumps decades ahead or back: queued items are still due within the longest backoff."""
 
     class Jumping(ManualClock):
         offset_us = 0

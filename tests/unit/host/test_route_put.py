@@ -218,7 +218,7 @@ async def test_bad_parameters_of_action_route_are_refused(world, params):
     ],
 )
 async def test_route_paths_outside_own_prefix_are_refused(world, path):
-    """Other plugins' prefixes, reserved ones, and paths that are not in normal form."""
+    """They are of other plugins' prefixes, reserved, or not in normal form."""
     error = await world.refused(path=path, **TEMPLATE)
     assert error.code is Denial.BAD_PARAMS
     assert world.kept() == []
@@ -242,7 +242,9 @@ async def test_granted_prefix_is_served_until_revoked(world):
 
 @pytest.mark.parametrize("granted", [True, False])
 async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_granted(world, monkeypatch, granted):
-    """Cancelled while its row is written; the caller gets CancelledError whether the earlier route returns or not."""
+    """It is cancelled while its row is written; the caller gets CancelledError whether the earlier route returns or
+    not.
+    """
     world.plugins.granted_prefixes[ID] = frozenset({"/shop/"})
     await world.put(path="/shop/", target="template", template="first")
     writing = asyncio.Event()

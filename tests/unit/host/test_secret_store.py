@@ -69,7 +69,7 @@ async def bound(store: SecretKeeper, name: str = "TOKEN", value: str = VALUE) ->
 
 
 async def test_reference_to_bound_secret_is_expanded(store: SecretKeeper) -> None:
-    """Everywhere in the text; malformed references stay."""
+    """It is expanded everywhere in the text; malformed references stay."""
     await bound(store)
     text = "Bearer ${secret:TOKEN}, ${secret:TOKEN} ${TOKEN} ${secret:TOKEN $secret:TOKEN"
     expected = f"Bearer {VALUE}, {VALUE} ${{TOKEN}} ${{secret:TOKEN $secret:TOKEN"
@@ -173,7 +173,9 @@ async def test_text_with_expanded_secrets_is_bounded(store: SecretKeeper) -> Non
 
 
 async def test_no_file_contains_the_secret_value(store: SecretKeeper, tmp_path: Path) -> None:
-    """State directory with its WAL, and the directory of the key; equal values have different ciphertexts."""
+    """The test reads the state directory with its WAL, and the directory of the key; equal values have different
+    ciphertexts.
+    """
     value = "needle-in-the-haystack-0123456789"
     await bound(store, "ONE", value)
     await bound(store, "TWO", value)
@@ -247,7 +249,7 @@ async def test_plugin_of_another_publisher_has_no_bindings(store: SecretKeeper, 
 
 
 async def test_secrets_key_file_is_made_on_first_set(store: SecretKeeper, ledger: Ledger, place: KeyLocation) -> None:
-    """Mode 0600, never replaced; another store on the same file decrypts what the first one encrypted."""
+    """It has mode 0600 and is never replaced; another store on the same file decrypts what the first one encrypted."""
     assert store.known() == ()
     assert not place.path.exists()
     await bound(store)

@@ -83,7 +83,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 async def test_static_file_that_was_put_is_returned_by_get(desk: Desk) -> None:
-    """Text and base64 with type, size and ETag; modes 0700 and 0600 on disk; a missing file is `ok: false`."""
+    """It is text or base64 with type, size and ETag; modes 0700 and 0600 on disk; a missing file is `ok: false`."""
     put = await desk.put("docs/read me.txt".replace(" ", "-"), "grüße\n")
     text = "grüße\n".encode()
     assert put == {"ok": True, "bytes": 8, "content_type": "text/plain; charset=utf-8", "etag": static.etag(text)}
@@ -331,7 +331,7 @@ async def test_static_put_on_full_disk_keeps_old_file(tmp_path: Path) -> None:
 async def test_static_put_with_disk_error_keeps_old_file(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str, error: int
 ) -> None:
-    """Whichever system call fails before the rename; the failed put does not count against quotas."""
+    """Any system call before the rename may fail; the failed put does not count against quotas."""
 
     def fails(*_args, **_named):
         raise OSError(error, os.strerror(error))

@@ -26,7 +26,9 @@ PROGRAM = Path(__file__).resolve().parents[2] / "house/task_process.py"
 @pytest.mark.parametrize("runs", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, runs):
-    """Several processes one after another on one queue; each but the last is killed at a random line of its output."""
+    """Several processes work on one queue, one after another; each but the last is killed at a random line of its
+    output.
+    """
     seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
     print(f"LATTICED_CRASH_SEED={seed}")
     chance = random.Random(seed)

@@ -411,7 +411,7 @@ async def test_unapproved_task_expires(tmp_path):
     ],
 )
 async def test_bad_task_parameters_are_refused(here, wrong, expected):
-    """Script, targets, timeout, name; an unknown interpreter or parameter is refused when it is decoded."""
+    """They are script, targets, timeout and name; an unknown interpreter or parameter is refused when it is decoded."""
     with pytest.raises(HostError, match=expected):
         await here.call("task.submit", **{"interpreter": "sh", "script": "echo", **wrong})
     for more in ({"interpreter": "perl"}, {"user": "root"}):

@@ -110,7 +110,7 @@ def test_tunnel_to_unbound_origin_is_blocked(service):
     ],
 )
 def test_bad_tunnel_id_name_or_credentials_are_refused(wrong, words):
-    """Such as a name instead of an id, a path instead of a file name, or token and credentials together."""
+    """Examples are a name instead of an id, a path instead of a file name, and token and credentials together."""
     with pytest.raises(HostError, match="bad_params") as caught:
         checked(GOOD, REST, **wrong)
     assert words in caught.value.reason
@@ -136,7 +136,7 @@ HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 @given(HOSTNAMES, st.text('/abc.~_-"\n({\\', max_size=8))
 def test_rendered_configuration_has_only_the_specs_values(hostnames, path):
-    """Besides constants; so that nothing else can be passed to cloudflared."""
+    """All else is constant, so that nothing else can be passed to cloudflared."""
     rules = [{"hostname": one, "path": path, "service": "http://10.0.0.6:81"} for one in hostnames]
     try:
         spec = checked(*rules, REST)
@@ -153,7 +153,7 @@ def test_rendered_configuration_has_only_the_specs_values(hostnames, path):
 
 @pytest.mark.parametrize("ingress", [case[0] for case in REFUSED[:2]])
 def test_cloudflared_itself_accepts_ingress_that_we_refuse(tmp_path, ingress):
-    """Why `checked` has rules of its own."""
+    """This is why `checked` has rules of its own."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps({"tunnel": "none", "credentials-file": "x", "odd": 1, "ingress": ingress}))
     command = [sys.executable, FAKE, "tunnel", "--config", config, "ingress", "validate"]

@@ -42,7 +42,7 @@ def listening(port):
 
 
 async def test_listener_is_open_only_while_there_is_a_route(outside, echo):
-    """Closed before the first and after the last, and opened again for the next."""
+    """It is closed before the first and after the last, and opened again for the next."""
     assert outside.routes.listener.url == ""
     one, two = await claimed(outside, echo), await claimed(outside, echo, "acme.two")
     port = outside.port
@@ -57,7 +57,7 @@ async def test_listener_is_open_only_while_there_is_a_route(outside, echo):
 
 
 async def test_removing_the_last_route_closes_its_connections(outside):
-    """Idle ones at once, others after their answer."""
+    """Idle ones are closed at once, others after their answer."""
     held = ingresses.Echo(held=asyncio.Event())
     claim = await claimed(outside, held)
     idle_reader, idle = await outside.connect()

@@ -41,7 +41,7 @@ async def test_request_with_allowed_host_is_served(outside, host):
     ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8787", "127.0.0.2", "[::1]", "0", "2130706433"],
 )
 async def test_request_with_other_host_is_refused(outside, echo, host):
-    """DNS rebinding: such a page cannot even find out which routes exist."""
+    """This prevents DNS rebinding: such a page cannot even find out which routes exist."""
     for path in ("/acme.demo/", "/", "/nothing"):
         answer = await outside.ask("GET", path, host=host)
         assert (answer.status, answer.code) == (421, "host_not_allowed")

@@ -46,7 +46,7 @@ async def test_session_cookie_over_http_is_httponly_and_samesite_without_secure(
 
 
 async def test_session_cookie_over_https_is_secure(world, backend):
-    """Behind a TLS proxy: `__Host-` and Secure; not valid under the http name."""
+    """It has `__Host-` and Secure behind a TLS proxy, and is not valid under the http name."""
     answer = await world.log_in(PASSWORD, NAMED, origin=HTTPS)
     cookie, *attributes = answer.headers["set-cookie"].split("; ")
     assert re.fullmatch(r"__Host-latticed-session=[A-Za-z0-9_-]{43}", cookie)
@@ -99,7 +99,9 @@ async def test_wrong_password_shows_the_form_with_an_error(world, backend):
 
 
 async def test_password_guessing_is_throttled(world):
-    """Ten at once, then one in ten seconds for all clients; the right password is throttled as well."""
+    """Ten guesses are checked at once, then one in ten seconds for all clients; the right password is throttled as
+    well.
+    """
     for _ in range(sessions.ATTEMPTS.burst):
         assert (await world.log_in("guess")).status == 403
     for password in ("guess", PASSWORD):
@@ -145,7 +147,7 @@ async def test_changed_password_ends_every_session(world):
 
 
 async def test_session_expires_when_unused_or_old(world):
-    """After two hours without use, and after twelve in any case."""
+    """It does after two hours without use, and after twelve in any case."""
     session = await world.cookie()
     for _ in range(7):
         world.clock.advance(1.7 * 3_600)

@@ -83,7 +83,7 @@ def log(tmp_path: Path) -> Log:
 
 @pytest.mark.parametrize("way", ["renamed", "dated", "copied"])
 def test_each_line_is_read_once_over_rotation(log: Log, way: str) -> None:
-    """Lines before and after it, and those written to the old file after it was last read."""
+    """So are lines before and after it, and those written to the old file after it was last read."""
     log.write(b"one", b"two")
     log.collect()
     log.write(b"three")

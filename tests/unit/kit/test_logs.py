@@ -26,7 +26,7 @@ def undone():
 
 
 def test_log_output_to_a_file_is_json_lines():
-    """Neither terminal nor journal: one JSON object per line, with time, level, event and fields."""
+    """A file is neither terminal nor journal: one JSON object per line, with time, level, event and fields."""
     stream = io.StringIO()
     logs.configure("info", stream=stream, environ={})
     logs.get_logger(runner="wasm").info("plugin_armed", plugin_id="acme.demo")

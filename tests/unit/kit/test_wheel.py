@@ -85,7 +85,7 @@ def test_missed_periods_of_a_timer_are_skipped():
 
 
 def test_cancelled_timer_call_is_not_made():
-    """Cancelled before it is due, or by its own callback."""
+    """It is cancelled before it is due, or by its own callback."""
     time, came = Time(), []
     turning = wheel.Wheel(time)
     turning.add(0.2, lambda: came.append("single")).cancel()

@@ -86,7 +86,7 @@ asyncio.run(main())
 
 
 async def test_sigkill_loses_no_acknowledged_event(opened: Open, state_dir: Path) -> None:
-    """Killed while eight callers write: the chain verifies and has every seq that a caller got."""
+    """It is sent while eight callers write: the chain verifies and has every seq that a caller got."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITE_FOR_EVER, os.fspath(state_dir)], stdout=subprocess.PIPE
     ) as child:

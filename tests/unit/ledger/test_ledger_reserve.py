@@ -95,7 +95,9 @@ asyncio.run(main())
 
 @pytest.mark.root
 def test_full_disk_records_essential_jobs_only(tmp_path: Path) -> None:
-    """Three hundred stops, a batch with both kinds, a restart; once there is space, everything is written again."""
+    """There are three hundred stops, a batch with both kinds, and a restart; once there is space, everything is written
+    again.
+    """
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare(1) to mount a small tmpfs")
     disk, script = tmp_path / "disk", tmp_path / "full.py"
@@ -182,7 +184,7 @@ async def test_file_system_without_preallocation_needs_no_reserve(
 
 
 async def test_change_that_raises_is_not_retried(ledger: Ledger) -> None:
-    """Essential or not: it goes to its caller, and the reserve stays."""
+    """This holds for essential ones too: what it raises goes to its caller, and the reserve stays."""
     tries: list[int] = []
 
     def mistaken(tx: Any) -> None:

@@ -96,7 +96,7 @@ async def test_damaged_header_is_ledger_damaged(opened: Open, state_dir: Path) -
 
 
 async def test_overwritten_ledger_page_is_found_at_open(opened: Open, state_dir: Path) -> None:
-    """A page in the middle of the file."""
+    """It is a page in the middle of the file."""
     async with opened() as ledger:
         await ledger.write(
             lambda tx: [tx.append_audit(Event(actor="a", action="b", target="c" * 200)) for _ in range(500)]

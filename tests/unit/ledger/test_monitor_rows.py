@@ -65,7 +65,7 @@ async def test_monitor_with_new_target_loses_results_and_changed_spec_keeps_them
 
 
 async def test_quotas_refuse_new_monitors_but_not_replacements(ledger):
-    """Per plugin and in total; a refused put changes nothing."""
+    """They are per plugin and in total; a refused put changes nothing."""
     tight = RowQuota(plugin=2, total=3)
     for plugin_id, name in ((A, "1"), (A, "2"), (B, "1")):
         await put(ledger, plugin_id, name, quota=tight)

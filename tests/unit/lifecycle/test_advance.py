@@ -210,7 +210,7 @@ def test_upgrade_keeps_trimmed_capabilities_masked():
 
 
 def test_capability_dropped_and_declared_again_is_masked():
-    """Dropped by one version and declared again by the next: that widens."""
+    """One version drops it and the next declares it again: that widens."""
     narrow = upgraded(record(Status.ACTIVE), claim(version="1.1.0", capabilities=["kv:read"]))
     assert isinstance(narrow, Record)
     again = upgraded(narrow, claim(version="1.2.0"))
@@ -282,7 +282,7 @@ def test_lower_or_incomparable_version_needs_consent(old, new, needed):
     ],
 )
 def test_semver_floor_never_falls(floor, version, after):
-    """Whatever lower version is accepted with consent, the highest stays the floor."""
+    """Any lower version may be accepted with consent: the highest stays the floor."""
     assert advance.higher(floor, version) == after
 
 
@@ -447,7 +447,7 @@ def test_only_inactive_plugin_can_be_forgotten(status, seen, code):
     ],
 )
 def test_dependency_must_be_active_in_matching_version(dependency, met):
-    """Required ones; optional ones may be missing."""
+    """This holds for required ones; optional ones may be missing."""
     known = {
         "acme.base": record(Status.ACTIVE, claim(id="acme.base", version="1.4.0")),
         "acme.off": record(Status.DISABLED, claim(id="acme.off")),

@@ -102,7 +102,7 @@ def test_id_known_only_to_damaged_ledger_is_pinned():
 
 
 def test_tombstone_masks_apply_to_next_bundle():
-    """Trimmed before the loss, masked at first sight after it, and still when the bundle changes."""
+    """What was trimmed before the loss is masked at first sight after it, and still when the bundle changes."""
     buried = merge_after_loss.tombstone(
         ID, "acme", signed=True, masked=frozenset({"kv:write"}), floor="1.0.0", now_us=NOW
     )

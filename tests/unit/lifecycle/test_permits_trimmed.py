@@ -115,7 +115,7 @@ async def test_trimmed_open_sandbox_confines_process():
 
 
 def test_each_permit_kind_is_looked_up_or_fixed_at_start():
-    """Fails for a new kind until it is in one of the two sets."""
+    """The test fails for a new kind until it is in one of the two sets."""
     assert {kind for kind in permits.EXPECTED if permits.any_applied_at_start([f"{kind}=x"])} == permits.AT_START
     assert permits.EXPECTED.keys() - permits.AT_START == {
         permits.ORIGIN,

@@ -49,7 +49,7 @@ def test_pin_has_publisher_signature_identity_and_source_of_record():
 
 
 def test_fault_code_says_why_the_bundle_is_unavailable():
-    """Refused on its own, refused for another claimant, a bundle of another id now, or gone."""
+    """It is refused on its own, refused for another claimant, a bundle of another id now, or gone."""
     alone = Refused(code=Code.DIGEST_MISMATCH, reason="expected 7f, found 91")
     rival = Refused(code=Code.DUPLICATE_ID, reason="found 2")
     moved = verified(id="acme.other")

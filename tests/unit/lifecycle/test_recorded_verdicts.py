@@ -38,7 +38,7 @@ async def trusting(home, *authors):
 
 
 async def test_changed_verdicts_on_disabled_plugin_are_recorded():
-    """Tampered, restored, gone, back: each once, with the code and the previous one."""
+    """The bundle is tampered with, restored, removed and put back: each once, with the code and the previous one."""
     async with in_process.opened(author=ACME) as home:
         bundle = home.drop("demo", id=ID)
         await home.armed(ID)
@@ -77,7 +77,7 @@ async def test_event_stream_has_changed_verdicts():
 
 
 async def test_policy_change_records_the_changed_verdicts(tmp_path):
-    """A disabled plugin of a revoked publisher: refused and recorded, and verified again once that is lifted."""
+    """A disabled plugin of a revoked publisher is refused and recorded, and verified again once that is lifted."""
     async with in_process.opened(author=ACME) as home:
         home.drop("demo", id=ID)
         await home.armed(ID)
@@ -107,7 +107,7 @@ async def test_refusals_at_start_are_recorded(tmp_path):
 
 
 async def test_bundle_that_verifies_after_refusal_is_recorded():
-    """Refused, then trusted: an event of the bundle records that."""
+    """It is refused, then trusted: an event of the bundle records that."""
     async with in_process.opened(author=ACME) as home:
         other = bundles.author("other")
         home.drop("theirs", author=other, id="other.demo")

@@ -48,7 +48,7 @@ def stored(home, plugin_id="acme.demo"):
 
 
 async def test_disable_on_full_disk_takes_effect_and_is_written_later(home, disk):
-    """Stopped at once; the record and its event are written without another request."""
+    """The plugin is stopped at once; the record and its event are written without another request."""
     home.drop()
     instance = await home.armed("acme.demo")
     await in_process.until(lambda: stored(home).status == "active")

@@ -118,7 +118,7 @@ def test_widened_terms_are_withheld_until_named(old, new, word):
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
 def test_dropped_term_must_be_accepted_again(old, new, word):
-    """Dropped by one version and asked for by the next."""
+    """One version drops it, and the next asks for it."""
     before = record(Status.ACTIVE, claim(v2=True, **new))
     between = upgraded(before, **old)
     assert isinstance(between, Record)
@@ -200,7 +200,9 @@ def test_undeclared_term_cannot_be_accepted(word, says):
 
 
 def test_trim_lowers_a_limit_and_removes_a_feature():
-    """Named as in a grant (`limit=memory_mib:64`). A running instance is restarted; the scope host is not needed."""
+    """They are named as in a grant (`limit=memory_mib:64`). A running instance is restarted; the scope host is not
+    needed.
+    """
     found = record(
         Status.ACTIVE, claim(v2=True, **runtime(limits={"memory_mib": 512}, sandbox={"features": ["threads"]}))
     )
@@ -360,7 +362,7 @@ def test_accepted_terms_survive_a_lost_ledger():
 
 
 def test_restored_backup_keeps_terms_taken_away_since():
-    """The stricter of backup and floors; a plugin that could not start then must be installed again."""
+    """It gets the stricter of backup and floors; a plugin that could not start then must be installed again."""
     then = record(Status.ACTIVE, claim(v2=True, artifact=PYTHON, **runtime(limits={"memory_mib": 512})))
     lowered = Regrant(remove=consents.parse(["limit=memory_mib:64"]))
     now = granting.regrant(then, lowered, whole(then), NOW)

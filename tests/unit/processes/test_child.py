@@ -136,7 +136,7 @@ async def test_start_beyond_its_deadline_fails_and_leaves_no_child():
 
 @pytest.mark.parametrize("level", ["filtered", "isolated"])
 async def test_cancelled_start_leaves_no_child(level):
-    """Cancelled at every moment of the start."""
+    """It is cancelled at every moment of the start."""
     turns, finished = 0, False
     while not finished:
         turns += 1 + turns // 10  # on a slow day, not every moment
@@ -170,7 +170,7 @@ async def test_cancelling_stop_kills_the_child():
 
 
 async def test_second_stop_returns_the_same_exit():
-    """Concurrent with the first, or long after it."""
+    """It is concurrent with the first, or long after it."""
     started = await start("echo ready; read x")
     first, second = await asyncio.gather(started.child.stop(0), started.child.stop(0))
     assert first == second == await started.child.stop(5)

@@ -85,7 +85,7 @@ async def test_reported_exit_is_that_of_the_child(script, code, message, level):
 
 @pytest.mark.parametrize("level", ["isolated", "dedicated"])
 async def test_reaped_orphans_do_not_count_for_the_task_limit(level):
-    """Forty orphans, where eight tasks are allowed."""
+    """There are forty orphans, where eight tasks are allowed."""
     started = await start(ORPHANS, level=level, limits=rlimits.ResourceLimits(tasks=8))
     assert (await started.end()).message == "exited 0", started.err.data
     assert started.out.data == b"no process too many\n"
@@ -103,7 +103,7 @@ async def test_process_1_takes_little_private_memory():
 
 
 async def test_process_1_is_confined_like_the_child():
-    """Same ids, no capability, no way to gain one, a seccomp filter; it has no open descriptor."""
+    """It has the same ids, no capability, no way to gain one, a seccomp filter, and no open descriptor."""
     started = await start("echo ready; read x")
     await started.hears(b"ready")
     pid, init = started.child.roots

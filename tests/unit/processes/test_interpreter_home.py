@@ -23,7 +23,7 @@ exit 0
 
 @pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
 async def test_only_the_interpreters_library_is_visible(tmp_path, level):
-    """Neither hidden files of the home directory nor other libraries."""
+    """Hidden files of the home directory and other libraries are not."""
     for place in (tmp_path, *tmp_path.parents):
         if place.stat().st_uid == os.getuid() and place != place.parent:
             place.chmod(place.stat().st_mode | 0o055)

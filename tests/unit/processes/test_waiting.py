@@ -11,7 +11,7 @@ from latticed.processes import waiting
 
 
 async def test_uncancelled_work_finishes_despite_cancellation():
-    """Cancelled twice; after the work the cancellation is passed on."""
+    """It is cancelled twice; after the work the cancellation is passed on."""
     go, done = asyncio.Event(), []
 
     async def work() -> None:

@@ -18,7 +18,7 @@ ID = "acme.demo"
 
 @pytest.mark.parametrize(("margin_s", "answered"), [(3_600.0, True), (-3_600.0, False)])
 async def test_invocation_over_the_api_may_take_as_long_as_its_plugin_allows(monkeypatch, margin_s, answered):
-    """Longer than other answers, up to plugin_limits.max_invoke_timeout_s; without that it would be cut."""
+    """It may take longer than other answers, up to plugin_limits.max_invoke_timeout_s; without that it would be cut."""
     monkeypatch.setattr(running, "MARGIN_S", margin_s)
     monkeypatch.setattr(connection_limiter, "SWEEP_S", 0.02)
     swept, enough, really_overdue = 0, asyncio.Event(), ControlConnection.overdue

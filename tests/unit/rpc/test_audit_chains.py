@@ -85,7 +85,7 @@ async def streamed(home, query, until, **options):
 
 
 async def test_stream_ids_name_both_chains_when_host_calls_are_included(home):
-    """Resumable by either form; a bare id stands for the calls made since that decision."""
+    """A stream can be resumed by either form; a bare id stands for the calls made since that decision."""
     await fill(home, decisions=2, calls=2)
     assert [at for at, _ in await streamed(home, "after=0", "2")] == ["1", "2"]
     assert [at for at, _ in await streamed(home, "since=0&host_calls=1", "2.2")] == ["1.0", "2.0", "2.1", "2.2"]

@@ -78,7 +78,7 @@ async def test_host_call_that_succeeded_since_its_denial_is_shown_as_working(hom
 
 
 async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
-    """Above all not the address of a private target."""
+    """The address of a private target above all must not be."""
     home.drop("demo", id=ID, capabilities=["http:egress", "audit:read"])
     await home.armed(ID, accept=("http:egress",))
     instance = home.driven.only(ID)

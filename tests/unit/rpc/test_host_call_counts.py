@@ -8,7 +8,9 @@ from tests.house import in_process
 
 
 async def test_host_calls_are_counted_by_plugin():
-    """Every call once, whatever its outcome; denials also separately, including those by the service itself."""
+    """Every call counts once, whatever its outcome; denials are also counted separately, those by the service itself
+    included.
+    """
     async with in_process.opened() as home:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
         instance = await home.armed("acme.demo")

@@ -58,7 +58,7 @@ async def test_usage_lists_used_and_unused_grants(home, clock):
 
 
 async def test_no_grant_is_unused_before_the_lookback_has_passed(home, clock):
-    """Counted from the newest grant; trimming does not restart it."""
+    """The time is counted from the newest grant; trimming does not restart it."""
 
     async def usage(days=14):
         return await home.ask("GET", f"/api/plugins/by-id/{ID}/usage?days={days}")
@@ -94,7 +94,7 @@ async def test_hosts_that_a_plugin_reached_are_recorded_once_each(home):
 
 
 async def test_recorded_hosts_are_bounded_and_the_oldest_is_dropped(home, monkeypatch):
-    """The host that was not reached for the longest time."""
+    """That is the host that was not reached for the longest time."""
     monkeypatch.setattr(contacts, "MOST", 3)
     ledger = home.app.api.ledger
     for number in range(5):

@@ -9,7 +9,7 @@ from latticed.runners.child_spawner import _Uids
 
 
 def test_each_uid_is_leased_once_until_returned():
-    """All of them, none twice; then none, until one is given back."""
+    """All are leased, none twice; then none, until one is given back."""
     uids = _Uids(1_000, 16)
     taken = [uids.take() for _ in range(16)]
     assert sorted(taken) == list(range(1_000, 1_016))

@@ -94,7 +94,7 @@ async def test_late_answer_to_abandoned_request_is_ignored_once(talk):
 
 
 async def test_answer_to_request_cancelled_in_the_same_turn_is_ignored(talk):
-    """The same turn of the event loop."""
+    """Answer and cancellation come in the same turn of the event loop."""
     task, number = await _asked(talk)
     task.cancel()
     talk.hear({"id": number, "result": 1})

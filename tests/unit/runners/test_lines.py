@@ -53,7 +53,7 @@ def test_lines_left_by_a_stopped_iteration_are_kept():
 
 
 def test_each_byte_of_long_line_is_searched_once(monkeypatch):
-    """Fed byte by byte: the work is linear in the length of the line, not quadratic."""
+    """It is fed byte by byte: the work is linear in the length of the line, not quadratic."""
     seen = []
 
     class Counted(bytearray):

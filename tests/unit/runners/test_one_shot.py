@@ -127,7 +127,7 @@ async def test_child_has_tmpdir_in_scratch_and_dev_zero(tmp_path):
 
 
 async def test_invocation_over_its_cpu_limit_is_cpu_exceeded(tmp_path, monkeypatch):
-    """Long before its deadline; the next invocation is not affected."""
+    """It ends long before its deadline; the next invocation is not affected."""
     monkeypatch.setattr(one_shot, "CpuWatch", functools.partial(CpuWatch, window_s=0.5))
     async with instance(tmp_path, SlowGate(), cpu_percent=10, invoke_timeout_s=30) as plugin:
         with pytest.raises(Problem) as refused:

@@ -85,7 +85,7 @@ async def test_many_short_lines_are_slowed_down_before_few_long_ones(line, goes_
 
 
 async def test_closing_drops_all_but_one_turns_lines():
-    """Closed while thousands of lines wait; no turn of the event loop passes on more lines than usual."""
+    """It is closed while thousands of lines wait; no turn of the event loop passes on more lines than usual."""
     told = []
     stderr = runner_deps.outputs(told).stderr("acme.demo")
     async with hearing(stderr, b"x\n" * (PIPE_BYTES // 2)) as (transport, over):

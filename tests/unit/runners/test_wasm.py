@@ -170,7 +170,7 @@ async def test_compiled_code_is_loaded_from_the_cache_by_the_next_daemon(tmp_pat
 
 
 async def test_damaged_cache_entry_is_compiled_again(tmp_path):
-    """One flipped bit: the entry is not loaded but replaced."""
+    """One bit is flipped: the entry is not loaded but replaced."""
     artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
     async with wasms.bench(tmp_path) as bench:
         await bench.start(artifact)

@@ -115,7 +115,7 @@ def test_symlink_or_fifo_as_entry_is_not_found(cache, places, tmp_path):
 
 @pytest.mark.parametrize("spoil", ["gone", "readable", "short", "a link"])
 def test_missing_or_unsafe_key_is_replaced(cache, places, spoil, tmp_path):
-    """Readable by others, too short, or a symbolic link; entries kept under the old key are not found."""
+    """It is readable by others, too short, or a symbolic link; entries kept under the old key are not found."""
     keep(cache)
     key = places[1]
     old = key.read_bytes()

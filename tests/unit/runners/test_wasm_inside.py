@@ -151,7 +151,7 @@ def test_streams_cannot_be_seeked_and_are_one_way(world, pipes):
 
 
 def test_fd_read_returns_what_is_available(world, pipes):
-    """Into all vectors, without waiting for more; each message whose beginning is read counts once."""
+    """It reads into all vectors, without waiting for more; each message whose beginning is read counts once."""
     world.put(0, struct.pack("<6I", 100, 3, 200, 0, 300, 10))
     os.write(pipes[1][0], b"abcdefg")
     assert world.call("fd_read", 0, 0, 3, 64) == wasi.OK
@@ -173,7 +173,7 @@ def test_fd_read_returns_what_is_available(world, pipes):
 
 
 def test_fd_write_writes_all_vectors(world, pipes):
-    """More than fits into the pipe, while the reader takes small pieces."""
+    """They hold more than fits into the pipe, while the reader takes small pieces."""
     world.put(0, struct.pack("<4I", 1024, 60_000, 2048, 50_000))
     world.put(1024, os.urandom(60_000))
     heard = bytearray()

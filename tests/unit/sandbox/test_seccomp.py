@@ -108,7 +108,7 @@ def test_memory_that_no_limit_counts_is_refused(machine):
 
 @MACHINES
 def test_sockets_need_the_network_feature(machine):
-    """Without it only a pair of streams; with it TCP and UDP, never raw, packet, vsock, MPTCP."""
+    """A plugin without it gets only a pair of streams; with it TCP and UDP, never raw, packet, vsock, MPTCP."""
     assert ask(machine, "socketpair", [1, 1 | 0x80800, 0]) == bpf.ALLOW
     for family, kind in ((1, 2), (1, 5), (2, 1), (10, 1)):
         assert ask(machine, "socketpair", [family, kind, 0]) == bpf.ERRNO | errno.EPERM

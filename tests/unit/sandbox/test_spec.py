@@ -88,7 +88,7 @@ def test_child_request_that_cannot_be_confined_is_refused():
 
 
 def test_program_is_copied_into_the_root_or_refused_under_memfd_noexec():
-    """Copied at isolated, refused at filtered, which has no root of its own."""
+    """It is copied at isolated, and refused at filtered, which has no root of its own."""
     with artifact.of_bytes(elf_programs.exits_42(syscalls.X86_64)) as sealed:
         forbidden = dataclasses.replace(sealed, executable=False)
         plan = spec.build(request(forbidden), chosen("isolated"), HOST).plan
@@ -162,7 +162,9 @@ def test_visible_paths_exclude_home_and_proc(tmp_path):
 
 
 def test_only_the_interpreters_own_files_are_visible(tmp_path):
-    """Itself, shared objects, directories named after it; nothing else of its prefix, which may be a home directory."""
+    """They are itself, shared objects and directories named after it; nothing else of its prefix, which may be a home
+    directory.
+    """
     inside = [
         "bin/python3", "bin/libpypy3.10-c.so", "lib/libpython3.so", "lib/libssl.so.3", "lib/python3.13/os.py",
         "lib64/python3.13/x.so", "share/python3/x", "pyvenv.cfg",

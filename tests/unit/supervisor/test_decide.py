@@ -78,7 +78,7 @@ def test_disarmed_plugin_with_a_fault_is_refused_with_its_reason():
 
 
 def test_refused_plugin_starts_when_armed():
-    """Its bundle verifies again: at once, without a backoff."""
+    """Its bundle verifies again: it starts at once, without a backoff."""
     state, done = after(Arm(), state=REFUSED)
     assert (state.phase, state.fault, state.message, done) == (Phase.STARTING, None, "", [HandleAction.START])
 
@@ -108,7 +108,9 @@ def test_failed_start_counts_like_a_crash():
 
 @pytest.mark.parametrize("code", ["exited", "crashed", "out_of_memory", "wasm_trap", "answers_unread"])
 def test_failure_after_outside_request_does_not_open_breaker(code):
-    """Any number, with any code: retried with backoff, and the reason says so. Three other failures still open it."""
+    """Any number of them, with any code, are retried with backoff, and the reason says so. Three other failures still
+    open it.
+    """
     theirs, state = InstanceFailed(code, "x", visited=True), ARMED
     for _ in range(50):
         state, done = after(theirs, state=state)
@@ -185,7 +187,7 @@ def test_returned_bundle_keeps_failure_count():
 
 
 def test_disable_clears_failures_even_if_fault_follows_while_stopping():
-    """Once it verifies and is wanted again, earlier failures do not count."""
+    """Earlier failures do not count once it verifies and is wanted again."""
     state, _ = after(CRASH, RetryDue(), Disarm(), Disarm(FAULT), Stopped(), state=ARMED)
     assert (state.phase, state.fault, state.failures.in_a_row) == (Phase.REFUSED, FAULT, 0)
 

@@ -245,7 +245,7 @@ async def test_long_uptime_resets_the_backoff(stand):
 
 
 async def test_health_of_plugin_is_checked_and_shown(stand):
-    """Soon after the start, then every interval, from one timer."""
+    """It is checked soon after the start, then every interval, from one timer."""
     plugin = await stand.armed(**HEALTH)
     instance = stand.driven.only(plugin.id)
     await stand.pass_time(0.5)
@@ -433,7 +433,7 @@ async def test_invoke_needs_armed_plugin(stand):
 
 
 async def test_failure_after_outside_request_is_shown_and_opens_no_breaker(stand):
-    """During the request or after it, not with an operator's invocation; a new instance has had no request."""
+    """It comes during the request or after it, not with an operator's invocation; a new instance has had no request."""
     plugin = await stand.armed()
     for _ in range(20):
         await stand.supervisor.invoke(plugin.id, "hello", {}, by_outsider=True)

@@ -73,7 +73,7 @@ def rechain(lines: Lines) -> Lines:
 
 
 def test_intact_chain_verifies(lines: Lines) -> None:
-    """Built independently, from the contract alone; with and without the key."""
+    """It is built independently, from the contract alone, and verified with and without the key."""
     report = audit_chain.verify(lines, key=PUBLIC)
     assert report.ok
     assert (report.events, report.heads, report.last_seq, report.signed_seq) == (10, 2, 10, 10)

@@ -75,7 +75,7 @@ def test_signed_claim_to_unsigned_plugin_is_refused():
 
 
 def test_claim_matching_the_record_wins():
-    """Against a newly signed manifest of the same publisher and against copies of itself."""
+    """It wins against a newly signed manifest of the same publisher and against copies of itself."""
     wider, copy = _claim("plugins/x", identity="two"), _claim("plugins/copy")
     assert _resolve([_claim("plugins/demo"), wider]) == ("plugins/demo", {"plugins/x": "duplicate_id"})
     assert _resolve([_claim("plugins/demo"), copy]) == ("plugins/demo", {"plugins/copy": "duplicate_id"})

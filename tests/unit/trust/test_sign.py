@@ -19,7 +19,7 @@ DIGEST = hashlib.sha256(bundles.ARTIFACT).hexdigest()
 
 @pytest.mark.parametrize("make", [bundles.manifest_v1, bundles.manifest_v2])
 def test_signature_equals_that_of_an_independent_signer(make):
-    """Byte for byte, made from contracts §2 and §3."""
+    """It is equal byte for byte, made from contracts §2 and §3."""
     acme = bundles.author()
     found = sign.sign(make(name="Größe ☂"), DIGEST, acme.key, publisher="acme")
     assert found == bundles.signed(make(name="Größe ☂"), bundles.ARTIFACT, acme)
@@ -67,7 +67,7 @@ def test_key_file_is_private_and_never_overwritten(tmp_path):
 
 
 def test_unusable_key_file_is_reported(tmp_path):
-    """Missing, garbage, too large, of another kind, encrypted: each with its own message."""
+    """It is missing, garbage, too large, of another kind or encrypted: each has its own message."""
     encrypted = key_files.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"word")
     )
