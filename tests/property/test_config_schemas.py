@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import time
 
 import jsonschema_rs
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latticed.bundle import config_schema
 from latticed.bundle.rules import Broken
 from latticed.kit import text
 from latticed.runners.config_inside import check
+
+slow_to_make = functools.partial(settings, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ONE = sorted(config_schema._ONE)
 LIST = sorted(config_schema._LIST)
@@ -57,7 +60,7 @@ def _within(inner):
 SCHEMAS = st.recursive(LEAVES, _within, max_leaves=12).filter(lambda schema: isinstance(schema, dict))
 
 
-@settings(max_examples=300)
+@slow_to_make(max_examples=300)
 @given(SCHEMAS)
 def test_any_schema_is_taken_or_refused_with_a_reason(schema):
     """Never anything but Broken, never more than milliseconds, never a word that could act on a terminal."""
@@ -123,6 +126,7 @@ RULES = st.recursive(
 )
 
 
+@slow_to_make()
 @given(RULES.filter(lambda schema: isinstance(schema, dict)))
 def test_a_schema_that_plainly_takes_the_empty_object_does(schema):
     """What is answered without a check is what a check would answer."""
@@ -130,7 +134,7 @@ def test_a_schema_that_plainly_takes_the_empty_object_does(schema):
         assert jsonschema_rs.Draft202012Validator(schema, offline=True).is_valid({})
 
 
-@settings(max_examples=500)
+@slow_to_make(max_examples=500)
 @given(st.dictionaries(st.sampled_from("abc"), RULES).map(lambda rules: {"properties": rules}), DOCUMENTS)
 def test_every_fault_has_words(schema, document):
     """As the child finds them: a place, what was expected, what was found, and the latter without a value."""
