@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The options of `latticed`; `main` checks which of them go together."""
     parser = argparse.ArgumentParser(prog="latticed", description="Run plugins without trusting them blindly.")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings (TOML); default /etc/latticed/latticed.toml"
@@ -316,7 +317,7 @@ class Signals:
         return asked
 
     def _end(self) -> None:
-        """SIGTERM or SIGINT came."""
+        """SIGTERM or SIGINT came: begin to stop, or exit at once if that has begun already."""
         if self.ended.is_set():
             # os._exit never returns, so nothing below runs twice.
             self._force("a second signal")

@@ -90,7 +90,7 @@ class Reloader:
         return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
 
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
-        """Apply the settings file if it has changed."""
+        """Apply the settings file if it has changed, or `always`."""
         # In a thread: a stat on a network file system may hang.
         seen = await asyncio.to_thread(settings_room.fingerprint, self._api.settings.config_file or self._config)
         if always or seen != self._settings_seen:
@@ -99,7 +99,7 @@ class Reloader:
             await self._reload_settings()
 
     async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
-        """Apply the trust policy if it has changed; else retry recording it if that failed."""
+        """Apply the trust policy if it has changed, or `always`; else retry recording it if that failed."""
         if await asyncio.to_thread(self._api.policy.look, always=always) or always:
             await self._policy_changed()
         elif not self._api.policy.recorded:

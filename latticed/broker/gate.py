@@ -77,7 +77,9 @@ class Broker:
         self._failures = LogLimiter()
 
     def gate(self, caller: Caller, rights: Rights, *, calls_per_s: int | None = None) -> Gate:
-        """A Gate for one instance of a plugin; `calls_per_s` is the manifest's own lower limit."""
+        """A Gate for one instance of a plugin; `calls_per_s`: the rate that its manifest asks for, which counts only
+        where it is lower than that of the settings.
+        """
         return Gate(self, caller, rights, calls_per_s)
 
     def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:

@@ -202,6 +202,7 @@ class AbandoningThreads:
 
 
 async def _wait(news: asyncio.Event, timeout_s: float) -> None:
+    """Wait for `news`, `timeout_s` seconds at most, and clear it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await news.wait()

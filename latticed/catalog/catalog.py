@@ -144,7 +144,7 @@ class Catalog:
             directory.rescan(rehash=rehash)
 
     def set_active(self, name: str, *, active: bool) -> None:
-        """Poll the bundle `name` every second from now on, because an active plugin comes from it, or no more."""
+        """Poll the bundle `name` every second, or no more; `active`: whether an active plugin comes from it."""
         label, _, bundle = name.partition("/")
         if (directory := self._directories.get(label)) is not None:
             directory.active_poll.set_active(bundle, active=active)
@@ -202,7 +202,10 @@ class Catalog:
         return [(directory, bundle) for directory in found]
 
     async def _do(self, job: tuple[str, str], work: Callable[[], T]) -> T:
-        """One piece of blocking work on a thread of its own; a few at once. One that hangs is not begun again."""
+        """The result of `work`, which blocks, on a thread of its own; a few at once. Raises what `work` raises.
+
+        `job` names it: one that still hangs is not begun again. Problem deadline_exceeded, also for that.
+        """
         async with self._at_once:
             outcome = await self._pool.run([job], lambda _: work())
         if job in outcome.failed:
@@ -222,7 +225,10 @@ class Catalog:
         return post
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Without this, a directory whose task failed would look like one where nothing changes."""
+        """Called when a directory's task has ended; a failure ends the stream of `changes`.
+
+        Without this, a directory whose task failed would look like one where nothing changes.
+        """
         if not task.cancelled() and task.exception() is not None:
             self._failed = task
             self._coalescer.wake()

@@ -237,6 +237,7 @@ class Directory:
             self._schedule.want_scan()
 
     def _restart_watcher(self) -> None:
+        """Replace the inotify instance; its watches are lost until the next scan. Blocks."""
         self._watcher.stop()
         self._watcher.start()
 

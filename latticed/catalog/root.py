@@ -102,6 +102,7 @@ def identify(path: Path) -> RootId | None:
 
 
 def _kind(path: Path) -> str:
+    """What is at `path`, which is no directory, for a message."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

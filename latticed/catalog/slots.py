@@ -65,6 +65,7 @@ class BundleSlots:
         return True
 
     def _drop(self, name: str) -> None:
+        """Take a name out, if it is in; the lock is held."""
         owner = self._owners.pop(name, None)
         if owner is None:
             return

@@ -133,6 +133,7 @@ class Store:
             for name in os.listdir(self._directory):
                 if _IDENTITY.fullmatch(name) is not None and name not in wanted:
                     removed += self._take_away(name)
+                # Left by a daemon that was killed, or by a removal that failed; not what a `keep` is writing now.
                 elif name.startswith(_TEMPORARY) and name not in self._busy:
                     shutil.rmtree(self._directory / name, ignore_errors=True)
                     removed += 1
@@ -248,5 +249,6 @@ def _create(path: Path) -> int:
 
 
 def _identity(manifest: bytes) -> str:
+    """The identity of a manifest: the hash of what its signature covers."""
     raw, decoded = decode.decode(manifest)
     return payload.identity(payload.signing_payload(raw, decoded))

@@ -140,5 +140,6 @@ def close(made: Program | Artifact) -> None:
 
 
 def _unusable(path: str, found: str) -> Problem:
+    """Problem program_unusable for `path`, of which the text names the last part only; `found` is what is wrong."""
     detail = f"expected the program {os.path.basename(path)} to be one that only root can change, found: {found}"
     return Problem(CODE, detail, "the settings say where it is")

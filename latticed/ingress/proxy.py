@@ -98,7 +98,8 @@ class Proxy:
         watched.on_request_redirect.append(_refuse_redirect)  # ws_connect would follow them
         watched.on_connection_create_end.append(_connected)
         # Nothing of its own is added: no cookies, no proxies of the environment, bodies as they are encoded. A
-        # connection for each request, so that `visited` is told of every one; `slot` bounds their number.
+        # connection for each request, so that `visited` is called for every one; `slot` bounds their number. No total
+        # time limit: an answer may last for hours, each step of it has a limit of its own (`ProxyLimits`).
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -118,7 +119,7 @@ class Proxy:
         self._session = None
 
     def session(self) -> aiohttp.ClientSession:
-        """The HTTP client; Problem while the daemon stops."""
+        """The HTTP client; Problem service_unavailable while the daemon stops."""
         if self._session is None:
             raise Problem("service_unavailable", "the daemon is stopping")
         return self._session
@@ -137,6 +138,7 @@ class Proxy:
         if self._under_way[target.plugin_id] >= self.limits.at_once:
             raise Problem("busy", "too many requests at once")
         self._under_way[target.plugin_id] += 1
+        # For `_connected`, which aiohttp calls in this task or one that it makes: both see this value.
         dialling = _FOR.set(target)
         try:
             yield
@@ -237,6 +239,7 @@ class Upload:
             raise self._wrong(Problem("bad_request", "expected the body that the headers promise")) from error
 
     def _wrong(self, problem: Problem) -> Problem:
+        """Keep `problem` as the cause of a failed request (see `_asked`), and return it to be raised."""
         self.problem = problem
         return problem
 

@@ -66,7 +66,7 @@ class Sessions:
         self._all: dict[bytes, LoginSession] = {}  # by the hash of the session id: the id itself is not kept
 
     def find(self, target: Proxied, cookies: Iterable[tuple[str, str]]) -> LoginSession | None:
-        """The valid session for `target` among `cookies` ((name, value) each), or None."""
+        """The valid session for `target` among `cookies` ((name, value) each), or None; it counts as used now."""
         now_s = self._clock.monotonic_s()
         for name, value in cookies:
             session = self._all.get(_hash(value))
@@ -138,7 +138,7 @@ class Sessions:
         return alive
 
     def _fingerprint(self, value: str) -> bytes:
-        """Says whether two passwords are the same, for the time that the daemon runs."""
+        """A hash of a password, equal for equal ones while the daemon runs: its key is never stored."""
         return hmac.digest(self._key, value.encode("utf-8"), "sha256")
 
     def _tell(self, target: Proxied, decision: Decision, code: str) -> None:

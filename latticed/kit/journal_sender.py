@@ -74,6 +74,7 @@ class JournalSender:
         self.close()
 
     def _send(self, data: bytes) -> None:
+        """Send one encoded entry; OSError when journald does not take it within a second."""
         try:
             self._socket.sendto(data, self._path)  # by path each time: journald may have been restarted
         except OSError as error:

@@ -65,8 +65,8 @@ async def newest(
 ) -> tuple[list[JournalEntry], str]:
     """The last `limit` wanted entries, in order, and the cursor to go on from ("" when the journal is empty).
 
-    `matches` are journalctl's (FIELD=VALUE); `wanted` filters what they match. Of the last 2 × `limit` entries that
-    match, so there may be fewer than there are. JournalUnreadable.
+    `matches` are journalctl's (FIELD=VALUE); `wanted` filters what they match. Only the last 2 × `limit` entries that
+    match are looked at, so fewer wanted ones may be found than there are. JournalUnreadable.
     """
     last = ""
     async for entry in _entries((), ("--lines=1", "--output-fields=_PID")):

@@ -161,7 +161,7 @@ class _Outgoing:
         self._close = close
 
     def close(self) -> None:
-        """Write what was put, as far as that goes in time, count what was dropped, close the target."""
+        """Write what was put (for `nonblocking_writer.CLOSE_S` at most), count what was dropped, close the target."""
         self.writer.close()
         _Outgoing.dropped_before += self.writer.dropped
         self._close()
@@ -221,8 +221,9 @@ def _line(entry: Mapping[str, Any], *, form: str, colour: bool, encoding: str) -
 
 
 def _opened(target: object, ways: Callable[[], tuple[Callable[[bytes], bool], Callable[[], None]]]) -> _Outgoing:
-    """The writer to `target`: the one that is open, or a new one in its place. `ways` gives how to write and how to
-    close.
+    """The writer to `target`: the one that is open, or a new one in its place.
+
+    `ways()` returns two functions for a new one: `write` for `NonBlockingWriter`, and one that closes the target.
     """
     current = _Outgoing.current
     if current is not None and current.target == target:
@@ -275,6 +276,7 @@ class _Library(logging.Handler):
             self.handleError(record)
 
     def _entry(self, record: logging.LogRecord) -> dict[str, Any]:
+        """An entry of a library as one of ours: `library_spoke` with its logger, message and traceback."""
         # The highest level that is not above the record's; libraries may use numbers in between.
         level = next(name for name, number in reversed(_NUMBERS.items()) if record.levelno >= number or name == "debug")
         entry: dict[str, Any] = {"event": "library_spoke", "level": level, "wall_us": int(record.created * 1e6)}

@@ -107,5 +107,6 @@ def _decoded(coded: str) -> bytes:
 
 
 def _scrypt(password: bytes, salt: bytes, cost: _Cost, size: int) -> bytes:
+    """The hash of a password, `size` bytes. Takes tens of milliseconds and `cost.memory_bytes`."""
     enough = cost.memory_bytes + (1 << 20)  # OpenSSL refuses what its own estimate puts above this
     return hashlib.scrypt(password, salt=salt, n=1 << cost.ln, r=cost.r, p=cost.p, maxmem=enough, dklen=size)

@@ -56,6 +56,7 @@ class Poll:
             await asyncio.wait({self._task})
 
     async def _run(self, *, always: bool) -> None:
+        """Poll, and again with `always` as long as that was asked for meanwhile."""
         await self._check(always)
         while self._again:  # asked for while it ran: it may have looked before what the caller knows of happened
             self._again = False

@@ -130,5 +130,6 @@ def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> 
 
 
 def _status(status: str) -> dict[str, str]:
+    """The variable STATUS= of sd_notify(3), escaped and cut; none for an empty text."""
     # sanitise escapes newlines, each of which would begin another variable: a text from elsewhere must not say READY=1.
     return {"STATUS": text.sanitise(status, _STATUS_CHARACTERS)} if status else {}

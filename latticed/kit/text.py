@@ -48,6 +48,7 @@ def escape(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
+    """The escape sequence that is shown in the place of a character."""
     point = ord(char)
     if point < 0x100:
         return f"\\x{point:02x}"

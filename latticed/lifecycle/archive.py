@@ -199,6 +199,7 @@ def _expect(holds: bool) -> None:  # noqa: FBT001 - a finding, not a switch
 
 
 def _natural(value: Any) -> bool:
+    """Whether a value from JSON is an integer from 0 on."""
     # bool is a subclass of int.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 

@@ -57,6 +57,7 @@ class Backup:
         for entry in self.entries:
             yield self._header(entry.name, entry.size)
             with (self.directory / entry.name).open("rb") as file:
+                # In a thread: the disk may be slow, and a ledger is large.
                 while chunk := await asyncio.to_thread(file.read, CHUNK):
                     yield chunk
             yield bytes(tar.padding(entry.size))

@@ -479,5 +479,6 @@ class Decisions:
 
 
 def _unknown(plugin_id: str) -> Problem:
+    """Problem not_found for an id without a record."""
     detail = f"there is no plugin {plugin_id[:130]!r}"
     return Problem("not_found", detail, "latticectl list, or latticectl rejected")

@@ -21,6 +21,7 @@ def of(settings: Settings) -> Usual:
 
 
 def _of(sandbox: SandboxSettings, limits: PluginLimitSettings, calls: HostCallSettings) -> Usual:
+    """See `of`: the sections of the settings that have these values."""
     return Usual(
         level=sandbox.floor,
         limits=ManifestLimits(

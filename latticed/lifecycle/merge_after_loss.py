@@ -137,6 +137,7 @@ def looser(written: Floors, record: Record) -> bool:
 
 
 def _tightened(record: Record, floors: Floors, *, now_us: int) -> Record:
+    """`record` with the floors applied (version, masks, terms); `record` itself when it allows no more than they do."""
     if not looser(floors, record):
         return record
     floor = higher_floor(floors.versions.get(record.id, ""), record.floor)

@@ -91,7 +91,7 @@ class Pairs:
         return self._note(record, verdict)
 
     def _note(self, record: Record, verdict: Verdict) -> Fault | None:
-        """Take in a verdict on the pair of `record`; what is wrong with it, or None."""
+        """Take in a verdict on the pair of `record`: keep a fault in `pair_faults`; what is wrong with it, or None."""
         if not isinstance(verdict, Refused):
             self._learn(record, verdict.interpreter)
             return None

@@ -90,6 +90,7 @@ class _HashedFile:
         self._digest = hashlib.sha256()
 
     def read(self, size: int, /) -> bytes:
+        """As the source, and hash what was read."""
         chunk = self._source.read(size)
         self._digest.update(chunk)
         return chunk

@@ -254,6 +254,7 @@ class Child:
                 os.close(fd)
 
     def _output_closed(self) -> None:
+        """One of stdout and stderr has been read to its end, or closed; the last one ends the wait for output."""
         self._open_outputs -= 1
         if self._open_outputs == 0:
             self._outputs_closed.set()

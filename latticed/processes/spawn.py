@@ -55,6 +55,7 @@ class Spawn:
         midway.
         """
         spec = self._spec
+        # What exists when a later step fails is in the attributes by then, for `abandon` to release.
         if spec.delegation is not None:
             self.group = cgroup.make(spec.delegation, spec.limits)
         outputs = {1, 2}

@@ -43,6 +43,7 @@ class CpuWatch:
         self._next.cancel()
 
     def _look(self) -> None:
+        """Compare what was used since the last look with the limit; called every `window_s` seconds while it runs."""
         used_s, now = self._used(), self._loop.time()
         if used_s is None:
             return  # it has ended

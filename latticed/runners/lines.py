@@ -62,6 +62,7 @@ class LineSplitter:
         return bytes(self._held)
 
     def _check(self, length: int) -> None:
+        """LineTooLong for a line of `length` bytes beyond the limit."""
         if length > self._max_bytes:
             raise LineTooLong(f"expected lines of at most {self._max_bytes} bytes, found a longer one")
 

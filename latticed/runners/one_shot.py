@@ -210,6 +210,7 @@ class _Call(asyncio.Protocol):
         self.conversation.ended(exit_.code, f"ended without a reply: {exit_.message}{self._stderr.words()}")
 
     def _catch_up(self) -> None:
+        """Hand over the output that came before `begin`: then answers to its calls could not be written."""
         early, self._early = bytes(self._early), bytearray()
         self.conversation.feed(early)
 
@@ -224,6 +225,7 @@ class _Call(asyncio.Protocol):
         await self._answers().drain()
 
     def _answers(self) -> PipeWriter:
+        """The pipe to descriptor 3 of the process; BrokenPipeError before `begin`."""
         if self._child is None:
             raise BrokenPipeError("it is not there yet to be answered")
         return self._child.inputs[RESPONSE_FD]

@@ -113,6 +113,7 @@ def _edges(line: bytes) -> dict[str, Any]:
 
 
 def _keep(found: dict[str, Any], place: re.Match[bytes]) -> None:
+    """Put the member that was matched into `found`, if it decodes."""
     try:
         found[place[1].decode()] = json.loads(place[2])
     except ValueError:

@@ -175,6 +175,7 @@ def _check_elf(head: bytes, machine: syscalls.Machine | None) -> None:
 
 
 def _not_executable(found: str) -> Problem:
+    """Problem artifact_not_executable; `found` says what the artifact is instead."""
     return Problem(
         "artifact_not_executable",
         f"expected an ELF executable for this host or a script with an interpreter in its first line; {found}",
@@ -196,6 +197,7 @@ def _memory() -> tuple[int, bool]:
 
 
 def _digest(fd: int) -> str:
+    """The SHA-256 of all bytes of `fd`, whatever its offset, in lowercase hex."""
     digest = hashlib.sha256()
     offset = 0
     while chunk := os.pread(fd, _CHUNK_BYTES, offset):

@@ -151,6 +151,7 @@ def _assemble(code: list[Instruction]) -> BpfProgram:
     """The instructions as bytes, with 0 for each constant that the stub fills in. ValueError when a jump is too far."""
     blanks = tuple((index, value) for index, (_, _, _, value) in enumerate(code) if isinstance(value, str))
     words = []
+    # struct sock_filter (linux/filter.h): code, two distances of 8 bits, a constant of 32.
     for operation, taken, missed, value in code:
         if max(taken, missed) > _FARTHEST:
             raise ValueError(f"expected jumps of at most {_FARTHEST} instructions, found {max(taken, missed)}")

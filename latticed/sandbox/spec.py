@@ -167,6 +167,7 @@ class _Shape:
 
 
 def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
+    """What follows from these three, see _Shape; Problem interpreter_not_allowed."""
     own_root = chosen.level >= Level.ISOLATED
     network = {levels.NETWORK} if request.network != "none" else set()
     artifact = request.program if isinstance(request.program, Artifact) else None
@@ -180,6 +181,8 @@ def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
         workdir=own_root and levels.WORKDIR in chosen.features,
         artifact=artifact,
         script=script,
+        # A script is opened by path, and in its own root there is no /proc with a path for a descriptor. A program is
+        # executed by descriptor, unless the kernel forbids that for memory.
         copied=artifact is not None and own_root and (script or not artifact.executable),
         path=path,
         argv=argv,
@@ -255,7 +258,10 @@ def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape)
 
 
 def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list[str]]:
-    """The host program to execute (None: the artifact itself) and its arguments."""
+    """The host program to execute (None: the artifact itself) and its arguments, the first of which is its own name.
+
+    Problem interpreter_not_allowed for a script whose interpreter is not there or is no program.
+    """
     artifact = request.program
     if isinstance(artifact, Program):
         return artifact.path, [artifact.path, *artifact.args, *request.args]
@@ -270,6 +276,7 @@ def _command(request: ChildRequest, *, own_root: bool) -> tuple[str | None, list
             f"expected the interpreter {artifact.interpreter} to be an executable program on this host, found none",
             "name its absolute path in the settings; a wrapper script is no interpreter",
         )
+    # Without a root of its own the child sees the host's /proc, and opens the memory by it.
     script = namespaces.ARTIFACT if own_root else f"/proc/self/fd/{SCRIPT_FD}"
     options = () if own_root else _READS_DESCRIPTOR.get(artifact.interpreter, ())
     return path, [path, *options, *artifact.interpreter_args, script, *request.args]

@@ -126,6 +126,7 @@ def drop_privileges(plan: Plan) -> None:
     # child's uid was never 0, so it still has all of that namespace. Ambient ones would even survive exec.
     begin("capset")
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    # Two words each for effective, permitted and inheritable (capget(2), version 3): none is left.
     check(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)))
     begin("uid")
     # Whatever the plan said: no child has uid 0, not even as its saved one.
@@ -141,6 +142,7 @@ def tie_to_daemon() -> None:
     begin("pdeathsig")
     prctl(PR_SET_PDEATHSIG, SIGKILL)
     begin("daemon_gone")
+    # Asked after the setting: a daemon that ended before it sends no signal. DAEMON is its pidfd, readable at its end.
     if check(libc.poll(struct.pack("ihh", DAEMON, POLLIN, 0), ctypes.c_ulong(1), 0)):
         raise StageError(stage, errno.ESRCH)
 

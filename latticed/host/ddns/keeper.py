@@ -110,6 +110,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
             raise Problem("not_found", f"{plugin_id} keeps no such record: {name} {kind or ''}".rstrip(), hint)
+        # A published one is left alone: there is nothing to retry, and each try costs one of the plugin's (`TRIES`).
         waiting = [one for one in found if one.status.state != "published"]
         return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
 

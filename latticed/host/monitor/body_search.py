@@ -52,10 +52,10 @@ class BodySearch:
         self.finding: BodyFinding | None = None
         self._words = words
         self._limit = limit
-        self._raw_bytes = 0
-        self._bytes = 0
-        self._tail = ""
-        self._undecodable = False
+        self._raw_bytes = 0  # received
+        self._bytes = 0  # decompressed
+        self._tail = ""  # the end of the text that was searched: words may begin in it
+        self._undecodable = False  # UTF-8 was assumed, and is not what came
         self._charset_assumed = charset is None
         self._coding = coding.strip().lower()
         self._inflater: zlib._Decompress | None = None  # of the current gzip member

@@ -218,7 +218,7 @@ class SupervisedProgram:
             self._set("running")
             exit_ = await child.gone()
         finally:
-            # Uncancelled: `stop` promises that no process is left when it returns.
+            # Uncancelled: `stop` may return only when no process is left.
             await waiting.uncancelled(child.stop(self._grace_s))
             self.pid = self._child = None
         # Read after the child has gone, when all of its output has been delivered.

@@ -105,7 +105,7 @@ class SupervisedKeeper(Keeper[Supervised]):
         """Recheck all items every RECHECK_S, and at once when one has stopped, until cancelled."""
         failed = f"{self._kind}s_failed"
         while True:
-            # Cleared before the recheck, not after: a wish that comes during it leads to another one.
+            # Cleared before the recheck, not after: a request that comes during it leads to another one.
             self._wanted.clear()
             try:
                 # No await in `_recheck`, so the dict does not change while it is iterated.

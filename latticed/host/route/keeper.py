@@ -177,6 +177,7 @@ class RouteKeeper:
         self._recheck([route for route in self._routes.values() if route.plugin_id == plugin_id])
 
     def _recheck_all(self) -> None:
+        """As `recheck`, for the routes of all plugins."""
         self._recheck(self._routes.values())
 
     def _recheck(self, routes: Iterable[StoredRoute]) -> None:
@@ -323,13 +324,16 @@ class RouteKeeper:
         return handle is not None and handle.armed and self._may(plugin_id)
 
     async def _call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
+        """A host call of the plugin through the Gate of its running instance; raises as `PluginHandle.call`."""
         return await self._handle(plugin_id).call(method, params)
 
     async def _invoke(self, plugin_id: str, action: str, payload: Any) -> dict[str, Any]:
+        """Have an action of the running instance carried out for a visitor; raises as `PluginHandle.invoke`."""
         # Every request that arrives by a route counts as a visitor's.
         return await self._handle(plugin_id).invoke(action, payload, by_outsider=True)
 
     def _handle(self, plugin_id: str) -> PluginHandle:
+        """The handle of a plugin that an operator has active; Problem not_armed for any other."""
         if (handle := self._deps.handles.get(plugin_id)) is None:
             raise Problem("not_armed", f"{plugin_id} is not armed")
         return handle
@@ -342,6 +346,7 @@ class RouteKeeper:
         return origin.address if origin.address in found else None
 
     def _table(self, spec: RouteSpec) -> RouteTable:
+        """The table that a route of this kind is claimed in."""
         return self._upstreams if spec.target == "service" else self._pages
 
     def _may_serve(self, route: StoredRoute) -> bool:
@@ -371,6 +376,7 @@ class RouteKeeper:
         route.fault = ""
 
     def _release(self, route: StoredRoute) -> None:
+        """Drop the claim of a route, if it has one; nothing answers at its path afterwards."""
         if route.claim is not None:
             self._table(route.spec).release(route.claim)
         route.claim = None

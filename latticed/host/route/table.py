@@ -268,4 +268,5 @@ def prefix_fault(prefix: str) -> str:
 
 
 def _refused(detail: str, hint: str = "") -> Problem:
+    """Problem route_taken; `hint` is the command that helps, if there is one."""
     return Problem("route_taken", f"cannot serve this route: {detail}", hint)

@@ -210,4 +210,5 @@ def _check_live(live: Live, plugin_id: str) -> None:
 
 
 def _bad_answer(detail: str) -> Problem:
+    """Problem plugin_error for a result that is no response."""
     return Problem("plugin_error", detail)

@@ -155,6 +155,7 @@ def _reference(placeholder: str) -> Reference | None:
 
 
 def _line(text: str, place: int) -> int:
+    """The number, from 1, of the line that `place` lies in."""
     return text.count("\n", 0, place) + 1
 
 

@@ -99,7 +99,8 @@ class StaticCalls:
     """The host calls `static.get`, `static.list`, `static.put` and `static.delete`, and `read` for the ingress.
 
     Files are kept below `directory`. `limits` are the settings. `shared(reader, owner)`: whether a plugin may read
-    another's files; `publisher(owner)`: who signed the owner; `published(owner)`: whether its files may be served now.
+    another's files; `publisher(owner)`: the publisher of the owner, empty when it is unsigned; `published(owner)`:
+    whether its files may be served now.
     """
 
     def __init__(

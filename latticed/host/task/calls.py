@@ -74,6 +74,7 @@ class TaskCalls:
         return full(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
 
     async def _submit(self, caller: Caller, asked: spec.TaskSubmit) -> dict[str, Any]:
+        """Serve task.submit. HostError bad_params, too_large; Problem as `TaskKeeper.submit`."""
         script = spec.checked(asked)
         made = await self._tasks.submit(caller.plugin_id, asked, script)
         return {"ok": True, "id": made.id, "sha256": made.sha256, "state": made.state}

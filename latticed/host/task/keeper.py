@@ -73,7 +73,7 @@ class TaskKeeper:
         self._runs: dict[str, tuple[str, TaskRun]] = {}  # task id: (plugin id, run)
         self._running: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
-        self._interrupted = False
+        self._interrupted = False  # the previous daemon left tasks as `running`, which is not recorded yet
         # So the first recheck sweeps: tasks may have expired while the daemon did not run.
         self._swept_s = float("-inf")
 
@@ -241,6 +241,7 @@ class TaskKeeper:
                 await self._begin(replace(self.get(task.id), run_id=secrets.token_hex(16)), settings)
 
     def _of(self, plugin_id: str) -> list[TaskRun]:
+        """The runs of one plugin that have not ended, or whose end is not on record yet."""
         return [run for owner, run in self._runs.values() if owner == plugin_id]
 
     async def _begin(self, task: TaskRow, settings: Settings) -> None:

@@ -121,6 +121,7 @@ def recover(tx: Transaction, *, now_us: int) -> int:
 
 
 def _found(tx: Transaction, task_id: str) -> TaskRow:
+    """The task with this id; Problem not_found."""
     task = rows.get(tx, task_id)
     if task is None:
         raise Problem("not_found", f"there is no task {task_id[:80]!r}", "latticectl task list")
@@ -132,6 +133,7 @@ def _status(task: TaskRow) -> TaskStatus:
 
 
 def _decided(task: TaskRow, step: Step) -> TaskStatus:
+    """The status after `step`, by `rules.decide`; a Fault of it is raised as Problem."""
     after = decide(_status(task), step)
     if isinstance(after, Fault):
         raise Problem(after.code, f"task {task.id}: {after.reason}", "latticectl task show says how it stands")

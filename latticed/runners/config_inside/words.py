@@ -72,6 +72,7 @@ def of(kind: Any, value: Any) -> tuple[str, str, str]:
 
 
 def _found(name: str, kind: Any, value: Any) -> tuple[str, str]:
+    """(what was found, the same without its value) for the fault `name` of `value`; `kind` is its details."""
     if name == "required":
         return "none", "none"
     if name == "uniqueItems":
@@ -102,6 +103,7 @@ def _listed(values: Any, most: int) -> str:
 
 
 def _kind(value: Any) -> str:
+    """The JSON type of a value, in words."""
     match value:
         case None:
             return "null"

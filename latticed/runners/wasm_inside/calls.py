@@ -163,4 +163,5 @@ def read_json(data: bytes) -> Any:
 
 
 def _refusal(message: str) -> dict[str, Any]:
+    """The answer to a malformed request of the module, as the host answers bad parameters."""
     return {"error": {"code": "bad_params", "message": message}}

@@ -37,6 +37,8 @@ class PollRequest:
 
 def read(data: bytes) -> PollRequest:
     """Decode a subscription of 48 bytes."""
+    # Offsets in bytes: userdata 0 (u64), kind 8 (u8), then from 16 a descriptor (u32), or a clock: id 16 (u32), timeout
+    # 24 (u64), precision 32 (u64), flags 40 (u16), of which bit 0 is `absolute`.
     userdata, kind = struct.unpack_from("<QB", data)
     if kind != _CLOCK:
         return PollRequest(userdata=userdata, kind=kind, fd=struct.unpack_from("<I", data, 16)[0])
