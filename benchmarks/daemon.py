@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import many, processes
+from benchmarks.bench import REPOSITORY
 
 if TYPE_CHECKING:
     import subprocess
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUIET_S = 0.02
+_WITH_BUILTINS = REPOSITORY / "tests" / "house" / "builtin_daemon.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The directories of one daemon; `programs` is where latticed and latticectl are installed."""
+    """The directories of one daemon; `programs` is where latticed and latticectl are installed.
+
+    `builtins`: which built-in plugins of the tests it brings (tests/house/system/registry.py); none, its own.
+    """
 
     home: Path
     programs: Path
+    builtins: str = ""
 
     @property
     def plugins(self) -> Path:
@@ -43,7 +49,10 @@ class Place:
         (self.home / "latticed.toml").write_text("\n".join([*lines, settings, ""]))
 
     def command(self) -> list[str]:
-        return [str(self.programs / "latticed"), "--config", str(self.home / "latticed.toml")]
+        options = ["--config", str(self.home / "latticed.toml")]
+        if self.builtins:
+            return [str(self.programs / "python"), str(_WITH_BUILTINS), self.builtins, "", *options]
+        return [str(self.programs / "latticed"), *options]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

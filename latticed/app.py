@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from latticed.broker.gate import Broker
 from latticed.bundle import read
+from latticed.catalog.builtins import Builtins
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
 from latticed.host.permissions import Permissions
@@ -45,6 +46,7 @@ from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.supervisor.deps import HandleDeps
 from latticed.supervisor.supervisor import Supervisor
+from latticed.system.registry import BUILTINS
 
 if TYPE_CHECKING:
     import socket
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.host_facts import Probed
     from latticed.settings import Settings
     from latticed.supervisor.handle import Handle
+    from latticed.system.builtin import Builtin
 
 log = logs.get_logger()
 
@@ -68,8 +71,9 @@ class App:
 
     `config` is the settings file named on the command line, for reloads; `inherited` a listening socket that the
     service manager passed; `accept_rollback` goes on with a ledger that is older than what was decided. `runners` (by
-    plugin type) replaces the choice that the settings make, `clock` the system's. Entering raises the Problems of its
-    parts; what was open by then is closed again.
+    plugin type) replaces the choice that the settings make, `clock` the system's. `builtins` are the plugins that
+    latticed brings, `version` its own. Entering raises the Problems of its parts; what was open by then is closed
+    again.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class App:
         inherited: socket.socket | None = None,
         accept_rollback: bool = False,
         runners: Mapping[str, Runner] | None = None,
+        builtins: tuple[Builtin, ...] = BUILTINS,
+        version: str = "",
         clock: Clock | None = None,
     ) -> None:
         self._config = config
@@ -88,7 +94,8 @@ class App:
         self._accept_rollback = accept_rollback
         self._runners = runners
         self._clock = clock or SystemClock()
-        self._version = metadata.version("latticed")
+        self._packages = builtins
+        self._version = version or metadata.version("latticed")
         self._wheel = Wheel()
         self._stack = contextlib.AsyncExitStack()
         # Made by __aenter__:
@@ -138,14 +145,15 @@ class App:
             permissions=Permissions(),
             handles=handles,
         )
-        runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs)
+        builtins = await asyncio.to_thread(Builtins, self._packages, version=self._version)
+        runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs, builtins)
         # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.
         emit = functools.partial(_log_line, outputs)
         self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
         # Nothing is done for a plugin yet: before the lifecycle's first scan each counts as `permissions.NOT_SEEN`.
         await stack.enter_async_context(services)
         # What is on disk. `judge` reads the policy at each call, so that a change counts at once.
-        store = Store(settings.state_dir / "store", limits=self._read_limits())
+        store = Store(settings.state_dir / "store", limits=self._read_limits(), builtins=builtins)
 
         async def judge(identity: str, sha256: str | None = None) -> Verdict:
             verify = functools.partial(store.verify, identity, policy.current, host_version=self._version)
@@ -259,8 +267,8 @@ class App:
         )
         await stack.enter_async_context(proxy)
 
-    def _make_runners(self, spawner: ChildSpawner, outputs: Outputs) -> Mapping[str, Runner]:
-        """A runner for each plugin type, as the settings choose."""
+    def _make_runners(self, spawner: ChildSpawner, outputs: Outputs, builtins: Builtins) -> Mapping[str, Runner]:
+        """A runner for each plugin type and for built-ins, as the settings choose."""
         wanted, services = self._settings.runners, self.services
         deps = RunnerDeps(
             spawner=spawner,
@@ -270,6 +278,7 @@ class App:
             start_deadline_s=self._settings.supervision.start_deadline_s,
             permits=services.permissions.permits,
             prefixes=services.permissions.prefixes,
+            builtins=builtins,
         )
         return choice.choose({"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}, deps)
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import gc
 import json
 import os
@@ -14,20 +15,22 @@ import socket
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed import settings as settings_room
 from latticed.kit import descriptors, logs, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
+from latticed.system.registry import BUILTINS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from latticed.app import App
     from latticed.kit.sd_notify import Notifier
     from latticed.settings import Settings
+    from latticed.system.builtin import Builtin
 
 EXIT_CODES: Final = {
     "settings_invalid": os.EX_CONFIG,
@@ -54,10 +57,11 @@ EXTEND_S: Final = 10.0
 log = logs.get_logger()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, builtins: tuple[Builtin, ...] = BUILTINS, version: str = "") -> int:
     """Run the daemon until it is stopped, or do what an option asks for; the exit code.
 
     `argv` without the program's name; None takes the process's own, and sets up signals and limits as for a server.
+    `builtins` are the plugins that latticed brings, `version` its own; empty is that of the installed package.
     """
     # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
     if argv is None:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check_config:
             return _show(settings)
         if options.recover or options.restore:
-            return _mend(options, settings)
+            return _mend(options, settings, builtins, version)
         logs.configure(settings.log.level, form=settings.log.format)
         # What Python prints to stderr by itself (failed `__del__`, threads) becomes log lines.
         logs.take_unraised()
@@ -87,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from latticed.lifecycle import offline as mending
 
             mending.become_owner(settings.state_dir)
-        return asyncio.run(_run(options.config, settings, accept_rollback=options.accept_rollback))
+        make = functools.partial(
+            _app, options.config, settings, accept_rollback=options.accept_rollback, builtins=builtins, version=version
+        )
+        return asyncio.run(_run(settings, make))
     except Problem as problem:
         hint = f" ({problem.hint})" if problem.hint else ""
         sys.stderr.write(f"latticed: {problem.code}: {problem.reason}{hint}\n")
@@ -134,7 +141,7 @@ def _let_go_of_stdout() -> None:
         os.close(null)
 
 
-def _mend(options: argparse.Namespace, settings: Settings) -> int:
+def _mend(options: argparse.Namespace, settings: Settings, builtins: tuple[Builtin, ...], version: str) -> int:
     """Recover or restore, as the owner of the state directory, and print what was done; returns 0."""
     from latticed.lifecycle import offline as mending
 
@@ -142,10 +149,14 @@ def _mend(options: argparse.Namespace, settings: Settings) -> int:
         # Opened as root, before the uid changes: the daemon's user may not be able to read the operator's file.
         source = mending.opened(options.restore, stack) if options.restore else None
         mending.become_owner(settings.state_dir)
+        place, without = (
+            mending.place(settings, builtins, version or metadata.version("latticed")),
+            options.without_floors,
+        )
         lines = (
-            mending.recover(settings, without_floors=options.without_floors)
+            mending.recover(place, without_floors=without)
             if source is None
-            else mending.restore(settings, source, public_key=options.public_key, without_floors=options.without_floors)
+            else mending.restore(place, settings, source, public_key=options.public_key, without_floors=without)
         )
         # `lines` is a generator: the work is done here, within the stack that keeps the source open.
         sys.stdout.write("".join(f"{line}\n" for line in lines))
@@ -165,9 +176,14 @@ def _show(settings: Settings) -> int:
     return 0
 
 
-async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool) -> int:
-    """Open the app, notify the service manager, serve until stopped; the exit code."""
+def _app(config: Path | None, settings: Settings, **more: Any) -> App:
     from latticed.app import App  # late import: --check-config and --version do not need it
+
+    return App(config, settings, **more)
+
+
+async def _run(settings: Settings, make: Callable[..., App]) -> int:
+    """Open the app that `make(inherited=…)` returns, notify the service manager, serve until stopped; the exit code."""
     from latticed.sandbox import host_facts
 
     # All three take their variables out of the environment before any child could inherit them.
@@ -182,7 +198,7 @@ async def _run(config: Path | None, settings: Settings, *, accept_rollback: bool
     signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
     async with contextlib.AsyncExitStack() as stack:
         host_facts.hide_memory()  # before the first child: children of our uid must not read it
-        app = App(config, settings, inherited=listener, accept_rollback=accept_rollback)
+        app = make(inherited=listener)
         if not await _opened(stack, app, signals, notifier):
             return 0
         # Pushed after the app, so it runs before the app is closed.

@@ -23,9 +23,9 @@ class Broken(ValueError):  # reads as the finding it is
     """A manifest breaks a rule. The message says what was expected and what was found, quoting it safely."""
 
 
-def check(raw: dict[str, Any], found: Manifest) -> None:
-    """Raise Broken unless `found`, decoded from `raw`, keeps every rule."""
-    _check_ids(found)
+def check(raw: dict[str, Any], found: Manifest, *, builtin: bool = False) -> None:
+    """Raise Broken unless `found`, decoded from `raw`, keeps every rule; those of a `builtin` have the reserved ids."""
+    (_check_builtin_ids if builtin else _check_ids)(found)
     _check_name("name", found.name, limit=MAX_NAME)
     _check_line("version", found.version, limit=MAX_VERSION)
     _check_line("entrypoint", found.entrypoint, limit=MAX_ENTRYPOINT)
@@ -53,6 +53,15 @@ def _check_ids(found: Manifest) -> None:
         raise Broken(f"expected `publisher` to be {ids_are()}, found {_quote(found.publisher)}")
     if found.publisher == ids.RESERVED_PUBLISHER:
         raise Broken(f"expected a `publisher` that is not reserved for built-in plugins, found {found.publisher}")
+
+
+def _check_builtin_ids(found: Manifest) -> None:
+    if not (ids.is_valid(found.id) and ids.is_reserved_plugin(found.id)):
+        raise Broken(f"expected `id` to be {ids.RESERVED_PREFIX}NAME of a-z 0-9 . -, found {_quote(found.id)}")
+    if found.publisher != ids.RESERVED_PUBLISHER:
+        raise Broken(f"expected the publisher {ids.RESERVED_PUBLISHER}, found {_quote(found.publisher)}")
+    if found.type != "system" or not found.is_v2:
+        raise Broken(f"expected a manifest of version 2 and type system, found type {found.type}")
 
 
 def ids_are() -> str:

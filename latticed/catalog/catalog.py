@@ -1,4 +1,4 @@
-"""The catalog: what lies in the plugin directories, as a current view and as a stream of what changed."""
+"""The catalog: what lies in the plugin directories and what latticed brings, as a view and a stream of changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from latticed.bundle import read
 from latticed.catalog import root as roots
 from latticed.catalog.abandoning_threads import AbandoningThreads
+from latticed.catalog.builtins import LABEL, Builtins
 from latticed.catalog.coalescer import Coalescer, Sighting
 from latticed.catalog.directory import Directory
 from latticed.catalog.scanner import Judge
@@ -41,7 +42,8 @@ class Catalog:
     """An async context manager: entered, everything has been judged once; left, nothing is watched any more.
 
     `directories` maps a label to a plugin directory; a bundle's name is `<label>/<directory name>`. `policy` is asked
-    at each judgement; call `rescan` when it changes. `store` is where `keep` puts verified pairs.
+    at each judgement; call `rescan` when it changes. `store` is where `keep` puts verified pairs; its built-in plugins
+    are seen as `system/<folder>`.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Catalog:
         self.counters: Counter[str] = Counter(overflows=0, scans=0, events=0, judged=0, watcher_restarts=0)
         self._paths = dict(directories)
         self._store = store
+        self._policy = policy
+        self._builtins = store.builtins if store is not None else Builtins()
         self._limits = limits or read.ReadLimits()
         self._coalescer = Coalescer()
         # Each run is one job, so one thread each; `_AT_ONCE` bounds how many there are.
@@ -85,6 +89,7 @@ class Catalog:
         self._read = False
 
     async def __aenter__(self) -> Self:
+        self._post_builtins()
         try:
             await asyncio.gather(*(directory.start() for directory in self._directories.values()))
         except BaseException:
@@ -140,6 +145,7 @@ class Catalog:
 
         Artifacts whose files have not changed are judged by the hash they had, unless `rehash`.
         """
+        self._post_builtins()
         for directory in self._directories.values():
             directory.rescan(rehash=rehash)
 
@@ -164,7 +170,7 @@ class Catalog:
         )
 
     async def keep(self, name: str, verified: Verified) -> None:
-        """Copy the pair of this sighting into the store, if it is still what was verified.
+        """Copy the pair of this sighting into the store, if it is still what was verified; a built-in's is there.
 
         `name` has its label. BundleRefused when it is not (any more) what was verified; Problem store_unavailable when
         it cannot be written, deadline_exceeded when the disk does not answer.
@@ -172,6 +178,8 @@ class Catalog:
         store = self._store
         if store is None:
             raise RuntimeError("this catalog was given no store")
+        if self._builtins.pair(verified.identity) is not None:
+            return
         label, _, bundle = name.partition("/")
         path = self._paths[label]
 
@@ -215,6 +223,9 @@ class Catalog:
             detail = f"expected an answer within {self._limits.deadline_s:g} s, found none"
             raise Problem("deadline_exceeded", detail, "the disk or the file system does not answer")
         return outcome.done[job]
+
+    def _post_builtins(self) -> None:
+        self._coalescer.post((f"{LABEL}/{name}", verdict) for name, verdict in self._builtins.verdicts(self._policy))
 
     def _poster(self, label: str) -> Callable[[Iterable[tuple[str, Verdict | None]]], None]:
         """The `post` of a directory: it puts the label in front of each name."""

@@ -1,7 +1,9 @@
 """The pairs that runners start from: manifest and artifact as they were verified, by identity (decision 2).
 
 `<store>/<identity>/manifest.json` and `artifact`: directories 0700, files 0400. A pair appears whole, by a rename, or
-not at all. The store is no trust anchor: who starts something from it verifies it again first.
+not at all. The store is no trust anchor: who starts something from it verifies it again first. The pairs of built-in
+plugins are found here too, though they lie in latticed's own packages: whoever judges, opens or keeps a pair need not
+know which of both it is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode, read
 from latticed.bundle.refusal import BundleRefused
+from latticed.catalog.builtins import Builtins
 from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verdict, Verified
@@ -36,9 +39,15 @@ _HINT_AGAIN: Final = "the bundle changed meanwhile: look at it again, and instal
 
 
 class Store:
-    """Verified pairs beneath `directory`. All methods block; `keep` and `collect` may run beside each other."""
+    """Verified pairs beneath `directory`, and those of `builtins`.
 
-    def __init__(self, directory: Path, *, limits: read.ReadLimits | None = None) -> None:
+    All methods block; `keep` and `collect` may run beside each other.
+    """
+
+    def __init__(
+        self, directory: Path, *, limits: read.ReadLimits | None = None, builtins: Builtins | None = None
+    ) -> None:
+        self.builtins = builtins or Builtins()
         self._directory = directory
         self._limits = limits or read.ReadLimits()
         # The store is private: unlike in a plugin directory, not even root's files are expected here.
@@ -84,7 +93,9 @@ class Store:
             self._busy.discard(temporary)
 
     def open(self, identity: str) -> BundleDirectory:
-        """The stored pair, to be read; BundleRefused when there is none. Only our own user's files count."""
+        """The pair, to be read; BundleRefused when there is none. Of stored ones only our own user's files count."""
+        if (pair := self.builtins.pair(identity)) is not None:
+            return pair
         return read.open_bundle(self.path(identity), limits=self._limits, owners=self._owners)
 
     def path(self, identity: str) -> Path:
@@ -94,12 +105,14 @@ class Store:
         return self._directory / identity
 
     def verify(self, identity: str, policy: TrustPolicy, *, host_version: str, sha256: str | None = None) -> Verdict:
-        """The verdict on the stored pair of `identity`, judged anew under `policy`; digest_mismatch if the pair has
-        another identity.
+        """The verdict on the pair of `identity`, judged anew under `policy`; digest_mismatch if the pair has another
+        identity.
 
         `sha256`: the artifact's hash, known already. The artifact is then not read, so what the policy refuses is found
-        sooner.
+        sooner. The files of built-ins are those of the start; a runner compares them once more before it loads them.
         """
+        if (found := self.builtins.verify(identity, policy)) is not None:
+            return found
         try:
             with self.open(identity) as directory:
                 source = directory if sha256 is None else _HashedCopy(directory, sha256)
@@ -116,10 +129,11 @@ class Store:
         return verdict
 
     def identities(self) -> list[str]:
-        """The identities of all stored pairs, sorted, whether they verify or not."""
+        """The identities of all pairs, stored or built in, sorted, whether they verify or not."""
+        found = self.builtins.identities()
         with contextlib.suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self._directory) if _IDENTITY.fullmatch(name))
-        return []
+            found += [name for name in os.listdir(self._directory) if _IDENTITY.fullmatch(name)]
+        return sorted(found)
 
     def mark(self) -> None:
         """Call it where `in_use` is read, before `collect`: what is kept from here on, `collect` leaves alone."""

@@ -145,10 +145,14 @@ _BY_CODE: Final = MappingProxyType(
 
 _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
 """Codes that are about the stored pair when no bundle in the directory is refused."""
+_OF_OPERATORS: Final = frozenset({Code.PLUGIN_REVOKED.value, Code.DIGEST_REVOKED.value})
+"""Codes of what operators decided, about built-in plugins as about any."""
 
 
 def _refused(facts: RemedyFacts, code: str) -> Advice:
     """Advice on a bundle with this verdict code."""
+    if facts.view is not None and facts.view.builtin and code not in _OF_OPERATORS:
+        return _builtin(facts, facts.view, code)
     if code == Code.MANIFEST_MISSING.value and facts.view is not None and facts.rejected:
         code = facts.rejected[0].code  # its own bundle is gone, and another one claims its id
     known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
@@ -166,6 +170,17 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
     if code == Code.MANIFEST_INVALID.value and OTHER_SCHEMA in [row.hint for row in facts.rejected]:
         known = Advice(OTHER_SCHEMA, "latticectl version")
     return Advice(known.why, known.command.format_map(_words(facts, code)))
+
+
+def _builtin(facts: RemedyFacts, view: wire.PluginView, code: str) -> Advice:
+    """Advice on a plugin that latticed brings itself, or no longer does."""
+    reason = str(facts.verdict.get("reason") or code)
+    if view.candidate is not None:
+        return Advice(reason, _verb("upgrade", facts))
+    if code == Code.MANIFEST_MISSING.value:
+        why = "this version of latticed does not bring it: run one that does, or give the plugin up"
+        return Advice(why, _verb("disable" if view.status == "active" else "forget", facts))
+    return Advice(f"this version of latticed brings it with a mistake: {reason}", "latticectl version")
 
 
 def _gone(facts: RemedyFacts, view: wire.PluginView) -> Advice:

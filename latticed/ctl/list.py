@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from latticed import wire
     from latticed.ctl.session import CtlSession
 
-EXAMPLES: Final = examples("latticectl list", "latticectl list --status active --format json")
+EXAMPLES: Final = examples("latticectl list", "latticectl list --all", "latticectl list --status active --format json")
 
 _COLUMNS: Final = (
     Column(title="ID"),
@@ -33,6 +33,7 @@ _COLUMNS: Final = (
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("--status", choices=[status.value for status in Status], help="only plugins of this status")
+    parser.add_argument("--all", action="store_true", help="also built-in plugins that are not installed")
 
 
 def run(session: CtlSession) -> int:
@@ -40,7 +41,10 @@ def run(session: CtlSession) -> int:
     found = known = replies.rows(session.client().get("plugins"), "list of plugins")
     if session.args.status:
         found = [row for row in found if row.get("status") == session.args.status]
-    screen = session.screen
+    screen, hidden = session.screen, 0
+    if not session.args.all:
+        everything, found = found, [row for row in found if not _is_offered(row)]
+        hidden = len(everything) - len(found)
     if screen.json_wanted:
         screen.json(found)
     elif found:
@@ -49,7 +53,14 @@ def run(session: CtlSession) -> int:
         screen.note("no plugins")
     if not screen.json_wanted:
         _count(known, screen)
+        if hidden:
+            screen.hint(f"latticectl list --all shows built-in plugins that are not installed, too ({hidden})")
     return ExitCode.OK
+
+
+def _is_offered(row: dict[str, Any]) -> bool:
+    """Whether it is a built-in plugin that nobody has installed."""
+    return bool(row.get("builtin")) and row.get("status") == Status.VERIFIED
 
 
 def _count(known: list[dict[str, Any]], screen: render.Screen) -> None:

@@ -10,7 +10,7 @@ from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import facts_of
 from latticed.model import accepted, capability, semver_range
 from latticed.model.consents import Named
-from latticed.model.errors import Problem
+from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, RecordFacts, Status
 
 if TYPE_CHECKING:
@@ -96,6 +96,21 @@ def follow(record: Record, claim: IdClaim, now: int) -> Record:
         return replace(record, facts=facts, source=claim.name, updated_at=now if moved else record.updated_at)
     masked = _masked_at_first(record, facts)
     return replace(record, facts=facts, source=claim.name, masked=masked, verified_at=now, updated_at=now)
+
+
+def follows_latticed(record: Record, claim: IdClaim) -> bool:
+    """Whether it is an accepted built-in plugin of which latticed now brings other code."""
+    return record.builtin and record.accepted and claim.verdict.identity != record.facts.identity
+
+
+def not_followed(record: Record, claim: IdClaim, problem: Problem) -> Fault:
+    """Why a built-in plugin does not follow latticed by itself, with what an operator can do about it."""
+    had, brings = record.facts.version, claim.verdict.manifest.version
+    reason = f"{record.id} {had} was accepted, this latticed brings {brings}: {problem.reason}"
+    if problem.code == "version_downgrade":
+        again = f"run latticed {had} or newer again, or latticectl upgrade {record.id} --allow-downgrade"
+        return Fault(problem.code, reason, again)
+    return Fault(problem.code, reason, problem.hint)
 
 
 def transition(
@@ -196,8 +211,9 @@ def forget(record: Record, seen: Presence, now: int) -> Record | Problem:
         hint = f"latticectl disable {record.id}"
         return Problem("invalid_transition", f"cannot forget {record.id}: it is active", hint)
     if record.status is Status.VERIFIED and seen.available:
-        detail = f"cannot forget {record.id}: its bundle is in the plugin directory and nothing was decided about it"
-        return Problem("invalid_transition", detail, "remove the bundle")
+        where = "it is a part of latticed" if record.builtin else "its bundle is in the plugin directory"
+        detail = f"cannot forget {record.id}: {where} and nothing was decided about it"
+        return Problem("invalid_transition", detail, "" if record.builtin else "remove the bundle")
     facts = replace(record.facts, manifest=b"")
     return replace(
         record,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from latticed.bundle.read import ReadLimits
 from latticed.kit.clock import SystemClock
 from latticed.lifecycle import recovery, restore_needs
 from latticed.lifecycle import restore as restoring
+from latticed.lifecycle.recovery import RecoveryPlace
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from latticed.kit.tar import TarSource
     from latticed.settings import Settings
+    from latticed.system.builtin import Builtin
 
 
 def opened(name: str, stack: ExitStack) -> TarSource:
@@ -56,15 +57,15 @@ def become_owner(state_dir: Path) -> None:
     os.setuid(owner.st_uid)
 
 
-def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
+def recover(place: RecoveryPlace, *, without_floors: bool) -> Iterator[str]:
     """Recover while the lines are read, which say what was done. Problems of `recovery.recover`.
 
     A generator: nothing happens before its first line is asked for.
     """
-    done = recovery.recover(_place(settings), SystemClock(), without_floors=without_floors)
+    done = recovery.recover(place, SystemClock(), without_floors=without_floors)
     # From here on it is done: the lines only report.
     yield f"the ledger was damaged: {done.damage}"
-    yield f"set aside in {settings.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
+    yield f"set aside in {place.state_dir}: {', '.join(done.set_aside) or 'nothing was there'}"
     yield f"plugins that came back as verified, to be installed again: {done.verified}"
     yield f"ids of which only publisher, floor and masks are known: {done.tombstones}"
     yield f"revocations in force: {done.revocations}"
@@ -73,13 +74,14 @@ def recover(settings: Settings, *, without_floors: bool) -> Iterator[str]:
     yield "key-value data and the audit chain before this are in what was set aside"
 
 
-def restore(settings: Settings, source: TarSource, *, public_key: str, without_floors: bool) -> Iterator[str]:
+def restore(
+    place: RecoveryPlace, settings: Settings, source: TarSource, *, public_key: str, without_floors: bool
+) -> Iterator[str]:
     """Restore while the lines are read, which say what was done and what is missing. Problems of `restore.restore`.
 
     A generator: nothing happens before its first line is asked for, so `source` has to stay open until the last.
     """
     consent = restoring.RestoreConsent(public_key=public_key, without_floors=without_floors)
-    place = _place(settings)
     done = restoring.restore(place, source, SystemClock(), consent)
     # From here on the restore is done: the lines only report.
     yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
@@ -93,10 +95,12 @@ def restore(settings: Settings, source: TarSource, *, public_key: str, without_f
         yield f"missing: {words}"
 
 
-def _place(settings: Settings) -> recovery.RecoveryPlace:
-    """Where recovery and restore work, and with which limits, by the settings."""
+def place(settings: Settings, builtins: tuple[Builtin, ...], version: str) -> RecoveryPlace:
+    """Where recovery and restore work, and with which limits, by the settings, for a latticed of `version` that brings
+    `builtins`.
+    """
     limits = settings.limits
-    return recovery.RecoveryPlace(
+    return RecoveryPlace(
         state_dir=settings.state_dir,
         plugin_dir=settings.plugin_dir,
         trust=settings.trust,
@@ -105,5 +109,6 @@ def _place(settings: Settings) -> recovery.RecoveryPlace:
             artifact_bytes=limits.artifact_bytes,
             deadline_s=limits.read_deadline_s,
         ),
-        version=metadata.version("latticed"),
+        version=version,
+        builtins=builtins,
     )

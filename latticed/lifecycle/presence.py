@@ -11,7 +11,7 @@ import msgspec
 from latticed.host.permissions import NOT_SEEN, PluginStanding
 from latticed.model import accepted, egress
 from latticed.model.errors import Fault
-from latticed.model.lifecycle import Record, RecordFacts
+from latticed.model.lifecycle import Record, RecordFacts, Status
 from latticed.model.manifest import Manifest
 from latticed.model.verdict import Code, Refused, Verified
 from latticed.runners.contract import PluginToRun
@@ -38,13 +38,15 @@ class Presence:
     @property
     def available(self) -> bool:
         """Whether a bundle on disk verifies as this plugin, and its stored pair may run too."""
-        return self.winner is not None and self.stored is None
+        return self.winner is not None and self.fault is None and self.stored is None
 
     @property
     def trouble(self) -> Fault | None:
         """Why it is not available: the fault of the stored pair, else of the bundle; None if it is available."""
-        # The pair first: it is what would run, and a good bundle on disk can replace it (`pairs`).
-        return self.stored or self.fault
+        # That a pair is not in the store says less than what the disk says, if that has a fault, too.
+        is_missing = self.stored is not None and self.stored.code == Code.MANIFEST_MISSING
+        # Otherwise the pair first: it is what would run, and a good bundle on disk can replace it (`pairs`).
+        return (self.fault if is_missing else None) or self.stored or self.fault
 
     def candidate(self, record: Record) -> Verified | None:
         """The verified bundle that an upgrade would take: its identity differs from the accepted one."""
@@ -95,6 +97,17 @@ def pin_of(record: Record) -> ClaimPin:
     """What decides which bundle may claim the id of `record`: publisher, signedness, identity, source."""
     facts = record.facts
     return ClaimPin(publisher=facts.publisher, signed=facts.signed, identity=facts.identity, source=record.source)
+
+
+def not_brought(record: Record) -> Fault:
+    """Why there is nothing to run of a built-in plugin that this latticed does not bring."""
+    last = f"latticectl forget {record.id}"
+    return Fault(
+        Code.MANIFEST_MISSING.value,
+        f"expected {record.id} among the built-in plugins of this version of latticed, found none of that id",
+        f"run a latticed that brings it, such as {record.facts.version}, or let it go: "
+        + (f"latticectl disable {record.id} && {last}" if record.status is Status.ACTIVE else last),
+    )
 
 
 def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.catalog.builtins import Builtins
 from latticed.catalog.store import Store
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, integrity, rebuild, records, revocations, state
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
     from latticed.model.chain import Head
     from latticed.model.lifecycle import Record
+    from latticed.system.builtin import Builtin
 
 FRESH: Final = f"{state.DATABASE}.fresh"
 """File name of the new ledger until it is complete; in the same directory, so that renaming it is one step."""
@@ -50,7 +52,7 @@ class RecoveryPlace:
     """Paths and limits to work with.
 
     `trust` is the policy file, `version` the host version to verify pairs for, `limits` those for reading a stored
-    pair.
+    pair, `builtins` the plugins that this latticed brings.
     """
 
     state_dir: Path
@@ -58,6 +60,12 @@ class RecoveryPlace:
     trust: Path
     limits: ReadLimits
     version: str
+    builtins: tuple[Builtin, ...] = ()
+
+    def store(self) -> Store:
+        """The pairs of the state directory, and of the built-in plugins."""
+        builtins = Builtins(self.builtins, version=self.version)
+        return Store(self.state_dir / "store", limits=self.limits, builtins=builtins)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +174,7 @@ class _Recovery:
 
     def _pairs(self, policy: PolicyKeeper) -> Mapping[str, list[Verified]]:
         """The stored pairs that verify under `policy`, by plugin id."""
-        store = Store(self._place.state_dir / "store", limits=self._place.limits)
+        store = self._place.store()
         found: defaultdict[str, list[Verified]] = defaultdict(list)
         for identity in store.identities():
             verdict = store.verify(identity, policy.current, host_version=self._place.version)

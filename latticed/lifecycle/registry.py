@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from latticed.kit import logs
-from latticed.lifecycle import advance, presence, verdicts
+from latticed.lifecycle import advance, granting, presence, recording, verdicts
 from latticed.lifecycle.presence import Presence
 from latticed.lifecycle.refused_log import RefusedLog
+from latticed.model.audit import DAEMON
+from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import claims
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.state import LifecycleState
     from latticed.lifecycle.write_behind import WriteBehind
     from latticed.model.accepted import Usual
+    from latticed.model.errors import Fault
     from latticed.model.lifecycle import Record
     from latticed.model.verdict import Verdict
     from latticed.supervisor.supervisor import Supervisor
@@ -155,8 +158,10 @@ class Registry:
         # Which bundle is the plugin; if none, why the one that the record came from is not.
         winner = self._resolve(plugin_id, record)
         fault = None
-        if winner is None and record is not None:
-            fault = presence.fault_at(self._verdicts.get(record.source), self._refusal(plugin_id, record.source))
+        if record is not None and winner is not None:
+            record, fault = self._follow_latticed(record, winner)
+        elif record is not None:
+            fault = self._fault(record)
         stored = state.pair_fault(record) if record is not None else None
         before, seen = state.presences.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
         state.presences[plugin_id] = seen
@@ -173,6 +178,29 @@ class Registry:
             else:
                 self.put_later(advance.follow(record, winner, now_us))
         self._run(plugin_id)
+
+    def _fault(self, record: Record) -> Fault:
+        """Why nothing on disk is the plugin of this record."""
+        found = self._verdicts.get(record.source)
+        if record.builtin and found is None:
+            return presence.not_brought(record)
+        return presence.fault_at(found, self._refusal(record.id, record.source))
+
+    def _follow_latticed(self, record: Record, winner: claims.IdClaim) -> tuple[Record, Fault | None]:
+        """The record of a built-in plugin after latticed itself was exchanged, or why it stays as it is.
+
+        There is no choice for an operator in it: the code that was accepted is gone with the latticed that brought it.
+        """
+        if not advance.follows_latticed(record, winner) or record.id in self.state.busy:
+            return record, None
+        outcome = advance.upgrade(record, winner, advance.NO_CONSENT, self.clock.wall_us(), self.defaults)
+        if isinstance(outcome, Problem):
+            return record, advance.not_followed(record, winner, outcome)
+        self.put(outcome)
+        withheld = granting.withheld(outcome, self.defaults)
+        self.write_behind.save(record.id, recording.status_event(DAEMON, record, outcome, withheld))
+        self.write_behind.tidy()  # the floors too: a higher version, and masks
+        return outcome, None
 
     def _resolve(self, plugin_id: str, record: Record | None) -> claims.IdClaim | None:
         """Which bundle is the plugin. Logs newcomers and a former winner that are refused; copies are logged once."""

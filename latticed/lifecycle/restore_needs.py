@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from latticed.bundle import decode, read, write
 from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import root as roots
-from latticed.catalog.store import Store
 from latticed.host.secret import key as secret_key
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.model.errors import Problem
@@ -93,10 +92,12 @@ def missing(
     if policy.problem is not None:
         yield f"the trust policy: {policy.problem.reason}; until it is there nothing verifies"
     else:
-        store = Store(place.state_dir / "store", limits=place.limits)
+        store = place.store()
         for record in records:
             if record.status is Status.ACTIVE:
-                found = store.verify(record.facts.identity, policy.current, host_version=place.version)
+                # A built-in follows latticed at the next start: what is judged is what this latticed brings.
+                identity = store.builtins.identity_of(record.id) or record.facts.identity
+                found = store.verify(identity, policy.current, host_version=place.version)
                 # Only active plugins: the others start nothing, and are judged when an operator decides about them.
                 if isinstance(found, Refused):
                     yield f"{record.id} does not verify here: {found.code}: {found.reason}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
+from latticed.model import ids
 from latticed.model.manifest import ManifestLimits
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
 
 ELF: Final = "ELF"
+BUILTIN: Final = "builtin"
+"""What stands for a protocol where there is none to speak: the methods of a built-in plugin are called."""
 """Stands for the interpreter of a program that the kernel runs by itself."""
 LEVELS: Final = ("open", "filtered", "isolated", "dedicated")
 """Sandbox levels, the weakest first: `rank` compares their places."""
@@ -78,6 +81,8 @@ def interpreter_of(head: bytes) -> str:
 
 def protocol_of(manifest: Manifest) -> str:
     """The protocol of a plugin; empty for a worker, which is a template."""
+    if ids.is_reserved_plugin(manifest.id):
+        return BUILTIN
     if manifest.type == "worker":
         return ""
     if manifest.type == "system" and not manifest.is_v2:

@@ -7,6 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from latticed.model import ids
+
 if TYPE_CHECKING:
     from latticed.model.accepted import Accepted
 
@@ -78,6 +80,11 @@ class Record:
     disabled_at: int = 0
     created_at: int = 0
     updated_at: int = 0
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it is a plugin that latticed itself brings: no directory can claim such an id (contracts §2)."""
+        return ids.is_reserved_plugin(self.id)
 
     @property
     def granted(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from latticed.model.errors import Problem
 from latticed.rpc.chain_checks import Verifying
 from latticed.rpc.connection import ControlConnection
 from latticed.runners import lines
+from latticed.runners.contract import runner_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -108,9 +109,9 @@ class Api:
     def __post_init__(self) -> None:
         self.verifying = Verifying(self.ledger)
 
-    def runner_of(self, plugin_type: str) -> str:
-        """The name of the runner for plugins of this type; KeyError for a type that there is not."""
-        return self.runners[plugin_type].name
+    def runner_of(self, record: Record) -> str:
+        """The name of the runner of this plugin; KeyError for a type that there is not."""
+        return self.runners[runner_key(record.id, record.facts.type)].name
 
     def quota(self) -> KvQuota:
         """What one key-value bucket may hold."""

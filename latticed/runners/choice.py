@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.runners import contract
+from latticed.runners.builtin import BuiltinRunner
 from latticed.runners.noop import NoopRunner
 from latticed.runners.process import ProcessRunner
 from latticed.runners.wasm import Caps, WasmRunner
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from latticed.catalog.builtins import Builtins
     from latticed.host.route.table import RouteTable
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
@@ -28,7 +31,8 @@ _COMPILING: Final = 0.8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDeps:
     """What runners need. `permits(id)` returns the operator's permits for that plugin (`model.permits`), `prefixes(id)`
-    the route prefixes granted to it; both are asked whenever they are needed, since grants change.
+    the route prefixes granted to it; both are asked whenever they are needed, since grants change. `builtins` has the
+    code of built-in plugins.
     """
 
     spawner: ChildSpawner
@@ -38,16 +42,23 @@ class RunnerDeps:
     start_deadline_s: float
     permits: Callable[[str], tuple[str, ...]]
     prefixes: Callable[[str], frozenset[str]]
+    builtins: Builtins
 
 
 def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
-    """Plugin type to runner, by the settings' names; an unknown name gives a noop runner whose reason says so."""
-    return {plugin_type: _runner(name, deps) for plugin_type, name in names.items()}
+    """Plugin type to runner, by the settings' names; an unknown name gives a noop runner whose reason says so.
+
+    Built-in plugins, which are of type system, are held by noop when that type is.
+    """
+    built_in = "noop" if names.get("system") == "noop" else contract.BUILTIN
+    return {key: _runner(name, deps) for key, name in {**names, contract.BUILTIN: built_in}.items()}
 
 
 def _runner(name: str, deps: RunnerDeps) -> Runner:
     """The runner called `name`; a new one for each plugin type."""
     match name:
+        case contract.BUILTIN:
+            return BuiltinRunner(deps.builtins, deps.outputs, deps.spawner.invoking)
         case "noop":
             return NoopRunner("held by the noop runner, its artifact is not executed")
         case "process":

@@ -100,7 +100,7 @@ class ConfigInvalid(Problem):
 
 def takes_config(manifest: Manifest) -> bool:
     """Whether a plugin gets a configuration: it declares a schema, and its protocol carries one (contracts §10)."""
-    return bool(manifest.config) and accepted.protocol_of(manifest) == "latticed-stdio-1"
+    return bool(manifest.config) and accepted.protocol_of(manifest) in {"latticed-stdio-1", accepted.BUILTIN}
 
 
 def schema_of(manifest: Manifest) -> Configuration:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from latticed.model import ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,6 +14,15 @@ if TYPE_CHECKING:
     from latticed.bundle.read import BundleDirectory
     from latticed.model.manifest import Manifest
     from latticed.model.runtime import Health
+
+
+BUILTIN: Final = "builtin"
+"""Key of the runner of built-in plugins, beside those of the plugin types."""
+
+
+def runner_key(plugin_id: str, plugin_type: str) -> str:
+    """Which of the runners takes a plugin: that of its type, or the one of built-in plugins."""
+    return BUILTIN if ids.is_reserved_plugin(plugin_id) else plugin_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +40,11 @@ class PluginToRun:
     manifest: Manifest
     withheld: frozenset[str] = frozenset()
     config: bytes = b"{}"
+
+    @property
+    def runner(self) -> str:
+        """Key of its runner."""
+        return runner_key(self.id, self.manifest.type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

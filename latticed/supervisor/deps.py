@@ -108,8 +108,8 @@ class HandleDeps:
     """All tasks of handles that have not ended (`spawn`)."""
 
     def runner_name(self, plugin: PluginToRun) -> str:
-        """The name of the runner for this plugin's type."""
-        return self.runners[plugin.manifest.type].name
+        """The name of the runner for this plugin."""
+        return self.runners[plugin.runner].name
 
     def gate(self, plugin: PluginToRun, granted: frozenset[str]) -> Gate:
         """A new Gate for one instance: what the manifest declares and `granted`, and the limits of this plugin."""
@@ -123,7 +123,7 @@ class HandleDeps:
     async def admit(self, plugin: PluginToRun) -> None:
         """Problem when `plugin`, whose pair is stored, cannot be activated on this host (asks its runner)."""
         with self._opened(plugin) as pair:
-            await self.runners[plugin.manifest.type].admit(plugin, pair)
+            await self.runners[plugin.runner].admit(plugin, pair)
 
     async def start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         """Verify the stored pair again, then have its runner start it.
@@ -153,7 +153,7 @@ class HandleDeps:
 
     async def _start(self, plugin: PluginToRun, gate: Gate, on_exit: Callable[[str, str], None]) -> Instance:
         """Judge the stored pair, then have the runner start it; the caller bounds how long that takes."""
-        runner = self.runners[plugin.manifest.type]
+        runner = self.runners[plugin.runner]
         # A runner that hashes what it executes covers the bytes: hashing the stored file as well would add nothing.
         sha256 = plugin.manifest.digest_sha256.lower() if runner.hashes_artifact else None
         # The store is no trust anchor (architecture, decision 3): the pair may have changed since it was accepted.

@@ -60,6 +60,34 @@ def verify(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict
         return replace(refused.fault, manifest=manifest)
 
 
+def verify_builtin(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict:
+    """The verdict on a plugin that latticed brings itself, whose `manifest` and files are `source`.
+
+    No publisher or signature is judged: whoever can change its files can change the daemon. Revocations stop it as any
+    other, and it needs `requires_host`. Its `key` is empty.
+    """
+    try:
+        raw, manifest = decode.decode(source.manifest(), builtin=True)
+    except BundleRefused as refused:
+        return refused.fault
+    try:
+        _type_may_hold(manifest)
+        _plugin_not_revoked(manifest, policy)
+        sha256, size = source.hash_artifact()
+        _digest_matches(manifest, sha256)
+        _digest_not_revoked(sha256, policy)
+        _host_compatible(manifest, host_version)
+    except BundleRefused as refused:
+        return replace(refused.fault, manifest=manifest)
+    return Verified(
+        manifest=manifest,
+        identity=identity(signing_payload(raw, manifest)),
+        artifact_sha256=sha256,
+        artifact_bytes=size,
+        key="",
+    )
+
+
 def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: TrustPolicy, host_version: str) -> Verified:
     """The checks in the order of contracts §5; BundleRefused at the first that fails."""
     _capabilities_allowed(manifest, policy)

@@ -20,7 +20,7 @@ from latticed.runners import choice
 from latticed.runners.contract import Checkup, PluginToRun
 from latticed.runners.noop import NoopRunner
 from latticed.settings import shapes
-from tests.house import bundles, in_process, leftovers, runner_deps, supervisors, wasms
+from tests.house import builtins, bundles, in_process, leftovers, runner_deps, supervisors, wasms
 from tests.house.runners import Driven
 
 REPLY = '{"ok": true, "message": "", "result": null}'
@@ -35,15 +35,17 @@ WAYS = {
         "artifact": bytes(wasm(wasms.module(wasms.packed(8, len(REPLY)), more=wasms.says(8, REPLY)))),
     },
     "worker": {"type": "worker", "artifact": b"hello {{path}}", "capabilities": ["worker:route", "kv:read"]},
+    "builtin": {},
 }
 """Each runner with its bundle. Add a new runner here."""
-INVOKES = {"driven", "process", "wasm"}
+INVOKES = {"driven", "process", "wasm", "builtin"}
 START_S = STOP_S = 10.0
 
 
 def test_every_runner_of_the_settings_is_in_runners():
+    """Those that settings may name for a type, and the one that the ids of built-in plugins choose."""
     allowed = {name for field in fields(shapes.RunnerSettings) for name in field.metadata["one_of"]}
-    assert {way.partition("-")[0] for way in WAYS} == allowed | {"driven"}
+    assert {way.partition("-")[0] for way in WAYS} == allowed | {"driven", "builtin"}
 
 
 @pytest.fixture(params=WAYS)
@@ -52,9 +54,11 @@ def way(request):
 
 
 @pytest.fixture
-def runner(way, tmp_path):
+def runner(way, tmp_path, bundle):
     if way == "driven":
         return Driven()
+    if way == "builtin":
+        return choice.choose({}, runner_deps.deps(tmp_path, bundle.builtins))["builtin"]
     fields = WAYS[way]
     name = way.partition("-")[0]
     return choice.choose({fields.get("type", "system"): name}, runner_deps.deps(tmp_path))[fields.get("type", "system")]
@@ -62,17 +66,21 @@ def runner(way, tmp_path):
 
 @pytest.fixture
 def bundle(tmp_path, way):
+    if way == "builtin":
+        return builtins.brought(builtins.made(tmp_path, capabilities=["kv:read", "log:write"]))
     return bundles.drop(tmp_path, author=bundles.author(), **{"capabilities": ["kv:read", "log:write"], **WAYS[way]})
 
 
 @pytest.fixture
-def plugin(bundle):
+def plugin(way, bundle):
+    if way == "builtin":
+        return bundle.plugin
     _, manifest = decode.decode(json.dumps(bundle.raw).encode())
     return PluginToRun(id=bundle.id, identity="1" * 64, manifest=manifest)
 
 
 @pytest.fixture
-def start(runner, plugin, bundle):
+def start(way, runner, plugin, bundle):
     """Starts an instance, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
     exits: list[tuple[str, str]] = []
 
@@ -82,9 +90,14 @@ def start(runner, plugin, bundle):
     broker = Broker({}, record=record, clock=SystemClock(), gate_limits=GateLimits())
     rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=frozenset())
 
+    def opened():
+        if way == "builtin":
+            return bundle.builtins.pair(plugin.identity)
+        return read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=supervisors.owners())
+
     async def one():
         gate = broker.gate(Caller(plugin_id=plugin.id), rights)
-        with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=supervisors.owners()) as pair:
+        with opened() as pair:
             return await asyncio.wait_for(
                 runner.start(plugin, pair, gate, lambda code, message: exits.append((code, message))), START_S
             )
@@ -108,7 +121,7 @@ async def test_instance_starts_and_stops_within_its_deadlines(start):
     assert start.exits == []
 
 
-@pytest.mark.parametrize("way", ["process-stdio-json-v1", "process-latticed-stdio-1", "wasm", "worker"])
+@pytest.mark.parametrize("way", ["process-stdio-json-v1", "process-latticed-stdio-1", "wasm", "worker", "builtin"])
 async def test_runner_that_hashes_refuses_altered_artifact(runner, bundle, start):
     """The supervisor does not read the artifact before such a runner starts it."""
     assert runner.hashes_artifact
@@ -187,6 +200,6 @@ def test_unknown_runner_name_gives_noop_with_a_reason(tmp_path):
     wanted = {"system": "process", "wasm": "noop", "worker": "later"}
     runners = choice.choose(wanted, runner_deps.deps(tmp_path))
     found = {name: runner.name for name, runner in runners.items()}
-    assert found == {"system": "process", "wasm": "noop", "worker": "noop"}
+    assert found == {"system": "process", "wasm": "noop", "worker": "noop", "builtin": "builtin"}
     assert "later runner is not built" in runners["worker"]._reason  # type: ignore[attr-defined]
     assert "not built" not in runners["wasm"]._reason  # type: ignore[attr-defined]

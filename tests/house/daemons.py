@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.house import bundles, processes, raw_http, turns
+from tests.house import builtin_daemon, bundles, processes, raw_http, turns
 
 START_S = 30.0
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,7 +43,8 @@ class Place:
     """The directories and settings of one daemon; they belong to `user` (None: whoever runs the tests).
 
     `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command;
-    `probed` measures the turns of its loop.
+    `probed` measures the turns of its loop. `builtins` are (a name of `system.registry.SETS`, its version; empty: its
+    own), for a daemon that brings built-in plugins of the tests.
     """
 
     home: Path
@@ -52,6 +53,7 @@ class Place:
     descriptors: int | None = None
     before: tuple[str, ...] = ()
     probed: bool = False
+    builtins: tuple[str, str] = ()
 
     @property
     def plugins(self) -> Path:
@@ -108,7 +110,8 @@ class Place:
         return [processes.reachable_python() if self.user else sys.executable, "-P"]
 
     def command(self, *arguments: str) -> list[str]:
-        return [*self.python(), "-m", "latticed.daemon", *self.arguments(*arguments)]
+        program = [builtin_daemon.__file__, *self.builtins] if self.builtins else ["-m", "latticed.daemon"]
+        return [*self.python(), *program, *self.arguments(*arguments)]
 
     def arguments(self, *more: str) -> list[str]:
         return ["--config", str(self.config), *more]

@@ -31,6 +31,7 @@ from latticed.ledger import audit as rows
 from latticed.model.chain import BEGINNING, NAMES, Position
 from latticed.runners.contract import Runner
 from latticed.settings import Settings
+from latticed.system.builtin import Builtin
 from tests.house import bundles
 from tests.house.runners import Driven, DrivenInstance
 
@@ -182,10 +183,13 @@ async def opened(
     runners: Mapping[str, Runner] | None = None,
     real: bool = False,
     clock: Clock | None = None,
+    builtins: tuple[Builtin, ...] = (),
+    version: str = "",
 ) -> AsyncIterator[Home]:
     """A daemon below `root` (default: a temporary directory) that trusts `author` and runs Driven plugins.
 
-    `real`: plugins run as the settings say. The directory's name is short: the path of a unix socket holds 107 bytes.
+    `real`: plugins run as the settings say. `builtins` are what the latticed of `version` brings. The directory's name
+    is short: the path of a unix socket holds 107 bytes.
     """
     with contextlib.ExitStack() as stack:
         place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))
@@ -193,7 +197,8 @@ async def opened(
         (place / "trust.json").write_bytes(bundles.policy_bytes(author) if policy is None else policy)
         config, settings = settings_in(place, toml)
         given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
-        async with App(config, settings, runners=None if real else given, clock=clock) as app:
+        made = App(config, settings, runners=None if real else given, builtins=builtins, version=version, clock=clock)
+        async with made as app:
             connector = aiohttp.UnixConnector(str(settings.control_socket), force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
                 yield Home(root=place, author=author, app=app, driven=driven, session=session)

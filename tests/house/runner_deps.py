@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from latticed.catalog.builtins import Builtins
 from latticed.host.route.table import RouteTable
 from latticed.kit.clock import SystemClock
 from latticed.runners.child_spawner import ChildSpawner
@@ -19,7 +20,7 @@ def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
     return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 
-def deps(state_dir: Path) -> RunnerDeps:
+def deps(state_dir: Path, builtins: Builtins | None = None) -> RunnerDeps:
     """All that runners need; no plugin has any permission."""
     return RunnerDeps(
         spawner=spawner(),
@@ -29,6 +30,7 @@ def deps(state_dir: Path) -> RunnerDeps:
         start_deadline_s=10.0,
         permits=lambda _: (),
         prefixes=lambda _: frozenset(),
+        builtins=builtins or Builtins(),
     )
 
 

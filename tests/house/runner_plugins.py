@@ -5,12 +5,18 @@ Add a new runner to WAYS. For what a runner cannot do, WAYS has the reason inste
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wasmtime import wat2wasm
 
-from tests.house import wasms
+from latticed.system.plugin import SystemPlugin
+from tests.house import builtins, in_process, wasms
 
 PYTHON = b"""#!/usr/bin/env python3
 import os
@@ -54,6 +60,33 @@ _MODULE = wasms.module(_INVOKE, imports=_CALLS, more=wasms.says(16, _CALL) + was
 _LOOPS = wasms.module(more='(func (export "_initialize") (loop $for_ever (br $for_ever)))')
 
 
+class Built(SystemPlugin):
+    """The same as PYTHON, as a built-in plugin."""
+
+    async def started(self) -> None:
+        self.over = asyncio.Event()
+
+    async def run(self) -> None:
+        await self.over.wait()
+
+    async def do_get(self, _payload: Any) -> Any:
+        return await self.host.call("kv.get", key="a")
+
+    async def do_crash(self, _payload: Any) -> Any:
+        self.over.set()
+        await self.do_spin(None)
+
+    async def do_spin(self, _payload: Any) -> Any:
+        await asyncio.sleep(3600)
+
+
+class BuiltNever(Built):
+    """Does not come to an end with its start."""
+
+    async def started(self) -> None:
+        await asyncio.sleep(3600)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """A plugin for one runner: its bundle, and the outcomes of its invocations.
@@ -61,11 +94,15 @@ class Way:
     `calls`: the invocation that calls kv.get, and whether a denial shows in the reply; `declares` is enough for it,
     `declares_less` is not. `crash`: the invocation that ends the plugin, and its code; `dies`: it is restarted.
     `never`: an artifact that fails to start, and its code. `limit`: the invocation that exceeds a limit, and its code.
-    In place of each of these there may be the reason why this runner has none.
+    `tampered`: changing the artifact on disk stops it. In place of each of these there may be the reason why this
+    runner has none.
+
+    `builtin`: the class of a built-in plugin, which has no artifact; `never` has a class, too, then.
     """
 
     runner: str
-    artifact: bytes
+    artifact: bytes = b""
+    builtin: type[SystemPlugin] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     declares: tuple[str, ...] = ("kv:read",)
     declares_less: tuple[str, ...] = ("log:write",)
@@ -73,9 +110,14 @@ class Way:
     calls: str | tuple[str, bool] = ("get", True)
     crash: str | tuple[str, str] = ("crash", "exited")
     dies: bool = True
-    never: str | tuple[bytes, str] = "it is not executed"
+    never: str | tuple[Any, str] = "it is not executed"
     limit: str | tuple[str, str] = ("spin", "deadline_exceeded")
+    tampered: str | bool = True
     toml: str = ""
+
+    def id(self, name: str = "demo") -> str:
+        """The id of its plugin `name`: demo, or less, which declares less."""
+        return f"{'latticed' if self.builtin else 'acme'}.{name}"
 
 
 _SWIFT = "[plugin_limits]\ninvoke_timeout_s = 1\n"
@@ -125,11 +167,35 @@ WAYS = {
         limit=("render", "output_too_large"),
         toml='[http]\nlisten = "127.0.0.1:0"\n',
     ),
+    "builtin": Way(
+        runner="builtin",
+        builtin=Built,
+        never=(BuiltNever, "start_timeout"),
+        tampered="its files are read at the daemon's start, and compared once when its code is loaded",
+        toml=_SWIFT,
+    ),
 }
 """`noop` and templates have nothing that could end, hang or compute without end."""
 
 
-ABLE = ("calls", "crash", "never", "limit")
+ABLE = ("calls", "crash", "never", "limit", "tampered")
+
+
+@contextlib.asynccontextmanager
+async def opened(way: Way, toml: str, artifact: Any = None) -> AsyncIterator[in_process.Home]:
+    """A daemon with the settings `toml`; for a built-in's way it brings latticed.demo (by `artifact`, if that is given)
+    and latticed.less, which declares less.
+    """
+    with tempfile.TemporaryDirectory(prefix="latticed-") as folder:
+        brought = ()
+        if way.builtin is not None:
+            kinds = {"demo": (artifact or way.builtin, way.declares), "less": (way.builtin, way.declares_less)}
+            brought = tuple(
+                builtins.made(Path(folder), kind, name=name, capabilities=list(declares))
+                for name, (kind, declares) in kinds.items()
+            )
+        async with in_process.opened(real=True, toml=toml, builtins=brought) as home:
+            yield home
 
 
 def reason(way: Way, what: str) -> str:

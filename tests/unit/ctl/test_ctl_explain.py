@@ -138,6 +138,43 @@ def test_explain_names_the_command_for_each_cause(found, command):
 
 
 @pytest.mark.parametrize(
+    ("found", "command"),
+    [
+        (
+            facts(
+                active("failed", builtin=True, candidate=api_server.CANDIDATE),
+                code="version_downgrade",
+                causes=causes(upgrade={"code": "version_downgrade", "detail": "d", "hint": ""}),
+            ),
+            f"{UPGRADE} --allow-downgrade",
+        ),
+        (
+            facts(
+                active("failed", builtin=True, candidate=api_server.CANDIDATE),
+                code="needs_consent",
+                causes=causes(
+                    upgrade={"code": "needs_consent", "detail": "d", "hint": f"{UPGRADE} --accept dependency=acme.b"}
+                ),
+            ),
+            f"{UPGRADE} --accept dependency=acme.b",
+        ),
+        (facts(active("failed", builtin=True), code="manifest_missing"), "latticectl disable acme.demo"),
+        (facts(plugin(status="disabled", builtin=True), code="manifest_missing"), "latticectl forget acme.demo"),
+        (
+            facts(active("failed", builtin=True), code="plugin_revoked"),
+            "latticectl trust lift --plugin acme.demo@1.0.0",
+        ),
+        (facts(plugin(builtin=True), code="manifest_invalid"), "latticectl version"),
+    ],
+)
+def test_explain_of_a_built_in_plugin_names_no_bundle(found, command):
+    """It lies in no plugin directory: latticed is what to run another version of."""
+    said = advice.advice(found)
+    assert said.command == command
+    assert "/plugins" not in said.command + said.why
+
+
+@pytest.mark.parametrize(
     ("error", "withheld", "command"),
     [
         (("out_of_memory", "m"), ["limit=memory_mib:512"], f"{GRANT} limit=memory_mib:512"),

@@ -38,6 +38,24 @@ def test_list_aligns_columns_and_shows_dashes(ctl, api):
     assert [row["id"] for row in ctl("list", "--status", "verified", "--format=json").json] == ["acme.other"]
 
 
+def test_list_hides_built_in_plugins_that_are_not_installed(ctl, api):
+    """Eight that nobody asked for would hide what an operator has; --all shows them, in JSON too."""
+    api.add("acme.demo")
+    api.add("latticed.used", builtin=True, status="disabled")
+    api.add("latticed.offered", builtin=True)
+    ran = ctl("list")
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == ["acme.demo", "latticed.used"]
+    assert "hint: latticectl list --all" in ran.err
+    assert "(1)" in ran.err
+    every = ctl("list", "--all")
+    shown = {line.split()[0] for line in every.out.splitlines()[1:]}
+    assert shown == {"acme.demo", "latticed.offered", "latticed.used"}
+    assert "--all" not in every.err
+    assert [row["id"] for row in ctl("list", "--format", "json").json] == ["acme.demo", "latticed.used"]
+    assert len(ctl("list", "--all", "--format", "json").json) == 3
+    assert [row["id"] for row in ctl("list", "--status", "verified", "--format", "json").json] == ["acme.demo"]
+
+
 def test_times_in_lists_are_relative_without_abs_time(ctl, api):
     api.add(updated_at="2001-01-01T00:00:00.000000Z")
     assert "y ago" in ctl("list").out

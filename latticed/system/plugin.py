@@ -1,0 +1,49 @@
+"""A built-in plugin as a class: actions, a health check and one background task, all on the daemon's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from latticed.sdk.base import Health, PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.system.host import Host
+
+
+class SystemPlugin:
+    """Write an async method `do_ACTION(payload)` for each action, `check` for its health, `run` for what goes on.
+
+    One object for each start. `id`, `capabilities` (declared and granted at the start) and `config` (what the operator
+    set) are as for plugins of the SDK. Methods may run beside each other, and each is cancelled when its time is over
+    or the plugin is stopped; `host` refuses calls from then on. None of them may block: the whole daemon would wait.
+    """
+
+    def __init__(self, host: Host, *, id: str, capabilities: tuple[str, ...], config: Mapping[str, Any]) -> None:  # noqa: A002 - its name in the protocol
+        self.host = host
+        self.id = id
+        self.capabilities = capabilities
+        self.config = config
+
+    async def started(self) -> None:
+        """Called once, before anything else; if it raises, the plugin does not start."""
+
+    async def run(self) -> None:
+        """The background task, until it is cancelled; the plugin fails, and is started again, when it ends before."""
+        await asyncio.get_running_loop().create_future()
+
+    async def check(self) -> Health:
+        """The plugin's health; called regularly. An exception counts as unhealthy."""
+        return Health()
+
+    async def invoke(self, action: str, payload: Any) -> Any:
+        """Carry out `action`; returns the result (any JSON, or a sdk.Reply). An exception fails the action.
+
+        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`.
+        """
+        found = getattr(self, f"do_{action.replace('-', '_')}", None)
+        if found is None:
+            raise PluginError(f"no such action: {action[:100]}")
+        return await found(payload)

@@ -1,0 +1,11 @@
+"""The built-in plugins of this version of latticed, which the daemon's entry point hands on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from latticed.system.builtin import Builtin
+
+BUILTINS: Final[tuple[Builtin, ...]] = ()
+"""One `BUILTIN` of each package; a start lists all of them, and loads the code of those that are active."""

@@ -1,0 +1,13 @@
+"""The built-in plugins of the tests: what a daemon brings is one of `SETS` by name."""
+
+from __future__ import annotations
+
+from tests.house.system import allowlist, allowlist_next, small
+
+SMALL = tuple(small.found())
+SETS = {
+    "none": (),
+    "one": (allowlist.BUILTIN,),
+    "eight": (allowlist.BUILTIN, *SMALL),
+    "next": (allowlist_next.BUILTIN, *SMALL),
+}
