@@ -145,6 +145,7 @@ def _check_meaning(schema: dict[str, Any]) -> None:
 
 
 def _refuse(at: tuple[str, ...], what: str) -> NoReturn:
+    """Raise Broken about the schema at the place `at`."""
     raise Broken(f"`{place(at)}` is no JSON Schema: {text.sanitise(what, 160)}")
 
 

@@ -93,6 +93,7 @@ def _check_version_of_format(raw: dict[str, Any], *, builtin: bool) -> None:
 
 
 def _check_present(raw: dict[str, Any], required: tuple[str, ...]) -> None:
+    """Broken for the first of `required` that is missing."""
     for name in required:
         if name not in raw:
             raise rules.Broken(f"expected the field `{name}`, found none")
@@ -130,6 +131,7 @@ def _check_capabilities(found: manifest.Manifest) -> None:
 
 
 def _refuse(reason: str) -> NoReturn:
+    """Raise BundleRefused with code manifest_invalid."""
     raise BundleRefused(Code.MANIFEST_INVALID, _shown(reason), "correct the manifest and sign it again")
 
 

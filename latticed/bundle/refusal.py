@@ -102,6 +102,7 @@ def not_regular(name: str, mode: int) -> BundleRefused:
 
 
 def _kind(mode: int) -> str:
+    """The kind of a file (`st_mode`) in words, such as `a FIFO`."""
     kinds = {
         stat.S_IFLNK: "a symbolic link",
         stat.S_IFDIR: "a directory",

@@ -44,7 +44,7 @@ def json_kind(value: object) -> str:
 
 
 def _check_ids(found: Manifest) -> None:
-    """Id and publisher are well formed and not those of built-in plugins."""
+    """Broken unless id and publisher are well formed and not those of built-in plugins."""
     if not ids.is_valid(found.id):
         raise Broken(f"expected `id` to be {ids_are()}, found {_quote(found.id)}")
     if ids.is_reserved_plugin(found.id):
@@ -70,14 +70,14 @@ def ids_are() -> str:
 
 
 def _check_name(field: str, value: str, *, limit: int) -> None:
-    """As `_check_line`, and not blank."""
+    """Broken for a blank value, and as `_check_line`."""
     if not value.strip():
         raise Broken(f"expected `{field}` to be 1 to {limit} visible characters, found {_quote(value)}")
     _check_line(field, value, limit=limit)
 
 
 def _check_line(field: str, value: str, *, limit: int) -> None:
-    """At most `limit` characters, none of them a control character: one could forge its neighbour in the payload."""
+    """Broken for more than `limit` characters, or a control character: one could forge its neighbour in the payload."""
     if len(value) > limit:
         raise Broken(f"expected `{field}` to be at most {limit} characters, found {len(value)}")
     _check_characters(field, value)
@@ -94,7 +94,7 @@ def _check_characters(field: str, value: str, *, allowed: str = "") -> None:
 
 
 def _check_v2(raw: dict[str, Any], found: Manifest) -> None:
-    """Check the rules that only v2 has; v1 stays as other lattice tools read it."""
+    """Broken unless the rules hold that only v2 has; v1 stays as other lattice tools read it."""
     if not semver_range.is_version(found.version):
         raise Broken(f"expected `version` to be SemVer such as 1.2.3, found {_quote(found.version)}")
     # Over the JSON object, not the struct: it is what is signed, `config` with it.
@@ -111,7 +111,11 @@ def _check_v2(raw: dict[str, Any], found: Manifest) -> None:
 
 
 def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> None:
-    """No control character in any string; null only where the author's own JSON begins (`config`)."""
+    """Broken for a control or invisible character in any string or key within `value`, except those in `allowed`, and
+    for null unless `nulls`.
+
+    Null is valid only where the author's own JSON begins (`config`). `field` is the path, for the message.
+    """
     match value:
         case str():
             _check_characters(field, value, allowed=allowed)
@@ -127,12 +131,13 @@ def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> N
 
 
 def _check_host(field: str, host: str) -> None:
+    """Broken unless `host` is a pattern (`egress.is_pattern`)."""
     if not egress.is_pattern(host):
         raise Broken(f"expected `{field}` such as api.example.org:443 or *.example.org:443, found {_quote(host)}")
 
 
 def _check_dependencies(plugin_id: str, dependencies: tuple[Dependency, ...]) -> None:
-    """Each names another plugin, once, with a valid range of versions."""
+    """Broken unless each names another plugin, once, with a valid range of versions."""
     # A plugin cannot depend on itself.
     seen = {plugin_id}
     for place, dependency in enumerate(dependencies):
@@ -146,6 +151,7 @@ def _check_dependencies(plugin_id: str, dependencies: tuple[Dependency, ...]) ->
 
 
 def _check_range(field: str, value: str) -> None:
+    """Broken unless `value` is a range of versions."""
     try:
         semver_range.check(value)
     except semver_range.InvalidRange as error:
@@ -153,4 +159,5 @@ def _check_range(field: str, value: str) -> None:
 
 
 def _quote(value: str) -> str:
+    """A value as messages quote it: at most 80 characters, escaped."""
     return repr(text.clip(value, 80))

@@ -49,6 +49,7 @@ def write_manifest(directory: Path, manifest: bytes, *, mode: int = 0o644) -> No
 
 
 def _remove(directory: Path) -> None:
+    """Remove a directory that has no directories in it."""
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()

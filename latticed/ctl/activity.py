@@ -59,7 +59,9 @@ def rows(views: Iterable[wire.PluginView], now: Sample, before: Sample | None, *
 
 
 def _row(view: wire.PluginView, now: Sample, before: Sample | None, now_s: float) -> ActivityRow:
-    """One plugin's row."""
+    """One plugin's row from its view and two samples; `before` is None for the first sample, `now_s` seconds since the
+    epoch.
+    """
     runtime = view.runtime
     return ActivityRow(
         id=view.id,

@@ -23,7 +23,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _columns() -> int:
-    """The width for help: COLUMNS, the terminal's, or 80."""
+    """The width for help in columns: COLUMNS, the terminal's, or 80."""
     try:
         return int(os.environ.get("COLUMNS", "")) or _COLUMNS
     except ValueError:

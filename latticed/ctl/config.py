@@ -120,6 +120,7 @@ def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
 
 
 def _schema(session: CtlSession) -> str:
+    """The hint at the command that prints the schema."""
     return f"latticectl config get {session.args.id} --schema shows what it may hold"
 
 
@@ -148,6 +149,7 @@ def _document(source: str) -> dict[str, Any]:
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:
+    """The object in a JSON document, decoded strictly; Problem usage, with `name` for the file, when it is none."""
     from latticed.kit import strict_json
 
     try:
@@ -160,6 +162,7 @@ def _json(name: str, data: bytes) -> dict[str, Any]:
 
 
 def _toml(name: str, text: str) -> dict[str, Any]:
+    """The table in a TOML document; Problem usage, with `name` for the file, when it cannot be parsed."""
     import tomllib
 
     try:
@@ -171,7 +174,11 @@ def _toml(name: str, text: str) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any, path: str, depth: int) -> None:
-    """Problem for too deep nesting, and for values that TOML has and JSON has not: dates, times, infinities, NaN."""
+    """Problem usage for nesting that is too deep, and for values that TOML has and JSON has not: dates, times,
+    infinities, NaN.
+
+    `path` and `depth` are those of `value` within the document; the problem names the place.
+    """
     if isinstance(value, dict | list):
         if depth > wire.MAX_CONFIG_DEPTH:
             raise _unfit(name, f"{path}: expected at most {wire.MAX_CONFIG_DEPTH} levels of nesting, found more")

@@ -58,11 +58,13 @@ def query(  # noqa: PLR0913 - one keyword per filter of the API
     since_us: int | None = None,
     newest_first: bool = False,
 ) -> list[dict[str, Any]]:
-    """At most `limit` (1,000 at most) events of one chain as contracts §11 shows them; filters match whole fields.
+    """At most `limit` (1,000 at most) events of one chain as contracts §11 shows them, oldest first or, with
+    `newest_first`, newest first.
 
-    `after` is a cursor: seqs greater than it, or with `newest_first` lesser than it (0: from the newest). `since_us`
-    is microseconds since the epoch; `other_than` an action that is left out. Without `within` (first and last seq)
-    this may read the whole table: `query_in_parts` does that in parts.
+    `after` is a cursor: seqs greater than it, or with `newest_first` less than it (0: from the newest). `actor`,
+    `action`, `target` and `decision` must equal the whole field; `other_than` is an action that is left out; `since_us`
+    is microseconds since the epoch. Without `within` (first and last seq, both included) this may read the whole table:
+    `query_in_parts` does that in parts.
     """
     conditions: list[str] = []
     values: list[str | int] = []
@@ -173,7 +175,8 @@ async def _query_chain_in_parts(
 
 
 def export_lines(conn: RowReader, chain: chain.Name, *, after: int, upto: int, most: int) -> list[dict[str, Any]]:
-    """Lines of an export: the next `most` events after one seq, up to another, each followed by the heads that sign it.
+    """Lines of an export: the next `most` events with a seq over `after` and up to `upto` (included), each followed by
+    the heads that sign it.
 
     A head is `{"head": {...}}`; lines of calls carry `"chain": "calls"` besides. Fewer than `most` events: the end.
     """

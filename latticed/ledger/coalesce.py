@@ -108,9 +108,11 @@ class Denials:
         return window
 
     def _over(self, window: _Window, now_s: float) -> bool:
+        """Whether the window is older than `window_s`; a further denial begins a new one."""
         return now_s - window.started_s >= self._window_s
 
     def _write_ripe(self, now_s: float, ripe: Callable[[_Window], bool]) -> None:
+        """Queue the events of all windows for which `ripe` is true and that have denials not written yet."""
         for window in self._windows.values():
             if ripe(window):
                 self._owe(window, now_s)

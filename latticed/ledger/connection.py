@@ -122,7 +122,9 @@ def open_reader(path: Path) -> Connection:
 
 
 def _prepare(connection: Connection) -> None:
-    """Set the connection up, then check the database, then migrate it."""
+    """Set the connection up, then check the database, then migrate it; Problems state_unusable, ledger_damaged,
+    ledger_newer.
+    """
     connection.set_busy_timeout(BUSY_MS)
     # SQLite returns the mode in force instead of failing where it cannot have a WAL.
     mode = connection.pragma("journal_mode", "wal")

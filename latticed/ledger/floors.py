@@ -149,4 +149,5 @@ def _decode(found: dict[str, Any]) -> Floors:
 
 
 def _invalid(detail: str) -> Problem:
+    """The Problem floors_invalid, with a hint at what an operator can do."""
     return Problem("floors_invalid", f"{FILE}: {detail}", _HINT)

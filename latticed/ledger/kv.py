@@ -119,7 +119,9 @@ def _size(conn: RowReader, bucket: str, key: str) -> int | None:
 
 
 def _of(own: str) -> tuple[str, str, str]:
-    """`own`, and the bounds of all names that begin with `own@`: "A" is the character after "@", and no id has one."""
+    """`own` and the bounds of all names that begin with `own@`, as values of a condition `= ? OR >= ? AND < ?`. "A" is
+    the character after "@", and no id has one.
+    """
     return own, f"{own}@", f"{own}A"
 
 
@@ -136,4 +138,5 @@ def _past(prefix: str) -> str | None:
 
 
 def _exceeded(expected: str, found: str) -> Problem:
+    """The Problem quota_exceeded with what is allowed and what was found."""
     return Problem("quota_exceeded", f"expected {expected}, found {found}", "delete what is no longer needed")

@@ -128,8 +128,10 @@ def _resolve(future: asyncio.Future[Any], outcome: tuple[Any, BaseException | No
 
 
 def _closed() -> Problem:
+    """The Problem for a question after `close`."""
     return Problem("ledger_unavailable", "the ledger is closed")
 
 
 def _unreadable(error: apsw.Error) -> Problem:
+    """The Problem for a storage error while reading."""
     return Problem("ledger_unavailable", f"the ledger cannot be read: {error}")

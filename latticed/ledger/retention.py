@@ -129,6 +129,7 @@ class Old:
         return Head(seq=seq, hash=found, ts=ts, signature=signature, chain=self._chain.name), size
 
     def _ask(self, question: str, *bindings: Any) -> Any:
+        """The first row of the answer: its value if it has one column, else a tuple; None without a row."""
         return self._tx.execute(question, bindings).get
 
 

@@ -164,7 +164,10 @@ def _holds_bytes(path: Path) -> bool:
 
 
 def _make_key(directory: Path, writer: connection.Connection) -> None:
-    """A new host key; made after the database, so a missing key is normal only while nothing was recorded."""
+    """Write a new host key and signed, empty floors; Problem ledger_damaged when the ledger has events, state_unusable.
+
+    It is made after the database, so a missing key is normal only while nothing was recorded.
+    """
     events = writer.execute("SELECT count(*) FROM (SELECT 1 FROM audit LIMIT 1)").get
     if events:
         raise connection.damaged(f"expected {HOST_KEY} beside a ledger with events, found none")
@@ -204,6 +207,7 @@ def load_key(directory: Path) -> Ed25519PrivateKey:
 
 
 def _unusable(directory: Path, error: OSError) -> Problem:
+    """The Problem state_unusable for an error of the system at the state directory."""
     return Problem(
         "state_unusable",
         f"the state directory {directory} cannot be used: {error.strerror or error}",

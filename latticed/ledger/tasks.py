@@ -208,6 +208,7 @@ def clear(tx: Transaction, plugin_id: str) -> int:
 
 
 def _values(outcome: TaskOutcome) -> tuple[Any, ...]:
+    """The fields of an outcome, in the order of `_OUTCOME`."""
     return tuple(getattr(outcome, name) for name in _OUTCOME)
 
 

@@ -69,7 +69,9 @@ class ControlConnection(LimitedConnection):
         self.limiter.enter(self, self.peer.uid)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
-        """Keep a half-closed connection open while requests are unanswered; a fully closed one ends at once."""
+        """Return whether the connection stays open for writing: while requests of a half-closed one are unanswered. A
+        fully closed one ends at once.
+        """
         self._ended = True
         asked = bool(self._messages) or self._waiter is None  # aiohttp has no waiter while a handler runs
         return asked and not _hung_up(self.wire)
@@ -77,7 +79,10 @@ class ControlConnection(LimitedConnection):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, those of aiohttp's own errors (an unknown Expect) as problem documents."""
+        """Send an answer, those of aiohttp's own errors (an unknown Expect) as problem documents.
+
+        Returns the answer that was sent and whether the connection is lost, as aiohttp's `RequestHandler` does.
+        """
         fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
         # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.

@@ -128,4 +128,5 @@ async def cancel_all(ask: Ask) -> TasksCancelled:
 
 
 def _tasks(ask: Ask) -> TaskKeeper:
+    """The component that keeps and runs tasks."""
     return ask.api.tasks

@@ -165,6 +165,7 @@ class Gate:
         return {"ok": True, "value": _as_text(value), "value_base64": to_base64(value)}
 
     def _kv_list(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """As the host's kv.list: a page of keys by prefix and cursor."""
         after, prefix = asked.get("after", ""), asked.get("prefix", "")
         keys = sorted(key for key in self.kv if key.startswith(prefix) and key > after)
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
@@ -186,6 +187,7 @@ class Gate:
         return {"ok": True}
 
     def _kv_delete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """As the host's kv.delete: whether there was such a key."""
         return {"ok": self.kv.pop(_key(asked), None) is not None}
 
     def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +212,7 @@ class Gate:
 
 
 def _line(params: Mapping[str, Any]) -> bytes:
+    """The parameters as a line of JSON; HostError bad_params for what JSON cannot carry."""
     try:
         return lines.encode(dict(params))
     except lines.UNFIT as error:
@@ -241,6 +244,7 @@ def key_fault(key: str) -> str | None:
 
 
 def _key(asked: dict[str, Any]) -> str:
+    """The key of a kv call; HostError bad_params when the host would refuse it."""
     key: str = asked["key"]
     if fault := key_fault(key):
         raise HostError("bad_params", fault)
@@ -264,6 +268,7 @@ def _value(asked: dict[str, Any]) -> bytes:
 
 
 def _as_text(value: bytes) -> str | None:
+    """The value as text; None when it is not UTF-8."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:

@@ -194,12 +194,15 @@ class LongLived:
             return {"error": {"code": HOST_REFUSED, "message": error.message, "data": {"code": error.code}}}
 
     def _send(self, message: dict[str, Any]) -> None:
+        """Send one JSON-RPC message; ProgramError when the program does not read in time."""
         _write(self._program, self._stream, {"jsonrpc": "2.0", **message})
 
     def _receive(self) -> dict[str, Any]:
+        """The next JSON-RPC message of the program; ProgramError."""
         return _message(self._program, self._stream, "the program ended")
 
     def _end(self, grace_s: float) -> None:
+        """End the program after `grace_s` seconds at most, and keep its exit status and stderr."""
         self.returncode, self.stderr = self._program.end(grace_s)
 
 

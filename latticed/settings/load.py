@@ -341,4 +341,5 @@ def _bad(key: str, origin: str, expected: str, found: Any) -> Problem:
 
 
 def _invalid(detail: str, hint: str = "") -> Problem:
+    """The Problem settings_invalid."""
     return Problem("settings_invalid", detail, hint)

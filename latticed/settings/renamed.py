@@ -42,5 +42,6 @@ def advice(renamed: tuple[str, ...]) -> list[str]:
 
 
 def _named(old: str) -> str:
+    """The present name of an old key, and how its value has to be changed."""
     name, factor = RENAMED[old]
     return name if factor == 1 else f"{name} ({factor} times the value)"

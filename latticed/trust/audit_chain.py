@@ -344,6 +344,7 @@ def _fault(line: Any) -> str:
 
 
 def _is_hash(found: Any) -> bool:
+    """Whether it is 64 lower-case hex digits."""
     return isinstance(found, str) and len(found) == len(GENESIS) and _HEX.issuperset(found)
 
 

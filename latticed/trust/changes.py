@@ -36,6 +36,7 @@ def differences(old: TrustPolicy, new: TrustPolicy) -> tuple[Change, ...]:
 
 
 def _differences(old: TrustPolicy, new: TrustPolicy) -> Iterator[Change]:
+    """As `differences`, one by one."""
     for name in sorted({*old.publishers, *new.publishers}):
         yield from _of_publisher(name, old.publishers.get(name), new.publishers.get(name))
     for switch in SWITCHES:

@@ -153,4 +153,5 @@ def _duplicate(claim: IdClaim, winner: IdClaim | None, rivals: int) -> Refused:
 
 
 def _described(publisher: str, *, signed: bool) -> str:
+    """The signer of a bundle in words, for a reason."""
     return f"publisher {publisher}" if signed else "nobody (unsigned)"

@@ -158,6 +158,7 @@ def _plain(publisher: Publisher) -> str | list[str] | dict[str, Any]:
 
 
 def _matches(pattern: str, plugin_id: str) -> bool:
+    """Whether a pattern of `ids` (exact, or a prefix that ends in `*`) covers the plugin id."""
     return plugin_id.startswith(pattern[:-1]) if pattern.endswith("*") else plugin_id == pattern
 
 

@@ -89,7 +89,7 @@ def verify_builtin(source: Source, policy: TrustPolicy, *, host_version: str) ->
 
 
 def _climb(source: Source, raw: dict[str, Any], manifest: Manifest, policy: TrustPolicy, host_version: str) -> Verified:
-    """The checks in the order of contracts §5; BundleRefused at the first that fails."""
+    """Run the checks in the order of contracts §5; BundleRefused at the first that fails."""
     _capabilities_allowed(manifest, policy)
     publisher = _publisher_trusted(manifest, policy)
     signature = _signature_written(manifest)
@@ -122,9 +122,10 @@ def _unsigned(manifest: Manifest) -> bool:
 
 
 def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
-    """The type may hold them, an unsigned bundle too, and the policy lets this publisher ask for them.
+    """Refuse capabilities that the plugin's type, a bundle without signature, or the publisher's `max_risk` does not
+    allow.
 
-    Judged by what the manifest claims, before its signature is, as the order of codes demands.
+    Judged by what the manifest claims, before its signature is verified, as the order of codes demands.
     """
     _type_may_hold(manifest)
     # Both switches are needed: while signatures are required, an unsigned bundle is refused anyway.
@@ -148,7 +149,7 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
 
 
 def _type_may_hold(manifest: Manifest) -> None:
-    """Each capability is for plugins of this type (contracts §2)."""
+    """Refuse a capability that plugins of this type may not hold (contracts §2)."""
     for name in manifest.capabilities:
         holders = capability.holders(name)
         if manifest.type not in holders:
@@ -160,7 +161,10 @@ def _type_may_hold(manifest: Manifest) -> None:
 
 
 def _within_publishers_risk(manifest: Manifest, publisher: Publisher | None) -> None:
-    """Held to the publisher's `max_risk`. A publisher that the policy does not name is refused by a later check."""
+    """Refuse a capability above the publisher's `max_risk`.
+
+    `publisher` is None where the policy does not name it, which a later check refuses.
+    """
     limit = Risk.HOST if publisher is None or publisher.max_risk is None else publisher.max_risk
     for name in manifest.capabilities:
         if capability.RISKS[name] > limit:
@@ -173,7 +177,11 @@ def _within_publishers_risk(manifest: Manifest, publisher: Publisher | None) -> 
 
 
 def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | None:
-    """The publisher as the policy knows it; None for an unsigned bundle that may be unsigned."""
+    """The publisher as the policy has it; None for an unsigned bundle that may be unsigned.
+
+    BundleRefused with publisher_missing, or with publisher_untrusted for one that the policy does not name or that may
+    not sign this id.
+    """
     if not manifest.publisher:
         if _unsigned(manifest) and not policy.require_signature:
             return None
@@ -198,7 +206,9 @@ def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | N
 
 
 def _signature_written(manifest: Manifest) -> bytes:
-    """The 64 bytes of the signature, checked in form only; none for an unsigned bundle."""
+    """The 64 bytes of the signature, checked in form only; empty for an unsigned bundle. BundleRefused with
+    signature_missing or signature_malformed.
+    """
     if not manifest.signed:
         if _unsigned(manifest):
             return b""
@@ -212,7 +222,7 @@ def _signature_written(manifest: Manifest) -> bytes:
 
 
 def _digest_written(manifest: Manifest) -> None:
-    """The manifest names its artifact; without, nothing would bind the two files."""
+    """Refuse a manifest without the artifact's digest: nothing would bind the two files."""
     if not manifest.digest_sha256:
         raise BundleRefused(
             Code.DIGEST_MISSING, "expected digest_sha256, the artifact's SHA-256, found none", _HINT_SIGN
@@ -231,7 +241,10 @@ def _holding_key(publisher: Publisher | None, payload: bytes, signature: bytes) 
 
 
 def _key_not_revoked(manifest: Manifest, publisher: Publisher | None, holding: str, policy: TrustPolicy) -> None:
-    """The key that signed is not revoked; nor are all keys of the publisher, whichever signed."""
+    """Refuse a bundle whose key is revoked, and any bundle of a publisher whose keys are all revoked.
+
+    `holding` is the key under which the signature holds, empty if none does.
+    """
     if publisher is None:
         return
     if holding in policy.revoked.keys or policy.revoked.keys.issuperset(publisher.keys):
@@ -267,7 +280,9 @@ def _signature_holds(manifest: Manifest, publisher: Publisher | None, holding: s
 
 
 def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
-    """The manifest, which is signed, names this artifact; its hex may be of either case (contracts §2)."""
+    """Refuse an artifact with another digest than the manifest, which is signed, names; its hex may be of either case
+    (contracts §2).
+    """
     if manifest.digest_sha256.lower() != artifact_sha256:
         raise BundleRefused(
             Code.DIGEST_MISMATCH,
@@ -277,7 +292,7 @@ def _digest_matches(manifest: Manifest, artifact_sha256: str) -> None:
 
 
 def _digest_not_revoked(artifact_sha256: str, policy: TrustPolicy) -> None:
-    """The artifact is not revoked by its SHA-256, under whatever id and version it comes."""
+    """Refuse an artifact that is revoked by its SHA-256; id and version do not matter."""
     if artifact_sha256 in policy.revoked.digests:
         raise BundleRefused(
             Code.DIGEST_REVOKED,
