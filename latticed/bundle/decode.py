@@ -111,8 +111,10 @@ def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None
 
 def _check_capabilities(found: manifest.Manifest) -> None:
     """BundleRefused for an unknown or repeated capability; `found` goes along, as the manifest is valid otherwise."""
+    # Unknown ones before repeated ones: the order of codes (contracts §5).
     for name in found.capabilities:
         if name not in capability.RISKS:
+            # Cut, as in `_check_known`.
             nearest = difflib.get_close_matches(name[:80].lower(), sorted(capability.RISKS), n=1)
             raise BundleRefused(
                 Code.UNKNOWN_CAPABILITY,

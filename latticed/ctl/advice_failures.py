@@ -123,6 +123,7 @@ def sign(plugin_id: str, signs: Sequence[Mapping[str, Any]], permits: Sequence[s
             case "missing_module":
                 why = f"it needs the module {value}, which plugins do not see: its publisher must pack it in"
                 return Advice(f"{why}; with that bundle in the plugin directory", _UPGRADE.format(id=plugin_id))
+            # With the feature granted the failure has another cause, which is not known here.
             case "cannot_fork" if "feature=processes" not in permits:
                 why = "it wants to start processes, and its sandbox does not let it"
                 return Advice(why, shlex.join(["latticectl", "caps", "grant", plugin_id, "feature=processes"]))

@@ -184,6 +184,7 @@ def _change(session: CtlSession) -> int:
         return ExitCode.OK
     done = "granted" if granting else "taken away"
     session.screen.line(args.id, done if changed else f"already {done}", ", ".join(wanted))
+    # A trim restarts the plugin by itself where that is needed; a grant does not.
     at_start = granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted)
     if at_start and replies.mapping(client.get("plugins", "by-id", args.id), "plugin").get("status") == "active":
         session.screen.note("a plugin that is running has it from its next start")

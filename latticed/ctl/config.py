@@ -84,6 +84,7 @@ def _put(session: CtlSession, *, dry_run: bool) -> int:
     try:
         done = replies.mapping(session.client().put("plugins", "by-id", plugin_id, "config", body=body), "answer")
     except ApiRefusal as refusal:
+        # Only this refusal lists faults; `main` prints any other one.
         if refusal.code != "config_invalid":
             raise
         return _refused(session, refusal)

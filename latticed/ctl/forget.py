@@ -44,6 +44,7 @@ def run(session: CtlSession) -> int:
     elif found.get("forgotten"):
         session.screen.line(plugin_id, f"forgotten, removed with it: {data or 'nothing'}")
     else:
+        # Forgotten before, and its bundle was found again since: only the old data could be removed.
         session.screen.line(plugin_id, f"removed: {data or 'nothing'}")
         session.screen.note("its bundle is still in the plugin directory")
     return ExitCode.OK

@@ -31,6 +31,7 @@ def run(session: CtlSession) -> int:
     if screen.json_wanted:
         screen.json(plain)
     else:
+        # Without the scope `read` the answer has the status only, so any other member may be missing.
         sandbox = plain.get("sandbox")
         given = sandbox if isinstance(sandbox, dict) else {}
         level = ", ".join([str(given.get("level") or ""), *replies.texts(given.get("features") or [])])

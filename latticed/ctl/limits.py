@@ -16,6 +16,7 @@ def of(settings: Settings) -> dict[str, str]:
     calls, static, notify = settings.host_calls, settings.static, settings.notify
     monitor, ddns, mail, task = settings.monitor, settings.ddns, settings.mail, settings.task
     service, tunnel = settings.service, settings.tunnel
+    # Numbers without a setting are constants of host services, which latticectl may not import.
     return {
         "audit:read": "own events, 1000 an answer",
         "kv:read": "1000 keys an answer",

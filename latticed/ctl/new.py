@@ -35,6 +35,7 @@ def run(session: CtlSession) -> int:
     from latticed.bundle import write
 
     args = session.args
+    # Absolute and normal: `.` and `x/` then have a last component, which is the default for the id.
     directory = Path(os.path.abspath(args.directory))
     plugin_id = args.id if args.id is not None else directory.name
     _check(plugin_id, args.publisher)

@@ -67,6 +67,7 @@ def run(session: CtlSession) -> int:
 def _list(session: CtlSession) -> int:
     """Print the newest notifications."""
     args = session.args
+    # The API answers with 500 rows at most, and refuses a greater limit.
     query = {"status": args.status, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("notifications", query=query), "notifications")
     rows = replies.rows(plain.get("notifications"), "list of notifications")

@@ -42,6 +42,7 @@ def read(path: Path) -> policy.TrustPolicy:
         raise Problem(
             "policy_unreadable", f"expected a trust policy at {path}, found no file", "latticectl trust add makes one"
         ) from error
+    # ValueError: it is no regular file, or larger than MAX_BYTES (`files.read_open`).
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise Problem("policy_unreadable", f"cannot read the trust policy {path}: {why}") from error

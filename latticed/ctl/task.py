@@ -71,6 +71,7 @@ def run(session: CtlSession) -> int:
 def _list(session: CtlSession) -> int:
     """Print the newest tasks."""
     args = session.args
+    # The API answers with 500 rows at most, and refuses a greater limit.
     query = {"state": args.state, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
     plain = replies.mapping(session.client().get("tasks", query=query), "tasks")
     rows = replies.rows(plain.get("tasks"), "list of tasks")
@@ -117,6 +118,7 @@ def _show(session: CtlSession) -> int:
             cut = " (the beginning is gone)" if _is_cut(plain, name) else ""
             screen.line(f"{name}{cut}:")
             for line in text.removesuffix("\n").split("\n"):
+                # A tab would be shown escaped, as `\x09`.
                 screen.line(_INDENT + line.replace("\t", "    "))
     return ExitCode.OK
 

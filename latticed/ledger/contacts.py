@@ -44,6 +44,7 @@ def note(tx: Transaction, plugin_id: str, host: str, *, now_us: int) -> None:
         " ON CONFLICT (plugin_id, host) DO UPDATE SET last_at = excluded.last_at",
         (plugin_id, host, now_us),
     )
+    # All go but the MOST hosts that were connected to last.
     tx.execute(
         "DELETE FROM contacts WHERE plugin_id = ? AND host NOT IN"
         " (SELECT host FROM contacts WHERE plugin_id = ? ORDER BY last_at DESC LIMIT ?)",

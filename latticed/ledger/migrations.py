@@ -85,7 +85,10 @@ CREATE TABLE notification_usage (
     plugin_id TEXT PRIMARY KEY, items INTEGER NOT NULL, bytes INTEGER NOT NULL, served INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 """
-"""`served`: number of the last turn of the plugin; the lowest is next."""
+"""`served`: number of the last turn of the plugin; the lowest is next.
+
+The indices for delivering are partial: ended rows, of which many may be kept, are in none of them.
+"""
 
 _MONITORS: Final = """
 CREATE TABLE monitors (
@@ -190,7 +193,8 @@ INSERT OR IGNORE INTO audit_horizons
 """Host calls in a chain of their own (contracts §11); those of before stay where they are, so no hash changes.
 
 `audit_horizons`: how far both chains were when a plugin passed to another publisher. Of such changes before this
-step only those are known by which a bucket was set aside.
+step only those are known by which a bucket was set aside. Its name is `plugin:<id>@…`, of which `substr` takes the id:
+what stands from the 8th character up to the `@`.
 """
 
 _TERMS: Final = """

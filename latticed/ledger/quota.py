@@ -34,6 +34,7 @@ def check_one_more(
     Only rows that fulfil the SQL condition `where` count. The message calls them `what`, in which `{whose}` stands for
     " of <plugin>" or for nothing. `table` and `where` are put into the statement as they are.
     """
+    # A comparison is 1 or 0 in SQLite, so the sum counts; over no rows it is NULL.
     statement = f"SELECT count(*), coalesce(sum(plugin_id = ?), 0) FROM {table} WHERE {where}"  # noqa: S608 - constants
     total, own = tx.execute(statement, (plugin_id,)).fetchone() or (0, 0)
     for found, most, whose in ((own, quota.plugin, f" of {plugin_id}"), (total, quota.total, "")):

@@ -141,6 +141,8 @@ def of_state(conn: RowReader, *states: State) -> list[TaskRow]:
 
     Those approved longest ago come first; tasks without an approval before them, as they were submitted.
     """
+    # `_IS_OPEN` selects no fewer rows. SQLite uses the partial index `tasks_open` only for a statement that repeats its
+    # condition (sqlite.org/partialindex.html).
     marks = ", ".join("?" * len(states))
     statement = f"SELECT {_GLANCE} FROM tasks WHERE {_IS_OPEN} AND state IN ({marks}) ORDER BY approved_at, seq"  # noqa: S608
     return [_task(row) for row in conn.execute(statement, states)]
@@ -191,6 +193,7 @@ def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
 
 def retain(tx: Transaction, *, before_us: int, most: int) -> int:
     """Remove tasks that ended before `before_us`, and all ended ones but the `most` newest; returns how many."""
+    # `ended_at` is 0 while a task has not ended, so open ones are never removed.
     tx.execute("DELETE FROM tasks WHERE ended_at > 0 AND ended_at < ?", (before_us,))
     removed = tx.changes()
     tx.execute(

@@ -36,6 +36,7 @@ async def show(ask: Ask) -> ConfigView:
     kept = ask.api.lifecycle.deps.configurations
     row = kept.stored(plugin_id)
     document = kept.document(row)
+    # Judged now, as an upgrade may have brought another schema since it was set.
     problem = await _problem(ask, manifest)
     return {
         "id": plugin_id,

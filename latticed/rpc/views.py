@@ -30,6 +30,7 @@ ROWS_KEPT: Final = 1_024
 def plugin(api: Api, record: Record) -> dict[str, Any]:
     """One row of the lifecycle list, as `wire.PluginView` in JSON values."""
     facts, seen = record.facts, api.lifecycle.presence(record.id)
+    # None stands for what is absent: `wire.encode` leaves it out.
     view = wire.PluginView(
         id=record.id,
         name=facts.name,

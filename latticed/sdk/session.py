@@ -49,6 +49,7 @@ def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> boo
     """Answer one request of the host; False after `shutdown`, which is the last."""
     method, params = request["method"], request.get("params") or {}
     if method == "initialize":
+        # All before `started` is called, which may use them.
         plugin.id = params.get("id", "")
         plugin.capabilities = tuple(params.get("capabilities") or ())
         plugin.config = params.get("config") or {}
@@ -64,6 +65,7 @@ def _serve(plugin: PluginBase, session: Session, request: dict[str, Any]) -> boo
         session.answer(request, {})
         return False
     else:
+        # A later host may have methods that this version does not know; it can go on without them.
         session.refuse(request, METHOD_NOT_FOUND, f"no such method: {method}")
     return True
 
