@@ -74,7 +74,7 @@ class ActivePoll:
     async def check_all(self) -> None:
         """Compare all of them once. A bundle whose file system does not answer delays the others once, by STUCK_S."""
         outcome = await self._pool.run(self._jobs(), self._changed)
-        # By `active` of now: a name may have been given up while its job was stuck.
+        # By what is in `active` now: a name may have been taken out while its job was stuck.
         self._alone.update(self._watcher.active.intersection(itertools.chain.from_iterable(outcome.stuck)))
         for name in itertools.chain.from_iterable(outcome.done.values()):
             self._note(name)

@@ -126,7 +126,7 @@ class Directory:
 
         An artifact whose file has not changed is not hashed again, unless `rehash`.
         """
-        # Those that are being judged too: their verdict may still be by the policy of before, and be no entry yet.
+        # Those that are being judged too: their verdict may still be by the previous policy, and be no entry yet.
         names = {*self._entries, *self._recorded_queue.judging, *self._other_queue.judging}
         self._enqueue(names, JudgeMode.HASH if rehash else JudgeMode.JUDGE)
         self._schedule.want_scan_now(self._now())

@@ -252,7 +252,7 @@ class Watcher:
         if watch is not None and self._inotify is not None:
             self._inotify.remove_callbacks([(watch.wd, watch.id)])
 
-    # What follows runs on watchdog's thread, whose death is noticed only by a later check: nothing may be raised.
+    # What follows runs on watchdog's thread, whose end is noticed only by a later check: nothing may be raised.
 
     def on_root_event(self, event: InotifyEvent) -> None:
         """Called for an event in the plugin directory: a name came or went, or something happened to the directory
@@ -260,7 +260,7 @@ class Watcher:
         """
         try:
             self._on_root_event(event)
-        except Exception:  # noqa: BLE001 - see above; a scan makes good for it
+        except Exception:  # noqa: BLE001 - see above; the scan finds what is missed here
             _log.exception("watch_event_failed")
             self._dirty.note(scan=True)
 

@@ -1,4 +1,4 @@
-"""Connections of an HTTP listener: what each owes us and since when, and how many there may be.
+"""Connections of an HTTP listener: time limits for each of them, and a limit on how many there are.
 
 aiohttp cuts neither a stalled header nor a stalled body, and keeps idle connections for an hour. So each connection
 notes since when it owes a complete request, and a sweep cuts those that take too long. Where there are too many, the
@@ -29,8 +29,8 @@ class LimitedConnection(RequestHandler):
     """One connection of aiohttp, with its time limits. A subclass sets them, enters the connection into its limiter,
     and calls `complete` and `answered` for each request.
 
-    `begun`: bytes of a request have come, but not all; `answering`: an answer is owed; `since_s`: since when either
-    holds, or the connection is idle (monotonic).
+    `begun`: bytes of a request have come, but not all; `answering`: a handler makes the answer; `since_s`: since when
+    either holds, or the connection is idle (monotonic).
     """
 
     request_s: ClassVar[float]

@@ -58,7 +58,10 @@ class Notifier:
         self._send({"WATCHDOG": "1"}, again=False)
 
     def _send(self, state: Mapping[str, str], *, again: bool = True) -> None:
-        """Send what is owed, then `state`; what finds no room is owed. With `again` False it is dropped instead."""
+        """Send what could not be sent before, then `state`.
+
+        What the manager's queue does not take is kept for the next call; `state` only with `again`.
+        """
         if self._address is None:
             return
         self._owed.append("\n".join(f"{name}={value}" for name, value in state.items()).encode())
@@ -69,7 +72,7 @@ class Notifier:
         del self._owed[:-_MOST_OWED]
 
     def _send_owed(self, address: str) -> None:
-        """Send what is owed in order, as far as there is room. OSError when no socket can be made."""
+        """Send what is kept, in order, as far as the manager's queue takes it. OSError when no socket can be made."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             # A full queue of the receiver would block a datagram (unix(7)).
             sender.setblocking(False)

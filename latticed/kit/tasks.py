@@ -25,8 +25,8 @@ def fenced(
 ) -> asyncio.Task[None]:
     """Run `work` as a task; when it raises, call `on_error(error)` instead of letting the exception go further.
 
-    In a `group`, the other tasks go on. When the task is cancelled, CancelledError passes through as ever. When it is
-    not, but `work` awaited something that was, that is reported too: otherwise `work` would have ended without a trace.
+    In a `group`, the other tasks go on. When the task is cancelled, CancelledError passes through. When it is not,
+    but `work` awaited something that was, that is reported too: otherwise `work` would have ended without a trace.
     SystemExit and KeyboardInterrupt pass through. The task is kept from being garbage collected while it runs.
     """
     task = (group or asyncio.get_running_loop()).create_task(_fence(work, on_error), name=name)

@@ -1,4 +1,4 @@
-"""Token buckets: how often somebody may do something, or how fast a pipe is read, counted in memory."""
+"""Token buckets, in memory: how often an owner may do something, or how fast a pipe is read."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ class Decisions:
         Problem invalid_transition unless the record is accepted, and those of `Configurations.check`.
         """
         if not record.accepted:
-            # Nothing was decided about whose it is: a bundle of another publisher may still take the id.
+            # No publisher holds the id yet: a bundle of another one may still take it.
             detail = f"cannot configure {record.id}: it is {record.status}, expected an installed plugin"
             raise Problem("invalid_transition", detail, f"latticectl install {record.id}")
         manifest = self._manifest(record)

@@ -75,7 +75,10 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
 
 
 def config_of(before: Record, after: Record) -> str:
-    """Whose configuration `after` gets once `set_aside` is done: another publisher's own of earlier, if it had any."""
+    """The id under which the ledger has, before `set_aside`, the configuration that `after` gets by it.
+
+    Another publisher gets back its own, if it held the id earlier; there may be none under the id that is returned.
+    """
     old, new = before.facts.publisher, after.facts.publisher
     return before.id if old == new else f"{before.id}@{new}"
 

@@ -185,7 +185,7 @@ async def discard(group: Group | None) -> None:
     if group is None:
         return
     group.close()
-    with contextlib.suppress(FileNotFoundError):  # somebody else removed the group
+    with contextlib.suppress(FileNotFoundError):  # the group was removed from outside
         group.kill()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + REMOVE_S

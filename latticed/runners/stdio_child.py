@@ -270,7 +270,7 @@ class StdioChild:
 
     def _stdin(self) -> PipeWriter:
         """The pipe to the child's stdin."""
-        assert self._child is not None  # noqa: S101 - nothing is heard or asked before
+        assert self._child is not None  # noqa: S101 - set by `attach`, before anything is written
         return self._child.stdin
 
     def _flow(self, on: bool) -> None:  # noqa: FBT001 - the session's contract

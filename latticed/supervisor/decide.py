@@ -34,7 +34,8 @@ class HandleState:
     """One handle. `wanted`: the lifecycle has it armed.
 
     `failures` count for backoff and breaker, `bad_checks` are the unhealthy ones in a row. `fault` is the last error,
-    `pending` the failure to count once it has stopped. `restarts` counts starts since it was last armed from rest.
+    `pending` the failure to count once it has stopped. `restarts` counts the starts after the last one from STOPPED or
+    REFUSED.
     """
 
     phase: Phase = Phase.STOPPED

@@ -270,7 +270,7 @@ class Handle:
         self.post(failed)
 
     def _close_gate(self) -> None:
-        """Its calls that are under way are given up, later ones refused; harmless when there is none."""
+        """Close the Gate, if there is one: calls under way are cancelled, later ones refused."""
         if self._gate is not None:
             self._gate.close()
         self._gate = None

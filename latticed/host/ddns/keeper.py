@@ -97,8 +97,8 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         Putting an equal spec changes nothing, unless `retry`: then the provider is asked again, also after a denial,
         once the pause between changes is over (`rules.put_again`).
 
-        Problems quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable: then a record
-        of before stays in force.
+        Problems quota_exceeded, bad_params (another plugin has that name and type), ledger_unavailable: then a previous
+        record stays in force.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, spec, retry=retry))
 

@@ -93,7 +93,7 @@ def next_try(status: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolic
     at = status.next_at if waits else now_us
     if is_change or status.state == "pending":  # something may have to be written
         at = max(at, earliest_change(status, policy))
-    # Bounded: a time of before the wall clock was set back must not delay the try for years.
+    # Bounded: a time that was computed before the wall clock was set back must not delay the try for years.
     return min(max(at, now_us), now_us + LONGEST_US)
 
 

@@ -89,7 +89,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         disk.
 
         Putting an equal spec changes nothing. State and results are kept unless kind or target differ. Problems
-        quota_exceeded, ledger_unavailable: then the monitor of before stays in force.
+        quota_exceeded, ledger_unavailable: then the previous monitor stays in force.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 

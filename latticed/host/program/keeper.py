@@ -90,7 +90,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         """Keep `spec` running, in place of the plugin's program of that name. Returns the program once it is on disk;
         it is started afterwards.
 
-        Putting an equal spec changes nothing, unless the program has failed or ended: then it is started afresh, with a
+        Putting an equal spec changes nothing, unless the program has failed or ended: then it is started again, with a
         closed breaker. Problems quota_exceeded, ledger_unavailable: then what had that name keeps running.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
@@ -103,7 +103,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             return before
         settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
-        # The row first: when it cannot be written (quota, disk), the program of before keeps running.
+        # The row first: when it cannot be written (quota, disk), the previous program keeps running.
         await self._ledger.write(
             lambda tx: rows.put(tx, plugin_id, "service", name, text, quota, now_us=now_us), durable=True
         )
@@ -115,7 +115,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return made
 
     def _keep(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
-        """Hold a program in memory in place of that of before, not started."""
+        """Hold a new program in memory, not started, in place of the one of that name."""
         program = SupervisedProgram(
             f"{plugin_id}/{name}",
             self._deps,

@@ -221,7 +221,7 @@ class RouteKeeper:
         if (route := listed.stored) is None:
             spec = route_spec.RouteSpec(path=listed.path, target="template")
             return self._view(spec, listed.plugin_id, served=True)
-        # A fault of the past says nothing while the route is not to be served anyway.
+        # An earlier fault is not shown while the route may not be served anyway.
         fault = route.fault if self._may_serve(route) else ""
         return self._view(route.spec, route.plugin_id, served=route.claim is not None, fault=fault)
 

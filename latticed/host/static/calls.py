@@ -196,8 +196,8 @@ class StaticCalls:
         return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
-        """Store a file, replacing that of before; on disk when it returns. HostError bad_params, too_large,
-        quota_exceeded, service_unavailable.
+        """Store a file in place of the previous one of its path; on disk when it returns. HostError bad_params,
+        too_large, quota_exceeded, service_unavailable.
         """
         path, limits = _checked(asked.path), self.limits
         data = values.from_text_or_base64(asked.content, asked.content_base64, name="content")

@@ -65,8 +65,9 @@ class StaticFiles:
         self._used: dict[str, tuple[int, int]] = {}
 
     def put(self, owner: str, path: str, data: bytes, quota: StaticQuota) -> None:
-        """Make `path` hold `data`, on disk when it returns; the file of before until then. HostError quota_exceeded,
-        bad_params (a directory, or below a file).
+        """Make `path` hold `data`, on disk when it returns; until then readers find the previous file.
+
+        HostError quota_exceeded; bad_params when `path` is a directory, or lies below a file.
         """
         with self._locked(owner), _as_host_errors():
             files_used, bytes_used = self._usage(owner)

@@ -198,7 +198,7 @@ class Connector:
         await waiting.uncancelled(asyncio.to_thread(files.write, files.credentials, kept.encode()))
         config = render(self.spec, bound, files.credentials)
         await waiting.uncancelled(asyncio.to_thread(files.write, files.config, config))
-        # A new port at each start: the one of before may be taken by another process by now.
+        # A new port at each start: another process may have taken the previous one by now.
         self._port = ready.free_port()
         self.connected = False
         metrics = f"{ready.ADDRESS}:{self._port}"

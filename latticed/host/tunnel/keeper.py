@@ -62,7 +62,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
                 continue
             made = self._made(row.plugin_id, row.name, spec)
             self._kept[row.plugin_id, row.name] = made
-            # The daemon ended during a trial: `row.spec` is still the one of before, which is what starts.
+            # The daemon ended during a trial: `row.spec` is still the previous one, which is what starts.
             if row.candidate:
                 with contextlib.suppress(Problem):  # full disk: the next start tries again
                     await self._drop_candidate(made)
@@ -100,7 +100,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         before = self.get(plugin_id, name)
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
-        # First, while the tunnel of before runs on: a spec that is refused here changes nothing.
+        # First, while the existing tunnel goes on: a spec that is refused here changes nothing.
         tunnel = before or self._made(plugin_id, name, spec)
         await self._validate(tunnel, spec)
         if before is None:
