@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from latticed.catalog.watcher import Watcher
 
 POLL_S: Final = 1.0
+"""Seconds from the beginning of one poll of all bundles to that of the next."""
 STUCK_S: Final = 0.5
-"""A job that takes longer is abandoned; its names get a job each from then on."""
+"""A job that takes longer, in seconds, is abandoned; its names get a job each from then on."""
 # Bundles in one job: opening the plugin directory and handing over a job are paid for once for all of them.
 TOGETHER: Final = 256
 _THREADS: Final = 2

@@ -34,6 +34,7 @@ CODE: Final = "program_unusable"
 """The code of a Problem about the program of a host service: missing, not executable, or changeable by others."""
 MAX_SCRIPT_BYTES: Final = 4 << 20
 """A script of the host's is copied into memory before it is run; a larger one is refused."""
+# Features that a program gets where the host has them, and its environment without and with a work directory.
 _LIKES: Final = frozenset({levels.THREADS, levels.PROCESSES, levels.WORKDIR})
 _WITHOUT_SCRATCH: Final = {"PATH": PATH, "LANG": "C.UTF-8"}
 _SCRATCH: Final = {"HOME": "/scratch", "TMPDIR": "/scratch"}

@@ -188,8 +188,8 @@ class Ingress:
             return answers.of_response(await claim.target.serve(wanted))
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            # `give_up` cancelled it once. If the count is not 0 then, it was cancelled for another reason, too (shutdown,
-            # a lost connection), and that has to go on.
+            # `give_up` cancelled it once. If the count is not 0 then, there is another reason too (shutdown, a lost
+            # connection), and that cancellation has to go on.
             if connection.late and task is not None and task.uncancel() == 0:
                 raise Problem("deadline_exceeded", "the answer took too long") from None
             raise

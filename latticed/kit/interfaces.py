@@ -25,7 +25,7 @@ _SIOCGIFCONF: Final = 0x8912
 _SIOCGIFNETMASK: Final = 0x891B
 _IFREQ: Final = struct.Struct("16s24s" if struct.calcsize("P") == 8 else "16s16s")  # a label, then a sockaddr
 _SOCKADDR_IN: Final = struct.Struct("=HH4s")
-_FIRST_ENTRIES: Final = 64  # for how many addresses there is room at first
+_FIRST_ENTRIES: Final = 64  # the buffer of the first SIOCGIFCONF holds so many addresses
 
 
 class InterfaceAddress(NamedTuple):

@@ -34,6 +34,7 @@ _CHUNK: Final = 1 << 16
 # Opaque by systemd.journal-fields(7), but entries have to be put in order: s is the sequence, i the number in it, t the
 # time in microseconds.
 _CURSOR: Final = re.compile(r"s=[0-9a-f]+;i=([0-9a-f]+);b=[0-9a-f]+;m=[0-9a-f]+;t=([0-9a-f]+);x=[0-9a-f]+")
+# Not the daemon's own: output must not depend on its language, nor PATH lead to another journalctl.
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
 
 

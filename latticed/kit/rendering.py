@@ -22,6 +22,7 @@ MAX_MEMBERS: Final = 64
 MAX_DEPTH: Final = 4
 """Bounds of one field: of its text, its name, the members of a list or dict, and how deeply these are nested."""
 IDENTIFIER: Final = "latticed"
+"""SYSLOG_IDENTIFIER of entries in the journal, which `journalctl -t` selects by."""
 
 PLUGIN_LINE: Final = "plugin_wrote"
 """The event of a plugin's own output: in the journal it is under an identifier of its own."""

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_DEPTH: Final = 32
+"""Levels of lists and objects, unless a caller asks for another number."""
 MAX_INTEGER: Final = 2**53 - 1  # RFC 8259 section 6: integers that every implementation agrees on
 
+# For `_check_depth`: braces count as brackets, and everything else is left out.
 _ALIKE: Final = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+# The escape of any surrogate, D800 to DFFF: of a pair, or a lone one.
 _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

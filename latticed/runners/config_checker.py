@@ -40,6 +40,7 @@ MEMORY_BYTES: Final = 256 << 20
 MAX_KNOWN: Final = 64
 """How many results are remembered, by the hashes of schema and document; each may take 40 KB."""
 _INPUT: Final = 3  # the child's descriptor; the same as `config_inside.check.INPUT`
+# What is kept of the child's stdout and stderr, and of each text in its answer.
 _ANSWER_BYTES: Final = 256 << 10
 _STDERR_BYTES: Final = 4 << 10
 _WORD_CHARACTERS: Final = 600

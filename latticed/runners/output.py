@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 RING_BYTES: Final = 256 << 10
 """What is kept of one plugin's lines, in characters and `_ROW_BYTES` for each; the oldest go first."""
 LINE_CHARACTERS: Final = 8_192
+"""The longest line that is kept; what is beyond it is cut off."""
 LAST_WORDS_CHARACTERS: Final = 200
+"""How much of the last line is quoted in the message about a child's end."""
 RATE: Final = Rate(per_second=64 << 10, burst=1 << 20)
 """How much of an instance's stderr is read: bytes a second on average, and bytes at once after a pause."""
 LINES_A_TURN: Final = 64

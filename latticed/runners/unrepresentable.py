@@ -17,10 +17,12 @@ from latticed.model.errors import Problem
 from latticed.runners import lines
 
 NOISE_CHARACTERS: Final = 80
+"""How much of an invalid line is quoted."""
 # Members with a short name in lower-case letters and a scalar value, such as `"id": 7`: enough to find out which call
 # or answer a line is, when it cannot be decoded.
 _SCALAR: Final = rb'("(?:[^"\\]|\\.)*"|-?\d{1,19}|true|false|null)'
 _MEMBER: Final = rb'"([a-z]{1,16})"\s*:\s*' + _SCALAR
+# The first member, the ones after it, and the last one of what is left of a line when it is read from its end.
 _FIRST: Final = re.compile(rb"\s*\{\s*" + _MEMBER + rb"\s*,")
 _NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
 _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")

@@ -27,7 +27,7 @@ MOST_BYTES: Final = 256 << 20
 _KEY_BYTES: Final = 32
 _MAC_BYTES: Final = 32  # HMAC-SHA256; an entry is its MAC, then the code
 _CHUNK_BYTES: Final = 1 << 20
-_TEMPORARY: Final = ".tmp-"
+_TEMPORARY: Final = ".tmp-"  # begins the names of entries that are being written
 
 log = logs.get_logger()
 

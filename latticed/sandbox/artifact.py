@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import BundleDirectory
 
+# No more writing, shrinking or growing, and no seal can be added (fcntl(2)); a mapping that writes prevents sealing.
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MFD_NOEXEC_SEAL, _MFD_EXEC = 0x8, 0x10  # memfd_create(2); Linux 6.3, not in the os module
 _HEAD_BYTES: Final = 4096  # what `classify` looks at; longer than any first line that is allowed

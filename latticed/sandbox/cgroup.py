@@ -27,6 +27,7 @@ SUPERVISOR: Final = "supervisor"
 _CHILD: Final = "child-"
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000  # the kernel's default period of cpu.max
+# White space and backslashes are octal in mountinfo (proc_pid_mountinfo(5)).
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 FIX: Final = "set Delegate=cpu memory pids in the unit"
 
@@ -101,7 +102,7 @@ def find() -> Delegation | Failure:
     own = own_group()
     if own is None:
         return Failure(token=CGROUP, step="no cgroup version 2 hierarchy", fix="mount cgroup2 at /sys/fs/cgroup")
-    # `claim` has already moved this process below the delegated group.
+    # Already below the delegated group: systemd started it there (DelegateSubgroup=), or `claim` has moved it.
     base = own.parent if own.name == SUPERVISOR else own
     if not (base / "cgroup.events").exists():  # every group has it but the root
         return Failure(token=CGROUP, step="the root group is nobody's to divide", fix=FIX)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
     from latticed.sandbox.visible_paths import VisiblePaths
 
+# Paths in the child's own root: its work directory, and its artifact where that is copied.
 SCRATCH: Final = "/scratch"
 ARTIFACT: Final = "/artifact"
 # Name for messages, and flag (CLONE_NEW* in linux/sched.h).

@@ -30,7 +30,7 @@ DEFAULT_PAUSE_S: Final = 300.0
 """The pause after 429 without Retry-After: the window of the API's rate limit."""
 LONGEST_PAUSE_S: Final = 86_400.0
 """A longer Retry-After is cut to a day, so that a mistake of the provider does not stop updates for weeks."""
-_TOO_MANY: Final = 429
+_TOO_MANY: Final = 429  # Too Many Requests (RFC 6585, section 4)
 _AGAIN: Final = frozenset({81057, 81058})
 """The record exists already: it was created since the read, and the next try finds it."""
 # Identifiers become parts of paths, so they hold no slash, dot or percent sign.

@@ -19,6 +19,7 @@ MAX_NAME_CHARACTERS: Final = 128
 MAX_HEADER_BYTES: Final = 32 << 10
 """Bytes of all names and values together, of a request and of a response."""
 USER_AGENT: Final = "latticed"
+# A field name is a token (RFC 9110, sections 5.1 and 5.6.2).
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 # All control characters but tab (RFC 9110, section 5.5), and surrogates, which UTF-8 cannot encode.
 _UNSAFE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_CHARACTERS: Final = 8_192
+"""Of a whole URL or a Location, as it was given."""
 MAX_ENCODED_CHARACTERS: Final = 16_384
 """Of path and query once they are encoded, with secrets in place."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 HIGHEST_PORT: Final = 65_535
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
+# Authority, path, query and fragment, of what follows `//` (RFC 3986, appendix B).
 _PARTS: Final = re.compile(r"([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?")
 # Without leading zeros, signs and digits of other scripts, which int() would take.
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)

@@ -11,6 +11,7 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
+# Patterns of one route, and characters of one pattern.
 MAX_PATTERNS: Final = 32
 MAX_CHARACTERS: Final = 255
 _SEGMENT: Final = re.compile(r"\*|[A-Za-z0-9._~-]+", re.ASCII)

@@ -17,6 +17,7 @@ MAX_SCRIPT_BYTES: Final = 64 << 10
 """Of the script in UTF-8."""
 TIMEOUT_S: Final = (1, 600)
 """The shortest and the longest timeout, in seconds."""
+# Arguments of a script, and characters of one.
 MAX_TARGETS: Final = 32
 MAX_TARGET_CHARACTERS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Bounds of one text about a fault: unknown keys and options of an enum that are listed, and characters of one value.
 _LISTED: Final = 8
 _OPTIONS: Final = 40
 _CHARACTERS: Final = 120
