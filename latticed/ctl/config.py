@@ -10,6 +10,7 @@ from latticed import wire
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
+from latticed.model import runtime
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -95,13 +96,27 @@ def _put(session: CtlSession, *, dry_run: bool) -> int:
     elif not done.get("changed"):
         screen.line(plugin_id, "is configured so already")
     else:
-        state = f"restarted, {done.get('state')}" if done.get("restarted") else ""
-        screen.line(plugin_id, "configured" + (f" and {state}" if state else ""))
-    if done.get("restarted") and done.get("state") == "failed":
-        screen.note(str(done.get("message") or ""))
-        screen.hint(f"latticectl explain {plugin_id}")
+        screen.line(plugin_id, "configured" + (f" and restarted, {_state(done)}" if done.get("restarted") else ""))
     _unbound(session, plugin_id, done)
-    return ExitCode.OK
+    return _restarted(session, plugin_id, done) if done.get("restarted") else ExitCode.OK
+
+
+def _restarted(session: CtlSession, plugin_id: str, done: dict[str, Any]) -> int:
+    """The exit code of a change that holds: FAILED when the plugin does not run with it, which is then said."""
+    match _state(done):
+        case runtime.RuntimeState.FAILED:
+            session.screen.note(f"error: {plugin_id} could not be armed: {done.get('message') or 'no reason given'}")
+            session.screen.hint(f"latticectl explain {plugin_id}")
+        case runtime.STARTING:
+            session.screen.note(f"error: {plugin_id} is still being started")
+            session.screen.hint(f"latticectl wait {plugin_id}")
+        case _:
+            return ExitCode.OK
+    return ExitCode.FAILED
+
+
+def _state(done: dict[str, Any]) -> str:
+    return runtime.shown(str(done.get("state") or ""), str(done.get("message") or ""))
 
 
 def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
@@ -168,7 +183,7 @@ def _toml(name: str, text: str) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what int() says of thousands of digits
         raise _unfit(name, f"expected TOML or a JSON object: {error}") from error
     except RecursionError as error:
         raise _unfit(name, f"expected at most {wire.MAX_CONFIG_DEPTH} levels of nesting, found more") from error
@@ -193,6 +208,8 @@ def _check(name: str, value: Any, path: str, depth: int) -> None:
         raise _unfit(name, f"{path}: expected a value that JSON has, found a date or time", 'write it as "text"')
     elif isinstance(value, float) and value - value != 0:  # inf and nan alone
         raise _unfit(name, f"{path}: expected a finite number, found {value}")
+    elif isinstance(value, int) and abs(value) >= 1 << 53:  # TOML has hexadecimal ones of any length
+        raise _unfit(name, f"{path}: expected an integer within ±(2^53-1), found a larger one")
 
 
 def _read(source: str) -> bytes:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.daemon.test_config import ECHO, ID, SCHEMA, SPEAKING, gone
-from tests.house import hosting
+from tests.house import hosting, programs
 
 pytestmark = pytest.mark.daemon
 
@@ -97,6 +97,9 @@ def test_config_set_hints_at_binding_an_unbound_secret(host, config):
         ("a.b = [{c = 07:30:00}]", "a.b[0].c: expected a value that JSON has"),
         ("a = inf", "a: expected a finite number, found inf"),
         ("a = [nan]", "a[0]: expected a finite number, found nan"),
+        ("a = [9007199254740992]", "a[0]: expected an integer within"),
+        ("a = 0x" + "f" * 9000, "a: expected an integer within"),
+        ("a = " + "9" * 9000, "expected TOML or a JSON object"),
         ("city =", "expected TOML or a JSON object"),
         ("a = 1\na = 2", "expected TOML or a JSON object"),
         ("", None),
@@ -143,6 +146,31 @@ def test_config_of_an_unknown_plugin_is_not_found(config):
     for verb in (("get", "acme.nobody"), ("set", "acme.nobody", "-f", "-"), ("check", "acme.nobody", "-f", "-")):
         assert config(*verb, stdin="{}").returncode == 4
     assert config("get", "no/id").returncode == 4
+
+
+FRAIL = (
+    programs.SDK
+    + b"""
+    def started(self):
+        if self.config.get("city") == "Atlantis":
+            raise ValueError("no such city")
+
+Test().run()
+"""
+)
+
+
+def test_set_fails_when_the_plugin_does_not_run_with_it(host):
+    """The configuration is kept; exit status 1, why, and the command that explains it. Another one mends it."""
+    plugin_id = host.up("acme.frail", FRAIL, runtime=SPEAKING, config=SCHEMA)
+    done = host.daemon.ctl("config", "set", plugin_id, "-f", "-", stdin='city = "Atlantis"')
+    assert (done.returncode, done.stdout) == (1, f"{plugin_id} configured and restarted, failed\n")
+    assert "no such city" in done.stderr
+    assert done.stderr.endswith(f"hint: latticectl explain {plugin_id}\n")
+    assert json.loads(host.daemon.ctl("config", "get", plugin_id).stdout) == {"city": "Atlantis"}
+    done = host.daemon.ctl("config", "set", plugin_id, "-f", "-", stdin='city = "Bern"')
+    assert (done.returncode, done.stdout) == (0, f"{plugin_id} configured and restarted, armed\n")
+    gone(host, plugin_id)
 
 
 def test_explain_names_the_command_that_configures_a_plugin(host):
