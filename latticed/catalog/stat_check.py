@@ -43,7 +43,8 @@ class BundleChecker:
     ) -> Callable[[str], DirectoryEntry | None]:
         """The function that checks one of `jobs`, to be called on worker threads; None from it: no such bundle.
 
-        The plugin directory is opened once for all of them. Problem when it cannot be.
+        `entries`: what was judged last, to compare with. The plugin directory is opened once for all of them. Problem
+        when it cannot be.
         """
         # Taken on the event loop: worker threads must not read what the loop changes. Without an entry all is hashed.
         known = {name: entries.get(name) if mode < JudgeMode.HASH else None for name, mode in jobs.items()}

@@ -235,7 +235,10 @@ class Watcher:
     def _add(
         self, path: str, inode: RootId, callback: _RootEvents | _BundleEvents, *, every_write: bool = False
     ) -> _Watch:
-        """A new watch by the path of an open descriptor; OSError when the kernel has none to give."""
+        """A new watch on the directory with this inode, by the `path` of its open descriptor; `callback` gets events.
+
+        `every_write`: each write is one, not only the last before a close. OSError when the kernel has none to give.
+        """
         if self._inotify is None:
             raise OSError(errno.ENODEV, "no inotify instance")
         own_id = CallbackId(next(self._ids))

@@ -82,7 +82,7 @@ def choose(spawner: Spawner, *, network: bool = False) -> Chosen:
 
 
 def environment(chosen: Chosen, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The whole environment of a program, with `more` added; nothing of the daemon's own is inherited."""
+    """The whole environment of a program confined as `chosen`, with `more` added; the daemon's own is not inherited."""
     # /scratch exists only at levels with a work directory; elsewhere HOME would name a place that is not there.
     return {**_WITHOUT_SCRATCH, **(_SCRATCH if levels.WORKDIR in chosen.features else {}), **(more or {})}
 

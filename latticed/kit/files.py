@@ -23,7 +23,9 @@ _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CL
 
 
 def open_directory(name: str | Path, *, beneath: int | None = None) -> int:
-    """A descriptor of the directory `name`; a symlink in its last component is refused (ELOOP or ENOTDIR)."""
+    """A descriptor of the directory `name`, relative to the open directory `beneath` if that is given. OSError; a
+    symlink in its last component is refused (ELOOP or ENOTDIR).
+    """
     return os.open(name, _DIRECTORY_FLAGS, dir_fd=beneath)
 
 

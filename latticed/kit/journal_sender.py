@@ -23,7 +23,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 
 def is_stream(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether `fd` is the stream to the journal that $JOURNAL_STREAM names (`device:inode`)."""
+    """Whether `fd` is the stream to the journal that $JOURNAL_STREAM in `environ` names (`device:inode`)."""
     try:
         found = os.fstat(fd)
     except OSError:

@@ -64,8 +64,9 @@ def configure(
 ) -> None:
     """Log entries of `level` and above from now on; may be called again (a reload).
 
-    `form`: auto, journal, json or text; "auto" looks at $JOURNAL_STREAM and at `stream` (default stdout). KeyError for
-    a level that does not exist. Takes over the root logger of the standard library and its warnings.
+    `form`: auto, journal, json or text; "auto" looks at $JOURNAL_STREAM in `environ` (default: the process's) and at
+    `stream` (default stdout). KeyError for a level that does not exist. Takes over the root logger of the standard
+    library and its warnings.
     """
     number = _NUMBERS[level]
     sink = _sink(form, stream or sys.stdout, os.environ if environ is None else environ)

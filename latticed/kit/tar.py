@@ -41,7 +41,7 @@ class Member:
 
 
 def header(name: str, size: int, *, mode: int, mtime_s: int) -> bytes:
-    """The block before a file's bytes, for `size` bytes with the permissions `mode`.
+    """The block before a file's bytes, for `size` bytes with the permissions `mode`; `mtime_s` since the epoch.
 
     ValueError for a name of more than 100 ASCII characters, UnicodeError for one that is not ASCII.
     """

@@ -165,12 +165,15 @@ class Spawn:
 
 
 def _ended(kind: int, number: int) -> os.waitid_result | None:
-    """Reap a child that has ended; None when none has, ChildProcessError when there is none at all."""
+    """Reap one child that has ended, of those that `kind` and `number` mean (idtype and id of waitid(2)).
+
+    None when none of them has ended, ChildProcessError when there is none at all.
+    """
     return os.waitid(kind, number, os.WEXITED | os.WNOHANG)
 
 
 def _remains(kind: int, number: int) -> bool:
-    """Reap those of these children that have ended; True while any of them has not."""
+    """Reap those of the children that `kind` and `number` mean that have ended; True while any of them has not."""
     with contextlib.suppress(ChildProcessError):
         while _ended(kind, number):
             pass

@@ -59,8 +59,9 @@ class StdioChildSpec:
 async def begin(spec: StdioChildSpec, spawn: Spawn, on_exit: Callable[[str, str], None]) -> StdioChild:
     """Start the child and send `initialize`; return the instance once it has answered.
 
-    Problem when it cannot be started, answers with an error or ends first. When that or a cancellation happens, nothing
-    is left. `on_exit(code, message)` is called only for an end after a successful start.
+    `spawn(stdout, stderr, ended)` starts it: two protocols for its output, and what to call at its end. Problem when it
+    cannot be started, answers with an error or ends first. When that or a cancellation happens, nothing is left.
+    `on_exit(code, message)` is called only for an end after a successful start.
     """
     instance = StdioChild(spec, on_exit)
     child = await spawn(instance.reader, spec.stderr, instance.ended)

@@ -91,7 +91,10 @@ class Compiler:
         return fd
 
     async def _compile(self, module: Module, package: Package, chosen: Chosen, taken: _Taken, stderr: Stderr) -> None:
-        """Run the compiling child, whose stdout goes to `taken`; Problem when it fails. No process is left."""
+        """Run the compiling child, whose stdout goes to `taken`. No process is left.
+
+        Problem deadline_exceeded, as `_judge`, or why the child could not be started.
+        """
         bounds, last_word = self._bounds, LastWord()
         request = wasm_children.request(
             "ahead",
@@ -122,7 +125,10 @@ class Compiler:
         self._judge(ended, taken, last_word, stderr)
 
     def _judge(self, ended: Exit, taken: _Taken, last_word: LastWord, stderr: Stderr) -> None:
-        """Raise Problem unless the child compiled the module."""
+        """Raise Problem unless the child, which `ended` so, compiled the module.
+
+        The Problem is the one that it reported itself (`last_word`), else out_of_memory or wasm_compiler.
+        """
         if taken.too_large:  # first: the child was killed for it, and reports nothing
             detail = f"expected at most {self._bounds.code_bytes} bytes of compiled code, found more"
             raise Problem("out_of_memory", detail)

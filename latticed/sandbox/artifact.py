@@ -208,7 +208,10 @@ def _digest(fd: int) -> str:
 
 
 def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> Artifact:
-    """Trusted bytes (a probe, a test), sealed like an artifact; the caller closes it. Nothing is verified."""
+    """Trusted bytes (a probe, a test), sealed like an artifact; the caller closes it. Nothing is verified.
+
+    `interpreters` as of `seal`, for scripts. Problem as `classify`.
+    """
     fd, executable = _memory()
     try:
         with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:  # closing flushes, and closes the duplicate

@@ -50,7 +50,8 @@ def handled(abi: int) -> int:
 def plan(seen: VisiblePaths, *, abi: int, own_root: bool, workdir: bool, network: bool) -> dict[str, Any]:
     """The ruleset for a child with the paths `seen`, as `stub.restrict_paths` reads it.
 
-    In its own root (`own_root`) everything may be read: nothing is there but those paths. `network`: TCP is not denied.
+    `abi`: the kernel's version; what it does not know is left out. In its own root (`own_root`) everything may be read:
+    nothing is there but those paths. `workdir`: /scratch may be written. `network`: TCP is not denied.
     """
     # struct landlock_ruleset_attr grew with the versions: file accesses, then network (4, Linux 6.7), scopes (6, 6.12).
     attributes = struct.pack("<Q", handled(abi))

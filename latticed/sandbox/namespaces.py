@@ -55,9 +55,10 @@ def tree(
     executable: bool,
     init: bytes,
 ) -> dict[str, Any]:
-    """The root to build, as `stub_root.build_tree` reads it. `artifact_bytes` is the size of what to copy into it, 0
-    for none; `owner` (uid, gid) is of /scratch. `executable`: the copy is executed, not read by an interpreter.
+    """The root to build for a child with the paths `seen`, as `stub_root.build_tree` reads it.
 
+    `workdir`: with a /scratch, of the size in `limits`, which belongs to `owner` (uid, gid). `artifact_bytes` is the
+    size of what to copy into the root, 0 for none. `executable`: the copy is executed, not read by an interpreter.
     `init` is the program of process 1, b"" where that is the child itself.
     """
     # One inode more than the plugin may use: the root of a tmpfs takes one.

@@ -94,7 +94,10 @@ def _missing(features: frozenset[str], failures: list[Failure]) -> list[Failure]
 
 
 def _climb(bare: Probed, program: Artifact, ids: spec.Ids) -> tuple[Level, list[Failure]]:
-    """The highest level that a child was executed at, and the failure of the next."""
+    """The highest level that a child was executed at, and the failure of the next; none at the highest of all.
+
+    `bare`: the host's facts, with nothing found yet; `ids` as of `probe`.
+    """
     reached = Level.OPEN
     for level in (Level.FILTERED, Level.ISOLATED):
         failure = _try(bare, level, program, ids)
@@ -108,7 +111,10 @@ def _climb(bare: Probed, program: Artifact, ids: spec.Ids) -> tuple[Level, list[
 
 
 def _divide(bare: Probed, program: Artifact, ids: spec.Ids) -> Delegation | Failure:
-    """The delegation, after a child was executed in a group of its own; or what failed."""
+    """The delegation, with its controllers enabled, after a child was executed in a group of its own; or what failed.
+
+    May move the daemon into a group of its own (`cgroup.claim`). `bare` and `ids` as of `_climb`.
+    """
     found = cgroup.find()
     if isinstance(found, Failure):
         return found

@@ -292,7 +292,7 @@ def _is_program(path: str) -> bool:
 
 
 def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
-    """Refuse what must never be started: see `build`."""
+    """Raise for what must never be started, as `build`: ValueError, Problem sandbox_unavailable."""
     if request.ids is None and probed.standing.uid == 0:
         raise ValueError("expected ids for the child: a child is never uid 0")
     if chosen.level is Level.FILTERED and levels.PROCESSES in chosen.features and probed.delegation is None:

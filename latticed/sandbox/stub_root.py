@@ -34,7 +34,10 @@ def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, dat
 
 
 def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
-    """Make the mount at `fd` read-only and nosuid; everything below it too when `recursive` (mount_setattr(2))."""
+    """Make the mount at `fd` read-only and nosuid; everything below it too when `recursive` (mount_setattr(2)).
+
+    `device`: it is a device file, which may be opened and not executed; otherwise no device on it may be opened.
+    """
     # On a device file MS_NODEV would forbid opening it. 32: the size of struct mount_attr (MOUNT_ATTR_SIZE_VER0).
     attributes = MS_RDONLY | MS_NOSUID | (MS_NOEXEC if device else MS_NODEV)  # MOUNT_ATTR_* have the same values
     call("mount_setattr", fd, b"", AT_EMPTY_PATH | recursive * AT_RECURSIVE, struct.pack("4Q", attributes, 0, 0, 0), 32)

@@ -48,11 +48,12 @@ class Guard:
         self.connect_s = connect_s
 
     async def resolve(self, host: str, port: int, rights: EgressRights, *, scheme: str = "tcp") -> tuple[Address, ...]:
-        """The addresses of this target, all of them allowed, in the order to try them.
+        """The addresses of this target, all of them allowed under `rights`, in the order to try them.
 
-        `host` as in a URL (IPv6 in brackets) or in normal form, `port` 0 for ping. HostError: `egress_blocked` says
-        which rule, `service_unavailable` that the name has no address, `rate_limited` that too many look-ups of this
-        owner are unanswered; `deadline_exceeded`.
+        `host` as in a URL (IPv6 in brackets) or in normal form, `port` 0 for ping. `scheme`: by it, host and port an
+        origin that the operator bound is recognised, which is reached at its bound address. HostError: `egress_blocked`
+        says which rule, `service_unavailable` that the name has no address, `rate_limited` that too many look-ups of
+        this owner are unanswered; `deadline_exceeded`.
         """
         name = _normal(host)
         # An origin that the operator bound may be private: nothing is looked up, so no DNS answer can move it.
@@ -83,7 +84,8 @@ class Guard:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to this target, with TLS verified against `host` where a context is given; the caller closes it.
 
-        HostError as `resolve`, and `service_unavailable` when nothing answers, `deadline_exceeded` when too slowly.
+        `rights`, `scheme`: see `resolve`. HostError as `resolve`, and `service_unavailable` when nothing answers,
+        `deadline_exceeded` when too slowly.
         """
         # The time is shared equally: one address that does not answer must leave time for the others.
         found = (await self.resolve(host, port, rights, scheme=scheme))[:_MAX_TRIED]
@@ -112,7 +114,7 @@ class Guard:
         return bool(egress.pinned(rights, scheme=scheme, host=_normal(host), port=port))
 
     async def _lookup(self, name: str, owner: str) -> tuple[Address, ...]:
-        """The addresses of a name, at least one; HostError otherwise."""
+        """The addresses of a name, at least one; HostError as `resolve`. `owner`: see `Resolver.lookup`."""
         try:
             async with asyncio.timeout(self._lookup_s):
                 found = await self._resolver.lookup(name, owner)

@@ -87,7 +87,7 @@ class HttpCalls:
         return _result(answer, secrets if uses_secrets else None)
 
     def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:
-        """Secrets are sent over https only, or to an origin that the operator bound. HostError otherwise."""
+        """HostError egress_blocked for a request with secrets that goes neither over https nor to a bound origin."""
         target = request.target
         is_bound = self._client.guard.is_bound(target.host, target.port, rights, scheme=target.scheme)
         if target.scheme != "https" and not is_bound:
@@ -111,7 +111,10 @@ class HttpCalls:
 
 
 def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[EgressRequest, bool]:
-    """The request as it is sent, with secrets put in, and whether it holds any. HostError bad_params, too_large."""
+    """The request as it is sent, with secrets put in, and whether it holds any.
+
+    HostError bad_params, too_large (also for a body of more than `max_bytes`), and as `PluginSecrets.expand`.
+    """
     method = asked.method.upper() or "GET"
     if method not in METHODS:
         raise HostError(Denial.BAD_PARAMS, f"method: expected one of {', '.join(METHODS)}")
@@ -152,7 +155,7 @@ def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
 
 
 def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, Any]:
-    """The answer of http.do; secrets that the server echoes are redacted to their references."""
+    """The answer of http.do; of `secrets` (None: the request held none) what the server echoes is redacted."""
     header, body = answer.header, answer.body
     if secrets is not None:
         # `headers.received` changes the case of names, so a value in one is searched for in any case.

@@ -111,7 +111,10 @@ class MailCalls:
         sender: str,
         to: tuple[str, ...],
     ) -> tuple[bytes, str]:
-        """The message and its Message-ID, with secrets put in. HostError of the checks."""
+        """The message and its Message-ID, with secrets put in; `sender` and `to` have been checked.
+
+        HostError as `message.check_subject`, `message.check_body` and `PluginSecrets.expand`.
+        """
         # Before secrets are put in as well: for a wrong text none is opened.
         mail_message.check_subject(asked.subject)
         mail_message.check_body(asked.body, max_bytes=settings.body_bytes)
@@ -171,7 +174,10 @@ def _sender(settings: Settings) -> str:
 
 
 def _password(settings: Settings, secrets: PluginSecrets) -> str:
-    """The relay's password, empty without a user name; HostError, in words that a plugin may see."""
+    """The relay's password from the `secrets` of OWNER, empty without a user name.
+
+    HostError service_unavailable, with a text for plugins: it does not name the secret.
+    """
     if not settings.username:
         return ""
     if REFERENCE.fullmatch(settings.password) is None:
@@ -184,7 +190,7 @@ def _password(settings: Settings, secrets: PluginSecrets) -> str:
 
 
 def _check_allowed(to: tuple[str, ...], allow: tuple[str, ...]) -> None:
-    """HostError for a recipient not in `allow`, which has addresses and `@domain`s; empty allows any."""
+    """HostError egress_blocked for one of `to` not in `allow`, which has addresses and `@domain`s; empty allows any."""
     for one in to:
         local, _, domain = one.rpartition("@")
         # The local part in lower case, too, as most servers compare it (RFC 5321, section 2.4).

@@ -81,7 +81,8 @@ class Smtp:
     async def send(self, relay: Relay, envelope: Envelope, password: str, *, within_s: float) -> None:
         """Returns once the relay has accepted the message for every recipient; HostError otherwise.
 
-        `deadline_exceeded` after `within_s`: then it is unknown whether the relay accepted it.
+        `password` is used only if the relay has a user name. `deadline_exceeded` after `within_s`: then it is unknown
+        whether the relay accepted it.
         """
         import aiosmtplib
 
@@ -102,7 +103,10 @@ class Smtp:
             raise _unavailable(f"the relay {relay.shown} broke off") from error
 
     async def _send(self, relay: Relay, envelope: Envelope, password: str, limit: asyncio.Timeout) -> None:
-        """The SMTP dialogue: TLS, login, envelope, message. HostError, and errors of aiosmtplib for `send` to map."""
+        """The SMTP dialogue: TLS, login, envelope, message. HostError, and errors of aiosmtplib for `send` to map.
+
+        `limit` is the deadline of `send`; it is lifted once the relay has accepted the message.
+        """
         # Refused before connecting, so that the password is not sent in clear.
         if relay.username and relay.security == "none":
             raise _unavailable("the relay's user name and password go over TLS only (settings, [mail])")
@@ -135,7 +139,10 @@ class Smtp:
 
     @contextlib.asynccontextmanager
     async def _connected(self, relay: Relay) -> AsyncIterator[aiosmtplib.SMTP]:
-        """An SMTP session after its greeting, over TLS for smtps."""
+        """An SMTP session with the relay after its greeting, over TLS for smtps; closed with the block.
+
+        HostError service_unavailable, errors of aiosmtplib, ssl.SSLError.
+        """
         import aiosmtplib
 
         if self._tls is None and relay.security != "none":

@@ -15,7 +15,8 @@ _TOKEN_BYTES: Final = 16
 def request(version: int, identifier: int, sequence: int, token: bytes) -> bytes:
     """The bytes of an echo request for IP `version` 4 or 6 that carries `token`, 16 bytes.
 
-    The checksum is computed for IPv4 only: over IPv6 it covers addresses, and the kernel fills it in.
+    `identifier` and `sequence` are numbers of 16 bits. The checksum is computed for IPv4 only: over IPv6 it covers
+    addresses, and the kernel fills it in.
     """
     kind = _ECHO[version][0]
     plain = _HEADER.pack(kind, 0, 0, identifier, sequence) + token

@@ -106,7 +106,10 @@ async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
 async def _read_journald(
     asked: JournalQuery, matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool]
 ) -> tuple[list[JournalEntry], str]:
-    """(entries, next cursor); HostError bad_params for a cursor of another kind, journalctl.JournalUnreadable."""
+    """(entries, next cursor); `matches` and `wanted` as of `journalctl.newest`.
+
+    HostError bad_params for a cursor of another kind; journalctl.JournalUnreadable.
+    """
     kind, _, position = asked.cursor.partition(":")
     if not asked.cursor:
         # Before reading: an entry that is written meanwhile is then after the cursor, not lost.

@@ -210,7 +210,10 @@ class NotificationQueue:
         before_seq: int = 0,
         limit: int = 100,
     ) -> list[Item]:
-        """At most `limit` items, newest first; for the next page, pass the last `seq` as `before_seq`."""
+        """At most `limit` items, newest first, of `statuses` (empty: of any) and of one plugin or all.
+
+        For the next page, pass the last `seq` as `before_seq`.
+        """
         return await self._ledger.read_slow(
             lambda db: upkeep.page(db, statuses=statuses, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
         )

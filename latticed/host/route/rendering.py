@@ -40,9 +40,10 @@ _SCRIPTS: Final = ("javascript", "ecmascript", "jscript", "livescript")
 async def render(
     compiled: Template, path: str, method: str, query: tuple[tuple[str, str], ...], *, content_type: str, call: Call
 ) -> bytes:
-    """The body; `path` is decoded, `query` decoded pairs in their order.
+    """The body that a template gives for one request; `path` is decoded, `query` decoded pairs in their order.
 
-    `call(method, params)` makes a host call of the plugin. Problem: denials that are not in _EMPTY, `output_too_large`.
+    `content_type`: that of the answer, which decides whether values are escaped. `call(method, params)` makes a host
+    call of the plugin. Problem: denials that are not in _EMPTY, `output_too_large`.
     """
     values: dict[Reference, str] = {PATH: path, METHOD: method}
     for wanted in compiled.queries:

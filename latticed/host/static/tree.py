@@ -250,7 +250,7 @@ class StaticFiles:
 
 
 def _make(name: str, above: int) -> None:
-    """Make a directory, durably, if it does not exist."""
+    """Make a directory, durably, in the one with the descriptor `above`, if it does not exist. OSError."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=above)
         # Else the directory, and the file that is fsynced in it, may be gone after a power cut.

@@ -29,9 +29,10 @@ class Approvals:
         self._approving = 0  # calls of `approve` under way, which may write after `withdraw` has read the rows
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
-        """Let a task run once, if its script has that digest and its plugin may have it run; a refusal is audited.
+        """Let a task run once, if its script has the digest `sha256` and its plugin may have it run; returns the task.
 
-        Problems: not_found, not_available, digest_mismatch, invalid_transition.
+        `by`: who approves it, for the audit record, in which refusals are too. Problems: not_found, not_available,
+        digest_mismatch, invalid_transition.
         """
         now_us, digest = self._clock.wall_us(), sha256.lower()
         # Counted before the first await: a `withdraw` that runs meanwhile writes even if it sees no approved row.
@@ -65,7 +66,7 @@ class Approvals:
         return refusal is None and plugin_id not in self._lapsed
 
     def lapse(self, plugin_id: str, refusal: PermissionRefused) -> None:
-        """Start none of its approved tasks from now on; takes effect at once, `withdraw` records it later."""
+        """Start none of its approved tasks from now on, because of `refusal`; `withdraw` records that later."""
         # Before the first scan every plugin is refused; that must not undo approvals at each start of the daemon.
         if refusal.lost:
             self._lapsed[plugin_id] = refusal

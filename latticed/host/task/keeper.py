@@ -115,7 +115,10 @@ class TaskKeeper:
     # Plugins.
 
     async def submit(self, plugin_id: str, asked: TaskSubmit, script: bytes) -> TaskRow:
-        """Queue a task for approval; Problems: service_unavailable, quota_exceeded, ledger_unavailable."""
+        """Queue a task for approval; `script`: the bytes of its script, as `spec.checked` returns them.
+
+        Problems: service_unavailable, quota_exceeded, ledger_unavailable.
+        """
         settings = self.settings
         if not settings.enabled:
             raise Problem("service_unavailable", "the operator has switched tasks off")
@@ -135,13 +138,19 @@ class TaskKeeper:
     async def page(
         self, *, states: Collection[str] = (), plugin_id: str | None = None, before_seq: int = 0, limit: int = 100
     ) -> list[TaskRow]:
-        """At most `limit` tasks, newest first, without script and output; pass the last `seq` as `before_seq`."""
+        """At most `limit` tasks of `states` (empty: any) and of one plugin or all, newest first, without script and
+        output. For the next page, pass the last `seq` as `before_seq`.
+        """
         return await self._ledger.read_slow(
             lambda db: rows.page(db, states=states, plugin_id=plugin_id, before_seq=before_seq, limit=limit)
         )
 
     async def cancel(self, task_id: str, *, by: str, plugin_id: str | None = None) -> TaskRow:
-        """Cancel a queued task, or kill all processes of a running one. Problems: not_found, invalid_transition."""
+        """Cancel a queued task, or kill all processes of a running one, and return it as it is then.
+
+        `by`: who asked for it, for the audit record. With `plugin_id` only a task of that plugin. Problems: not_found,
+        invalid_transition, ledger_unavailable.
+        """
         task = self.get(task_id, plugin_id=plugin_id)
         if (running := self._runs.get(task_id)) is not None:
             running[1].stop(f"cancelled by {by}")

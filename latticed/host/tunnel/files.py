@@ -52,8 +52,8 @@ class TunnelFiles:
         files.replace(path, data, mode=0o600)
 
     def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
-        """Change the owner of these files to the user that the program runs as; None: it runs as the daemon's own.
-        OSError.
+        """Change the owner of these files to `ids`, the user that the program runs as; None: the daemon's own user, and
+        nothing is changed. OSError.
         """
         if ids is not None:
             for one in paths:

@@ -135,7 +135,10 @@ def _calls(host: GuestHost, module: Module) -> NoReturn:
 
 
 def _in_memory(failed: GuestFailed, used_bytes: int, most_bytes: int) -> GuestFailed:
-    """Running out of memory traps like other faults: tell them apart by how much memory was in use."""
+    """`failed`, for a trap with the memory in use added to its message.
+
+    A module that runs out of memory traps like one with a fault: by these numbers its author can see which it was.
+    """
     code, message = failed.args
     if code != "wasm_trap":
         return failed
