@@ -165,9 +165,11 @@ def _patterns(parts: Iterable[tuple[tuple[str, ...], dict[str, Any]]]) -> int:
 
 
 def _mapping(schema: dict[str, Any], word: str) -> dict[str, Any]:
+    """The member `word` of the schema; empty when it is missing or no object."""
     found = schema.get(word)
     return found if isinstance(found, dict) else {}
 
 
 def _shown(value: object) -> str:
+    """A value as messages show it: a text quoted and cut to 80 characters, any other by its type."""
     return repr(text.clip(value, 80)) if isinstance(value, str) else f"{type(value).__name__}"

@@ -105,7 +105,7 @@ class ControlClient:
         self._checked("PUT", parts, body=body, kind="application/octet-stream")
 
     def delete(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
-        """`DELETE`, with the decoded answer."""
+        """`DELETE`; the decoded answer. None in `query` leaves that parameter out."""
         return _json(self._checked("DELETE", parts, query=query))
 
     def health(self) -> Any:
@@ -237,7 +237,7 @@ class ControlClient:
         return body
 
     def _lost(self, error: Exception, method: str) -> Problem:
-        """The Problem for a request that got no answer, or none that makes sense."""
+        """The Problem for a request that got no answer, or none that makes sense; `method` decides what the hint says."""
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:

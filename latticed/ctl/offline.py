@@ -27,7 +27,10 @@ def owners(directory: str) -> frozenset[int]:
 
 
 def opened(directory: str, limits: read.ReadLimits) -> read.BundleDirectory:
-    """Open the bundle at `directory`, or raise BundleRefused. With a slash at the end a link would be followed."""
+    """Open the bundle at `directory`, or raise BundleRefused.
+
+    A link in its place is refused, also with a slash at the end, which would otherwise have it followed.
+    """
     return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
 
 

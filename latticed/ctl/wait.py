@@ -86,7 +86,7 @@ def _passing(problem: Problem, *, reached_once: bool) -> bool:
 
 
 def _holds(condition: str, view: wire.PluginView) -> bool:
-    """Whether the plugin fulfils the condition."""
+    """Whether the plugin is what `condition` says: available, active, healthy or stopped."""
     match condition:
         case "available":
             return view.available

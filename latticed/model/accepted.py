@@ -175,7 +175,8 @@ def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = 
 def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
     """The terms in both, so that the result never exceeds either; for single-valued ones the value of `accepted`.
 
-    Single-valued are type, protocol, interpreter and arguments.
+    Single-valued are type, protocol, interpreter and arguments. `usual` stands for levels and limits that are left to
+    the settings.
     """
     return replace(
         accepted,
@@ -200,7 +201,9 @@ def bound(limits: ManifestLimits, name: str, usual: ManifestLimits) -> float:
 
 
 def _identity(wants: Accepted, accepted: Accepted) -> Iterable[str]:
-    """Single-valued terms (type, protocol, …): a changed value has to be accepted, an empty one has not."""
+    """The words that accept the single-valued terms (type, protocol, interpreter, arguments) that differ from the
+    accepted ones; an empty value needs no acceptance.
+    """
     for name in ("type", "protocol", "interpreter"):
         value = getattr(wants, name)
         if value and value != getattr(accepted, name):

@@ -89,7 +89,9 @@ class PluginBase:
     # Called by the protocols and the test harness.
 
     def connect(self, ask: Ask) -> None:
-        """Send host calls through `ask`; `run` and the test harness do this."""
+        """Send host calls through `ask(method, params)`, which returns the result or raises HostError; `run` and the
+        test harness do this.
+        """
         self._ask = ask
 
     def answer(self, action: str, payload: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def layers() -> list[str]:
 
 
 def docstring(name: str) -> str:
-    """Of a package or module directly below latticed; empty when there is none of that name yet."""
+    """The docstring of a package or module directly below latticed; empty when there is none of that name yet."""
     for path in (ROOT / "latticed" / name / "__init__.py", ROOT / "latticed" / f"{name}.py"):
         if path.is_file():
             return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

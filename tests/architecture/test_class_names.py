@@ -12,7 +12,7 @@ MOST = 0.08
 
 
 def classes() -> dict[str, list[str]]:
-    """Where each name is defined."""
+    """The files in which a class of each name is defined."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((ROOT / "latticed").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -38,18 +38,20 @@ class Place:
 
     @property
     def owner(self) -> str:
-        """The class it belongs to, or is."""
+        """The class that the place is a method of, or is itself."""
         return self.name.partition(".")[0]
 
     def node(self, name: str | None = None) -> ast.AST | None:
-        """Its code; with `name` that of another part of the module."""
+        """The code of the place; with `name` that of another part of its module."""
         found: ast.AST | None = tree(self.module)
         for part in (name or self.name).split("."):
             found = next((one for one in getattr(found, "body", ()) if part in _defined(one)), None)
         return found
 
     def mentions(self) -> set[str]:
-        """Names in its code and in that of the private functions of its module and class that it uses."""
+        """The names in the code of the place, and in that of the private functions of its module and class that it
+        uses.
+        """
         seen, todo, found = set(), [self.name], set[str]()
         while todo:
             name = todo.pop()
@@ -103,7 +105,9 @@ def is_linked(before: Place, after: Place, by: Place | None) -> bool:
 
 
 def walks() -> dict[str, list[tuple[Place, Place | None]]]:
-    """By title: each step, and what hands it to an earlier one."""
+    """The steps of each walk by its title: a place, and the place that leads to it from an earlier step, if there is
+    one.
+    """
     section = PAGE.read_text(encoding="utf-8").partition("\n## Four walks\n")[2].partition("\n## ")[0]
     found = {}
     for part in section.split("\n### ")[1:]:

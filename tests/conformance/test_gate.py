@@ -27,7 +27,7 @@ async def home():
 
 @pytest.fixture
 async def plugin(home):
-    """One that declares everything and was granted everything."""
+    """A plugin that declares everything and was granted everything."""
     return await caller(home, *hostcalls.EVERYTHING, accept=hostcalls.HOST_RISK)
 
 

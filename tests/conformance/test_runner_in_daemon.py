@@ -34,7 +34,7 @@ async def activated(home, way, *, artifact=None, capabilities=None, name="demo")
 
 
 async def invoked(home, action, plugin_id):
-    """(reply, code): a refusal of the plugin counts as a code; else the problem's."""
+    """The (reply, code) of an invocation: a refusal of the plugin counts as a code; else the problem's."""
     answer = await home.ask("POST", f"/api/plugins/by-id/{plugin_id}/invoke", {"action": action, "payload": None})
     if answer.status != 200:
         return None, answer.code

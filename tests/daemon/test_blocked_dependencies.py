@@ -72,7 +72,7 @@ def pings(daemon):
 
 
 def goes_on(daemon, pid):
-    """The daemon pings, stops a tampered plugin, and reloads."""
+    """Check that the daemon pings, stops a tampered plugin, and reloads."""
     pings(daemon)
     bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
     daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
@@ -83,7 +83,7 @@ def goes_on(daemon, pid):
 
 
 def ends(daemon):
-    """The daemon ends at once, with exit status 0."""
+    """Check that the daemon ends at once, with exit status 0."""
     began = time.monotonic()
     assert daemon.stop() == 0
     assert time.monotonic() - began < 8.0
@@ -230,7 +230,9 @@ def disk(place):
 
 @contextlib.contextmanager
 def frozen(directory):
-    """No write to the file system returns; a process in one cannot even be killed, so it is always thawed here."""
+    """While the block lasts no write to the file system returns; a process in one cannot even be killed, so it is
+    always thawed.
+    """
     subprocess.run(["fsfreeze", "-f", str(directory)], check=True)
     try:
         yield

@@ -68,7 +68,7 @@ def plugin(host):
 
 @pytest.fixture
 def alone():
-    """As `plugin`, in a daemon of its own: accepted versions stay a floor for later ones."""
+    """The plugin as in `plugin`, in a daemon of its own: accepted versions stay a floor for later ones."""
     with hosting.hosting() as host:
         host.up(ID, ECHO, runtime=SPEAKING, config=SCHEMA)
         yield host

@@ -98,7 +98,7 @@ def _kill_within(daemon, load, chance):
 
 
 def _check(daemon, load):
-    """The restarted daemon shows what was acknowledged, or what was being requested; and it is consistent."""
+    """Check that the restarted daemon shows what was acknowledged, or what was being requested, and is consistent."""
     report = daemon.get("/api/audit/verify").json()
     assert report["ok"] is True, report
     daemon.until(lambda: all(one["available"] for one in daemon.get("/api/plugins").json()), "mended bundles to verify")
@@ -118,7 +118,7 @@ def _check(daemon, load):
 
 
 def _is_whole(daemon, record):
-    """The decision, its event, its times and the stored pair agree; what is active is alive."""
+    """Check that the decision, its event, its times and the stored pair agree, and that what is active is alive."""
     status = record["status"]
     last = daemon.events(action="plugin.status", target=record["id"], decision="allow", newest="1", limit="1")
     assert (last[0]["detail"]["to"] if last else "verified") == status, (record, last)

@@ -89,7 +89,7 @@ class World:
         return answer.json()
 
     def latticectl(self, *words: str) -> tuple[int, str]:
-        """Run in this process, which is faster; exit code and stdout."""
+        """Run latticectl in this process, which is faster; its exit code and stdout."""
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = main.main(["--socket", str(self.place.socket), "--config", str(self.config), *words])
@@ -197,12 +197,12 @@ def edit(file: str, change: Callable[[Path], Any]) -> Callable[[World, str], Non
 
 
 def opened(world: World, name: str) -> None:
-    """The daemon's user may read it again."""
+    """Let the daemon's user read it again."""
     (world.path(name) / "manifest.json").chmod(0o644)
 
 
 def renamed(path: Path) -> None:
-    """Another name than the one that was signed."""
+    """Give the plugin another name than the one that was signed."""
     path.write_bytes(path.read_bytes().replace(b'"Demo"', b'"Other"'))
 
 
@@ -441,7 +441,7 @@ DECIDED = (
 
 
 def failing(world: World, name: str) -> None:
-    """Activated, and failed for good or until a retry."""
+    """A plugin that was activated and failed, for good or until a retry."""
     world.seen(f"acme.{name}")
     world.decide(f"acme.{name}", "installed", "active")
     world.daemon.until_state("failed", f"acme.{name}")
@@ -567,7 +567,7 @@ ALIVE = (
 
 
 def denied(call: str, accept: tuple[str, ...] = (), **params: Any) -> Callable[[World, str], None]:
-    """Running, and denied this call; `{port}` in its parameters is that of the web server."""
+    """A plugin that runs and was denied this call; `{port}` in its parameters is that of the web server."""
 
     def after(world: World, name: str) -> None:
         world.up(f"acme.{name}", accept=list(accept))
@@ -740,7 +740,9 @@ def test_explain_names_a_command_that_fixes_each_cause(world, case):
 
 
 def is_left(found: Any, left: str) -> bool:
-    """Nothing, or the next step, with whatever consent that takes."""
+    """Whether explain advises nothing (`left` empty), or a command that begins with `left`, with whatever consent it
+    takes.
+    """
     return str(found).startswith(left) if left else found is None
 
 

@@ -94,7 +94,7 @@ def moved_away(path):
 
 
 def replaced(path):
-    """By a copy: the same bytes, another file."""
+    """Replace it by a copy: the same bytes in another file. Returns a function that undoes this."""
     back = moved_away(path)
     aside = path.with_name(f"{path.name}.aside")
     if aside.is_dir():
@@ -111,7 +111,7 @@ def replaced(path):
 
 
 def overwritten(path):
-    """In place: the same file, other bytes."""
+    """Overwrite it in place: the same file with other bytes. Returns a function that undoes this."""
     before, stamp = path.read_bytes(), path.stat().st_mtime_ns
     path.write_bytes(bytes(len(before)))
 

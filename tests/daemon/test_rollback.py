@@ -55,7 +55,9 @@ def floors(place: daemons.Place) -> dict:
 
 @pytest.fixture
 def rolled_back(used, acme):
-    """After `kept` was copied: network:plan trimmed, acme.worse revoked, version 1.3.0 accepted."""
+    """The place with the files of `kept` put back, after network:plan was trimmed, acme.worse revoked and version 1.3.0
+    accepted.
+    """
     old = kept(used)
     used.trust_us(acme, revoked={**used_states.REVOKED, "plugins": ["acme.bad@*", "acme.worse@*"]})
     with used.running() as daemon:

@@ -91,7 +91,7 @@ def test_restart_arms_two_thousand_active_plugins(herd):
 
 
 def _decide_all(place, numbers):
-    """Install and activate, over four connections."""
+    """Install and activate all of them, over four connections."""
     failed = []
 
     def client(mine):

@@ -22,7 +22,7 @@ def active(place, acme):
 
 
 def _undisturbed(daemon, before):
-    """The record is unchanged: same pair, same start, no restart, no runtime event."""
+    """Check that the record is unchanged: same pair, same start, no restart, no runtime event."""
     after = daemon.plugin()
     for name in ("version", "publisher", "artifact_sha256", "capabilities", "granted", "status", "available"):
         assert after[name] == before[name], name

@@ -87,7 +87,7 @@ FILE_WRITES = {
 
 
 def _whole(bundle, other):
-    """Both files of the other bundle, which verifies as well."""
+    """Replace both files by those of the other bundle, which verifies as well."""
     for name in ("manifest.json", "artifact"):
         shutil.copy(other / name, bundle / ".new")
         (bundle / ".new").replace(bundle / name)
@@ -130,7 +130,7 @@ class Interrupted:
 
 
 def _install(bundle, store, moments):
-    """As a catalog installs: judge, then keep. The verdict, or the code of the refusal."""
+    """Install as a catalog does: judge, then keep. Returns the verdict, or the code of the refusal."""
     moments.step()
     try:
         with read.open_bundle(bundle, limits=read.ReadLimits(), owners=supervisors.owners()) as found:

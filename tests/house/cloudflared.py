@@ -43,7 +43,9 @@ def main() -> int:
 
 
 def validate(config) -> int:
-    """As the real one: it accepts duplicates, unusual schemes, malformed ids and unknown keys."""
+    """The exit code of `validate`, as the real one gives it: duplicates, unusual schemes, malformed ids and unknown
+    keys are accepted.
+    """
     rules = config.get("ingress") or []
     if any("ponders" in rule.get("hostname", "") for rule in rules):
         threading.Event().wait()

@@ -73,7 +73,9 @@ def victim() -> Iterator[dict[str, str]]:
 
 
 def refuse_user_namespaces(how: str) -> None:
-    """As a unit with RestrictNamespaces= (seccomp), or a host with user.max_user_namespaces=0 (sysctl)."""
+    """Refuse user namespaces as a unit with RestrictNamespaces= (seccomp) does, or a host with
+    user.max_user_namespaces=0 (sysctl).
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
     if how == "seccomp":

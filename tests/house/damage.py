@@ -38,7 +38,7 @@ def gone(state: Path) -> None:
 
 
 def zeros(state: Path) -> None:
-    """As long as before, and all zeros: what some power cuts leave."""
+    """Make the database as long as before and all zeros, which is what some power cuts leave."""
     database = state / "ledger.sqlite3"
     size = database.stat().st_size
     os.truncate(database, 0)
@@ -79,7 +79,7 @@ AT_ONCE: dict[str, Callable[[Path], None]] = {
 
 
 def newer(state: Path) -> None:
-    """Not damaged: written by a later version of latticed."""
+    """Make the ledger one of a later version of latticed, which is not damaged."""
     _execute(state, "PRAGMA user_version = 99")
 
 

@@ -117,7 +117,7 @@ class NameServer:
 
 
 def installed(kind: str) -> str | None:
-    """Where the program of `bind` or `knot` is, if it is here."""
+    """The path of the program of `bind` or `knot`; None if it is not installed."""
     paths = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
     return shutil.which({"bind": "named", "knot": "knotd"}[kind], path=paths)
 

@@ -74,11 +74,11 @@ class Faults:
         assert self.hits > before, f"no call was made that could fail below {below}"
 
     def mend(self) -> None:
-        """No call fails from now on."""
+        """Let no call fail from now on."""
         self._put("<i", _ERROR, 0)
 
     def shift_clock(self, seconds: int) -> None:
-        """From now on the wall clock differs from the true time by that much."""
+        """Let the wall clock differ from the true time by so many seconds from now on."""
         self._put("<q", _OFFSET, seconds)
 
     @property
@@ -92,7 +92,7 @@ class Faults:
 
 @contextlib.contextmanager
 def attached(place: daemons.Place, shim: Path) -> Iterator[Faults]:
-    """Whatever `place` starts from now on has the faults of the block's value."""
+    """Give the faults of the block's value to all that `place` starts from now on."""
     library, control = place.home / "faults.so", place.home / "faults.page"
     library.write_bytes(shim.read_bytes())
     control.write_bytes(bytes(_BYTES))

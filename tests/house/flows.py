@@ -110,7 +110,7 @@ async def redirect_without_scheme_to_private_host_is_refused():
 
 @flow("redirect-not-granted")
 async def redirect_to_a_host_that_is_not_granted_is_refused():
-    """Before it is looked up."""
+    """It is refused before the host is looked up."""
     zone = {"example.com": [[PUBLIC]], "other.example.net": ["silent"]}
     rights = EgressRights(hosts=("example.com:80",))
     await refused_after_redirect("http://other.example.net/", "host not granted", zone=zone, rights=rights)
@@ -145,7 +145,7 @@ async def redirect_loop_is_refused_after_five():
 
 @flow("redirect-cross-origin-auth")
 async def redirect_to_another_origin_drops_credentials():
-    """Also when a later redirect leads back."""
+    """They stay dropped when a later redirect leads back."""
     routes = {
         ("example.com", "/"): redirect("http://other.example.net/"),
         ("other.example.net", "/"): redirect("http://example.com/back"),

@@ -74,7 +74,9 @@ class Mount:
         self.held.clear()
 
     def serve(self) -> None:
-        """Until it is unmounted. What is not to be answered is not even read: else who waits could not be killed."""
+        """Answer requests until it is unmounted. What is not to be answered is not even read: else who waits could not
+        be killed.
+        """
         ready = select.poll()
         for fd in (self.fd, self.end):
             ready.register(fd, select.POLLIN)

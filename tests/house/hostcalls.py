@@ -151,7 +151,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _no_reader(self) -> Iterator[None]:
-        """No journal reader runs."""
+        """While the block lasts no journal reader runs."""
         path = self.home.root / "run/journal.sock"
         away = path.rename(path.with_name("away.sock"))
         try:
@@ -170,7 +170,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _no_relay(self) -> Iterator[None]:
-        """No mail relay is set."""
+        """While the block lasts no mail relay is set."""
         mail = self.broker.services["mail.send"].serve.__self__
         before = mail.settings
         mail.settings = replace(before, relay="")
@@ -181,7 +181,7 @@ class Stage:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """No service answers while the block lasts; each is called as usual."""
+        """While the block lasts no service answers; each is called as usual."""
         services = self.broker.services
 
         async def hold(*_: Any) -> None:

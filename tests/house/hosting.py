@@ -74,7 +74,7 @@ class Host:
         return {pid for pid in children.descendants(self.daemon.process.pid) if children.alive(pid)}
 
     def until_only(self, *plugin_ids: str) -> None:
-        """Until the children of these plugins and their descendants are the only processes left."""
+        """Wait until the children of these plugins and their descendants are the only processes left."""
 
         def only() -> bool:
             pids = {pid for one in plugin_ids if (pid := self.runtime(one).get("pid"))}
@@ -83,7 +83,7 @@ class Host:
         self.daemon.until(only, f"nothing but {plugin_ids} to live")
 
     def until_story(self, plugin_id: str, *story: str) -> None:
-        """Until its audited runtime changes are these: events are recorded a moment later."""
+        """Wait until its audited runtime changes are these: events are recorded a moment later."""
         self.daemon.until(lambda: self.story(plugin_id) == list(story), f"{plugin_id}: {story}")
 
     @contextlib.contextmanager

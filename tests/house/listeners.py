@@ -56,7 +56,7 @@ def _served(listener: Listener) -> Iterator[int]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: what was asked is in `requests`."""
+            """Log nothing: what was asked is in `requests`."""
 
     class Server(HTTPServer):
         def get_request(self) -> Any:

@@ -47,8 +47,7 @@ HOST = "127.0.0.1"
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedPlugins:
-    """In place of `Permissions` and the table of handles: who is running, what was granted, what plugins answer.
-
+    """Stands in for `Permissions` and the table of handles: who is running, what was granted, what plugins answer.
     Outlives one `World`.
     """
 
@@ -96,7 +95,7 @@ class SimulatedPlugins:
 
 @dataclass(slots=True)
 class RunningPlugin:
-    """In place of the supervisor's handle of one plugin."""
+    """Stands in for the supervisor's handle of one plugin."""
 
     plugins: SimulatedPlugins
     plugin_id: str

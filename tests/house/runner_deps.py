@@ -16,7 +16,7 @@ from tests.house import children
 
 
 def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
-    """For this machine, probed once; `limits` are settings of `plugin_limits`."""
+    """A spawner for this machine, which is probed once; `limits` are settings of `plugin_limits`."""
     return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 

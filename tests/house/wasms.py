@@ -89,7 +89,7 @@ class Bench:
 
     @property
     def entries(self) -> list[Path]:
-        """Of the cache."""
+        """The files of the cache, sorted."""
         return sorted((self.root / "state/cache/wasm").glob("*"))
 
     def plugin(self, source: str | bytes, **fields: Any) -> tuple[PluginToRun, Path]:

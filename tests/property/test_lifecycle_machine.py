@@ -196,7 +196,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def host_risk_is_granted_only_by_name(self) -> None:
-        """To the plugin of the same publisher."""
+        """The name was given for the plugin of the same publisher."""
         if self.record is not None and not self.record.forgotten:
             risky = set(self.record.granted) & capability.host_risk(CAPABILITIES)
             assert risky <= self.named
@@ -212,7 +212,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def trimmed_capability_stays_masked(self) -> None:
-        """Until it is granted by name, whatever disk, upgrade or publisher follows."""
+        """It does until it is granted by name, whatever disk, upgrade or publisher follows."""
         if self.record is not None and not self.record.forgotten:
             assert not self.trimmed & set(self.record.granted)
 

@@ -181,7 +181,7 @@ class Handle(RuleBasedStateMachine):
             assert self.own < RULES.restart.breaker_failures
 
     def teardown(self) -> None:
-        """Once the handle is not wanted, it stops and is not restarted."""
+        """Check that the handle stops and is not restarted once it is not wanted."""
         self.disable()
         if self.stopping:
             self.finish_stop()

@@ -43,7 +43,7 @@ def test_every_verb_has_help_with_examples(ctl, verb):
 
 
 def _places(parser, words):
-    """For every verb and action, its arguments with invalid UTF-8 in one place after the other."""
+    """The arguments of every verb and action, with invalid UTF-8 in one place after the other."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():

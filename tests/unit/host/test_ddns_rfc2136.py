@@ -160,7 +160,9 @@ async def test_dns_server_that_is_not_bound_is_blocked(server):
 
 @contextlib.asynccontextmanager
 async def scripted(*replies):
-    """Answers each question with the next of `replies`: bytes, or a function of question and key to a message."""
+    """A server that answers each question with the next of `replies`: bytes, or a function of question and key to a
+    message.
+    """
     left, key = list(replies), dns.tsig.Key(KEY, VALUES[KEY])
 
     async def serve(reader, writer):
@@ -199,7 +201,7 @@ def reply(*, rcode="NOERROR", flags=dns.flags.AA, signed=True, key=None, other_i
 
 
 def badtime(question, key):
-    """As a server with another clock answers (RFC 8945, section 5.2.3)."""
+    """The answer of a server with another clock (RFC 8945, section 5.2.3)."""
     answer = dns.message.make_response(question)
     answer.set_rcode(dns.rcode.NOTAUTH)
     answer.use_tsig(key, tsig_error=dns.rcode.BADTIME, other_data=b"\0\0\0\0\0\1")

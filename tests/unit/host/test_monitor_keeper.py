@@ -92,7 +92,7 @@ class World:
                 await self.settle() if settled else await asyncio.sleep(0)
 
     async def settle(self):
-        """Until nothing runs or waits."""
+        """Wait until nothing runs or waits."""
         await until(lambda: not any(one.busy for one in self.monitors.every()), "all checks ended")
 
     async def round_of(self, name, caller=A):

@@ -382,7 +382,7 @@ async def test_unwritable_secrets_key_file_is_secret_unavailable(ledger: Ledger,
 
 
 def settings_at(tmp_path: Path, **environ: str) -> Settings:
-    """Those of a daemon whose file is in tmp_path/config and whose state is in tmp_path/state."""
+    """The settings of a daemon whose file is in tmp_path/config and whose state is in tmp_path/state."""
     file = tmp_path / "config" / "latticed.toml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(environ.pop("text", ""))

@@ -30,7 +30,7 @@ class Log:
         self.read: list[bytes] = []
 
     def stamp(self) -> None:
-        """Time passes between any two changes, however coarse the clock of the file system is."""
+        """Let time pass between any two changes, however coarse the clock of the file system is."""
         self.now_ns += 1_000_000_000
         os.utime(self.path, ns=(self.now_ns, self.now_ns))
 
@@ -56,7 +56,7 @@ class Log:
             self.collect()
 
     def rotate(self, way: str) -> None:
-        """As logrotate does: rename and make anew, with a date, or copy and empty."""
+        """Rotate the log as logrotate does: rename and make anew, with a date, or copy and empty."""
         self._rotate(way)
         self.stamp()
 

@@ -263,7 +263,7 @@ async def disable(it: Activities) -> None:
 
 
 async def full(it: Activities) -> None:
-    """Disabled while the ledger cannot be written."""
+    """Disable the plugin while the ledger cannot be written."""
 
     async def refuse(*_: Any, **__: Any) -> None:
         raise Problem("ledger_unavailable", "the disk is full")
@@ -279,7 +279,7 @@ async def trim(it: Activities) -> None:
 
 
 async def takeover(it: Activities) -> None:
-    """Taken over by another publisher, who has all permissions too."""
+    """Have the id taken over by another publisher, who has all permissions too."""
     other = bundles.author("stranger")
     _trust(it.home, other)
     await it.home.look()

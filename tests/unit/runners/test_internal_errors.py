@@ -10,7 +10,7 @@ from latticed.runners import internal_errors
 
 
 class Log:
-    """Keeps what is logged."""
+    """A logger that keeps what is logged."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, int]] = []

@@ -27,7 +27,7 @@ async def talk():
 
 
 async def _asked(talk, method="health", params=None):
-    """A request under way: (task, its id)."""
+    """Make a request and leave it under way: (task, its id)."""
     before = len(talk.said)
     task = asyncio.create_task(talk.session.ask(method, params or {}))
     await conversations.until(lambda: len(talk.said) > before or task.done())

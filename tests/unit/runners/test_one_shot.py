@@ -38,7 +38,7 @@ while action == "ask":
 
 
 class SlowGate:
-    """Never answers; counts the calls under way."""
+    """A Gate that never answers, and counts the calls under way."""
 
     def __init__(self) -> None:
         self.going_on = 0
@@ -93,7 +93,7 @@ print(json.dumps({"ok": True, "result": result}))
 
 
 class LateGate:
-    """Finishes calls in reverse order."""
+    """A Gate that finishes calls in reverse order."""
 
     def __init__(self) -> None:
         self.calls = 0

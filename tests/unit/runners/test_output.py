@@ -18,7 +18,9 @@ PIPE_BYTES = 60_000  # a pipe takes it at once
 
 @contextlib.asynccontextmanager
 async def hearing(stderr, data):
-    """A pipe with `data` in it, read by `stderr` from now on; its transport, and an event that is set at its end."""
+    """Read a pipe with `data` in it by `stderr` from now on; returns its transport, and an event that is set at its
+    end.
+    """
     read, write = os.pipe()
     with open(write, "wb", buffering=0) as end:
         assert end.write(data) == len(data)

@@ -58,7 +58,7 @@ async def serve(method, params):
 
 
 class Heard(asyncio.Protocol):
-    """Passes data on, and records the end of the connection."""
+    """A connection that passes data on and records its end."""
 
     def __init__(self):
         self.feed = None

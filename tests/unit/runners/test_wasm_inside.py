@@ -53,7 +53,7 @@ class World:
         self.messages += 1
 
     def call(self, name, *arguments):
-        """As the module would."""
+        """Call the function as the module would."""
         return self.wasi._function(name)(self.store, *arguments)
 
     def read(self, at, size):

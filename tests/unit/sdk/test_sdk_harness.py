@@ -9,7 +9,7 @@ from latticed.sdk.testing import Harness
 
 
 class Counter(Plugin):
-    """Counts."""
+    """A plugin that counts."""
 
     was_stopped = False
 
