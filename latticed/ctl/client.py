@@ -237,7 +237,7 @@ class ControlClient:
         return body
 
     def _lost(self, error: Exception, method: str) -> Problem:
-        """The Problem for a request that got no answer, or none that makes sense; `method` decides what the hint says."""
+        """The Problem for a request that got no answer, or none that makes sense; the hint depends on `method`."""
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:

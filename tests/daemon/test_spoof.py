@@ -70,7 +70,7 @@ def _twin(how, place, acme):
     ],
 )
 def test_bundle_with_the_id_of_another_plugin_is_refused(active, place, acme, how, code):
-    """Any signature is refused; the original runs also after a restart, and after the second bundle is removed."""
+    """It is, whoever signed it; the original runs also after a restart, and after the second bundle is removed."""
     before = active.plugin()
     _twin(how, place, acme)
     active.until_rejected("intruder", code)
