@@ -131,13 +131,12 @@ class BuiltinInstance:
     async def check(self) -> Checkup:
         if self._checking is not None and not self._checking.done():
             return Checkup(health=Health.UNHEALTHY, message="the health check before has not ended yet")
-        self._checking = self._fenced(self._plugin.check, "check")
+        self._checking = self._fenced(functools.partial(_checked, self._plugin), "check")
         try:
-            found = await self._result(self._checking)
+            found: Checkup = await self._result(self._checking)
         except _Failed as failed:
             return Checkup(health=Health.UNHEALTHY, message=self._told(failed, "the health check failed"))
-        said = {"status": getattr(found, "status", None), "message": getattr(found, "message", "")}
-        return replies.checkup(said)
+        return found
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
         limits = self._invoking
@@ -148,15 +147,16 @@ class BuiltinInstance:
         self._invocations += 1
         try:
             async with asyncio.timeout(limits.timeout_s):
-                work = functools.partial(self._plugin.invoke, action, payload)
-                return _reply(await self._result(self._fenced(work, "invoke")))
+                work = functools.partial(_answered, self._plugin, action, payload)
+                answer: dict[str, Any] = await self._result(self._fenced(work, "invoke"))
+                return answer
         except TimeoutError as error:
             raise replies.too_late(limits.timeout_s) from error
         except _Failed as failed:
             if failed.error is None and self._is_over():
                 raise self._gone() from failed
             if isinstance(failed.error, base.PluginError | PluginHostError):
-                return replies.reply(base.failed(str(failed.error)))
+                return replies.reply(base.failed(_words(failed.error)))
             return replies.reply(base.failed(self._told(failed, f"the action {action[:100]} failed")))
         finally:
             self._invocations -= 1
@@ -232,7 +232,7 @@ class BuiltinInstance:
         """One line of why, after its traceback went to the log."""
         error = failed.error
         kind = type(error).__name__
-        words = "it cancelled itself" if error is None else f"{kind}: {error}"
+        words = "it cancelled itself" if error is None else f"{kind}: {_words(error)}"
         said = text.clip(f"{what}: {words}", replies.MESSAGE_CHARACTERS)
         # A visitor's requests may fail as often as they like.
         count = _FAILURES.take((self._plugin_id, kind), asyncio.get_running_loop().time())
@@ -258,10 +258,30 @@ async def _fence(work: Callable[[], Awaitable[Any]]) -> Any:
         return _Failed(error)
 
 
+def _words(error: BaseException) -> str:
+    """What an exception says; its own method may raise as well."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - of whatever class the plugin made
+        return "(an exception that cannot be shown)"
+
+
+# Behind the fence, so that an odd value of a plugin's counts as its failure too.
+
+
 async def _started(make: Callable[[], SystemPlugin]) -> SystemPlugin:
     plugin = make()
     await plugin.started()
     return plugin
+
+
+async def _checked(plugin: SystemPlugin) -> Checkup:
+    found = await plugin.check()
+    return replies.checkup({"status": getattr(found, "status", None), "message": getattr(found, "message", "")})
+
+
+async def _answered(plugin: SystemPlugin, action: str, payload: Any) -> dict[str, Any]:
+    return _reply(await plugin.invoke(action, payload))
 
 
 def _reply(found: Any) -> dict[str, Any]:
