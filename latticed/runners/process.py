@@ -87,7 +87,9 @@ class ProcessRunner:
     async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """Start the child of a latticed-stdio-1 plugin. It keeps running, so `program` is closed."""
+        """Start the child of a latticed-stdio-1 plugin and return its instance; `program` is closed then, as the child
+        keeps running. Problem as `stdio_child.begin`.
+        """
         request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:

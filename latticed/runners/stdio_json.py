@@ -176,7 +176,10 @@ class Invocation:
                 self._call(call, lines.weight(line))
 
     def _take_partial(self, line: bytes, why: str) -> None:
-        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`."""
+        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`.
+
+        A line that is neither fails the invocation; `why` it could not be decoded is for that message.
+        """
         partial = unrepresentable.read(line)
         if partial is None:
             found = unrepresentable.noise(line)

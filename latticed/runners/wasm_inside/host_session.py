@@ -85,7 +85,10 @@ class HostSession:
             self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
 
     def _simple(self, method: str, number: Any) -> None:
-        """Answer requests that need no call of the module, such as `health`: a child that answers is healthy."""
+        """Answer requests that need no call of the module, such as `health`: a child that answers is healthy.
+
+        HostGone after the answer to `shutdown`.
+        """
         if method == "health":
             self._send({"id": number, "result": {"status": "healthy", "message": ""}})
         elif method == "shutdown":

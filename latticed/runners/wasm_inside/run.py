@@ -125,7 +125,9 @@ def _calls(host: GuestHost, module: Module) -> NoReturn:
     session = HostSession(host.budget)
 
     def fresh(store: Store) -> None:
-        """A store for one call: until the first instance was started, the time to get ready counts."""
+        """Put the limits of one call on `store`, and restart the budget: until the first instance was started with the
+        time to get ready.
+        """
         host.limit(store)
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 
