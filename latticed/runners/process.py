@@ -77,7 +77,7 @@ class ProcessRunner:
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
-        """The artifact, sealed in a memfd."""
+        """The artifact of `pair`, sealed in a memfd, for the caller to close. Raises what `artifact.seal` raises."""
 
         def seal() -> Artifact:
             return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)

@@ -69,7 +69,10 @@ def _target(base: Target, location: str) -> Target:
 
 
 def _check_crossing(old: Target, new: Target, is_bound: Callable[[Target], bool]) -> None:
-    """HostError when a redirect may not lead from the origin of `old` to that of `new`."""
+    """HostError egress_blocked when a redirect may not lead from the origin of `old` to that of `new`, another one.
+
+    `is_bound` as for `follow`.
+    """
     if old.scheme == "https" and new.scheme != "https":
         raise _blocked(f"it leads from https to {new.scheme}")
     if is_bound(old):

@@ -92,7 +92,10 @@ def _load(text: str) -> tuple[GuestHost, Module]:
 
 
 def _command(host: GuestHost, module: Module) -> NoReturn:
-    """Run a WASI command, which speaks the protocol itself on its standard streams."""
+    """Run a WASI command, which speaks the protocol itself on its standard streams.
+
+    Exited when it ends by itself, GuestFailed when it traps or cannot be instantiated.
+    """
     store, guest, orders = Store(host.engine), Guest(), host.orders
 
     def renew() -> None:
