@@ -188,8 +188,8 @@ class ProblemView:
     `status` is the HTTP status, `code` the kind of error for programs; `detail` says what was expected and what was
     found, `hint` what can be done about it.
 
-    `errors` (`config_invalid`): all that is wrong with a document, each `{"path", "expected", "found"}`; `more` when
-    there is more than is listed.
+    `errors` (`config_invalid`): all that is wrong with a document, each `{"path", "expected", "found"}`, the path
+    as in `rules[3].port`, empty for the document itself; `more` when there is more than is listed.
     """
 
     type: str

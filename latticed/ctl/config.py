@@ -127,7 +127,7 @@ def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
         return ExitCode.FAILED
     for one in refusal.errors:
         where, expected, found = (one.get(name, "") for name in ("path", "expected", "found"))
-        screen.note(f"{where}: expected {expected}, found {found}")
+        screen.note(f"{where or 'the document'}: expected {expected}, found {found}")
     if refusal.more:
         screen.note("… and more")
     name = "standard input" if source == "-" else source

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from latticed import wire
 from latticed.model.verdict import Code
+from latticed.runners import configuration
 from latticed.runners.configuration import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def response(problem: Problem) -> web.Response:
     status = status_of(problem)
     errors, more = None, False
     if isinstance(problem, ConfigInvalid):
-        errors = [{"path": one.where, "expected": one.expected, "found": one.found} for one in problem.faults]
+        errors = [
+            {"path": configuration.place(one.path), "expected": one.expected, "found": one.found}
+            for one in problem.faults
+        ]
         more = not problem.whole
     body = document(problem.code, problem.reason, problem.hint, status, errors=errors, more=more)
     return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)

@@ -134,7 +134,7 @@ def test_invalid_configuration_is_422_with_every_fault_and_its_path(plugin):
         'rules[1]: expected the key "port", found none',
         'rules[1].proto: expected one of "tcp", "udp", found "tpc"',
         'rules[2].port: expected an integer, found "22"',
-        'the document: expected only known keys, found "citty"',
+        ': expected only known keys, found "citty"',
     }
     assert plugin.result(ID, "config") == {"config": {}, "instance": instance}
     assert plugin.daemon.get(CONFIG).json()["is_set"] is False
