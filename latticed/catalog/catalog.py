@@ -161,8 +161,10 @@ class Catalog:
         `name` may leave the label out; then the first directory that has such a bundle counts. Problems: not_found when
         there is none, bad_request when it cannot be a name, deadline_exceeded.
         """
-        for directory, bundle in self._candidates(name):
-            verdict = await self._do(("judge", bundle), functools.partial(directory.judge_once, bundle))
+        for label, bundle in self._candidates(name):
+            # With the label: a bundle that hangs in one directory must not stand for one of that name in another.
+            judge_once = functools.partial(self._directories[label].judge_once, bundle)
+            verdict = await self._do(("judge", f"{label}/{bundle}"), judge_once)
             if verdict is not None:
                 return verdict
         raise Problem(
@@ -198,16 +200,18 @@ class Catalog:
         """Sentences for health: what keeps the catalog from seeing the directories as they are."""
         return tuple(problem for directory in self._directories.values() for problem in directory.problems())
 
-    def _candidates(self, name: str) -> Iterable[tuple[Directory, str]]:
-        """The directories that `name` may mean, with the bundle's own name; Problem bad_request when it is no name."""
+    def _candidates(self, name: str) -> Iterable[tuple[str, str]]:
+        """The labels of the directories that `name` may mean, each with the bundle's own name; Problem bad_request when
+        it is no name.
+        """
         label, slash, bundle = name.partition("/")
-        found = [self._directories[label]] if slash and label in self._directories else []
+        found = [label] if slash and label in self._directories else []
         if not slash:
-            found, bundle = list(self._directories.values()), name
+            found, bundle = list(self._directories), name
         if not bundle or "/" in bundle or "\0" in bundle or not roots.may_be_bundle(bundle) or not found:
             detail = f"expected a name within the plugin directory, found {name[:80]!a}"
             raise Problem("bad_request", detail, "give the bundle's directory name, as `latticectl rejected` shows it")
-        return [(directory, bundle) for directory in found]
+        return [(one, bundle) for one in found]
 
     async def _do(self, job: tuple[str, str], work: Callable[[], T]) -> T:
         """The result of `work`, which blocks, on a thread of its own; a few at once. Raises what `work` raises.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from latticed.bundle import config_schema
+from latticed.host.last_output import LastOutput
 from latticed.kit import files, logs, text
 from latticed.model.errors import Fault, Problem
 from latticed.runners.configuration import MAX_FAULTS, ConfigFault, ConfigInvalid
@@ -124,11 +125,11 @@ class ConfigChecker:
 
         Other failures of it are logged. Problem sandbox_unavailable, and as `ChildSpawner.spawn`. No process is left.
         """
-        out, err = _Taken(_ANSWER_BYTES), _Taken(_STDERR_BYTES)
+        out, err = _Taken(_ANSWER_BYTES), LastOutput(_STDERR_BYTES)
         child = await self._spawner.spawn(
             self._request(fd), self._choose(), on_exit=lambda _: None, stdout=out, stderr=err
         )
-        out.child = child  # not of `err`: what is too much there is dropped, and says nothing about the answer
+        out.child = child  # not of `err`, which says nothing about the answer; a flood there is read slowly
         late: Problem | None = None
         try:
             async with asyncio.timeout(self._check_s):
@@ -139,7 +140,7 @@ class ConfigChecker:
             # Also when cancelled: no check may go on without a caller.
             ended = await child.stop(0)
         if late is None and ended.status != 0:
-            words = err.data.decode("utf-8", "replace")
+            words = err.data().decode("utf-8", "replace")
             # With a cgroup the kernel says so. With RLIMIT_DATA alone the allocation fails: Rust aborts with this
             # message, Python raises MemoryError.
             if ended.out_of_memory or "memory allocation of" in words or "MemoryError" in words:

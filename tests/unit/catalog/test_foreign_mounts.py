@@ -11,6 +11,7 @@ import pytest
 from latticed.bundle.read import ReadLimits
 from latticed.catalog import Catalog
 from latticed.kit.clock import SystemClock
+from latticed.model.errors import Problem
 from latticed.model.verdict import Verified
 from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs, fuse
@@ -115,3 +116,18 @@ async def test_plugin_directory_whose_listing_hangs_is_a_problem(plugins: Path, 
             await until(lambda: seen.catalog.counters["judged"] >= judged + 2)
             assert set(map(seen.code, ("plugins/a-demo", "plugins/z-other"))) == {"verified"}
             assert all(len(seen.told(name)) == 1 for name in seen.now)
+
+
+async def test_hanging_bundle_does_not_stand_for_one_of_its_name_in_another_directory(tmp_path: Path) -> None:
+    """`market/demo` is judged while `plugins/demo` hangs."""
+    author, plugins, market = bundles.author(), tmp_path / "plugins", tmp_path / "market"
+    for place in (plugins, market):
+        place.mkdir()
+    bundles.drop(market, "demo", author=author)
+    (plugins / "demo").mkdir()
+    limits = ReadLimits(deadline_s=0.2)
+    async with catalogs.watching({"plugins": plugins, "market": market}, author, limits=limits) as seen:
+        with fuse.mounted(plugins / "demo", hangs=set(fuse.EVERYTHING)):
+            with pytest.raises(Problem, match="deadline_exceeded"):
+                await seen.catalog.judge("plugins/demo")
+            assert isinstance(await seen.catalog.judge("market/demo"), Verified)
