@@ -57,18 +57,18 @@ def strange(folder):
     ]
 
 
-def test_each_package_is_in_the_registry():
+def test_every_built_in_package_is_in_the_registry():
     assert sorted(one.folder for one in BUILTINS) == PACKAGES
 
 
-def test_the_version_is_semver():
-    """A built-in plugin has latticed's version, and manifests of version 2 take SemVer alone."""
+def test_version_of_latticed_is_semver():
+    """Built-in plugins have latticed's version, and manifests of version 2 take SemVer alone."""
     assert semver_range.is_version(metadata.version("latticed"))
 
 
 @pytest.mark.parametrize("builtins", [BUILTINS, SETS["eight"]], ids=["latticed", "tests"])
-def test_each_manifest_holds(builtins):
-    """With the version of this latticed; a mistake would show as a rejected plugin at each start."""
+def test_every_built_in_manifest_verifies(builtins):
+    """It is judged with the version of this latticed; a mistake would show as a rejected plugin at each start."""
     found = dict(Builtins(builtins, version=metadata.version("latticed")).verdicts(lambda: policy.NOBODY))
     assert {name: verdict for name, verdict in found.items() if not isinstance(verdict, Verified)} == {}
     for verdict in found.values():
@@ -77,30 +77,30 @@ def test_each_manifest_holds(builtins):
 
 
 @pytest.mark.parametrize("builtin", [*BUILTINS, SETS["one"][0]], ids=lambda one: one.folder.name)
-def test_each_package_is_pure(builtin):
-    """No file, socket, process or thread, and nothing of latticed but the SDK and the model."""
+def test_built_in_packages_import_only_sdk_and_model(builtin):
+    """They open no file and no socket, and start no process and no thread."""
     assert strange(builtin.folder) == []
 
 
-def test_a_package_that_is_not_pure_is_noticed(tmp_path):
+def test_forbidden_import_of_a_built_in_package_is_found(tmp_path):
     (tmp_path / "plugin.py").write_text("import os\nfrom latticed.kit import files\nfrom latticed.sdk import base\n")
     assert strange(tmp_path) == [("plugin.py", "os"), ("plugin.py", "latticed.kit")]
 
 
 @pytest.mark.parametrize("builtin", [*BUILTINS, SETS["one"][0]], ids=lambda one: one.folder.name)
-def test_each_package_has_its_parts(builtin):
-    """The anatomy that CONTRIBUTING describes, in the package that it names as an example too."""
+def test_built_in_packages_have_the_documented_files(builtin):
+    """CONTRIBUTING describes them; the package that it names as an example has them, too."""
     parts = {"manifest.json", "__init__.py", "intent.py", "check.py", "render.py", "plugin.py"}
     assert parts <= {path.name for path in builtin.folder.iterdir()}
 
 
-def test_each_package_has_a_page():
+def test_every_built_in_package_has_a_page():
     names = {one.folder.name.replace("_", "-") for one in BUILTINS}
     assert names <= {path.stem for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_manifests_are_in_the_wheel():
-    """setuptools takes only Python files along by itself."""
+    """By default setuptools takes Python files only."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert "manifest.json" in setup["options.package_data"]["*"].split()

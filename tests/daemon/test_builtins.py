@@ -38,8 +38,8 @@ def invoke(daemon, action, payload=None):
     return answer.json()
 
 
-def test_eight_are_listed_and_hidden_until_wanted(place):
-    """In the API at once, whatever the policy says; latticectl lists those that somebody wants, all with --all."""
+def test_built_in_plugins_are_hidden_by_latticectl_until_installed(place):
+    """The API lists them at once, whatever the policy says; `latticectl list --all` does, too."""
     place.trust.unlink()
     with place.running() as daemon:
         rows = daemon.get("/api/plugins").json()
@@ -62,8 +62,8 @@ def test_eight_are_listed_and_hidden_until_wanted(place):
         assert daemon.stop() == 0
 
 
-def test_it_works_and_survives_kill_9(place):
-    """What it kept is there again, its background task runs, and its calls are on record."""
+def test_built_in_plugin_keeps_its_values_over_kill_9(place):
+    """Its background task runs, and the audit chains verify."""
     with place.running() as daemon:
         assert active(daemon)["granted"] == GRANTED
         assert invoke(daemon, "set", INTENT)["result"] == {"rendered": "cellar: ann bob\n"}
@@ -78,8 +78,8 @@ def test_it_works_and_survives_kill_9(place):
         assert daemon.stop() == 0
 
 
-def test_it_is_configured(place):
-    """Checked against its schema, given to it at a start, kept through kill -9 and a newer latticed."""
+def test_built_in_plugin_gets_the_operators_configuration(place):
+    """It is checked against the plugin's schema, and kept over kill -9 and by a newer latticed."""
     with place.running() as daemon:
         active(daemon)
         document = place.home / "config.toml"
@@ -99,8 +99,8 @@ def test_it_is_configured(place):
         assert daemon.stop() == 0
 
 
-def test_a_failing_one_harms_nobody(place):
-    """An action that raises or hangs: an answer with a code, others served meanwhile, stopping at once."""
+def test_failing_action_of_a_built_in_plugin_affects_no_other_request(place):
+    """An action that raises or hangs is answered with an error; the plugin stays armed and can be stopped at once."""
     place.set("[plugin_limits]\ninvoke_timeout_s = 1\n")
     with place.running() as daemon:
         active(daemon)
@@ -112,8 +112,8 @@ def test_a_failing_one_harms_nobody(place):
         assert daemon.stop() == 0
 
 
-def test_newer_older_and_gone(place):
-    """Followed with what it widens masked; not below the floor; kept on record when latticed no longer brings it."""
+def test_built_in_plugin_follows_newer_versions_of_latticed_only(place):
+    """What a newer one widens is masked; an older one does not run it; without it in latticed the record is kept."""
     with place.running() as daemon:
         active(daemon)
         invoke(daemon, "set", INTENT)
@@ -145,8 +145,8 @@ def test_newer_older_and_gone(place):
         assert daemon.stop() == 0
 
 
-def test_kill_9_while_it_follows(place):
-    """However often: the newer version in the end, one event of it for each version, nothing granted besides."""
+def test_kill_9_during_a_change_of_version_adds_no_grant_and_no_second_event(place):
+    """After several kills the newer version runs."""
     with place.running() as daemon:
         active(daemon)
         assert daemon.stop() == 0
@@ -165,8 +165,8 @@ def test_kill_9_while_it_follows(place):
         assert daemon.stop() == 0
 
 
-def test_a_lost_ledger_leaves_masks_and_floor(place):
-    """Recovered from the floors: offered again, with the operator's masks; nothing comes back active."""
+def test_built_in_plugin_keeps_masks_and_floor_over_a_lost_ledger(place):
+    """After --recover it is verified, with the operator's masks, and not active."""
     with place.running() as daemon:
         active(daemon)
         assert daemon.ask("PUT", f"/api/plugins/by-id/{ID}/grants", {"trim": ["kv:write"]}).status == 200
@@ -189,8 +189,8 @@ def test_a_lost_ledger_leaves_masks_and_floor(place):
         assert daemon.stop() == 0
 
 
-def test_backup_and_restore(place):
-    """Its record, grants and values are in a backup, its code is not; a newer latticed follows at the next start."""
+def test_backup_has_record_and_values_of_a_built_in_plugin_but_not_its_code(place):
+    """A restore runs it with the code of the latticed that is there; where that has none, it is reported as missing."""
     with place.running() as daemon:
         active(daemon)
         invoke(daemon, "set", INTENT)
@@ -216,8 +216,8 @@ def test_backup_and_restore(place):
     assert f"missing: {ID} does not verify here" in ran.stdout
 
 
-def test_forged_rows_gain_nothing(place):
-    """A record whose id is reserved can name no bundle and no stored pair: what latticed brings is what runs."""
+def test_forged_record_of_a_reserved_id_runs_no_other_code(place):
+    """The record names a bundle of the plugin directory and a pair that is not stored: the built-in code runs."""
     with place.running() as daemon:
         active(daemon)
         assert daemon.stop() == 0
@@ -231,8 +231,8 @@ def test_forged_rows_gain_nothing(place):
         assert daemon.stop() == 0
 
 
-def test_a_revocation_by_the_operator_stops_it(place, acme):
-    """Named by `trust revoke --dry-run` before, stopped at once, refused at the next start."""
+def test_revoked_built_in_plugin_is_stopped(place, acme):
+    """`trust revoke --dry-run` names it before; it is stopped at once, and refused at the next start."""
     with place.running() as daemon:
         active(daemon)
         said = daemon.ctl("trust", "revoke", "--plugin", f"{ID}@*", "--dry-run", "--trust", str(place.trust))
@@ -246,8 +246,8 @@ def test_a_revocation_by_the_operator_stops_it(place, acme):
         assert daemon.stop() == 0
 
 
-def test_it_runs_as_the_daemons_user_and_starts_no_process(place):
-    """In the daemon's own process: no child, no other uid, no privilege."""
+def test_built_in_plugin_runs_within_the_daemons_process(place):
+    """It has no child process, no pid and no sandbox level."""
     with place.running() as daemon:
         active(daemon)
         pid = daemon.process.pid

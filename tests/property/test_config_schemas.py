@@ -62,8 +62,8 @@ SCHEMAS = st.recursive(LEAVES, _within, max_leaves=12).filter(lambda schema: isi
 
 @slow_to_make(max_examples=300)
 @given(SCHEMAS)
-def test_any_schema_is_taken_or_refused_with_a_reason(schema):
-    """Never anything but Broken, never more than milliseconds, never a word that could act on a terminal."""
+def test_any_schema_is_accepted_or_refused_with_a_reason(schema):
+    """Only Broken is raised, within milliseconds, and with no text that could act on a terminal."""
     before = json.dumps(schema)
     began = time.thread_time()
     with contextlib.suppress(Broken):
@@ -128,16 +128,16 @@ RULES = st.recursive(
 
 @slow_to_make()
 @given(RULES.filter(lambda schema: isinstance(schema, dict)))
-def test_a_schema_that_plainly_takes_the_empty_object_does(schema):
-    """What is answered without a check is what a check would answer."""
+def test_schema_that_takes_empty_validates_the_empty_object(schema):
+    """Where `takes_empty` is true no check is made, so it must agree with the validator."""
     if config_schema.takes_empty(schema):
         assert jsonschema_rs.Draft202012Validator(schema, offline=True).is_valid({})
 
 
 @slow_to_make(max_examples=500)
 @given(st.dictionaries(st.sampled_from("abc"), RULES).map(lambda rules: {"properties": rules}), DOCUMENTS)
-def test_every_fault_has_words(schema, document):
-    """As the child finds them: a place, what was expected, what was found, and the latter without a value."""
+def test_every_fault_says_what_was_expected_and_found(schema, document):
+    """Its `kind` has no value of the document, and all of it is JSON."""
     with contextlib.suppress(Broken):
         config_schema.check(schema)
         limit = config_schema.pattern_bytes(schema)

@@ -27,8 +27,8 @@ def judged(builtin, *, version=VERSION, under=policy.NOBODY):
     return verdict
 
 
-def test_its_digest_is_what_sha256sum_says_of_its_files(tmp_path):
-    """The documented form: anybody can compute it again from an installed package, by the tools of any system."""
+def test_digest_of_a_built_in_plugin_equals_that_of_sha256sum(tmp_path):
+    """Anybody can compute the documented form again from an installed package."""
     made = builtins.made(tmp_path)
     (made.folder / "sub").mkdir()
     (made.folder / "sub" / "more.py").write_text("more\n")
@@ -39,8 +39,8 @@ def test_its_digest_is_what_sha256sum_says_of_its_files(tmp_path):
     assert judged(made).artifact_sha256 == found.stdout.split()[0]
 
 
-def test_its_identity_covers_manifest_version_and_files(tmp_path):
-    """SHA-256 of the signing payload of its completed manifest, as that of a bundle; all three change it."""
+def test_identity_of_a_built_in_plugin_covers_manifest_version_and_files(tmp_path):
+    """It is the SHA-256 of the signing payload of the completed manifest, as that of a bundle."""
     made = builtins.made(tmp_path)
     found = judged(made)
     plain = json.loads((made.folder / "manifest.json").read_bytes())
@@ -56,15 +56,15 @@ def test_its_identity_covers_manifest_version_and_files(tmp_path):
     assert judged(made).identity != found.identity
 
 
-def test_it_needs_no_policy_and_no_key(tmp_path):
-    """A policy that trusts nobody does not keep it out: whoever could change it could change the daemon."""
+def test_built_in_plugin_verifies_without_policy_and_key(tmp_path):
+    """Whoever could change it could change the daemon as well."""
     found = judged(builtins.made(tmp_path))
     assert isinstance(found, Verified)
     assert (found.manifest.publisher, found.manifest.version, found.key) == ("latticed", VERSION, "")
 
 
 @pytest.mark.parametrize("entry", ["latticed.demo@*", f"latticed.demo@{VERSION}"])
-def test_an_operator_can_revoke_it(tmp_path, entry):
+def test_built_in_plugin_can_be_revoked(tmp_path, entry):
     made = builtins.made(tmp_path)
     found = judged(made, under=TrustPolicy(revoked=Revoked(plugins=frozenset({entry}))))
     assert (found.code, found.manifest.id) == ("plugin_revoked", "latticed.demo")
@@ -89,30 +89,30 @@ def test_an_operator_can_revoke_it(tmp_path, entry):
         ({"requires_host": ">=99.0.0"}, "host_incompatible"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_refused_like_any_other(tmp_path, fields, code):
-    """Ours too are decoded strictly, and the daemon starts without a faulty one."""
+def test_invalid_manifest_of_a_built_in_plugin_is_refused(tmp_path, fields, code):
+    """It is decoded as strictly as that of a bundle."""
     assert judged(builtins.made(tmp_path, **fields)).code == code
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"id": 1, "id": 2}', b"\xff"])
-def test_a_manifest_that_is_no_json_is_refused(tmp_path, data):
+def test_manifest_of_a_built_in_plugin_that_is_no_json_is_refused(tmp_path, data):
     made = builtins.made(tmp_path)
     (made.folder / "manifest.json").write_bytes(data)
     assert judged(made).code == "manifest_invalid_json"
 
 
-def test_a_package_without_manifest_is_refused(tmp_path):
+def test_built_in_package_without_manifest_is_refused(tmp_path):
     made = builtins.made(tmp_path)
     (made.folder / "manifest.json").unlink()
     assert judged(made).code == "manifest_missing"
 
 
-def test_a_version_that_is_not_semver_is_refused(tmp_path):
-    """Manifests of version 2 have an order of versions, which a floor needs."""
+def test_built_in_plugin_of_a_version_that_is_not_semver_is_refused(tmp_path):
+    """Versions in manifests of version 2 have an order, which a floor needs."""
     assert judged(builtins.made(tmp_path), version="1.2.3.dev4+g1").code == "manifest_invalid"
 
 
-def test_two_of_one_id_are_a_mistake_of_the_registry(tmp_path):
+def test_two_built_in_plugins_of_one_id_raise_value_error(tmp_path):
     one, other = builtins.made(tmp_path / "a"), builtins.made(tmp_path / "b")
     with pytest.raises(ValueError, match="once"):
         Builtins([one, other], version=VERSION)
@@ -120,8 +120,8 @@ def test_two_of_one_id_are_a_mistake_of_the_registry(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"id": "latticed.demo"}, {"publisher": "latticed"}], ids=str)
 @pytest.mark.parametrize("v2", [False, True])
-async def test_no_bundle_can_pass_for_one(tmp_path, fields, v2):
-    """An id or publisher that is reserved is refused in every plugin directory, whoever signed it."""
+async def test_bundle_with_a_reserved_id_or_publisher_is_refused(tmp_path, fields, v2):
+    """It is, in every plugin directory, whoever signed it."""
     author = bundles.author()
     bundles.drop(tmp_path / "plugins", author=author, v2=v2, **fields)
     store = Store(tmp_path / "store", builtins=Builtins([builtins.made(tmp_path / "own")], version=VERSION))
@@ -132,8 +132,8 @@ async def test_no_bundle_can_pass_for_one(tmp_path, fields, v2):
         }
 
 
-async def test_a_changed_policy_judges_them_again(tmp_path):
-    """As the bundles of the directories: only what is news is told."""
+async def test_policy_change_judges_built_in_plugins_again(tmp_path):
+    """Only changed verdicts are reported, as for bundles."""
     trusted = [policy.NOBODY]
     (tmp_path / "plugins").mkdir()
     store = Store(tmp_path / "store", builtins=Builtins([builtins.made(tmp_path / "own")], version=VERSION))
@@ -149,8 +149,8 @@ async def test_a_changed_policy_judges_them_again(tmp_path):
         assert seen.told("system/demo") == [identity, "plugin_revoked", identity]
 
 
-def test_the_store_finds_its_pair(tmp_path):
-    """Whoever judges, opens or counts pairs need not know that it lies elsewhere; nothing is written."""
+def test_store_finds_the_pair_of_a_built_in_plugin(tmp_path):
+    """It is verified, opened and listed as a stored pair is; nothing is written to the store."""
     made = Builtins([builtins.made(tmp_path)], version=VERSION)
     store = Store(tmp_path / "store", builtins=made)
     (identity,) = store.identities()
@@ -167,8 +167,8 @@ def test_the_store_finds_its_pair(tmp_path):
         store.open("0" * 64)
 
 
-def test_its_pair_can_be_copied_out(tmp_path):
-    """What stands for its artifact is the list of its files."""
+def test_artifact_of_a_built_in_plugin_is_the_list_of_its_files(tmp_path):
+    """Copying the artifact writes this list."""
     made = Builtins([builtins.made(tmp_path)], version=VERSION)
     (identity,) = made.identities()
     with (tmp_path / "copy").open("wb") as file:
@@ -177,8 +177,8 @@ def test_its_pair_can_be_copied_out(tmp_path):
     assert (tmp_path / "copy").read_text().splitlines()[0].endswith("  manifest.json")
 
 
-def test_the_tests_bring_eight():
-    """As many as latticed is to have: what they cost is measured with these."""
+def test_eight_built_in_plugins_of_the_tests_verify():
+    """latticed is to have as many; their cost is measured with these."""
     found = dict(Builtins(SETS["eight"], version=VERSION).verdicts(lambda: policy.NOBODY))
     assert len(found) == 8
     assert all(isinstance(verdict, Verified) for verdict in found.values())

@@ -46,8 +46,8 @@ def followed(home):
     return [event["detail"] for event in found if event["actor"] == "latticed"]
 
 
-async def test_all_are_listed_at_once(root):
-    """As `verified` records of the publisher latticed and of its version, available without any trust policy."""
+async def test_built_in_plugins_are_listed_as_verified_without_a_policy(root):
+    """Their publisher is latticed, and their version that of latticed; the policy trusts nobody."""
     async with in_process.opened(root, policy=b"{}", builtins=SETS["eight"], version="3.2.1", real=True) as home:
         rows = (await home.ask("GET", "/api/plugins/lifecycle"))["rows"]
         assert len(rows) == 8
@@ -59,8 +59,8 @@ async def test_all_are_listed_at_once(root):
         assert (await home.ask("GET", "/api/plugins/rejected"))["rows"] == []
 
 
-async def test_it_is_installed_granted_and_run_like_any_other(root):
-    """Host-risk capabilities stay masked until granted by name; host calls and decisions are on record."""
+async def test_built_in_plugin_is_installed_granted_and_run_like_any_other(root):
+    """Host-risk capabilities stay masked until granted by name; host calls are audited."""
     async with latticed(root) as home:
         answer = await active(home)
         assert (answer["granted"], answer["runtime"]["state"]) == (["kv:read", "log:write"], "armed")
@@ -77,7 +77,7 @@ async def test_it_is_installed_granted_and_run_like_any_other(root):
         assert not list((root / "state").glob("store/*")), "nothing of it is copied into the store"
 
 
-async def test_the_same_latticed_starts_it_again(root):
+async def test_restart_of_the_same_latticed_starts_built_in_plugin_again(root):
     """Recorded decisions hold; nothing is decided anew."""
     async with latticed(root) as home:
         await active(home, accept=["network:plan"])
@@ -88,8 +88,10 @@ async def test_the_same_latticed_starts_it_again(root):
         assert home.events(after=before, action="plugin.status") == []
 
 
-async def test_a_newer_latticed_is_followed(root):
-    """No candidate waits: the code that was accepted is gone. What it asks for besides is masked, and on record."""
+async def test_active_built_in_plugin_follows_a_newer_latticed(root):
+    """There is no candidate, since the accepted code is gone. What it asks for besides is masked; the change is
+    audited.
+    """
     async with latticed(root) as home:
         await active(home, accept=["network:plan"])
     more = [*BASE, "kv:write", "network:apply"]
@@ -109,7 +111,7 @@ async def test_a_newer_latticed_is_followed(root):
 
 
 @pytest.mark.parametrize("status", ["installed", "disabled"])
-async def test_one_that_does_not_run_follows_too(root, status):
+async def test_inactive_built_in_plugin_follows_a_newer_latticed(root, status):
     async with latticed(root) as home:
         await home.decide(ID, "installed")
         if status == "disabled":
@@ -120,8 +122,8 @@ async def test_one_that_does_not_run_follows_too(root, status):
         assert "candidate" not in view
 
 
-async def test_one_that_was_never_installed_shows_what_there_is_now(root):
-    """No decision stands in the way: the record follows, without an event."""
+async def test_built_in_plugin_not_installed_follows_any_latticed(root):
+    """Nothing was decided about it, so the record changes without an event."""
     async with latticed(root) as home:
         assert (await home.plugin(ID))["version"] == "1.0.0"
     for version in ("2.0.0", "1.5.0"):
@@ -131,8 +133,8 @@ async def test_one_that_was_never_installed_shows_what_there_is_now(root):
             assert followed(home) == []
 
 
-async def test_a_configuration_that_no_longer_fits_holds_it(root):
-    """The newer schema counts: it says what does not fit, and starts once it is configured anew."""
+async def test_built_in_plugin_whose_configuration_no_longer_fits_is_needs_config(root):
+    """The newer schema counts; the plugin is started once it is configured anew."""
     old, new = ({"type": "object", "properties": {"doors": {"type": kind}}} for kind in ("integer", "string"))
     async with latticed(root, config=old) as home:
         await active(home)
@@ -144,8 +146,8 @@ async def test_a_configuration_that_no_longer_fits_holds_it(root):
         await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
 
 
-async def test_widened_terms_are_masked_too(root):
-    """Hosts, routes, limits: what is accepted by name for a bundle's upgrade is so for latticed's (contracts §13)."""
+async def test_widened_terms_of_a_built_in_plugin_are_withheld(root):
+    """Hosts, routes and limits must be accepted by name, as in a bundle's upgrade (contracts §13)."""
     narrow = {"runtime": {"limits": {"host_calls_per_s": 5}}, "capabilities": [*BASE, "http:egress", "worker:route"]}
     wide = {
         "runtime": {"limits": {"host_calls_per_s": 50}},
@@ -167,8 +169,8 @@ async def test_widened_terms_are_masked_too(root):
         assert "withheld" in followed(home)[0]
 
 
-async def test_a_new_required_dependency_waits_for_consent(root):
-    """It cannot run without, so nothing is followed: it says what to accept, and runs once that is done."""
+async def test_new_required_dependency_of_a_built_in_plugin_needs_consent(root):
+    """The plugin cannot run without it, so it does not follow: the verdict says what to accept."""
     async with latticed(root) as home:
         await active(home)
     needs = {"dependencies": [{"id": "acme.base", "version": "*"}]}
@@ -183,8 +185,8 @@ async def test_a_new_required_dependency_waits_for_consent(root):
         await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
 
 
-async def test_an_older_latticed_needs_a_word(root):
-    """Its version is below the floor: not run before an operator allows it; the newer latticed follows by itself."""
+async def test_older_latticed_runs_built_in_plugin_only_with_allow_downgrade(root):
+    """Its version is below the floor; a newer latticed is followed without consent."""
     async with latticed(root, version="2.0.0") as home:
         await active(home)
     async with latticed(root, version="1.0.0") as home:
@@ -206,8 +208,8 @@ async def test_an_older_latticed_needs_a_word(root):
         await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
 
 
-async def test_one_that_latticed_no_longer_brings_keeps_its_record(root):
-    """Stopped, with a reason that says so; let go by an operator, or run again by a latticed that brings it."""
+async def test_built_in_plugin_that_latticed_no_longer_has_keeps_its_record(root):
+    """It is stopped with a reason; an operator can forget it, or a latticed that has it runs it again."""
     async with latticed(root) as home:
         await active(home, accept=["network:plan"])
     async with latticed(root, version="1.1.0", brings=False) as home:
@@ -231,8 +233,8 @@ async def test_one_that_latticed_no_longer_brings_keeps_its_record(root):
         assert (view["status"], view["available"]) == ("verified", True)
 
 
-async def test_what_there_is_cannot_be_forgotten_before_it_is_decided(root):
-    """It would come back at once; a disabled one is forgotten, and offered again with its masks."""
+async def test_undecided_built_in_plugin_cannot_be_forgotten(root):
+    """It would come back at once; a disabled one is forgotten, and listed again with its masks."""
     async with latticed(root) as home:
         answer = await home.ask("POST", f"{ONE}/forget", {})
         assert (answer.code, "a part of latticed" in answer["detail"]) == ("invalid_transition", True)
@@ -243,8 +245,8 @@ async def test_what_there_is_cannot_be_forgotten_before_it_is_decided(root):
         assert (view["status"], view["granted"]) == ("verified", ["kv:read", "log:write"])
 
 
-async def test_a_revocation_stops_it_until_it_is_lifted(root):
-    """`latticed.demo@…` in the operator's policy: stopped at once, named among the rejected, kept through a start."""
+async def test_revocation_stops_built_in_plugin_until_it_is_lifted(root):
+    """It is stopped at once, listed among the rejected, and still refused after a restart."""
     author = bundles.author()
     async with latticed(root) as home:
         await active(home)
@@ -263,8 +265,8 @@ async def test_a_revocation_stops_it_until_it_is_lifted(root):
         await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed" and view["available"])
 
 
-async def test_no_bundle_takes_its_id(root):
-    """Signed by a trusted publisher, dropped beside it: refused, and the plugin runs on."""
+async def test_bundle_cannot_take_the_id_of_a_built_in_plugin(root):
+    """A trusted publisher has signed it, and it is refused; the built-in plugin keeps running."""
     async with latticed(root) as home:
         await active(home)
         home.drop("demo", id=ID)
@@ -277,8 +279,8 @@ async def test_no_bundle_takes_its_id(root):
         assert (await home.plugin(ID))["runtime"]["state"] == "armed"
 
 
-async def test_noop_holds_them_where_it_holds_system_plugins(root):
-    """`runners.system = "noop"`: armed, and not a line of it runs."""
+async def test_built_in_plugin_is_not_executed_under_noop(root):
+    """The setting is `runners.system = "noop"`: the plugin is armed, and no action can be invoked."""
     made = (builtins.made(root / "packages", capabilities=BASE),)
     toml = '[runners]\nsystem = "noop"\n'
     async with in_process.opened(root, real=True, builtins=made, version="1.0.0", toml=toml) as home:
@@ -288,8 +290,8 @@ async def test_noop_holds_them_where_it_holds_system_plugins(root):
         assert answer.code == "service_unavailable"
 
 
-async def test_a_faulty_one_is_rejected_and_the_daemon_serves(root):
-    """A mistake in a package of ours costs that plugin alone."""
+async def test_built_in_plugin_with_a_bad_manifest_is_rejected_alone(root):
+    """The daemon starts and serves requests."""
     async with latticed(root, capabilities=["no:such"]) as home:
         assert (await home.ask("GET", "/api/plugins"))["rows"] == []
         (row,) = (await home.ask("GET", "/api/plugins/rejected"))["rows"]

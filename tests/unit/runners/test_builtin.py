@@ -83,8 +83,10 @@ async def ended(stage):
     return stage.exits
 
 
-async def test_actions_answer_like_those_of_other_plugins(stage):
-    """A value, a reply with a message, a failure that it states, one that it did not foresee; it goes on after each."""
+async def test_actions_of_a_built_in_plugin_answer_like_those_of_others(stage):
+    """They return a value, a reply with a message, a stated failure or an unforeseen one; the plugin goes on after
+    each.
+    """
 
     class Kinds(SystemPlugin):
         async def do_value(self, payload):
@@ -110,7 +112,7 @@ async def test_actions_answer_like_those_of_other_plugins(stage):
 
 
 @pytest.mark.parametrize("found", [object(), float("nan"), "\ud800", {"a": object()}], ids=repr)
-async def test_a_result_that_json_cannot_carry_fails_the_action(stage, found):
+async def test_result_that_json_cannot_carry_fails_the_action(stage, found):
     class Odd(SystemPlugin):
         async def do_odd(self, _):
             return found
@@ -124,8 +126,8 @@ async def test_a_result_that_json_cannot_carry_fails_the_action(stage, found):
 
 
 @pytest.mark.parametrize("size", ["long", "many", "deep"])
-async def test_a_result_beyond_the_limits_fails_the_action(stage, size):
-    """As long, as full and as deep as a plugin's message may be, and no more: it becomes an answer of the API."""
+async def test_result_beyond_the_limits_fails_the_action(stage, size):
+    """They are those of a plugin's message: length, number of values, depth. The API answers with the result."""
     deep = []
     for _ in range(200):
         deep = [deep]
@@ -141,8 +143,8 @@ async def test_a_result_beyond_the_limits_fails_the_action(stage, size):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3), KeyboardInterrupt(), RecursionError()], ids=repr)
-async def test_nothing_that_is_raised_leaves_the_handle(stage, error):
-    """In an action, a check and the background task; SystemExit in a task would end the event loop."""
+async def test_exception_of_a_built_in_plugin_never_leaves_its_handle(stage, error):
+    """An action, a check and the background task raise it; SystemExit in a task would end the event loop."""
 
     class Raises(SystemPlugin):
         async def run(self):
@@ -224,7 +226,7 @@ async def test_a_background_task_that_ends_is_reported(stage, way):
     assert (code, "background task" in message) == ("exited", True)
 
 
-async def test_a_start_that_raises_is_a_failed_start(stage):
+async def test_start_that_raises_is_plugin_error(stage):
     class Fails(SystemPlugin):
         async def started(self):
             raise ValueError("config.doors: expected a list")
@@ -235,8 +237,8 @@ async def test_a_start_that_raises_is_a_failed_start(stage):
     assert "config.doors: expected a list" in failed.value.reason
 
 
-async def test_a_start_that_hangs_can_be_given_up(stage):
-    """Even one that ignores being cancelled: the supervisor's deadline does not wait for it."""
+async def test_hanging_start_of_a_built_in_plugin_can_be_abandoned(stage):
+    """It may ignore being cancelled: the supervisor's deadline does not wait for it."""
     goes_on = asyncio.Event()
 
     class Hangs(SystemPlugin):
@@ -251,8 +253,8 @@ async def test_a_start_that_hangs_can_be_given_up(stage):
     goes_on.set()
 
 
-async def test_an_action_that_hangs_ends_with_its_time(tmp_path):
-    """A code for whoever waits; others are answered meanwhile, and checks too."""
+async def test_hanging_action_is_deadline_exceeded(tmp_path):
+    """Other actions and checks are answered meanwhile."""
     stage = Stage(tmp_path, timeout_s=1)
 
     class Hangs(builtins.Echo):
@@ -270,8 +272,8 @@ async def test_an_action_that_hangs_ends_with_its_time(tmp_path):
     await instance.stop(1.0)
 
 
-async def test_a_check_that_hangs_counts_as_bad_and_is_not_piled_up(stage):
-    """The handle gives a check up; while that one goes on, no other is begun."""
+async def test_hanging_check_counts_as_bad_and_is_not_repeated(stage):
+    """No other check is begun while it goes on after its timeout."""
     goes_on, begun = asyncio.Event(), []
 
     class Hangs(SystemPlugin):
@@ -294,7 +296,7 @@ async def test_a_check_that_hangs_counts_as_bad_and_is_not_piled_up(stage):
 
 
 @pytest.mark.parametrize("answer", [None, "well", Told("splendid"), Told("healthy", "x" * 10_000)], ids=repr)
-async def test_a_health_that_is_none_counts_as_unhealthy(stage, answer):
+async def test_invalid_health_of_a_built_in_plugin_is_unhealthy(stage, answer):
     class Odd(SystemPlugin):
         async def check(self):
             return answer
@@ -306,8 +308,8 @@ async def test_a_health_that_is_none_counts_as_unhealthy(stage, answer):
         assert found.health is Health.UNHEALTHY
 
 
-async def test_stopping_ends_whatever_it_does(stage):
-    """Its background task may tidy up; who waits for an action hears that it was stopped."""
+async def test_stop_of_a_built_in_plugin_ends_its_task_and_actions(stage):
+    """The background task may clean up; the caller of an action gets plugin_gone."""
     tidied = []
 
     class Busy(SystemPlugin):
@@ -333,8 +335,8 @@ async def test_stopping_ends_whatever_it_does(stage):
     assert late.value.code == "plugin_gone"
 
 
-async def test_stopping_never_waits_beyond_the_grace(stage):
-    """What ignores being cancelled is left behind: it reaches nothing any more, since its Gate is closed."""
+async def test_stop_of_a_built_in_plugin_waits_no_longer_than_the_grace(stage):
+    """A task that ignores being cancelled is left behind; its Gate is closed, so its host calls are refused."""
     goes_on, begun, refused = asyncio.Event(), asyncio.Event(), []
 
     class Stubborn(SystemPlugin):
@@ -359,8 +361,8 @@ async def test_stopping_never_waits_beyond_the_grace(stage):
     assert (refused, stage.exits) == (["service_unavailable"], [])
 
 
-async def test_host_calls_go_through_its_gate(tmp_path):
-    """Allowed, not declared, not granted, wrong parameters, unfit ones: the codes of the Gate, all on record."""
+async def test_host_calls_of_a_built_in_plugin_go_through_its_gate(tmp_path):
+    """Each way to be refused has the Gate's code, and every call is audited."""
     stage = Stage(tmp_path, granted=("kv:read",))
 
     class Calls(SystemPlugin):
@@ -389,8 +391,8 @@ async def test_host_calls_go_through_its_gate(tmp_path):
     await instance.stop(1.0)
 
 
-async def test_a_call_under_way_ends_with_the_gate(stage):
-    """When the plugin is stopped, or loses the grant."""
+async def test_host_call_under_way_ends_when_its_grant_is_removed(stage):
+    """It raises HostError capability_not_granted."""
 
     class Waits(SystemPlugin):
         async def do_slow(self, _):
@@ -406,7 +408,7 @@ async def test_a_call_under_way_ends_with_the_gate(stage):
     assert (await waiting)["result"] == "capability_not_granted"
 
 
-async def test_it_gets_its_configuration(tmp_path):
+async def test_built_in_plugin_gets_id_capabilities_and_configuration(tmp_path):
     stage = Stage(tmp_path, config=json.dumps({"doors": [1]}).encode())
 
     class Says(SystemPlugin):
@@ -418,7 +420,7 @@ async def test_it_gets_its_configuration(tmp_path):
     await instance.stop(1.0)
 
 
-async def test_no_more_invocations_at_a_time_than_other_plugins_have(stage):
+async def test_too_many_concurrent_invocations_of_a_built_in_plugin_are_busy(stage):
     class Waits(SystemPlugin):
         async def do_wait(self, _):
             await asyncio.sleep(NEVER)
@@ -432,8 +434,8 @@ async def test_no_more_invocations_at_a_time_than_other_plugins_have(stage):
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_code_is_loaded_once_and_only_as_it_was_at_the_start(tmp_path):
-    """Files exchanged under a running daemon are not mixed with what it holds; what is loaded already goes on."""
+async def test_code_of_a_built_in_plugin_is_loaded_once_and_only_unchanged(tmp_path):
+    """Files that were exchanged since the daemon's start are refused; code that is loaded already keeps running."""
     loaded = []
     brought = builtins.brought(builtins.made(tmp_path))
     held = brought.builtin.load
@@ -463,7 +465,7 @@ async def test_code_is_loaded_once_and_only_as_it_was_at_the_start(tmp_path):
     assert loaded == [1]
 
 
-async def test_code_that_cannot_be_imported_is_a_failed_start(tmp_path):
+async def test_code_that_cannot_be_imported_is_plugin_error(tmp_path):
     def load():
         raise ModuleNotFoundError("No module named 'segno'")
 
