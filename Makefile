@@ -28,7 +28,7 @@ test: $(READY)
 # Whole loops of which `make test` runs a sample: kill -9 at many points
 test-long: $(READY)
 	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 tests/daemon/test_crash.py \
-	  tests/unit/host/test_notify_crash.py tests/unit/host/test_task_crash.py $(PYTEST_ARGS)
+	  tests/daemon/test_apply_kills.py tests/unit/host/test_notify_crash.py tests/unit/host/test_task_crash.py $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -145,7 +145,6 @@ class App:
             permissions=Permissions(),
             handles=handles,
         )
-        # latticed's own plugins, as their files are now. In a thread, since all of them are hashed.
         builtins = await asyncio.to_thread(Builtins, self._packages, version=self._version)
         runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs, builtins)
         # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.

@@ -250,11 +250,7 @@ async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, 
 
 
 async def _serve(app: App, signals: Signals, notifier: Notifier, watchdog_s: float | None) -> int:
-    """Feed the watchdog, handle signals and start the polls until stopped.
-
-    The exit code: 0, or FAILED when the lifecycle no longer follows changes on disk. `watchdog_s`: how often to feed
-    the watchdog, None without one.
-    """
+    """Feed the watchdog, handle signals and start the polls until stopped; the exit code."""
     from latticed.processes import orphans
 
     # `watchdog_s` is half of WatchdogSec already (sd_watchdog_enabled(3)).

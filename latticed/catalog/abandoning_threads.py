@@ -69,8 +69,6 @@ class _Batch(Generic[J, R]):
 class AbandoningThreads:
     """Runs batches of jobs on up to `threads` threads each; a job has `deadline_s` seconds.
 
-    No further thread is started while `abandoned_max` are stuck.
-
     Call `run` on the event loop; several at a time are separate, except for the number of stuck threads.
     """
 

@@ -38,10 +38,9 @@ _CACHE: Final = "__pycache__"  # made by Python, differs from one interpreter to
 
 
 class BuiltinPair(BundleDirectory):
-    """The pair of one built-in, read from its package at each call; blocks. `version` is that of latticed."""
+    """The pair of one built-in, read from its package at each call; blocks."""
 
     def __init__(self, builtin: Builtin, *, version: str) -> None:
-        # No descriptor: what reads through one is overridden below, and closing does nothing.
         super().__init__(-1, limits=ReadLimits(), owners=frozenset())
         self._builtin = builtin
         self._version = version
@@ -61,7 +60,7 @@ class BuiltinPair(BundleDirectory):
         )
 
     def hash_artifact(self, buffer: bytearray | None = None, *, copy_to: int | None = None) -> tuple[str, int]:
-        """SHA-256 and size of the list of files as they are now (`listing`); with `copy_to` written to it, too."""
+        """SHA-256 and size of the list of files as they are now."""
         del buffer
         listed = listing(self._builtin.folder)
         if copy_to is not None:
@@ -69,7 +68,6 @@ class BuiltinPair(BundleDirectory):
         return hashlib.sha256(listed).hexdigest(), len(listed)
 
     def copy_artifact(self, copy_to: int) -> int:
-        """Write the list of files to the descriptor `copy_to`; returns its size in bytes."""
         return self.hash_artifact(copy_to=copy_to)[1]
 
 
@@ -90,10 +88,6 @@ def listing(folder: Path) -> bytes:
 
 
 def _completed(data: bytes, own: dict[str, str]) -> bytes:
-    """The manifest `data` with the fields `own` put in; BundleRefused when it states one of _PUT_IN itself.
-
-    What is no JSON object is returned as it is, for `decode` to refuse.
-    """
     try:
         raw: Any = strict_json.loads(data, integers_only=True)
     except strict_json.InvalidJson:
@@ -120,7 +114,6 @@ class _Found:
 
     @classmethod
     def read(cls, builtin: Builtin, version: str) -> Self:
-        """Read one, whatever is wrong with it: a BundleRefused is kept in `refused`, and raised by `manifest`."""
         pair = BuiltinPair(builtin, version=version)
         try:
             data = pair.manifest()
@@ -189,7 +182,6 @@ class Builtins:
         return self._by_id()[plugin_id].builtin.load()
 
     def _by_id(self) -> dict[str, _Found]:
-        """By plugin id: those of which the manifest could be read."""
         return {one.plugin_id: one for one in self._found.values() if one.plugin_id}
 
     def _judged(self, found: _Found, policy: TrustPolicy) -> Verdict:

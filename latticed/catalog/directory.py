@@ -275,10 +275,7 @@ class Directory:
         self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
 
     def _cannot_list(self, error: Exception | None) -> None:
-        """A missing directory has no bundles; in one that cannot be listed, those known by name are looked at.
-
-        `error` is None when the directory did not answer in time.
-        """
+        """A missing directory has no bundles; in one that cannot be listed, those known by name are looked at."""
         self._problem = reasons.directory(self._path, error)
         if isinstance(error, Problem) and error.code == "directory_missing":
             self._unlisted = 0

@@ -229,9 +229,7 @@ def _may_be_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _packed(root: Root, stamps: tuple[read.Stamp | None, read.Stamp | None]) -> Fingerprint:
-    """The fingerprint of these owners and stamps as bytes, which no others give: the length of each part is in it, and
-    that of a missing file's is 0.
-    """
+    """Equal for equal owners and stamps, and for those only: a file's part has its length, a missing one's is empty."""
     owners = sorted(root.owners)
     parts = [_STAMP.pack(*stamp) if stamp is not None else b"" for stamp in stamps]
     return struct.pack(f"={3 + len(owners)}I", len(owners), *map(len, parts), *owners) + b"".join(parts)

@@ -132,7 +132,7 @@ def session_ids(fields: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _cookie(value: str, prefix: str) -> str:
-    """A Set-Cookie of the service, restricted to its prefix and this host; empty for the name of a session cookie."""
+    """A Set-Cookie of the service, restricted to its prefix and this host; empty if it has the name of ours."""
     pair, *attributes = [part.strip() for part in value.split(";")]
     name = pair.partition("=")[0]
     if _is_ours(name) or not name.strip():  # RFC 6265bis: a nameless cookie's value could pass for a name

@@ -162,9 +162,8 @@ def _redirect(to: str, *more: tuple[str, str]) -> IngressAnswer:
 
 
 def _cookie(made: str, *, secure: bool) -> tuple[str, str]:
-    """The header (name, value) that sets the cookie of a new session with the id `made`, for the whole listener.
-
-    `secure`: the browser uses https. Without Domain it is sent to this host alone.
+    """The header (name, value) that sets the cookie of a new session, for the whole listener. Without Domain it is sent
+    to this host alone.
     """
     name = SESSION_COOKIES[0] if secure else SESSION_COOKIES[1]
     parts = [f"{name}={made}", "Path=/", f"Max-Age={int(LIFE_S)}", "HttpOnly", "SameSite=Strict"]

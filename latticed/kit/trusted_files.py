@@ -37,6 +37,23 @@ def read(path: Path, limit: int, *, owners: frozenset[int]) -> bytes:
         return files.read_open(fd, limit)
 
 
+def check(path: Path, *, owners: frozenset[int]) -> None:
+    """ForeignFile unless only `owners` can change the file at `path`, judged as `read` does; OSError, ValueError."""
+    os.close(_open(path, owners))
+
+
+def check_path(place: str, *, owners: frozenset[int]) -> None:
+    """ForeignFile unless only `owners` can change `place`, a resolved path (no links), and every directory above it.
+
+    OSError. It is looked at, not opened: for what has been read already, or will be while nobody else can change it.
+    """
+    while True:
+        _judge(os.lstat(place), place, owners)
+        if place == "/":
+            return
+        place = os.path.dirname(place)
+
+
 def check_directory(directory: Path) -> None:
     """ForeignFile unless root or this process's user owns `directory` and nobody else may write there; OSError when it
     cannot be looked at. One that does not exist passes.

@@ -99,12 +99,12 @@ def follow(record: Record, claim: IdClaim, now: int) -> Record:
 
 
 def follows_latticed(record: Record, claim: IdClaim) -> bool:
-    """Whether `record` is of an accepted built-in plugin, for which latticed now brings other code, in `claim`."""
+    """Whether it is an accepted built-in plugin of which latticed now brings other code."""
     return record.builtin and record.accepted and claim.verdict.identity != record.facts.identity
 
 
 def not_followed(record: Record, claim: IdClaim, problem: Problem) -> Fault:
-    """Why a built-in plugin does not take the code in `claim` (`problem`), with what an operator can do about it."""
+    """Why a built-in plugin does not follow latticed by itself, with what an operator can do about it."""
     had, brings = record.facts.version, claim.verdict.manifest.version
     reason = f"{record.id} {had} was accepted, this latticed brings {brings}: {problem.reason}"
     if problem.code == "version_downgrade":

@@ -148,10 +148,7 @@ def invalid(detail: str) -> Problem:
 
 
 def _write(reader: tar.TarReader, path: Path, entry: ArchiveEntry) -> None:
-    """Write the next file of `reader` to `path`, created here (never through a link), fsynced.
-
-    Problem backup_invalid when its SHA-256 is not the one in `entry`.
-    """
+    """Write one file, created here (never through a link), fsynced; Problem backup_invalid for another hash."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # As the store and the ledger make them: a stored pair is never written again.
     mode = 0o400 if _PAIR.fullmatch(entry.name) else 0o600

@@ -187,11 +187,10 @@ class Registry:
         return presence.fault_at(found, self._refusal(record.id, record.source))
 
     def _follow_latticed(self, record: Record, winner: claims.IdClaim) -> tuple[Record, Fault | None]:
-        """(the record of a built-in plugin after latticed itself was exchanged, None), or (`record`, why it stays).
+        """The record of a built-in plugin after latticed itself was exchanged, or why it stays as it is.
 
         There is no choice for an operator in it: the code that was accepted is gone with the latticed that brought it.
         """
-        # Any other record, and one that a decision is changing, stays as it is without a reason.
         if not advance.follows_latticed(record, winner) or record.id in self.state.busy:
             return record, None
         outcome = advance.upgrade(record, winner, advance.NO_CONSENT, self.clock.wall_us(), self.defaults)

@@ -85,8 +85,7 @@ def missing(
 ) -> Iterator[str]:
     """Sentences for the operator: what differs here from the host that was backed up.
 
-    `records`: those that were restored. `sealed`: number of secrets by id of the key that sealed them. `were_set`: what
-    `chosen` returned on that host.
+    `sealed`: number of secrets by id of the key that sealed them. `were_set`: what `chosen` returned on that host.
     """
     # Without a policy no pair verifies: one sentence instead of one for each plugin.
     policy = _policy(place)

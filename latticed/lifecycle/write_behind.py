@@ -59,7 +59,7 @@ class WriteBehind:
         self.wake()
 
     def wake(self) -> None:
-        """Resume saving, if there is anything to save; called when an id is no longer busy."""
+        """Resume saving, if there is anything to save: an id is no longer busy."""
         if self._unsaved and (self._saving is None or self._saving.done()):
             self._saving = fenced(self._save(), lambda e: log.error("saver_failed", error=repr(e)), name="record saver")
 

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 KINDS: Final = ("nft", "wireguard", "nginx", "proxy")
-"""What can be planned; each kind will have one renderer and one applier."""
-MAX_INTENT_BYTES: Final = 64 << 10
+"""What can be planned."""
+MAX_INTENT_BYTES: Final = 256 << 10
 """Of the canonical form, kind included (contracts §12)."""
 MAX_DEPTH: Final = 32
 """Levels of nesting, as in manifests (contracts §2)."""
@@ -23,25 +23,41 @@ _LARGEST: Final = 2**53 - 1
 
 
 class PlanState(StrEnum):
-    """State of a plan. Only operators approve and refuse, only appliers apply."""
+    """State of a plan. Only operators approve, refuse and confirm, only the root helper applies and undoes."""
 
     PLANNED = "planned"
     APPROVED = "approved"
+    APPLYING = "applying"
+    UNCONFIRMED = "unconfirmed"
     APPLIED = "applied"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
     STALE = "stale"
     REFUSED = "refused"
 
 
+_DECIDABLE: Final = frozenset({PlanState.APPROVED, PlanState.REFUSED, PlanState.STALE})
 TRANSITIONS: Final = MappingProxyType(
     {
-        PlanState.PLANNED: frozenset({PlanState.APPROVED, PlanState.REFUSED, PlanState.STALE}),
-        PlanState.APPROVED: frozenset({PlanState.APPLIED, PlanState.REFUSED, PlanState.STALE}),
-        PlanState.APPLIED: frozenset({PlanState.PLANNED}),
-        PlanState.STALE: frozenset({PlanState.PLANNED}),
+        # What narrows an approved intent is applied without an approval of its own.
+        PlanState.PLANNED: _DECIDABLE | {PlanState.APPLYING},
+        PlanState.APPROVED: frozenset({PlanState.APPLYING, PlanState.REFUSED, PlanState.STALE, PlanState.PLANNED}),
+        PlanState.APPLYING: frozenset(
+            {PlanState.UNCONFIRMED, PlanState.APPLIED, PlanState.ROLLED_BACK, PlanState.FAILED}
+        ),
+        PlanState.UNCONFIRMED: frozenset({PlanState.APPLIED, PlanState.ROLLED_BACK, PlanState.FAILED}),
+        PlanState.APPLIED: frozenset({PlanState.PLANNED, PlanState.STALE, PlanState.APPLYING}),
+        PlanState.ROLLED_BACK: _DECIDABLE | {PlanState.PLANNED, PlanState.APPLYING},
+        PlanState.FAILED: _DECIDABLE | {PlanState.PLANNED, PlanState.APPLYING},
+        PlanState.STALE: _DECIDABLE - {PlanState.STALE} | {PlanState.PLANNED, PlanState.APPLYING},
         PlanState.REFUSED: frozenset[PlanState](),
     }
 )
-"""All transitions. An applied or stale plan that is made again is planned again; a refused one stays refused."""
+"""All transitions. What was undone, failed or went stale is planned anew or approved anew; a refused one stays refused.
+
+An approved plan is planned again when a secret of it gets another value. An applied one is stale once another one has
+taken its place.
+"""
 
 
 class BadIntent(ValueError):

@@ -65,7 +65,6 @@ class BuiltinRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> BuiltinInstance:
-        """As `Runner.start`; Problem digest_mismatch and plugin_error."""
         if plugin.id not in self._loaded:
             self._loaded[plugin.id] = await asyncio.to_thread(self._load, plugin, pair)
         instance = BuiltinInstance(plugin, gate, self._invoking(plugin.manifest), self._outputs, on_exit)
@@ -73,11 +72,7 @@ class BuiltinRunner:
         return instance
 
     def _load(self, plugin: PluginToRun, pair: BundleDirectory) -> type[SystemPlugin]:
-        """Import its code, once; an update of latticed's files under a running daemon must not mix two versions.
-
-        Problem digest_mismatch when the files are others than the manifest's, plugin_error when the import raises.
-        Blocks.
-        """
+        """Import its code, once; an update of latticed's files under a running daemon must not mix two versions."""
         found, _ = pair.hash_artifact()
         if found != plugin.manifest.digest_sha256:
             expected = plugin.manifest.digest_sha256
@@ -129,26 +124,22 @@ class BuiltinInstance:
         except _Failed as failed:
             raise Problem("plugin_error", self._told(failed, "it does not start")) from failed
         except BaseException:
-            # Cancelled, as when the start takes too long: `started` may hang in spite of that.
             await self.stop(0.0)
             raise
-        # Only now: until the plugin is started, the caller gets the error, not `on_exit`.
         self._fenced(self._plugin.run, "run").add_done_callback(self._ended)
 
     async def check(self) -> Checkup:
-        """As `Instance.check`; never None. Unhealthy, too, while an earlier check that ran out of time goes on."""
-        # One at a time: checks that hang would pile up.
         if self._checking is not None and not self._checking.done():
             return Checkup(health=Health.UNHEALTHY, message="the health check before has not ended yet")
-        self._checking = self._fenced(functools.partial(_checked, self._plugin), "check")
+        self._checking = self._fenced(self._plugin.check, "check")
         try:
-            found: Checkup = await self._result(self._checking)
+            found = await self._result(self._checking)
         except _Failed as failed:
             return Checkup(health=Health.UNHEALTHY, message=self._told(failed, "the health check failed"))
-        return found
+        said = {"status": getattr(found, "status", None), "message": getattr(found, "message", "")}
+        return replies.checkup(said)
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
-        """As `Instance.invoke`. Problem `busy`, that of `replies.too_late`, or how the plugin ended (`_gone`)."""
         limits = self._invoking
         if self._is_over():
             raise self._gone()
@@ -157,18 +148,15 @@ class BuiltinInstance:
         self._invocations += 1
         try:
             async with asyncio.timeout(limits.timeout_s):
-                work = functools.partial(_answered, self._plugin, action, payload)
-                answer: dict[str, Any] = await self._result(self._fenced(work, "invoke"))
-                return answer
+                work = functools.partial(self._plugin.invoke, action, payload)
+                return _reply(await self._result(self._fenced(work, "invoke")))
         except TimeoutError as error:
             raise replies.too_late(limits.timeout_s) from error
         except _Failed as failed:
-            # `stop` and `_ended` cancel the invocations: then the plugin is gone, and the action has not failed.
             if failed.error is None and self._is_over():
                 raise self._gone() from failed
-            # Errors that a plugin reports on purpose, and refused host calls, are no faults: they are not logged.
             if isinstance(failed.error, base.PluginError | PluginHostError):
-                return replies.reply(base.failed(_words(failed.error)))
+                return replies.reply(base.failed(str(failed.error)))
             return replies.reply(base.failed(self._told(failed, f"the action {action[:100]} failed")))
         finally:
             self._invocations -= 1
@@ -181,7 +169,6 @@ class BuiltinInstance:
         if self._work:
             await asyncio.wait(set(self._work), timeout=max(grace_s, CANCEL_S))
         left = [task for task in self._work if not task.done()]
-        # Once more: a task may have caught the first cancellation and gone on.
         for task in left:
             task.cancel()
         if left:
@@ -190,10 +177,7 @@ class BuiltinInstance:
             self._outputs.say(self._plugin_id, "daemon", f"does not end though cancelled: {', '.join(names)}")
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
-        """One host call through the Gate. Refusals and faults are raised as the SDK's HostError.
-
-        The result is a copy, as if it had come over a pipe: what the plugin does to it changes nothing of the host's.
-        """
+        """One host call through the Gate; the result is the plugin's own, as if it had come over a pipe."""
         try:
             return msgspec.json.decode(msgspec.json.encode(await self._gate.call(method, params)))
         except HostError as error:
@@ -203,7 +187,6 @@ class BuiltinInstance:
             raise PluginHostError(found.code.value, found.reason) from error
 
     def _fenced(self, work: Callable[[], Awaitable[Any]], what: str) -> asyncio.Task[Any]:
-        """A task of `_fence(work)`, which `stop` cancels; `what` is for its name."""
         task = asyncio.get_running_loop().create_task(_fence(work), name=f"{self._plugin_id} {what}")
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -241,17 +224,17 @@ class BuiltinInstance:
         return self._stopping
 
     def _gone(self) -> Problem:
-        """Why an action cannot be carried out any more: how the instance ended, or plugin_gone when it was stopped."""
+        """Why an action cannot be carried out any more: how the instance ended."""
         code, message = self._fault or ("plugin_gone", "it was stopped meanwhile")
         return Problem(code, message if self._fault is None else f"the plugin ended: {message}")
 
     def _told(self, failed: _Failed, what: str) -> str:
-        """`what` failed and why, in one line; log it with the traceback, and add it to the plugin's output."""
+        """One line of why, after its traceback went to the log."""
         error = failed.error
         kind = type(error).__name__
-        words = "it cancelled itself" if error is None else f"{kind}: {_words(error)}"
+        words = "it cancelled itself" if error is None else f"{kind}: {error}"
         said = text.clip(f"{what}: {words}", replies.MESSAGE_CHARACTERS)
-        # Visitors' requests can make it fail any number of times: the log gets only some of them.
+        # A visitor's requests may fail as often as they like.
         count = _FAILURES.take((self._plugin_id, kind), asyncio.get_running_loop().time())
         if count is not None:
             log.error("builtin_failed", plugin_id=self._plugin_id, reason=said, count=count, exc_info=error)
@@ -260,7 +243,7 @@ class BuiltinInstance:
 
 
 class _Failed(Exception):
-    """`error` is what a plugin's code raised; None when its task was cancelled."""
+    """What a plugin's code raised; None when it was cancelled."""
 
     def __init__(self, error: BaseException | None) -> None:
         super().__init__(error)
@@ -275,30 +258,10 @@ async def _fence(work: Callable[[], Awaitable[Any]]) -> Any:
         return _Failed(error)
 
 
-def _words(error: BaseException) -> str:
-    """What an exception says; its own method may raise as well."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - of whatever class the plugin made
-        return "(an exception that cannot be shown)"
-
-
-# Behind the fence, so that an odd value of a plugin's counts as its failure too.
-
-
 async def _started(make: Callable[[], SystemPlugin]) -> SystemPlugin:
     plugin = make()
     await plugin.started()
     return plugin
-
-
-async def _checked(plugin: SystemPlugin) -> Checkup:
-    found = await plugin.check()
-    return replies.checkup({"status": getattr(found, "status", None), "message": getattr(found, "message", "")})
-
-
-async def _answered(plugin: SystemPlugin, action: str, payload: Any) -> dict[str, Any]:
-    return _reply(await plugin.invoke(action, payload))
 
 
 def _reply(found: Any) -> dict[str, Any]:

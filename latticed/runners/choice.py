@@ -55,7 +55,7 @@ def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
 
 
 def _runner(name: str, deps: RunnerDeps) -> Runner:
-    """A new runner of the kind `name`, for one plugin type."""
+    """The runner called `name`; a new one for each plugin type."""
     match name:
         case contract.BUILTIN:
             return BuiltinRunner(deps.builtins, deps.outputs, deps.spawner.invoking)

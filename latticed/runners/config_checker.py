@@ -157,10 +157,7 @@ class ConfigChecker:
         return chosen
 
     def _request(self, fd: int) -> ChildRequest:
-        """What to run: the daemon's Python without site-packages, with its input at `fd`.
-
-        It can read jsonschema_rs and `config_inside`, nothing else. Problem sandbox_unavailable without jsonschema_rs.
-        """
+        """The daemon's Python without site-packages; it can read jsonschema_rs and `config_inside`, nothing else."""
         found = importlib.util.find_spec("jsonschema_rs")  # finds without importing
         if found is None or not found.submodule_search_locations:
             hint = "install latticed with its dependencies"

@@ -26,10 +26,7 @@ class MessageMemory:
         self._waiting: dict[MessageShare, None] = {}  # in the order in which they will be woken
 
     def share(self, wake: Callable[[], None], *, of_one: int = OF_ONE_BYTES) -> MessageShare:
-        """The share of one plugin, `of_one` bytes of pending messages at most.
-
-        `wake` is called when there may be room again after `must_wait` was True.
-        """
+        """The share of one plugin; `wake` is called when there may be room again after `must_wait` was True."""
         return MessageShare(self, wake, of_one)
 
     def add(self, size: int) -> None:

@@ -210,7 +210,7 @@ class _Call(asyncio.Protocol):
         self.conversation.ended(exit_.code, f"ended without a reply: {exit_.message}{self._stderr.words()}")
 
     def _catch_up(self) -> None:
-        """Hand over the output that came before `begin`: it was kept, as its calls could not be answered then."""
+        """Hand over the output that came before `begin`: then answers to its calls could not be written."""
         early, self._early = bytes(self._early), bytearray()
         self.conversation.feed(early)
 

@@ -77,7 +77,7 @@ class ProcessRunner:
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
 
     async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
-        """The artifact of `pair`, sealed in a memfd, for the caller to close. Raises what `artifact.seal` raises."""
+        """The artifact, sealed in a memfd."""
 
         def seal() -> Artifact:
             return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)
@@ -87,9 +87,7 @@ class ProcessRunner:
     async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """Start the child of a latticed-stdio-1 plugin and return its instance; `program` is closed then, as the child
-        keeps running. Problem as `stdio_child.begin`.
-        """
+        """Start the child of a latticed-stdio-1 plugin. It keeps running, so `program` is closed."""
         request = self._request(plugin.manifest, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:

@@ -176,10 +176,7 @@ class Invocation:
                 self._call(call, lines.weight(line))
 
     def _take_partial(self, line: bytes, why: str) -> None:
-        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`.
-
-        A line that is neither fails the invocation; `why` it could not be decoded is for that message.
-        """
+        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`."""
         partial = unrepresentable.read(line)
         if partial is None:
             found = unrepresentable.noise(line)

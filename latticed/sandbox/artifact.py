@@ -142,9 +142,8 @@ def classify(
 
 
 def _interpreter(words: list[str], interpreters: Mapping[str, str]) -> dict[str, Any]:
-    """`interpreter` and `interpreter_args` of an Artifact, from the words of a script's first line.
-
-    The interpreter is a base name: paths come from the operator's table alone. Problem interpreter_not_allowed.
+    """The interpreter that the words of a first line name, by its base name: paths come from the operator's table
+    alone.
     """
     name, arguments = (os.path.basename(words[0]), words[1:]) if words else ("", [])
     if name == "env":

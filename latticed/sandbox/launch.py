@@ -167,10 +167,9 @@ def _compiled_stub() -> list[CodeType]:
 
 
 def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
-    """Start the stub's Python with copies of `by_number`'s descriptors at those numbers; its pid. OSError.
+    """Start the stub's Python with copies of `by_number`'s descriptors at those numbers; its pid.
 
-    `opened` gets the descriptors that are made here (`_opened`). Every source is moved up first, so that no dup2
-    overwrites a descriptor that is still needed.
+    Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
     """
     high = {}
     for number, fd in by_number.items():

@@ -199,9 +199,7 @@ def _clone(features: frozenset[str]) -> tuple[tuple[Argument, ...], ...]:
 
 
 def _socket() -> tuple[tuple[Argument, ...], ...]:
-    """The ways in which socket(2) is allowed with a network: TCP and UDP over IPv4 and IPv6, and routing netlink, which
-    getaddrinfo(3) asks; no MPTCP, no raw sockets.
-    """
+    """TCP and UDP over IPv4 and IPv6, and routing netlink, which getaddrinfo(3) asks; no MPTCP, no raw sockets."""
     # SOCK_STREAM and SOCK_DGRAM of AF_INET and AF_INET6 (2, 10), with protocol 0, TCP or UDP; SOCK_RAW of AF_NETLINK
     # (16) with NETLINK_ROUTE (0).
     kind = Argument(1, (1, 2), mask=bpf.WORD ^ _SOCK_FLAGS)

@@ -235,7 +235,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
 
 
 def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
-    """The plan's entries for the descriptors to keep, the Landlock ruleset and the seccomp filter."""
+    """The plan's descriptors, Landlock ruleset and seccomp filter."""
     # The interpreter opens the script through this descriptor, so it must survive exec.
     script = {SCRIPT_FD} if shape.script and not shape.own_root else set()
     kept = {0, 1, 2, *request.descriptors, *request.given, *script}

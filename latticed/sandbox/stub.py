@@ -48,7 +48,7 @@ CLOSE_RANGE_CLOEXEC, NO_FD, SIOCSIFFLAGS, IFF_UP_RUNNING = 4, 0xFFFFFFFF, 0x8914
 
 
 def change_ids(ids: tuple[int, int]) -> None:
-    """Drop all supplementary groups, then set gid and uid (real, effective, saved). `ids`: (uid, gid), uid never 0."""
+    """Set groups, gid and uid, which is never 0."""
     uid, gid = ids
     # Groups, then gid, then uid: changing the uid from 0 takes away the powers for the other two (capabilities(7)).
     begin("setgroups")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from latticed.settings.rules import setting
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_KIND: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 def names_fault(value: Any) -> str:
@@ -20,6 +21,16 @@ def names_fault(value: Any) -> str:
 def absolute_fault(value: Any) -> str:
     """What a path has to be, in words, when `value` is neither absolute nor empty; else empty."""
     return "" if not value or (os.path.isabs(value) and "\0" not in value) else "an absolute path, or nothing"
+
+
+def _path_fault(value: str) -> str:
+    """What a path has to be, in words, when `value` is not absolute; else empty."""
+    return absolute_fault(value) if value else "an absolute path"
+
+
+def _kinds_fault(names: tuple[str, ...]) -> str:
+    """What the names of kinds of plans have to be, in words, when one is not; else empty."""
+    return "" if all(_KIND.fullmatch(name) for name in names) else 'names of kinds, such as "nft"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +88,25 @@ class TunnelSettings:
     plugin_tunnels: int = setting(2, low=1, high=64)
     ready_s: float = setting(30.0, low=0.5, high=600)
     check_s: float = setting(5.0, low=0.1, high=600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplySettings:
+    """The root helper (`latticed-apply`), which counts them only where root alone can change the file.
+
+    `daemon_user`: the user whose daemon may offer and apply what is approved, and nothing else. `approvers`: users (or
+    `@group`) besides root who may review, approve, refuse, confirm and undo. `kinds`: kinds of plans that it applies,
+    `restore`: those of them that it puts back where something else changed the host. `programs`: name and path of tools
+    that are not at their usual place. `confirm_within_s`: how long an applied plan waits for its confirmation.
+    `poll_s`: how often the live state is compared.
+    """
+
+    socket: str = setting("/run/latticed-apply/apply.sock", fault=_path_fault)
+    state_dir: str = setting("/var/lib/latticed-apply", fault=_path_fault)
+    daemon_user: str = setting("latticed")
+    approvers: tuple[str, ...] = setting(())
+    kinds: tuple[str, ...] = setting((), fault=_kinds_fault)
+    restore: tuple[str, ...] = setting((), fault=_kinds_fault)
+    programs: dict[str, str] = setting({}, fault=names_fault)
+    confirm_within_s: int = setting(60, low=1, high=3_600)
+    poll_s: float = setting(10.0, low=0.1, high=3_600)

@@ -7,7 +7,7 @@ from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
 from typing import Final
 
 from latticed.settings import endpoints, relays
-from latticed.settings.programs import ServiceSettings, TaskSettings, TunnelSettings
+from latticed.settings.programs import ApplySettings, ServiceSettings, TaskSettings, TunnelSettings
 from latticed.settings.rules import setting as _setting
 
 SCOPES: Final = ("read", "operate", "host", "trust")
@@ -319,6 +319,7 @@ class Settings:
     task: TaskSettings = TaskSettings()
     service: ServiceSettings = ServiceSettings()
     tunnel: TunnelSettings = TunnelSettings()
+    apply: ApplySettings = ApplySettings()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()

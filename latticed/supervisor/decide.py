@@ -186,10 +186,7 @@ def _arm(state: HandleState, rules: SupervisionRules, *, afresh: bool) -> Next:
 
 
 def _still_broken(state: HandleState) -> HandleState:
-    """`state` as BROKEN, for a plugin whose bundle went and came back while the breaker was open.
-
-    It stays open until an operator restarts the plugin.
-    """
+    """Its bundle went and came back; the breaker stays open until an operator restarts the plugin."""
     reason = f"failed {state.failures.counted} times in a row before, and waits for an operator to restart it"
     return replace(state, phase=Phase.BROKEN, fault=Fault("breaker_open", reason), message=reason)
 

@@ -20,6 +20,7 @@ NOT_RUN = {
     "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
+    "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }

@@ -102,5 +102,5 @@ def audit_event(one: KeptRecord, before: DdnsStatus, outcome: Published | Update
 
 
 def _time(wall_us: int) -> str | None:
-    """A time in µs since the epoch as RFC 3339; None for 0, which stands for never."""
+    """RFC 3339, or None for 0 (never)."""
     return clock.rfc3339(wall_us) if wall_us else None

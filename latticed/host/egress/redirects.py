@@ -69,10 +69,7 @@ def _target(base: Target, location: str) -> Target:
 
 
 def _check_crossing(old: Target, new: Target, is_bound: Callable[[Target], bool]) -> None:
-    """HostError egress_blocked when a redirect may not lead from the origin of `old` to that of `new`, another one.
-
-    `is_bound` as for `follow`.
-    """
+    """HostError when a redirect may not lead from the origin of `old` to that of `new`."""
     if old.scheme == "https" and new.scheme != "https":
         raise _blocked(f"it leads from https to {new.scheme}")
     if is_bound(old):

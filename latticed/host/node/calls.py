@@ -138,9 +138,8 @@ class CachedReading:
         self._since_s = 0.0
 
     async def get(self) -> dict[str, Any]:
-        """A result at most `max_age_s` old. Raises what `read` raises, and the next call reads again.
-
-        Cancelling one caller does not cancel the reading that others await.
+        """A result at most `max_age_s` old; what `read` raises, which is not cached. Cancelling one caller does not
+        cancel the others' reading.
         """
         reading = self._reading
         now_s = self._clock.monotonic_s()

@@ -84,7 +84,7 @@ def _is_markup(content_type: str) -> bool:
 
 
 async def _stored(references: tuple[Reference, ...], call: Call) -> list[str | Problem]:
-    """The values of all references in their order, read concurrently; a Problem in the place of one that failed."""
+    """The values of all references, read concurrently."""
     if len(references) <= 1:  # a task would cost more than the call
         return [await _value(reference, call) for reference in references]
     # `_value` returns a Problem instead of raising it: gather would return at the first exception and leave the other

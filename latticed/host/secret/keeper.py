@@ -179,7 +179,7 @@ class SecretKeeper:
         return [row for row in self._ledger.read(rows.load_all) if row.owner == self._owner]
 
     def _log_once(self, name: str, problem: Problem) -> None:
-        """Log the cause, which the plugin does not get (paths, key ids), unless it is the one that was logged last."""
+        """Log the cause, which the plugin does not get (paths, key ids); not at each call."""
         if self._logged != problem.reason:
             self._logged = problem.reason
             log.error("secret_unavailable", secret=name, reason=problem.reason, hint=problem.hint)

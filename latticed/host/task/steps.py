@@ -69,10 +69,7 @@ def withdraw(tx: Transaction, plugin_id: str, *, reason: str) -> int:
 
 
 def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
-    """Record the task as running; False if it may not be started.
-
-    A task whose script is not the approved one is recorded as failed, and is not started either.
-    """
+    """Record the task as running; False if it may not be started. If its script is not the approved one, it fails."""
     task = rows.get(tx, task_id)
     if task is None:
         return False

@@ -90,9 +90,7 @@ def _found(name: str, kind: Any, value: Any) -> tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON in ASCII, cut to _CHARACTERS, so that nothing of it can act on a terminal; an object or a list as
-    its kind only.
-    """
+    """A value as JSON, cut; ASCII, so that nothing of it can act on a terminal."""
     if isinstance(value, dict | list):
         return _kind(value)
     # Cut before it is encoded: a text may have a quarter of a megabyte.

@@ -85,10 +85,7 @@ class HostSession:
             self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
 
     def _simple(self, method: str, number: Any) -> None:
-        """Answer requests that need no call of the module, such as `health`: a child that answers is healthy.
-
-        HostGone after the answer to `shutdown`.
-        """
+        """Answer requests that need no call of the module, such as `health`: a child that answers is healthy."""
         if method == "health":
             self._send({"id": number, "result": {"status": "healthy", "message": ""}})
         elif method == "shutdown":

@@ -92,10 +92,7 @@ def _load(text: str) -> tuple[GuestHost, Module]:
 
 
 def _command(host: GuestHost, module: Module) -> NoReturn:
-    """Run a WASI command, which speaks the protocol itself on its standard streams.
-
-    Exited when it ends by itself, GuestFailed when it traps or cannot be instantiated.
-    """
+    """Run a WASI command, which speaks the protocol itself on its standard streams."""
     store, guest, orders = Store(host.engine), Guest(), host.orders
 
     def renew() -> None:
@@ -128,9 +125,7 @@ def _calls(host: GuestHost, module: Module) -> NoReturn:
     session = HostSession(host.budget)
 
     def fresh(store: Store) -> None:
-        """Put the limits of one call on `store`, and restart the budget: until the first instance was started with the
-        time to get ready.
-        """
+        """A store for one call: until the first instance was started, the time to get ready counts."""
         host.limit(store)
         host.budget.renew(host.orders.message_s if calls.ready else host.orders.start_s)
 

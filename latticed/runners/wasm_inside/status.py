@@ -25,7 +25,7 @@ _WORDS: Final = {
 }
 
 
-# By these words in wasmtime's errors, which have no code, running out of memory is told from a fault in the module.
+# Words in wasmtime's errors, which have no code: running out of memory is no fault of the module's bytes.
 _NO_ROOM: Final = (
     "exceeds memory limits",
     "exceeds table limits",

@@ -126,7 +126,7 @@ async def test_refused_plan_put_again_stays_refused(desk):
     await desk.move(one["sha256"], plan.PlanState.REFUSED)
     assert (await desk.call("plan", kind="nft", intent={"n": 1}))["state"] == "refused"
     two = await desk.call("plan", kind="nft", intent={"n": 2})
-    for state in (plan.PlanState.APPROVED, plan.PlanState.APPLIED):
+    for state in (plan.PlanState.APPROVED, plan.PlanState.APPLYING, plan.PlanState.APPLIED):
         await desk.move(two["sha256"], state)
     assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "planned"
 
@@ -143,8 +143,8 @@ async def test_refused_plan_put_again_stays_refused(desk):
         ("nft", {"a": -(2**53)}, "expected an integer"),
         ("nft", {"a": "\ud800"}, "expected text without lone surrogates"),
         ("nft", {"\ud800": 1}, "expected text without lone surrogates"),
-        ("nft", {"a": "x" * (64 << 10)}, "at most 65536 bytes"),
-        ("nft", {"a": "\u00fc" * (32 << 10)}, "at most 65536 bytes"),
+        ("nft", {"a": "x" * (256 << 10)}, "at most 262144 bytes"),
+        ("nft", {"a": "\u00fc" * (128 << 10)}, "at most 262144 bytes"),
     ],
 )
 async def test_bad_network_plans_are_refused(desk, kind, intent, word):

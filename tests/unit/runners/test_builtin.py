@@ -173,43 +173,6 @@ async def test_exception_of_a_built_in_plugin_never_leaves_its_handle(stage, err
     assert (code, type(error).__name__ in message) == ("plugin_error", True)
 
 
-class Unspeakable(Exception):
-    """Raises again when somebody wants to know what it says."""
-
-    def __str__(self):
-        raise ValueError("never")
-
-    __repr__ = __str__
-
-
-@pytest.mark.parametrize("where", ["run", "check", "invoke", "reply"])
-async def test_an_exception_that_cannot_be_shown_is_a_failure_like_any_other(stage, where):
-    """Else the handle would never hear of it, and take the plugin for alive."""
-
-    class Raises(SystemPlugin):
-        async def run(self):
-            if where == "run":
-                raise Unspeakable
-            await asyncio.sleep(NEVER)
-
-        async def check(self):
-            raise Unspeakable
-
-        async def do_raise(self, _):
-            if where == "reply":
-                return Reply(message=Unspeakable(), ok=False)
-            raise Unspeakable
-
-    instance = await stage.start(Raises)
-    if where == "run":
-        ((code, message),) = await ended(stage)
-        assert (code, "Unspeakable" in message) == ("plugin_error", True)
-    elif where == "check":
-        assert (await instance.check()).health is Health.UNHEALTHY
-    else:
-        assert (await instance.invoke("raise", None))["ok"] is False
-
-
 @pytest.mark.parametrize("way", ["returns", "cancels"])
 async def test_a_background_task_that_ends_is_reported(stage, way):
     """Returned, or cancelled by itself: it is no longer what it was started for."""

@@ -1,0 +1,166 @@
+"""kill -9 of whoever takes part in an apply, at many points between its request and the confirmation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from latticed.plans import protocol
+from tests.house import apply_helpers, long, processes
+from tests.house.apply_helpers import BASE, WIDE
+
+pytestmark = [pytest.mark.daemon, pytest.mark.root]
+POINTS = long.times(4, 50)
+CONFIRM_S = 2
+LATE_S = 2.0
+"""How long after its deadline a change may be there still."""
+BEFORE, AFTER = "allow admin\n", "allow ada\nallow admin\nallow bob\n"
+
+
+@pytest.fixture
+def place():
+    with apply_helpers.place(confirm_within_s=CONFIRM_S) as place:
+        yield place
+
+
+def asked(place, request):
+    """A connection that has sent a request and waits."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(place.settings["socket"])
+    sock.sendall(protocol.encode(request))
+    return sock
+
+
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def apply_takes(place):
+    """Seconds that an apply takes here, until it is unconfirmed."""
+    with place.running():
+        place.applied(BASE)
+        plan = place.approved(WIDE)
+        began = time.monotonic()
+        answer = place.ask(protocol.Apply(plan=plan))
+        assert answer.state == "unconfirmed"
+        took_s = time.monotonic() - began
+        place.ask(protocol.Rollback(plan=plan))
+    return took_s
+
+
+def until_back(place, before=BEFORE):
+    """Wait until nothing is armed any more: the file is as it was, at no moment later than promised."""
+    deadline = time.monotonic() + 60
+    while (late_s := place.late_s()) != -1.0 or place.dead_men():
+        assert late_s < LATE_S or place.content() == before, f"{late_s:.2f} s after the deadline"
+        assert time.monotonic() < deadline, place.log()
+        time.sleep(0.02)
+    assert place.content() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("victim", ["helper", "caller", "both", "dead-man"])
+def test_change_that_is_killed_anywhere_is_back_two_seconds_after_its_deadline(place, victim):
+    """Byte for byte, and another helper knows it. A dead-man's death leaves the undoing to the helper.
+
+    Half of the points lie within the apply, half in the second behind it.
+    """
+    takes_s = apply_takes(place)
+    for point in range(POINTS):
+        at_s = takes_s * (point + 0.5) * 2 / POINTS if point < POINTS // 2 else takes_s + (point + 0.5) / POINTS
+        with place.running() as helper:
+            plan = place.approved(WIDE)
+            latest = time.monotonic() + at_s
+            caller = asked(place, protocol.Apply(plan=plan))
+            while time.monotonic() < latest:
+                time.sleep(0.002)
+            if point == POINTS - 1:
+                processes.until(lambda: place.content() == AFTER, what="the commit")
+            if victim in {"caller", "both"}:
+                caller.close()
+            if victim in {"helper", "both"}:
+                kill(helper.pid)
+                helper.wait()
+            if victim == "dead-man":
+                for pid in place.dead_men():
+                    kill(pid)
+            if helper.poll() is None:
+                assert place.observed().kinds, "asked after the apply, so answered after it"
+            until_back(place)
+            caller.close()
+        with place.running():
+            assert place.content() == BEFORE
+            assert place.state_of(plan) in {"approved", "rolled_back", "failed"}
+            assert place.observed().targets[0].unconfirmed == ""
+
+
+def test_when_all_are_killed_the_next_start_undoes(place):
+    """Before the deadline it waits for it, after the deadline it undoes before it answers."""
+    for pause_s in (0.0, CONFIRM_S + 0.5):
+        with place.running() as helper:
+            plan = place.approved(WIDE)
+            answer = place.ask(protocol.Apply(plan=plan))
+            assert answer.state == "unconfirmed"
+            for pid in (helper.pid, *place.dead_men()):
+                kill(pid)
+            helper.wait()
+        apply_helpers.pause(pause_s)
+        assert place.content() == AFTER
+        with place.running():
+            if pause_s:
+                assert place.content() is None
+            until_back(place, before=None)
+            assert place.state_of(plan) == "rolled_back"
+
+
+def test_confirmed_change_outlives_kills_of_all(place):
+    with place.running() as helper:
+        plan = place.applied(WIDE)
+        for pid in (helper.pid, *place.dead_men()):
+            kill(pid)
+        helper.wait()
+    apply_helpers.pause(CONFIRM_S + 0.5)
+    with place.running():
+        assert (place.content(), place.state_of(plan)) == (AFTER, "applied")
+
+
+@pytest.mark.parametrize("how", ["stopped", "stuck"])
+def test_helper_that_holds_the_lock_beyond_the_deadline_is_killed(place, how):
+    """Stopped by a signal, or waiting for a program that does not end: the change is back in time all the same."""
+    with place.running() as helper:
+        place.applied(BASE)
+        plan = place.approved(WIDE)
+        place.order(commit="late", commit_s=8)
+        caller = asked(place, protocol.Apply(plan=plan))
+        processes.until(lambda: place.content() == AFTER, what="the commit")
+        place.order()
+        if how == "stopped":
+            os.kill(helper.pid, signal.SIGSTOP)
+        until_back(place)
+        assert helper.wait(5) == -signal.SIGKILL
+        caller.close()
+    with place.running():
+        assert (place.content(), place.state_of(plan)) == (BEFORE, "rolled_back")
+
+
+def test_long_change_of_one_kind_does_not_delay_the_undoing_of_another(place):
+    with place.running() as helper:
+        first, second = place.approved(WIDE), place.approved(WIDE, kind="other")
+        place.ask(protocol.Apply(plan=first))
+        (place.home / "live/orders.json").write_text('{"commit_s": 6}')
+        caller = asked(place, protocol.Apply(plan=second, confirm_within_s=30))
+        deadline = time.monotonic() + 30
+        while place.content() is not None:
+            assert place.late_s() < LATE_S
+            assert time.monotonic() < deadline
+        assert place.ask(protocol.Observe(), user=None).targets[1].unconfirmed == second
+        assert b"unconfirmed" in caller.recv(4096)
+        caller.close()
+        assert helper.poll() is None
