@@ -93,7 +93,7 @@ def given(host):
 
 
 def test_plugin_is_given_the_configuration_that_the_operator_sets(plugin):
-    """Before that an empty object. Setting it restarts the plugin."""
+    """Before that it is given an empty object; setting a configuration restarts it."""
     before = plugin.result(ID, "config")
     assert before["config"] == {}
     wanted = {"city": "Bern", "rules": [{"port": 22, "proto": "tcp"}]}

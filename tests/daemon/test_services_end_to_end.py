@@ -221,7 +221,7 @@ def test_notification_is_listed_until_pruned(host):
 
 
 def test_target_that_goes_down_and_up_gives_two_alerts(host, server, permit):
-    """In the operator's list and in the audit."""
+    """They are in the operator's list and in the audit."""
     permit(server.origin)
     host.result(ID, "watch", f"{server.origin}/up")
     standing(host, "up")

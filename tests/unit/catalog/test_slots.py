@@ -94,7 +94,9 @@ async def test_unrecorded_bundles_share_slots_by_owner(plugins: Path) -> None:
     asked=st.lists(st.tuples(st.sampled_from("abcdefghij"), st.integers(0, 3), st.booleans()), max_size=60),
 )
 def test_bundle_slots_are_bounded_and_shared_fairly(most: int, asked: list[tuple[str, int, bool]]) -> None:
-    """After any takes and releases: an owner who was refused had at most one slot less than the one with the most."""
+    """In any order of takes and releases, an owner who was refused had at most one slot less than the one with the
+    most.
+    """
     slots = BundleSlots(most)
     held: dict[str, int] = {}
     for name, owner, comes in asked:

@@ -285,7 +285,7 @@ def test_explain_names_the_command_for_each_situation(found, command):
 @pytest.mark.parametrize("code", Code)
 @pytest.mark.parametrize("view", [None, plugin(available=False), active("failed")], ids=["none", "verified", "active"])
 def test_explain_has_a_reason_and_a_command_for_each_verdict_code(code, view):
-    """With and without a record; placeholders are in capitals only."""
+    """It has them with and without a record; placeholders are in capitals only."""
     found = advice.advice(facts(view, code=code.value, rejected=[{"code": code.value, "publisher": "acme"}]))
     assert found.why
     assert found.command

@@ -154,7 +154,7 @@ async def test_wheel_sleeps_to_the_next_tick_and_waits_when_empty():
 
 
 async def test_timer_call_is_made_with_the_real_clock():
-    """With the real sleep, too: nothing of this test is a fake."""
+    """The sleep is real, too: nothing in this test is a fake."""
     turning, came = wheel.Wheel(), asyncio.Event()
     running = asyncio.create_task(turning.run())
     turning.add(0.01, came.set)
