@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, damage
+from tests.house import bundles, damage, faults
 
 pytestmark = pytest.mark.daemon
 
@@ -255,4 +256,18 @@ def test_built_in_plugin_runs_within_the_daemons_process(place):
         assert "sandbox" not in daemon.plugin(ID)["runtime"]
         tasks = Path(f"/proc/{pid}/task").iterdir()
         assert "".join((task / "children").read_text() for task in tasks).split() == []
+        assert daemon.stop() == 0
+
+
+def test_a_full_disk_delays_no_stop_and_loses_no_decision(place, sick):
+    """What cannot be recorded is not begun; stopping takes effect at once and is recorded when there is space again."""
+    ledger = place.state / "ledger.sqlite3"
+    with place.running() as daemon:
+        active(daemon)
+        with sick.failing(errno.ENOSPC, faults.WRITES, below=ledger):
+            assert invoke(daemon, "set", INTENT)["code"] in {"audit_unavailable", "ledger_unavailable"}
+            assert daemon.set_status("disabled", ID).json()["runtime"]["state"] == "stopped"
+        daemon.until(lambda: daemon.events(action="plugin.status", target=ID)[-1]["detail"]["to"] == "disabled", "it")
+        assert daemon.set_status("active", ID).json()["runtime"]["state"] == "armed"
+        assert invoke(daemon, "set", INTENT)["ok"] is True
         assert daemon.stop() == 0
