@@ -1,0 +1,17 @@
+"""These tests load real tables into network namespaces that they make; none is skipped, see `make test-net`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def root_and_tools() -> None:
+    """Fail, not skip: what is shown here is shown nowhere else."""
+    missing = [name for name in ("nft", "ip") if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        need = "uid 0" if os.geteuid() != 0 else " and ".join(missing)
+        pytest.fail(f"tests/net needs {need}: apt install nftables iproute2, then as root make test-net", pytrace=False)
