@@ -35,7 +35,7 @@ def free(place):
 
 
 def test_full_disk_before_each_request(place):
-    """Each says so, and works once there is room."""
+    """Each request says so, and works once there is room."""
     with place.running():
         fill(place)
         offer = protocol.Offer(kind="file", intent=WIDE)
@@ -59,7 +59,7 @@ def test_full_disk_before_each_request(place):
 
 
 def test_change_that_cannot_be_confirmed_is_undone(place):
-    """With the reserve, by the dead-man; the next change works again."""
+    """The dead-man undoes it with the reserve; the next change works again."""
     with place.running():
         plan = place.approved(WIDE)
         place.ask(protocol.Apply(plan=plan))
@@ -102,7 +102,9 @@ def test_without_reserve_the_host_is_put_back_and_recorded_when_there_is_room(pl
 @pytest.mark.parametrize("error", faults.DISK_ERRORS)
 @pytest.mark.parametrize("where", ["held", "targets", "steps"])
 def test_write_that_fails_within_an_apply(tmp_path, where, error):
-    """Of snapshot, record or step: refused and untouched, or undone; never half done."""
+    """The write of snapshot, record or step fails: the change is refused and nothing touched, or undone; never half
+    done.
+    """
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(apply_helpers.place(confirm_within_s=3))
         sick = stack.enter_context(faults.attached(place, faults.compiled(tmp_path)))

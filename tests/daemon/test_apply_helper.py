@@ -88,7 +88,7 @@ def test_operator_undoes_before_the_deadline(helper):
 
 
 def test_review_changes_with_the_live_state_and_a_stale_one_touches_nothing(helper):
-    """Approving an old review, and applying an approved one, after somebody else changed the file."""
+    """Somebody else changes the file, then an old review is approved, or an approved one applied."""
     plan = helper.offer(WIDE)
     old = helper.review(plan).review
     helper.live.write_text("allow stranger\n")
@@ -187,7 +187,7 @@ def test_unknown_kind_says_which_there_are(helper):
 @pytest.mark.parametrize("effect", ["commit", "self_check"])
 @pytest.mark.parametrize("how", ["fail", "half", "missing", "bug"])
 def test_failed_change_is_undone_at_once(place, effect, how):
-    """By the helper; after a mistake in the kind itself by the dead-man."""
+    """The helper undoes it; after a mistake in the kind itself the dead-man does."""
     place.settings["confirm_within_s"] = 3
     with place.running():
         place.applied(BASE)
@@ -214,7 +214,7 @@ def test_failure_before_the_commit_touches_nothing(helper, effect):
 
 
 def test_undo_that_fails_is_repeated(place):
-    """Until it works; meanwhile nothing else is applied to the target."""
+    """It is repeated until it works; meanwhile nothing else is applied to the target."""
     place.settings["confirm_within_s"] = 1
     with place.running():
         place.applied(BASE)
@@ -238,7 +238,7 @@ def test_time_for_confirming_is_the_operators_to_choose_not_the_daemons(helper):
 
 
 def test_secret_is_bound_by_the_review_and_shown_nowhere(helper):
-    """Not in answers, steps, log, argument lists; files that hold it are root's alone."""
+    """It is not in answers, steps, log or argument lists; files that hold it are root's alone."""
     value, other = "correct-horse-battery", "another-value"
     plan = helper.offer(KEYED, secrets=[apply_helpers.secret("DB#main", value)])
     reviewed = helper.review(plan)
@@ -274,7 +274,7 @@ def test_approved_plan_with_another_secret_is_not_applied(helper):
 
 @pytest.mark.parametrize("effect", ["validate", "commit"])
 def test_secret_that_a_tool_repeats_is_hidden(helper, effect):
-    """Also where its words are cut."""
+    """So it is where the tool's words are cut."""
     value = "correct-horse-battery"
     plan = helper.approved(KEYED, secrets=[apply_helpers.secret("DB#main", value)])
     helper.order(**{effect: "leak"})
@@ -321,7 +321,9 @@ def test_confirmed_state_is_put_back_where_settings_say_so(place):
 
 
 def test_boot_restores_what_was_confirmed(place):
-    """By the request, which only root may make, and by the option; unconfirmed changes of an earlier boot go."""
+    """It does so by the request, which only root may make, and by the option; unconfirmed changes of an earlier boot
+    go.
+    """
     with place.running():
         plan = place.applied(BASE)
         place.live.unlink()
@@ -360,7 +362,7 @@ def test_change_of_an_earlier_boot_is_undone_at_the_start(place):
 
 
 def test_setting_the_clock_changes_no_deadline(place, tmp_path):
-    """Back an hour and on a year, by a clock that is preloaded."""
+    """It is set back an hour and on a year, by a clock that is preloaded."""
     with faults.attached(place, faults.compiled(tmp_path)) as sick:
         place.settings["confirm_within_s"] = 3
         with place.running():

@@ -102,7 +102,7 @@ def test_change_that_is_killed_anywhere_is_back_two_seconds_after_its_deadline(p
 
 
 def test_when_all_are_killed_the_next_start_undoes(place):
-    """Before the deadline it waits for it, after the deadline it undoes before it answers."""
+    """It waits for the deadline; after the deadline it undoes before it answers."""
     for pause_s in (0.0, CONFIRM_S + 0.5):
         with place.running() as helper:
             plan = place.approved(WIDE)
@@ -133,7 +133,7 @@ def test_confirmed_change_outlives_kills_of_all(place):
 
 @pytest.mark.parametrize("how", ["stopped", "stuck"])
 def test_helper_that_holds_the_lock_beyond_the_deadline_is_killed(place, how):
-    """Stopped by a signal, or waiting for a program that does not end: the change is back in time all the same."""
+    """It is stopped by a signal, or waits for a program that does not end: the change is undone in time."""
     with place.running() as helper:
         place.applied(BASE)
         plan = place.approved(WIDE)

@@ -133,7 +133,7 @@ def test_hostile_lines_get_an_error_or_nothing(helper, line):
 
 
 def test_floods_stalls_and_half_requests_do_not_keep_root_waiting(helper):
-    """As the daemon's user, an approver and a stranger: hundreds of connections, most of which say nothing."""
+    """The daemon's user, an approver and a stranger make hundreds of connections, most of which say nothing."""
     path = helper.settings["socket"]
     code = (
         "import socket, sys, time\nkept = []\nend = time.monotonic() + 4\n"

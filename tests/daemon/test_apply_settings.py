@@ -169,7 +169,9 @@ def test_environment_of_the_caller_is_not_looked_at(place):
 
 
 def test_helper_opens_no_file_and_runs_no_program_outside_its_list(place):
-    """By strace, from its start through review, apply, undoing and confirming, with its dead-men and programs."""
+    """It is watched by strace from its start through review, apply, undoing and confirming, with its dead-men and
+    programs.
+    """
     trace = place.home / "trace"
     place.before = (
         "strace",

@@ -75,7 +75,7 @@ def test_altered_copies_of_steps_are_noticed(linked, how):
 
 
 def test_half_a_line_of_a_killed_writer_is_no_step(linked, tmp_path):
-    """Wherever it was cut: the next step follows the last whole one."""
+    """It may be cut anywhere: the next step follows the last whole one."""
     for _ in range(3):
         linked.append("plan.apply", "x", actor="a")
     file = tmp_path / "steps/00000000.ndjson"
