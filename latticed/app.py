@@ -220,6 +220,7 @@ class App:
             secrets=services.secrets,
             notifications=services.notifications,
             tasks=services.tasks,
+            plans=services.plans,
             ddns=services.ddns,
             monitors=services.monitors,
             programs=services.programs,

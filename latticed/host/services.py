@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import call
@@ -26,7 +27,9 @@ from latticed.host.mail.smtp import Smtp
 from latticed.host.monitor.calls import MonitorCalls
 from latticed.host.monitor.keeper import MonitorKeeper
 from latticed.host.monitor.probes import Probes
+from latticed.host.network.apply_client import ApplyHelper
 from latticed.host.network.calls import NetworkCalls
+from latticed.host.network.keeper import PlanKeeper
 from latticed.host.node.calls import NodeCalls
 from latticed.host.notify.calls import NotifyCalls
 from latticed.host.notify.keeper import NotificationQueue
@@ -135,7 +138,13 @@ class HostServices:
         )
         # Before the routes, which report visitors to `programs`.
         self._make_programs(spawner)
-        self.network = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin)
+        self.plans = PlanKeeper(
+            ledger,
+            ApplyHelper(Path(settings.apply.socket)),
+            clock=clock,
+            secrets_of=self.secrets.for_plugin,
+            may=permissions.to("network:plan").may,
+        )
         # Routes last: they claim paths in both tables and lead to plugins (`handles`) and to upstreams.
         route_deps = RouteDeps(
             permissions=permissions,
@@ -197,7 +206,7 @@ class HostServices:
         """The context managers of what runs between calls, in the order of their start."""
         # The order is that of dependence: monitors write notifications, records use the client; left in reverse, each
         # still finds open what it uses.
-        watching = (self._client, self.notifications, self.monitors, self.ddns)
+        watching = (self._client, self.notifications, self.monitors, self.ddns, self.plans)
         return (*watching, self.tasks, self.programs, self.tunnels, self.routes)
 
     def table(self, emit: LogEmitter) -> Mapping[str, Served]:
@@ -222,7 +231,7 @@ class HostServices:
             ProgramCalls(self.programs, settings=settings.service, variables=permissions.variables),
             TunnelCalls(self.tunnels, origins=permissions.origins),
             RouteCalls(self.routes),
-            self.network,
+            NetworkCalls(self.plans, clock=self._clock),
             self.static,
             NodeCalls(self._ledger, settings=settings, may=permissions.may, clock=self._clock),
         )

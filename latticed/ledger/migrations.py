@@ -211,6 +211,15 @@ CREATE TABLE configs (
 """
 """`schema_sha256`: of the schema that the document was checked against; another one is a reason to check again."""
 
+_PLAN_REPORTS: Final = """
+ALTER TABLE plans ADD COLUMN review TEXT NOT NULL DEFAULT '';
+ALTER TABLE plans ADD COLUMN code TEXT NOT NULL DEFAULT '';
+ALTER TABLE plans ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+CREATE INDEX plans_named ON plans (sha256);
+CREATE TABLE plan_steps_read (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL) STRICT;
+"""
+"""What the root helper reported of a plan. `plan_steps_read`: how far its chain of steps was copied into ours."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -227,6 +236,7 @@ MIGRATIONS: Final = (
     _CALLS,
     _TERMS,
     _CONFIGS,
+    _PLAN_REPORTS,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from latticed.catalog.catalog import Catalog
     from latticed.host.ddns.keeper import DdnsKeeper
     from latticed.host.monitor.keeper import MonitorKeeper
+    from latticed.host.network.keeper import PlanKeeper
     from latticed.host.notify.keeper import NotificationQueue
     from latticed.host.program.keeper import ProgramKeeper
     from latticed.host.route.keeper import RouteKeeper
@@ -91,6 +92,7 @@ class Api:
     secrets: SecretKeeper
     notifications: NotificationQueue
     tasks: TaskKeeper
+    plans: PlanKeeper
     ddns: DdnsKeeper
     monitors: MonitorKeeper
     programs: ProgramKeeper

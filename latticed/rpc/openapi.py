@@ -41,6 +41,7 @@ _PARTS: Final = {
     "key": ("a key of the bucket", {"type": "string", "pattern": _NAME, "maxLength": 256}),
     "name": ("a secret's name", {"type": "string", "pattern": "^[A-Z][A-Z0-9_]{0,63}$"}),
     "task": ("a task's id", {"type": "string", "pattern": "^[0-9a-f]{1,64}$"}),
+    "sha": ("a plan's SHA-256", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
     "item": ("a notification's id", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
 }
 """(description, schema) of each `{name}` in a path, by name."""

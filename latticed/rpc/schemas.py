@@ -14,6 +14,7 @@ from latticed.rpc import (
     events,
     kv,
     notifications,
+    plans,
     plugins,
     policy_preview,
     problems,
@@ -143,6 +144,9 @@ TASK: Final = Form(tasks.TaskWhole, codes=_UNKNOWN)
 APPROVE_TASK: Final = Form(tasks.TaskRow, body=tasks.Approval, codes=_TASK)
 CANCEL_TASK: Final = Form(tasks.TaskRow, body=plugins.Nothing, codes=_TASK)
 CANCEL_TASKS: Final = Form(tasks.TasksCancelled, body=plugins.Nothing, codes=_UNRECORDED)
+
+PLANS: Final = Form(plans.PlanPage, query=plans.PlanFilter, codes=_UNRECORDED)
+PLAN: Final = Form(plans.PlanWhole, codes=_UNKNOWN)
 
 DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))
 RETRY_DDNS: Final = Form(delegated.DdnsRetried, body=delegated.Retry, codes=("quota_exceeded", *_UNKNOWN))

@@ -26,21 +26,22 @@ class Route(Calls):
 
 
 class Network(Calls):
-    """Changes to the host's network as plans: proposed here, approved by an operator, then applied with a rollback.
+    """Changes to the host's network as plans: proposed here, approved by an operator, then applied by the root helper.
 
-    This version only keeps plans: `apply` is refused.
+    What is not confirmed in time is undone.
     """
 
     def state(self, kind: str) -> Any:
         """What is live now of `kind`: nft, wireguard, nginx, proxy, listeners or interfaces (network:plan).
 
-        HostError("service_unavailable") for nft and wireguard, which only root can see.
+        Of nft and wireguard what the root helper sees: `{kind, live, target}`; while it does not run
+        HostError("service_unavailable").
         """
         return self._ask("network.state", {"kind": kind})
 
     def plan(self, kind: str, intent: dict[str, Any]) -> Any:
-        """Propose a change; `{ok, number, sha256, kind, state, created_at, updated_at}`. `intent` is JSON of at most 64
-        KiB; an operator approves its `sha256` (network:plan).
+        """Propose a change; `{ok, number, sha256, kind, state, code, reason, created_at, updated_at}`. `intent` is JSON
+        of at most 256 KiB; `code` and `reason` say why the root helper did not take it yet (network:plan).
         """
         return self._ask("network.plan", {"kind": kind, "intent": intent})
 
@@ -49,7 +50,11 @@ class Network(Calls):
         return self._ask("network.plans", {})
 
     def apply(self, sha256: str) -> Any:
-        """Apply what an operator approved. This version raises HostError("service_unavailable") (network:apply)."""
+        """Begin to apply what an operator approved, or what only takes away from it; `plans` says what became of it.
+
+        `{ok, sha256, state}`, where `state` is "applying". HostError("service_unavailable") when it was not begun
+        (network:apply).
+        """
         return self._ask("network.apply", {"sha256": sha256})
 
 

@@ -88,6 +88,8 @@ ROUTES = [
     GET /api/tasks/{task} operate
     POST /api/tasks/{task}/approve host
     POST /api/tasks/{task}/cancel operate
+    GET /api/plans read
+    GET /api/plans/{sha} read
     GET /api/ddns operate
     POST /api/ddns/{id}/{name}/retry operate
     GET /api/monitors operate

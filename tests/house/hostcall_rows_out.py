@@ -93,7 +93,7 @@ ROWS: dict[str, Row] = {
     ),
     "network.plan": Row(
         good=_PLAN,
-        answers="ok sha256 kind state number created_at updated_at",
+        answers="ok sha256 kind state code reason number created_at updated_at",
         bad=(
             {},
             {**_PLAN, "kind": "weather"},
@@ -119,7 +119,7 @@ ROWS: dict[str, Row] = {
         refused="service_unavailable",
         bad=({}, {"sha256": "abc"}),
         down="ledger",
-        why="it keeps nothing; this version has no applier",
+        why="it keeps nothing; what the root helper does is in its own state",
     ),
     "route.put": Row(
         good=_ROUTE,

@@ -1,6 +1,6 @@
-"""network.*: changes of this host that plugins ask for, stored as plans. Nothing here applies them.
+"""network.*: changes of this host that plugins ask for, kept as plans; the root helper reads, applies and undoes.
 
-A plugin plans, an operator approves, an applier (there is none yet) applies. No host call approves (contracts §12).
+A plugin plans, an operator approves to the helper, the helper applies. No host call approves (contracts §12).
 """
 
 from __future__ import annotations
@@ -9,30 +9,24 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta
 
 from latticed.host.call import Caller, HostError, Params, Served, Whole
-from latticed.host.network import intents, listeners
+from latticed.host.network import apply_client, intents, listeners, views
 from latticed.host.node.calls import CachedReading
-from latticed.kit import clock as clocks
 from latticed.kit import text
-from latticed.ledger import plans as rows
-from latticed.ledger.quota import RowQuota
 from latticed.model import plan
-from latticed.model.audit import Actor, Event
+from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from latticed.host.secret.references import PluginSecrets
+    from latticed.host.network.keeper import PlanKeeper
     from latticed.kit.clock import Clock
-    from latticed.ledger import Ledger, Transaction
+    from latticed.ledger.plans import PlanRow
 
 PAGE: Final = 100
 """The most plans in one answer of network.plans."""
-PLANS: Final = RowQuota(plugin=100, total=2_000)
-"""How many plans are kept, as docs/services.md says."""
 CACHE_S: Final = 1.0
 """Seconds that a reading of listeners or interfaces is answered again."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -78,23 +72,11 @@ class NetworkApply(Params, frozen=True):
 class NetworkCalls:
     """The host calls `network.state`, `network.plan`, `network.plans` and `network.apply`.
 
-    `secrets_of(plugin_id)` gives a plugin's secrets: a plan may refer only to those bound to it. `quota`: plans of one
-    plugin; None: `PLANS`. `root`: the directory that has /proc and /sys.
+    `root`: the directory that has /proc and /sys.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        *,
-        clock: Clock,
-        secrets_of: Callable[[str], PluginSecrets],
-        quota: RowQuota | None = None,
-        root: Path = Path("/"),
-    ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._secrets_of = secrets_of
-        self._quota = quota or PLANS
+    def __init__(self, plans: PlanKeeper, *, clock: Clock, root: Path = Path("/")) -> None:
+        self._plans = plans
         self._readings = {
             _LISTENERS: CachedReading(lambda: listeners.listeners(root), CACHE_S, clock),
             _INTERFACES: CachedReading(lambda: listeners.interfaces(root), CACHE_S, clock),
@@ -105,20 +87,19 @@ class NetworkCalls:
         return (
             Served(method="network.state", params=NetworkStateQuery, serve=self._state),
             Served(method="network.plan", params=NetworkPlan, serve=self._plan),
-            Served(method="network.plans", params=NetworkPlans, serve=self._plans),
+            Served(method="network.plans", params=NetworkPlans, serve=self._plans_of),
             Served(method="network.apply", params=NetworkApply, serve=self._apply),
         )
 
     async def _state(self, _: Caller, asked: NetworkStateQuery) -> dict[str, Any]:
-        """What can be seen without root of this kind; HostError bad_params, service_unavailable."""
+        """The live state of a kind; HostError bad_params, service_unavailable.
+
+        Of nft and wireguard what the helper sees; listeners, interfaces, nginx and proxy are read here.
+        """
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
         if asked.kind in _ONLY_ROOT:
-            raise HostError(
-                Denial.SERVICE_UNAVAILABLE,
-                f"only root can see {_ONLY_ROOT[asked.kind]}, and this version has no root helper;"
-                f" {_LISTENERS} and {_INTERFACES} can be asked for",
-            )
+            return await self._seen_by_root(asked.kind)
         # nginx and proxy: who listens and at which addresses is what can be seen of them.
         wanted = (asked.kind,) if asked.kind in self._readings else (_LISTENERS, _INTERFACES)
         found: dict[str, Any] = {"kind": asked.kind}
@@ -131,11 +112,20 @@ class NetworkCalls:
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
         return found
 
-    async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
-        """Store a plan and return it (`_view`). The same kind and intent again give the plan that exists.
+    async def _seen_by_root(self, kind: str) -> dict[str, Any]:
+        """`{kind, live, target}` as the helper reports them; HostError service_unavailable."""
+        try:
+            observed = await self._plans.observe(kind)
+        except Problem as problem:
+            why = f"only root can see {_ONLY_ROOT[kind]}: {problem.code}: {problem.reason}"
+            rest = f"{_LISTENERS} and {_INTERFACES} can be asked for"
+            raise HostError(Denial.SERVICE_UNAVAILABLE, f"{why}; {rest}") from problem
+        target = next((one for one in observed.targets if one.kind == kind), None)
+        return {"kind": kind, "live": observed.live, "target": None if target is None else msgspec.to_builtins(target)}
 
-        HostError bad_params for an unknown kind, a bad intent, or a secret that is in clear or not bound;
-        quota_exceeded.
+    async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
+        """Store a plan and offer it to the helper; HostError bad_params (kind, intent, a secret in clear or not bound,
+        an intent that the helper refuses), quota_exceeded. Planning the same again gives the plan that exists.
         """
         if asked.kind not in plan.KINDS:
             expected = ", ".join(plan.KINDS)
@@ -145,88 +135,58 @@ class NetworkCalls:
             canonical = plan.canonical(asked.kind, asked.intent)
         except plan.BadIntent as error:
             raise HostError(Denial.BAD_PARAMS, text.sanitise(str(error), 400)) from error
-        # Secrets: none in clear, and only such that the plugin may use; before the intent is stored.
+        # Secrets: none in clear, before the intent is stored.
         intents.check(asked.intent)
-        secrets = self._secrets_of(caller.plugin_id)
-        for reference in sorted(intents.references(asked.intent)):
-            secrets.expand(reference)  # only to check that it is bound: the value is not used
-        sha256, now_us = plan.sha256(canonical), self._clock.wall_us()
+        sha256 = plan.sha256(canonical)
+        try:
+            row = await self._plans.plan(caller.plugin_id, asked.kind, canonical.decode("utf-8"), sha256, asked.intent)
+        except apply_client.HelperRefusal as refusal:
+            raise HostError(Denial.BAD_PARAMS, f"{refusal.code}: {refusal.reason}") from refusal
+        return {"ok": True, **views.for_plugin(row)}
 
-        def change(tx: Transaction) -> rows.PlanRow:
-            before = rows.get(tx, caller.plugin_id, sha256)
-            row = rows.put(
-                tx, caller.plugin_id, sha256, asked.kind, canonical.decode("utf-8"), self._quota, now_us=now_us
-            )
-            # Only what changed is an event: repeating a call must not fill the audit chain.
-            if before is None or before.state is not row.state:
-                tx.append_audit(_planned(caller, row))
-            return row
-
-        # Durable: the plugin is told the plan's name, by which an operator approves it.
-        row = await self._ledger.write(change, durable=True)
-        return {"ok": True, **_view(row)}
-
-    async def _plans(self, caller: Caller, asked: NetworkPlans) -> dict[str, Any]:
+    async def _plans_of(self, caller: Caller, asked: NetworkPlans) -> dict[str, Any]:
         """A page of the caller's plans, by number, without intents; or one plan with it. HostError not_found,
         bad_params.
         """
         if asked.sha256:
+            _check_name(asked.sha256)
+            await self._plans.refresh()
             row = self._found(caller, asked.sha256)
-            return {"plans": [{**_view(row), "intent": _intent(row)}], "next": None}
+            return {"plans": [{**views.for_plugin(row), "intent": views.intent(row)}], "next": None}
+        await self._plans.refresh()
         # One more than is shown, to know whether there is a next page.
-        one_more = asked.limit + 1
-        found = await self._ledger.read_for_plugin(
-            lambda db: rows.page(db, plugin_id=caller.plugin_id, after=asked.after, limit=one_more)
-        )
+        found = await self._plans.page(caller.plugin_id, after=asked.after, limit=asked.limit + 1)
         shown = found[: asked.limit]
-        return {"plans": [_view(row) for row in shown], "next": shown[-1].number if len(found) > len(shown) else None}
+        rows = [views.for_plugin(row) for row in shown]
+        return {"plans": rows, "next": shown[-1].number if len(found) > len(shown) else None}
 
     async def _apply(self, caller: Caller, asked: NetworkApply) -> dict[str, Any]:
-        """Always HostError: not_found, or service_unavailable, since nothing can apply plans yet."""
-        row = self._found(caller, asked.sha256)
-        raise HostError(
-            Denial.SERVICE_UNAVAILABLE,
-            f"nothing was applied: this version has no applier for {row.kind}, the plan stays {row.state}",
-        )
+        """Have the helper apply what is approved, or narrows it; the plan's state says what became of it.
 
-    def _found(self, caller: Caller, sha256: str) -> rows.PlanRow:
-        """The caller's plan of that name; HostError bad_params, not_found."""
-        if not _SHA256.fullmatch(sha256):
-            raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
-        row = self._ledger.read(lambda db: rows.get(db, caller.plugin_id, sha256))
+        HostError not_found; service_unavailable when the helper does not run or refuses, as `code: reason`.
+        """
+        _check_name(asked.sha256)
+        try:
+            await self._plans.apply(caller.plugin_id, asked.sha256)
+        except Problem as problem:
+            if problem.code == Denial.NOT_FOUND.value and not isinstance(problem, apply_client.HelperRefusal):
+                raise
+            why = f"nothing was applied: {problem.code}: {problem.reason}"
+            raise HostError(Denial.SERVICE_UNAVAILABLE, why) from problem
+        return {"ok": True, "sha256": asked.sha256, "state": plan.PlanState.APPLYING.value}
+
+    def _found(self, caller: Caller, sha256: str) -> PlanRow:
+        """The caller's plan of that name; HostError not_found."""
+        row = self._plans.of_plugin(caller.plugin_id, sha256)
         if row is None:
             raise HostError(Denial.NOT_FOUND, "this plugin has no plan of that sha256")
         return row
 
 
-def _planned(caller: Caller, row: rows.PlanRow) -> Event:
-    """The audit event of a plan; the intent is in the row, not in the event."""
-    return Event(
-        actor=str(Actor(kind="plugin", name=caller.plugin_id)),
-        action="network.plan",
-        target=row.sha256,
-        decision="allow",
-        detail={"kind": row.kind, "bytes": len(row.intent.encode("utf-8"))},
-    )
-
-
-def _view(row: rows.PlanRow) -> dict[str, Any]:
-    """A plan as plugins see it in answers, without its intent."""
-    return {
-        "number": row.number,
-        "sha256": row.sha256,
-        "kind": row.kind,
-        "state": row.state.value,
-        "created_at": clocks.rfc3339(row.created_at),
-        "updated_at": clocks.rfc3339(row.updated_at),
-    }
-
-
-def _intent(row: rows.PlanRow) -> Any:
-    """The intent of a plan, as it was given."""
-    import json
-
-    return json.loads(row.intent)["intent"]
+def _check_name(sha256: str) -> None:
+    """HostError bad_params for what cannot name a plan."""
+    if not _SHA256.fullmatch(sha256):
+        raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
 
 
 def _shown(kind: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import socket
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,29 +16,33 @@ from hypothesis import strategies as st
 from latticed.host.call import Caller, HostError
 from latticed.host.network import intents
 from latticed.host.network import listeners as network_reading
+from latticed.host.network.apply_client import ApplyHelper
 from latticed.host.network.calls import NetworkCalls
+from latticed.host.network.keeper import PlanKeeper
 from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
 from latticed.ledger import audit, open_ledger
 from latticed.ledger import plans as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model import plan
-from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from tests.house.clocks import ManualClock
-from tests.house.plugin_secrets import no_secrets
 
 A, B = Caller(plugin_id="acme.guard"), Caller(plugin_id="acme.other")
 INTENT = {"zones": [{"name": "lan", "interfaces": ["eth0"]}], "drop": True, "ports": [22, 80]}
 
 
 class Desk:
-    """The service over a real ledger and secret store."""
+    """The service over a real ledger and secret store; no helper runs."""
 
-    def __init__(self, ledger, clock, home, **options):
+    def __init__(self, ledger, clock, home, *, root=Path("/"), **options):
         self.ledger, self.clock = ledger, clock
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=clock)
-        self.service = NetworkCalls(ledger, clock=clock, secrets_of=self.secrets.for_plugin, **options)
+        asked = ApplyHelper(home / "no.sock")
+        self.plans = PlanKeeper(
+            ledger, asked, clock=clock, secrets_of=self.secrets.for_plugin, may=lambda _: True, **options
+        )
+        self.service = NetworkCalls(self.plans, clock=clock, root=root)
 
     async def call(self, method, caller=A, **params):
         served = next(one for one in self.service.calls() if one.method == f"network.{method}")
@@ -48,10 +53,10 @@ class Desk:
             await self.call(method, caller, **params)
         return caught.value
 
-    async def move(self, sha256, state, caller=A):
-        return await self.ledger.write(
-            lambda tx: rows.move(tx, caller.plugin_id, sha256, state, now_us=self.clock.wall_us())
-        )
+    async def move(self, sha256, state):
+        """As if the helper had reported it."""
+        reported = rows.Reported(state)
+        return await self.ledger.write(lambda tx: rows.mirror(tx, sha256, reported, now_us=self.clock.wall_us()))
 
     def states(self, caller=A):
         return [row.state.value for row in self.ledger.read(lambda db: rows.page(db, plugin_id=caller.plugin_id))]
@@ -86,6 +91,8 @@ async def test_plan_has_digest_of_its_canonical_form(desk):
         "sha256": hashlib.sha256(form.encode()).hexdigest(),
         "kind": "nft",
         "state": "planned",
+        "code": "helper_unavailable",
+        "reason": "the root helper is not running",
         "created_at": "2026-01-02T03:04:05.000000Z",
         "updated_at": "2026-01-02T03:04:05.000000Z",
     }
@@ -222,8 +229,8 @@ def test_fields_with_names_similar_to_secrets_are_accepted(name):
 
 
 async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
-    """Only those bound to the plugin are accepted; the value is in no row and no answer."""
-    await desk.secrets.set("WG_KEY", "the value itself")
+    """Only those bound to the plugin; the value is in no row and no answer."""
+    await desk.secrets.set("WG_KEY", "the-value-itself")
     intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
     error = await desk.refused("plan", kind="wireguard", intent=intent)
     assert (error.code, "no secret 'WG_KEY'" in error.reason) == (Denial.BAD_PARAMS, True)
@@ -232,7 +239,7 @@ async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
     shown = await desk.call("plans", sha256=made["sha256"])
     assert shown["plans"][0]["intent"] == intent
     kept = desk.ledger.read(lambda db: rows.get(db, A.plugin_id, made["sha256"]))
-    assert "the value itself" not in str((made, shown, kept))
+    assert "the-value-itself" not in str((made, shown, kept))
 
 
 # Lists, and calls that change nothing.
@@ -258,23 +265,23 @@ async def test_plans_are_listed_in_pages(desk):
             assert (await desk.refused("plans", sha256=odd)).code is Denial.BAD_PARAMS
 
 
-async def test_network_apply_is_service_unavailable(desk):
-    """There is no applier yet: neither planned nor approved plans change their state."""
+async def test_apply_without_helper_is_service_unavailable(desk):
+    """Whatever the row says: a state in the ledger applies nothing."""
     made = await desk.call("plan", kind="nft", intent=INTENT)
-    for state in (None, plan.PlanState.APPROVED):
+    for state in (None, plan.PlanState.APPROVED, plan.PlanState.UNCONFIRMED):
         if state:
             await desk.move(made["sha256"], state)
         error = await desk.refused("apply", sha256=made["sha256"])
         assert error.code is Denial.SERVICE_UNAVAILABLE
-        assert error.reason.startswith("nothing was applied: this version has no applier for nft")
-    assert desk.states() == ["approved"]
+        assert error.reason == "nothing was applied: helper_unavailable: the root helper is not running"
+    assert desk.states() == ["unconfirmed"]
     assert (await desk.refused("apply", B, sha256=made["sha256"])).code is Denial.NOT_FOUND
     assert (await desk.refused("apply", sha256="0" * 64)).code is Denial.NOT_FOUND
 
 
 def test_no_host_call_approves_a_plan():
     """The calls are exactly these four; none moves a plan to `approved`."""
-    names = {one.method for one in NetworkCalls(None, clock=ManualClock(), secrets_of=no_secrets).calls()}
+    names = {one.method for one in NetworkCalls(None, clock=ManualClock()).calls()}
     assert names == {"network.state", "network.plan", "network.plans", "network.apply"}
 
 
@@ -366,19 +373,14 @@ def test_canonical_form_of_intent_round_trips(intent):
     intents.references(intent)
 
 
-async def test_plan_transitions_follow_the_table(desk):
-    """Every pair of states is tried."""
+async def test_row_takes_any_state_that_the_helper_reports(desk):
+    """Every pair of states; one that a newer plan made stale stays so while it is only planned at the helper."""
     made = await desk.call("plan", kind="nft", intent={})
     for before in plan.PlanState:
         for after in plan.PlanState:
             await desk.ledger.write(lambda tx, state=before: tx.execute("UPDATE plans SET state = ?", (state.value,)))
-            if after in plan.TRANSITIONS[before]:
-                assert (await desk.move(made["sha256"], after)).state is after
-            else:
-                with pytest.raises(Problem) as caught:
-                    await desk.move(made["sha256"], after)
-                assert caught.value.code == "invalid_transition"
-    with pytest.raises(Problem) as caught:
-        await desk.move("0" * 64, plan.PlanState.APPROVED)
-    assert caught.value.code == "not_found"
+            await desk.move(made["sha256"], after)
+            kept = (before, after) == (plan.PlanState.STALE, plan.PlanState.PLANNED)
+            assert desk.states() == [(before if kept else after).value]
+    assert await desk.move("0" * 64, plan.PlanState.APPROVED) == 0
     assert await desk.ledger.write(lambda tx: rows.clear(tx, A.plugin_id)) == 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import apsw
 import pytest
 
-from latticed.ledger import configs, migrations, records
+from latticed.ledger import configs, migrations, plans, records
 from latticed.model.errors import Problem
 
 
@@ -66,6 +66,17 @@ def test_record_from_before_terms_is_read_without_terms(empty: apsw.Connection) 
     migrations.migrate(empty)
     (found,) = records.load_all(empty)
     assert (found.terms, found.facts.interpreter, found.facts.capabilities) == (None, "", ("kv:read",))
+
+
+def test_plan_from_before_reports_is_read_with_its_state(empty: apsw.Connection) -> None:
+    """It has no review yet, and nothing of the helper's chain counts as copied."""
+    before = migrations.MIGRATIONS.index(migrations._PLAN_REPORTS)
+    migrations.migrate(empty, steps=migrations.MIGRATIONS[:before])
+    empty.execute("INSERT INTO plans VALUES (3, 'acme.guard', 'ab', 'nft', '{}', 'approved', 1, 2)")
+    migrations.migrate(empty)
+    (row,) = plans.page(empty)
+    assert (row.number, row.state, row.review, row.code, row.reason) == (3, "approved", "", "", "")
+    assert plans.steps_read(empty) == (0, "")
 
 
 BEFORE_TWO_CHAINS = 12

@@ -47,7 +47,15 @@ def be(monkeypatch, home):
 
 
 def url(route):
-    parts = {"id": ID, "bucket": "default", "key": "a", "name": "TOKEN", "item": "0" * 32, "task": "0" * 32}
+    parts = {
+        "id": ID,
+        "bucket": "default",
+        "key": "a",
+        "name": "TOKEN",
+        "item": "0" * 32,
+        "task": "0" * 32,
+        "sha": "0" * 64,
+    }
     return route.path.format(**parts)
 
 
