@@ -81,9 +81,8 @@ def _put(session: CtlSession, *, dry_run: bool) -> int:
     from latticed.ctl.client import ApiRefusal
 
     plugin_id, screen = ask.known_id(session.args.id), session.screen
-    body = {"config": _document(session.args.file), "dry_run": dry_run}
     try:
-        done = replies.mapping(session.client().put("plugins", "by-id", plugin_id, "config", body=body), "answer")
+        done = send(session, plugin_id, document(session.args.file), dry_run=dry_run)
     except ApiRefusal as refusal:
         # Only this refusal lists faults; `main` prints any other one.
         if refusal.code != "config_invalid":
@@ -98,7 +97,10 @@ def _put(session: CtlSession, *, dry_run: bool) -> int:
     else:
         screen.line(plugin_id, "configured" + (f" and restarted, {_state(done)}" if done.get("restarted") else ""))
     _unbound(session, plugin_id, done)
-    return _restarted(session, plugin_id, done) if done.get("restarted") else ExitCode.OK
+    code = _restarted(session, plugin_id, done) if done.get("restarted") else ExitCode.OK
+    if code == ExitCode.OK and done.get("changed") and done.get("state") == "armed" and not screen.json_wanted:
+        _next(session, plugin_id)
+    return code
 
 
 def _restarted(session: CtlSession, plugin_id: str, done: dict[str, Any]) -> int:
@@ -119,20 +121,39 @@ def _state(done: dict[str, Any]) -> str:
     return runtime.shown(str(done.get("state") or ""), str(done.get("message") or ""))
 
 
+def send(session: CtlSession, plugin_id: str, config: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    """Have a configuration stored or (`dry_run`) only checked; what the daemon answers. ApiRefusal config_invalid."""
+    body = {"config": config, "dry_run": dry_run}
+    return replies.mapping(session.client().put("plugins", "by-id", plugin_id, "config", body=body), "answer")
+
+
+def _next(session: CtlSession, plugin_id: str) -> None:
+    """Print the next command where a plugin plans changes of the host: what is configured has yet to be applied."""
+    _, view = ask.plugin(session.client(), plugin_id)
+    if "network:plan" in view.capabilities:
+        session.screen.hint(f"latticectl apply {plugin_id}")
+
+
 def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
     """Print everything that does not fit, one fault a line on stderr; with --format json as one object on stdout."""
-    screen, source = session.screen, session.args.file
+    screen = session.screen
     if screen.json_wanted:
         screen.json({"ok": False, "code": refusal.code, "errors": refusal.errors, "more": refusal.more})
         return ExitCode.FAILED
+    screen.error(misfit(session, refusal))
+    return ExitCode.FAILED
+
+
+def misfit(session: CtlSession, refusal: ApiRefusal) -> Problem:
+    """The Problem for a file that does not fit, once each fault is printed on stderr."""
+    screen, source = session.screen, session.args.file
     for one in refusal.errors:
         where, expected, found = (one.get(name, "") for name in ("path", "expected", "found"))
         screen.note(f"{where or 'the document'}: expected {expected}, found {found}")
     if refusal.more:
         screen.note("… and more")
     name = "standard input" if source == "-" else source
-    screen.error(Problem(refusal.code, f"{name} does not fit the schema of {session.args.id}", _schema(session)))
-    return ExitCode.FAILED
+    return Problem(refusal.code, f"{name} does not fit the schema of {session.args.id}", _schema(session))
 
 
 def _schema(session: CtlSession) -> str:
@@ -149,7 +170,7 @@ def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None
         session.screen.hint(f"latticectl secret bind {names[0]} {plugin_id}")
 
 
-def _document(source: str) -> dict[str, Any]:
+def document(source: str) -> dict[str, Any]:
     """The object in a file of TOML or JSON, - for stdin. Problem usage when it cannot be read or sent; too_large."""
     data = _read(source)
     name = "standard input" if source == "-" else source
@@ -159,9 +180,9 @@ def _document(source: str) -> dict[str, Any]:
         raise _unfit(name, f"expected UTF-8, found byte 0x{data[error.start]:02x} at offset {error.start}") from error
     # A TOML document cannot begin with a brace, and a JSON object always does.
     as_json = source.endswith(".json") or text.lstrip().startswith("{")
-    document = _json(name, data) if as_json else _toml(name, text)
-    _check(name, document, "", 1)
-    return document
+    found = _json(name, data) if as_json else _toml(name, text)
+    _check(name, found, "", 1)
+    return found
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:

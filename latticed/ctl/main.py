@@ -75,6 +75,8 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "kv": Verb(_DATA, "stored values: get, set, list, delete"),
         "secret": Verb(_DATA, "secrets: set, bind, list, delete"),
         "task": Verb(_DATA, "tasks: list, show, approve, cancel"),
+        "plan": Verb(_DATA, "changes of this host: list, show, approve, refuse, apply, confirm, rollback"),
+        "apply": Verb(_DATA, "plan, review, approve, apply and confirm what a plugin wants, in one sitting"),
         "ddns": Verb(_DATA, "DNS records that plugins keep: list, retry"),
         "monitor": Verb(_DATA, "targets that plugins watch: list"),
         "service": Verb(_DATA, "programs that plugins have running: list"),
@@ -92,7 +94,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback plan market pack index apply ui fleet doctor dev run".split())
+_LATER: Final = frozenset("rollback market pack index ui fleet doctor dev run".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(
@@ -119,6 +121,7 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
             "trust revoke": "revoke",
             "trust show": "publishers policy",
             "task approve": "approve",
+            "plan confirm": "confirm",
             "key generate": "keygen genkey",
             "new": "init create scaffold",
             "notify list": "notifications",

@@ -61,6 +61,10 @@ class Screen(NamedTuple):
         """Print one line of the non-empty `words`, joined by spaces."""
         self.out.write(text.escape(" ".join(filter(None, words))) + "\n")
 
+    def toned(self, value: str, tone: str) -> None:
+        """Print one line in the colour of `tone`."""
+        self.out.write(_painted(text.escape(value), tone, wanted=self.colour_out) + "\n")
+
     def note(self, *words: str) -> None:
         """Print a line on stderr: information that is not part of the data."""
         self.err.write(text.escape(" ".join(words)) + "\n")
