@@ -22,6 +22,8 @@ NOT_RUN = {
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
     "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
+    "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
+    "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
 """How a block that is not run begins, and why it is not."""

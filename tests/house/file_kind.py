@@ -137,8 +137,8 @@ class FileKind:
 
 
 def kinds(directory: Path) -> dict[str, FileKind]:
-    """Two of them, so that one can wait while the other is changed."""
-    return {name: FileKind(directory=directory, name=name) for name in ("file", "other")}
+    """Two of them, so that one can wait while the other is changed; `nft` has a name that plugins can plan."""
+    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "nft")}
 
 
 if __name__ == "__main__":
