@@ -329,7 +329,11 @@ def test_boot_restores_what_was_confirmed(place):
         place.live.unlink()
         assert code(place.ask(protocol.Boot(), user=APPROVER)) == "denied"
         booted = place.ask(protocol.Boot())
-        assert [(one.kind, one.outcome) for one in booted.targets] == [("file", "restored"), ("other", "nothing")]
+        assert [(one.kind, one.outcome) for one in booted.targets] == [
+            ("file", "restored"),
+            ("nft", "nothing"),
+            ("other", "nothing"),
+        ]
         assert place.content() == "allow admin\n"
         unconfirmed = place.approved(WIDE)
         place.ask(protocol.Apply(plan=unconfirmed))
