@@ -22,7 +22,7 @@ from latticed.host.permissions import Permissions
 from latticed.host.services import HostServices, restart_policy
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.upstream_listener import UpstreamIngress
-from latticed.kit import logs
+from latticed.kit import logs, struct_types
 from latticed.kit.clock import SystemClock
 from latticed.kit.wheel import Wheel
 from latticed.ledger import open_ledger, records
@@ -120,6 +120,8 @@ class App:
         `stack` gets what is open, and closes it in reverse. Sets `services`, `broker`, `api` and `reloader`. Raises the
         Problems of the parts.
         """
+        # Before the first thread: those of the catalog decode manifests beside each other.
+        struct_types.prepare()
         settings, clock = self._settings, self._clock
         # A file or directory service that hangs must not block the loop: SIGTERM has to work during the start.
         allowed, gid = await asyncio.to_thread(resolved, settings)

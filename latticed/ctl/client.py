@@ -145,7 +145,7 @@ class ControlClient:
                 yield line
                 connection.wire.within(QUIET_S, _MOST_A_LINE)
         except _FAULTS as error:
-            raise self._lost(error, "GET") from error
+            raise self._lost(error, "GET", QUIET_S) from error
         finally:
             connection.end()
 
@@ -168,7 +168,7 @@ class ControlClient:
             if response.length != 0:  # truncated
                 raise http.IncompleteRead(b"", response.length)
         except _FAULTS as error:
-            raise self._lost(error, "GET") from error
+            raise self._lost(error, "GET", LONG_S) from error
         finally:
             connection.end()
 
@@ -236,8 +236,11 @@ class ControlClient:
             raise bounded_socket.reply_too_long()
         return body
 
-    def _lost(self, error: Exception, method: str) -> Problem:
-        """The Problem for a request that got no answer, or none that makes sense; the hint depends on `method`."""
+    def _lost(self, error: Exception, method: str, within_s: float | None = None) -> Problem:
+        """The Problem for a request that got no answer, or none that makes sense.
+
+        The hint depends on `method`. `within_s`: how long it was waited for; None: as long as this client waits.
+        """
         where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:
@@ -247,7 +250,7 @@ class ControlClient:
                 hint = f"join the group of {self.path} ([access] socket_group), or run this as root"
                 return Problem("socket_denied", "the daemon may be running, but you may not use its socket", hint)
             case TimeoutError():
-                return Problem("unreachable", f"no answer within {self._read_s:g} s", _unsure(method))
+                return Problem("unreachable", f"no answer within {within_s or self._read_s:g} s", _unsure(method))
             case http.HTTPException() | ConnectionError():
                 return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
             case ValueError() | OverflowError():

@@ -93,7 +93,7 @@ def _operation(route: ApiRoute, shapes: Mapping[Any, Any], components: Mapping[s
         operation["requestBody"] = {"required": False, "content": {"application/octet-stream": {}}}
     elif route.form.body is not None:
         content = {"application/json": {"schema": shapes[route.form.body]}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": False, "content": content}
     return operation
 
 

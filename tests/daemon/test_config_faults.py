@@ -128,7 +128,7 @@ def test_document_whose_check_never_ends_is_refused(place, acme):
     place.drop(author=acme, v2=True, artifact=ECHO, runtime=SPEAKING, config=ENDLESS)
     with place.running() as daemon:
         daemon.activate()
-        life = given(daemon)["life"]
+        instance = given(daemon)["instance"]
         assert put(daemon, {"x": 1}).code == "deadline_exceeded"
         assert daemon.get(URL).json()["is_set"] is False
-        assert given(daemon)["life"] == life
+        assert given(daemon)["instance"] == instance
