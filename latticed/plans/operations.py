@@ -219,7 +219,7 @@ class Operations:
             review=review.digest(plan, target=kind.target, rendering=rendering, live=live),
             diff=review.diff(live, rendering),
             intent=plan.intent,
-            narrows=decide.narrows(target.bound, plan.intent, plan.macs, kind.narrows),
+            narrows=_is_narrow(kind, plan, target),
         )
 
     def _approve(self, asked: protocol.Approve, asker: Asker) -> protocol.Moved:
@@ -250,12 +250,14 @@ class Operations:
         with self._store.locked(kind.name, deadline_s=LOCK_S) as lock:
             # Read again: a dead-man may have changed it until the lock was free.
             plan, target = self._found(asked.plan), self._store.target(kind.name)
-            is_narrow = decide.narrows(target.bound, plan.intent, plan.macs, kind.narrows)
-            way = decide.apply(plan, target, is_narrow=is_narrow)
+            way = decide.apply(plan, target, is_narrow=_is_narrow(kind, plan, target))
             if isinstance(way, Fault):
                 raise Problem.of(way)
             if way is decide.Way.ALREADY:
-                return _moved(plan, target, message="it is applied already")
+                # It may have drifted; there would be no other way back than another plan.
+                was_gone = self._upkeep.put_back(kind, target, lock, "plan.restore")
+                message = "something else had changed it; it was put back" if was_gone else "it is applied already"
+                return _moved(plan, target, message=message)
             secrets = self._secrets(plan)
             tools = self._choices.tools(kind, lock, secrets)
             # Nothing is touched until the review is known to hold.
@@ -460,6 +462,15 @@ def _is_offered_anew(known: PlanRecord, fresh: PlanRecord, target: Target) -> bo
     if state in {PlanState.REFUSED, PlanState.APPLYING, PlanState.UNCONFIRMED}:
         return False
     return known.macs != fresh.macs or state in {PlanState.STALE, PlanState.ROLLED_BACK, PlanState.FAILED}
+
+
+def _is_narrow(kind: Kind, plan: PlanRecord, target: Target) -> bool:
+    """As `decide.narrows`; False where the kind no longer understands the bound, which an older version accepted."""
+    try:
+        return decide.narrows(target.bound, plan.intent, plan.macs, kind.narrows)
+    except Exception as error:  # noqa: BLE001 - it must not keep an operator from approving another one
+        log.error("plan_bound_not_understood", kind=kind.name, error=type(error).__name__)
+        return False
 
 
 def _raise_if(fault: Fault | None) -> None:

@@ -132,8 +132,8 @@ class Upkeep:
             try:
                 with self._store.locked(name, deadline_s=LOCK_S) as lock:
                     done.append(protocol.Restored(kind=name, outcome=self._boot(name, lock)))
-            except (Problem, OSError) as error:
-                done.append(protocol.Restored(kind=name, outcome="failed", message=str(error)))
+            except Exception as error:  # noqa: BLE001 - one kind's mistake must not keep the others from coming back
+                done.append(protocol.Restored(kind=name, outcome="failed", message=_code(error)))
                 log.error("plan_restore_failed", kind=name, code=_code(error))
         return done
 
@@ -152,10 +152,10 @@ class Upkeep:
             else:
                 # The snapshot is of a host that is gone with its boot: the confirmed state is what belongs here. Put
                 # back first, recorded second: whatever comes between, it is done again.
-                restored = self._put_back(kind, structs.replace(target, armed=None), lock, "plan.restore")
+                restored = self.put_back(kind, structs.replace(target, armed=None), lock, "plan.restore")
                 self._record_undo(target, target.armed, "boot", "the machine was started anew before", HELPER)
                 return "restored" if restored else "undone"
-        if self._put_back(kind, self._store.target(name), lock, "plan.restore"):
+        if self.put_back(kind, self._store.target(name), lock, "plan.restore"):
             return "restored"
         return "undone" if undone else "nothing"
 
@@ -166,7 +166,7 @@ class Upkeep:
             try:
                 with self._store.locked(name, deadline_s=LOCK_S) as lock:
                     self._look(kind, self._store.target(name), lock)
-            except (Problem, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - one kind's mistake must not hide the drift of the others
                 log.warning("plan_drift_unknown", kind=name, code=_code(error))
                 self.drifted.pop(name, None)
 
@@ -185,9 +185,9 @@ class Upkeep:
         # Whoever changes it again at once is answered once in a while, not in a race.
         if kind.name in self._choices.restored and time.monotonic() >= self._repair_at.get(kind.name, 0.0):
             self._repair_at[kind.name] = time.monotonic() + DRIFT_S
-            self._put_back(kind, target, lock, "plan.drift_restored")
+            self.put_back(kind, target, lock, "plan.drift_restored")
 
-    def _put_back(self, kind: Kind, target: Target, lock: int | None, action: str) -> bool:
+    def put_back(self, kind: Kind, target: Target, lock: int | None, action: str) -> bool:
         """Commit the confirmed rendering where the live state is another; whether that was needed. Problem, OSError."""
         if not target.confirmed or target.armed is not None:
             return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
+import sys
 import threading
 
 import pytest
@@ -318,6 +321,53 @@ def test_confirmed_state_is_put_back_where_settings_say_so(place):
         assert (place.home / "live/other.target").read_text() == "allow stranger\n"
         found = [(step.action, step.detail["kind"]) for step in place.steps() if "drift" in step.action]
         assert sorted(found) == [("plan.drift", "file"), ("plan.drift", "other"), ("plan.drift_restored", "file")]
+
+
+def test_applying_what_is_applied_puts_it_back_where_it_drifted(helper):
+    """The daemon may, as it is within what was approved; without drift nothing is done."""
+    plan = helper.applied(BASE)
+    assert helper.ask(protocol.Apply(plan=plan), user=DAEMON).message == "it is applied already"
+    helper.live.write_text("allow stranger\n")
+    assert "put back" in helper.ask(protocol.Apply(plan=plan), user=DAEMON).message
+    assert helper.content() == "allow admin\n"
+
+
+def test_bound_that_the_kind_no_longer_understands_bounds_nothing(helper):
+    """Nothing narrows it; plans are approved and applied as ever."""
+    helper.applied({"allow": ["admin", "broken"]})
+    assert code(helper.ask(protocol.Apply(plan=helper.offer(BASE)), user=DAEMON)) == "not_approved"
+    helper.applied(BASE)
+    assert helper.content() == "allow admin\n"
+
+
+def test_socket_and_readiness_of_a_service_manager(place):
+    """It takes the socket that is passed to it, leaves its path alone, and says when it is ready."""
+    with contextlib.ExitStack() as stack:
+        listening, told = (stack.enter_context(socket.socket(socket.AF_UNIX, kind)) for kind in (1, 2))
+        path = place.home / "passed.sock"
+        listening.bind(str(path))
+        path.chmod(0o666)
+        listening.listen()
+        told.bind(str(place.home / "notify"))
+        told.settimeout(20)
+        place.settings["socket"] = str(path)
+        place.write_settings()
+        place.env |= {"LISTEN_FDS": "1", "NOTIFY_SOCKET": str(place.home / "notify")}
+        number = listening.fileno()
+        # What a service manager does between fork and exec (sd_listen_fds(3)).
+        prepare = f"import os, sys; os.dup2({number}, 3); os.environ['LISTEN_PID'] = str(os.getpid())"
+        start = "os.execv(sys.argv[1], sys.argv[1:])"
+        command = [sys.executable, "-c", f"{prepare}; {start}", *place.command()]
+        helper = stack.enter_context(
+            processes.spawned(command, env=place.env, pass_fds=[number], stdout=place.home / "log")
+        )
+        assert b"READY=1" in told.recv(1024)
+        assert place.observed().kinds == ("file", "other")
+        plan = place.approved(WIDE)
+        assert code(place.ask(protocol.Apply(plan=plan))) == "unconfirmed"
+        helper.terminate()
+        assert helper.wait(10) == 0
+        assert path.exists()
 
 
 def test_boot_restores_what_was_confirmed(place):
