@@ -439,7 +439,7 @@ def test_offers_are_bounded_and_take_nothing_from_operators(helper):
     read = helper.offer(OTHER)
     review = helper.review(read).review
     for number in range(80):
-        helper.offer({"allow": ["admin", "x" + re.sub(r"\d", lambda m: chr(97 + int(m[0])), str(number))]})
+        helper.offer({"allow": ["admin", "x" + re.sub(r"\d", lambda m: chr(97 + int(m[0])), str(number))]}, user=None)
     kept = {one.plan for one in helper.observed().plans}
     assert len(kept) == protocol.OFFERS
     assert {approved, confirmed, read} <= kept

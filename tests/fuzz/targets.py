@@ -21,8 +21,9 @@ from latticed.host.egress import url
 from latticed.host.route import public_paths, template
 from latticed.ingress import forwarding, request_target, same_origin
 from latticed.kit import strict_json, text
-from latticed.model import egress
+from latticed.model import egress, plan
 from latticed.model.errors import Problem
+from latticed.plans import protocol
 from latticed.runners import jsonrpc, stdio_json
 from latticed.trust import policy
 from tests.house import bundles
@@ -158,12 +159,12 @@ async def _page(request: web.BaseRequest) -> web.StreamResponse:
 def _requests(data: bytes) -> None:
     async def talk() -> None:
         server = web.Server(_page, access_log=None, logger=QUIET)
-        protocol, transport = server(), _Transport()
-        protocol.connection_made(transport)
-        protocol.data_received(data)
+        handler, transport = server(), _Transport()
+        handler.connection_made(transport)
+        handler.data_received(data)
         for _ in range(8):
             await asyncio.sleep(0)
-        protocol.connection_lost(None)
+        handler.connection_lost(None)
         await server.shutdown(0)
         assert not transport.sent or transport.sent.startswith(b"HTTP/"), bytes(transport.sent[:80])
 
@@ -180,6 +181,16 @@ def _template(data: bytes) -> None:
         values = dict.fromkeys((template.PATH, *parsed.queries, *parsed.stored), "{{method}}<")
         shown = template.render(parsed.parts, values, escape=html.escape)
         assert shown.count(b"{{method}}&lt;") >= sum(part in values for part in parsed.parts)
+
+
+def _helper(data: bytes) -> None:
+    """A request to the root helper: refused, or the same after it was written anew."""
+    with contextlib.suppress(Problem):
+        request = protocol.decode_request(data)
+        assert protocol.decode_request(protocol.encode(request)) == request
+        if isinstance(request, protocol.Offer):
+            with contextlib.suppress(plan.BadIntent):
+                plan.canonical(request.kind, request.intent)
 
 
 def _urls(data: bytes) -> None:
@@ -237,6 +248,14 @@ ALL: dict[str, Target] = {
     ),
     "template": Target(
         judge=_template, seeds=(b"hi {{path}} {{kv.default.a}} {{query.x}}", b"fetch(1)", b"{{{{path}}}}")
+    ),
+    "helper": Target(
+        judge=_helper,
+        seeds=(
+            b'{"verb":"offer","kind":"nft","intent":{"a":[1,"\xc3\xa9"]},"secrets":[]}\n',
+            b'{"verb":"apply","plan":"' + b"0" * 64 + b'","confirm_within_s":60,"source":"::1"}\n',
+            b'{"verb":"observe","kind":"","steps_after":-1}\n',
+        ),
     ),
     "urls": Target(
         judge=_urls,
