@@ -102,7 +102,7 @@ def test_what_the_daemons_user_could_change_is_exit_78(place, spoil):
         ("daemon_user", "no-such-user", "expected a user of this host"),
         ("approvers", ["no-such-user"], "expected a user of this host"),
         ("approvers", ["@no-such-group"], "expected a group"),
-        ("kinds", ["nft"], "this version applies no plans of kind 'nft'"),
+        ("kinds", ["wireguard"], "this version applies no plans of kind 'wireguard'"),
         ("state_dir", "state", "expected an absolute path"),
         ("state_dir", "", "expected an absolute path"),
         ("unknown", 1, "unknown key 'apply.unknown'"),
