@@ -226,12 +226,18 @@ class Story:
         """Print and run one line; it must end with `exits`, and its output must contain each of `shows`."""
         print(f"$ {line}", flush=True)
         how: dict[str, Any] = {"env": self.place.environment, "cwd": self.place.base, "text": True}
-        how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": DEADLINE_S}
-        done = subprocess.run(["/bin/sh", "-c", line], check=False, **how)  # noqa: S603 - our own words
-        print(done.stdout, end=f"[exit {done.returncode}]\n" if done.returncode else "", flush=True)
-        if done.returncode != exits:
-            raise TourEnded(f"{line}: expected exit {exits}, found {done.returncode}")
-        if missing := [wanted for wanted in shows if wanted not in done.stdout]:
+        how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+        with subprocess.Popen(["/bin/sh", "-c", line], **how) as shell:  # noqa: S603 - our own words
+            try:
+                said, _ = shell.communicate(timeout=DEADLINE_S)
+            except BaseException:
+                # The whole group: what the shell has started would outlive it, and the tour too.
+                os.killpg(shell.pid, signal.SIGKILL)
+                raise
+        print(said, end=f"[exit {shell.returncode}]\n" if shell.returncode else "", flush=True)
+        if shell.returncode != exits:
+            raise TourEnded(f"{line}: expected exit {exits}, found {shell.returncode}")
+        if missing := [wanted for wanted in shows if wanted not in said]:
             raise TourEnded(f"{line}: expected {missing[0]!r} in its output, found none")
 
     def expect(self, plugin_id: str, **wanted: str | bool | list[str]) -> None:
