@@ -92,8 +92,11 @@ class Setting:
         self.daemon.until(lambda: self.state(plan) == wanted, f"{plan[:8]} to be {wanted}, now {self.state(plan)}")
 
     def content(self):
-        live = self.helper.home / "live/nft.target"
-        return live.read_text() if live.exists() else None
+        # It may be removed at any moment: by the dead-man, for example.
+        try:
+            return (self.helper.home / "live/nft.target").read_text()
+        except FileNotFoundError:
+            return None
 
 
 @contextlib.contextmanager

@@ -61,7 +61,11 @@ class Place:
         return self.home / "latticed.toml"
 
     def content(self) -> str | None:
-        return self.live.read_text() if self.live.exists() else None
+        # It may be removed at any moment: by the dead-man, for example.
+        try:
+            return self.live.read_text()
+        except FileNotFoundError:
+            return None
 
     def order(self, **orders: Any) -> None:
         (self.home / "live/orders.json").write_text(json.dumps(orders))
