@@ -336,11 +336,16 @@ def test_decisions_and_runtime_changes_are_audited(daemon):
     """`plugin.status` names who decided; `plugin.runtime` follows arming and stopping; pages follow a cursor."""
     daemon.activate("acme.host")
     daemon.set_status("disabled", "acme.host")
-    events = daemon.events(target="acme.host")
+
+    def recorded():
+        """All events, once those of arming and stopping are there: they are recorded after the answer."""
+        found = daemon.events(target="acme.host")
+        return found if len([one for one in found if one["action"] == "plugin.runtime"]) >= 2 else None
+
+    events = daemon.until(recorded, "both runtime events")
     decided = [one for one in events if one["action"] == "plugin.status"]
     assert [one["detail"]["to"] for one in decided] == ["installed", "active", "disabled"]
     assert all(re.fullmatch(r"uid:\d+ user:\S+ pid:\d+", one["actor"]) for one in decided), decided
-    assert len([one for one in events if one["action"] == "plugin.runtime"]) >= 2
     first = daemon.get("/api/audit?limit=2").json()
     second = daemon.get(f"/api/audit?limit=2&after={first['next']}").json()
     assert [one["seq"] for one in (*first["events"], *second["events"])] == [1, 2, 3, 4]

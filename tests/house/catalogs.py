@@ -15,9 +15,9 @@ from latticed.kit.clock import SystemClock
 from latticed.model.verdict import Refused, Verdict, Verified
 from latticed.settings import WatchSettings
 from latticed.trust import policy as policies
-from tests.house import bundles
+from tests.house import bundles, processes
 
-DEADLINE_S = 15.0
+DEADLINE_S = processes.PATIENCE_S
 HOST_VERSION = "0.1.0"
 SWIFT = WatchSettings(quiet_s=0.05, max_wait_s=0.5, rescan_s=60.0)
 

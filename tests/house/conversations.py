@@ -11,9 +11,10 @@ from typing import Any
 
 from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.stdio_json import Invocation
+from tests.house import processes
 
 
-async def until(condition: Callable[[], object], *, deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], *, deadline_s: float = processes.PATIENCE_S) -> None:
     """Let the loop run until `condition` holds."""
     deadline = time.monotonic() + deadline_s
     while not condition():

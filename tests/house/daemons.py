@@ -311,7 +311,7 @@ class Daemon:
             assert self.process.poll() is None, self.complaints()
             return condition()
 
-        return processes.until(alive, what=what, deadline_s=15.0)
+        return processes.until(alive, what=what)
 
     def until_state(self, state: str, plugin_id: str = "acme.demo", *, code: str | None = None) -> dict[str, Any]:
         """The record once its runtime is `state` (and its last error has `code`)."""

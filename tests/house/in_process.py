@@ -32,10 +32,10 @@ from latticed.model.chain import BEGINNING, NAMES, Position
 from latticed.runners.contract import Runner
 from latticed.settings import Settings
 from latticed.system.builtin import Builtin
-from tests.house import bundles
+from tests.house import bundles, processes
 from tests.house.runners import Driven, DrivenInstance
 
-DEADLINE_S = 15.0
+DEADLINE_S = processes.PATIENCE_S
 
 SWIFT = """
 [watch]
