@@ -50,21 +50,29 @@ class RevocationKeeper:
         self._clock = clock
         self._turn = asyncio.Lock()
         """Held while floors are computed and written, so that older values never overwrite newer ones."""
+        self._recording = asyncio.Lock()
+        """Held while revocations are recorded or lifted, so that a lifted one is not recorded again by a call that read
+        the policy before it was lifted."""
 
     async def remember(self) -> bool:
         """Record new revocations and other changes of the policy file; True when all is on record.
 
         Revocations apply whether or not that succeeds; a failed call is repeated by the poll of the policy.
         """
+        async with self._recording:
+            return await self._remember()
+
+    async def _remember(self) -> bool:
         policy = self._policy
-        wanted, told, own = policy.current.revoked, policy.told, policy.own
+        told, own = policy.told, policy.own
         changed = changes.differences(told, own) if told is not None else ()
         # Before the wait: a second call meanwhile must not record the same changes again.
         policy.told = own
         # The usual case: nothing to write.
-        if wanted == policy.remembered and not changed:
+        if policy.current.revoked == policy.remembered and not changed:
             return True
-        seen = rows.RevocationRows(keys=wanted.keys, digests=wanted.digests, plugins=wanted.plugins)
+        # What the file has; all others are on record already.
+        seen = rows.RevocationRows(keys=own.revoked.keys, digests=own.revoked.digests, plugins=own.revoked.plugins)
         now_us, owner = self._clock.wall_us(), f"uid:{policy.owner}"
 
         def change(tx: Transaction) -> None:
@@ -85,7 +93,7 @@ class RevocationKeeper:
             # So that the next call finds the same changes again.
             policy.told = told
             return False
-        policy.remember(wanted)
+        policy.remember(self._ledger.read(remembered))
         return True
 
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
@@ -93,6 +101,10 @@ class RevocationKeeper:
 
         Problems: bad_request, still_revoked (the policy file names it), not_found, ledger_unavailable.
         """
+        async with self._recording:
+            await self._lift(actor, kind, value)
+
+    async def _lift(self, actor: Actor, kind: str, value: str) -> None:
         column = KINDS.get(kind)
         if column is None:
             raise Problem("bad_request", f"kind: expected one of {', '.join(KINDS)}, found {kind[:40]!r}")
