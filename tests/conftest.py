@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +23,14 @@ sys.modules["tests"].__path__ = [str(HERE)]
 from tests.house import blocking, leftovers, skips  # noqa: E402 - after the path is made
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # A directory of this session's own for `tmp_path`. The usual one (/tmp/pytest-of-USER) is shared: each pytest that
+    # starts takes it away from other users again, and some tests here run programs as such.
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        place = tempfile.mkdtemp(prefix="lt-")
+        config.option.basetemp = os.path.join(place, "p")
+        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
     config.pluginmanager.register(skips.from_file(HERE / "skips.txt"), "skip-rule")
 
 
