@@ -61,20 +61,14 @@ def arguments(parser: Parser) -> None:
     )
     parser.add_argument("--review", metavar="REVIEW", help="approve this review, whole: no question is asked")
     parser.add_argument("--confirm", action="store_true", help="keep it at once if its self-check passes")
-    parser.add_argument(
-        "--confirm-within",
-        metavar="TIME",
-        type=plan_view.seconds,
-        default=0,
-        help="60s, 5m; default: [apply] confirm_within_s",
-    )
+    plan_view.add_confirm_within(parser)
 
 
 def run(session: CtlSession) -> int:
     """The whole of it; exit code 1 when it was not approved, failed or was undone."""
     args = session.args
     plugin_id = ask.known_id(args.id)
-    if args.review is not None and not (len(args.review) == 64 and root_helper.is_hex(args.review)):
+    if args.review is not None and not root_helper.is_digest(args.review):
         raise Problem("usage", "--review: expected all 64 digits of the review", "latticectl plan show PLAN prints it")
     client = root_helper.of(session)
     # First of all: without the helper nothing is configured or planned.
@@ -168,7 +162,7 @@ def _plan(session: CtlSession, plugin_id: str) -> tuple[str, str]:
     if not isinstance(result, dict):
         result = {}
     plan = str(result.get("sha256") or "")
-    if not (len(plan) == 64 and root_helper.is_hex(plan)):
+    if not root_helper.is_digest(plan):
         detail = f"planning: {plugin_id} has no plan: expected its sha256 in the result of {ACTION!r}"
         raise Problem("plan_failed", detail, f"latticectl invoke {plugin_id} {ACTION}")
     return plan, ": ".join(filter(None, (str(result.get("code") or ""), str(result.get("reason") or ""))))

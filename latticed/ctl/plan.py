@@ -65,13 +65,7 @@ def arguments(parser: Parser) -> None:
         if name == "approve":
             action.add_argument("review", metavar="REVIEW", help="all 64 digits, as plan show prints them")
         if name == "apply":
-            action.add_argument(
-                "--confirm-within",
-                metavar="TIME",
-                type=plan_view.seconds,
-                default=0,
-                help="60s, 5m; default: [apply] confirm_within_s",
-            )
+            plan_view.add_confirm_within(action)
 
 
 def run(session: CtlSession) -> int:
@@ -79,7 +73,7 @@ def run(session: CtlSession) -> int:
     args = session.args
     if args.action == "list":
         return _list(session)
-    if args.action == "approve" and not (len(args.review) == 64 and root_helper.is_hex(args.review)):
+    if args.action == "approve" and not root_helper.is_digest(args.review):
         hint = "approve what you have read: latticectl plan show PLAN prints it"
         raise Problem("usage", "REVIEW: expected all 64 digits of the review", hint)
     client = root_helper.of(session)

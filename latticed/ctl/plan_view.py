@@ -10,6 +10,7 @@ from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Iterator
 
     from latticed.ctl.render import Screen
@@ -46,6 +47,13 @@ def seconds(text: str) -> int:
     if not 1 <= found <= _MOST_S:
         raise ArgumentTypeError(f"expected 1s to 1h, found {text[:40]!r}")
     return found
+
+
+def add_confirm_within(parser: ArgumentParser) -> None:
+    """Add `--confirm-within TIME` to a verb; 0 leaves the time to the helper's settings."""
+    parser.add_argument(
+        "--confirm-within", metavar="TIME", type=seconds, default=0, help="60s, 5m; default: [apply] confirm_within_s"
+    )
 
 
 def review(screen: Screen, plain: dict[str, Any]) -> None:

@@ -158,6 +158,11 @@ def is_hex(given: str) -> bool:
     return bool(given) and all(char in "0123456789abcdefABCDEF" for char in given)
 
 
+def is_digest(given: str) -> bool:
+    """Whether it is a whole SHA-256 in hex, as plans and reviews are named."""
+    return len(given) == _DIGITS and is_hex(given)
+
+
 def names(observed: dict[str, Any]) -> list[str]:
     """The names of the plans in a report."""
     return [str(one.get("plan") or "") for one in replies.rows(observed.get("plans"), "list of plans")]

@@ -143,7 +143,8 @@ class HostServices:
             ApplyHelper(Path(settings.apply.socket)),
             clock=clock,
             secrets_of=self.secrets.for_plugin,
-            may=permissions.to("network:plan").may,
+            may_plan=permissions.to("network:plan").may,
+            may_apply=permissions.to("network:apply").may,
         )
         # Routes last: they claim paths in both tables and lead to plugins (`handles`) and to upstreams.
         route_deps = RouteDeps(

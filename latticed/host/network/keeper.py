@@ -47,6 +47,8 @@ OFFER_S: Final = 7.0
 REFUSAL_S: Final = 2.0
 """Seconds in which an apply that is not allowed is refused to the plugin itself; later it shows in the plan's state."""
 APPLY_S: Final = protocol.OPERATION_S + 5.0
+NOT_PERMITTED: Final = "not_permitted"
+"""Code of an apply whose plugin may not apply any more. A plugin sees it within service_unavailable."""
 REPEAT_S: Final = 60.0
 """Seconds until a plan that the helper does not have is offered again."""
 OFFERS: Final = 2
@@ -61,7 +63,7 @@ class PlanKeeper:
     """Keeps plans; an async context manager that asks for reports while it is entered.
 
     `secrets_of(plugin_id)` gives a plugin's secrets: an offer has the values of those that its intent refers to, in the
-    forms that the kind (of `kinds`) says. `may(plugin_id)`: whether it may plan now.
+    forms that the kind (of `kinds`) says. `may_plan(plugin_id)`, `may_apply(plugin_id)`: whether it may now.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class PlanKeeper:
         *,
         clock: Clock,
         secrets_of: Callable[[str], PluginSecrets],
-        may: Callable[[str], bool],
+        may_plan: Callable[[str], bool],
+        may_apply: Callable[[str], bool],
         kinds: Mapping[str, Kind] = KINDS,
         quota: RowQuota = PLANS,
     ) -> None:
@@ -79,14 +82,16 @@ class PlanKeeper:
         self._helper = asked
         self._clock = clock
         self._secrets_of = secrets_of
-        self._may = may
+        self._may_plan = may_plan
+        self._may_apply = may_apply
         self._kinds = kinds
         self._quota = quota
         self._reading = asyncio.Lock()
         self._reported_s = float("-inf")
         self._offered_s: dict[str, float] = {}  # sha256: when it was offered last
         self._unknown: list[PlanRow] = []  # planned rows that the last report did not have
-        self._applying: dict[str, asyncio.Task[Moved]] = {}  # sha256: the request that waits for its end
+        # (plugin id, sha256): the request that waits for its turn, or for its end.
+        self._applying: dict[tuple[str, str], asyncio.Task[Moved]] = {}
         self._planning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
         # The helper takes few requests of one user at a time (`plans.server`): with the report, 4 at most.
         self._offers = asyncio.Semaphore(OFFERS)
@@ -136,17 +141,18 @@ class PlanKeeper:
     async def apply(self, plugin_id: str, sha256: str) -> None:
         """Have the helper apply a plan; returns once it has begun, or after REFUSAL_S. What became of it is its state.
 
-        HelperRefusal: it was not begun (not approved, stale, another one waits for its confirmation). Problem
-        not_found, `apply_client.NOT_RUNNING`.
+        HelperRefusal: it was not begun (not approved, stale, another one waits for its confirmation). Problems
+        not_found, `apply_client.NOT_RUNNING`, and NOT_PERMITTED when the plugin lost the right while it waited.
         """
         if self.of_plugin(plugin_id, sha256) is None:
             raise Problem("not_found", "this plugin has no plan of that sha256")
-        asking = self._applying.get(sha256)
+        key = plugin_id, sha256
+        asking = self._applying.get(key)
         if asking is None:
-            asking = asyncio.create_task(self._apply(sha256))
+            asking = asyncio.create_task(self._apply(plugin_id, sha256))
             # Kept, since the loop has only weak references; its exception is looked at even when nobody waits any more.
-            self._applying[sha256] = asking
-            asking.add_done_callback(functools.partial(self._applied, sha256))
+            self._applying[key] = asking
+            asking.add_done_callback(functools.partial(self._applied, key))
         done, _ = await asyncio.wait({asking}, timeout=REFUSAL_S)
         if done:
             asking.result()
@@ -294,7 +300,7 @@ class PlanKeeper:
         self._offered_s = {row.sha256: self._offered_s.get(row.sha256, float("-inf")) for row in self._unknown}
         for row in self._unknown:
             # Its plugin may have been stopped since, or have lost the capability; it is offered once it may plan again.
-            if not self._may(row.plugin_id):
+            if not self._may_plan(row.plugin_id):
                 continue
             if now_s - self._offered_s[row.sha256] < REPEAT_S:
                 continue
@@ -307,10 +313,14 @@ class PlanKeeper:
                 self._offered_s[row.sha256] = now_s
                 log.warning("plan_not_offered", sha256=row.sha256, plugin_id=row.plugin_id, reason=error.reason)
 
-    async def _apply(self, sha256: str) -> Moved:
+    async def _apply(self, plugin_id: str, sha256: str) -> Moved:
         """The helper's answer once the change is made or undone, with our rows set to it."""
         try:
             async with self._applies:
+                # Only now: it may have waited for minutes behind others, and the call that asked for it has long been
+                # answered. A plugin that was disabled, trimmed or revoked meanwhile changes nothing any more.
+                if not self._may_apply(plugin_id):
+                    raise Problem(NOT_PERMITTED, f"{plugin_id} may not apply plans any more", "latticectl caps list")
                 moved = cast("Moved", await self._helper.ask(protocol.Apply(plan=sha256), within_s=APPLY_S))
         except Problem:
             # The plan may have gone stale, or the change was undone.
@@ -319,11 +329,11 @@ class PlanKeeper:
         await self.refresh(anew=True)
         return moved
 
-    def _applied(self, sha256: str, asked: asyncio.Task[Moved]) -> None:
+    def _applied(self, key: tuple[str, str], asked: asyncio.Task[Moved]) -> None:
         """An apply has ended: its failure is recorded by the helper and shows in the plan's state."""
-        del self._applying[sha256]
+        del self._applying[key]
         if not asked.cancelled() and (error := asked.exception()) is not None:
-            log.debug("plan_not_applied", sha256=sha256, reason=str(error))
+            log.debug("plan_not_applied", plugin_id=key[0], sha256=key[1], reason=str(error))
 
 
 def _planned(plugin_id: str, row: PlanRow) -> Event:

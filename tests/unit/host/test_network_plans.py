@@ -39,9 +39,8 @@ class Desk:
         self.ledger, self.clock = ledger, clock
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=clock)
         asked = ApplyHelper(home / "no.sock")
-        self.plans = PlanKeeper(
-            ledger, asked, clock=clock, secrets_of=self.secrets.for_plugin, may=lambda _: True, **options
-        )
+        rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: True)
+        self.plans = PlanKeeper(ledger, asked, clock=clock, secrets_of=self.secrets.for_plugin, **rights, **options)
         self.service = NetworkCalls(self.plans, clock=clock, root=root)
 
     async def call(self, method, caller=A, **params):

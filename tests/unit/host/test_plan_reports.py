@@ -41,9 +41,8 @@ class Site:
         self.ledger, self.helper, self.clock, self.may = ledger, helper, ManualClock(), True
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=self.clock)
         asked = ApplyHelper(home / "apply.sock", uid=os.geteuid() if user is None else user)
-        self.plans = PlanKeeper(
-            ledger, asked, clock=self.clock, secrets_of=self.secrets.for_plugin, may=lambda _: self.may
-        )
+        rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: self.may)
+        self.plans = PlanKeeper(ledger, asked, clock=self.clock, secrets_of=self.secrets.for_plugin, **rights)
         self.service = NetworkCalls(self.plans, clock=self.clock)
 
     async def call(self, method, **params):
@@ -367,6 +366,29 @@ async def test_slow_apply_is_answered_before_it_ends(site, monkeypatch):
         go.set()
         await asyncio.gather(*site.plans._applying.values())
         assert site.row(sha256).state == "applied"
+
+
+async def test_apply_that_waits_is_not_sent_once_its_plugin_may_not_apply(site, monkeypatch):
+    """Its call was answered while another apply was under way; then the plugin is disabled."""
+    monkeypatch.setattr(keepers, "REFUSAL_S", 0.05)
+    first, second = await site.planned(n=1), await site.planned(n=2)
+    loop, go = asyncio.get_running_loop(), asyncio.Event()
+
+    def answer(asked):
+        asyncio.run_coroutine_threadsafe(go.wait(), loop).result(10)
+        return root_helpers.moved(asked["plan"], "applied")
+
+    site.helper.answers["apply"] = answer
+    async with site.plans:
+        for sha256 in (first, second):
+            assert (await site.call("apply", sha256=sha256))["state"] == "applying"
+        waiting = list(site.plans._applying.values())
+        site.may = False
+        go.set()
+        _, refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(refused, Problem)
+    assert refused.code == "not_permitted"
+    assert [one["plan"] for one in site.helper.asked if one["verb"] == "apply"] == [first]
 
 
 @pytest.mark.parametrize("code", ["not_approved", "stale", "target_busy", "kind_unknown", "not_found", "apply_failed"])

@@ -42,7 +42,8 @@ async def opened(directory):
     with root_helpers.serving(directory / "apply.sock") as helper:
         async with open_ledger(directory / "state", clock=clock) as ledger:
             asked = ApplyHelper(directory / "apply.sock", uid=os.geteuid())
-            keeper = PlanKeeper(ledger, asked, clock=clock, secrets_of=no_secrets, may=lambda _: True)
+            rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: True)
+            keeper = PlanKeeper(ledger, asked, clock=clock, secrets_of=no_secrets, **rights)
             yield SimpleNamespace(plans=keeper, helper=helper, clock=clock)
 
 
