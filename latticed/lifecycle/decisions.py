@@ -201,14 +201,15 @@ class Decisions:
             record = self._known(plugin_id, forgotten=False)
             checked = await self.configurations.check(self._manifest(record), document)
             return Configured(record=record, config=checked, changed=False, restarted=False)
-        # One decision at a time per id: the manifest that the document is checked against must not change meanwhile.
+        # Checked before its turn: a check may take seconds, and disabling the plugin must not wait for that.
+        asked = self.state.records.get(plugin_id)
+        found = None if asked is None or asked.forgotten else await self._checked(actor, asked, document)
         async with self._deciding(actor, plugin_id) as record:
             event = recording.event(actor, "plugin.config", record, {})
-            try:
-                checked, row = await self._checked(record, document)
-            except Problem as problem:
-                await self._unset(event, problem)
-                raise
+            if found is None or schema_of(self._manifest(record)).sha256 != found[1].schema_sha256:
+                # The plugin was upgraded meanwhile.
+                found = await self._checked(actor, record, document)
+            checked, row = found
             # On record is which document, not its contents: those may be private.
             detail: dict[str, str | int | bool] = {"bytes": len(checked.data), "sha256": checked.sha256}
             old = self.configurations.stored(plugin_id)
@@ -280,17 +281,22 @@ class Decisions:
 
         return change
 
-    async def _checked(self, record: Record, document: dict[str, Any]) -> tuple[Configuration, ConfigRow]:
+    async def _checked(self, actor: Actor, record: Record, document: dict[str, Any]) -> tuple[Configuration, ConfigRow]:
         """`document`, checked for the plugin of `record`, and the row that stores it.
 
-        Problem invalid_transition unless the record is accepted, and those of `Configurations.check`.
+        Problem invalid_transition unless the record is accepted, and those of `Configurations.check`; each is recorded
+        before it is raised.
         """
-        if not record.accepted:
-            # No publisher holds the id yet: a bundle of another one may still take it.
-            detail = f"cannot configure {record.id}: it is {record.status}, expected an installed plugin"
-            raise Problem("invalid_transition", detail, f"latticectl install {record.id}")
-        manifest = self._manifest(record)
-        checked = await self.configurations.check(manifest, document)
+        try:
+            if not record.accepted:
+                # No publisher holds the id yet: a bundle of another one may still take it.
+                detail = f"cannot configure {record.id}: it is {record.status}, expected an installed plugin"
+                raise Problem("invalid_transition", detail, f"latticectl install {record.id}")
+            manifest = self._manifest(record)
+            checked = await self.configurations.check(manifest, document)
+        except Problem as problem:
+            await self._unset(recording.event(actor, "plugin.config", record, {}), problem)
+            raise
         schema_sha256, now_us = schema_of(manifest).sha256, self.clock.wall_us()
         row = ConfigRow(document=checked.data, sha256=checked.sha256, schema_sha256=schema_sha256, updated_at=now_us)
         return checked, row
