@@ -87,8 +87,11 @@ class Kind(Protocol):
         """What is committed. `secrets`: a value for each reference; for showing, the reference itself."""
         ...
 
-    def narrows(self, approved: Intent, new: Intent) -> bool:
-        """Whether `new` only takes away from `approved`; True for equal ones. Never True for what widens."""
+    def narrows(self, approved: Intent, new: Intent, *, now_s: int) -> bool:
+        """Whether `new` only takes away from `approved`; True for equal ones. Never True for what widens.
+
+        `now_s`: seconds since 1970, for what `approved` has ended by then: a ban that is over stops nothing any more.
+        """
         ...
 
     def holds(self, rendering: bytes, live: Live) -> bool:

@@ -8,6 +8,7 @@ is confirmed; commit; check; wait for the confirmation. A kill after any of thes
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets as random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
@@ -219,7 +220,7 @@ class Operations:
             review=review.digest(plan, target=kind.target, rendering=rendering, live=live),
             diff=review.diff(live, rendering),
             intent=plan.intent,
-            narrows=_is_narrow(kind, plan, target),
+            narrows=self._is_narrow(kind, plan, target),
         )
 
     def _approve(self, asked: protocol.Approve, asker: Asker) -> protocol.Moved:
@@ -250,7 +251,7 @@ class Operations:
         with self._store.locked(kind.name, deadline_s=LOCK_S) as lock:
             # Read again: a dead-man may have changed it until the lock was free.
             plan, target = self._found(asked.plan), self._store.target(kind.name)
-            way = decide.apply(plan, target, is_narrow=_is_narrow(kind, plan, target))
+            way = decide.apply(plan, target, is_narrow=self._is_narrow(kind, plan, target))
             if isinstance(way, Fault):
                 raise Problem.of(way)
             if way is decide.Way.ALREADY:
@@ -441,6 +442,15 @@ class Operations:
             f"latticectl plan show {plan.plan[:12]}, then approve it again",
         )
 
+    def _is_narrow(self, kind: Kind, plan: PlanRecord, target: Target) -> bool:
+        """As `decide.narrows`; False where the kind no longer understands the bound, which an older version accepted."""
+        of_kind = functools.partial(kind.narrows, now_s=self._clock.wall_us() // 1_000_000)
+        try:
+            return decide.narrows(target.bound, plan.intent, plan.macs, of_kind)
+        except Exception as error:  # noqa: BLE001 - it must not keep an operator from approving another one
+            log.error("plan_bound_not_understood", kind=kind.name, error=type(error).__name__)
+            return False
+
     def _secrets(self, plan: PlanRecord) -> dict[str, str]:
         """The values of the plan's secrets; Problem state_unusable unless they are those that were approved: a kill may
         have come between writing values and writing the plan.
@@ -462,15 +472,6 @@ def _is_offered_anew(known: PlanRecord, fresh: PlanRecord, target: Target) -> bo
     if state in {PlanState.REFUSED, PlanState.APPLYING, PlanState.UNCONFIRMED}:
         return False
     return known.macs != fresh.macs or state in {PlanState.STALE, PlanState.ROLLED_BACK, PlanState.FAILED}
-
-
-def _is_narrow(kind: Kind, plan: PlanRecord, target: Target) -> bool:
-    """As `decide.narrows`; False where the kind no longer understands the bound, which an older version accepted."""
-    try:
-        return decide.narrows(target.bound, plan.intent, plan.macs, kind.narrows)
-    except Exception as error:  # noqa: BLE001 - it must not keep an operator from approving another one
-        log.error("plan_bound_not_understood", kind=kind.name, error=type(error).__name__)
-        return False
 
 
 def _raise_if(fault: Fault | None) -> None:

@@ -68,7 +68,7 @@ class FileKind:
             lines.append(f"key {secrets[REFERENCE.fullmatch(intent['key'])[1]]}")
         return "".join(f"{line}\n" for line in lines).encode()
 
-    def narrows(self, approved: dict[str, Any], new: dict[str, Any]) -> bool:
+    def narrows(self, approved: dict[str, Any], new: dict[str, Any], *, now_s: int) -> bool:
         if "broken" in approved["allow"]:  # as an intent of an older version that is no longer understood
             raise KeyError("broken")
         return new.get("key") == approved.get("key") and set(new["allow"]) <= set(approved["allow"])
@@ -139,8 +139,8 @@ class FileKind:
 
 
 def kinds(directory: Path) -> dict[str, FileKind]:
-    """Two of them, so that one can wait while the other is changed; `nft` has a name that plugins can plan."""
-    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "nft")}
+    """Two of them, so that one can wait while the other is changed; `nginx` has a name that plugins can plan."""
+    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "nginx")}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.system.nft_guard import table as tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from latticed.model.addresses import Network
     from latticed.system.nft_guard.intent import Intent
@@ -37,17 +37,34 @@ def carried(new: Intent, *, approved: Intent | None, live: Iterable[LiveBan], no
     set by hand (`nft add element`, with a timeout) stays, unless `never` has it. What `approved` had and `new` has not
     is gone. None gets more than three years.
     """
+    return kept(
+        {ban.network: ban.expires_at for ban in new.bans},
+        known={ban.network: ban.expires_at for ban in approved.bans} if approved else {},
+        never=new.never,
+        live=live,
+        now_s=now_s,
+    )
+
+
+def kept(
+    wanted: Mapping[Network, int],
+    *,
+    known: Mapping[Network, int],
+    never: Iterable[Network],
+    live: Iterable[LiveBan],
+    now_s: int,
+) -> tuple[LiveBan, ...]:
+    """As `carried`, from the ends of bans alone: of those that are wanted, and of those that are `known` to be ours."""
     remaining = {ban.network: ban.remaining_s for ban in live}
-    known = {ban.network: ban.expires_at for ban in approved.bans} if approved else {}
-    never = Covered(new.never)
-    kept: dict[Network, int] = {}
-    for ban in new.bans:
-        same = known.get(ban.network) == ban.expires_at and ban.network in remaining
-        kept[ban.network] = remaining[ban.network] if same else ban.expires_at - now_s
+    covered = Covered(never)
+    found: dict[Network, int] = {}
+    for network, expires_at in wanted.items():
+        same = known.get(network) == expires_at and network in remaining
+        found[network] = remaining[network] if same else expires_at - now_s
     for network, left in remaining.items():
-        if network not in known and network not in kept and not never.hit_by(network):
-            kept[network] = left
-    return tuple(sorted(LiveBan(network, min(left, MAX_REMAINING_S)) for network, left in kept.items() if left > 0))
+        if network not in known and network not in found and not covered.hit_by(network):
+            found[network] = left
+    return tuple(sorted(LiveBan(network, min(left, MAX_REMAINING_S)) for network, left in found.items() if left > 0))
 
 
 class Covered:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latticed.model.addresses import Address
@@ -54,3 +55,60 @@ class LiveFacts:
     sessions: tuple[SshSession, ...] = ()
     foreign_tables: tuple[str, ...] = ()
     active_firewalls: tuple[str, ...] = ()
+
+
+def plain(facts: LiveFacts) -> dict[str, Any]:
+    """The facts as JSON, as network.state has them: addresses as text, `null` for all addresses."""
+    return {
+        "interfaces": [
+            {"name": one.name, "addresses": [str(each) for each in one.addresses], "default_route": one.default_route}
+            for one in facts.interfaces
+        ],
+        "listeners": [
+            {"port": one.port, "address": None if one.address is None else str(one.address), "process": one.process}
+            for one in facts.listeners
+        ],
+        "sshd_ports": list(facts.sshd_ports),
+        "sessions": [
+            {
+                "peer": str(one.peer),
+                "local": None if one.local is None else str(one.local),
+                "interface": one.interface,
+            }
+            for one in facts.sessions
+        ],
+        "foreign_tables": list(facts.foreign_tables),
+        "active_firewalls": list(facts.active_firewalls),
+    }
+
+
+def from_plain(found: Any, *, source: str = "") -> LiveFacts:
+    """The facts in what `plain` made; `source`: address of the approver, or empty. KeyError, TypeError, ValueError."""
+    return LiveFacts(
+        interfaces=tuple(
+            Interface(
+                name=one["name"],
+                addresses=tuple(ipaddress.ip_address(each) for each in one["addresses"]),
+                default_route=one["default_route"],
+            )
+            for one in found["interfaces"]
+        ),
+        listeners=tuple(
+            Listener(port=one["port"], address=_address(one["address"]), process=one["process"])
+            for one in found["listeners"]
+        ),
+        sshd_ports=tuple(found["sshd_ports"]),
+        approver=SshSession(peer=ipaddress.ip_address(source)) if source else None,
+        sessions=tuple(
+            SshSession(
+                peer=ipaddress.ip_address(one["peer"]), local=_address(one["local"]), interface=one["interface"]
+            )
+            for one in found["sessions"]
+        ),
+        foreign_tables=tuple(found["foreign_tables"]),
+        active_firewalls=tuple(found["active_firewalls"]),
+    )
+
+
+def _address(text: str | None) -> Address | None:
+    return None if text is None else ipaddress.ip_address(text)

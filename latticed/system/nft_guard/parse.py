@@ -103,6 +103,11 @@ def drift_hash(listing: bytes) -> str:
 
     With -s nft leaves out counters; it prints elements, so that every ban and expiry would look like drift.
     """
+    return hashlib.sha256("\n".join(without_elements(listing)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def without_elements(listing: bytes) -> list[str]:
+    """The lines of `nft list table` without the elements of sets; bytes that are no UTF-8 as surrogates."""
     kept: list[str] = []
     in_elements = False
     for line in listing.decode("utf-8", "surrogateescape").splitlines():
@@ -113,7 +118,7 @@ def drift_hash(listing: bytes) -> str:
             in_elements = not _closes(line)
             continue
         kept.append(line)
-    return hashlib.sha256("\n".join(kept).encode("utf-8", "surrogateescape")).hexdigest()
+    return kept
 
 
 def _closes(line: str) -> bool:

@@ -39,13 +39,19 @@ def render(intent: Intent, *, bans: Sequence[LiveBan] = ()) -> bytes:
     that remains to it.
     """
     table = compiler.table(intent)
-    text = REMOVED if table is None else "".join(line + "\n" for line in lines(table, intent.bans, bans))
+    if table is None:
+        return REMOVED.encode("ascii")
+    text = "".join(line + "\n" for line in lines(table, intent.bans, bans, tables.joined(intent.never)))
     return text.encode("ascii")
 
 
-def lines(table: Table, bans: Iterable[Ban] = (), elements: Sequence[LiveBan] = ()) -> Iterator[str]:
+def lines(
+    table: Table, bans: Iterable[Ban] = (), elements: Sequence[LiveBan] = (), never: Iterable[Network] = ()
+) -> Iterator[str]:
     """The lines of the file for a table, without their ends."""
     yield from REMOVED.splitlines()
+    for network in never:
+        yield f"# never {network}"
     for ban in sorted(bans, key=lambda ban: (ban.network.version, ban.network)):
         yield f"# ban {_banned(ban.network)} until {_utc(ban.expires_at)}"
     yield f"table {_QUALIFIED} {{"

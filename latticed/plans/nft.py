@@ -1,0 +1,228 @@
+"""Plans of kind `nft`: the table of nft guard, made of a reviewed intent.
+
+What is decided is pure and in `latticed.system.nft_guard`; here programs are run, and what they print is handed on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+from latticed.plans.kind import Live
+from latticed.plans.programs import failed
+from latticed.plans.protocol import Finding
+from latticed.system.nft_guard import applied, decode, findings, sources
+from latticed.system.nft_guard import check as checker
+from latticed.system.nft_guard import facts as live_facts
+from latticed.system.nft_guard import narrows as narrower
+from latticed.system.nft_guard import render as renderer
+from latticed.system.nft_guard import table as tables
+from latticed.system.nft_guard.facts import LiveFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from latticed.plans.kind import Intent, ProgramEnd, Tools
+    from latticed.system.nft_guard.facts import Listener
+
+TABLE: Final = (tables.FAMILY, tables.NAME)
+PACKAGES: Final = MappingProxyType({"nft": "nftables", "ss": "iproute2", "ip": "iproute2"})
+"""The Debian package of each program that there has to be."""
+_UFW_CHAINS: Final = (("ip", "INPUT"), ("ip6", "INPUT"))
+
+
+@dataclass(frozen=True, slots=True)
+class NftKind:
+    """The one table `inet latticed_guard`; other tables are looked at, never touched."""
+
+    @property
+    def name(self) -> str:
+        return "nft"
+
+    @property
+    def target(self) -> str:
+        return f"table {' '.join(TABLE)}"
+
+    @property
+    def programs(self) -> Mapping[str, str]:
+        """`sshd` need not be there."""
+        return {"nft": "/usr/sbin/nft", "ss": "/usr/bin/ss", "ip": "/usr/bin/ip", "sshd": "/usr/sbin/sshd"}
+
+    # Pure
+
+    def secrets(self, intent: Intent) -> Mapping[str, str]:
+        """None: a firewall has no secrets, and a reference has no place in the form of an intent."""
+        del intent
+        return {}
+
+    def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
+        """All findings; those that an operator may override are refused too, as nothing here records overriding."""
+        try:
+            read = decode.read(intent)
+            facts = None if live is None else live_facts.from_plain(live.facts, source=source)
+        except findings.IntentRefused as refused:
+            return tuple(_finding(one) for one in refused.findings)
+        return tuple(_finding(one) for one in checker.check(read, facts))
+
+    def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
+        """The file that is reviewed. Bans are comments in it: what remains to them changes by itself."""
+        del live, secrets
+        return renderer.render(decode.read(intent))
+
+    def narrows(self, approved: Intent, new: Intent, *, now_s: int) -> bool:
+        """See `nft_guard.narrows`; a ban that is over at `now_s` may be left out."""
+        return narrower.narrows(decode.read(approved), decode.read(new), now_s=now_s)
+
+    def holds(self, rendering: bytes, live: Live) -> bool:
+        """Whether the table is as rendered; bans, their ends and counters are no drift."""
+        return applied.holds(rendering, live.basis)
+
+    # On the host
+
+    def observe(self, tools: Tools) -> Live:
+        """Table, listeners, sessions of ssh, interfaces and other tables.
+
+        Facts: as `nft_guard.facts.plain` has them, and `table`: `{present, understood, bans}`.
+        """
+        foreign, present = _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
+        found = applied.Seen()
+        if present:
+            listing, stateless = _listed(tools)
+            found = _parsed(applied.seen, listing, stateless)
+        facts = live_facts.plain(_facts(tools, foreign))
+        bans = [{"network": str(one.network), "remaining_s": one.remaining_s} for one in found.bans]
+        table = {"present": present, "understood": found.understood, "bans": bans}
+        return Live(facts={**facts, "table": table}, basis=found.basis, text=found.text)
+
+    def validate(self, rendering: bytes, tools: Tools) -> None:
+        """`nft -c`: it finds little of what is meant wrong, which `check` does, but what this kernel has not."""
+        _nft(tools, "-c", "-f", "-", stdin=rendering)
+
+    def snapshot(self, tools: Tools) -> bytes:
+        """See `applied.snapshot`. Problem apply_failed for a table that somebody made unfit to be put back."""
+        listing, stateless = _listed(tools) if _is_there(tools) else (None, b"")
+        try:
+            return applied.snapshot(listing, stateless, _boottime_s())
+        except applied.Unrestorable as error:
+            raise Problem(
+                "apply_failed",
+                f"{self.target} was edited by hand and could not be put back as it is: {error}",
+                f"nft delete {self.target}, then apply again",
+            ) from error
+
+    def commit(self, rendering: bytes, tools: Tools) -> None:
+        """One transaction: table and bans are replaced together, or nothing is."""
+        listing = _listed(tools)[0] if _is_there(tools) else None
+        _nft(tools, "-f", "-", stdin=_parsed(applied.transaction, rendering, listing, _now_s()))
+
+    def self_check(self, rendering: bytes, tools: Tools) -> None:
+        """That the kernel has the rules that were checked, policy and all, and the bans."""
+        present = _is_there(tools)
+        listing, stateless = _listed(tools) if present else (None, b"")
+        found = _parsed(applied.seen, listing, stateless) if present else applied.Seen()
+        if not applied.holds(rendering, found.basis):
+            raise Problem("apply_failed", f"{self.target} is not what was loaded: something else changes it")
+        if present and (lost := applied.missing(rendering, listing, _now_s())):
+            raise Problem("apply_failed", f"the ban of {lost[0]} is not in {self.target}")
+
+    def restore(self, snapshot: bytes, tools: Tools) -> None:
+        """Replace the table by the one of the snapshot; bans have the time less that has gone by."""
+        _nft(tools, "-f", "-", stdin=applied.restored(snapshot, _boottime_s()))
+
+
+def _finding(found: findings.Finding) -> Finding:
+    return Finding(code=found.code, path=found.path, expected=found.expected, found=found.found, hint=found.hint)
+
+
+def _facts(tools: Tools, foreign: tuple[str, ...]) -> LiveFacts:
+    listening = _parsed(sources.listeners, _ran(tools, "ss", "-Htlnp").stdout)
+    ports = _sshd_ports(tools, listening)
+    reached = {*ports, *(one.port for one in listening if one.process == "sshd")}
+    established = _ran(tools, "ss", "-Htnp", "state", "established").stdout
+    routes = [_ran(tools, "ip", "-j", family, "route", "show", "default").stdout for family in ("-4", "-6")]
+    return LiveFacts(
+        interfaces=_parsed(sources.interfaces, _ran(tools, "ip", "-j", "address", "show").stdout, routes),
+        listeners=listening,
+        sshd_ports=ports,
+        sessions=_parsed(sources.sessions, established, reached),
+        foreign_tables=foreign,
+        active_firewalls=_firewalls(tools, foreign),
+    )
+
+
+def _sshd_ports(tools: Tools, listening: Iterable[Listener]) -> tuple[int, ...]:
+    """Of `sshd -T`. Where sshd is installed, cannot say, and none listens: the port that it has by default."""
+    try:
+        ended = tools.run("sshd", "-T")
+    except Problem as problem:
+        if problem.code == "tool_missing":
+            return ()
+        raise
+    ports = sources.sshd_ports(ended.stdout) if ended.status == 0 else ()
+    if ports or any(one.process == "sshd" for one in listening):
+        return ports
+    return (sources.SSH_PORT,)
+
+
+def _firewalls(tools: Tools, foreign: tuple[str, ...]) -> tuple[str, ...]:
+    """Of ufw and firewalld, those whose rules are in the kernel, whatever started them."""
+    found = ["firewalld"] if "inet firewalld" in foreign else []
+    for family, chain in _UFW_CHAINS:
+        if f"{family} filter" not in foreign:
+            continue
+        ended = _ran(tools, "nft", "-j", "list", "chain", family, "filter", chain, ends=(0, 1))
+        if ended.status == 0 and _parsed(sources.has_ufw, ended.stdout):
+            return (*found, "ufw")
+    return tuple(found)
+
+
+def _is_there(tools: Tools) -> bool:
+    return _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)[1]
+
+
+def _listed(tools: Tools) -> tuple[Any, bytes]:
+    """The decoded `nft -j list table`, and `nft -s list table`."""
+    listing = _parsed(json.loads, _nft(tools, "-j", "list", "table", *TABLE).stdout)
+    return listing, _nft(tools, "-s", "list", "table", *TABLE).stdout
+
+
+def _nft(tools: Tools, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
+    return _ran(tools, "nft", *arguments, stdin=stdin)
+
+
+def _ran(
+    tools: Tools, program: str, *arguments: str, stdin: bytes = b"", ends: tuple[int, ...] = (0,)
+) -> ProgramEnd:
+    """Run a program; Problem tool_missing with the name of its package, tool_failed in its own words."""
+    try:
+        ended = tools.run(program, *arguments, stdin=stdin)
+    except Problem as problem:
+        if problem.code != "tool_missing":
+            raise
+        package = PACKAGES[program]
+        raise Problem(
+            "tool_missing", f"{problem.reason} (package {package})", f"apt install {package}, or {problem.hint}"
+        ) from problem
+    if ended.status not in ends:
+        raise failed(program, ended)
+    return ended
+
+
+def _parsed(read: Any, *found: Any) -> Any:
+    """What a pure reader makes of a program's output; Problem tool_failed for what no known version prints."""
+    try:
+        return read(*found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Problem("tool_failed", f"what a tool printed is not understood: {type(error).__name__}") from error
+
+
+def _now_s() -> int:
+    return int(time.time())
+
+
+def _boottime_s() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME))
