@@ -181,7 +181,8 @@ def _firewalls(tools: Tools, foreign: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_there(tools: Tools) -> bool:
-    return _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)[1]
+    _, present = _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
+    return bool(present)
 
 
 def _listed(tools: Tools) -> tuple[Any, bytes]:
@@ -194,9 +195,7 @@ def _nft(tools: Tools, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
     return _ran(tools, "nft", *arguments, stdin=stdin)
 
 
-def _ran(
-    tools: Tools, program: str, *arguments: str, stdin: bytes = b"", ends: tuple[int, ...] = (0,)
-) -> ProgramEnd:
+def _ran(tools: Tools, program: str, *arguments: str, stdin: bytes = b"", ends: tuple[int, ...] = (0,)) -> ProgramEnd:
     """Run a program; Problem tool_missing with the name of its package, tool_failed in its own words."""
     try:
         ended = tools.run(program, *arguments, stdin=stdin)

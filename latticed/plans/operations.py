@@ -443,7 +443,7 @@ class Operations:
         )
 
     def _is_narrow(self, kind: Kind, plan: PlanRecord, target: Target) -> bool:
-        """As `decide.narrows`; False where the kind no longer understands the bound, which an older version accepted."""
+        """As `decide.narrows`; False where the kind no longer understands the bound that an older version accepted."""
         of_kind = functools.partial(kind.narrows, now_s=self._clock.wall_us() // 1_000_000)
         try:
             return decide.narrows(target.bound, plan.intent, plan.macs, of_kind)

@@ -381,8 +381,8 @@ def test_boot_restores_what_was_confirmed(place):
         booted = place.ask(protocol.Boot())
         assert [(one.kind, one.outcome) for one in booted.targets] == [
             ("file", "restored"),
-            ("nft", "nothing"),
             ("other", "nothing"),
+            ("wireguard", "nothing"),
         ]
         assert place.content() == "allow admin\n"
         unconfirmed = place.approved(WIDE)

@@ -132,8 +132,7 @@ def test_others_than_root_cannot_run_it(place):
     assert (ran.returncode, "not_root" in ran.stderr) == (os.EX_NOPERM, True), ran.stderr
 
 
-def test_the_product_has_no_kind_yet_and_says_so(place):
-    """Naming one is an error; without any it serves, and refuses plans by name."""
+def test_a_kind_that_the_product_has_not_is_an_error_and_without_any_plans_are_refused_by_name(place):
     place.settings["kinds"] = []
     place.write_settings()
     with processes.spawned([*MODULE, "--config", place.config], env={}) as helper:
@@ -142,7 +141,7 @@ def test_the_product_has_no_kind_yet_and_says_so(place):
         assert (answer.code, "it applies: none" in answer.message) == ("kind_unknown", True)
         helper.terminate()
         assert helper.wait(10) == 0
-    place.settings["kinds"] = ["nft"]
+    place.settings["kinds"] = ["wireguard"]
     place.write_settings()
     assert ended(place, "--config", str(place.config), command=MODULE)[0] == 78
 

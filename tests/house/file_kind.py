@@ -139,8 +139,8 @@ class FileKind:
 
 
 def kinds(directory: Path) -> dict[str, FileKind]:
-    """Two of them, so that one can wait while the other is changed; `nginx` has a name that plugins can plan."""
-    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "nginx")}
+    """Two of them, so that one can wait while the other is changed; `wireguard` has a name that plugins can plan."""
+    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "wireguard")}
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def snapshot(listing: Any, stateless: bytes, boottime_s: int) -> bytes:
 
 
 def restored(kept: bytes, boottime_s: int) -> bytes:
-    """What is given to `nft -f` to put a snapshot back: the same however often, but for bans that are over meanwhile."""
+    """What is given to `nft -f` to put a snapshot back: the same however often, but for bans that are over then."""
     found = json.loads(kept)
     if found["table"] is None:
         return render.REMOVED.encode("ascii")
@@ -140,7 +140,8 @@ def restored(kept: bytes, boottime_s: int) -> bytes:
         if _COMMENT.fullmatch(comment := str(element.get("comment", ""))) and comment:
             line += f' comment "{comment}"'
         lines.append(f"add element {_QUALIFIED} {name} {{ {line} }}\n")
-    return (render.REMOVED + found["table"] + "".join(lines)).encode("utf-8", "surrogateescape")
+    text = render.REMOVED + str(found["table"]) + "".join(lines)
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _added(network: Network, remaining_s: int, until: int | None) -> str:

@@ -100,9 +100,7 @@ def from_plain(found: Any, *, source: str = "") -> LiveFacts:
         sshd_ports=tuple(found["sshd_ports"]),
         approver=SshSession(peer=ipaddress.ip_address(source)) if source else None,
         sessions=tuple(
-            SshSession(
-                peer=ipaddress.ip_address(one["peer"]), local=_address(one["local"]), interface=one["interface"]
-            )
+            SshSession(peer=ipaddress.ip_address(one["peer"]), local=_address(one["local"]), interface=one["interface"])
             for one in found["sessions"]
         ),
         foreign_tables=tuple(found["foreign_tables"]),

@@ -80,7 +80,7 @@ def interfaces(addresses: bytes, routes: Collection[bytes]) -> tuple[Interface, 
     for one in _list(addresses):
         name = one.get("ifname")
         if not isinstance(name, str):
-            raise ValueError("an interface without a name")
+            raise ValueError("an interface without a name")  # noqa: TRY004 - of a text
         own = [each["local"] for each in one.get("addr_info", ()) if isinstance(each.get("local"), str)]
         found.append(
             Interface(
@@ -100,7 +100,10 @@ def foreign_tables(printed: bytes) -> tuple[tuple[str, ...], bool]:
 
 
 def has_ufw(printed: bytes) -> bool:
-    """Of `nft -j list chain ip filter INPUT`: whether it leads to a chain of ufw; disabled, ufw leaves none. ValueError."""
+    """Of `nft -j list chain ip filter INPUT`: whether it leads to a chain of ufw, as it does while ufw is enabled.
+
+    ValueError.
+    """
     for rule in _entries(printed, "rule"):
         for statement in rule.get("expr", ()):
             jump = statement.get("jump") if isinstance(statement, dict) else None
@@ -139,7 +142,7 @@ def _list(printed: bytes) -> list[dict[str, Any]]:
 def _entries(printed: bytes, kind: str) -> Iterator[dict[str, Any]]:
     decoded = json.loads(printed)
     if not isinstance(decoded, dict) or not isinstance(decoded.get("nftables"), list):
-        raise ValueError("no listing of nft")
+        raise ValueError("no listing of nft")  # noqa: TRY004 - of a text
     for entry in decoded["nftables"]:
         if isinstance(entry, dict) and isinstance(entry.get(kind), dict):
             yield entry[kind]

@@ -1,0 +1,215 @@
+"""The plugin: plans the firewall of its configuration, bans and unbans, says what decides over a packet, sees drift."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any, Final
+
+from latticed.sdk.base import Health, PluginError
+from latticed.sdk.calls import HostError
+from latticed.system.nft_guard import check, decode, facts, question
+from latticed.system.nft_guard.findings import IntentRefused
+from latticed.system.nft_guard.intent import MAX_EXPIRY_S
+from latticed.system.plugin import SystemPlugin
+
+KIND: Final = "nft"
+POLL_S: Final = 5.0
+"""Seconds between two looks at the live table: drift is in the health at most so much later."""
+MAX_BAN_S: Final = 365 * 86_400
+MAX_KEPT: Final = 512
+"""Bans of `ban` at a time: they are one value of kv. More belong into the configuration."""
+_BANS: Final = "bans"
+"""Key of the bans that were asked for by `ban`: `{network: {"address", "expires_at", "comment"}}`."""
+
+Bans = dict[str, dict[str, Any]]
+
+
+class NftGuard(SystemPlugin):
+    """Actions `plan`, `test`, `ban`, `unban`, `status`.
+
+    The intent is the configuration with the bans of `ban`, which are kept in kv until they are over.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._seen: Health | None = None
+        # Two actions at once would plan without each other's ban.
+        self._changing = asyncio.Lock()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                self._seen = await self._looked()
+                await self._expire()
+            except HostError as error:
+                self._seen = Health("degraded", str(error))
+            await asyncio.sleep(POLL_S)
+
+    async def check(self) -> Health:
+        return self._seen or await self._looked()
+
+    async def do_plan(self, _payload: Any) -> Any:
+        """What network.plan answers: `{"ok", "sha256", "state", …}`."""
+        return await self._planned(await self._intent())
+
+    async def do_status(self, _payload: Any) -> Any:
+        """`{"table", "target", "bans", "plans"}`: the live table, what is confirmed, bans with their ends, open plans."""
+        state = await self._state()
+        live = state["live"] or {}
+        plans = [one for one in (await self.host.network.plans())["plans"] if one["state"] not in {"stale", "refused"}]
+        bans = list((await self._kept()).values())
+        return {"table": live.get("table"), "target": state["target"], "bans": bans, "plans": plans}
+
+    async def do_test(self, payload: Any) -> Any:
+        """Which rule of the configured intent decides over `{from, to, port, proto?, iface?, state?}`."""
+        state = await self._state()
+        try:
+            intent = decode.read(await self._intent())
+            if found := check.check(intent):
+                raise IntentRefused(found)
+            return question.answer(intent, facts.from_plain(state["live"]), payload)
+        except IntentRefused as refused:
+            raise PluginError(refused.reason) from refused
+
+    async def do_ban(self, payload: Any) -> Any:
+        """Ban `{"address", "seconds", "comment"?}`: planned, and applied at once, since it only takes away."""
+        given = _fields(payload, {"address", "seconds", "comment"}, {"address", "seconds"})
+        seconds = given["seconds"]
+        if type(seconds) is not int or not 1 <= seconds <= MAX_BAN_S:
+            raise PluginError(f"seconds: expected 1 to {MAX_BAN_S}")
+        until = min(int(time.time()) + seconds, MAX_EXPIRY_S)
+        plain = {"address": given["address"], "expires_at": until, "comment": given.get("comment", "")}
+        network = _network(plain)
+        async with self._changing:
+            before = await self._kept()
+            # An earlier end would widen, and want an approval.
+            if network in before and before[network]["expires_at"] >= until:
+                return {"ok": True, "network": network, **before[network], "message": "it is banned for longer"}
+            if network not in before and len(before) >= MAX_KEPT:
+                raise PluginError(f"expected at most {MAX_KEPT} bans at a time; put more into the configuration")
+            made = await self._changed(before, {**before, network: plain})
+        return {"network": network, "expires_at": until, **made}
+
+    async def do_unban(self, payload: Any) -> Any:
+        """Lift a ban of `ban`, `{"address"}`. Within the approved intent it is applied at once."""
+        given = _fields(payload, {"address"}, {"address"})
+        network = _network({"address": given["address"], "expires_at": 0})
+        async with self._changing:
+            before = await self._kept()
+            if network not in before:
+                hint = "what the configuration bans is lifted there: latticectl config set"
+                raise PluginError(f"{network} was not banned by this action; {hint}")
+            made = await self._changed(before, {key: ban for key, ban in before.items() if key != network})
+        return {"network": network, **made}
+
+    # What is there
+
+    async def _state(self) -> Any:
+        try:
+            return await self.host.network.state(KIND)
+        except HostError as error:
+            raise PluginError(str(error)) from error
+
+    async def _looked(self) -> Health:
+        """The health: degraded where the tool or the helper is missing, or something else has changed the table."""
+        try:
+            state = await self.host.network.state(KIND)
+        except HostError as error:
+            return Health("degraded", error.message[:400])
+        target, table = state["target"] or {}, (state["live"] or {}).get("table") or {}
+        if target.get("unconfirmed"):
+            left = int(target.get("deadline_s", 0))
+            return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
+        if not target.get("confirmed"):
+            return Health("degraded", "no plan is applied: latticectl apply latticed.nft-guard")
+        if target.get("drifted"):
+            gone = "is gone" if not table.get("present") else "was changed"
+            return Health("degraded", f"drift: the table {gone} by something else: latticectl plan apply")
+        return Health("healthy", f"plan {target['confirmed'][:12]}, {len(table.get('bans', ()))} bans")
+
+    async def _expire(self) -> None:
+        """Forget bans that are over; the kernel has ended them by itself."""
+        async with self._changing:
+            before = await self._kept()
+            now_s = int(time.time())
+            left = {network: ban for network, ban in before.items() if ban["expires_at"] > now_s}
+            if left != before:
+                await self._keep(left)
+
+    # What is wanted
+
+    async def _kept(self) -> Bans:
+        """The bans of `ban`, by network; some may be over."""
+        value = await self.host.kv.get(_BANS)
+        return {} if value is None else dict(json.loads(value))
+
+    async def _keep(self, bans: Bans) -> None:
+        await self.host.kv.put(_BANS, json.dumps(bans, sort_keys=True))
+
+    async def _intent(self, kept: Bans | None = None) -> dict[str, Any]:
+        """The configuration with the bans that are not over; of two of one network the later end holds."""
+        now_s = int(time.time())
+        every = await self._kept() if kept is None else kept
+        added = {network: ban for network, ban in every.items() if ban["expires_at"] > now_s}
+        bans = []
+        for ban in self.config.get("bans", []):
+            # What cannot be read is left for the check, which names its place.
+            other = added.get(_network_or_empty(ban))
+            if other is None or other["expires_at"] <= ban["expires_at"]:
+                added.pop(_network_or_empty(ban), None)
+                bans.append(ban)
+        bans += [added[network] for network in sorted(added)]
+        return {**self.config, "bans": bans} if bans else dict(self.config)
+
+    async def _planned(self, intent: dict[str, Any]) -> Any:
+        # Here first: the helper says the same, but may not be there, or without nft.
+        try:
+            found = check.check(decode.read(intent))
+            if found:
+                raise IntentRefused(found)
+            return await self.host.network.plan(KIND, intent)
+        except IntentRefused as refused:
+            raise PluginError(refused.reason) from refused
+        except HostError as error:
+            raise PluginError(str(error)) from error
+
+    async def _changed(self, before: Bans, after: Bans) -> dict[str, Any]:
+        """Keep other bans, plan the intent with them and have it applied. PluginError where that needs an approval or
+        is refused; then the bans are as before.
+        """
+        made = await self._planned(await self._intent(after))
+        await self._keep(after)
+        try:
+            done = await self.host.network.apply(made["sha256"])
+        except HostError as error:
+            await self._keep(before)
+            raise PluginError(f"plan {made['sha256'][:12]}: {error.message}") from error
+        return {"ok": True, "sha256": made["sha256"], "state": done["state"]}
+
+
+def _fields(payload: Any, known: set[str], required: set[str]) -> dict[str, Any]:
+    if not isinstance(payload, dict) or payload.keys() - known or required - payload.keys():
+        needed, most = ", ".join(sorted(required)), ", ".join(sorted(known))
+        raise PluginError(f"expected an object with {needed}, and at most {most}")
+    return payload
+
+
+def _network(ban: dict[str, Any]) -> str:
+    """What a ban hits. PluginError for an address that nobody can ban, or a comment that is none."""
+    try:
+        intent = decode.read({"bans": [ban]})
+        if found := check.check(intent):
+            raise IntentRefused(found)
+    except IntentRefused as refused:
+        raise PluginError(refused.reason) from refused
+    return str(intent.bans[0].network)
+
+
+def _network_or_empty(ban: Any) -> str:
+    """The same, empty for what is none."""
+    try:
+        return str(decode.read({"bans": [ban]}).bans[0].network)
+    except IntentRefused:
+        return ""
