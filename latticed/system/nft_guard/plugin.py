@@ -55,7 +55,7 @@ class NftGuard(SystemPlugin):
         return await self._planned(await self._intent())
 
     async def do_status(self, _payload: Any) -> Any:
-        """`{"table", "target", "bans", "plans"}`: the live table, what is confirmed, bans with their ends, open plans."""
+        """`{"table", "target", "bans", "plans"}`: the live table, what is confirmed, bans and their ends, open plans."""
         state = await self._state()
         live = state["live"] or {}
         plans = [one for one in (await self.host.network.plans())["plans"] if one["state"] not in {"stale", "refused"}]
