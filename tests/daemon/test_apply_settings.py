@@ -102,7 +102,7 @@ def test_what_the_daemons_user_could_change_is_exit_78(place, spoil):
         ("daemon_user", "no-such-user", "expected a user of this host"),
         ("approvers", ["no-such-user"], "expected a user of this host"),
         ("approvers", ["@no-such-group"], "expected a group"),
-        ("kinds", ["wireguard"], "this version applies no plans of kind 'wireguard'"),
+        ("kinds", ["nginx"], "this version applies no plans of kind 'nginx'"),
         ("state_dir", "state", "expected an absolute path"),
         ("state_dir", "", "expected an absolute path"),
         ("unknown", 1, "unknown key 'apply.unknown'"),
@@ -141,7 +141,7 @@ def test_a_kind_that_the_product_has_not_is_an_error_and_without_any_plans_are_r
         assert (answer.code, "it applies: none" in answer.message) == ("kind_unknown", True)
         helper.terminate()
         assert helper.wait(10) == 0
-    place.settings["kinds"] = ["wireguard"]
+    place.settings["kinds"] = ["nginx"]
     place.write_settings()
     assert ended(place, "--config", str(place.config), command=MODULE)[0] == 78
 

@@ -1,0 +1,209 @@
+"""nft guard's plans at the real root helper, in a network namespace: approval, deadline, kills, bans, drift, boot."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from latticed.plans import protocol
+from latticed.system.nft_guard import parse
+from tests.house import apply_helpers, firewalled, long, processes
+
+pytestmark = pytest.mark.root
+
+SSH = {"name": "ssh", "rules": [{"proto": "tcp", "ports": [22]}]}
+BASE = {"groups": [SSH], "bindings": {"groups": ["ssh"]}}
+WEB = {"name": "web", "rules": [{"proto": "tcp", "ports": [80]}]}
+WIDE = {"groups": [SSH, WEB], "bindings": {"groups": ["ssh", "web"]}}
+STRANGER = "198.51.100.7"
+FOREIGN = b"table ip nat {\nchain prerouting {\ntype nat hook prerouting priority dstnat\ntcp dport 8080 dnat to 10.9.2.2:80\n}\n}\n"
+LATE_S = 2.0
+
+
+@dataclass
+class NftPlace(apply_helpers.Place):
+    """latticed's own helper, as it is started for real."""
+
+    def command(self, *options: str) -> list[str]:
+        return [sys.executable, "-I", "-m", "latticed.apply", "--config", str(self.config), *options]
+
+
+@dataclass
+class Site:
+    net: firewalled.Net
+    helper: apply_helpers.Place
+
+    def table(self) -> bytes:
+        """The owned table without its elements; empty for none."""
+        if b"inet latticed_guard" not in self.net.run("r", "nft", "list", "tables"):
+            return b""
+        return "\n".join(parse.without_elements(self.net.stateless())).encode()
+
+    def banned(self) -> dict[str, int]:
+        return {str(one.network): one.remaining_s for one in parse.bans(self.net.listing())}
+
+    def foreign(self) -> bytes:
+        return self.net.run("r", "nft", "-s", "-a", "list", "table", "ip", "nat")
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[firewalled.Net]:
+    with firewalled.network() as made:
+        yield made
+
+
+@pytest.fixture
+def site(net) -> Iterator[Site]:
+    """With a table of somebody else, and a helper that is not started yet."""
+    net.run("r", "nft", "flush", "ruleset")
+    net.run("r", "nft", "-f", "-", stdin=FOREIGN)
+    with apply_helpers.place() as made:
+        before = ("ip", "netns", "exec", net.name("r"))
+        place = NftPlace(home=made.home, settings={"kinds": ["nft"]}, before=before)
+        try:
+            yield Site(net, place)
+        finally:
+            for pid in place.dead_men():
+                os.kill(pid, signal.SIGKILL)
+
+
+def banned(address, seconds):
+    return {"address": address, "expires_at": int(time.time()) + seconds}
+
+
+def until(holds, what, deadline_s=20.0):
+    processes.until(holds, what=what, deadline_s=deadline_s)
+
+
+def test_approved_plan_is_applied_kept_and_shown_without_a_difference(site):
+    with site.helper.running():
+        foreign = site.foreign()
+        plan = site.helper.applied(BASE, kind="nft")
+        assert site.helper.state_of(plan) == "applied"
+        assert b"dport 22 " in site.table()
+        assert site.helper.review(plan).diff.strip() == ""
+        assert site.foreign() == foreign
+
+
+def test_unconfirmed_plan_is_undone_byte_for_byte_at_its_deadline(site):
+    with site.helper.running():
+        site.helper.applied({**BASE, "bans": [banned(STRANGER, 3_600)]}, kind="nft")
+        before, foreign = site.table(), site.foreign()
+        plan = site.helper.approved(WIDE, kind="nft")
+        moved = site.helper.ask(protocol.Apply(plan=plan, confirm_within_s=10))
+        assert moved.state == "unconfirmed", moved
+        assert (site.table() != before, site.banned()) == (True, {})
+        until(lambda: site.table() == before, "the old table", moved.deadline_s + LATE_S)
+        until(lambda: site.helper.state_of(plan) == "rolled_back", "the record")
+        assert 3_500 < site.banned()[f"{STRANGER}/32"] <= 3_600
+        assert site.foreign() == foreign
+
+
+def test_edit_after_the_approval_makes_it_stale_and_nothing_is_touched(site):
+    with site.helper.running():
+        site.helper.applied(BASE, kind="nft")
+        plan = site.helper.approved(WIDE, kind="nft")
+        site.net.run("r", "nft", "insert", "rule", *firewalled.TABLE, "input", "tcp", "dport", "23", "accept")
+        before = site.table()
+        answer = site.helper.ask(protocol.Apply(plan=plan))
+        assert (answer.code, site.table() == before) == ("stale", True)
+
+
+def test_ban_needs_no_approval_and_going_back_neither_but_a_new_port_does(site):
+    with site.helper.running():
+        site.helper.applied(BASE, kind="nft")
+        plan = site.helper.offer({**BASE, "bans": [banned(STRANGER, 3_600)]}, kind="nft")
+        moved = site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON)
+        assert moved.state == "applied", moved
+        assert list(site.banned()) == [f"{STRANGER}/32"]
+        back = site.helper.offer(BASE, kind="nft")
+        assert site.helper.ask(protocol.Apply(plan=back), user=apply_helpers.DAEMON).state == "applied"
+        assert site.banned() == {}
+        wide = site.helper.offer(WIDE, kind="nft")
+        assert site.helper.ask(protocol.Apply(plan=wide), user=apply_helpers.DAEMON).code == "not_approved"
+
+
+def test_approved_ban_may_be_left_out_only_once_it_is_over(site):
+    with site.helper.running():
+        ban = banned(STRANGER, 6)
+        site.helper.applied({**BASE, "bans": [ban]}, kind="nft")
+        plan = site.helper.offer(BASE, kind="nft")
+        assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).code == "not_approved"
+        # The helper goes by the clock in whole seconds, the kernel by the time that it was told remains.
+        until(lambda: site.banned() == {} and time.time() > ban["expires_at"] + 1, "the end of the ban")
+        moved = site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON)
+        assert moved.state == "applied", moved
+
+
+def test_flush_by_another_is_seen_within_a_poll_and_restored_where_root_says_so(site):
+    with site.helper.running():
+        ban = banned(STRANGER, 3_600)
+        site.helper.applied({**BASE, "bans": [ban]}, kind="nft")
+        before = site.table()
+        site.net.run("r", "nft", "flush", "ruleset")
+        until(lambda: site.helper.observed().targets[0].drifted is True, "drift to be seen", 5)
+        assert site.table() == b""
+    site.helper.settings["restore"] = ["nft"]
+    with site.helper.running():
+        until(lambda: site.table() == before, "the table")
+        assert 3_500 < site.banned()[f"{STRANGER}/32"] <= 3_600
+        assert "plan.drift_restored" in apply_helpers.words(site.helper.steps())
+
+
+def test_boot_loads_the_confirmed_table(site):
+    with site.helper.running():
+        site.helper.applied(BASE, kind="nft")
+        before = site.table()
+    site.net.run("r", "nft", "flush", "ruleset")
+    with site.helper.running():
+        (one,) = site.helper.ask(protocol.Boot()).targets
+        assert (one.outcome, site.table() == before) == ("restored", True)
+
+
+def test_ban_of_an_established_session_is_refused_when_it_is_offered(site):
+    with site.helper.running():
+        site.helper.applied(BASE, kind="nft")
+        with site.net.inside("r"):
+            listener = firewalled.listening("10.9.0.1", 22)
+        with site.net.inside("a"):
+            client = socket.create_connection(("10.9.0.1", 22))
+        with listener, client:
+            answer = site.helper.ask(protocol.Offer(kind="nft", intent={**BASE, "bans": [banned("10.9.0.2", 60)]}))
+            assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_session")
+
+
+def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_table(site):
+    """Of the helper, its dead-man, or both; where both are gone, the next start puts it back."""
+    rng = random.Random(12)
+    with site.helper.running():
+        site.helper.applied({**BASE, "bans": [banned(STRANGER, 3_600)]}, kind="nft")
+    before, foreign = site.table(), site.foreign()
+    for turn in range(long.times(4, 50)):
+        victims = ("helper", "dead-man", "both")[turn % 3]
+        with site.helper.running() as helper:
+            plan = site.helper.approved({**WIDE, "never": [f"192.0.2.{turn}"]}, kind="nft")
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(site.helper.settings["socket"])
+                sock.sendall(protocol.encode(protocol.Apply(plan=plan, confirm_within_s=10)))
+                apply_helpers.pause(rng.uniform(0, 0.4))
+                if victims in {"dead-man", "both"}:
+                    for pid in site.helper.dead_men():
+                        os.kill(pid, signal.SIGKILL)
+                if victims in {"helper", "both"}:
+                    helper.kill()
+                    helper.wait()
+            if victims == "dead-man":
+                until(lambda: site.table() == before, f"turn {turn}", 10 + LATE_S + 5)
+        if victims != "dead-man":
+            with site.helper.running():
+                until(lambda: site.table() == before, f"turn {turn} after {victims}", 10 + LATE_S + 5)
+        assert site.foreign() == foreign
+        assert f"{STRANGER}/32" in site.banned()
