@@ -1,0 +1,189 @@
+"""nft guard as a plugin of a real daemon, with the real root helper in a network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from latticed.plans import protocol
+from latticed.system.nft_guard import parse
+from tests.house import apply_helpers, firewalled, hosting
+from tests.net.test_nft_guard_helper import BASE, WIDE, NftPlace
+
+pytestmark = [pytest.mark.root, pytest.mark.daemon]
+
+ID = "latticed.nft-guard"
+STRANGER = "198.51.100.7"
+
+
+class Site:
+    """One daemon that has nft guard active, one helper, and the namespaces."""
+
+    def __init__(self, host: hosting.Host, helper: apply_helpers.Place, net: firewalled.Net) -> None:
+        self.host, self.helper, self.net = host, helper, net
+
+    def configure(self, document: dict[str, Any]) -> None:
+        answer = self.host.daemon.ask("PUT", f"/api/plugins/by-id/{ID}/config", {"config": document})
+        assert answer.status == 200, answer
+        self.host.daemon.until(lambda: self.host.runtime(ID)["state"] == "armed", "nft guard to be armed again")
+
+    def do(self, action: str, payload: Any = None) -> Any:
+        return self.host.result(ID, action, payload)
+
+    def refused(self, action: str, payload: Any = None) -> str:
+        answer = self.host.invoke(ID, action, payload)
+        assert answer.status != 200 or answer.json()["ok"] is False, answer
+        return answer.body.decode()
+
+    def applied(self) -> str:
+        """The name of the plugin's plan, approved by root, applied and confirmed."""
+        plan = self.do("plan")["sha256"]
+        review = self.helper.review(plan).review
+        for request in (
+            protocol.Approve(plan=plan, review=review),
+            protocol.Apply(plan=plan, confirm_within_s=60),
+            protocol.Confirm(plan=plan),
+        ):
+            answer = self.helper.ask(request)
+            assert isinstance(answer, protocol.Moved), answer
+        return plan
+
+    def banned(self) -> list[str]:
+        return [str(one.network) for one in parse.bans(self.net.listing())]
+
+    def health(self) -> str:
+        found = self.host.runtime(ID)["health"]
+        return str(found)
+
+    def until(self, holds: Any, what: str) -> None:
+        self.host.daemon.until(holds, what)
+
+
+@contextlib.contextmanager
+def set_up(net: firewalled.Net, **settings: Any) -> Iterator[Site]:
+    with apply_helpers.place() as made:
+        place = NftPlace(home=made.home, before=("ip", "netns", "exec", net.name("r")))
+        with hosting.hosting(f'[apply]\nsocket = "{place.settings["socket"]}"\n') as host:
+            place.settings |= {"daemon_user": str(host.daemon.place.uid), "kinds": ["nft"], **settings}
+            host.daemon.activate(ID, accept=["network:apply", "network:plan"])
+            try:
+                yield Site(host, place, net)
+            finally:
+                for pid in place.dead_men():
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[firewalled.Net]:
+    with firewalled.network() as made:
+        yield made
+
+
+@pytest.fixture
+def site(net) -> Iterator[Site]:
+    net.run("r", "nft", "flush", "ruleset")
+    with set_up(net) as found, found.helper.running():
+        yield found
+
+
+def test_plan_of_the_configuration_is_applied_and_bans_come_and_go_without_approval(site):
+    site.configure(BASE)
+    plan = site.applied()
+    site.until(lambda: plan[:12] in site.health(), "a healthy nft guard")
+    made = site.do("ban", {"address": STRANGER, "seconds": 600, "comment": "ssh"})
+    assert (made["network"], made["state"]) == (f"{STRANGER}/32", "applying")
+    site.until(lambda: site.banned() == [f"{STRANGER}/32"], "the ban")
+    again = site.do("ban", {"address": STRANGER, "seconds": 5})
+    assert again["expires_at"] == made["expires_at"]
+    site.do("ban", {"address": "2001:db8:7::9", "seconds": 600})
+    site.until(lambda: len(site.banned()) == 2, "the ban of a /64")
+    assert [one["address"] for one in site.do("status")["bans"]] == [STRANGER, "2001:db8:7::9"]
+    site.do("unban", {"address": STRANGER})
+    site.until(lambda: site.banned() == ["2001:db8:7::/64"], "one ban less")
+    assert "was not banned" in site.refused("unban", {"address": STRANGER})
+
+
+def test_ban_that_is_over_is_forgotten(site):
+    site.configure(BASE)
+    site.applied()
+    site.do("ban", {"address": STRANGER, "seconds": 2})
+    site.until(lambda: site.do("status")["bans"] == [], "the ban to be forgotten")
+    assert site.banned() == []
+
+
+def test_ban_before_anything_is_approved_is_refused_and_not_kept(site):
+    site.configure(BASE)
+    assert "not_approved" in site.refused("ban", {"address": STRANGER, "seconds": 60})
+    assert site.do("status")["bans"] == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (None, "expected an object"),
+        ({"address": STRANGER}, "expected an object"),
+        ({"address": STRANGER, "seconds": 60, "x": 1}, "expected an object"),
+        ({"address": STRANGER, "seconds": 0}, "seconds"),
+        ({"address": STRANGER, "seconds": True}, "seconds"),
+        ({"address": "127.0.0.1", "seconds": 60}, "another host"),
+        ({"address": "10.0.0.0/8", "seconds": 60}, "IPv4 address"),
+        ({"address": "$(x)", "seconds": 60}, "address or network"),
+        ({"address": STRANGER, "seconds": 60, "comment": '"; flush ruleset'}, "comment"),
+    ],
+)
+def test_bad_bans_say_what_was_expected(module_site, payload, why):
+    assert why in module_site.refused("ban", payload)
+
+
+@pytest.fixture(scope="module")
+def module_site(net) -> Iterator[Site]:
+    with set_up(net) as found, found.helper.running():
+        yield found
+
+
+def test_question_which_rule_decides_is_answered_from_the_configuration(module_site):
+    module_site.configure(WIDE)
+    found = module_site.do("test", {"from": "10.9.0.2", "to": "10.9.0.1", "port": 80, "iface": "r0"})
+    (answer,) = found["answers"]
+    assert (answer["verdict"], answer["rule"]) == ("accept", "groups[1].rules[0]")
+    found = module_site.do("test", {"from": "10.9.0.2", "to": "10.9.0.1", "port": 23, "iface": "r0"})
+    assert found["answers"][0]["verdict"] == "drop"
+    assert "port" in module_site.refused("test", {"from": "10.9.0.2", "to": "10.9.0.1", "port": 0})
+
+
+def test_configuration_that_locks_out_is_planned_by_nobody(module_site):
+    module_site.configure({})
+    assert "lockout" in module_site.refused("plan") or "sshd" in module_site.refused("plan")
+
+
+def test_unknown_zone_and_wrong_keys_of_a_configuration_are_refused(module_site):
+    path = f"/api/plugins/by-id/{ID}/config"
+    assert module_site.host.daemon.ask("PUT", path, {"config": {"zone": []}}).status == 400
+    module_site.configure({**BASE, "bindings": {"groups": ["ssh"], "trusted_zones": ["nowhere"]}})
+    assert "bindings.trusted_zones[0]" in module_site.refused("plan")
+
+
+def test_drift_is_in_the_health_within_a_poll(site):
+    site.configure(BASE)
+    site.applied()
+    site.net.run("r", "nft", "flush", "ruleset")
+    start = time.monotonic()
+    site.until(lambda: "drift" in site.health(), "drift in the health")
+    assert time.monotonic() - start < 15
+
+
+def test_missing_nft_is_degraded_with_its_package_and_planning_works(net):
+    with set_up(net) as site:
+        site.helper.settings["programs.nft"] = str(site.helper.home / "nowhere/nft")
+        with site.helper.running():
+            site.configure(BASE)
+            site.until(lambda: "nftables" in site.health(), "the package's name")
+            plan = site.do("plan")["sha256"]
+            answer = site.helper.ask(protocol.Review(plan=plan))
+            assert answer.code == "tool_missing"
