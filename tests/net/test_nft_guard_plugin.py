@@ -58,8 +58,8 @@ class Site:
         return [str(one.network) for one in parse.bans(self.net.listing())]
 
     def health(self) -> str:
-        found = self.host.runtime(ID)["health"]
-        return str(found)
+        found = self.host.runtime(ID)
+        return f"{found['health']}: {found['message']}"
 
     def until(self, holds: Any, what: str) -> None:
         self.host.daemon.until(holds, what)
@@ -95,7 +95,7 @@ def site(net) -> Iterator[Site]:
 def test_plan_of_the_configuration_is_applied_and_bans_come_and_go_without_approval(site):
     site.configure(BASE)
     plan = site.applied()
-    site.until(lambda: plan[:12] in site.health(), "a healthy nft guard")
+    site.until(lambda: site.health() == f"healthy: plan {plan[:12]}, 0 bans", "a healthy nft guard")
     made = site.do("ban", {"address": STRANGER, "seconds": 600, "comment": "ssh"})
     assert (made["network"], made["state"]) == (f"{STRANGER}/32", "applying")
     site.until(lambda: site.banned() == [f"{STRANGER}/32"], "the ban")
@@ -164,7 +164,7 @@ def test_configuration_that_locks_out_is_planned_by_nobody(module_site):
 
 def test_unknown_zone_and_wrong_keys_of_a_configuration_are_refused(module_site):
     path = f"/api/plugins/by-id/{ID}/config"
-    assert module_site.host.daemon.ask("PUT", path, {"config": {"zone": []}}).status == 400
+    assert module_site.host.daemon.ask("PUT", path, {"config": {"zone": []}}).status == 422
     module_site.configure({**BASE, "bindings": {"groups": ["ssh"], "trusted_zones": ["nowhere"]}})
     assert "bindings.trusted_zones[0]" in module_site.refused("plan")
 
@@ -174,7 +174,7 @@ def test_drift_is_in_the_health_within_a_poll(site):
     site.applied()
     site.net.run("r", "nft", "flush", "ruleset")
     start = time.monotonic()
-    site.until(lambda: "drift" in site.health(), "drift in the health")
+    site.until(lambda: "degraded: drift: the table is gone" in site.health(), "drift in the health")
     assert time.monotonic() - start < 15
 
 
