@@ -23,6 +23,7 @@ NOT_RUN = {
     "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
+    "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }

@@ -24,7 +24,14 @@ BASE = {"groups": [SSH], "bindings": {"groups": ["ssh"]}}
 WEB = {"name": "web", "rules": [{"proto": "tcp", "ports": [80]}]}
 WIDE = {"groups": [SSH, WEB], "bindings": {"groups": ["ssh", "web"]}}
 STRANGER = "198.51.100.7"
-FOREIGN = b"table ip nat {\nchain prerouting {\ntype nat hook prerouting priority dstnat\ntcp dport 8080 dnat to 10.9.2.2:80\n}\n}\n"
+FOREIGN = b"""
+    table ip nat {
+        chain prerouting {
+            type nat hook prerouting priority dstnat
+            tcp dport 8080 dnat to 10.9.2.2:80
+        }
+    }
+"""
 LATE_S = 2.0
 
 

@@ -1,4 +1,4 @@
-"""The kind nft with real programs: what it observes, commits, proves and puts back, in a namespace of the test's own."""
+"""The kind nft with real programs: what it observes, commits, proves and puts back, in a network namespace."""
 
 from __future__ import annotations
 

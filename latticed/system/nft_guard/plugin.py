@@ -55,7 +55,7 @@ class NftGuard(SystemPlugin):
         return await self._planned(await self._intent())
 
     async def do_status(self, _payload: Any) -> Any:
-        """`{"table", "target", "bans", "plans"}`: the live table, what is confirmed, bans and their ends, open plans."""
+        """`{"table", "target", "bans", "plans"}`: live table, what is confirmed, bans and their ends, open plans."""
         state = await self._state()
         live = state["live"] or {}
         plans = [one for one in (await self.host.network.plans())["plans"] if one["state"] not in {"stale", "refused"}]
@@ -141,9 +141,13 @@ class NftGuard(SystemPlugin):
     # What is wanted
 
     async def _kept(self) -> Bans:
-        """The bans of `ban`, by network; some may be over."""
-        value = await self.host.kv.get(_BANS)
-        return {} if value is None else dict(json.loads(value))
+        """The bans of `ban`, by network; some may be over. What an operator wrote there that is none is left out."""
+        value = await self.host.kv.get_bytes(_BANS)
+        try:
+            found = json.loads(value or b"{}")
+        except ValueError:  # UnicodeDecodeError is one
+            return {}
+        return {key: ban for key, ban in found.items() if _is_ban(ban)} if isinstance(found, dict) else {}
 
     async def _keep(self, bans: Bans) -> None:
         await self.host.kv.put(_BANS, json.dumps(bans, sort_keys=True))
@@ -156,9 +160,10 @@ class NftGuard(SystemPlugin):
         bans = []
         for ban in self.config.get("bans", []):
             # What cannot be read is left for the check, which names its place.
-            other = added.get(_network_or_empty(ban))
+            network = _network_or_empty(ban) if added else ""
+            other = added.get(network)
             if other is None or other["expires_at"] <= ban["expires_at"]:
-                added.pop(_network_or_empty(ban), None)
+                added.pop(network, None)
                 bans.append(ban)
         bans += [added[network] for network in sorted(added)]
         return {**self.config, "bans": bans} if bans else dict(self.config)
@@ -187,6 +192,10 @@ class NftGuard(SystemPlugin):
             await self._keep(before)
             raise PluginError(f"plan {made['sha256'][:12]}: {error.message}") from error
         return {"ok": True, "sha256": made["sha256"], "state": done["state"]}
+
+
+def _is_ban(ban: Any) -> bool:
+    return isinstance(ban, dict) and isinstance(ban.get("address"), str) and type(ban.get("expires_at")) is int
 
 
 def _fields(payload: Any, known: set[str], required: set[str]) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Facts of the host from what programs print; the real programs are in tests/net."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+
+import pytest
+
+from latticed.system.nft_guard import facts, sources
+from latticed.system.nft_guard.facts import Interface, Listener, LiveFacts, SshSession
+
+ip = ipaddress.ip_address
+
+LISTENING = b"""\
+LISTEN 0      128          0.0.0.0:22        0.0.0.0:*    users:(("sshd",pid=7,fd=3))
+LISTEN 0      128             [::]:22           [::]:*    users:(("sshd",pid=7,fd=4))
+LISTEN 0      4096  127.0.0.53%lo:53         0.0.0.0:*    users:(("systemd-resolve",pid=5,fd=14))
+LISTEN 0      511                *:80              *:*    users:(("nginx",pid=9,fd=6),("nginx",pid=8,fd=6))
+LISTEN 0      128  [fe80::1]%eth0:2222          [::]:*
+"""
+ESTABLISHED = b"""\
+0      0        192.0.2.1:22      203.0.113.7:50022 users:(("sshd",pid=70,fd=4),("sshd",pid=71,fd=4))
+0      36   [::ffff:192.0.2.1]:22 [::ffff:203.0.113.8]:50023
+0      0     [fe80::1]%eth0:2222     [fe80::9]:50024 users:(("sshd-session",pid=70,fd=4))
+0      0        192.0.2.1:443     203.0.113.9:50025 users:(("nginx",pid=9,fd=6))
+"""
+
+
+def test_listeners_have_port_address_and_process():
+    assert set(sources.listeners(LISTENING)) == {
+        Listener(port=22, address=ip("0.0.0.0"), process="sshd"),  # noqa: S104 - what ss prints
+        Listener(port=22, address=ip("::"), process="sshd"),
+        Listener(port=53, address=ip("127.0.0.53"), process="systemd-resolve"),
+        Listener(port=80, address=None, process="nginx"),
+        Listener(port=2222, address=ip("fe80::1"), process=""),
+    }
+
+
+def test_sessions_are_those_at_a_port_of_sshd_and_those_that_a_process_of_it_has():
+    found = sources.sessions(ESTABLISHED, {22})
+    assert {str(one.peer) for one in found} == {"203.0.113.7", "::ffff:cb00:7108", "fe80::9"}
+    assert SshSession(peer=ip("fe80::9"), local=ip("fe80::1"), interface="eth0") in found
+    assert {str(one.peer) for one in sources.sessions(ESTABLISHED, ())} == {"203.0.113.7", "fe80::9"}
+
+
+@pytest.mark.parametrize(
+    "printed", [b"", b"\n", b"x", b"\xff" * 80, b"LISTEN 0 1 a:b c:d\n", b"LISTEN 0 1 [::::]:22 *:*\n", b"0 0 :22 :1\n"]
+)
+def test_lines_that_are_none_are_left_out(printed):
+    assert sources.listeners(printed) == ()
+    assert sources.sessions(printed, {22}) == ()
+
+
+def test_sessions_and_listeners_without_end_are_cut():
+    lines = "".join(f"0 0 192.0.2.1:22 10.{n >> 16}.{n >> 8 & 255}.{n & 255}:5000\n" for n in range(5_000))
+    assert len(sources.sessions(lines.encode(), {22})) == sources.MAX_SESSIONS
+    # Those of sshd are what a lockout is judged by.
+    lines = "".join(f'LISTEN 0 1 *:{n} *:* users:(("a",pid=1,fd=1))\n' for n in range(1, 5_000))
+    found = sources.listeners(lines.encode() + b'LISTEN 0 1 *:60000 *:* users:(("sshd",pid=1,fd=1))\n')
+    assert (len(found), found[0].port) == (sources.MAX_LISTENERS, 60_000)
+
+
+def test_ports_of_sshd_are_those_of_all_its_lines():
+    printed = b"port 22\nport 2222\naddressfamily any\nlistenaddress [::1]:2200\nlistenaddress 0.0.0.0:22\nport x\n"
+    assert sources.sshd_ports(printed) == (22, 2200, 2222)
+
+
+def test_interfaces_know_whether_the_default_route_is_theirs():
+    addresses = [
+        {"ifname": "lo", "addr_info": [{"local": "127.0.0.1"}, {"local": "::1"}]},
+        {},
+        {"ifname": "eth0", "addr_info": [{"local": "192.0.2.1"}]},
+        {"ifname": "eth1"},
+    ]
+    routes = [b"", json.dumps([{"dst": "default", "nexthops": [{"dev": "eth1"}, {"dev": "ppp0"}]}]).encode()]
+    assert sources.interfaces(json.dumps(addresses).encode(), routes) == (
+        Interface(name="eth0", addresses=(ip("192.0.2.1"),)),
+        Interface(name="eth1", default_route=True),
+        Interface(name="lo", addresses=(ip("127.0.0.1"), ip("::1"))),
+    )
+
+
+@pytest.mark.parametrize("printed", [b"{}", b"x", b"[1]", b'[{"ifindex": 1}]', b'[{"ifname": 3}]'])
+def test_interfaces_that_cannot_be_read_are_no_host_without_any(printed):
+    with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
+        sources.interfaces(printed, [])
+
+
+@pytest.mark.parametrize("printed", [b"", b"[]", b"{}", b'{"nftables": 1}'])
+def test_tables_that_cannot_be_read_are_no_host_without_any(printed):
+    with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
+        sources.foreign_tables(printed)
+
+
+def test_table_of_the_same_name_in_another_family_is_foreign():
+    entries = [{"metainfo": {}}, *({"table": {"family": one, "name": "latticed_guard"}} for one in ("ip", "inet"))]
+    assert sources.foreign_tables(json.dumps({"nftables": entries}).encode()) == (("ip latticed_guard",), True)
+    assert sources.foreign_tables(b'{"nftables": []}') == ((), False)
+
+
+def test_facts_come_back_from_their_plain_form():
+    made = LiveFacts(
+        interfaces=(Interface(name="eth0", addresses=(ip("192.0.2.1"), ip("fe80::1")), default_route=True),),
+        listeners=(Listener(port=22, process="sshd"), Listener(port=80, address=ip("::"))),
+        sshd_ports=(22,),
+        sessions=(SshSession(peer=ip("fe80::9"), interface="eth0"), SshSession(peer=ip("192.0.2.7"), local=ip("::1"))),
+        foreign_tables=("ip nat",),
+        active_firewalls=("ufw",),
+    )
+    plain = json.loads(json.dumps(facts.plain(made)))
+    assert facts.from_plain(plain) == made
+    assert facts.from_plain(plain, source="203.0.113.7").approver == SshSession(peer=ip("203.0.113.7"))
