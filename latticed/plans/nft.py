@@ -22,6 +22,7 @@ from latticed.system.nft_guard import narrows as narrower
 from latticed.system.nft_guard import render as renderer
 from latticed.system.nft_guard import table as tables
 from latticed.system.nft_guard.facts import LiveFacts
+from latticed.system.nft_guard.intent import MAX_BANS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,9 +64,12 @@ class NftKind:
         """All findings; those that an operator may override are refused too, as nothing here records overriding."""
         try:
             read = decode.read(intent)
-            facts = None if live is None else live_facts.from_plain(live.facts, source=source)
         except findings.IntentRefused as refused:
             return tuple(_finding(one) for one in refused.findings)
+        try:
+            facts = None if live is None else live_facts.from_plain(live.facts, source=source)
+        except ValueError as error:
+            raise Problem("bad_request", "source: expected the address of the operator's session, or none") from error
         return tuple(_finding(one) for one in checker.check(read, facts))
 
     def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
@@ -94,7 +98,8 @@ class NftKind:
             listing, stateless = _listed(tools)
             found = _parsed(applied.seen, listing, stateless)
         facts = live_facts.plain(_facts(tools, foreign))
-        bans = [{"network": str(one.network), "remaining_s": one.remaining_s} for one in found.bans]
+        # Anyone who is root may have put in more than any intent has.
+        bans = [{"network": str(one.network), "remaining_s": one.remaining_s} for one in found.bans[:MAX_BANS]]
         table = {"present": present, "understood": found.understood, "bans": bans}
         return Live(facts={**facts, "table": table}, basis=found.basis, text=found.text)
 
@@ -106,13 +111,20 @@ class NftKind:
         """See `applied.snapshot`. Problem apply_failed for a table that somebody made unfit to be put back."""
         listing, stateless = _listed(tools) if _is_there(tools) else (None, b"")
         try:
-            return applied.snapshot(listing, stateless, _boottime_s())
+            kept: bytes = _parsed(applied.snapshot, listing, stateless, _boottime_s())
         except applied.Unrestorable as error:
-            raise Problem(
-                "apply_failed",
-                f"{self.target} was edited by hand and could not be put back as it is: {error}",
-                f"nft delete {self.target}, then apply again",
-            ) from error
+            raise self._unrestorable(str(error)) from error
+        # An undo that nft refuses would be tried for ever, with the change in place.
+        if tools.run("nft", "-c", "-f", "-", stdin=applied.restored(kept, _boottime_s())).status != 0:
+            raise self._unrestorable("nft does not take its own listing of it")
+        return kept
+
+    def _unrestorable(self, why: str) -> Problem:
+        return Problem(
+            "apply_failed",
+            f"{self.target} was edited by hand and could not be put back as it is: {why}",
+            f"nft delete {self.target}, then apply again",
+        )
 
     def commit(self, rendering: bytes, tools: Tools) -> None:
         """One transaction: table and bans are replaced together, or nothing is."""

@@ -178,6 +178,46 @@ def test_restore_of_no_table_leaves_none(net, tools):
         assert b"latticed_guard" not in net.run("r", "nft", "list", "tables")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        """
+        delete set inet latticed_guard bans4
+        add set inet latticed_guard bans4 { type ipv4_addr . inet_service; }
+        add element inet latticed_guard bans4 { 192.0.2.1 . 80 }
+        """,
+        """
+        add set inet latticed_guard mine { type ipv4_addr; flags interval; }
+        add element inet latticed_guard mine { 192.0.2.0/24 }
+        """,
+        """
+        add map inet latticed_guard m { type ipv4_addr : verdict; }
+        add element inet latticed_guard m { 192.0.2.1 : accept }
+        """,
+        """
+        add element inet latticed_guard bans4 { 192.0.2.1 timeout 1h comment "a;b" }
+        """,
+    ],
+    ids=["concatenation", "interval", "map", "comment"],
+)
+def test_elements_of_others_that_could_not_be_put_back_are_drift_and_keep_a_plan_from_replacing_them(net, tools, edit):
+    rendering = committed(INTENT, tools)
+    net.run("r", "nft", "flush", "chain", *firewalled.TABLE, "input")
+    net.run("r", "nft", "-f", "-", stdin=edit.encode())
+    assert not KIND.holds(rendering, KIND.observe(tools))
+    with pytest.raises(Problem, match="edited by hand"):
+        KIND.snapshot(tools)
+    # What was confirmed is put back all the same.
+    KIND.commit(rendering, tools)
+    KIND.self_check(rendering, tools)
+
+
+def test_source_that_is_no_address_is_a_bad_request(net, tools):
+    with pytest.raises(Problem, match="source") as refused:
+        KIND.check(INTENT, KIND.observe(tools), "1.2.3")
+    assert refused.value.code == "bad_request"
+
+
 def test_table_that_could_not_be_put_back_is_not_replaced(net, tools):
     """nft prints quotes in comments as they are, and reads other rules from that."""
     committed(INTENT, tools)

@@ -34,7 +34,7 @@ _SET: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _COMMENT: Final = re.compile(r"[A-Za-z0-9 ._:/@-]{0,128}")
 
 
-class Unrestorable(ValueError):
+class Unrestorable(Exception):
     """A table of which no text can be made that means the same."""
 
 
@@ -115,7 +115,10 @@ def snapshot(listing: Any, stateless: bytes, boottime_s: int) -> bytes:
         return json.dumps({"table": None}).encode()
     if any(re.search(r'["\\\x00-\x1f]', text) for text in _texts(listing)):
         raise Unrestorable("a name or comment in it has a quote or control character")
-    elements = [[name, element] for name, element in _elements(listing)]
+    elements = list(_elements(listing))
+    listed = [element for entry in listing["nftables"] for one in entry.values() for element in one.get("elem", ())]
+    if len(listed) != len(elements) or not all(_is_plain(element) for _, element in elements):
+        raise Unrestorable("a set or map in it has elements that are no addresses")
     text = "\n".join(parse.without_elements(stateless)) + "\n"
     return json.dumps({"table": text, "elements": elements, "boottime_s": boottime_s}, sort_keys=True).encode()
 
@@ -185,6 +188,17 @@ def _elements(listing: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             inner = element.get("elem") if isinstance(element, dict) else {"val": element}
             if isinstance(inner, dict) and isinstance(inner.get("val"), str):
                 yield found["name"], inner
+
+
+def _is_plain(element: dict[str, Any]) -> bool:
+    """Whether `restored` writes the element as it is."""
+    try:
+        ipaddress.ip_address(element["val"])
+    except ValueError:
+        return False
+    return element.keys() <= {"val", "timeout", "expires", "comment"} and (
+        _COMMENT.fullmatch(str(element.get("comment", ""))) is not None
+    )
 
 
 def _texts(value: Any) -> Iterable[str]:

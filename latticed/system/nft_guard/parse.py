@@ -89,11 +89,13 @@ def bans(listing: Any) -> tuple[LiveBan, ...]:
             # An element that was added by hand without a timeout never ends: nothing says for how long to carry it.
             if not isinstance(inner, dict) or "expires" not in inner:
                 continue
-            address = ipaddress.ip_address(inner["val"])
             try:
+                address = ipaddress.ip_address(inner["val"])
                 network = ipaddress.ip_network((address, 32 if address.version == 4 else 64))
             except ValueError:
-                continue  # added by hand; sources are masked before they are looked up, so it matches none
+                # Added by hand: in another set of this name, or an address within a /64; sources are masked before they
+                # are looked up, so it matches none.
+                continue
             found.append(LiveBan(network, int(inner["expires"])))
     return tuple(sorted(found))
 

@@ -29,7 +29,7 @@ ESTABLISHED = b"""\
 
 def test_listeners_have_port_address_and_process():
     assert set(sources.listeners(LISTENING)) == {
-        Listener(port=22, address=ip("0.0.0.0"), process="sshd"),  # noqa: S104 - what ss prints
+        Listener(port=22, address=ip("0.0.0.0"), process="sshd"),
         Listener(port=22, address=ip("::"), process="sshd"),
         Listener(port=53, address=ip("127.0.0.53"), process="systemd-resolve"),
         Listener(port=80, address=None, process="nginx"),
@@ -83,13 +83,13 @@ def test_interfaces_know_whether_the_default_route_is_theirs():
 
 @pytest.mark.parametrize("printed", [b"{}", b"x", b"[1]", b'[{"ifindex": 1}]', b'[{"ifname": 3}]'])
 def test_interfaces_that_cannot_be_read_are_no_host_without_any(printed):
-    with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
+    with pytest.raises(ValueError):
         sources.interfaces(printed, [])
 
 
 @pytest.mark.parametrize("printed", [b"", b"[]", b"{}", b'{"nftables": 1}'])
 def test_tables_that_cannot_be_read_are_no_host_without_any(printed):
-    with pytest.raises(ValueError):  # noqa: PT011 - json's own is one
+    with pytest.raises(ValueError):
         sources.foreign_tables(printed)
 
 
