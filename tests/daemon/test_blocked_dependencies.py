@@ -155,7 +155,7 @@ def test_unanswered_name_lookups_and_full_journald_do_not_block_the_daemon(acme)
             journald.bind(str(place.home / "journal" / "socket"))
             with place.running(ready=False) as early:
                 command = Path(f"/proc/{early.process.pid}/cmdline")
-                started = b"\0".join((os.fsencode(place.python()[0]), b"-P", b"-m", b"latticed.daemon"))
+                started = b"\0".join(map(os.fsencode, place.command()[:3]))
                 early.until(lambda: command.read_bytes().startswith(started), "the namespace to be made")
                 there.stall()
                 there.wait_for_somebody()

@@ -44,7 +44,7 @@ class Place:
 
     `env` adds to its environment, `descriptors` is the most it may have open, `before` comes before its command;
     `probed` measures the turns of its loop. `builtins` are (a name of `system.registry.SETS`, its version; empty: its
-    own), for a daemon that brings built-in plugins of the tests.
+    own): a test's daemon brings none unless it says so, and counts its own plugins. `()`: as latticed is started.
     """
 
     home: Path
@@ -53,7 +53,7 @@ class Place:
     descriptors: int | None = None
     before: tuple[str, ...] = ()
     probed: bool = False
-    builtins: tuple[str, str] = ()
+    builtins: tuple[str, str] | tuple[()] = ("none", "")
 
     @property
     def plugins(self) -> Path:

@@ -122,11 +122,16 @@ class _Pulse:
 
 @contextlib.contextmanager
 def hosting(
-    settings: str = "", *, user: processes.User | str | None = "stranger", probed: bool = False
+    settings: str = "",
+    *,
+    user: processes.User | str | None = "stranger",
+    probed: bool = False,
+    builtins: str = "none",
 ) -> Iterator[Host]:
-    """A fresh place with a running daemon."""
+    """A fresh place with a running daemon; `builtins` is a name of `system.registry.SETS`."""
     author = bundles.author("acme")
     with daemons.placed(user, settings=f"{settings}\n[watch]\nquiet_s = 0.01", probed=probed) as place:
+        place.builtins = (builtins, "")
         place.trust_us(author)
         with place.running() as daemon:
             yield Host(daemon=daemon, author=author)

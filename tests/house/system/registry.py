@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from latticed.system.registry import BUILTINS
 from tests.house.system import allowlist, allowlist_next, small
 
 SMALL = tuple(small.found())
 SETS = {
     "none": (),
+    "latticed": BUILTINS,
+    "listed": (*BUILTINS, *SMALL[: 8 - len(BUILTINS)]),
     "one": (allowlist.BUILTIN,),
     "eight": (allowlist.BUILTIN, *SMALL),
     "next": (allowlist_next.BUILTIN, *SMALL),
