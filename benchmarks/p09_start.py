@@ -1,4 +1,4 @@
-"""P9: the daemon from start to ready, and its memory then: without plugins but its own, and with eight built-in ones."""
+"""P9: the daemon from start to ready, and its memory then: with its own plugins alone, and with eight built-in ones."""
 
 from __future__ import annotations
 

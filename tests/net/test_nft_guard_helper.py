@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from latticed.plans import protocol
+from latticed.plans.nft import NftKind
 from latticed.system.nft_guard import parse
 from tests.house import apply_helpers, firewalled, long, processes
 
@@ -214,3 +215,50 @@ def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_ta
                 until(lambda: site.table() == before, f"turn {turn} after {victims}", 10 + LATE_S + 5)
         assert site.foreign() == foreign
         assert f"{STRANGER}/32" in site.banned()
+
+
+def test_helper_runs_no_program_but_those_of_the_kind_by_their_whole_path(site):
+    """Watched by strace from its start through hostile offers, apply, undoing and drift."""
+    trace = site.helper.home / "trace"
+    watching = ("strace", "-D", "-f", "-q", "-o", str(trace), "-e", "trace=execve,execveat")
+    site.helper.before = (*site.helper.before, *watching)
+    with site.helper.running():
+        for hostile in ('"; flush ruleset; #', "a\nb", "$(reboot)", "x" * 129, "\x00", "é"):
+            for rule in ({"comment": hostile}, {"remote": [hostile]}, {"proto": "tcp", "ports": [hostile]}):
+                intent = {**BASE, "groups": [SSH, {"name": "web", "rules": [rule]}]}
+                answer = site.helper.ask(protocol.Offer(kind="nft", intent=intent), user=apply_helpers.DAEMON)
+                assert answer.code == "intent_refused", (rule, answer)
+        # strace slows the dead-man's start down.
+        plan = site.helper.approved(BASE, kind="nft")
+        site.helper.ask(protocol.Apply(plan=plan, confirm_within_s=15))
+        assert site.helper.ask(protocol.Rollback(plan=plan)).state == "rolled_back"
+        site.helper.applied(WIDE, kind="nft")
+        site.net.run("r", "nft", "flush", "ruleset")
+        until(lambda: site.helper.observed().targets[0].drifted is True, "drift to be seen")
+    ran = {
+        line.split('execve("', 1)[1].split('"', 1)[0] for line in trace.read_text().splitlines() if "execve(" in line
+    }
+    kind = NftKind()
+    assert {kind.programs["nft"], kind.programs["ss"], kind.programs["ip"]} <= ran
+    assert ran <= {sys.executable, *kind.programs.values()}
+    assert "execveat" not in trace.read_text()
+    # No text of an intent is in an argument.
+    arguments = {line.split("[", 1)[1] for line in trace.read_text().splitlines() if 'nft"' in line}
+    assert not any("flush" in one or "reboot" in one for one in arguments)
+
+
+@pytest.mark.parametrize("verb", ["approve", "confirm", "rollback", "refuse", "review"])
+def test_user_of_the_daemon_can_neither_approve_nor_confirm_nor_undo(site, verb):
+    with site.helper.running():
+        plan = site.helper.offer(BASE, kind="nft")
+        review = site.helper.review(plan).review
+        forged = {
+            "approve": protocol.Approve(plan=plan, review=review),
+            "confirm": protocol.Confirm(plan=plan),
+            "rollback": protocol.Rollback(plan=plan),
+            "refuse": protocol.Refuse(plan=plan),
+            "review": protocol.Review(plan=plan),
+        }
+        assert site.helper.ask(forged[verb], user=apply_helpers.DAEMON).code == "denied"
+        assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).code == "not_approved"
+        assert site.table() == b""
