@@ -262,3 +262,25 @@ def test_user_of_the_daemon_can_neither_approve_nor_confirm_nor_undo(site, verb)
         assert site.helper.ask(forged[verb], user=apply_helpers.DAEMON).code == "denied"
         assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).code == "not_approved"
         assert site.table() == b""
+
+
+def test_real_traffic_finds_ssh_open_and_telnet_dropped_and_an_open_stream_goes_on(site):
+    with site.helper.running():
+        site.helper.applied(WIDE, kind="nft")
+        with site.net.inside("r"):
+            listener = firewalled.listening("10.9.0.1", 80)
+        with site.net.inside("a"):
+            client = socket.create_connection(("10.9.0.1", 80), timeout=10)
+        listener.setblocking(True)
+        stream, _ = listener.accept()
+        with client, stream:
+            listener.close()
+            # The port is closed for what is new.
+            site.helper.applied(BASE, kind="nft")
+            client.sendall(b"still here")
+            assert stream.recv(10) == b"still here"
+            with firewalled.servers(site.net, "r"):
+                for own in ("10.9.0.1", "fd09:0:0:a::1"):
+                    assert firewalled.reaches(site.net, "a", own, 22, expected=True)
+                    assert not firewalled.reaches(site.net, "a", own, 23, expected=False)
+                    assert not firewalled.reaches(site.net, "a", own, 80, expected=False)
