@@ -17,13 +17,10 @@ from latticed.plans import protocol
 from latticed.plans.nft import NftKind
 from latticed.system.nft_guard import parse
 from tests.house import apply_helpers, firewalled, long, processes
+from tests.house.nft_places import BASE, SSH, WIDE, NftPlace
 
 pytestmark = pytest.mark.root
 
-SSH = {"name": "ssh", "rules": [{"proto": "tcp", "ports": [22]}]}
-BASE = {"groups": [SSH], "bindings": {"groups": ["ssh"]}}
-WEB = {"name": "web", "rules": [{"proto": "tcp", "ports": [80]}]}
-WIDE = {"groups": [SSH, WEB], "bindings": {"groups": ["ssh", "web"]}}
 STRANGER = "198.51.100.7"
 FOREIGN = b"""
     table ip nat {
@@ -34,14 +31,6 @@ FOREIGN = b"""
     }
 """
 LATE_S = 2.0
-
-
-@dataclass
-class NftPlace(apply_helpers.Place):
-    """latticed's own helper, as it is started for real."""
-
-    def command(self, *options: str) -> list[str]:
-        return [sys.executable, "-I", "-m", "latticed.apply", "--config", str(self.config), *options]
 
 
 @dataclass

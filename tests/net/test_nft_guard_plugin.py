@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.system.nft_guard import parse
 from tests.house import apply_helpers, firewalled, hosting
-from tests.net.test_nft_guard_helper import BASE, WIDE, NftPlace
+from tests.house.nft_places import BASE, WIDE, NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon]
 
@@ -187,3 +189,40 @@ def test_missing_nft_is_degraded_with_its_package_and_planning_works(net):
             plan = site.do("plan")["sha256"]
             answer = site.helper.ask(protocol.Review(plan=plan))
             assert answer.code == "tool_missing"
+
+
+GUARD = """
+[[groups]]
+name = "ssh"
+[[groups.rules]]
+proto = "tcp"
+ports = [22]
+
+[bindings]
+groups = ["ssh"]
+"""
+
+
+def test_operator_has_a_file_applied_with_latticectl_alone(site, tmp_path):
+    """Without a terminal: the first call prints the review, the second one approves it and applies."""
+    operator, guard = tmp_path / "latticed.toml", tmp_path / "guard.toml"
+    owner = site.host.daemon.place.uid
+    operator.write_text(f'[apply]\nsocket = "{site.helper.settings["socket"]}"\n[access]\nsocket_owner = "{owner}"\n')
+    guard.write_text(GUARD)
+    options = ("--config", str(operator), "--socket", str(site.host.daemon.place.socket))
+
+    def ctl(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "latticed.ctl.main", *words, *options]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
+
+    first = ctl("apply", ID, "-f", str(guard))
+    assert (first.returncode, "+        tcp dport 22 accept" in first.stdout) == (1, True)
+    (plan,) = [one.plan for one in site.helper.observed().plans]
+    review = site.helper.review(plan).review
+    assert f"--review {review}" in first.stderr
+    second = ctl("apply", ID, "-f", str(guard), "--review", review, "--confirm")
+    assert second.returncode == 0, second
+    assert site.helper.state_of(plan) == "applied"
+    assert b"tcp dport 22 accept" in site.net.stateless()
