@@ -15,7 +15,7 @@ _FOLLOWS = {
     "key": "update",
 }
 _MAIL = {"to": "ops@example.org", "subject": "hello", "body": "text"}
-_PLAN = {"kind": "nft", "intent": {"open": [22]}}
+_PLAN = {"kind": "nft", "intent": {"never": ["203.0.113.0/24"]}}
 _PLANNED = {"sha256": plan.sha256(plan.canonical(_PLAN["kind"], _PLAN["intent"]))}
 _ROUTE = {"path": "/acme.route/x", "target": "template", "template": "hello {{path}}"}
 _SCRIPT = {"interpreter": "sh", "script": "echo hello"}

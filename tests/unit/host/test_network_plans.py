@@ -40,7 +40,8 @@ class Desk:
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=clock)
         asked = ApplyHelper(home / "no.sock")
         rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: True)
-        self.plans = PlanKeeper(ledger, asked, clock=clock, secrets_of=self.secrets.for_plugin, **rights, **options)
+        options = {"kinds": {}, **rights, **options}
+        self.plans = PlanKeeper(ledger, asked, clock=clock, secrets_of=self.secrets.for_plugin, **options)
         self.service = NetworkCalls(self.plans, clock=clock, root=root)
 
     async def call(self, method, caller=A, **params):

@@ -42,7 +42,7 @@ class Site:
         self.secrets = SecretKeeper(ledger, KeyLocation(path=home / "secrets.key", ours=True), clock=self.clock)
         asked = ApplyHelper(home / "apply.sock", uid=os.geteuid() if user is None else user)
         rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: self.may)
-        self.plans = PlanKeeper(ledger, asked, clock=self.clock, secrets_of=self.secrets.for_plugin, **rights)
+        self.plans = PlanKeeper(ledger, asked, clock=self.clock, secrets_of=self.secrets.for_plugin, kinds={}, **rights)
         self.service = NetworkCalls(self.plans, clock=self.clock)
 
     async def call(self, method, **params):

@@ -43,7 +43,7 @@ async def opened(directory):
         async with open_ledger(directory / "state", clock=clock) as ledger:
             asked = ApplyHelper(directory / "apply.sock", uid=os.geteuid())
             rights = dict.fromkeys(("may_plan", "may_apply"), lambda _: True)
-            keeper = PlanKeeper(ledger, asked, clock=clock, secrets_of=no_secrets, **rights)
+            keeper = PlanKeeper(ledger, asked, clock=clock, secrets_of=no_secrets, kinds={}, **rights)
             yield SimpleNamespace(plans=keeper, helper=helper, clock=clock)
 
 
