@@ -101,7 +101,7 @@ class Activities:
             await self.route(target, target, **more)
         await self.call("notify.send", title="hello")
         await self.call("static.put", path="a.txt", content="hello")
-        await self.call("network.plan", kind="nft", intent={"open": [22]})
+        await self.call("network.plan", kind="nft", intent={})
 
     async def proxy(self) -> None:
         """Start proxied routes and a pending call.
