@@ -89,7 +89,7 @@ def _serve(options: argparse.Namespace, kinds: Mapping[str, Kind] | None, comman
     from latticed.plans import dead_man, operations, steps
     from latticed.plans import store as stores
 
-    settings = _settings(options.config)
+    settings = _settings(options.config, kinds)
     logs.configure(settings.log.level, form=settings.log.format)
     approvers = _approvers(settings)
     stores.check_place(pathlib.Path(settings.apply.socket).parent)
@@ -176,17 +176,21 @@ def _be_dead_man(options: argparse.Namespace, kinds: Mapping[str, Kind] | None) 
     from latticed.plans import dead_man
 
     kind, apply_id, helper = options.dead_man
-    store, upkeep, _ = _opened(_settings(options.config), kinds, fresh=False)
+    store, upkeep, _ = _opened(_settings(options.config, kinds), kinds, fresh=False)
     return dead_man.watch(store, upkeep, kind, apply_id, int(helper))
 
 
-def _settings(config: Path | None) -> Settings:
+def _settings(config: Path | None, kinds: Mapping[str, Kind] | None) -> Settings:
     """The settings, if root alone can change them, and the code that reads them. Problem settings_invalid, not_root."""
     from latticed import settings
     from latticed.model.errors import Problem
+    from latticed.plans import kinds as built_in
 
     if os.geteuid() != 0:
         raise Problem("not_root", "only root can change the host", "sudo latticed-apply")
+    if kinds is None:
+        # They are loaded when they are asked for first, and have to be before what was loaded is looked at.
+        dict(built_in.KINDS)
     _check_code()
     # No variable counts: they are the caller's. As root `load` takes files of root's alone.
     return settings.load(config, {}, 0)

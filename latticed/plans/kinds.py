@@ -1,16 +1,38 @@
-"""The kinds of plans that latticed can apply, by name."""
+"""The kinds of plans that this version can apply, by name. The one list; each is a `kind.Kind`."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from latticed.plans.nft import NftKind
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from latticed.plans.kind import Kind
 
-KINDS: Final[Mapping[str, Kind]] = MappingProxyType({"nft": NftKind()})
+
+class Kinds(Mapping[str, "Kind"]):
+    """Kinds by name, each made when it is asked for first: whoever lists them, as the daemon does at its start, loads
+    no code of theirs.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Kind]]) -> None:
+        self._makers = {name: functools.cache(make) for name, make in makers.items()}
+
+    def __getitem__(self, name: str) -> Kind:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _nft() -> Kind:
+    from latticed.plans.nft import NftKind
+
+    return NftKind()
+
+
+KINDS: Final = Kinds({"nft": _nft})
 """A kind that is not here is kept as a plan and reviewed by nobody; `latticed-apply` says so (`kind_unknown`)."""

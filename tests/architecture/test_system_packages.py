@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 from latticed import system
 from latticed.bundle import config_schema
 from latticed.catalog.builtins import Builtins
-from latticed.model import semver_range
+from latticed.model import plan, semver_range
 from latticed.model.verdict import Verified
+from latticed.plans.kinds import KINDS
 from latticed.system.registry import BUILTINS
 from latticed.trust import policy
 from tests.house.system.registry import SETS
@@ -104,3 +107,16 @@ def test_manifests_are_in_the_wheel():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert "manifest.json" in setup["options.package_data"]["*"].split()
+
+
+def test_a_start_loads_no_code_of_built_in_plugins_and_kinds_of_plans():
+    """Only what names them: all the rest is memory and time of each start."""
+    script = "import sys, latticed.daemon, latticed.app, latticed.system.registry as r; len(r.BUILTINS);"
+    script += "print([n for n in sys.modules if n.startswith('latticed.system.') and n.count('.') > 2])"
+    ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "[]\n"
+
+
+def test_every_kind_that_can_be_applied_has_the_name_that_it_is_listed_under():
+    assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
+    assert KINDS.keys() <= set(plan.KINDS)

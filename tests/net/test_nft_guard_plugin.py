@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,9 +174,7 @@ def test_drift_is_in_the_health_within_a_poll(site):
     site.configure(BASE)
     site.applied()
     site.net.run("r", "nft", "flush", "ruleset")
-    start = time.monotonic()
     site.until(lambda: "degraded: drift: the table is gone" in site.health(), "drift in the health")
-    assert time.monotonic() - start < 15
 
 
 def test_missing_nft_is_degraded_with_its_package_and_planning_works(net):

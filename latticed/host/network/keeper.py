@@ -261,17 +261,13 @@ class PlanKeeper:
 
         The helper checks again, with the live state; here it is for an error at once, also while no helper runs.
         """
-        known = self._kinds.get(kind)
-        forms: Mapping[str, str] = {}
-        if known is not None:
-            # Off the loop: an intent has up to 256 KiB.
-            faults = await asyncio.to_thread(known.check, intent, None, "")
-            if faults:
-                shown = faults[: protocol.MAX_FINDINGS]
-                raise HelperRefusal(
-                    protocol.ErrorAnswer(code="intent_refused", message=f"{len(faults)} faults", findings=shown)
-                )
-            forms = known.secrets(intent)
+        # Off the loop: an intent has up to 256 KiB, and the first one loads the code of its kind.
+        faults, forms = await asyncio.to_thread(_judged, self._kinds, kind, intent)
+        if faults:
+            shown = faults[: protocol.MAX_FINDINGS]
+            raise HelperRefusal(
+                protocol.ErrorAnswer(code="intent_refused", message=f"{len(faults)} faults", findings=shown)
+            )
         return offers.values(plugin_id, intent, self._secrets_of(plugin_id), forms)
 
     async def _offer(self, sha256: str, offer: protocol.Offer) -> None:
@@ -334,6 +330,17 @@ class PlanKeeper:
         del self._applying[key]
         if not asked.cancelled() and (error := asked.exception()) is not None:
             log.debug("plan_not_applied", plugin_id=key[0], sha256=key[1], reason=str(error))
+
+
+def _judged(
+    kinds: Mapping[str, Kind], name: str, intent: dict[str, Any]
+) -> tuple[tuple[protocol.Finding, ...], Mapping[str, str]]:
+    """The faults of an intent as far as they need no live state, and without any, the forms of its secrets. Blocks."""
+    kind = kinds.get(name)
+    if kind is None:
+        return (), {}
+    faults = kind.check(intent, None, "")
+    return faults, {} if faults else kind.secrets(intent)
 
 
 def _planned(plugin_id: str, row: PlanRow) -> Event:
