@@ -27,6 +27,10 @@ OWN_PREFIX: Final = "/.latticed/"
 """Paths of the listener itself; no service gets requests below it."""
 LOGIN: Final = f"{OWN_PREFIX}login"
 LOGOUT: Final = f"{OWN_PREFIX}logout"
+CHALLENGE: Final = f'Cookie form-action="{LOGIN}"'
+"""Of a 401, which has to have one (RFC 9110, section 15.5.2). No scheme is registered for a login by form. This one
+says where the form is, and no client knows it: for `Basic` browsers would ask for a password of their own accord.
+"""
 MAX_FORM_BYTES: Final = 16 << 10
 """Of a form's body: a path and a password."""
 FORM_S: Final = 5.0
@@ -67,7 +71,8 @@ class LoginPages:
         """
         is_page = request.method in {"GET", "HEAD"} and "text/html" in request.headers.get("Accept", "")
         if not is_page:
-            return answers.of_problem(Problem("login_required", f"expected somebody who has logged in at {LOGIN}"))
+            problem = Problem("login_required", f"expected somebody who has logged in at {LOGIN}")
+            return answers.of_problem(problem, ("WWW-Authenticate", CHALLENGE))
         return _redirect(f"{LOGIN}?to={urllib.parse.quote(raw, safe='/')}")
 
     async def answer(self, request: web.BaseRequest, asked: request_target.RequestTarget, host: str) -> IngressAnswer:
