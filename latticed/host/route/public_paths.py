@@ -8,6 +8,7 @@ read as another one is never public.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 from urllib.parse import unquote
 
@@ -35,14 +36,20 @@ def is_public(patterns: tuple[str, ...], raw: str) -> bool:
     r"""Whether the path `raw` (below the route, begins with /, still encoded, without the query) is public.
 
     Segments are decoded once and compared as text; a path whose decoding leaves `/`, `\`, `%`, `;` or a control
-    character in a segment is not public, since upstreams differ in how they read it.
+    character in a segment, or nothing but dots and spaces, is not public, since upstreams differ in how they read it.
     """
     segments = [unquote(one) for one in raw[1:].split("/")]
     # A slash at the end leaves an empty last segment; anywhere else an empty one is refused by _PLAIN.
     inner = segments[:-1] if segments[-1] == "" else segments
-    if not all(_PLAIN.fullmatch(one) and one not in {".", ".."} for one in inner):
+    if not all(_is_unambiguous(one) for one in inner):
         return False
     return any(_matches(pattern[1:].split("/"), segments) for pattern in patterns)
+
+
+def _is_unambiguous(segment: str) -> bool:
+    """Whether a decoded segment is one segment to everybody, also to what reads wide forms of `/` and `.` as these."""
+    plain = segment if segment.isascii() else unicodedata.normalize("NFKC", segment)
+    return bool(_PLAIN.fullmatch(plain) and plain.strip(" ."))
 
 
 def _matches(pattern: list[str], segments: list[str]) -> bool:
