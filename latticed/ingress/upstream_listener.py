@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from aiohttp import hdrs, web
 
-from latticed.host.route import public_paths
+from latticed.host.call import HostError
+from latticed.host.route import public_paths, public_token
 from latticed.host.route.table import RouteListener
 from latticed.ingress import answers, forwarding, ingress, relay, request_target, same_origin
 from latticed.ingress.answers import IngressAnswer
@@ -85,6 +86,7 @@ class UpstreamIngress(Ingress):
         # The base class reads `listen`. Port 0 is never bound: without an address `__aenter__` opens nothing.
         super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
         self._on = routes.enabled
+        self._secret = secret
         self._clock = clock
         self._sessions = Sessions(secret=secret, record=record, clock=clock)
         self._login_pages = LoginPages(self._sessions, self._found)
@@ -140,39 +142,51 @@ class UpstreamIngress(Ingress):
             raise Problem("not_found", "there is no such service")
         # A login is needed unless the path is public; only then is the service connected to.
         below = "/" + path.removeprefix(target.prefix)
-        session, refusal = self._admitted(request, target, host, below, path + query)
-        if refusal is not None:
-            return refusal
+        session = None
+        public_query = self._public_query(request, target, below, query)
+        if public_query is None:
+            session = self._session(request, target, host)
+            if session is None:
+                return self._login_pages.sent_to(request, path + query)
+            public_query = query
         passed = ProxiedAnswer(
             request=request,
             connection=connection,
             target=target,
-            path=below + query,
-            private=session is not None,
+            path=below + public_query,
+            private=session is not None or bool(target.token),
         )
         return await self._passed_on(passed, session)
 
-    def _admitted(
-        self, request: web.BaseRequest, target: Proxied, host: str, below: str, raw: str
-    ) -> tuple[LoginSession | None, IngressAnswer | None]:
-        """(session, None) for a request that may pass, (None, None) for a public one, else (None, its answer).
+    def _public_query(self, request: web.BaseRequest, target: Proxied, below: str, query: str) -> str | None:
+        """The query for the service when the request needs no login, else None.
 
-        `below`: the path below the route, `raw`: path and query, both encoded. Problem not_found, origin_not_allowed.
+        `below`: the path below the route, and `query` with its ?, both encoded. Who has the token may ask for what is
+        at the path and no more, so nothing of the query is passed on: to some programs it says what to fetch.
         """
-        websocket = relay.is_wanted(request)
         # Without a login only reading: no body, no websocket, no method that changes anything.
-        readable = request.method in {"GET", "HEAD"} and not websocket and not request.body_exists
-        if readable and public_paths.is_public(target.public, below):
-            return None, None
+        readable = request.method in {"GET", "HEAD"} and not relay.is_wanted(request) and not request.body_exists
+        if not readable or not public_paths.is_public(target.public, below):
+            return None
+        if not target.token:
+            return query
+        said = public_token.given(query)
+        try:
+            opened = said is not None and public_token.matches(self._secret(target.plugin_id, target.token), said)
+        except HostError:  # the secret was unbound or deleted, or cannot be decrypted
+            return None
+        return "" if opened else None
+
+    def _session(self, request: web.BaseRequest, target: Proxied, host: str) -> LoginSession | None:
+        """The login session of a request that may pass with it, or None. Problem not_found, origin_not_allowed."""
         # There is no password that would open it, so it is answered as if it did not exist.
         if not target.login:
             raise Problem("not_found", "there is no such service")
         session = self._sessions.find(target, forwarding.session_ids(request.headers.getall(hdrs.COOKIE, [])))
-        if session is None:
-            return None, self._login_pages.sent_to(request, raw)
-        # Browsers send the session cookie for pages of other origins too (cross-site request forgery).
-        same_origin.check(request.method, host, request.headers, websocket=websocket)
-        return session, None
+        if session is not None:
+            # Browsers send the session cookie for pages of other origins too (cross-site request forgery).
+            same_origin.check(request.method, host, request.headers, websocket=relay.is_wanted(request))
+        return session
 
     async def _passed_on(self, passed: ProxiedAnswer, session: LoginSession | None) -> web.StreamResponse:
         """Have the request answered by the service, and watch the answer while it is under way."""

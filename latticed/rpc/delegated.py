@@ -160,6 +160,7 @@ class RouteRow(TypedDict):
     origin: str | None
     login: bool
     public: list[str]
+    token: bool
 
 
 class RoutePage(TypedDict):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
 
 from latticed.host.call import HostError
+from latticed.host.route import public_token
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as prefixes
 from latticed.host.route.targets import Invoked, Proxied, Templated, compiled
@@ -241,6 +242,7 @@ class RouteKeeper:
             "origin": spec.origin or None,
             "login": bool(spec.login),
             "public": list(spec.public),
+            "token": bool(spec.token),
         }
 
     def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
@@ -256,9 +258,13 @@ class RouteKeeper:
                 Denial.EGRESS_BLOCKED,
                 f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
             )
-        # The value is checked, and not kept: the listener asks for it again at each login.
-        if spec.login and (fault := passwords.fault(self._deps.secret(plugin_id, spec.login))):
-            raise HostError(Denial.BAD_PARAMS, f"login: ${{secret:{spec.login}}}: {fault}")
+        # The values are checked, and not kept: the listener asks for them again at each login and each request.
+        for what, name, why_not in (
+            ("login", spec.login, passwords.fault),
+            ("token", spec.token, public_token.fault),
+        ):
+            if name and (fault := why_not(self._deps.secret(plugin_id, name))):
+                raise HostError(Denial.BAD_PARAMS, f"{what}: ${{secret:{name}}}: {fault}")
 
     async def _replace(self, route: StoredRoute) -> None:
         """Claim first, then store: a refused claim leaves no row, and a failed write no claim."""
@@ -307,6 +313,7 @@ class RouteKeeper:
                     origin=origin,
                     login=spec.login,
                     public=spec.public,
+                    token=spec.token,
                     live=lambda: self._may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, origin),
                     visited=lambda: self._deps.visited(plugin_id),

@@ -30,7 +30,7 @@ _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PARAMETERS_OF: Final = {
     "template": ("template", "content_type"),
     "invoke": ("action", "methods"),
-    "service": ("origin", "login", "public"),
+    "service": ("origin", "login", "public", "token"),
 }
 """The parameters that go with each target."""
 
@@ -38,7 +38,7 @@ _PARAMETERS_OF: Final = {
 class RoutePut(Params, frozen=True):
     """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
 
-    `login`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `public`: patterns.
+    `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `public`: patterns.
     """
 
     path: str
@@ -50,11 +50,12 @@ class RoutePut(Params, frozen=True):
     origin: str = ""
     login: str = ""
     public: tuple[str, ...] = ()
+    token: str = ""
 
 
 class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One route as it is stored. `path` ends with a slash; `login` is the name of a secret, without `${secret:}`;
-    `origin` is in the normal form of `model.egress`. Parameters of other targets are empty.
+    """One route as it is stored. `path` ends with a slash; `login` and `token` are names of secrets, without
+    `${secret:}`; `origin` is in the normal form of `model.egress`. Parameters of other targets are empty.
     """
 
     path: str
@@ -66,6 +67,7 @@ class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: str = ""
     login: str = ""
     public: tuple[str, ...] = ()
+    token: str = ""
 
     @property
     def parsed_origin(self) -> Origin:
@@ -143,10 +145,7 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
     # The proxy speaks plain HTTP to services, see `Proxy.url`.
     if bound.scheme != "http":
         raise _bad(f"origin: expected http://host:port[=address], found the scheme {bound.scheme}")
-    # A reference, not the password itself: the spec is stored in the ledger.
-    reference = REFERENCE.fullmatch(asked.login)
-    if asked.login and (reference is None or not _SECRET_NAME.fullmatch(reference[1])):
-        raise _bad("login: expected a reference such as ${secret:NAME}, found something else")
+    login, token = _secret_name("login", asked.login), _secret_name("token", asked.token)
     # Without both the route would answer nothing at all.
     if not asked.login and not asked.public:
         raise _bad("login: expected a password as ${secret:NAME}; without one only the paths in `public` are served")
@@ -155,8 +154,18 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
     for pattern in asked.public:
         if fault := public_paths.fault(pattern):
             raise _bad(f"public: {fault}")
-    login = reference[1] if reference else ""
-    return RouteSpec(path=path, target="service", origin=str(bound), login=login, public=asked.public)
+    if token and not asked.public:
+        raise _bad("token: expected the paths that it opens in `public`, found none")
+    return RouteSpec(path=path, target="service", origin=str(bound), login=login, public=asked.public, token=token)
+
+
+def _secret_name(what: str, value: str) -> str:
+    """The name in a reference `${secret:NAME}`, empty for an empty text. HostError bad_params names the parameter."""
+    # A reference, not the value itself: the spec is stored in the ledger.
+    reference = REFERENCE.fullmatch(value)
+    if value and (reference is None or not _SECRET_NAME.fullmatch(reference[1])):
+        raise _bad(f"{what}: expected a reference such as ${{secret:NAME}}, found something else")
+    return reference[1] if reference else ""
 
 
 def _bad(message: str) -> HostError:

@@ -112,7 +112,8 @@ class Invoked:
 class Proxied:
     """A plugin's upstream on the service listener. `prefix` ends with a slash and is cut off paths before forwarding.
 
-    `login`: the name of the secret with its password; empty: only `public` is served. `pinned()` is the address to
+    `login`: the name of the secret with its password; empty: only `public` is served. `token`: the name of the secret
+    with what opens `public`; empty: that is open to everybody. `pinned()` is the address to
     connect to, None unless the operator granted `publish` for the origin; `live()`: whether anything may be served now.
     `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015).
 
@@ -124,6 +125,7 @@ class Proxied:
     origin: Origin
     login: str
     public: tuple[str, ...]
+    token: str
     live: Callable[[], bool]
     pinned: Callable[[], Address | None]
     visited: Callable[[], None]
