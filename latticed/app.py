@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import functools
 import os
-from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
+import latticed
 from latticed.broker.gate import Broker
 from latticed.bundle import read
 from latticed.catalog.builtins import Builtins
@@ -95,7 +95,7 @@ class App:
         self._runners = runners
         self._clock = clock or SystemClock()
         self._packages = builtins
-        self._version = version or metadata.version("latticed")
+        self._version = version or latticed.__version__
         self._wheel = Wheel()
         self._stack = contextlib.AsyncExitStack()
         # Made by __aenter__:

@@ -13,10 +13,10 @@ import os
 import signal
 import socket
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import latticed
 from latticed import settings as settings_room
 from latticed.kit import descriptors, logs, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start although the ledger is older than what was decided, held to the signed floors; on record",
     )
-    parser.add_argument("--version", action="version", version=f"latticed {metadata.version('latticed')}")
+    parser.add_argument("--version", action="version", version=f"latticed {latticed.__version__}")
     return parser
 
 
@@ -150,7 +150,7 @@ def _mend(options: argparse.Namespace, settings: Settings, builtins: tuple[Built
         source = mending.opened(options.restore, stack) if options.restore else None
         mending.become_owner(settings.state_dir)
         place, without = (
-            mending.place(settings, builtins, version or metadata.version("latticed")),
+            mending.place(settings, builtins, version or latticed.__version__),
             options.without_floors,
         )
         lines = (
@@ -177,7 +177,10 @@ def _show(settings: Settings) -> int:
 
 
 def _app(config: Path | None, settings: Settings, **more: Any) -> App:
-    from latticed.app import App  # late import: --check-config and --version do not need it
+    from latticed.host.egress import authorities
+
+    with authorities.unread():
+        from latticed.app import App  # late import: --check-config and --version do not need it
 
     return App(config, settings, **more)
 

@@ -15,12 +15,12 @@ import os
 import signal
 import socket
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+import latticed
 from latticed import settings as settings_room
 from latticed.host.call import HostError
 from latticed.host.node import journal_client, journal_query
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="latticed-journal", description="Show latticed what it may of the journal.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML), the daemon's")
     parser.add_argument("--source", choices=("auto", "journald", "auth.log"), default="auto")
-    parser.add_argument("--version", action="version", version=f"latticed-journal {metadata.version('latticed')}")
+    parser.add_argument("--version", action="version", version=f"latticed-journal {latticed.__version__}")
     options = parser.parse_args(argv)
     try:
         settings = settings_room.load(options.config, os.environ, os.geteuid())

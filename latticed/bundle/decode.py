@@ -5,7 +5,6 @@ First strict JSON, then the shape, then the rules that a shape cannot express, t
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import Any, NoReturn
 
@@ -103,9 +102,8 @@ def _check_known(raw: dict[str, Any], known: frozenset[str], which: str) -> None
     """rules.Broken for a field outside of `known`, with the nearest known name; `which` says of which format."""
     for name in raw:
         if name not in known:
-            # Cut: comparing takes time that grows with the length, and the name is the author's.
-            nearest = difflib.get_close_matches(name[:80].lower(), sorted(known), n=1)
-            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            nearest = text.nearest(name.lower(), known)
+            meant = f"; did you mean `{nearest}`?" if nearest else ""
             raise rules.Broken(f"expected only known fields in a manifest {which}, found {name[:80]!r}{meant}")
 
 
@@ -114,12 +112,11 @@ def _check_capabilities(found: manifest.Manifest) -> None:
     # Unknown ones before repeated ones: the order of codes (contracts §5).
     for name in found.capabilities:
         if name not in capability.RISKS:
-            # Cut, as in `_check_known`.
-            nearest = difflib.get_close_matches(name[:80].lower(), sorted(capability.RISKS), n=1)
+            nearest = text.nearest(name.lower(), capability.RISKS)
             raise BundleRefused(
                 Code.UNKNOWN_CAPABILITY,
                 _shown(f"expected known capabilities, found {name[:80]!r}"),
-                f"did you mean {nearest[0]}?" if nearest else "latticectl caps lists what there is",
+                f"did you mean {nearest}?" if nearest else "latticectl caps lists what there is",
                 manifest=found,
             )
     if len(set(found.capabilities)) != len(found.capabilities):

@@ -9,6 +9,7 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
+import latticed
 from latticed.ctl import render
 from latticed.ctl.arguments import FORMATS, Parser
 from latticed.ctl.exit_codes import ExitCode, of
@@ -177,9 +178,7 @@ def _run(argv: list[str]) -> int:
     top = top_parser()
     args = top.parse_args(argv)
     if args.version:
-        from latticed.ctl import version
-
-        sys.stdout.write(f"{PROG} {version.own()}\n")
+        sys.stdout.write(f"{PROG} {latticed.__version__}\n")
         return ExitCode.OK
     if args.help or args.verb is None:
         sys.stdout.write(overview())

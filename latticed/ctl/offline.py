@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import latticed
 from latticed import wire
 from latticed.bundle import read
-from latticed.ctl import version
 from latticed.model import capability, verdict
 from latticed.trust import verify
 
@@ -38,7 +38,7 @@ def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.
     """The verdict on the bundle at `directory` by itself; other bundles that claim its id are not considered."""
     try:
         with opened(directory, limits) as source:
-            found = verify.verify(source, policy, host_version=version.own())
+            found = verify.verify(source, policy, host_version=latticed.__version__)
     except read.BundleRefused as refused:
         found = refused.fault
     return view(directory, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import latticed
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
@@ -18,23 +19,12 @@ EXAMPLES: Final = examples(
 )
 
 
-def own() -> str:
-    """The version of this installation."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("latticed")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "0.0.0"
-
-
 def arguments(parser: Parser) -> None:
     parser.add_argument("--verbose", action="store_true", help="also print the host's public key and the socket")
 
 
 def run(session: CtlSession) -> int:
     """Print both versions; without a daemon its own, the error, and the exit code of that."""
-    mine = own()
     found: dict[str, Any] = {}
     trouble: Problem | None = None
     try:
@@ -44,7 +34,7 @@ def run(session: CtlSession) -> int:
     except Problem as problem:
         trouble = problem
     screen = session.screen
-    pairs = [("latticectl", mine), ("latticed", str(found.get("version") or ""))]
+    pairs = [("latticectl", latticed.__version__), ("latticed", str(found.get("version") or ""))]
     if session.args.verbose:
         pairs.append(("public_key", str(found.get("public_key") or "")))
         pairs.append(("started_at", str(found.get("started_at") or "")))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Categories of Unicode (UAX 44): controls, format characters, separators of lines and paragraphs, surrogates, private
 # and unassigned characters.
@@ -66,3 +69,13 @@ def sanitise(text: str, limit: int) -> str:
     Cut before it is escaped, too: escaping 512 KiB of which most is cut off takes a tenth of a second.
     """
     return clip(escape(text[: limit + 1]), limit)
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """The one of `known` that `text` was probably meant to be, for "did you mean …?"; empty when none is near.
+
+    Of a long text only the first 80 characters are compared: the time grows with their number.
+    """
+    from difflib import get_close_matches  # here: it takes 0.15 MiB, and is needed for refusals alone
+
+    return next(iter(get_close_matches(text[:80], sorted(known), n=1)), "")

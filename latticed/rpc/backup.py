@@ -12,7 +12,7 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.lifecycle.backup import Backup
+    from latticed.lifecycle.backup_staging import Backup
     from latticed.rpc.api import Ask
     from latticed.rpc.connection import ControlConnection
 

@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -80,6 +79,8 @@ class Package:
         if found is None or not found.submodule_search_locations:
             hint = "install latticed with its dependencies, or set [runners] wasm to noop"
             raise Problem(levels.CODE, "needs the Python package wasmtime, found none", hint)
+        from importlib import metadata  # 1 MiB of memory, for a host that has wasm plugins
+
         return cls(directory=Path(found.submodule_search_locations[0]), version=metadata.version("wasmtime"))
 
 

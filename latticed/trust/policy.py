@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -286,8 +285,8 @@ def _object(value: Any, where: str, known: set[str] | None) -> dict[str, Any]:
         raise _wrong(where or "the policy", "an object", value)
     for name in value:
         if known is not None and name not in known:
-            nearest = difflib.get_close_matches(name[:MAX_SHOWN], sorted(known), n=1)
-            meant = f" (did you mean {nearest[0]}?)" if nearest else ""
+            nearest = text.nearest(name, known)
+            meant = f" (did you mean {nearest}?)" if nearest else ""
             expected = f"one of {', '.join(sorted(known))}"
             raise Problem(
                 "policy_invalid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ def test_every_package_docstring_states_purpose_and_limits(package):
     """The docstring is that of its __init__ module."""
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
     assert len((docstring or "").split()) >= 10, f"{package.name}: what is it for, what must it not do?"
+
+
+def test_version_is_that_of_distribution():
+    assert latticed.__version__ == metadata.version("latticed")
 
 
 def test_every_folder_is_a_package():

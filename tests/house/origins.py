@@ -120,6 +120,10 @@ class Authority:
         self._ca.configure_trust(context)
         return context
 
+    def certificate(self) -> bytes:
+        """The certificate of this authority, in PEM."""
+        return self._ca.cert_pem.bytes()
+
     def server(self, *names: str) -> ssl.SSLContext:
         """A server's context with a certificate for these names."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

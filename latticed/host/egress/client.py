@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -19,11 +18,12 @@ from aiohttp.http_exceptions import LineTooLong
 from yarl import URL
 
 from latticed.host.call import HostError
-from latticed.host.egress import body, headers, redirects
+from latticed.host.egress import authorities, body, headers, redirects
 from latticed.host.egress.allowed import AllowedAddresses
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from latticed.host.egress.guard import Guard
@@ -72,8 +72,6 @@ class EgressClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        if self._tls is None:
-            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
         allowed = AllowedAddresses(_allowed.get)
         # No cache of names, as addresses hold for one request; no limit here, as callers limit their requests.
         connector = aiohttp.TCPConnector(
@@ -82,7 +80,6 @@ class EgressClient:
             use_dns_cache=False,
             force_close=True,
             limit=0,
-            ssl=self._tls,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -149,7 +146,8 @@ class EgressClient:
         if contacted is not None:
             contacted(target)
         with _allowing(found), _as_host_errors(target):
-            async with self._request(request) as answer:
+            tls = None if target.scheme == "http" else self._tls or await authorities.trusted()
+            async with self._request(request, tls) as answer:
                 if answer.status not in redirects.STATUSES:
                     return await _read(answer, request, limits)
                 # The body of a redirect is not read: leaving the block closes the connection.
@@ -161,9 +159,11 @@ class EgressClient:
 
         return redirects.follow(request, status, location, is_bound=is_bound)
 
-    def _request(self, request: EgressRequest) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _request(
+        self, request: EgressRequest, tls: ssl.SSLContext | None
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """The context of one request: entering it sends the request and gives the head of the answer, leaving it closes
-        the connection. HostError service_unavailable while the daemon stops.
+        the connection. `tls` is None for http. HostError service_unavailable while the daemon stops.
         """
         if self._session is None:
             raise HostError(Denial.SERVICE_UNAVAILABLE, "the host is stopping")
@@ -175,6 +175,7 @@ class EgressClient:
             data=request.body or None,
             # The guard has to judge the target of each hop: see `_hop`.
             allow_redirects=False,
+            ssl=tls or True,
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from latticed.host.call import HostError
+from latticed.host.egress import authorities
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
@@ -145,8 +146,7 @@ class Smtp:
         """
         import aiosmtplib
 
-        if self._tls is None and relay.security != "none":
-            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
+        tls = None if relay.security == "none" else self._tls or await authorities.trusted()
         # A socket of ours: aiosmtplib would look the name up itself, past the guard.
         sock = await self._connect(relay)
         client = aiosmtplib.SMTP(
@@ -154,7 +154,7 @@ class Smtp:
             sock=sock,
             use_tls=relay.security == "tls",
             start_tls=False,
-            tls_context=self._tls if relay.security != "none" else None,
+            tls_context=tls,
             local_hostname=_ehlo_name(sock),
             # aiosmtplib has a timeout for each command; `send` has one deadline for all.
             timeout=None,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
 from typing import TYPE_CHECKING, Final
 
+from latticed.host.egress import authorities
 from latticed.host.monitor import rules
 from latticed.host.monitor import spec as specs
 from latticed.kit import logs
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
     from latticed.host.egress.guard import Guard
@@ -28,7 +29,7 @@ log = logs.get_logger()
 
 class Probes:
     """Makes checks. `guard` decides where they may go; `tls`: which authorities https trusts, by default those of this
-    host, loaded at the first https check.
+    host.
     """
 
     def __init__(self, guard: Guard, *, tls: ssl.SSLContext | None = None) -> None:
@@ -63,10 +64,8 @@ class Probes:
 
         target = url.parse(spec.target)
         addresses = await self._guard.resolve(target.host, target.port, rights, scheme=target.scheme)
-        # Once, at the first https check. Two checks at the same time may both load it, which is harmless.
-        if self._tls is None and target.scheme == "https":
-            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads files
-        answer = await http_probe.check(spec, target, addresses[:ADDRESSES], self._tls)
+        tls = None if target.scheme == "http" else self._tls or await authorities.trusted()
+        answer = await http_probe.check(spec, target, addresses[:ADDRESSES], tls)
         return rules.of_answer(answer, spec, now_s=time.time())
 
     async def _tcp(self, spec: MonitorSpec, rights: EgressRights) -> Result:

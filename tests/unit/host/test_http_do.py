@@ -371,8 +371,3 @@ async def test_request_after_client_is_closed_is_an_error():
             http = HttpCalls(client, rights_of=lambda caller: rights, secrets_of=plugin_secrets.no_secrets)
         with pytest.raises(HostError, match="the host is stopping"):
             await call(http, url=f"http://127.0.0.1:{server.port}/")
-
-
-async def test_default_tls_verifies_certificates_and_host_names():
-    async with EgressClient(Guard()) as client:
-        assert (client._tls.verify_mode.name, client._tls.check_hostname) == ("CERT_REQUIRED", True)

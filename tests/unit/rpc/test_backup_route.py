@@ -9,7 +9,7 @@ import tarfile
 import aiohttp
 import pytest
 
-from latticed.lifecycle.backup import Backup
+from latticed.lifecycle.backup_staging import Backup
 from latticed.model.errors import Problem
 from tests.house import in_process
 
