@@ -8,11 +8,11 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
+from latticed.system.findings import MAX_FINDINGS, Finding
 from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import lockout
 from latticed.system.nft_guard import table as tables
 from latticed.system.nft_guard.bans import Covered
-from latticed.system.nft_guard.findings import MAX_FINDINGS, Finding
 from latticed.system.nft_guard.intent import Action, Direction, Forward, Proto
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
+from latticed.system.findings import Finding
 from latticed.system.nft_guard import packets
 from latticed.system.nft_guard import table as tables
-from latticed.system.nft_guard.findings import Finding
 from latticed.system.nft_guard.table import Chain, Table
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MAX_WORK: Final = 1_000_000
 """Comparisons of an address with a network, about a second: no intent may keep daemon or helper busy for long."""
 _LEAST_TRIES: Final = 100
 _ELSEWHERE: Final = "?"
-"""An interface that no zone names; Linux has none of this name (`decode.INTERFACE`), so it fits no line by chance."""
+"""An interface that no zone names; Linux has none of this name (`reading.INTERFACE`), so it fits no line by chance."""
 _LOCAL: Final = {4: ipaddress.ip_address("192.0.2.1"), 6: ipaddress.ip_address("2001:db8::1")}
 """Stands for this host's address. No line of the input chain asks for it, but those of DHCPv6 and of no TCP."""
 

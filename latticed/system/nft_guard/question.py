@@ -9,12 +9,12 @@ import ipaddress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.system.findings import Finding, IntentRefused, shown
 from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import packets
 from latticed.system.nft_guard import table as tables
-from latticed.system.nft_guard.decode import INTERFACE
-from latticed.system.nft_guard.findings import Finding, IntentRefused, shown
 from latticed.system.nft_guard.packets import Packet
+from latticed.system.reading import INTERFACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
