@@ -26,7 +26,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -P -m pytest --ignore tests/net $(TESTS) $(PYTEST_ARGS)
 
-# As root: real nft in network namespaces that the tests make; the host's own tables are not touched
+# As root: real nft and WireGuard in network namespaces that the tests make; the host's own tables are not touched
 test-net: $(READY)
 	$(BIN)/python -P -m pytest tests/net $(PYTEST_ARGS)
 

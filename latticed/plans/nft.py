@@ -15,7 +15,8 @@ from latticed.model.errors import Problem
 from latticed.plans.kind import Live
 from latticed.plans.programs import failed
 from latticed.plans.protocol import Finding
-from latticed.system.nft_guard import applied, decode, findings, sources
+from latticed.system import findings
+from latticed.system.nft_guard import applied, decode, sources
 from latticed.system.nft_guard import check as checker
 from latticed.system.nft_guard import facts as live_facts
 from latticed.system.nft_guard import narrows as narrower

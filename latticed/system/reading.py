@@ -101,9 +101,9 @@ class Reader:
     def interface(self, value: Any, path: str) -> str:
         return self.text(value, path, "bad_interface", INTERFACE, _INTERFACE_EXPECTED)
 
-    def comment(self, fields: dict[str, Any], path: str) -> str:
-        value = fields.get("comment", "")
-        return self.text(value, f"{path}.comment", "bad_comment", _COMMENT, _COMMENT_EXPECTED)
+    def comment(self, fields: dict[str, Any], path: str, name: str = "comment") -> str:
+        value = fields.get(name, "")
+        return self.text(value, f"{path}.{name}", "bad_comment", _COMMENT, _COMMENT_EXPECTED)
 
     def network(self, value: Any, path: str) -> Network:
         """An address or network; no host bits, no scope (`fe80::1%eth0`), no netmask in dots, no ::ffff:1.2.3.4."""

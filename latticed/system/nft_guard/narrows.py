@@ -193,6 +193,7 @@ def _covers(wide: Line, narrow: Line) -> bool:
     return (
         wide.proto in {"", narrow.proto}
         and _one_of(wide.states, narrow.states)
+        and (not wide.reply or narrow.reply)
         and _one_of(wide.inbound, narrow.inbound)
         and _one_of(wide.outbound, narrow.outbound)
         and wide.family in {0, narrow.family}

@@ -28,7 +28,8 @@ class Packet:
 
     `inbound` and `outbound` are names of interfaces; there is none at the other end of input and output. `proto` is
     tcp, udp, icmp, icmpv6, or another protocol by any other name. `icmp` is the type by nft's name. Forwarded packets
-    have the destination and port that they are forwarded to, after any DNAT.
+    have the destination and port that they are forwarded to, after any DNAT. `reply`: its connection was opened by a
+    packet that went the other way.
     """
 
     hook: str
@@ -42,6 +43,7 @@ class Packet:
     icmp: str = ""
     hop_limit: int = 64
     state: str = "new"
+    reply: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ def fits(line: Line, packet: Packet, banned: Collection[Network] = ()) -> bool:
     """Whether a packet has all that a line asks of it."""
     return (
         (not line.states or packet.state in line.states)
+        and (not line.reply or packet.reply)
         and (not line.inbound or packet.inbound in line.inbound)
         and (not line.outbound or packet.outbound in line.outbound)
         and (not line.family or packet.source.version == line.family)

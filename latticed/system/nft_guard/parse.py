@@ -17,7 +17,7 @@ from latticed.system.nft_guard.intent import Per, Ports, Rate
 from latticed.system.nft_guard.table import Chain, Line, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from latticed.model.addresses import Network
 
@@ -32,20 +32,22 @@ class Foreign(ValueError):
     """Something in the table that nft guard does not write; the text names the kind of thing, never its content."""
 
 
-def table(listing: Any) -> Table:
+def table(listing: Any, *, sets: Mapping[str, str] = _SETS) -> Table:
     """The table in the decoded output of `nft -j list table inet latticed_guard`; Foreign for what is not ours.
+
+    `sets`: name and type of each set that it has to have.
 
     Its chains are in the order of their names; `canonical` gives a compiled table that order, to be compared.
     """
     try:
-        return _table(listing)
+        return _table(listing, sets)
     except Foreign:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Foreign("a form that nft guard does not write") from error
 
 
-def _table(listing: Any) -> Table:
+def _table(listing: Any, wanted: Mapping[str, str]) -> Table:
     limits: dict[str, Rate] = {}
     sets: dict[str, str] = {}
     chains: dict[str, Chain] = {}
@@ -67,7 +69,7 @@ def _table(listing: Any) -> Table:
                 lines[entry["chain"]].append(_line(entry))
             case _:
                 raise Foreign(f"an object of kind {kind!r}"[:60])
-    if sets != _SETS:
+    if sets != wanted:
         raise Foreign("other sets than those of the bans")
     found = [replace(chain, lines=tuple(lines[name])) for name, chain in chains.items()]
     return canonical(Table(chains=tuple(found), limits=tuple(sorted(limits.items()))))
@@ -208,6 +210,9 @@ def _match(inner: dict[str, Any], fields: dict[str, Any]) -> None:
         if not _STATES.issuperset(states):
             raise Foreign("a state")
         _put(fields, states=states)
+        return
+    if inner["op"] == "==" and (left, right) == ({"ct": {"key": "direction"}}, "reply"):
+        _put(fields, reply=True)
         return
     if inner["op"] != "==":
         raise Foreign("a comparison")

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
+from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard import check, decode, facts, question
-from latticed.system.nft_guard.findings import IntentRefused
 from latticed.system.nft_guard.intent import MAX_EXPIRY_S
 from latticed.system.plugin import SystemPlugin
 

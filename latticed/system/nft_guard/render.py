@@ -69,11 +69,12 @@ def lines(
             yield f"\t\telements = {{ {listed} }}"
         yield "\t}"
     for chain in table.chains:
-        yield from _chain(chain)
+        yield from chain_lines(chain)
     yield "}"
 
 
-def _chain(chain: Chain) -> Iterator[str]:
+def chain_lines(chain: Chain) -> Iterator[str]:
+    """The lines of one chain, without their ends."""
     yield f"\tchain {chain.name} {{"
     if chain.policy:
         yield f"\t\ttype filter hook {chain.name} priority filter; policy {chain.policy};"
@@ -100,6 +101,8 @@ def _words(line: Line) -> Iterator[str]:
 def _matches(line: Line) -> Iterator[str]:
     if line.states:
         yield f"ct state {','.join(line.states)}"
+    if line.reply:
+        yield "ct direction reply"
     if line.inbound:
         # By name: `iif` would be the index of an interface that exists now, and fail for one that does not.
         yield f"iifname {_one_of([_quoted(name) for name in line.inbound])}"

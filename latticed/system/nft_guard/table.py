@@ -38,13 +38,15 @@ class Line:
     """One line of a chain. A packet has to fit every field that is not empty; `verdict` is what becomes of it then.
 
     `verdict` is `accept`, `drop`, `reject`, the name of a chain to jump to, or empty for a line that only logs.
-    `family` is 4, 6 or 0. `banned`: the source is in the set of its family. `limit` names one of the table's limits;
-    the packets above it go on to the next line. `origin` says which part of the intent it is from; a parsed line has
+    `reply`: it goes the other way than the packet that opened its connection. `family` is 4, 6 or 0. `banned`: the
+    source is in the set of its family. `limit` names one of the table's limits; the packets above it go on to the next
+    line. `origin` says which part of the intent it is from; a parsed line has
     none.
     """
 
     verdict: str = ""
     states: tuple[str, ...] = ()
+    reply: bool = False
     inbound: tuple[str, ...] = ()
     outbound: tuple[str, ...] = ()
     family: int = 0

@@ -1,0 +1,8 @@
+"""WireGuard: this host's tunnels and who is in them, from an intent that an operator reviews.
+
+The pure half: `decode` reads an intent strictly, `check` says what is wrong with it (with and without facts of the live
+host), `allocate` finds addresses, `render` writes interfaces, peers and the table that enforces `may_reach` as one
+text, `applied` reads that text again and makes of it what wg(8), ip(8) and nft(8) are given, `dump` reads `wg show`,
+`conf` writes a device's file and reads one to be adopted, `narrows` says whether a new intent only takes away. Nothing
+here opens a file, starts a program or reads a clock.
+"""
