@@ -110,7 +110,7 @@ def reaches(rng: random.Random) -> list[Any]:
         if rng.random() < 0.5:
             found.append(place)
         else:
-            proto = rng.choice(["any", "tcp", "udp"])
-            ports = {} if proto == "any" else {"ports": rng.sample([22, 53, 443, "8000-8010"], 2)}
+            proto = rng.choice(["any", "tcp", "udp", "icmp", "icmpv6"])
+            ports = {} if proto not in {"tcp", "udp"} else {"ports": rng.sample([22, 53, 443, "8000-8010"], 2)}
             found.append({"to": place, "proto": proto, **ports})
     return found

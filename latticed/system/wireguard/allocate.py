@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed.model.addresses import Address, Network
-    from latticed.system.wireguard.intent import Tunnel
+    from latticed.system.wireguard.intent import WgNetwork
 
 
 class NoAddress(ValueError):
     """A network without a free address; the text says which, and how many are held."""
 
 
-def addresses(tunnel: Tunnel, member_id: str) -> tuple[Address, ...]:
+def addresses(tunnel: WgNetwork, member_id: str) -> tuple[Address, ...]:
     """One address in each pool of the network, for a member that is to be; NoAddress.
 
     A member that comes back under its id gets those that are held for it.

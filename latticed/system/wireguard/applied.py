@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.wireguard import reach
-from latticed.system.wireguard.render import Link, Peer
+from latticed.system.wireguard.render import Link, LinkPeer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,13 +78,13 @@ def setconf(link: Link) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
-def live(name: str, device: Device, addresses: Sequence[Interface], mtu: int, known: Mapping[str, Peer]) -> Link:
+def live(name: str, device: Device, addresses: Sequence[Interface], mtu: int, known: Mapping[str, LinkPeer]) -> Link:
     """An interface that is there, in the form of a rendering, secrets left out.
 
     `known`: by public key, for what only renderings say: id and end.
     """
     peers = [
-        Peer(
+        LinkPeer(
             id=known[one.public_key].id if one.public_key in known else UNKNOWN,
             public_key=one.public_key,
             preshared_key=SHOWN_SECRET if one.preshared_key else "",
@@ -159,8 +159,8 @@ def holds(rendering: bytes, found: bytes, *, public: Callable[[str], str], now_s
     return bool(basis(facts, wanted.table) == basis(seen["links"], seen["table"]))
 
 
-def _peer(fields: dict[str, str]) -> Peer:
-    return Peer(
+def _peer(fields: dict[str, str]) -> LinkPeer:
+    return LinkPeer(
         id=fields["Id"],
         public_key=fields["PublicKey"],
         preshared_key=fields.get("PresharedKey", ""),

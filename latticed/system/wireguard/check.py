@@ -10,15 +10,16 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from latticed.system.findings import MAX_FINDINGS, Finding
+from latticed.system.nft_guard.intent import Proto
 from latticed.system.wireguard import reach
-from latticed.system.wireguard.intent import Place, Proto
+from latticed.system.wireguard.intent import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from latticed.model.addresses import Address, Network
     from latticed.system.wireguard.facts import Facts
-    from latticed.system.wireguard.intent import Intent, Member, Reach, Tunnel
+    from latticed.system.wireguard.intent import Intent, Reach, WgMember, WgNetwork
 
 WIDEST: Final = {4: 16, 6: 48}
 """Shortest prefixes of a network behind a member: a wider one would draw this host's own traffic into the tunnel."""
@@ -69,7 +70,7 @@ def _pools(intent: Intent) -> Iterator[Finding]:
     yield from _overlaps([(path, one.network) for path, one in placed], "overlapping_networks")
 
 
-def _members(tunnel: Tunnel, path: str) -> Iterator[Finding]:
+def _members(tunnel: WgNetwork, path: str) -> Iterator[Finding]:
     members = tunnel.members
     yield from _twice([one.id for one in members], None, "duplicate", f"{path}.members", ".id", "each id once")
     keys = [one.public_key for one in members]
@@ -95,7 +96,9 @@ def _members(tunnel: Tunnel, path: str) -> Iterator[Finding]:
             taken[address] = f"the member {member.id}"
 
 
-def _address(tunnel: Tunnel, member: Member, address: Address, path: str, taken: str, held: str) -> Iterator[Finding]:
+def _address(
+    tunnel: WgNetwork, member: WgMember, address: Address, path: str, taken: str, held: str
+) -> Iterator[Finding]:
     pool = next((one for one in tunnel.pools() if address in one), None)
     if pool is None or not _is_host(address, pool):
         expected = f"the address of a host in {' or '.join(map(str, tunnel.pools()))}"
@@ -127,7 +130,7 @@ def _subnets(intent: Intent) -> Iterator[Finding]:
     yield from _overlaps([*pools, *placed], "overlapping_subnets", after=len(pools))
 
 
-def _dns(tunnel: Tunnel, path: str) -> Iterator[Finding]:
+def _dns(tunnel: WgNetwork, path: str) -> Iterator[Finding]:
     """Resolvers that a device is told to use through the tunnel and may not reach: it would find no name at all."""
     for index, member in enumerate(tunnel.members):
         routes = reach.routes(tunnel, member)
@@ -141,8 +144,10 @@ def _dns(tunnel: Tunnel, path: str) -> Iterator[Finding]:
                 break
 
 
-def _reaches(tunnel: Tunnel, one: Reach, address: Address) -> bool:
-    if one.proto is Proto.TCP or (one.ports and not any(ports.low <= _DNS_PORT <= ports.high for ports in one.ports)):
+def _reaches(tunnel: WgNetwork, one: Reach, address: Address) -> bool:
+    if one.proto not in {Proto.ANY, Proto.UDP}:
+        return False
+    if one.ports and not any(ports.low <= _DNS_PORT <= ports.high for ports in one.ports):
         return False
     match one.to:
         case Place.SERVER:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed.model.addresses import Network
-    from latticed.system.wireguard.intent import Member, Tunnel
+    from latticed.system.wireguard.intent import WgMember, WgNetwork
 
 MAX_CONF_CHARACTERS: Final = 256 << 10
 _SECTION: Final = re.compile(r"\[(Interface|Peer)\]", re.IGNORECASE)
@@ -25,7 +25,7 @@ _NOT_IN_NAME: Final = re.compile(r"[^A-Za-z0-9._:/@-]+")
 _HOOKS: Final = frozenset({"preup", "postup", "predown", "postdown", "saveconfig", "table", "fwmark"})
 
 
-def device(tunnel: Tunnel, member: Member, *, private_key: str, server_key: str) -> str:
+def device(tunnel: WgNetwork, member: WgMember, *, private_key: str, server_key: str) -> str:
     """The file of a member's device; ValueError where the network says no endpoint to dial.
 
     `private_key` empty: a line to be filled in by whoever has it. A preshared key stands in it as its reference, which
@@ -36,7 +36,7 @@ def device(tunnel: Tunnel, member: Member, *, private_key: str, server_key: str)
     return "".join(f"{line}\n" for line in _device(tunnel, member, private_key, server_key))
 
 
-def _device(tunnel: Tunnel, member: Member, private_key: str, server_key: str) -> Iterator[str]:
+def _device(tunnel: WgNetwork, member: WgMember, private_key: str, server_key: str) -> Iterator[str]:
     yield "[Interface]"
     yield f"PrivateKey = {private_key}" if private_key else f"# PrivateKey = (of the public key {member.public_key})"
     yield f"Address = {', '.join(str(ipaddress.ip_network(one)) for one in member.addresses)}"
@@ -72,7 +72,7 @@ def _device(tunnel: Tunnel, member: Member, private_key: str, server_key: str) -
                 yield f"PersistentKeepalive = {keepalive_s}"
 
 
-def _own(member: Member) -> tuple[Network, ...]:
+def _own(member: WgMember) -> tuple[Network, ...]:
     return (*(ipaddress.ip_network(one) for one in member.addresses), *member.subnets)
 
 

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.findings import IntentRefused
-from latticed.system.nft_guard.intent import Ports
+from latticed.system.nft_guard.intent import Ports, Proto
 from latticed.system.reading import MISSING, Reader, Told
 from latticed.system.wireguard import intent as model
 
@@ -42,7 +42,7 @@ def read(plain: Any) -> model.Intent:
 
     What the form cannot show (members that have one address, a key twice) is for `check`.
     """
-    reader = _Reader()
+    reader = _WgReader()
     intent = reader.intent(plain)
     if reader.findings:
         raise IntentRefused(reader.findings)
@@ -61,7 +61,7 @@ def is_key(text: str) -> bool:
     return len(value) == KEY_BYTES and base64.b64encode(value).decode("ascii") == text and any(value)
 
 
-class _Reader(Reader):
+class _WgReader(Reader):
     def intent(self, plain: Any) -> model.Intent:
         fields = self.fields(plain, "", "networks")
         networks = self.each(fields, "networks", "networks", model.MAX_NETWORKS, self.tunnel)
@@ -73,14 +73,14 @@ class _Reader(Reader):
                 self.refuse("too_many", "networks", f"at most {most} {what} in all", Told(str(count)))
         return model.Intent(networks=networks)
 
-    def tunnel(self, value: Any, path: str) -> model.Tunnel:
+    def tunnel(self, value: Any, path: str) -> model.WgNetwork:
         fields = self._refused_hooks(value, path, _NETWORK_KEYS, "name listen_port private_key addresses")
-        default = model.Tunnel.__dataclass_fields__["may_reach"].default
+        default = model.WgNetwork.__dataclass_fields__["may_reach"].default
         addresses = self.each(fields, "addresses", f"{path}.addresses", model.MAX_ADDRESSES, self.interface_address)
         if "addresses" in fields and not addresses:
             self.refuse("missing_key", f"{path}.addresses", "an address of this host in the network", Told("none"))
         keepalive_s = self._optional(fields, "keepalive_s", path, 0, model.MAX_KEEPALIVE_S)
-        return model.Tunnel(
+        return model.WgNetwork(
             name=self.interface(fields["name"], f"{path}.name") if "name" in fields else "",
             topology=self.choice(fields, "topology", path, model.Topology.HUB),
             listen_port=self.integer(fields.get("listen_port", 1), f"{path}.listen_port", 1, 65_535),
@@ -97,13 +97,13 @@ class _Reader(Reader):
             held=self.each(fields, "held", f"{path}.held", model.MAX_HELD, self.held_addresses),
         )
 
-    def member(self, value: Any, path: str) -> model.Member:
+    def member(self, value: Any, path: str) -> model.WgMember:
         fields = self._refused_hooks(value, path, _MEMBER_KEYS, "id public_key addresses")
         expires_at = self._optional(fields, "expires_at", path, 0, model.MAX_EXPIRY_S)
         addresses = self.each(fields, "addresses", f"{path}.addresses", model.MAX_ADDRESSES, self.own_address)
         if "addresses" in fields and not addresses:
             self.refuse("missing_key", f"{path}.addresses", "an address of the member", Told("none"))
-        return model.Member(
+        return model.WgMember(
             id=self.name(fields.get("id", MISSING), f"{path}.id"),
             name=self.comment(fields, path, "name"),
             public_key=self._key(fields, "public_key", path),
@@ -132,10 +132,10 @@ class _Reader(Reader):
         if not isinstance(value, dict):
             return model.Reach(to=self._place(value, path))
         fields = self.fields(value, path, "to proto ports", "to")
-        proto = self.choice(fields, "proto", path, model.Proto.ANY)
+        proto = self.choice(fields, "proto", path, Proto.ANY)
         ports = self.each(fields, "ports", f"{path}.ports", model.MAX_PORT_ENTRIES, self.port_range)
-        if ports and proto is model.Proto.ANY:
-            self.refuse("ports_without_protocol", f"{path}.ports", "proto tcp or udp", Told("ports with any"))
+        if ports and proto not in {Proto.TCP, Proto.UDP}:
+            self.refuse("ports_without_protocol", f"{path}.ports", "proto tcp or udp", Told(f"ports with {proto}"))
         return model.Reach(to=self._place(fields.get("to", "server"), f"{path}.to"), proto=proto, ports=ports)
 
     # Values

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from latticed.system.nft_guard.intent import Proto
+
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
@@ -61,12 +63,6 @@ class Place(StrEnum):
     MEMBERS = "members"
 
 
-class Proto(StrEnum):
-    ANY = "any"
-    TCP = "tcp"
-    UDP = "udp"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
     """One thing that may be reached; without `ports`, all of them."""
@@ -88,7 +84,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class WgMember:
     """One peer. `id` stays, `name` is for people. `addresses` are its own, `subnets` are behind it.
 
     None for `may_reach`, `dns`, `routes`, `mtu`, `keepalive_s`: as the network has it. The last four are for the
@@ -120,7 +116,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tunnel:
+class WgNetwork:
     """One network, and this host's interface `name` in it. `private_key`: a reference, as `WG_HOME` or `WG#home`.
 
     `public_key`, which may be empty, is compared with that of the secret. `routes`: what devices send through the
@@ -139,7 +135,7 @@ class Tunnel:
     mtu: int | None = None
     keepalive_s: int = KEEPALIVE_S
     may_reach: tuple[Reach, ...] = (Reach(to=Place.SERVER), Reach(to=Place.MEMBERS))
-    members: tuple[Member, ...] = ()
+    members: tuple[WgMember, ...] = ()
     held: tuple[Held, ...] = ()
 
     def pools(self) -> tuple[Network, ...]:
@@ -149,4 +145,4 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    networks: tuple[Tunnel, ...] = ()
+    networks: tuple[WgNetwork, ...] = ()

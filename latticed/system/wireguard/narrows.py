@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from latticed.system.nft_guard.intent import Proto
 from latticed.system.wireguard import reach
-from latticed.system.wireguard.intent import Place, Proto
+from latticed.system.wireguard.intent import Place
 
 if TYPE_CHECKING:
-    from latticed.system.wireguard.intent import Intent, Member, Reach, Tunnel
+    from latticed.system.wireguard.intent import Intent, Reach, WgMember, WgNetwork
 
 
 def narrows(approved: Intent, new: Intent) -> bool:
@@ -22,7 +23,7 @@ def narrows(approved: Intent, new: Intent) -> bool:
     return all(one.name in before and _tunnel(before[one.name], one) for one in new.networks)
 
 
-def _tunnel(old: Tunnel, new: Tunnel) -> bool:
+def _tunnel(old: WgNetwork, new: WgNetwork) -> bool:
     if _bare(old) != _bare(new):
         return False
     # What is released could be given to somebody else.
@@ -32,7 +33,7 @@ def _tunnel(old: Tunnel, new: Tunnel) -> bool:
     return all(one.id in before and _member(old, before[one.id], new, one) for one in new.members)
 
 
-def _member(tunnel: Tunnel, old: Member, changed: Tunnel, new: Member) -> bool:
+def _member(tunnel: WgNetwork, old: WgMember, changed: WgNetwork, new: WgMember) -> bool:
     bare_old, bare_new = (
         replace(one, name="", enabled=True, expires_at=None, may_reach=None, addresses=(), subnets=())
         for one in (old, new)
@@ -61,5 +62,5 @@ def _covers(wide: Reach, narrow: Reach) -> bool:
     return wide.to.version == narrow.to.version and narrow.to.subnet_of(wide.to)  # type: ignore[arg-type]
 
 
-def _bare(tunnel: Tunnel) -> Tunnel:
+def _bare(tunnel: WgNetwork) -> WgNetwork:
     return replace(tunnel, members=(), held=(), may_reach=())

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import parse, render
 from latticed.system.nft_guard import table as tables
+from latticed.system.nft_guard.intent import Proto
 from latticed.system.nft_guard.table import Chain, Line, Table
-from latticed.system.wireguard.intent import Place, Proto
+from latticed.system.wireguard.intent import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from latticed.model.addresses import Address, Network
-    from latticed.system.wireguard.intent import Intent, Member, Reach, Tunnel
+    from latticed.system.wireguard.intent import Intent, Reach, WgMember, WgNetwork
 
 FAMILY: Final = "inet"
 NAME: Final = "latticed_wireguard"
@@ -32,17 +33,17 @@ REMOVED: Final = f"table {FAMILY} {NAME}\ndelete table {FAMILY} {NAME}\n"
 """The first line makes the table when there is none: nft 1.0.6 has no `destroy table`."""
 
 
-def of(tunnel: Tunnel, member: Member) -> tuple[Reach, ...]:
+def of(tunnel: WgNetwork, member: WgMember) -> tuple[Reach, ...]:
     """What a member may reach: its own list, or the network's."""
     return tunnel.may_reach if member.may_reach is None else member.may_reach
 
 
-def routes(tunnel: Tunnel, member: Member) -> tuple[Network, ...]:
+def routes(tunnel: WgNetwork, member: WgMember) -> tuple[Network, ...]:
     """What a member's device sends through the tunnel."""
     return (tunnel.routes if member.routes is None else member.routes) or tunnel.pools()
 
 
-def dns(tunnel: Tunnel, member: Member) -> tuple[Address, ...]:
+def dns(tunnel: WgNetwork, member: WgMember) -> tuple[Address, ...]:
     """What a member's device asks for names."""
     return tunnel.dns if member.dns is None else member.dns
 
@@ -70,13 +71,13 @@ def listed(listing: Any) -> str:
     return text(parse.table(listing, sets={}))
 
 
-def _lines(tunnel: Tunnel, chain: str) -> Iterator[Line]:
+def _lines(tunnel: WgNetwork, chain: str) -> Iterator[Line]:
     inbound = (tunnel.name,)
     yield Line(verdict="accept", states=("established", "related"), reply=True, inbound=inbound)
     for line in compiler.ERRORS:
         # To what a member sent itself: no reply to connection tracking, but path MTU discovery fails without.
         yield replace(line, states=("related",), inbound=inbound, origin="")
-    alike: dict[tuple[Reach, ...], list[Member]] = {}
+    alike: dict[tuple[Reach, ...], list[WgMember]] = {}
     for member in sorted(tunnel.members, key=lambda one: one.id):
         if member.enabled:
             alike.setdefault(_ordered(of(tunnel, member)), []).append(member)
@@ -90,10 +91,12 @@ def _lines(tunnel: Tunnel, chain: str) -> Iterator[Line]:
     yield Line(verdict="drop", inbound=inbound, counter=True)
 
 
-def _reached(line: Line, tunnel: Tunnel, reaches: Sequence[Reach], chain: str) -> Iterator[Line]:
+def _reached(line: Line, tunnel: WgNetwork, reaches: Sequence[Reach], chain: str) -> Iterator[Line]:
     """`line` for each thing that is reached in this chain; networks of one protocol and ports are one line."""
     together: dict[tuple[str, tuple[Any, ...]], list[Network]] = {}
     for one in reaches:
+        if compiler.FAMILIES.get(one.proto, line.family) != line.family:
+            continue
         proto = "" if one.proto is Proto.ANY else str(one.proto)
         asked = replace(line, proto=proto, dport=tables.ports(one.ports))
         match one.to:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from latticed.model.addresses import Network
-    from latticed.system.wireguard.intent import Intent, Interface, Member, Tunnel
+    from latticed.system.wireguard.intent import Intent, Interface, WgMember, WgNetwork
 
 MTU: Final = 1_420
 """Unless said otherwise: 1500 less what WireGuard adds over IPv6, 80 bytes."""
@@ -36,7 +36,7 @@ TITLE: Final = "# WireGuard interfaces and peers of latticed, and what members m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class LinkPeer:
     """One peer as wg(8) is given it. `until`: when this host drops it by itself, in seconds since 1970; None: never."""
 
     id: str
@@ -57,7 +57,7 @@ class Link:
     private_key: str = field(repr=False)
     addresses: tuple[Interface, ...]
     mtu: int = MTU
-    peers: tuple[Peer, ...] = ()
+    peers: tuple[LinkPeer, ...] = ()
 
     def routes(self) -> tuple[Network, ...]:
         """What lies behind peers and in no network of the interface itself, which the kernel has routes to."""
@@ -93,7 +93,7 @@ def references(intent: Intent) -> tuple[str, ...]:
     return tuple(sorted(found - {""}))
 
 
-def _link(tunnel: Tunnel, secrets: Mapping[str, str]) -> Link:
+def _link(tunnel: WgNetwork, secrets: Mapping[str, str]) -> Link:
     members = sorted((one for one in tunnel.members if one.enabled), key=lambda one: one.id)
     return Link(
         name=tunnel.name,
@@ -105,10 +105,10 @@ def _link(tunnel: Tunnel, secrets: Mapping[str, str]) -> Link:
     )
 
 
-def _peer(tunnel: Tunnel, member: Member, secrets: Mapping[str, str]) -> Peer:
+def _peer(tunnel: WgNetwork, member: WgMember, secrets: Mapping[str, str]) -> LinkPeer:
     keepalive_s = tunnel.keepalive_s if member.keepalive_s is None else member.keepalive_s
     networks = [ipaddress.ip_network(one) for one in member.addresses]
-    return Peer(
+    return LinkPeer(
         id=member.id,
         public_key=member.public_key,
         preshared_key=secrets[member.preshared_key] if member.preshared_key else "",

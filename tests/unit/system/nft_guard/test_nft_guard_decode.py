@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from latticed.system.nft_guard import decode
 from latticed.system.findings import IntentRefused
+from latticed.system.nft_guard import decode
 from latticed.system.nft_guard.intent import Action, Direction, Forward, Ports, Proto, Rate
 
 TEXTS = (

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
+from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import decode, parse, question
 from latticed.system.nft_guard.bans import LiveBan, carried
 from latticed.system.nft_guard.facts import Interface, LiveFacts
-from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard.render import render
 from tests.house import intents
 
