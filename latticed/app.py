@@ -202,7 +202,7 @@ class App:
             )
         )
         # Before the lifecycle, which arms plugins and so brings routes to serve.
-        await self._open_ingress(stack, ledger)
+        listeners = await self._open_ingress(stack, ledger)
         await stack.enter_async_context(lifecycle)
         # Last what is reached from outside: nothing is asked before everything can answer.
         api = self.api = Api(
@@ -234,7 +234,7 @@ class App:
         # Binds the socket only when it is entered, below: before that no request can come.
         server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
         await stack.enter_async_context(server)
-        self.reloader = Reloader(self._config, api, server, broker=self.broker, services=services)
+        self.reloader = Reloader(self._config, api, server, broker=self.broker, services=services, listeners=listeners)
         # Set afterwards, since the reloader needs the API that shows its troubles.
         api.around = self.reloader.troubles
 
@@ -257,10 +257,13 @@ class App:
         await kept.remember()
         return policy, kept
 
-    async def _open_ingress(self, stack: contextlib.AsyncExitStack, ledger: Ledger) -> None:
-        """Enter the listeners for plugins' routes on `stack`; each binds only while there are routes."""
+    async def _open_ingress(self, stack: contextlib.AsyncExitStack, ledger: Ledger) -> tuple[Ingress, ...]:
+        """Enter the listeners for plugins' routes on `stack`, and return them; each binds only while there are
+        routes.
+        """
         services, http = self.services, self._settings.http
-        await stack.enter_async_context(Ingress(services.pages, http, clock=self._clock))
+        pages = Ingress(services.pages, http, clock=self._clock)
+        await stack.enter_async_context(pages)
         proxy = UpstreamIngress(
             services.upstreams,
             http,
@@ -269,6 +272,7 @@ class App:
             clock=self._clock,
         )
         await stack.enter_async_context(proxy)
+        return pages, proxy
 
     def _make_runners(self, spawner: ChildSpawner, outputs: Outputs, builtins: Builtins) -> Mapping[str, Runner]:
         """A runner for each plugin type and for built-ins, as the settings choose."""

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Broker
     from latticed.host.services import HostServices
+    from latticed.ingress.ingress import Ingress
     from latticed.ledger import Ledger
     from latticed.rpc.api import Api
     from latticed.rpc.server import Server
     from latticed.settings import Settings
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task")
-"""Settings that a reload applies; the others wait for a restart."""
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel")
+"""Settings that a reload applies, and of `http` the hosts; the others wait for a restart."""
 
 log = logs.get_logger()
 
@@ -47,12 +48,14 @@ class Reloader:
         *,
         broker: Broker,
         services: HostServices,
+        listeners: tuple[Ingress, ...],
     ) -> None:
         self._config = config
         self._api = api
         self._server = server
         self._broker = broker
         self._services = services
+        self._listeners = listeners
         # Of the file as it was read at the start, so that a change while the daemon opens is noticed.
         self._settings_seen = api.settings.file_seen
         self._settings = Poll("settings", self._look_at_settings)
@@ -146,6 +149,7 @@ class Reloader:
             return
         # The sections that can change while it runs; all others stay as they were at the start.
         live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
+        live["http"] = replace(self._api.settings.http, hosts=fresh.http.hosts)
         applied = replace(self._api.settings, **live)
         # Compared with the file, so that what waits for a restart is named, also when it changed earlier.
         if waiting := _differences(applied, fresh):
@@ -156,6 +160,9 @@ class Reloader:
         self._broker.limits = gate_limits(applied)
         self._services.kv.quota = quota_of(applied.host_calls)
         self._services.tasks.settings = applied.task
+        self._services.tunnels.settings = applied.tunnel
+        for listener in self._listeners:
+            listener.allow(applied.http)
         self._services.secrets.forget_key()
         set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust

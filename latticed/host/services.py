@@ -46,7 +46,7 @@ from latticed.host.static.calls import StaticCalls
 from latticed.host.task.calls import TaskCalls
 from latticed.host.task.keeper import TaskKeeper
 from latticed.host.tunnel.calls import TunnelCalls
-from latticed.host.tunnel.connector import ConnectorDeps
+from latticed.host.tunnel.command import TunnelDeps
 from latticed.host.tunnel.keeper import TunnelKeeper
 from latticed.model.restart import RestartPolicy
 
@@ -178,7 +178,7 @@ class HostServices:
             policy=policy,
             variables=permissions.variables,
         )
-        connector_deps = ConnectorDeps(
+        tunnel_deps = TunnelDeps(
             program=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
             settings=settings.tunnel,
             origins=permissions.origins,
@@ -186,7 +186,7 @@ class HostServices:
         )
         self.tunnels = TunnelKeeper(
             ledger,
-            connector_deps,
+            tunnel_deps,
             refusal=permissions.to("tunnel:admin").refusal,
             state_dir=settings.state_dir,
             runtime_dir=settings.runtime_dir,

@@ -79,6 +79,10 @@ class Ingress:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def allow(self, settings: HttpSettings) -> None:
+        """Serve the hosts of these settings from now on. Where it listens does not change."""
+        self._hosts = Hosts(settings)
+
     def _failed(self, error: BaseException) -> None:
         """Log an unexpected error of a background task, and report the listener as failed to plugins with routes."""
         log.error("ingress_failed", error=repr(error))

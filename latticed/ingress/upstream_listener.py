@@ -83,8 +83,7 @@ class UpstreamIngress(Ingress):
         clock: Clock,
         limits: ProxyLimits | None = None,
     ) -> None:
-        # The base class reads `listen`. Port 0 is never bound: without an address `__aenter__` opens nothing.
-        super().__init__(routes, replace(settings, listen=settings.service_listen or "127.0.0.1:0"), clock=clock)
+        super().__init__(routes, _own(settings), clock=clock)
         self._on = routes.enabled
         self._secret = secret
         self._clock = clock
@@ -112,6 +111,9 @@ class UpstreamIngress(Ingress):
 
     async def __aexit__(self, *_: object) -> None:
         await self._inside.aclose()
+
+    def allow(self, settings: HttpSettings) -> None:
+        super().allow(_own(settings))
 
     async def _answer(
         self, request: web.BaseRequest, connection: OutsideConnection
@@ -238,6 +240,12 @@ class UpstreamIngress(Ingress):
         if stream.session is None:
             return self._clock.monotonic_s() - stream.since_s <= PUBLIC_S
         return self._sessions.holds(stream.session, stream.target)
+
+
+def _own(settings: HttpSettings) -> HttpSettings:
+    """The settings as the base class reads them, which listens at `listen`."""
+    # Port 0 is never bound: without an address `__aenter__` opens nothing.
+    return replace(settings, listen=settings.service_listen or "127.0.0.1:0")
 
 
 def _origin_form(raw: str) -> tuple[str, str]:

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""A cloudflared that connects to nothing: its command line, its `/ready`, its exit codes, and what its check lets pass.
+"""A cloudflared for tests: its command line, its `/ready`, its exit codes, what its check lets pass, and how it ends.
+
+It connects to the tests' edge (`tests/house/edges.py`) where EDGE names one, carries requests to origins by the rules
+of its configuration, and on SIGTERM takes no new ones and finishes those under way, as the real one does. Without an
+edge it connects to nothing and says that it is ready.
 
 Words in the names it serves select how it behaves: `offline`: no name service (exit 1); `unready`: it never connects;
 `managed`: its rules come from the provider; `dies`: it exits a moment after it connected; `ponders`: its check never
@@ -9,21 +13,32 @@ standard library only.
 
 import argparse
 import base64
+import contextlib
+import http.client
 import http.server
 import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
+import time
+import urllib.parse
 
+VERSION = "2025.11.1"
+EDGE = ""
+"""host:port of the edge; `edges.install` writes both of these."""
 SERVICES = re.compile(
     r"(https?|ftp|tcp|ssh|rdp|smb)://[^/]+|unix:/.+|http_status:\d{3}|hello_world|bastion|socks-proxy"
 )
+CONNECTIONS = 2
+"""To the edge; the real one has four."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="cloudflared")
+    parser.add_argument("--version", action="version", version=f"cloudflared version {VERSION} (built 2025-11-07)")
     tunnel = parser.add_subparsers(dest="command", required=True).add_parser("tunnel")
     tunnel.add_argument("--config", required=True)
     tunnel.add_argument("--no-autoupdate", action="store_true")
@@ -72,25 +87,134 @@ def run(args, config) -> int:
         print("ERR Failed to fetch features: lookup: no such host", file=sys.stderr)
         return 1
     if credentials["TunnelID"] != config["tunnel"] or not any(base64.b64decode(credentials["TunnelSecret"])):
-        print("ERR Unauthorized: Invalid tunnel secret", file=sys.stderr)
-        return 255
-    serve(args.metrics, ready="unready" not in names, version=0 if "managed" in names else -1, dies="dies" in names)
-    return 0
+        return refused()
+    connector = Connector(config, credentials)
+    for _ in range(CONNECTIONS if EDGE else 0):
+        threading.Thread(target=connector.keep_connected, daemon=True).start()
+    serve(args.metrics, connector, names)
+    return 255 if connector.refused else 0
 
 
-def serve(place, *, ready, version, dies) -> None:
+def refused() -> int:
+    print("ERR Unauthorized: Invalid tunnel secret", file=sys.stderr)
+    return 255
+
+
+class Connector:
+    """The connections to the edge, and the requests that come over them: a line of JSON each, as their answers."""
+
+    def __init__(self, config, credentials) -> None:
+        self.rules = config["ingress"]
+        self.hello = {"tunnel": config["tunnel"], "secret": credentials["TunnelSecret"]}
+        self.connected = 0
+        self.refused = False
+        self.ending = threading.Event()
+        self.wires = []
+        self.lock = threading.Lock()
+        self.idle = threading.Condition(self.lock)
+        self.under_way = 0
+        self.stop = lambda: None
+
+    def keep_connected(self) -> None:
+        while not self.ending.is_set():
+            with contextlib.suppress(OSError, ValueError):
+                self.connect()
+            self.ending.wait(0.05)
+
+    def connect(self) -> None:
+        host, port = EDGE.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=5) as sock, sock.makefile("rwb") as wire:
+            sock.settimeout(None)
+            self.say(wire, self.hello)
+            said = json.loads(wire.readline() or b"{}")
+            if said.get("refused"):
+                self.refused = True
+                refused()
+                self.stop()
+                return
+            if not said.get("ok"):
+                return
+            with self.lock:
+                self.connected += 1
+                self.wires.append(wire)
+            try:
+                for line in wire:
+                    if json.loads(line).get("bye"):
+                        break
+                    with self.lock:
+                        self.under_way += 1
+                    threading.Thread(target=self.answer, args=(wire, json.loads(line)), daemon=True).start()
+                with self.lock:
+                    self.idle.wait_for(lambda: not self.under_way, timeout=30)
+            finally:
+                with self.lock:
+                    self.connected -= 1
+                    self.wires.remove(wire)
+
+    def answer(self, wire, asked) -> None:
+        try:
+            status, body = self.carried(asked)
+        except (OSError, http.client.HTTPException) as error:
+            status, body = 502, str(error)
+        with contextlib.suppress(OSError, ValueError):
+            self.say(wire, {"id": asked["id"], "status": status, "body": body})
+        with self.lock:
+            self.under_way -= 1
+            self.idle.notify_all()
+
+    def carried(self, asked):
+        """(status, body) from the origin of the first rule that matches."""
+        rule = next(rule for rule in self.rules if matches(rule, asked))
+        if rule["service"].startswith("http_status:"):
+            return int(rule["service"].partition(":")[2]), ""
+        origin = urllib.parse.urlsplit(rule["service"])
+        said = rule.get("originRequest", {}).get("httpHostHeader", origin.netloc)
+        connection = http.client.HTTPConnection(origin.hostname, origin.port, timeout=30)
+        try:
+            connection.request("GET", asked["path"], headers={"Host": said})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def say(self, wire, message) -> None:
+        with self.lock:
+            wire.write(json.dumps(message).encode() + b"\n")
+            wire.flush()
+
+    def end(self) -> None:
+        """Take no new requests, and return once those under way are answered."""
+        self.ending.set()
+        for wire in list(self.wires):
+            with contextlib.suppress(OSError, ValueError):
+                self.say(wire, {"unregister": True})
+        until = time.monotonic() + 30
+        while self.connected and time.monotonic() < until:
+            time.sleep(0.005)
+        self.stop()
+
+
+def matches(rule, asked) -> bool:
+    name = rule.get("hostname", "")
+    named = name in ("", asked["host"]) or (name.startswith("*.") and asked["host"].endswith(name[1:]))
+    return named and re.search(rule.get("path", ""), asked["path"]) is not None
+
+
+def serve(place, connector, names) -> None:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            count = connector.connected if EDGE else 4
+            ready = count > 0 and "unready" not in names
             pages = {
-                "/ready": (200 if ready else 503, {"status": 200 if ready else 503, "readyConnections": 4 * ready}),
+                "/ready": (200 if ready else 503, {"status": 200 if ready else 503, "readyConnections": count}),
                 "/healthcheck": (200, "OK"),
-                "/config": (200, {"version": version, "config": {}}),
+                "/config": (200, {"version": 0 if "managed" in names else -1, "config": {}}),
             }
             status, said = pages.get(self.path, (404, ""))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(said).encode())
-            if dies and self.path == "/config":
+            if "dies" in names and self.path == "/config":
                 os._exit(1)
 
         def log_message(self, *_):
@@ -98,7 +222,8 @@ def serve(place, *, ready, version, dies) -> None:
 
     host, port = place.rsplit(":", 1)
     server = http.server.HTTPServer((host, int(port)), Page)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    connector.stop = lambda: threading.Thread(target=server.shutdown).start()
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=connector.end).start())
     server.serve_forever(poll_interval=0.02)
     print("INF Tunnel server stopped", flush=True)
 

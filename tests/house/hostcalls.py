@@ -8,10 +8,8 @@ async with hostcalls.standing() as stage:
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -28,7 +26,7 @@ from latticed.host.node.journal_query import Sources
 from latticed.kit import unix_listener
 from latticed.model import capability
 from latticed.model.errors import Problem
-from tests.house import hostcall_row, hostcall_rows_here, hostcall_rows_out, in_process, origins, relays
+from tests.house import edges, hostcall_row, hostcall_rows_here, hostcall_rows_out, in_process, origins, relays
 from tests.house.hostcall_row import Row
 from tests.house.runners import DrivenInstance
 
@@ -235,15 +233,7 @@ def _tunnels() -> Iterator[str]:
     """Settings for tunnels that lead nowhere: the fake cloudflared, and credentials that it accepts."""
     with tempfile.TemporaryDirectory(prefix="tunnels-") as made:
         directory = Path(made)
-        program, keys = directory / "cloudflared", directory / "keys"
-        shutil.copy(Path(__file__).with_name("cloudflared.py"), program)
-        program.chmod(0o755)
-        keys.mkdir(mode=0o700)
-        secret = base64.b64encode(b"thirty-two bytes of very secret!").decode()
-        (keys / "main.json").write_text(
-            json.dumps({"AccountTag": "a" * 32, "TunnelSecret": secret, "TunnelID": hostcall_rows_out.TUNNEL_ID})
-        )
-        (keys / "main.json").chmod(0o600)
+        program, keys = edges.install(directory), edges.write_keys(directory / "keys")
         yield f'[tunnel]\nprogram = "{program}"\ncredentials_dir = "{keys}"\nplugin_tunnels = 1\n'
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import aiohttp
 import pytest
 
 from latticed.app import App
 from latticed.kit import logs
-from tests.house import bundles, in_process
+from tests.house import bundles, edges, hostcalls, in_process, targets
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +40,57 @@ async def test_switching_tasks_off_takes_effect_at_a_reload(tmp_path):
         in_process.settings_in(tmp_path, "[task]\nenabled = false\n")
         await app.reloader.looks[0].start()
         assert not app.services.tasks.settings.enabled
+
+
+async def test_hosts_of_both_listeners_take_effect_at_a_reload():
+    """Routes stay bound where they are; a name that is no longer listed is refused at once."""
+    toml = '[http]\nlisten = "127.0.0.1:0"\nservice_listen = "127.0.0.1:0"\n'
+    async with in_process.opened(toml=toml) as home, targets.site() as site, aiohttp.ClientSession() as client:
+        home.drop("demo", id="acme.demo", capabilities=hostcalls.EVERYTHING)
+        instance = await home.armed("acme.demo", accept=hostcalls.HOST_RISK)
+        origin = site.url().rstrip("/")
+        await home.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"permits": [f"publish={origin}"]})
+        await instance.call("route.put", path="/acme.demo/page/", target="template", template="hello")
+        await instance.call("route.put", path="/acme.demo/app/", target="service", origin=origin, public=["/**"])
+        services = home.app.services
+        urls = (f"{services.pages.listener.url}/acme.demo/page/", f"{services.upstreams.listener.url}/acme.demo/app/x")
+
+        async def statuses(host):
+            found = []
+            for url in urls:
+                async with client.get(url, headers={"Host": host}) as answer:
+                    found.append(answer.status)
+            return found
+
+        assert (await statuses("app.example.org"), await statuses("localhost")) == ([421, 421], [200, 200])
+        in_process.settings_in(home.root, toml + 'hosts = ["app.example.org"]\n')
+        await home.look()
+        assert (await statuses("app.example.org"), await statuses("localhost")) == ([200, 200], [421, 421])
+
+
+async def test_tunnel_settings_take_effect_at_a_reload(tmp_path):
+    """An operator installs another cloudflared beside the first and names it; then none."""
+    program, newer = edges.install(tmp_path), edges.install(tmp_path, version="2026.5.0", name="newer")
+    keys = edges.write_keys(tmp_path / "keys")
+
+    def toml(path):
+        return f'[tunnel]\nprogram = "{path}"\ncredentials_dir = "{keys}"\ncheck_s = 0.1\n'
+
+    async with in_process.opened(toml=toml(program)) as home:
+        home.drop("demo", id="acme.demo", capabilities=hostcalls.EVERYTHING)
+        instance = await home.armed("acme.demo", accept=hostcalls.HOST_RISK)
+        wanted = {"name": "main", "tunnel": edges.TUNNEL, "credentials": "main.json"}
+        await instance.call("tunnel.put", **wanted, ingress=[{"service": "http_status:404"}])
+        (tunnel,) = home.app.services.tunnels.of("acme.demo")
+
+        def shown():
+            found = tunnel.view()
+            return found["state"], found["version"], found["trying"]
+
+        await in_process.until(lambda: shown() == ("connected", "2025.11.1", False), "the tunnel")
+        in_process.settings_in(home.root, toml(newer))
+        await home.look()
+        await in_process.until(lambda: shown() == ("connected", "2026.5.0", False), "the newer cloudflared")
+        in_process.settings_in(home.root, toml(""))
+        await home.look()
+        await in_process.until(lambda: shown()[0] == "stopped", "the tunnel to end")

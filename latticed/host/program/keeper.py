@@ -44,6 +44,10 @@ class KeptProgram:
         """Have it run; no effect while it is started."""
         self.program.start()
 
+    def kill(self) -> None:
+        """Kill its processes without a grace period; `stop` must follow."""
+        self.program.kill()
+
     async def stop(self) -> None:
         """Stop it; none of its processes is left when this returns."""
         await self.program.stop()

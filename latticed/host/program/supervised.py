@@ -57,7 +57,8 @@ class SupervisedProgram:
     """A program that is kept running between `start` and `stop`, restarted by its rules.
 
     `prepare` is awaited before each start and gives what to start; a Problem from it counts as a failed start.
-    `output_bytes` of stdout and of stderr are kept.
+    `output_bytes` of stdout and of stderr are kept. `named` gives an end a code of its own, where the program tells why
+    it ended.
 
     Attributes: `error`: the last one, as (code, message, wall clock in µs); `restarts`: since it was made; `level`: the
     confinement of the last start; `started_at`, `next_at` (the next restart): wall clock in µs, 0 for none; `stopping`:
@@ -72,6 +73,7 @@ class SupervisedProgram:
         rules: RestartRules,
         *,
         output_bytes: int,
+        named: Callable[[ProgramEnded], ProgramEnded] = lambda ended: ended,
     ) -> None:
         self.name = name
         self.state: State = "stopped"
@@ -88,6 +90,7 @@ class SupervisedProgram:
         self._deps = deps
         self._prepare = prepare
         self._rules = rules
+        self._named = named
         self._output_bytes = output_bytes
         self._out, self._err = LastOutput(output_bytes), LastOutput(output_bytes)
         self._task: asyncio.Task[None] | None = None
@@ -105,13 +108,15 @@ class SupervisedProgram:
             self._set("starting")
             self._task = asyncio.create_task(self._keep_running(), name=f"program {self.name}")
 
-    async def stop(self) -> None:
-        """Stop it, with GRACE_S between SIGTERM and SIGKILL; none of its processes is left when this returns. No effect
-        if it is not started. Concurrent callers all wait.
+    async def stop(self, *, grace_s: float | None = None) -> None:
+        """Stop it, with `grace_s` (None: GRACE_S) between SIGTERM and SIGKILL; none of its processes is left when this
+        returns. No effect if it is not started. Concurrent callers all wait, and the first one's grace counts.
         """
         task = self._task
         if task is None:
             return
+        if grace_s is not None and not self.stopping:
+            self._grace_s = grace_s
         self.stopping = True
         task.cancel()
         # asyncio.wait, not `await task`: it does not raise the task's CancelledError, and a cancelled caller of `stop`
@@ -176,7 +181,7 @@ class SupervisedProgram:
         while True:
             self._set("starting")
             started_s = clock.monotonic_s()
-            ended = await self._run_once()
+            ended = self._named(await self._run_once())
             # None (a signal, or no start at all) is an error, too.
             if ended.status != 0:
                 self.note_error(ended.code, ended.shown_message)

@@ -26,14 +26,16 @@ log = logs.get_logger()
 
 class SupervisedItem(Protocol):
     """What a keeper holds: a program of a plugin or a tunnel, and what runs for it. `start` has no effect while it is
-    started; `stop` returns once none of its processes is left.
+    started; `kill` kills its processes, after which `stop` must follow; `stop` returns once none of them is left.
     """
 
     plugin_id: str
     name: str
-    program: SupervisedProgram
 
+    @property
+    def program(self) -> SupervisedProgram: ...
     def start(self) -> None: ...
+    def kill(self) -> None: ...
     async def stop(self) -> None: ...
 
 
@@ -127,7 +129,7 @@ class SupervisedKeeper(Keeper[Supervised]):
                 continue
             # At each recheck, also while it is already being stopped: that stop may have begun with a grace period.
             if refusal.distrusted:
-                one.program.kill()
+                one.kill()
             if one.program.started and not one.program.stopping:
                 log.info(stopped, plugin_id=one.plugin_id, name=one.name, code=refusal.code)
                 one.program.stopping = True

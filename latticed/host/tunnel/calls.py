@@ -11,8 +11,8 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.host.tunnel.connector import Connector
     from latticed.host.tunnel.keeper import TunnelKeeper
+    from latticed.host.tunnel.tunnel import Tunnel
     from latticed.model.egress import Origin
 
 
@@ -50,7 +50,7 @@ class TunnelCalls:
         """Run the tunnel from now on. `trying`: the rules are a change, which may still be undone."""
         spec = specs.checked(asked, self._origins(caller.plugin_id))
         made = await self._tunnels.put(caller.plugin_id, asked.name, spec)
-        return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trying}
+        return {"ok": True, "name": made.name, "state": made.view()["state"], "trying": made.trial is not None}
 
     async def _delete(self, caller: Caller, asked: TunnelName) -> dict[str, Any]:
         """Stop and delete a tunnel of the caller, with its files; `ok` is whether there was one."""
@@ -67,7 +67,8 @@ class TunnelCalls:
         return {"tunnels": found}
 
 
-def _full(one: Connector) -> dict[str, Any]:
+def _full(one: Tunnel) -> dict[str, Any]:
     """One tunnel as `tunnel.status` shows it when it is named: also its rules, and the end of its output."""
-    ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in one.spec.ingress]
+    rules = one.serving.spec.ingress
+    ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in rules]
     return {**one.view(), "ingress": ingress, "output": one.program.output()}

@@ -1,6 +1,6 @@
-"""The files of one tunnel: its configuration in the state directory and, while it runs, credentials in the runtime one.
+"""The files of one tunnel: configurations in the state directory, and credentials in the runtime one while it runs.
 
-Both are 0600 and belong to the user that cloudflared runs as. Only the daemon's user can enter the directories.
+All are 0600 and belong to the user that cloudflared runs as. Only the daemon's user can enter the directories.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorFiles:
+    """What one connector is started with: the configuration, and the credentials that it names."""
+
+    config: Path
+    credentials: Path
+
+    def remove(self) -> None:
+        """Remove both, where they are. Blocks. OSError."""
+        for path in (self.credentials, self.config):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelFiles:
     """The two directories of one tunnel, which need not exist; `write` makes them."""
 
     state: Path
     runtime: Path
 
-    @property
-    def config(self) -> Path:
-        """The path of the configuration that the running cloudflared was started with."""
-        return self.state / "config.yml"
-
-    @property
-    def candidate(self) -> Path:
-        """A configuration that is being validated; removed afterwards."""
-        return self.state / "candidate.yml"
-
-    @property
-    def credentials(self) -> Path:
-        """The credentials file that cloudflared reads; it exists from a start of the tunnel until its stop."""
-        return self.runtime / "credentials.json"
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Replace one file atomically, mode 0600; makes its directory. Blocks. OSError."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.replace(path, data, mode=0o600)
-
-    def hand_over(self, paths: tuple[Path, ...], ids: Ids | None) -> None:
-        """Change the owner of these files to `ids`, the user that the program runs as; None: the daemon's own user, and
-        nothing is changed. OSError.
-        """
-        if ids is not None:
-            for one in paths:
-                os.chown(one, ids.uid, ids.gid)
-
-    def remove(self, path: Path) -> None:
-        """Remove one file, if there is one. Blocks. OSError."""
-        path.unlink(missing_ok=True)
+    def of(self, name: str) -> ConnectorFiles:
+        """The files of one connector; two of a tunnel that run beside each other have other names."""
+        return ConnectorFiles(config=self.state / f"{name}.yml", credentials=self.runtime / f"{name}.json")
 
     def clear(self) -> None:
         """Remove both directories and what is in them; errors are ignored. Blocks."""
         for directory in (self.state, self.runtime):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace one file atomically, mode 0600; makes its directory. Blocks. OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.replace(path, data, mode=0o600)
+
+
+def hand_over(paths: tuple[Path, ...], ids: Ids | None) -> None:
+    """Change the owner of these files to `ids`, the user that the program runs as; None: the daemon's own user, and
+    nothing is changed. OSError.
+    """
+    if ids is not None:
+        for one in paths:
+            os.chown(one, ids.uid, ids.gid)
 
 
 def render(spec: TunnelSpec, origins: Mapping[str, Origin], credentials: Path) -> bytes:

@@ -1,6 +1,7 @@
 """The tunnels of all plugins: stored in the ledger, running while their owner may act.
 
-A change is validated, then tried; if the new configuration does not connect in time, the previous one is restored.
+A change is validated, then tried beside what runs: a second connector has to be connected before it replaces the first,
+so that no visitor meets a tunnel without one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from latticed.host.permissions import PermissionRefused
 from latticed.host.program.supervised_keeper import SupervisedKeeper
 from latticed.host.tunnel import spec as specs
-from latticed.host.tunnel.connector import Connector
 from latticed.host.tunnel.files import TunnelFiles
+from latticed.host.tunnel.tunnel import Tunnel
 from latticed.kit import logs
 from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from latticed.host.tunnel.connector import ConnectorDeps
+    from latticed.host.tunnel.command import TunnelDeps
     from latticed.host.tunnel.spec import TunnelSpec
     from latticed.ledger import Ledger
+    from latticed.settings.programs import TunnelSettings as Settings
 
 FOLDER: Final = "tunnels"
 """Name of the directory of tunnels below the state directory and the runtime directory."""
 log = logs.get_logger()
 
 
-class TunnelKeeper(SupervisedKeeper[Connector]):
+class TunnelKeeper(SupervisedKeeper[Tunnel]):
     """An async context manager: entered, every stored tunnel runs while its owner may act; left, none does.
 
     `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations are in `state_dir`, credentials,
@@ -42,7 +44,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
     def __init__(
         self,
         ledger: Ledger,
-        deps: ConnectorDeps,
+        deps: TunnelDeps,
         *,
         refusal: Callable[[str], PermissionRefused | None],
         state_dir: Path,
@@ -53,6 +55,21 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
         # Tasks under way, for `recheck`: there is no item to stop before the first put of a tunnel is through.
         self._validations: dict[asyncio.Task[None], str] = {}  # to plugin id
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force. Assigned, they hold at once: tunnels that were started with another program or another
+        directory of credentials are tried with the new ones as a change is, and none runs while no program is named.
+        """
+        return self._deps.settings
+
+    @settings.setter
+    def settings(self, fresh: Settings) -> None:
+        self._deps.settings = fresh
+        for plugin_id in {one.plugin_id for one in self.every()}:
+            self.recheck(plugin_id)
+        for one in self.every():
+            self._renew(one)
 
     async def _load(self) -> None:
         # In a thread, as it walks directories; before any item is made, as it removes every tunnel's files.
@@ -66,9 +83,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             if row.candidate:
                 with contextlib.suppress(Problem):  # full disk: the next start tries again
                     await self._drop_candidate(made)
-                made.program.note_error(
-                    "change_interrupted", "latticed ended while a change was tried: the one before is back"
-                )
+                made.note_error("change_interrupted", "latticed ended while a change was tried: the one before is back")
 
     def recheck(self, plugin_id: str) -> None:
         """As the base, and cancel validations for a plugin that may not have tunnels any more."""
@@ -81,24 +96,28 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         their credentials are removed.
         """
         await asyncio.gather(
-            super().drained(plugin_id), *self._forbidden_validations(plugin_id), return_exceptions=True
+            super().drained(plugin_id),
+            *(one.stop_unbound() for one in self.of(plugin_id)),
+            *self._forbidden_validations(plugin_id),
+            return_exceptions=True,
         )
 
-    async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
+    async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
         """Run `spec` from now on. Returns the tunnel once the spec is valid and on disk; it is started afterwards.
 
-        If a tunnel of that name exists, `spec` is tried, and replaces the stored one only once it is connected;
-        `Connector.trying` is True until then. Putting what runs again changes nothing.
+        If a tunnel of that name exists, `spec` is tried beside it, and replaces the stored one only once it is
+        connected; `Tunnel.trial` is set until then. Putting what runs again changes nothing.
 
         Problems: bad_params when cloudflared refuses it, credentials_unusable, not_armed when the plugin lost its
         permission meanwhile, quota_exceeded, sandbox_unavailable, ledger_unavailable.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
-    async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
+    async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
         """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)
-        if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
+        over = before is not None and before.program.state in {"ended", "failed"}
+        if before is not None and before.wanted == spec and not over:
             return before
         # First, while the existing tunnel goes on: a spec that is refused here changes nothing.
         tunnel = before or self._made(plugin_id, name, spec)
@@ -108,17 +127,22 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             self._kept[plugin_id, name] = tunnel
             self._start_permitted(tunnel)
             return tunnel
-        text = specs.encode(spec)
-        # Before the switch: a daemon that is killed during the trial finds the candidate and starts with the old spec.
+        text = "" if spec == tunnel.serving.spec else specs.encode(spec)
+        # Before the trial: a daemon that is killed meanwhile starts with the old spec, and says why.
         await self._ledger.write(lambda tx: rows.consider(tx, plugin_id, "tunnel", name, text), durable=True)
-        # An earlier trial would end by switching back to the stored spec, in the middle of this one.
+        # An earlier trial would store its own spec in the end.
         await tunnel.stop_trial()
-        await tunnel.switch(spec)
+        if text:
+            self._start_permitted(tunnel)
+            self._begin_trial(tunnel, spec)
+            return tunnel
+        # Back to what serves, or the same again after it had failed, which the operator may have mended.
+        if over:
+            await tunnel.stop()
         self._start_permitted(tunnel)
-        tunnel.trial = asyncio.create_task(self._try(tunnel, spec), name=f"trial {plugin_id}/{name}")
         return tunnel
 
-    async def _validate(self, tunnel: Connector, spec: TunnelSpec) -> None:
+    async def _validate(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
         """Return if the spec is valid and the plugin still may have tunnels; Problem otherwise, as `put`.
 
         The permission is asked for after the validation, which takes seconds: the id may by then belong to another
@@ -143,7 +167,7 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
             return []
         return [one for one, owner in self._validations.items() if owner == plugin_id]
 
-    async def _record(self, tunnel: Connector, spec: TunnelSpec) -> None:
+    async def _record(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
         """Store a spec as the one that is started from now on, and remove the candidate. Problems quota_exceeded,
         ledger_unavailable.
         """
@@ -152,61 +176,83 @@ class TunnelKeeper(SupervisedKeeper[Connector]):
         await self._ledger.write(
             lambda tx: rows.put(tx, tunnel.plugin_id, "tunnel", tunnel.name, text, quota, now_us=now_us), durable=True
         )
-        tunnel.recorded = spec
 
-    async def _drop_candidate(self, tunnel: Connector) -> None:
+    async def _drop_candidate(self, tunnel: Tunnel) -> None:
         """Remove the candidate from the row, so that the stored spec is the only one again. Problem
         ledger_unavailable.
         """
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
-    async def _try(self, tunnel: Connector, spec: TunnelSpec) -> None:
-        """The trial of a change, as a task: store `spec` if it connects in time; else switch back to the stored one,
-        and note why.
+    def _begin_trial(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+        tunnel.trial = asyncio.create_task(self._try(tunnel, spec), name=f"trial {tunnel.plugin_id}/{tunnel.name}")
+
+    async def _try(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+        """The trial of a change, as a task: have a connector with `spec` replace the one that serves, and store `spec`,
+        if it connects in time; else stop it, and note why.
         """
-        # It works: the candidate becomes the stored spec.
-        if await tunnel.settled():
-            with contextlib.suppress(Problem):  # full disk: it keeps running, and the next start runs the previous spec
-                await self._record(tunnel, spec)
-            tunnel.recorded = spec
-            tunnel.trial = None
-            return
-        # It does not: why, before `switch` replaces the program and its error.
-        code, message, _ = tunnel.program.error or ("not_ready", f"it was {tunnel.view()['state']}", 0)
+        # Two at a time: changes that follow each other quickly do not pile processes up.
+        await tunnel.drained()
+        code, message = "stopped", "the tunnel may not run now"
+        # Asked here, and not only by rechecks: what is begun after a refusal would not be stopped by it.
+        if self._why_not(tunnel) is None:
+            tried = tunnel.begin(spec)
+            if await tried.settled():
+                tunnel.replace()
+                with contextlib.suppress(Problem):  # full disk: it runs on, and the next start runs the one before
+                    await self._record(tunnel, spec)
+                tunnel.trial = None
+                log.info("tunnel_changed", plugin_id=tunnel.plugin_id, name=tunnel.name)
+                self._renew(tunnel)
+                return
+            code, message, _ = tried.program.error or ("not_ready", f"it was {tried.view()['state']}", 0)
         # Full disk: the row keeps the candidate, and the next start of the daemon drops it (`_load`).
         with contextlib.suppress(Problem):
             await self._drop_candidate(tunnel)
-        # `trial` stays set until the switch is done, so that `_stop` cancels and awaits this task meanwhile.
-        await tunnel.switch(tunnel.recorded)
+        # `trial` stays set until then, so that `_stop` cancels and awaits this task meanwhile.
+        await tunnel.undo()
         tunnel.trial = None
-        self._start_permitted(tunnel)
-        why = f"the new configuration was not connected in time ({code}: {message}): the one before is back"
-        tunnel.program.note_error("change_undone", why)
+        why = f"the new configuration was not connected in time ({code}: {message}): the one before goes on"
+        tunnel.note_error("change_undone", why)
         log.warning("tunnel_change_undone", plugin_id=tunnel.plugin_id, name=tunnel.name, code=code)
 
-    def _why_not(self, one: Connector) -> PermissionRefused | None:
-        """Why it may not run now, or None: its owner's refusal, or an origin that is not bound any more."""
+    def _renew(self, tunnel: Tunnel) -> None:
+        """Try what serves with the settings in force, if it was started with others."""
+        started_with, now = tunnel.serving.settings, (self.settings.program, self.settings.credentials_dir)
+        if tunnel.trial is None and started_with not in (None, now) and self._why_not(tunnel) is None:
+            self._begin_trial(tunnel, tunnel.serving.spec)
+
+    def _why_not(self, one: Tunnel) -> PermissionRefused | None:
+        """Why it may not run now, or None: its owner's refusal, no program, or an origin that is not bound any more."""
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
-        if one.is_bound:
+        if not self.settings.program:
+            return PermissionRefused("switched_off", "the operator has named no cloudflared (tunnel.program)")
+        if one.serving.is_bound:
             return None
         return PermissionRefused("origin_not_bound", "an origin that it leads to is not bound any more")
 
-    async def _stop(self, items: Iterable[Connector]) -> None:
+    def _recheck(self, items: Iterable[Tunnel]) -> None:
         tunnels = list(items)
-        await asyncio.gather(*(one.stop_trial() for one in tunnels))  # first: a trial that ends starts the program
+        super()._recheck(tunnels)
+        for one in tunnels:
+            if one.has_unbound:
+                self._background(one.stop_unbound())
+
+    async def _stop(self, items: Iterable[Tunnel]) -> None:
+        tunnels = list(items)
+        await asyncio.gather(*(one.stop_trial() for one in tunnels))  # first: a trial begins a process of its own
         await super()._stop(tunnels)
 
-    async def _discard(self, items: Iterable[Connector]) -> None:
+    async def _discard(self, items: Iterable[Tunnel]) -> None:
         """Stop these tunnels, and remove their files."""
         tunnels = list(items)
         await self._stop(tunnels)
         for one in tunnels:
             await asyncio.to_thread(self._files(one.plugin_id, one.name).clear)
 
-    def _made(self, plugin_id: str, name: str, spec: TunnelSpec) -> Connector:
+    def _made(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
         """A tunnel in memory, not started."""
-        return Connector(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
+        return Tunnel(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
 
     def _files(self, plugin_id: str, name: str) -> TunnelFiles:
         """Where a tunnel's files are: in directories of its own below the state and the runtime directory."""

@@ -1,4 +1,4 @@
-"""tunnel.* from the call to the connected process: files, exit codes, failed changes; with a fake cloudflared."""
+"""tunnel.* from the call to the connected process: files, exit codes, failed changes; with the tests' cloudflared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import stat
 import time
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.program.supervised import ProgramDeps
 from latticed.host.tunnel.calls import TunnelCalls
-from latticed.host.tunnel.connector import ConnectorDeps
+from latticed.host.tunnel.command import TunnelDeps
 from latticed.host.tunnel.keeper import TunnelKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
@@ -28,12 +27,9 @@ from latticed.ledger import programs as rows
 from latticed.model import egress
 from latticed.model.restart import RestartPolicy
 from latticed.settings.programs import TunnelSettings as Settings
-from tests.house import children, confinements
+from tests.house import children, confinements, edges
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
-FAKE = Path(__file__).resolve().parents[2] / "house/cloudflared.py"
-ID = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
-SECRET = base64.b64encode(b"thirty-two bytes of very secret!").decode()
 DEADLINE_S = 30.0
 QUICK = RestartPolicy(base_s=0.05, ceiling_s=0.1, jitter=0.0)
 REST = {"service": "http_status:404"}
@@ -67,7 +63,7 @@ class World:
         return await served.answer(caller, msgspec.convert(params, served.params, strict=True))
 
     async def put(self, *rules, caller=A, **more):
-        wanted = {"name": "main", "tunnel": ID, "credentials": "main.json", "ingress": [*rules, REST], **more}
+        wanted = {"name": "main", "tunnel": edges.TUNNEL, "credentials": "main.json", "ingress": [*rules, REST], **more}
         return await self.call("tunnel.put", caller, **wanted)
 
     async def status(self):
@@ -84,11 +80,11 @@ class World:
         return await self.status()
 
     async def until_error(self, code):
-        await until(lambda: self.one.program.error is not None and self.one.program.error[0] == code, f"{code}")
+        await until(lambda: self.one.error is not None and self.one.error[0] == code, f"{code}")
         return await self.status()
 
     def file(self, name):
-        return next(iter((self.home / "state/tunnels").glob(f"*/{name}")), None)
+        return next(iter(sorted((self.home / "state/tunnels").glob(f"*/{name}"))), None)
 
     def credentials(self):
         return list((self.home / "run/tunnels").glob("*/*"))
@@ -98,15 +94,11 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(home, **settings):
+async def world(home, *, edge="", **settings):
     keys = home / "keys"
     if not keys.exists():
-        keys.mkdir(mode=0o700)
-        write_credentials(keys / "main.json")
-        token = {"a": "a" * 32, "t": ID, "s": SECRET}
-        write(keys / "main.token", base64.b64encode(json.dumps(token).encode()) + b"\n")
-        shutil.copy(FAKE, home / "cloudflared")
-        (home / "cloudflared").chmod(0o755)
+        edges.write_keys(keys)
+        edges.install(home, edge=edge)
     wanted = Settings(
         **{
             "program": str(home / "cloudflared"),
@@ -124,10 +116,10 @@ async def world(home, **settings):
 
     async with open_ledger(home / "state", clock=clock) as ledger:
         tools = ProgramDeps(spawner=spawner, clock=clock, roll=lambda: 0.5)
-        connector = ConnectorDeps(program=tools, settings=wanted, origins=origins, policy=QUICK)
+        deps = TunnelDeps(program=tools, settings=wanted, origins=origins, policy=QUICK)
         tunnels = TunnelKeeper(
             ledger,
-            connector,
+            deps,
             refusal=lambda one: None if one in allowed else permissions.judge(permissions.UNKNOWN),
             state_dir=home / "state",
             runtime_dir=home / "run",
@@ -135,17 +127,6 @@ async def world(home, **settings):
         async with tunnels:
             service = {one.method: one for one in TunnelCalls(tunnels, origins=origins).calls()}
             yield World(tunnels, service, allowed, bound, spawner, home, ledger)
-
-
-def write(path, data):
-    path.write_bytes(data)
-    path.chmod(0o600)
-
-
-def write_credentials(path, *, secret=SECRET, tunnel=ID):
-    write(
-        path, json.dumps({"AccountTag": "a" * 32, "TunnelSecret": secret, "TunnelID": tunnel, "Endpoint": ""}).encode()
-    )
 
 
 @pytest.fixture
@@ -169,7 +150,7 @@ async def test_tunnel_connects_and_stops(here, kind):
     assert made["ok"]
     found = await here.until_state("connected")
     assert found["last_error"] is None
-    config = json.loads(here.file("config.yml").read_text())
+    config = json.loads(here.file("connector-*.yml").read_text())
     assert config["ingress"] == [
         {
             "hostname": "app.example.com",
@@ -185,41 +166,42 @@ async def test_tunnel_connects_and_stops(here, kind):
         {"hostname": "ip.example.org", "service": "http://10.0.0.6:81"},
         {"service": "http_status:404"},
     ]
-    assert stat.S_IMODE(here.file("config.yml").stat().st_mode) == 0o600
+    assert stat.S_IMODE(here.file("connector-*.yml").stat().st_mode) == 0o600
     assert here.file("candidate.yml") is None
     (secret,) = here.credentials()
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert SECRET not in json.dumps(found) + here.file("config.yml").read_text()
+    assert edges.SECRET not in json.dumps(found) + here.file("connector-*.yml").read_text()
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in tree()]
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in tree()]
     assert any(b"--no-autoupdate" in one and b"--metrics\x00127.0.0.1:" in one for one in commands)
-    assert not any(SECRET.encode() in one for one in commands + environments)
+    assert not any(edges.SECRET.encode() in one for one in commands + environments)
     assert (await here.call("tunnel.delete", name="main"))["ok"]
-    assert (tree(), here.credentials(), here.file("config.yml")) == (set(), [], None)
+    assert (tree(), here.credentials(), here.file("connector-*.yml")) == (set(), [], None)
     assert not (await here.call("tunnel.delete", name="main"))["ok"]
 
 
 async def test_tunnel_without_name_service_backs_off(here):
-    """Exit code 1 is retried without a limit."""
+    """Exit code 1 is retried without a limit; its code says what is missing."""
     await here.put(rule("offline.example.com"))
     await until(lambda: here.one.program.restarts > 7, "several tries")
     found = await here.status()
-    assert found["last_error"]["code"] == "exited"
+    assert found["last_error"]["code"] == "no_name_service"
     assert found["last_error"]["message"].endswith("no such host")
     assert found["state"] != "failed"
 
 
 async def test_refused_tunnel_credentials_are_not_retried(here):
     """Exit code 255 fails at once; putting the tunnel again retries."""
-    write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
+    edges.write_credentials(here.home / "keys/main.json", secret=base64.b64encode(bytes(32)).decode())
     await here.put(rule())
     found = await here.until_state("failed")
+    assert found["last_error"]["code"] == "credentials_refused"
     assert "exited 255" in found["last_error"]["message"]
     spawned = here.spawner.spawned
     here.tunnels.recheck(A.plugin_id)
     await asyncio.sleep(0.3)
     assert (here.spawner.spawned, tree()) == (spawned, set())
-    write_credentials(here.home / "keys/main.json")
+    edges.write_credentials(here.home / "keys/main.json")
     await here.put(rule())
     await here.until_state("connected")
 
@@ -247,30 +229,32 @@ async def test_remotely_managed_tunnel_fails(here):
 
 
 async def test_tunnel_change_that_connects_is_recorded(here):
-    """The row has the new spec as `candidate` until it is connected, then as `spec`. One process at a time."""
+    """The row has the new spec as `candidate` until it is connected, then as `spec`. One connector is left."""
     await here.put(rule())
     await here.until_state("connected")
     made = await here.put(rule("other.example.com"))
     assert made["trying"]
     assert json.loads(here.row().candidate)["ingress"][0]["hostname"] == "other.example.com"
-    await until(lambda: not here.one.trying, "the change to be kept")
+    await until(lambda: here.one.trial is None, "the change to be kept")
     assert (await here.status())["ingress"][0]["hostname"] == "other.example.com"
     assert (json.loads(here.row().spec)["ingress"][0]["hostname"], here.row().candidate) == ("other.example.com", "")
+    await here.one.drained()
     assert tree() == children.family(here.one.program.pid)
 
 
 @pytest.mark.parametrize("bad", ["unready.example.com", "offline.example.com", "managed.example.com"])
 async def test_tunnel_change_that_does_not_connect_is_undone(here, bad):
-    """The previous spec is connected again; last_error says what failed."""
+    """The connector before is not touched; last_error says what failed."""
     await here.put(rule())
-    await here.until_state("connected")
-    before = here.file("config.yml").read_bytes()
+    pid = (await here.until_state("connected"))["pid"]
+    before = here.file("connector-*.yml").read_bytes()
     await here.put(rule(bad))
     found = await here.until_error("change_undone")
-    assert "the one before is back" in found["last_error"]["message"]
-    found = await here.until_state("connected")
+    assert "the one before goes on" in found["last_error"]["message"]
+    found = await here.status()
+    assert (found["state"], found["pid"]) == ("connected", pid)
     assert (found["ingress"][0]["hostname"], found["trying"]) == ("app.example.com", False)
-    assert here.file("config.yml").read_bytes() == before
+    assert here.file("connector-*.yml").read_bytes() == before
     assert (here.row().candidate, tree()) == ("", children.family(here.one.program.pid))
 
 
@@ -303,7 +287,7 @@ async def test_tunnel_stops_when_plugin_may_not_act(here):
         await until(lambda: not tree() and not here.credentials(), "nothing to be left")
         give()
         await here.until_state("connected")
-    assert "http://127.0.0.2:8080" in here.file("config.yml").read_text(), "bound to another address meanwhile"
+    assert "http://127.0.0.2:8080" in here.file("connector-*.yml").read_text(), "bound to another address meanwhile"
 
 
 async def test_tunnel_starts_again_after_restart(tmp_path):
