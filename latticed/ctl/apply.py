@@ -61,6 +61,7 @@ def arguments(parser: Parser) -> None:
     )
     parser.add_argument("--review", metavar="REVIEW", help="approve this review, whole: no question is asked")
     parser.add_argument("--confirm", action="store_true", help="keep it at once if its self-check passes")
+    plan_view.add_override(parser)
     plan_view.add_confirm_within(parser)
 
 
@@ -99,8 +100,9 @@ def _sit(session: CtlSession, client: HelperClient, plugin_id: str) -> dict[str,
         raise Problem("refused", detail, f"configure {plugin_id} for something else")
     _check_free(client.observe(), str(reviewed.plain.get("kind") or ""))
     if reviewed.needs_approval():
+        _check_overrides(args.override, reviewed)
         _ask_approval(session, reviewed)
-        client.approve(reviewed.plan, reviewed.review)
+        _approve(client, reviewed, args.override)
         screen.note("approved")
     answer = _apply(client, reviewed, args.confirm_within)
     if answer.get("state") == "unconfirmed":
@@ -191,6 +193,23 @@ def _check_free(observed: dict[str, Any], kind: str) -> None:
             short = busy[: plan_view.SHORT]
             detail = f"{kind} has an unconfirmed change of plan {short}; nothing was changed"
             raise Problem("target_busy", detail, f"latticectl plan confirm {short}, or plan rollback {short}")
+
+
+def _check_overrides(overrides: list[str], reviewed: Reviewed) -> None:
+    """Problem intent_refused while something stands against the plan that is not overridden: nobody is asked then."""
+    left = [code for code in plan_view.standing(reviewed.plain) if code not in overrides]
+    if left:
+        words = " ".join(f"--override {code}" for code in left)
+        detail = f"approval: {', '.join(left)} stands against the plan, as printed above; nothing was changed"
+        raise Problem("intent_refused", detail, f"change what is configured, or approve it in spite of that: {words}")
+
+
+def _approve(client: HelperClient, reviewed: Reviewed, overrides: list[str]) -> None:
+    """Approve; the helper looks again, so that it may find what did not stand against the plan before."""
+    try:
+        client.approve(reviewed.plan, reviewed.review, overrides)
+    except root_helper.HelperFault as fault:
+        raise _at("approval", fault) from fault
 
 
 def _ask_approval(session: CtlSession, reviewed: Reviewed) -> None:

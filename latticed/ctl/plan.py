@@ -22,6 +22,7 @@ EXAMPLES: Final = examples(
     "latticectl plan list",
     "latticectl plan show 3f0c91ab                     # the difference to the live state, and the review to approve",
     "latticectl plan approve 3f0c91ab 91aa…            # the whole review, as it was shown",
+    "latticectl plan approve 3f0c91ab 91aa… --override lockout_source",
     "latticectl plan apply 3f0c91ab --confirm-within 2m",
     "latticectl plan confirm 3f0c91ab                  # keep it; else it is undone when the time is over",
     "latticectl plan rollback 3f0c91ab                 # undo it now",
@@ -64,6 +65,7 @@ def arguments(parser: Parser) -> None:
         action.add_argument("plan", metavar="PLAN", help=_PLAN)
         if name == "approve":
             action.add_argument("review", metavar="REVIEW", help="all 64 digits, as plan show prints them")
+            plan_view.add_override(action)
         if name == "apply":
             plan_view.add_confirm_within(action)
 
@@ -82,7 +84,7 @@ def run(session: CtlSession) -> int:
     plan = client.whole(args.plan)
     match args.action:
         case "approve":
-            answer = client.approve(plan, args.review.lower())
+            answer = _approved(session, client, plan)
         case "apply":
             answer = client.apply(plan, args.confirm_within)
         case action:
@@ -90,6 +92,16 @@ def run(session: CtlSession) -> int:
     # What was asked for: to have undone is no failure of `rollback`.
     code = plan_view.moved(session.screen, answer)
     return ExitCode.OK if args.action in {"rollback", "refuse"} else code
+
+
+def _approved(session: CtlSession, client: HelperClient, plan: str) -> dict[str, Any]:
+    """Approve a plan as it was reviewed; what stands against it is printed before the Problem is raised."""
+    args = session.args
+    try:
+        return client.approve(plan, args.review.lower(), args.override)
+    except root_helper.HelperFault as fault:
+        plan_view.findings(session.screen, fault)
+        raise
 
 
 def _decided(client: HelperClient, action: str, plan: str) -> dict[str, Any]:
@@ -176,7 +188,10 @@ def _show(session: CtlSession, client: HelperClient) -> int:
         return ExitCode.OK
     plan_view.review(screen, plain)
     if plain.get("state") in {"planned", "stale", "rolled_back", "failed"} and not plain.get("narrows"):
-        screen.hint(f"latticectl plan approve {str(plain.get('plan'))[: plan_view.SHORT]} {plain.get('review')}")
+        command = f"latticectl plan approve {str(plain.get('plan'))[: plan_view.SHORT]} {plain.get('review')}"
+        codes = " ".join(f"--override {code}" for code in plan_view.standing(plain))
+        # Not one command to copy: what locks somebody out is to be thought of.
+        screen.hint(f"mend the findings, or add {codes} to: {command}" if codes else command)
     return ExitCode.OK
 
 

@@ -6,6 +6,7 @@ import json
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.ctl import replies
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell
 
@@ -32,6 +33,8 @@ SHORT: Final = 12
 """Digits of a plan's name in tables and commands; 8 are enough where they are unique."""
 _MOST_S: Final = 3_600
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600}
+_LONGEST_CODE: Final = 32
+_CODE_CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz_"
 
 
 def state(word: str) -> Cell:
@@ -56,10 +59,36 @@ def add_confirm_within(parser: ArgumentParser) -> None:
     )
 
 
+def add_override(parser: ArgumentParser) -> None:
+    """Add `--override CODE` to a verb that approves."""
+    parser.add_argument(
+        "--override",
+        metavar="CODE",
+        action="append",
+        default=[],
+        type=_code,
+        help="approve in spite of findings with this code, as plan show prints them; on record (repeatable)",
+    )
+
+
+def _code(text: str) -> str:
+    """An argument's type: the code of a finding."""
+    if not (0 < len(text) <= _LONGEST_CODE and text.strip(_CODE_CHARACTERS) == "" and text[0] != "_"):
+        raise ArgumentTypeError(f"expected a code such as lockout_source, found {text[:40]!r}")
+    return text
+
+
 def review(screen: Screen, plain: dict[str, Any]) -> None:
-    """Print what an operator approves: the fields, the review, and the diff against the live state."""
+    """Print what an operator approves: the fields, the review, what stands against it, and the diff against the live
+    state.
+    """
     screen.fields(_fields(plain))
     diff(screen, str(plain.get("diff") or ""))
+
+
+def standing(plain: dict[str, Any]) -> list[str]:
+    """The codes of the findings that stand against a plan, each once: to be overridden, or mended."""
+    return sorted({str(one.get("code") or "") for one in replies.rows(plain.get("findings") or [], "findings")})
 
 
 def _fields(plain: dict[str, Any]) -> Iterator[tuple[str, str | Cell]]:
@@ -69,6 +98,10 @@ def _fields(plain: dict[str, Any]) -> Iterator[tuple[str, str | Cell]]:
     yield "state", state(str(plain.get("state") or ""))
     yield "narrows", "yes: it may be applied without approval" if plain.get("narrows") is True else "no"
     yield "review", str(plain.get("review") or "")
+    for name in ("overridden", "findings"):
+        for one in replies.rows(plain.get(name) or [], name):
+            sentence = f"{one.get('code')}: expected {one.get('expected')}, found {one.get('found')}"
+            yield name.removesuffix("s"), Cell(sentence, "warn" if name == "overridden" else "bad")
 
 
 def diff(screen: Screen, unified: str) -> None:

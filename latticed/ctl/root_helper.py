@@ -19,6 +19,8 @@ from latticed.ctl.bounded_socket import BoundedSocket
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from latticed.ctl.session import CtlSession
 
 CONNECT_S: Final = 5.0
@@ -58,12 +60,18 @@ class HelperClient:
         return self._ask({"verb": "observe"})
 
     def review(self, plan: str) -> dict[str, Any]:
-        """`{plan, kind, target, state, review, diff, intent, narrows}`: what an operator has to see."""
+        """`{plan, kind, target, state, review, diff, intent, narrows, findings, overridden}`: what an operator has to
+        see. An older helper sends no findings.
+        """
         return self._ask({"verb": "review", "plan": plan, "source": self.source})
 
-    def approve(self, plan: str, review: str) -> dict[str, Any]:
-        """Approve the plan as reviewed; `{plan, state, review, deadline_s, message}`, as of the following ones."""
-        return self._ask({"verb": "approve", "plan": plan, "review": review, "source": self.source})
+    def approve(self, plan: str, review: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+        """Approve the plan as reviewed, in spite of findings with the codes `overrides`.
+
+        `{plan, state, review, deadline_s, message}`, as of the following ones.
+        """
+        asked = {"verb": "approve", "plan": plan, "review": review, "source": self.source}
+        return self._ask({**asked, "overrides": list(overrides)} if overrides else asked)
 
     def apply(self, plan: str, confirm_within_s: int) -> dict[str, Any]:
         """Apply the plan; the answer comes when it is unconfirmed, applied or undone. 0 s: as the settings say."""

@@ -76,7 +76,7 @@ class Kind(Protocol):
         ...
 
     def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
-        """All faults of an intent, none for a good one.
+        """All faults of an intent, none for a good one. Those against the host alone may be `overridable`.
 
         `live` None: the host could not be observed, so only what needs no live state is checked. `source`: address that
         the operator's session comes from, empty when unknown.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,7 +62,7 @@ class NftKind:
         return {}
 
     def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
-        """All findings; those that an operator may override are refused too, as nothing here records overriding."""
+        """As `nft_guard.check` has them; a lockout may be overridden."""
         try:
             read = decode.read(intent)
         except findings.IntentRefused as refused:
@@ -148,7 +148,7 @@ class NftKind:
 
 
 def _finding(found: findings.Finding) -> Finding:
-    return Finding(code=found.code, path=found.path, expected=found.expected, found=found.found, hint=found.hint)
+    return Finding(**asdict(found))
 
 
 def _facts(tools: Tools, foreign: tuple[str, ...]) -> LiveFacts:

@@ -45,7 +45,11 @@ class IntentRefused(Problem):
         first = findings[0]
         detail = f"{first.path}: expected {first.expected}, found {first.found}"
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        super().__init__("intent_refused", detail + more, first.hint)
+        hint = first.hint
+        if all(one.overridable for one in findings):
+            codes = " ".join(f"--override {code}" for code in sorted({one.code for one in findings}))
+            hint = f"{hint}; or approve it in spite of that: {codes}"
+        super().__init__("intent_refused", detail + more, hint)
         self.findings = findings[: protocol.MAX_FINDINGS]
 
 
@@ -162,7 +166,7 @@ class Operations:
             raise Problem("bad_request", text.sanitise(str(error), 300)) from error
         live = self._try_observe(kind)
         # Meaning first: whatever `secrets` and `render` make of an intent, they get only what passed.
-        self._check(kind, asked.intent, live, "")
+        standing = self._check(kind, asked.intent, live, "", _every)
         macs = review.macs(self._store.key(), kind.secrets(asked.intent), asked.secrets)
         now = self._clock.wall_us()
         fresh = PlanRecord(
@@ -171,6 +175,7 @@ class Operations:
             intent=asked.intent,
             macs=macs,
             state=PlanState.PLANNED,
+            message=text.sanitise("; ".join(map(_sentence, standing)), 400),
             offered_us=now,
             updated_us=now,
         )
@@ -179,6 +184,9 @@ class Operations:
             target = self._store.target(kind.name)
             known = self._store.plan(name)
             if known is not None and not _is_offered_anew(known, fresh, target):
+                if decide.state_of(known, target) is PlanState.PLANNED and known.message != fresh.message:
+                    known = structs.replace(known, message=fresh.message)
+                    self._store.put_plan(known)
                 return _moved(known, target)
             if known is None:
                 self._make_room()
@@ -203,7 +211,7 @@ class Operations:
     def _review(self, asked: protocol.Review) -> protocol.Reviewed:
         plan, kind = self._plan_of(asked.plan)
         live = self._observed_of(kind)
-        self._check(kind, plan.intent, live, asked.source)
+        standing = self._check(kind, plan.intent, live, asked.source, _every)
         rendering = review.shown(kind, plan, live)
         with self._store.locked(kind.name, deadline_s=LOCK_S):
             target = self._store.target(kind.name)
@@ -211,7 +219,8 @@ class Operations:
             with contextlib.suppress(OSError):
                 now = self._clock.wall_us()
                 # Read again: a dead-man may have written it meanwhile.
-                self._store.put_plan(structs.replace(self._found(asked.plan), reviewed=True, updated_us=now))
+                plan = structs.replace(self._found(asked.plan), reviewed=True, updated_us=now)
+                self._store.put_plan(plan)
         return protocol.Reviewed(
             plan=plan.plan,
             kind=kind.name,
@@ -221,6 +230,8 @@ class Operations:
             diff=review.diff(live, rendering),
             intent=plan.intent,
             narrows=self._is_narrow(kind, plan, target),
+            findings=tuple(one for one in standing if one not in plan.overridden)[: protocol.MAX_FINDINGS],
+            overridden=plan.overridden,
         )
 
     def _approve(self, asked: protocol.Approve, asker: Asker) -> protocol.Moved:
@@ -229,11 +240,19 @@ class Operations:
             plan, target = self._found(asked.plan), self._store.target(kind.name)
             _raise_if(decide.approve(plan, target))
             live = self._observed_of(kind)
-            self._check(kind, plan.intent, live, asked.source)
+            overridden = self._check(kind, plan.intent, live, asked.source, lambda one: one.code in asked.overrides)
             self._require_review(kind, plan, live, asked.review)
+            said: dict[str, str] = {}
+            if overridden:
+                codes = ",".join(sorted({one.code for one in overridden}))
+                said = {"reason": "in spite of: " + "; ".join(map(_sentence, overridden)), "overrides": codes}
             # On the chain first: an approval that nobody can trace must not count.
-            self._steps.append("plan.approve", plan.plan, actor=asker.actor, kind=kind.name, review=asked.review)
-            fresh = self._upkeep.change(plan, PlanState.APPROVED, "", review=asked.review, source=asked.source)
+            self._steps.append(
+                "plan.approve", plan.plan, actor=asker.actor, kind=kind.name, review=asked.review, **said
+            )
+            fresh = self._upkeep.change(
+                plan, PlanState.APPROVED, "", review=asked.review, source=asked.source, overridden=overridden
+            )
         return _moved(fresh, target)
 
     def _refuse(self, asked: protocol.Refuse, asker: Asker) -> protocol.Moved:
@@ -263,9 +282,13 @@ class Operations:
             tools = self._choices.tools(kind, lock, secrets)
             # Nothing is touched until the review is known to hold.
             live = kind.observe(tools)
-            self._check(kind, plan.intent, live, asked.source or plan.source)
+            # Where an operator comes from is no word of the daemon's.
+            source = "" if asker.role is decide.Role.DAEMON else asked.source
             if way is decide.Way.REVIEWED:
+                self._check(kind, plan.intent, live, source or plan.source, lambda one: one in plan.overridden)
                 self._require_review(kind, plan, live, plan.review)
+            else:
+                self._check_narrow(kind, plan, target, live, source)
             rendering = kind.render(plan.intent, live, secrets)
             kind.validate(rendering, tools)
             within_s = self._choices.confirm_within_s
@@ -357,7 +380,9 @@ class Operations:
         armed = target.armed
         assert armed is not None  # noqa: S101 - decided by the callers
         self._steps.append("plan.confirm", plan.plan, actor=actor, kind=target.kind, narrows=armed.narrows)
-        bound = target.bound if armed.narrows else Bound(plan=plan.plan, intent=armed.intent, macs=armed.macs)
+        bound = target.bound
+        if not armed.narrows:
+            bound = Bound(plan=plan.plan, intent=armed.intent, macs=armed.macs, source=plan.source)
         kept = structs.replace(
             target, bound=bound, confirmed=plan.plan, macs=armed.macs, rendering=armed.apply_id, armed=None
         )
@@ -423,10 +448,31 @@ class Operations:
                 raise
             return None
 
-    def _check(self, kind: Kind, intent: dict[str, object], live: Live | None, source: str) -> None:
-        """IntentRefused with all that is wrong."""
-        if findings := kind.check(intent, live, source):
-            raise IntentRefused(findings)
+    def _check(
+        self,
+        kind: Kind,
+        intent: dict[str, object],
+        live: Live | None,
+        source: str,
+        passes: Callable[[protocol.Finding], bool],
+    ) -> tuple[protocol.Finding, ...]:
+        """The overridable findings that `passes` lets pass; IntentRefused with all others."""
+        findings = kind.check(intent, live, source)
+        passed = tuple(one for one in findings if one.overridable and passes(one))
+        if refused := tuple(one for one in findings if one not in passed):
+            raise IntentRefused(refused)
+        return passed
+
+    def _check_narrow(self, kind: Kind, plan: PlanRecord, target: Target, live: Live, source: str) -> None:
+        """As `_check`, for a plan that nobody approved: it may do harm to no operator, the one who approved its bound
+        included, but where the bound does the same harm already. IntentRefused.
+        """
+        bound = target.bound
+        assert bound is not None  # noqa: S101 - else nothing narrows
+        source = source or bound.source
+        if kind.check(plan.intent, live, source):
+            of_bound = kind.check(bound.intent, live, source)
+            self._check(kind, plan.intent, live, source, lambda one: one in of_bound)
 
     def _require_review(self, kind: Kind, plan: PlanRecord, live: Live, wanted: str) -> None:
         """Problem stale, and the plan's state with it, unless the review is `wanted` now."""
@@ -472,6 +518,15 @@ def _is_offered_anew(known: PlanRecord, fresh: PlanRecord, target: Target) -> bo
     if state in {PlanState.REFUSED, PlanState.APPLYING, PlanState.UNCONFIRMED}:
         return False
     return known.macs != fresh.macs or state in {PlanState.STALE, PlanState.ROLLED_BACK, PlanState.FAILED}
+
+
+def _every(_: protocol.Finding) -> bool:
+    """Offering and reading grant nothing, so what an operator could override passes."""
+    return True
+
+
+def _sentence(one: protocol.Finding) -> str:
+    return f"{one.code}: expected {one.expected}, found {one.found}"
 
 
 def _raise_if(fault: Fault | None) -> None:

@@ -94,6 +94,8 @@ Reference = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}(#[A-Za-z0-9_.@-
 Source = Annotated[str, Meta(pattern=r"\A[0-9A-Fa-f:.]{0,45}\Z")]
 """An IP address, or empty: where the operator's session comes from (the first field of SSH_CONNECTION)."""
 Whole = Annotated[int, Meta(ge=0, le=2**53)]
+Override = Annotated[str, Meta(pattern=r"\A[a-z][a-z_]{0,31}\Z")]
+"""The code of findings in spite of which a plan is approved."""
 SECRET_FORMS: Final = {
     "key": r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=",
     "uuid": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
@@ -146,11 +148,16 @@ class Review(Request, frozen=True, tag="review"):
 
 
 class Approve(Request, frozen=True, tag="approve"):
-    """Approve the plan as reviewed; `stale` when it would be another review now. Answer: Moved."""
+    """Approve the plan as reviewed; `stale` when it would be another review now. Answer: Moved.
+
+    `overrides`: codes of overridable findings in spite of which it is approved. What is overridden are the findings of
+    that moment, each as it is: one that comes later, also of the same code, keeps the plan from being applied.
+    """
 
     plan: Sha256
     review: Sha256
     source: Source = ""
+    overrides: Annotated[tuple[Override, ...], Meta(max_length=8)] = ()
 
 
 class Refuse(Request, frozen=True, tag="refuse"):
@@ -195,13 +202,16 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Answer, frozen=True):
-    """One fault of an intent; `path` is where in it (`rules[3].ports`)."""
+    """One fault of an intent; `path` is where in it (`rules[3].ports`). `overridable`: an operator may approve the plan
+    in spite of it (`Approve.overrides`).
+    """
 
     code: str
     path: str
     expected: str
     found: str
     hint: str = ""
+    overridable: bool = False
 
 
 class ErrorAnswer(Answer, frozen=True):
@@ -294,7 +304,8 @@ class Reviewed(Answer, frozen=True):
     """What an operator approves: `review` is over plan, rendering, target, live state and secrets.
 
     `diff` is a unified diff from the live state to the rendering, with references in place of secrets, empty when they
-    are equal. `narrows`: it may be applied without approval.
+    are equal. `narrows`: it may be applied without approval. `findings`: overridable ones that stand against it now;
+    `overridden`: those in spite of which it is approved.
     """
 
     plan: str
@@ -305,6 +316,8 @@ class Reviewed(Answer, frozen=True):
     diff: str
     intent: dict[str, Any]
     narrows: bool
+    findings: tuple[Finding, ...] = ()
+    overridden: tuple[Finding, ...] = ()
 
 
 class Restored(Answer, frozen=True):

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from latticed.model.plan import PlanState
+from latticed.plans.protocol import Finding
 
 
 class PlanRecord(Struct, frozen=True, kw_only=True):
@@ -14,8 +15,8 @@ class PlanRecord(Struct, frozen=True, kw_only=True):
 
     `macs`: for each secret's reference the HMAC of its value. `state` is that of a plan which is neither armed nor
     confirmed: `decide.state_of` has the state to show. `review`: the approved one, empty for none. `source`: the
-    address that its approver came from. `undone_by`: why it was rolled back (`deadline`, `boot`, `operator`,
-    `self_check`), empty otherwise.
+    address that its approver came from; `overridden`: the findings in spite of which it is approved. `undone_by`: why
+    it was rolled back (`deadline`, `boot`, `operator`, `self_check`), empty otherwise.
     """
 
     plan: str
@@ -25,6 +26,7 @@ class PlanRecord(Struct, frozen=True, kw_only=True):
     state: PlanState
     review: str = ""
     source: str = ""
+    overridden: tuple[Finding, ...] = ()
     message: str = ""
     undone_by: str = ""
     offered_us: int
@@ -33,11 +35,12 @@ class PlanRecord(Struct, frozen=True, kw_only=True):
 
 
 class Bound(Struct, frozen=True, kw_only=True):
-    """The intent that an operator approved last: what narrows it needs no approval."""
+    """The intent that an operator approved last, from the address `source`: what narrows it needs no approval."""
 
     plan: str
     intent: dict[str, Any]
     macs: dict[str, str]
+    source: str = ""
 
 
 class Armed(Struct, frozen=True, kw_only=True):

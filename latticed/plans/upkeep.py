@@ -240,7 +240,15 @@ class Upkeep:
         self._store.let_go(armed.apply_id, "rendering")
 
     def change(
-        self, plan: PlanRecord, state: PlanState, message: str, *, review: str, source: str = "", undone_by: str = ""
+        self,
+        plan: PlanRecord,
+        state: PlanState,
+        message: str,
+        *,
+        review: str,
+        source: str = "",
+        overridden: tuple[protocol.Finding, ...] = (),
+        undone_by: str = "",
     ) -> PlanRecord:
         """Write a plan's new state. OSError."""
         fresh = structs.replace(
@@ -249,6 +257,7 @@ class Upkeep:
             message=message,
             review=review,
             source=source,
+            overridden=overridden,
             undone_by=undone_by,
             updated_us=self._clock.wall_us(),
         )

@@ -28,7 +28,10 @@ REFERENCE = re.compile(r"\$\{secret:([^}]+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileKind:
-    """Intents are `{"allow": [names], "key"?: "${secret:NAME#label}"}`; `admin` must be among the names."""
+    """Intents are `{"allow": [names], "key"?: "${secret:NAME#label}"}`; `admin` must be among the names.
+
+    So should be those that orders.json says are `connected`: an operator may override that.
+    """
 
     directory: Path
     name: str = "file"
@@ -60,6 +63,12 @@ class FileKind:
         ]
         if "admin" not in names:
             found.append(Finding(code="lockout", path="allow", expected="admin in it", found="none", hint="add admin"))
+        connected = [] if live is None else live.facts["connected"]
+        found += [
+            Finding(code="lockout_source", path="allow", expected=f"{one} in it", found="none", overridable=True)
+            for one in connected
+            if one not in names
+        ]
         return tuple(found)
 
     def render(self, intent: dict[str, Any], live: Live | None, secrets: Mapping[str, str]) -> bytes:
@@ -79,7 +88,8 @@ class FileKind:
     def observe(self, tools: Tools) -> Live:
         data = self.path.read_bytes() if self.path.exists() else b""
         text = re.sub(r"(?m)^key .*$", "key (a secret)", data.decode())
-        return Live(facts={"lines": text.splitlines()}, basis=data, text=text)
+        connected = self.orders().get("connected", [])
+        return Live(facts={"lines": text.splitlines(), "connected": connected}, basis=data, text=text)
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
         self._obey("validate", tools, rendering)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -168,13 +169,56 @@ def test_boot_loads_the_confirmed_table(site):
 def test_ban_of_an_established_session_is_refused_when_it_is_offered(site):
     with site.helper.running():
         site.helper.applied(BASE, kind="nft")
-        with site.net.inside("r"):
-            listener = firewalled.listening("10.9.0.1", 22)
-        with site.net.inside("a"):
-            client = socket.create_connection(("10.9.0.1", 22))
-        with listener, client:
+        with session(site.net):
             answer = site.helper.ask(protocol.Offer(kind="nft", intent={**BASE, "bans": [banned("10.9.0.2", 60)]}))
             assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_session")
+
+
+@contextlib.contextmanager
+def session(net):
+    """An established connection to port 22 of `r`, from 10.9.0.2: what the helper takes for an operator's."""
+    with net.inside("r"):
+        listener = firewalled.listening("10.9.0.1", 22)
+    with net.inside("a"):
+        client = socket.create_connection(("10.9.0.1", 22), timeout=10)
+    with listener, client:
+        yield
+
+
+ELSEWHERE = {
+    "groups": [{"name": "ssh", "rules": [{**SSH["rules"][0], "remote": ["192.0.2.0/24"]}]}],
+    "bindings": BASE["bindings"],
+}
+
+
+def test_plan_without_a_way_for_an_established_session_is_applied_only_when_that_is_overridden(site):
+    with site.helper.running(), session(site.net):
+        plan = site.helper.offer(ELSEWHERE, kind="nft")
+        reviewed = site.helper.review(plan)
+        assert [(one.code, "10.9.0.2" in one.expected) for one in reviewed.findings] == [("lockout_source", True)]
+        approve = protocol.Approve(plan=plan, review=reviewed.review)
+        assert site.helper.ask(approve).code == "intent_refused"
+        assert site.helper.ask(protocol.Apply(plan=plan)).code == "not_approved"
+        assert site.table() == b""
+        approve = protocol.Approve(plan=plan, review=reviewed.review, overrides=("lockout_source",))
+        assert site.helper.ask(approve).state == "approved"
+        assert site.helper.ask(protocol.Apply(plan=plan)).state == "unconfirmed"
+        assert b"192.0.2.0/24" in site.table()
+        (step,) = [one for one in site.helper.steps() if one.action == "plan.approve"]
+        assert (step.detail["overrides"], "10.9.0.2" in step.reason) == ("lockout_source", True)
+
+
+def test_approver_is_never_banned_without_an_approval_whatever_source_the_daemon_names(site):
+    with site.helper.running():
+        plan = site.helper.offer(BASE, kind="nft")
+        approve = protocol.Approve(plan=plan, review=site.helper.review(plan).review, source=STRANGER)
+        for request in (approve, protocol.Apply(plan=plan), protocol.Confirm(plan=plan)):
+            assert isinstance(site.helper.ask(request), protocol.Moved)
+        ban = site.helper.offer({**BASE, "bans": [banned(STRANGER, 600)]}, kind="nft")
+        for source in ("", "192.0.2.1"):
+            answer = site.helper.ask(protocol.Apply(plan=ban, source=source), user=apply_helpers.DAEMON)
+            assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_approver")
+        assert site.banned() == {}
 
 
 def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_table(site):

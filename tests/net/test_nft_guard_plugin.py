@@ -158,9 +158,16 @@ def test_question_which_rule_decides_is_answered_from_the_configuration(module_s
     assert "port" in module_site.refused("test", {"from": "10.9.0.2", "to": "10.9.0.1", "port": 0})
 
 
-def test_configuration_that_locks_out_is_planned_by_nobody(module_site):
+def test_configuration_that_locks_out_can_be_read_and_is_approved_by_nobody_unknowingly(module_site):
+    """The plan says what stands against it, in the list too; an approval has to name that."""
     module_site.configure({})
-    assert "lockout" in module_site.refused("plan") or "sshd" in module_site.refused("plan")
+    made = module_site.do("plan")
+    assert (made["state"], "a port of sshd (22)" in made["reason"]) == ("planned", True)
+    reviewed = module_site.helper.review(made["sha256"])
+    assert [one.code for one in reviewed.findings] == ["lockout"]
+    approve = protocol.Approve(plan=made["sha256"], review=reviewed.review)
+    answer = module_site.helper.ask(approve)
+    assert (answer.code, "--override lockout" in answer.hint) == ("intent_refused", True)
 
 
 def test_unknown_zone_and_wrong_keys_of_a_configuration_are_refused(module_site):

@@ -498,3 +498,52 @@ def test_next_command_follows_a_new_configuration(ctl, api, configured):
         api.override["GET plugins/by-id/acme.guard"] = 200, {"plugin": record}
         ran = ctl("config", "set", "acme.guard", "-f", file)
         assert (ran.code, "hint: latticectl apply acme.guard\n" in ran.err) == (0, wanted), ran.err
+
+
+# What stands against a plan.
+
+FINDING = {
+    "code": "lockout_source",
+    "path": "bindings",
+    "expected": "a way to sshd from 192.0.2.7\x1b",
+    "found": "its new connections are dropped",
+    "overridable": True,
+}
+STANDING = {**REVIEWED, "findings": [FINDING, FINDING], "overridden": []}
+
+
+def test_plan_show_prints_what_stands_against_a_plan_and_what_was_overridden(run, helper):
+    """The command is no whole one to copy: it is to be thought of."""
+    helper.answers["review"] = STANDING
+    ran = run("plan", "show", PLAN)
+    assert "lockout_source: expected a way to sshd from 192.0.2.7\\x1b, found its new connections" in ran.out
+    assert "hint: mend the findings, or add --override lockout_source to: latticectl plan approve" in ran.err
+    helper.answers["review"] = {**REVIEWED, "state": "approved", "findings": [], "overridden": [FINDING]}
+    assert "overridden  lockout_source: expected a way" in run("plan", "show", PLAN).out
+
+
+def test_override_is_sent_with_the_approval(run, helper):
+    assert run("plan", "approve", PLAN, REVIEW, "--override", "lockout_source", "--override=lockout").code == 0
+    assert helper.asked[0]["overrides"] == ["lockout_source", "lockout"]
+    protocol.decode_request(json.dumps(helper.asked[0]).encode() + b"\n")
+
+
+def test_approval_without_the_override_prints_the_findings(run, helper):
+    helper.answers["approve"] = root_helpers.fault("intent_refused", "1 fault", findings=[FINDING])
+    ran = run("plan", "approve", PLAN, REVIEW)
+    assert (ran.code, "bindings: expected a way to sshd from" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize("word", ["", "A", "a b", "_a", "a" * 33, "lockout\n", "ſ"])
+def test_override_of_what_can_be_no_code_is_usage(run, helper, word):
+    assert (run("plan", "approve", PLAN, REVIEW, f"--override={word}").code, helper.asked) == (2, [])
+
+
+def test_apply_asks_nobody_while_something_stands_against_the_plan(sitting, helper):
+    helper.answers["review"] = STANDING
+    ran = sitting(typed="91aa91aa\n\n")
+    assert (ran.code, helper.verbs()) == (1, ["observe", "review", "observe"])
+    assert "lockout_source stands against the plan" in ran.err
+    ran = sitting("--override", "lockout_source", typed="91aa91aa\n\n")
+    assert (ran.code, helper.verbs()[-3:]) == (0, ["approve", "apply", "confirm"])
+    assert next(one for one in helper.asked if one["verb"] == "approve")["overrides"] == ["lockout_source"]
