@@ -286,6 +286,7 @@ class App:
             permits=services.permissions.permits,
             prefixes=services.permissions.prefixes,
             builtins=builtins,
+            secrets_of=services.secrets.for_plugin,
         )
         return choice.choose({"system": wanted.system, "wasm": wanted.wasm, "worker": wanted.worker}, deps)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from latticed.host.call import HostError
+from latticed.host.secret import typed
 from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
 from latticed.model.errors import Problem
@@ -23,6 +24,7 @@ from latticed.runners.contract import Checkup
 from latticed.sdk import base
 from latticed.sdk.calls import HostError as PluginHostError
 from latticed.system.host import Host
+from latticed.system.plugin import SecretReply
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
     from latticed.catalog.builtins import Builtins
+    from latticed.host.secret.references import PluginSecrets
     from latticed.model.manifest import Manifest
     from latticed.runners.child_spawner import Invoking
     from latticed.runners.contract import PluginToRun
@@ -48,13 +51,20 @@ log = logs.get_logger()
 
 
 class BuiltinRunner:
-    """See `runners.contract.Runner`. `invoking` returns the limits of an invocation."""
+    """See `runners.contract.Runner`. `invoking` gives limits of an invocation, `secrets_of(id)` a plugin's secrets."""
 
     name = "builtin"
     hashes_artifact = True
 
-    def __init__(self, builtins: Builtins, outputs: Outputs, invoking: Callable[[Manifest], Invoking]) -> None:
+    def __init__(
+        self,
+        builtins: Builtins,
+        outputs: Outputs,
+        invoking: Callable[[Manifest], Invoking],
+        secrets_of: Callable[[str], PluginSecrets],
+    ) -> None:
         self._builtins = builtins
+        self._secrets_of = secrets_of
         self._outputs = outputs
         self._invoking = invoking
         self._loaded: dict[str, type[SystemPlugin]] = {}
@@ -67,7 +77,8 @@ class BuiltinRunner:
     ) -> BuiltinInstance:
         if plugin.id not in self._loaded:
             self._loaded[plugin.id] = await asyncio.to_thread(self._load, plugin, pair)
-        instance = BuiltinInstance(plugin, gate, self._invoking(plugin.manifest), self._outputs, on_exit)
+        limits = self._invoking(plugin.manifest)
+        instance = BuiltinInstance(plugin, gate, limits, self._outputs, on_exit, secrets_of=self._secrets_of)
         await instance.begin(self._loaded[plugin.id])
         return instance
 
@@ -99,8 +110,11 @@ class BuiltinInstance:
         invoking: Invoking,
         outputs: Outputs,
         on_exit: Callable[[str, str], None],
+        *,
+        secrets_of: Callable[[str], PluginSecrets],
     ) -> None:
         self._plugin_id = plugin.id
+        self._secrets_of = secrets_of
         self._config: dict[str, Any] = msgspec.json.decode(plugin.config)
         self._gate = gate
         self._invoking = invoking
@@ -149,7 +163,7 @@ class BuiltinInstance:
         try:
             async with asyncio.timeout(limits.timeout_s):
                 work = functools.partial(self._plugin.invoke, action, payload)
-                return _reply(await self._result(self._fenced(work, "invoke")))
+                return self._reply(await self._result(self._fenced(work, "invoke")))
         except TimeoutError as error:
             raise replies.too_late(limits.timeout_s) from error
         except _Failed as failed:
@@ -219,6 +233,17 @@ class BuiltinInstance:
             found = "it cancelled itself" if task.cancelled() else "it returned"
             self._fault = "exited", f"expected its background task to go on, {found}"
         self._on_exit(*self._fault)
+
+    def _reply(self, found: Any) -> dict[str, Any]:
+        """The reply of an action that returned `found`, with the secrets in place that it asks for."""
+        reply = _reply(found)
+        if not isinstance(found, SecretReply) or not reply["ok"]:
+            return reply
+        try:
+            filled = typed.filled(reply["result"], self._plugin_id, found.forms, self._secrets_of(self._plugin_id))
+        except HostError as error:
+            return replies.reply(base.failed(f"{error.code.value}: {error.reason}"))
+        return {**reply, "result": filled}
 
     def _is_over(self) -> bool:
         return self._stopping

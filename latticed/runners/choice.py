@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from latticed.catalog.builtins import Builtins
     from latticed.host.route.table import RouteTable
+    from latticed.host.secret.references import PluginSecrets
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
@@ -32,7 +33,7 @@ _COMPILING: Final = 0.8
 class RunnerDeps:
     """What runners need. `permits(id)` returns the operator's permits for that plugin (`model.permits`), `prefixes(id)`
     the route prefixes granted to it; both are asked whenever they are needed, since grants change. `builtins` has the
-    code of built-in plugins.
+    code of built-in plugins, `secrets_of(id)` what that plugin's references stand for, for one answer.
     """
 
     spawner: ChildSpawner
@@ -43,6 +44,7 @@ class RunnerDeps:
     permits: Callable[[str], tuple[str, ...]]
     prefixes: Callable[[str], frozenset[str]]
     builtins: Builtins
+    secrets_of: Callable[[str], PluginSecrets]
 
 
 def choose(names: Mapping[str, str], deps: RunnerDeps) -> dict[str, Runner]:
@@ -58,7 +60,7 @@ def _runner(name: str, deps: RunnerDeps) -> Runner:
     """The runner called `name`; a new one for each plugin type."""
     match name:
         case contract.BUILTIN:
-            return BuiltinRunner(deps.builtins, deps.outputs, deps.spawner.invoking)
+            return BuiltinRunner(deps.builtins, deps.outputs, deps.spawner.invoking, deps.secrets_of)
         case "noop":
             return NoopRunner("held by the noop runner, its artifact is not executed")
         case "process":

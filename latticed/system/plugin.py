@@ -5,12 +5,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from latticed.sdk.base import Health, PluginError
+from latticed.sdk.base import Health, PluginError, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.system.host import Host
+
+
+class SecretReply(Reply):
+    """A reply in whose texts the host puts the values of some secrets, after the plugin has let go of it.
+
+        SecretReply({"conf": "PresharedKey = ${secret:PSK#anna}"}, forms={"PSK#anna": "key"})
+
+    `forms`: each reference that is to be replaced and the form of its value, `key`, `uuid` or `password`. Any other
+    reference stays as it is: it is text that somebody else wrote. A secret that is not bound fails the action.
+    """
+
+    def __init__(self, result: Any, *, forms: Mapping[str, str], message: str = "") -> None:
+        super().__init__(result, message=message)
+        self.forms = dict(forms)
 
 
 class SystemPlugin:

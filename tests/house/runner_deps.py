@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from latticed.catalog.builtins import Builtins
 from latticed.host.route.table import RouteTable
+from latticed.host.secret.references import PluginSecrets
 from latticed.kit.clock import SystemClock
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.choice import RunnerDeps
 from latticed.runners.output import Outputs
 from latticed.settings import PluginLimitSettings, SandboxSettings
-from tests.house import children
+from tests.house import children, plugin_secrets
 
 
 def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
@@ -20,7 +22,11 @@ def spawner(*, floor: str = "filtered", **limits: Any) -> ChildSpawner:
     return ChildSpawner(children.probed(), SandboxSettings(floor=floor), PluginLimitSettings(**limits))
 
 
-def deps(state_dir: Path, builtins: Builtins | None = None) -> RunnerDeps:
+def deps(
+    state_dir: Path,
+    builtins: Builtins | None = None,
+    secrets_of: Callable[[str], PluginSecrets] = plugin_secrets.no_secrets,
+) -> RunnerDeps:
     """All that runners need; no plugin has any permission."""
     return RunnerDeps(
         spawner=spawner(),
@@ -31,6 +37,7 @@ def deps(state_dir: Path, builtins: Builtins | None = None) -> RunnerDeps:
         permits=lambda _: (),
         prefixes=lambda _: frozenset(),
         builtins=builtins or Builtins(),
+        secrets_of=secrets_of,
     )
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from latticed.host.call import Caller, HostError
 from latticed.host.network import keeper as keepers
-from latticed.host.network import offers
 from latticed.host.network.apply_client import ApplyHelper
 from latticed.host.network.calls import NetworkCalls
 from latticed.host.network.keeper import PlanKeeper
+from latticed.host.secret import typed
 from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
 from latticed.ledger import audit, open_ledger
@@ -117,7 +117,7 @@ async def test_secret_that_no_field_can_hold_is_refused_without_its_value(site, 
     await site.secrets.set("S", value)
     await site.secrets.bind("S", A.plugin_id)
     error = await site.refused("plan", kind="nft", intent={"password": "${secret:S}"})
-    assert (error.code, "the secret 'S' cannot be in a plan" in error.reason) == (Denial.BAD_PARAMS, True)
+    assert (error.code, "the secret 'S' cannot be used here" in error.reason) == (Denial.BAD_PARAMS, True)
     assert value not in error.reason
     assert site.helper.asked == []
 
@@ -132,12 +132,12 @@ def test_derived_values_differ_by_label_plugin_secret_and_form():
         for label in ("ada", "bob")
         for form in forms
     ]
-    made = [offers.derived(*one) for one in given]
+    made = [typed.derived(*one) for one in given]
     assert len(set(made)) == len(given)
-    assert made == [offers.derived(*one) for one in given]
+    assert made == [typed.derived(*one) for one in given]
     for (*_, form), value in zip(given, made, strict=True):
         assert forms[form].fullmatch(value)
-    assert uuid.UUID(offers.derived("one-secret", "acme.a", "ada", "uuid")).version == 4
+    assert uuid.UUID(typed.derived("one-secret", "acme.a", "ada", "uuid")).version == 4
 
 
 async def test_intent_that_helper_refuses_is_bad_params(site):

@@ -13,14 +13,16 @@ import pytest
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.host.call import Caller, Params, Served
+from latticed.host.network import offers
+from latticed.host.secret import typed
 from latticed.kit.clock import SystemClock
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners import choice
 from latticed.sdk import HostError, PluginError, Reply
 from latticed.sdk.base import Health as Told
-from latticed.system.plugin import SystemPlugin
-from tests.house import builtins, in_process, runner_deps
+from latticed.system.plugin import SecretReply, SystemPlugin
+from tests.house import builtins, in_process, plugin_secrets, runner_deps
 
 NEVER = 3600.0
 
@@ -32,11 +34,12 @@ class Get(Params, frozen=True):
 class Stage:
     """Starts classes as the plugin latticed.demo; `exits` is what they ended with."""
 
-    def __init__(self, root, *, granted=("kv:read",), timeout_s=5, config=b"{}"):
+    def __init__(self, root, *, granted=("kv:read",), timeout_s=5, config=b"{}", secrets=None):
         self.root = root
         self.granted = frozenset(granted)
         self.timeout_s = timeout_s
         self.config = config
+        self.secrets = plugin_secrets.secrets_of({"latticed.demo": secrets or {}})
         self.exits = []
         self.events = []
         self.instances = []
@@ -45,7 +48,7 @@ class Stage:
     async def start(self, kind, **fields):
         fields = {"runtime": {"limits": {"invoke_timeout_s": self.timeout_s}}, **fields}
         brought = builtins.brought(builtins.made(self.root, kind, **fields))
-        runner = choice.choose({}, runner_deps.deps(self.root, brought.builtins))["builtin"]
+        runner = choice.choose({}, runner_deps.deps(self.root, brought.builtins, self.secrets))["builtin"]
         plugin = brought.plugin
         self.gate = self.broker().gate(
             Caller(plugin_id=plugin.id), Rights(declared=frozenset(plugin.manifest.capabilities), granted=self.granted)
@@ -439,3 +442,77 @@ async def test_code_that_cannot_be_imported_is_plugin_error(tmp_path):
         await runner.start(brought.plugin, brought.builtins.pair(brought.plugin.identity), None, lambda *_: None)
     assert (failed.value.code, "segno" in failed.value.reason) == ("plugin_error", True)
     assert "latticed.demo" not in sys.modules
+
+
+class Secretive(SystemPlugin):
+    """Answers with text that the payload gives, and asks for the secrets that it names."""
+
+    async def do_give(self, payload):
+        return SecretReply(payload["result"], forms=payload["forms"], message="made")
+
+    async def do_tell(self, payload):
+        return payload
+
+
+async def test_secrets_that_an_answer_names_are_put_in_last_and_others_stay(stage):
+    stage.secrets = plugin_secrets.secrets_of({"latticed.demo": {"PSK": "one-secret", "TOKEN": "hunter2-hunter2"}})
+    instance = await stage.start(Secretive)
+    given = {
+        "conf": "PresharedKey = ${secret:PSK#anna}\nToken = ${secret:TOKEN}",
+        "ids": [{"${secret:PSK#anna}": "${secret:PSK#ben}"}, 7, None],
+        "of others": "${secret:OTHER} ${secret:PSK#cleo} ${secret:PSK}",
+    }
+    forms = {"PSK#anna": "key", "PSK#ben": "uuid", "TOKEN": "password"}
+    reply = await instance.invoke("give", {"result": given, "forms": forms})
+    key = typed.derived("one-secret", "latticed.demo", "anna", "key")
+    assert reply == {
+        "ok": True,
+        "message": "made",
+        "error": None,
+        "result": {
+            "conf": f"PresharedKey = {key}\nToken = hunter2-hunter2",
+            "ids": [{"${secret:PSK#anna}": typed.derived("one-secret", "latticed.demo", "ben", "uuid")}, 7, None],
+            "of others": "${secret:OTHER} ${secret:PSK#cleo} ${secret:PSK}",
+        },
+    }
+    # It is what a plan of the same plugin with that reference is applied with.
+    plan = offers.values(
+        "latticed.demo",
+        {"psk": "${secret:PSK#anna}"},
+        stage.secrets("latticed.demo"),
+        {"PSK#anna": "key"},
+    )
+    assert [one.value for one in plan] == [key]
+
+
+async def test_an_answer_that_asks_for_nothing_keeps_its_references(stage):
+    stage.secrets = plugin_secrets.secrets_of({"latticed.demo": {"TOKEN": "hunter2-hunter2"}})
+    instance = await stage.start(Secretive)
+    assert (await instance.invoke("tell", "${secret:TOKEN}"))["result"] == "${secret:TOKEN}"
+
+
+@pytest.mark.parametrize(
+    ("forms", "said"),
+    [
+        ({"ABSENT": "key"}, "no secret 'ABSENT'"),
+        ({"ABSENT#anna": "key"}, "no secret 'ABSENT'"),
+        ({"TOKEN": "uuid"}, "expected a UUID"),
+        ({"TOKEN#anna": ""}, "told the form"),
+        ({"TOKEN#anna": "colour"}, "told the form"),
+        ({"TOKEN": "colour"}, "cannot be used here"),
+    ],
+)
+async def test_a_secret_that_cannot_be_put_in_fails_the_action_without_its_value(stage, forms, said):
+    stage.secrets = plugin_secrets.secrets_of({"latticed.demo": {"TOKEN": "hunter2-hunter2"}})
+    instance = await stage.start(Secretive)
+    reply = await instance.invoke("give", {"result": "${secret:TOKEN}", "forms": forms})
+    assert (reply["ok"], reply["result"]) == (False, None)
+    assert said in reply["error"]
+    assert "hunter2" not in str(reply)
+
+
+async def test_secrets_do_not_make_an_answer_longer_than_answers_may_be(stage):
+    stage.secrets = plugin_secrets.secrets_of({"latticed.demo": {"TOKEN": "x" * 200}})
+    instance = await stage.start(Secretive)
+    reply = await instance.invoke("give", {"result": "${secret:TOKEN}" * 9_000, "forms": {"TOKEN": "password"}})
+    assert (reply["ok"], reply["error"][:9]) == (False, "too_large")
