@@ -59,19 +59,21 @@ class Reader:
 
     def refuse(self, code: str, path: str, expected: str, value: Any, hint: str = "") -> None:
         found = value if isinstance(value, Told) else shown(value)
-        self.findings.append(Finding(code=code, path=path, expected=expected, found=found, hint=hint))
+        self.findings.append(
+            Finding(code=code, path=path.removeprefix(".") or "intent", expected=expected, found=found, hint=hint)
+        )
         if len(self.findings) == MAX_FINDINGS:
             raise IntentRefused(self.findings)
 
     def fields(self, value: Any, path: str, known: str, required: str = "") -> dict[str, Any]:
         """The object's fields, when it is one; unknown and missing ones are findings."""
         if not isinstance(value, dict):
-            self.refuse("wrong_type", path or "intent", "an object", value)
+            self.refuse("wrong_type", path, "an object", value)
             return {}
         names = known.split()
         for name in value:
             if name not in names:
-                place = f"{path}.{name}" if isinstance(name, str) and NAME.fullmatch(name) else path or "intent"
+                place = f"{path}.{name}" if isinstance(name, str) and NAME.fullmatch(name) else path
                 self.refuse("unknown_key", place, f"one of {', '.join(names)}", name)
         for name in required.split():
             if name not in value:

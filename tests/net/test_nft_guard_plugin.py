@@ -67,10 +67,12 @@ class Site:
 
 
 @contextlib.contextmanager
-def set_up(net: firewalled.Net, **settings: Any) -> Iterator[Site]:
+def set_up(net: firewalled.Net, *, probed: bool = False, **settings: Any) -> Iterator[Site]:
     with apply_helpers.place() as made:
         place = NftPlace(home=made.home, before=("ip", "netns", "exec", net.name("r")))
-        with hosting.hosting(f'[apply]\nsocket = "{place.settings["socket"]}"\n', builtins="latticed") as host:
+        with hosting.hosting(
+            f'[apply]\nsocket = "{place.settings["socket"]}"\n', builtins="latticed", probed=probed
+        ) as host:
             place.settings |= {"daemon_user": str(host.daemon.place.uid), "kinds": ["nft"], **settings}
             host.daemon.activate(ID, accept=["network:apply", "network:plan"])
             try:

@@ -169,7 +169,7 @@ def test_there_are_more_than_two_hundred_of_them():
     [
         ([], "wrong_type", "intent", "a list"),
         (None, "wrong_type", "intent", "null"),
-        ({"zone": []}, "unknown_key", ".zone", "'zone'"),
+        ({"zone": []}, "unknown_key", "zone", "'zone'"),
         ({"Zones\n": []}, "unknown_key", "intent", r"'Zones\n'"),
         ({1: []}, "unknown_key", "intent", "1"),
         ({"zones": {}}, "wrong_type", "zones", "an object"),

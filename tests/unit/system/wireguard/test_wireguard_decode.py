@@ -215,7 +215,7 @@ def test_options_of_wg_quick_that_run_commands_are_refused_by_name(hook):
 def test_what_an_intent_lacks_is_said_at_once():
     found = refusal({"networks": [{"members": [{}]}], "extra": 1})
     assert {(one.code, one.path) for one in found} == {
-        ("unknown_key", ".extra"),
+        ("unknown_key", "extra"),
         *(("missing_key", f"networks[0].{name}") for name in ("name", "listen_port", "private_key", "addresses")),
         *(("missing_key", f"networks[0].members[0].{name}") for name in ("id", "public_key", "addresses")),
     }
