@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import logs
@@ -22,7 +23,7 @@ from latticed.model.lifecycle import Record, Status
 from latticed.runners.configuration import schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from latticed.catalog.catalog import Catalog
     from latticed.host.services import HostServices
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from latticed.supervisor.supervisor import Supervisor
     from latticed.trust.claims import IdClaim
 
+T = TypeVar("T")
 log = logs.get_logger()
 
 
@@ -81,6 +83,10 @@ class Decisions:
     defaults: Usual
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     """By id, and kept: there are never more than records."""
+    _disabling: Counter[str] = field(default_factory=Counter)
+    """By id, how many decisions to disable the plugin wait for their turn or have it."""
+    _preparing: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
+    """By id, what the decision under way prepares and what may take seconds: see `_prepared`."""
 
     async def change(
         self, actor: Actor, plugin_id: str, wanted: Status, consent: UpgradeConsent = NO_CONSENT
@@ -91,15 +97,15 @@ class Decisions:
         code of a verdict when the pair does not verify, store_unavailable, and those of the runner
         (`sandbox_unavailable`, ...).
         """
+        if wanted is Status.DISABLED:
+            return await self._disable(actor, plugin_id, consent)
         async with self._deciding(actor, plugin_id) as record:
             seen = self.state.presence(plugin_id)
             after = await self._accepted(actor, record, self._changed(record, wanted, consent), wanted)
-            if wanted is Status.DISABLED:
-                return await self._disable(actor, record, after)
             # For what starts, in this order: pair in the store, host able to run it, record on disk, then armed.
-            await self._store(actor, after, seen.winner)
+            await self._prepared(actor, after, wanted, self._store(actor, after, seen.winner))
             if wanted is Status.ACTIVE:
-                await self._admit(actor, after, record)
+                await self._prepared(actor, after, wanted, self._admit(actor, after, record))
             await self._write(after, self._status_event(actor, record, after), self._noted(after, None))
         return await self._settled(after)
 
@@ -113,9 +119,9 @@ class Decisions:
             claim = self._candidate(record, consent)
             after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
             if after.accepted:
-                await self._store(actor, after, claim)
+                await self._prepared(actor, after, "upgrade", self._store(actor, after, claim))
             if after.status is Status.ACTIVE:
-                await self._admit(actor, after, record)
+                await self._prepared(actor, after, "upgrade", self._admit(actor, after, record))
             if after.facts.publisher != record.facts.publisher:
                 await self._stop(record)  # or its code could reach data of the new publisher
             also = self._noted(after, handover.set_aside(record, after))
@@ -185,8 +191,8 @@ class Decisions:
                 await self._tighten(after, event)
             # Now what was granted, too: it is on record.
             supervisor.regrant(plugin_id, frozenset(after.granted))
-            # Host services may still be ending what it may not do any more.
-            await self.effects.drained(plugin_id)
+        # Host services may still be ending what it may not do any more; no further decision waits for that.
+        await self.effects.drained(plugin_id)
         return await self._settled(after) if restarts else after
 
     async def configure(
@@ -208,7 +214,7 @@ class Decisions:
             event = recording.event(actor, "plugin.config", record, {})
             if found is None or schema_of(self._manifest(record)).sha256 != found[1].schema_sha256:
                 # The plugin was upgraded meanwhile.
-                found = await self._checked(actor, record, document)
+                found = await self._prepared(actor, record, "configure", self._checked(actor, record, document))
             checked, row = found
             # On record is which document, not its contents: those may be private.
             detail: dict[str, str | int | bool] = {"bytes": len(checked.data), "sha256": checked.sha256}
@@ -334,12 +340,49 @@ class Decisions:
             self.supervisor.disarm(self.state.plugins[record.id])
             await self.effects.settled(record.id)
 
-    async def _disable(self, actor: Actor, before: Record, after: Record) -> Record:
+    async def _disable(self, actor: Actor, plugin_id: str, consent: UpgradeConsent) -> Record:
         """Stop first, record when possible: a full disk must not keep a plugin running."""
-        self.supervisor.disarm(self.state.plugins[after.id])
-        await self._tighten(after, recording.status_event(actor, before, after))
-        await self.effects.settled(after.id)
-        return after
+        # Before its turn, for which it does not wait while an activation or an upgrade is prepared.
+        self._disabling[plugin_id] += 1
+        if preparing := self._preparing.get(plugin_id):
+            preparing.cancel()
+        try:
+            async with self._deciding(actor, plugin_id) as before:
+                wanted = Status.DISABLED
+                after = await self._accepted(actor, before, self._changed(before, wanted, consent), wanted)
+                self.supervisor.disarm(self.state.plugins[plugin_id])
+                await self._tighten(after, recording.status_event(actor, before, after))
+                await self.effects.settled(plugin_id)
+                return after
+        finally:
+            self._disabling[plugin_id] -= 1
+            if not self._disabling[plugin_id]:
+                del self._disabling[plugin_id]
+
+    async def _prepared(self, actor: Actor, after: Record, wanted: str, step: Coroutine[Any, Any, T]) -> T:
+        """What `step` returns, which may take seconds: copying and judging a pair, checking a configuration.
+
+        Problem invalid_transition when `after` is active and the plugin is to be disabled meanwhile: stopping does not
+        wait for what would only be started to be stopped.
+        """
+        if after.status is not Status.ACTIVE:
+            return await step
+        task = asyncio.ensure_future(step)
+        self._preparing[after.id] = task
+        if self._disabling[after.id]:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            # Of the task alone, or of this decision, which cancels the task too.
+            deciding = asyncio.current_task()
+            if deciding is None or deciding.cancelling():
+                raise
+        finally:
+            del self._preparing[after.id]
+        detail = f"expected that {after.id} may be started, found that it is being disabled"
+        fault = Fault("invalid_transition", detail, "ask again if it is still wanted")
+        raise await self._refused(actor, after.id, fault, wanted)
 
     async def _tighten(self, after: Record, event: Event) -> None:
         """Apply at once a decision that only takes away; it is written as soon as the ledger can."""
