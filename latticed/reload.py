@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latticed.rpc.server import Server
     from latticed.settings import Settings
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel")
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel", "service")
 """Settings that a reload applies, and of `http` the hosts; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -163,6 +163,7 @@ class Reloader:
         self._services.tunnels.settings = applied.tunnel
         for listener in self._listeners:
             listener.allow(applied.http)
+        self._services.programs.settings = applied.service
         self._services.secrets.forget_key()
         set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust

@@ -19,7 +19,7 @@ from latticed.sandbox.spec import Program
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
@@ -57,11 +57,11 @@ class Spawner(Protocol):
         on_exit: Callable[[Exit], None],
         stdout: asyncio.Protocol,
         stderr: asyncio.Protocol,
-        on_ids: Callable[[Ids | None], None] | None = None,
+        on_ids: Callable[[Ids | None], Awaitable[None]] | None = None,
     ) -> Child:
         """Start a child as `processes.child.spawn` does, with a user id of its own where the daemon may choose one.
 
-        `request.interpreters` are added to its own. `on_ids` is called before the start with the ids that the child
+        `request.interpreters` are added to its own. `on_ids` is awaited before the start with the ids that the child
         will run as (None: the daemon's own user), and may give files to that user; when it raises, nothing is started.
         """
         ...

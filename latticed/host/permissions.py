@@ -37,7 +37,7 @@ class PluginStanding:
 
 class PermissionRefused(Fault):
     """Why a plugin may not act; a value, not an exception. `code`: `not_active`, `not_available`,
-    `capability_not_granted`, `env_not_granted`, `origin_not_bound`, `switched_off` or `not_seen`.
+    `capability_not_granted`, `env_not_granted`, `origin_not_bound`, `program_not_allowed`, `switched_off` or `not_seen`.
     """
 
     __slots__ = ()
@@ -46,6 +46,11 @@ class PermissionRefused(Fault):
     def distrusted(self) -> bool:
         """Whether its processes are killed without a grace period: its bundle no longer verifies."""
         return self.code == "not_available"
+
+    @property
+    def of_item(self) -> bool:
+        """Whether it is about this one thing, not about the plugin: then it is shown as the thing's last error."""
+        return self.code in {"env_not_granted", "origin_not_bound", "program_not_allowed"}
 
     @property
     def lost(self) -> bool:

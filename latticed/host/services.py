@@ -34,6 +34,7 @@ from latticed.host.node.calls import NodeCalls
 from latticed.host.notify.calls import NotifyCalls
 from latticed.host.notify.keeper import NotificationQueue
 from latticed.host.program.calls import ProgramCalls
+from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper
 from latticed.host.program.supervised import ProgramDeps
 from latticed.host.route.calls import RouteCalls
@@ -176,6 +177,8 @@ class HostServices:
             settings=settings.service,
             refusal=to_run.refusal,
             policy=policy,
+            data=ServiceData(settings.state_dir / "services"),
+            publisher=permissions.publisher,
             variables=permissions.variables,
         )
         tunnel_deps = TunnelDeps(
@@ -229,7 +232,7 @@ class HostServices:
             DdnsCalls(self.ddns, settings=settings.ddns, secrets_of=self.secrets.for_plugin),
             MailCalls(self._smtp, settings=settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin),
             TaskCalls(self.tasks),
-            ProgramCalls(self.programs, settings=settings.service, variables=permissions.variables),
+            ProgramCalls(self.programs, variables=permissions.variables),
             TunnelCalls(self.tunnels, origins=permissions.origins),
             RouteCalls(self.routes),
             NetworkCalls(self.plans, clock=self._clock),

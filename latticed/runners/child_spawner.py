@@ -22,7 +22,7 @@ from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
@@ -140,18 +140,18 @@ class ChildSpawner:
         on_exit: Callable[[Exit], None],
         stdout: asyncio.Protocol,
         stderr: asyncio.Protocol,
-        on_ids: Callable[[spec.Ids | None], None] | None = None,
+        on_ids: Callable[[spec.Ids | None], Awaitable[None]] | None = None,
     ) -> Child:
         """Start a child; see `processes.child.spawn`. It gets a uid of its own where the daemon may change uids.
 
-        `on_ids` is called before the start with the ids it will have (None: the daemon's own), so that the caller can
+        `on_ids` is awaited before the start with the ids it will have (None: the daemon's own), so that the caller can
         chown files to them. Problem as `processes.child.spawn` and `sandbox.spec.build`, and `too_many_children` when
         no uid is free.
         """
         # The uid goes back to the pool in any case: on failure here, else when the child is gone.
         with self._ids() as ours:
             if on_ids is not None:
-                on_ids(ours.ids)
+                await on_ids(ours.ids)
             # The settings win over names that the caller brings.
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)

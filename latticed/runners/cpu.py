@@ -6,13 +6,14 @@ With a cgroup the kernel throttles a child; without one it can only be ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.processes import tree
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from latticed.processes.child import Child
 
@@ -60,8 +61,7 @@ class CpuWatch:
         if self._child.exit is not None:
             return None
         roots = self._child.roots
-        pids = [*roots, *(pid for root in roots for pid in _descendants(root))]
-        return sum(_ticks(pid) or 0 for pid in pids) / _TICKS
+        return sum(_ticks(pid) or 0 for pid in tree.pids(roots)) / _TICKS
 
 
 def _ticks(pid: int) -> int | None:
@@ -72,12 +72,3 @@ def _ticks(pid: int) -> int | None:
         return None
     # utime, stime, cutime, cstime: fields 14 to 17 of proc_pid_stat(5); the first after the name is field 3.
     return sum(int(number) for number in numbers[11:15])
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    """Living descendants of `pid`; at most as many as its limit of processes allows."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):  # the thread has ended meanwhile
-            for child in (task / "children").read_bytes().split():
-                yield int(child)
-                yield from _descendants(int(child))

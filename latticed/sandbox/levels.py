@@ -167,7 +167,7 @@ def fix(step: str, error: int, host: HostSupport) -> str:
         return _unshare_fix(step, error, host)
     if kind.startswith("landlock"):
         return "the kernel lacks Landlock: 5.13 or newer, with landlock in the boot parameter lsm="
-    if kind in {"uid_map", "gid_map", "setgroups_deny", "propagation", "root", "bind", "scratch", "pivot_root"}:
+    if kind in {"uid_map", "gid_map", "setgroups_deny", "propagation", "root", "bind", "data", "scratch", "pivot_root"}:
         if host.apparmor_restricts_userns:
             return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1: add an AppArmor profile for latticed"
         return "mounts are refused: allow @mount in the unit's SystemCallFilter, or the container user namespaces"

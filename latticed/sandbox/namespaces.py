@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
     from latticed.sandbox.visible_paths import VisiblePaths
 
-# Paths in the child's own root: its work directory, and its artifact where that is copied.
+# Paths in the child's own root: its work directory, what is kept of it, and its artifact where that is copied.
 SCRATCH: Final = "/scratch"
+DATA: Final = "/data"
 ARTIFACT: Final = "/artifact"
 # Name for messages, and flag (CLONE_NEW* in linux/sched.h).
 USER: Final = ("user", 0x10000000)
@@ -50,6 +51,7 @@ def tree(
     *,
     limits: ResourceLimits,
     workdir: bool,
+    data: str,
     owner: tuple[int, int],
     artifact_bytes: int,
     executable: bool,
@@ -57,8 +59,9 @@ def tree(
 ) -> dict[str, Any]:
     """The root to build for a child with the paths `seen`, as `stub_root.build_tree` reads it.
 
-    `workdir`: with a /scratch, of the size in `limits`, which belongs to `owner` (uid, gid). `artifact_bytes` is the
-    size of what to copy into the root, 0 for none. `executable`: the copy is executed, not read by an interpreter.
+    `workdir`: with a /scratch, of the size in `limits`, which belongs to `owner` (uid, gid). `data`: the directory of
+    the host that it may change as /data, "" for none. `artifact_bytes` is the size of what to copy into the root, 0 for
+    none. `executable`: the copy is executed, not read by an interpreter.
     `init` is the program of process 1, b"" where that is the child itself.
     """
     # One inode more than the plugin may use: the root of a tmpfs takes one.
@@ -74,6 +77,7 @@ def tree(
         "zero": (view.ZERO, _ZERO_BYTES),
         "links": seen.links,
         "scratch": scratch if workdir else "",
+        "data": data,
         "artifact": ARTIFACT if artifact_bytes else "",
         "artifact_mode": 0o555 if executable else 0o444,
         "init": init,

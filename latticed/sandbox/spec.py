@@ -83,13 +83,24 @@ class ChildSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataDirectory:
+    """A directory of the host that the child may change, at `namespaces.DATA` in its own root: its absolute `path`, and
+    `file_bytes`: the largest file in it.
+    """
+
+    path: str
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRequest:
     """What to run and how; see `build`.
 
     `interpreters` maps names to paths. `binds`: files and directories to read besides the system's own, at the same
     place inside; `lists`: directories whose names alone may be read. `descriptors`: numbers above 2 that the child is
     to have open (its standard ones it always has); `given`: more of them -> descriptors of ours, which the child gets
-    copies of and which must stay open until it runs. `environment` is all the child gets.
+    copies of and which must stay open until it runs. `environment` is all the child gets. `data` takes a root of its
+    own and the feature `workdir`.
     """
 
     program: Artifact | Program
@@ -103,6 +114,7 @@ class ChildRequest:
     descriptors: tuple[int, ...] = ()
     given: Mapping[int, int] = field(default_factory=dict)
     network: Network = "none"
+    data: DataDirectory | None = None
 
 
 def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
@@ -201,6 +213,8 @@ def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str,
     ids = request.ids
     # RLIMIT_FSIZE, in bytes: without a work directory there is no file that the child may write, so 0.
     file_bytes = None if chosen.level is Level.OPEN else request.limits.scratch_bytes if shape.workdir else 0
+    if request.data is not None and file_bytes is not None:
+        file_bytes = max(file_bytes, request.data.file_bytes)  # /scratch has a size of its own besides
     return {
         "ids": (ids.uid, ids.gid) if ids else None,
         "ids_first": ids is not None and shape.own_user,
@@ -217,6 +231,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
         shape.seen,
         limits=request.limits,
         workdir=shape.workdir,
+        data=request.data.path if request.data is not None else "",
         owner=(request.ids.uid, request.ids.gid) if request.ids else (here.uid, here.gid),
         artifact_bytes=shape.artifact.size if shape.artifact is not None and shape.copied else 0,
         executable=not shape.script,
@@ -249,7 +264,12 @@ def _walls(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape)
     if chosen.level >= Level.FILTERED:
         network = levels.NETWORK in shape.features
         walls["landlock"] = landlock.plan(
-            shape.seen, abi=probed.landlock, own_root=shape.own_root, workdir=shape.workdir, network=network
+            shape.seen,
+            abi=probed.landlock,
+            own_root=shape.own_root,
+            workdir=shape.workdir,
+            data=request.data is not None,
+            network=network,
         )
         # A cgroup changes no system call: left out, so that one cached program serves with and without it.
         program = seccomp.program(probed.machine, shape.features - {levels.CGROUP}, own_pids=shape.own_root)
@@ -304,6 +324,12 @@ def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
     if request.network != "none" and chosen.level < Level.ISOLATED:
         raise ValueError(
             "expected a level of isolated or more for a child with a network: it would see our directories"
+        )
+    if request.data is not None and (chosen.level < Level.ISOLATED or levels.WORKDIR not in chosen.features):
+        raise Problem(
+            levels.CODE,
+            "expected a root directory of the child's own for its data, found that this host gives none",
+            "latticectl health shows what this host gives and why no more",
         )
     artifact = request.program
     # Scripts are not meant: their interpreter is a file, and only reads the memory.

@@ -221,6 +221,9 @@ def carry_out(plan: Plan) -> None:
         os.write(CGROUP, b"0")  # this process, before memory is charged to the daemon's group
     begin("oom_score_adj")  # while the host's /proc is still there
     write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+    if plan["tree"] and plan["tree"]["data"]:
+        begin("data")
+        os.chdir(plan["tree"]["data"])  # before another uid may no longer go there; unsharing mounts keeps it
     enter_namespaces(plan)
     if plan["tree"]:
         build_tree(plan["tree"])

@@ -33,6 +33,14 @@ def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, dat
     check(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data.encode()))
 
 
+def writable_clone(path: str) -> int:
+    """A descriptor of a clone of the mount at the directory `path`, on which nothing can be executed."""
+    fd = call("open_tree", AT_FDCWD, path.encode(), OPEN_TREE_CLONE | os.O_CLOEXEC)
+    attributes = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    call("mount_setattr", fd, b"", AT_EMPTY_PATH, struct.pack("4Q", attributes, 0, 0, 0), 32)
+    return fd
+
+
 def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
     """Make the mount at `fd` read-only and nosuid; everything below it too when `recursive` (mount_setattr(2)).
 
@@ -44,11 +52,13 @@ def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
 
 
 def build_tree(tree: Plan) -> None:
-    """Build the child's root: read-only clones of the plan's paths, /scratch, its script; then detach the old root."""
+    """Build the child's root: read-only clones of the plan's paths, /scratch, /data, its script; then detach the old root."""
     # Else what root mounts here would appear on the host, whose mounts are shared (mount_namespaces(7)).
     begin("propagation")
     mount(None, "/", None, MS_REC | MS_PRIVATE, "")
     clones = list(cloned(tree))  # before the new root hides some of them
+    begin("data")
+    data = writable_clone(".") if tree["data"] else -1  # `carry_out` has gone there
     begin("root")
     # An existing directory to mount over: in a read-only root none could be made.
     top = next(place for place in tree["mountpoints"] if os.path.isdir(place))
@@ -70,6 +80,11 @@ def build_tree(tree: Plan) -> None:
         begin("scratch")
         os.mkdir(top + "/scratch")
         mount(b"tmpfs", top + "/scratch", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, tree["scratch"])
+    if tree["data"]:
+        begin("data")
+        os.mkdir(top + "/data")
+        call("move_mount", data, b"", AT_FDCWD, (top + "/data").encode(), MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(data)
     if tree["artifact"]:
         begin("artifact")
         copy_artifact(top + tree["artifact"], tree["artifact_mode"])
@@ -82,7 +97,7 @@ def build_tree(tree: Plan) -> None:
     call("pivot_root", b".", b".")
     check(libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
-    # Only now that it is filled, and not recursively: /scratch stays writable. The clones are read-only already.
+    # Only now that it is filled, and not recursively: /scratch and /data stay writable. The clones are read-only already.
     set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
 
 

@@ -61,7 +61,8 @@ class ServiceSettings:
     """Long-lived programs. `programs`: name and path of each that is allowed.
 
     `reads`: one more path that a program may read. `host_network`: those that may be given the host's own network.
-    `total_services` and `plugin_services` count services; the other limits are of one, as in TaskSettings.
+    `total_services` and `plugin_services` count services; the other limits are of one, as in TaskSettings. `data_bytes`
+    and `data_files` bound the directory that it may keep.
     """
 
     programs: dict[str, str] = setting({}, fault=names_fault)
@@ -72,6 +73,8 @@ class ServiceSettings:
     memory_mib: int = setting(512, low=8, high=1 << 20)
     processes: int = setting(128, low=1, high=4_096)
     open_files: int = setting(1_024, low=16, high=4_096)
+    data_bytes: int = setting(256 << 20, low=4_096, high=1 << 40)
+    data_files: int = setting(10_000, low=1, high=100_000)
     output_bytes: int = setting(64 << 10, low=1 << 10, high=1 << 20)
 
 

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.host.program.keeper import KeptProgram, ProgramKeeper
-    from latticed.settings.programs import ServiceSettings as Settings
 
 
-class ProgramName(Params, frozen=True):
-    """Parameters of service.delete: the name of one of the caller's programs."""
+class ProgramDelete(Params, frozen=True):
+    """Parameters of service.delete: the name of one of the caller's programs; `data`: what it has kept is removed too."""
 
     name: str
+    data: bool = False
 
 
 class ProgramStatus(Params, frozen=True):
@@ -33,30 +33,31 @@ class ProgramCalls:
     `variables(plugin_id)`: the names of environment variables that the operator granted to it.
     """
 
-    def __init__(
-        self, programs: ProgramKeeper, *, settings: Settings, variables: Callable[[str], frozenset[str]]
-    ) -> None:
+    def __init__(self, programs: ProgramKeeper, *, variables: Callable[[str], frozenset[str]]) -> None:
         self._programs = programs
-        self.settings = settings
         self._variables = variables
 
     def calls(self) -> tuple[Served, ...]:
         """The calls with their parameters and handlers, for `host.call.table`."""
         return (
             Served(method="service.put", params=specs.ProgramPut, serve=self._put),
-            Served(method="service.delete", params=ProgramName, serve=self._delete),
+            Served(method="service.delete", params=ProgramDelete, serve=self._delete),
             Served(method="service.status", params=ProgramStatus, serve=self._status),
         )
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         """Keep the program running from now on; `state` is that before it has started."""
-        spec = specs.checked(asked, self.settings, self._variables(caller.plugin_id))
+        spec = specs.checked(asked, self._programs.settings, self._variables(caller.plugin_id))
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.program.state}
 
-    async def _delete(self, caller: Caller, asked: ProgramName) -> dict[str, Any]:
-        """Stop and delete a program of the caller; `ok` is whether there was one."""
-        return {"ok": await self._programs.delete(caller.plugin_id, asked.name)}
+    async def _delete(self, caller: Caller, asked: ProgramDelete) -> dict[str, Any]:
+        """Stop and delete a program of the caller; `ok` is whether there was one, or something that it had kept."""
+        specs.check_name(asked.name)
+        existed = await self._programs.delete(caller.plugin_id, asked.name)
+        if asked.data:
+            existed |= await self._programs.remove_data(caller.plugin_id, asked.name)
+        return {"ok": existed}
 
     async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
         """The caller's programs, by name; a named one with the end of its output. HostError not_found."""
@@ -78,5 +79,19 @@ def view(one: KeptProgram) -> dict[str, Any]:
         "program": spec.program,
         "restart": spec.restart,
         "network": spec.network,
+        "data": _data(one),
         **one.program.view(),
+    }
+
+
+def _data(one: KeptProgram) -> dict[str, Any] | None:
+    """The quota of a program's directory, and what the last measurement found in it (null: none yet); None without."""
+    if (quota := one.spec.data) is None:
+        return None
+    used = one.kept.use if one.kept is not None else None
+    return {
+        "bytes": quota.bytes,
+        "files": quota.files,
+        "used_bytes": used.bytes if used is not None else None,
+        "used_files": used.files if used is not None else None,
     }

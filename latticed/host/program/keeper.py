@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from latticed.host import confinement
 from latticed.host.permissions import PermissionRefused
 from latticed.host.program import spec as specs
+from latticed.host.program.data import UNSIGNED
+from latticed.host.program.data_tree import DataUse
 from latticed.host.program.rules import RestartRules
 from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.host.program.supervised_keeper import SupervisedKeeper
@@ -16,12 +18,13 @@ from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 from latticed.sandbox import rlimits
-from latticed.sandbox.spec import ChildRequest
+from latticed.sandbox.spec import ChildRequest, DataDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.host.confinement import Spawner
+    from latticed.host.program.data import KeptDirectory, ServiceData
     from latticed.host.program.spec import ProgramSpec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
@@ -39,6 +42,8 @@ class KeptProgram:
     name: str
     spec: ProgramSpec
     program: SupervisedProgram
+    kept: KeptDirectory | None = None
+    """Its directory, from its first start on, if it has one."""
 
     def start(self) -> None:
         """Have it run; no effect while it is started."""
@@ -57,7 +62,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
     """An async context manager: entered, every stored program runs while its owner may act; left, none does.
 
     `refusal(plugin_id)`: why it may not have programs run now, or None. `variables(plugin_id)`: the names that their
-    environment may set. `policy`: backoff and breaker. `roll` gives a random number in [0, 1).
+    environment may set. `data`: what services keep; `publisher(plugin_id)`: whose plugin it is, empty when it is unsigned.
+    `policy`: backoff and breaker. `settings` are read at each use, so a reload may replace them. `roll` gives a random number in [0, 1).
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         settings: Settings,
         refusal: Callable[[str], PermissionRefused | None],
         policy: RestartPolicy,
+        data: ServiceData,
+        publisher: Callable[[str], str] = lambda _: "",
         variables: Callable[[str], frozenset[str]] = lambda _: frozenset(),
         roll: Callable[[], float] = random.random,
     ) -> None:
@@ -76,6 +84,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         self._deps = ProgramDeps(spawner=spawner, clock=clock, roll=roll)
         self.settings = settings
         self._policy = policy
+        self.data = data
+        self._publisher = publisher
         self._variables = variables
 
     async def _load(self) -> None:
@@ -89,6 +99,18 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         """
         for one in self.of(plugin_id):
             one.program.note_visitor()
+
+    async def remove_data(self, plugin_id: str, name: str) -> bool:
+        """Remove what a service without a row has kept; False when there is nothing. Problem service_unavailable, also while
+        there is such a service again.
+        """
+
+        async def removed() -> bool:
+            if self.get(plugin_id, name) is not None:
+                raise Problem("service_unavailable", f"the service {name} was put again meanwhile")
+            return await self.data.remove(self._owner(plugin_id), name)
+
+        return await self._change(plugin_id, removed)
 
     async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         """Keep `spec` running, in place of the plugin's program of that name. Returns the program once it is on disk;
@@ -123,7 +145,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         program = SupervisedProgram(
             f"{plugin_id}/{name}",
             self._deps,
-            lambda: self._ready(spec),
+            lambda: self._ready(made),
             RestartRules(restart=spec.restart, policy=self._policy),
             output_bytes=self.settings.output_bytes,
         )
@@ -132,29 +154,30 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return made
 
     def _why_not(self, one: KeptProgram) -> PermissionRefused | None:
-        """Why it may not run now, or None: its owner's refusal, or a variable that is no longer granted."""
+        """Why it may not run now, or None: its owner's refusal, or what the operator has taken from settings or grants
+        since `put`.
+        """
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
+        if (reason := specs.not_allowed(one.spec.program, one.spec.network, self.settings)) is not None:
+            return PermissionRefused("program_not_allowed", reason)
         # Asked again after `put`: the operator may have withdrawn a variable since.
         missing = one.spec.environment.keys() - self._variables(one.plugin_id)
         return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
-    async def _ready(self, spec: ProgramSpec) -> Ready:
+    async def _ready(self, one: KeptProgram) -> Ready:
         """What to start, by the operator's list of programs at this moment. Called before each start.
 
-        Problem program_unusable, egress_blocked, or as `confinement.choose` and `confinement.program`: counts as a
+        Problem program_unusable, or as `confinement.choose`, `confinement.program` and `ServiceData.made`: counts as a
         failed start.
         """
-        settings, spawner = self.settings, self._deps.spawner
-        path = settings.programs.get(spec.program)
-        # Judged by `spec.checked` before; but rows outlive a change of the settings.
-        if path is None:
-            raise Problem("program_unusable", f"the operator's list has no program {spec.program} any more")
-        if spec.network == "host" and spec.program not in settings.host_network:
-            raise Problem(
-                "egress_blocked", f"the operator does not let {spec.program} have the host's network any more"
-            )
+        settings, spawner, spec = self.settings, self._deps.spawner, one.spec
+        # Judged by `_why_not` before; but the settings may have changed in the same moment.
+        if (reason := specs.not_allowed(spec.program, spec.network, settings)) is not None:
+            raise Problem("program_unusable", reason)
+        path = settings.programs[spec.program]
         chosen = confinement.choose(spawner, network=spec.network != "none")
+        one.kept = kept = await self._made_directory(one)
         # Last, as it opens a descriptor that only `Ready.close` closes.
         program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
@@ -167,5 +190,25 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             # What the operator lets this program read besides the system's files; often nothing.
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),
             network=spec.network,
+            data=DataDirectory(path=str(kept.path), file_bytes=kept.most.bytes) if kept is not None else None,
         )
-        return Ready(request=request, chosen=chosen, close=lambda: confinement.close(program))
+        return Ready(
+            request=request,
+            chosen=chosen,
+            close=lambda: confinement.close(program),
+            on_ids=kept.hand_over if kept is not None else None,
+            beside=kept.watch if kept is not None else None,
+        )
+
+    async def _made_directory(self, one: KeptProgram) -> KeptDirectory | None:
+        """The directory of a program that is about to start, if it has one; Problem as `ServiceData.made`."""
+        if (quota := one.spec.data) is None:
+            return None
+        settings = self.settings
+        # The operator's bounds of now: those at `put` may have been higher.
+        most = DataUse(bytes=min(quota.bytes, settings.data_bytes), files=min(quota.files, settings.data_files))
+        return await self.data.made(self._owner(one.plugin_id), one.name, most)
+
+    def _owner(self, plugin_id: str) -> str:
+        """The owner of what a plugin's services keep, see `ServiceData`."""
+        return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from latticed.model.errors import Problem
 from latticed.model.restart import VISITED
 
 if TYPE_CHECKING:
@@ -23,18 +24,29 @@ class ProgramEnded:
     be started.
 
     `visited`: a visitor's connection had reached it since its start, and may have caused the end: the message says so,
-    and the end counts for the backoff but not for the breaker.
+    and the end counts for the backoff but not for the breaker. `excused`: so does this one, for another reason that is
+    not the program's. `final`: a restart would end the same way, whatever the rules say.
     """
 
     code: str
     message: str
     status: int | None = None
     visited: bool = False
+    excused: bool = False
+    final: bool = False
 
     @property
     def shown_message(self) -> str:
         """The message for people; names the visitor when there was one."""
         return f"{self.message} {VISITED}" if self.visited else self.message
+
+
+class ProgramRefused(Problem):
+    """A program may not be started; `ended` is what its rules get for this start."""
+
+    def __init__(self, ended: ProgramEnded) -> None:
+        super().__init__(ended.code, ended.message)
+        self.ended = ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +90,14 @@ def after(
     `before`: what the last `RestartAfter` had, at first `Failures()`.
     """
     # Before all else: also a program that is always to be restarted stays ended after such a code.
-    if ended.status in rules.hopeless:
+    if ended.final or ended.status in rules.hopeless:
         return NoRestart(state="failed", code=ended.code, message=ended.message)
     # Exit code 0 with `always` counts as a failure below: a program that ends at once would be restarted in a loop.
     if ended.status == 0 and rules.restart != "always":
         return NoRestart(state="ended")
     if rules.restart == "never":
         return NoRestart(state="failed", code=ended.code, message=ended.message)
-    failures = before.after(uptime_s, rules.policy, excused=ended.visited)
+    failures = before.after(uptime_s, rules.policy, excused=ended.visited or ended.excused)
     if failures.breaker_open(rules.policy):
         message = f"it ended {failures.counted} times in a row, last: {ended.message}"
         return NoRestart(state="failed", code="crash_loop", message=message)

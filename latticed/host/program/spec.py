@@ -6,7 +6,7 @@ A `ProgramPut` is what a plugin asks for, a `ProgramSpec` what is stored and run
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
@@ -27,9 +27,16 @@ MAX_CHARACTERS: Final = 4_096
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+class DataQuota(Params, frozen=True):
+    """What a service may keep in its directory: bytes, and files and directories together."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    files: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+
+
 class ProgramPut(Params, frozen=True):
     """Parameters of service.put. `program` is a name on the operator's list; `restart`: always, on-failure or never;
-    `network`: none, its own loopback (own), or the host's.
+    `network`: none, its own loopback (own), or the host's; `data`: it gets a directory that is kept.
     """
 
     name: str
@@ -38,6 +45,7 @@ class ProgramPut(Params, frozen=True):
     environment: dict[str, str] = {}
     restart: Restart = "always"
     network: Network = "none"
+    data: DataQuota | None = None
 
 
 class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +59,7 @@ class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     restart: Restart
     network: Network
+    data: DataQuota | None = None
 
 
 def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) -> ProgramSpec:
@@ -64,6 +73,8 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
     if asked.program not in settings.programs:
         names = ", ".join(sorted(settings.programs)) or "none"
         raise bad("program", f"one of those that the operator allows ({names})")
+    if (reason := not_allowed(asked.program, asked.network, settings)) is not None:
+        raise HostError(Denial.EGRESS_BLOCKED, f"network: {reason}")
     if len(asked.args) > MAX_ARGS or len(asked.environment) > MAX_VARIABLES:
         raise bad("args", f"at most {MAX_ARGS}, and at most {MAX_VARIABLES} variables")
     # Only granted variables, and no secrets in them or in arguments: see `_check_text`.
@@ -74,17 +85,25 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
         _check_text("environment", value)
     for one in asked.args:
         _check_text("args", one)
-    if asked.network == "host" and asked.program not in settings.host_network:
-        raise HostError(
-            Denial.EGRESS_BLOCKED, f"network: the operator does not let {asked.program} have the host's network"
-        )
+    if asked.data is not None and (asked.data.bytes > settings.data_bytes or asked.data.files > settings.data_files):
+        raise bad("data", f"at most {settings.data_bytes} bytes and {settings.data_files} files (service.data_*)")
     return ProgramSpec(
         program=asked.program,
         args=asked.args,
         environment=asked.environment,
         restart=asked.restart,
         network=asked.network,
+        data=asked.data,
     )
+
+
+def not_allowed(program: str, network: Network, settings: Settings) -> str | None:
+    """Why the settings do not let a program run with this network, in words; None when they do."""
+    if program not in settings.programs:
+        return f"the operator's list has no program {program} (service.programs)"
+    if network == "host" and program not in settings.host_network:
+        return f"the operator does not let {program} have the host's network (service.host_network)"
+    return None
 
 
 def check_name(name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.last_output import LastOutput, last_words
-from latticed.host.program.rules import ProgramEnded, RestartAfter, after
+from latticed.host.program.rules import ProgramEnded, ProgramRefused, RestartAfter, after
 from latticed.kit import logs
 from latticed.kit.clock import rfc3339
 from latticed.model.errors import Problem
@@ -33,13 +33,15 @@ log = logs.get_logger()
 class Ready:
     """What to start, made anew for each start. `request`: program, arguments, limits; `chosen`: the confinement;
     `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed, and releases what
-    `request` has open.
+    `request` has open. `beside(child)` runs as long as the program does: once it returns, the program is killed, and has
+    ended in that way.
     """
 
     request: ChildRequest
     chosen: Chosen
     close: Callable[[], None]
-    on_ids: Callable[[Ids | None], None] | None = None
+    on_ids: Callable[[Ids | None], Awaitable[None]] | None = None
+    beside: Callable[[Child], Awaitable[ProgramEnded]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,11 @@ class SupervisedProgram:
         """Set its last error, with the current time."""
         self.error = (code, message, self._deps.clock.wall_us())
 
+    @property
+    def error_code(self) -> str:
+        """The code of its last error, or empty."""
+        return self.error[0] if self.error is not None else ""
+
     def output(self) -> dict[str, str]:
         """The end of its output since the last start, escaped: `stdout` and `stderr`."""
         return {"stdout": self._out.shown(), "stderr": self._err.shown()}
@@ -209,6 +216,8 @@ class SupervisedProgram:
             finally:
                 # Also after a failed start: the opened program would otherwise leak a descriptor at each retry.
                 ready.close()
+        except ProgramRefused as refused:
+            return refused.ended
         except Problem as problem:
             return ProgramEnded(code=problem.code, message=problem.reason)
         # A fault of ours counts as a failed start, so that the backoff bounds how often it is met.
@@ -216,16 +225,25 @@ class SupervisedProgram:
             log.error("program_failed", program=self.name, exc_info=True)
             return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")
         self._child, self._visited = child, False
+        beside, gone = asyncio.ensure_future(_beside(ready, child)), asyncio.ensure_future(child.gone())
         try:
             # End of file at once: nothing will be written to it.
             child.stdin.close()
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._deps.clock.wall_us()
             self._set("running")
-            exit_ = await child.gone()
+            await asyncio.wait({gone, beside}, return_when=asyncio.FIRST_COMPLETED)
+            stopped = beside.result() if beside.done() and not gone.done() else None
+            if stopped is not None:
+                child.kill()
+            exit_ = await gone
         finally:
+            beside.cancel()
             # Uncancelled: `stop` may return only when no process is left.
             await waiting.uncancelled(child.stop(self._grace_s))
+            await asyncio.gather(beside, gone, return_exceptions=True)
             self.pid = self._child = None
+        if stopped is not None:
+            return stopped
         # Read after the child has gone, when all of its output has been delivered.
         last_line = last_words(self._err.data() or self._out.data()) if exit_.status != 0 else ""
         return ProgramEnded(
@@ -248,3 +266,16 @@ class SupervisedProgram:
     def _set(self, state: State, *, next_at: int = 0) -> None:
         """Set the state; `next_at` is 0 in all but `waiting`."""
         self.state, self.next_at = state, next_at
+
+
+async def _beside(ready: Ready, child: Child) -> ProgramEnded:
+    """What runs beside the program; a fault of it ends the program, which it was to watch."""
+    if ready.beside is None:
+        return await asyncio.get_running_loop().create_future()  # until it is cancelled
+    try:
+        return await ready.beside(child)
+    except Problem as problem:
+        return ProgramEnded(code=problem.code, message=problem.reason)
+    except Exception as error:
+        log.error("program_unwatched", exc_info=True)
+        return ProgramEnded(code="internal", message=f"a fault of latticed: {type(error).__name__}")

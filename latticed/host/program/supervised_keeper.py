@@ -127,6 +127,8 @@ class SupervisedKeeper(Keeper[Supervised]):
             if refusal is None:
                 one.start()
                 continue
+            if refusal.of_item and one.program.error_code != refusal.code:
+                one.program.note_error(refusal.code, refusal.reason)
             # At each recheck, also while it is already being stopped: that stop may have begun with a grace period.
             if refusal.distrusted:
                 one.kill()

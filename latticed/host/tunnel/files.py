@@ -60,7 +60,7 @@ def write(path: Path, data: bytes) -> None:
     files.replace(path, data, mode=0o600)
 
 
-def hand_over(paths: tuple[Path, ...], ids: Ids | None) -> None:
+async def hand_over(paths: tuple[Path, ...], ids: Ids | None) -> None:
     """Change the owner of these files to `ids`, the user that the program runs as; None: the daemon's own user, and
     nothing is changed. OSError.
     """

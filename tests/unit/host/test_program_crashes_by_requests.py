@@ -8,6 +8,7 @@ import signal
 import aiohttp
 
 from latticed.host.program import spec as specs
+from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper
 from latticed.host.tunnel.readiness import free_port
 from latticed.kit.clock import SystemClock
@@ -45,6 +46,7 @@ async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
             settings=SETTINGS,
             refusal=lambda _: None,
             policy=QUICK,
+            data=ServiceData(tmp_path / "services"),
         ) as programs,
     ):
         plugins.reached = programs.visited

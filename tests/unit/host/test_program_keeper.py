@@ -16,6 +16,7 @@ from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.program import supervised
 from latticed.host.program.calls import ProgramCalls
+from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
@@ -83,11 +84,12 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             settings=made.settings,
             refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
             policy=policy,
+            data=ServiceData(directory / "state" / "services"),
             variables=lambda _: frozenset(made.variables),
             roll=lambda: 0.5,
         )
         async with made.programs:
-            calls = ProgramCalls(made.programs, settings=made.settings, variables=lambda _: frozenset(made.variables))
+            calls = ProgramCalls(made.programs, variables=lambda _: frozenset(made.variables))
             made.service = {one.method: one for one in calls.calls()}
             yield made
 
@@ -267,12 +269,15 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
         with pytest.raises(HostError, match="egress_blocked: network: the operator does not let shell"):
             await here.put("no", "sleep 1000", network="host")
         here.programs.settings = replace(here.programs.settings, host_network=())
-        here.allowed.clear()
-        here.programs.recheck(A.plugin_id)
-        await here.until_state("stopped", "host")
-        here.allowed.add(A.plugin_id)
-        found = await here.until_state("failed", "host")
-        assert "the host's network any more" in found["last_error"]["message"]
+        found = await here.until_state("stopped", "host")
+        assert found["last_error"]["code"] == "program_not_allowed"
+        assert "python have the host's network" in found["last_error"]["message"]
+        here.programs.settings = replace(here.programs.settings, host_network=("python",), programs={"shell": "/bin/sh"})
+        found = await here.until_state("stopped", "own")
+        assert "the operator's list has no program python" in found["last_error"]["message"]
+        here.programs.settings = replace(here.programs.settings, programs=SHELL)
+        for network in expected:
+            await here.until_state("running", network)
 
 
 async def test_script_program_reads_allowed_path_and_must_not_be_writable_by_others(tmp_path):

@@ -194,7 +194,7 @@ def test_landlock_handles_all_rights_of_each_version(abi, rights):
     """No rule asks for a right that the kernel's version does not have."""
     assert landlock.handled(abi) == (1 << rights) - 1
     seen = view.view(None, processes=True, network=False)
-    plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, network=False)
+    plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, data=False, network=False)
     assert len(plan["attributes"]) // 2 == 8 * (1 + (abi >= 4) + (abi >= 6))
     assert all(access & ~landlock.handled(abi) == 0 for _, access, _ in plan["rules"])
     assert all(access & landlock.EXECUTE == 0 for path, access, _ in plan["rules"] if path == "/scratch")
