@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples(
     "latticectl disable acme.demo && latticectl forget acme.demo",
-    "latticectl forget --purge acme.demo    # its values, files and notifications too, also after a forget",
+    "latticectl forget --purge acme.demo    # its values, files, notifications and services' data too, also after a forget",
 )
-_KINDS: Final = (("values", "value"), ("files", "file"), ("notifications", "notification"))
+_KINDS: Final = (
+    ("values", "value"),
+    ("files", "file"),
+    ("notifications", "notification"),
+    ("services", "service's directory"),
+)
+_PLURALS: Final = {"service's directory": "services' directories"}
 
 
 def arguments(parser: Parser) -> None:
@@ -53,4 +59,4 @@ def run(session: CtlSession) -> int:
 def _data(left: dict[str, Any]) -> str:
     """What a forgotten plugin left, such as `2 values, 1 file`; empty when nothing is left."""
     counts = [(int(left.get(name) or 0), word) for name, word in _KINDS]
-    return ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts if count)
+    return ", ".join(f"{count} {word if count == 1 else _PLURALS.get(word, f'{word}s')}" for count, word in counts if count)

@@ -1,6 +1,7 @@
 """Format of a backup: a tar whose first file, `manifest.json`, lists and hashes the others, signed by the host key.
 
     manifest.json  ledger.sqlite3  floors.json  host.key  store/<identity>/manifest.json  store/<identity>/artifact …
+    services/<number>.json  services/<number>.data …
 
 It contains the host's private key: anybody who can read it can sign as this host.
 """
@@ -18,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 
 from latticed.kit import files, strict_json, tar
 from latticed.ledger import floors, state
+from latticed.lifecycle import service_archive
 from latticed.model.chain import encode
 from latticed.model.errors import Problem
 from latticed.trust import audit_chain
@@ -36,7 +38,7 @@ MANIFEST: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 64 << 20
 """Most bytes of `manifest.json`: it is held in memory before anything of it is verified."""
 NEEDED: Final = (state.DATABASE, floors.FILE, state.HOST_KEY)
-"""Files that every backup has; all others are those of pairs."""
+"""Files that every backup has; all others are those of pairs, and of what services keep."""
 _PAIR: Final = re.compile(r"store/[0-9a-f]{64}/(manifest\.json|artifact)")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -171,6 +173,8 @@ def _limit(name: str, limits: ReadLimits) -> int:
         return floors.MAX_BYTES
     if name == state.DATABASE:
         return 1 << 62  # bounded by the disk only
+    if service_archive.FILE.fullmatch(name):
+        return service_archive.MAX_INDEX_BYTES if name.endswith(".json") else 1 << 62
     return limits.artifact_bytes if name.endswith("/artifact") else limits.manifest_bytes
 
 
@@ -207,7 +211,7 @@ def _natural(value: Any) -> bool:
 def _check_names(names: list[str]) -> None:
     """Problem backup_invalid for a name that no backup has (it could lead out of the target), twice or missing."""
     for name in names:
-        if name not in NEEDED and _PAIR.fullmatch(name) is None:
+        if name not in NEEDED and not _PAIR.fullmatch(name) and not service_archive.FILE.fullmatch(name):
             raise invalid(f"it names a file that no backup has: {name[:100]!r}")
     if len(set(names)) != len(names):
         raise invalid("it names a file twice")

@@ -19,7 +19,7 @@ from latticed.kit import tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, migrations, rebuild, state
 from latticed.ledger.connection import RECOVER_HINT
-from latticed.lifecycle import archive, restore_needs
+from latticed.lifecycle import archive, restore_needs, service_archive
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class Stager:
         # Read from the snapshot, not from memory: the manifest must describe the ledger that is in the archive.
         found = rebuild.read_damaged(staging / state.DATABASE)
         in_use = {record.facts.identity for record in found.records if record.accepted}
-        names = [*archive.NEEDED, *_pairs(staging, in_use)]
+        # Last of the staged files, since it takes longest and is as of its own moment in any case.
+        kept = service_archive.stage(self._directory, staging)
+        names = [*archive.NEEDED, *_pairs(staging, in_use), *kept]
         entries = tuple(_entry(staging, name) for name in names)
         key = state.load_key(staging)
         now_us = self.lifecycle.deps.clock.wall_us()

@@ -243,15 +243,15 @@ class Decisions:
             if isinstance(outcome, Problem) and purge and not record.accepted:
                 outcome = record  # its bundle is on disk: no tombstone, but old data can be purged
             after = await self._accepted(actor, record, outcome, "forget")
-            files = await kept_data.files_of(self.services.static, plugin_id)
-            left = self.ledger.read(lambda db: kept_data.count(db, plugin_id, files))
+            on_disk = await kept_data.on_disk(self.services, plugin_id)
+            left = self.ledger.read(lambda db: kept_data.count(db, plugin_id, on_disk))
             event = recording.event(actor, "plugin.forget", after, {"purged": purge, **asdict(left)})
             # Rows first, files last: files that are left by a crash are removed when it is purged again.
             await self._write(after, event, handover.strip(plugin_id, purge=purge))
             await self.services.forget(plugin_id)
             self.supervisor.drop(plugin_id)
             if purge:
-                await kept_data.remove_files(self.services.static, plugin_id)
+                await kept_data.remove_files(self.services, plugin_id)
         return after, left
 
     async def restart(self, actor: Actor, plugin_id: str) -> Record:

@@ -5,7 +5,7 @@ Its ongoing work is removed either way (`handover`); its audit events always sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latticed.host.call import HostError
@@ -15,34 +15,41 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from latticed.host.static.calls import StaticCalls
+    from latticed.host.services import HostServices
     from latticed.ledger import Transaction
     from latticed.ledger.connection import RowReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptData:
-    """Amount of data under an id, earlier publishers' included: kv values, static files, notifications."""
+    """Amount of data under an id, earlier publishers' included: kv values, static files, notifications, services that
+    have kept something.
+    """
 
     values: int = 0
     files: int = 0
     notifications: int = 0
+    services: int = 0
 
 
-async def files_of(static: StaticCalls, plugin_id: str) -> int:
-    """Number of a plugin's static files; Problem store_unavailable when they cannot be listed."""
-    return await _said(static.count_files(plugin_id))
+async def on_disk(services: HostServices, plugin_id: str) -> KeptData:
+    """What a plugin has in files: `files` and `services`. Problem store_unavailable when they cannot be listed."""
+    return KeptData(
+        files=await _said(services.static.count_files(plugin_id)),
+        services=await _said(services.programs.data.count(plugin_id)),
+    )
 
 
-async def remove_files(static: StaticCalls, plugin_id: str) -> None:
-    """Remove all static files of a plugin. A call that was interrupted can be repeated. Problem store_unavailable."""
-    await _said(static.purge(plugin_id))
+async def remove_files(services: HostServices, plugin_id: str) -> None:
+    """Remove all that a plugin has in files. A call that was interrupted can be repeated. Problem store_unavailable."""
+    await _said(services.static.purge(plugin_id))
+    await _said(services.programs.data.purge(plugin_id))
 
 
-def count(conn: RowReader, plugin_id: str, files: int) -> KeptData:
-    """How much data is left under an id: what the ledger holds of it, and `files` of it as given."""
+def count(conn: RowReader, plugin_id: str, on_disk: KeptData) -> KeptData:
+    """How much data is left under an id: what the ledger holds of it, and what is in files as given."""
     values = sum(kv.usage(conn, bucket)[0] for bucket in kv.of_plugin(conn, plugin_id))
-    return KeptData(values=values, files=files, notifications=notification_upkeep.count_of(conn, plugin_id))
+    return replace(on_disk, values=values, notifications=notification_upkeep.count_of(conn, plugin_id))
 
 
 def clear(tx: Transaction, plugin_id: str) -> None:
@@ -55,10 +62,11 @@ def clear(tx: Transaction, plugin_id: str) -> None:
 
 
 async def _said(work: Awaitable[int]) -> int:
-    """Await `work` and return its number. A HostError becomes Problem store_unavailable, as this is an operator's
-    command.
+    """Await `work` and return its number. An error of the disk becomes Problem store_unavailable, as this is an
+    operator's command.
     """
     try:
         return await work
-    except HostError as error:
-        raise Problem("store_unavailable", error.reason, "mend the disk, then run the same command again") from error
+    except (HostError, OSError, Problem) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "the disk refused"
+        raise Problem("store_unavailable", reason, "mend the disk, then run the same command again") from error

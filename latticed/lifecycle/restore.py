@@ -20,7 +20,7 @@ from latticed.kit import files, tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import floors, integrity, rebuild, records, revocations, state
 from latticed.ledger import secrets as sealed_values
-from latticed.lifecycle import archive, handover, merge_after_loss
+from latticed.lifecycle import archive, handover, merge_after_loss, service_archive
 from latticed.lifecycle import restore_needs as around
 from latticed.lifecycle.revocations import floors_of
 from latticed.model.audit import DAEMON, Event
@@ -40,6 +40,7 @@ STAGING: Final = ".restoring-"
 """Prefix of the staging directory's name. It is below the state directory: rename(2) works only within a file
 system."""
 STORE: Final = "store"
+_KEPT: Final = "kept"  # in the staging directory: what services keep, unpacked
 _NO_FLOORS: Final = (
     "keep a copy of the state directory; restore into an empty one, or, forgetting what was decided since the backup: "
     "latticed --restore FILE --without-floors"
@@ -138,6 +139,10 @@ class _Restore:
     def perform(self, sha256: str, consent: RestoreConsent) -> RestoreReport:
         """Make the unpacked state as strict as the present one, then swap them; `sha256` is the archive's."""
         theirs = self._theirs()
+        try:
+            service_archive.unpack(self._staging, self._staging / _KEPT)
+        except (ValueError, TypeError, KeyError) as error:
+            raise archive.invalid(f"what it has of services: {error}") from error
         report = self._amend(merge_after_loss.union(self._present(consent), theirs), sha256)
         # Bundles first: those of the swapped state must be on disk when a daemon starts. Taken back if the swap fails.
         made = around.put_bundles(self._place, self._staging / STORE, report.restored)
@@ -256,8 +261,9 @@ class _Restore:
         for name in (floors.FILE, state.HOST_KEY):
             with contextlib.suppress(FileNotFoundError):  # linked, not moved: a start refuses a key without ledger
                 os.link(directory / name, old / name)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(directory / STORE, old / STORE)
+        for name in (STORE, service_archive.DIRECTORY):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(directory / name, old / name)
         # Durable before anything new moves in: after a power cut the two states must not be mixed.
         files.sync_directory(old)
         files.sync_directory(directory)
@@ -265,6 +271,8 @@ class _Restore:
         if (staging / STORE).exists():
             _sync_tree(staging / STORE)
             os.rename(staging / STORE, directory / STORE)
+        if (staging / _KEPT).exists():
+            os.rename(staging / _KEPT, directory / service_archive.DIRECTORY)
         for name in (state.HOST_KEY, floors.FILE):
             os.rename(staging / name, directory / name)
         files.sync_directory(directory)

@@ -121,14 +121,24 @@ class MonitorPage(TypedDict):
     next: str | None
 
 
+class ServiceData(TypedDict):
+    """What a service may keep, and what the last measurement found (null: none yet)."""
+
+    bytes: int
+    files: int
+    used_bytes: int | None
+    used_files: int | None
+
+
 class ServiceRow(TypedDict):
-    """A long-lived program; `pid`, `sandbox` and `started_at` while it runs, `next_retry_at` while it waits."""
+    """A long-lived program; `data`: its directory, if it keeps one; `pid`, `sandbox` and `started_at` while it runs, `next_retry_at` while it waits."""
 
     plugin: str
     name: str
     program: str
     restart: str
     network: str
+    data: ServiceData | None
     state: str
     pid: int | None
     sandbox: str | None

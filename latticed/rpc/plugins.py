@@ -187,7 +187,12 @@ async def forget(ask: Ask) -> Forgotten:
     purge = (await ask.body(Forget)).purge
     record, left = await ask.api.lifecycle.decisions.forget(ask.actor, ask.part("id"), purge=purge)
     ask.api.outputs.forget(record.id)
-    data: DataLeft = {"values": left.values, "files": left.files, "notifications": left.notifications}
+    data: DataLeft = {
+        "values": left.values,
+        "files": left.files,
+        "notifications": left.notifications,
+        "services": left.services,
+    }
     return {"id": record.id, "forgotten": record.forgotten, "purged": purge, "data": data}
 
 

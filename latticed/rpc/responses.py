@@ -251,11 +251,12 @@ class PluginReport(TypedDict):
 
 
 class DataLeft(TypedDict):
-    """How much is stored under an id, or was before it was purged."""
+    """How much is stored under an id, or was before it was purged; `services`: how many have kept something."""
 
     values: int
     files: int
     notifications: int
+    services: int
 
 
 class ConfigSecret(TypedDict):

@@ -1,0 +1,185 @@
+"""What services keep, as a backup has it: for each service an index and the bytes of its files, one after the other.
+
+    services/0001.json  {"publisher", "plugin", "name", "entries": [["f", "a%20b", 420, 12], …]}
+    services/0001.data
+
+Of each file 12 bytes follow those of the file before. Names come from a program, so both ways nothing of them is
+believed: every entry is opened, or made, in a directory that is open already, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from latticed.host.program import data_tree
+from latticed.host.program.data import UNSIGNED, ServiceData
+from latticed.host.program.spec import NAME
+from latticed.kit import files, logs, strict_json
+from latticed.kit.files import closing
+from latticed.model import ids
+from latticed.model.chain import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DIRECTORY: Final = "services"
+"""In the state directory: what services keep; in an archive: their files."""
+FILE: Final = re.compile(r"services/\d{4}\.(json|data)")
+"""The names that an archive has of it."""
+MAX_SERVICES: Final = 9_999
+MAX_INDEX_BYTES: Final = 64 << 20
+_CHUNK: Final = 1 << 20
+_TRIES: Final = 3  # for a file that its program changes while it is copied
+_FILE, _DIRECTORY, _LINK = "f", "d", "l"
+log = logs.get_logger()
+
+
+def stage(state_dir: Path, staging: Path) -> list[str]:
+    """Copy what all services keep into `staging`; the names of the files, in the order of the archive. Blocks. OSError.
+
+    Programs run meanwhile: each file is copied again while it changes, three times at most, so one that is replaced by
+    renaming is whole. What cannot be read, or is too deep, is left out with a line in the log.
+    """
+    names: list[str] = []
+    data = ServiceData(state_dir / DIRECTORY)
+    for publisher, plugin_id, name in data.services()[:MAX_SERVICES]:
+        if not names:
+            (staging / DIRECTORY).mkdir(mode=0o700)
+        stem = f"{DIRECTORY}/{len(names) // 2 + 1:04}"
+        entries: list[list[Any]] = []
+        with (staging / f"{stem}.data").open("xb", buffering=0) as out:
+            try:
+                place = data.place(f"{publisher}/{plugin_id}", name)
+                entries += _copied(place, out.fileno())
+            except data_tree.TooDeep:
+                log.warning("backup_left_out", plugin_id=plugin_id, name=name, reason="too many levels of directories")
+        index = {"publisher": publisher, "plugin": plugin_id, "name": name, "entries": entries}
+        (staging / f"{stem}.json").write_bytes(encode(index).encode("ascii") + b"\n")
+        names += [f"{stem}.json", f"{stem}.data"]
+    return names
+
+
+def unpack(staging: Path, target: Path) -> bool:
+    """Make in `target`, which does not exist, what the staged files of an archive hold; False when it has none.
+
+    ValueError for an index that is not one, or does not fit its bytes. OSError. All of it is on disk afterwards.
+    """
+    indexes = sorted((staging / DIRECTORY).glob("*.json")) if (staging / DIRECTORY).is_dir() else []
+    for path in indexes:
+        index = strict_json.loads(files.read_at_most(path, MAX_INDEX_BYTES))
+        publisher, plugin_id, name = (_text(index, key) for key in ("publisher", "plugin", "name"))
+        if not (publisher == UNSIGNED or ids.is_valid(publisher)) or not ids.is_valid(plugin_id):
+            raise ValueError(f"expected a publisher and a plugin's id, found {publisher[:80]!r}, {plugin_id[:80]!r}")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"expected a service's name, found {name[:80]!r}")
+        place = ServiceData(target).place(f"{publisher}/{plugin_id}", name)
+        place.mkdir(mode=0o700, parents=True)
+        with path.with_suffix(".data").open("rb", buffering=0) as source:
+            for entry in index["entries"]:
+                _make(place, entry, source.fileno())
+            if source.read(1):
+                raise ValueError("there is more in a service's files than its index says")
+    for directory, _, _ in os.walk(target):
+        files.sync_directory(target.__class__(directory))
+    return bool(indexes)
+
+
+def _copied(place: Path, out: int) -> Iterator[list[Any]]:
+    """Append the bytes of all files in `place` to `out`, and yield the entry of each: kind, path, mode, size or target."""
+    for entry in data_tree.walk(place):
+        path, mode = quote_from_bytes(entry.path), stat.S_IMODE(entry.found.st_mode)
+        if stat.S_ISDIR(entry.found.st_mode):
+            yield [_DIRECTORY, path, mode, 0]
+        elif stat.S_ISLNK(entry.found.st_mode):
+            with contextlib.suppress(OSError):  # replaced meanwhile
+                yield [_LINK, path, mode, quote_from_bytes(os.readlink(entry.name, dir_fd=entry.directory))]
+        elif stat.S_ISREG(entry.found.st_mode):
+            with contextlib.suppress(FileNotFoundError):
+                yield [_FILE, path, mode, _copied_file(entry, out)]
+
+
+def _copied_file(entry: data_tree.TreeEntry, out: int) -> int:
+    """Append one file to `out`; how many bytes. FileNotFoundError when it is gone, or no regular file any more."""
+    try:
+        fd = files.open_file(os.fsdecode(entry.name), beneath=entry.directory)
+    except PermissionError:  # the program took its own right to read away
+        data_tree.make_readable(entry.name, entry.directory, mode=0o600)
+        fd = files.open_file(os.fsdecode(entry.name), beneath=entry.directory)
+    except OSError as error:
+        raise FileNotFoundError from error
+    start = os.lseek(out, 0, os.SEEK_END)
+    with closing(fd):
+        for _ in range(_TRIES):
+            os.ftruncate(out, start)
+            os.lseek(out, start, os.SEEK_SET)
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise FileNotFoundError
+            size = _copy(fd, out, before.st_size)
+            after = os.fstat(fd)
+            if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, before.st_mtime_ns, before.st_ctime_ns):
+                break
+    return size
+
+
+def _copy(fd: int, out: int, most: int) -> int:
+    """Copy at most `most` bytes from the beginning of `fd`; how many there were."""
+    copied = 0
+    while copied < most and (chunk := os.pread(fd, min(_CHUNK, most - copied), copied)):
+        files.write_all(out, chunk)
+        copied += len(chunk)
+    return copied
+
+
+def _make(place: Path, entry: Any, source: int) -> None:
+    """Make one entry of an index below `place`, a file with the next bytes of `source`. ValueError, OSError."""
+    if not isinstance(entry, list) or len(entry) != 4:
+        raise ValueError("expected entries of kind, path, mode and size")
+    kind, quoted, mode, more = entry
+    if not isinstance(quoted, str) or not isinstance(mode, int) or not 0 <= mode <= 0o7777:
+        raise ValueError("expected a path and a mode in each entry")
+    parts = unquote_to_bytes(quoted).split(b"/")
+    if len(parts) > data_tree.MAX_LEVELS + 1 or any(part in {b"", b".", b".."} or b"\0" in part for part in parts):
+        raise ValueError(f"expected a path within the directory, found {quoted[:80]!r}")
+    with contextlib.ExitStack() as stack:
+        above = stack.enter_context(closing(files.open_directory(place)))
+        for part in parts[:-1]:
+            above = stack.enter_context(closing(files.open_directory(os.fsdecode(part), beneath=above)))
+        name = parts[-1]
+        if kind == _DIRECTORY:
+            os.mkdir(name, 0o700, dir_fd=above)
+            data_tree.make_readable(name, above, mode=mode & 0o777 | 0o700)  # mkdir(2) takes the umask away
+        elif kind == _LINK and isinstance(more, str):
+            os.symlink(unquote_to_bytes(more), name, dir_fd=above)
+        elif kind == _FILE and isinstance(more, int) and more >= 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = stack.enter_context(closing(os.open(name, flags, 0o600, dir_fd=above)))
+            os.fchmod(fd, mode & 0o777 | 0o600)
+            _fill(fd, source, more)
+        else:
+            raise ValueError(f"expected a file, a directory or a link, found {str(kind)[:20]!r}")
+
+
+def _fill(fd: int, source: int, size: int) -> None:
+    """Write the next `size` bytes of `source` to `fd`, durably; ValueError when there are fewer."""
+    while size:
+        chunk = os.read(source, min(_CHUNK, size))
+        if not chunk:
+            raise ValueError("there is less in a service's files than its index says")
+        files.write_all(fd, chunk)
+        size -= len(chunk)
+    os.fsync(fd)
+
+
+def _text(index: Any, key: str) -> str:
+    """A member of an index that is a text; ValueError when it is not."""
+    found = index.get(key) if isinstance(index, dict) else None
+    if not isinstance(found, str):
+        raise ValueError(f"expected {key} to be a text in the index of a service")
+    return found

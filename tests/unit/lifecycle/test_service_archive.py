@@ -1,0 +1,150 @@
+"""What services keep in a backup: all of it, however hostile, and nothing that leads elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from latticed.lifecycle import service_archive
+from tests.house import files_seen
+
+
+@pytest.fixture
+def state(tmp_path):
+    made = tmp_path / "state"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def staging(tmp_path):
+    made = tmp_path / "staging"
+    made.mkdir()
+    return made
+
+
+def kept(state, publisher="acme", plugin="acme.demo", name="web"):
+    made = state / "services" / publisher / plugin / name / "data"
+    made.mkdir(mode=0o700, parents=True)
+    return made
+
+
+def test_everything_comes_back(state, staging, tmp_path):
+    """Bytes, modes, empty directories, links as they are, any name; files of two publishers of one id."""
+    one, other = kept(state), kept(state, publisher="-")
+    (one / "a b").write_bytes(bytes(range(256)) * 9_000)
+    (one / "empty").mkdir(mode=0o750)
+    (one / "deep" / "er").mkdir(parents=True)
+    (one / "deep" / "er" / "tool").write_text("x")
+    (one / "deep" / "er" / "tool").chmod(0o755)
+    (one / "out").symlink_to("/etc/passwd")
+    with open(os.fsencode(one) + b"/\xff\n%", "wb") as file:
+        file.write(b"odd")
+    os.mkfifo(one / "fifo")
+    (other / "theirs").write_text("theirs")
+    names = service_archive.stage(state, staging)
+    assert names == ["services/0001.json", "services/0001.data", "services/0002.json", "services/0002.data"]
+    assert all(service_archive.FILE.fullmatch(name) and (staging / name).is_file() for name in names)
+    assert service_archive.unpack(staging, tmp_path / "new")
+    expected = files_seen.tree(state / "services")
+    expected.pop("acme/acme.demo/web/data/fifo")
+    assert files_seen.tree(tmp_path / "new") == expected
+    assert os.readlink(tmp_path / "new/acme/acme.demo/web/data/out") == "/etc/passwd"
+
+
+def test_without_services_there_is_nothing(state, staging, tmp_path):
+    assert service_archive.stage(state, staging) == []
+    assert not service_archive.unpack(staging, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_links_of_a_program_are_not_followed(state, staging, tmp_path):
+    """Neither is what it puts in place of a directory or file; what it cannot read itself is in it all the same."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("the host's own")
+    data = kept(state)
+    (data / "dir").symlink_to(secret)
+    (data / "file").symlink_to(secret / "key")
+    (data / "closed").write_text("closed")
+    (data / "closed").chmod(0)
+    service_archive.stage(state, staging)
+    said = (staging / "services/0001.data").read_bytes()
+    assert said == b"closed"
+
+
+def test_tree_that_is_too_deep_does_not_prevent_the_backup_of_others(state, staging, tmp_path, capsys):
+    deep = kept(state, name="a")
+    for _ in range(100):
+        deep /= "d"
+    deep.mkdir(parents=True)
+    (kept(state, name="b") / "file").write_text("kept")
+    service_archive.stage(state, staging)
+    service_archive.unpack(staging, tmp_path / "new")
+    assert (tmp_path / "new/acme/acme.demo/b/data/file").read_text() == "kept"
+    assert "backup_left_out" in capsys.readouterr().out
+
+
+SOUND = {"publisher": "acme", "plugin": "acme.demo", "name": "web", "entries": [["f", "file", 0o600, 3]]}
+FORGED = {
+    "publisher": {"publisher": "../.."},
+    "plugin": {"plugin": "acme..demo"},
+    "name": {"name": ".."},
+    "no text": {"name": 5},
+    "up": {"entries": [["f", "../file", 0o600, 3]]},
+    "encoded up": {"entries": [["f", "%2e%2e/file", 0o600, 3]]},
+    "absolute": {"entries": [["f", "/etc/file", 0o600, 3]]},
+    "encoded slash": {"entries": [["d", "a", 0o700, 0], ["f", "a%2f..%2fb", 0o600, 3]]},
+    "nul": {"entries": [["f", "a%00", 0o600, 3]]},
+    "through a link": {"entries": [["l", "a", 0o777, "/tmp"], ["f", "a/file", 0o600, 3]]},
+    "over a link": {"entries": [["l", "a", 0o777, "/tmp/x"], ["f", "a", 0o600, 3]]},
+    "twice": {"entries": [["f", "a", 0o600, 1], ["f", "a", 0o600, 2]]},
+    "no parent": {"entries": [["f", "a/b", 0o600, 3]]},
+    "device": {"entries": [["c", "a", 0o600, 3]]},
+    "less": {"entries": [["f", "file", 0o600, 2]]},
+    "more": {"entries": [["f", "file", 0o600, 4]]},
+    "negative": {"entries": [["f", "file", 0o600, -1]]},
+    "mode": {"entries": [["f", "file", 1 << 20, 3]]},
+    "short": {"entries": [["f", "file"]]},
+    "not a list": {"entries": "file"},
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_forged_index_is_refused_and_writes_nothing_elsewhere(staging, tmp_path, how):
+    (staging / "services").mkdir()
+    (staging / "services/0001.json").write_text(json.dumps({**SOUND, **FORGED[how]}))
+    (staging / "services/0001.data").write_bytes(b"abc")
+    before = set(os.listdir(tmp_path))
+    with pytest.raises((ValueError, OSError, TypeError, KeyError)):
+        service_archive.unpack(staging, tmp_path / "new")
+    assert set(os.listdir(tmp_path)) - before <= {"new"}
+    assert not os.path.lexists("/tmp/x")  # noqa: S108 - what a forged link leads to
+
+
+def test_setuid_is_not_restored(staging, tmp_path):
+    (staging / "services").mkdir()
+    (staging / "services/0001.json").write_text(json.dumps({**SOUND, "entries": [["f", "file", 0o4755, 3]]}))
+    (staging / "services/0001.data").write_bytes(b"abc")
+    service_archive.unpack(staging, tmp_path / "new")
+    assert stat.S_IMODE((tmp_path / "new/acme/acme.demo/web/data/file").stat().st_mode) == 0o755
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(entries=st.lists(st.lists(st.one_of(st.text(max_size=9), st.integers(-9, 9)), max_size=5), max_size=4))
+def test_no_index_writes_outside(tmp_path_factory, entries):
+    """Whatever an index says, the only thing that appears is the directory that it was to make."""
+    place = tmp_path_factory.mktemp("one")
+    (place / "staging" / "services").mkdir(parents=True)
+    (place / "staging/services/0001.json").write_text(json.dumps({**SOUND, "entries": entries}))
+    (place / "staging/services/0001.data").write_bytes(b"abcabcabc")
+    try:
+        service_archive.unpack(place / "staging", place / "new")
+    except (ValueError, OSError, TypeError, KeyError):
+        pass
+    assert set(os.listdir(place)) <= {"staging", "new"}
