@@ -52,13 +52,13 @@ class Service(Calls):
     def put(self, name: str, **service: Any) -> Any:
         """Make or replace a program: `{ok, name, state}` (task:run).
 
-        `service`: program, args, environment, restart, network, as in docs/services.md.
+        `service`: program, args, environment, restart, network, data, as in docs/services.md.
         """
         return self._ask("service.put", {"name": name, **service})
 
-    def delete(self, name: str) -> Any:
-        """End and remove a program: `{ok}`, whether there was one (task:run)."""
-        return self._ask("service.delete", {"name": name})
+    def delete(self, name: str, *, data: bool | None = None) -> Any:
+        """End and remove a program, with `data` also what it has kept: `{ok}`, whether there was anything (task:run)."""
+        return self._ask("service.delete", given(name=name, data=data))
 
     def status(self, name: str | None = None) -> Any:
         """`{services}`: the state of one program, then with its `output`, or of all (task:run)."""

@@ -123,6 +123,7 @@ ROWS = [
             (group, "status", ("n",), {}, f"{group}.status", {"name": "n"}, 1, 1),
         )
     ),
+    ("service", "delete", ("n",), {"data": True}, "service.delete", {"name": "n", "data": True}, 1, 1),
     ("route", "put", ("/p", "template"), {}, "route.put", {"path": "/p", "target": "template"}, 1, 1),
     (
         *("route", "put", ("/p", "invoke"), {"action": "page", "methods": ["GET"]}, "route.put"),
