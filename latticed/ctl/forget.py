@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples(
     "latticectl disable acme.demo && latticectl forget acme.demo",
-    "latticectl forget --purge acme.demo    # its values, files, notifications and services' data too, also after a forget",
+    "latticectl forget --purge acme.demo    # its values, files, notifications, services' data too; also later",
 )
 _KINDS: Final = (
     ("values", "value"),
@@ -59,4 +59,6 @@ def run(session: CtlSession) -> int:
 def _data(left: dict[str, Any]) -> str:
     """What a forgotten plugin left, such as `2 values, 1 file`; empty when nothing is left."""
     counts = [(int(left.get(name) or 0), word) for name, word in _KINDS]
-    return ", ".join(f"{count} {word if count == 1 else _PLURALS.get(word, f'{word}s')}" for count, word in counts if count)
+    return ", ".join(
+        f"{count} {word if count == 1 else _PLURALS.get(word, f'{word}s')}" for count, word in counts if count
+    )

@@ -37,7 +37,8 @@ class PluginStanding:
 
 class PermissionRefused(Fault):
     """Why a plugin may not act; a value, not an exception. `code`: `not_active`, `not_available`,
-    `capability_not_granted`, `env_not_granted`, `origin_not_bound`, `program_not_allowed`, `switched_off` or `not_seen`.
+    `capability_not_granted`, `env_not_granted`, `origin_not_bound`, `program_not_allowed`, `switched_off` or
+    `not_seen`.
     """
 
     __slots__ = ()

@@ -35,7 +35,7 @@ from latticed.host.notify.calls import NotifyCalls
 from latticed.host.notify.keeper import NotificationQueue
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.data import ServiceData
-from latticed.host.program.keeper import ProgramKeeper
+from latticed.host.program.keeper import ProgramKeeper, ProgramRights
 from latticed.host.program.supervised import ProgramDeps
 from latticed.host.route.calls import RouteCalls
 from latticed.host.route.keeper import RouteDeps, RouteKeeper
@@ -175,11 +175,11 @@ class HostServices:
             clock=clock,
             spawner=spawner,
             settings=settings.service,
-            refusal=to_run.refusal,
+            rights=ProgramRights(
+                refusal=to_run.refusal, variables=permissions.variables, publisher=permissions.publisher
+            ),
             policy=policy,
             data=ServiceData(settings.state_dir / "services"),
-            publisher=permissions.publisher,
-            variables=permissions.variables,
         )
         tunnel_deps = TunnelDeps(
             program=ProgramDeps(spawner=spawner, clock=clock, roll=random.random),
@@ -232,7 +232,7 @@ class HostServices:
             DdnsCalls(self.ddns, settings=settings.ddns, secrets_of=self.secrets.for_plugin),
             MailCalls(self._smtp, settings=settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin),
             TaskCalls(self.tasks),
-            ProgramCalls(self.programs, variables=permissions.variables),
+            ProgramCalls(self.programs),
             TunnelCalls(self.tunnels, origins=permissions.origins),
             RouteCalls(self.routes),
             NetworkCalls(self.plans, clock=self._clock),

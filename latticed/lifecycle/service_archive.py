@@ -91,7 +91,7 @@ def unpack(staging: Path, target: Path) -> bool:
 
 
 def _copied(place: Path, out: int) -> Iterator[list[Any]]:
-    """Append the bytes of all files in `place` to `out`, and yield the entry of each: kind, path, mode, size or target."""
+    """Append the bytes of all files in `place` to `out`, and yield each entry: kind, path, mode, size or target."""
     for entry in data_tree.walk(place):
         path, mode = quote_from_bytes(entry.path), stat.S_IMODE(entry.found.st_mode)
         if stat.S_ISDIR(entry.found.st_mode):
@@ -113,7 +113,7 @@ def _copied_file(entry: data_tree.TreeEntry, out: int) -> int:
         fd = files.open_file(os.fsdecode(entry.name), beneath=entry.directory)
     except OSError as error:
         raise FileNotFoundError from error
-    start = os.lseek(out, 0, os.SEEK_END)
+    start, size = os.lseek(out, 0, os.SEEK_END), 0
     with closing(fd):
         for _ in range(_TRIES):
             os.ftruncate(out, start)
@@ -179,7 +179,6 @@ def _fill(fd: int, source: int, size: int) -> None:
 
 def _text(index: Any, key: str) -> str:
     """A member of an index that is a text; ValueError when it is not."""
-    found = index.get(key) if isinstance(index, dict) else None
-    if not isinstance(found, str):
-        raise ValueError(f"expected {key} to be a text in the index of a service")
+    if not isinstance(index, dict) or not isinstance(found := index.get(key), str):
+        raise ValueError(f"expected {key} to be a text in the index of a service")  # noqa: TRY004 - as any bad index
     return found

@@ -131,7 +131,9 @@ class ServiceData(TypedDict):
 
 
 class ServiceRow(TypedDict):
-    """A long-lived program; `data`: its directory, if it keeps one; `pid`, `sandbox` and `started_at` while it runs, `next_retry_at` while it waits."""
+    """A long-lived program; `data`: its directory, if it keeps one; `pid`, `sandbox` and `started_at` while it runs,
+    `next_retry_at` while it waits.
+    """
 
     plugin: str
     name: str

@@ -47,13 +47,12 @@ def handled(abi: int) -> int:
     return _FIRST_VERSION | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
 
 
-def plan(
-    seen: VisiblePaths, *, abi: int, own_root: bool, workdir: bool, data: bool, network: bool
-) -> dict[str, Any]:
+def plan(seen: VisiblePaths, *, abi: int, own_root: bool, workdir: bool, data: bool, network: bool) -> dict[str, Any]:
     """The ruleset for a child with the paths `seen`, as `stub.restrict_paths` reads it.
 
     `abi`: the kernel's version; what it does not know is left out. In its own root (`own_root`) everything may be read:
-    nothing is there but those paths. `workdir`: /scratch may be written, `data`: /data too. `network`: TCP is not denied.
+    nothing is there but those paths. `workdir`: /scratch may be written, `data`: /data too. `network`: TCP is not
+    denied.
     """
     # struct landlock_ruleset_attr grew with the versions: file accesses, then network (4, Linux 6.7), scopes (6, 6.12).
     attributes = struct.pack("<Q", handled(abi))

@@ -52,7 +52,7 @@ def set_readonly(fd: int, *, device: bool, recursive: bool = True) -> None:
 
 
 def build_tree(tree: Plan) -> None:
-    """Build the child's root: read-only clones of the plan's paths, /scratch, /data, its script; then detach the old root."""
+    """Build the child's root: read-only clones of the plan's paths, /scratch, /data, script; detach the old root."""
     # Else what root mounts here would appear on the host, whose mounts are shared (mount_namespaces(7)).
     begin("propagation")
     mount(None, "/", None, MS_REC | MS_PRIVATE, "")
@@ -97,7 +97,7 @@ def build_tree(tree: Plan) -> None:
     call("pivot_root", b".", b".")
     check(libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
-    # Only now that it is filled, and not recursively: /scratch and /data stay writable. The clones are read-only already.
+    # Only now that it is filled, and not recursively: /scratch and /data stay writable. The clones are read-only.
     set_readonly(os.open("/", os.O_PATH | os.O_CLOEXEC), device=False, recursive=False)
 
 

@@ -57,7 +57,7 @@ class Service(Calls):
         return self._ask("service.put", {"name": name, **service})
 
     def delete(self, name: str, *, data: bool | None = None) -> Any:
-        """End and remove a program, with `data` also what it has kept: `{ok}`, whether there was anything (task:run)."""
+        """End and remove a program, with `data` also what it kept: `{ok}`, whether there was anything (task:run)."""
         return self._ask("service.delete", given(name=name, data=data))
 
     def status(self, name: str | None = None) -> Any:

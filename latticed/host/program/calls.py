@@ -9,13 +9,11 @@ from latticed.host.program import spec as specs
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from latticed.host.program.keeper import KeptProgram, ProgramKeeper
 
 
 class ProgramDelete(Params, frozen=True):
-    """Parameters of service.delete: the name of one of the caller's programs; `data`: what it has kept is removed too."""
+    """Parameters of service.delete: the name of one of the caller's programs; `data`: what it has kept goes too."""
 
     name: str
     data: bool = False
@@ -28,14 +26,10 @@ class ProgramStatus(Params, frozen=True):
 
 
 class ProgramCalls:
-    """The host calls `service.put`, `service.delete` and `service.status`.
+    """The host calls `service.put`, `service.delete` and `service.status`."""
 
-    `variables(plugin_id)`: the names of environment variables that the operator granted to it.
-    """
-
-    def __init__(self, programs: ProgramKeeper, *, variables: Callable[[str], frozenset[str]]) -> None:
+    def __init__(self, programs: ProgramKeeper) -> None:
         self._programs = programs
-        self._variables = variables
 
     def calls(self) -> tuple[Served, ...]:
         """The calls with their parameters and handlers, for `host.call.table`."""
@@ -47,7 +41,7 @@ class ProgramCalls:
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         """Keep the program running from now on; `state` is that before it has started."""
-        spec = specs.checked(asked, self._programs.settings, self._variables(caller.plugin_id))
+        spec = specs.checked(asked, self._programs.settings, self._programs.rights.variables(caller.plugin_id))
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.program.state}
 

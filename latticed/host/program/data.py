@@ -65,7 +65,7 @@ class ServiceData:
         return kept
 
     async def remove(self, owner: str, name: str) -> bool:
-        """Remove what a service has kept, which does not run; False when there is nothing. Problem service_unavailable."""
+        """Remove what a service has kept, which does not run; False: nothing is there. Problem service_unavailable."""
         return await asyncio.to_thread(_removed, self.place(owner, name).parent)
 
     async def count(self, plugin_id: str) -> int:
@@ -109,7 +109,7 @@ class KeptDirectory:
 
     async def watch(self, child: Child) -> ProgramEnded:
         """Return once the program may not go on: over its quota, or the disk is nearly full. Runs until cancelled."""
-        while (ended := await self.look(child)) is None:
+        while (ended := await self.look(child)) is None:  # noqa: ASYNC110 - a disk has no event for this
             await asyncio.sleep(POLL_S)
         return ended
 

@@ -155,7 +155,7 @@ def make_readable(name: bytes, beneath: int, *, mode: int) -> None:
 
 
 def _change_mode(fd: int, mode: int) -> None:
-    """chmod by descriptor, also one of O_PATH, which fchmod(2) refuses."""
+    """Change a mode by descriptor, also one of O_PATH, which fchmod(2) refuses."""
     if not stat.S_ISLNK(os.fstat(fd).st_mode):
         os.chmod(f"/proc/self/fd/{fd}", mode)
 

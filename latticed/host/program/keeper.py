@@ -58,12 +58,24 @@ class KeptProgram:
         await self.program.stop()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRights:
+    """What a plugin may have its programs do, by its id, asked each time.
+
+    `refusal`: why it may have none run, or None; `variables`: the names that their environment may set; `publisher`:
+    whose plugin it is, empty when it is unsigned.
+    """
+
+    refusal: Callable[[str], PermissionRefused | None]
+    variables: Callable[[str], frozenset[str]] = lambda _: frozenset()
+    publisher: Callable[[str], str] = lambda _: ""
+
+
 class ProgramKeeper(SupervisedKeeper[KeptProgram]):
     """An async context manager: entered, every stored program runs while its owner may act; left, none does.
 
-    `refusal(plugin_id)`: why it may not have programs run now, or None. `variables(plugin_id)`: the names that their
-    environment may set. `data`: what services keep; `publisher(plugin_id)`: whose plugin it is, empty when it is unsigned.
-    `policy`: backoff and breaker. `settings` are read at each use, so a reload may replace them. `roll` gives a random number in [0, 1).
+    `data`: what services keep. `policy`: backoff and breaker. `settings` are read at each use, so a reload may replace
+    them. `roll` gives a random number in [0, 1).
     """
 
     def __init__(
@@ -73,20 +85,17 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         clock: Clock,
         spawner: Spawner,
         settings: Settings,
-        refusal: Callable[[str], PermissionRefused | None],
+        rights: ProgramRights,
         policy: RestartPolicy,
         data: ServiceData,
-        publisher: Callable[[str], str] = lambda _: "",
-        variables: Callable[[str], frozenset[str]] = lambda _: frozenset(),
         roll: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(ledger, "service", refusal=refusal)
+        super().__init__(ledger, "service", refusal=rights.refusal)
         self._deps = ProgramDeps(spawner=spawner, clock=clock, roll=roll)
         self.settings = settings
         self._policy = policy
         self.data = data
-        self._publisher = publisher
-        self._variables = variables
+        self.rights = rights
 
     async def _load(self) -> None:
         for row in await self._ledger.read_slow(lambda db: rows.load_all(db, "service")):
@@ -101,8 +110,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             one.program.note_visitor()
 
     async def remove_data(self, plugin_id: str, name: str) -> bool:
-        """Remove what a service without a row has kept; False when there is nothing. Problem service_unavailable, also while
-        there is such a service again.
+        """Remove what a service without a row has kept; False when there is nothing. Problem service_unavailable, also
+        while there is such a service again.
         """
 
         async def removed() -> bool:
@@ -162,7 +171,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         if (reason := specs.not_allowed(one.spec.program, one.spec.network, self.settings)) is not None:
             return PermissionRefused("program_not_allowed", reason)
         # Asked again after `put`: the operator may have withdrawn a variable since.
-        missing = one.spec.environment.keys() - self._variables(one.plugin_id)
+        missing = one.spec.environment.keys() - self.rights.variables(one.plugin_id)
         return PermissionRefused("env_not_granted", f"{min(missing)} is not granted") if missing else None
 
     async def _ready(self, one: KeptProgram) -> Ready:
@@ -211,4 +220,4 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
     def _owner(self, plugin_id: str) -> str:
         """The owner of what a plugin's services keep, see `ServiceData`."""
-        return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
+        return f"{self.rights.publisher(plugin_id) or UNSIGNED}/{plugin_id}"

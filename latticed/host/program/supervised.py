@@ -33,8 +33,8 @@ log = logs.get_logger()
 class Ready:
     """What to start, made anew for each start. `request`: program, arguments, limits; `chosen`: the confinement;
     `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed, and releases what
-    `request` has open. `beside(child)` runs as long as the program does: once it returns, the program is killed, and has
-    ended in that way.
+    `request` has open. `beside(child)` runs as long as the program does: once it returns, the program is killed, and
+    has ended in that way.
     """
 
     request: ChildRequest
@@ -271,7 +271,8 @@ class SupervisedProgram:
 async def _beside(ready: Ready, child: Child) -> ProgramEnded:
     """What runs beside the program; a fault of it ends the program, which it was to watch."""
     if ready.beside is None:
-        return await asyncio.get_running_loop().create_future()  # until it is cancelled
+        never: asyncio.Future[ProgramEnded] = asyncio.get_running_loop().create_future()
+        return await never  # until it is cancelled
     try:
         return await ready.beside(child)
     except Problem as problem:

@@ -9,7 +9,7 @@ import aiohttp
 
 from latticed.host.program import spec as specs
 from latticed.host.program.data import ServiceData
-from latticed.host.program.keeper import ProgramKeeper
+from latticed.host.program.keeper import ProgramKeeper, ProgramRights
 from latticed.host.tunnel.readiness import free_port
 from latticed.kit.clock import SystemClock
 from latticed.model.restart import VISITED, RestartPolicy
@@ -44,7 +44,7 @@ async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
             clock=SystemClock(),
             spawner=confinements.Spawner(),
             settings=SETTINGS,
-            refusal=lambda _: None,
+            rights=ProgramRights(refusal=lambda _: None),
             policy=QUICK,
             data=ServiceData(tmp_path / "services"),
         ) as programs,

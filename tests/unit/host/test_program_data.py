@@ -39,7 +39,9 @@ async def here(tmp_path):
 
 async def test_data_is_kept_over_restarts_and_deletion_until_it_is_to_be_removed(here, tmp_path):
     """Nobody else sees it: another service and another plugin have their own; /scratch is not kept."""
-    script = "cat /data/said /scratch/said 2>/dev/null; echo one >>/data/said; echo two >/scratch/said; echo up; sleep 99"
+    script = (
+        "cat /data/said /scratch/said 2>/dev/null; echo one >>/data/said; echo two >/scratch/said; echo up; sleep 99"
+    )
     await here.put("web", script, data=QUOTA)
     await here.until_said("up", "web")
     assert "one" not in here.program("web").output()["stdout"]

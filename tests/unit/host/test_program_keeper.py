@@ -17,7 +17,7 @@ from latticed.host.call import Caller, HostError
 from latticed.host.program import supervised
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.data import ServiceData
-from latticed.host.program.keeper import ProgramKeeper
+from latticed.host.program.keeper import ProgramKeeper, ProgramRights
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.model.restart import RestartPolicy
@@ -82,14 +82,16 @@ async def world(directory, *, policy=QUICK, allowed=(A.plugin_id, B.plugin_id), 
             clock=clock,
             spawner=spawner,
             settings=made.settings,
-            refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
+            rights=ProgramRights(
+                refusal=lambda one: None if one in may else permissions.judge(permissions.UNKNOWN),
+                variables=lambda _: frozenset(made.variables),
+            ),
             policy=policy,
             data=ServiceData(directory / "state" / "services"),
-            variables=lambda _: frozenset(made.variables),
             roll=lambda: 0.5,
         )
         async with made.programs:
-            calls = ProgramCalls(made.programs, variables=lambda _: frozenset(made.variables))
+            calls = ProgramCalls(made.programs)
             made.service = {one.method: one for one in calls.calls()}
             yield made
 
@@ -272,7 +274,9 @@ print('host', reaches({port}), flush=True); time.sleep(1000)
         found = await here.until_state("stopped", "host")
         assert found["last_error"]["code"] == "program_not_allowed"
         assert "python have the host's network" in found["last_error"]["message"]
-        here.programs.settings = replace(here.programs.settings, host_network=("python",), programs={"shell": "/bin/sh"})
+        here.programs.settings = replace(
+            here.programs.settings, host_network=("python",), programs={"shell": "/bin/sh"}
+        )
         found = await here.until_state("stopped", "own")
         assert "the operator's list has no program python" in found["last_error"]["message"]
         here.programs.settings = replace(here.programs.settings, programs=SHELL)
