@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
-# What is asked for and kept of an entry: journald's own fields say who logged, the first two what.
-FIELDS: Final = ("MESSAGE", "PRIORITY", "_PID", "_UID", "_COMM", "_EXE", "_SYSTEMD_UNIT")
+# What is asked for and kept of an entry: journald's own fields say who logged, the first two what. Those of the second
+# line are journald's, too, in an entry of its own (`_TRANSPORT=driver`): how many it dropped, and of whom.
+FIELDS: Final = (
+    *("MESSAGE", "PRIORITY", "_PID", "_UID", "_COMM", "_EXE", "_SYSTEMD_UNIT"),
+    *("_TRANSPORT", "N_DROPPED", "OBJECT_UID", "OBJECT_COMM", "OBJECT_EXE", "OBJECT_SYSTEMD_UNIT"),
+)
+DROPPED: Final = ("_TRANSPORT=driver", "MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e")
+"""Matches journald's own entries about messages that it dropped because a unit logged too fast (journald.conf(5),
+RateLimitBurst; the id is SD_MESSAGE_JOURNAL_DROPPED of sd-messages.h). It writes one with the first message that it
+takes again.
+"""
 MAX_ENTRY_BYTES: Final = 1 << 20
 """How long one entry may be as JSON; longer ones are skipped."""
 MAX_MESSAGE: Final = 16 << 10
@@ -82,8 +91,9 @@ async def newest(
 
 async def following(
     matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool], limit: int, *, cursor: str, since_us: int = 0
-) -> tuple[list[JournalEntry], str]:
-    """At most `limit` wanted entries after `cursor`, and the cursor to go on from.
+) -> tuple[list[JournalEntry], str, bool]:
+    """At most `limit` wanted entries after `cursor`, the cursor to go on from, and whether the entry of `cursor` itself
+    was seen: one that `matches` match and that is not seen is gone from the journal, with others that came after it.
 
     With an empty `cursor` from `since_us` on (microseconds since the epoch). Ends early at MAX_READ_CHARACTERS or
     MAX_READ_ENTRIES; what is left comes with the next call. JournalUnreadable.
@@ -92,10 +102,11 @@ async def following(
     # @ takes seconds (systemd.time(7)), and --cursor includes its own entry: the loop below leaves out the surplus.
     start = (f"--cursor={cursor}",) if cursor else (f"--since=@{since_us // 1_000_000}",)
     found: list[JournalEntry] = []
-    read, size, last = 0, 0, cursor
+    read, size, last, seen = 0, 0, cursor, False
     # Leaving the loop early must end journalctl now, not when the generator is collected.
     async with contextlib.aclosing(_entries(matches, start)) as entries:
         async for entry in entries:
+            seen = seen or _number(entry.cursor) == _number(cursor)
             if (cursor and not _is_after(entry.cursor, cursor)) or entry.at_us < since_us:
                 continue
             read, last = read + 1, entry.cursor
@@ -104,7 +115,7 @@ async def following(
                 size += len(entry.fields["MESSAGE"])
             if len(found) >= limit or size >= MAX_READ_CHARACTERS or read >= MAX_READ_ENTRIES:
                 break
-    return found, last
+    return found, last, seen
 
 
 def _newest_that_fit(entries: list[JournalEntry]) -> list[JournalEntry]:
@@ -203,6 +214,11 @@ def _text(value: Any) -> str:
             return _text(first)
         case _:
             return ""
+
+
+def _number(cursor: str) -> str:
+    """The part of a cursor that numbers its entry: the sequence, and the place in it."""
+    return cursor.partition(";b=")[0]
 
 
 def _is_after(cursor: str, other: str) -> bool:

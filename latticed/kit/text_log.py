@@ -75,14 +75,16 @@ def newest(path: Path, wanted: Callable[[bytes], bool], most: int) -> tuple[list
         return _fitting(found[-most:]) if most else [], mark
 
 
-def following(path: Path, wanted: Callable[[bytes], bool], most: int, *, mark: Mark) -> tuple[list[bytes], Mark]:
-    """At most `most` wanted lines after `mark`, and the mark to go on from. OSError as `newest`.
+def following(path: Path, wanted: Callable[[bytes], bool], most: int, *, mark: Mark) -> tuple[list[bytes], Mark, bool]:
+    """At most `most` wanted lines after `mark`, the mark to go on from, and whether the part that `mark` was made in
+    was found: if not, lines may be missing before these. OSError as `newest`.
 
     Ends early at MOST_ANSWERED or MOST_BYTES; what is left comes with the next call.
     """
     parts = _parts_since(path, mark)
     try:
-        return _read(parts, wanted, most, mark)
+        found = _fits(parts[0][0], mark)
+        return (*_read(parts, wanted, most, mark), found)
     finally:
         for fd, _ in parts:
             os.close(fd)

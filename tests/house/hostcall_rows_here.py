@@ -74,7 +74,7 @@ ROWS: dict[str, Row] = {
     ),
     "node.journal": Row(
         good={"filter": "sshd"},
-        answers="entries cursor",
+        answers="entries cursor gap",
         bad=({}, {"filter": "other.service"}, {"filter": ""}, {"filter": "sshd", "limit": 501}),
         down="reader",
         why=READS_ONLY,

@@ -30,6 +30,7 @@ cp "$(readlink -f "$(command -v logger)")" /usr/local/sbin/sshd
 mkdir -p /run/systemd/journal /run/log/journal /run/systemd/journald.conf.d
 printf '[Journal]\nReadKMsg=no\n' >/run/systemd/journald.conf.d/here.conf # the kernel log is the host's
 "$1" >/dev/null 2>&1 &
+journald=$!
 for _ in $(seq 500); do
   [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/dev-log ] && break
   sleep 0.01
@@ -53,6 +54,15 @@ class Journal:
         assert self.shell.stdout is not None
         print(command, file=self.shell.stdin, flush=True)
         assert self.shell.stdout.readline().strip() == "0", command
+
+    def restart(self, *options: str) -> None:
+        """End journald and start it anew, with `options` in its configuration; speakers must be started after."""
+        sockets = "/run/systemd/journal/socket /run/systemd/journal/dev-log"
+        for option in options:
+            self.run(f"echo {option} >>/run/systemd/journald.conf.d/here.conf")
+        self.run("kill $journald; wait $journald; :")
+        self.run(f"rm -f {sockets}; {JOURNALD} >/dev/null 2>&1 & journald=$!")
+        self.run(f"for one in {sockets}; do until [ -S $one ]; do sleep 0.01; done; done")
 
     def speaker(self, program: str, *, uid: int = 0, tag: str = "sshd", cgroup: Path | None = None) -> Speaker:
         """A running copy of logger, which logs each line it is given, as `tag`."""

@@ -106,7 +106,10 @@ async def test_every_entry_is_read_exactly_once(desk: Desk) -> None:
     assert [entry["message"] for entry in more] == ["one more"]
     newest = await desk.ask(limit=3)
     assert [entry["message"] for entry in newest["entries"]] == ["line 58", "line 59", "one more"]
-    assert (await desk.ask(cursor=newest["cursor"]))["entries"] == []
+    after = await desk.ask(cursor=newest["cursor"])
+    assert (after["entries"], after["gap"]) == ([], False)
+    assert len({entry["id"] for entry in found}) == 60
+    assert [entry["id"] for entry in newest["entries"][:2]] == [entry["id"] for entry in found[-2:]]
     desk.journal.run("journalctl --rotate; journalctl --sync")
     true.say("after rotation")
     rotated, _ = await desk.collected("sshd", newest["cursor"], 1)
@@ -159,9 +162,70 @@ async def test_only_entries_of_listed_units_are_shown(desk: Desk) -> None:
             assert caught.value.code is Denial.BAD_PARAMS
 
 
+async def test_vacuumed_cursor_gives_a_gap_once(desk: Desk) -> None:
+    """Its entry is gone, and perhaps others that were never read; what is left is read, each entry once."""
+    start = (await desk.ask(limit=0))["cursor"]
+    true, other = desk.journal.speaker("/usr/local/sbin/sshd"), desk.journal.speaker("logger", tag="noise")
+    true.say("one")
+    _, cursor = await desk.collected("sshd", start, 1)
+    vacuum = "journalctl --sync; journalctl --rotate; journalctl --vacuum-time=1us 2>/dev/null"
+    desk.journal.run(vacuum)
+    # Nothing of sshd's is left; the next question finds no gap any more.
+    answer = await desk.ask(cursor=cursor)
+    assert (answer["entries"], answer["gap"]) == ([], True)
+    again = await desk.ask(cursor=answer["cursor"])
+    assert (again["entries"], again["gap"], again["cursor"]) == ([], False, answer["cursor"])
+    other.say("noise")
+    true.say("two")
+    found, cursor = await desk.collected("sshd", answer["cursor"], 1)
+    assert [entry["message"] for entry in found] == ["two"]
+    true.say("lost", "lost too")
+    await desk.collected("sshd", cursor, 2)
+    desk.journal.run(vacuum)
+    true.say("three")
+    await desk.collected("sshd", answer["cursor"], 1)
+    answer = await desk.ask(cursor=cursor)
+    assert ([entry["message"] for entry in answer["entries"]], answer["gap"]) == (["three"], True)
+    assert not (await desk.ask(cursor=answer["cursor"]))["gap"]
+    for speaker in (true, other):
+        speaker.close()
+
+
+@pytest.mark.root
+async def test_messages_that_journald_dropped_are_an_entry_of_its_own(desk: Desk) -> None:
+    """Only those of the unit that was asked for; no program can write such an entry."""
+    desk.journal.restart("RateLimitIntervalSec=1s", "RateLimitBurst=10")
+    with journalds.unit("ssh.service") as group, journalds.unit(UNIT) as other:
+        start = (await desk.ask(limit=0))["cursor"]
+        true = desk.journal.speaker("/usr/local/sbin/sshd", cgroup=group)
+        web = desk.journal.speaker("logger", tag="web", cgroup=other)
+        forger = desk.journal.speaker("logger", tag="systemd-journald")
+        forger.say("Suppressed 77 messages from ssh.service")
+        for number in range(3_000):
+            true.say(f"line {number}")
+            web.say(f"page {number}")
+        found: list[dict[str, Any]] = []
+        cursor = start
+        async with asyncio.timeout(20):
+            while not any(entry["dropped"] for entry in found):
+                true.say("more")
+                await asyncio.sleep(0.1)
+                answer = await desk.ask(cursor=cursor)
+                found, cursor = found + answer["entries"], answer["cursor"]
+        notes = [entry for entry in found if entry["dropped"]]
+        assert {(note["unit"], note["comm"], note["uid"]) for note in notes} == {("ssh.service", "systemd-journal", 0)}
+        lines = [entry for entry in found if entry["message"].startswith("line ")]
+        assert len(lines) < 3_000
+        assert sum(note["dropped"] for note in notes) >= 3_000 - len(lines)
+        assert all(entry["dropped"] == 0 for entry in lines)
+        assert not answer["gap"]
+        for speaker in (true, web, forger):
+            speaker.close()
+
+
 async def test_malformed_cursors_are_refused(desk: Desk) -> None:
     """They would reach journalctl's command line."""
-    for cursor in ("--help", "j:--help", "j:s=1;i=1", "f:1-1-1-0123456789abcdef", "t:x", "j:", "x"):
+    for cursor in ("--help", "j:--help", "n:--help", "n:", "j:s=1;i=1", "f:1-1-1-0123456789abcdef", "t:x", "j:", "x"):
         with pytest.raises(HostError) as caught:
             await desk.ask(cursor=cursor)
         assert caught.value.code is Denial.BAD_PARAMS

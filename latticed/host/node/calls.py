@@ -112,7 +112,7 @@ class NodeCalls:
         return {"ok": True, "labels": labels}
 
     async def _read_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
-        """Entries and the next cursor, from the journal reader. HostError bad_params for a unit that is not listed, and
+        """Entries, the next cursor and whether there is a gap, from the journal reader. HostError bad_params for a unit that is not listed, and
         as `journal_client.ask`.
         """
         settings = self._settings

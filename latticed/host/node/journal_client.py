@@ -3,7 +3,7 @@
 The reader is latticed/journal.py; what it answers is made in `journal_query`.
 
 One request per connection, a line of JSON each way: `{"filter", "cursor", "limit"}` is answered by
-`{"entries": [...], "cursor"}` or `{"code", "message"}`.
+`{"entries": [...], "cursor", "gap"}` or `{"code", "message"}`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def socket_path(settings: Settings) -> Path:
 
 
 async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], frozenset[int]]) -> dict[str, Any]:
-    """The reader's answer `{entries, cursor}` to a request `{filter, cursor, limit}`.
+    """The reader's answer `{entries, cursor, gap}` to a request `{filter, cursor, limit}`.
 
     `readers()` gives the uids it may run as, and may block. HostError: the one that the reader answers, else
     service_unavailable (not running, another user's, malformed), deadline_exceeded after DEADLINE_S.
@@ -88,15 +88,15 @@ async def _exchange(path: Path, request: bytes, readers: Callable[[], frozenset[
 
 
 def _decoded(line: bytes) -> dict[str, Any]:
-    """`{entries, cursor}` of an answer; HostError for an error in it, or for anything else."""
+    """`{entries, cursor, gap}` of an answer; HostError for an error in it, or for anything else."""
     try:
         found = strict_json.loads(line)
     except strict_json.InvalidJson as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED) from error
     # Checked like any input: the reader handles what any program logs, and may have been taken over.
     match found:
-        case {"entries": list(entries), "cursor": str(cursor)}:
-            return {"entries": entries, "cursor": cursor}
+        case {"entries": list(entries), "cursor": str(cursor), "gap": bool(gap)}:
+            return {"entries": entries, "cursor": cursor, "gap": gap}
         case {"code": str(code), "message": str(message)} if code in Denial._value2member_map_:
             raise HostError(Denial(code), texts.sanitise(message, 500))
     raise HostError(Denial.SERVICE_UNAVAILABLE, _MALFORMED)

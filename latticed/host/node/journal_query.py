@@ -7,6 +7,8 @@ daemon can read no other units. The daemon's side is `journal_client`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import re
 import time
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ SSHD: Final = "sshd"
 
 # OpenSSH 9.8 moved sessions to sshd-session, 10.0 authentication to sshd-auth.
 _SSHD_COMMS: Final = ("sshd", "sshd-session", "sshd-auth")
-_SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS))
+_SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS), "+", *journalctl.DROPPED)
 # What journald says of sshd's own processes: the unit (ssh.service on Debian, sshd@… for one per connection), or the
 # installed file, for sessions that run in a scope of the user's. `_EXE` is the path that the kernel has.
 _SSHD_UNIT: Final = re.compile(r"sshd?(?:@[^/]*)?\.service")
@@ -48,6 +50,8 @@ _AUTH_LINE: Final = re.compile(
     re.DOTALL,
 )
 _DAY_S: Final = 86_400
+# From any year on, so many hold a 29 February, also around a year such as 2100.
+_YEARS: Final = 9
 # It becomes an argument of journalctl (`_SYSTEMD_UNIT=…`): what systemd.unit(5) allows in names.
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
@@ -72,11 +76,12 @@ class Sources:
 
 
 async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
-    """`{entries, cursor}`; HostError bad_params, service_unavailable.
+    """`{entries, cursor, gap}`; HostError bad_params, service_unavailable.
 
     Without a cursor: the newest entries. With one: those after it, oldest first; if there are more than fit or than
-    `limit`, the next cursor is that of the last one returned. Cursors: `j:` one of journald, `t:` a time in µs while
-    the journal is empty, `f:` a position in auth.log.
+    `limit`, the next cursor is that of the last one returned. `gap`: what the cursor stands for is gone, so entries
+    after it may be gone as well. Cursors: `j:` an entry that the filter matches, `n:` any entry of journald, `t:` a
+    time in µs while the journal is empty, `f:` a position in auth.log.
     """
     if not may_read(asked.filter, sources.units) or not _UNIT.fullmatch(asked.filter):
         shown = text.sanitise(asked.filter, 80)
@@ -94,19 +99,22 @@ async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
 
 async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
     """As `answer`, from journald."""
-    is_sshd = asked.filter == SSHD
-    matches = _SSHD_MATCHES if is_sshd else (f"_SYSTEMD_UNIT={asked.filter}",)
+    if asked.filter == SSHD:
+        matches, wanted = _SSHD_MATCHES, _is_sshd
+    else:
+        unit = asked.filter
+        matches = (f"_SYSTEMD_UNIT={unit}", "+", *journalctl.DROPPED, f"OBJECT_SYSTEMD_UNIT={unit}")
+        wanted = _is_any
     try:
-        found, cursor = await _read_journald(asked, matches, _is_sshd if is_sshd else _is_any)
+        return await _read_journald(asked, matches, wanted)
     except journalctl.JournalUnreadable as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"the journal cannot be read: {error}") from error
-    return {"entries": [_shown(entry) for entry in found], "cursor": cursor}
 
 
 async def _read_journald(
     asked: JournalQuery, matches: tuple[str, ...], wanted: Callable[[JournalEntry], bool]
-) -> tuple[list[JournalEntry], str]:
-    """(entries, next cursor); `matches` and `wanted` as of `journalctl.newest`.
+) -> dict[str, Any]:
+    """As `answer`; `matches` and `wanted` as of `journalctl.newest`.
 
     HostError bad_params for a cursor of another kind; journalctl.JournalUnreadable.
     """
@@ -114,28 +122,51 @@ async def _read_journald(
     if not asked.cursor:
         # Before reading: an entry that is written meanwhile is then after the cursor, not lost.
         since_us = time.time_ns() // 1_000
-        found, cursor = await journalctl.newest(matches, wanted, asked.limit)
-        return found, f"j:{cursor}" if cursor else f"t:{since_us}"
+        found, last = await journalctl.newest(matches, wanted, asked.limit)
+        return _answered(found, f"n:{last}" if last else f"t:{since_us}")
     since_us = 0
     if kind == "t" and _number(position) is not None:
         since_us, position = int(position), ""
-    elif kind != "j" or not journalctl.is_cursor(position):
+    elif kind not in {"j", "n"} or not journalctl.is_cursor(position):
         raise _bad_cursor()
     # Nothing is asked for: the place stays the same, and no process is started.
     if not asked.limit:
-        return [], asked.cursor
-    found, cursor = await journalctl.following(matches, wanted, asked.limit, cursor=position, since_us=since_us)
-    return found, f"j:{cursor}" if cursor else asked.cursor
+        return _answered([], asked.cursor)
+
+    async def read() -> tuple[list[JournalEntry], str, bool]:
+        return await journalctl.following(matches, wanted, asked.limit, cursor=position, since_us=since_us)
+
+    found, last, seen = await read()
+    if kind != "j" or seen:
+        return _answered(found, f"j:{last}" if last != position else asked.cursor)
+    if last == position:
+        # Nothing is left to go on from, and the next question must not find this gap again. The newest entry of all is
+        # asked for first, so that what is written meanwhile is after it.
+        beginning = await _read_journald(JournalQuery(filter=asked.filter, limit=0), matches, wanted)
+        found, last, _ = await read()
+        if last == position:
+            return {**beginning, "gap": True}
+    return _answered(found, f"j:{last}", gap=True)
+
+
+def _answered(found: list[JournalEntry], cursor: str, *, gap: bool = False) -> dict[str, Any]:
+    return {"entries": [_shown(entry) for entry in found], "cursor": cursor, "gap": gap}
 
 
 def _is_sshd(entry: JournalEntry) -> bool:
-    """Whether sshd itself wrote an entry, judged by journald's own fields (systemd.journal-fields(7));
-    SYSLOG_IDENTIFIER does not count, as any program may set it.
+    """Whether sshd itself wrote an entry, or journald wrote that it dropped some of sshd's; judged by journald's own
+    fields (systemd.journal-fields(7)). SYSLOG_IDENTIFIER does not count, as any program may set it.
     """
-    known = entry.fields
-    if known["_UID"] != "0" or known["_COMM"] not in _SSHD_COMMS:
+    prefix = "OBJECT" if _dropped(entry) else ""
+    uid, comm, exe, unit = (entry.fields[f"{prefix}_{name}"] for name in ("UID", "COMM", "EXE", "SYSTEMD_UNIT"))
+    if uid != "0" or comm not in _SSHD_COMMS:
         return False
-    return bool(_SSHD_UNIT.fullmatch(known["_SYSTEMD_UNIT"]) or _SSHD_EXE.fullmatch(known["_EXE"]))
+    return bool(_SSHD_UNIT.fullmatch(unit) or _SSHD_EXE.fullmatch(exe))
+
+
+def _dropped(entry: JournalEntry) -> int:
+    """Of how many messages journald itself says in an entry that it dropped them; 0 for any other entry."""
+    return (_number(entry.fields["N_DROPPED"]) or 0) if entry.fields["_TRANSPORT"] == "driver" else 0
 
 
 def _is_any(_: JournalEntry) -> bool:
@@ -146,15 +177,18 @@ def _is_any(_: JournalEntry) -> bool:
 def _shown(entry: JournalEntry) -> dict[str, Any]:
     """An entry of journald, as node.journal shows it."""
     known = entry.fields
+    dropped = _dropped(entry)
     return {
+        "id": hashlib.sha256(entry.cursor.encode("ascii")).hexdigest()[:32],
         "at": rfc3339(entry.at_us),
-        "unit": text.sanitise(known["_SYSTEMD_UNIT"], 256) or None,
+        "unit": text.sanitise(known["OBJECT_SYSTEMD_UNIT" if dropped else "_SYSTEMD_UNIT"], 256) or None,
         "comm": text.sanitise(known["_COMM"], 64) or None,
         "pid": _number(known["_PID"]),
         "uid": _number(known["_UID"]),
         "priority": _number(known["PRIORITY"]),
         "message": text.sanitise(known["MESSAGE"], MAX_MESSAGE),
         "trusted": True,
+        "dropped": dropped,
     }
 
 
@@ -164,24 +198,26 @@ def _shown(entry: JournalEntry) -> dict[str, Any]:
 def _from_auth_log(path: Path, asked: JournalQuery) -> dict[str, Any]:
     """As `answer`, from the text log. Blocks."""
     try:
-        lines, mark = _read_auth_log(path, asked)
+        lines, mark, found = _read_auth_log(path, asked)
     except OSError as error:
         words = error.strerror or str(error)
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"{path.name} cannot be read: {words}") from error
     now_s = time.time()
-    entries = [_entry(found, now_s) for line in lines if (found := _parsed(line))]
-    return {"entries": entries, "cursor": f"f:{mark}"}
+    entries = [_entry(line, now_s) for line in lines]
+    return {"entries": entries, "cursor": f"f:{mark}", "gap": not found}
 
 
-def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_log.Mark]:
-    """(lines of sshd, the mark after what was read); HostError bad_params for a cursor of another kind, OSError."""
+def _read_auth_log(path: Path, asked: JournalQuery) -> tuple[list[bytes], text_log.Mark, bool]:
+    """(lines of sshd, the mark after what was read, whether the cursor's place was found); HostError bad_params for a
+    cursor of another kind, OSError.
+    """
     if not asked.cursor:
-        return text_log.newest(path, _is_sshd_line, asked.limit)
+        return (*text_log.newest(path, _is_sshd_line, asked.limit), True)
     kind, _, position = asked.cursor.partition(":")
     mark = text_log.parse_mark(position)
     if kind != "f" or mark is None:
         raise _bad_cursor()
-    return text_log.following(path, _is_sshd_line, asked.limit, mark=mark) if asked.limit else ([], mark)
+    return text_log.following(path, _is_sshd_line, asked.limit, mark=mark) if asked.limit else ([], mark, True)
 
 
 def _is_sshd_line(line: bytes) -> bool:
@@ -194,9 +230,13 @@ def _parsed(line: bytes) -> re.Match[str] | None:
     return _AUTH_LINE.fullmatch(line.decode("utf-8", "replace").rstrip("\r"))
 
 
-def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
-    """A line of the text log, as node.journal shows it."""
+def _entry(line: bytes, now_s: float) -> dict[str, Any]:
+    """A line of the text log, which `_parsed` takes, as node.journal shows it."""
+    found = _parsed(line)
+    assert found is not None  # noqa: S101 - only such lines are wanted
     return {
+        # Of the line alone: neither renaming nor copying the log may change it.
+        "id": hashlib.sha256(line).hexdigest()[:32],
         "at": _rfc3339(found["at"], now_s),
         "unit": None,
         "comm": found["comm"],
@@ -205,6 +245,7 @@ def _entry(found: re.Match[str], now_s: float) -> dict[str, Any]:
         "priority": None,
         "message": text.sanitise(found["message"], MAX_MESSAGE),
         "trusted": False,
+        "dropped": 0,
     }
 
 
@@ -215,19 +256,19 @@ def _rfc3339(stamp: str, now_s: float) -> str | None:
     "2026-01-02T03:04:05+01:00"                     ->  "2026-01-02T02:04:05.000000Z"
     "Dec 31 23:59:59", asked on the 1st of January  ->  a time of the year before
     """
-    try:
-        if stamp[0].isdigit():
-            return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))
-        for year in (time.localtime(now_s).tm_year, time.localtime(now_s).tm_year - 1):
+    this_year = time.localtime(now_s).tm_year
+    # The form of RFC 3339 has its own year, and is tried once.
+    for year in (0,) if stamp[0].isdigit() else range(this_year, this_year - _YEARS, -1):
+        # An impossible date: 30 February in any year, 29 February in most; or one that time_t cannot hold.
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            if not year:
+                return rfc3339(int(datetime.fromisoformat(stamp).timestamp() * 1_000_000))
             # strptime with the year in front: without one, 29 February is no date.
             seconds = time.mktime(time.strptime(f"{year} {stamp}", "%Y %b %d %H:%M:%S"))
-            # With a day to spare, for clocks that were set back; what is later still was last year.
+            # With a day to spare, for clocks that were set back; what is later still was in an earlier year.
             if seconds < now_s + _DAY_S:
                 return rfc3339(int(seconds) * 1_000_000)
-    # An impossible date such as 30 February, or one that time_t cannot hold: the entry is shown without a time.
-    except (ValueError, OverflowError, OSError):
-        pass
-    return None
+    return None  # the entry is shown without a time
 
 
 def _number(field: str) -> int | None:

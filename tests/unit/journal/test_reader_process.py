@@ -98,12 +98,15 @@ async def test_only_lines_of_sshd_are_returned(place: Place, reader: object) -> 
     start = await place.ask()
     assert start["entries"] == []
     place.write(*NOISE, OLD, *NOISE, NEW)
-    found = (await place.ask(cursor=start["cursor"]))["entries"]
+    answer = await place.ask(cursor=start["cursor"])
+    found = answer["entries"]
+    assert not answer["gap"]
     assert [entry["message"].split(" from ")[0] for entry in found] == [
         "Accepted password for root",
         "Failed password for bob",
     ]
     assert found[0]["at"].endswith("Z")
+    assert found[1].pop("id") != found[0]["id"]
     assert found[1] == {
         "at": "2026-01-02T02:04:05.250000Z",
         "unit": None,
@@ -113,6 +116,7 @@ async def test_only_lines_of_sshd_are_returned(place: Place, reader: object) -> 
         "priority": None,
         "message": "Failed password for bob from 192.0.2.2 port 23 ssh2",
         "trusted": False,
+        "dropped": 0,
     }
     newest = await place.ask(limit=1)
     assert [entry["pid"] for entry in newest["entries"]] == [78]
@@ -132,6 +136,32 @@ async def test_cursor_stays_valid_over_restart_and_rotation(place: Place) -> Non
         third = await place.ask(cursor=second["cursor"])
     pids = [entry["pid"] for answer in (first, second, third) for entry in answer["entries"]]
     assert pids == list(range(13))
+
+
+async def test_entries_have_ids_of_their_own_that_outlive_restart_and_rotation(place: Place) -> None:
+    """Whoever acts on an entry recognises it when it comes once more."""
+    with place.started():
+        cursor = (await place.ask(limit=0))["cursor"]
+        place.write(OLD, NEW, OLD.replace("[77]", "[79]"))
+        first = [entry["id"] for entry in (await place.ask(cursor=cursor))["entries"]]
+    shutil.copy(place.auth_log, place.home / "auth.log.1")
+    place.auth_log.write_bytes(b"")
+    with place.started():
+        again = [entry["id"] for entry in (await place.ask(cursor=cursor))["entries"]]
+    assert again == first
+    assert len(set(first)) == 3
+
+
+async def test_cursor_whose_place_is_gone_gives_a_gap_once(place: Place, reader: object) -> None:
+    """Its part of the log was removed, or compressed: lines may be missing."""
+    place.write(OLD)
+    cursor = (await place.ask())["cursor"]
+    place.auth_log.unlink()
+    place.write(NEW)
+    answer = await place.ask(cursor=cursor)
+    assert answer["gap"]
+    assert [entry["pid"] for entry in answer["entries"]] == [78]
+    assert not (await place.ask(cursor=answer["cursor"]))["gap"]
 
 
 async def test_hostile_log_lines_are_escaped_cut_and_bounded(place: Place, reader: object) -> None:
@@ -300,8 +330,9 @@ def impostor(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[No
         b"{",
         b"{}\n",
         b"[]\n",
-        b'{"entries":{},"cursor":""}\n',
-        b'{"entries":[],"cursor":1}\n',
+        b'{"entries":{},"cursor":"","gap":false}\n',
+        b'{"entries":[],"cursor":1,"gap":false}\n',
+        b'{"entries":[],"cursor":""}\n',
         b'{"code":"no_such","message":""}\n',
         b"x" * 200_000,
         b'{"entries":[],"cursor":"","entries":[]}\n',

@@ -28,6 +28,7 @@ class Log:
         self.mark = str(text_log.newest(self.path, everything, 0)[1])
         self.written: list[bytes] = []
         self.read: list[bytes] = []
+        self.found = True
 
     def stamp(self) -> None:
         """Let time pass between any two changes, however coarse the clock of the file system is."""
@@ -44,7 +45,7 @@ class Log:
     def collect(self, most: int = 1_000) -> None:
         mark = text_log.parse_mark(self.mark)
         assert mark is not None
-        found, after = text_log.following(self.path, everything, most, mark=mark)
+        found, after, self.found = text_log.following(self.path, everything, most, mark=mark)
         assert len(found) <= most
         self.read += found
         self.mark = str(after)
@@ -135,8 +136,10 @@ def test_lines_older_than_the_mark_are_not_repeated_when_its_file_is_gone(log: L
     log.path.rename(log.path.with_name("auth.log.2.gz"))
     log.path.write_bytes(b"")
     log.write(b"two")
+    assert log.found
     log.collect()
     assert log.read == [b"ancient", b"one", b"two"]
+    assert not log.found
 
 
 def test_new_content_under_the_same_inode_is_read_from_its_beginning(log: Log) -> None:
@@ -171,7 +174,7 @@ def test_large_additions_are_read_in_bounded_pieces(log: Log) -> None:
     readings = 0
     while not found:
         assert mark is not None
-        found, mark = text_log.following(log.path, lambda line: line == b"wanted", 10, mark=mark)
+        found, mark, _ = text_log.following(log.path, lambda line: line == b"wanted", 10, mark=mark)
         readings += 1
     assert (found, readings) == ([b"wanted"], 2)
     log.mark = str(mark)
