@@ -100,13 +100,28 @@ class Node(_Calls):
         """Load, memory, disks and interfaces now (node:read)."""
         return await self._ask("node.metrics", {})
 
+    async def journal(self, filter: str, cursor: str = "", *, limit: int | None = None) -> Any:  # noqa: A002 - its name
+        """`{entries, cursor, gap}`: journal entries after `cursor` (node:read)."""
+        return await self._ask("node.journal", given(filter=filter, cursor=cursor, limit=limit))
+
 
 class Notify(_Calls):
     """Messages to the operator."""
 
-    async def send(self, title: str, body: str = "", *, severity: str | None = None, event: str | None = None) -> Any:
-        """Put one notification into the operator's queue (notify:send)."""
-        return await self._ask("notify.send", {"title": title, "body": body, **given(severity=severity, event=event)})
+    async def send(
+        self,
+        title: str,
+        body: str = "",
+        *,
+        severity: str | None = None,
+        event: str | None = None,
+        dedupe: str | None = None,
+    ) -> Any:
+        """Put one notification into the operator's queue; a second one with the same `dedupe` is the first one
+        (notify:send).
+        """
+        more = given(severity=severity, event=event, dedupe=dedupe)
+        return await self._ask("notify.send", {"title": title, "body": body, **more})
 
 
 class Network(_Calls):
