@@ -112,8 +112,8 @@ class NodeCalls:
         return {"ok": True, "labels": labels}
 
     async def _read_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
-        """Entries, the next cursor and whether there is a gap, from the journal reader. HostError bad_params for a unit that is not listed, and
-        as `journal_client.ask`.
+        """Entries, the next cursor and whether there is a gap, from the journal reader. HostError bad_params for a unit
+        that is not listed, and as `journal_client.ask`.
         """
         settings = self._settings
         # Checked by the reader as well, against its own settings; here, so that the refusal does not depend on whether

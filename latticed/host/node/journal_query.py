@@ -102,9 +102,7 @@ async def _from_journald(asked: JournalQuery) -> dict[str, Any]:
     unit, is_sshd = asked.filter, asked.filter == SSHD
     of_unit = (f"_SYSTEMD_UNIT={unit}", "+", *journalctl.DROPPED, f"OBJECT_SYSTEMD_UNIT={unit}")
     try:
-        return await _read_journald(
-            asked, _SSHD_MATCHES if is_sshd else of_unit, _is_sshd if is_sshd else _is_any
-        )
+        return await _read_journald(asked, _SSHD_MATCHES if is_sshd else of_unit, _is_sshd if is_sshd else _is_any)
     except journalctl.JournalUnreadable as error:
         raise HostError(Denial.SERVICE_UNAVAILABLE, f"the journal cannot be read: {error}") from error
 

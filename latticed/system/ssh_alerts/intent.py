@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 # What the plugin is told
 
 
-class Allow(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allow:
     """Logins that are expected; what is empty holds for any. `hours`: pairs of minutes of the day, from and until (not
     included); until before from goes over midnight. `days`: 0 is Monday; the day of the login itself.
     """
@@ -25,7 +27,8 @@ class Allow(Struct, frozen=True, kw_only=True):
     days: tuple[int, ...]
 
 
-class Rules(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
     """The configuration, checked. With `allow` empty every login is expected; otherwise one that no rule allows is
     told as such. `failures` within `window_s` seconds are told.
     """

@@ -29,7 +29,7 @@ LIMIT: Final = 250
 TURN: Final = 25
 """Entries that are taken in one turn of the event loop."""
 MAX_EMPTY: Final = 16
-"""Pages without entries, one after the other, until the next round: somebody may be writing into the log all the time."""
+"""Pages without entries, one after the other, until the next round: others may be writing into the log all the time."""
 RETRIES: Final = 30
 """How often a notification is sent again, a second later, while the host says that it is too fast."""
 _STATE: Final = "state"

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 MAX_KNOWN: Final = 256
 MAX_LOGINS: Final = 20
-MAX_RUNS: Final = 64
+MAX_RUNS: Final = 32
 MAX_FREQUENT: Final = 32
 MAX_CONNECTIONS: Final = 64
-MAX_NAME_BYTES: Final = 64
+MAX_NAME_BYTES: Final = 48
 """Of a user name in what is remembered; longer ones are cut, with a hash of the whole."""
 
 RUN_S: Final = 600
@@ -388,8 +388,9 @@ class _Work:
 
     def _run(self, name: str, entry: Entry, at_s: int, about: dict[str, Any]) -> Run:
         if name not in self._runs:
-            while len(self._runs) >= MAX_RUNS:
-                self._end(next(iter(self._runs)), at_s)
+            # Those of equal logins make room for each other; of the others there are few, and they bound those.
+            if len(self._runs) >= MAX_RUNS:
+                self._end(next(one for one in self._runs if one.startswith("login ")), at_s)
             self._runs[name] = Run(since_s=at_s, id=entry.id, about=about)
         return self._runs[name]
 
