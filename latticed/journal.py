@@ -93,7 +93,7 @@ async def _run(settings: Settings, source: str) -> int:
             # Socket activation (sd_listen_fds(3)): the path belongs to the service manager and stays.
             sock = socket.socket(fileno=inherited[0].fd)
         else:
-            sock = _listen(path)
+            sock = _listen(path, settings.runtime_dir)
             # The path is ours: without a listener, a socket file would refuse connections until the next start.
             stack.callback(path.unlink, missing_ok=True)
         await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
@@ -106,9 +106,13 @@ async def _run(settings: Settings, source: str) -> int:
     return 0
 
 
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, in the daemon's runtime directory. Problem socket_unusable."""
+def _listen(path: Path, runtime_dir: Path) -> socket.socket:
+    """A listening socket at `path`, which the group of the daemon's runtime directory may connect to, where we may give
+    it away. Problem socket_unusable.
+    """
     try:
+        with contextlib.suppress(PermissionError):  # neither root nor a member of that group
+            return unix_listener.listen(path, gid=runtime_dir.stat().st_gid)
         return unix_listener.listen(path)
     except OSError as error:
         detail = f"cannot listen at {path}: {error.strerror or error}"

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ class Journal:
 
     shell: subprocess.Popen[str]
     home: Path
-    speakers: int = 0
+    speakers: list[Speaker] = field(default_factory=list)
 
     def run(self, command: str) -> None:
         assert self.shell.stdin is not None
@@ -66,8 +66,7 @@ class Journal:
 
     def speaker(self, program: str, *, uid: int = 0, tag: str = "sshd", cgroup: Path | None = None) -> Speaker:
         """A running copy of logger, which logs each line it is given, as `tag`."""
-        self.speakers += 1
-        pipe = self.home / f"speaker-{self.speakers}"
+        pipe = self.home / f"speaker-{len(self.speakers)}"
         os.mkfifo(pipe, 0o666)
         pipe.chmod(0o666)
         into = f"echo 0 > {cgroup}/cgroup.procs; " if cgroup else ""
@@ -76,7 +75,8 @@ class Journal:
         self.run(
             f"({into}exec {drop}{program} {socket} --size 65536 -p authpriv.info -t {tag} <{pipe} >/dev/null 2>&1) &"
         )
-        return Speaker(pipe=pipe)
+        self.speakers.append(Speaker(pipe=pipe))
+        return self.speakers[-1]
 
 
 @dataclass
@@ -110,11 +110,14 @@ def started(home: Path) -> Iterator[Journal]:
     shell = subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    found = Journal(shell=shell, home=home)
     try:
         assert shell.stdout is not None
         assert shell.stdout.readline() == "up\n"
-        yield Journal(shell=shell, home=home)
+        yield found
     finally:
+        for one in found.speakers:
+            one.close()
         _end(shell)
 
 

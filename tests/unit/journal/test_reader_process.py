@@ -250,6 +250,23 @@ def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> N
     processes.until(lambda: b"journal_request_refused" in log.read_bytes(), what="the refusal in the log")
 
 
+@pytest.mark.root
+def test_daemon_of_another_user_may_connect(place: Place) -> None:
+    """The socket has the group of the daemon's runtime directory, which that user owns; others may not."""
+    os.chown(place.home, processes.STRANGER.uid, processes.STRANGER.gid)
+    with place.started():
+        assert place.socket.stat().st_gid == processes.STRANGER.gid
+        assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
+        script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        script += "s.sendall(b'{\"filter\":\"sshd\"}\\n'); print(s.recv(12))"
+        command = [processes.reachable_python(), "-c", script, place.socket]
+        for user, answers in ((processes.STRANGER, True), (processes.OTHER_STRANGER, False)):
+            with processes.spawned(command, user=user) as asking:
+                out, err = asking.communicate(timeout=20)
+            assert (out.strip() == b"b'{\"entries\": '") is answers, out + err
+            assert (b"PermissionError" in err) is not answers, err
+
+
 async def test_socket_is_private_and_removed_at_sigterm(place: Place) -> None:
     """Mode 0660; one left by a killed reader is replaced."""
     with place.started() as reader:
