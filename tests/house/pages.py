@@ -11,6 +11,7 @@ PAGES = (
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
     *sorted((CHECKOUT / "docs").glob("*.md")),
+    *sorted((CHECKOUT / "docs/how-to").glob("*.md")),
     *sorted((CHECKOUT / "docs/internals").glob("*.md")),
 )
 

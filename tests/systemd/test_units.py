@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,9 +25,11 @@ def _tool(name: str) -> str:
 @pytest.fixture
 def units(tmp_path):
     """The units with a program that exists here in the place of latticed."""
-    for unit in ("latticed.service", "latticed.socket"):
-        (tmp_path / unit).write_text((UNITS / unit).read_text().replace("/usr/local/bin/latticed", "/bin/true"))
-    return [str(tmp_path / unit) for unit in ("latticed.service", "latticed.socket")]
+    names = ("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket")
+    for unit in names:
+        text = (UNITS / unit).read_text()
+        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/latticed(-journal)?$", "/bin/true", text, flags=re.MULTILINE))
+    return [str(tmp_path / unit) for unit in names]
 
 
 def test_systemd_reads_the_units_without_warnings(units):
@@ -52,6 +55,19 @@ def test_sysusers_and_tmpfiles_create_user_and_directory(tmp_path):
     files = [_tool("systemd-tmpfiles"), f"--root={tmp_path}", "--create", str(UNITS / "latticed.tmpfiles")]
     subprocess.run(files, capture_output=True, text=True, check=True)
     assert (tmp_path / "var/lib/latticed-plugins").stat().st_mode & 0o777 == 0o755
+
+
+def test_units_of_the_journal_reader_let_the_daemon_ask_and_nobody_else():
+    """Its user may read the journal; the socket is the daemon's group's, in the daemon's runtime directory."""
+    service, socket = configparser.RawConfigParser(strict=False), configparser.RawConfigParser(strict=False)
+    service.read(UNITS / "latticed-journal.service")
+    socket.read(UNITS / "latticed-journal.socket")
+    assert socket["Socket"]["ListenStream"] == "/run/latticed/journal.sock"
+    assert (socket["Socket"]["SocketGroup"], socket["Socket"]["SocketMode"]) == ("latticed", "0660")
+    assert service["Service"]["SupplementaryGroups"] == "systemd-journal"
+    assert service["Service"]["DynamicUser"] == "yes"
+    assert "LATTICED_RUNTIME_DIR=/run/latticed" in service["Service"]["Environment"]
+    assert service["Service"]["RestartPreventExitStatus"].split() == ["2", "78"]
 
 
 def test_units_have_the_settings_the_daemon_relies_on():

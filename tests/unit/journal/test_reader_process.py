@@ -42,10 +42,11 @@ class Place:
     """A runtime directory, settings and a log; `started` runs a reader on them."""
 
     home: Path
+    run: Path
 
     @property
     def socket(self) -> Path:
-        return self.home / "journal.sock"
+        return self.run / "journal.sock"
 
     @property
     def auth_log(self) -> Path:
@@ -58,7 +59,7 @@ class Place:
     @contextmanager
     def started(self, source: str = "auth.log") -> Iterator[subprocess.Popen[bytes]]:
         config = self.home / "latticed.toml"
-        config.write_text(f'runtime_dir = "{self.home}"\n[node]\nauth_log = "{self.auth_log}"\n')
+        config.write_text(f'runtime_dir = "{self.run}"\n[node]\nauth_log = "{self.auth_log}"\n')
         with processes.spawned(
             journalds.reader_command(config, "--source", source), stdout=self.home / "log"
         ) as reader:
@@ -80,7 +81,7 @@ def place() -> Iterator[Place]:
     home = Path(tempfile.mkdtemp(prefix="latticed-a-", dir="/tmp"))  # socket paths are short
     try:
         home.chmod(0o755)
-        found = Place(home=home)
+        found = Place(home=home, run=home)
         found.write()
         yield found
     finally:
@@ -253,7 +254,9 @@ def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> N
 @pytest.mark.root
 def test_daemon_of_another_user_may_connect(place: Place) -> None:
     """The socket has the group of the daemon's runtime directory, which that user owns; others may not."""
-    os.chown(place.home, processes.STRANGER.uid, processes.STRANGER.gid)
+    place.run = place.home / "run"
+    place.run.mkdir()
+    os.chown(place.run, processes.STRANGER.uid, processes.STRANGER.gid)
     with place.started():
         assert place.socket.stat().st_gid == processes.STRANGER.gid
         assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
