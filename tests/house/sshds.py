@@ -90,4 +90,3 @@ def started(journal: journalds.Journal, home: Path) -> Iterator[Server]:
     )
     yield Server(journal=journal, home=home)
     journal.run("kill $sshd; :")
-

@@ -191,7 +191,7 @@ def test_ten_thousand_failures_in_a_minute_are_few_messages_and_the_login_among_
         assert len(found.told()) <= 5
         assert found.daemon.memory_kib() - before_kib < 8 << 10
         assert found.status()["failures"]["total"] == 10_200
-    
+
 
 def test_restart_rotation_and_a_killed_reader_lose_and_repeat_nothing(site):
     true = site.journal.speaker(TRUE)
@@ -282,7 +282,7 @@ def test_gaps_are_told(site):
         found.until_told("ssh.login.new")
         found.daemon.until(lambda: found.health().startswith("healthy"), "the plugin to be healthy again")
         assert [item["event"] for item in found.told()].count("ssh.gap.gone") == 1
-    
+
 
 def test_hostile_messages_are_text_in_what_is_told(site):
     true = site.journal.speaker(TRUE)
@@ -344,7 +344,7 @@ def test_rules_of_the_configuration_hold(site):
         ):
             found.daemon.ask("PUT", f"/api/plugins/by-id/{ID}/config", {"config": bad})
             assert why in found.daemon.until_state("failed", ID)["runtime"]["last_error"]["message"]
-    
+
 
 def test_stopped_plugin_reads_and_tells_nothing_and_goes_on_where_it_was(site):
     true = site.journal.speaker(TRUE)
@@ -359,5 +359,3 @@ def test_stopped_plugin_reads_and_tells_nothing_and_goes_on_where_it_was(site):
         assert found.daemon.set_status("active", ID).status == 200
         (item,) = found.until_told("ssh.login.new")
         assert "late" in item["title"]
-    
-

@@ -28,7 +28,9 @@ def units(tmp_path):
     names = ("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket")
     for unit in names:
         text = (UNITS / unit).read_text()
-        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/latticed(-journal)?$", "/bin/true", text, flags=re.MULTILINE))
+        (tmp_path / unit).write_text(
+            re.sub(r"/usr/local/bin/latticed(-journal)?$", "/bin/true", text, flags=re.MULTILINE)
+        )
     return [str(tmp_path / unit) for unit in names]
 
 

@@ -261,7 +261,7 @@ def test_daemon_of_another_user_may_connect(place: Place) -> None:
         assert place.socket.stat().st_gid == processes.STRANGER.gid
         assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
         script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-        script += "s.sendall(b'{\"filter\":\"sshd\"}\\n'); print(s.recv(12))"
+        script += 's.sendall(b\'{"filter":"sshd"}\\n\'); print(s.recv(12))'
         command = [processes.reachable_python(), "-c", script, place.socket]
         for user, answers in ((processes.STRANGER, True), (processes.OTHER_STRANGER, False)):
             with processes.spawned(command, user=user) as asking:
