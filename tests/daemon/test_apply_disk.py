@@ -65,7 +65,7 @@ def test_change_that_cannot_be_confirmed_is_undone(place):
         place.ask(protocol.Apply(plan=plan))
         fill(place)
         assert code(place.ask(protocol.Confirm(plan=plan))) == "state_unusable"
-        processes.until(lambda: place.content() is None, what="the undoing", deadline_s=5)
+        processes.until(lambda: place.content() is None, what="the undoing")
         processes.until(lambda: place.state_of(plan) == "rolled_back", what="the state")
         free(place)
         place.applied(BASE)
@@ -90,12 +90,12 @@ def test_without_reserve_the_host_is_put_back_and_recorded_when_there_is_room(pl
         (place.state / "reserve").unlink()
         fill_more = place.state / "more"
         faults.fill(fill_more)
-        processes.until(lambda: place.content() == "allow admin\n", what="the undoing", deadline_s=5)
+        processes.until(lambda: place.content() == "allow admin\n", what="the undoing")
         assert code(place.ask(protocol.Apply(plan=plan))) in {"target_busy", "state_unusable", "not_approved"}
         free(place)
         fill_more.unlink()
-        processes.until(lambda: place.state_of(plan) == "rolled_back", what="the record", deadline_s=20)
-        processes.until(lambda: not place.dead_men(), what="the dead-man to end", deadline_s=20)
+        processes.until(lambda: place.state_of(plan) == "rolled_back", what="the record")
+        processes.until(lambda: not place.dead_men(), what="the dead-man to end")
         assert place.content() == "allow admin\n"
 
 
@@ -115,8 +115,8 @@ def test_write_that_fails_within_an_apply(tmp_path, where, error):
                 answer = place.ask(protocol.Apply(plan=plan))
             assert code(answer) in {"state_unusable", "apply_failed"}
             assert place.content() == "allow admin\n"
-            processes.until(lambda: place.content() == "allow admin\n", what="the undoing", deadline_s=6)
-            processes.until(lambda: not place.dead_men(), what="the dead-man to end", deadline_s=6)
+            processes.until(lambda: place.content() == "allow admin\n", what="the undoing")
+            processes.until(lambda: not place.dead_men(), what="the dead-man to end")
             plan = place.approved(WIDE)
             assert code(place.ask(protocol.Apply(plan=plan))) == "unconfirmed"
             assert code(place.ask(protocol.Confirm(plan=plan))) == "applied"

@@ -38,8 +38,8 @@ def code(answer):
     return answer.code if isinstance(answer, protocol.ErrorAnswer) else str(answer.state)
 
 
-def until_content(place, wanted, *, deadline_s=10.0):
-    processes.until(lambda: place.content() == wanted, what=f"the file to be {wanted!r}", deadline_s=deadline_s)
+def until_content(place, wanted):
+    processes.until(lambda: place.content() == wanted, what=f"the file to be {wanted!r}")
 
 
 def test_plan_goes_from_offer_to_applied(helper):
@@ -73,7 +73,8 @@ def test_unconfirmed_change_is_undone_within_two_seconds_of_its_deadline(place):
         plan = place.approved(WIDE)
         answer = place.ask(protocol.Apply(plan=plan))
         assert place.content() != "allow admin\n"
-        until_content(place, "allow admin\n", deadline_s=answer.deadline_s + 2)
+        back = lambda: place.content() == "allow admin\n"  # noqa: E731
+        processes.until(back, what="the undoing", deadline_s=answer.deadline_s + 2)
         processes.until(lambda: place.state_of(plan) == "rolled_back", what="the state")
         assert code(place.ask(protocol.Confirm(plan=plan))) == "expired"
         assert place.content() == "allow admin\n"
@@ -198,7 +199,7 @@ def test_failed_change_is_undone_at_once(place, effect, how):
         place.order(**{effect: how})
         answer = place.ask(protocol.Apply(plan=plan))
         assert answer.code == ("internal" if how == "bug" else "apply_failed")
-        until_content(place, "allow admin\n", deadline_s=5)
+        until_content(place, "allow admin\n")
         wanted = "rolled_back" if how == "bug" else "failed"
         processes.until(lambda: place.state_of(plan) == wanted, what="the state")
         place.order()
@@ -229,7 +230,7 @@ def test_undo_that_fails_is_repeated(place):
         assert code(place.ask(protocol.Apply(plan=other))) == "target_busy"
         assert code(place.ask(protocol.Confirm(plan=plan))) == "expired"
         place.order()
-        until_content(place, "allow admin\n", deadline_s=10)
+        until_content(place, "allow admin\n")
 
 
 def test_time_for_confirming_is_the_operators_to_choose_not_the_daemons(helper):
@@ -366,7 +367,7 @@ def test_socket_and_readiness_of_a_service_manager(place):
         plan = place.approved(WIDE)
         assert code(place.ask(protocol.Apply(plan=plan))) == "unconfirmed"
         helper.terminate()
-        assert helper.wait(10) == 0
+        assert helper.wait(processes.PATIENCE_S) == 0
         assert path.exists()
 
 
@@ -430,7 +431,7 @@ def test_setting_the_clock_changes_no_deadline(place, tmp_path):
             apply_helpers.pause(0.7)
             assert "bob" in place.content()
             assert code(place.ask(protocol.Confirm(plan=later.plan))) == "applied"
-            until_content(place, None, deadline_s=5)
+            until_content(place, None)
 
 
 def test_offers_are_bounded_and_take_nothing_from_operators(helper):

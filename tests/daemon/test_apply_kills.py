@@ -144,7 +144,7 @@ def test_helper_that_holds_the_lock_beyond_the_deadline_is_killed(place, how):
         if how == "stopped":
             os.kill(helper.pid, signal.SIGSTOP)
         until_back(place)
-        assert helper.wait(5) == -signal.SIGKILL
+        assert helper.wait(processes.PATIENCE_S) == -signal.SIGKILL
         caller.close()
     with place.running():
         assert (place.content(), place.state_of(plan)) == (BEFORE, "rolled_back")

@@ -140,7 +140,7 @@ def test_a_kind_that_the_product_has_not_is_an_error_and_without_any_plans_are_r
         answer = place.ask(protocol.Offer(kind="nft", intent={}), user=DAEMON)
         assert (answer.code, "it applies: none" in answer.message) == ("kind_unknown", True)
         helper.terminate()
-        assert helper.wait(10) == 0
+        assert helper.wait(processes.PATIENCE_S) == 0
     place.settings["kinds"] = ["nginx"]
     place.write_settings()
     assert ended(place, "--config", str(place.config), command=MODULE)[0] == 78
@@ -188,11 +188,11 @@ def test_helper_opens_no_file_and_runs_no_program_outside_its_list(place):
         plan = place.offer(WIDE, user=None)
         place.ask(protocol.Approve(plan=plan, review=place.review(plan).review))
         place.ask(protocol.Apply(plan=plan))
-        processes.until(lambda: place.state_of(plan) == "rolled_back", what="the undoing", deadline_s=15)
+        processes.until(lambda: place.state_of(plan) == "rolled_back", what="the undoing")
         place.applied(BASE)
         processes.until(lambda: not place.dead_men(), what="the dead-men to end")
         helper.send_signal(signal.SIGTERM)
-        helper.wait(10)
+        helper.wait(processes.PATIENCE_S)
     processes.until(lambda: "+++ exited" in trace.read_text().splitlines()[-1], what="the trace's end")
     run, touched = set(), set()
     for line in trace.read_text().splitlines():

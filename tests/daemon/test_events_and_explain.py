@@ -34,7 +34,7 @@ class Follower:
         return [json.loads(line) for line in self.read.splitlines(keepends=True) if line.endswith(b"\n")]
 
     def until(self, condition: Any, what: str) -> list[dict[str, Any]]:
-        processes.until(lambda: any(condition(event) for event in self.events()), what=what, deadline_s=20.0)
+        processes.until(lambda: any(condition(event) for event in self.events()), what=what)
         return self.events()
 
 

@@ -98,7 +98,7 @@ def test_latticectl_resets_inherited_process_attributes(daemon):
 
         processes.until(lambda: not deaf(), what="latticectl to hear SIGTERM")
         follower.terminate()
-        assert follower.wait(timeout=10) != 0
+        assert follower.wait(timeout=processes.PATIENCE_S) != 0
 
 
 def test_latticectl_keeps_sighup_ignored_under_nohup(daemon):
@@ -122,4 +122,4 @@ def test_journal_reader_resets_inherited_signals(place):
         assert b"READY=1" in notices.recv(4096)
         reader.send_signal(signal.SIGUSR1)
         reader.terminate()
-        assert reader.wait(timeout=10) == 0
+        assert reader.wait(timeout=processes.PATIENCE_S) == 0

@@ -311,7 +311,7 @@ def test_killed_helper_and_daemon_leave_the_mirror_right(own):
     place = own.daemon.place
     for pid in [own.daemon.process.pid, *_helpers(own.helper)]:
         os.kill(pid, signal.SIGKILL)
-    processes.until(lambda: own.content() is None, what="the dead-man", deadline_s=10)
+    processes.until(lambda: own.content() is None, what="the dead-man")
     with own.helper.running(), place.running() as daemon:
         daemon.until(lambda: daemon.get(f"/api/plans/{plan}").json()["state"] == "rolled_back", "the mirror")
         actions = [one["action"] for one in daemon.events(target=plan)]
@@ -369,7 +369,7 @@ def test_hung_up_terminal_undoes_the_change(setting):
         assert setting.content() == "allow ada\nallow admin\n"
         sitting.kill()
     os.close(master)
-    processes.until(lambda: setting.content() is None, what="the dead-man", deadline_s=10)
+    processes.until(lambda: setting.content() is None, what="the dead-man")
 
 
 def test_apply_in_a_script(setting):

@@ -29,7 +29,7 @@ import pytest
 
 from tests.house import builtin_daemon, bundles, processes, raw_http, turns
 
-START_S = 30.0
+START_S = processes.PATIENCE_S
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _numbers = itertools.count()
 _ACTIVATED = (

@@ -31,10 +31,10 @@ from latticed.ledger import kv as rows
 from latticed.runners.contract import PluginToRun
 from latticed.runners.worker import Serving, WorkerRunner
 from latticed.settings import HttpSettings
-from tests.house import bundles, raw_http, supervisors
+from tests.house import bundles, processes, raw_http, supervisors
 from tests.house.clocks import ManualClock
 
-PATIENCE_S = 15.0
+PATIENCE_S = processes.PATIENCE_S
 ROOM = rows.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 24)
 EVERYTHING = frozenset({"worker:route", "kv:read", "static:read"})
 AUTHOR = bundles.author()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
-from tests.house import raw_http
+from tests.house import processes, raw_http
 from tests.house.daemons import Daemon
 
-PATIENCE_S = 10.0
+PATIENCE_S = processes.PATIENCE_S
 
 
 def ask(url: str, path: str, *, method: str = "GET", **headers: str) -> raw_http.Answer:

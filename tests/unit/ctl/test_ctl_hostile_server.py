@@ -31,7 +31,6 @@ listener.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o777); listener.listen()
 print("up", flush=True)
 while True:
     connection, _ = listener.accept()
-    connection.settimeout(2)
     try:
         print(repr(connection.recv(65536)), flush=True)
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\n{}")

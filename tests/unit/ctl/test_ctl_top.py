@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.ctl import activity, decode
-from tests.house import api_server
+from tests.house import api_server, processes
 
 METRICS = """# HELP latticed_host_calls_total host calls
 # TYPE latticed_host_calls_total counter
@@ -104,7 +104,7 @@ class Terminal:
     def until(self, wanted: bytes) -> bytes:
         """Read until `wanted` appears; earlier output is dropped."""
         os.set_blocking(self.master, False)
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + processes.PATIENCE_S
         self.shown = b""
         while wanted not in self.shown:
             assert time.monotonic() < deadline_s, self.shown

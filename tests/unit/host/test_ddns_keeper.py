@@ -28,7 +28,7 @@ from latticed.ledger import open_ledger
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.settings import shapes
-from tests.house import cloudflares, dns_servers, exports, plugin_secrets
+from tests.house import cloudflares, dns_servers, exports, plugin_secrets, processes
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
@@ -37,7 +37,7 @@ A, B, C = "93.184.216.34", "93.184.216.35", "93.184.216.36"
 NAME = "home.example.org"
 DENIED = UpdateFailed(code="bad_credentials", reason="no", lasting=True)
 LATER = UpdateFailed(code="no_answer", reason="silence")
-DEADLINE_S = 15.0
+DEADLINE_S = processes.PATIENCE_S
 
 
 async def until(condition, what=""):

@@ -17,14 +17,14 @@ from latticed.host.mail import smtp
 from latticed.host.mail.calls import MAX_IN_FLIGHT, MAX_IN_FLIGHT_OF_PLUGIN, OWNER, MailCalls
 from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
-from tests.house import plugin_secrets, relays
+from tests.house import plugin_secrets, processes, relays
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
 CALLER = Caller(plugin_id="acme.demo")
 USER, PASSWORD = "latticed", "p4ssword-of-the-relay"
 SECRETS = {OWNER: {"SMTP": PASSWORD}, CALLER.plugin_id: {"CODE": "c0de-of-the-plugin", "LINES": "a\r\nBcc: x@y.org"}}
-DEADLINE_S = 15.0
+DEADLINE_S = processes.PATIENCE_S
 
 
 @pytest.fixture(scope="module")

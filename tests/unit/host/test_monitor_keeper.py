@@ -23,13 +23,13 @@ from latticed.ledger import monitors as rows
 from latticed.ledger.monitors import Result
 from latticed.model.egress import EgressRights
 from latticed.settings import shapes
-from tests.house import targets
+from tests.house import processes, targets
 from tests.house.clocks import ManualClock
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
 UP, DOWN = Result(outcome="up"), Result(outcome="down", code="refused")
 HANG = Result(outcome="down", code="timeout")
-DEADLINE_S = 15.0
+DEADLINE_S = processes.PATIENCE_S
 
 
 async def until(condition, what=""):

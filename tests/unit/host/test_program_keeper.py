@@ -25,7 +25,7 @@ from latticed.settings.programs import ServiceSettings as Settings
 from tests.house import children, confinements, processes
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
-DEADLINE_S = 30.0
+DEADLINE_S = processes.PATIENCE_S
 QUICK = RestartPolicy(base_s=0.01, ceiling_s=0.02, jitter=0.0, breaker_failures=3)
 SHELL = {"shell": "/bin/sh", "python": "/usr/bin/python3"}
 

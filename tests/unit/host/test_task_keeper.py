@@ -25,7 +25,7 @@ from tests.house.clocks import ManualClock
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
 OPERATOR = "uid:0 user:root pid:1"
-DEADLINE_S = 30.0
+DEADLINE_S = processes.PATIENCE_S
 ENDED = {"done", "failed", "interrupted", "cancelled", "expired"}
 
 

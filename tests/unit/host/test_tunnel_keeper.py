@@ -27,10 +27,10 @@ from latticed.ledger import programs as rows
 from latticed.model import egress
 from latticed.model.restart import RestartPolicy
 from latticed.settings.programs import TunnelSettings as Settings
-from tests.house import children, confinements, edges
+from tests.house import children, confinements, edges, processes
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
-DEADLINE_S = 30.0
+DEADLINE_S = processes.PATIENCE_S
 QUICK = RestartPolicy(base_s=0.05, ceiling_s=0.1, jitter=0.0)
 REST = {"service": "http_status:404"}
 

@@ -275,7 +275,7 @@ async def test_socket_is_private_and_removed_at_sigterm(place: Place) -> None:
     with place.started() as reader:
         assert stat.S_IMODE(place.socket.stat().st_mode) == 0o660
         reader.send_signal(signal.SIGKILL)
-        reader.wait(10)
+        reader.wait(processes.PATIENCE_S)
     assert place.socket.exists()
     assert (await place.refused()).code is Denial.SERVICE_UNAVAILABLE
     inode = place.socket.stat().st_ino
@@ -283,7 +283,7 @@ async def test_socket_is_private_and_removed_at_sigterm(place: Place) -> None:
         processes.until(lambda: place.socket.stat().st_ino != inode, what="a new socket")
         assert "cursor" in await place.ask()
         reader.send_signal(signal.SIGTERM)
-        assert reader.wait(10) == 0
+        assert reader.wait(processes.PATIENCE_S) == 0
     assert not place.socket.exists()
 
 
@@ -303,7 +303,7 @@ def test_socket_passed_by_service_manager_is_used_and_kept(place: Place) -> None
             answer = asyncio.run(place.ask())
             assert answer["entries"] == []
             reader.send_signal(signal.SIGTERM)
-            assert reader.wait(10) == 0
+            assert reader.wait(processes.PATIENCE_S) == 0
     assert place.socket.exists()
 
 
@@ -390,5 +390,5 @@ async def test_hanging_reader_is_deadline_exceeded(place: Place, monkeypatch: py
 
     with impostor(place.socket, hang):
         error = await place.refused()
-        await asyncio.wait_for(done.wait(), 10)
+        await asyncio.wait_for(done.wait(), processes.PATIENCE_S)
     assert error.code is Denial.DEADLINE_EXCEEDED

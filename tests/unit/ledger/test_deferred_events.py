@@ -11,6 +11,7 @@ import pytest
 from latticed.ledger import Ledger, audit, deferred_events
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
+from tests.house import processes
 
 FULL = Problem("ledger_unavailable", "the disk is full")
 
@@ -20,7 +21,7 @@ def stopped(number: int) -> Event:
 
 
 async def recorded(ledger: Ledger, count: int) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + processes.PATIENCE_S
     while len(found := ledger.read(lambda db: audit.query(db, limit=1000))) < count:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.005)
@@ -28,7 +29,7 @@ async def recorded(ledger: Ledger, count: int) -> list[dict[str, Any]]:
 
 
 async def nothing_waits(ledger: Ledger) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + processes.PATIENCE_S
     while ledger._deferred.waiting:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -132,7 +133,7 @@ async def test_refused_count_has_only_events_that_the_disk_refused(
     await nothing_waits(ledger)
     disk.full = True
     ledger.record_later(stopped(2))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + processes.PATIENCE_S
     while ledger.refused != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)

@@ -20,7 +20,7 @@ from latticed.ledger import Ledger, audit, integrity, kv, open_ledger, rebuild, 
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from tests.house import damage
+from tests.house import damage, processes
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
@@ -137,7 +137,7 @@ async def test_damage_elsewhere_in_a_large_ledger_is_found_while_running(
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, "kv")
     async with opened() as ledger:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + processes.PATIENCE_S
         while ledger.trouble is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)

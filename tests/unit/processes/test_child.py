@@ -16,7 +16,7 @@ from latticed.sandbox import launch, levels, rlimits
 from tests.house import children, processes
 
 LEVELS = pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
-DEADLINE_S = 20
+DEADLINE_S = processes.PATIENCE_S
 
 
 class Started:

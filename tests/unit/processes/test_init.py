@@ -16,7 +16,7 @@ from latticed.runners import cpu
 from latticed.sandbox import rlimits
 from tests.house import children, processes
 
-DEADLINE_S = 20
+DEADLINE_S = processes.PATIENCE_S
 MAY_FORK = ("threads", "processes", "workdir")
 FEATURES = {"open": MAY_FORK, "filtered": ("threads",), "isolated": MAY_FORK, "dedicated": MAY_FORK}
 MOST_PRIVATE_BYTES = 2 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.house import hostcalls, in_process
+from tests.house import hostcalls, in_process, processes
 from tests.house.hostcalls import ROWS
 
 OF = {"ddns": "records", "monitors": "monitors", "services": "services", "routes": "routes"}
@@ -93,8 +93,6 @@ async def test_worker_routes_are_listed_while_armed():
 
 
 async def _until(condition):
-    for _ in range(300):
-        if await condition():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it never came to be")
+    async with asyncio.timeout(processes.PATIENCE_S):
+        while not await condition():  # noqa: ASYNC110 - it asks over the socket
+            await asyncio.sleep(0.05)

@@ -20,7 +20,7 @@ from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.rpc import tasks as handlers
 from latticed.settings.programs import TaskSettings as Settings
-from tests.house import confinements
+from tests.house import confinements, processes
 
 OPERATOR = Actor(kind="peer", uid=1000, name="ops", pid=42)
 
@@ -79,7 +79,7 @@ async def test_task_is_listed_approved_and_run(tmp_path):
             await handlers.approve(Asked(api, {"task": mine.id}, {"sha256": "ab"}))
         done = await handlers.approve(Asked(api, {"task": mine.id}, {"sha256": mine.sha256}))
         assert done["state"] == "approved"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + processes.PATIENCE_S
         while (whole := await handlers.show(Asked(api, {"task": mine.id})))["state"] != "done":
             assert time.monotonic() < deadline, whole
             await asyncio.sleep(0.01)

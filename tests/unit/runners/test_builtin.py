@@ -22,7 +22,7 @@ from latticed.runners import choice
 from latticed.sdk import HostError, PluginError, Reply
 from latticed.sdk.base import Health as Told
 from latticed.system.plugin import SecretReply, SystemPlugin
-from tests.house import builtins, in_process, plugin_secrets, runner_deps
+from tests.house import builtins, in_process, plugin_secrets, processes, runner_deps
 
 NEVER = 3600.0
 
@@ -291,8 +291,8 @@ async def test_stop_of_a_built_in_plugin_ends_its_task_and_actions(stage):
     instance = await stage.start(Busy)
     waiting = asyncio.ensure_future(instance.invoke("wait", None))
     await asyncio.sleep(0.01)
-    async with asyncio.timeout(1.0):
-        await instance.stop(5.0)
+    async with asyncio.timeout(processes.PATIENCE_S):
+        await instance.stop(NEVER)
     with pytest.raises(Problem) as gone:
         await waiting
     assert (gone.value.code, tidied, stage.exits) == ("plugin_gone", ["run"], [])

@@ -15,7 +15,7 @@ from latticed.model.errors import Problem
 from latticed.runners import config_checker
 from latticed.runners.config_checker import ConfigChecker
 from latticed.runners.configuration import ConfigInvalid, Configuration
-from tests.house import children, runner_deps
+from tests.house import children, processes, runner_deps
 
 DOUBLING = {
     "$defs": {"a0": {"type": "integer"}}
@@ -241,11 +241,9 @@ async def test_result_of_a_check_is_cached(checker):
 
 async def _a_child():
     """Wait until a child runs."""
-    for _ in range(1_000):
-        if any(map(children.alive, children.descendants(os.getpid()))):
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("no child was started")
+    async with asyncio.timeout(processes.PATIENCE_S):
+        while not any(map(children.alive, children.descendants(os.getpid()))):  # noqa: ASYNC110 - the kernel's news
+            await asyncio.sleep(0.005)
 
 
 async def test_cancelled_check_leaves_no_process(checker):
