@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
+_PLACES: Final = (Path("/run/log/journal"), Path("/var/log/journal"))
 # What is asked for and kept of an entry: journald's own fields say who logged, the first two what. Those of the second
 # line are journald's, too, in an entry of its own (`_TRANSPORT=driver`): how many it dropped, and of whom.
 FIELDS: Final = (
@@ -61,8 +62,13 @@ class JournalEntry:
 
 
 def available() -> bool:
-    """Whether there is a journald here, and a journalctl to read with."""
-    return SOCKET.exists() and shutil.which("journalctl", path=_ENVIRONMENT["PATH"]) is not None
+    """Whether there is a journald here that keeps a journal, and a journalctl to read with."""
+    return SOCKET.exists() and is_kept() and shutil.which("journalctl", path=_ENVIRONMENT["PATH"]) is not None
+
+
+def is_kept() -> bool:
+    """Whether there is a journal; without one journalctl finds no entry, and no fault."""
+    return any(any(place.glob("*/*.journal")) for place in _PLACES)
 
 
 def is_cursor(text: str) -> bool:
@@ -147,25 +153,31 @@ async def _entries(matches: tuple[str, ...], start: tuple[str, ...]) -> AsyncGen
         )
     except OSError as error:
         raise JournalUnreadable(f"journalctl cannot be run: {error.strerror}") from error
+    # Beside the output: a full pipe would stop journalctl.
+    hearing = asyncio.create_task(_heard(_pipe(child.stderr)))
     try:
         async for line in _lines(_pipe(child.stdout)):
             if (entry := _decoded(line)) is not None:
                 yield entry
-        errors = await _pipe(child.stderr).read(_CHUNK)
+        errors = await hearing
         if await child.wait() and errors.strip():  # without any entry it exits with 1 too, and prints nothing
             raise JournalUnreadable(errors.decode("utf-8", "replace").strip()[:300])
     finally:
         with contextlib.suppress(ProcessLookupError):  # it has exited, as it does at the journal's end
             child.kill()
-        await _drained(child)
-
-
-async def _drained(child: asyncio.subprocess.Process) -> None:
-    """Wait until it has exited and its pipes are read to the end, so that no transport is left open."""
-    for pipe in (_pipe(child.stdout), _pipe(child.stderr)):
-        while await pipe.read(_CHUNK):
+        # Until its pipes are read to the end: no transport is left open.
+        while await _pipe(child.stdout).read(_CHUNK):
             pass
-    await child.wait()
+        await hearing
+        await child.wait()
+
+
+async def _heard(stream: asyncio.StreamReader) -> bytes:
+    """The beginning of what is read from a stream, which is read to its end."""
+    kept = b""
+    while chunk := await stream.read(_CHUNK):
+        kept = (kept + chunk)[:4_096]
+    return kept
 
 
 def _pipe(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:

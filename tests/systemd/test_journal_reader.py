@@ -223,6 +223,15 @@ async def test_messages_that_journald_dropped_are_an_entry_of_its_own(desk: Desk
             speaker.close()
 
 
+async def test_missing_or_forbidden_journal_is_an_error_and_not_an_empty_answer(desk: Desk) -> None:
+    """Nobody would notice that nothing is watched."""
+    desk.journal.run("rm -r /run/log/journal/*")
+    with pytest.raises(HostError) as caught:
+        await desk.ask()
+    assert caught.value.code is Denial.SERVICE_UNAVAILABLE
+    assert "Storage=" in caught.value.reason
+
+
 async def test_malformed_cursors_are_refused(desk: Desk) -> None:
     """They would reach journalctl's command line."""
     for cursor in ("--help", "j:--help", "n:--help", "n:", "j:s=1;i=1", "f:1-1-1-0123456789abcdef", "t:x", "j:", "x"):

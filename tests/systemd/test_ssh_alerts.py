@@ -16,7 +16,7 @@ import pytest
 from tests.house import daemons, journalds, processes, sshds
 from tests.house.daemons import Daemon
 
-pytestmark = [pytest.mark.root, pytest.mark.daemon]
+pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
 ID = "latticed.ssh-alerts"
 TRUE = "/usr/local/sbin/sshd"
@@ -168,7 +168,6 @@ def test_forgers_and_copies_of_sshd_are_not_told(site):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_ten_thousand_failures_in_a_minute_are_few_messages_and_the_login_among_them_is_told(site):
     """The memory of the daemon stays what it was."""
     true = site.journal.speaker(TRUE)
@@ -187,7 +186,8 @@ def test_ten_thousand_failures_in_a_minute_are_few_messages_and_the_login_among_
         (login,) = found.status()["logins"]
         happened = datetime.strptime(login["at"], "%Y-%m-%d %H:%M:%S %Z")  # noqa: DTZ007 - both are UTC
         queued = datetime.fromisoformat(item["created_at"]).replace(tzinfo=None)
-        assert (queued - happened).total_seconds() < 15
+        # A round of 10 seconds, and what the storm takes to read; on a machine under load that may be longer.
+        assert (queued - happened).total_seconds() < processes.PATIENCE_S
         assert len(found.told()) <= 5
         assert found.daemon.memory_kib() - before_kib < 8 << 10
         assert found.status()["failures"]["total"] == 10_200
@@ -250,9 +250,7 @@ def test_daemon_killed_again_and_again_tells_each_login_once(site):
         found.until_counted("logins", total)
         found.until_counted("failures", 1_800)
         titles = [item["title"] for item in found.told() if item["event"] == "ssh.login.new"]
-        assert sorted(titles) == sorted(set(titles))
-        counted = sum(int(item["title"].split()[1]) for item in found.told() if item["event"] == "ssh.login.more")
-        assert len(titles) + counted == total or found.status()["counts"]["logins"] == total
+        assert len(titles) == len(set(titles)) == total
         assert found.status()["counts"] == {"logins": 60, "failures": 1_800, "unread": 0, "dropped": 0, "gaps": 0}
 
 

@@ -40,7 +40,7 @@ _SSHD_MATCHES: Final = ("_UID=0", *(f"_COMM={comm}" for comm in _SSHD_COMMS), "+
 # installed file, for sessions that run in a scope of the user's. `_EXE` is the path that the kernel has.
 _SSHD_UNIT: Final = re.compile(r"sshd?(?:@[^/]*)?\.service")
 _SSHD_EXE: Final = re.compile(
-    r"/usr/(?:local/)?sbin/sshd|/usr/(?:local/)?(?:lib|libexec)/(?:openssh|ssh)/sshd-(?:session|auth)"
+    r"/usr/(?:local/)?s?bin/sshd|/usr/(?:local/)?(?:lib|libexec)/(?:openssh|ssh)/sshd-(?:session|auth)"
     r"|/usr/(?:local/)?libexec/sshd-(?:session|auth)"
 )
 # A line of syslog, with the traditional time or RFC 3339's; then host, program, pid and message.
@@ -119,6 +119,8 @@ async def _read_journald(
         # Before reading: an entry that is written meanwhile is then after the cursor, not lost.
         since_us = time.time_ns() // 1_000
         found, last = await journalctl.newest(matches, wanted, asked.limit)
+        if not last and not journalctl.is_kept():
+            raise journalctl.JournalUnreadable("journald keeps none here (Storage= in journald.conf)")
         return _answered(found, f"n:{last}" if last else f"t:{since_us}")
     since_us = 0
     if kind == "t" and _number(position) is not None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from latticed.model.addresses import Network
 
+MAX_CURSOR: Final = 1_024
+"""As many as node.journal takes."""
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _ID: Final = re.compile(r"[0-9a-f]{8,64}")
 _HOURS: Final = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", re.ASCII)
@@ -70,6 +72,8 @@ def page(plain: Any) -> Page:
     found = msgspec.convert(plain, Page)
     if any(not _ID.fullmatch(entry.id) for entry in found.entries):
         raise ValueError("id: expected hexadecimal digits")
+    if not 1 <= len(found.cursor) <= MAX_CURSOR:
+        raise ValueError(f"cursor: expected at most {MAX_CURSOR} characters")
     return found
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_TIMES: Final = 100
+"""As how many a line counts at most that stands for others; sshd takes 6 attempts of one connection (MaxAuthTries)."""
 MAX_LINE: Final = 2_048
 """Characters of a message; sshd writes at most 1,023 bytes (MSGBUFSIZ in log.c)."""
 
@@ -36,14 +38,15 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An attempt that failed. `once`: a message that sshd may write besides `Failed …` of the same connection, or in
-    place of it; such a connection counts once.
+    """An attempt that failed, or `times` equal ones. `once`: a message that sshd may write besides `Failed …` of one
+    connection, or in place of it; such a connection counts once.
     """
 
     user: str
     address: str
     port: int
     once: bool = False
+    times: int = 1
 
 
 class Other(Enum):
@@ -59,25 +62,28 @@ Line = Login | Failure | Other
 
 # A method is named by the client (RFC 4252, 5): what is no plain word is left unread.
 _AUTH: Final = re.compile(r"(Accepted|Failed) ([a-z][a-z0-9-]{0,39}(?:/[a-z0-9_-]{1,39})?) for (.*)")
-_TAIL: Final = re.compile(r" from (\S{1,64}) port (\d{1,5}) ssh2")
+_TAIL: Final = re.compile(r" from (\S{1,64}) port ([0-9]{1,5}) ssh2")
 _PREAUTH: Final = " [preauth]"
 _FINGERPRINT: Final = r"[A-Z0-9]{2,10}:[A-Za-z0-9+/=:]{16,128}"
 _KEY: Final = re.compile(
     rf": (?P<type>[A-Z0-9-]{{2,32}}) (?P<fingerprint>{_FINGERPRINT})"
-    rf"(?P<id> ID .* \(serial \d{{1,20}}\) CA [A-Z0-9-]{{2,32}} {_FINGERPRINT})?"
+    rf"(?P<id> ID .* \(serial [0-9]{{1,20}}\) CA [A-Z0-9-]{{2,32}} {_FINGERPRINT})?"
     r'(?P<client>, client user ".*", client host ".*")?'
 )
 _PRINCIPAL: Final = re.compile(r": (?P<type>\S{1,256})")
 
-_INVALID: Final = re.compile(r"Invalid user (.*) from (\S{1,64})(?: port (\d{1,5}))?")
+_INVALID: Final = re.compile(r"Invalid user (.*) from (\S{1,64})(?: port ([0-9]{1,5}))?")
 _CUT: Final = re.compile(
     r"(?:Connection (?:closed|reset) by|Disconnected from|Disconnecting) (?:authenticating|invalid) user (.*)"
-    r" (\S{1,64}) port (\d{1,5})(?:: [A-Za-z ]{1,80})?"
+    r" (\S{1,64}) port ([0-9]{1,5})(?:: [A-Za-z ]{1,80})?"
 )
 _TOO_MANY: Final = re.compile(
-    r"(?:error: )?maximum authentication attempts exceeded for (.*) from (\S{1,64}) port (\d{1,5}) ssh2"
+    r"(?:error: )?maximum authentication attempts exceeded for (.*) from (\S{1,64}) port ([0-9]{1,5}) ssh2"
 )
 _ONCE: Final = (_INVALID, _CUT, _TOO_MANY)
+
+# What rsyslog writes into auth.log in place of equal lines of one process ($RepeatedMsgReduction).
+_REPEATED: Final = re.compile(r"message repeated ([1-9][0-9]{0,5}) times: \[ (Failed .*|Invalid .*)\]")
 
 _NO_LOGINS: Final = ("Accepted key ", "Accepted certificate ", "Accepted by ", "Accepted for ", "Accepted host ")
 """Steps on the way to a login, which may still fail (LogLevel VERBOSE and higher)."""
@@ -106,6 +112,8 @@ def read(message: str) -> Line:
             return line
     if message.startswith("Accepted "):
         return Other.UNREAD_LOGIN
+    if (repeated := _REPEATED.fullmatch(message)) and isinstance(inner := read(repeated[2]), Failure):
+        return replace(inner, times=min(int(repeated[1]), MAX_TIMES))
     if len(message) > MAX_LINE:
         return Other.UNREAD
     text = message.removesuffix(_PREAUTH)

@@ -44,7 +44,6 @@ class SshAlerts(SystemPlugin):
         super().__init__(*arguments, **named)
         self._rules: Rules
         self._state: State | None = None
-        self._lost = False
         self._trouble = ""
 
     async def started(self) -> None:
@@ -77,8 +76,8 @@ class SshAlerts(SystemPlugin):
         return Health("healthy", told)
 
     async def do_status(self, _payload: Any) -> Any:
-        """What was seen: `{watching, trouble, source, cursor, counts, logins, known, failures, unread}`."""
-        state = self._state or await self._load()
+        """What was seen: `{watching, trouble, trusted, last_entry, counts, logins, known, failures, unread}`."""
+        state = self._state or await self._load() or State()
         return _status(state, self._rules.zone, self._trouble)
 
     # One round
@@ -103,21 +102,17 @@ class SshAlerts(SystemPlugin):
     async def _loaded(self) -> State:
         if self._state is None:
             self._state = await self._load()
-            if self._lost:
-                state, events = watch.gone(self._state, "forgotten", int(time.time()))
-                await self._keep(state, events)
-        return self._state
+        if self._state is None:
+            await self._keep(*watch.gone(State(), "forgotten", int(time.time())))
+        return self._state or State()
 
-    async def _load(self) -> State:
+    async def _load(self) -> State | None:
+        """What was kept; None when it cannot be read: it is of another version, or an operator's."""
         data = await self.host.kv.get_bytes(_STATE)
-        self._lost = False
-        if data is None:
-            return State()
         try:
-            return check.state(data)
-        except ValueError:  # of another version, or an operator's
-            self._lost = True
-            return State()
+            return State() if data is None else check.state(data)
+        except ValueError:
+            return None
 
     async def _page(self, state: State) -> Page:
         """The next entries. A first start begins with what comes after it."""

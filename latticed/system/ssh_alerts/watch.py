@@ -225,7 +225,8 @@ class _Work:
             case Login():
                 self._login(line, entry, at_s)
             case Failure():
-                self._failure(line, entry, at_s)
+                for _ in range(line.times):
+                    self._failure(line, entry, at_s)
             case Other.UNREAD | Other.UNREAD_LOGIN:
                 self._counts["unread"] += 1
                 self._sample = entry.message[:200]

@@ -117,6 +117,15 @@ def test_failed_attempt_has_user_and_address(message, failure):
     assert lines.read(message) == failure
 
 
+def test_line_that_stands_for_equal_ones_counts_as_often():
+    """As rsyslog writes them; a login is never among them, since each has a connection of its own."""
+    line = "message repeated {} times: [ Failed password for bob from 192.0.2.2 port 23 ssh2]"
+    assert lines.read(line.format(3)) == Failure(user="bob", address="192.0.2.2", port=23, times=3)
+    assert lines.read(line.format(999_999)) == Failure(user="bob", address="192.0.2.2", port=23, times=100)
+    assert lines.read(line.format(0)) is Other.UNREAD
+    assert lines.read(line.format(2).replace("Failed", "Accepted")) is Other.UNREAD
+
+
 @pytest.mark.parametrize(
     "message",
     [

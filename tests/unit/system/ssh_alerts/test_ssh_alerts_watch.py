@@ -226,6 +226,14 @@ def test_messages_of_one_connection_count_once_where_sshd_writes_two():
     assert [event.phase for event in told(*key_only)] == ["begun"]
 
 
+def test_line_that_stands_for_equal_failures_counts_as_often():
+    (event,) = told(
+        failed(port=7),
+        entry("message repeated 4 times: [ Failed password for root from 198.51.100.1 port 7 ssh2]", 1),
+    )
+    assert (event.phase, event.more) == ("begun", 5)
+
+
 # Gaps
 
 
