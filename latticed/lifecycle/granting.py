@@ -159,8 +159,11 @@ def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
 
 
 def hosts_after(record: Record, manifest: Manifest) -> tuple[str, ...]:
-    """The granted hosts that remain after an upgrade: those that `manifest` declares; all of them if it is v1."""
-    return egress.meet(record.hosts, manifest.egress.hosts) if manifest.is_v2 else record.hosts
+    """The granted hosts that remain after an upgrade: those that `manifest` declares; all of them if it declares none
+    (`Manifest.declared_hosts`).
+    """
+    declared = manifest.declared_hosts
+    return record.hosts if declared is None else egress.meet(record.hosts, declared)
 
 
 class _Metadata(Exception):  # its text is the permit that was refused
@@ -184,23 +187,24 @@ def _declared(caps: Iterable[str], facts: RecordFacts) -> None:
 def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
     """Hosts in normal form, each checked against what the manifest declares; _Unfit otherwise.
 
-    `*` granted to a v2 plugin becomes the hosts that it declares now on ports 80 and 443. A v1 manifest declares no
-    hosts: any may be granted.
+    `*` becomes the hosts that it declares now on ports 80 and 443. Where it leaves hosts to the operator
+    (`Manifest.declared_hosts`) any may be granted.
     """
+    hosts = manifest.declared_hosts if manifest is not None else None
     found: list[str] = []
     for text in named:
         try:
             one = egress.consent(text)
         except ValueError as error:
             raise _Unfit(str(error)) from error
-        if manifest is None or not manifest.is_v2:
+        if hosts is None:
             found.append(one)
         elif one == egress.ANY:
-            found += egress.on_star_ports(manifest.egress.hosts)
-        elif egress.within(one, manifest.egress.hosts):
+            found += egress.on_star_ports(hosts)
+        elif egress.within(one, hosts):
             found.append(one)
         else:
-            declared = ", ".join(manifest.egress.hosts) or "none"
+            declared = ", ".join(hosts) or "none"
             raise _Unfit(f"expected a host that the manifest declares ({declared}), found {one}")
     return tuple(found)
 

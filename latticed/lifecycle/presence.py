@@ -62,8 +62,8 @@ def standing(record: Record, manifest: Manifest, seen: Presence | None) -> Plugi
     `manifest` is the effective one. `seen` is None before the first scan of the disk: then the plugin may do nothing
     yet.
     """
-    # A v1 manifest cannot declare hosts: None leaves the operator's grants as the only bound.
-    declared = manifest.egress.hosts if manifest.is_v2 else None
+    # None leaves the operator's grants as the only bound.
+    declared = manifest.declared_hosts
     if seen is None:
         # Not seen counts as no loss of a permission: what goes on for the plugin waits, and is not stopped.
         return replace(NOT_SEEN, permits=record.permits, hosts=record.hosts, declared_hosts=declared)
@@ -186,8 +186,8 @@ def migrated(record: Record) -> Record:
         return record
     hosts = record.hosts
     # Each once, in the order in which they were granted.
-    if manifest.is_v2 and egress.ANY in hosts:
-        hosts = tuple(dict.fromkeys((*(one for one in hosts if one != egress.ANY), *manifest.egress.hosts)))
+    if manifest.declared_hosts is not None and egress.ANY in hosts:
+        hosts = tuple(dict.fromkeys((*(one for one in hosts if one != egress.ANY), *manifest.declared_hosts)))
     return replace(record, terms=accepted.asked(manifest, record.facts.interpreter), hosts=hosts)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
+from latticed.model import ids
+
 SCHEMA_V2: Final = "latticed.manifest.v2"
 
 PluginType = Literal["system", "wasm", "worker"]
@@ -118,6 +120,15 @@ class Manifest(_Part, frozen=True, kw_only=True):
     def is_v2(self) -> bool:
         """Whether the manifest has `schema`, so whether it is of version 2."""
         return self.schema is not None
+
+    @property
+    def declared_hosts(self) -> tuple[str, ...] | None:
+        """The patterns that hosts have to be within to be granted; None: any host may be (docs/adr/0019).
+
+        A v1 manifest cannot declare hosts. A built-in plugin that declares none connects to what its operator names.
+        """
+        named_by_operator = ids.is_reserved_plugin(self.id) and not self.egress.hosts
+        return self.egress.hosts if self.is_v2 and not named_by_operator else None
 
     @property
     def signed(self) -> bool:

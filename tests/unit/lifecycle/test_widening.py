@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from latticed.catalog.builtins import Builtins
 from latticed.ledger import floors as kept
 from latticed.ledger import terms as texts
 from latticed.ledger.floors import Floors
@@ -18,7 +19,10 @@ from latticed.lifecycle.revocations import floors_of
 from latticed.model import accepted, consents
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, Status
+from latticed.trust import policy
+from latticed.trust.claims import IdClaim
 from latticed.trust.policy import Revoked
+from tests.house import builtins
 from tests.house.records import claim, record
 
 NOW = 5_000
@@ -269,6 +273,22 @@ def test_trimmed_star_removes_the_hosts_it_granted():
     after = granting.regrant(given, Regrant(remove=consents.parse(["host=*"])), whole(before), NOW)
     assert isinstance(after, Record)
     assert after.hosts == ("a.example.org:8443",)
+
+
+def test_built_in_without_declared_hosts_is_granted_those_that_its_operator_names(tmp_path):
+    """Sub-Store's subscriptions lie where the operator has them; a bundle of version 2 has to declare its hosts."""
+    built_in = builtins.made(tmp_path, capabilities=["http:egress"])
+    ((name, verdict),) = Builtins([built_in], version="1.0.0").verdicts(lambda: policy.NOBODY)
+    mine = record(Status.ACTIVE, IdClaim(name=name, verdict=verdict))
+    given = granting.regrant(mine, Regrant(hosts=("sub.example.org:8443", "*")), whole(mine), NOW)
+    assert isinstance(given, Record)
+    assert given.hosts == ("sub.example.org:8443", "*")
+    assert presence.standing(given, whole(mine), None).declared_hosts is None
+    trimmed = granting.regrant(given, Regrant(remove=consents.parse(["host=*"])), whole(mine), NOW)
+    assert isinstance(trimmed, Record)
+    assert trimmed.hosts == ("sub.example.org:8443",)
+    other = record(Status.ACTIVE, claim(v2=True))
+    assert not isinstance(granting.regrant(other, Regrant(hosts=("sub.example.org:8443",)), whole(other), NOW), Record)
 
 
 @pytest.mark.parametrize(
