@@ -36,6 +36,7 @@ from latticed.host.notify.keeper import NotificationQueue
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
+from latticed.host.program.save_calls import SaveCalls
 from latticed.host.program.supervised import ProgramDeps
 from latticed.host.route.calls import RouteCalls
 from latticed.host.route.keeper import RouteDeps, RouteKeeper
@@ -233,6 +234,7 @@ class HostServices:
             MailCalls(self._smtp, settings=settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin),
             TaskCalls(self.tasks),
             ProgramCalls(self.programs),
+            SaveCalls(self.programs),
             TunnelCalls(self.tunnels, origins=permissions.origins),
             RouteCalls(self.routes),
             NetworkCalls(self.plans, clock=self._clock),

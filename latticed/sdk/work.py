@@ -64,6 +64,21 @@ class Service(Calls):
         """`{services}`: the state of one program, then with its `output`, or of all (task:run)."""
         return self._ask("service.status", given(name=name))
 
+    def save(self, name: str, files: Sequence[str], *, keep: int | None = None) -> Any:
+        """Copy files that it keeps: `{ok, id, new, at, files}`; `new` is false for one like the newest (task:run).
+
+        `keep`: how many copies there are afterwards at most (default 7).
+        """
+        return self._ask("service.save", given(name=name, files=[*files], keep=keep))
+
+    def saved(self, name: str) -> Any:
+        """`{saved}`: its copies, newest first (task:run)."""
+        return self._ask("service.saved", {"name": name})
+
+    def revert(self, name: str, copy_id: str) -> Any:
+        """Have it keep exactly what was copied; it is stopped for that moment: `{ok, id}` (task:run)."""
+        return self._ask("service.revert", {"name": name, "id": copy_id})
+
 
 class Tunnel(Calls):
     """Tunnels from the internet to services on this host, by cloudflared."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import confinement
 from latticed.host.permissions import PermissionRefused
+from latticed.host.program import saved
 from latticed.host.program import spec as specs
 from latticed.host.program.data import UNSIGNED
 from latticed.host.program.data_tree import DataUse
@@ -22,15 +25,18 @@ from latticed.sandbox.spec import ChildRequest, DataDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from latticed.host.confinement import Spawner
     from latticed.host.program.data import KeptDirectory, ServiceData
+    from latticed.host.program.saved import Copy
     from latticed.host.program.spec import ProgramSpec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
     from latticed.model.restart import RestartPolicy
     from latticed.settings.programs import ServiceSettings as Settings
 
+Done = TypeVar("Done")
 _MIB: Final = 1 << 20
 
 
@@ -42,6 +48,8 @@ class KeptProgram:
     name: str
     spec: ProgramSpec
     program: SupervisedProgram
+    reverting: bool = False
+    """While its files are exchanged nothing may run."""
     kept: KeptDirectory | None = None
     """Its directory, from its first start on, if it has one."""
 
@@ -121,6 +129,37 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
         return await self._change(plugin_id, removed)
 
+    async def save(self, plugin_id: str, name: str, files: tuple[str, ...], *, keep: int) -> tuple[Copy, bool]:
+        """As `saved.save`, of one of the plugin's services. Problem not_found, not_saved, service_unavailable."""
+        service, now_us = self._service(plugin_id, name), self._deps.clock.wall_us()
+        return await self._change(plugin_id, lambda: _on_disk(saved.save, service, files, keep=keep, now_us=now_us))
+
+    async def saved(self, plugin_id: str, name: str) -> list[Copy]:
+        """The copies of one of the plugin's services, newest first. Problem service_unavailable."""
+        return await _on_disk(saved.copies, self._service(plugin_id, name))
+
+    async def revert(self, plugin_id: str, name: str, copy_id: str) -> None:
+        """Have a service keep exactly what is in a copy: it is stopped, its directory is exchanged, and it is started
+        again, also when that failed. Problem not_found, not_saved, service_unavailable: then it keeps what it had.
+        """
+        await self._change(plugin_id, lambda: self._revert(plugin_id, name, copy_id))
+
+    async def _revert(self, plugin_id: str, name: str, copy_id: str) -> None:
+        """As `revert`, after earlier changes of this plugin."""
+        one, service = self.get(plugin_id, name), self._service(plugin_id, name)
+        if one is None:
+            raise Problem("not_found", "there is no such service")
+        prepared = await _on_disk(saved.prepare, service, copy_id)
+        # Else a recheck would start it again while nothing may run.
+        one.reverting = True
+        try:
+            await one.stop()
+            await _on_disk(saved.exchange, service, prepared)
+        finally:
+            one.reverting = False
+            self._start_permitted(one)
+        await _on_disk(saved.clear, service)
+
     async def put(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         """Keep `spec` running, in place of the plugin's program of that name. Returns the program once it is on disk;
         it is started afterwards.
@@ -168,6 +207,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         """
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
+        if one.reverting:
+            return PermissionRefused("reverting", "its files are being exchanged")
         if (reason := specs.not_allowed(one.spec.program, one.spec.network, self.settings)) is not None:
             return PermissionRefused("program_not_allowed", reason)
         # Asked again after `put`: the operator may have withdrawn a variable since.
@@ -218,6 +259,19 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         most = DataUse(bytes=min(quota.bytes, settings.data_bytes), files=min(quota.files, settings.data_files))
         return await self.data.made(self._owner(one.plugin_id), one.name, most)
 
+    def _service(self, plugin_id: str, name: str) -> Path:
+        """Where a service has its directory, and the copies of what is in it."""
+        return self.data.place(self._owner(plugin_id), name).parent
+
     def _owner(self, plugin_id: str) -> str:
         """The owner of what a plugin's services keep, see `ServiceData`."""
         return f"{self.rights.publisher(plugin_id) or UNSIGNED}/{plugin_id}"
+
+
+async def _on_disk(work: Callable[..., Done], *args: Any, **named: Any) -> Done:
+    """What `work` returns, on a thread; Problem service_unavailable for a disk that fails, without a path."""
+    try:
+        return await asyncio.to_thread(work, *args, **named)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "the disk refused"
+        raise Problem("service_unavailable", f"what the service keeps cannot be reached: {reason}") from error

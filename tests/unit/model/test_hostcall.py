@@ -19,7 +19,8 @@ CALLS = {
     "static:read": "static.get static.list",
     "static:write": "static.put static.delete",
     "task:read": "task.list task.get",
-    "task:run": "task.submit task.cancel service.put service.delete service.status",
+    "task:run": "task.submit task.cancel service.put service.delete service.status service.save service.saved"
+    " service.revert",
     "tunnel:admin": "tunnel.put tunnel.delete tunnel.status",
     "worker:route": "route.put route.delete",
     "network:plan": "network.state network.plan network.plans",

@@ -124,6 +124,9 @@ ROWS = [
         )
     ),
     ("service", "delete", ("n",), {"data": True}, "service.delete", {"name": "n", "data": True}, 1, 1),
+    ("service", "save", ("n", ["f"]), {}, "service.save", {"name": "n", "files": ["f"]}, 1, 1),
+    ("service", "saved", ("n",), {}, "service.saved", {"name": "n"}, 1, 1),
+    ("service", "revert", ("n", "c"), {}, "service.revert", {"name": "n", "id": "c"}, 1, 1),
     ("route", "put", ("/p", "template"), {}, "route.put", {"path": "/p", "target": "template"}, 1, 1),
     (
         *("route", "put", ("/p", "invoke"), {"action": "page", "methods": ["GET"]}, "route.put"),
