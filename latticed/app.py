@@ -226,6 +226,7 @@ class App:
             ddns=services.ddns,
             monitors=services.monitors,
             programs=services.programs,
+            tunnels=services.tunnels,
             routes=services.routes,
             version=self._version,
             started_at=clock.wall_us(),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from latticed.host.route.keeper import RouteKeeper
     from latticed.host.secret.keeper import SecretKeeper
     from latticed.host.task.keeper import TaskKeeper
+    from latticed.host.tunnel.keeper import TunnelKeeper
     from latticed.kit.clock import Clock
     from latticed.kit.peers import Peer
     from latticed.ledger import Ledger
@@ -96,6 +97,7 @@ class Api:
     ddns: DdnsKeeper
     monitors: MonitorKeeper
     programs: ProgramKeeper
+    tunnels: TunnelKeeper
     routes: RouteKeeper
     version: str
     started_at: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -49,6 +50,15 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     made, denied = {i: one.calls for i, one in calls.items()}, {i: one.denied for i, one in calls.items()}
     yield from _family("latticed_host_calls_total", "counter", "host calls", _labelled("plugin", made))
     yield from _family("latticed_host_calls_denied_total", "counter", "host calls denied", _labelled("plugin", denied))
+    tunnels = [(one.plugin_id, one.view()) for one in api.tunnels.every()]
+    states = Counter(view["state"] for _, view in tunnels)
+    yield from _family("latticed_tunnels", "gauge", "tunnels by state", _labelled("state", states))
+    restarts: Counter[str] = Counter()
+    for plugin_id, view in tunnels:
+        restarts[plugin_id] += view["restarts"]
+    yield from _family(
+        "latticed_tunnel_restarts", "gauge", "restarts of cloudflared since its start", _labelled("plugin", restarts)
+    )
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
     yield from _family(

@@ -10,9 +10,13 @@ import base64
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.house import targets
 
 PROGRAM = Path(__file__).with_name("cloudflared.py")
 TUNNEL = "6ff42ae2-765d-4adf-8112-31c55c1551ef"
@@ -140,3 +144,67 @@ def write_credentials(path: Path, *, secret: str = SECRET, tunnel: str = TUNNEL)
 def write_private(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     path.chmod(0o600)
+
+
+@dataclass(eq=False)
+class Visited:
+    """An edge and an origin in a thread of their own, for tests of a daemon in another process."""
+
+    edge: Edge
+    site: targets.Site
+    loop: asyncio.AbstractEventLoop
+    over: asyncio.Event
+
+    @property
+    def service(self) -> str:
+        return f"http://127.0.0.1:{self.site.port}"
+
+    def ask(self, host: str, path: str = "/") -> tuple[int, str]:
+        return asyncio.run_coroutine_threadsafe(self.edge.ask(host, path), self.loop).result(60)
+
+    @contextlib.contextmanager
+    def visiting(self, host: str, *, every_s: float = 0.1) -> Iterator[list[tuple[int, str]]]:
+        """A visitor every `every_s` while the block runs; the list of their answers."""
+        answers: list[tuple[int, str]] = []
+
+        async def arrive() -> None:
+            asking: set[asyncio.Task[None]] = set()
+
+            async def visit() -> None:
+                answers.append(await self.edge.ask(host))
+
+            try:
+                while True:
+                    one = asyncio.create_task(visit())
+                    asking.add(one)
+                    one.add_done_callback(asking.discard)
+                    await asyncio.sleep(every_s)
+            finally:
+                await asyncio.gather(*asking)
+
+        arriving = asyncio.run_coroutine_threadsafe(arrive(), self.loop)
+        try:
+            yield answers
+        finally:
+            arriving.cancel()
+
+
+@contextlib.contextmanager
+def in_thread() -> Iterator[Visited]:
+    """An edge and an origin that answers `hello`, until the end of the block."""
+    ready: queue.Queue[Visited] = queue.Queue()
+
+    async def serve() -> None:
+        async with serving() as edge, targets.site() as site:
+            made = Visited(edge, site, asyncio.get_running_loop(), asyncio.Event())
+            ready.put(made)
+            await made.over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="edge")
+    thread.start()
+    made = ready.get(timeout=30)
+    try:
+        yield made
+    finally:
+        made.loop.call_soon_threadsafe(made.over.set)
+        thread.join()

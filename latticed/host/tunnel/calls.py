@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.host.tunnel.keeper import TunnelKeeper
-    from latticed.host.tunnel.tunnel import Tunnel
+    from latticed.host.tunnel.tunnel import KeptTunnel
     from latticed.model.egress import Origin
 
 
@@ -67,7 +67,7 @@ class TunnelCalls:
         return {"tunnels": found}
 
 
-def _full(one: Tunnel) -> dict[str, Any]:
+def _full(one: KeptTunnel) -> dict[str, Any]:
     """One tunnel as `tunnel.status` shows it when it is named: also its rules, and the end of its output."""
     rules = one.serving.spec.ingress
     ingress = [{"hostname": rule.hostname, "path": rule.path, "service": rule.service} for rule in rules]

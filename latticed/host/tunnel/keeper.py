@@ -14,7 +14,7 @@ from latticed.host.permissions import PermissionRefused
 from latticed.host.program.supervised_keeper import SupervisedKeeper
 from latticed.host.tunnel import spec as specs
 from latticed.host.tunnel.files import TunnelFiles
-from latticed.host.tunnel.tunnel import Tunnel
+from latticed.host.tunnel.tunnel import KeptTunnel
 from latticed.kit import logs
 from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
@@ -34,7 +34,7 @@ FOLDER: Final = "tunnels"
 log = logs.get_logger()
 
 
-class TunnelKeeper(SupervisedKeeper[Tunnel]):
+class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
     """An async context manager: entered, every stored tunnel runs while its owner may act; left, none does.
 
     `refusal(plugin_id)`: why it may not have tunnels now, or None. Configurations are in `state_dir`, credentials,
@@ -102,18 +102,18 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
             return_exceptions=True,
         )
 
-    async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
+    async def put(self, plugin_id: str, name: str, spec: TunnelSpec) -> KeptTunnel:
         """Run `spec` from now on. Returns the tunnel once the spec is valid and on disk; it is started afterwards.
 
         If a tunnel of that name exists, `spec` is tried beside it, and replaces the stored one only once it is
-        connected; `Tunnel.trial` is set until then. Putting what runs again changes nothing.
+        connected; `KeptTunnel.trial` is set until then. Putting what runs again changes nothing.
 
         Problems: bad_params when cloudflared refuses it, credentials_unusable, not_armed when the plugin lost its
         permission meanwhile, quota_exceeded, sandbox_unavailable, ledger_unavailable.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
-    async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
+    async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> KeptTunnel:
         """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)
         over = before is not None and before.program.state in {"ended", "failed"}
@@ -142,7 +142,7 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
         self._start_permitted(tunnel)
         return tunnel
 
-    async def _validate(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+    async def _validate(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
         """Return if the spec is valid and the plugin still may have tunnels; Problem otherwise, as `put`.
 
         The permission is asked for after the validation, which takes seconds: the id may by then belong to another
@@ -167,7 +167,7 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
             return []
         return [one for one, owner in self._validations.items() if owner == plugin_id]
 
-    async def _record(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+    async def _record(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
         """Store a spec as the one that is started from now on, and remove the candidate. Problems quota_exceeded,
         ledger_unavailable.
         """
@@ -177,16 +177,16 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
             lambda tx: rows.put(tx, tunnel.plugin_id, "tunnel", tunnel.name, text, quota, now_us=now_us), durable=True
         )
 
-    async def _drop_candidate(self, tunnel: Tunnel) -> None:
+    async def _drop_candidate(self, tunnel: KeptTunnel) -> None:
         """Remove the candidate from the row, so that the stored spec is the only one again. Problem
         ledger_unavailable.
         """
         await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
 
-    def _begin_trial(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+    def _begin_trial(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
         tunnel.trial = asyncio.create_task(self._try(tunnel, spec), name=f"trial {tunnel.plugin_id}/{tunnel.name}")
 
-    async def _try(self, tunnel: Tunnel, spec: TunnelSpec) -> None:
+    async def _try(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
         """The trial of a change, as a task: have a connector with `spec` replace the one that serves, and store `spec`,
         if it connects in time; else stop it, and note why.
         """
@@ -215,13 +215,13 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
         tunnel.note_error("change_undone", why)
         log.warning("tunnel_change_undone", plugin_id=tunnel.plugin_id, name=tunnel.name, code=code)
 
-    def _renew(self, tunnel: Tunnel) -> None:
+    def _renew(self, tunnel: KeptTunnel) -> None:
         """Try what serves with the settings in force, if it was started with others."""
         started_with, now = tunnel.serving.settings, (self.settings.program, self.settings.credentials_dir)
         if tunnel.trial is None and started_with not in (None, now) and self._why_not(tunnel) is None:
             self._begin_trial(tunnel, tunnel.serving.spec)
 
-    def _why_not(self, one: Tunnel) -> PermissionRefused | None:
+    def _why_not(self, one: KeptTunnel) -> PermissionRefused | None:
         """Why it may not run now, or None: its owner's refusal, no program, or an origin that is not bound any more."""
         if (refusal := self._refusal(one.plugin_id)) is not None:
             return refusal
@@ -231,28 +231,28 @@ class TunnelKeeper(SupervisedKeeper[Tunnel]):
             return None
         return PermissionRefused("origin_not_bound", "an origin that it leads to is not bound any more")
 
-    def _recheck(self, items: Iterable[Tunnel]) -> None:
+    def _recheck(self, items: Iterable[KeptTunnel]) -> None:
         tunnels = list(items)
         super()._recheck(tunnels)
         for one in tunnels:
             if one.has_unbound:
                 self._background(one.stop_unbound())
 
-    async def _stop(self, items: Iterable[Tunnel]) -> None:
+    async def _stop(self, items: Iterable[KeptTunnel]) -> None:
         tunnels = list(items)
         await asyncio.gather(*(one.stop_trial() for one in tunnels))  # first: a trial begins a process of its own
         await super()._stop(tunnels)
 
-    async def _discard(self, items: Iterable[Tunnel]) -> None:
+    async def _discard(self, items: Iterable[KeptTunnel]) -> None:
         """Stop these tunnels, and remove their files."""
         tunnels = list(items)
         await self._stop(tunnels)
         for one in tunnels:
             await asyncio.to_thread(self._files(one.plugin_id, one.name).clear)
 
-    def _made(self, plugin_id: str, name: str, spec: TunnelSpec) -> Tunnel:
+    def _made(self, plugin_id: str, name: str, spec: TunnelSpec) -> KeptTunnel:
         """A tunnel in memory, not started."""
-        return Tunnel(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
+        return KeptTunnel(plugin_id, name, spec, self._files(plugin_id, name), self._deps)
 
     def _files(self, plugin_id: str, name: str) -> TunnelFiles:
         """Where a tunnel's files are: in directories of its own below the state and the runtime directory."""

@@ -20,7 +20,7 @@ DRAIN_S: Final = 30.0
 """Seconds that a replaced connector has for the requests under way: cloudflared's own `--grace-period` by default."""
 
 
-class Tunnel:
+class KeptTunnel:
     """One tunnel, made stopped. `serving`: the connector that answers; `trying`: one beside it, while the task `trial`
     tries a change. One that was replaced finishes its requests; the next change waits for that (`drained`), so at most
     two have processes.

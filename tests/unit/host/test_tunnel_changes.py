@@ -80,6 +80,7 @@ async def test_no_request_fails_while_tunnel_rules_change(tmp_path):
             assert (await here.status())["ingress"][1]["hostname"] == f"{name}.example.com"
         await kept(here)
         pid = here.one.program.pid
+        here.hurry()
         await here.put(rule(HOST, service), rule("unready.example.com", service))
         await here.until_error("change_undone")
         with pytest.raises(HostError, match="bad_params"):
@@ -135,7 +136,7 @@ async def test_loss_of_permission_ends_every_connector_of_a_tunnel(tmp_path, mom
         slow.set()
         await never.wait()
 
-    async with published(tmp_path, answer=answer, ready_s=30.0) as (here, edge, service):
+    async with published(tmp_path, answer=answer) as (here, edge, service):
         waiting = asyncio.create_task(edge.ask(HOST))
         await slow.wait()
         more = "unready.example.com" if moment == "trying" else "one.example.com"
@@ -158,7 +159,7 @@ async def test_loss_of_permission_ends_every_connector_of_a_tunnel(tmp_path, mom
 
 
 async def test_unbound_origin_of_a_change_ends_the_trial_alone(tmp_path):
-    async with published(tmp_path, ready_s=30.0) as (here, _, service):
+    async with published(tmp_path) as (here, _, service):
         pid = here.one.program.pid
         await here.put(rule(HOST, service), rule("unready.example.com", "http://10.0.0.6:81"))
         await until(lambda: len(connectors()) == 2, "the trial to run")
@@ -193,7 +194,7 @@ async def test_changed_tunnel_settings_take_effect_without_a_restart(tmp_path):
         await kept(here)
         found = await here.status()
         assert (found["version"], found["state"], len(connectors())) == ("2026.5.0", "connected", 1)
-        here.tunnels.settings = replace(before, program=str(tmp_path / "missing"))
+        here.tunnels.settings = replace(before, program=str(tmp_path / "missing"), ready_s=1.0)
         found = await here.until_error("change_undone")
         assert (found["version"], found["state"]) == ("2026.5.0", "connected")
         assert "program_unusable" in found["last_error"]["message"]

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -83,6 +83,10 @@ class World:
         await until(lambda: self.one.error is not None and self.one.error[0] == code, f"{code}")
         return await self.status()
 
+    def hurry(self):
+        """From now on a change must be connected soon: for those that never are."""
+        self.tunnels.settings = replace(self.tunnels.settings, ready_s=1.0)
+
     def file(self, name):
         return next(iter(sorted((self.home / "state/tunnels").glob(f"*/{name}"))), None)
 
@@ -104,7 +108,7 @@ async def world(home, *, edge="", **settings):
             "program": str(home / "cloudflared"),
             "credentials_dir": str(keys),
             "check_s": 0.1,
-            "ready_s": 2.0,
+            "ready_s": DEADLINE_S,
             **settings,
         }
     )
@@ -248,6 +252,7 @@ async def test_tunnel_change_that_does_not_connect_is_undone(here, bad):
     await here.put(rule())
     pid = (await here.until_state("connected"))["pid"]
     before = here.file("connector-*.yml").read_bytes()
+    here.hurry()
     await here.put(rule(bad))
     found = await here.until_error("change_undone")
     assert "the one before goes on" in found["last_error"]["message"]

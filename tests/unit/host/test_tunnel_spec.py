@@ -131,6 +131,15 @@ def test_tunnel_rules_that_hide_no_later_one_are_accepted():
     assert specs.decode(specs.encode(spec)) == spec
 
 
+@pytest.mark.parametrize("service", ["unix:/run/x.sock", "ftp://backend.lan:21", "bastion", "http_status:99"])
+def test_stored_tunnel_rules_are_not_trusted(service):
+    """A row of the ledger that somebody changed starts nothing."""
+    rule = specs.IngressRule(service=service)
+    spec = specs.TunnelSpec(tunnel=ID, ingress=(rule,), file="c.json", is_token=False)
+    with pytest.raises(HostError, match="egress_blocked"):
+        specs.bound(specs.decode(specs.encode(spec)), ORIGINS)
+
+
 HOSTNAMES = st.lists(st.text("abcdé-_*.\"\n:{}'# ", max_size=12), max_size=4)
 
 
