@@ -8,7 +8,7 @@ import os
 
 from latticed.ledger.coalesce import QUOTA, Denials
 from latticed.model.audit import Event
-from tests.house import bundles, in_process
+from tests.house import bundles, in_process, processes
 
 ID = "acme.demo"
 ACME = bundles.author("acme")
@@ -69,11 +69,13 @@ async def test_event_stream_has_changed_verdicts():
         await home.seen(ID)
         bundles.tamper(home.dropped["demo"].artifact_path)
         row = await until_told(home, "digest_mismatch")
-        async with home.session.get(f"http://latticed/api/events?after={row['seq'] - 1}") as answer:
-            async for line in answer.content:
-                if line.startswith(b"data: "):
-                    assert json.loads(line[6:])["action"] == "plugin.verdict"
-                    break
+        async with (
+            asyncio.timeout(processes.PATIENCE_S),
+            home.session.get(f"http://latticed/api/events?after={row['seq'] - 1}") as answer,
+        ):
+            while not (line := await answer.content.readline()).startswith(b"data: "):
+                assert line, "the stream ended without an event"
+        assert json.loads(line[6:])["action"] == "plugin.verdict"
 
 
 async def test_policy_change_records_the_changed_verdicts(tmp_path):
