@@ -297,4 +297,6 @@ def test_findings_name_their_places_before_anything_is_set(site):
     assert found["ok"] is False
     assert [one["path"] for one in found["findings"]] == [f"tunnels[0].ingress[{n}].service" for n in range(4)]
     assert site.invoke("check", {"tunnels": [site.tunnel()]})["result"] == {"ok": True, "findings": []}
-    assert "no such tunnel" in site.invoke("retry", {"name": "main"})["error"]
+    for name in ("main", ["main"], {}, None):
+        assert "no such tunnel" in site.invoke("retry", {"name": name})["error"]
+    assert "expected nothing" in site.invoke("retry", "main")["error"]

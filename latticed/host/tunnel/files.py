@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from latticed.host.egress import url
 from latticed.kit import files
 from latticed.model import hosts
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,9 +56,13 @@ class TunnelFiles:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace one file atomically, mode 0600; makes its directory. Blocks. OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.replace(path, data, mode=0o600)
+    """Replace one file atomically, mode 0600; makes its directory. Blocks. Problem service_unavailable."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.replace(path, data, mode=0o600)
+    except OSError as error:
+        reason = f"expected room for the tunnel's files, found: {error.strerror or type(error).__name__}"
+        raise Problem("service_unavailable", reason, "free space on the disk of state_dir and runtime_dir") from error
 
 
 async def hand_over(paths: tuple[Path, ...], ids: Ids | None) -> None:

@@ -126,9 +126,9 @@ class Cloudflared(SystemPlugin):
         """Put every tunnel again, or `{"name"}` alone: one that failed is started, one that was undone tried again."""
         if payload is not None and not (isinstance(payload, dict) and payload.keys() == {"name"}):
             raise PluginError('expected nothing, or {"name": NAME}')
-        names = list(self._puts) if payload is None else [payload["name"]]
-        if unknown := [name for name in names if name not in self._puts]:
-            raise PluginError(f"no such tunnel: {str(unknown[0])[:80]!a}")
+        names = [name for name in self._puts if payload is None or name == payload["name"]]
+        if payload is not None and not names:
+            raise PluginError(f"no such tunnel: {str(payload['name'])[:80]!a}")
         for name in names:
             self._puts[name] = _Put()
         return await self.do_status(None)

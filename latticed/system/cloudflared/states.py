@@ -33,6 +33,7 @@ FIXES: Final = {
     "stopped": "name tunnel.program in the settings, and grant every origin",
 }
 """By code; docs/cloudflared.md has them, too."""
+_OF_CHANGES: Final = frozenset({"change_undone", "change_interrupted"})
 _VERSION: Final = re.compile(r"(20[0-9]{2})\.([0-9]{1,2})\.[0-9]+")
 
 
@@ -89,8 +90,11 @@ def _of_view(view: Mapping[str, Any]) -> tuple[Level, str, str, str]:
     match view["state"]:
         case "connected":
             return "ok", "", "", ""
-        case "starting" | "connecting" if told[0] != "edge_unreachable":
-            return "pending", "", str(view["state"]), ""
+        # Between two tries that fail it is as down as before them.
+        case "starting" if told[0] in {"", *_OF_CHANGES}:
+            return "pending", "", "starting", ""
+        case "connecting" if told[0] != "edge_unreachable":
+            return "pending", "", "connecting", ""
         case "stopped":
             return "down", "stopped", "it may not run: no cloudflared is named, or an origin is not bound", told[2]
     return "down", *told
@@ -99,7 +103,7 @@ def _of_view(view: Mapping[str, Any]) -> tuple[Level, str, str, str]:
 def _of_change(view: Mapping[str, Any]) -> tuple[str, str, str]:
     """(code, message, when) where other rules answer than those that are configured."""
     error = view["last_error"]
-    if error and error["code"] in {"change_undone", "change_interrupted"}:
+    if error and error["code"] in _OF_CHANGES:
         return str(error["code"]), str(error["message"]), str(error["at"])
     return "change_undone", "the rules before are in force", ""
 

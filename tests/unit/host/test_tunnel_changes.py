@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,21 @@ async def test_credentials_that_the_edge_refuses_are_not_tried_again(tmp_path):
         found = await here.until_state("failed")
         assert found["last_error"]["code"] == "credentials_refused"
         assert (edge.registered, tree()) == (0, set())
+
+
+async def test_full_disk_refuses_a_change_and_leaves_what_runs(tmp_path, monkeypatch):
+    """Neither the configuration of the validation nor that of a connector can be written."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with published(tmp_path) as (here, edge, service):
+        pid = here.one.program.pid
+        with monkeypatch.context() as patch:
+            patch.setattr("latticed.host.tunnel.files.files.replace", full)
+            with pytest.raises(HostError, match=r"service_unavailable: .*No space left"):
+                await here.put(rule(HOST, service), rule("one.example.com", service))
+        assert (await edge.ask(HOST), here.one.program.pid, here.row().candidate) == ((200, "hello"), pid, "")
+        await here.put(rule(HOST, service), rule("one.example.com", service))
+        await kept(here)
+        assert (await here.status())["ingress"][1]["hostname"] == "one.example.com"

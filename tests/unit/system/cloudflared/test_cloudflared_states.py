@@ -33,6 +33,8 @@ def seen(found, *, refused=None, in_force=None):
     [
         (None, ("pending", "")),
         (view("starting"), ("pending", "")),
+        (view("starting", "change_interrupted"), ("pending", "")),
+        (view("starting", "no_name_service"), ("down", "no_name_service")),
         (view("connecting", "exited"), ("pending", "")),
         (view("connecting", "edge_unreachable"), ("down", "edge_unreachable")),
         (view("waiting", "no_name_service"), ("down", "no_name_service")),
