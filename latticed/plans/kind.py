@@ -43,8 +43,11 @@ class ProgramEnd:
 class Tools(Protocol):
     """The programs of a kind, as the helper runs them (`plans.programs`)."""
 
-    def run(self, program: str, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
-        """Run one of the kind's `programs` and wait. Problems tool_missing, tool_failed (too slow, too much output)."""
+    def run(self, program: str, *arguments: str, stdin: bytes = b"", stays: bool = False) -> ProgramEnd:
+        """Run one of the kind's `programs` and wait. `stays`: it leaves a process behind that goes on.
+
+        Problems tool_missing, tool_failed (too slow, too much output).
+        """
         ...
 
 

@@ -34,5 +34,11 @@ def _nft() -> Kind:
     return NftKind()
 
 
-KINDS: Final = Kinds({"nft": _nft})
+def _wireguard() -> Kind:
+    from latticed.plans.wireguard import WireguardKind
+
+    return WireguardKind()
+
+
+KINDS: Final = Kinds({"nft": _nft, "wireguard": _wireguard})
 """A kind that is not here is kept as a plan and reviewed by nobody; `latticed-apply` says so (`kind_unknown`)."""

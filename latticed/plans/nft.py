@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.model.errors import Problem
+from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
-from latticed.plans.programs import failed
-from latticed.plans.protocol import Finding
 from latticed.system import findings
 from latticed.system.nft_guard import applied, decode, sources
 from latticed.system.nft_guard import check as checker
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from latticed.plans.kind import Intent, ProgramEnd, Tools
+    from latticed.plans.protocol import Finding
     from latticed.system.nft_guard.facts import Listener
 
 TABLE: Final = (tables.FAMILY, tables.NAME)
@@ -66,12 +66,12 @@ class NftKind:
         try:
             read = decode.read(intent)
         except findings.IntentRefused as refused:
-            return tuple(_finding(one) for one in refused.findings)
+            return tuple(finding(one) for one in refused.findings)
         try:
             facts = None if live is None else live_facts.from_plain(live.facts, source=source)
         except ValueError as error:
             raise Problem("bad_request", "source: expected the address of the operator's session, or none") from error
-        return tuple(_finding(one) for one in checker.check(read, facts))
+        return tuple(finding(one) for one in checker.check(read, facts))
 
     def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
         """The file that is reviewed. Bans are comments in it: what remains to them changes by itself."""
@@ -93,11 +93,11 @@ class NftKind:
 
         Facts: as `nft_guard.facts.plain` has them, and `table`: `{present, understood, bans}`.
         """
-        foreign, present = _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
+        foreign, present = parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
         found = applied.Seen()
         if present:
             listing, stateless = _listed(tools)
-            found = _parsed(applied.seen, listing, stateless)
+            found = parsed(applied.seen, listing, stateless)
         facts = live_facts.plain(_facts(tools, foreign))
         # Anyone who is root may have put in more than any intent has.
         bans = [{"network": str(one.network), "remaining_s": one.remaining_s} for one in found.bans[:MAX_BANS]]
@@ -112,7 +112,7 @@ class NftKind:
         """See `applied.snapshot`. Problem apply_failed for a table that somebody made unfit to be put back."""
         listing, stateless = _listed(tools) if _is_there(tools) else (None, b"")
         try:
-            kept: bytes = _parsed(applied.snapshot, listing, stateless, _boottime_s())
+            kept: bytes = parsed(applied.snapshot, listing, stateless, _boottime_s())
         except applied.Unrestorable as error:
             raise self._unrestorable(str(error)) from error
         # An undo that nft refuses would be tried for ever, with the change in place.
@@ -130,13 +130,13 @@ class NftKind:
     def commit(self, rendering: bytes, tools: Tools) -> None:
         """One transaction: table and bans are replaced together, or nothing is."""
         listing = _listed(tools)[0] if _is_there(tools) else None
-        _nft(tools, "-f", "-", stdin=_parsed(applied.transaction, rendering, listing, _now_s()))
+        _nft(tools, "-f", "-", stdin=parsed(applied.transaction, rendering, listing, _now_s()))
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the kernel has the rules that were checked, policy and all, and the bans."""
         present = _is_there(tools)
         listing, stateless = _listed(tools) if present else (None, b"")
-        found = _parsed(applied.seen, listing, stateless) if present else applied.Seen()
+        found = parsed(applied.seen, listing, stateless) if present else applied.Seen()
         if not applied.holds(rendering, found.basis):
             raise Problem("apply_failed", f"{self.target} is not what was loaded: something else changes it")
         if present and (lost := applied.missing(rendering, listing, _now_s())):
@@ -147,21 +147,17 @@ class NftKind:
         _nft(tools, "-f", "-", stdin=applied.restored(snapshot, _boottime_s()))
 
 
-def _finding(found: findings.Finding) -> Finding:
-    return Finding(**asdict(found))
-
-
 def _facts(tools: Tools, foreign: tuple[str, ...]) -> LiveFacts:
-    listening = _parsed(sources.listeners, _ran(tools, "ss", "-Htlnp").stdout)
+    listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
     ports = _sshd_ports(tools, listening)
     reached = {*ports, *(one.port for one in listening if one.process == "sshd")}
-    established = _ran(tools, "ss", "-Htnp", "state", "established").stdout
-    routes = [_ran(tools, "ip", "-j", family, "route", "show", "default").stdout for family in ("-4", "-6")]
+    established = ran(tools, PACKAGES, "ss", "-Htnp", "state", "established").stdout
+    routes = [ran(tools, PACKAGES, "ip", "-j", family, "route", "show", "default").stdout for family in ("-4", "-6")]
     return LiveFacts(
-        interfaces=_parsed(sources.interfaces, _ran(tools, "ip", "-j", "address", "show").stdout, routes),
+        interfaces=parsed(sources.interfaces, ran(tools, PACKAGES, "ip", "-j", "address", "show").stdout, routes),
         listeners=listening,
         sshd_ports=ports,
-        sessions=_parsed(sources.sessions, established, reached),
+        sessions=parsed(sources.sessions, established, reached),
         foreign_tables=foreign,
         active_firewalls=_firewalls(tools, foreign),
     )
@@ -187,49 +183,25 @@ def _firewalls(tools: Tools, foreign: tuple[str, ...]) -> tuple[str, ...]:
     for family, chain in _UFW_CHAINS:
         if f"{family} filter" not in foreign:
             continue
-        ended = _ran(tools, "nft", "-j", "list", "chain", family, "filter", chain, ends=(0, 1))
-        if ended.status == 0 and _parsed(sources.has_ufw, ended.stdout):
+        ended = ran(tools, PACKAGES, "nft", "-j", "list", "chain", family, "filter", chain, ends=(0, 1))
+        if ended.status == 0 and parsed(sources.has_ufw, ended.stdout):
             return (*found, "ufw")
     return tuple(found)
 
 
 def _is_there(tools: Tools) -> bool:
-    _, present = _parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
+    _, present = parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
     return bool(present)
 
 
 def _listed(tools: Tools) -> tuple[Any, bytes]:
     """The decoded `nft -j list table`, and `nft -s list table`."""
-    listing = _parsed(json.loads, _nft(tools, "-j", "list", "table", *TABLE).stdout)
+    listing = parsed(json.loads, _nft(tools, "-j", "list", "table", *TABLE).stdout)
     return listing, _nft(tools, "-s", "list", "table", *TABLE).stdout
 
 
 def _nft(tools: Tools, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
-    return _ran(tools, "nft", *arguments, stdin=stdin)
-
-
-def _ran(tools: Tools, program: str, *arguments: str, stdin: bytes = b"", ends: tuple[int, ...] = (0,)) -> ProgramEnd:
-    """Run a program; Problem tool_missing with the name of its package, tool_failed in its own words."""
-    try:
-        ended = tools.run(program, *arguments, stdin=stdin)
-    except Problem as problem:
-        if problem.code != "tool_missing":
-            raise
-        package = PACKAGES[program]
-        raise Problem(
-            "tool_missing", f"{problem.reason} (package {package})", f"apt install {package}, or {problem.hint}"
-        ) from problem
-    if ended.status not in ends:
-        raise failed(program, ended)
-    return ended
-
-
-def _parsed(read: Any, *found: Any) -> Any:
-    """What a pure reader makes of a program's output; Problem tool_failed for what no known version prints."""
-    try:
-        return read(*found)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Problem("tool_failed", f"what a tool printed is not understood: {type(error).__name__}") from error
+    return ran(tools, PACKAGES, "nft", *arguments, stdin=stdin)
 
 
 def _now_s() -> int:

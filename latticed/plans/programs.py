@@ -46,9 +46,11 @@ class ProgramTools:
         self._lock = lock
         self._deadline_s = deadline_s
 
-    def run(self, program: str, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
+    def run(self, program: str, *arguments: str, stdin: bytes = b"", stays: bool = False) -> ProgramEnd:
         """As `kind.Tools.run`. KeyError for a program that the kind did not name: a mistake in the kind."""
         path = self._paths[program]
+        # What stays would hold the lock for ever, and end with a Ctrl-C at the helper's terminal.
+        inherited = () if self._lock is None or stays else (self._lock,)
         try:
             # A name that somebody else could replace is not run, whoever wrote it into the settings.
             trusted_files.check(Path(path), owners=frozenset({0}))
@@ -59,8 +61,9 @@ class ProgramTools:
                 stderr=subprocess.PIPE,
                 env={},
                 cwd="/",
-                process_group=0,
-                pass_fds=() if self._lock is None else (self._lock,),
+                process_group=None if stays else 0,
+                start_new_session=stays,
+                pass_fds=inherited,
             )
         except FileNotFoundError as error:
             raise Problem(

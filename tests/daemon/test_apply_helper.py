@@ -383,7 +383,7 @@ def test_boot_restores_what_was_confirmed(place):
         assert [(one.kind, one.outcome) for one in booted.targets] == [
             ("file", "restored"),
             ("other", "nothing"),
-            ("wireguard", "nothing"),
+            ("proxy", "nothing"),
         ]
         assert place.content() == "allow admin\n"
         unconfirmed = place.approved(WIDE)

@@ -229,3 +229,15 @@ def test_what_nft_lists_can_be_loaded_again_and_is_the_same(net):
         net.load(b"table inet latticed_guard\ndelete table inet latticed_guard\n" + before)
         assert net.stateless() == before
         assert parse.table(net.listing()) == parse.canonical(compiler.table(decode.read(document)))
+
+
+def test_networks_that_follow_on_each_other_are_read_back_though_nft_lists_them_as_a_range(net):
+    remote = ["10.9.0.2/31", "10.9.0.4", "10.9.0.8/29", "fd09:0:0:a::2/127", "fd09:0:0:a::4"]
+    intent = decode.read(
+        {"groups": [{"name": "some", "rules": [{"remote": remote}]}], "bindings": {"groups": ["some"]}}
+    )
+    net.load(render(intent))
+    assert b"10.9.0.2-10.9.0.4" in net.stateless()
+    meant = compiler.table(intent)
+    assert meant is not None
+    assert parse.table(net.listing()) == parse.canonical(meant)

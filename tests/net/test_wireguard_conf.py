@@ -45,5 +45,5 @@ def test_random_intents_are_taken_and_read_back_as_they_were_meant(net, device, 
     net.load(wanted.table.encode())
     if intent.networks:
         listing = json.loads(net.run("r", "nft", "-j", "list", "table", reach.FAMILY, reach.NAME))
-        assert reach.listed(listing) == wanted.table
+        assert reach.text(reach.listed(listing)) == wanted.table
         net.load(reach.REMOVED.encode())

@@ -17,7 +17,7 @@ from latticed.system.nft_guard.intent import Per, Ports, Rate
 from latticed.system.nft_guard.table import Chain, Line, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from latticed.model.addresses import Network
 
@@ -255,7 +255,7 @@ def _payload(protocol: str, name: str, right: Any, fields: dict[str, Any]) -> No
             if right == f"@{tables.BANS[4]}" and (protocol, name) == ("ip", "saddr"):
                 _put(fields, banned=True)
                 return
-            found = tables.networks([_network(item) for item in _items(right)])
+            found = tables.networks(network for item in _items(right) for network in _networks(item))
             _put(fields, **{"source" if name == "saddr" else "destination": found[family]})
         case "ip6", "hoplimit":
             _put(fields, family=6, hop_limit=right)
@@ -271,11 +271,15 @@ def _items(right: Any) -> list[Any]:
     return list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
 
 
-def _network(item: Any) -> Network:
+def _networks(item: Any) -> Iterable[Network]:
+    """One element. nft lists networks that follow on each other as a range: 10.0.0.2/31 and 10.0.0.4."""
     if isinstance(item, str):
-        return ipaddress.ip_network(item)
+        return (ipaddress.ip_network(item),)
+    if "range" in item:
+        low, high = (ipaddress.ip_address(one) for one in item["range"])
+        return ipaddress.summarize_address_range(low, high)
     prefix = item["prefix"]
-    return ipaddress.ip_network((prefix["addr"], prefix["len"]))
+    return (ipaddress.ip_network((prefix["addr"], prefix["len"])),)
 
 
 def _ports(item: Any) -> Ports:

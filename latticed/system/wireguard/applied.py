@@ -16,10 +16,12 @@ from latticed.system.wireguard import reach
 from latticed.system.wireguard.render import Link, LinkPeer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
+    from latticed.model.addresses import Network
     from latticed.system.wireguard.dump import Device
     from latticed.system.wireguard.intent import Interface
+    from latticed.system.wireguard.sources import HostLink
 
 UNKNOWN: Final = "unknown"
 """The id of a peer that latticed did not add."""
@@ -53,6 +55,7 @@ def read(rendering: bytes) -> Wanted:
                 private_key=fields["PrivateKey"],
                 addresses=tuple(ipaddress.ip_interface(one) for one in fields["Address"].split(", ")),
                 mtu=int(fields["MTU"]),
+                public_key=fields.get("PublicKey", ""),
                 peers=tuple(_peer(_fields(peer)) for peer in peers),
             )
         )
@@ -78,36 +81,47 @@ def setconf(link: Link) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
-def live(name: str, device: Device, addresses: Sequence[Interface], mtu: int, known: Mapping[str, LinkPeer]) -> Link:
-    """An interface that is there, in the form of a rendering, secrets left out.
+def live(
+    link: HostLink, device: Device, known: Mapping[Network, tuple[str, int | None]], *, secrets: bool = False
+) -> Link:
+    """An interface that is there, in the form of a rendering. Without `secrets` none of their values is in it.
 
-    `known`: by public key, for what only renderings say: id and end.
+    `known`: by address, what wg does not know: id and end (`reach.known`).
     """
-    peers = [
-        LinkPeer(
-            id=known[one.public_key].id if one.public_key in known else UNKNOWN,
-            public_key=one.public_key,
-            preshared_key=SHOWN_SECRET if one.preshared_key else "",
-            allowed=one.allowed,
-            # Where a member dials, this changes by itself; what this host dials it keeps alive.
-            endpoint=one.endpoint if one.keepalive_s else "",
-            keepalive_s=one.keepalive_s,
-            until=known[one.public_key].until if one.public_key in known else None,
+    peers = []
+    for one in device.peers:
+        name, until = next((known[network] for network in one.allowed if network in known), (UNKNOWN, None))
+        peers.append(
+            LinkPeer(
+                id=name,
+                public_key=one.public_key,
+                preshared_key=one.preshared_key if secrets or not one.preshared_key else SHOWN_SECRET,
+                allowed=one.allowed,
+                # Where a member dials, this changes by itself; what this host dials it keeps alive.
+                endpoint=one.endpoint if one.keepalive_s or secrets else "",
+                keepalive_s=one.keepalive_s,
+                until=until,
+            )
         )
-        for one in device.peers
-    ]
     return Link(
-        name=name,
+        name=link.name,
         listen_port=device.listen_port,
-        private_key=SHOWN_SECRET,
-        addresses=tuple(sorted(addresses, key=lambda one: (one.version, one))),
-        mtu=mtu,
+        private_key=device.private_key if secrets else SHOWN_SECRET,
+        addresses=tuple(sorted(link.addresses, key=lambda one: (one.version, one))),
+        mtu=link.mtu,
         peers=tuple(sorted(peers, key=lambda one: (one.id, one.public_key))),
     )
 
 
 def fact(
-    name: str, *, public_key: str, port: int, addresses: Iterable[Interface], mtu: int, peers: Iterable[Any]
+    name: str,
+    *,
+    public_key: str,
+    port: int,
+    addresses: Iterable[Interface],
+    mtu: int,
+    routes: Iterable[Network],
+    peers: Iterable[Any],
 ) -> dict[str, Any]:
     """One interface as part of a basis. `peers`: public key, preshared key, allowed networks, keepalive in seconds.
 
@@ -123,6 +137,7 @@ def fact(
         "port": port,
         "addresses": sorted(map(str, addresses)),
         "mtu": mtu,
+        "routes": sorted(set(map(str, routes))),
         "peers": sorted(listed),
     }
 
@@ -149,6 +164,7 @@ def holds(rendering: bytes, found: bytes, *, public: Callable[[str], str], now_s
             port=link.listen_port,
             addresses=link.addresses,
             mtu=link.mtu,
+            routes=link.routes(),
             peers=[(one.public_key, one.preshared_key, one.allowed, one.keepalive_s) for one in link.peers],
         )
         for link in wanted.links

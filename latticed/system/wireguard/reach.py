@@ -6,6 +6,10 @@
 WireGuard takes no packet from a member whose source is not the member's own, so the source says who it is. Only replies
 pass without being asked for: a connection that a member made is judged packet by packet, so what is taken away from
 `may_reach` ends at once. What others send to members is not judged.
+
+A chain that nothing leads to says who has which address and until when: wg(8) knows keys alone.
+
+    iifname "wg-home" ip saddr 10.80.0.2 comment "anna-phone until 1800000000"
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 FAMILY: Final = "inet"
 NAME: Final = "latticed_wireguard"
+MEMBERS: Final = "members"
 REMOVED: Final = f"table {FAMILY} {NAME}\ndelete table {FAMILY} {NAME}\n"
 """The first line makes the table when there is none: nft 1.0.6 has no `destroy table`."""
 
@@ -55,7 +60,23 @@ def table(intent: Intent) -> Table:
         Chain(name=name, policy="accept", lines=tuple(line for tunnel in tunnels for line in _lines(tunnel, name)))
         for name in (tables.INPUT, tables.FORWARD)
     ]
-    return parse.canonical(Table(chains=tuple(chains)))
+    names = Chain(name=MEMBERS, lines=tuple(line for tunnel in tunnels for line in _named(tunnel)))
+    return parse.canonical(Table(chains=(*chains, *([names] if names.lines else []))))
+
+
+def known(found: Table) -> dict[Network, tuple[str, int | None]]:
+    """By address: the id of each member in the table, and its end in seconds since 1970."""
+    by_address: dict[Network, tuple[str, int | None]] = {}
+    for line in found.chain(MEMBERS).lines:
+        member, _, until = line.comment.partition(" until ")
+        for network in line.source:
+            by_address[network] = (member, int(until) if until.isdecimal() else None)
+    return by_address
+
+
+def interfaces(found: Table) -> frozenset[str]:
+    """The interfaces that the table is about."""
+    return frozenset(name for chain in found.chains for line in chain.lines for name in line.inbound)
 
 
 def text(found: Table) -> str:
@@ -66,9 +87,17 @@ def text(found: Table) -> str:
     return REMOVED + "".join(f"{line}\n" for line in (f"table {FAMILY} {NAME} {{", *body, "}"))
 
 
-def listed(listing: Any) -> str:
-    """The same text of the decoded `nft -j list table`; parse.Foreign for what is not written here."""
-    return text(parse.table(listing, sets={}))
+def listed(listing: Any) -> Table:
+    """The table in the decoded `nft -j list table`; parse.Foreign for what is not written here."""
+    return parse.table(listing, sets={})
+
+
+def _named(tunnel: WgNetwork) -> Iterator[Line]:
+    for member in sorted(tunnel.members, key=lambda one: one.id):
+        until = "" if member.expires_at is None else f" until {member.expires_at}"
+        for address in member.addresses if member.enabled else ():
+            family, source = address.version, (_single(address),)
+            yield Line(inbound=(tunnel.name,), family=family, source=source, comment=f"{member.id}{until}")
 
 
 def _lines(tunnel: WgNetwork, chain: str) -> Iterator[Line]:

@@ -2,6 +2,7 @@
 
     [Interface]
     # Name = wg-home
+    # PublicKey = …=
     Address = 10.80.0.1/24
     MTU = 1420
     ListenPort = 51820
@@ -50,12 +51,16 @@ class LinkPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One interface with its peers. `private_key` and `preshared_key`: values, or references where it is only shown."""
+    """One interface with its peers. `private_key` and `preshared_key`: values, or references where it is only shown.
+
+    `public_key`, which may be empty: what that of `private_key` has to be.
+    """
 
     name: str
     listen_port: int
     private_key: str = field(repr=False)
     addresses: tuple[Interface, ...]
+    public_key: str = ""
     mtu: int = MTU
     peers: tuple[LinkPeer, ...] = ()
 
@@ -99,6 +104,7 @@ def _link(tunnel: WgNetwork, secrets: Mapping[str, str]) -> Link:
         name=tunnel.name,
         listen_port=tunnel.listen_port,
         private_key=secrets[tunnel.private_key],
+        public_key=tunnel.public_key,
         addresses=tuple(sorted(tunnel.addresses, key=lambda one: (one.version, one))),
         mtu=tunnel.mtu or MTU,
         peers=tuple(_peer(tunnel, member, secrets) for member in members),
@@ -123,6 +129,8 @@ def _peer(tunnel: WgNetwork, member: WgMember, secrets: Mapping[str, str]) -> Li
 def _lines(link: Link) -> Iterator[str]:
     yield "[Interface]"
     yield f"# Name = {link.name}"
+    if link.public_key:
+        yield f"# PublicKey = {link.public_key}"
     yield f"Address = {', '.join(map(str, link.addresses))}"
     yield f"MTU = {link.mtu}"
     yield f"ListenPort = {link.listen_port}"

@@ -116,7 +116,7 @@ async def test_same_plan_is_stored_once(desk):
 async def test_newer_plan_makes_planned_one_stale(desk):
     """It is of the same plugin and kind; approved plans stay. A stale plan that is put again is planned again."""
     one = await desk.call("plan", kind="nft", intent={"n": 1})
-    await desk.call("plan", kind="wireguard", intent={"n": 1})
+    await desk.call("plan", kind="proxy", intent={"n": 1})
     await desk.call("plan", B, kind="nft", intent={"n": 1})
     two = await desk.call("plan", kind="nft", intent={"n": 2})
     assert (desk.states(), desk.states(B)) == (["stale", "planned", "planned"], ["planned"])
@@ -214,7 +214,7 @@ async def test_plain_secret_in_intent_is_refused(desk, intent, where):
     """The error has its path in the intent, not its value."""
     await desk.secrets.set("A", "value of it")
     await desk.secrets.bind("A", A.plugin_id)
-    error = await desk.refused("plan", kind="wireguard", intent=intent)
+    error = await desk.refused("plan", kind="proxy", intent=intent)
     assert error.code is Denial.BAD_PARAMS
     assert error.reason.startswith(f"{where}: expected a secret as a reference such as ${{secret:NAME}}")
     assert "12345678" not in error.reason
@@ -232,10 +232,10 @@ async def test_secret_references_are_stored_unexpanded(desk, tmp_path):
     """Only those bound to the plugin; the value is in no row and no answer."""
     await desk.secrets.set("WG_KEY", "the-value-itself")
     intent = {"private_key": "${secret:WG_KEY}", "note": "see ${secret:WG_KEY}", "password": ""}
-    error = await desk.refused("plan", kind="wireguard", intent=intent)
+    error = await desk.refused("plan", kind="proxy", intent=intent)
     assert (error.code, "no secret 'WG_KEY'" in error.reason) == (Denial.BAD_PARAMS, True)
     await desk.secrets.bind("WG_KEY", A.plugin_id)
-    made = await desk.call("plan", kind="wireguard", intent=intent)
+    made = await desk.call("plan", kind="proxy", intent=intent)
     shown = await desk.call("plans", sha256=made["sha256"])
     assert shown["plans"][0]["intent"] == intent
     kept = desk.ledger.read(lambda db: rows.get(db, A.plugin_id, made["sha256"]))

@@ -1,0 +1,56 @@
+"""What the effects of kinds share: running a program that has to be there, reading what it printed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from latticed.model.errors import Problem
+from latticed.plans.programs import failed
+from latticed.plans.protocol import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.plans.kind import ProgramEnd, Tools
+    from latticed.system import findings
+
+
+def finding(found: findings.Finding) -> Finding:
+    """A finding of a pure half as the helper answers with it."""
+    return Finding(**asdict(found))
+
+
+def ran(
+    tools: Tools,
+    packages: Mapping[str, str],
+    program: str,
+    *arguments: str,
+    stdin: bytes = b"",
+    ends: tuple[int, ...] = (0,),
+    stays: bool = False,
+) -> ProgramEnd:
+    """Run a program; Problem tool_missing with the name of its Debian package, tool_failed in its own words.
+
+    `ends`: the exit statuses that are no failure. `stays`: as `Tools.run`.
+    """
+    try:
+        ended = tools.run(program, *arguments, stdin=stdin, stays=stays)
+    except Problem as problem:
+        if problem.code != "tool_missing":
+            raise
+        package = packages[program]
+        raise Problem(
+            "tool_missing", f"{problem.reason} (package {package})", f"apt install {package}, or {problem.hint}"
+        ) from problem
+    if ended.status not in ends:
+        raise failed(program, ended)
+    return ended
+
+
+def parsed(read: Any, *found: Any) -> Any:
+    """What a pure reader makes of a program's output; Problem tool_failed for what no known version prints."""
+    try:
+        return read(*found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Problem("tool_failed", f"what a tool printed is not understood: {type(error).__name__}") from error

@@ -1,0 +1,332 @@
+"""Plans of kind `wireguard`: interfaces, peers, and the table that says what members may reach.
+
+What is decided is pure and in `latticed.system.wireguard`; here programs are run, and what they print is handed on. An
+interface is of the kernel where that has WireGuard, else of a wireguard-go that goes on running by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from latticed.model.errors import Problem
+from latticed.plans.effects import finding, parsed, ran
+from latticed.plans.kind import Live
+from latticed.system.findings import IntentRefused
+from latticed.system.nft_guard import parse
+from latticed.system.nft_guard import sources as nft_sources
+from latticed.system.nft_guard.table import Table
+from latticed.system.wireguard import applied, decode, dump, reach, sources
+from latticed.system.wireguard import check as checker
+from latticed.system.wireguard import narrows as narrower
+from latticed.system.wireguard import render as renderer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from latticed.model.addresses import Network
+    from latticed.plans.kind import Intent, ProgramEnd, Tools
+    from latticed.plans.protocol import Finding
+    from latticed.system.wireguard.dump import Device
+    from latticed.system.wireguard.render import Link
+    from latticed.system.wireguard.sources import HostLink
+
+PACKAGES: Final = MappingProxyType(
+    {
+        "wg": "wireguard-tools",
+        "wireguard-go": "wireguard-go",
+        "nft": "nftables",
+        "ip": "iproute2",
+        "ss": "iproute2",
+    }
+)
+"""The Debian package of each program that there has to be; wireguard-go only where the kernel has no WireGuard."""
+_TABLE: Final = (reach.FAMILY, reach.NAME)
+_EMPTY: Final = Table(chains=())
+_FAMILIES: Final = ("-4", "-6")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tunnel:
+    """One of our interfaces as it is."""
+
+    link: HostLink
+    device: Device
+    routes: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The host as it is. `table` None: somebody else has been in it, and `text` is how nft shows it."""
+
+    links: tuple[HostLink, ...]
+    tunnels: tuple[_Tunnel, ...]
+    table: Table | None
+    text: str
+    ports: tuple[int, ...] = ()
+
+    known: Mapping[Network, tuple[str, int | None]] = field(default_factory=dict)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(one.link.name for one in self.tunnels)
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardKind:
+    """Interfaces with our alias, and the table `inet latticed_wireguard`; all else is looked at, never touched."""
+
+    @property
+    def name(self) -> str:
+        return "wireguard"
+
+    @property
+    def target(self) -> str:
+        return f"WireGuard interfaces of latticed, table {' '.join(_TABLE)}"
+
+    @property
+    def programs(self) -> Mapping[str, str]:
+        return {
+            "wg": "/usr/bin/wg",
+            "wireguard-go": "/usr/bin/wireguard-go",
+            "nft": "/usr/sbin/nft",
+            "ip": "/usr/bin/ip",
+            "ss": "/usr/bin/ss",
+        }
+
+    # Pure
+
+    def secrets(self, intent: Intent) -> Mapping[str, str]:
+        """Keys of 32 bytes, all of them; none for an intent that is refused anyway."""
+        try:
+            return dict.fromkeys(renderer.references(decode.read(intent)), "key")
+        except IntentRefused:
+            return {}
+
+    def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
+        """As `wireguard.check` has them."""
+        del source
+        try:
+            read = decode.read(intent)
+        except IntentRefused as refused:
+            return tuple(finding(one) for one in refused.findings)
+        facts = None if live is None else sources.from_plain(live.facts)
+        return tuple(finding(one) for one in checker.check(read, facts))
+
+    def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
+        del live
+        return renderer.render(decode.read(intent), secrets)
+
+    def narrows(self, approved: Intent, new: Intent, *, now_s: int) -> bool:
+        """See `wireguard.narrows`. A member whose time is over gets no peer, whatever an intent says (`commit`)."""
+        del now_s
+        return narrower.narrows(decode.read(approved), decode.read(new))
+
+    def holds(self, rendering: bytes, live: Live) -> bool:
+        """Whether interfaces, peers, routes and table are as rendered; endpoints and counters are no drift."""
+        return applied.holds(rendering, live.basis, public=_public, now_s=_now_s())
+
+    # On the host
+
+    def observe(self, tools: Tools) -> Live:
+        """Our interfaces with their peers, and what others have.
+
+        Facts: as `wireguard.sources.plain` has them, `networks` with peers and counters, `table`: `{understood}`.
+        """
+        found = _seen(tools)
+        facts = sources.plain(sources.facts(found.links, found.names(), found.ports))
+        networks = [
+            {
+                "name": one.link.name,
+                "public_key": one.device.public_key,
+                "listen_port": one.device.listen_port,
+                "peers": [
+                    {
+                        "public_key": peer.public_key,
+                        "endpoint": peer.endpoint,
+                        "allowed": [str(network) for network in peer.allowed],
+                        "handshake_at": peer.handshake_at,
+                        "rx_bytes": peer.rx_bytes,
+                        "tx_bytes": peer.tx_bytes,
+                    }
+                    for peer in one.device.peers
+                ],
+            }
+            for one in found.tunnels
+        ]
+        return Live(
+            facts={**facts, "networks": networks, "table": {"understood": found.table is not None}},
+            basis=_basis(found),
+            text=renderer.text(_links(found), found.text) if found.tunnels or found.text != reach.REMOVED else "",
+        )
+
+    def validate(self, rendering: bytes, tools: Tools) -> None:
+        """That nft takes the table, and that no key is this host's own: wg has no way to ask it beforehand."""
+        wanted = applied.read(rendering)
+        _run(tools, "wg", "--version")
+        _run(tools, "nft", "-c", "-f", "-", stdin=wanted.table.encode("ascii"))
+        for link in wanted.links:
+            public = _public(link.private_key)
+            if link.public_key not in {"", public}:
+                expected = f"the network {link.name} to have the public key {link.public_key}"
+                raise Problem("tool_failed", f"expected {expected}, its private key has {public}")
+            for peer in link.peers:
+                if peer.public_key == public:
+                    expected = f"a key of its own for the member {peer.id}"
+                    raise Problem("tool_failed", f"expected {expected}, found that of the network {link.name} itself")
+
+    def snapshot(self, tools: Tools) -> bytes:
+        """A rendering of what is there, secrets and all. Problem apply_failed for a table that is not ours any more."""
+        found = _seen(tools)
+        if found.table is None:
+            raise Problem(
+                "apply_failed",
+                f"the table {' '.join(_TABLE)} was edited by hand and could not be put back as it is",
+                f"nft delete table {' '.join(_TABLE)}, then apply again",
+            )
+        return renderer.text(_links(found, secrets=True), found.text).encode("ascii")
+
+    def commit(self, rendering: bytes, tools: Tools) -> None:
+        """Interfaces that go first, then the table, then peers: at no moment does one reach more than it may.
+
+        A peer that stays keeps its session and counters (`wg syncconf`); one whose time is over is left out.
+        """
+        wanted = applied.read(rendering)
+        found = _seen(tools)
+        names = {link.name for link in wanted.links}
+        there = {one.link.name: one for one in found.tunnels}
+        foreign = names & ({one.name for one in found.links} - there.keys())
+        if foreign:
+            raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
+        for name in sorted(there.keys() - names):
+            _run(tools, "ip", "link", "delete", "dev", name)
+        _run(tools, "nft", "-f", "-", stdin=wanted.table.encode("ascii"))
+        now_s = _now_s()
+        for link in wanted.links:
+            _make(applied.due(link, now_s), there.get(link.name), tools)
+
+    def self_check(self, rendering: bytes, tools: Tools) -> None:
+        """That the host has what was rendered, and each interface is up."""
+        found = _seen(tools)
+        if not applied.holds(rendering, _basis(found), public=_public, now_s=_now_s()):
+            raise Problem("apply_failed", "interfaces, peers or table are not what was applied")
+        for one in found.tunnels:
+            if not one.link.up:
+                raise Problem("apply_failed", f"the interface {one.link.name} is not up")
+
+    def restore(self, snapshot: bytes, tools: Tools) -> None:
+        """As `commit`: a snapshot is a rendering."""
+        self.commit(snapshot, tools)
+
+
+def _make(link: Link, before: _Tunnel | None, tools: Tools) -> None:
+    """Have one interface as it should be; `before` as it was, None for one that is not there."""
+    if before is None:
+        _create(link.name, tools)
+    if before is None or before.link.alias != sources.ALIAS:
+        _run(tools, "ip", "link", "set", "dev", link.name, "alias", sources.ALIAS)
+    # A file of its own would be one more place with keys: wg reads its standard input.
+    how = "setconf" if before is None else "syncconf"
+    _run(tools, "wg", how, link.name, "/dev/stdin", stdin=applied.setconf(link))
+    had = set() if before is None else set(before.link.addresses)
+    routed = set() if before is None else set(before.routes)
+    lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
+    lines += [f"address add {one} dev {link.name}" for one in link.addresses if one not in had]
+    lines.append(f"link set dev {link.name} mtu {link.mtu} up")
+    wanted = set(link.routes())
+    lines += [f"route del {one} dev {link.name}" for one in sorted(routed - wanted, key=str)]
+    # An interface that was down has lost its routes.
+    lines += [f"route replace {one} dev {link.name} proto static" for one in sorted(wanted, key=str)]
+    _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
+
+
+def _create(name: str, tools: Tools) -> None:
+    """Make an interface without keys; until it has our alias, the table's rules for it say that it is ours."""
+    # 2: what the kernel answers, whose module may be missing.
+    made = ran(tools, PACKAGES, "ip", "link", "add", "dev", name, "type", "wireguard", ends=(0, 1, 2, 255))
+    if made.status != 0:
+        ran(tools, PACKAGES, "wireguard-go", name, stays=True)
+
+
+def _seen(tools: Tools) -> _Seen:
+    links = parsed(sources.links, _run(tools, "ip", "-j", "-d", "address", "show").stdout)
+    tables, _ = parsed(nft_sources.foreign_tables, _run(tools, "nft", "-j", "list", "tables").stdout)
+    table: Table | None = _EMPTY
+    text = reach.REMOVED
+    if " ".join(_TABLE) in tables:
+        listing = parsed(json.loads, _run(tools, "nft", "-j", "list", "table", *_TABLE).stdout)
+        try:
+            table = reach.listed(listing)
+            text = reach.text(table)
+        except parse.Foreign:
+            table = None
+            text = _run(tools, "nft", "-s", "list", "table", *_TABLE).stdout.decode("utf-8", "backslashreplace")
+    of_table = frozenset[str]() if table is None else reach.interfaces(table)
+    tunnels = [found for one in links if (found := _tunnel(one, of_table, tools)) is not None]
+    ours = {one.device.listen_port for one in tunnels}
+    ports = parsed(sources.udp_ports, _run(tools, "ss", "-Huln").stdout, ours)
+    return _Seen(
+        links=links,
+        tunnels=tuple(tunnels),
+        table=table,
+        text=text,
+        ports=ports,
+        known={} if table is None else reach.known(table),
+    )
+
+
+def _tunnel(link: HostLink, of_table: Iterable[str], tools: Tools) -> _Tunnel | None:
+    """One interface when it is ours: by its alias, or as a kill left it, named by our table and without a key."""
+    marked = link.alias == sources.ALIAS
+    if not marked and not (link.name in of_table and not link.addresses and not link.up):
+        return None
+    shown = ran(tools, PACKAGES, "wg", "show", link.name, "dump", ends=(0, 1))
+    if shown.status != 0:
+        # No WireGuard answers: the alias alone says nothing of what it is.
+        return None
+    device = parsed(dump.read, shown.stdout)
+    if not marked and (device.private_key or device.peers):
+        return None
+    routes = [_run(tools, "ip", "-j", family, "route", "show", "dev", link.name).stdout for family in _FAMILIES]
+    return _Tunnel(link, device, parsed(sources.routes, routes))
+
+
+def _links(found: _Seen, *, secrets: bool = False) -> tuple[Link, ...]:
+    made = [applied.live(one.link, one.device, found.known, secrets=secrets) for one in found.tunnels]
+    # One that has no key yet is nothing that could be put back.
+    return tuple(one for one in made if one.private_key and one.addresses)
+
+
+def _basis(found: _Seen) -> bytes:
+    facts = [
+        applied.fact(
+            one.link.name,
+            public_key=one.device.public_key,
+            port=one.device.listen_port,
+            addresses=one.link.addresses,
+            mtu=one.link.mtu,
+            routes=one.routes,
+            peers=[(peer.public_key, peer.preshared_key, peer.allowed, peer.keepalive_s) for peer in one.device.peers],
+        )
+        for one in found.tunnels
+    ]
+    return applied.basis(facts, found.text)
+
+
+def _public(private: str) -> str:
+    """The public key of a private one, both in base64 (RFC 7748, section 5; the library clamps, as wg does)."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    found = X25519PrivateKey.from_private_bytes(base64.b64decode(private)).public_key().public_bytes_raw()
+    return base64.b64encode(found).decode("ascii")
+
+
+def _run(tools: Tools, program: str, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
+    return ran(tools, PACKAGES, program, *arguments, stdin=stdin)
+
+
+def _now_s() -> int:
+    return int(time.time())

@@ -1,0 +1,256 @@
+"""The kind wireguard with real programs: what it observes, commits, proves and puts back, in network namespaces."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from latticed.model.errors import Problem
+from latticed.plans.programs import ProgramTools
+from latticed.plans.wireguard import WireguardKind
+from latticed.system.wireguard import reach
+from tests.house import firewalled, tunnels, wireguards
+
+pytestmark = pytest.mark.root
+
+KIND = WireguardKind()
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> Iterator[firewalled.Net]:
+    with firewalled.network() as made:
+        yield made
+
+
+@pytest.fixture
+def net(namespaces) -> Iterator[firewalled.Net]:
+    """With this thread inside the server, where nothing of ours is left afterwards."""
+    with namespaces.inside("r"):
+        yield namespaces
+        tools = ProgramTools(KIND.programs)
+        KIND.commit(KIND.render({"networks": []}, None, {}), tools)
+        assert KIND.observe(tools).facts["networks"] == []
+
+
+@pytest.fixture
+def tools() -> ProgramTools:
+    return ProgramTools(KIND.programs)
+
+
+@pytest.fixture
+def name() -> str:
+    return wireguards.unique()
+
+
+def document(name, *members, **changes):
+    return tunnels.document(name=name, members=list(members), **changes)
+
+
+def rendered(intent, *secrets):
+    values = {one: tunnels.key(one) for one in KIND.secrets(intent)}
+    return KIND.render(intent, None, values)
+
+
+def committed(intent, tools):
+    assert KIND.check(intent, KIND.observe(tools), "") == ()
+    rendering = rendered(intent)
+    KIND.validate(rendering, tools)
+    KIND.commit(rendering, tools)
+    KIND.self_check(rendering, tools)
+    assert KIND.holds(rendering, KIND.observe(tools))
+    return rendering
+
+
+def tried(rendering, tools):
+    """As the helper does it: what can be known before anything is touched is said then."""
+    KIND.validate(rendering, tools)
+    KIND.commit(rendering, tools)
+
+
+def shown(name):
+    """`wg show` and addresses, whole."""
+    dump = subprocess.run(["wg", "show", name, "dump"], check=True, capture_output=True).stdout
+    return dump, subprocess.run(["ip", "-j", "address", "show", name], check=True, capture_output=True).stdout
+
+
+def ip(*words):
+    return json.loads(subprocess.run(["ip", "-j", *words], check=True, capture_output=True).stdout or b"[]")
+
+
+def test_an_intent_becomes_interfaces_peers_routes_and_a_table(net, tools, name):
+    site = tunnels.member("site", 3, subnets=["192.168.9.0/24", "fd99::/64"], endpoint="10.9.0.2:51820")
+    psk = tunnels.member("anna", 2, preshared_key="${secret:PSK#anna}", addresses=["10.80.0.2", "fd80::2"])
+    committed(document(name, psk, site, addresses=["10.80.0.1/24", "fd80::1/64"], mtu=1400), tools)
+    live = KIND.observe(tools)
+    (network,) = live.facts["networks"]
+    assert (network["name"], network["listen_port"], len(network["peers"])) == (name, 51_820, 2)
+    assert [one["dst"] for one in ip("-4", "route", "show", "dev", name)] == ["10.80.0.0/24", "192.168.9.0/24"]
+    assert "fd99::/64" in [one["dst"] for one in ip("-6", "route", "show", "dev", name)]
+    (link,) = ip("link", "show", name)
+    assert (link["mtu"], link["ifalias"], "UP" in link["flags"]) == (1400, "latticed-wireguard", True)
+    for secret in ("WG_HOME", "PSK#anna"):
+        assert tunnels.key(secret) not in f"{live.facts} {live.basis!r} {live.text}"
+    assert "# Id = anna\n" in live.text
+
+
+def test_the_diff_of_what_is_applied_is_the_secrets_alone(net, tools, name):
+    intent = document(name, tunnels.member("anna", 2, expires_at=4_000_000_000))
+    committed(intent, tools)
+    told = KIND.render(intent, None, {one: f"${{secret:{one}}}" for one in KIND.secrets(intent)}).decode()
+    live = KIND.observe(tools).text
+    assert live.replace("(a secret)", "${secret:WG_HOME}") == told
+
+
+def test_what_has_ended_is_left_out_and_is_no_drift(net, tools, name):
+    over = tunnels.member("over", 2, expires_at=int(time.time()) - 1)
+    committed(document(name, over, tunnels.member("anna", 3, expires_at=int(time.time()) + 3_600)), tools)
+    (network,) = KIND.observe(tools).facts["networks"]
+    assert [one["public_key"] for one in network["peers"]] == [tunnels.key("anna")]
+
+
+def test_a_change_keeps_interface_and_peers_and_going_back_is_exact(net, tools, name):
+    first = document(name, tunnels.member("anna", 2, preshared_key="${secret:PSK}"), addresses=["10.80.0.1/24"])
+    committed(first, tools)
+    before, index = shown(name), ip("link", "show", name)[0]["ifindex"]
+    snapshot = KIND.snapshot(tools)
+    wide = document(
+        name,
+        tunnels.member("anna", 2, subnets=["192.168.9.0/24"], keepalive_s=9, endpoint="10.9.0.2:1"),
+        tunnels.member("ben", 3),
+        addresses=["10.80.0.1/24", "fd80::1/64"],
+        may_reach=["0.0.0.0/0"],
+        mtu=1300,
+    )
+    committed(wide, tools)
+    assert ip("link", "show", name)[0]["ifindex"] == index
+    assert shown(name) != before
+    for _ in range(2):  # it may be asked twice
+        KIND.restore(snapshot, tools)
+        # wg has no way to forget where a peer was last; it is where it will be dialled, and no more.
+        assert re.sub(rb"Endpoint = .*\n", b"", KIND.snapshot(tools)) == snapshot
+    assert ip("link", "show", name)[0]["ifindex"] == index
+
+
+def test_a_network_that_goes_is_gone_and_comes_back_with_the_snapshot(net, tools, name):
+    committed(document(name, tunnels.member("anna", 2)), tools)
+    snapshot = KIND.snapshot(tools)
+    committed({"networks": []}, tools)
+    assert name not in [one["ifname"] for one in ip("link", "show")]
+    assert not Path(f"/var/run/wireguard/{name}.sock").exists()
+    KIND.restore(snapshot, tools)
+    assert KIND.snapshot(tools) == snapshot
+    KIND.restore(rendered({"networks": []}), tools)
+    assert KIND.observe(tools).text == ""
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ["wg", "set", "NAME", "listen-port", "51999"],
+        ["wg", "set", "NAME", "peer", tunnels.key("eve"), "allowed-ips", "10.80.0.77/32"],
+        ["wg", "set", "NAME", "peer", tunnels.key("anna"), "remove"],
+        ["wg", "set", "NAME", "peer", tunnels.key("anna"), "allowed-ips", "0.0.0.0/0"],
+        ["wg", "set", "NAME", "peer", tunnels.key("anna"), "persistent-keepalive", "5"],
+        ["ip", "address", "add", "10.81.0.1/24", "dev", "NAME"],
+        ["ip", "link", "set", "NAME", "mtu", "1300"],
+        ["ip", "route", "add", "192.168.77.0/24", "dev", "NAME"],
+        ["ip", "link", "delete", "NAME"],
+        ["nft", "delete", "table", reach.FAMILY, reach.NAME],
+        ["nft", "insert", "rule", reach.FAMILY, reach.NAME, "input", "accept"],
+        ["nft", "add", "set", reach.FAMILY, reach.NAME, "x", "{ type ipv4_addr; }"],
+    ],
+    ids=lambda edit: " ".join(edit)[:60],
+)
+def test_edits_of_others_are_drift_and_are_put_back(net, tools, name, edit):
+    rendering = committed(document(name, tunnels.member("anna", 2)), tools)
+    subprocess.run([one.replace("NAME", name) for one in edit], check=True)
+    assert not KIND.holds(rendering, KIND.observe(tools))
+    KIND.commit(rendering, tools)
+    KIND.self_check(rendering, tools)
+    assert KIND.holds(rendering, KIND.observe(tools))
+
+
+def test_roaming_and_counters_are_no_drift(net, tools, name):
+    rendering = committed(document(name, tunnels.member("anna", 2)), tools)
+    basis = KIND.observe(tools).basis
+    subprocess.run(["wg", "set", name, "peer", tunnels.key("anna"), "endpoint", "10.9.0.2:1234"], check=True)
+    live = KIND.observe(tools)
+    assert (live.basis, KIND.holds(rendering, live)) == (basis, True)
+    assert live.facts["networks"][0]["peers"][0]["endpoint"] == "10.9.0.2:1234"
+
+
+def test_interfaces_of_others_are_left_alone(net, tools, name):
+    other = wireguards.unique()
+    private, _ = wireguards.genkey()
+    with wireguards.interface(net, "r", other):
+        wireguards.setconf(net, "r", other, f"[Interface]\nPrivateKey = {private}\nListenPort = 51999\n".encode())
+        before = shown(other)
+        committed(document(name, tunnels.member("anna", 2)), tools)
+        committed({"networks": []}, tools)
+        assert shown(other) == before
+        taken = document(other, tunnels.member("anna", 2))
+        assert [one.code for one in KIND.check(taken, KIND.observe(tools), "")] == ["interface_taken"]
+        with pytest.raises(Problem) as caught:
+            KIND.commit(rendered(taken), tools)
+        assert caught.value.code == "apply_failed"
+        port = document(name, tunnels.member("anna", 2), listen_port=51_999)
+        assert [one.code for one in KIND.check(port, KIND.observe(tools), "")] == ["port_taken"]
+        assert shown(other) == before
+
+
+def test_what_a_kill_left_between_making_and_marking_is_ours(net, tools, name):
+    rendering = rendered(document(name, tunnels.member("anna", 2)))
+    subprocess.run(["nft", "-f", "-"], input=rendering[rendering.index(b"table inet") :], check=True)
+    subprocess.run(["wireguard-go", name], check=True, env={}, stderr=subprocess.DEVNULL)
+    KIND.commit(rendering, tools)
+    KIND.self_check(rendering, tools)
+    KIND.commit(rendered({"networks": []}), tools)
+    subprocess.run(["nft", "-f", "-"], input=rendering[rendering.index(b"table inet") :], check=True)
+    subprocess.run(["wireguard-go", name], check=True, env={}, stderr=subprocess.DEVNULL)
+    KIND.restore(rendered({"networks": []}), tools)
+    assert name not in [one["ifname"] for one in ip("link", "show")]
+
+
+def test_keys_that_wg_would_leave_out_silently_are_refused_before_anything_is_touched(net, tools, name):
+    private, public = wireguards.genkey()
+    intent = document(name, {**tunnels.member("anna", 2), "public_key": public})
+    with pytest.raises(Problem, match="key of its own for the member anna"):
+        KIND.validate(KIND.render(intent, None, {"WG_HOME": private}), tools)
+    other = document(name, tunnels.member("anna", 2), public_key=tunnels.key("other"))
+    with pytest.raises(Problem, match="expected the network") as caught:
+        KIND.validate(KIND.render(other, None, {"WG_HOME": private}), tools)
+    assert private not in caught.value.reason
+    same = {"networks": [{**other["networks"][0], "public_key": public}]}
+    KIND.validate(KIND.render(same, None, {"WG_HOME": private}), tools)
+    assert KIND.observe(tools).facts["networks"] == []
+
+
+def test_a_table_edited_beyond_recognition_is_no_snapshot(net, tools, name):
+    committed(document(name, tunnels.member("anna", 2)), tools)
+    subprocess.run(
+        ["nft", "insert", "rule", reach.FAMILY, reach.NAME, "input", "meta", "mark", "1", "accept"], check=True
+    )
+    with pytest.raises(Problem) as caught:
+        KIND.snapshot(tools)
+    assert (caught.value.code, "nft delete table inet latticed_wireguard" in caught.value.hint) == (
+        "apply_failed",
+        True,
+    )
+
+
+def test_without_a_program_its_package_is_named(net, name):
+    rendering = rendered(document(name, tunnels.member("anna", 2)))
+    for missing in ("wg", "nft", "ip", "wireguard-go"):
+        tools = ProgramTools({**KIND.programs, missing: f"/nonexistent/{missing}"})
+        with pytest.raises(Problem) as caught:
+            tried(rendering, tools)
+        assert name not in [one["ifname"] for one in ip("link", "show")]
+        assert caught.value.code == "tool_missing"
+        assert "apt install" in caught.value.hint
+        assert tunnels.key("WG_HOME") not in f"{caught.value.reason} {caught.value.hint}"
