@@ -18,8 +18,10 @@ from latticed.bundle import read
 from latticed.catalog.builtins import Builtins
 from latticed.catalog.catalog import Catalog
 from latticed.catalog.store import Store
+from latticed.host.notify.rules import FANOUT
 from latticed.host.permissions import Permissions
 from latticed.host.services import HostServices, restart_policy
+from latticed.ingress.deliverer import Deliverer
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.upstream_listener import UpstreamIngress
 from latticed.kit import logs, struct_types
@@ -34,6 +36,7 @@ from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
+from latticed.model.runtime import RuntimeState
 from latticed.reload import Reloader, gate_limits, resolved, set_retention
 from latticed.rpc.api import Api
 from latticed.rpc.control_socket import RuntimeDirectory
@@ -204,6 +207,8 @@ class App:
         # Before the lifecycle, which arms plugins and so brings routes to serve.
         listeners = await self._open_ingress(stack, ledger)
         await stack.enter_async_context(lifecycle)
+        # After the plugins, so that it is closed before them: what it is delivering is cancelled, and sent again later.
+        deliverer = await stack.enter_async_context(self._make_deliverer(supervisor))
         # Last what is reached from outside: nothing is asked before everything can answer.
         api = self.api = Api(
             lifecycle=lifecycle,
@@ -221,6 +226,9 @@ class App:
             outputs=outputs,
             secrets=services.secrets,
             notifications=services.notifications,
+            channels=services.channels,
+            test_channel=deliverer.test,
+            undelivered=deliverer.notes,
             tasks=services.tasks,
             plans=services.plans,
             ddns=services.ddns,
@@ -274,6 +282,28 @@ class App:
         )
         await stack.enter_async_context(proxy)
         return pages, proxy
+
+    def _make_deliverer(self, supervisor: Supervisor) -> Deliverer:
+        """What hands queued notifications to the plugin that delivers them."""
+
+        def running() -> int:
+            runtime = supervisor.runtime(FANOUT)
+            return runtime.started_at if runtime.state is RuntimeState.ARMED else 0
+
+        def active() -> bool | None:
+            standing = services.permissions.standing(FANOUT)
+            return standing.active if standing.seen else None
+
+        services = self.services
+        return Deliverer(
+            services.notifications,
+            services.channels,
+            invoke=functools.partial(supervisor.invoke, FANOUT),
+            running=running,
+            active=active,
+            clock=self._clock,
+            state_dir=self._settings.state_dir,
+        )
 
     def _make_runners(self, spawner: ChildSpawner, outputs: Outputs, builtins: Builtins) -> Mapping[str, Runner]:
         """A runner for each plugin type and for built-ins, as the settings choose."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latticed.rpc.server import Server
     from latticed.settings import Settings
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel", "service")
+LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel", "service", "notify")
 """Settings that a reload applies, and of `http` the hosts; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -164,6 +164,7 @@ class Reloader:
         for listener in self._listeners:
             listener.allow(applied.http)
         self._services.programs.settings = applied.service
+        self._services.notifications.settings = applied.notify
         self._services.secrets.forget_key()
         set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust

@@ -1,4 +1,4 @@
-"""latticectl notify: the notifications that plugins queued: list, retry, prune."""
+"""latticectl notify: the notifications that plugins queued, and their channels: list, test, retry, prune."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl notify list",
     "latticectl notify list --status failed --plugin acme.watch",
+    "latticectl notify test phone                        # what the channel answers to a test message",
     "latticectl notify retry 5c0f…                       # a failed one, by its id",
     "latticectl notify prune --status failed",
 )
 
 _STATUSES: Final = ("queued", "delivering", "done", "failed")
+_CHANNELS: Final = (
+    Column(title="CHANNEL"),
+    Column(title="STATE"),
+    Column(title="WAITING", right=True),
+    Column(title="OLDEST"),
+    Column(title="LAST SUCCESS"),
+    Column(title="REASON", shrinks=True),
+)
 _TABLE: Final = (
     Column(title="ID"),
     Column(title="STATUS"),
@@ -38,6 +47,8 @@ def arguments(parser: Parser) -> None:
     listing.add_argument("--status", choices=_STATUSES)
     listing.add_argument("--plugin", metavar="ID")
     listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
+    test = actions.add_parser("test", help="send a test message to a channel")
+    test.add_argument("channel", metavar="CHANNEL")
     again = actions.add_parser("retry", help="have a failed one tried afresh")
     again.add_argument("item", metavar="NOTIFICATION")
     prune = actions.add_parser("prune", help="remove notifications")
@@ -46,10 +57,12 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
-    """List notifications, retry one, or remove some."""
+    """List notifications, test a channel, retry a notification, or remove some."""
     args, screen, client = session.args, session.screen, session.client()
     if args.action == "list":
         return _list(session)
+    if args.action == "test":
+        return _test(session)
     if args.action == "retry":
         plain = client.post("notifications", args.item, "retry", body={})
         words = (args.item, "queued again")
@@ -85,9 +98,41 @@ def _list(session: CtlSession) -> int:
                 str(row.get("attempts") or 0),
                 session.screen.when(str(row.get("created_at") or "")),
                 str(row.get("title") or ""),
-                ": ".join(filter(None, (str(row.get("code") or ""), str(row.get("reason") or "")))),
+                _reason(row),
             )
             for row in rows
         ],
     )
+    if channels := replies.rows(plain.get("channels") or [], "list of channels"):
+        session.screen.rows(
+            _CHANNELS,
+            [
+                (
+                    str(row.get("name") or ""),
+                    render.word(str(row.get("state") or "")),
+                    str(row.get("waiting") or 0),
+                    session.screen.when(str(row.get("oldest_at") or "")),
+                    session.screen.when(str(row.get("last_success_at") or "")),
+                    _reason(row),
+                )
+                for row in channels
+            ],
+        )
     return ExitCode.OK
+
+
+def _test(session: CtlSession) -> int:
+    """Print what a channel made of a test message; exit code 1 unless it took it."""
+    asked = {"channel": session.args.channel}
+    plain = replies.mapping(session.client().post("notifications", "test", body=asked), "answer")
+    if session.screen.json_wanted:
+        session.screen.json(plain)
+    else:
+        fields = ("outcome", "code", "reason", "answered")
+        session.screen.fields([(name, str(plain[name])) for name in fields if plain.get(name)])
+    return ExitCode.OK if plain.get("outcome") == "done" else ExitCode.FAILED
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """`code: reason` of a row, or the one that it has."""
+    return ": ".join(filter(None, (str(row.get("code") or ""), str(row.get("reason") or ""))))

@@ -32,7 +32,9 @@ from latticed.host.network.calls import NetworkCalls
 from latticed.host.network.keeper import PlanKeeper
 from latticed.host.node.calls import NodeCalls
 from latticed.host.notify.calls import NotifyCalls
+from latticed.host.notify.channels import ChannelKeeper
 from latticed.host.notify.keeper import NotificationQueue
+from latticed.host.notify.rules import SENDER
 from latticed.host.program.calls import ProgramCalls
 from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
@@ -102,8 +104,12 @@ class HostServices:
         self.secrets = SecretKeeper(ledger, secret_key.place(settings, os.environ), clock=clock)
         self.kv = KvCalls(ledger, quota=quota_of(settings.host_calls), granted=permissions.buckets)
         self.notifications = NotificationQueue(
-            ledger, clock=clock, settings=settings.notify, may=permissions.to(*SENDS).may
+            ledger,
+            clock=clock,
+            settings=settings.notify,
+            may=lambda sender: sender == SENDER or permissions.may(sender, *SENDS),
         )
+        self.channels = ChannelKeeper(ledger, self.notifications, clock=clock)
         # A published file is served only while its plugin may act with the capability that it was put with.
         self.static = StaticCalls(
             settings.state_dir / "static",

@@ -220,6 +220,34 @@ CREATE TABLE plan_steps_read (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER
 """
 """What the root helper reported of a plan. `plan_steps_read`: how far its chain of steps was copied into ours."""
 
+_DELIVERIES: Final = """
+ALTER TABLE notifications ADD COLUMN handed INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE deliveries (
+    item TEXT NOT NULL, channel TEXT NOT NULL, seq INTEGER NOT NULL, urgent INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting', attempts INTEGER NOT NULL DEFAULT 0, next_at INTEGER NOT NULL,
+    code TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', bundle TEXT NOT NULL DEFAULT '',
+    message TEXT NOT NULL DEFAULT '', PRIMARY KEY (item, channel)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX deliveries_waiting ON deliveries (channel, urgent, next_at) WHERE state = 'waiting';
+CREATE INDEX deliveries_message ON deliveries (channel, message) WHERE state = 'waiting' AND message <> '';
+CREATE TRIGGER notifications_removed AFTER DELETE ON notifications
+    BEGIN DELETE FROM deliveries WHERE item = OLD.id; END;
+CREATE TABLE channels (
+    name TEXT PRIMARY KEY, paused_until INTEGER NOT NULL DEFAULT 0, crowded INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0, failing_since INTEGER NOT NULL DEFAULT 0,
+    degraded INTEGER NOT NULL DEFAULT 0, told_at INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', last_success INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE delivery_windows (
+    channel TEXT NOT NULL, bundle TEXT NOT NULL, opened_at INTEGER NOT NULL, PRIMARY KEY (channel, bundle)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE notified_events (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL) STRICT;
+"""
+"""`handed`: the item waits for channels, which are in `deliveries`, and counts against no quota of its sender.
+
+A trigger, as items are removed in several ways: rows of one that is gone would wait for ever.
+"""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -237,6 +265,7 @@ MIGRATIONS: Final = (
     _TERMS,
     _CONFIGS,
     _PLAN_REPORTS,
+    _DELIVERIES,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

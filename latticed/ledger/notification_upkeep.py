@@ -121,6 +121,6 @@ def _recount(tx: Transaction) -> None:
     tx.execute("UPDATE notification_usage SET items = 0, bytes = 0")
     tx.execute(
         "INSERT INTO notification_usage (plugin_id, items, bytes) SELECT plugin_id, count(*), sum(size)"
-        " FROM notifications WHERE status IN ('queued', 'delivering') GROUP BY plugin_id"
+        " FROM notifications WHERE status IN ('queued', 'delivering') AND NOT handed GROUP BY plugin_id"
         " ON CONFLICT (plugin_id) DO UPDATE SET items = excluded.items, bytes = excluded.bytes"
     )

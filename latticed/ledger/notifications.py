@@ -175,13 +175,14 @@ def finish(tx: Transaction, item_id: str, status: Status, *, now_us: int, code: 
     item = _open_one(tx, item_id)
     if item is None:
         return False
-    # Given back to the quota below; an Item does not have it.
-    size = tx.execute("SELECT size FROM notifications WHERE seq = ?", (item.seq,)).get
+    # Given back to the quota below, unless that has been done (`hand_over`); an Item does not have it.
+    size, handed = tx.execute("SELECT size, handed FROM notifications WHERE seq = ?", (item.seq,)).get
     tx.execute(
         "UPDATE notifications SET status = ?, code = ?, reason = ?, updated_at = ?, body = ? WHERE seq = ?",
         (status, code, reason, now_us, "" if status == "done" else item.body, item.seq),
     )
-    tx.execute(_USE, (item.plugin_id, -1, -size))
+    if not handed:
+        tx.execute(_USE, (item.plugin_id, -1, -size))
     return True
 
 
@@ -196,10 +197,22 @@ def put_back(tx: Transaction, item_id: str, *, next_at: int, now_us: int, code: 
 
 
 def recover(tx: Transaction) -> int:
-    """At startup: queue again what was being delivered when the daemon stopped or crashed; returns how many."""
+    """At startup: queue again what was being delivered when the daemon stopped or crashed; returns how many.
+
+    What was handed over to channels is left: it waits for them (`deliveries`).
+    """
     # Whether it arrived is unknown: it is sent once more, with the same id (delivered at least once).
-    tx.execute("UPDATE notifications SET status = 'queued' WHERE status = 'delivering'")
+    tx.execute("UPDATE notifications SET status = 'queued' WHERE status = 'delivering' AND NOT handed")
     return tx.changes()
+
+
+def hand_over(tx: Transaction, item_id: str) -> None:
+    """From now on an item that is being delivered waits for its channels, and counts against no quota."""
+    # A channel that is down for days must not use up what its sender may queue for others.
+    row = tx.execute(f"SELECT plugin_id, size FROM notifications WHERE id = ? AND {_OPEN} AND NOT handed", (item_id,))  # noqa: S608
+    if (found := row.fetchone()) is not None:
+        tx.execute("UPDATE notifications SET status = 'delivering', handed = 1 WHERE id = ?", (item_id,))
+        tx.execute(_USE, (found[0], -1, -found[1]))
 
 
 def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: int) -> bool:
@@ -212,8 +225,8 @@ def reopen(tx: Transaction, item_id: str, quota: NotificationQuota, *, now_us: i
         return False
     _make_sure_of_room(tx, row[0], row[1], quota)
     tx.execute(
-        "UPDATE notifications SET status = 'queued', attempts = 0, waited_s = 0, next_at = ?, updated_at = ?"
-        " WHERE id = ?",
+        "UPDATE notifications SET status = 'queued', attempts = 0, waited_s = 0, handed = 0, next_at = ?,"
+        " updated_at = ? WHERE id = ?",
         (now_us, now_us, item_id),
     )
     tx.execute(_USE, (row[0], 1, row[1]))
@@ -242,8 +255,8 @@ def next_due(conn: RowReader, *, now_us: int, resting: Collection[str] = ()) -> 
 
 
 def delivering(conn: RowReader) -> list[str]:
-    """Ids of the notifications that are in status `delivering`."""
-    return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering'")]
+    """Ids of the notifications in status `delivering` that are not handed over to channels yet."""
+    return [row[0] for row in conn.execute("SELECT id FROM notifications WHERE status = 'delivering' AND NOT handed")]
 
 
 def usage(conn: RowReader, plugin_id: str | None = None) -> tuple[int, int]:

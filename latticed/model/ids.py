@@ -18,5 +18,5 @@ def is_valid(text: str) -> bool:
 
 
 def is_reserved_plugin(plugin_id: str) -> bool:
-    """Whether the id belongs to the built-in plugins."""
-    return plugin_id.startswith(RESERVED_PREFIX)
+    """Whether the id belongs to the built-in plugins, or is the name under which latticed itself acts and sends."""
+    return plugin_id.startswith(RESERVED_PREFIX) or plugin_id == RESERVED_PUBLISHER

@@ -21,12 +21,13 @@ from latticed.runners import lines
 from latticed.runners.contract import runner_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from latticed.catalog.catalog import Catalog
     from latticed.host.ddns.keeper import DdnsKeeper
     from latticed.host.monitor.keeper import MonitorKeeper
     from latticed.host.network.keeper import PlanKeeper
+    from latticed.host.notify.channels import ChannelKeeper
     from latticed.host.notify.keeper import NotificationQueue
     from latticed.host.program.keeper import ProgramKeeper
     from latticed.host.route.keeper import RouteKeeper
@@ -73,8 +74,9 @@ class Api:
 
     `started_at` is microseconds since the epoch, `started_s` seconds of the monotonic clock. `trouble`: what reloads of
     the settings could not apply. `around`: returns problems of the daemon's environment, such as files that do not
-    answer or a state directory that was replaced. `closing`: set when the daemon stops, for streams. `shown`: cached
-    rows by plugin id.
+    answer or a state directory that was replaced. `undelivered`: (code, detail) of why notifications do not arrive.
+    `test_channel`: what a channel makes of a test message. `closing`: set when the daemon stops, for streams. `shown`:
+    cached rows by plugin id.
     """
 
     lifecycle: Lifecycle
@@ -92,6 +94,8 @@ class Api:
     outputs: Outputs
     secrets: SecretKeeper
     notifications: NotificationQueue
+    channels: ChannelKeeper
+    test_channel: Callable[[str], Awaitable[dict[str, str]]]
     tasks: TaskKeeper
     plans: PlanKeeper
     ddns: DdnsKeeper
@@ -103,6 +107,7 @@ class Api:
     started_at: int
     started_s: float
     around: Callable[[], list[Problem]] = list
+    undelivered: Callable[[], list[tuple[str, str]]] = list
     trouble: list[Problem] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     shown: dict[str, ListedPlugin] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ from latticed.rpc.status import troubles
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from latticed.ledger.deliveries import ChannelView
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.counts import PluginCounts
 
@@ -25,8 +27,10 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 async def metrics(ask: Ask) -> web.Response:
     """Counters and gauges of the daemon and of all plugins, in the Prometheus text format 0.0.4."""
     counted = await counts.count_plugins(ask.api)
+    channels = await ask.api.channels.view()
     # Paced: with ten thousand plugins there are tens of thousands of lines.
-    body = "".join([line async for line in counts.paced(_lines(ask.api, counted))]).encode("ascii")
+    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels))
+    body = "".join([line async for line in counts.paced(lines)]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -72,6 +76,23 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
     # The descriptor that lists the directory is counted, too.
     yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})
+
+
+def _channel_lines(api: Api, channels: list[ChannelView]) -> Iterator[str]:
+    """The lines about channels of notifications."""
+    now_us = api.clock.wall_us()
+    ages = {one.channel.name: max(now_us - one.oldest_at, 0) // 1_000_000 if one.waiting else 0 for one in channels}
+    for name, text, values in (
+        ("waiting", "notifications that wait for a channel", {one.channel.name: one.waiting for one in channels}),
+        ("oldest_seconds", "age of the oldest that waits", ages),
+        (
+            "last_success_seconds",
+            "when a channel last took one",
+            {one.channel.name: one.channel.last_success // 1_000_000 for one in channels},
+        ),
+        ("degraded", "1 when a channel is degraded", {one.channel.name: int(one.channel.degraded) for one in channels}),
+    ):
+        yield from _family(f"latticed_notify_{name}", "gauge", text, _labelled("channel", values))
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Iterator[str]:

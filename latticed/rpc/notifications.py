@@ -1,8 +1,8 @@
-"""Handlers for queued notifications: list, retry, prune."""
+"""Handlers for queued notifications and their channels: list, retry, prune, test."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 from msgspec import Meta
 
@@ -13,9 +13,21 @@ from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
+    from latticed.ledger.deliveries import ChannelView, DeliveryRow
     from latticed.ledger.notifications import Item
     from latticed.rpc.api import Ask
-    from latticed.rpc.service_responses import Notification, NotificationPage, NotificationReopened, NotificationsPruned
+    from latticed.rpc.service_responses import (
+        ChannelTested,
+        Notification,
+        NotificationChannel,
+        NotificationDelivery,
+        NotificationPage,
+        NotificationReopened,
+        NotificationsPruned,
+    )
+
+TEST_S: Final = 20.0
+"""Seconds that a test message may take: as long as a host call of the plugin, and some."""
 
 Status = Literal["queued", "delivering", "done", "failed"]
 
@@ -40,6 +52,12 @@ class Prune(Body, frozen=True):
     plugin: str | None = None
 
 
+class Test(Body, frozen=True):
+    """The name of a channel."""
+
+    channel: str
+
+
 async def listing(ask: Ask) -> NotificationPage:
     """Notifications by status and plugin, newest first, without their bodies."""
     wanted = ask.query(Shelf)
@@ -53,8 +71,10 @@ async def listing(ask: Ask) -> NotificationPage:
     )
     counts = await ask.api.notifications.counts()
     page = found[: wanted.limit]
+    channels = await ask.api.channels.of_items([item.id for item in page])
     return {
-        "notifications": [_row(item) for item in page],
+        "notifications": [_row(item, channels[item.id]) for item in page],
+        "channels": [_channel(one) for one in await ask.api.channels.view()],
         "next": page[-1].seq if len(found) > len(page) else None,
         "counts": {str(status): count for status, count in counts.items()},
     }
@@ -71,6 +91,15 @@ async def reopen(ask: Ask) -> NotificationReopened:
     return {"id": item_id, "queued": True}
 
 
+async def test(ask: Ask) -> ChannelTested:
+    """Send a test message to a channel, and say what the other side answered."""
+    body = await ask.body(Test)
+    told = Event(actor=str(ask.actor), action="notify.test", target=body.channel[:64], decision="allow")
+    ask.may_take(TEST_S)
+    async with ask.recorded(told):
+        return cast("ChannelTested", await ask.api.test_channel(body.channel))
+
+
 async def prune(ask: Ask) -> NotificationsPruned:
     """Remove notifications that are done or failed, or, when named, those that are queued."""
     body = await ask.body(Prune)
@@ -80,7 +109,41 @@ async def prune(ask: Ask) -> NotificationsPruned:
         return {"removed": await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)}
 
 
-def _row(item: Item) -> Notification:
+def _channel(one: ChannelView) -> NotificationChannel:
+    """One channel as the API's JSON."""
+    channel = one.channel
+    failing = "failing" if channel.failures else "ok"
+    return {
+        "name": channel.name,
+        "state": "degraded" if channel.degraded else failing,
+        "code": channel.code,
+        "reason": channel.reason,
+        "waiting": one.waiting,
+        "oldest_at": _time(one.oldest_at),
+        "failing_since": _time(channel.failing_since),
+        "paused_until": _time(channel.paused_until),
+        "last_success_at": _time(channel.last_success),
+    }
+
+
+def _delivery(row: DeliveryRow) -> NotificationDelivery:
+    """How an item fares at one channel, as the API's JSON."""
+    return {
+        "channel": row.channel,
+        "state": row.state,
+        "attempts": row.attempts,
+        "next_at": rfc3339(row.next_at) if row.state == "waiting" else None,
+        "code": row.code,
+        "reason": row.reason,
+    }
+
+
+def _time(at: int) -> str | None:
+    """A time as the API has it; null for 0."""
+    return rfc3339(at) if at else None
+
+
+def _row(item: Item, channels: list[DeliveryRow]) -> Notification:
     """One notification as the API's JSON, without its body."""
     return {
         "seq": item.seq,
@@ -94,6 +157,7 @@ def _row(item: Item) -> Notification:
         "next_at": rfc3339(item.next_at) if item.status == "queued" else None,
         "code": item.code,
         "reason": item.reason,
+        "channels": [_delivery(one) for one in channels],
         "created_at": rfc3339(item.created_at),
         "updated_at": rfc3339(item.updated_at),
     }

@@ -69,6 +69,7 @@ ROUTES: Final = (
     ApiRoute("DELETE", "/api/secrets/{name}/plugins/{id}", Scope.HOST, secrets.unbind, schemas.UNBIND_SECRET),
     ApiRoute("GET", "/api/notifications", Scope.OPERATE, notifications.listing, schemas.NOTIFICATIONS),
     ApiRoute("POST", "/api/notifications/prune", Scope.OPERATE, notifications.prune, schemas.PRUNE),
+    ApiRoute("POST", "/api/notifications/test", Scope.OPERATE, notifications.test, schemas.TEST_CHANNEL),
     ApiRoute("POST", "/api/notifications/{item}/retry", Scope.OPERATE, notifications.reopen, schemas.REOPEN),
     ApiRoute("GET", "/api/tasks", Scope.OPERATE, tasks.listing, schemas.TASKS),
     ApiRoute("POST", "/api/tasks/cancel", Scope.OPERATE, tasks.cancel_all, schemas.CANCEL_TASKS),

@@ -136,6 +136,11 @@ UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 
 NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Shelf, codes=_UNRECORDED)
 PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
+TEST_CHANNEL: Final = Form(
+    service_answers.ChannelTested,
+    body=notifications.Test,
+    codes=("not_armed", "busy", *problems.OF_PLUGINS, *_UNRECORDED),
+)
 REOPEN: Final = Form(service_answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
 
 _TASK: Final = ("invalid_transition", "digest_mismatch", "quota_exceeded", *_UNKNOWN)

@@ -45,8 +45,46 @@ class SecretBound(TypedDict):
     bound: bool
 
 
+class NotificationDelivery(TypedDict):
+    """A notification at one channel: `waiting`, `done` or `failed`; `next_at` is when a waiting one is sent."""
+
+    channel: str
+    state: str
+    attempts: int
+    next_at: str | None
+    code: str
+    reason: str
+
+
+class NotificationChannel(TypedDict):
+    """A channel: `state` is `ok`, `failing` or `degraded`, since `failing_since`, for `code` and `reason`.
+
+    `waiting`: how many notifications wait for it, the oldest since `oldest_at`. `paused_until`: nothing is sent before.
+    """
+
+    name: str
+    state: str
+    code: str
+    reason: str
+    waiting: int
+    oldest_at: str | None
+    failing_since: str | None
+    paused_until: str | None
+    last_success_at: str | None
+
+
+class ChannelTested(TypedDict):
+    """What a channel made of a test message: `outcome` is `done`, `retry` or `fail`, `answered` what it said."""
+
+    channel: str
+    outcome: str
+    code: str
+    reason: str
+    answered: str
+
+
 class Notification(TypedDict):
-    """`next_at` is when a queued one is tried next."""
+    """`next_at` is when a queued one is tried next; `channels`: those that it was routed to."""
 
     seq: int
     id: str
@@ -59,14 +97,19 @@ class Notification(TypedDict):
     next_at: str | None
     code: str
     reason: str
+    channels: list[NotificationDelivery]
     created_at: str
     updated_at: str
 
 
 class NotificationPage(TypedDict):
-    """`counts` by status, of all there are; `next` is what `after` must be for the following page, null on the last."""
+    """`counts` by status, of all there are; `next` is what `after` must be for the following page, null on the last.
+
+    `channels`: all that anything was sent to.
+    """
 
     notifications: list[Notification]
+    channels: list[NotificationChannel]
     next: int | None
     counts: dict[str, int]
 

@@ -82,16 +82,17 @@ def troubles(api: Api) -> list[tuple[str, str]]:
 
 def notes(api: Api) -> list[Trouble]:
     """Facts for the operator that do not make the daemon degraded."""
+    found: list[Trouble] = [{"code": code, "detail": detail} for code, detail in api.undelivered()]
     # Calls only: they are removed by default settings, decisions only where an operator wants it.
     removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
     if removed is None:
-        return []
+        return found
     limits = api.settings.audit.calls
     detail = (
         f"host calls up to {removed['seq']} were removed, last at {removed['ts']}: "
         f"audit.calls.max_bytes is {limits.max_bytes}, audit.calls.keep_days {limits.keep_days}"
     )
-    return [{"code": "audit_calls_removed", "detail": detail}]
+    return [*found, {"code": "audit_calls_removed", "detail": detail}]
 
 
 def _well(api: Api, record: Record) -> bool:

@@ -352,6 +352,8 @@ class Handle:
         """Log and record that it has settled in `phase`."""
         fault = self.state.fault or Fault("", "")
         detail: dict[str, str | int | bool] = {"state": _STATE_OF[phase].value, "identity": self.plugin.identity}
+        if phase is Phase.BROKEN:
+            detail["breaker"] = True  # else the same as a failure after which it is started again
         self._tools.note(
             AuditEvent(
                 actor=str(DAEMON),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from latticed.host.call import Caller, HostError, Params, Served
 from latticed.host.egress import headers, url
 from latticed.host.egress.client import DEFAULT_LIMITS, EgressLimits
 from latticed.host.egress.redirects import EgressRequest
+from latticed.host.http import signature
 from latticed.host.secret.references import REFERENCE
 from latticed.model.hostcall import Denial
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from latticed.host.egress.client import EgressAnswer, EgressClient
+    from latticed.host.egress.headers import Header
     from latticed.host.secret.references import PluginSecrets
     from latticed.model.egress import EgressRights
 
@@ -29,6 +32,13 @@ MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 """Requests under way of one plugin, so that slow servers of one do not take all slots."""
 
 
+class Sign(Params, frozen=True):
+    """How a request is signed as a webhook (`signature`): `secret` is one reference, `id` that of the message."""
+
+    secret: str
+    id: str
+
+
 class HttpDo(Params, frozen=True):
     """Parameters of http.do, see docs/egress.md. `header`: values by name. At most one of `body` and `body_base64`."""
 
@@ -37,6 +47,7 @@ class HttpDo(Params, frozen=True):
     header: dict[str, str] = {}
     body: str | None = None
     body_base64: str | None = None
+    sign: Sign | None = None
 
 
 class HttpCalls:
@@ -53,12 +64,14 @@ class HttpCalls:
         secrets_of: Callable[[str], PluginSecrets],
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - optional callback
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._rights_of = rights_of
         self._secrets_of = secrets_of
         self._limits = limits
         self._contacted = contacted
+        self._now_s = now_s
         self._in_flight: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
@@ -72,7 +85,7 @@ class HttpCalls:
         try:
             # Inside the slot also what comes before the connection: putting secrets in, encoding, look-ups.
             with self._slot(caller):
-                request, uses_secrets = _request(asked, secrets, self._limits.body_bytes)
+                request, uses_secrets = _request(asked, secrets, self._limits.body_bytes, now_s=int(self._now_s()))
                 if uses_secrets:
                     self._check_channel(request, rights)
                 answer = await self._client.send(
@@ -110,8 +123,8 @@ class HttpCalls:
                 del self._in_flight[caller.plugin_id]
 
 
-def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[EgressRequest, bool]:
-    """The request as it is sent, with secrets put in, and whether it holds any.
+def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int, *, now_s: int) -> tuple[EgressRequest, bool]:
+    """The request as it is sent, with secrets put in, and whether it holds any; signed for `now_s`, where asked.
 
     HostError bad_params, too_large (also for a body of more than `max_bytes`), and as `PluginSecrets.expand`.
     """
@@ -129,6 +142,11 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
             headers.check_value(name, value)
         headers.check_size(header)
     body, secret_body = _body(asked, secrets)
+    if asked.sign is not None:
+        signed = _signed(asked.sign, header, body, secrets, now_s=now_s)
+        header = (*header, *signed)
+        # Dropped where a redirect leads to another origin, like what holds a secret.
+        secret |= {name.lower() for name, _ in signed}
     if len(body) > max_bytes:
         raise HostError(Denial.TOO_LARGE, f"body: expected at most {max_bytes} bytes, found {len(body)}")
     request = EgressRequest(
@@ -136,6 +154,19 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int) -> tuple[Egr
     )
     # Of the text that was asked for: in the target the references have been replaced.
     return request, bool(secret or secret_body or REFERENCE.search(asked.url))
+
+
+def _signed(
+    sign: Sign, header: tuple[Header, ...], body: bytes, secrets: PluginSecrets, *, now_s: int
+) -> tuple[Header, ...]:
+    """The headers that sign a request. HostError bad_params, also when one of them is given already."""
+    if not REFERENCE.fullmatch(sign.secret):
+        raise HostError(Denial.BAD_PARAMS, "sign.secret: expected ${secret:NAME}")
+    found = signature.headers(secrets.expand(sign.secret), sign.id, body, now_s=now_s)
+    own = {name.lower() for name, _ in found}
+    if taken := [name for name, _ in header if name.lower() in own]:
+        raise HostError(Denial.BAD_PARAMS, f"header: expected no {taken[0]}, which sign sets")
+    return found
 
 
 def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:

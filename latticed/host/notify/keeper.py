@@ -146,6 +146,11 @@ class NotificationQueue:
             self._taken[item.id] = self._clock.monotonic_s()
         return item
 
+    async def hand_over(self, item: Item, change: Callable[[Transaction], object]) -> None:
+        """Have `change` hand a taken item over to channels: from then on it waits for these, without a lease."""
+        await self._ledger.write(change)
+        self._taken.pop(item.id, None)
+
     async def done(self, item_id: str) -> bool:
         """Record a delivery, and erase the body; False when the item has ended before, or is unknown."""
         now_us = self._clock.wall_us()

@@ -1,0 +1,53 @@
+"""The notification fan-out end to end: a real daemon, a plugin that sends, services that take only what is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import fanouts, push_services
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture(scope="module")
+def fanout():
+    with fanouts.running() as found:
+        yield found
+
+
+def test_notification_reaches_a_channel_of_each_kind(fanout):
+    (item,) = fanout.send({"title": "disk full", "body": "/var: 99 %", "severity": "error", "event": "disk.full"})
+    (row,) = fanout.ended(item)
+    assert {one["channel"]: (one["state"], one["reason"]) for one in row["channels"]} == {
+        name: ("done", "") for name in fanout.services.channels()
+    }
+    seen = {one.service: (one.title, one.body) for one in fanout.services.taken if one.body.startswith("/var")}
+    assert seen == {
+        name: ("[error] disk full" if name in {"telegram", "slack", "gotify"} else "disk full", "/var: 99 %")
+        for name in fanout.services.channels()
+    }
+
+
+def test_id_goes_along_where_the_service_takes_one(fanout):
+    (item,) = fanout.send({"title": "with an id", "event": "ids"})
+    fanout.ended(item)
+    found = {one.service: one.id for one in fanout.services.taken if "with an id" in one.title}
+    assert {name for name, given in found.items() if given == item} == {"ntfy", "bark", "webhook"}
+
+
+def test_tokens_are_in_no_list_log_audit_or_error(fanout):
+    fanout.test("telegram")
+    fanout.configure(
+        channels={**fanout.services.channels(), "wrong": {"kind": "gotify", "token": "${secret:SLACK}", "server": fanout.services.origin}},
+        default=["wrong"],
+    )
+    fanout.daemon.until_state("armed", fanouts.ID)
+    assert fanout.test("wrong")["outcome"] == "fail"
+    texts = [
+        fanout.daemon.get("/api/notifications").body.decode(),
+        fanout.daemon.get("/api/audit?limit=1000").body.decode(),
+        fanout.daemon.log_file.read_text(),
+        fanout.daemon.ctl("info", fanouts.ID).stdout,
+    ]
+    for value in push_services.SECRETS.values():
+        assert not [text for text in texts if value in text]
