@@ -43,6 +43,8 @@ FAULT_PAUSE_S: Final = 5.0
 LONGEST_SLEEP_S: Final = 30.0
 """Due times are wall clock, which may be set meanwhile."""
 SWEEP_S: Final = 60.0
+ROUTED: Final = 32
+"""Most items that are routed in one transaction."""
 QUICK: Final = 4
 """Channels that are delivered to at once; http.do serves 8 requests of a plugin at once."""
 SLOW: Final = 2
@@ -57,7 +59,7 @@ LOW_SHARE: Final = 0.1
 log = logs.get_logger()
 
 
-class _Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _RoutedChannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One channel in the answer of `route`."""
 
     name: str
@@ -69,7 +71,7 @@ class _Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Routed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The answer of `route`."""
 
-    channels: tuple[_Channel, ...]
+    channels: tuple[_RoutedChannel, ...]
 
 
 class _Delivered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,17 +170,24 @@ class Deliverer:
     # Routing.
 
     async def _route_next(self) -> None:
-        """Route one item, once there is one and the plugin runs."""
+        """Route what is due, once there is something and the plugin runs."""
         await self._ready()
-        item = await self._queue.next()
-        degraded = self.channels.degraded()
-        try:
-            found = await self._asked("route", {"item": _plain(item), "avoid": sorted(degraded)}, _Routed)
-        except Problem as problem:
-            await self._queue.retry(item, code=problem.code, reason=problem.reason)
-            return
+        items = [await self._queue.next(), *await self._queue.take_more(ROUTED - 1)]
+        avoid = sorted(self.channels.degraded())
+        routed = []
+        for item in items:
+            try:
+                routed.append((item, await self._route(item, avoid)))
+            except Problem as problem:
+                await self._queue.retry(item, code=problem.code, reason=problem.reason)
+        if routed:
+            await self.channels.plan(routed)
+
+    async def _route(self, item: Item, avoid: list[str]) -> list[Planned]:
+        """The channels of an item, as the plugin says; Problem."""
+        found = await self._asked("route", {"item": _plain(item), "avoid": avoid}, _Routed)
         longest_s = LONGEST_HOLD_US / 1_000_000 - 3_600
-        planned = [
+        return [
             Planned(
                 channel=one.name,
                 bundle=one.bundle,
@@ -187,7 +196,6 @@ class Deliverer:
             )
             for one in found.channels
         ]
-        await self.channels.plan(item, planned)
 
     # Delivery.
 

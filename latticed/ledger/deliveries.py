@@ -144,7 +144,7 @@ def take(tx: Transaction, name: str, *, now_us: int, most: int) -> Message | Non
     """The next message of a channel, with this attempt counted; None when nothing is due.
 
     What is critical comes first. Where the channel is crowded, all that is due goes together, else what is of the same
-    bundle; at most `most` items.
+    bundle; at most `most` items, and one where the channel is degraded: that attempt is likely to fail.
     """
     channel = get(tx, name)
     first = _first_due(tx, name, now_us)
@@ -158,7 +158,7 @@ def take(tx: Transaction, name: str, *, now_us: int, most: int) -> Message | Non
             (name, message),
         )
     else:
-        members = _together(tx, channel, item, bundle, now_us=now_us, most=most)
+        members = [item] if channel.degraded else _together(tx, channel, item, bundle, now_us=now_us, most=most)
         message = members[0] if len(members) == 1 else _name_of(members)
         _open_window(tx, name, bundle, now_us)
     marks = ", ".join("?" * len(members))

@@ -40,15 +40,27 @@ class Http(Calls):
     """Requests through the host's guarded egress: only to hosts that the operator granted (docs/egress.md)."""
 
     def request(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: str | bytes | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: str | bytes | None = None,
+        sign: Mapping[str, str] | None = None,
     ) -> Response:
         """One request with its redirects; HostError("egress_blocked") when it may not go there (http:egress).
 
         `${secret:NAME}` in url, headers and a `body` of text is filled in by the host, if the operator bound NAME to
-        this plugin. A status of 400 or more is no error here.
+        this plugin. `sign`, `{"secret": "${secret:NAME}", "id": …}`, signs it as a webhook (docs/egress.md). A status
+        of 400 or more is no error here.
         """
         # Left out rather than null: `header` of http.do takes no null.
-        params = given(method=method, url=url, header=dict(headers) if headers else None)
+        params = given(
+            method=method,
+            url=url,
+            header=dict(headers) if headers else None,
+            sign=dict(sign) if sign else None,
+        )
         if body is not None:
             params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
         found = self._ask("http.do", params)

@@ -80,7 +80,9 @@ def prepare(place: Place, daemon: Daemon, services: PushServices, author: bundle
     assert installed.returncode == 0, installed
     granted = daemon.ctl("caps", "grant", ID, f"origin={services.origin}")
     assert granted.returncode == 0, granted
-    configured = found.configure(**(intent or {"channels": services.channels(), "default": sorted(services.channels())}))
+    configured = found.configure(
+        **(intent or {"channels": services.channels(), "default": sorted(services.channels())})
+    )
     assert configured.returncode == 0, configured
     activated = daemon.ctl("activate", ID)
     assert activated.returncode == 0, activated

@@ -39,6 +39,8 @@ ROWS: dict[str, Row] = {
             {"url": "http://127.0.0.1:PORT/", "header": {"host": "other"}},
             {"url": "http://127.0.0.1:PORT/", "body": "${secret:UNBOUND}"},
             {"url": "http://127.0.0.1:PORT/", "body_base64": "not base64!"},
+            {"url": "http://127.0.0.1:PORT/", "sign": {"secret": "a value", "id": "m1"}},
+            {"url": "http://127.0.0.1:PORT/", "sign": {"secret": "${secret:UNBOUND}", "id": "m1"}},
         ),
         down="target",
         why=READS_ONLY,

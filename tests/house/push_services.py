@@ -51,7 +51,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """One accepted message: the service, its text as a reader sees it, its id where the service takes one, all of it."""
+    """One accepted message: the service, its text as a reader sees it, its id where the service takes one."""
 
     service: str
     title: str
@@ -181,10 +181,12 @@ def _discord(handler: BaseHTTPRequestHandler, raw: bytes) -> tuple[Taken, Answer
     (embed,) = plain["embeds"]
     sizes = _units(embed["title"]), _units(embed["description"])
     if not 0 < sizes[0] <= 256 or sizes[1] > 4_096 or sum(sizes) > 6_000 or not 0 <= embed["color"] <= 0xFFFFFF:
-        raise Refused(400, {"message": "Invalid Form Body", "code": 50035, "errors": {"embeds": ["BASE_TYPE_MAX_LENGTH"]}})
+        raise Refused(
+            400, {"message": "Invalid Form Body", "code": 50035, "errors": {"embeds": ["BASE_TYPE_MAX_LENGTH"]}}
+        )
     if plain.get("allowed_mentions") != {"parse": []}:
         raise Refused(400, {"message": "this would ping people", "code": 50035})
-    title, body = (re.sub(r"\\(.)", r"\1", embed[part], flags=re.S) for part in ("title", "description"))
+    title, body = (re.sub(r"\\(.)", r"\1", embed[part], flags=re.DOTALL) for part in ("title", "description"))
     done = json.dumps({"id": "1", "channel_id": "2"}).encode()
     return Taken(service="discord", title=title, body=body, id="", plain=plain), (200, {}, done)
 
@@ -218,10 +220,15 @@ def _ntfy(handler: BaseHTTPRequestHandler, raw: bytes) -> tuple[Taken, Answer]:
 
 def _gotify(handler: BaseHTTPRequestHandler, raw: bytes) -> tuple[Taken, Answer]:
     if handler.headers.get("X-Gotify-Key") != GOTIFY_TOKEN:
-        raise Refused(401, {"error": "Unauthorized", "errorCode": 401, "errorDescription": "you need to provide a valid access token"})
+        raise Refused(
+            401,
+            {"error": "Unauthorized", "errorCode": 401, "errorDescription": "you need to provide a valid access token"},
+        )
     plain = _object(handler, raw)
     if not plain.get("message") or not 0 <= plain.get("priority", -1) <= 10:
-        raise Refused(400, {"error": "Bad Request", "errorCode": 400, "errorDescription": "Field 'message' is required"})
+        raise Refused(
+            400, {"error": "Bad Request", "errorCode": 400, "errorDescription": "Field 'message' is required"}
+        )
     done = json.dumps({"id": 25, "appid": 5, "message": plain["message"]}).encode()
     return Taken(service="gotify", title=plain["title"], body=plain["message"], id="", plain=plain), (200, {}, done)
 
@@ -230,7 +237,9 @@ def _webhook(handler: BaseHTTPRequestHandler, raw: bytes) -> tuple[Taken, Answer
     made, at = handler.headers.get("Webhook-Id", ""), handler.headers.get("Webhook-Timestamp", "")
     key = base64.b64decode(WEBHOOK_SECRET.removeprefix("whsec_"))
     wanted = base64.b64encode(hmac.new(key, f"{made}.{at}.".encode() + raw, hashlib.sha256).digest()).decode()
-    given = [one.partition(",")[2] for one in handler.headers.get("Webhook-Signature", "").split() if one.startswith("v1,")]
+    given = [
+        one.partition(",")[2] for one in handler.headers.get("Webhook-Signature", "").split() if one.startswith("v1,")
+    ]
     if wanted not in given or not at.isdigit() or abs(int(at) - time.time()) > 300:
         raise Refused(401, "no matching signature found")
     plain = _object(handler, raw)

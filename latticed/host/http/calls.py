@@ -32,7 +32,7 @@ MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 """Requests under way of one plugin, so that slow servers of one do not take all slots."""
 
 
-class Sign(Params, frozen=True):
+class WebhookSign(Params, frozen=True):
     """How a request is signed as a webhook (`signature`): `secret` is one reference, `id` that of the message."""
 
     secret: str
@@ -47,7 +47,7 @@ class HttpDo(Params, frozen=True):
     header: dict[str, str] = {}
     body: str | None = None
     body_base64: str | None = None
-    sign: Sign | None = None
+    sign: WebhookSign | None = None
 
 
 class HttpCalls:
@@ -157,7 +157,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int, *, now_s: in
 
 
 def _signed(
-    sign: Sign, header: tuple[Header, ...], body: bytes, secrets: PluginSecrets, *, now_s: int
+    sign: WebhookSign, header: tuple[Header, ...], body: bytes, secrets: PluginSecrets, *, now_s: int
 ) -> tuple[Header, ...]:
     """The headers that sign a request. HostError bad_params, also when one of them is given already."""
     if not REFERENCE.fullmatch(sign.secret):

@@ -20,7 +20,7 @@ from latticed.model.chain import DECISIONS, Position
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from latticed.host.notify.keeper import NotificationQueue
     from latticed.host.notify.rules import Outcome
@@ -56,10 +56,15 @@ class ChannelKeeper:
 
     # The deliverer.
 
-    async def plan(self, item: Item, channels: Collection[Planned]) -> None:
-        """Have a taken item wait for these channels; none: it ends."""
+    async def plan(self, routed: Sequence[tuple[Item, Collection[Planned]]]) -> None:
+        """Have taken items wait for their channels, in one transaction; one without a channel ends."""
         now_us = self._clock.wall_us()
-        await self._queue.hand_over(item, lambda tx: deliveries.plan(tx, item, channels, now_us=now_us))
+
+        def change(tx: Transaction) -> None:
+            for item, channels in routed:
+                deliveries.plan(tx, item, channels, now_us=now_us)
+
+        await self._queue.hand_over([item for item, _ in routed], change)
         self.changed.set()
 
     def due(self) -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
@@ -146,10 +146,26 @@ class NotificationQueue:
             self._taken[item.id] = self._clock.monotonic_s()
         return item
 
-    async def hand_over(self, item: Item, change: Callable[[Transaction], object]) -> None:
-        """Have `change` hand a taken item over to channels: from then on it waits for these, without a lease."""
+    async def take_more(self, most: int) -> list[Item]:
+        """Further items that are due, as `take`, in one transaction."""
+        now_us, resting = self._clock.wall_us(), self._resting()
+
+        def change(tx: Transaction) -> list[Item]:
+            found: list[Item] = []
+            while len(found) < most and (item := rows.take(tx, now_us=now_us, resting=resting)) is not None:
+                found.append(item)
+            return found
+
+        due = self._ledger.read(lambda db: rows.next_due(db, now_us=now_us, resting=resting))
+        items = [] if due is None or due > now_us else await self._ledger.write(change)
+        self._taken |= dict.fromkeys((item.id for item in items), self._clock.monotonic_s())
+        return items
+
+    async def hand_over(self, items: Iterable[Item], change: Callable[[Transaction], object]) -> None:
+        """Have `change` hand taken items over to channels: from then on they wait for these, without a lease."""
         await self._ledger.write(change)
-        self._taken.pop(item.id, None)
+        for item in items:
+            self._taken.pop(item.id, None)
 
     async def done(self, item_id: str) -> bool:
         """Record a delivery, and erase the body; False when the item has ended before, or is unknown."""

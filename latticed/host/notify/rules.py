@@ -49,7 +49,8 @@ def after(channel: Channel, found: Outcome, *, now_us: int, backoff_s: Callable[
         return replace(
             channel,
             paused_until=now_us + pause_us,
-            crowded=pause_us > 0,
+            # After an outage what waited goes together, too.
+            crowded=pause_us > 0 or channel.failures > 0,
             failures=0,
             failing_since=0,
             degraded=False,

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from latticed.model.errors import Problem
-from latticed.system.notify.intent import Intent, Quiet, Rule
+from latticed.system.notify.intent import FanoutIntent, NotifyRule, Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,9 +23,9 @@ FIELD: Final = re.compile(r"\{\{([^{}]*)\}\}")
 _HINT: Final = "latticectl config set latticed.notify -f FILE"
 
 
-def read(plain: Mapping[str, Any]) -> Intent:
+def read(plain: Mapping[str, Any]) -> FanoutIntent:
     """The configuration, or Problem("config_invalid") that names the field."""
-    intent = payload(plain, Intent)
+    intent = payload(plain, FanoutIntent)
     for name in intent.channels:
         if not _NAME.fullmatch(name):
             raise _bad(f"channels: expected names of a-z, 0-9 and -, 32 characters at most, found {name[:40]!a}")
@@ -71,14 +71,14 @@ def _check_quiet(where: str, quiet: Quiet) -> None:
         raise _bad(f"{where}.zone: expected a time zone such as Europe/Berlin or UTC, found {quiet.zone[:60]!a}")
 
 
-def _known(where: str, names: tuple[str, ...], intent: Intent) -> None:
+def _known(where: str, names: tuple[str, ...], intent: FanoutIntent) -> None:
     for name in names:
         if name not in intent.channels:
             found = ", ".join(sorted(intent.channels))
             raise _bad(f"{where}: expected one of the channels {found}, found {name[:40]!a}")
 
 
-def _named(rule: Rule) -> Iterator[tuple[str, str]]:
+def _named(rule: NotifyRule) -> Iterator[tuple[str, str]]:
     for where, text in (("title", rule.title), ("body", rule.body)):
         yield from ((where, found[1]) for found in FIELD.finditer(text))
 

@@ -11,17 +11,17 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error", "critical
 """From the least to the most severe."""
 
 
-class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _IntentPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Part of the configuration."""
 
 
-class _Channel(_Part, frozen=True, kw_only=True, tag_field="kind"):
+class _ChannelPart(_IntentPart, frozen=True, kw_only=True, tag_field="kind"):
     """A channel. `per_minute`: most messages; what is more goes together into one."""
 
     per_minute: int = 20
 
 
-class Telegram(_Channel, frozen=True, kw_only=True, tag="telegram"):
+class TelegramChannel(_ChannelPart, frozen=True, kw_only=True, tag="telegram"):
     """A chat, written to by a bot; `server` is a Bot API server, `thread` a topic of the chat."""
 
     token: str
@@ -30,26 +30,26 @@ class Telegram(_Channel, frozen=True, kw_only=True, tag="telegram"):
     server: str = "https://api.telegram.org"
 
 
-class Bark(_Channel, frozen=True, kw_only=True, tag="bark"):
+class BarkChannel(_ChannelPart, frozen=True, kw_only=True, tag="bark"):
     """A device with the Bark app."""
 
     key: str
     server: str = "https://api.day.app"
 
 
-class Discord(_Channel, frozen=True, kw_only=True, tag="discord"):
+class DiscordChannel(_ChannelPart, frozen=True, kw_only=True, tag="discord"):
     """A webhook of a Discord channel."""
 
     url: str
 
 
-class Slack(_Channel, frozen=True, kw_only=True, tag="slack"):
+class SlackChannel(_ChannelPart, frozen=True, kw_only=True, tag="slack"):
     """An incoming webhook of Slack, or of a server that takes the same."""
 
     url: str
 
 
-class Ntfy(_Channel, frozen=True, kw_only=True, tag="ntfy"):
+class NtfyChannel(_ChannelPart, frozen=True, kw_only=True, tag="ntfy"):
     """A topic of an ntfy server; `token` may be empty."""
 
     topic: str
@@ -57,30 +57,39 @@ class Ntfy(_Channel, frozen=True, kw_only=True, tag="ntfy"):
     server: str = "https://ntfy.sh"
 
 
-class Gotify(_Channel, frozen=True, kw_only=True, tag="gotify"):
+class GotifyChannel(_ChannelPart, frozen=True, kw_only=True, tag="gotify"):
     """An application of a Gotify server."""
 
     server: str
     token: str
 
 
-class Webhook(_Channel, frozen=True, kw_only=True, tag="webhook"):
+class WebhookChannel(_ChannelPart, frozen=True, kw_only=True, tag="webhook"):
     """Any receiver of JSON by POST; with `secret` signed as standardwebhooks.com says."""
 
     url: str
     secret: str = ""
 
 
-class Mail(_Channel, frozen=True, kw_only=True, tag="mail"):
+class MailChannel(_ChannelPart, frozen=True, kw_only=True, tag="mail"):
     """Addresses, by the operator's relay."""
 
     to: tuple[str, ...]
 
 
-Channel = Telegram | Bark | Discord | Slack | Ntfy | Gotify | Webhook | Mail
+Channel = (
+    TelegramChannel
+    | BarkChannel
+    | DiscordChannel
+    | SlackChannel
+    | NtfyChannel
+    | GotifyChannel
+    | WebhookChannel
+    | MailChannel
+)
 
 
-class Quiet(_Part, frozen=True, kw_only=True):
+class Quiet(_IntentPart, frozen=True, kw_only=True):
     """Hours, `22:00` to `07:00` of a time zone, in which what is not critical is held back."""
 
     start: str
@@ -88,7 +97,7 @@ class Quiet(_Part, frozen=True, kw_only=True):
     zone: str
 
 
-class Rule(_Part, frozen=True, kw_only=True):
+class NotifyRule(_IntentPart, frozen=True, kw_only=True):
     """Which items go to which channels. Without `events`, `senders`, `severities` all; `monitor.*`: all that begin so.
 
     `title` and `body` are templates of these items' messages at these channels.
@@ -103,19 +112,19 @@ class Rule(_Part, frozen=True, kw_only=True):
     body: str = "{{body}}"
 
 
-class Intent(_Part, frozen=True, kw_only=True):
+class FanoutIntent(_IntentPart, frozen=True, kw_only=True):
     """The configuration. `default`: channels of what no rule takes. `window_s`: repeats within it are one message.
     `host`: how this machine is called in messages; empty: not at all.
     """
 
     channels: dict[str, Channel]
     default: tuple[str, ...]
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[NotifyRule, ...] = ()
     window_s: int = 60
     host: str = ""
 
 
-class Item(Struct, frozen=True, kw_only=True):
+class NotifyItem(Struct, frozen=True, kw_only=True):
     """One notification; `created_at` is RFC 3339 in UTC."""
 
     id: str
@@ -130,7 +139,7 @@ class Item(Struct, frozen=True, kw_only=True):
 class RouteAsked(Struct, frozen=True, kw_only=True):
     """The payload of `route`; `avoid`: channels that are degraded."""
 
-    item: Item
+    item: NotifyItem
     avoid: tuple[str, ...] = ()
 
 
@@ -139,5 +148,5 @@ class DeliverAsked(Struct, frozen=True, kw_only=True):
 
     channel: str
     id: str
-    item: Item
-    more: tuple[Item, ...] = ()
+    item: NotifyItem
+    more: tuple[NotifyItem, ...] = ()

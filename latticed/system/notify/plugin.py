@@ -15,7 +15,7 @@ from latticed.system.notify.intent import DeliverAsked, RouteAsked
 from latticed.system.plugin import SystemPlugin
 
 if TYPE_CHECKING:
-    from latticed.system.notify.intent import Intent
+    from latticed.system.notify.intent import FanoutIntent
 
 
 class NotifyFanout(SystemPlugin):
@@ -84,7 +84,7 @@ class _Rate:
         return 0.0 if self._left >= 1 else (1 - self._left) * 60 / self._per_minute
 
 
-def _read(config: Any) -> Intent:
+def _read(config: Any) -> FanoutIntent:
     try:
         return check.read(config)
     except Problem as problem:

@@ -14,8 +14,10 @@ from latticed.system.notify.intent import SEVERITIES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from latticed.system.notify.intent import Item, Rule, Severity
+    from latticed.system.notify.intent import NotifyItem, NotifyRule, Severity
 
+TITLE: Final = 300
+"""Characters of a title once its template is filled in."""
 LISTED: Final = 30
 """Different lines of a digest; the rest is counted."""
 ELLIPSIS: Final = "…"
@@ -34,7 +36,7 @@ class Text:
     count: int
 
 
-def compose(item: Item, more: Sequence[Item], rule: Rule, *, host: str) -> Text:
+def compose(item: NotifyItem, more: Sequence[NotifyItem], rule: NotifyRule, *, host: str) -> Text:
     """The message of one item, of repeats of it, or of different ones together.
 
     Repeats are as the item with `(×3)`. Of different ones the title says how many, and a line each says what, the most
@@ -43,11 +45,11 @@ def compose(item: Item, more: Sequence[Item], rule: Rule, *, host: str) -> Text:
     items = (item, *more)
     severity = max((one.severity for one in items), key=SEVERITIES.index)
     if len({(one.sender, one.event, one.title) for one in items}) == 1:
-        title = _filled(rule.title, item, host=host, count=len(items))
+        title = cut(one_line(_filled(rule.title, item, host=host, count=len(items))), TITLE, len) or item.event
         if len(items) > 1:
             title += f" (×{len(items)})"
         body = _filled(rule.body, item, host=host, count=len(items))
-        return Text(title=one_line(title) or item.event, body=body, severity=severity, count=len(items))
+        return Text(title=title, body=body, severity=severity, count=len(items))
     title = f"{len(items)} notifications" + (f" of {item.sender}" if len({one.sender for one in items}) == 1 else "")
     if host:
         title += f" on {host}"
@@ -115,7 +117,7 @@ def literal(text: str) -> str:
     return text.replace("${secret:", "$ {secret:")
 
 
-def _filled(template: str, item: Item, *, host: str, count: int) -> str:
+def _filled(template: str, item: NotifyItem, *, host: str, count: int) -> str:
     """The template with its fields filled in, in one pass: `{{title}}` in a body stays text."""
     values = {
         "title": item.title,

@@ -7,18 +7,18 @@ from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Final
 
 from latticed.system.notify import check
-from latticed.system.notify.intent import Rule
+from latticed.system.notify.intent import NotifyRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from latticed.system.notify.intent import Intent, Item, Quiet
+    from latticed.system.notify.intent import FanoutIntent, NotifyItem, Quiet
 
 QUIET: Final = "quiet"
 """The bundle of what quiet hours held back: one message when they are over."""
 _SENDER: Final = "latticed"
 _DEGRADED: Final = "channel.degraded"
-_PLAIN: Final = Rule(channels=())
+_PLAIN: Final = NotifyRule(channels=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Routed:
     hold_s: float = 0.0
 
 
-def route(intent: Intent, item: Item, now: datetime, *, avoid: Collection[str] = ()) -> list[Routed]:
+def route(intent: FanoutIntent, item: NotifyItem, now: datetime, *, avoid: Collection[str] = ()) -> list[Routed]:
     """The channels of an item: those of all rules that match, else the default ones.
 
     What is critical is never held back, and a rule without channels does not take it. News of a degraded channel goes
@@ -45,7 +45,7 @@ def route(intent: Intent, item: Item, now: datetime, *, avoid: Collection[str] =
     return [_held(intent, item, name, now) for name in names]
 
 
-def rule_of(intent: Intent, item: Item, channel: str) -> Rule:
+def rule_of(intent: FanoutIntent, item: NotifyItem, channel: str) -> NotifyRule:
     """The rule by which an item is written for a channel: the first that matches and names it, else a plain one."""
     return next((one for one in _matching(intent, item) if channel in one.channels), _PLAIN)
 
@@ -70,7 +70,7 @@ def quiet_for_s(quiet: Quiet, now: datetime) -> float:
     return max(over.timestamp() - now.timestamp(), 1.0)
 
 
-def _names(intent: Intent, item: Item) -> list[str]:
+def _names(intent: FanoutIntent, item: NotifyItem) -> list[str]:
     matching = list(_matching(intent, item))
     found = list(dict.fromkeys(name for rule in matching for name in rule.channels))
     if found or (matching and item.severity != "critical"):
@@ -78,7 +78,7 @@ def _names(intent: Intent, item: Item) -> list[str]:
     return list(dict.fromkeys(intent.default))
 
 
-def _held(intent: Intent, item: Item, name: str, now: datetime) -> Routed:
+def _held(intent: FanoutIntent, item: NotifyItem, name: str, now: datetime) -> Routed:
     is_critical = item.severity == "critical"
     quiet = rule_of(intent, item, name).quiet
     if quiet is not None and not is_critical and (hold_s := quiet_for_s(quiet, now)):
@@ -89,11 +89,11 @@ def _held(intent: Intent, item: Item, name: str, now: datetime) -> Routed:
     return Routed(name=name, bundle=bundle, window_s=intent.window_s)
 
 
-def _matching(intent: Intent, item: Item) -> Iterable[Rule]:
+def _matching(intent: FanoutIntent, item: NotifyItem) -> Iterable[NotifyRule]:
     return (one for one in intent.rules if _matches(one, item))
 
 
-def _matches(rule: Rule, item: Item) -> bool:
+def _matches(rule: NotifyRule, item: NotifyItem) -> bool:
     return (
         (not rule.severities or item.severity in rule.severities)
         and (not rule.events or any(_fits(one, item.event) for one in rule.events))

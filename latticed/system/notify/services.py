@@ -1,6 +1,6 @@
 """What is sent to each service, and what its answer means. Pure; by the services' public documentation.
 
-    telegram  core.telegram.org/bots/api#sendmessage          bark    github.com/Finb/bark-server, docs/API_V2.md
+    telegram  core.telegram.org/bots/api#sendmessage          bark    github.com/Finb/bark-server, API V2
     discord   discord.com/developers/docs/resources/webhook   slack   docs.slack.dev, incoming webhooks
     ntfy      docs.ntfy.sh/publish                            gotify  gotify.net/api-docs
     webhook   standardwebhooks.com
@@ -19,12 +19,21 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
 from latticed.system.notify import render
-from latticed.system.notify.intent import Bark, Discord, Gotify, Mail, Ntfy, Slack, Telegram, Webhook
+from latticed.system.notify.intent import (
+    BarkChannel,
+    DiscordChannel,
+    GotifyChannel,
+    MailChannel,
+    NtfyChannel,
+    SlackChannel,
+    TelegramChannel,
+    WebhookChannel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from latticed.system.notify.intent import Channel, Item, Severity
+    from latticed.system.notify.intent import Channel, NotifyItem, Severity
     from latticed.system.notify.render import Text
 
 TELEGRAM_UNITS: Final = 4_096
@@ -63,7 +72,7 @@ _LATER: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ChannelCall:
     """One host call: `http.do` or `mail.send`, and its parameters."""
 
     call: Literal["http.do", "mail.send"]
@@ -81,26 +90,26 @@ class Verdict:
     blames_channel: bool = True
 
 
-def request(channel: Channel, text: Text, message_id: str, items: Sequence[Item]) -> Request:
+def request(channel: Channel, text: Text, message_id: str, items: Sequence[NotifyItem]) -> ChannelCall:
     """What is sent to a channel for one message."""
     title = _MARKS[text.severity] + text.title
     match channel:
-        case Telegram():
+        case TelegramChannel():
             return _telegram(channel, title, text)
-        case Bark():
+        case BarkChannel():
             body = render.cut(text.body or text.title, BARK_BYTES - render.in_json(text.title), render.in_json)
             level = _BARK[text.severity]
             push = {"title": text.title, "body": body, "level": level, "group": "latticed", "id": message_id}
             return _post(f"{_base(channel.server)}/{channel.key}", push)
-        case Discord():
+        case DiscordChannel():
             return _discord(channel, text)
-        case Slack():
+        case SlackChannel():
             whole = render.cut(f"{title}\n{text.body}".strip(), SLACK_CHARACTERS, len)
             flags = {"mrkdwn": False, "unfurl_links": False, "unfurl_media": False}
             return _post(channel.url, {"text": render.slack(whole), **flags})
-        case Ntfy():
+        case NtfyChannel():
             return _ntfy(channel, text, message_id)
-        case Gotify():
+        case GotifyChannel():
             plain: dict[str, Any] = {
                 "title": title,
                 "message": render.cut(text.body or text.title, GOTIFY_CHARACTERS, len),
@@ -108,18 +117,18 @@ def request(channel: Channel, text: Text, message_id: str, items: Sequence[Item]
                 "extras": {"client::display": {"contentType": "text/plain"}},
             }
             return _post(f"{_base(channel.server)}/message", plain, {"X-Gotify-Key": channel.token})
-        case Webhook():
+        case WebhookChannel():
             return _webhook(channel, text, message_id, items)
-        case Mail():
+        case MailChannel():
             subject = render.cut(render.one_line(title), MAIL_SUBJECT, len)
             params = {"to": list(channel.to), "subject": render.literal(subject), "body": render.literal(text.body)}
-            return Request(call="mail.send", params=params)
+            return ChannelCall(call="mail.send", params=params)
     assert_never(channel)
 
 
 def verdict(channel: Channel, answer: Mapping[str, Any], *, now: datetime) -> tuple[Verdict, str]:
     """What the answer of http.do or mail.send means, and its beginning as text."""
-    if isinstance(channel, Mail):
+    if isinstance(channel, MailChannel):
         return Verdict(outcome="done"), f"the relay took it for {answer.get('recipients')} recipients"
     status = int(answer["status_code"])
     raw = base64.b64decode(answer["body_base64"]).decode("utf-8", "replace")
@@ -147,7 +156,7 @@ def refused(call: str, code: str, message: str) -> Verdict:
     return Verdict(outcome="retry", code=code, reason=reason)
 
 
-def _telegram(channel: Telegram, title: str, text: Text) -> Request:
+def _telegram(channel: TelegramChannel, title: str, text: Text) -> ChannelCall:
     head = render.cut(title, TELEGRAM_UNITS // 2, render.utf16)
     body = render.cut(text.body, TELEGRAM_UNITS - render.utf16(head) - 1, render.utf16)
     written = f"<b>{render.telegram(head)}</b>\n{render.telegram(body)}".rstrip("\n")
@@ -163,7 +172,7 @@ def _telegram(channel: Telegram, title: str, text: Text) -> Request:
     return _post(f"{_base(channel.server)}/bot{channel.token}/sendMessage", plain)
 
 
-def _discord(channel: Discord, text: Text) -> Request:
+def _discord(channel: DiscordChannel, text: Text) -> ChannelCall:
     def size(part: str) -> int:
         return render.utf16(render.discord(part))
 
@@ -177,7 +186,7 @@ def _discord(channel: Discord, text: Text) -> Request:
     return _post(f"{channel.url}{joint}wait=true", {"embeds": [embed], "allowed_mentions": {"parse": []}})
 
 
-def _ntfy(channel: Ntfy, text: Text, message_id: str) -> Request:
+def _ntfy(channel: NtfyChannel, text: Text, message_id: str) -> ChannelCall:
     plain = {
         "topic": channel.topic,
         "title": render.cut(text.title, NTFY_TITLE, render.utf8),
@@ -190,7 +199,7 @@ def _ntfy(channel: Ntfy, text: Text, message_id: str) -> Request:
     return _post(f"{_base(channel.server)}/", plain, header)
 
 
-def _webhook(channel: Webhook, text: Text, message_id: str, items: Sequence[Item]) -> Request:
+def _webhook(channel: WebhookChannel, text: Text, message_id: str, items: Sequence[NotifyItem]) -> ChannelCall:
     listed, left = [], WEBHOOK_ITEMS_BYTES
     for one in items:
         row = {name: getattr(one, name) for name in one.__struct_fields__}
@@ -210,7 +219,7 @@ def _webhook(channel: Webhook, text: Text, message_id: str, items: Sequence[Item
     return found
 
 
-def _post(url: str, plain: Any, header: dict[str, str] | None = None) -> Request:
+def _post(url: str, plain: Any, header: dict[str, str] | None = None) -> ChannelCall:
     body = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     params = {
         "method": "POST",
@@ -218,7 +227,7 @@ def _post(url: str, plain: Any, header: dict[str, str] | None = None) -> Request
         "header": {"Content-Type": "application/json", **(header or {})},
         "body_base64": base64.b64encode(body).decode("ascii"),
     }
-    return Request(call="http.do", params=params)
+    return ChannelCall(call="http.do", params=params)
 
 
 def _base(server: str) -> str:
@@ -238,15 +247,15 @@ def _of_status(status: int, shown: str, after_s: float) -> Verdict:
 def _of_body(channel: Channel, raw: str, plain: dict[str, Any], shown: str, after_s: float) -> Verdict:
     """What a body says after all, under a status that says that all is well."""
     match channel:
-        case Telegram():
+        case TelegramChannel():
             is_done, code = plain.get("ok") is True, plain.get("error_code")
-        case Bark():
+        case BarkChannel():
             is_done, code = plain.get("code") == 200, plain.get("code")
-        case Slack():
+        case SlackChannel():
             # Servers that take the same answer in their own ways.
             is_done = raw.strip() == "ok" or plain.get("ok") is True or plain.get("success") is True
             code = 400 if plain.get("ok") is False or plain.get("success") is False else None
-        case Discord() | Ntfy() | Gotify():
+        case DiscordChannel() | NtfyChannel() | GotifyChannel():
             is_done, code = "id" in plain, plain.get("code") or plain.get("errorCode")
         case _:
             is_done, code = True, None
