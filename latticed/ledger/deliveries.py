@@ -113,9 +113,10 @@ def plan(tx: Transaction, item: Item, channels: Iterable[Planned], *, now_us: in
         next_at = max(now_us + one.hold_us, _window_end(tx, one, now_us))
         tx.execute(
             "INSERT INTO deliveries (item, channel, seq, urgent, next_at, bundle) VALUES (?,?,?,?,?,?)"
-            " ON CONFLICT (item, channel) DO UPDATE SET state = 'waiting', attempts = 0, next_at = excluded.next_at,"
-            " code = '', reason = '', message = '' WHERE state = 'failed'",
-            (item.id, one.channel, item.seq, item.severity == "critical", next_at, one.bundle),
+            " ON CONFLICT (item, channel) DO UPDATE SET state = 'waiting', attempts = 0, next_at = ?, code = '',"
+            " reason = '', message = '' WHERE state = 'failed'",
+            # An operator has asked for it to be tried again: not held back.
+            (item.id, one.channel, item.seq, item.severity == "critical", next_at, one.bundle, now_us),
         )
     notifications.hand_over(tx, item.id)
     return _settle(tx, item.id, now_us)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tests.house import bundles, hosting, push_services
@@ -32,7 +32,8 @@ class Fanout:
     place: Place
     daemon: Daemon
     services: PushServices
-    intent: dict[str, Any] = field(default_factory=dict)
+    author: bundles.Author
+    relay: Any = None
 
     def configure(self, **intent: Any) -> Any:
         """Set the configuration; the answer of latticectl."""
@@ -72,7 +73,7 @@ class Fanout:
 
 def prepare(place: Place, daemon: Daemon, services: PushServices, author: bundles.Author, **intent: Any) -> Fanout:
     """Set secrets, configuration and grants, activate the fan-out, and a plugin that sends."""
-    found = Fanout(place=place, daemon=daemon, services=services)
+    found = Fanout(place=place, daemon=daemon, services=services, author=author)
     for name, value in push_services.SECRETS.items():
         assert daemon.ctl("secret", "set", name, stdin=value).returncode == 0
         assert daemon.ctl("secret", "bind", name, ID).returncode == 0

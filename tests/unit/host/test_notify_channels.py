@@ -309,7 +309,7 @@ async def test_own_events_are_not_told_while_the_plugin_is_not_active(kept, ledg
     for told in (False, True):
         following = asyncio.create_task(kept.channels.follow(told=told))
         async with asyncio.timeout(10):
-            while (ledger.read(deliveries.events_read) is None) is told:
+            while (ledger.read(deliveries.events_read) is None) is told:  # noqa: ASYNC110 - nothing tells of a write
                 await asyncio.sleep(0.001)
         await ledger.record(event("trust.revoked", f"while {told}"))
         await following
