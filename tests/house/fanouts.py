@@ -95,5 +95,5 @@ def prepare(place: Place, daemon: Daemon, services: PushServices, author: bundle
 @contextlib.contextmanager
 def running(settings: str = "", **intent: Any) -> Iterator[Fanout]:
     """A fresh one, with a channel of each kind unless `intent` says otherwise."""
-    with push_services.serving() as services, hosting.hosting(settings) as host:
+    with push_services.serving() as services, hosting.hosting(settings, builtins="latticed") as host:
         yield prepare(host.daemon.place, host.daemon, services, host.author, **intent)
