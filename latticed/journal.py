@@ -30,7 +30,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from latticed.settings import Settings
 
@@ -96,7 +96,7 @@ async def _run(settings: Settings, source: str) -> int:
             sock = _listen(path, settings.runtime_dir)
             # The path is ours: without a listener, a socket file would refuse connections until the next start.
             stack.callback(path.unlink, missing_ok=True)
-        await stack.enter_async_context(JournalServer(sources, clients=clients(settings)).serving(sock))
+        await stack.enter_async_context(JournalServer(sources, clients=lambda: clients(settings)).serving(sock))
         source_name = "journald" if use_journald else "auth.log"
         # Only now, with the socket open: units that wait for this one may connect at once.
         notifier.ready(f"reading {source_name}")
@@ -122,7 +122,8 @@ def _listen(path: Path, runtime_dir: Path) -> socket.socket:
 def clients(settings: Settings) -> frozenset[int]:
     """The uids that may ask: root, our own, and the owner of the runtime directory, which is the daemon's user.
 
-    Looked up once at the start. Without the directory only root and our own user may.
+    Looked up for each connection: a service manager may have made the directory, and give it to the daemon's user only
+    when that one is started. Without it only root and our own user may.
     """
     uids = {0, os.geteuid()}
     with contextlib.suppress(OSError):
@@ -132,12 +133,12 @@ def clients(settings: Settings) -> frozenset[int]:
 
 
 class JournalServer:
-    """Answers one request for each connection, from `clients` (uids) only.
+    """Answers one request for each connection, from `clients()` (uids) only.
 
     A request is one line of JSON, a JournalQuery; the answer is one line of JSON: entries, or `code` and `message`.
     """
 
-    def __init__(self, sources: Sources, *, clients: frozenset[int]) -> None:
+    def __init__(self, sources: Sources, *, clients: Callable[[], frozenset[int]]) -> None:
         self._sources = sources
         self._clients = clients
         self._connections: set[asyncio.Task[Any]] = set()
@@ -180,9 +181,10 @@ class JournalServer:
     def _is_allowed(self, writer: asyncio.StreamWriter) -> bool:
         """Whether the peer may ask (SO_PEERCRED), and there are not too many connections."""
         uid = peers.of(writer.get_extra_info("socket")).uid
-        if uid not in self._clients:
+        is_client = uid in self._clients()
+        if not is_client:
             log.warning("journal_request_refused", uid=uid)
-        return uid in self._clients and len(self._connections) <= MAX_CONNECTIONS
+        return is_client and len(self._connections) <= MAX_CONNECTIONS
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one request, write one answer."""

@@ -35,6 +35,8 @@ MAX_ENTRY_BYTES: Final = 1 << 20
 """How long one entry may be as JSON; longer ones are skipped."""
 MAX_MESSAGE: Final = 16 << 10
 """How many characters of a message are kept."""
+_MAX_FIELD: Final = 512
+"""Of any other field; some of them a program chooses."""
 MAX_READ_CHARACTERS: Final = 256 << 10
 """How many characters the messages of one read may have; the last message may go beyond it."""
 MAX_READ_ENTRIES: Final = 5_000
@@ -74,6 +76,22 @@ def is_kept() -> bool:
 def is_cursor(text: str) -> bool:
     """Whether `text` has the form of journald's cursors."""
     return _CURSOR.fullmatch(text) is not None
+
+
+def cursor_us(cursor: str) -> int:
+    """When journald got the entry of a cursor (µs since the epoch); 0 for what is no cursor."""
+    found = _CURSOR.fullmatch(cursor)
+    return int(found[2], 16) if found else 0
+
+
+async def oldest_us() -> int | None:
+    """When journald got the oldest entry of the system's that is still there, those of uid 0 among them (other users
+    have files of their own); None without one. JournalUnreadable.
+    """
+    async with contextlib.aclosing(_entries((), ("--system", "--output-fields=_PID"))) as entries:
+        async for entry in entries:
+            return entry.at_us
+    return None
 
 
 async def newest(
@@ -211,7 +229,7 @@ def _decoded(line: bytes) -> JournalEntry | None:
         return None
     if not isinstance(cursor, str) or not is_cursor(cursor):
         return None
-    fields = {name: _text(found.get(name))[:MAX_MESSAGE] for name in FIELDS}
+    fields = {name: _text(found.get(name))[: MAX_MESSAGE if name == "MESSAGE" else _MAX_FIELD] for name in FIELDS}
     return JournalEntry(fields=fields, cursor=cursor, at_us=at_us)
 
 

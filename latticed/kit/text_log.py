@@ -26,6 +26,8 @@ MOST_ANSWERED: Final = 256 << 10
 """How many bytes the wanted lines of one reading have; the last one may go beyond it."""
 MOST_BYTES: Final = 4 << 20
 """How many bytes one reading looks at, wanted or not."""
+MOST_PARTS: Final = 64
+"""How many older parts are looked at; what lies in one before them is lost."""
 TAIL_BYTES: Final = 1 << 20
 """How many bytes from the end the newest lines are looked for."""
 
@@ -169,7 +171,8 @@ def _siblings(path: Path) -> list[str]:
             age = -int(rotated[2]) if rotated[1] == "." else int(rotated[2])  # of those written in the same moment
             if stat.S_ISREG(seen.st_mode):
                 found.append((seen.st_mtime_ns, age, name))
-    return [*(name for _, _, name in sorted(found)), path.name]
+    # Each is opened: a log that is rotated often, and never removed, must not use up descriptors.
+    return [*(name for _, _, name in sorted(found)[-MOST_PARTS:]), path.name]
 
 
 def _open(path: Path) -> int:

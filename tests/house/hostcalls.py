@@ -243,7 +243,7 @@ async def _journal_reader(home: in_process.Home) -> AsyncIterator[None]:
     log = home.root / "auth.log"
     log.write_text(_LOG_LINE)
     sources = Sources(units=(), auth_log=log, use_journald=False)
-    reader = journal.JournalServer(sources, clients=journal.clients(home.app.api.settings))
+    reader = journal.JournalServer(sources, clients=lambda: journal.clients(home.app.api.settings))
     async with reader.serving(unix_listener.listen(home.root / "run/journal.sock")):
         yield
 

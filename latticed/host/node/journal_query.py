@@ -49,6 +49,8 @@ _AUTH_LINE: Final = re.compile(
     r"(?P<comm>sshd(?:-session|-auth)?)\[(?P<pid>\d{1,10})\]: (?P<message>.*)",
     re.DOTALL,
 )
+# So long after the time in it, a cursor that nothing comes after is answered with another time.
+_LATE_US: Final = 3_600 * 1_000_000
 _DAY_S: Final = 86_400
 # From any year on, so many hold a 29 February, also around a year such as 2100.
 _YEARS: Final = 9
@@ -79,9 +81,9 @@ async def answer(sources: Sources, asked: JournalQuery) -> dict[str, Any]:
     """`{entries, cursor, gap}`; HostError bad_params, service_unavailable.
 
     Without a cursor: the newest entries. With one: those after it, oldest first; if there are more than fit or than
-    `limit`, the next cursor is that of the last one returned. `gap`: what the cursor stands for is gone, so entries
-    after it may be gone as well. Cursors: `j:` an entry that the filter matches, `n:` any entry of journald, `t:` a
-    time in µs while the journal is empty, `f:` a position in auth.log.
+    `limit`, the next cursor is that of the last one returned. `gap`: entries after the cursor may have been removed.
+    Cursors: `j:` an entry that the filter matches, `n:` any entry of journald, either with `@` and a time (µs) until
+    which everything was read; `t:` such a time while the journal is empty; `f:` a position in auth.log.
     """
     if not may_read(asked.filter, sources.units) or not _UNIT.fullmatch(asked.filter):
         shown = text.sanitise(asked.filter, 80)
@@ -114,37 +116,58 @@ async def _read_journald(
 
     HostError bad_params for a cursor of another kind; journalctl.JournalUnreadable.
     """
-    kind, _, position = asked.cursor.partition(":")
+    now_us = time.time_ns() // 1_000
     if not asked.cursor:
-        # Before reading: an entry that is written meanwhile is then after the cursor, not lost.
-        since_us = time.time_ns() // 1_000
+        # The time was taken before: an entry that is written meanwhile is then after the cursor, not lost.
         found, last = await journalctl.newest(matches, wanted, asked.limit)
         if not last and not journalctl.is_kept():
             raise journalctl.JournalUnreadable("journald keeps none here (Storage= in journald.conf)")
-        return _answered(found, f"n:{last}" if last else f"t:{since_us}")
-    since_us = 0
-    if kind == "t" and _number(position) is not None:
-        since_us, position = int(position), ""
-    elif kind not in {"j", "n"} or not journalctl.is_cursor(position):
-        raise _bad_cursor()
+        return _answered(found, f"n:{last}" if last else f"t:{now_us}")
+    place = _parse_place(asked.cursor)
     # Nothing is asked for: the place stays the same, and no process is started.
     if not asked.limit:
         return _answered([], asked.cursor)
 
     async def read() -> tuple[list[JournalEntry], str, bool]:
-        return await journalctl.following(matches, wanted, asked.limit, cursor=position, since_us=since_us)
+        since_us = 0 if place.position else place.read_us
+        return await journalctl.following(matches, wanted, asked.limit, cursor=place.position, since_us=since_us)
 
     found, last, seen = await read()
-    if kind != "j" or seen:
-        return _answered(found, f"j:{last}" if last != position else asked.cursor)
-    if last == position:
-        # Nothing is left to go on from, and the next question must not find this gap again. The newest entry of all is
+    is_late = now_us - place.read_us >= _LATE_US
+    if seen or place.kind == "t" or (place.kind == "n" and not is_late):
+        if last != place.position:
+            return _answered(found, f"j:{last}")
+        return _answered([], f"{place.kind}:{last}@{now_us}" if is_late and last else asked.cursor)
+    oldest_us = await journalctl.oldest_us()
+    gap = oldest_us is None or oldest_us > place.read_us
+    if last == place.position:
+        # Nothing is left to go on from, and the next question must not find this again. The newest entry of all is
         # asked for first, so that what is written meanwhile is after it.
         beginning = await _read_journald(JournalQuery(filter=asked.filter, limit=0), matches, wanted)
         found, last, _ = await read()
-        if last == position:
-            return {**beginning, "gap": True}
-    return _answered(found, f"j:{last}", gap=True)
+        if last == place.position:
+            return {**beginning, "gap": gap}
+    return _answered(found, f"j:{last}", gap=gap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A cursor of `kind` j, n or t: an entry of journald (none for t), and until when everything was read (µs)."""
+
+    kind: str
+    position: str
+    read_us: int
+
+
+def _parse_place(cursor: str) -> _Place:
+    """The place that a cursor of journald stands for; HostError bad_params for a cursor of another kind."""
+    kind, _, rest = cursor.partition(":")
+    position, _, stamp = rest.partition("@")
+    if kind == "t" and (since_us := _number(rest)) is not None:
+        return _Place(kind=kind, position="", read_us=since_us)
+    if kind not in {"j", "n"} or not journalctl.is_cursor(position) or (stamp and _number(stamp) is None):
+        raise _bad_cursor()
+    return _Place(kind=kind, position=position, read_us=max(journalctl.cursor_us(position), _number(stamp) or 0))
 
 
 def _answered(found: list[JournalEntry], cursor: str, *, gap: bool = False) -> dict[str, Any]:
