@@ -136,9 +136,9 @@ class Place:
             assert isinstance(answer, protocol.Moved), answer
         return plan
 
-    def late_s(self) -> float:
-        """How long ago the armed deadline of kind `file` was; negative before it, and when there is none."""
-        armed = json.loads((self.state / "targets/file.json").read_text())["armed"]
+    def late_s(self, kind: str = "file") -> float:
+        """How long ago the armed deadline of a kind was; negative before it, and when there is none."""
+        armed = json.loads((self.state / f"targets/{kind}.json").read_text())["armed"]
         return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - armed["deadline_ns"]) / 1e9 if armed else -1.0
 
     def state_of(self, plan: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.nft import NftKind
 from latticed.system.nft_guard import parse
-from tests.house import apply_helpers, firewalled, long, processes
+from tests.house import apply_helpers, firewalled, processes
 from tests.house.nft_places import BASE, SSH, WIDE, NftPlace
 
 pytestmark = pytest.mark.root
@@ -219,35 +218,6 @@ def test_approver_is_never_banned_without_an_approval_whatever_source_the_daemon
             answer = site.helper.ask(protocol.Apply(plan=ban, source=source), user=apply_helpers.DAEMON)
             assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_approver")
         assert site.banned() == {}
-
-
-def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_table(site):
-    """Of the helper, its dead-man, or both; where both are gone, the next start puts it back."""
-    rng = random.Random(12)
-    with site.helper.running():
-        site.helper.applied({**BASE, "bans": [banned(STRANGER, 3_600)]}, kind="nft")
-    before, foreign = site.table(), site.foreign()
-    for turn in range(long.times(4, 50)):
-        victims = ("helper", "dead-man", "both")[turn % 3]
-        with site.helper.running() as helper:
-            plan = site.helper.approved({**WIDE, "never": [f"192.0.2.{turn}"]}, kind="nft")
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(site.helper.settings["socket"])
-                sock.sendall(protocol.encode(protocol.Apply(plan=plan, confirm_within_s=10)))
-                apply_helpers.pause(rng.uniform(0, 0.4))
-                if victims in {"dead-man", "both"}:
-                    for pid in site.helper.dead_men():
-                        os.kill(pid, signal.SIGKILL)
-                if victims in {"helper", "both"}:
-                    helper.kill()
-                    helper.wait()
-            if victims == "dead-man":
-                until(lambda: site.table() == before, f"turn {turn}", 10 + LATE_S + 5)
-        if victims != "dead-man":
-            with site.helper.running():
-                until(lambda: site.table() == before, f"turn {turn} after {victims}", 10 + LATE_S + 5)
-        assert site.foreign() == foreign
-        assert f"{STRANGER}/32" in site.banned()
 
 
 def test_helper_runs_no_program_but_those_of_the_kind_by_their_whole_path(site):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -232,3 +234,25 @@ def test_operator_has_a_file_applied_with_latticectl_alone(site, tmp_path):
     assert second.returncode == 0, second
     assert site.helper.state_of(plan) == "applied"
     assert b"tcp dport 22 accept" in site.net.stateless()
+
+
+def test_kept_ban_that_is_not_in_the_table_is_applied_at_a_poll(site):
+    """As after a kill between keeping and applying it."""
+    site.configure(BASE)
+    site.applied()
+    ban = {"address": STRANGER, "expires_at": int(time.time()) + 600, "comment": ""}
+    path = f"/api/kv/plugin:{ID}/bans"
+    answer = site.host.daemon.ask("PUT", path, json.dumps({f"{STRANGER}/32": ban}).encode())
+    assert answer.status in {200, 204}, answer
+    site.until(lambda: site.banned() == [f"{STRANGER}/32"], "the ban")
+
+
+def test_kept_ban_that_cannot_be_applied_is_in_the_health(site):
+    """Here one that would hit this host; the others' plans are refused with it."""
+    site.configure(BASE)
+    site.applied()
+    ban = {"address": "10.9.0.1", "expires_at": int(time.time()) + 600, "comment": ""}
+    path = f"/api/kv/plugin:{ID}/bans"
+    assert site.host.daemon.ask("PUT", path, json.dumps({"10.9.0.1/32": ban}).encode()).status in {200, 204}
+    site.until(lambda: "1 bans are not in the table" in site.health(), "the reason")
+    assert site.banned() == []

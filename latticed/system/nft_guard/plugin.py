@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 KIND: Final = "nft"
 POLL_S: Final = 5.0
 """Seconds between two looks at the live table: drift is in the health at most so much later."""
+MEND_S: Final = 60.0
+"""Seconds between two attempts to apply bans that are not in the table."""
 MAX_BAN_S: Final = 365 * 86_400
 MAX_KEPT: Final = 512
 """Bans of `ban` at a time: they are one value of kv. More belong into the configuration."""
@@ -38,20 +40,29 @@ class NftGuard(SystemPlugin):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._seen: Health | None = None
+        self._mended_s = float("-inf")
+        self._unapplied = ""
         # Two actions at once would plan without each other's ban.
         self._changing = asyncio.Lock()
 
     async def run(self) -> None:
         while True:
             try:
-                self._seen = await self._looked()
+                state = await self.host.network.state(KIND)
                 await self._expire()
+                await self._mend(state)
+                self._seen = Health("degraded", self._unapplied[:400]) if self._unapplied else _health(state)
             except HostError as error:
-                self._seen = Health("degraded", str(error))
+                self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
 
     async def check(self) -> Health:
-        return self._seen or await self._looked()
+        if self._seen is None:
+            try:
+                return _health(await self.host.network.state(KIND))
+            except HostError as error:
+                return Health("degraded", str(error)[:400])
+        return self._seen
 
     async def do_plan(self, _payload: Any) -> Any:
         """What network.plan answers: `{"ok", "sha256", "state", …}`."""
@@ -112,23 +123,6 @@ class NftGuard(SystemPlugin):
         except HostError as error:
             raise PluginError(str(error)) from error
 
-    async def _looked(self) -> Health:
-        """The health: degraded where the tool or the helper is missing, or something else has changed the table."""
-        try:
-            state = await self.host.network.state(KIND)
-        except HostError as error:
-            return Health("degraded", error.message[:400])
-        target, table = state["target"] or {}, (state["live"] or {}).get("table") or {}
-        if target.get("unconfirmed"):
-            left = int(target.get("deadline_s", 0))
-            return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
-        if not target.get("confirmed"):
-            return Health("degraded", "no plan is applied: latticectl apply latticed.nft-guard")
-        if target.get("drifted"):
-            gone = "is gone" if not table.get("present") else "was changed"
-            return Health("degraded", f"drift: the table {gone} by something else: latticectl plan apply")
-        return Health("healthy", f"plan {target['confirmed'][:12]}, {len(table.get('bans', ()))} bans")
-
     async def _expire(self) -> None:
         """Forget bans that are over; the kernel has ended them by itself."""
         async with self._changing:
@@ -137,6 +131,28 @@ class NftGuard(SystemPlugin):
             left = {network: ban for network, ban in before.items() if ban["expires_at"] > now_s}
             if left != before:
                 await self._keep(left)
+
+    async def _mend(self, state: Any) -> None:
+        """Apply bans that were kept and are not in the table: latticed was killed in between, or the apply failed after
+        its answer was waited for. Tried again after MEND_S; until then `_unapplied` says why.
+        """
+        target, table = state["target"] or {}, (state["live"] or {}).get("table") or {}
+        if not target.get("confirmed") or target.get("unconfirmed") or target.get("drifted"):
+            return
+        async with self._changing:
+            kept, there = await self._kept(), {one["network"] for one in table.get("bans", ())}
+            # One that is nearly over may have ended in the kernel.
+            soon_s = time.time() + 2 * POLL_S
+            missing = [network for network, ban in kept.items() if network not in there and ban["expires_at"] > soon_s]
+            if not missing:
+                self._unapplied = ""
+            elif time.monotonic() >= self._mended_s + MEND_S:
+                self._mended_s = time.monotonic()
+                try:
+                    await self._changed(kept, kept)
+                    self._unapplied = ""
+                except PluginError as error:
+                    self._unapplied = f"{len(missing)} bans are not in the table: {error}"
 
     # What is wanted
 
@@ -169,13 +185,34 @@ class NftGuard(SystemPlugin):
         is refused; then the bans are as before.
         """
         made = await self._planned(await self._intent(after))
-        await self._keep(after)
+        # A kill between the two leaves a ban that is kept and not applied, which `_mend` applies; never one that is
+        # applied and that nobody knows how to lift.
+        lifts = after.keys() < before.keys()
+        if not lifts:
+            await self._keep(after)
         try:
             done = await self.host.network.apply(made["sha256"])
         except HostError as error:
-            await self._keep(before)
+            if not lifts:
+                await self._keep(before)
             raise PluginError(f"plan {made['sha256'][:12]}: {error.message}") from error
+        if lifts:
+            await self._keep(after)
         return {"ok": True, "sha256": made["sha256"], "state": done["state"]}
+
+
+def _health(state: Any) -> Health:
+    """Degraded where something else has changed the table, a plan waits, or none is applied."""
+    target, table = state["target"] or {}, (state["live"] or {}).get("table") or {}
+    if target.get("unconfirmed"):
+        left = int(target.get("deadline_s", 0))
+        return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
+    if not target.get("confirmed"):
+        return Health("degraded", "no plan is applied: latticectl apply latticed.nft-guard")
+    if target.get("drifted"):
+        gone = "is gone" if not table.get("present") else "was changed"
+        return Health("degraded", f"drift: the table {gone} by something else: latticectl plan apply")
+    return Health("healthy", f"plan {target['confirmed'][:12]}, {len(table.get('bans', ()))} bans")
 
 
 def _answered(plain: dict[str, Any], live: Any, asked: Any) -> dict[str, Any]:
