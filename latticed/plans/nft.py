@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TABLE: Final = (tables.FAMILY, tables.NAME)
 PACKAGES: Final = MappingProxyType({"nft": "nftables", "ss": "iproute2", "ip": "iproute2"})
 """The Debian package of each program that there has to be."""
-_UFW_CHAINS: Final = (("ip", "INPUT"), ("ip6", "INPUT"))
+_LEGACY: Final = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,15 @@ class NftKind:
 
     @property
     def programs(self) -> Mapping[str, str]:
-        """`sshd` need not be there."""
-        return {"nft": "/usr/sbin/nft", "ss": "/usr/bin/ss", "ip": "/usr/bin/ip", "sshd": "/usr/sbin/sshd"}
+        """`sshd` and the last two need not be there."""
+        return {
+            "nft": "/usr/sbin/nft",
+            "ss": "/usr/bin/ss",
+            "ip": "/usr/bin/ip",
+            "sshd": "/usr/sbin/sshd",
+            "iptables-legacy-save": "/usr/sbin/iptables-legacy-save",
+            "ip6tables-legacy-save": "/usr/sbin/ip6tables-legacy-save",
+        }
 
     # Pure
 
@@ -165,12 +172,9 @@ def _facts(tools: Tools, foreign: tuple[str, ...]) -> LiveFacts:
 
 def _sshd_ports(tools: Tools, listening: Iterable[Listener]) -> tuple[int, ...]:
     """Of `sshd -T`. Where sshd is installed, cannot say, and none listens: the port that it has by default."""
-    try:
-        ended = tools.run("sshd", "-T")
-    except Problem as problem:
-        if problem.code == "tool_missing":
-            return ()
-        raise
+    ended = _ran_if_there(tools, "sshd", "-T")
+    if ended is None:
+        return ()
     ports = sources.sshd_ports(ended.stdout) if ended.status == 0 else ()
     if ports or any(one.process == "sshd" for one in listening):
         return ports
@@ -179,14 +183,34 @@ def _sshd_ports(tools: Tools, listening: Iterable[Listener]) -> tuple[int, ...]:
 
 def _firewalls(tools: Tools, foreign: tuple[str, ...]) -> tuple[str, ...]:
     """Of ufw and firewalld, those whose rules are in the kernel, whatever started them."""
-    found = ["firewalld"] if "inet firewalld" in foreign else []
-    for family, chain in _UFW_CHAINS:
-        if f"{family} filter" not in foreign:
-            continue
-        ended = ran(tools, PACKAGES, "nft", "-j", "list", "chain", family, "filter", chain, ends=(0, 1))
-        if ended.status == 0 and parsed(sources.has_ufw, ended.stdout):
-            return (*found, "ufw")
-    return tuple(found)
+    found = {"firewalld"} if "inet firewalld" in foreign else set()
+    found |= {_firewall(tools, family) for family in ("ip", "ip6") if f"{family} filter" in foreign}
+    for program in _LEGACY:
+        # Without a table named it loads no module of the kernel, and prints nothing where there is none.
+        saved = _ran_if_there(tools, program)
+        found |= {sources.firewall_of_legacy(saved.stdout)} if saved is not None else set()
+    return tuple(sorted(found - {""}))
+
+
+def _firewall(tools: Tools, family: str) -> str:
+    """The firewall that the input chain of `filter` leads to, if it is active; else empty."""
+    of_chain = ("-j", "list", "chain", family, "filter")
+    ended = ran(tools, PACKAGES, "nft", *of_chain, "INPUT", ends=(0, 1))
+    name, chain = parsed(sources.firewall, ended.stdout) if ended.status == 0 else ("", "")
+    if not name:
+        return ""
+    ended = ran(tools, PACKAGES, "nft", *of_chain, chain, ends=(0, 1))
+    return name if ended.status == 0 and parsed(sources.has_rules, ended.stdout) else ""
+
+
+def _ran_if_there(tools: Tools, program: str, *arguments: str) -> ProgramEnd | None:
+    """As `Tools.run`; None where the program is not installed."""
+    try:
+        return tools.run(program, *arguments)
+    except Problem as problem:
+        if problem.code == "tool_missing":
+            return None
+        raise
 
 
 def _is_there(tools: Tools) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,14 +12,10 @@ from pathlib import Path
 import pytest
 
 from latticed.plans import protocol
-from tests.house import apply_helpers, processes
+from tests.house import apply_helpers, processes, traces
 from tests.house.apply_helpers import BASE, DAEMON, WIDE
 
 pytestmark = [pytest.mark.daemon, pytest.mark.root]
-TRACED = ",".join(
-    "execve execveat open openat openat2 creat connect rename renameat renameat2 unlink unlinkat mkdir mkdirat"
-    " link linkat symlink symlinkat truncate chmod fchmodat chown".split()
-)
 MODULE = [sys.executable, "-I", "-m", "latticed.apply"]
 
 
@@ -172,17 +167,7 @@ def test_helper_opens_no_file_and_runs_no_program_outside_its_list(place):
     programs.
     """
     trace = place.home / "trace"
-    place.before = (
-        "strace",
-        "-D",
-        "-f",
-        "-q",
-        "-y",
-        "-o",
-        str(trace),
-        "-e",
-        f"trace={TRACED}",
-    )
+    place.before = traces.watching(trace)
     place.settings["confirm_within_s"] = 6  # strace slows the dead-man's start down
     with place.running() as helper:
         plan = place.offer(WIDE, user=None)
@@ -193,42 +178,8 @@ def test_helper_opens_no_file_and_runs_no_program_outside_its_list(place):
         processes.until(lambda: not place.dead_men(), what="the dead-men to end")
         helper.send_signal(signal.SIGTERM)
         helper.wait(processes.PATIENCE_S)
-    processes.until(lambda: "+++ exited" in trace.read_text().splitlines()[-1], what="the trace's end")
-    run, touched = set(), set()
-    for line in trace.read_text().splitlines():
-        if "ENOENT" in line or "+++" in line:
-            continue
-        whole = re.sub(r'\d+<(/[^>]*)>, "([^"/][^"]*)"', r'"\1/\2"', line)  # relative to an open directory
-        paths = re.findall(r'"((?:/|\.)[^"]*)"', whole)
-        if " execve" in line and paths:
-            run.add(paths[0])
-        else:
-            touched |= {os.path.normpath(one).replace("//", "/") for one in paths}
-    assert run == {sys.executable, "/usr/bin/tee"}
-    own = [str(place.home / name) for name in ("live", "state", "run", "code", "latticed.toml")]
-    code = {os.path.realpath(one) for one in (sys.prefix, sys.base_prefix, Path(protocol.__file__).parents[1])}
-    library = [
-        *code,
-        sys.prefix,
-        "/lib",
-        "/usr/lib",
-        "/usr/share/zoneinfo",
-        "/usr/local/lib",
-        "/etc/ld.so.cache",
-        "/etc/python3",
-        "/etc/localtime",
-    ]
-    database = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/run/systemd/userdb"]
-    kernel = [
-        "/dev/null",
-        "/proc/sys/kernel/random/boot_id",
-        "/proc/self/fd",
-        "/proc/self/oom_score_adj",
-        "/sys/devices/system/cpu",
-    ]
-    strays = {one for one in touched if not one.startswith((*own, *library, *database, *kernel))}
-    # The directories that lead to a file are opened for passing through, to judge them.
-    leading = {str(parent) for one in (place.home / "x", *map(Path, run)) for parent in (one, *one.parents)}
-    assert strays - leading == set()
+    found = traces.touched(trace)
+    assert found.keys() == {sys.executable, "/usr/bin/tee"}
+    assert traces.strays(place, set().union(*found.values()), found) == set()
     with contextlib.suppress(FileNotFoundError):
         assert not any("trace" in one for one in os.listdir(place.state))

@@ -17,5 +17,10 @@ WIDE = {"groups": [SSH, WEB], "bindings": {"groups": ["ssh", "web"]}}
 class NftPlace(apply_helpers.Place):
     """latticed's own helper, as it is started for real."""
 
+    def __post_init__(self) -> None:
+        # A look at the host takes ten programs.
+        self.settings = {"poll_s": 1.0, **self.settings}
+        super().__post_init__()
+
     def command(self, *options: str) -> list[str]:
         return [sys.executable, "-I", "-m", "latticed.apply", "--config", str(self.config), *options]

@@ -16,7 +16,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.nft import NftKind
 from latticed.system.nft_guard import parse
-from tests.house import apply_helpers, firewalled, processes
+from tests.house import apply_helpers, firewalled, processes, traces
 from tests.house.nft_places import BASE, SSH, WIDE, NftPlace
 
 pytestmark = pytest.mark.root
@@ -31,6 +31,30 @@ FOREIGN = b"""
     }
 """
 LATE_S = 2.0
+OF_PROGRAMS = (
+    "/lib",
+    "/usr/lib",
+    "/etc/ld.so.cache",
+    "/etc/iproute2",
+    "/usr/share/iproute2",
+    "/etc/ssh",
+    "/etc/ssl",
+    "/usr/share/zoneinfo",
+    "/etc/localtime",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/etc/protocols",
+    "/etc/services",
+    "/proc",
+    "/dev/null",
+    "/dev/urandom",
+    "/run/sshd",
+)
+"""What nft, ss, ip and sshd may read."""
 
 
 @dataclass
@@ -220,12 +244,11 @@ def test_approver_is_never_banned_without_an_approval_whatever_source_the_daemon
         assert site.banned() == {}
 
 
-def test_helper_runs_no_program_but_those_of_the_kind_by_their_whole_path(site):
-    """Watched by strace from its start through hostile offers, apply, undoing and drift."""
+def test_helper_runs_no_program_and_touches_no_file_outside_its_list(site):
+    """Watched by strace from its start through hostile offers, apply, undoing and drift, with its dead-men."""
     trace = site.helper.home / "trace"
-    watching = ("strace", "-D", "-f", "-q", "-o", str(trace), "-e", "trace=execve,execveat")
-    site.helper.before = (*site.helper.before, *watching)
-    with site.helper.running():
+    site.helper.before = (*site.helper.before, *traces.watching(trace))
+    with site.helper.running() as helper:
         for hostile in ('"; flush ruleset; #', "a\nb", "$(reboot)", "x" * 129, "\x00", "é"):
             for rule in ({"comment": hostile}, {"remote": [hostile]}, {"proto": "tcp", "ports": [hostile]}):
                 intent = {**BASE, "groups": [SSH, {"name": "web", "rules": [rule]}]}
@@ -235,19 +258,24 @@ def test_helper_runs_no_program_but_those_of_the_kind_by_their_whole_path(site):
         plan = site.helper.approved(BASE, kind="nft")
         site.helper.ask(protocol.Apply(plan=plan, confirm_within_s=15))
         assert site.helper.ask(protocol.Rollback(plan=plan)).state == "rolled_back"
-        site.helper.applied(WIDE, kind="nft")
+        site.helper.applied({**WIDE, "bans": [banned(STRANGER, 600)]}, kind="nft")
         site.net.run("r", "nft", "flush", "ruleset")
         until(lambda: site.helper.observed().targets[0].drifted is True, "drift to be seen")
-    ran = {
-        line.split('execve("', 1)[1].split('"', 1)[0] for line in trace.read_text().splitlines() if "execve(" in line
-    }
-    kind = NftKind()
-    assert {kind.programs["nft"], kind.programs["ss"], kind.programs["ip"]} <= ran
-    assert ran <= {sys.executable, *kind.programs.values()}
-    assert "execveat" not in trace.read_text()
+        until(lambda: not site.helper.dead_men(), "the dead-men to end")
+        helper.send_signal(signal.SIGTERM)
+        helper.wait(20)
+    found, programs = traces.touched(trace), NftKind().programs
+    assert {sys.executable, programs["nft"], programs["ss"], programs["ip"]} <= found.keys()
+    assert found.keys() <= {sys.executable, *programs.values()}
+    assert traces.strays(site.helper, found[sys.executable], found) == set()
+    # Of the programs none but sshd reads a file that any user wrote, and none writes one.
+    for program, files in traces.of_others(found).items():
+        strays = {one for one in files if not one.startswith(OF_PROGRAMS)}
+        assert strays == set(), program
     # No text of an intent is in an argument.
-    arguments = {line.split("[", 1)[1] for line in trace.read_text().splitlines() if 'nft"' in line}
-    assert not any("flush" in one or "reboot" in one for one in arguments)
+    arguments = {line.split("[", 1)[1] for line in trace.read_text().splitlines() if 'nft"' in line and "[" in line}
+    assert arguments
+    assert not any("flush" in one or "reboot" in one or STRANGER in one for one in arguments)
 
 
 @pytest.mark.parametrize("verb", ["approve", "confirm", "rollback", "refuse", "review"])

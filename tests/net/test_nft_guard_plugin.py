@@ -19,7 +19,7 @@ from latticed.system.nft_guard import parse
 from tests.house import apply_helpers, firewalled, hosting
 from tests.house.nft_places import BASE, WIDE, NftPlace
 
-pytestmark = [pytest.mark.root, pytest.mark.daemon]
+pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
 ID = "latticed.nft-guard"
 STRANGER = "198.51.100.7"

@@ -12,7 +12,7 @@ from tests.house import firewalled
 from tests.house.nft_places import WIDE
 from tests.net.test_nft_guard_plugin import STRANGER, set_up
 
-pytestmark = [pytest.mark.root, pytest.mark.daemon]
+pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
 
 def large():

@@ -27,7 +27,9 @@ _SSHD: Final = frozenset({"sshd", "sshd-session", "sshd-auth"})
 """Names of its processes; since OpenSSH 9.8 each connection has an sshd-session."""
 _PROCESS: Final = re.compile(r'users:\(\("([^"]*)"')
 _ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|(\*))(?:%([^:\]\s]+))?:([0-9]+|\*)")
-_UFW: Final = "ufw-"
+_FIREWALLS: Final = {"ufw-": ("ufw", "ufw-before-input"), "INPUT_ZONES": ("firewalld", "INPUT_ZONES")}
+"""By how the chains begin that the input chain leads to; firewalld has them where its backend is iptables."""
+_NO_FIREWALL: Final = ("", "")
 
 
 def listeners(printed: bytes) -> tuple[Listener, ...]:
@@ -99,17 +101,37 @@ def foreign_tables(printed: bytes) -> tuple[tuple[str, ...], bool]:
     return tuple(sorted(found - {ours})), ours in found
 
 
-def has_ufw(printed: bytes) -> bool:
-    """Of `nft -j list chain ip filter INPUT`: whether it leads to a chain of ufw, as it does while ufw is enabled.
-
-    ValueError.
+def firewall(printed: bytes) -> tuple[str, str]:
+    """Of `nft -j list chain ip filter INPUT`: the firewall to whose chains it leads, and which of them has rules while
+    it is active: ufw, once disabled, leaves empty ones. Twice empty for none. ValueError.
     """
     for rule in _entries(printed, "rule"):
         for statement in rule.get("expr", ()):
             jump = statement.get("jump") if isinstance(statement, dict) else None
-            if isinstance(jump, dict) and str(jump.get("target", "")).startswith(_UFW):
-                return True
-    return False
+            if isinstance(jump, dict) and (found := _firewall_of(str(jump.get("target", "")))) != _NO_FIREWALL:
+                return found
+    return _NO_FIREWALL
+
+
+def has_rules(printed: bytes) -> bool:
+    """Of `nft -j list chain`. ValueError."""
+    return bool(list(_entries(printed, "rule")))
+
+
+def firewall_of_legacy(printed: bytes) -> str:
+    """Of `iptables-legacy-save`, the old xtables' rules, which nft does not show: the active firewall, or empty."""
+    rules = [words for line in printed.decode("utf-8", "replace").splitlines() if (words := line.split())[:1] == ["-A"]]
+    chains = {words[1] for words in rules if len(words) > 1}
+    for words in rules:
+        if words[1:2] == ["INPUT"] and "-j" in words[:-1]:
+            name, chain = _firewall_of(words[words.index("-j") + 1])
+            if chain in chains:
+                return name
+    return ""
+
+
+def _firewall_of(chain: str) -> tuple[str, str]:
+    return next((found for prefix, found in _FIREWALLS.items() if chain.startswith(prefix)), _NO_FIREWALL)
 
 
 def _rows(printed: bytes) -> Iterator[tuple[list[str], str]]:

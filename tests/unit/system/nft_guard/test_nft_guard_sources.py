@@ -111,3 +111,32 @@ def test_facts_come_back_from_their_plain_form():
     plain = json.loads(json.dumps(facts.plain(made)))
     assert facts.from_plain(plain) == made
     assert facts.from_plain(plain, source="203.0.113.7").approver == SshSession(peer=ip("203.0.113.7"))
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "full"),
+    [
+        ("ufw-before-logging-input", "ufw", "ufw-before-input"),
+        ("INPUT_ZONES", "firewalld", "INPUT_ZONES"),
+        ("DOCKER", "", ""),
+        ("my-ufw-", "", ""),
+    ],
+)
+def test_firewall_is_known_by_the_chains_that_the_input_chain_leads_to(target, name, full):
+    rule = {"rule": {"expr": [{"counter": {"packets": 0}}, {"jump": {"target": target}}]}}
+    assert sources.firewall(json.dumps({"nftables": [{"metainfo": {}}, rule]}).encode()) == (name, full)
+    leads = f"*filter\n:INPUT DROP [0:0]\n:{target} - [0:0]\n-A INPUT -i eth0 -j {target}\n"
+    assert sources.firewall_of_legacy(f"{leads}-A {full or target} -j ACCEPT\nCOMMIT\n".encode()) == name
+    # A disabled ufw leaves empty chains behind, and the rules that lead to them.
+    assert sources.firewall_of_legacy(f"{leads}COMMIT\n".encode()) == ""
+
+
+@pytest.mark.parametrize("printed", [b"", b"-A", b"-A INPUT -j", b"-A INPUT", b"\xff\xfe", b"-A INPUT -m x --y -j"])
+def test_rules_that_lead_nowhere_name_no_firewall(printed):
+    assert sources.firewall_of_legacy(printed) == ""
+
+
+def test_chain_has_rules_or_none():
+    chain = {"chain": {"family": "ip", "table": "filter", "name": "ufw-before-input"}}
+    assert sources.has_rules(json.dumps({"nftables": [chain]}).encode()) is False
+    assert sources.has_rules(json.dumps({"nftables": [chain, {"rule": {"expr": []}}]}).encode()) is True
