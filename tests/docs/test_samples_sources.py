@@ -17,7 +17,7 @@ from latticed.ctl import main as ctl
 from latticed.processes import child
 from latticed.runners import stdio_json
 from latticed.sdk.testing import Gate, LongLived, run_once
-from tests.house import bundles, children, pages, plugins
+from tests.house import bundles, children, pages, plugins, processes
 
 SAMPLES = pages.CHECKOUT / "plugins-sample"
 SOURCES = SAMPLES / "sources"
@@ -155,7 +155,7 @@ async def _confined(first_line):
     try:
         with contextlib.suppress(BrokenPipeError):
             sh.stdin.write(stdio_json.request("look", {"key": "a"}))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(processes.PATIENCE_S):
             done = asyncio.create_task(said.over.wait())
             await asyncio.wait([done, any_ := asyncio.create_task(said.any.wait())], return_when="FIRST_COMPLETED")
             any_.cancel()

@@ -14,6 +14,8 @@ from email.message import EmailMessage
 
 from aiosmtpd.smtp import SMTP, AuthResult
 
+from tests.house import processes
+
 
 @dataclass
 class Taken:
@@ -132,6 +134,6 @@ async def serving(
         yield relay
     finally:
         server.close()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(processes.PATIENCE_S):
             while relay.closed < relay.sessions:  # noqa: ASYNC110 - until each has ended
                 await asyncio.sleep(0.002)

@@ -9,6 +9,7 @@ import pytest
 
 from latticed.catalog.abandoning_threads import JobOutcome
 from latticed.catalog.judge_queue import JudgeMode, JudgeQueue
+from tests.house import processes
 
 
 class Busy:
@@ -37,7 +38,7 @@ async def test_name_not_begun_in_time_keeps_the_higher_mode(urgent):
     threads = Busy(urgent=urgent)
     threads.queue.put(["a"], JudgeMode.HASH)
     running = asyncio.create_task(threads.queue.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(processes.PATIENCE_S):
         await threads.twice.wait()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):

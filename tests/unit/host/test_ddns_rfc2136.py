@@ -20,7 +20,7 @@ from latticed.host.ddns.rfc2136 import Rfc2136Provider
 from latticed.host.egress.guard import Guard
 from latticed.model import egress
 from latticed.model.egress import EgressRights
-from tests.house import dns_servers
+from tests.house import dns_servers, processes
 from tests.house.dns_servers import FAILING, KEY, OTHER_KEY, VALUES, ZONE
 
 A, B = "93.184.216.34", "93.184.216.35"
@@ -276,5 +276,5 @@ async def test_silent_dns_server_times_out(monkeypatch):
     async with server:
         found = await publish(server.sockets[0].getsockname()[1], f"h.{ZONE}")
         assert (found.code, found.lasting) == ("no_answer", False)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(processes.PATIENCE_S):
             await hung.wait()

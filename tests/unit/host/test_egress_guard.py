@@ -21,7 +21,7 @@ from latticed.kit.interfaces import own_addresses
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial
-from tests.house import dials, nameservers, origins
+from tests.house import dials, nameservers, origins, processes
 
 ANYWHERE = EgressRights(hosts=("*",))
 PUBLIC = "93.184.215.14"
@@ -228,7 +228,7 @@ async def test_hanging_lookups_block_only_their_owner(monkeypatch):
     assert await codes("acme.good", "fast") == ["found"]
     assert len(asked) == 5
     release.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(processes.PATIENCE_S):
         while (await codes("acme.bad", "fast")) != ["found"]:  # noqa: ASYNC110 - threads end, nothing tells
             await asyncio.sleep(0.01)
 

@@ -16,7 +16,7 @@ from latticed.host.egress.guard import Guard
 from latticed.host.http.calls import MAX_IN_FLIGHT_OF_PLUGIN, HttpCalls
 from latticed.model import egress
 from latticed.model.egress import EgressRights
-from tests.house import dials, origins, plugin_secrets
+from tests.house import dials, origins, plugin_secrets, processes
 from tests.house.origins import answer, serving
 from tests.house.outside import CALLER, call
 
@@ -67,7 +67,7 @@ async def bench(
 
 async def connected(it, count):
     """Wait until the server has accepted `count` connections."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(processes.PATIENCE_S):
         while it.server.connections < count:  # noqa: ASYNC110 - the server is another program's part
             await asyncio.sleep(0.001)
 

@@ -24,7 +24,7 @@ from latticed.host.monitor import spec as specs
 from latticed.host.monitor.probes import Probes
 from latticed.host.monitor.rules import MonitorStatus, decide, of_error
 from latticed.model.egress import EgressRights
-from tests.house import netns, targets
+from tests.house import netns, processes, targets
 
 LOOPBACK = ("127.0.0.1", "[::1]")
 
@@ -291,7 +291,7 @@ async def test_tcp_target_is_up_when_connected(host):
     """A connection in the backlog suffices; it is closed again."""
     async with targets.site(None, host=host.strip("[]")) as site:
         assert (await check("tcp", f"{host}:{site.port}")).outcome == "up"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(processes.PATIENCE_S):
             await site.idle.wait()
     with targets.deaf() as port:
         assert (await check("tcp", f"127.0.0.1:{port}")).outcome == "up"

@@ -15,6 +15,7 @@ from latticed.ledger import audit, open_ledger
 from latticed.ledger.notifications import NotificationRow
 from latticed.model.errors import Problem
 from latticed.settings import shapes
+from tests.house import processes
 from tests.house.clocks import ManualClock
 
 ACME = Caller(plugin_id="acme.demo")
@@ -258,7 +259,7 @@ async def test_accepted_notification_wakes_waiting_deliverer(queue):
     await asyncio.sleep(0.01)
     assert not waiting.done()
     accepted = await send(queue)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(processes.PATIENCE_S):
         assert (await waiting).id == accepted["id"]
 
 

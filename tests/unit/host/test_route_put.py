@@ -15,7 +15,7 @@ from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_IN_FLIGHT
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from tests.house import backends, ingresses, routed
+from tests.house import backends, ingresses, processes, routed
 from tests.house.routed import ID
 
 OTHER = "acme.other"
@@ -256,7 +256,7 @@ async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_gra
     with monkeypatch.context() as patched:
         patched.setattr(world.keeper, "_ledger", SimpleNamespace(write=write))
         put = asyncio.create_task(world.put(path="/shop/", target="template", template="second"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(processes.PATIENCE_S):
             await writing.wait()
         if not granted:
             world.plugins.granted_prefixes[ID] = frozenset()

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from latticed.kit import tasks
+from tests.house import processes
 
 
 async def _fail(error: BaseException) -> None:
@@ -85,7 +86,7 @@ async def test_unreferenced_task_is_not_garbage_collected():
 
     tasks.fenced(work(), lambda _: None)
     gc.collect()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(processes.PATIENCE_S):
         await done.wait()
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latticed.kit import wheel
+from tests.house import processes
 
 
 class Time:
@@ -141,7 +142,7 @@ async def test_wheel_sleeps_to_the_next_tick_and_waits_when_empty():
         await asyncio.sleep(0)
     assert slept == []
     turning.add(0.1, came.set)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(processes.PATIENCE_S):
         await came.wait()
     for _ in range(10):
         await asyncio.sleep(0)
@@ -158,7 +159,7 @@ async def test_timer_call_is_made_with_the_real_clock():
     turning, came = wheel.Wheel(), asyncio.Event()
     running = asyncio.create_task(turning.run())
     turning.add(0.01, came.set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(processes.PATIENCE_S):
         await came.wait()
     running.cancel()
     await asyncio.wait([running])

@@ -44,7 +44,7 @@ async def test_plugin_is_disabled_while_its_configuration_is_checked(monkeypatch
         assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
         slow = Slow(home, monkeypatch)
         setting = asyncio.create_task(home.ask("PUT", f"{PLUGIN}/config", {"config": {"city": "Bern"}}))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(in_process.DEADLINE_S):
             await slow.checking.wait()
             disabled = await home.decide(ID, "disabled")
         assert (disabled["status"], disabled["runtime"]["state"]) == ("disabled", "stopped")
@@ -62,7 +62,7 @@ async def test_plugin_is_disabled_while_its_upgrade_is_checked(monkeypatch):
         await home.until_plugin(ID, lambda view: view.get("candidate"))
         slow = Slow(home, monkeypatch)
         upgrading = asyncio.create_task(home.ask("POST", f"{PLUGIN}/upgrade", {}))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(in_process.DEADLINE_S):
             await slow.checking.wait()
             disabled = await home.decide(ID, "disabled")
             refused = await upgrading
@@ -81,7 +81,7 @@ async def test_plugin_is_disabled_while_its_activation_is_checked(waiting, monke
     async with opened(NEEDS) as home:
         slow = Slow(home, monkeypatch)
         activations = [asyncio.create_task(home.decide(ID, "active"))]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(in_process.DEADLINE_S):
             await slow.checking.wait()
             activations += [asyncio.create_task(home.decide(ID, "active")) for _ in range(waiting)]
             turn = home.app.api.lifecycle.decisions._locks[ID]
@@ -101,7 +101,7 @@ async def test_activation_that_is_cancelled_while_checked_changes_nothing(monkey
         slow = Slow(home, monkeypatch)
         decisions = home.app.api.lifecycle.decisions
         activating = asyncio.create_task(decisions.change("operator", ID, Status.ACTIVE))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(in_process.DEADLINE_S):
             await slow.checking.wait()
             activating.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -73,7 +73,7 @@ async def streamed(home, query, until, **options):
     """(id, event) up to the id `until`."""
     found, at = [], ""
     address = f"http://latticed/api/events?{query}"
-    async with asyncio.timeout(10), home.session.get(address, **options) as answer:
+    async with asyncio.timeout(in_process.DEADLINE_S), home.session.get(address, **options) as answer:
         async for line in answer.content:
             if line.startswith(b"id: "):
                 at = line[4:].decode().strip()
@@ -276,7 +276,10 @@ async def test_verification_reports_progress_without_blocking_other_requests(hom
 
     monkeypatch.setattr(home.app.api.ledger, "read_slow", read_slow)
     lines = []
-    async with asyncio.timeout(10), home.session.get("http://latticed/api/audit/verify?progress=1&calls=1") as answer:
+    async with (
+        asyncio.timeout(in_process.DEADLINE_S),
+        home.session.get("http://latticed/api/audit/verify?progress=1&calls=1") as answer,
+    ):
         assert answer.content_type == "application/x-ndjson"
         async for line in answer.content:
             lines.append(json.loads(line))

@@ -61,7 +61,10 @@ def url(route):
 
 async def status_of(home, route):
     """Reads only the status, because an event stream does not end."""
-    async with asyncio.timeout(10), home.session.request(route.method, f"http://latticed{url(route)}") as answer:
+    async with (
+        asyncio.timeout(in_process.DEADLINE_S),
+        home.session.request(route.method, f"http://latticed{url(route)}") as answer,
+    ):
         return answer.status, answer.content_type
 
 
@@ -386,7 +389,7 @@ async def streamed(home, query, *, until):
     """The events of a stream up to the id `until`."""
     seen, at = [], ""
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(in_process.DEADLINE_S),
         home.session.get(f"http://latticed/api/events?{query}") as answer,
     ):
         assert answer.content_type == "text/event-stream"
@@ -406,19 +409,19 @@ async def test_head_request_is_answered_on_every_get_route(home):
     for route in ROUTES:
         if route.method != "GET":
             continue
-        async with asyncio.timeout(10), home.session.head(f"http://latticed{url(route)}") as head:
+        async with asyncio.timeout(in_process.DEADLINE_S), home.session.head(f"http://latticed{url(route)}") as head:
             assert await head.read() == b""
         if isinstance(route.form.answer, str) and "Content-Length" not in head.headers:
             assert head.content_type == route.form.answer
             continue
-        async with asyncio.timeout(10), home.session.get(f"http://latticed{url(route)}") as got:
+        async with asyncio.timeout(in_process.DEADLINE_S), home.session.get(f"http://latticed{url(route)}") as got:
             assert (head.status, head.content_type) == (got.status, got.content_type), route
     assert [event["action"] for event in home.events(after=mark)] == []
 
 
 async def test_head_request_for_a_streamed_list_completes(home, monkeypatch):
     monkeypatch.setattr(views, "ROWS_KEPT", 0)
-    async with asyncio.timeout(10), home.session.head("http://latticed/api/plugins") as head:
+    async with asyncio.timeout(in_process.DEADLINE_S), home.session.head("http://latticed/api/plugins") as head:
         assert (head.status, head.content_type) == (200, "application/json")
 
 

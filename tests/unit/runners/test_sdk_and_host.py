@@ -19,7 +19,7 @@ from latticed.processes.pipes import PipeReader, PipeWriter
 from latticed.runners import replies, stdio_json
 from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.stdio_json import Invocation
-from tests.house import plugins
+from tests.house import plugins, processes
 
 BODY = """
 def started(self):
@@ -101,7 +101,7 @@ async def piped(command, *, one_shot=False):
     try:
         yield pipes
         pipes.stdin.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(processes.PATIENCE_S):
             await heard.over.wait()
         assert process.wait(timeout=20) == 0
     finally:

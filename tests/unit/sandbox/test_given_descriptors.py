@@ -9,7 +9,7 @@ import pytest
 
 from latticed.processes import child
 from latticed.sandbox import artifact
-from tests.house import children
+from tests.house import children, processes
 
 LEVELS = pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
 
@@ -38,7 +38,7 @@ async def test_child_has_only_the_given_descriptors_open(given, level):
     over = asyncio.Event()
     with children.spec_of(script, level=level, features=features, given=numbers) as spec:
         started = await child.spawn(spec, on_exit=lambda _: over.set(), stdout=said, stderr=children.Heard())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(processes.PATIENCE_S):
         await over.wait()
     assert started.exit is not None
     assert started.exit.status == 0

@@ -12,7 +12,7 @@ from latticed.model.errors import Fault, Problem
 from latticed.model.restart import VISITED
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
-from tests.house import bundles, supervisors
+from tests.house import bundles, processes, supervisors
 from tests.house.in_process import until
 
 HEALTH = {"runtime": {"health": {"interval_s": 10, "timeout_s": 1, "failures": 3}}}
@@ -336,7 +336,7 @@ async def test_check_that_fails_while_cancelled_logs_no_error(stand):
 
 async def test_hanging_check_does_not_delay_shutdown(tmp_path):
     """Leaving the supervisor returns at once."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(processes.PATIENCE_S):
         async with supervisors.standing(tmp_path) as stand:
             plugin = await stand.armed(runtime={"health": {"interval_s": 10, "timeout_s": 86_400}})
             stand.driven.only(plugin.id).checking = lambda: asyncio.Event().wait()
