@@ -160,6 +160,7 @@ class HostServices:
             handles=handles,
             secret=self.secrets.value_for,
             visited=self.programs.visited,
+            inside=self.programs.inside,
         )
         self.routes = RouteKeeper(
             ledger,
@@ -233,6 +234,7 @@ class HostServices:
                 rights_of=permissions.egress_rights,
                 secrets_of=self.secrets.for_plugin,
                 contacted=self._contacts.note,
+                inside=self.programs.inside,
             ),
             NotifyCalls(self.notifications),
             MonitorCalls(self.monitors, settings=settings.monitor),

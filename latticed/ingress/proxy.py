@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from yarl import URL
 
 from latticed.ingress import forwarding
+from latticed.kit import made_socket
 from latticed.model import hosts
 from latticed.model.errors import Problem
 
@@ -101,7 +103,7 @@ class Proxy:
         # connection for each request, so that `visited` is called for every one; `slot` bounds their number. No total
         # time limit: an answer may last for hours, each step of it has a limit of its own (`ProxyLimits`).
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False),
+            connector=aiohttp.TCPConnector(force_close=True, limit=0, use_dns_cache=False, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -131,6 +133,21 @@ class Proxy:
         if address is None:
             raise Problem("service_unavailable", "the service is not bound")
         return URL(f"http://{hosts.bracketed(str(address))}:{passed.target.origin.port}{passed.path}", encoded=True)
+
+    @contextlib.asynccontextmanager
+    async def connecting(self, target: Proxied) -> AsyncIterator[None]:
+        """Within the context one connection to the service can be made, in the network that it is in. Problem
+        service_failed when it has none now.
+        """
+        if target.inside is None:
+            yield
+            return
+        try:
+            made = await target.inside(target.origin.address)
+        except Problem as problem:
+            raise bad_gateway() from problem
+        with made_socket.left(made):
+            yield
 
     @contextlib.contextmanager
     def slot(self, target: Proxied) -> Iterator[None]:
@@ -175,7 +192,10 @@ class Proxy:
         """The head of the service's answer; the body of the request may still be under way. Problem as `forward`."""
         url, method = self.url(passed), passed.request.method
         try:
-            async with asyncio.timeout(self.limits.head_s) as upload.deadline:
+            async with (
+                asyncio.timeout(self.limits.head_s) as upload.deadline,
+                self.connecting(passed.target),
+            ):
                 # A redirect is for the client to follow; Expect has been answered by us, see `Upload.pieces`.
                 answer = await self.session().request(
                     method, url, headers=fields, data=data, allow_redirects=False, expect100=False
@@ -298,6 +318,16 @@ async def _released(answer: ClientResponse) -> AsyncIterator[None]:
         yield
     finally:
         answer.close()
+
+
+def _socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for `info` as from getaddrinfo(3): for a service in a network of its own, the one of that network."""
+    if (made := made_socket.take()) is not None:
+        return made
+    # At the host's own loopback is somebody else.
+    if _FOR.get().inside is not None:
+        raise PermissionError("expected a socket of the service's own network")
+    return socket.socket(*info[:3])
 
 
 async def _connected(*_: object) -> None:

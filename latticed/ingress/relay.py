@@ -78,7 +78,7 @@ def _asked(request: web.BaseRequest) -> tuple[str, ...]:
 async def _connected(passed: ProxiedAnswer, through: Proxy, protocols: tuple[str, ...]) -> ClientWebSocketResponse:
     """A websocket to the service, with a handshake of its own; Problem service_failed, or service_unavailable."""
     try:
-        async with asyncio.timeout(through.limits.head_s):
+        async with asyncio.timeout(through.limits.head_s), through.connecting(passed.target):
             back = await through.session().ws_connect(
                 through.url(passed),
                 headers=passed.headers(),

@@ -170,6 +170,7 @@ class RouteRow(TypedDict):
     action: str | None
     methods: list[str]
     origin: str | None
+    service: str | None
     login: bool
     public: list[str]
     token: bool

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 # Code and plan arrive as one marshal stream: the child reads no file of latticed and compiles nothing.
 _LOADER: Final = (
-    f"import marshal; a, b, c, p = marshal.load(open({stub_calls.PLAN}, 'rb')); exec(a); exec(b); exec(c); main(p)"
+    f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\nmain(p)"
 )
-# Descriptors are moved above this before the low numbers are assigned, all of which are below 106 (`stub_calls`).
+# Descriptors are moved above this before the low numbers are assigned, all of which are below 107 (`stub_calls`).
 _ABOVE: Final = 256
 # An ignored signal stays ignored across execve(2), so all are set back. The kernel refuses that for these two.
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
@@ -85,6 +85,8 @@ def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | Non
                 by_number[stub_calls.ARTIFACT] = by_number[SCRIPT_FD] = spec.artifact_fd
             if cgroup is not None:
                 by_number[stub_calls.CGROUP] = cgroup
+            if spec.door_fd is not None:
+                by_number[stub_calls.DOOR] = spec.door_fd
             pid = _spawn(by_number, opened)
         finally:
             # The caller gets our end with `Launched`; without one nobody else would close it.
@@ -162,8 +164,9 @@ def _plan(spec: ChildSpec, opened: list[int]) -> int:
 @functools.cache
 def _compiled_stub() -> list[CodeType]:
     """The stub, compiled once: compiling takes a fifth of a child's start."""
-    # Read as files: stub and stub_root run in the child alone, so the daemon does not import them.
-    files = [Path(__file__).with_name(f"{name}.py") for name in ("stub_calls", "stub_root", "stub")]
+    # Read as files: all but stub_calls run in the child alone, so the daemon does not import them.
+    names = ("stub_calls", "stub_root", "stub_door", "stub")
+    files = [Path(__file__).with_name(f"{name}.py") for name in names]
     return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 

@@ -61,8 +61,8 @@ def tree(
 
     `workdir`: with a /scratch, of the size in `limits`, which belongs to `owner` (uid, gid). `data`: the directory of
     the host that it may change as /data, "" for none. `artifact_bytes` is the size of what to copy into the root, 0 for
-    none. `executable`: the copy is executed, not read by an interpreter.
-    `init` is the program of process 1, b"" where that is the child itself.
+    none. `executable`: the copy is executed, not read by an interpreter. `init` is the program of process 1, b"" where
+    that is the child itself. The caller adds `files`: path and text of what is made for this child.
     """
     # One inode more than the plugin may use: the root of a tmpfs takes one.
     scratch = (

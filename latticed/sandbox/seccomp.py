@@ -153,6 +153,18 @@ def init_program(machine: Machine) -> bpf.BpfProgram:
     return bpf.compile_program(machine, allowed=allowed, rules=rules, errnos={}, default=errno.EPERM)
 
 
+@functools.cache
+def door_program(machine: Machine) -> bpf.BpfProgram:
+    """The filter for the process that makes sockets for the daemon (`stub_door`): it may do that, send them, and exit.
+
+    Of the rest only what Python needs for memory. `write` is the stub's, for when a step after it fails.
+    """
+    allowed = "recvfrom sendmsg close close_range exit_group write brk mmap munmap mremap madvise futex rt_sigreturn"
+    stream = Argument(1, (1,), mask=bpf.WORD ^ _SOCK_FLAGS)
+    rules = {"socket": SyscallRule(((Argument(0, (2, 10)), stream, Argument(2, (0,))),), errno.EPERM)}
+    return bpf.compile_program(machine, allowed=allowed.split(), rules=rules, errnos={}, default=errno.EPERM)
+
+
 def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
     """Calls that depend on their arguments; all refusals are EPERM."""
     oneself = Argument(0, (OWN_PID,))

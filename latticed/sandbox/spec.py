@@ -30,6 +30,7 @@ Network = Literal["none", "own", "host"]
 SCRIPT_FD: Final = 10
 """The number at which an interpreter finds the script, where there is no root of its own to copy it to."""
 _EXEC_FD_FROM: Final = 128  # above the stub's own descriptors
+_DOOR_TASKS: Final = 2  # the process that makes sockets, and the one that starts it
 _OOM_SCORE: Final = 500  # of 1000 (proc_pid_oom_score_adj(5)): the kernel kills a child before the daemon
 _READS_DESCRIPTOR: Final = {"node": ("--preserve-symlinks-main",)}  # else node resolves the memfd's name as a path
 # Calls that the stub makes by number: C libraries have no wrapper for some, or only newer ones do.
@@ -75,6 +76,7 @@ class ChildSpec:
     limits: ResourceLimits
     plan: Mapping[str, Any] = field(repr=False)
     artifact_fd: int | None = None
+    door_fd: int | None = None
     own_pids: bool = False
     init: bool = False
     descriptors: tuple[int, ...] = ()
@@ -93,6 +95,19 @@ class DataDirectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoorRequest:
+    """A way for the daemon into the network `own` of a child (`stub_door`): it gets sockets of there by `fd`.
+
+    `fd`: one end of a pair of sockets (SOCK_SEQPACKET), which must stay open until the child runs. `listen`: IPv4
+    addresses and ports at which the daemon listens in there. `names`: host names and what they resolve to in there.
+    """
+
+    fd: int
+    listen: tuple[tuple[str, int], ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRequest:
     """What to run and how; see `build`.
 
@@ -100,7 +115,7 @@ class ChildRequest:
     place inside; `lists`: directories whose names alone may be read. `descriptors`: numbers above 2 that the child is
     to have open (its standard ones it always has); `given`: more of them -> descriptors of ours, which the child gets
     copies of and which must stay open until it runs. `environment` is all the child gets. `data` takes a root of its
-    own and the feature `workdir`.
+    own and the feature `workdir`, `door` the network `own`.
     """
 
     program: Artifact | Program
@@ -115,6 +130,7 @@ class ChildRequest:
     given: Mapping[int, int] = field(default_factory=dict)
     network: Network = "none"
     data: DataDirectory | None = None
+    door: DoorRequest | None = None
 
 
 def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
@@ -126,8 +142,9 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
     """
     _check(request, chosen, probed)
     shape = _shape(request, chosen, probed)
-    if shape.init:  # it counts as a task of the same uid or group, and must not take one of the child's
-        request = replace(request, limits=replace(request.limits, tasks=request.limits.tasks + 1))
+    if shape.init:  # our processes count as tasks of the same uid or group, and must not take any of the child's
+        ours = 1 if request.door is None else _DOOR_TASKS + 1
+        request = replace(request, limits=replace(request.limits, tasks=request.limits.tasks + ours))
     plan = {
         "numbers": {name: probed.machine.numbers[name] for name in _STUB_CALLS},
         "cgroup": probed.delegation is not None,
@@ -148,6 +165,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
         limits=request.limits,
         plan=plan,
         artifact_fd=shape.artifact.fd if shape.artifact else None,
+        door_fd=request.door.fd if request.door is not None else None,
         own_pids=shape.own_root,
         init=shape.init,
         descriptors=request.descriptors,
@@ -204,8 +222,23 @@ def _shape(request: ChildRequest, chosen: Chosen, probed: Probed) -> _Shape:
             lists=request.lists,
             processes=levels.PROCESSES in chosen.features,
             network=bool(network),
+            names=request.network == "host",
         ),
     )
+
+
+def _door(asked: DoorRequest, probed: Probed) -> dict[str, Any]:
+    """The entry of the plan for a door, as `stub_door` reads it."""
+    program = seccomp.door_program(probed.machine)
+    return {"listen": list(asked.listen), "seccomp": {"code": program.code, "blanks": program.blanks}}
+
+
+def _name_files(door: DoorRequest | None) -> tuple[tuple[str, str], ...]:
+    """The files of the resolver in a network of one's own: only what is in `hosts` has an address."""
+    names = [("localhost", "127.0.0.1"), ("localhost", "::1"), *(door.names if door is not None else ())]
+    hosts = "".join(f"{address} {name}\n" for name, address in names)
+    # With an empty resolv.conf a C library asks 127.0.0.1, where nobody answers: it fails at once.
+    return (("/etc/hosts", hosts), ("/etc/nsswitch.conf", "hosts: files\n"), ("/etc/resolv.conf", ""))
 
 
 def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
@@ -237,6 +270,7 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
         executable=not shape.script,
         init=elf_programs.reaps(probed.machine) if shape.init else b"",
     )
+    names = _name_files(request.door) if request.network == "own" else ()
     unshared = namespaces.unshared(own_user=shape.own_user, own_net=request.network != "host")
     return {
         "unshare": unshared if shape.own_root else [],
@@ -244,7 +278,8 @@ def _surroundings(request: ChildRequest, probed: Probed, shape: _Shape) -> dict[
         # The names under which the stub reports the pids, in the order in which it makes the processes.
         "own_pids": (("init", "pid") if shape.init else ("pid",)) if shape.own_root else (),
         "loopback": request.network == "own",
-        "tree": tree if shape.own_root else None,
+        "door": _door(request.door, probed) if request.door is not None else None,
+        "tree": {**tree, "files": names} if shape.own_root else None,
         "program": namespaces.ARTIFACT if shape.copied and not shape.script else shape.path or stub_calls.ARTIFACT,
     }
 
@@ -325,6 +360,8 @@ def _check(request: ChildRequest, chosen: Chosen, probed: Probed) -> None:
         raise ValueError(
             "expected a level of isolated or more for a child with a network: it would see our directories"
         )
+    if request.door is not None and request.network != "own":
+        raise ValueError(f"expected the network own for a door, found {request.network}")
     if request.data is not None and (chosen.level < Level.ISOLATED or levels.WORKDIR not in chosen.features):
         raise Problem(
             levels.CODE,

@@ -1,6 +1,7 @@
 """The launch stub: applies a plan to itself, step by step, then executes the child's program.
 
-`launch` runs it, compiled, as `python -ISEB` after `stub_calls` and `stub_root` in one namespace, then `main(plan)`.
+`launch` runs it, compiled, as `python -ISEB` after `stub_calls`, `stub_root` and `stub_door` in one namespace, then
+`main(plan)`.
 Messages go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1
 of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
 running. Comments give the reasons for the order of the steps.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # executed before this, in the same namespace
         AT_EMPTY_PATH,
         CGROUP,
         DAEMON,
+        DOOR,
         Plan,
         StageError,
         begin,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # executed before this, in the same namespace
         tell,
         write_to,
     )
+    from latticed.sandbox.stub_door import hand_out_listeners, make_sockets  # noqa: TC004
     from latticed.sandbox.stub_root import build_tree  # noqa: TC004
 
 # Numbers from linux/sched.h, signal.h, poll.h, prctl.h, capability.h, close_range.h, sockios.h and if.h; all of them
@@ -191,6 +194,25 @@ def filter_calls(plan: Plan, path: Any) -> None:
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)  # not seccomp(2): some units forbid it
 
 
+def start_door(plan: Plan) -> None:
+    """Start the process that makes sockets for the daemon; it is reaped by process 1, not by the child's program."""
+    begin("door")
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    if not os.fork():
+        drop_privileges(plan)
+        begin("door")
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        filter_calls({**plan, "seccomp": plan["door"]["seccomp"]}, ctypes.create_string_buffer(b""))
+        # STATUS too, and only now: the daemon takes the child for started once all copies of it are closed.
+        for low, high in ((0, DOOR - 1), (DOOR + 1, NO_FD)):
+            call("close_range", low, high, 0)
+        make_sockets()
+    os._exit(0)
+
+
 def execute(plan: Plan) -> None:
     """Restrict this process and execute the program. A restriction comes when no later step needs what it forbids."""
     words = [[os.fsencode(word) for word in plan[name]] for name in ("argv", "env")]
@@ -225,11 +247,15 @@ def carry_out(plan: Plan) -> None:
         begin("data")
         os.chdir(plan["tree"]["data"])  # before another uid may no longer go there; unsharing mounts keeps it
     enter_namespaces(plan)
+    if plan["door"]:
+        hand_out_listeners(plan["door"])
     if plan["tree"]:
         build_tree(plan["tree"])
     # After the root was built, once for both children. From here on process 1 follows a plan of its own.
     if plan["own_pids"] and enter_pid_namespace(plan["own_pids"]) == "init":
         plan = {**plan, **plan["init"]}
+    elif plan["door"]:
+        start_door(plan)
     begin("exec_fd")
     os.chdir(plan["cwd"])
     program = plan["program"]

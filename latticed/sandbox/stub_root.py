@@ -85,6 +85,10 @@ def build_tree(tree: Plan) -> None:
         os.mkdir(top + "/data")
         call("move_mount", data, b"", AT_FDCWD, (top + "/data").encode(), MOVE_MOUNT_F_EMPTY_PATH)
         os.close(data)
+    begin("files")
+    for path, text in tree["files"]:
+        os.makedirs(os.path.dirname(top + path), 0o755, exist_ok=True)
+        write_to(top + path, text)
     if tree["artifact"]:
         begin("artifact")
         copy_artifact(top + tree["artifact"], tree["artifact_mode"])

@@ -19,7 +19,8 @@ _CONFIGURATION: Final = (
     "/etc/localtime",
     "/etc/ssl/openssl.cnf",  # node refuses to start when it may not read it
 )
-_NETWORK: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/ssl/certs")
+_NETWORK: Final = ("/etc/services", "/etc/ssl/certs")
+_NAMES: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf")  # of use in the host's network alone
 _LINKERS: Final = (
     "/lib64/ld-linux-x86-64.so.2",
     "/lib/ld-linux-aarch64.so.1",
@@ -53,17 +54,24 @@ class VisiblePaths:
 
 
 def view(
-    program: str | None, *, binds: tuple[str, ...] = (), lists: tuple[str, ...] = (), processes: bool, network: bool
+    program: str | None,
+    *,
+    binds: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+    processes: bool,
+    network: bool,
+    names: bool,
 ) -> VisiblePaths:
     """What a child that executes `program` (an absolute path; None: its own artifact) may see.
 
     `binds` are further files and directories, which must exist; `lists` are directories of which it may learn the
     names, which a program that looks for files there needs. `processes`: it may execute the system's programs.
-    `network`: it needs the files of the resolver and the certificates.
+    `network`: it needs the certificates; `names`: also the files of the resolver.
     """
     links = tuple((path, os.readlink(path)) for path in _TOP if os.path.islink(path))
     paths = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
     paths += _NETWORK if network else ()
+    paths += _NAMES if names else ()
     needed = [*binds]
     # A link and its target may each have a part of the library: a venv has its pyvenv.cfg beside the link.
     for path in dict.fromkeys((program, os.path.realpath(program)) if program is not None else ()):

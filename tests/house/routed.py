@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class SimulatedPlugins:
     called: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     denial: Denial | None = None
     reached: Callable[[str], None] = lambda _: None
+    doors: Callable[[str, str, Any], Awaitable[socket.socket]] | None = None
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
         self.called.append((plugin_id, method, params))
@@ -79,6 +81,11 @@ class SimulatedPlugins:
 
     def visited(self, plugin_id: str) -> None:
         self.reached(plugin_id)
+
+    async def inside(self, plugin_id: str, service: str, address: Any) -> socket.socket:
+        if self.doors is None:
+            raise Problem("service_unavailable", "no service runs")
+        return await self.doors(plugin_id, service, address)
 
     def may(self, plugin_id: str, capability: str) -> bool:
         return plugin_id in self.live and capability == "worker:route"
@@ -236,7 +243,13 @@ async def opened(
                 ledger,
                 pages=pages,
                 upstreams=services,
-                deps=RouteDeps(permissions=plugins, handles=plugins, secret=secrets.value_for, visited=plugins.visited),
+                deps=RouteDeps(
+                    permissions=plugins,
+                    handles=plugins,
+                    secret=secrets.value_for,
+                    visited=plugins.visited,
+                    inside=plugins.inside,
+                ),
                 clock=clock,
                 wheel=wheel,
             ) as keeper,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from latticed.kit import made_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
@@ -52,6 +54,9 @@ class AllowedAddresses(AbstractResolver):
 
         Checked here too, because aiohttp asks no resolver when the host of a URL is an address.
         """
+        # Left by `EgressClient.send_inside` for this request alone: in that network the guard rules nothing.
+        if (made := made_socket.take()) is not None:
+            return made
         family, kind, proto, _, address = info
         if ip_address(address[0]) not in self._addresses():
             raise PermissionError("an address that the guard has not judged")

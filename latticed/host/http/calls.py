@@ -15,19 +15,25 @@ from latticed.host.egress.client import DEFAULT_LIMITS, EgressLimits
 from latticed.host.egress.redirects import EgressRequest
 from latticed.host.http import signature
 from latticed.host.secret.references import REFERENCE
+from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import socket
+    from collections.abc import Awaitable, Callable, Iterator
 
     from latticed.host.egress.client import EgressAnswer, EgressClient
     from latticed.host.egress.headers import Header
     from latticed.host.secret.references import PluginSecrets
+    from latticed.model.addresses import Address
     from latticed.model.egress import EgressRights
+
+    Inside = Callable[[str, str, Address], Awaitable[socket.socket]]
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_IN_FLIGHT: Final = 64
 """Requests under way of all plugins: each holds a descriptor, and an answer of up to 256 KiB in memory."""
+_INSIDE: Final = ("127.0.0.1", "::1")  # the hosts of a service's own network
 MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 """Requests under way of one plugin, so that slow servers of one do not take all slots."""
 
@@ -40,7 +46,9 @@ class WebhookSign(Params, frozen=True):
 
 
 class HttpDo(Params, frozen=True):
-    """Parameters of http.do, see docs/egress.md. `header`: values by name. At most one of `body` and `body_base64`."""
+    """Parameters of http.do, see docs/egress.md. `header`: values by name. At most one of `body` and `body_base64`.
+    `service`: the name of the plugin's service in whose own network the URL is.
+    """
 
     url: str
     method: str = "GET"
@@ -48,12 +56,14 @@ class HttpDo(Params, frozen=True):
     body: str | None = None
     body_base64: str | None = None
     sign: WebhookSign | None = None
+    service: str = ""
 
 
 class HttpCalls:
     """Serves http.do. `rights_of(plugin_id)`: where a plugin may connect to now; `secrets_of(plugin_id)`: its secrets.
 
     `contacted(caller, "host:port")` is called for every target that the guard allows, before it is connected to.
+    `inside(plugin_id, service, address)`: a socket in the own network of a plugin's service, or Problem.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class HttpCalls:
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Caller, str], None] = lambda caller, target: None,  # noqa: ARG005 - optional callback
         now_s: Callable[[], float] = time.time,
+        inside: Inside | None = None,
     ) -> None:
         self._client = client
         self._rights_of = rights_of
@@ -72,6 +83,7 @@ class HttpCalls:
         self._limits = limits
         self._contacted = contacted
         self._now_s = now_s
+        self._inside = inside
         self._in_flight: Counter[str] = Counter()
 
     def calls(self) -> tuple[Served, ...]:
@@ -88,16 +100,29 @@ class HttpCalls:
                 request, uses_secrets = _request(asked, secrets, self._limits.body_bytes, now_s=int(self._now_s()))
                 if uses_secrets:
                     self._check_channel(request, rights)
-                answer = await self._client.send(
-                    request,
-                    rights,
-                    limits=self._limits,
-                    contacted=lambda target: self._contacted(caller, target.shown),
-                )
+                if asked.service:
+                    answer = await self._asked_inside(caller, asked.service, request)
+                else:
+                    answer = await self._client.send(
+                        request,
+                        rights,
+                        limits=self._limits,
+                        contacted=lambda target: self._contacted(caller, target.shown),
+                    )
         except HostError as error:
             # The message may quote a URL or a header into which secrets have been put.
             raise HostError(error.code, secrets.redact(error.reason), fix=secrets.redact(error.fault.fix)) from error
         return _result(answer, secrets if uses_secrets else None)
+
+    async def _asked_inside(self, caller: Caller, service: str, request: EgressRequest) -> EgressAnswer:
+        """The answer of a service of the caller, in its own network. HostError as `EgressClient.send`."""
+        target = request.target
+        if target.scheme != "http" or target.host not in _INSIDE or self._inside is None:
+            raise HostError(Denial.BAD_PARAMS, f"url: expected http:// and one of {', '.join(_INSIDE)} in a service")
+        address = hosts.address_of(target.host)
+        assert address is not None  # noqa: S101 - of _INSIDE
+        sock = await self._inside(caller.plugin_id, service, address)
+        return await self._client.send_inside(request, sock, limits=self._limits)
 
     def _check_channel(self, request: EgressRequest, rights: EgressRights) -> None:
         """HostError egress_blocked for a request with secrets that goes neither over https nor to a bound origin."""

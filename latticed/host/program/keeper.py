@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import confinement
 from latticed.host.permissions import PermissionRefused
-from latticed.host.program import saved
+from latticed.host.program import saved, surroundings
 from latticed.host.program import spec as specs
 from latticed.host.program.data import UNSIGNED
 from latticed.host.program.data_tree import DataUse
+from latticed.host.program.door import Door
 from latticed.host.program.rules import RestartRules
 from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.host.program.supervised_keeper import SupervisedKeeper
@@ -21,9 +22,10 @@ from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
 from latticed.sandbox import rlimits
-from latticed.sandbox.spec import ChildRequest, DataDirectory
+from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from latticed.host.program.spec import ProgramSpec
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
+    from latticed.model.addresses import Address
     from latticed.model.restart import RestartPolicy
     from latticed.settings.programs import ServiceSettings as Settings
 
@@ -52,6 +55,8 @@ class KeptProgram:
     """While its files are exchanged nothing may run."""
     kept: KeptDirectory | None = None
     """Its directory, from its first start on, if it has one."""
+    door: Door | None = None
+    """The way into its own network, from its first start on, if it has one; lost while it does not run."""
 
     def start(self) -> None:
         """Have it run; no effect while it is started."""
@@ -227,7 +232,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             raise Problem("program_unusable", reason)
         path = settings.programs[spec.program]
         chosen = confinement.choose(spawner, network=spec.network != "none")
-        one.kept = kept = await self._made_directory(one)
+        one.kept = await self._made_directory(one)
         # Last, as it opens a descriptor that only `Ready.close` closes.
         program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
@@ -240,15 +245,11 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             # What the operator lets this program read besides the system's files; often nothing.
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),
             network=spec.network,
-            data=DataDirectory(path=str(kept.path), file_bytes=kept.most.bytes) if kept is not None else None,
         )
-        return Ready(
-            request=request,
-            chosen=chosen,
-            close=lambda: confinement.close(program),
-            on_ids=kept.hand_over if kept is not None else None,
-            beside=kept.watch if kept is not None else None,
-        )
+        # No await from here on: a door that is made is closed by `Ready.close`, or by the end of the child.
+        one.door = Door() if spec.network == "own" else None
+        ready = Ready(request=request, chosen=chosen, close=lambda: confinement.close(program))
+        return surroundings.added(ready, kept=one.kept, door=one.door)
 
     async def _made_directory(self, one: KeptProgram) -> KeptDirectory | None:
         """The directory of a program that is about to start, if it has one; Problem as `ServiceData.made`."""
@@ -262,6 +263,15 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
     def _service(self, plugin_id: str, name: str) -> Path:
         """Where a service has its directory, and the copies of what is in it."""
         return self.data.place(self._owner(plugin_id), name).parent
+
+    async def inside(self, plugin_id: str, name: str, address: Address) -> socket.socket:
+        """A socket in the own network of a plugin's program, for a connection to this address there; the caller closes
+        it. Problem service_unavailable when there is no such network now, door_lost, busy.
+        """
+        one = self.get(plugin_id, name)
+        if one is None or one.door is None or one.program.state != "running" or self._why_not(one) is not None:
+            raise Problem("service_unavailable", f"the service {name} does not run in a network of its own")
+        return await one.door.make(address)
 
     def _owner(self, plugin_id: str) -> str:
         """The owner of what a plugin's services keep, see `ServiceData`."""

@@ -232,7 +232,8 @@ class SupervisedProgram:
             self.pid, self.level, self.started_at = child.pid, child.level.token, self._deps.clock.wall_us()
             self._set("running")
             await asyncio.wait({gone, beside}, return_when=asyncio.FIRST_COMPLETED)
-            stopped = beside.result() if beside.done() and not gone.done() else None
+            # Not once it has ended by itself: what is beside it may end with it.
+            stopped = beside.result() if beside.done() and child.exit is None else None
             if stopped is not None:
                 child.kill()
             exit_ = await gone

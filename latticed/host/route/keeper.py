@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
 
@@ -23,7 +24,8 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import socket
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from latticed.host.permissions import Permissions
     from latticed.host.route.spec import RouteSpec
@@ -66,13 +68,15 @@ class RouteDeps:
     """What routes need besides tables and a clock.
 
     `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
-    plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin.
+    plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin;
+    `inside(plugin_id, service, address)` is a socket in the own network of a service, or Problem.
     """
 
     permissions: Permissions
     handles: Mapping[str, PluginHandle]
     secret: Callable[[str, str], str]
     visited: Callable[[str], None]
+    inside: Callable[[str, str, Address], Awaitable[socket.socket]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -240,6 +244,7 @@ class RouteKeeper:
             "action": spec.action or None,
             "methods": list(spec.methods),
             "origin": spec.origin or None,
+            "service": spec.service or None,
             "login": bool(spec.login),
             "public": list(spec.public),
             "token": bool(spec.token),
@@ -253,7 +258,7 @@ class RouteKeeper:
                 "http.service_listen is not set, so no services are proxied: the operator names an address there,"
                 " such as 127.0.0.1:8788",
             )
-        if self._pinned(plugin_id, spec.parsed_origin) is None:
+        if self._pinned(plugin_id, spec) is None:
             raise HostError(
                 Denial.EGRESS_BLOCKED,
                 f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
@@ -315,8 +320,9 @@ class RouteKeeper:
                     public=spec.public,
                     token=spec.token,
                     live=lambda: self._may(plugin_id),
-                    pinned=lambda: self._pinned(plugin_id, origin),
+                    pinned=lambda: self._pinned(plugin_id, spec),
                     visited=lambda: self._deps.visited(plugin_id),
+                    inside=functools.partial(self._deps.inside, plugin_id, spec.service) if spec.service else None,
                 )
         # Proxied has no `methods` and `serve`; only the service listener looks into `upstreams`, and it knows that.
         return StoredRoute(plugin_id=plugin_id, spec=spec, target=cast("RouteTarget", target))
@@ -345,8 +351,14 @@ class RouteKeeper:
             raise Problem("not_armed", f"{plugin_id} is not armed")
         return handle
 
-    def _pinned(self, plugin_id: str, origin: egress.Origin) -> Address | None:
-        """The address of `origin` if the operator granted `publish` for exactly that origin and address, else None."""
+    def _pinned(self, plugin_id: str, spec: RouteSpec) -> Address | None:
+        """The address of its origin if the operator granted `publish` for exactly that origin and address, else None.
+
+        One in the own network of a service needs no grant: nobody but the plugin's own program is there.
+        """
+        origin = spec.parsed_origin
+        if spec.service:
+            return origin.address
         rights = self._deps.permissions.published(plugin_id)
         found = egress.pinned(rights, scheme=origin.scheme, host=origin.host, port=origin.port)
         # The address too: a grant of the same origin with another address must not lead to this one.

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from latticed.host.call import HostError, Params
+from latticed.host.program.spec import NAME
 from latticed.host.route import public_paths, rendering, template
 from latticed.host.route import table as prefixes
 from latticed.host.secret.references import REFERENCE
@@ -30,7 +31,7 @@ _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PARAMETERS_OF: Final = {
     "template": ("template", "content_type"),
     "invoke": ("action", "methods"),
-    "service": ("origin", "login", "public", "token"),
+    "service": ("origin", "service", "login", "public", "token"),
 }
 """The parameters that go with each target."""
 
@@ -38,7 +39,8 @@ _PARAMETERS_OF: Final = {
 class RoutePut(Params, frozen=True):
     """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
 
-    `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `public`: patterns.
+    `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `service`: the
+    plugin's service in whose own network the origin is; `public`: patterns.
     """
 
     path: str
@@ -48,6 +50,7 @@ class RoutePut(Params, frozen=True):
     action: str = ""
     methods: tuple[str, ...] = ()
     origin: str = ""
+    service: str = ""
     login: str = ""
     public: tuple[str, ...] = ()
     token: str = ""
@@ -65,6 +68,7 @@ class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     action: str = ""
     methods: tuple[str, ...] = ()
     origin: str = ""
+    service: str = ""
     login: str = ""
     public: tuple[str, ...] = ()
     token: str = ""
@@ -145,6 +149,12 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
     # The proxy speaks plain HTTP to services, see `Proxy.url`.
     if bound.scheme != "http":
         raise _bad(f"origin: expected http://host:port[=address], found the scheme {bound.scheme}")
+    if asked.service:
+        if not NAME.fullmatch(asked.service):
+            raise _bad(f"service: expected the name of a service, found {_shown(asked.service)}")
+        # In there it is the service's own; on the host it is whoever listens, which a grant has to allow.
+        if str(bound) not in {f"http://127.0.0.1:{bound.port}", f"http://[::1]:{bound.port}"}:
+            raise _bad("origin: expected http://127.0.0.1:port or http://[::1]:port in the network of a service")
     login, token = _secret_name("login", asked.login), _secret_name("token", asked.token)
     # Without both the route would answer nothing at all.
     if not asked.login and not asked.public:
@@ -156,7 +166,15 @@ def _service_spec(asked: RoutePut, path: str) -> RouteSpec:
             raise _bad(f"public: {fault}")
     if token and not asked.public:
         raise _bad("token: expected the paths that it opens in `public`, found none")
-    return RouteSpec(path=path, target="service", origin=str(bound), login=login, public=asked.public, token=token)
+    return RouteSpec(
+        path=path,
+        target="service",
+        origin=str(bound),
+        service=asked.service,
+        login=login,
+        public=asked.public,
+        token=token,
+    )
 
 
 def _secret_name(what: str, value: str) -> str:

@@ -13,6 +13,7 @@ from latticed.host.route.table import RouteRequest, RouteResponse
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Mapping
 
     from latticed.host.route.template import Template
@@ -115,7 +116,8 @@ class Proxied:
     `login`: the name of the secret with its password; empty: only `public` is served. `token`: the name of the secret
     with what opens `public`; empty: that is open to everybody. `pinned()` is the address to
     connect to, None unless the operator granted `publish` for the origin; `live()`: whether anything may be served now.
-    `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015).
+    `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015). `inside(address)`:
+    for an upstream in a network of its own, a socket of that network, Problem when it has none now; else None.
 
     No `serve`: the service listener streams requests to it instead of collecting them.
     """
@@ -129,6 +131,7 @@ class Proxied:
     live: Callable[[], bool]
     pinned: Callable[[], Address | None]
     visited: Callable[[], None]
+    inside: Callable[[Address], Awaitable[socket.socket]] | None = None
 
 
 def invoke_payload(request: RouteRequest) -> dict[str, Any]:

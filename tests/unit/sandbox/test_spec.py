@@ -153,7 +153,7 @@ def test_exec_descriptor_is_above_any_that_the_child_can_open():
 
 def test_visible_paths_exclude_home_and_proc(tmp_path):
     """They are only what programs need, each once, and extra directories as asked."""
-    seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False)
+    seen = view.view("/usr/bin/python3", binds=(str(tmp_path), "/usr/lib"), processes=False, network=False, names=False)
     assert str(tmp_path) in seen.needed
     assert len(set(seen.read)) == len(seen.read)
     tops = {"/" + path.split("/")[1] for path in seen.read if not path.startswith(str(tmp_path))}
@@ -178,7 +178,7 @@ def test_only_the_interpreters_own_files_are_visible(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "lib/python4").symlink_to("/etc")
     (tmp_path / "lib/libleads-out.so").symlink_to("/root/x")
-    seen = view.view(str(tmp_path / "bin/python3"), processes=False, network=False)
+    seen = view.view(str(tmp_path / "bin/python3"), processes=False, network=False, names=False)
     assert seen.needed == (str(tmp_path / "bin/python3"),)
     found = [path for path in seen.read if path.startswith(str(tmp_path))]
 
@@ -193,7 +193,7 @@ def test_only_the_interpreters_own_files_are_visible(tmp_path):
 def test_landlock_handles_all_rights_of_each_version(abi, rights):
     """No rule asks for a right that the kernel's version does not have."""
     assert landlock.handled(abi) == (1 << rights) - 1
-    seen = view.view(None, processes=True, network=False)
+    seen = view.view(None, processes=True, network=False, names=False)
     plan = landlock.plan(seen, abi=abi, own_root=True, workdir=True, data=False, network=False)
     assert len(plan["attributes"]) // 2 == 8 * (1 + (abi >= 4) + (abi >= 6))
     assert all(access & ~landlock.handled(abi) == 0 for _, access, _ in plan["rules"])
