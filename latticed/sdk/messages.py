@@ -47,12 +47,14 @@ class Http(Calls):
         headers: Mapping[str, str] | None = None,
         body: str | bytes | None = None,
         sign: Mapping[str, str] | None = None,
+        service: str | None = None,
     ) -> Response:
         """One request with its redirects; HostError("egress_blocked") when it may not go there (http:egress).
 
         `${secret:NAME}` in url, headers and a `body` of text is filled in by the host, if the operator bound NAME to
         this plugin. `sign`, `{"secret": "${secret:NAME}", "id": …}`, signs it as a webhook (docs/egress.md). A status
-        of 400 or more is no error here.
+        of 400 or more is no error here. `service`: a service of the plugin, in whose own network `url` is,
+        `http://127.0.0.1:port/…`.
         """
         # Left out rather than null: `header` of http.do takes no null.
         params = given(
@@ -60,19 +62,27 @@ class Http(Calls):
             url=url,
             header=dict(headers) if headers else None,
             sign=dict(sign) if sign else None,
+            service=service,
         )
         if body is not None:
             params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
         found = self._ask("http.do", params)
         return Response(found["status_code"], found.get("header") or {}, from_base64(found.get("body_base64") or ""))
 
-    def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
+    def get(self, url: str, *, headers: Mapping[str, str] | None = None, service: str | None = None) -> Response:
         """GET; see request (http:egress)."""
-        return self.request("GET", url, headers=headers)
+        return self.request("GET", url, headers=headers, service=service)
 
-    def post(self, url: str, body: str | bytes, *, headers: Mapping[str, str] | None = None) -> Response:
+    def post(
+        self,
+        url: str,
+        body: str | bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        service: str | None = None,
+    ) -> Response:
         """POST; see request (http:egress)."""
-        return self.request("POST", url, headers=headers, body=body)
+        return self.request("POST", url, headers=headers, body=body, service=service)
 
 
 class Mail(Calls):

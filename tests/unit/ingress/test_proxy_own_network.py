@@ -48,7 +48,7 @@ def answer(one):
             plain = bytes(b ^ mask[i % 4] for i, b in enumerate(data))
             one.sendall(bytes([0x81, size]) + plain); lines.read(2); return
         if path == '/garbage': one.sendall(b'\\0\\1no http at all\\r\\n\\r\\n'); return
-        if path == '/go': 
+        if path == '/go':
             one.sendall(b'HTTP/1.1 302 F\\r\\nLocation: http://127.0.0.1:1/\\r\\nContent-Length: 0\\r\\n\\r\\n'); return
         if path == '/upload':
             lines.read(1000); os._exit(4)
@@ -79,7 +79,9 @@ async def proxied(tmp_path):
         ) as programs,
     ):
         plugins.doors, plugins.reached = programs.inside, programs.visited
-        await world.put(path=f"/{ID}/", target="service", origin=f"http://127.0.0.1:{PORT}", service="web", public=["/**"])
+        await world.put(
+            path=f"/{ID}/", target="service", origin=f"http://127.0.0.1:{PORT}", service="web", public=["/**"]
+        )
         await programs.put(ID, "web", SPEC)
         yield world, programs
 

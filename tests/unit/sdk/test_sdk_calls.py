@@ -73,6 +73,7 @@ ROWS = [
         HTTP,
         ...,
     ),
+    ("http", "get", ("u",), {"service": "web"}, "http.do", {"method": "GET", "url": "u", "service": "web"}, HTTP, ...),
     ("http", "post", ("u", "t"), {}, "http.do", {"method": "POST", "url": "u", "body": "t"}, HTTP, ...),
     ("http", "post", ("u", b"t"), {}, "http.do", {"method": "POST", "url": "u", "body_base64": "dA=="}, HTTP, ...),
     ("mail", "send", ("a", "s", "b"), {}, "mail.send", {"to": "a", "subject": "s", "body": "b"}, 1, 1),
