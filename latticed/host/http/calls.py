@@ -98,6 +98,9 @@ class HttpCalls:
             # Inside the slot also what comes before the connection: putting secrets in, encoding, look-ups.
             with self._slot(caller):
                 request, uses_secrets = _request(asked, secrets, self._limits.body_bytes, now_s=int(self._now_s()))
+                if asked.service and (uses_secrets or asked.sign is not None):
+                    # Its program may be the plugin's own, which would show it the value.
+                    raise HostError(Denial.EGRESS_BLOCKED, "scheme not allowed: no service of a plugin gets secrets")
                 if uses_secrets:
                     self._check_channel(request, rights)
                 if asked.service:

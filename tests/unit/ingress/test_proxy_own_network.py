@@ -17,6 +17,7 @@ from latticed.host.program import spec as specs
 from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
 from latticed.kit.clock import SystemClock
+from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.model.restart import RestartPolicy
 from latticed.settings.programs import ServiceSettings
@@ -198,6 +199,16 @@ async def test_http_do_reaches_an_own_service(tmp_path):
             ):
                 with pytest.raises(HostError, match=word):
                     await call(http, caller=mine, **{**asked, **bad})
+            # Not even where the operator let secrets go to the same address on the host.
+            bound = EgressRights(origins=(egress.origin(f"http://127.0.0.1:{PORT}"),))
+            sly = HttpCalls(
+                client,
+                rights_of=lambda _: bound,
+                secrets_of=plugin_secrets.secrets_of({ID: {"TOKEN": "t0psecret"}}),
+                inside=programs.inside,
+            )
+            with pytest.raises(HostError, match="egress_blocked: scheme not allowed"):
+                await call(sly, caller=mine, **asked, method="POST", body="${secret:TOKEN}")
             with pytest.raises(HostError, match="service_unavailable"):
                 await call(http, caller=Caller(plugin_id="acme.other"), **asked)
             assert server.connections == 0
