@@ -229,10 +229,23 @@ class Deliverer:
         self.channels.changed.set()
 
     async def _deliver(self, name: str) -> None:
-        """Deliver the next message of a channel, and record how that ended."""
-        message = await self.channels.take(name)
-        if message is None:
-            return
+        """Deliver the next message of a channel, and record how that ended.
+
+        The channel is busy until this returns: after a fault of ours, or of the disk, not before a pause.
+        """
+        try:
+            message = await self.channels.take(name)
+            if message is not None:
+                await self._send(name, message)
+        except Problem as problem:  # the disk is full or failing
+            log.warning("notification_step_failed", channel=name, code=problem.code)
+            await asyncio.sleep(FAULT_PAUSE_S)
+        except Exception:
+            log.error("notification_step_failed", channel=name, exc_info=True)
+            await asyncio.sleep(FAULT_PAUSE_S)
+
+    async def _send(self, name: str, message: Message) -> None:
+        """Have one message sent, and record how that ended."""
         began_s = self._clock.monotonic_s()
         found = await self._outcome(message)
         if self._clock.monotonic_s() - began_s >= SLOW_S:

@@ -106,8 +106,10 @@ def plan(tx: Transaction, item: Item, channels: Iterable[Planned], *, now_us: in
     """Have `item`, which is being delivered, wait for these channels; returns how many it waits for.
 
     A channel that had it keeps that: so a failed item that was reopened goes to the others alone. The item no longer
-    counts against the quotas of its sender.
+    counts against the quotas of its sender. One that has ended meanwhile, or was removed, waits for none.
     """
+    if tx.execute("SELECT 1 FROM notifications WHERE id = ? AND status = 'delivering'", (item.id,)).fetchone() is None:
+        return 0
     for one in channels:
         tx.execute("INSERT OR IGNORE INTO channels (name) VALUES (?)", (one.channel,))
         next_at = max(now_us + one.hold_us, _window_end(tx, one, now_us))

@@ -20,6 +20,8 @@ FANOUT: Final = "latticed.notify"
 """The built-in plugin that routes and delivers."""
 DEGRADED: Final = "channel.degraded"
 """The event of the notification that tells of a degraded channel. It is never sent to a degraded one."""
+GONE: Final = "no_such_channel"
+"""The code for a channel that the configuration has no more."""
 DEGRADED_AFTER_US: Final = 3_600 * 1_000_000
 """A channel that has failed for so long, or is to be left alone for so long, is degraded."""
 _TITLE: Final = 200
@@ -59,8 +61,9 @@ def after(channel: Channel, found: Outcome, *, now_us: int, backoff_s: Callable[
             last_success=now_us,
         )
     if not found.blames_channel:
-        # Only what the attempt itself asks for: the channel may be fine.
-        return replace(channel, paused_until=now_us + _us(max(found.retry_after_s, found.pause_s)))
+        # Only what the attempt itself asks for: the channel may be fine. What waits for one that is gone goes together.
+        paused_until = now_us + _us(max(found.retry_after_s, found.pause_s))
+        return replace(channel, paused_until=paused_until, crowded=channel.crowded or found.code == GONE)
     failures = channel.failures + 1
     pause_us = _us(max(backoff_s(failures), found.retry_after_s, found.pause_s))
     since = channel.failing_since or now_us
@@ -82,10 +85,11 @@ def after(channel: Channel, found: Outcome, *, now_us: int, backoff_s: Callable[
 def told(before: Channel, now: Channel, *, now_us: int) -> tuple[Channel, NotificationRow | None]:
     """The notification about a channel that has become degraded, and the channel with a mark that it was told.
 
-    One that changes back and forth is told of once an hour.
+    Once while it fails; one that changes back and forth is told of once an hour.
     """
+    is_told = before.told_at >= now.failing_since
     recently = 0 <= now_us - before.told_at < DEGRADED_AFTER_US
-    if not now.degraded or before.degraded or recently:
+    if not now.degraded or is_told or recently:
         return now, None
     why = f"{now.code}: {now.reason}" if now.reason else now.code
     row = NotificationRow(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
+import hmac
+import time
 import zlib
 
 import aiohttp
@@ -371,3 +374,43 @@ async def test_request_after_client_is_closed_is_an_error():
             http = HttpCalls(client, rights_of=lambda caller: rights, secrets_of=plugin_secrets.no_secrets)
         with pytest.raises(HostError, match="the host is stopping"):
             await call(http, url=f"http://127.0.0.1:{server.port}/")
+
+
+WHSEC = "whsec_" + base64.b64encode(b"k" * 32).decode()
+SIGNERS = plugin_secrets.secrets_of({CALLER.plugin_id: {"HOOK": WHSEC, "PLAIN": SECRET, "BROKEN": "whsec_not-base64"}})
+
+
+@pytest.mark.parametrize(("name", "key"), [("HOOK", b"k" * 32), ("PLAIN", SECRET.encode())])
+async def test_signed_request_has_the_headers_of_a_standard_webhook(name, key):
+    """HMAC-SHA256 over id, time and the body as it is sent, in base64."""
+    async with bench(answer(b""), secrets_of=SIGNERS) as it:
+        await it.do(method="POST", body="t=${secret:PLAIN}", sign={"secret": f"${{secret:{name}}}", "id": "msg_1"})
+        seen = it.server.seen[0]
+    made = int(seen.header["webhook-timestamp"])
+    signed = b"msg_1." + str(made).encode() + b"." + seen.body
+    wanted = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert (seen.header["webhook-id"], seen.header["webhook-signature"]) == ("msg_1", f"v1,{wanted}")
+    assert abs(made - time.time()) < 60
+    assert seen.body == f"t={SECRET}".encode()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"sign": {"secret": "${secret:NONE}", "id": "m"}}, "bad_params"),
+        ({"sign": {"secret": "a value", "id": "m"}}, "bad_params: sign.secret"),
+        ({"sign": {"secret": "x${secret:HOOK}", "id": "m"}}, "bad_params: sign.secret"),
+        ({"sign": {"secret": "${secret:BROKEN}", "id": "m"}}, "bad_params: sign.secret"),
+        ({"sign": {"secret": "${secret:HOOK}", "id": "a.b"}}, "bad_params: sign.id"),
+        ({"sign": {"secret": "${secret:HOOK}", "id": "a\r\nX: y"}}, "bad_params: sign.id"),
+        ({"sign": {"secret": "${secret:HOOK}", "id": ""}}, "bad_params: sign.id"),
+        (
+            {"sign": {"secret": "${secret:HOOK}", "id": "m"}, "header": {"webhook-ID": "x"}},
+            "bad_params: header: expected no webhook-ID",
+        ),
+    ],
+)
+async def test_request_that_cannot_be_signed_is_refused_before_connecting(params, message):
+    async with bench(answer(b""), secrets_of=SIGNERS) as it:
+        assert (await it.refused(method="POST", body="b", **params)).startswith(message)
+        assert it.server.connections == 0
