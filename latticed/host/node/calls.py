@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
@@ -76,6 +77,7 @@ class NodeCalls:
         self._ledger = ledger
         self._settings = settings
         self._may = may
+        self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
         # One cache for each, so that no caller gets the other's.
         self._facts = {
             hardware: CachedReading(_facts_of(root, hardware=hardware), FACTS_CACHE_S, clock)
@@ -111,7 +113,7 @@ class NodeCalls:
         labels = await self._ledger.write(lambda tx: rows.change(tx, asked.labels, most=MAX_LABELS))
         return {"ok": True, "labels": labels}
 
-    async def _read_journal(self, _caller: Caller, asked: ReadJournal) -> dict[str, Any]:
+    async def _read_journal(self, caller: Caller, asked: ReadJournal) -> dict[str, Any]:
         """Entries, the next cursor and whether there is a gap, from the journal reader. HostError bad_params for a unit
         that is not listed, and as `journal_client.ask`.
         """
@@ -122,9 +124,11 @@ class NodeCalls:
             shown = text.sanitise(asked.filter, 80)
             raise HostError(Denial.BAD_PARAMS, f"expected sshd or a unit that the operator listed, found {shown!r}")
         request = {"filter": asked.filter, "cursor": asked.cursor, "limit": asked.limit}
-        return await journal_client.ask(
-            journal_client.socket_path(settings), request, readers=lambda: readers(settings)
-        )
+        # One at a time of a plugin: the reader takes so many connections, and nobody may keep others out.
+        async with self._asking[caller.plugin_id]:
+            return await journal_client.ask(
+                journal_client.socket_path(settings), request, readers=lambda: readers(settings)
+            )
 
 
 class CachedReading:

@@ -29,6 +29,7 @@ from latticed.host.node import journal_client
 from latticed.host.node.calls import CachedReading, NodeCalls, ReadJournal, SetLabels
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
+from tests.house import processes
 from tests.house.clocks import ManualClock
 
 PLAIN, ADMIN = Caller(plugin_id="acme.plain"), Caller(plugin_id="acme.admin")
@@ -324,6 +325,35 @@ async def test_journal_reader_may_run_as_root_own_user_or_journal_user(desk: Des
         node.readers(desk.settings)
     other = settings_module.load(write(tmp_path, '[node]\njournal_socket = "/x/y.sock"\n'), {"HOME": "/"}, os.geteuid())
     assert journal_client.socket_path(other) == Path("/x/y.sock")
+
+
+async def test_one_plugin_does_not_keep_others_from_the_journal(desk: Desk, tmp_path: Path) -> None:
+    """It has one question at a time under way, however many it asks."""
+    asked: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        await asked.put(writer)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"entries": [], "cursor": "j", "gap": false}\n')
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(connected, tmp_path / "journal.sock"):
+        flood = [asyncio.ensure_future(desk.call("node.journal", filter="sshd")) for _ in range(50)]
+        other = asyncio.ensure_future(desk.call("node.journal", ADMIN, filter="sshd"))
+        async with asyncio.timeout(processes.PATIENCE_S):
+            for _ in range(2):
+                await answer(await asked.get())
+            assert (await other)["cursor"] == "j"
+            third = await asked.get()
+            assert sum(one.done() for one in flood) == 1
+            assert asked.empty()
+        for one in flood:
+            one.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+        third.close()
 
 
 def write(place: Path, text: str) -> Path:
