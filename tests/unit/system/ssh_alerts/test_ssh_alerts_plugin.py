@@ -214,6 +214,32 @@ async def test_kept_state_that_cannot_be_read_is_told_and_begun_anew(kept):
     assert check.state(from_base64(host.kv["state"])).cursor == "j:0"
 
 
+async def test_reader_that_is_away_for_a_minute_is_told_and_its_return_too(monkeypatch):
+    """Once each, also when the daemon is killed meanwhile; what was logged in the meantime comes late."""
+    now_s = BEGIN.timestamp()
+    monkeypatch.setattr(plugin.time, "time", lambda: now_s)
+    host = Simulator()
+    found = await host.plugin()
+    await rounds(found)
+    read = host.do_node_journal
+
+    def away(**_: Any) -> Any:
+        raise HostError("service_unavailable", "the journal reader is not running")
+
+    host.do_node_journal = away
+    host.say(accepted("alice"))
+    for _ in range(30):
+        now_s += 10
+        await rounds(found)
+        found = await host.plugin()
+    (one,) = [sent for sent in host.sent.values() if sent["event"] == "ssh.gap.down"]
+    assert "reason: the journal reader is not running" in one["body"]
+    assert "since: 2026-03-02 09:00:10 UTC" in one["body"]
+    host.do_node_journal = read
+    await rounds(found, 3)
+    assert (len(host.titles("ssh.gap.up")), len(host.titles()), len(host.sent)) == (1, 1, 3)
+
+
 async def test_cursor_of_another_source_is_a_gap_and_begins_anew():
     host = Simulator()
     found = await host.plugin()
