@@ -256,7 +256,8 @@ class Deliverer:
         while True:
             try:
                 await self.channels.report(message, found)
-            except Problem:  # the disk is full or failing
+            except Problem as problem:  # the disk is full or failing
+                log.warning("notification_unrecorded", channel=name, code=problem.code)
                 await asyncio.sleep(FAULT_PAUSE_S)
             else:
                 return

@@ -35,6 +35,39 @@ def test_id_goes_along_where_the_service_takes_one(fanout):
     assert {name for name, given in found.items() if given == item} == {"ntfy", "bark", "webhook"}
 
 
+NASTY = "<b>&amp; <!channel> @everyone *x* _y_ `z` ${secret:SLACK} {{body}}\r\nBcc: a\x1b[31m\u202e"
+
+
+def test_hostile_texts_arrive_as_text_at_every_service(fanout):
+    """Eight KiB of markup, line ends and escapes in every field: no service refuses it, and no secret goes along."""
+    long = NASTY * (8_192 // len(NASTY) + 1)
+    (item,) = fanout.send({"title": long, "body": long, "severity": "critical", "event": "hostile"})
+    (row,) = fanout.ended(item)
+    assert {one["channel"]: (one["state"], one["reason"]) for one in row["channels"]} == dict.fromkeys(
+        fanout.services.channels(), ("done", "")
+    )
+    taken = [one for one in fanout.services.taken if "<!channel>" in one.title]
+    assert {one.service for one in taken} == set(fanout.services.channels())
+    for one in taken:
+        assert "\n" not in one.title
+        assert not {"\x1b", "\u202e", "\r"} & set(one.title + one.body)
+        assert "${secret:SLACK}" in one.body
+        assert not [value for value in push_services.SECRETS.values() if value in str(one.plain)]
+
+
+def test_flood_of_a_sender_is_a_bounded_number_of_messages(fanout):
+    """Whatever its events are called: a burst of the channel's rate, then what waits goes together; none is lost."""
+    hook = fanout.services.channels()["webhook"] | {"per_minute": 60}
+    assert fanout.configure(channels={"hook": hook}, default=["hook"]).returncode == 0
+    fanout.daemon.until_state("armed", fanouts.ID)
+    before = len(fanout.services.of("webhook"))
+    items = fanout.send(*({"title": f"flood {n}", "event": f"flood{n}"} for n in range(300)))
+    fanout.daemon.until(lambda: fanout.channel("hook").get("waiting") == 0, "the channel to have all")
+    told = fanout.services.of("webhook")[before:]
+    assert sorted(row["id"] for one in told for row in one.plain["data"]["items"]) == sorted(items)
+    assert len(told) < 150
+
+
 def test_tokens_are_in_no_list_log_audit_or_error(fanout):
     fanout.test("telegram")
     fanout.configure(

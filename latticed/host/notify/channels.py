@@ -96,7 +96,7 @@ class ChannelKeeper:
                 deliveries.end(tx, message, state, now_us=now_us, code=code, reason=reason)
             if found.outcome == "fail":
                 tx.append_audit(_failed(message, code, reason))
-            return row is not None and self._say(tx, row)
+            return row is not None and bool(self._accepted(tx, row))
 
         # Not fsynced: after a power cut the message is sent once more, with the same id.
         if await self._ledger.write(change):
@@ -138,23 +138,25 @@ class ChannelKeeper:
         """
         seq = deliveries.events_read(tx) or 0
         found = audit.query(tx, chain=DECISIONS, after=seq, limit=PAGE)
-        said = [self._say(tx, row) for row in map(rules.own, found) if row is not None]
+        said = [self._accepted(tx, row) for row in map(rules.own, found) if row is not None]
+        if None in said:
+            # The queue is full of its own: the events themselves are on record.
+            log.error("notifications_not_queued", count=said.count(None))
         if found:
             deliveries.set_events_read(tx, found[-1]["seq"])
-        return any(said)
+        return True in said
 
     async def say(self, row: NotificationRow) -> None:
         """Queue a notification of latticed's own."""
-        if await self._ledger.write(lambda tx: self._say(tx, row), durable=True):
+        if await self._ledger.write(lambda tx: self._accepted(tx, row), durable=True):
             self._queue.wake()
 
-    def _say(self, tx: Transaction, row: NotificationRow) -> bool:
+    def _accepted(self, tx: Transaction, row: NotificationRow) -> bool | None:
+        """Queue one of latticed's own; whether it is a new one, None when the queue is full."""
         try:
             return not self._queue.accept_in(tx, rules.SENDER, row).duplicate
-        except Problem as problem:
-            # The queue is full of its own: nothing can be told, and the event itself is on record.
-            log.error("notification_not_queued", notification=row.event, code=problem.code)
-            return False
+        except Problem:
+            return None
 
     # Operators.
 

@@ -68,6 +68,8 @@ _MARKS: Final[dict[Severity, str]] = {
 }
 _OF_CHANNEL: Final = frozenset({401, 402, 403, 404, 405, 407, 410})
 """Statuses that the next message would get as well."""
+_OURS: Final = frozenset({"rate_limited", "audit_unavailable", "internal"})
+"""Codes of host calls that say nothing about the other side."""
 _LATER: Final = frozenset({408, 425, 429})
 
 
@@ -144,7 +146,7 @@ def verdict(channel: Channel, answer: Mapping[str, Any], *, now: datetime) -> tu
 def refused(call: str, code: str, message: str) -> Verdict:
     """What it means that the host did not carry the call out, or got no answer."""
     reason = message[:ANSWER_CHARACTERS]
-    if code == "rate_limited":
+    if code in _OURS:
         return Verdict(outcome="retry", code=code, reason=reason, retry_after_s=2.0, blames_channel=False)
     # A reply 5xx of a relay (RFC 5321, section 4.2.1) has no code of its own.
     is_final = call == "mail.send" and "the relay refuses the message" in message

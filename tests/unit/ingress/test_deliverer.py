@@ -196,3 +196,22 @@ async def test_plugin_that_stops_in_the_middle_loses_nothing(opened, monkeypatch
             while await it.states() != {"t": "done"}:
                 await it.channels.changed.wait()
         assert plugin.told == [("a", "t")]
+
+
+async def test_disk_that_is_almost_full_is_told_of_once_a_day(opened, monkeypatch):
+    """The state directory's own: any disk is, by these measures."""
+    monkeypatch.setattr(deliverer, "SWEEP_S", 0.01)
+    monkeypatch.setattr(deliverer, "LOW_BYTES", 1 << 62)
+    monkeypatch.setattr(deliverer, "LOW_SHARE", 2.0)
+    plugin = Plugin("a")
+    async with opened(plugin) as it:
+        await until(lambda: plugin.told)
+        await it.send("afterwards")
+        await until(lambda: ("a", "afterwards") in plugin.told)
+    assert [title for _, title in plugin.told if "almost full" in title] == [
+        "the disk of latticed's state directory is almost full"
+    ]
+
+
+def test_disk_with_room_or_that_cannot_be_asked_is_not_low(tmp_path):
+    assert not deliverer._low(tmp_path / "nowhere")

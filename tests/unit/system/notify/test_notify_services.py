@@ -186,6 +186,7 @@ def test_no_answer_breaks_what_reads_it(name, body, status, after):
         ("http.do", "deadline_exceeded", "", ("retry", True)),
         ("http.do", "too_large", "the answer", ("retry", True)),
         ("http.do", "rate_limited", "", ("retry", False)),
+        ("http.do", "audit_unavailable", "the disk is full", ("retry", False)),
         ("mail.send", "too_large", "", ("fail", False)),
         ("mail.send", "service_unavailable", "the relay refuses the message (554 no)", ("fail", False)),
         ("mail.send", "service_unavailable", "cannot connect to the relay", ("retry", True)),
