@@ -82,6 +82,7 @@ ROUTES = [
     DELETE /api/secrets/{name}/plugins/{id} host
     GET /api/notifications operate
     POST /api/notifications/prune operate
+    POST /api/notifications/test operate
     POST /api/notifications/{item}/retry operate
     GET /api/tasks operate
     POST /api/tasks/cancel operate
