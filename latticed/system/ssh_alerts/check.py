@@ -48,15 +48,15 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def document(plain: Any) -> Document:
-    """The configuration in JSON values, or Problem("bad_request") that names the field."""
+    """The configuration in JSON values, or Problem("config_invalid") that names the field."""
     try:
         return msgspec.convert(plain, Document)
     except msgspec.ValidationError as error:
-        raise Problem("bad_request", f"the configuration: {error}") from error
+        raise Problem("config_invalid", f"the configuration: {error}") from error
 
 
 def rules(found: Document, zone: tzinfo) -> Rules:
-    """The configuration's rules, or Problem("bad_request") that names the field; `zone` is that of `time_zone`."""
+    """The configuration's rules, or Problem("config_invalid") that names the field; `zone` is that of `time_zone`."""
     return Rules(
         allow=tuple(_allow(one, f"allow[{place}]") for place, one in enumerate(found.allow)),
         zone=zone,
@@ -100,7 +100,7 @@ def _network(text: str, path: str) -> Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         expected = "a network without host bits, as 203.0.113.0/24 or 2001:db8::/32"
-        raise Problem("bad_request", f"{path}: expected {expected}, found {text[:50]!a}") from error
+        raise Problem("config_invalid", f"{path}: expected {expected}, found {text[:50]!a}") from error
 
 
 def _hours(text: str, path: str) -> tuple[int, int]:
@@ -108,5 +108,5 @@ def _hours(text: str, path: str) -> tuple[int, int]:
     begin, end = (int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])) if found else (0, 0)
     if begin == end or max(begin, end) > 1_440:
         expected = 'hours as "08:00-18:30" or "22:00-06:00"; 24:00 is the latest'
-        raise Problem("bad_request", f"{path}: expected {expected}, found {text[:20]!a}")
+        raise Problem("config_invalid", f"{path}: expected {expected}, found {text[:20]!a}")
     return begin, end

@@ -38,8 +38,9 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An attempt that failed, or `times` equal ones. `once`: a message that sshd may write besides `Failed …` of one
-    connection, or in place of it; such a connection counts once.
+    """An attempt that failed, or `times` equal ones. `once`: one that clients make without being asked (`none`, each
+    key that they have), or a message that sshd writes besides `Failed …`; all of a connection count once, and for
+    nothing when it ends in a login.
     """
 
     user: str
@@ -85,6 +86,8 @@ _ONCE: Final = (_INVALID, _CUT, _TOO_MANY)
 # What rsyslog writes into auth.log in place of equal lines of one process ($RepeatedMsgReduction).
 _REPEATED: Final = re.compile(r"message repeated ([1-9][0-9]{0,5}) times: \[ (Failed .*|Invalid .*)\]")
 
+_TYPED: Final = ("password", "keyboard-interactive")
+"""Methods in which each attempt is somebody's guess."""
 _NO_LOGINS: Final = ("Accepted key ", "Accepted certificate ", "Accepted by ", "Accepted for ", "Accepted host ")
 """Steps on the way to a login, which may still fail (LogLevel VERBOSE and higher)."""
 _KNOWN: Final = (
@@ -145,8 +148,8 @@ def _login_or_failure(outcome: str, method: str, rest: str) -> Login | Failure |
     address = _address(tail[1]) if len(places) == 1 else ""
     user, port = rest[: places[0][0].start()], int(tail[2]) if len(places) == 1 else 0
     if outcome == "Failed":
-        # Many clients ask for `none` first, to hear which methods there are.
-        return Failure(user=_name(user), address=address, port=port, once=method == "none")
+        once = not method.startswith(_TYPED)
+        return Failure(user=_name(user), address=address, port=port, once=once)
     known = key.groupdict() if key is not None and len(places) == 1 else {}
     shown = f"{known.get('type') or ''}{known.get('id') or ''}{known.get('client') or ''}"
     fingerprint = known.get("fingerprint") or ""

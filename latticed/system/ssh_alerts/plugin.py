@@ -176,14 +176,14 @@ class SshAlerts(SystemPlugin):
 
 
 def _zone(name: str) -> tzinfo:
-    """Problem("bad_request") for a name that this host does not know. Reads a file."""
+    """Problem("config_invalid") for a name that this host does not know. Reads a file."""
     if name == "UTC":
         return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         expected = "a time zone that this host knows, as Europe/Berlin (package tzdata)"
-        raise Problem("bad_request", f"time_zone: expected {expected}, found {name[:60]!a}") from error
+        raise Problem("config_invalid", f"time_zone: expected {expected}, found {name[:60]!a}") from error
 
 
 def _status(state: State, zone: tzinfo, trouble: str) -> dict[str, Any]:

@@ -247,6 +247,7 @@ class _Work:
     def _login(self, login: Login, entry: Entry, at_s: int) -> None:
         self._counts["logins"] += 1
         network = lines.network(login.address)
+        self._uncount(login, network)
         name = f"{short(login.user)} {network}"
         before = self._known.pop(name, None)
         failures = self._failures_from(network)
@@ -332,6 +333,28 @@ class _Work:
         self._few.append((at_s, network, user))
         if len(self._few) >= self._rules.failures:
             self._begin_attack(entry, at_s)
+
+    def _uncount(self, login: Login, network: str) -> None:
+        """Take back the failure of a connection that only tried keys before it got in."""
+        only_once = self._connections.pop(f"{login.address} {login.port}", None) is False
+        if not only_once:
+            return
+        self._counts["failures"] -= 1
+        user = short(login.user)
+        if self._attack is None:
+            for place in reversed(range(len(self._few))):
+                if self._few[place][1:] == (network, user):
+                    del self._few[place]
+                    break
+            return
+        attack = self._attack
+        self._attack = msgspec.structs.replace(
+            attack,
+            total=attack.total - 1,
+            untold=max(attack.untold - 1, 0),
+            networks=_less(attack.networks, network),
+            users=_less(attack.users, user),
+        )
 
     def _begin_attack(self, entry: Entry, at_s: int) -> None:
         networks: dict[str, int] = {}
@@ -431,6 +454,11 @@ def _counted(table: dict[str, int], name: str) -> dict[str, int]:
     if name in table or len(table) < MAX_FREQUENT:
         return {**table, name: table.get(name, 0) + 1}
     return {key: count - 1 for key, count in table.items() if count > 1}
+
+
+def _less(table: dict[str, int], name: str) -> dict[str, int]:
+    """One less of `name`."""
+    return {key: count for key, each in table.items() if (count := each - (key == name)) > 0}
 
 
 def _seconds(at: str | None, otherwise: int) -> int:

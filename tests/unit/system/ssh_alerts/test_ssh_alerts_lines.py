@@ -94,7 +94,7 @@ def test_login_has_user_address_method_and_fingerprint(message, login):
         ),
         (
             f"Failed publickey for root from 192.0.2.2 port 23 ssh2: {KEY}",
-            Failure(user="root", address="192.0.2.2", port=23),
+            Failure(user="root", address="192.0.2.2", port=23, once=True),
         ),
         ("Failed none for invalid user  from ::1 port 5 ssh2", Failure(user="", address="::1", port=5, once=True)),
         ("Invalid user admin from 192.0.2.2 port 23", Failure(user="admin", address="192.0.2.2", port=23, once=True)),
@@ -183,7 +183,7 @@ def test_address_in_a_user_name_is_not_taken_for_that_of_the_connection(user):
     for end in ("", f": {KEY}"):
         method = "publickey" if end else "password"
         found = lines.read(f"Failed {method} for invalid user {user} from 203.0.113.7 port 4242 ssh2{end}")
-        assert found == Failure(user=user, address="203.0.113.7", port=4242)
+        assert found == Failure(user=user, address="203.0.113.7", port=4242, once=bool(end))
         found = lines.read(f"Accepted {method} for {user} from 203.0.113.7 port 4242 ssh2{end}")
         assert isinstance(found, Login)
         assert (found.user, found.address) == (user, "203.0.113.7")
@@ -200,7 +200,7 @@ def test_certificate_that_names_an_address_makes_it_unclear():
     """Whoever makes a certificate chooses its ID, and a user name can look like the beginning of one."""
     forged = f"ED25519-CERT {PRINT} ID x from 192.0.2.1 port 22 ssh2: {CERTIFICATE}"
     found = lines.read(f"Failed publickey for root from 203.0.113.7 port 4242 ssh2: {forged}")
-    assert found == Failure(user="root", address="", port=0)
+    assert found == Failure(user="root", address="", port=0, once=True)
     found = lines.read(f"Accepted publickey for root from 203.0.113.7 port 4242 ssh2: {forged}")
     assert found == Login(user="root", address="", port=0, method="publickey")
 

@@ -226,6 +226,24 @@ def test_messages_of_one_connection_count_once_where_sshd_writes_two():
     assert [event.phase for event in told(*key_only)] == ["begun"]
 
 
+def test_keys_that_are_tried_before_the_right_one_are_no_failures():
+    """With LogLevel VERBOSE each is a message, and a client tries all that it has."""
+    tries = []
+    for port in range(20):
+        wrong = f"Failed publickey for alice from 203.0.113.7 port {port} ssh2: RSA {PRINT}"
+        right = f"Accepted publickey for alice from 203.0.113.7 port {port} ssh2: ED25519 {PRINT}"
+        tries += [entry(wrong, port), entry(wrong, port), entry(right, port)]
+    state, events = watch.advance(State(), RULES, tries)
+    assert [event.flags for event in events] == [("new",), (), (), (), ()]
+    assert (state.counts.failures, state.few) == (0, ())
+    attacked, _ = watch.advance(State(), RULES, [failed(after_s=n) for n in range(9)])
+    state, (event,) = watch.advance(attacked, RULES, tries[:3])
+    assert state.attack.networks == attacked.attack.networks
+    assert (state.counts.failures, event.failures) == (9, 0)
+    guesses = [failed(user="alice", address="203.0.113.7", after_s=n, port=7) for n in range(5)]
+    assert told(*guesses, login(after_s=9))[-1].failures == 5
+
+
 def test_line_that_stands_for_equal_failures_counts_as_often():
     (event,) = told(
         failed(port=7),
