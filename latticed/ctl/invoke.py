@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ EXAMPLES: Final = examples(
     "latticectl invoke acme.demo greet",
     """latticectl invoke acme.demo greet '{"name": "world"}'""",
     "latticectl invoke acme.demo import - < data.json",
+    """latticectl invoke latticed.wireguard issue '{"id": "anna-phone"}' --qr""",
 )
 
 
@@ -28,6 +30,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
     parser.add_argument("action", metavar="ACTION", help="what it is to do; `describe` where a plugin knows that")
     parser.add_argument("payload", metavar="JSON", nargs="?", help="the payload, or - to read it from stdin")
+    parser.add_argument("--qr", action="store_true", help="draw the result, or its `conf`, as a QR code for a camera")
 
 
 def run(session: CtlSession) -> int:
@@ -38,7 +41,9 @@ def run(session: CtlSession) -> int:
     reply = replies.mapping(client.post("plugins", "by-id", ask.known_id(args.id), "invoke", body=body), "reply")
     screen = session.screen
     done = reply.get("ok") is True
-    if screen.json_wanted:
+    if done and args.qr:
+        _draw(session, reply)
+    elif screen.json_wanted:
         screen.json(reply)
     else:
         _tell(session, reply, done=done)
@@ -60,6 +65,34 @@ def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
         raise Problem("action_failed", f"{session.args.id} refused {session.args.action!r}: {detail}", hint)
     if message:
         screen.note(message)
+
+
+def _draw(session: CtlSession, reply: dict[str, Any]) -> None:
+    """Print a text of the result as a QR code, and the rest of it on stderr: the text may be a key, shown once.
+
+    Problem usage for a result without a text, too_large for one that no code holds.
+    """
+    import segno  # nobody else pays for it
+
+    result = reply.get("result")
+    text = result.get("conf") if isinstance(result, dict) else result
+    if not isinstance(text, str) or not text:
+        raise Problem("usage", "--qr: expected a result that is text, or has `conf`, found another", "leave --qr out")
+    try:
+        # L: what a screen shows is not torn, and a smaller code is read from further away.
+        code = segno.make(text, error="l", micro=False)
+    except segno.DataOverflowError as error:
+        found = f"{len(text)} characters"
+        raise Problem("too_large", f"--qr: expected a text that fits a QR code, found {found}") from error
+    drawn = io.StringIO()
+    code.terminal(drawn, compact=True)
+    for line in drawn.getvalue().splitlines():
+        session.screen.line(line)
+    if isinstance(result, dict):
+        rest = {name: value for name, value in result.items() if name != "conf"}
+        session.screen.note(json.dumps(rest, ensure_ascii=False))
+    if reply.get("message"):
+        session.screen.note(str(reply["message"]))
 
 
 def _payload(text: str | None) -> Any:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.system import cloudflared, nft_guard, notify, ssh_alerts
+from latticed.system import cloudflared, nft_guard, notify, ssh_alerts, wireguard
 
 if TYPE_CHECKING:
     from latticed.system.builtin import Builtin
 
-BUILTINS: Final[tuple[Builtin, ...]] = (cloudflared.BUILTIN, nft_guard.BUILTIN, notify.BUILTIN, ssh_alerts.BUILTIN)
+BUILTINS: Final[tuple[Builtin, ...]] = (
+    cloudflared.BUILTIN,
+    nft_guard.BUILTIN,
+    notify.BUILTIN,
+    ssh_alerts.BUILTIN,
+    wireguard.BUILTIN,
+)
 """One `BUILTIN` of each package; a start lists all of them, and loads the code of those that are active."""

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import segno
 
 from latticed.kit import passwords
 from latticed.model import capability
@@ -219,3 +220,41 @@ def test_password_is_prompted_for_twice(ctl, api, monkeypatch):
     assert ctl("secret", "set", "TOKEN").code == 0
     assert api.secrets["TOKEN"] == b"token"
     assert prompts == ["WEB: ", "WEB again: ", "WEB: ", "WEB again: ", "TOKEN: "]
+
+
+INVOKE = "POST plugins/by-id/acme.demo/invoke"
+CONF = "[Interface]\nPrivateKey = QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=\n"
+
+
+@pytest.mark.parametrize("result", [CONF, {"conf": CONF, "id": "anna"}])
+def test_result_is_drawn_for_a_camera(ctl, api, result):
+    """What is drawn is the code of the text, with the quiet zone around it; the text itself is on no stream."""
+    api.override[INVOKE] = 200, {"ok": True, "message": "approve it", "result": result, "error": None}
+    ran = ctl("invoke", "acme.demo", "issue", "--qr")
+    assert ran.code == 0
+    code = segno.make(CONF, error="l", micro=False)
+    wanted = [[bool(module) for module in row] for row in code.matrix_iter(border=4)]
+    # Two rows of modules a line; the screen is dark, so what is printed is what is light in the code.
+    shown = {" ": (True, True), "▀": (False, True), "▄": (True, False), "█": (False, False)}
+    drawn = [[shown[one] for one in line] for line in ran.data.decode().splitlines()]
+    rows = [[pair[half] for pair in line] for line in drawn for half in (0, 1)]
+    assert rows[: len(wanted)] == wanted
+    assert "PrivateKey" not in ran.err
+    assert "approve it" in ran.err
+    assert ("anna" in ran.err) == isinstance(result, dict)
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "said"),
+    [
+        (7, 2, "expected a result that is text"),
+        ({"conf": ""}, 2, "expected a result that is text"),
+        (None, 2, "expected a result that is text"),
+        ("x" * 3_000, 1, "fits a QR code, found 3000 characters"),
+    ],
+)
+def test_result_that_no_code_holds_is_said(ctl, api, result, code, said):
+    api.override[INVOKE] = 200, {"ok": True, "message": "", "result": result, "error": None}
+    ran = ctl("invoke", "acme.demo", "issue", "--qr")
+    assert (ran.code, ran.data) == (code, b"")
+    assert said in ran.err
