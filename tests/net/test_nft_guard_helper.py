@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -192,20 +191,9 @@ def test_boot_loads_the_confirmed_table(site):
 def test_ban_of_an_established_session_is_refused_when_it_is_offered(site):
     with site.helper.running():
         site.helper.applied(BASE, kind="nft")
-        with session(site.net):
+        with firewalled.ssh_session(site.net):
             answer = site.helper.ask(protocol.Offer(kind="nft", intent={**BASE, "bans": [banned("10.9.0.2", 60)]}))
             assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_session")
-
-
-@contextlib.contextmanager
-def session(net):
-    """An established connection to port 22 of `r`, from 10.9.0.2: what the helper takes for an operator's."""
-    with net.inside("r"):
-        listener = firewalled.listening("10.9.0.1", 22)
-    with net.inside("a"):
-        client = socket.create_connection(("10.9.0.1", 22), timeout=10)
-    with listener, client:
-        yield
 
 
 ELSEWHERE = {
@@ -215,7 +203,7 @@ ELSEWHERE = {
 
 
 def test_plan_without_a_way_for_an_established_session_is_applied_only_when_that_is_overridden(site):
-    with site.helper.running(), session(site.net):
+    with site.helper.running(), firewalled.ssh_session(site.net):
         plan = site.helper.offer(ELSEWHERE, kind="nft")
         reviewed = site.helper.review(plan)
         assert [(one.code, "10.9.0.2" in one.expected) for one in reviewed.findings] == [("lockout_source", True)]

@@ -211,20 +211,26 @@ groups = ["ssh"]
 """
 
 
-def test_operator_has_a_file_applied_with_latticectl_alone(site, tmp_path):
-    """Without a terminal: the first call prints the review, the second one approves it and applies."""
-    operator, guard = tmp_path / "latticed.toml", tmp_path / "guard.toml"
-    owner = site.host.daemon.place.uid
+@pytest.fixture
+def ctl(site, tmp_path):
+    """latticectl as root, without a terminal."""
+    operator, owner = tmp_path / "latticed.toml", site.host.daemon.place.uid
     operator.write_text(f'[apply]\nsocket = "{site.helper.settings["socket"]}"\n[access]\nsocket_owner = "{owner}"\n')
-    guard.write_text(GUARD)
     options = ("--config", str(operator), "--socket", str(site.host.daemon.place.socket))
 
-    def ctl(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "latticed.ctl.main", *words, *options]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
         )
 
+    return run
+
+
+def test_operator_has_a_file_applied_with_latticectl_alone(site, ctl, tmp_path):
+    """Without a terminal: the first call prints the review, the second one approves it and applies."""
+    guard = tmp_path / "guard.toml"
+    guard.write_text(GUARD)
     first = ctl("apply", ID, "-f", str(guard))
     assert (first.returncode, "+        tcp dport 22 accept" in first.stdout) == (1, True)
     (plan,) = [one.plan for one in site.helper.observed().plans]
@@ -234,6 +240,33 @@ def test_operator_has_a_file_applied_with_latticectl_alone(site, tmp_path):
     assert second.returncode == 0, second
     assert site.helper.state_of(plan) == "applied"
     assert b"tcp dport 22 accept" in site.net.stateless()
+
+
+def test_operator_overrides_the_lockout_of_a_session_and_that_is_in_the_audit_record(site, ctl, tmp_path):
+    guard = tmp_path / "guard.toml"
+    guard.write_text(GUARD.replace("ports = [22]", 'ports = [22]\nremote = ["192.0.2.0/24"]'))
+    with firewalled.ssh_session(site.net):
+        first = ctl("apply", ID, "-f", str(guard))
+        assert (first.returncode, "lockout_source: expected a way to sshd from 10.9.0.2" in first.stdout) == (1, True)
+        assert "lockout_source stands against the plan" in first.stderr
+        (plan,) = [one.plan for one in site.helper.observed().plans]
+        review = site.helper.review(plan).review
+        words = ("apply", ID, "-f", str(guard), "--review", review, "--confirm")
+        assert ctl(*words).returncode == 1
+        done = ctl(*words, "--override", "lockout_source")
+        assert done.returncode == 0, done
+    assert b"ip saddr 192.0.2.0/24 tcp dport 22 accept" in site.net.stateless()
+
+    def recorded() -> Any:
+        found = site.host.daemon.events(action="plan.approve", target=plan)
+        return found and (
+            found[0]["actor"].split()[0],
+            found[0]["detail"]["overrides"],
+            "10.9.0.2" in found[0]["reason"],
+        )
+
+    site.until(recorded, "the copy of the step")
+    assert recorded() == ("uid:0", "lockout_source", True)
 
 
 def test_kept_ban_that_is_not_in_the_table_is_applied_at_a_poll(site):
