@@ -59,6 +59,14 @@ class Server:
         command = f"ssh -n -F none {plain} -i {self.home}/{key} -o IdentitiesOnly=yes -b {source} {options}"
         self.journal.run(f"nsenter --net=/run/net timeout 30 {command} -l '{user}' {server} true; :")
 
+    def guess(self, user: str, source: str) -> None:
+        """One connection from `source` in which wrong passwords are tried; sshd tells of two of them at least."""
+        plain = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=QUIET"
+        tried = "-o PreferredAuthentications=password -o NumberOfPasswordPrompts=3"
+        ask = "SSH_ASKPASS=/bin/true SSH_ASKPASS_REQUIRE=force"
+        command = f"env {ask} timeout 30 ssh -n -F none {plain} {tried} -b {source} -l '{user}' {SERVER} true"
+        self.journal.run(f"nsenter --net=/run/net {command}; :")
+
     def fingerprint(self, key: str = "known") -> str:
         shown = subprocess.run(
             ["ssh-keygen", "-lf", self.home / f"{key}.pub"], capture_output=True, text=True, check=True

@@ -146,6 +146,27 @@ def test_real_login_is_told_once_with_its_fingerprint(site):
         assert {f"key: ED25519 {fingerprint}", "method: publickey", "user: root"} <= set(body)
 
 
+def test_real_guesses_are_told_and_the_login_after_them_is_an_error(site):
+    """Of the passwords that one client guesses, of an account that there is, and of one that there is not."""
+    with site.watched() as found, sshds.started(site.journal, site.journal.home / "sshd") as sshd:
+        found.until_watching()
+        for user in ("root", "nobody here", "root"):
+            sshd.guess(user, "203.0.113.8")
+        found.until_counted("failures", 6)
+        sshd.ssh("root", "203.0.113.7")
+        (item,) = found.until_told("ssh.login.guessed")
+        assert (item["severity"], item["title"]) == (
+            "error",
+            "SSH login after failed attempts: root from 203.0.113.7",
+        )
+        status = found.status()
+        assert status["counts"]["failures"] == status["failures"]["total"]
+        assert status["failures"]["users"].keys() == {"root", "nobody here"}
+        assert [item["event"] for item in found.told()] == ["ssh.failures.begun", "ssh.login.guessed"]
+    (body,) = site.bodies("ssh.failures.begun")
+    assert "from: 203.0.113.0/24 (at least 5)" in body
+
+
 def test_forgers_and_copies_of_sshd_are_not_told(site):
     copy = site.journal.home / "sshd"
     site.journal.run(f"cp {TRUE} {copy}; chmod 755 {copy}")
@@ -280,6 +301,24 @@ def test_gaps_are_told(site):
         found.until_told("ssh.login.new")
         found.daemon.until(lambda: found.health().startswith("healthy"), "the plugin to be healthy again")
         assert [item["event"] for item in found.told()].count("ssh.gap.gone") == 1
+
+
+def test_reader_that_hangs_holds_up_nothing(site):
+    """The plugin says so, answers, and can be stopped; what was logged meanwhile is told when it goes on."""
+    true = site.journal.speaker(TRUE)
+    with site.watched() as found:
+        found.until_watching()
+        site.journal.run(f"kill -STOP ${READER}")
+        true.say(accepted("alice"))
+        found.daemon.until(lambda: "did not answer in time" in found.health(), "the health to say that it hangs")
+        assert found.status()["trouble"].startswith("deadline_exceeded")
+        assert found.daemon.set_status("disabled", ID).status == 200
+        assert found.daemon.set_status("active", ID).status == 200
+        assert found.told() == []
+        site.journal.run(f"kill -CONT ${READER}")
+        found.until_told("ssh.login.new")
+        found.daemon.until(lambda: found.health().startswith("healthy"), "the plugin to be healthy again")
+        assert len(found.told()) == 1
 
 
 def test_hostile_messages_are_text_in_what_is_told(site):
