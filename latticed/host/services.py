@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.host import call
 from latticed.host.audit import AuditCalls
+from latticed.host.call import Caller
 from latticed.host.contacts import Contacts
 from latticed.host.ddns.calls import DdnsCalls
 from latticed.host.ddns.cloudflare import CloudflareProvider
@@ -40,6 +41,7 @@ from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
 from latticed.host.program.save_calls import SaveCalls
 from latticed.host.program.supervised import ProgramDeps
+from latticed.host.program.way_out import WayOutDeps
 from latticed.host.route.calls import RouteCalls
 from latticed.host.route.keeper import RouteDeps, RouteKeeper
 from latticed.host.route.table import RouteTable
@@ -145,7 +147,7 @@ class HostServices:
             settings=settings.monitor,
         )
         # Before the routes, which report visitors to `programs`.
-        self._make_programs(spawner)
+        self._make_programs(spawner, guard)
         self.plans = PlanKeeper(
             ledger,
             ApplyHelper(Path(settings.apply.socket)),
@@ -171,7 +173,7 @@ class HostServices:
             wheel=wheel,
         )
 
-    def _make_programs(self, spawner: Spawner) -> None:
+    def _make_programs(self, spawner: Spawner, guard: Guard) -> None:
         """Make the keepers of what is run as a process for plugins: `tasks`, `programs` and `tunnels`."""
         settings, ledger, clock, permissions = self._settings, self._ledger, self._clock, self.permissions
         policy = restart_policy(settings.supervision)
@@ -184,7 +186,16 @@ class HostServices:
             spawner=spawner,
             settings=settings.service,
             rights=ProgramRights(
-                refusal=to_run.refusal, variables=permissions.variables, publisher=permissions.publisher
+                refusal=to_run.refusal,
+                variables=permissions.variables,
+                publisher=permissions.publisher,
+                way_out=WayOutDeps(
+                    guard=guard,
+                    rights=permissions.to("http:egress").egress_rights,
+                    record=ledger.record,
+                    contacted=lambda plugin_id, host: self._contacts.note(Caller(plugin_id=plugin_id), host),
+                    clock=clock,
+                ),
             ),
             policy=policy,
             data=ServiceData(settings.state_dir / "services"),

@@ -141,6 +141,7 @@ class ServiceRow(TypedDict):
     restart: str
     network: str
     data: ServiceData | None
+    hosts: list[str]
     state: str
     pid: int | None
     sandbox: str | None

@@ -52,7 +52,7 @@ class Service(Calls):
     def put(self, name: str, **service: Any) -> Any:
         """Make or replace a program: `{ok, name, state}` (task:run).
 
-        `service`: program, args, environment, restart, network, data, as in docs/services.md.
+        `service`: program, args, environment, restart, network, data, hosts, as in docs/services.md.
         """
         return self._ask("service.put", {"name": name, **service})
 

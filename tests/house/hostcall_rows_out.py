@@ -198,6 +198,8 @@ ROWS: dict[str, Row] = {
             {**_PROGRAM, "environment": {"LD_PRELOAD": "x"}},
             {**_PROGRAM, "args": ["${secret:BOUND}"]},
             {**_PROGRAM, "restart": "sometimes"},
+            {**_PROGRAM, "hosts": ["api.example.org:443"]},
+            {**_PROGRAM, "network": "own", "hosts": ["no port"]},
             {**_PROGRAM, "data": {"bytes": 1}},
             {**_PROGRAM, "data": {"bytes": 0, "files": 1}},
             {**_PROGRAM, "data": {"bytes": 1 << 50, "files": 1}},

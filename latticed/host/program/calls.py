@@ -41,7 +41,9 @@ class ProgramCalls:
 
     async def _put(self, caller: Caller, asked: specs.ProgramPut) -> dict[str, Any]:
         """Keep the program running from now on; `state` is that before it has started."""
-        spec = specs.checked(asked, self._programs.settings, self._programs.rights.variables(caller.plugin_id))
+        may = self._programs.rights
+        egress, variables = may.egress(caller.plugin_id), may.variables(caller.plugin_id)
+        spec = specs.checked(asked, self._programs.settings, variables, egress)
         made = await self._programs.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "name": made.name, "state": made.program.state}
 
@@ -74,6 +76,7 @@ def view(one: KeptProgram) -> dict[str, Any]:
         "restart": spec.restart,
         "network": spec.network,
         "data": _data(one),
+        "hosts": list(spec.hosts),
         **one.program.view(),
     }
 

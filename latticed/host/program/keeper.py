@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import confinement
 from latticed.host.permissions import PermissionRefused
+from latticed.host.program import hosts as reachable
 from latticed.host.program import saved, surroundings
 from latticed.host.program import spec as specs
 from latticed.host.program.data import UNSIGNED
@@ -18,6 +19,7 @@ from latticed.host.program.door import Door
 from latticed.host.program.rules import RestartRules
 from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.host.program.supervised_keeper import SupervisedKeeper
+from latticed.host.program.way_out import WayOut
 from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
@@ -26,16 +28,18 @@ from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from latticed.host.confinement import Spawner
     from latticed.host.program.data import KeptDirectory, ServiceData
     from latticed.host.program.saved import Copy
     from latticed.host.program.spec import ProgramSpec
+    from latticed.host.program.way_out import WayOutDeps
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
     from latticed.model.addresses import Address
+    from latticed.model.egress import EgressRights
     from latticed.model.restart import RestartPolicy
     from latticed.settings.programs import ServiceSettings as Settings
 
@@ -57,6 +61,8 @@ class KeptProgram:
     """Its directory, from its first start on, if it has one."""
     door: Door | None = None
     """The way into its own network, from its first start on, if it has one; lost while it does not run."""
+    way_out: WayOut | None = None
+    """The way out of it, if it has one."""
 
     def start(self) -> None:
         """Have it run; no effect while it is started."""
@@ -76,12 +82,17 @@ class ProgramRights:
     """What a plugin may have its programs do, by its id, asked each time.
 
     `refusal`: why it may have none run, or None; `variables`: the names that their environment may set; `publisher`:
-    whose plugin it is, empty when it is unsigned.
+    whose plugin it is, empty when it is unsigned; `way_out`: how they connect to others, None where they cannot.
     """
 
     refusal: Callable[[str], PermissionRefused | None]
     variables: Callable[[str], frozenset[str]] = lambda _: frozenset()
     publisher: Callable[[str], str] = lambda _: ""
+    way_out: WayOutDeps | None = None
+
+    def egress(self, plugin_id: str) -> EgressRights | None:
+        """Where its programs may connect to from networks of their own; None while they may not."""
+        return self.way_out.rights(plugin_id) if self.way_out is not None else None
 
 
 class ProgramKeeper(SupervisedKeeper[KeptProgram]):
@@ -230,7 +241,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         # Judged by `_why_not` before; but the settings may have changed in the same moment.
         if (reason := specs.not_allowed(spec.program, spec.network, settings)) is not None:
             raise Problem("program_unusable", reason)
-        path = settings.programs[spec.program]
+        path, proxy = settings.programs[spec.program], reachable.environment() if spec.hosts else {}
         chosen = confinement.choose(spawner, network=spec.network != "none")
         one.kept = await self._made_directory(one)
         # Last, as it opens a descriptor that only `Ready.close` closes.
@@ -238,7 +249,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         request = ChildRequest(
             program=program,
             args=spec.args,
-            environment=confinement.environment(chosen, spec.environment),
+            environment=confinement.environment(chosen, {**proxy, **spec.environment}),
             limits=rlimits.ResourceLimits(
                 memory_bytes=settings.memory_mib * _MIB, tasks=settings.processes, open_files=settings.open_files
             ),
@@ -248,8 +259,9 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         )
         # No await from here on: a door that is made is closed by `Ready.close`, or by the end of the child.
         one.door = Door() if spec.network == "own" else None
+        one.way_out = self._way_out(one)
         ready = Ready(request=request, chosen=chosen, close=lambda: confinement.close(program))
-        return surroundings.added(ready, kept=one.kept, door=one.door)
+        return surroundings.added(ready, kept=one.kept, door=one.door, way_out=one.way_out)
 
     async def _made_directory(self, one: KeptProgram) -> KeptDirectory | None:
         """The directory of a program that is about to start, if it has one; Problem as `ServiceData.made`."""
@@ -263,6 +275,22 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
     def _service(self, plugin_id: str, name: str) -> Path:
         """Where a service has its directory, and the copies of what is in it."""
         return self.data.place(self._owner(plugin_id), name).parent
+
+    def _way_out(self, one: KeptProgram) -> WayOut | None:
+        """The way out of a program that is about to start, if it has one."""
+        if not one.spec.hosts or self.rights.way_out is None:
+            return None
+        return WayOut(
+            one.plugin_id, one.name, one.spec.hosts, self.rights.way_out, may=lambda: self._why_not(one) is None
+        )
+
+    def _recheck(self, items: Iterable[KeptProgram]) -> None:
+        """As in the base class; and cut what a program may no longer be connected to, also while it is stopped."""
+        items = list(items)
+        super()._recheck(items)
+        for one in items:
+            if one.way_out is not None:
+                one.way_out.cut()
 
     async def inside(self, plugin_id: str, name: str, address: Address) -> socket.socket:
         """A socket in the own network of a plugin's program, for a connection to this address there; the caller closes

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from latticed.host.call import HostError, Params
+from latticed.host.program import hosts as reachable
 from latticed.host.program.rules import Restart
 from latticed.host.secret.references import REFERENCE
 from latticed.kit import text
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
+    from latticed.model.egress import EgressRights
     from latticed.settings.programs import ServiceSettings as Settings
 
 Network = Literal["none", "own", "host"]
@@ -36,7 +38,8 @@ class DataQuota(Params, frozen=True):
 
 class ProgramPut(Params, frozen=True):
     """Parameters of service.put. `program` is a name on the operator's list; `restart`: always, on-failure or never;
-    `network`: none, its own loopback (own), or the host's; `data`: it gets a directory that is kept.
+    `network`: none, its own loopback (own), or the host's; `data`: it gets a directory that is kept; `hosts`: what it
+    may reach from its own network.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ProgramPut(Params, frozen=True):
     restart: Restart = "always"
     network: Network = "none"
     data: DataQuota | None = None
+    hosts: tuple[str, ...] = ()
 
 
 class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,11 +64,14 @@ class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):
     restart: Restart
     network: Network
     data: DataQuota | None = None
+    hosts: tuple[str, ...] = ()
 
 
-def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) -> ProgramSpec:
+def checked(
+    asked: ProgramPut, settings: Settings, variables: frozenset[str], rights: EgressRights | None
+) -> ProgramSpec:
     """The spec; HostError bad_params names the field and what was expected, egress_blocked says that it may not have
-    that network.
+    that network, or not reach one of its hosts. `rights`: where the plugin may connect to, None while it may not.
 
     `variables` are the names that the operator lets this plugin set. No list of harmless ones is possible: `BASH_ENV`,
     `NODE_OPTIONS`, `PYTHONWARNINGS` and many others make a program run code of the plugin.
@@ -94,7 +101,17 @@ def checked(asked: ProgramPut, settings: Settings, variables: frozenset[str]) ->
         restart=asked.restart,
         network=asked.network,
         data=asked.data,
+        hosts=_checked_hosts(asked, rights),
     )
+
+
+def _checked_hosts(asked: ProgramPut, rights: EgressRights | None) -> tuple[str, ...]:
+    """The hosts in normal form; HostError bad_params, egress_blocked, capability_not_granted."""
+    if not asked.hosts:
+        return ()
+    if asked.network != "own":
+        raise bad("hosts", "the network own, from which they are reached")
+    return reachable.checked(asked.hosts, rights)
 
 
 def not_allowed(program: str, network: Network, settings: Settings) -> str | None:

@@ -1,6 +1,7 @@
-"""What a program has besides its own process: a directory that it keeps, and the door of its network.
+"""What a program has besides its own process: a directory that it keeps, the door of its network, and the way
+out of it.
 
-Both are added to what is started, with what watches them while it runs.
+They are added to what is started, with what watches them while it runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from latticed.host.program import hosts
 from latticed.host.program.rules import ProgramEnded
 from latticed.sandbox.spec import DataDirectory, DoorRequest
 
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from latticed.host.program.data import KeptDirectory
     from latticed.host.program.door import Door
     from latticed.host.program.supervised import Ready
+    from latticed.host.program.way_out import WayOut
     from latticed.processes.child import Child
 
 
-def added(ready: Ready, *, kept: KeptDirectory | None, door: Door | None) -> Ready:
-    """`ready` with the directory and the door, each where there is one."""
+def added(ready: Ready, *, kept: KeptDirectory | None, door: Door | None, way_out: WayOut | None) -> Ready:
+    """`ready` with the directory, the door and the way out by it, each where there is one."""
     request, close = ready.request, ready.close
     if kept is not None:
         request = replace(request, data=DataDirectory(path=str(kept.path), file_bytes=kept.most.bytes))
@@ -35,13 +38,19 @@ def added(ready: Ready, *, kept: KeptDirectory | None, door: Door | None) -> Rea
         close()
 
     async def beside(child: Child) -> ProgramEnded:
-        watching = [_lost(door), *([kept.watch(child)] if kept is not None else [])]
+        works = [_lost(door)]
+        if kept is not None:
+            works.append(kept.watch(child))
+        if way_out is not None:
+            works.append(_open(way_out, door))
         try:
-            return await _first(watching)
+            return await _first(works)
         finally:
             door.close()
 
-    request = replace(request, door=DoorRequest(fd=door.theirs.fileno()))
+    layout = way_out.layout if way_out is not None else hosts.layout(())
+    asked = DoorRequest(fd=door.theirs.fileno(), listen=layout.listen, names=layout.names)
+    request = replace(request, door=asked)
     return replace(ready, request=request, close=close_both, beside=beside)
 
 
@@ -49,6 +58,12 @@ async def _lost(door: Door) -> ProgramEnded:
     """The end of a program whose network can no longer be reached; returns once that is so."""
     await door.lost.wait()
     return ProgramEnded(code="door_lost", message="expected the way into its network to stay, found it gone")
+
+
+async def _open(way_out: WayOut, door: Door) -> ProgramEnded:
+    """Keep the way out open; it ends with the door, or by a fault of ours."""
+    await way_out.serve(await door.listeners())
+    return ProgramEnded(code="internal", message="a fault of latticed: the way out has ended")
 
 
 async def _first(works: list[Coroutine[None, None, ProgramEnded]]) -> ProgramEnded:
