@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 from dataclasses import dataclass
@@ -146,9 +147,11 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return await self._change(plugin_id, removed)
 
     async def save(self, plugin_id: str, name: str, files: tuple[str, ...], *, keep: int) -> tuple[Copy, bool]:
-        """As `saved.save`, of one of the plugin's services. Problem not_found, not_saved, service_unavailable."""
+        """As `saved.save`, of a service of the plugin. Problem not_found, not_saved, disk_full, service_unavailable."""
         service, now_us = self._service(plugin_id, name), self._deps.clock.wall_us()
-        return await self._change(plugin_id, lambda: _on_disk(saved.save, service, files, keep=keep, now_us=now_us))
+        # What a service may keep bounds what is kept of it once more.
+        save = functools.partial(saved.save, keep=keep, most_bytes=self.settings.data_bytes, now_us=now_us)
+        return await self._change(plugin_id, lambda: _on_disk(save, service, files))
 
     async def saved(self, plugin_id: str, name: str) -> list[Copy]:
         """The copies of one of the plugin's services, newest first. Problem service_unavailable."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from latticed.host.program import data_tree
+from latticed.host.program import data_tree, quota
 from latticed.kit import files
 from latticed.kit.files import closing
 from latticed.model.errors import Problem
@@ -64,11 +64,11 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[SavedFile, ...]
 
 
-def save(service: Path, names: tuple[str, ...], *, keep: int, now_us: int) -> tuple[Copy, bool]:
+def save(service: Path, names: tuple[str, ...], *, keep: int, most_bytes: int, now_us: int) -> tuple[Copy, bool]:
     """Copy those of `names` that are in the service's directory; the copy, and False if the newest one is equal to it.
 
-    Problem not_found when none of them is there; not_saved when one is no regular file, too large, or not whole.
-    OSError for a disk that fails.
+    At most `keep` copies stay, and the newest that have `most_bytes` together. Problem not_found when none of `names`
+    is there; not_saved when one is no regular file, too large, or not whole; disk_full. OSError for a disk that fails.
     """
     found = _read_whole(service / "data", names)
     listed = tuple(SavedFile(name=name, bytes=len(data), sha256=_digest(data)) for name, data in found.items())
@@ -80,6 +80,10 @@ def save(service: Path, names: tuple[str, ...], *, keep: int, now_us: int) -> tu
     at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at_us // 1_000_000))
     copy = Copy(id=f"{at}-{secrets.token_hex(4)}", at=at_us, files=listed)
     clear(service)
+    free = os.statvfs(service)
+    left = free.f_bavail * free.f_frsize - sum(file.bytes for file in listed)
+    if (full := quota.no_space(quota.FreeSpace(bytes=left, files=free.f_favail))) is not None:
+        raise Problem(full.code, full.message)
     directory = service / SAVED
     directory.mkdir(mode=0o700, exist_ok=True)
     made = directory / f".{copy.id}"
@@ -88,9 +92,19 @@ def save(service: Path, names: tuple[str, ...], *, keep: int, now_us: int) -> tu
     files.sync_directory(directory)
     files.sync_directory(service)
     # Only now: at no moment are there fewer than before.
-    for old in copies(service)[keep:]:
+    for old in surplus(copies(service), keep=keep, most_bytes=most_bytes):
         data_tree.remove(directory / old.id)
     return copy, True
+
+
+def surplus(found: list[Copy], *, keep: int, most_bytes: int) -> list[Copy]:
+    """Which of these copies, newest first, have to go; never the newest."""
+    taken = 0
+    for place, copy in enumerate(found):
+        taken += sum(file.bytes for file in copy.files)
+        if place and (place >= keep or taken > most_bytes):
+            return found[place:]
+    return []
 
 
 def copies(service: Path) -> list[Copy]:

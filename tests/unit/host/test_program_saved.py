@@ -245,6 +245,29 @@ async def test_full_disk_leaves_the_copies_that_there_were(here, tmp_path, monke
     assert (await save(here))["new"]
 
 
+async def test_copies_take_no_more_than_a_service_may_keep(tmp_path):
+    """The oldest go first, the newest stays even if it is more than that alone."""
+    async with world(tmp_path, data_bytes=250_000) as here:
+        here.service |= {one.method: one for one in SaveCalls(here.programs).calls()}
+        for number, size in enumerate((60_000, 60_000, 60_000, 60_000, 60_000, 400_000)):
+            kept(tmp_path, root={"n": number, "fill": "x" * size})
+            newest = (await save(here))["id"]
+            copies = (await here.call("service.saved", name="web"))["saved"]
+            assert copies[0]["id"] == newest
+            sizes = [sum(file["bytes"] for file in one["files"]) for one in copies]
+            assert sum(sizes) <= 250_000 or len(sizes) == 1
+        assert sizes[0] > 400_000
+
+
+async def test_nearly_full_disk_gets_no_copy(here, tmp_path, monkeypatch):
+    """The daemon keeps its own state there."""
+    kept(tmp_path, root={"n": 1})
+    monkeypatch.setattr(saved.quota, "RESERVE_BYTES", 1 << 62)
+    with pytest.raises(HostError, match="MiB free"):
+        await save(here)
+    assert os.listdir(place(tmp_path).parent) == ["data"]
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -257,7 +280,7 @@ while True:
         saved.exchange(service, saved.prepare(service, wanted))
         print("x", end="", flush=True)
         saved.clear(service)
-        saved.save(service, names, keep=7, now_us=1_900_000_000_000_000)
+        saved.save(service, names, keep=7, most_bytes=1 << 30, now_us=1_900_000_000_000_000)
 """
 
 
@@ -268,7 +291,7 @@ def test_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path):
         (service / "data").mkdir(parents=True, exist_ok=True)
         for name in NAMES:
             (service / "data" / name).write_text(json.dumps({"n": number, "fill": "x" * 100_000}))
-        saved.save(service, NAMES, keep=7, now_us=1_800_000_000_000_000 + number * 1_000_000)
+        saved.save(service, NAMES, keep=7, most_bytes=1 << 30, now_us=1_800_000_000_000_000 + number * 1_000_000)
     chance, met = random.Random(13), set()
     for _ in range(25):
         with subprocess.Popen(
