@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.system import cloudflared, nft_guard, notify, ssh_alerts, wireguard
+from latticed.system import cloudflared, nft_guard, notify, ssh_alerts, sub_store, wireguard
 
 if TYPE_CHECKING:
     from latticed.system.builtin import Builtin
@@ -14,6 +14,7 @@ BUILTINS: Final[tuple[Builtin, ...]] = (
     nft_guard.BUILTIN,
     notify.BUILTIN,
     ssh_alerts.BUILTIN,
+    sub_store.BUILTIN,
     wireguard.BUILTIN,
 )
 """One `BUILTIN` of each package; a start lists all of them, and loads the code of those that are active."""

@@ -29,6 +29,9 @@ NOT_RUN = {
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
+    "mkdir -p /opt": "no trusted package has Sub-Store's backend; tests/daemon/test_sub_store.py runs one",
+    "cp -r dist": "a build of Sub-Store's front end",
+    "latticectl invoke latticed.sub-store": "the backend does not run; tests/daemon/test_sub_store.py does all of it",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
 """How a block that is not run begins, and why it is not."""
