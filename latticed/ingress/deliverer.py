@@ -274,10 +274,13 @@ class Deliverer:
         try:
             found = await self._asked("deliver", payload, _Delivered)
         except Problem as problem:
-            # Ours, or the plugin's: nothing that the channel could be blamed for.
-            pause_s = FAULT_PAUSE_S if problem.code != "busy" else POLL_S
+            # Ours, or the plugin's: nothing that the channel could be blamed for, unless it took too long.
             return Outcome(
-                outcome="retry", code=problem.code, reason=problem.reason, retry_after_s=pause_s, blames_channel=False
+                outcome="retry",
+                code=problem.code,
+                reason=problem.reason,
+                retry_after_s=FAULT_PAUSE_S if problem.code != "busy" else POLL_S,
+                blames_channel=problem.code == "deadline_exceeded",
             )
         return Outcome(
             outcome=found.outcome,

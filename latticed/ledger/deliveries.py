@@ -192,9 +192,10 @@ def end(
 
 
 def put_back(tx: Transaction, message: Message, *, next_at: int, code: str, reason: str) -> None:
-    """Have a message wait until `next_at` for its next attempt."""
+    """Have a message wait until `next_at` for its next attempt; others go before it then, critical or not."""
+    # Else one that the other side cannot take would be tried first each time, and keep the channel for itself.
     tx.execute(
-        "UPDATE deliveries SET next_at = ?, code = ?, reason = ?"
+        "UPDATE deliveries SET urgent = 0, next_at = ?, code = ?, reason = ?"
         " WHERE state = 'waiting' AND channel = ? AND message = ?",
         (next_at, code, reason, message.channel.name, message.id),
     )

@@ -232,6 +232,42 @@ async def test_what_waits_too_long_or_is_too_much_fails(ledger, clock):
     assert [(await kept.status(one))[1] for one in items] == ["overflow"] * 2 + ["gave_up"] * 3
 
 
+async def test_critical_item_that_fails_lets_others_go_before_it(kept, clock):
+    """One that the other side cannot take would keep the channel for itself, for as long as it is tried."""
+    poison = await kept.planned("a", severity="critical")
+    other = await kept.planned("a")
+    assert [item.id for item in (await kept.report("a", LATER)).items] == [poison]
+    clock.advance(6)
+    assert [item.id for item in (await kept.report("a", DONE)).items] == [other]
+    assert await kept.taken("a") == [poison]
+
+
+async def test_what_waits_for_a_channel_that_is_gone_fails_together(kept):
+    items = [await kept.planned("gone") for _ in range(50)]
+    gone = Outcome(outcome="fail", code=rules.GONE, blames_channel=False)
+    await kept.report("gone", gone)
+    await kept.report("gone", gone)
+    assert [(await kept.status(one))[:2] for one in items] == [("failed", rules.GONE)] * 50
+    assert kept.channels.degraded() == {}
+
+
+async def test_channel_that_was_told_of_is_told_of_again_in_its_next_time_of_trouble(kept, clock):
+    """Not within the hour, but then, if it still fails."""
+    await kept.planned("a")
+    await kept.report("a", REFUSED)
+    assert (await kept.queue.take()).event == rules.DEGRADED
+    clock.advance(600)
+    await kept.planned("a")
+    await kept.report("a", DONE)
+    told = []
+    for _ in range(6):
+        clock.advance(1_000)
+        await kept.planned("a")
+        await kept.report("a", REFUSED)
+        told.append(await kept.queue.take() is not None)
+    assert told == [False, False, True, False, False, False]
+
+
 async def test_rows_of_removed_items_are_gone(kept, ledger):
     item = await kept.planned("a")
     await kept.queue.prune(statuses=("delivering",))
