@@ -135,7 +135,7 @@ class Deliverer:
 
     async def test(self, channel: str) -> dict[str, Any]:
         """What a channel makes of a test message: `{outcome, code, reason, answered}`. Problem, also when the plugin
-        does not run. Nothing is queued, and the channel's state stays as it is.
+        does not run. Nothing is queued; where it was taken, what waits for the channel is sent now.
         """
         item = {
             "id": f"test-{os.urandom(8).hex()}",
@@ -149,6 +149,8 @@ class Deliverer:
         found = await self._asked(
             "deliver", {"channel": channel, "id": item["id"], "item": item, "more": []}, _Delivered
         )
+        if found.outcome == "done":
+            await self.channels.works(channel)
         return {
             "channel": channel,
             "outcome": found.outcome,

@@ -201,6 +201,14 @@ def put_back(tx: Transaction, message: Message, *, next_at: int, code: str, reas
     )
 
 
+def resume(tx: Transaction, name: str, *, now_us: int) -> None:
+    """Have what was tried before, and waits for a channel's pause to end, be due now; not what was never tried."""
+    tx.execute(
+        "UPDATE deliveries SET next_at = ? WHERE state = 'waiting' AND channel = ? AND message <> '' AND next_at > ?",
+        (now_us, name, now_us),
+    )
+
+
 def put(tx: Transaction, channel: Channel) -> None:
     """Keep the state of a channel."""
     values = tuple(getattr(channel, one.name) for one in fields(Channel))

@@ -103,6 +103,19 @@ class ChannelKeeper:
             self._queue.wake()
         self.changed.set()
 
+    async def works(self, channel: str) -> None:
+        """A channel has taken a test message: it is degraded no more, and what waits for it is sent now."""
+        now_us = self._clock.wall_us()
+
+        def change(tx: Transaction) -> None:
+            found = rules.Outcome(outcome="done")
+            before = deliveries.get(tx, channel)
+            deliveries.put(tx, rules.after(before, found, now_us=now_us, backoff_s=self._backoff_s))
+            deliveries.resume(tx, channel, now_us=now_us)
+
+        await self._ledger.write(change)
+        self.changed.set()
+
     async def sweep(self) -> None:
         """Give up what has waited too long or is too much, and forget channels that are used no more."""
         settings, now_us = self._queue.settings, self._clock.wall_us()

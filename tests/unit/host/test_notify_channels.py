@@ -268,6 +268,17 @@ async def test_channel_that_was_told_of_is_told_of_again_in_its_next_time_of_tro
     assert told == [False, False, True, False, False, False]
 
 
+async def test_channel_that_took_a_test_message_is_sent_what_waits_at_once(kept):
+    """Whatever pause it had asked for."""
+    first, second = await kept.planned("a"), await kept.planned("a")
+    await kept.report("a", Outcome(outcome="retry", code="http_429", retry_after_s=86_400))
+    assert await kept.taken("a") is None
+    await kept.channels.works("a")
+    assert kept.channels.degraded() == {}
+    sent = [item.id for _ in range(2) for item in (await kept.report("a", DONE)).items]
+    assert sorted(sent) == sorted([first, second])
+
+
 async def test_rows_of_removed_items_are_gone(kept, ledger):
     item = await kept.planned("a")
     await kept.queue.prune(statuses=("delivering",))
