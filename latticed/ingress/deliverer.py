@@ -174,7 +174,11 @@ class Deliverer:
     async def _route_next(self) -> None:
         """Route what is due, once there is something and the plugin runs."""
         await self._ready()
-        items = [await self._queue.next(), *await self._queue.take_more(ROUTED - 1)]
+        # Asked again each time that there may be something: the plugin may have been stopped meanwhile.
+        first = await self._queue.next(ready=self._running)
+        if first is None:
+            return
+        items = [first, *await self._queue.take_more(ROUTED - 1)]
         avoid = sorted(self.channels.degraded())
         routed = []
         for item in items:

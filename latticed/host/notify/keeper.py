@@ -115,11 +115,11 @@ class NotificationQueue:
 
     # The deliverer.
 
-    async def next(self) -> Item:
-        """The next item, once one is due, now `delivering`. While the ledger cannot be written it waits, and raises
-        nothing.
+    async def next(self, *, ready: Callable[[], object] = lambda: True) -> Item | None:
+        """The next item, once one is due, now `delivering`; None when there may be one while not `ready`. While the
+        ledger cannot be written it waits, and raises nothing.
         """
-        while True:
+        while ready():
             # Cleared before looking, not after: a `wake` in between then ends the wait below at once.
             self._changed.clear()
             # Problem: the ledger cannot be written. The item stays queued, and is tried again after the pause.
@@ -131,6 +131,7 @@ class NotificationQueue:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
+        return None
 
     async def take(self) -> Item | None:
         """An item that is due, now `delivering`, with this attempt counted; None if none is due. Plugins take turns."""

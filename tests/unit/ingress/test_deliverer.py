@@ -160,6 +160,11 @@ async def test_everything_waits_while_the_plugin_does_not_run(opened, monkeypatc
         plugin.running = 2
         await until(lambda: plugin.told == [("a", "t")])
         assert it.running.notes() == []
+        plugin.running = 0
+        await it.send("again")
+        await until(it.running.notes)
+        (row,) = [row for row in await it.queue.page() if row.title == "again"]
+        assert (row.status, row.attempts) == ("queued", 0), "not even tried"
 
 
 async def test_new_instance_of_the_plugin_is_told_what_is_degraded(opened):
