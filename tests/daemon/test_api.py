@@ -216,7 +216,7 @@ def test_installing_a_removed_bundle_is_409_not_available(daemon):
     answer = daemon.set_status("installed", "acme.gone")
     assert (answer.status, answer.code) == (409, "not_available")
     answer = daemon.post("/api/plugins/by-id/acme.gone/forget")
-    left = {"values": 0, "files": 0, "notifications": 0}
+    left = {"values": 0, "files": 0, "notifications": 0, "services": 0}
     told = {"id": "acme.gone", "forgotten": True, "purged": False, "data": left}
     assert (answer.status, answer.json()) == (200, told)
     assert daemon.plugin("acme.gone") is None
