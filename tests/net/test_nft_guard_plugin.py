@@ -289,3 +289,14 @@ def test_kept_ban_that_cannot_be_applied_is_in_the_health(site):
     assert site.host.daemon.ask("PUT", path, json.dumps({"10.9.0.1/32": ban}).encode()).status in {200, 204}
     site.until(lambda: "1 bans are not in the table" in site.health(), "the reason")
     assert site.banned() == []
+
+
+def test_ban_applies_nothing_that_was_configured_since(site):
+    """Here fewer ports, which would need no approval."""
+    site.configure(WIDE)
+    site.applied()
+    before = site.net.stateless()
+    site.configure(BASE)
+    site.do("ban", {"address": STRANGER, "seconds": 600})
+    site.until(lambda: site.banned() == [f"{STRANGER}/32"], "the ban")
+    assert parse.drift_hash(site.net.stateless()) == parse.drift_hash(before)

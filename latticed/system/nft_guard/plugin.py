@@ -34,7 +34,8 @@ Bans = dict[str, dict[str, Any]]
 class NftGuard(SystemPlugin):
     """Actions `plan`, `test`, `ban`, `unban`, `status`.
 
-    The intent is the configuration with the bans of `ban`, which are kept in kv until they are over.
+    `plan` plans the configuration with the bans of `ban`, which are kept in kv until they are over; `ban` and `unban`
+    what is applied, with other bans: what was configured since must not come in with one.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -168,11 +169,25 @@ class NftGuard(SystemPlugin):
     async def _keep(self, bans: Bans) -> None:
         await self.host.kv.put(_BANS, json.dumps(bans, sort_keys=True))
 
-    async def _intent(self, kept: Bans | None = None) -> dict[str, Any]:
+    async def _intent(self) -> dict[str, Any]:
         """The configuration with the bans that are not over."""
-        every = await self._kept() if kept is None else kept
         # In threads, here and below: with thousands of bans it takes a tenth of a second.
-        return await asyncio.to_thread(_merged, self.config, every, int(time.time()))
+        return await asyncio.to_thread(_merged, self.config, await self._kept(), int(time.time()))
+
+    async def _applied(self, before: Bans, after: Bans) -> dict[str, Any]:
+        """The intent that is applied, with the bans `after` in place of `before`; the configuration with them where no
+        plan of ours is.
+        """
+        base: Mapping[str, Any] = self.config
+        try:
+            target = (await self.host.network.state(KIND))["target"] or {}
+            if target.get("confirmed"):
+                found = await self.host.call("network.plans", sha256=target["confirmed"])
+                base = found["plans"][0]["intent"]
+        except HostError as error:
+            if error.code not in {"service_unavailable", "not_found"}:
+                raise PluginError(str(error)) from error
+        return await asyncio.to_thread(_exchanged, base, self.config, (before, after), int(time.time()))
 
     async def _planned(self, intent: dict[str, Any]) -> Any:
         try:
@@ -184,7 +199,7 @@ class NftGuard(SystemPlugin):
         """Keep other bans, plan the intent with them and have it applied. PluginError where that needs an approval or
         is refused; then the bans are as before.
         """
-        made = await self._planned(await self._intent(after))
+        made = await self._planned(await self._applied(before, after))
         # A kill between the two leaves a ban that is kept and not applied, which `_mend` applies; never one that is
         # applied and that nobody knows how to lift.
         lifts = after.keys() < before.keys()
@@ -236,6 +251,24 @@ def _merged(config: Mapping[str, Any], kept: Bans, now_s: int) -> dict[str, Any]
             bans.append(ban)
     bans += [added[network] for network in sorted(added)]
     return {**config, "bans": bans} if bans else dict(config)
+
+
+def _exchanged(
+    base: Mapping[str, Any], config: Mapping[str, Any], change: tuple[Bans, Bans], now_s: int
+) -> dict[str, Any]:
+    """An intent with the second bans in place of the first; what the configuration bans comes back where one is lifted.
+    A ban that is over, and is not of the configuration, is left out.
+    """
+    before, after = change
+    configured = config.get("bans", [])
+    bans = [
+        ban
+        for ban in base.get("bans", [])
+        if _network_or_empty(ban) not in before and (ban["expires_at"] > now_s or ban in configured)
+    ]
+    bans += [ban for ban in configured if before and ban not in bans and _network_or_empty(ban) in before]
+    rest = {key: value for key, value in base.items() if key != "bans"}
+    return _merged({**rest, "bans": bans} if bans else rest, after, now_s)
 
 
 def _is_ban(ban: Any) -> bool:

@@ -51,7 +51,12 @@ class World:
                 return {"ok": True, "sha256": name, "state": "planned"}
             case "network.apply":
                 self.applied.append(self.plans[params["sha256"]])
+                self.target["confirmed"] = params["sha256"]
                 return {"ok": True, "state": "applying"}
+            case "network.plans":
+                if params["sha256"] not in self.plans:
+                    raise HostError("not_found", "this plugin has no plan of that sha256")
+                return {"plans": [{"intent": self.plans[params["sha256"]]}], "next": None}
             case "network.state":
                 return {"target": self.target, "live": {"table": {"present": True, "bans": self.table()}}}
         raise AssertionError(method)
@@ -162,6 +167,50 @@ def test_of_two_bans_of_one_network_the_later_end_holds(configured, kept, holds)
     }
     found = guard._merged(config, {f"{ADA}/32": {"address": ADA, "expires_at": kept}}, SOON - 60)
     assert bans(found) == {ADA: holds, "no address": 1}
+
+
+WIDER = {**CONFIG, "never": ["203.0.113.0/24"]}
+
+
+async def test_ban_brings_in_nothing_that_was_configured_and_not_applied():
+    """Neither does lifting it, nor a ban that is applied later."""
+    world = World()
+    await world.ask("network.apply", {"sha256": (await world.ask("network.plan", {"intent": WIDER}))["sha256"]})
+    plugin = world.plugin()
+    await plugin.do_ban(ban(ADA))
+    await plugin.do_ban(ban(BOB))
+    await plugin.do_unban({"address": ADA})
+    assert [sorted(bans(one)) for one in world.applied[1:]] == [[ADA], [ADA, BOB], [BOB]]
+    world.kv["bans"] = json.dumps({f"{ADA}/32": {"address": ADA, "expires_at": SOON}}).encode()
+    await plugin._mend(await world.ask("network.state", {}))
+    assert {json.dumps({**one, "bans": 0}) for one in world.applied[1:]} == {json.dumps({**WIDER, "bans": 0})}
+    await plugin.do_unban({"address": ADA})
+    await plugin._expire()
+    # What an operator plans is the configuration.
+    assert await plugin._intent() == CONFIG
+
+
+async def test_ban_while_the_applied_plan_is_of_somebody_else_is_of_the_configuration():
+    world = World()
+    await world.plugin().do_ban(ban(ADA))
+    assert {**world.applied[-1], "bans": 0} == {**CONFIG, "bans": 0}
+
+
+async def test_lifted_ban_of_an_address_that_the_configuration_bans_too_leaves_that_one():
+    world = World()
+    plugin = world.plugin(bans=[{"address": ADA, "expires_at": SOON - 3_000}])
+    await plugin.do_ban(ban(ADA, 3_000))
+    assert bans(world.applied[-1])[ADA] > SOON - 3_000
+    await plugin.do_unban({"address": ADA})
+    assert bans(world.applied[-1]) == {ADA: SOON - 3_000}
+
+
+def test_bans_that_are_over_are_left_out_unless_the_configuration_has_them():
+    """Else each ban would stay in all later intents."""
+    over = [{"address": ADA, "expires_at": 50}, {"address": BOB, "expires_at": 60}]
+    found = guard._exchanged({**CONFIG, "bans": over}, {**CONFIG, "bans": over[:1]}, ({}, {}), 100)
+    assert bans(found) == {ADA: 50}
+    assert guard._exchanged({**CONFIG, "bans": over}, CONFIG, ({}, {}), 100) == CONFIG
 
 
 # Mending and health.
