@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latticed.ledger.deliveries import ChannelView
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.counts import PluginCounts
+    from latticed.system.plugin import Measure
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -28,8 +29,9 @@ async def metrics(ask: Ask) -> web.Response:
     """Counters and gauges of the daemon and of all plugins, in the Prometheus text format 0.0.4."""
     counted = await counts.count_plugins(ask.api)
     channels = await ask.api.channels.view()
+    measured = _measure_lines(ask.api.supervisor.measures())
     # Paced: with ten thousand plugins there are tens of thousands of lines.
-    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels))
+    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels), measured)
     body = "".join([line async for line in counts.paced(lines)]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -93,6 +95,16 @@ def _channel_lines(api: Api, channels: list[ChannelView]) -> Iterator[str]:
         ("degraded", "1 when a channel is degraded", {one.channel.name: int(one.channel.degraded) for one in channels}),
     ):
         yield from _family(f"latticed_notify_{name}", "gauge", text, _labelled("channel", values))
+
+
+def _measure_lines(measures: list[Measure]) -> Iterator[str]:
+    """The lines of built-in plugins' own metrics."""
+    for one in measures:
+        values = {
+            "{" + ",".join(f'{label}="{value}"' for label, value in zip(one.labels, key, strict=True)) + "}": count
+            for key, count in sorted(one.values.items())
+        }
+        yield from _family(f"latticed_{one.name}", one.kind, one.text, values)
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Iterator[str]:

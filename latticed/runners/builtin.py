@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from latticed.runners.child_spawner import Invoking
     from latticed.runners.contract import PluginToRun
     from latticed.runners.output import Outputs
-    from latticed.system.plugin import SystemPlugin
+    from latticed.system.plugin import Measure, SystemPlugin
 
 RESULT_BYTES: Final = 1 << 20
 """Longest result of an action as JSON, as for other plugins (`jsonrpc.MAX_LINE_BYTES`)."""
@@ -174,6 +174,14 @@ class BuiltinInstance:
             return replies.reply(base.failed(self._told(failed, f"the action {action[:100]} failed")))
         finally:
             self._invocations -= 1
+
+    def measures(self) -> tuple[Measure, ...]:
+        """What `/metrics` shows of the plugin; nothing when it cannot say."""
+        try:
+            return () if self._is_over() else tuple(self._plugin.measures())
+        except Exception as error:  # noqa: BLE001 - as the fence
+            self._told(_Failed(error), "it cannot be measured")
+            return ()
 
     async def stop(self, grace_s: float) -> None:
         """Cancel all it does. What does not end within the grace is left behind: its Gate is closed already."""

@@ -12,6 +12,7 @@ from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
 from latticed.model.errors import Fault, Problem
 from latticed.model.runtime import STARTING, Health, Runtime, RuntimeState
+from latticed.runners.builtin import BuiltinInstance
 from latticed.runners.contract import Checkup
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import HandleAction, Phase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.kit.wheel import Ticket
     from latticed.runners.contract import Instance, PluginToRun
     from latticed.supervisor.deps import HandleDeps
+    from latticed.system.plugin import Measure
 
 FIRST_CHECK_S: Final = 1.0
 """Longest delay of the first health check after a start; later ones follow the manifest's interval."""
@@ -103,6 +105,11 @@ class Handle:
     def armed(self) -> bool:
         """Whether an instance is running, as `runtime` says; one that is being stopped counts until it has ended."""
         return self._seen.state is RuntimeState.ARMED
+
+    def measures(self) -> tuple[Measure, ...]:
+        """What the instance shows in `/metrics`, when it is a built-in's that runs."""
+        instance = self._instance
+        return instance.measures() if self.armed and isinstance(instance, BuiltinInstance) else ()
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
         """Have the running instance carry out `action`; its reply.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latticed.broker.gate import Count
     from latticed.runners.contract import PluginToRun
     from latticed.supervisor.deps import HandleDeps
+    from latticed.system.plugin import Measure
 
 
 _NOT_RUNNING: Final = Runtime()
@@ -137,6 +138,10 @@ class Supervisor:
     def calls(self) -> Mapping[str, Count]:
         """Counts of host calls by plugin id, since the daemon started."""
         return self._tools.broker.counts
+
+    def measures(self) -> list[Measure]:
+        """What built-in plugins that run show in `/metrics`."""
+        return [one for handle in self._handles.values() for one in handle.measures()]
 
     def _known(self, plugin_id: str) -> Handle:
         """The handle of a plugin, or Problem not_armed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latticed.sdk.base import Health, PluginError, Reply
@@ -25,6 +26,21 @@ class SecretReply(Reply):
     def __init__(self, result: Any, *, forms: Mapping[str, str], message: str = "") -> None:
         super().__init__(result, message=message)
         self.forms = dict(forms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One metric of a plugin in `/metrics`, as `latticed_` and its `name`.
+
+    `kind`: counter or gauge. `values`: by the values of `labels`, which are ids and names of a small alphabet, never
+    what an outsider says: `{("wg-home", "anna-phone"): 1024}` for the labels `("network", "device")`.
+    """
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...]
+    values: Mapping[tuple[str, ...], int]
 
 
 class SystemPlugin:
@@ -51,6 +67,10 @@ class SystemPlugin:
     async def check(self) -> Health:
         """The plugin's health; called regularly. An exception counts as unhealthy."""
         return Health()
+
+    def measures(self) -> tuple[Measure, ...]:
+        """What `/metrics` shows of the plugin: what is known without asking anybody."""
+        return ()
 
     async def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a sdk.Reply). An exception fails the action.

@@ -139,6 +139,8 @@ def test_a_device_is_issued_once_approved_used_disabled_and_issued_again(site):
         site.until(lambda: pings(site, "a", "10.80.0.1"), "a ping of the device")
         assert site.do("devices")[0]["state"] == "active"
         site.until(lambda: "anna: first handshake, from 10.9.0.2" in notified(site), "the news")
+        counted = f'latticed_wireguard_device_rx_bytes_total{{network="{site.name}",device="anna"}} '
+        site.until(lambda: counted in site.host.daemon.get("/metrics").body.decode(), "the device's bytes")
         made = site.do("disable", {"id": "anna"})
         assert made["state"] == "applying"
         site.until(lambda: site.peers() == [], "the end of the peer")
@@ -211,3 +213,17 @@ def test_payloads_that_make_no_sense_are_refused(site):
     found = site.do("adopt", {**adopted, "conf": f"{text}AllowedIPs = 10.1.0.2/32\n"})
     assert found["secrets"] == {"WG": "PrivateKey"}
     assert site.private not in str(found)
+
+
+def test_an_unbound_secret_and_an_end_that_has_passed_are_said(site):
+    site.configure(public_key=site.public)
+    assert "has passed" in site.refused("issue", {"id": "anna", "expires_at": 5})
+    site.do("issue", {"id": "anna", "days": 1})
+    assert "expected days" in site.refused("prolong", {"id": "anna"})
+    before = site.do("devices")[0]["expires_at"]
+    site.do("prolong", {"id": "anna", "days": 9})
+    assert site.do("devices")[0]["expires_at"] > before
+    answer = site.host.daemon.ask("DELETE", f"/api/secrets/WG_HOME/plugins/{ID}")
+    assert answer.status in {200, 204}, answer
+    said = site.refused("plan")
+    assert ("WG_HOME" in said, site.private in said) == (True, False)

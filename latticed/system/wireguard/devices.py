@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Plain = dict[str, Any]
 """A network, a member, or an intent as JSON values."""
-MAX_GONE: Final = 500
+MAX_GONE: Final = 100
 """Keys that are remembered until their peers are taken away; older ones have been."""
 
 
@@ -121,6 +121,15 @@ def issued(kept: Kept, member: Plain) -> Kept:
         ended={one: value for one, value in kept.ended.items() if one != name},
         serials={**kept.serials, name: kept.serials.get(name, 0) + 1},
         gone=tuple(one for one in gone if one != member["public_key"]),
+    )
+
+
+def prolonged(kept: Kept, name: str, until: int) -> Kept:
+    """With another end of a device, and what was reached of the one before forgotten."""
+    return replace(
+        kept,
+        members={**kept.members, name: {**kept.members[name], "expires_at": until}},
+        ended={one: value for one, value in kept.ended.items() if one != name},
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.sdk.base import Health, PluginError, Reply
 from latticed.sdk.calls import HostError
 from latticed.system.findings import IntentRefused
-from latticed.system.plugin import SecretReply, SystemPlugin
+from latticed.system.plugin import Measure, SecretReply, SystemPlugin
 from latticed.system.wireguard import allocate, check, conf, decode, devices
 from latticed.system.wireguard.devices import Kept, Met
 
@@ -25,6 +25,11 @@ KIND: Final = "wireguard"
 POLL_S: Final = 10.0
 """Seconds between two looks: an end takes effect at most so much later, and the time of an apply."""
 MAX_DAYS: Final = 3_650
+_METRICS: Final = (
+    ("rx_bytes_total", "counter", "bytes from a device", "rx_bytes"),
+    ("tx_bytes_total", "counter", "bytes to a device", "tx_bytes"),
+    ("handshake_seconds", "gauge", "last handshake of a device, 0 for none", "handshake_at"),
+)
 TOLD: Final = 10
 """News of one notification; the rest is counted."""
 _ISSUE: Final = frozenset(
@@ -36,7 +41,7 @@ _ISSUE: Final = frozenset(
 
 
 class Wireguard(SystemPlugin):
-    """Actions `plan`, `issue`, `remove`, `release`, `disable`, `enable`, `rename`, `adopt`, `devices`, `status`.
+    """Actions `plan issue prolong remove release disable enable rename adopt devices status`.
 
     What is taken away is applied at once: it needs no approval. What is given is planned, and waits for one.
     """
@@ -44,6 +49,7 @@ class Wireguard(SystemPlugin):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._seen: Health | None = None
+        self._measured: tuple[Measure, ...] = ()
         # Two actions at once would give one address twice.
         self._changing = asyncio.Lock()
 
@@ -58,6 +64,9 @@ class Wireguard(SystemPlugin):
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
+
+    def measures(self) -> tuple[Measure, ...]:
+        return self._measured
 
     async def check(self) -> Health:
         return self._seen or _health(await self._state())
@@ -88,6 +97,14 @@ class Wireguard(SystemPlugin):
         result = {**told, "addresses": member["addresses"], "conf": text}
         message = "" if made["state"] == "applying" else f"it waits for an approval: latticectl apply {self.id}"
         return SecretReply(result, forms={psk: "key"} if psk else {}, message=message)
+
+    async def do_prolong(self, payload: Any) -> Any:
+        """Another end of a device, `{"network"?, "id", "days" or "expires_at"}`; a later one waits for an approval."""
+        given = _with_end(_fields(payload, {"network", "id", "days", "expires_at"}, {"id"}))
+        until = given.pop("expires_at", None)
+        if type(until) is not int:
+            raise PluginError("expected days, or expires_at in seconds since 1970")
+        return await self._of_device(given, lambda kept, name: devices.prolonged(kept, name, until))
 
     async def do_remove(self, payload: Any) -> Any:
         """Take a device away, `{"network"?, "id"}`, at once; its addresses are held until `release`."""
@@ -256,18 +273,15 @@ class Wireguard(SystemPlugin):
     def _member(self, given: dict[str, Any], network: Plain, kept: Kept) -> tuple[Plain, str]:
         """A device as a member of an intent, and its private key; that is empty when it has made its key itself."""
         name = given["id"]
-        if not isinstance(name, str):
-            raise PluginError("id: expected text")
         if name in {one.get("id") for one in network.get("members", [])}:
             raise PluginError(f"{name[:40]!r} is a member of the configuration, where its key stands")
-        if "days" in given:
-            days = given.pop("days")
-            if type(days) is not int or not 1 <= days <= MAX_DAYS:
-                raise PluginError(f"days: expected 1 to {MAX_DAYS}")
-            given["expires_at"] = int(time.time()) + days * 86_400
+        given = _with_end(given)
         private, public = ("", given.pop("public_key")) if "public_key" in given else _keys()
         before = kept.members.get(name, {})
         member = {**before, **given, "public_key": public}
+        until = member.get("expires_at")
+        if isinstance(until, int) and until <= time.time():
+            raise PluginError(f"the end of {name[:40]!r} has passed: give days or expires_at")
         if "addresses" not in before:
             (tunnel,) = decode_networks(devices.merged(network, kept))
             try:
@@ -320,6 +334,7 @@ class Wireguard(SystemPlugin):
         """Notify of what devices did since the last look."""
         applied = await self._applied(state)
         peers = _peers(state)
+        self._measured = _measures(applied, peers)
         for network in (applied or {}).get("networks", []):
             key = f"met.{network['name']}"
             value = await self.host.kv.get_bytes(key)
@@ -398,6 +413,26 @@ def _peers(state: Any) -> dict[tuple[str, str], Plain]:
     }
 
 
+def _measures(applied: Plain | None, peers: dict[tuple[str, str], Plain]) -> tuple[Measure, ...]:
+    """Metrics of each device that has a peer, by network and id."""
+    found = {
+        (network["name"], member["id"]): live
+        for network in (applied or {}).get("networks", [])
+        for member in network["members"]
+        if (live := peers.get((network["name"], member["public_key"]))) is not None
+    }
+    return tuple(
+        Measure(
+            name=f"wireguard_device_{name}",
+            kind=kind,
+            text=text,
+            labels=("network", "device"),
+            values={key: int(live[of]) for key, live in found.items()},
+        )
+        for name, kind, text, of in _METRICS
+    )
+
+
 def _state_of(member: Plain, live: Plain) -> str:
     if not member.get("enabled", True):
         return "disabled"
@@ -421,4 +456,18 @@ def _fields(payload: Any, known: frozenset[str] | set[str], required: set[str]) 
     if not isinstance(payload, dict) or payload.keys() - known or required - payload.keys():
         needed, most = ", ".join(sorted(required)), ", ".join(sorted(known))
         raise PluginError(f"expected an object with {needed}, and at most {most}")
+    for name in payload.keys() & {"id", "network"}:
+        if not isinstance(payload[name], str):
+            raise PluginError(f"{name}: expected text")
     return dict(payload)
+
+
+def _with_end(given: dict[str, Any]) -> dict[str, Any]:
+    """With `expires_at` for `days` from now."""
+    if "days" not in given:
+        return given
+    days = given["days"]
+    if type(days) is not int or not 1 <= days <= MAX_DAYS:
+        raise PluginError(f"days: expected 1 to {MAX_DAYS}")
+    rest = {name: value for name, value in given.items() if name != "days"}
+    return {**rest, "expires_at": int(time.time()) + days * 86_400}

@@ -21,7 +21,7 @@ from latticed.model.runtime import Health
 from latticed.runners import choice
 from latticed.sdk import HostError, PluginError, Reply
 from latticed.sdk.base import Health as Told
-from latticed.system.plugin import SecretReply, SystemPlugin
+from latticed.system.plugin import Measure, SecretReply, SystemPlugin
 from tests.house import builtins, in_process, plugin_secrets, processes, runner_deps
 
 NEVER = 3600.0
@@ -442,6 +442,24 @@ async def test_code_that_cannot_be_imported_is_plugin_error(tmp_path):
         await runner.start(brought.plugin, brought.builtins.pair(brought.plugin.identity), None, lambda *_: None)
     assert (failed.value.code, "segno" in failed.value.reason) == ("plugin_error", True)
     assert "latticed.demo" not in sys.modules
+
+
+class Measured(SystemPlugin):
+    """Shows one metric, or fails to."""
+
+    def measures(self):
+        if self.config:
+            raise ZeroDivisionError
+        return (Measure(name="x", kind="gauge", text="x", labels=("id",), values={("a",): 1}),)
+
+
+async def test_metrics_of_a_plugin_are_shown_until_it_stops_and_a_failure_shows_none(stage):
+    instance = await stage.start(Measured)
+    assert [one.values for one in instance.measures()] == [{("a",): 1}]
+    await instance.stop(1.0)
+    assert instance.measures() == ()
+    stage.config = b'{"fail": true}'
+    assert (await stage.start(Measured)).measures() == ()
 
 
 class Secretive(SystemPlugin):
