@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -284,6 +285,40 @@ def test_kill_9_in_a_restore_leaves_old_or_new(store):
 def ignore(daemon, wanted):
     with contextlib.suppress(Exception):
         daemon.post(f"/api/plugins/by-id/{ID}/invoke", wanted)
+
+
+# The way out.
+
+
+def test_granted_host_is_reached_by_a_plain_get_and_no_other():
+    """The backend knows no proxy; a host that was not granted has no name there."""
+
+    class Feed(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"trojan://x")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Feed) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        port = server.server_address[1]
+        try:
+            host = f"feed.example.org:{port}"
+            bound = f"origin=http://{host}=127.0.0.1"
+            with sub_stores.running(grants=(bound,), hosts=[host]) as store:
+                store.log_in()
+                store.api("POST", "/subs", {"name": "far", "source": "remote", "url": f"http://{host}/x"})
+                assert store.ask("GET", "/backend/download/far/Clash").body == b"# Clash\ntrojan://x"
+                store.api(
+                    "POST", "/subs", {"name": "other", "source": "remote", "url": f"http://other.example:{port}/"}
+                )
+                assert store.ask("GET", "/backend/download/other/Clash").status == 500
+        finally:
+            server.shutdown()
 
 
 # What stops.

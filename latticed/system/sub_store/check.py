@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from latticed.model import egress
 from latticed.model.errors import Problem
 from latticed.system.sub_store import render
 from latticed.system.sub_store.intent import Intent
@@ -51,6 +52,9 @@ def _faults(intent: Intent) -> Iterator[str]:
         if not low <= value <= high:
             yield f"{name}: expected {low} to {high}, found {value}"
     yield from _path_faults(intent)
+    for place, host in enumerate(intent.hosts):
+        if not egress.is_pattern(host):
+            yield f"hosts[{place}]: expected host:port such as sub.example.org:443, found {_shown(host)}"
     yield from _environment_faults(intent)
 
 

@@ -46,6 +46,7 @@ def origin(intent: Intent) -> str:
 
 def service(intent: Intent) -> dict[str, Any]:
     """The parameters of service.put."""
+    hosts = {"hosts": list(intent.hosts)} if intent.hosts else {}
     return {
         "name": SERVICE,
         "program": intent.program,
@@ -54,6 +55,7 @@ def service(intent: Intent) -> dict[str, Any]:
         "restart": "always",
         "network": "own",
         "data": {"bytes": intent.data_bytes, "files": intent.data_files},
+        **hosts,
     }
 
 

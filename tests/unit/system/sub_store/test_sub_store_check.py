@@ -48,6 +48,9 @@ MANIFEST = json.loads((Path(system.__file__).parent / "sub_store" / "manifest.js
         ({"prefix": "/backend/"}, "prefix: expected nothing or a path"),
         ({"prefix": "/.."}, "prefix: expected nothing or a path"),
         ({"prefix": "/*"}, "prefix: expected nothing or a path"),
+        ({"hosts": ["sub.example.org"]}, "hosts[0]: expected host:port"),
+        ({"hosts": ["https://sub.example.org/"]}, "hosts[0]: expected host:port"),
+        ({"hosts": ["a.example:443", "*"]}, "hosts[1]: expected host:port"),
         ({"environment": {"NODE_OPTIONS": "--require=/data/x.js"}}, "environment: expected names that begin with"),
         ({"environment": {"SUB_STORE_\n": "x"}}, "environment: expected names that begin with"),
         ({"environment": {"SUB_STORE_BACKEND_API_HOST": "0.0.0.0"}}, "does not set itself"),
@@ -71,13 +74,8 @@ def test_configuration_that_cannot_be_meant_is_refused_by_the_name_of_its_field(
 
 def test_all_faults_are_told_at_once():
     with pytest.raises(Problem) as caught:
-        check.read({"bundle": "x", "login": "", "port": 1, "data_files": 1})
-    assert [one.partition(":")[0] for one in caught.value.reason.split("; ")] == [
-        "login",
-        "bundle",
-        "port",
-        "data_files",
-    ]
+        check.read({"bundle": "x", "login": "", "port": 1, "hosts": ["y"]})
+    assert [one.partition(":")[0] for one in caught.value.reason.split("; ")] == ["login", "bundle", "port", "hosts[0]"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_service_and_route_are_what_the_host_takes():
     """Defaults: in a network of its own, no secret in the environment, the login in front, nothing public."""
     intent = check.read(GOOD)
     put = render.service(intent)
-    assert set(put) <= set(ProgramPut.__struct_fields__)
+    assert set(put) - {"hosts"} <= set(ProgramPut.__struct_fields__)
     assert put["network"] == "own"
     assert put["args"] == [GOOD["bundle"]]
     assert put["environment"] == {
@@ -181,7 +179,8 @@ def test_no_answer_of_the_backend_raises(status, body):
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
         lambda inner: (
-            st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "port", "environment"]) | st.text(), inner)
+            st.lists(inner)
+            | st.dictionaries(st.sampled_from([*GOOD, "port", "hosts", "environment"]) | st.text(), inner)
         ),
         max_leaves=10,
     )
