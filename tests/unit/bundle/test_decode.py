@@ -121,6 +121,7 @@ def test_bytes_other_than_one_strict_json_object_are_invalid_json(data):
         ({"id": "acme/demo"}, "id"),
         ({"id": "acme.demo\n"}, "id"),
         ({"id": "latticed.kv"}, "reserved"),
+        ({"id": "latticed"}, "reserved"),
         ({"id": 5}, "str"),
         ({"publisher": "latticed"}, "reserved"),
         ({"publisher": "Acme"}, "publisher"),
