@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test test-net test-long lint check fuzz bench clean
+.PHONY: venv run demo test test-net test-systemd test-long lint check fuzz bench clean
 
 venv: $(READY)
 
@@ -22,13 +22,17 @@ run: $(READY)
 demo: $(READY)
 	$(BIN)/python -P plugins-sample/tour.py demo
 
-# All but tests/net, which have a target of their own
+# All but tests/net and tests/booted, which have targets of their own
 test: $(READY)
-	$(BIN)/python -P -m pytest --ignore tests/net $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -P -m pytest --ignore tests/net --ignore tests/booted $(TESTS) $(PYTEST_ARGS)
 
 # As root: real nft and WireGuard in network namespaces that the tests make; the host's own tables are not touched
 test-net: $(READY)
 	$(BIN)/python -P -m pytest tests/net $(PYTEST_ARGS)
+
+# As root: Debian 12 and 13 as machines of systemd-nspawn; the first time takes minutes, for their root file systems
+test-systemd: $(READY)
+	$(BIN)/python -P -m pytest --timeout 1800 tests/booted $(PYTEST_ARGS)
 
 # Whole loops of which `make test` runs a sample: kill -9 at many points
 test-long: $(READY)

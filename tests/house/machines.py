@@ -1,0 +1,287 @@
+"""Debian machines in containers of systemd-nspawn: a real systemd as PID 1, a real journald, latticed's own units.
+
+    with machines.booted("trixie", tmp_path) as machine:
+        machine.install()
+        machine.check("systemctl", "start", "latticed.service")
+        machine.journal("LATTICED_EVENT=ready")
+
+Root file systems come from mmdebstrap and latticed's dependencies from pip, once each: both are kept in CACHE, by a
+hash of what they are made of. A machine has the root as the lower layer of an overlay, so what it writes is its own,
+and `booted` again on the same directory is a reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.house import processes
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("LATTICED_ROOTS", "/var/cache/latticed-tests"))
+SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+"""Debian 12 with systemd 252, and 13 with 257; and the Python of each."""
+PACKAGES = "systemd,systemd-sysv,dbus,python3-minimal,libpython3-stdlib,iproute2,procps"
+TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux"}
+WHEELS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64", "any")
+UNITS = ("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket")
+PREFIX = "latticed-test-"
+BUILD_S = 1_200.0
+BOOT_S = 120.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# For systemd-nspawn: groups of version 2, and no system call filter of its own, in which Landlock is missing.
+_ENVIRONMENT = {"PATH": _PATH, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_SECCOMP": "0"}
+# $1 lower layers, $2 the machine's directory, then the command. The overlay goes with this mount namespace.
+_SETUP = """
+set -eu
+mount --make-rprivate /
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/merged"
+shift 2
+exec "$@"
+"""
+
+
+def root(suite: str) -> Path:
+    """The root file system of a suite, made when it is not in CACHE."""
+    return _kept(f"root-{suite}", f"{suite} {PACKAGES}", lambda place: _debootstrap(suite, place))
+
+
+def site(suite: str) -> Path:
+    """What latticed needs of PyPI, for the Python of a suite, and the metadata of latticed itself."""
+    setup = _setup()
+    made_of = f"{SUITES[suite]} {setup['options']['install_requires']} {setup['metadata']['version']} {WHEELS}"
+    return _kept(f"site-{suite}", made_of, lambda place: _pip(suite, place))
+
+
+def _kept(name: str, made_of: str, make: Any) -> Path:
+    place = CACHE / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Two sessions would make it twice; what is there was renamed when it was whole.
+    with open(CACHE / f"{name}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            fresh = CACHE / f".{place.name}.{os.getpid()}"
+            shutil.rmtree(fresh, ignore_errors=True)
+            make(fresh)
+            fresh.rename(place)
+    return place
+
+
+def _debootstrap(suite: str, place: Path) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", suite, str(place), _mirror()]
+    subprocess.run(command, check=True, timeout=BUILD_S)
+
+
+def _mirror() -> str:
+    """That of this machine."""
+    sources = sorted(Path("/etc/apt").glob("sources.list*")) + sorted(Path("/etc/apt/sources.list.d").glob("*"))
+    for path in filter(Path.is_file, sources):
+        if found := re.search(r"^(?:URIs: *|deb +(?:\[.*\] +)?)(\S+)", path.read_text(), re.MULTILINE):
+            return found[1]
+    pytest.fail("expected a mirror of Debian in /etc/apt, found none", pytrace=False)
+
+
+def _pip(suite: str, place: Path) -> None:
+    setup = _setup()
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--target", str(place)]
+    options = [f"--python-version={SUITES[suite]}", "--only-binary=:all:", *(f"--platform={one}" for one in WHEELS)]
+    wanted = [line for line in setup["options"]["install_requires"].splitlines() if line]
+    subprocess.run([*pip, *options, *wanted], check=True, timeout=BUILD_S)
+    # latticed itself is the checkout's, but asks for its version as an installed package does.
+    version = setup["metadata"]["version"]
+    package = place / f"latticed-{version}.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: latticed\nVersion: {version}\n")
+    (place / "latticed").mkdir()  # where the checkout's is mounted
+
+
+def _setup() -> ConfigParser:
+    setup = ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    return setup
+
+
+@dataclass(slots=True)
+class Machine:
+    """One running machine. `leader` is the pid here of its PID 1."""
+
+    suite: str
+    home: Path
+    leader: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def packages(self) -> str:
+        return f"/usr/local/lib/python{SUITES[self.suite]}/dist-packages"
+
+    def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """A command as root within the machine."""
+        inside = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
+        return subprocess.run(
+            [*inside, "env", "-i", f"PATH={_PATH}", "LANG=C.UTF-8", *command],
+            input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S,
+        )  # fmt: skip
+
+    def check(self, *command: str, stdin: str = "") -> str:
+        """The same, of a command that succeeds; its stdout."""
+        ran = self.run(*command, stdin=stdin)
+        assert ran.returncode == 0, f"{command}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
+    def install(self) -> None:
+        """latticed as docs/operating.md has it: programs, units, user and directories."""
+        for name, module in (("latticed", "daemon"), ("latticectl", "ctl.main"), ("latticed-journal", "journal")):
+            text = f"#!/usr/bin/python3 -P\nimport sys\nfrom latticed.{module} import main\nsys.exit(main())\n"
+            self.write(f"/usr/local/bin/{name}", text, mode=0o755)
+        for unit in UNITS:
+            self.write(f"/etc/systemd/system/{unit}", (CHECKOUT / "systemd" / unit).read_text())
+        self.write("/etc/sysusers.d/latticed.conf", (CHECKOUT / "systemd/latticed.sysusers").read_text())
+        self.write("/etc/tmpfiles.d/latticed.conf", (CHECKOUT / "systemd/latticed.tmpfiles").read_text())
+        self.check("systemd-sysusers")
+        self.check("systemd-tmpfiles", "--create", "latticed.conf")
+        self.check("systemctl", "daemon-reload")
+
+    def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
+        command = f'mkdir -p "$(dirname "{path}")" && cat >"{path}" && chmod {mode:o} "{path}"'
+        self.check("sh", "-c", command, stdin=text)
+
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """Entries of this boot, oldest first, with all their fields."""
+        shown = self.check("journalctl", "--boot", "--output=json", "--all", "--no-pager", *matches)
+        return [json.loads(line) for line in shown.splitlines()]
+
+    def until_logged(self, *matches: str, count: int = 1) -> list[dict[str, Any]]:
+        def enough() -> list[dict[str, Any]] | None:
+            found = self.journal(*matches)
+            return found if len(found) >= count else None
+
+        return processes.until(enough, what=f"{count} entries of {matches}", deadline_s=BOOT_S)
+
+    def property(self, unit: str, name: str) -> str:
+        return self.check("systemctl", "show", "--property", name, "--value", unit).strip()
+
+    def kill(self) -> None:
+        """As when the power fails."""
+        self.process.kill()
+        self.process.wait()
+
+    def power_off(self) -> None:
+        """systemd's own way down: SIGRTMIN+4 to PID 1 (systemd(1))."""
+        os.kill(self.leader, signal.SIGRTMIN + 4)
+        self.process.wait(BOOT_S)
+
+
+@contextlib.contextmanager
+def booted(suite: str, directory: Path) -> Iterator[Machine]:
+    """A machine whose own files are below `directory`; it is up when the block begins."""
+    for name in ("upper", "work", "merged"):
+        (directory / name).mkdir(exist_ok=True)
+    name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
+    homes = [path / name for path in _cgroup_roots()]
+    for home in homes:
+        home.mkdir()
+    process = None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, open(directory / "console", "ab") as console:
+            notices.bind(f"\0{name}")
+            notices.settimeout(0.2)
+            process = subprocess.Popen(
+                _command(suite, directory, name, homes),
+                env={**_ENVIRONMENT, "NOTIFY_SOCKET": f"@{name}"},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+            )
+            _until_ready(notices, process, directory)
+        # The socket is closed by now: systemd goes on to send what changes, and PID 1 would wait for one who reads it.
+        yield Machine(suite, directory, _leader(process.pid), process)
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        _sweep(homes)
+
+
+def _command(suite: str, directory: Path, name: str, homes: list[Path]) -> list[str]:
+    packages = f"/usr/local/lib/python{SUITES[suite]}/dist-packages"
+    # Into the cgroups first; `unshare --kill-child` ends the machine when this process dies.
+    join = " && ".join(f"echo $$ >{home}/cgroup.procs" for home in homes)
+    return [
+        "sh", "-c", f'{join} && exec "$@"', "sh",
+        "unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "--",
+        "sh", "-c", _SETUP, "sh", str(root(suite)), str(directory),
+        "systemd-nspawn", "--quiet", "--settings=no", "-M", name, "-D", str(directory / "merged"), "--boot",
+        "--register=no", "--keep-unit", "--notify-ready=yes", "--console=pipe", "--private-network",
+        "--link-journal=no", "--resolv-conf=off", "--timezone=off",
+        # nspawn takes away too much for what latticed confines plugins with; the kernel's modules stay out of reach.
+        "--capability=all", "--drop-capability=CAP_SYS_MODULE",
+        f"--bind-ro={site(suite)}:{packages}",
+        f"--bind-ro={CHECKOUT / 'latticed'}:{packages}/latticed",
+    ]  # fmt: skip
+
+
+def _cgroup_roots() -> list[Path]:
+    """Where systemd keeps its hierarchy: version 2 alone, or besides the named one of version 1."""
+    mixed = [path for name in ("unified", "systemd") if (path := Path("/sys/fs/cgroup") / name).is_dir()]
+    return mixed or [Path("/sys/fs/cgroup")]
+
+
+def _until_ready(notices: socket.socket, process: subprocess.Popen[bytes], directory: Path) -> None:
+    deadline = time.monotonic() + BOOT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in notices.recv(4096):
+                return
+    said = (directory / "console").read_text(errors="replace")[-4_000:]
+    pytest.fail(f"the machine is not up ({process.poll()}):\n{said}", pytrace=False)
+
+
+def _leader(pid: int) -> int:
+    """The PID 1 of the innermost pid namespace below a process."""
+    found = [(len(ids), one) for one in _descendants(pid) if (ids := _ids(one)) and ids[-1] == 1]
+    return max(found)[1]
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            yield child
+            yield from _descendants(child)
+
+
+def _ids(pid: int) -> list[int]:
+    """Its pid in each namespace, outermost first."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return [int(one) for one in status.partition("NSpid:")[2].partition("\n")[0].split()]
+
+
+def _sweep(homes: list[Path]) -> None:
+    """Remove the machine's groups, once its last process is gone."""
+    for home in homes:
+        processes.until(lambda home=home: _removed(home), what=f"{home} to be empty")
+
+
+def _removed(home: Path) -> bool:
+    """Whether the groups are gone; those that still have a process stay."""
+    for path, _, _ in os.walk(home, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
+    return not home.exists()
