@@ -26,6 +26,7 @@ NOT_RUN = {
     "cloudflared tunnel": "asks the provider; no trusted package of cloudflared exists",
     "install -d -m 755 /etc/latticed/tunnels": "writes to /etc; tests/daemon/test_cloudflared.py has such a directory",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
+    "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
