@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import tzinfo
 
+    from latticed.system.ssh_alerts.events import Event
     from latticed.system.ssh_alerts.intent import Page, Rules
-    from latticed.system.ssh_alerts.watch import Event
 
 LIMIT: Final = 250
 """Entries that are asked for at a time."""

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from latticed.system.ssh_alerts.watch import FailuresTold, Gap, LoginTold, MoreLogins, short
+from latticed.system.ssh_alerts.events import FailuresTold, Gap, LoginTold, MoreLogins
+from latticed.system.ssh_alerts.watch import short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import tzinfo
 
-    from latticed.system.ssh_alerts.watch import Event
+    from latticed.system.ssh_alerts.events import Event
 
 Severity = Literal["info", "warning", "error", "critical"]
 

@@ -8,19 +8,20 @@ Everything that is remembered is bounded; where a bound is reached, the oldest g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from latticed.system.ssh_alerts import lines
+from latticed.system.ssh_alerts.events import FailuresTold, Gap, LoginTold, MoreLogins
 from latticed.system.ssh_alerts.intent import Allow, Attack, Known, Rules, Run, Seen, State
 from latticed.system.ssh_alerts.lines import Failure, Login, Other
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from latticed.system.ssh_alerts.events import Event
     from latticed.system.ssh_alerts.intent import Entry
 
 MAX_KNOWN: Final = 256
@@ -46,64 +47,6 @@ MAX_TIME_S: Final = 250_000_000_000
 """Early enough before the year 10000, which datetime has not, to be shown in any time zone."""
 DOWN_S: Final = 60
 """Seconds without a reader after which that is told."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginTold:
-    """One login. `flags`: `outside` (no rule allows it), `guessed` (after as many failures from its network as are
-    told), `root`, `new` (of this user from this network), `unclear` (no address). `failures`: at least so many before,
-    from its network; `since_s`: when this user first came from there.
-    """
-
-    word: str
-    at_s: int
-    login: Login
-    network: str
-    flags: tuple[str, ...]
-    failures: int
-    since_s: int
-    trusted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoreLogins:
-    """`more` logins since `since_s`, each as what `about` has: user, network, method; without it of several users."""
-
-    word: str
-    at_s: int
-    more: int
-    since_s: int
-    about: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailuresTold:
-    """Failed attempts are many (`begun`), go on (`on`), or have ended (`over`); `more` since the message before."""
-
-    word: str
-    at_s: int
-    phase: str
-    more: int
-    attack: Attack
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
-    """What could not be watched. `kind`: `dropped` (journald did not take `count` messages), `unread` (`count`
-    messages that begin as logins do; `text` is one), `gone` (entries were removed before they were read), `source`
-    (they come from elsewhere), `forgotten` (what was remembered is lost), `down` and `up` (no reader since `since_s`;
-    `text` says why).
-    """
-
-    word: str
-    at_s: int
-    kind: str
-    count: int = 0
-    since_s: int = 0
-    text: str = ""
-
-
-Event = LoginTold | MoreLogins | FailuresTold | Gap
 
 
 def advance(state: State, rules: Rules, entries: Iterable[Entry]) -> tuple[State, list[Event]]:

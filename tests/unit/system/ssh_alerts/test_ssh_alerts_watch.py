@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from latticed.host.notify.calls import NotifySend, checked
 from latticed.system.ssh_alerts import check, render, watch
+from latticed.system.ssh_alerts.events import FailuresTold, Gap, LoginTold, MoreLogins
 from latticed.system.ssh_alerts.intent import Allow, Entry, Rules, State
-from latticed.system.ssh_alerts.watch import FailuresTold, Gap, LoginTold, MoreLogins
 
 RULES = Rules(zone=UTC)
 BEGIN = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)  # a Monday
