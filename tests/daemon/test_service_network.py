@@ -178,3 +178,18 @@ def test_visitors_reach_it_by_a_route_and_are_told_while_it_is_away(host):
     assert visited() == 200
     listed = json.loads(host.daemon.ctl("route", "list", "--format", "json").stdout)
     assert [one["service"] for one in listed] == ["web"]
+
+
+def test_killed_daemon_takes_program_and_door_with_it():
+    """Nothing of either is left, and both are there again after the next start."""
+    with hosting.hosting(SETTINGS) as host:
+        host.drop(ID, PLUGIN, capabilities=CAPABILITIES)
+        host.daemon.activate(ID, accept=CAPABILITIES)
+        started(host)
+        everything = host.processes()
+        host.daemon.kill()
+        hosting.until_gone(everything)
+        with host.daemon.place.running() as again:
+            back = hosting.Host(daemon=again, author=host.author)
+            again.until_state("armed", ID)
+            again.until(lambda: inside(back, "file/").get("status") == 200, "the service to answer again")

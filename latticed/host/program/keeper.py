@@ -21,6 +21,7 @@ from latticed.host.program.rules import RestartRules
 from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgram
 from latticed.host.program.supervised_keeper import SupervisedKeeper
 from latticed.host.program.way_out import WayOut
+from latticed.kit import descriptors
 from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 Done = TypeVar("Done")
 _MIB: Final = 1 << 20
+_PART_FOR_HOSTS: Final = 8  # of the daemon's descriptors an eighth at most listens for hosts of services
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -247,6 +249,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         path, proxy = settings.programs[spec.program], reachable.environment() if spec.hosts else {}
         chosen = confinement.choose(spawner, network=spec.network != "none")
         one.kept = await self._made_directory(one)
+        way_out = self._way_out(one)
         # Last, as it opens a descriptor that only `Ready.close` closes.
         program = await confinement.program(path, spawner.interpreters)
         request = ChildRequest(
@@ -261,8 +264,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             network=spec.network,
         )
         # No await from here on: a door that is made is closed by `Ready.close`, or by the end of the child.
+        one.way_out = way_out
         one.door = Door() if spec.network == "own" else None
-        one.way_out = self._way_out(one)
         ready = Ready(request=request, chosen=chosen, close=lambda: confinement.close(program))
         return surroundings.added(ready, kept=one.kept, door=one.door, way_out=one.way_out)
 
@@ -280,12 +283,19 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         return self.data.place(self._owner(plugin_id), name).parent
 
     def _way_out(self, one: KeptProgram) -> WayOut | None:
-        """The way out of a program that is about to start, if it has one."""
+        """The way out of a program that is about to start, if it has one. Problem service_unavailable when the programs
+        that run listen for as many hosts as the daemon has descriptors for.
+        """
         if not one.spec.hosts or self.rights.way_out is None:
             return None
-        return WayOut(
+        made = WayOut(
             one.plugin_id, one.name, one.spec.hosts, self.rights.way_out, may=lambda: self._why_not(one) is None
         )
+        running = (other.way_out for other in self.every() if other is not one and other.program.started)
+        taken = sum(len(other.layout.listen) for other in running if other is not None)
+        if taken + len(made.layout.listen) > descriptors.limit() // _PART_FOR_HOSTS:
+            raise Problem("service_unavailable", f"expected room for its hosts, found {taken} of other services")
+        return made
 
     def _recheck(self, items: Iterable[KeptProgram]) -> None:
         """As in the base class; and cut what a program may no longer be connected to, also while it is stopped."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.call import HostError
 from latticed.host.program import hosts as reachable
 from latticed.host.program.hosts import HostLayout, ReachableHost
-from latticed.kit import logs, text
+from latticed.kit import descriptors, logs, text
 from latticed.kit.tasks import fenced
 from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.model import egress, hosts
@@ -63,6 +63,7 @@ log = logs.get_logger()
 class WayOutDeps:
     """What ways out are made with. `rights(plugin_id)`: where it may connect to now, None while it may not;
     `record` returns once an event is on record, Problem when it cannot be; `contacted(plugin_id, "host:port")`.
+    `places`: connections of all services at once, as each takes two of the daemon's descriptors.
     """
 
     guard: Guard
@@ -70,17 +71,18 @@ class WayOutDeps:
     record: Callable[[Event], Awaitable[int]]
     contacted: Callable[[str, str], None]
     clock: Clock
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(max(descriptors.limit() // 16, 1)))
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One connection of a program; `target` is known at once, or when the proxy was asked. `pins`: the address of
-    the bound origin that it leads to; empty when it leads to a granted host.
+    """One connection of a program; `target` is known at once, or when the proxy was asked. `pins`: the address of the
+    bound origin that it leads to, empty when it leads to a granted host; None until it was judged.
     """
 
     task: asyncio.Task[None]
     target: ReachableHost | None = None
-    pins: tuple[Address, ...] = ()
+    pins: tuple[Address, ...] | None = None
 
 
 class WayOut:
@@ -125,8 +127,8 @@ class WayOut:
         """Whether a connection may be kept: its service may act, and its host is still granted."""
         if (rights := self._rights()) is None:
             return False
-        if one.target is None:
-            return True
+        if one.target is None or one.pins is None:
+            return True  # not judged yet
         # A bound origin that lost its binding does not go on as a granted host: its address may be private.
         if (pins := _pinned(one.target, rights)) or one.pins:
             return pins == one.pins
@@ -149,11 +151,20 @@ class WayOut:
             try:
                 # A place is taken after the connection, not before: listeners that wait would hold all of them.
                 await self._pace()
-                await self._slots.acquire()
+                await self._take_place()
             except BaseException:
                 accepted.close()
                 raise
             self._begin(accepted, target)
+
+    async def _take_place(self) -> None:
+        """Wait until one more connection of this service, and of all, may be made."""
+        await self._slots.acquire()
+        try:
+            await self._deps.places.acquire()
+        except BaseException:
+            self._slots.release()
+            raise
 
     async def _pace(self) -> None:
         """Wait until one more connection is within the rate."""
@@ -175,6 +186,7 @@ class WayOut:
             accepted.close()
             self._connections.discard(connection)
             self._slots.release()
+            self._deps.places.release()
 
         connection.task.add_done_callback(over)
 

@@ -352,6 +352,48 @@ async def test_many_connections_take_turns_and_lose_no_byte(here, monkeypatch):
         assert server.connections == 90, here.programs.get(A.plugin_id, "web").program.view()
 
 
+async def test_rechecks_cut_no_connection_that_is_being_made(here):
+    """They come at any moment, and most often while nothing has changed."""
+    async with serving(answer(b"yes")) as server:
+        name = f"a.example.org:{server.port}"
+        here.bind(f"http://{name}=127.0.0.1")
+        await here.put(REACHES.replace("TARGETS", repr([name] * 20)), hosts=[name])
+        while "done" not in here.said()["stdout"]:
+            here.programs.recheck(A.plugin_id)
+            await asyncio.sleep(0)
+        assert here.said()["stdout"].count("yes") == 20
+
+
+async def test_services_together_leave_the_daemon_its_descriptors(here, monkeypatch):
+    """Listeners of one more service are refused, and start once there is room; connections of all share places."""
+    here.bind(hosts=tuple(f"h{number}.example.org:443" for number in range(30)))
+    names = here.rights.hosts
+    monkeypatch.setattr("latticed.kit.descriptors.limit", lambda: 8 * 40)
+    script = "print('up', flush=True); import time; time.sleep(1000)"
+    await here.put(script, hosts=names, name="one")
+    await here.until_said("up", "one")
+    await here.put(script, hosts=names, name="two")
+    await until(lambda: here.programs.get(A.plugin_id, "two").program.state == "failed")
+    assert "room for its hosts, found 31" in here.programs.get(A.plugin_id, "two").program.error[1]
+    await here.programs.delete(A.plugin_id, "one")
+    await here.put(script, hosts=names, name="two")
+    await here.until_said("up", "two")
+
+
+async def test_places_of_all_services_bound_connections(here):
+    """With one place two connections are joined one after the other."""
+    places = here.programs.rights.way_out.places
+    while places._value > 1:
+        await places.acquire()
+    async with serving(answer(b"yes")) as server:
+        name = f"a.example.org:{server.port}"
+        here.bind(f"http://{name}=127.0.0.1")
+        await here.put(REACHES.replace("TARGETS", repr([name] * 5)), hosts=[name])
+        await here.until_said("done")
+        assert here.said()["stdout"].count("yes") == 5
+    await until(lambda: places._value == 1)
+
+
 async def test_silent_connections_are_closed_after_a_while(here, monkeypatch):
     """Both one that asks the proxy nothing and one that says nothing once it is joined."""
     monkeypatch.setattr(way_out, "ASK_S", 0.2)
