@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from latticed.host.notify import rules
@@ -81,7 +82,9 @@ class ChannelKeeper:
     async def report(self, message: Message, found: Outcome) -> None:
         """Record how the attempt ended, in one transaction with the channel's state and what is told of it."""
         now_us, name = self._clock.wall_us(), message.channel.name
+        # The other side's words may be in them; they are kept for the channel, too.
         code, reason = text.sanitise(found.code, 64), text.sanitise(found.reason, REASON_CHARACTERS)
+        found = replace(found, code=code, reason=reason)
 
         def change(tx: Transaction) -> bool:
             # Read again: only this deliverer changes it, but an operator's reset may have come between.

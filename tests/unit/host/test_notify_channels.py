@@ -279,6 +279,20 @@ async def test_channel_that_took_a_test_message_is_sent_what_waits_at_once(kept)
     assert sorted(sent) == sorted([first, second])
 
 
+async def test_words_of_the_other_side_are_kept_escaped(kept):
+    """They are shown in lists, in health and by other channels."""
+    item = await kept.planned("a")
+    said = "\x1b[31mno\r\n\u202e" + "x" * 1_000
+    await kept.report("a", Outcome(outcome="fail", code="http_401", reason=said))
+    (row,) = (await kept.channels.of_items([item]))[item]
+    (shown,) = kept.channels.degraded().values()
+    news = await kept.queue.take()
+    for one in (row.reason, shown, news.title):
+        assert "\\x1b[31mno\\x0d\\x0a\\u202ex" in one
+        assert one.isprintable()
+        assert len(one) < 400
+
+
 async def test_rows_of_removed_items_are_gone(kept, ledger):
     item = await kept.planned("a")
     await kept.queue.prune(statuses=("delivering",))
