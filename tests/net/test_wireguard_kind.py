@@ -254,3 +254,30 @@ def test_without_a_program_its_package_is_named(net, name):
         assert caught.value.code == "tool_missing"
         assert "apt install" in caught.value.hint
         assert tunnels.key("WG_HOME") not in f"{caught.value.reason} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("program", ["wg", "nft", "ip"])
+@pytest.mark.parametrize(
+    "does",
+    ["exec sleep 30", "head -c 10485760 /dev/zero", "kill -9 $$", "exit 3"],
+    ids=["hangs", "floods", "dies", "fails"],
+)
+def test_a_program_that_misbehaves_in_the_middle_is_an_error_and_what_was_there_comes_back(
+    net, tools, name, tmp_path, program, does
+):
+    """It reads as ever, so that nothing is noticed before the change has begun."""
+    committed(document(name, tunnels.member("anna", 2)), tools)
+    snapshot = KIND.snapshot(tools)
+    script = tmp_path / program
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *syncconf*|*-batch*|"-f -") {does};; esac\nexec {KIND.programs[program]} "$@"\n'
+    )
+    script.chmod(0o755)
+    broken = ProgramTools({**KIND.programs, program: str(script)}, deadline_s=2.0)
+    wide = rendered(document(name, tunnels.member("anna", 2), tunnels.member("ben", 3), mtu=1300, may_reach=[]))
+    with pytest.raises(Problem) as caught:
+        KIND.commit(wide, broken)
+    assert caught.value.code == "tool_failed", caught.value
+    assert tunnels.key("WG_HOME") not in caught.value.reason
+    KIND.restore(snapshot, tools)
+    assert KIND.snapshot(tools) == snapshot
