@@ -34,6 +34,9 @@ while True:
     way = asked["payload"]["path"].rpartition("/")[2] if asked["action"] == "web" else asked["action"]
     if way == "put":
         say(id="put", method="route.put", params=ROUTE)
+        while (heard := hear()).get("id") != "put":  # it is served before it is stored, and a crash would drop it
+            answer(heard)
+        assert "result" in heard, heard
     elif way == "abort":
         os.abort()
     elif way == "noise":
