@@ -64,12 +64,12 @@ class Service(Calls):
         """`{services}`: the state of one program, then with its `output`, or of all (task:run)."""
         return self._ask("service.status", given(name=name))
 
-    def save(self, name: str, files: Sequence[str], *, keep: int | None = None) -> Any:
+    def save(self, name: str, files: Sequence[str], *, keep: int | None = None, spare: str | None = None) -> Any:
         """Copy files that it keeps: `{ok, id, new, at, files}`; `new` is false for one like the newest (task:run).
 
-        `keep`: how many copies there are afterwards at most (default 7).
+        `keep`: how many copies there are afterwards at most (default 7); `spare`: the id of one that stays besides.
         """
-        return self._ask("service.save", given(name=name, files=[*files], keep=keep))
+        return self._ask("service.save", given(name=name, files=[*files], keep=keep, spare=spare))
 
     def saved(self, name: str) -> Any:
         """`{saved}`: its copies, newest first (task:run)."""

@@ -148,11 +148,14 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
 
         return await self._change(plugin_id, removed)
 
-    async def save(self, plugin_id: str, name: str, files: tuple[str, ...], *, keep: int) -> tuple[Copy, bool]:
+    async def save(
+        self, plugin_id: str, name: str, files: tuple[str, ...], *, keep: int, spare: str
+    ) -> tuple[Copy, bool]:
         """As `saved.save`, of a service of the plugin. Problem not_found, not_saved, disk_full, service_unavailable."""
         service, now_us = self._service(plugin_id, name), self._deps.clock.wall_us()
         # What a service may keep bounds what is kept of it once more.
-        save = functools.partial(saved.save, keep=keep, most_bytes=self.settings.data_bytes, now_us=now_us)
+        most_bytes = self.settings.data_bytes
+        save = functools.partial(saved.save, keep=keep, most_bytes=most_bytes, now_us=now_us, spare=spare)
         return await self._change(plugin_id, lambda: _on_disk(save, service, files))
 
     async def saved(self, plugin_id: str, name: str) -> list[Copy]:

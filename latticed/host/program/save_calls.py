@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 class ProgramSave(Params, frozen=True):
     """Parameters of service.save: one of the caller's services, and names of files in its directory. `keep`: how many
-    copies there are afterwards at most.
+    copies there are afterwards at most; `spare`: the id of one that is not removed for this one.
     """
 
     name: str
     files: tuple[str, ...]
     keep: Annotated[int, Meta(ge=1, le=saved.MAX_COPIES)] = saved.KEEP
+    spare: str = ""
 
 
 class ProgramSaved(Params, frozen=True):
@@ -61,7 +62,9 @@ class SaveCalls:
         for name in asked.files:
             if saved.NAME.fullmatch(name) is None or name == saved.INDEX:
                 raise specs.bad("files", "names of A-Z a-z 0-9 . _ -, first a letter or digit")
-        copy, new = await self._programs.save(caller.plugin_id, asked.name, asked.files, keep=asked.keep)
+        copy, new = await self._programs.save(
+            caller.plugin_id, asked.name, asked.files, keep=asked.keep, spare=asked.spare
+        )
         return {"ok": True, "new": new, **_view(copy)}
 
     async def _saved(self, caller: Caller, asked: ProgramSaved) -> dict[str, Any]:

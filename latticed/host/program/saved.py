@@ -64,11 +64,14 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[SavedFile, ...]
 
 
-def save(service: Path, names: tuple[str, ...], *, keep: int, most_bytes: int, now_us: int) -> tuple[Copy, bool]:
+def save(
+    service: Path, names: tuple[str, ...], *, keep: int, most_bytes: int, now_us: int, spare: str = ""
+) -> tuple[Copy, bool]:
     """Copy those of `names` that are in the service's directory; the copy, and False if the newest one is equal to it.
 
-    At most `keep` copies stay, and the newest that have `most_bytes` together. Problem not_found when none of `names`
-    is there; not_saved when one is no regular file, too large, or not whole; disk_full. OSError for a disk that fails.
+    At most `keep` copies stay, the newest that have `most_bytes` together, and that with the id `spare`. Problem
+    not_found when none of `names` is there; not_saved when one is no regular file, too large, or not whole; disk_full.
+    OSError for a disk that fails.
     """
     found = _read_whole(service / "data", names)
     listed = tuple(SavedFile(name=name, bytes=len(data), sha256=_digest(data)) for name, data in found.items())
@@ -93,7 +96,11 @@ def save(service: Path, names: tuple[str, ...], *, keep: int, most_bytes: int, n
     files.sync_directory(service)
     # Only now: at no moment are there fewer than before.
     for old in surplus(copies(service), keep=keep, most_bytes=most_bytes):
-        data_tree.remove(directory / old.id)
+        if old.id != spare:
+            # Renamed before it is taken apart: killed in between, it would be offered, and not whole.
+            gone = directory / f".{old.id}"
+            os.rename(directory / old.id, gone)
+            data_tree.remove(gone)
     return copy, True
 
 

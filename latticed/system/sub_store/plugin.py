@@ -106,8 +106,7 @@ class SubStore(SystemPlugin):
             before = None
             # What is broken cannot be saved, and may be why it is to be replaced.
             with contextlib.suppress(PluginError):
-                # One more than usual: it must not be the wanted one that goes for it.
-                before = (await self._save(keep=KEEP + 1))["id"]
+                before = (await self._save(spare=payload["id"]))["id"]
             try:
                 await self.host.call("service.revert", name=render.SERVICE, id=payload["id"])
             except HostError as error:
@@ -191,10 +190,13 @@ class SubStore(SystemPlugin):
             return
         await self._save()
 
-    async def _save(self, *, keep: int = KEEP) -> Any:
-        """Save the files; PluginError when they cannot be. `{"id": None}` while there is none."""
+    async def _save(self, *, spare: str = "") -> Any:
+        """Save the files; PluginError when they cannot be. `{"id": None}` while there is none. `spare`: the id of a
+        backup that does not go for it.
+        """
+        wanted = {"name": render.SERVICE, "files": [*render.FILES], "keep": KEEP, "spare": spare}
         try:
-            made = await self.host.call("service.save", name=render.SERVICE, files=[*render.FILES], keep=keep)
+            made = await self.host.call("service.save", **wanted)
         except HostError as error:
             if error.code == "not_found":
                 return {"id": None, "new": False}

@@ -259,6 +259,22 @@ async def test_copies_take_no_more_than_a_service_may_keep(tmp_path):
         assert sizes[0] > 400_000
 
 
+async def test_oldest_copy_that_is_about_to_be_put_back_is_spared(here, tmp_path):
+    """However often: what there is now is saved before."""
+    ids = []
+    for number in range(7):
+        kept(tmp_path, root={"n": number})
+        ids.append((await save(here))["id"])
+    for number in (100, 101, 102):
+        kept(tmp_path, root={"n": number})
+        await save(here, spare=ids[0])
+        listed = [one["id"] for one in (await here.call("service.saved", name="web"))["saved"]]
+        assert (len(listed), listed[-1]) == (8, ids[0])
+    kept(tmp_path, root={"n": 103})
+    await save(here)
+    assert len((await here.call("service.saved", name="web"))["saved"]) == 7
+
+
 async def test_nearly_full_disk_gets_no_copy(here, tmp_path, monkeypatch):
     """The daemon keeps its own state there."""
     kept(tmp_path, root={"n": 1})

@@ -196,8 +196,8 @@ async def test_backend_that_hangs_is_degraded_and_no_failure_of_the_plugin(world
     assert (health.status, "no answer" in health.message) == ("degraded", True)
 
 
-async def test_restore_saves_what_is_there_first_and_one_more_than_usual(world):
-    """So the one that is to be restored is not the one that goes."""
+async def test_restore_saves_what_is_there_first_and_spares_the_wanted_one(world):
+    """Else the oldest backup would go for it, and could not be restored."""
     made = await started(world)
     world.asked.clear()
     assert await made.do_restore({"id": "20250101T000000Z-01234567"}) == {
@@ -205,7 +205,7 @@ async def test_restore_saves_what_is_there_first_and_one_more_than_usual(world):
         "before": "20260101T000000Z-01234567",
     }
     saved, reverted = [params for method, params in world.asked if method in {"service.save", "service.revert"}]
-    assert (saved["keep"], reverted["id"]) == (8, "20250101T000000Z-01234567")
+    assert (saved["keep"], saved["spare"]) == (7, reverted["id"]) == (7, "20250101T000000Z-01234567")
 
 
 async def test_broken_files_can_be_replaced_though_they_cannot_be_saved(world):
