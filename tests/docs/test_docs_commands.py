@@ -29,6 +29,7 @@ NOT_RUN = {
     "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
+    "latticectl invoke latticed.wireguard": "needs the root helper; tests/net/test_wireguard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
     "mkdir -p /opt": "no trusted package has Sub-Store's backend; tests/daemon/test_sub_store.py runs one",
     "cp -r dist": "a build of Sub-Store's front end",
