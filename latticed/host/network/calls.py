@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latticed.host.network.keeper import PlanKeeper
     from latticed.kit.clock import Clock
     from latticed.ledger.plans import PlanRow
+    from latticed.plans.protocol import Observed
 
 PAGE: Final = 100
 """The most plans in one answer of network.plans."""
@@ -95,14 +96,15 @@ class NetworkCalls:
     async def _state(self, _: Caller, asked: NetworkStateQuery) -> dict[str, Any]:
         """The live state of a kind; HostError bad_params, service_unavailable.
 
-        Of nft and wireguard what the helper sees; listeners, interfaces, nginx and proxy are read here.
+        Of nft and wireguard what the helper sees; listeners and interfaces are read here. Of nginx and proxy both: who
+        listens at which addresses, and the helper's `target`, None while it does not run or has no such kind.
         """
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
         if asked.kind in _ONLY_ROOT:
             return await self._seen_by_root(asked.kind)
-        # nginx and proxy: who listens and at which addresses is what can be seen of them.
-        wanted = (asked.kind,) if asked.kind in self._readings else (_LISTENERS, _INTERFACES)
+        planned = asked.kind not in self._readings
+        wanted = (_LISTENERS, _INTERFACES) if planned else (asked.kind,)
         found: dict[str, Any] = {"kind": asked.kind}
         for name in wanted:
             try:
@@ -111,6 +113,11 @@ class NetworkCalls:
             except OSError as error:
                 unseen = f"the {name} cannot be read: {error.strerror or 'an error of input or output'}"
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
+        if planned:
+            try:
+                found["target"] = _target(asked.kind, await self._plans.observe(asked.kind))
+            except Problem:
+                found["target"] = None
         return found
 
     async def _seen_by_root(self, kind: str) -> dict[str, Any]:
@@ -121,8 +128,7 @@ class NetworkCalls:
             why = f"only root can see {_ONLY_ROOT[kind]}: {problem.code}: {problem.reason}"
             rest = f"{_LISTENERS} and {_INTERFACES} can be asked for"
             raise HostError(Denial.SERVICE_UNAVAILABLE, f"{why}; {rest}") from problem
-        target = next((one for one in observed.targets if one.kind == kind), None)
-        return {"kind": kind, "live": observed.live, "target": None if target is None else msgspec.to_builtins(target)}
+        return {"kind": kind, "live": observed.live, "target": _target(kind, observed)}
 
     async def _plan(self, caller: Caller, asked: NetworkPlan) -> dict[str, Any]:
         """Store a plan and offer it to the helper; HostError bad_params (kind, intent, a secret in clear or not bound,
@@ -196,6 +202,12 @@ def _check_name(sha256: str) -> None:
     """HostError bad_params for what cannot name a plan."""
     if not _SHA256.fullmatch(sha256):
         raise HostError(Denial.BAD_PARAMS, "sha256: expected 64 lower-case hex digits")
+
+
+def _target(kind: str, observed: Observed) -> dict[str, Any] | None:
+    """What is approved, confirmed and unconfirmed of `kind`, as `protocol.Target` has it; None without any."""
+    found = next((one for one in observed.targets if one.kind == kind), None)
+    return None if found is None else cast("dict[str, Any]", msgspec.to_builtins(found))
 
 
 def _shown(kind: str) -> str:

@@ -305,7 +305,9 @@ async def test_network_state_lists_listening_sockets(desk):
     names = {one["name"] for one in (await desk.call("state", kind="interfaces"))["interfaces"]}
     assert names == {name for _, name in socket.if_nameindex()}
     for kind in ("nginx", "proxy"):
-        assert (await desk.call("state", kind=kind)).keys() == {"kind", "listeners", "complete", "interfaces"}
+        found = await desk.call("state", kind=kind)
+        assert found.keys() == {"kind", "listeners", "complete", "interfaces", "target"}
+        assert found["target"] is None
 
 
 @pytest.mark.parametrize(("kind", "word"), [("nft", "the ruleset"), ("wireguard", "wg show")])
