@@ -11,8 +11,8 @@ from tests.house.hostcalls import caller
 
 ID = "acme.demo"
 URL = f"/api/plugins/by-id/{ID}"
-LEFT = {"values": 2, "files": 2, "notifications": 1}
-NOTHING = {"values": 0, "files": 0, "notifications": 0}
+LEFT = {"values": 2, "files": 2, "notifications": 1, "services": 0}
+NOTHING = {"values": 0, "files": 0, "notifications": 0, "services": 0}
 SECRET = b"correct horse battery staple"
 OF_ITS_RECORD = {"records"}
 """Tables that still name it then: the tombstone, with pin and floor."""
