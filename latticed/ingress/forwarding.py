@@ -48,6 +48,9 @@ _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
     " origin-trial speculation-rules set-login activate-storage-access sec-session-registration"
     " no-vary-search use-as-dictionary".split()
 )
+# A 401 must have a challenge (RFC 9110, section 15.5.2). For the service's own, browsers would ask for a password that
+# `asked` then removes: a service knows whoever logs in there by a cookie alone.
+_CHALLENGE: Final = "Cookie"
 # Cache-Control directives that let shared caches keep an answer (RFC 9111, section 5.2.2).
 _SHARED: Final = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
 _COOKIE_PATH: Final = re.compile(r"path\s*=\s*(?P<path>/.*)", re.IGNORECASE)
@@ -74,10 +77,12 @@ def asked(fields: Mapping[str, str], *, origin: str, host: str) -> CIMultiDict[s
     return out
 
 
-def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bool) -> CIMultiDict[str]:
+def answered(
+    fields: Mapping[str, str], *, origin: str, prefix: str, private: bool, refused: bool = False
+) -> CIMultiDict[str]:
     """The response headers for the client: Location and cookies moved below `prefix`, none for the whole origin.
 
-    `private`: the request had a login session; no shared cache may keep the answer then.
+    `private`: the request had a login session; no shared cache may keep the answer then. `refused`: its status is 401.
     """
     listed = _listed(fields)
     out: CIMultiDict[str] = CIMultiDict()
@@ -93,6 +98,8 @@ def answered(fields: Mapping[str, str], *, origin: str, prefix: str, private: bo
     for value in _all(fields, "Set-Cookie"):
         if _is_sound(value) and (kept := _cookie(value, prefix)):
             out.add("Set-Cookie", kept)
+    if refused:
+        out["WWW-Authenticate"] = _CHALLENGE
     if private:
         out.add("Vary", "Cookie")
         # Without Cache-Control a shared cache may keep an answer by its own rules (RFC 9111, section 4.2.2).

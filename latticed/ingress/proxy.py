@@ -12,6 +12,7 @@ import socket
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import aiohttp
@@ -268,7 +269,11 @@ async def _passed_back(passed: ProxiedAnswer, answer: ClientResponse, limits: Pr
     """Send the answer on, piece by piece; returns it, complete or cut off."""
     request = passed.request
     fields = forwarding.answered(
-        answer.headers, origin=passed.origin, prefix=passed.target.prefix, private=passed.private
+        answer.headers,
+        origin=passed.origin,
+        prefix=passed.target.prefix,
+        private=passed.private,
+        refused=answer.status == HTTPStatus.UNAUTHORIZED,
     )
     # Not `Response`, which would hold the whole body in memory.
     out = web.StreamResponse(status=answer.status, headers=fields)

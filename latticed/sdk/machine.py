@@ -32,8 +32,19 @@ class Node(Calls):
 
         `filter` is `sshd`, or a unit that the operator listed.
         """
+        page = self.journal_page(filter, cursor, limit=limit)
+        return page["entries"], page["cursor"]
+
+    def journal_page(
+        self,
+        filter: str,  # noqa: A002 - its name
+        cursor: str = "",
+        *,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """As `journal`: `{entries, cursor, gap}`; `gap` when entries after `cursor` may be gone (node:read)."""
         page = self._ask("node.journal", given(filter=filter, cursor=cursor, limit=limit))
-        return list(page["entries"]), str(page["cursor"])
+        return {"entries": list(page["entries"]), "cursor": str(page["cursor"]), "gap": bool(page["gap"])}
 
     def set_labels(self, labels: Mapping[str, str | None]) -> dict[str, str]:
         """Set labels of the machine; None removes one. Returns all labels (node:admin)."""

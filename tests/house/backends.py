@@ -71,6 +71,7 @@ class Backend:
             "/redirect": self._redirect,
             "/cookies": self._cookies,
             "/packed": self._packed,
+            "/guarded": self._guarded,
             "/assets/claim.html": self._claim,
             "/assets/worker.js": self._worker,
         }.get(request.path, self._echo)
@@ -91,6 +92,9 @@ class Backend:
         headers = {"X-Service": "yes", "Keep-Alive": "timeout=5", "Connection": "X-Hop", "X-Hop": "1"}
         headers |= {"WWW-Authenticate": "Basic", "Strict-Transport-Security": "max-age=1", "X-Accel-Redirect": "/etc"}
         return web.Response(body=json.dumps(plain).encode(), content_type="application/json", headers=headers)
+
+    async def _guarded(self, request: web.BaseRequest) -> web.Response:
+        return web.Response(status=401, text="who are you?", headers={"WWW-Authenticate": 'Basic realm="here"'})
 
     async def _claim(self, request: web.BaseRequest) -> web.Response:
         return web.Response(text=CLAIM, content_type="text/html")

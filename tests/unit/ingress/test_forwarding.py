@@ -17,8 +17,8 @@ def asked(*fields, **options):
     return forwarding.asked(CIMultiDict(fields), origin=ORIGIN, host="127.0.0.1:3000", **options)
 
 
-def answered(*fields, private=False):
-    found = forwarding.answered(CIMultiDict(fields), origin=ORIGIN, prefix=PREFIX, private=private)
+def answered(*fields, private=False, refused=False):
+    found = forwarding.answered(CIMultiDict(fields), origin=ORIGIN, prefix=PREFIX, private=private, refused=refused)
     found.pop("Server")
     return list(found.items())
 
@@ -69,6 +69,13 @@ def test_unsafe_header_values_are_not_forwarded(value):
         assert value not in str(asked((name, value)))
         assert answered((name, value)) == []
     assert asked(("Accept", "tab\tstays")).get("Accept") == "tab\tstays"
+
+
+@pytest.mark.parametrize("own", [[], [("WWW-Authenticate", 'Basic realm="x"'), ("www-authenticate", "Negotiate")]])
+def test_challenge_of_a_401_asks_for_nothing_that_is_not_forwarded(own):
+    """Browsers ask for a password on Basic, Digest, NTLM and Negotiate; services get no Authorization."""
+    assert answered(*own, refused=True) == [("WWW-Authenticate", "Cookie")]
+    assert answered(*own) == []
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,12 @@ async def test_unsafe_response_headers_of_backend_are_removed(world, session):
     assert not forbidden & headers.keys()
 
 
+async def test_401_of_backend_arrives_with_a_challenge_for_which_no_browser_asks(world, session):
+    answer = await world.get(f"{PREFIX}/guarded", session)
+    assert (answer.status, answer.body) == (401, b"who are you?")
+    assert answer.headers["www-authenticate"] == "Cookie"
+
+
 async def test_backend_can_set_cookies_only_below_its_route(world, session):
     """They lose Domain; none with the name of a session cookie, in any spelling, is passed on."""
     answer = await world.send(

@@ -14,7 +14,7 @@ from latticed.sdk import Plugin
 from latticed.sdk.calls import Calls, HostError
 from tests.house import in_process
 
-JOURNAL = {"entries": [1], "cursor": "c"}
+JOURNAL = {"entries": [1], "cursor": "c", "gap": True}
 PAGE = {"keys": ["a"], "next": None}
 HTTP = {"status_code": 200, "header": {"Content-Type": ["text/plain"], "x": "y"}, "body_base64": "aMOkLA=="}
 MORE = {
@@ -90,6 +90,7 @@ ROWS = [
         *("node", "journal", ("sshd", "c"), {"limit": 5}, "node.journal"),
         *({"filter": "sshd", "cursor": "c", "limit": 5}, JOURNAL, ([1], "c")),
     ),
+    ("node", "journal_page", ("sshd",), {}, "node.journal", {"filter": "sshd", "cursor": ""}, JOURNAL, JOURNAL),
     ("node", "set_labels", ({"a": None},), {}, "node.set_labels", {"labels": {"a": None}}, {"labels": {}}, {}),
     ("monitor", "list", (), {}, "monitor.list", {}, {"monitors": [1], "next": None}, [1]),
     ("monitor", "results", ("m",), {}, "monitor.results", {"name": "m"}, {"state": "up"}, {"state": "up"}),
