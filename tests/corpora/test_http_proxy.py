@@ -7,7 +7,6 @@ listener. A request without login is sent right behind it on the same connection
 from __future__ import annotations
 
 import base64
-import re
 
 import pytest
 
@@ -17,8 +16,6 @@ from tests.house.routed import ID
 ROWS = corpora.rows("http_requests.json")
 TOKEN = "a-token-for-subscriptions"
 PROBE = "/api/probe.of.step"
-_LINE = re.compile(rb"(?P<method>[^\r\n ]+) (?P<target>[^\r\n ]+)(?P<rest> HTTP/[^\r\n]*)")
-_HOST = re.compile(rb"^host[ \t]*:[^\r\n]*", re.IGNORECASE | re.MULTILINE)
 
 
 @pytest.fixture
@@ -34,23 +31,6 @@ async def world(tmp_path, backend):
         await found.secrets.bind("FEED", ID)
         await found.serve(backend, public=["/download/*/*"], token="${secret:FEED}")
         yield found
-
-
-def aimed(raw, path, *fields):
-    """`raw` with `path` as its target and `fields` behind the request line, as far as it has one; its oddities stay."""
-    more = b"".join(b"%s\r\n" % one.encode() for one in fields[1:])
-    hosts = _HOST.findall(raw)
-    host = fields[0].encode()
-    if len(hosts) == 1:
-        raw = raw.replace(hosts[0], host)
-    elif not hosts:
-        more = b"%s\r\n%s" % (host, more)
-    start = len(raw) - len(raw.lstrip(b"\r\n"))
-    line, end, rest = raw[start:].partition(b"\n")
-    found = _LINE.match(line)
-    if found is None:
-        return raw
-    return raw[:start] + b"%s %s%s" % (found["method"], path.encode(), line[found.start("rest") :]) + end + more + rest
 
 
 FORMS = {
@@ -70,7 +50,7 @@ async def test_no_byte_behind_a_request_reaches_the_service_without_login(world,
     passed = 0
     for row in ROWS:
         backend.seen.clear()
-        sent = aimed(base64.b64decode(row["raw_b64"]), FORMS[form], host, *fields)
+        sent = corpora.aimed(base64.b64decode(row["raw_b64"]), FORMS[form], host, *fields)
         answers = await world.send(sent + probe)
         shown = (row["id"], sent[:300], answers, backend.seen)
         below = FORMS[form].removeprefix(f"/{ID}").partition("?")[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +158,51 @@ def test_every_loss_of_the_plugins_permission_ends_its_connectors(site):
     processes.until(lambda: site.outside.ask(HOST) == HELLO, what="an answer")
     assert site.daemon.stop() == 0
     assert site.outside.ask(HOST)[0] == edges.NOBODY
+
+
+def test_connector_sees_nothing_of_ours(site):
+    """It has the network, so a rule of a hijacked account could have it dial our socket: no path leads there."""
+    site.configure(site.tunnel())
+    site.until_level("ok")
+    ours = [
+        site.place.socket,
+        site.place.state / "ledger.sqlite3",
+        site.place.config,
+        site.place.home / "keys/main.json",
+    ]
+    assert all(path.exists() for path in ours)
+    here = os.stat("/")
+    # Not those with the daemon's own root, which start the connector and wait for it.
+    roots = [
+        root for pid in site.connectors() if not os.path.samestat(os.stat(root := Path(f"/proc/{pid}/root")), here)
+    ]
+    assert roots
+    for root in roots:
+        assert (root / "usr").is_dir(), "the test can look into it"
+        assert [path for path in ours if (root / path.relative_to("/")).exists()] == []
+
+
+def test_revoked_plugin_has_no_connector_until_the_revocation_is_lifted(site):
+    """`latticectl trust revoke` with a tunnel that serves; a new start of the daemon opens none either."""
+    site.configure(site.tunnel(), monitor_s=0)
+    site.until_level("ok")
+    revoked = f"{ID}@*"
+    told = site.daemon.ctl("trust", "revoke", "--plugin", revoked, "--trust", str(site.place.trust))
+    assert told.returncode == 0, told
+    site.daemon.until_state("failed", ID, code="plugin_revoked")
+    assert site.connectors() == set()
+    assert site.outside.ask(HOST)[0] == edges.NOBODY
+    assert site.daemon.stop() == 0
+    with site.place.running() as daemon:
+        again = Site(site.place, daemon, site.outside)
+        daemon.until_state("failed", ID, code="plugin_revoked")
+        assert again.connectors() == set()
+        site.place.trust_us()
+        lifted = {"kind": "plugin", "value": revoked}
+        daemon.until(lambda: daemon.post("/api/trust/lift", lifted).status == 200, "the revocation to be lifted")
+        daemon.until_state("armed", ID)
+        processes.until(lambda: site.outside.ask(HOST) == HELLO, what="an answer")
+        assert daemon.stop() == 0
 
 
 def test_tunnels_come_back_after_kill_9_and_a_change_under_way_is_made(site):

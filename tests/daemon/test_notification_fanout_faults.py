@@ -134,6 +134,20 @@ def test_degraded_channel_is_told_through_another_and_shown_everywhere(fanout):
     assert fanout.ended(item)[0]["status"] == "done"
 
 
+def test_channel_that_is_told_to_wait_a_day_shows_the_age_of_what_waits_and_loses_nothing(fanout):
+    use(fanout, "gotify")
+    daemon = fanout.daemon
+    fanout.services.instead = lambda _service, _handler: (429, {"Retry-After": "86400"}, b"")
+    items = fanout.send({"title": "first", "event": "waits.1"}, {"title": "second", "event": "waits.2"})
+    oldest = re.compile(r'^latticed_notify_oldest_seconds\{channel="gotify"\} [1-9]', re.MULTILINE)
+    daemon.until(lambda: oldest.search(daemon.get("/metrics").body.decode()), "the age of the oldest")
+    assert fanout.channel("gotify")["state"] == "degraded"
+    fanout.services.instead = lambda _service, _handler: None
+    assert fanout.test("gotify")["outcome"] == "done"
+    assert {row["status"] for row in fanout.ended(*items)} == {"done"}
+    assert 'latticed_notify_oldest_seconds{channel="gotify"} 0\n' in daemon.get("/metrics").body.decode()
+
+
 def test_storm_of_one_event_is_one_message_with_a_count(fanout):
     use(fanout, "webhook", window_s=1)
     before = len(fanout.services.of("webhook"))

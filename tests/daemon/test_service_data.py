@@ -49,11 +49,15 @@ def keeping(place):
 
 
 @pytest.fixture
-def kept_at():
-    author = bundles.author("acme")
+def acme():
+    return bundles.author("acme")
+
+
+@pytest.fixture
+def kept_at(acme):
     with daemons.placed("stranger", settings=f"{SETTINGS}[watch]\nquiet_s = 0.01") as place:
-        place.trust_us(author)
-        place.drop("keeper", author=author, id=ID, artifact=PLUGIN, v2=True, capabilities=["task:run"])
+        place.trust_us(acme)
+        place.drop("keeper", author=acme, id=ID, artifact=PLUGIN, v2=True, capabilities=["task:run"])
         yield place
 
 
@@ -103,6 +107,29 @@ def test_data_survives_kill_backup_and_restore_and_goes_with_a_purge(kept_at):
         ran = host.daemon.ctl("forget", "--purge", ID)
         assert "1 service's directory" in ran.stdout, ran
         assert list((place.state / "services").glob("*/*")) == []
+        assert host.daemon.stop() == 0
+
+
+def test_another_publisher_gets_none_of_the_data_and_the_first_one_gets_it_back(kept_at, acme):
+    """As with values of kv: kept under the name of who left it, whoever has the id meanwhile."""
+    place, other = kept_at, bundles.author("other")
+    place.trust_us(acme, other)
+    with keeping(place) as host:
+        host.result(ID, "put", COUNTS)
+        until_said(host, "1\n")
+        place.drop("second", author=other, id=ID, artifact=PLUGIN, v2=True, capabilities=["task:run"], version="9.0.0")
+        host.daemon.until_rejected("second", "publisher_changed")
+        for publisher, seen, more in (("other", "1\n", {}), ("acme", "2\n", {"allow_downgrade": True})):
+            wanted = {"accept_publisher": publisher, "accept": ["task:run"], **more}
+            answer = host.daemon.post(f"/api/plugins/by-id/{ID}/upgrade", wanted)
+            assert (answer.status, answer.json()["publisher"]) == (200, publisher), answer
+            host.daemon.until_state("armed", ID)
+            # What ran for the one before is not run again for this one.
+            assert json.loads(host.daemon.ctl("service", "list", "--format", "json").stdout) == []
+            host.result(ID, "put", COUNTS)
+            until_said(host, seen)
+        assert (place.state / "services/other" / ID / "web/data/lines").read_text() == "line\n"
+        assert lines(place) == 2
         assert host.daemon.stop() == 0
 
 

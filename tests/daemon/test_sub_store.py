@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.house import children, sub_stores
+from tests.house import children, corpora, path_readings, raw_http, sub_stores
 from tests.house.sub_stores import ID, PASSWORD, TOKEN
 
 pytestmark = pytest.mark.daemon
@@ -74,6 +75,96 @@ def test_api_is_behind_the_login_and_has_no_secret(shared):
     assert PASSWORD not in whole
     assert TOKEN not in whole
     assert "secret" not in whole.lower()
+
+
+RECORD = """
+const server = require('http').Server.prototype;
+if (!server.seen) {
+  const emit = server.emit;
+  server.seen = [];
+  server.emit = function (name, request) {
+    if (name === 'request' || name === 'upgrade') server.seen.push([request.method, request.url, request.rawHeaders]);
+    return emit.apply(this, arguments);
+  };
+}
+return JSON.stringify(server.seen.splice(0));
+"""
+
+
+STRANGER = "a-stranger"
+"""A value of X-Request-ID, which the proxy passes on."""
+
+
+@pytest.fixture
+def recorded(shared):
+    """What reaches the backend is recorded inside it: `shared.run(RECORD)` gives and forgets [method, url, headers]."""
+    shared.run(RECORD)
+    shared.run(RECORD)
+    return shared
+
+
+HEALTH = ["GET", "/backend/api/utils/env"]
+
+
+def arrived(store):
+    """All requests since the last look, but for the look itself and the plugin's own health checks."""
+    found = store.run(RECORD)
+    assert found.pop()[:2] == ["POST", "/backend/api/preview/sub"]
+    return [one for one in found if one[:2] != HEALTH or STRANGER in one[2]]
+
+
+def sent(store, data):
+    """The answers to these bytes, until the other side closes."""
+    where = urlsplit(store.url)
+    with socket.create_connection((where.hostname, where.port), timeout=sub_stores.PATIENCE_S) as sock:
+        raw_http.send_anyway(sock, data)
+        return raw_http.parsed(raw_http.until_closed(sock), first_method=data.partition(b" ")[0].decode("latin-1"))
+
+
+def test_no_reading_of_a_strangers_path_leaves_the_downloads(recorded):
+    """Dot segments and dividers in every encoding, with the token: the backend sees downloads of two names alone."""
+    where, reached = urlsplit(recorded.url), 0
+    head = f" HTTP/1.1\r\nHost: {where.netloc}\r\nX-Request-ID: {STRANGER}\r\nConnection: close\r\n\r\n"
+    for target in path_readings.targets():
+        answers = sent(recorded, f"GET {where.path}backend{target}?token={TOKEN}{head}".encode())
+        assert not {answer.status for answer in answers} & {200, 502, 504}, (target, answers)
+    for method, url, _ in arrived(recorded):
+        reached += 1
+        assert method == "GET"
+        for one in path_readings.readings(url):
+            parts = one.strip("/").split("/")
+            assert (len(parts), parts[:2]) == (4, ["backend", "download"]), (url, one)
+    assert reached, "some of these paths are downloads"
+
+
+def test_nothing_of_a_strangers_request_reaches_the_api(recorded):
+    """Rows that HTTP parsers are tested with, and a request for the API right behind them on the same connection."""
+    rows = corpora.rows("http_requests.json")
+    where = urlsplit(recorded.url)
+    host = f"Host: {where.netloc}"
+    probe = f"GET {where.path}backend/api/storage HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n".encode()
+    forged = (
+        f"X-Request-ID: {STRANGER}",
+        f"Authorization: Basic {'QQ' * 8}",
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Original-URL: /backend/api/storage",
+    )
+    for below in ("backend/api/storage", f"backend/download/mine/Clash?token={TOKEN}"):
+        for row in rows:
+            answers = sent(
+                recorded, corpora.aimed(base64.b64decode(row["raw_b64"]), where.path + below, host, *forged) + probe
+            )
+            assert all(200 <= answer.status < 500 for answer in answers), (row["id"], answers)
+        found = arrived(recorded)
+        if "api" in below:
+            assert found == []
+            continue
+        assert found, "some of these rows are sound"
+        for _, url, headers in found:
+            assert url == "/backend/download/mine/Clash"
+            names = {name.lower() for name in headers[::2]}
+            assert not names & {"authorization", "x-forwarded-for", "x-original-url", "cookie"}, headers
+    assert recorded.api("GET", "/subs") == [SUB]
 
 
 def test_subscription_is_downloaded_by_its_token(shared):
@@ -322,6 +413,26 @@ def test_granted_host_is_reached_by_a_plain_get_and_no_other():
 
 
 # What stops.
+
+
+def test_revoked_it_serves_nobody_until_the_revocation_is_lifted(store):
+    """While the backend runs and a visitor is logged in: no process, no listener; the files stay."""
+    url, pid, place = urlsplit(store.url), store.backend["pid"], store.daemon.place
+    store.ctl("trust", "revoke", "--plugin", f"{ID}@*", "--trust", str(place.trust))
+    store.daemon.until_state("failed", ID, code="plugin_revoked")
+    assert not Path(f"/proc/{pid}").exists()
+    assert not [one for one in children.descendants(store.daemon.process.pid) if children.alive(one)]
+    with socket.socket() as sock:
+        assert sock.connect_ex((url.hostname, url.port)) != 0
+    assert json.loads((store.data() / "sub-store.json").read_text())["subs"] == [SUB]
+    place.trust_us()
+    lifted = {"kind": "plugin", "value": f"{ID}@*"}
+    store.daemon.until(
+        lambda: store.daemon.post("/api/trust/lift", lifted).status == 200, "the revocation to be lifted"
+    )
+    store.until_healthy()
+    store.log_in()
+    assert store.api("GET", "/subs") == [SUB]
 
 
 def test_nothing_of_it_lives_on_when_it_is_disabled(store):

@@ -72,8 +72,17 @@ class Fanout:
 
 
 def prepare(place: Place, daemon: Daemon, services: PushServices, author: bundles.Author, **intent: Any) -> Fanout:
-    """Set secrets, configuration and grants, activate the fan-out, and a plugin that sends."""
+    """As `activate`, and a plugin that sends."""
     found = Fanout(place=place, daemon=daemon, services=services, author=author)
+    activate(found, **intent)
+    place.drop(SENDER, author=author, id=SENDER, artifact=PLUGIN, v2=True, capabilities=["notify:send"])
+    daemon.activate(SENDER)
+    return found
+
+
+def activate(found: Fanout, **intent: Any) -> None:
+    """Set secrets, configuration and grants, and activate the fan-out."""
+    daemon, services = found.daemon, found.services
     for name, value in push_services.SECRETS.items():
         assert daemon.ctl("secret", "set", name, stdin=value).returncode == 0
         assert daemon.ctl("secret", "bind", name, ID).returncode == 0
@@ -87,9 +96,6 @@ def prepare(place: Place, daemon: Daemon, services: PushServices, author: bundle
     assert configured.returncode == 0, configured
     activated = daemon.ctl("activate", ID)
     assert activated.returncode == 0, activated
-    place.drop(SENDER, author=author, id=SENDER, artifact=PLUGIN, v2=True, capabilities=["notify:send"])
-    daemon.activate(SENDER)
-    return found
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from tests.house import daemons, journalds, processes, sshds
+from tests.house import bundles, daemons, fanouts, journalds, processes, push_services, sshds
 from tests.house.daemons import Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
@@ -144,6 +144,38 @@ def test_real_login_is_told_once_with_its_fingerprint(site):
         fingerprint = sshd.fingerprint()
     for body in site.bodies("ssh.login.root"):
         assert {f"key: ED25519 {fingerprint}", "method: publickey", "user: root"} <= set(body)
+
+
+def test_real_login_arrives_at_a_channel_of_each_kind_though_the_daemon_is_killed(site):
+    """From sshd through journald, the reader, this plugin, the queue and the fan-out to what a person reads.
+
+    The daemon is killed when it has accepted the notification; a name that is markup arrives as text.
+    """
+    with push_services.serving() as services:
+        with site.watched() as found, sshds.started(site.journal, site.journal.home / "sshd") as sshd:
+            fanout = fanouts.Fanout(site.place, found.daemon, services, bundles.author("nobody"))
+            found.until_watching()
+            sshd.ssh("root", "203.0.113.7")
+            site.journal.speaker(TRUE).say(accepted("<b>&@everyone <!channel>", "198.51.100.1"))
+            found.until_told("ssh.login.new")
+            fanouts.activate(fanout)
+            fingerprint = sshd.fingerprint()
+            found.daemon.process.send_signal(signal.SIGKILL)
+        with site.watched() as found:
+            fanout.daemon = found.daemon
+            items = [item["id"] for item in found.told() if item["event"].startswith("ssh.")]
+            assert len(items) == 2
+            for row in fanout.ended(*items):
+                assert {(one["state"], one["reason"]) for one in row["channels"]} == {("done", "")}, row
+    for name in services.channels():
+        login = [one for one in services.of(name) if "root from 203.0.113.7" in one.title]
+        assert login, name
+        assert all(f"key: ED25519 {fingerprint}" in one.body for one in login)
+        # A space of no width keeps Discord from calling everyone.
+        titles = [one.title.replace("\u200b", "") for one in services.of(name)]
+        assert [one for one in titles if "<b>&@everyone <!channel>" in one], (name, titles)
+    # The webhook says the id of each: what is repeated because of the kill is known by it.
+    assert {row["id"] for one in services.of("webhook") for row in one.plain["data"]["items"]} >= set(items)
 
 
 def test_real_guesses_are_told_and_the_login_after_them_is_an_error(site):
