@@ -35,7 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart() -> None:
+    from hypothesis import settings
+
     import latticed
+
+    # Hypothesis fails an example of more than 200 ms otherwise: one that imports a library, on a busy machine.
+    settings.register_profile("without-deadline", settings.default, deadline=None)
+    settings.load_profile("without-deadline")
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: every program would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -169,15 +169,20 @@ def rollback(plan: PlanRecord, target: Target) -> Fault | None:
 def evicted(kept: Iterable[PlanRecord], targets: Mapping[str, Target]) -> PlanRecord | None:
     """The plan that makes room for a new offer; None when all are needed.
 
-    Never one that is approved, armed or confirmed, nor one of the REVIEWED_KEPT that were reviewed last: a daemon that
-    offers without end cannot take from an operator what is being read. Refused ones last: forgotten, they could be
-    offered again.
+    Never one that is armed or confirmed, nor one of the REVIEWED_KEPT that were reviewed last: a daemon that offers
+    without end cannot take from an operator what is being read. Refused ones after others: forgotten, they could be
+    offered again. Approved ones last, the oldest first: never applied, they pile up over months, and would otherwise
+    keep out every ban. A flood takes one of them at most, since what it offered itself goes before the next.
     """
     known = list(kept)
     reading = sorted((one for one in known if one.reviewed), key=lambda one: one.updated_us)[-REVIEWED_KEPT:]
-    busy = {PlanState.APPROVED, PlanState.APPLYING, PlanState.UNCONFIRMED, PlanState.APPLIED}
+    busy = {PlanState.APPLYING, PlanState.UNCONFIRMED, PlanState.APPLIED}
     free = [one for one in known if state_of(one, targets[one.kind]) not in busy and one not in reading]
-    return min(free, key=lambda one: (one.state is PlanState.REFUSED, one.updated_us), default=None)
+    return min(
+        free,
+        key=lambda one: (one.state is PlanState.APPROVED, one.state is PlanState.REFUSED, one.updated_us),
+        default=None,
+    )
 
 
 def _unless(plan: PlanRecord, state: PlanState, wanted: frozenset[PlanState], word: str) -> Fault | None:

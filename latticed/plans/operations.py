@@ -164,8 +164,10 @@ class Operations:
             name = plans.sha256(plans.canonical(asked.kind, asked.intent))
         except plans.BadIntent as error:
             raise Problem("bad_request", text.sanitise(str(error), 300)) from error
+        # Form and meaning first: no program runs for an intent that is wrong on any host, and whatever `secrets` and
+        # `render` make of one, they get only what passed.
+        self._check(kind, asked.intent, None, "", _every)
         live = self._try_observe(kind)
-        # Meaning first: whatever `secrets` and `render` make of an intent, they get only what passed.
         standing = self._check(kind, asked.intent, live, "", _every)
         macs = review.macs(self._store.key(), kind.secrets(asked.intent), asked.secrets)
         now = self._clock.wall_us()
@@ -205,7 +207,11 @@ class Operations:
         targets = {kind: self._store.target(kind) for kind in {one.kind for one in kept}}
         gone = decide.evicted(kept, targets)
         if gone is None:
-            raise Problem("quota_exceeded", f"{len(kept)} plans are in use", "refuse or apply some of them")
+            raise Problem(
+                "quota_exceeded", f"{len(kept)} plans are in use", "latticectl plan refuse PLAN, for one of them"
+            )
+        if decide.state_of(gone, targets[gone.kind]) is PlanState.APPROVED:
+            self._steps.append("plan.forget", gone.plan, actor=HELPER, kind=gone.kind, reason="made room for an offer")
         self._store.remove_plan(gone.plan)
 
     def _review(self, asked: protocol.Review) -> protocol.Reviewed:

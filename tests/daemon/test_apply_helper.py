@@ -19,6 +19,7 @@ from tests.house.apply_helpers import APPROVER, BASE, DAEMON, WIDE
 
 pytestmark = [pytest.mark.daemon, pytest.mark.root]
 OTHER = {"allow": ["admin", "eve"]}
+NAMES = [one + two for one in "abcdef" for two in "abcdef"]
 KEYED = {"allow": ["admin"], "key": "${secret:DB#main}"}
 
 
@@ -71,10 +72,9 @@ def test_unconfirmed_change_is_undone_within_two_seconds_of_its_deadline(place):
     with place.running():
         place.applied(BASE)
         plan = place.approved(WIDE)
-        answer = place.ask(protocol.Apply(plan=plan))
+        assert code(place.ask(protocol.Apply(plan=plan))) == "unconfirmed"
         assert place.content() != "allow admin\n"
-        back = lambda: place.content() == "allow admin\n"  # noqa: E731
-        processes.until(back, what="the undoing", deadline_s=answer.deadline_s + 2)
+        place.until_back(lambda: place.content() == "allow admin\n")
         processes.until(lambda: place.state_of(plan) == "rolled_back", what="the state")
         assert code(place.ask(protocol.Confirm(plan=plan))) == "expired"
         assert place.content() == "allow admin\n"
@@ -435,7 +435,7 @@ def test_setting_the_clock_changes_no_deadline(place, tmp_path):
 
 
 def test_offers_are_bounded_and_take_nothing_from_operators(helper):
-    """32 are kept; what is approved, confirmed or being read outlives any number of offers."""
+    """32 are kept; what is approved, confirmed or being read outlives any number of offers beside it."""
     approved, confirmed = helper.approved(WIDE), helper.applied(BASE)
     read = helper.offer(OTHER)
     review = helper.review(read).review
@@ -447,6 +447,18 @@ def test_offers_are_bounded_and_take_nothing_from_operators(helper):
     assert code(helper.ask(protocol.Approve(plan=read, review=review))) == "approved"
     assert apply_helpers.words(helper.steps())[:2] == ["plan.approve", "plan.approve"]
     assert len(helper.steps()) < 10, "offers are no steps"
+
+
+def test_approved_plans_that_nobody_applies_keep_no_offer_out(helper):
+    """Of 32, the one approved first makes room, which is on record; a flood takes no other."""
+    plans = [helper.approved({"allow": ["admin", f"u{name}"]}, user=None) for name in NAMES[: protocol.OFFERS]]
+    for name in NAMES[protocol.OFFERS :]:
+        new = helper.offer({"allow": ["admin", f"v{name}"]}, user=None)
+        assert {one.plan for one in helper.observed().plans} == {*plans[1:], new}
+    (step,) = [one for one in helper.steps() if one.action == "plan.forget"]
+    assert (step.target, step.actor) == (plans[0], "latticed-apply")
+    assert code(helper.ask(protocol.Apply(plan=plans[0]))) == "not_found"
+    assert code(helper.ask(protocol.Apply(plan=plans[1]))) == "unconfirmed"
 
 
 def test_missing_tool_leaves_planning(place):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ APPROVER = processes.User(uid=64_102, gid=64_102)
 STRANGER = processes.STRANGER
 BASE = {"allow": ["admin"]}
 WIDE = {"allow": ["admin", "ada", "bob"]}
+LATE_S = 2.0
+"""How long after its deadline an unconfirmed change may be there still."""
+LOOK_S = 0.02
 
 
 @dataclass
@@ -140,6 +143,26 @@ class Place:
         """How long ago the armed deadline of a kind was; negative before it, and when there is none."""
         armed = json.loads((self.state / f"targets/{kind}.json").read_text())["armed"]
         return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - armed["deadline_ns"]) / 1e9 if armed else -1.0
+
+    def until_back(self, is_back: Callable[[], bool], kind: str = "file") -> float:
+        """Wait until nothing of a kind is armed any more and no dead-man is left: from LATE_S after the deadline on all
+        is as it was. How late it was seen not to be, in seconds.
+
+        What this loop overslept is granted to the dead-man too: the machine did not run either of them.
+        """
+        latest_s = granted_s = 0.0
+        patience = time.monotonic() + 60
+        while (late_s := self.late_s(kind)) != -1.0 or self.dead_men():
+            # Looked at after the moment was taken, so that a pause between the two makes nobody late.
+            if late_s > 0 and not is_back():
+                latest_s = max(latest_s, late_s)
+                assert late_s < LATE_S + granted_s, f"{late_s:.2f} s after the deadline, {granted_s:.2f} s granted"
+            assert time.monotonic() < patience, self.log()
+            before_s = time.monotonic()
+            time.sleep(LOOK_S)
+            granted_s += time.monotonic() - before_s - LOOK_S
+        assert is_back()
+        return latest_s
 
     def state_of(self, plan: str) -> str:
         (found,) = [one for one in self.observed().plans if one.plan == plan]

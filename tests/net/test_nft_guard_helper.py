@@ -29,7 +29,6 @@ FOREIGN = b"""
         }
     }
 """
-LATE_S = 2.0
 OF_PROGRAMS = (
     "/lib",
     "/usr/lib",
@@ -121,7 +120,7 @@ def test_unconfirmed_plan_is_undone_byte_for_byte_at_its_deadline(site):
         moved = site.helper.ask(protocol.Apply(plan=plan, confirm_within_s=10))
         assert moved.state == "unconfirmed", moved
         assert (site.table() != before, site.banned()) == (True, {})
-        until(lambda: site.table() == before, "the old table", moved.deadline_s + LATE_S)
+        site.helper.until_back(lambda: site.table() == before, "nft")
         until(lambda: site.helper.state_of(plan) == "rolled_back", "the record")
         assert 3_500 < site.banned()[f"{STRANGER}/32"] <= 3_600
         assert site.foreign() == foreign
@@ -268,6 +267,99 @@ def test_helper_runs_no_program_and_touches_no_file_outside_its_list(site):
     arguments = {line.split("[", 1)[1] for line in trace.read_text().splitlines() if 'nft"' in line and "[" in line}
     assert arguments
     assert not any("flush" in one or "reboot" in one or STRANGER in one for one in arguments)
+
+
+SYNTAX = [
+    *(
+        '"',
+        "'",
+        "`",
+        "\\\\",
+        ";",
+        "#",
+        "{",
+        "}",
+        "(",
+        ")",
+        "[",
+        "]",
+        "<",
+        ">",
+        "|",
+        "&",
+        "$",
+        "!",
+        "?",
+        "*",
+        "%",
+        "^",
+        "~",
+    ),
+    *(
+        "+",
+        "=",
+        ",",
+        *map(chr, range(32)),
+        "\x7f",
+        "\x85",
+        "\xa0",
+        "\u2028",
+        "\u202e",
+        "\ufeff",
+        "é",
+        "ä",
+        "\u0131",
+        "\uff41",
+    ),
+    *(
+        '"; flush ruleset; #',
+        "} }; flush ruleset",
+        "$(reboot)",
+        "`reboot`",
+        "\nflush ruleset\n",
+        "%s",
+    ),
+]
+"""Characters that nft, a shell, a terminal or a reader takes for something, and words made of them."""
+HOSTILE = {
+    "bad_name": [f"a{one}b" for one in SYNTAX]
+    + ["", "@banned4", "../..", "A", "0a", "-a", "a b", "a/b", "a.b", "a:b", "a" * 33],
+    "bad_interface": [f"e{one}0" for one in SYNTAX]
+    + ["", "@e0", "../..", "-e0", ".", "..", "e 0", "e/0", "e:0", "e" * 16],
+    "bad_comment": [f"x{one}y" for one in SYNTAX] + ["x" * 129],
+}
+"""By the code of the finding: names of zones and groups, interfaces, comments."""
+
+
+def of_hostile(code, value):
+    """An intent in which that one value is wrong."""
+    zone = {"name": "lan", "interfaces": ["r0"]}
+    group = {"name": "web", "rules": [{"proto": "tcp", "ports": [80]}]}
+    if code == "bad_name":
+        return {**BASE, "groups": [SSH, {**group, "name": value}]}
+    if code == "bad_interface":
+        return {**BASE, "zones": [{**zone, "interfaces": [value]}]}
+    return {**BASE, "groups": [SSH, {**group, "rules": [{**group["rules"][0], "comment": value}]}]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_hundred_hostile_names_comments_and_interfaces_are_refused_before_any_program_runs(site):
+    """The helper runs nothing but itself for them, which strace saw; then nft runs for an intent that is sound."""
+    trace = site.helper.home / "trace"
+    site.helper.before = (*site.helper.before, *traces.watching(trace))
+    ran = lambda: {line.split('"')[1] for line in trace.read_text().splitlines() if " execve(" in line}  # noqa: E731
+    values = {(code, value) for code, found in HOSTILE.items() for value in found}
+    assert len({value for _, value in values}) >= 200
+    with site.helper.running():
+        for code, value in sorted(values):
+            answer = site.helper.ask(protocol.Offer(kind="nft", intent=of_hostile(code, value)))
+            assert isinstance(answer, protocol.ErrorAnswer), value
+            assert (answer.code, [one.code for one in answer.findings]) == ("intent_refused", [code]), value
+        assert ran() == {sys.executable}
+        assert site.helper.observed().plans == ()
+        site.helper.offer(BASE, kind="nft")
+        assert NftKind().programs["nft"] in ran()
 
 
 @pytest.mark.parametrize("verb", ["approve", "confirm", "rollback", "refuse", "review"])

@@ -23,8 +23,6 @@ ID = "latticed.nft-guard"
 STRANGER, BRIEFLY = "198.51.100.7", "198.51.100.8"
 POINTS = long.times(2, 50)
 CONFIRM_S = 4
-LATE_S = 2.0
-"""How long after its deadline a change may be there still."""
 BAN_S = 86_400
 FOREIGN = b"""
     table ip nat {
@@ -60,14 +58,7 @@ class Site:
 
     def until_back(self, before: bytes) -> None:
         """Wait until nothing is armed any more: the table is as it was, at no moment later than promised."""
-        until = time.monotonic() + 60
-        while (late_s := self.helper.late_s("nft")) != -1.0 or self.helper.dead_men():
-            if late_s > 0 and self.table() != before:
-                self.late_s = max(self.late_s, late_s)
-                assert late_s < LATE_S, f"{late_s:.2f} s after the deadline"
-            assert time.monotonic() < until, self.helper.log()
-            time.sleep(0.02)
-        assert self.table() == before
+        self.late_s = max(self.late_s, self.helper.until_back(lambda: self.table() == before, "nft"))
 
 
 @pytest.fixture(scope="module")

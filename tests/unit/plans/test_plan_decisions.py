@@ -142,7 +142,11 @@ def test_confirming():
 NAMES = [character * 64 for character in "0123456789abcdef"]
 PLANS = st.lists(
     st.builds(
-        plan, st.sampled_from(NAMES), at=st.integers(0, 50), state=st.sampled_from(CLOSED), reviewed=st.booleans()
+        plan,
+        st.sampled_from(NAMES),
+        at=st.integers(0, 50),
+        state=st.sampled_from([*CLOSED, PlanState.REFUSED]),
+        reviewed=st.booleans(),
     ),
     unique_by=lambda one: one.plan,
 )
@@ -150,18 +154,21 @@ PLANS = st.lists(
 
 @given(PLANS, st.sampled_from(NAMES), st.sampled_from(NAMES))
 def test_room_is_made_by_what_nobody_needs(kept, confirmed, waiting):
-    """Never by what is approved, confirmed, armed, or among the eight reviewed last; by the oldest of the others."""
+    """Never by what is confirmed, armed, or among the eight reviewed last; by the oldest of the others, a refused one
+    only where nothing else is left, and an approved one only after those.
+    """
     at = target(confirmed=confirmed, armed=armed(waiting))
     gone = decide.evicted(kept, {"file": at})
     reading = sorted((one for one in kept if one.reviewed), key=lambda one: one.updated_us)[-decide.REVIEWED_KEPT :]
-    needed = [
-        one for one in kept if one.state is PlanState.APPROVED or one.plan in {confirmed, waiting} or one in reading
-    ]
+    free = [one for one in kept if one.plan not in {confirmed, waiting} and one not in reading]
     if gone is None:
-        assert len(needed) == len(kept)
-    else:
-        assert gone not in needed
-        assert all(gone.updated_us <= one.updated_us for one in kept if one not in needed)
+        assert free == []
+        return
+    ranks = [PlanState.REFUSED, PlanState.APPROVED]
+    rank = lambda one: ranks.index(one.state) + 1 if one.state in ranks else 0  # noqa: E731
+    assert gone in free
+    assert rank(gone) == min(map(rank, free))
+    assert all(gone.updated_us <= one.updated_us for one in free if rank(one) == rank(gone))
 
 
 def test_records_are_frozen():
