@@ -56,6 +56,7 @@ def slow(handler):
     [
         ((429, {}, b""), "retry", "http_429"),
         ((429, {"Retry-After": "86400"}, b""), "retry", "http_429"),
+        ((429, {"Retry-After": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, b""), "retry", "http_429"),
         ((200, {}, b'{"ok": false}'), "retry", "unexpected_answer"),
         ((200, {}, b"x" * (10 << 20)), "retry", "too_large"),
         ((302, {"Location": "http://169.254.169.254/latest"}, b""), "fail", "egress_blocked"),
@@ -63,7 +64,17 @@ def slow(handler):
         ((500, {}, b"\x1b[31mred"), "retry", "http_500"),
         ((403, {}, b"no"), "fail", "http_403"),
     ],
-    ids=["429", "429 for a day", "error in 200", "10 MiB", "302 to metadata", "307 to private", "escapes", "403"],
+    ids=[
+        "429",
+        "429 for a day",
+        "429 for ever",
+        "error in 200",
+        "10 MiB",
+        "302 to metadata",
+        "307 to private",
+        "escapes",
+        "403",
+    ],
 )
 def test_answer_that_is_no_success_is_said_by_notify_test(fanout, answer, outcome, code):
     use(fanout, "gotify")

@@ -140,10 +140,10 @@ def retry_after_s(value: str, *, now_s: float) -> float:
         # Nine digits are more than a day already, and bound the work: the value comes from the peer.
         return min(float(value[:9]), LONGEST_PAUSE_S)
     try:
-        at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        at_s = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):  # the second one for a year of eleven digits
         return 0.0
-    return min(max(at.timestamp() - now_s, 0.0), LONGEST_PAUSE_S)
+    return min(max(at_s - now_s, 0.0), LONGEST_PAUSE_S)
 
 
 def _envelope(answer: EgressAnswer) -> _Envelope | None:

@@ -280,7 +280,7 @@ def _retry_after_s(header: Mapping[str, str], plain: dict[str, Any], now: dateti
     if said:
         try:
             when = parsedate_to_datetime(said)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):  # the last one for a year of eleven digits
             return seconds
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
         return max(seconds, (when - now).total_seconds())

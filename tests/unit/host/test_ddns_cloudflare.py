@@ -193,7 +193,8 @@ async def test_rate_limit_of_cloudflare_gives_retry_after(it):
     it.fake.left, it.fake.retry_after = 0, ""
     assert (await it.publish(A)).retry_after_s == cloudflare_api.DEFAULT_PAUSE_S
     assert cloudflare_api.retry_after_s("Fri, 31 Dec 1999 23:59:59 GMT", now_s=946_684_789) == 10
-    for odd in ("", "-1", "soon", "1e9", "Fri, 99 Dec 1999 23:59:59 GMT"):
+    far = "Fri, 31 Dec 99999999999 23:59:59 GMT"
+    for odd in ("", "-1", "soon", "1e9", "Fri, 99 Dec 1999 23:59:59 GMT", far):
         assert cloudflare_api.retry_after_s(odd, now_s=time.time()) == 0
     assert cloudflare_api.retry_after_s("9" * 40, now_s=0) == cloudflare_api.LONGEST_PAUSE_S
 

@@ -172,7 +172,16 @@ def test_answer_of_a_service_is_understood(name, said, meant):
     assert shown.startswith(str(said["status_code"]))
 
 
-@given(st.sampled_from(sorted(HERE.channels())), st.binary(max_size=200), st.integers(200, 599), st.text(max_size=30))
+NUMBERS = st.sampled_from(["0", "1", "31", "2026", "9" * 11, "9" * 25, "-1", ""])
+DATES = st.builds("Mon, {} Jan {} {}:{}:{} {}{}".format, *[NUMBERS] * 5, st.sampled_from(["+", "-", "GMT"]), NUMBERS)
+
+
+@given(
+    st.sampled_from(sorted(HERE.channels())),
+    st.binary(max_size=200),
+    st.integers(200, 599),
+    st.text(max_size=30) | DATES,
+)
 def test_no_answer_breaks_what_reads_it(name, body, status, after):
     found, _ = services.verdict(INTENT.channels[name], answer(status, body, **{"Retry-After": after}), now=NOW)
     assert found.outcome in {"done", "retry", "fail"}
