@@ -170,6 +170,25 @@ def test_restore_puts_back_table_and_bans_as_they_were_however_often(net, tools)
     assert net.run("r", "nft", "-a", "list", "table", "ip", "nat") == other
 
 
+def test_sets_that_somebody_put_in_by_hand_are_put_back_with_their_elements(net, tools):
+    """Under names of nft's own rules; elements have the timeout of their set, or one of their own."""
+    committed(INTENT, tools)
+    edit = """
+        table inet latticed_guard {
+            set a.b { type ipv4_addr; timeout 1h; elements = { 192.0.2.1, 192.0.2.2 timeout 2h expires 30m } }
+            set x/y-z { type ipv6_addr; elements = { 2001:db8::1 } }
+        }
+    """
+    net.run("r", "nft", "-f", "-", stdin=edit.encode())
+    before = net.stateless()
+    kept = KIND.snapshot(tools)
+    committed({}, tools)
+    assert net.stateless() != before
+    for _ in range(2):
+        KIND.restore(kept, tools)
+        assert net.stateless() == before
+
+
 def test_restore_of_no_table_leaves_none(net, tools):
     kept = KIND.snapshot(tools)
     committed(INTENT, tools)
@@ -282,12 +301,29 @@ def test_ufw_is_refused_by_its_name_while_it_is_enabled(tools, tables, tmp_path)
         assert codes(INTENT, KIND.observe(tools)) == []
 
 
+FIREWALLD = b"""
+    table ip filter {
+        chain IN_public { tcp dport 22 accept; }
+        chain INPUT_direct { }
+        chain INPUT_ZONES { counter goto IN_public; }
+        chain INPUT {
+            type filter hook input priority filter; policy accept;
+            ct status dnat counter accept
+            iifname "lo" counter accept
+            ct state invalid counter drop
+            counter jump INPUT_direct
+            counter jump INPUT_ZONES
+            counter reject with icmp type host-prohibited
+        }
+    }
+"""
+
+
 def test_active_firewalld_is_refused_by_its_name(net, tools):
-    """By what it leaves in the kernel with either backend."""
-    net.run("r", "nft", "-f", "-", stdin=b"table ip filter { chain INPUT_ZONES { }\nchain INPUT { }\n}\n")
-    for rule in (("INPUT", "jump", "INPUT_ZONES"), ("INPUT_ZONES", "accept")):
-        assert codes(INTENT, KIND.observe(tools)) == []
-        net.run("r", "nft", "add", "rule", "ip", "filter", *rule)
+    """By what it leaves in the kernel with either backend; the chains of iptables are those of firewalld 1.3.3."""
+    net.run("r", "nft", "-f", "-", stdin=b"table ip filter { chain INPUT { type filter hook input priority 0; }; }")
+    assert codes(INTENT, KIND.observe(tools)) == []
+    net.run("r", "nft", "-f", "-", stdin=FIREWALLD)
     (found,) = KIND.check(INTENT, KIND.observe(tools), "")
     assert (found.code, found.found) == ("other_firewall", "firewalld")
     net.run("r", "nft", "flush", "ruleset")

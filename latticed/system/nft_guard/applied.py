@@ -30,7 +30,8 @@ _ORDER: Final = {name: n for n, name in enumerate((tables.INPUT, tables.GUARDED,
 _BAN: Final = re.compile(r"# ban ([0-9a-f.:/]+) until ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)")
 _NEVER: Final = re.compile(r"# never ([0-9a-f.:/]+)")
 _UNTIL: Final = re.compile(r"until ([0-9]{1,12})")
-_SET: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+_SET: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")
+"""Names of sets that nft reads without quotes, which somebody may have put into the table by hand."""
 _COMMENT: Final = re.compile(r"[A-Za-z0-9 ._:/@-]{0,128}")
 
 
@@ -119,6 +120,8 @@ def snapshot(listing: Any, stateless: bytes, boottime_s: int) -> bytes:
     listed = [element for entry in listing["nftables"] for one in entry.values() for element in one.get("elem", ())]
     if len(listed) != len(elements) or not all(_is_plain(element) for _, element in elements):
         raise Unrestorable("a set or map in it has elements that are no addresses")
+    if not all(_SET.fullmatch(name) for name, _ in elements):
+        raise Unrestorable("a set in it has a name that nft does not read")
     text = "\n".join(parse.without_elements(stateless)) + "\n"
     return json.dumps({"table": text, "elements": elements, "boottime_s": boottime_s}, sort_keys=True).encode()
 
@@ -132,14 +135,14 @@ def restored(kept: bytes, boottime_s: int) -> bytes:
     gone_s = max(0, boottime_s - found["boottime_s"])
     lines = []
     for name, element in found["elements"]:
-        if not _SET.fullmatch(name):
-            continue
         line = str(ipaddress.ip_address(element["val"]))
         if "expires" in element:
             left = int(element["expires"]) - gone_s
             if left <= 0:
                 continue
-            line += f" timeout {max(int(element['timeout']), left)}s expires {left}s"
+            # Without one of its own it has the timeout of its set.
+            own = f" timeout {max(int(element['timeout']), left)}s" if "timeout" in element else ""
+            line += f"{own} expires {left}s"
         if _COMMENT.fullmatch(comment := str(element.get("comment", ""))) and comment:
             line += f' comment "{comment}"'
         lines.append(f"add element {_QUALIFIED} {name} {{ {line} }}\n")

@@ -166,8 +166,9 @@ def test_snapshot_is_put_back_with_less_time_and_without_what_is_over():
         listing(others=[{"map": {"name": "mine", "elem": [["192.0.2.1", 80]]}}]),
         listing(others=[{"set": {"name": "mine", "elem": [{"prefix": {"addr": "192.0.2.0", "len": 24}}]}}]),
         listing(others=[{"set": {"name": "mine", "elem": [{"elem": {"val": "192.0.2.1", "counter": {}}}]}}]),
+        listing(others=[{"set": {"name": "a;b", "elem": ["192.0.2.1"]}}]),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_table_of_which_no_text_can_be_made_is_unrestorable(live):
     with pytest.raises(applied.Unrestorable):
