@@ -51,6 +51,9 @@ table inet latticed_wireguard {
 		iifname "wg-home" ip saddr 10.80.0.2 ip daddr 192.168.1.10 tcp dport 443 accept
 		iifname "wg-home" counter drop
 	}
+	chain members {
+		iifname "wg-home" ip saddr 10.80.0.2 comment "anna until 1800000000"
+	}
 }
 """
 
@@ -199,6 +202,7 @@ def _basis(intent, *, leave_out=()):
             port=link.listen_port,
             addresses=link.addresses,
             mtu=link.mtu,
+            routes=link.routes(),
             peers=[
                 (one.public_key, one.preshared_key, one.allowed, one.keepalive_s)
                 for one in link.peers
