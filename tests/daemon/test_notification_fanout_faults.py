@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -212,15 +213,28 @@ def test_latticed_tells_of_a_plugin_that_fails(fanout):
 
 
 def test_notify_settings_take_effect_at_a_reload(fanout):
-    text = fanout.place.config.read_text()
+    """With room for one item of a plugin, the second one is refused; with room again, it is taken."""
+    use(fanout, "ntfy")
+    daemon, config, text = fanout.daemon, fanout.place.config, fanout.place.config.read_text()
+
+    def reload(wanted):
+        seen = len(daemon.log("settings_loaded"))
+        fanout.place.write(config, wanted.encode())
+        daemon.signal(signal.SIGHUP)
+        daemon.until(lambda: len(daemon.log("settings_loaded")) > seen, "the settings")
+
+    assert daemon.ctl("disable", fanouts.ID).returncode == 0
     try:
-        fanout.place.write(
-            fanout.place.config, (text + "\n").replace("[notify]", "[notify]\nplugin_items = 1").encode()
-        )
-        fanout.daemon.logged("settings_loaded")
-        assert not [entry for entry in fanout.daemon.log("settings_need_restart") if "notify" in entry["keys"]]
+        reload(text.replace("[notify]", "[notify]\nplugin_items = 1"))
+        (first,) = fanout.send({"title": "first", "event": "reload.1"})
+        body = {"action": "send", "payload": [{"title": "second", "event": "reload.2"}]}
+        refused = daemon.post(f"/api/plugins/by-id/{fanouts.SENDER}/invoke", body).json()
+        assert (refused["ok"], "quota_exceeded" in json.dumps(refused)) == (False, True), refused
     finally:
-        fanout.place.write(fanout.place.config, text.encode())
+        reload(text)
+    (second,) = fanout.send({"title": "second", "event": "reload.2"})
+    assert daemon.ctl("activate", fanouts.ID).returncode == 0
+    assert {row["status"] for row in fanout.ended(first, second)} == {"done"}
 
 
 def test_configuration_that_names_what_is_not_there_is_said_by_config_set(fanout):

@@ -215,6 +215,19 @@ async def test_program_stops_when_plugin_may_not_act_and_starts_again(here):
     assert (await here.call("service.status"))["services"] == []
 
 
+async def test_program_that_ends_by_sigterm_in_its_own_way_has_not_failed(here):
+    """Node programs exit with 143 then: no error, no restart, and it begins with no pause again."""
+    await here.put("node", "trap 'exit 143' TERM; echo up; while :; do read x || sleep 0.02; done")
+    for restarts in range(3):
+        await here.until_said("up", "node")
+        here.allowed.remove(A.plugin_id)
+        here.programs.recheck(A.plugin_id)
+        found = await here.until_state("stopped", "node")
+        assert (found["last_error"], found["restarts"], found["next_retry_at"]) == (None, 0, None), restarts
+        here.allowed.add(A.plugin_id)
+        await here.until_state("running", "node")
+
+
 async def test_slow_stop_delays_no_other_program(here, monkeypatch):
     monkeypatch.setattr(supervised, "GRACE_S", 8.0)
     await here.put("slow", "trap 'echo asked' TERM; echo up; while :; do read x || sleep 0.02; done")
