@@ -198,15 +198,19 @@ def _settings(config: Path | None, kinds: Mapping[str, Kind] | None) -> Settings
 
 def _check_code() -> None:
     """Problem settings_invalid unless root alone can change every module that was imported, and the interpreter."""
+    # The library that is loaded when an offer needs it: later, nobody would look at it.
+    import rfc8785  # noqa: F401
+
     from latticed.kit import trusted_files
     from latticed.model.errors import Problem
 
     loaded = {
         os.path.realpath(found) for one in list(sys.modules.values()) if (found := getattr(one, "__file__", None))
     }
-    for folder in {os.path.dirname(one) for one in (*loaded, os.path.realpath(sys.executable))}:
+    # The files too: one of somebody else's in a directory of root's is still theirs to write.
+    for file in (*loaded, os.path.realpath(sys.executable)):
         try:
-            trusted_files.check_path(folder, owners=frozenset({0}))
+            trusted_files.check_path(file, owners=frozenset({0}))
         except trusted_files.ForeignFile as fault:
             hint = "install latticed as root, for example in /opt/latticed"
             raise Problem("settings_invalid", f"somebody else can change this program: {fault}", hint) from fault

@@ -70,6 +70,14 @@ def _code_of_the_daemons(place):
     os.chown(place.home / "code", DAEMON.uid, 0)
 
 
+def _module_of_the_daemons(place):
+    os.chown(place.home / "code/file_kind.py", DAEMON.uid, 0)
+
+
+def _module_others_may_write(place):
+    (place.home / "code/file_kind.py").chmod(0o666)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -80,6 +88,8 @@ def _code_of_the_daemons(place):
         _socket_in_a_directory_of_the_daemons,
         _state_behind_a_link,
         _code_of_the_daemons,
+        _module_of_the_daemons,
+        _module_others_may_write,
     ],
 )
 def test_what_the_daemons_user_could_change_is_exit_78(place, spoil):
