@@ -169,7 +169,7 @@ def test_flush_by_another_is_seen_within_a_poll_and_restored_where_root_says_so(
         site.helper.applied({**BASE, "bans": [ban]}, kind="nft")
         before = site.table()
         site.net.run("r", "nft", "flush", "ruleset")
-        until(lambda: site.helper.observed().targets[0].drifted is True, "drift to be seen", 5)
+        until(lambda: site.helper.observed().targets[0].drifted is True, "drift to be seen")
         assert site.table() == b""
     site.helper.settings["restore"] = ["nft"]
     with site.helper.running():
