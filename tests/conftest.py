@@ -35,13 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart() -> None:
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
     import latticed
 
-    # Hypothesis fails an example of more than 200 ms otherwise: one that imports a library, on a busy machine.
-    settings.register_profile("without-deadline", settings.default, deadline=None)
-    settings.load_profile("without-deadline")
+    # Hypothesis fails an example of more than 200 ms otherwise, and a test whose first examples take more than a second
+    # to draw: one that imports a library, on a busy machine.
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("without-wall-time", settings.default, deadline=None, suppress_health_check=slow)
+    settings.load_profile("without-wall-time")
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: every program would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,7 @@ from tests.house import crashes, long
 pytestmark = pytest.mark.daemon
 
 QUICK = 10
-SLOW = long.times(60, 200)  # LATTICED_CRASH_POINTS=2000 for an evening
+SLOW = long.times(30, 200)  # LATTICED_CRASH_POINTS=2000 for an evening
 _LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
 
 
@@ -45,7 +45,7 @@ def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
         assert [path for path in kept if not path.exists()] == []
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(long.times(8, 40), marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
 def test_start_succeeds_after_kill_9_during_the_first_start(place, acme, points):
     """The daemon is killed anywhere before READY=1: there is one host key, and a chain that verifies."""
