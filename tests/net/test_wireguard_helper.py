@@ -25,7 +25,6 @@ from tests.house.nft_places import NftPlace
 pytestmark = pytest.mark.root
 
 FOREIGN = b"table ip nat {\n chain prerouting {\n type nat hook prerouting priority dstnat\n }\n}\n"
-LATE_S = 2.0
 PORT = 51_820
 
 
@@ -272,7 +271,7 @@ def test_unconfirmed_change_is_undone_at_its_deadline_and_the_tunnel_carries_aga
         moved = site.helper.ask(protocol.Apply(plan=bad, confirm_within_s=10))
         assert moved.state == "unconfirmed", moved
         assert (site.state() != before, pings(site, "a", "10.80.0.1")) == (True, False)
-        until(lambda: site.state() == before, "the old state", moved.deadline_s + LATE_S + 3)
+        site.helper.until_back(lambda: site.state() == before, "wireguard")
         until(lambda: site.helper.state_of(bad) == "rolled_back", "the record")
         until(lambda: pings(site, "a", "10.80.0.1"), "a ping again")
         assert site.foreign() == foreign
@@ -305,10 +304,10 @@ def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_st
                         helper.kill()
                         helper.wait()
                 if victims == "dead-man":
-                    until(lambda: site.state() == before, f"turn {turn}", 10 + LATE_S + 5)
+                    site.helper.until_back(lambda: site.state() == before, "wireguard")
             if victims != "dead-man":
                 with site.helper.running():
-                    until(lambda: site.state() == before, f"turn {turn} after {victims}", 10 + LATE_S + 5)
+                    site.helper.until_back(lambda: site.state() == before, "wireguard")
             assert (site.foreign(), site.net.run("r", "wg", "show", other, "dump")) == foreign
 
 
