@@ -40,6 +40,8 @@ callers try again. More would be more descriptors at once than a process may hav
 MAX_WAITING: Final = 32
 """Requests that wait for their turn; further ones are `busy`. The daemon's uid has at most PEER_WAITING of them."""
 PEER_WAITING: Final = 4
+ROOT_REQUEST_S: Final = 30.0
+"""Seconds for a request of root to arrive, which run while the loop accepts a flood: root is not to pay for that."""
 TICK_S: Final = 0.5
 """How often expired changes are looked for. The dead-man is earlier, if it lives."""
 log = logs.get_logger()
@@ -178,7 +180,8 @@ class PlanServer:
                 code="denied", message=f"uid {peer.uid} may not use the root helper", hint=hint
             )
         else:
-            answer = await self._answered(await _line(reader), peer, role)
+            within_s = protocol.REQUEST_S if peer.uid else ROOT_REQUEST_S
+            answer = await self._answered(await _line(reader, within_s), peer, role)
         # drain() then waits until all is sent, not until little is left.
         writer.transport.set_write_buffer_limits(high=0)
         line = protocol.encode(answer)
@@ -219,9 +222,9 @@ class PlanServer:
             log.warning("plan_peer_refused", uid=uid)
 
 
-async def _line(reader: asyncio.StreamReader) -> bytes:
+async def _line(reader: asyncio.StreamReader, within_s: float) -> bytes:
     """One request; a longer line is cut, and refused where it is decoded. TimeoutError, IncompleteReadError."""
-    async with asyncio.timeout(protocol.REQUEST_S):
+    async with asyncio.timeout(within_s):
         try:
             return await reader.readuntil(b"\n")
         except asyncio.LimitOverrunError:
