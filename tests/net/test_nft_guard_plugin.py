@@ -16,7 +16,7 @@ import pytest
 
 from latticed.plans import protocol
 from latticed.system.nft_guard import parse
-from tests.house import apply_helpers, firewalled, hosting
+from tests.house import apply_helpers, firewalled, hosting, plan_sites
 from tests.house.nft_places import BASE, WIDE, NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
@@ -25,37 +25,10 @@ ID = "latticed.nft-guard"
 STRANGER = "198.51.100.7"
 
 
-class Site:
-    """One daemon that has nft guard active, one helper, and the namespaces."""
+class Site(plan_sites.PlanSite):
+    """With nft guard."""
 
-    def __init__(self, host: hosting.Host, helper: apply_helpers.Place, net: firewalled.Net) -> None:
-        self.host, self.helper, self.net = host, helper, net
-
-    def configure(self, document: dict[str, Any]) -> None:
-        answer = self.host.daemon.ask("PUT", f"/api/plugins/by-id/{ID}/config", {"config": document})
-        assert answer.status == 200, answer
-        self.host.daemon.until(lambda: self.host.runtime(ID)["state"] == "armed", "nft guard to be armed again")
-
-    def do(self, action: str, payload: Any = None) -> Any:
-        return self.host.result(ID, action, payload)
-
-    def refused(self, action: str, payload: Any = None) -> str:
-        answer = self.host.invoke(ID, action, payload)
-        assert answer.status != 200 or answer.json()["ok"] is False, answer
-        return answer.body.decode()
-
-    def applied(self) -> str:
-        """The name of the plugin's plan, approved by root, applied and confirmed."""
-        plan = self.do("plan")["sha256"]
-        review = self.helper.review(plan).review
-        for request in (
-            protocol.Approve(plan=plan, review=review),
-            protocol.Apply(plan=plan, confirm_within_s=60),
-            protocol.Confirm(plan=plan),
-        ):
-            answer = self.helper.ask(request)
-            assert isinstance(answer, protocol.Moved), answer
-        return plan
+    plugin_id = ID
 
     def banned(self) -> list[str]:
         return [str(one.network) for one in parse.bans(self.net.listing())]
@@ -98,7 +71,7 @@ def site(net) -> Iterator[Site]:
 
 
 def test_plan_of_the_configuration_is_applied_and_bans_come_and_go_without_approval(site):
-    site.configure(BASE)
+    site.put(BASE)
     plan = site.applied()
     site.until(lambda: site.health() == f"healthy: plan {plan[:12]}, 0 bans", "a healthy nft guard")
     made = site.do("ban", {"address": STRANGER, "seconds": 600, "comment": "ssh"})
@@ -115,7 +88,7 @@ def test_plan_of_the_configuration_is_applied_and_bans_come_and_go_without_appro
 
 
 def test_ban_that_is_over_is_forgotten(site):
-    site.configure(BASE)
+    site.put(BASE)
     site.applied()
     site.do("ban", {"address": STRANGER, "seconds": 2})
     site.until(lambda: site.do("status")["bans"] == [], "the ban to be forgotten")
@@ -123,7 +96,7 @@ def test_ban_that_is_over_is_forgotten(site):
 
 
 def test_ban_before_anything_is_approved_is_refused_and_not_kept(site):
-    site.configure(BASE)
+    site.put(BASE)
     assert "not_approved" in site.refused("ban", {"address": STRANGER, "seconds": 60})
     assert site.do("status")["bans"] == []
 
@@ -153,7 +126,7 @@ def module_site(net) -> Iterator[Site]:
 
 
 def test_question_which_rule_decides_is_answered_from_the_configuration(module_site):
-    module_site.configure(WIDE)
+    module_site.put(WIDE)
     found = module_site.do("test", {"from": "10.9.0.2", "to": "10.9.0.1", "port": 80, "iface": "r0"})
     (answer,) = found["answers"]
     assert (answer["verdict"], answer["rule"]) == ("accept", "groups[1].rules[0]")
@@ -164,7 +137,7 @@ def test_question_which_rule_decides_is_answered_from_the_configuration(module_s
 
 def test_configuration_that_locks_out_can_be_read_and_is_approved_by_nobody_unknowingly(module_site):
     """The plan says what stands against it, in the list too; an approval has to name that."""
-    module_site.configure({})
+    module_site.put({})
     made = module_site.do("plan")
     assert (made["state"], "a port of sshd (22)" in made["reason"]) == ("planned", True)
     reviewed = module_site.helper.review(made["sha256"])
@@ -177,12 +150,12 @@ def test_configuration_that_locks_out_can_be_read_and_is_approved_by_nobody_unkn
 def test_unknown_zone_and_wrong_keys_of_a_configuration_are_refused(module_site):
     path = f"/api/plugins/by-id/{ID}/config"
     assert module_site.host.daemon.ask("PUT", path, {"config": {"zone": []}}).status == 422
-    module_site.configure({**BASE, "bindings": {"groups": ["ssh"], "trusted_zones": ["nowhere"]}})
+    module_site.put({**BASE, "bindings": {"groups": ["ssh"], "trusted_zones": ["nowhere"]}})
     assert "bindings.trusted_zones[0]" in module_site.refused("plan")
 
 
 def test_drift_is_in_the_health_within_a_poll(site):
-    site.configure(BASE)
+    site.put(BASE)
     site.applied()
     site.net.run("r", "nft", "flush", "ruleset")
     site.until(lambda: "degraded: drift: the table is gone" in site.health(), "drift in the health")
@@ -192,7 +165,7 @@ def test_missing_nft_is_degraded_with_its_package_and_planning_works(net):
     with set_up(net) as site:
         site.helper.settings["programs.nft"] = str(site.helper.home / "nowhere/nft")
         with site.helper.running():
-            site.configure(BASE)
+            site.put(BASE)
             site.until(lambda: "nftables" in site.health(), "the package's name")
             plan = site.do("plan")["sha256"]
             answer = site.helper.ask(protocol.Review(plan=plan))
@@ -271,7 +244,7 @@ def test_operator_overrides_the_lockout_of_a_session_and_that_is_in_the_audit_re
 
 def test_kept_ban_that_is_not_in_the_table_is_applied_at_a_poll(site):
     """As after a kill between keeping and applying it."""
-    site.configure(BASE)
+    site.put(BASE)
     site.applied()
     ban = {"address": STRANGER, "expires_at": int(time.time()) + 600, "comment": ""}
     path = f"/api/kv/plugin:{ID}/bans"
@@ -282,7 +255,7 @@ def test_kept_ban_that_is_not_in_the_table_is_applied_at_a_poll(site):
 
 def test_kept_ban_that_cannot_be_applied_is_in_the_health(site):
     """Here one that would hit this host; the others' plans are refused with it."""
-    site.configure(BASE)
+    site.put(BASE)
     site.applied()
     ban = {"address": "10.9.0.1", "expires_at": int(time.time()) + 600, "comment": ""}
     path = f"/api/kv/plugin:{ID}/bans"
@@ -293,10 +266,10 @@ def test_kept_ban_that_cannot_be_applied_is_in_the_health(site):
 
 def test_ban_applies_nothing_that_was_configured_since(site):
     """Here fewer ports, which would need no approval."""
-    site.configure(WIDE)
+    site.put(WIDE)
     site.applied()
     before = site.net.stateless()
-    site.configure(BASE)
+    site.put(BASE)
     site.do("ban", {"address": STRANGER, "seconds": 600})
     site.until(lambda: site.banned() == [f"{STRANGER}/32"], "the ban")
     assert parse.drift_hash(site.net.stateless()) == parse.drift_hash(before)

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from latticed.plans import protocol
 from latticed.system.wireguard import dump
-from tests.house import apply_helpers, firewalled, hosting, processes, tunnels, wireguards
+from tests.house import apply_helpers, firewalled, hosting, plan_sites, processes, tunnels, wireguards
 from tests.house.nft_places import NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon]
@@ -25,11 +24,13 @@ ID = "latticed.wireguard"
 PSK = "a secret of all devices, long enough"
 
 
-class Site:
-    """One daemon that has WireGuard active, one helper, and the namespaces; the server is in `r`."""
+class Site(plan_sites.PlanSite):
+    """With WireGuard; the server is in `r`."""
+
+    plugin_id = ID
 
     def __init__(self, host: hosting.Host, helper: apply_helpers.Place, net: firewalled.Net) -> None:
-        self.host, self.helper, self.net = host, helper, net
+        super().__init__(host, helper, net)
         self.name = wireguards.unique()
         self.private, self.public = wireguards.genkey()
 
@@ -40,31 +41,7 @@ class Site:
 
     def configure(self, **changes: Any) -> None:
         (network,) = tunnels.document(name=self.name, members=[], endpoint="10.9.0.1:51820", **changes)["networks"]
-        document = {"networks": [network], "device_secret": "WG_PSK"}
-        answer = self.host.daemon.ask("PUT", f"/api/plugins/by-id/{ID}/config", {"config": document})
-        assert answer.status == 200, answer
-        self.host.daemon.until(lambda: self.host.runtime(ID)["state"] == "armed", "WireGuard to be armed again")
-
-    def do(self, action: str, payload: Any = None) -> Any:
-        return self.host.result(ID, action, payload)
-
-    def refused(self, action: str, payload: Any = None) -> str:
-        answer = self.host.invoke(ID, action, payload)
-        assert answer.status != 200 or answer.json()["ok"] is False, answer
-        return answer.body.decode()
-
-    def applied(self) -> str:
-        """The name of the plugin's plan, approved by root, applied and confirmed."""
-        plan = self.do("plan")["sha256"]
-        review = self.helper.review(plan).review
-        for request in (
-            protocol.Approve(plan=plan, review=review),
-            protocol.Apply(plan=plan, confirm_within_s=60),
-            protocol.Confirm(plan=plan),
-        ):
-            answer = self.helper.ask(request)
-            assert isinstance(answer, protocol.Moved), answer
-        return plan
+        self.put({"networks": [network], "device_secret": "WG_PSK"})
 
     def peers(self) -> list[str]:
         device = dump.read(self.net.run("r", "wg", "show", self.name, "dump"))
