@@ -35,9 +35,9 @@ for path in sys.argv[2:]:
 def site() -> Iterator[Site]:
     """BASE is applied; WIDE waits for an approval."""
     with firewalled.network() as net, set_up(net) as site, site.helper.running():
-        site.configure(BASE)
+        site.put(BASE)
         site.applied()
-        site.configure(WIDE)
+        site.put(WIDE)
         site.wide = site.do("plan")["sha256"]
         yield site
 

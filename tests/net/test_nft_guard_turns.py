@@ -28,7 +28,7 @@ def large():
 
 def test_no_action_and_no_poll_of_a_large_intent_holds_the_loop_up():
     with firewalled.network() as net, set_up(net, probed=True) as site, site.helper.running():
-        site.configure(large())
+        site.put(large())
         with site.host.daemon.turns.short(worst_s=0.050):
             plan = site.applied()
             site.until(lambda: f"plan {plan[:12]}, 4000 bans" in site.health(), "a healthy nft guard")
