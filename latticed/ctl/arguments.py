@@ -77,6 +77,13 @@ def _text(given: str) -> str:
     return given
 
 
+def descriptor(text: str) -> int:
+    """An argument's type: a number of a file descriptor."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        raise argparse.ArgumentTypeError(f"expected the number of a descriptor, found {text[:40]!r}")
+    return int(text)
+
+
 def cursor(text: str) -> str:
     """An argument's type: a cursor of the audit chains, which is a seq of the decisions or `<decisions>.<calls>`."""
     from latticed.model import chain

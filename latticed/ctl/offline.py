@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import latticed
 from latticed import wire
 from latticed.bundle import read
+from latticed.kit import strict_json
 from latticed.model import capability, verdict
+from latticed.model.errors import Problem
 from latticed.trust import verify
 
 if TYPE_CHECKING:
@@ -32,6 +34,28 @@ def opened(directory: str, limits: read.ReadLimits) -> read.BundleDirectory:
     A link in its place is refused, also with a slash at the end, which would otherwise have it followed.
     """
     return read.open_bundle(Path(directory), limits=limits, owners=owners(directory))
+
+
+def manifest(directory: str) -> dict[str, Any]:
+    """The manifest's JSON object of the bundle at `directory`, not judged; Problem with a verdict's code."""
+    try:
+        raw = strict_json.loads(manifest_bytes(directory), integers_only=True)
+    except strict_json.InvalidJson as error:
+        raise Problem("manifest_invalid_json", f"{directory}: manifest.json: {error}") from error
+    if not isinstance(raw, dict):
+        raise Problem("manifest_invalid_json", f"{directory}: expected manifest.json to hold one JSON object")
+    return raw
+
+
+def manifest_bytes(directory: str) -> bytes:
+    """The bytes of the manifest of the bundle at `directory`; Problem with a verdict's code. An artifact that is
+    missing is not noticed.
+    """
+    try:
+        with opened(directory, read.ReadLimits()) as source:
+            return source.manifest()
+    except read.BundleRefused as refused:
+        raise Problem(refused.code, f"{directory}: {refused.reason}", refused.hint) from refused
 
 
 def judge(directory: str, policy: TrustPolicy, limits: read.ReadLimits) -> wire.VerdictView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.ctl import author_key
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model import ids
@@ -18,25 +19,22 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl key generate acme.key",
     "latticectl sign --key acme.key --publisher acme ./acme.demo",
+    "latticectl sign --key acme.key --passphrase-fd 3 ./acme.demo 3< passphrase.txt",
 )
 
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("bundles", metavar="DIR", type=str, nargs="+", help="a bundle: manifest.json and artifact")
-    parser.add_argument(
-        "--key", metavar="FILE", type=str, required=True, help="private key, as latticectl key generate makes it"
-    )
+    author_key.add_arguments(parser)
     parser.add_argument("--publisher", metavar="NAME", help="write this publisher into the manifest")
 
 
 def run(session: CtlSession) -> int:
     """Sign all bundles; the first that fails ends it, and those before it stay signed."""
-    from latticed.trust import key_files
-
     args = session.args
     if args.publisher is not None and not ids.is_valid(args.publisher):
         raise Problem("usage", f"--publisher: expected 3 to 128 of a-z 0-9 . -, found {args.publisher[:150]!r}")
-    key = key_files.read(Path(args.key))
+    key = author_key.read(args)
     signed = [_sign(directory, key, args.publisher) for directory in args.bundles]
     if session.screen.json_wanted:
         session.screen.json(signed)

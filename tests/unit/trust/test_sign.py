@@ -74,16 +74,16 @@ def test_unusable_key_file_is_reported(tmp_path):
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    for data, said in (
-        (b"garbage", "no PEM"),
-        (b"x" * 20000, "at most"),
-        (other, "another kind"),
-        (encrypted, "encrypted"),
+    for data, said, code in (
+        (b"garbage", "no PEM", "key_invalid"),
+        (b"x" * 20000, "at most", "key_invalid"),
+        (other, "another kind", "key_invalid"),
+        (encrypted, "passphrase", "key_encrypted"),
     ):
         (tmp_path / "key.pem").write_bytes(data)
         with pytest.raises(Problem, match=said) as caught:
             key_files.read(tmp_path / "key.pem")
-        assert caught.value.code == "key_invalid"
+        assert caught.value.code == code
     with pytest.raises(Problem) as caught:
         key_files.read(tmp_path / "none.pem")
     assert caught.value.code == "not_found"
