@@ -1,4 +1,4 @@
-"""The control API over its unix socket, with http.client (contracts §7).
+"""The control API over its unix socket (contracts §7).
 
 One connection per request: on a kept-alive one that the daemon closes meanwhile, it would be unknown whether a
 change was carried out. A GET whose connection breaks is retried once; other methods never.
@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import quote, urlencode
 
 from latticed.ctl import bounded_socket
-from latticed.ctl.connection import REALLY, UnixConnection
-from latticed.ctl.plain_http import client as http
+from latticed.ctl.exchange import REALLY, ConnectionCut, Exchange
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -29,18 +27,13 @@ LONG_S: Final = 600.0
 """For answers that take the daemon minutes: a backup's first byte, an invocation."""
 MAX_REPLY_BYTES: Final = 64 << 20
 """Bounds memory: far more than a list of ten thousand plugins takes."""
-_CHUNK_BYTES: Final = 256 << 10
-"""Bytes of a long answer that are read at a time."""
 _LINE_BYTES: Final = 1 << 20
 """Longest line of a stream; an audit event takes a few KiB."""
-# Twice as much: sizes of HTTP chunks, and what the buffered reader reads ahead, count as well.
+# Twice as much: sizes of HTTP chunks, and what is read ahead, count as well.
 _MOST_A_LINE: Final = 2 * _LINE_BYTES
-_MOST_A_CHUNK: Final = 2 * _CHUNK_BYTES
+_MOST_A_PIECE: Final = 1 << 20
 _SERVICE_UNAVAILABLE: Final = 503
-
-
-_FAULTS: Final = (http.HTTPException, OSError, ValueError, OverflowError)
-"""What `http.client` raises for an answer that does not come, or is none: the last two for lengths that cannot be."""
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
 class ApiRefusal(Problem):
@@ -131,46 +124,50 @@ class ControlClient:
 
         Problem("unreachable") after QUIET_S without data: the daemon sends a heartbeat more often than that.
         """
-        connection = self._connection()
+        exchange = self._exchange()
         try:
-            asked = {"Accept": "text/event-stream", **(headers or {})}
-            response = connection.ask("GET", _target(parts, query), None, asked, self._read_s)
-            if response.status >= 400:
-                _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
-            connection.wire.within(QUIET_S, _MOST_A_LINE)
-            # The limits are set anew after each line, since the caller may take its time between two of them.
-            while line := response.readline(_LINE_BYTES):
-                if len(line) == _LINE_BYTES and not line.endswith(b"\n"):
+            exchange.ask(
+                "GET", _target(parts, query), None, {"Accept": "text/event-stream", **(headers or {})}, self._read_s
+            )
+            if exchange.status >= 400:
+                _accepted(self._whole(exchange))
+            exchange.within(QUIET_S, _MOST_A_LINE)
+            part = b""
+            for piece in exchange.pieces():
+                *lines, part = (part + piece).split(b"\n")
+                for line in lines:
+                    yield line + b"\n"
+                if len(part) > _LINE_BYTES:
                     raise bounded_socket.reply_too_long()
-                yield line
-                connection.wire.within(QUIET_S, _MOST_A_LINE)
-        except _FAULTS as error:
+                # The limits are set anew after each piece, since the caller may take its time between two lines.
+                exchange.within(QUIET_S, _MOST_A_LINE)
+            if part:
+                yield part
+        except OSError as error:
             raise self._lost(error, "GET", QUIET_S) from error
         finally:
-            connection.end()
+            exchange.close()
 
     def chunks(self, *parts: str) -> Generator[bytes, None, None]:
         """The bytes of a long answer as they arrive; Problem("unreachable") when fewer come than its Content-Length.
 
         The timeout for each chunk is LONG_S, because the daemon may need minutes before the first byte.
         """
-        connection = self._connection()
+        exchange = self._exchange()
         try:
-            response = connection.ask("GET", _target(parts, None), None, {"Connection": "close"}, LONG_S)
-            if response.status >= 400:
-                _accepted(ApiReply(status=response.status, body=self._read(connection, response)))
-            if response.length is None:  # without a length a truncated answer would look complete
-                raise http.IncompleteRead(b"")
-            connection.wire.within(LONG_S, _MOST_A_CHUNK)
-            while chunk := response.read(_CHUNK_BYTES):
-                yield chunk
-                connection.wire.within(LONG_S, _MOST_A_CHUNK)
-            if response.length != 0:  # truncated
-                raise http.IncompleteRead(b"", response.length)
-        except _FAULTS as error:
+            exchange.ask("GET", _target(parts, None), None, {}, LONG_S)
+            if exchange.status >= 400:
+                _accepted(self._whole(exchange))
+            if exchange.length is None:  # without a length a truncated answer would look complete
+                raise ConnectionCut
+            exchange.within(LONG_S, _MOST_A_PIECE)
+            for piece in exchange.pieces():
+                yield piece
+                exchange.within(LONG_S, _MOST_A_PIECE)
+        except OSError as error:
             raise self._lost(error, "GET", LONG_S) from error
         finally:
-            connection.end()
+            exchange.close()
 
     def _checked(self, method: str, parts: tuple[str, ...], **how: Any) -> ApiReply:
         """The answer to a request; ApiRefusal for a status of 400 or higher."""
@@ -195,46 +192,39 @@ class ControlClient:
         try:
             return self._once(method, target, body, kind)
         # Only a broken connection is worth a second attempt: after a timeout it would double the wait.
-        except (http.HTTPException, ConnectionError) as error:
+        except ConnectionError as error:
             if isinstance(error, ConnectionRefusedError) or method != "GET":
                 raise self._lost(error, method) from error
-        except _FAULTS as error:
+        except OSError as error:
             raise self._lost(error, method) from error
         try:
             return self._once(method, target, body, kind)
-        except _FAULTS as error:
+        except OSError as error:
             raise self._lost(error, method) from error
 
     def _once(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
-        """Send one request on a connection of its own, and return the whole answer. Raises _FAULTS."""
-        connection = self._connection()
-        headers = {"Accept": "application/json", "Connection": "close"}
+        """Send one request on a connection of its own, and return the whole answer; OSError, Problem."""
+        exchange = self._exchange()
+        headers = {"Accept": "application/json"}
         if kind:
             headers["Content-Type"] = kind
         try:
-            response = connection.ask(method, target, body, headers, self._read_s)
-            return ApiReply(status=response.status, body=self._read(connection, response))
+            exchange.ask(method, target, body, headers, self._read_s)
+            return self._whole(exchange)
         finally:
-            connection.end()
+            exchange.close()
 
-    def _connection(self) -> UnixConnection:
-        """A connection to the control socket that is not open yet; `UnixConnection.ask` opens it."""
-        return UnixConnection(self.path, connect_s=self._connect_s, owner=self._owner)
+    def _exchange(self) -> Exchange:
+        """A connection to the control socket that is not open yet; `Exchange.ask` opens it."""
+        return Exchange(self.path, connect_s=self._connect_s, owner=self._owner)
 
-    def _read(self, connection: UnixConnection, response: http.HTTPResponse) -> bytes:
-        """The whole body, of at most MAX_REPLY_BYTES; IncompleteRead when the connection ends before the announced
-        length.
-        """
-        connection.wire.within(self._read_s, MAX_REPLY_BYTES)
+    def _whole(self, exchange: Exchange) -> ApiReply:
+        """The answer with its whole body, of at most MAX_REPLY_BYTES."""
         # By the announced length, before anything is read.
-        if (response.length or 0) > MAX_REPLY_BYTES:
+        if (exchange.length or 0) > MAX_REPLY_BYTES:
             raise bounded_socket.reply_too_long()
-        body = response.read()
-        if response.length:
-            raise http.IncompleteRead(b"", response.length)
-        if len(body) > MAX_REPLY_BYTES:  # part of it was read with the head, before the socket's limit was set
-            raise bounded_socket.reply_too_long()
-        return body
+        exchange.within(self._read_s, MAX_REPLY_BYTES)
+        return ApiReply(status=exchange.status, body=b"".join(exchange.pieces()))
 
     def _lost(self, error: Exception, method: str, within_s: float | None = None) -> Problem:
         """The Problem for a request that got no answer, or none that makes sense.
@@ -251,10 +241,8 @@ class ControlClient:
                 return Problem("socket_denied", "the daemon may be running, but you may not use its socket", hint)
             case TimeoutError():
                 return Problem("unreachable", f"no answer within {within_s or self._read_s:g} s", _unsure(method))
-            case http.HTTPException() | ConnectionError():
+            case ConnectionError():
                 return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
-            case ValueError() | OverflowError():
-                return Problem("bad_reply", "the daemon's answer is no HTTP", REALLY)
             case _:
                 return Problem("unreachable", f"cannot talk to the daemon at {self.path}: {error}", where)
 
@@ -271,10 +259,16 @@ def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None
     for part in parts:
         if part in {"", ".", ".."}:  # dot segments and empty ones would name another path
             raise Problem("not_found", f"nothing is named {part!r}")
-    # fsencode: an argument that is not UTF-8 holds surrogates (PEP 383), which quote() could not encode.
-    path = "/api/" + "/".join(quote(os.fsencode(part), safe="") for part in parts)
+    # fsencode: an argument that is not UTF-8 holds surrogates (PEP 383), which UTF-8 cannot encode.
+    path = "/api/" + "/".join(_quoted(os.fsencode(part)) for part in parts)
     given = {name: value for name, value in (query or {}).items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
+    asked = "&".join(f"{_quoted(name.encode())}={_quoted(os.fsencode(str(value)))}" for name, value in given.items())
+    return f"{path}?{asked}" if asked else path
+
+
+def _quoted(text: bytes) -> str:
+    """Percent-encoded (RFC 3986, section 2): all but unreserved characters. Importing urllib.parse would take 2 ms."""
+    return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in text)
 
 
 def _dumped(body: Mapping[str, Any]) -> bytes:

@@ -156,16 +156,39 @@ def test_silent_daemon_times_out(tmp_path):
     "answer",
     [
         b"",
-        b"garbage\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[1",
-        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[1",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Len",
     ],
 )
-def test_broken_http_is_retried_once_then_unreachable(tmp_path, answer):
+def test_answer_that_is_cut_is_retried_once_then_unreachable(tmp_path, answer):
     """A truncated answer is never taken for complete."""
     with _answering(tmp_path / "s", answer, answer), pytest.raises(Problem) as caught:
         ControlClient(str(tmp_path / "s")).get("status")
     assert exit_codes.of(caught.value) is ExitCode.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 +20 OK\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}}\r\n0\r\n\r\n",
+    ],
+)
+def test_answer_that_is_no_proper_http_is_a_bad_reply(tmp_path, answer):
+    """It is not asked for again: the peer would say the same."""
+    with _answering(tmp_path / "s", answer), pytest.raises(Problem) as caught:
+        ControlClient(str(tmp_path / "s")).get("status")
+    assert caught.value.code == "bad_reply"
 
 
 def test_answer_over_the_size_limit_is_an_error(api, monkeypatch):
