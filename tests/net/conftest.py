@@ -15,6 +15,7 @@ PACKAGES = {
     "wg": "wireguard-tools",
     "wireguard-go": "wireguard-go",
     "ping": "iputils-ping",
+    "nginx": "nginx-light",
 }
 
 

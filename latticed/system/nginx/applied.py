@@ -1,0 +1,95 @@
+"""A rendering as the files that nginx is given: pure, for whoever puts them into place.
+
+    files = applied.read(rendering)
+    bad = [site.name for site in applied.sites(files) if not all(map(exists, site.certificates))]
+    tree = applied.tree(files, bad)
+
+A site in `bad` is on disk as it answers 503; the rendering itself is kept whole, and tried again at the next start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.system.nginx import syntax
+from latticed.system.nginx.render import MAIN, MARK, SITES, UNSERVED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.system.nginx.syntax import Directive
+
+_NAME: Final = re.compile(rf"(?:{SITES}|{UNSERVED})/([a-z][a-z0-9_-]{{0,31}})\.conf")
+_TROUBLE: Final = re.compile(rb" in [^ \n]*/sites/([a-z][a-z0-9_-]{0,31})\.conf:[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a site needs from disk to be served. `certificates`: certificates and keys, in order."""
+
+    name: str
+    domains: tuple[str, ...]
+    certificates: tuple[str, ...]
+
+
+def read(rendering: bytes) -> Mapping[str, str]:
+    """The files that `render.render` wrote, by name; ValueError for anything else."""
+    start, *parts = rendering.decode("ascii").split(MARK)
+    files: dict[str, str] = {}
+    for part in parts:
+        name, _, text = part.partition("\n")
+        if name in files or not (name == MAIN or _NAME.fullmatch(name)):
+            raise ValueError("no rendering of nginx")
+        syntax.read(text)
+        files[name] = text
+    names = {kind: {one for one in files if one.startswith(f"{kind}/")} for kind in (SITES, UNSERVED)}
+    if start or MAIN not in files or {f"{UNSERVED}{one[len(SITES) :]}" for one in names[SITES]} != names[UNSERVED]:
+        raise ValueError("no rendering of nginx")
+    return files
+
+
+def sites(files: Mapping[str, str]) -> tuple[Served, ...]:
+    """The sites of a rendering, by name."""
+    found = []
+    for path, text in files.items():
+        if path.startswith(f"{SITES}/"):
+            directives = [inner for server in syntax.read(text) for inner in server.block or ()]
+            domains = {name for one in directives if one.name == "server_name" for name in one.args}
+            found.append(Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), _certificates(directives)))
+    return tuple(found)
+
+
+def tree(files: Mapping[str, str], bad: Collection[str]) -> Mapping[str, str]:
+    """What is written to disk, by path below our directory. `bad`: names of sites that are not served."""
+    return {
+        path: files[f"{UNSERVED}{path[len(SITES) :]}"] if path[len(SITES) + 1 : -len(".conf")] in bad else text
+        for path, text in files.items()
+        if not path.startswith(f"{UNSERVED}/")
+    }
+
+
+def blamed(files: Mapping[str, str], stderr: bytes) -> frozenset[str]:
+    """The sites that `nginx -t` complains of; none when it is something else, or it does not say."""
+    lines = [line for line in stderr.splitlines() if b"[emerg]" in line]
+    if not lines:
+        return frozenset()
+    found = _TROUBLE.search(lines[-1])
+    if found is not None:
+        return frozenset({found[1].decode("ascii")})
+    # Of a certificate it names the file alone.
+    return frozenset(
+        one.name for one in sites(files) if any(f'"{path}"'.encode("ascii") in lines[-1] for path in one.certificates)
+    )
+
+
+def _certificates(directives: list[Directive]) -> tuple[str, ...]:
+    return tuple(_of(directives, "ssl_certificate", "ssl_certificate_key"))
+
+
+def _of(directives: list[Directive], *names: str) -> Iterator[str]:
+    for one in directives:
+        if one.name in names:
+            yield from one.args
