@@ -40,5 +40,11 @@ def _wireguard() -> Kind:
     return WireguardKind()
 
 
-KINDS: Final = Kinds({"nft": _nft, "wireguard": _wireguard})
+def _nginx() -> Kind:
+    from latticed.plans.nginx import NginxKind
+
+    return NginxKind()
+
+
+KINDS: Final = Kinds({"nft": _nft, "nginx": _nginx, "wireguard": _wireguard})
 """A kind that is not here is kept as a plan and reviewed by nobody; `latticed-apply` says so (`kind_unknown`)."""

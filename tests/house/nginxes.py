@@ -58,7 +58,9 @@ def sound(rng, live=LIVE):
     sites = []
     for name in rng.sample(["shop", "wiki", "old-one", "a_b", "files"], rng.randint(0, 5)):
         made = {**_handled(rng), "name": name, "domains": [f"{name.replace('_', '-')}.example.org"]}
-        made["domains"] += rng.sample([f"*.{name.replace('_', '-')}.example.net", f"{name.replace('_', '-')}-2.lan"], rng.randint(0, 2))
+        made["domains"] += rng.sample(
+            [f"*.{name.replace('_', '-')}.example.net", f"{name.replace('_', '-')}-2.lan"], rng.randint(0, 2)
+        )
         if rng.random() < 0.6:
             made["tls"] = tls(name, live, force=rng.random() < 0.5)
             if rng.random() < 0.5:
@@ -77,7 +79,10 @@ def sound(rng, live=LIVE):
         sites.append(made)
     made = document(*sites, resolvers=rng.sample(["127.0.0.53", "2001:db8::53", "192.0.2.53"], rng.randint(1, 3)))
     made["access"] = [
-        {"name": name, "allow": rng.sample(["192.0.2.0/24", "2001:db8::/32", "10.0.0.7/32", "10.0.0.0/8"], rng.randint(0, 4))}
+        {
+            "name": name,
+            "allow": rng.sample(["192.0.2.0/24", "2001:db8::/32", "10.0.0.7/32", "10.0.0.0/8"], rng.randint(0, 4)),
+        }
         for name in lists
     ]
     if rng.random() < 0.5:
@@ -104,7 +109,13 @@ def _handled(rng):
             {"upstream": rng.choice(["http", "services"])},
             {"root": "/srv/www/site.d"},
             {"publish": "0123456789abcdef" * 4},
-            {"redirect": {"to": "https://example.com/new", "status": rng.choice([301, 308]), "keep": rng.random() < 0.5}},
+            {
+                "redirect": {
+                    "to": "https://example.com/new",
+                    "status": rng.choice([301, 308]),
+                    "keep": rng.random() < 0.5,
+                }
+            },
             {"answer": rng.choice([403, 404, 410])},
         ]
     )
@@ -231,7 +242,9 @@ def _site(first, second, place, shared):
         "max_body_mb": int(_one(served, "client_max_body_size")[0].removesuffix("m")),
         "tls": tls_found,
         "places": {
-            path: _handler_of(block, place) for path, block in places.items() if path not in {challenges, "@unavailable"}
+            path: _handler_of(block, place)
+            for path, block in places.items()
+            if path not in {challenges, "@unavailable"}
         },
     }
     headers = {args[0]: args[1] for args in _all(served, "proxy_set_header")}
@@ -252,7 +265,12 @@ def _handler_of(block, place):
         for own, there in place.own.items():
             if there == (host, int(port)):
                 return {"upstream": str(own), "access": access}
-        upstream = {"scheme": scheme, "host": host, "port": int(port), "verify": _one(block, "proxy_ssl_verify") == ["on"]}
+        upstream = {
+            "scheme": scheme,
+            "host": host,
+            "port": int(port),
+            "verify": _one(block, "proxy_ssl_verify") == ["on"],
+        }
         return {"upstream": upstream, "access": access}
     if root := _one(block, "root"):
         below = root[0].removeprefix(f"{place.published}/")
@@ -261,7 +279,10 @@ def _handler_of(block, place):
     if not rest:
         return {"answer": int(status), "access": access}
     kept = rest[0].endswith("$request_uri")
-    return {"redirect": {"to": rest[0].removesuffix("$request_uri"), "status": int(status), "keep": kept}, "access": access}
+    return {
+        "redirect": {"to": rest[0].removesuffix("$request_uri"), "status": int(status), "keep": kept},
+        "access": access,
+    }
 
 
 def _all(block, name):
@@ -286,13 +307,13 @@ def written(directory: Path, rendering: bytes, bad=()) -> Path:
         path = directory / "conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (directory / "conf" / render.SITES).mkdir(exist_ok=True)
+    (directory / "conf" / render.PROBE).touch()
     return directory / "conf" / render.MAIN
 
 
 def tried(main: Path) -> subprocess.CompletedProcess[bytes]:
     """nginx -t."""
-    return subprocess.run([NGINX, "-t", "-e", "stderr", "-c", str(main)], capture_output=True, timeout=60)
+    return subprocess.run([NGINX, "-t", "-e", "stderr", "-c", str(main)], check=False, capture_output=True, timeout=60)
 
 
 def place_of(directory: Path, **own: int) -> Place:
@@ -316,10 +337,9 @@ class Running:
     https: int
     child: subprocess.Popen[bytes]
 
-    def get(self, host, path="/", *, source="127.0.0.1", authorities=None, **headers):
-        """(status, headers, body) of a GET; (0, {}, b"") where the connection is closed without an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=30, source_address=(source, 0))
-        return _got(connection, host, path, headers)
+    def get(self, host, path="/", *, source="127.0.0.1", **headers):
+        """As `get`."""
+        return get(self.http, host, path, source=source, **headers)
 
     def get_secure(self, host, path="/", *, authorities: Path, asks=None, **headers):
         """The same by TLS, whose server name is `host`; `asks`: another one in Host."""
@@ -338,6 +358,12 @@ class Running:
         """Other files, and SIGHUP."""
         written(self.directory, render.render(decode.read(plain), self.place), bad)
         self.child.send_signal(signal.SIGHUP)
+
+
+def get(port, host, path="/", *, source="127.0.0.1", **headers):
+    """(status, headers, body) of a GET; (0, {}, b"") where the connection is closed without an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=(source, 0))
+    return _got(connection, host, path, headers)
 
 
 def _got(connection, host, path, headers):

@@ -343,7 +343,9 @@ def asked(nginx) -> tuple[socket.socket, bytes]:
     """A connection that has asked for a websocket, and the answer's first line."""
     connection = socket.create_connection(("127.0.0.1", nginx.http), timeout=20)
     request = "GET /ws HTTP/1.1\r\nHost: shop.example.org\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    connection.sendall(f"{request}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    connection.sendall(
+        f"{request}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += connection.recv(1)

@@ -11,8 +11,17 @@ import pytest
 from latticed.system.nginx import check, decode, narrows
 from tests.house import nginxes
 
-CLIENTS = [ipaddress.ip_address(one) for one in ("192.0.2.9", "10.0.0.7", "10.9.9.9", "2001:db8::9", "203.0.113.5", "fd00::1")]
-HOSTS = ("shop.example.org", "a.shop.example.net", "wiki-2.lan", "a-b.example.org", "files.example.org", "x.example.com")
+CLIENTS = [
+    ipaddress.ip_address(one) for one in ("192.0.2.9", "10.0.0.7", "10.9.9.9", "2001:db8::9", "203.0.113.5", "fd00::1")
+]
+HOSTS = (
+    "shop.example.org",
+    "a.shop.example.net",
+    "wiki-2.lan",
+    "a-b.example.org",
+    "files.example.org",
+    "x.example.com",
+)
 PATHS = ("/", "/api", "/api/", "/apix", "/static/x.css", "/v1/(x)*", "/a-b_c~")
 
 
@@ -20,7 +29,10 @@ def answer(intent, client, host, path):
     """What a request gets, written anew from nginx's documentation; None for nothing at all."""
     exact = [one for one in intent.sites if host in one.domains]
     below = [
-        (len(domain), one) for one in intent.sites for domain in one.domains if domain[:2] == "*." and host.endswith(domain[1:])
+        (len(domain), one)
+        for one in intent.sites
+        for domain in one.domains
+        if domain[:2] == "*." and host.endswith(domain[1:])
     ]
     site = exact[0] if exact else max(below, key=lambda one: one[0])[1] if below else None
     if site is None or not site.enabled:

@@ -10,17 +10,15 @@ A site in `bad` is on disk as it answers 503; the rendering itself is kept whole
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.system.nginx import syntax
 from latticed.system.nginx.render import MAIN, MARK, SITES, UNSERVED
+from latticed.system.nginx.syntax import Directive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from latticed.system.nginx.syntax import Directive
+    from collections.abc import Collection, Iterator, Mapping
 
 _NAME: Final = re.compile(rf"(?:{SITES}|{UNSERVED})/([a-z][a-z0-9_-]{{0,31}})\.conf")
 _TROUBLE: Final = re.compile(rb" in [^ \n]*/sites/([a-z][a-z0-9_-]{0,31})\.conf:[0-9]+")
@@ -58,8 +56,18 @@ def sites(files: Mapping[str, str]) -> tuple[Served, ...]:
         if path.startswith(f"{SITES}/"):
             directives = [inner for server in syntax.read(text) for inner in server.block or ()]
             domains = {name for one in directives if one.name == "server_name" for name in one.args}
-            found.append(Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), _certificates(directives)))
+            found.append(
+                Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), _certificates(directives))
+            )
     return tuple(found)
+
+
+def ports(files: Mapping[str, str]) -> frozenset[int]:
+    """The TCP ports that nginx listens at."""
+    (http,) = (one.block or () for one in syntax.read(files[MAIN]) if one.name == "http")
+    servers = (one.block or () for one in http if one.name == "server")
+    listens = (inner.args[0] for server in servers for inner in server if inner.name == "listen")
+    return frozenset(int(one.rpartition(":")[2]) for one in listens)
 
 
 def tree(files: Mapping[str, str], bad: Collection[str]) -> Mapping[str, str]:
@@ -69,6 +77,12 @@ def tree(files: Mapping[str, str], bad: Collection[str]) -> Mapping[str, str]:
         for path, text in files.items()
         if not path.startswith(f"{UNSERVED}/")
     }
+
+
+def probe(socket: str, generation: str) -> str:
+    """The text of `probe.conf`: only workers that have read these very files answer so."""
+    answer = (Directive("listen", (f"unix:{socket}",)), Directive("return", ("200", generation)))
+    return syntax.text([Directive("server", block=answer)])
 
 
 def blamed(files: Mapping[str, str], stderr: bytes) -> frozenset[str]:

@@ -24,7 +24,9 @@ CHALLENGES: Final = "/.well-known/acme-challenge/"
 """Where an ACME server looks for its answers (RFC 8555, section 8.3)."""
 WIDEST_PROXY: Final = {4: 8, 6: 16}
 """Shortest prefixes of `real_ip`: with a wider one, who is no proxy would name the address that he comes from."""
-_METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+_METADATA_NAMES: Final = frozenset(
+    {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+)
 _NO_HOST: Final = frozenset(
     {"this network", "unspecified", "multicast", "reserved", "discard", "unallocated", "zoned"}
     # Forms of IPv6 that hold an IPv4 address, which could be any of those that are refused.
@@ -46,8 +48,12 @@ def check(intent: Intent, place: Place | None = None, facts: Facts | None = None
 
 
 def _names(intent: Intent) -> Iterator[Finding]:
-    yield from _twice(((f"sites[{index}].name", one.name) for index, one in enumerate(intent.sites)), "a name of its own")
-    yield from _twice(((f"access[{index}].name", one.name) for index, one in enumerate(intent.access)), "a name of its own")
+    yield from _twice(
+        ((f"sites[{index}].name", one.name) for index, one in enumerate(intent.sites)), "a name of its own"
+    )
+    yield from _twice(
+        ((f"access[{index}].name", one.name) for index, one in enumerate(intent.access)), "a name of its own"
+    )
     domains = (
         (f"sites[{index}].domains[{place}]", domain)
         for index, site in enumerate(intent.sites)
@@ -99,7 +105,7 @@ def _site(intent: Intent, site: Site, path: str, place: Place) -> Iterator[Findi
         if one.path == "/" and one.match == "prefix":
             expected = "another path: what is done at / is said by the site itself"
             yield Finding(code="duplicate", path=where, expected=expected, found="/")
-        if one.path.startswith("/.well-known") or CHALLENGES.startswith(one.path) and one.path != "/":
+        if one.path.startswith("/.well-known"):
             expected = "a path apart from /.well-known, which certificates are asked for with"
             yield Finding(code="reserved_path", path=where, expected=expected, found=one.path)
     if site.tls is not None:
@@ -196,7 +202,7 @@ def _meets(bound: Address | None, address: Address, facts: Facts | None) -> bool
     """Whether what is sent to `address` from this host gets to a socket that is bound to `bound`."""
     if bound is None:
         return False
-    if bound.is_unspecified and (bound.version == address.version or bound.version == 6):
+    if bound.is_unspecified and bound.version in {address.version, 6}:
         return address.is_loopback or (facts is not None and address in facts.addresses)
     return bound == address
 
@@ -222,7 +228,11 @@ def _host(intent: Intent, facts: Facts) -> Iterator[Finding]:
 def _clashes(taken: Listener, wanted: Iterable[Address | None]) -> bool:
     return any(
         one == taken.address
-        or (one is not None and one.version == taken.address.version and (one.is_unspecified or taken.address.is_unspecified))
+        or (
+            one is not None
+            and one.version == taken.address.version
+            and (one.is_unspecified or taken.address.is_unspecified)
+        )
         for one in wanted
     )
 

@@ -79,7 +79,9 @@ class _NginxReader(Reader):
     def real_ip(self, value: Any, path: str) -> model.RealIp:
         fields = self.fields(value, path, "from header", "from")
         proxies = self.each(fields, "from", f"{path}.from", model.MAX_PROXIES, self.network)
-        return model.RealIp(proxies=proxies, header=self.choice(fields, "header", path, model.RealIpHeader.FORWARDED_FOR))
+        return model.RealIp(
+            proxies=proxies, header=self.choice(fields, "header", path, model.RealIpHeader.FORWARDED_FOR)
+        )
 
     def site(self, value: Any, path: str) -> model.Site:
         fields = self.fields(value, path, _SITE_KEYS, "name domains")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from latticed.model.addresses import Address
     from latticed.system.nginx.intent import Own
 
@@ -54,3 +56,14 @@ class Facts:
     taken: tuple[Listener, ...] = ()
     ours: tuple[Listener, ...] = ()
     published: frozenset[str] = frozenset()
+
+
+def from_plain(plain: Mapping[str, Any]) -> Facts:
+    """Facts of what the kind `nginx` observes: `addresses`, `listeners` (address, port, whose) and `published`."""
+    found = [(Listener(ipaddress.ip_address(one["address"]), one["port"]), one["whose"]) for one in plain["listeners"]]
+    return Facts(
+        addresses=tuple(ipaddress.ip_address(one) for one in plain["addresses"]),
+        taken=tuple(one for one, whose in found if whose != "nginx"),
+        ours=tuple(one for one, whose in found if whose == "latticed"),
+        published=frozenset(plain["published"]),
+    )

@@ -156,7 +156,9 @@ class Site:
 
     def handlers(self) -> tuple[tuple[str, Handler, str], ...]:
         """(path in the document, what is done, access list) of the site itself and of each location."""
-        each = ((f".locations[{index}]", one.handler, one.access or self.access) for index, one in enumerate(self.locations))
+        each = (
+            (f".locations[{index}]", one.handler, one.access or self.access) for index, one in enumerate(self.locations)
+        )
         return (("", self.handler, self.access), *each)
 
 

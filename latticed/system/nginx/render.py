@@ -34,6 +34,8 @@ MARK: Final = "#file "
 MAIN: Final = "nginx.conf"
 SITES: Final = "sites"
 UNSERVED: Final = "unserved"
+PROBE: Final = "probe.conf"
+"""A server on a socket of its own that says which generation of the files answers (`applied.probe`)."""
 AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
 """Who is believed about an `https` upstream: package ca-certificates."""
 MIME_TYPES: Final = "/etc/nginx/mime.types"
@@ -105,6 +107,7 @@ def _http(intent: Intent, place: Place) -> Iterator[Directive]:
         yield Directive("geo", (_access(one.name),), tuple(_allowed(one)))
     yield Directive("server", block=tuple(_catch_all(intent.listen)))
     yield _simple("include", f"{SITES}/*.conf")
+    yield _simple("include", PROBE)
 
 
 def _allowed(access: AccessList) -> Iterator[Directive]:

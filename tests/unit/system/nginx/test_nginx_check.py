@@ -63,19 +63,40 @@ def test_names_of_sites_and_lists_are_their_own():
 
 def test_a_list_that_there_is_not_is_named():
     plain = nginxes.document(nginxes.site(access="x", locations=[{"path": "/a", "answer": 404, "access": "y"}]))
-    assert findings(plain) == [("unknown_access", "sites[0].access"), ("unknown_access", "sites[0].locations[0].access")]
+    assert findings(plain) == [
+        ("unknown_access", "sites[0].access"),
+        ("unknown_access", "sites[0].locations[0].access"),
+    ]
 
 
 @pytest.mark.parametrize(
     "host",
-    ["169.254.169.254", "100.100.100.200", "168.63.129.16", "169.254.0.9", "[fe80::1]", "[fd00:ec2::254]", "metadata.google.internal"],
+    [
+        "169.254.169.254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "169.254.0.9",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "metadata.google.internal",
+    ],
 )
 def test_no_upstream_is_the_metadata_of_a_cloud(host):
     assert findings(to(host)) == [("metadata", "sites[0].upstream.host")]
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "[::]", "224.0.0.1", "255.255.255.255", "[ff02::1]", "[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::1]", "localhost"]  # noqa: S104 - refused
+    "host",
+    [
+        "0.0.0.0",
+        "[::]",
+        "224.0.0.1",
+        "255.255.255.255",
+        "[ff02::1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+        "localhost",
+    ],  # noqa: S104 - refused
 )
 def test_an_upstream_is_one_host_in_its_own_form(host):
     assert findings(to(host)) == [("bad_upstream", "sites[0].upstream.host")]
@@ -124,7 +145,9 @@ def test_a_certificate_is_compared_with_a_name():
     assert findings(to("app.lan", scheme="https")) == []
 
 
-@pytest.mark.parametrize("path", ["/etc/shadow", "/etc/letsencryptx/a.pem", "/root/a.pem", "/srv/a.pem", "/etc/letsencrypt"])
+@pytest.mark.parametrize(
+    "path", ["/etc/shadow", "/etc/letsencryptx/a.pem", "/root/a.pem", "/srv/a.pem", "/etc/letsencrypt"]
+)
 def test_certificates_and_keys_lie_where_they_may(path):
     plain = nginxes.document(nginxes.site(tls=nginxes.tls(certificate=path, key=path)))
     assert findings(plain) == [("outside_roots", "sites[0].tls.certificate"), ("outside_roots", "sites[0].tls.key")]

@@ -12,7 +12,25 @@ from latticed.system.nginx.intent import Answer, Files, Hsts, Match, Own, Redire
 from tests.house import nginxes
 
 HOSTILE = (
-    *("x;", "x;y", "x{", "x}", "x$host", "$x", 'x"', '"x"', "x'", "x\\", "x y", "x\ty", "x\n", "\nx", "x\r", "x#y", "#"),
+    *(
+        "x;",
+        "x;y",
+        "x{",
+        "x}",
+        "x$host",
+        "$x",
+        'x"',
+        '"x"',
+        "x'",
+        "x\\",
+        "x y",
+        "x\ty",
+        "x\n",
+        "\nx",
+        "x\r",
+        "x#y",
+        "#",
+    ),
     *("x\x00", "x\x1b[31m", "x\x7f", "x\x85", "x\u2028", "x\ud800", "x;}server{listen 81;", "x y;return 200 z", "${x}"),
     *("x`y`", "x|y", "x<y", "x>y", "../x", "x/../y", "x//y", "..", ".", "~ .*", "~x", "^x", "", " ", "x" * 300),
 )
@@ -64,12 +82,16 @@ def test_an_empty_document_is_an_intent_without_sites():
     assert decode.read({}).sites == ()
 
 
-@pytest.mark.parametrize("value", [*HOSTILE, *NOT_TEXT, "192.0.2.1", "*.192.0.2.1", "*.", "*", "**.x", "a.*.b", "[::1]"])
+@pytest.mark.parametrize(
+    "value", [*HOSTILE, *NOT_TEXT, "192.0.2.1", "*.192.0.2.1", "*.", "*", "**.x", "a.*.b", "[::1]"]
+)
 def test_what_is_no_domain_is_refused(value):
     assert ("bad_domain", "sites[0].domains[0]") in findings(one_site(domains=[value]))
 
 
-@pytest.mark.parametrize("value", [*HOSTILE, *NOT_TEXT, "127.1", "0x7f000001", "2130706433", "::1", "[::1", "[::ffff:1.2.3.4]"])
+@pytest.mark.parametrize(
+    "value", [*HOSTILE, *NOT_TEXT, "127.1", "0x7f000001", "2130706433", "::1", "[::1", "[::ffff:1.2.3.4]"]
+)
 def test_what_is_no_upstream_host_is_refused(value):
     upstream = {"scheme": "http", "host": value, "port": 80}
     assert findings(one_site(upstream=upstream)) == [("bad_host", "sites[0].upstream.host")]
@@ -83,12 +105,19 @@ def test_what_is_no_plain_path_of_a_file_is_refused(value):
     assert findings({"acme_webroot": value}) == [("bad_file", "acme_webroot")]
 
 
-@pytest.mark.parametrize("value", [*(f"/{one}" for one in HOSTILE if one not in GOOD_IN_PATHS), "", "x", "/%2e%2e/x", "/x/./y", "/x/.git", "/é"])
+@pytest.mark.parametrize(
+    "value",
+    [*(f"/{one}" for one in HOSTILE if one not in GOOD_IN_PATHS), "", "x", "/%2e%2e/x", "/x/./y", "/x/.git", "/é"],
+)
 def test_what_is_no_path_of_a_location_is_refused(value):
-    assert findings(one_site(locations=[{"path": value, "answer": 404}])) == [("bad_path", "sites[0].locations[0].path")]
+    assert findings(one_site(locations=[{"path": value, "answer": 404}])) == [
+        ("bad_path", "sites[0].locations[0].path")
+    ]
 
 
-@pytest.mark.parametrize("value", [*HOSTILE, *NOT_TEXT, "ftp://x", "//x", "https://", "https://x?y", "https://x#y", "http://x:0"])
+@pytest.mark.parametrize(
+    "value", [*HOSTILE, *NOT_TEXT, "ftp://x", "//x", "https://", "https://x?y", "https://x#y", "http://x:0"]
+)
 def test_what_is_no_target_of_a_redirect_is_refused(value):
     assert ("bad_target", "sites[0].redirect.to") in findings(one_site(redirect={"to": value}))
 

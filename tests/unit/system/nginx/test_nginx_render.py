@@ -86,12 +86,12 @@ def test_hsts_is_said_by_tls_alone():
     ("stderr", "names"),
     [
         (b'[emerg] 1#1: unknown directive "x" in /d/conf/sites/wiki.conf:3\n', {"wiki"}),
-        (b'[warn] 1#1: x in /d/conf/sites/shop.conf:3\n[emerg] 1#1: y in /d/conf/sites/wiki.conf:4\n', {"wiki"}),
+        (b"[warn] 1#1: x in /d/conf/sites/shop.conf:3\n[emerg] 1#1: y in /d/conf/sites/wiki.conf:4\n", {"wiki"}),
         (b'[emerg] 1#1: cannot load certificate "/etc/letsencrypt/live/shop/fullchain.pem": BIO\n', {"shop"}),
         (b'[emerg] 1#1: cannot load certificate key "/etc/letsencrypt/live/shop/privkey.pem": PEM\n', {"shop"}),
         (b"[emerg] 1#1: bind() to 0.0.0.0:80 failed (98: Address already in use)\n", set()),
-        (b'[emerg] 1#1: x in /d/conf/nginx.conf:4\n', set()),
-        (b'[warn] 1#1: x in /d/conf/sites/shop.conf:3\n', set()),
+        (b"[emerg] 1#1: x in /d/conf/nginx.conf:4\n", set()),
+        (b"[warn] 1#1: x in /d/conf/sites/shop.conf:3\n", set()),
         (b"", set()),
     ],
 )
@@ -133,7 +133,9 @@ def test_a_word_that_needs_quotes_gets_them(word):
     assert syntax.read(syntax.text(directives)) == directives
 
 
-@pytest.mark.parametrize("source", ["x", "x {", "}", "x; }", ";", "{ }", "x y { z }", "x 'y';", "x \\y;", "x\ty;", "x {" * 9 + "}" * 9])
+@pytest.mark.parametrize(
+    "source", ["x", "x {", "}", "x; }", ";", "{ }", "x y { z }", "x 'y';", "x \\y;", "x\ty;", "x {" * 9 + "}" * 9]
+)
 def test_a_text_that_is_not_of_our_writing_is_refused(source):
     with pytest.raises(ValueError):
         syntax.read(source)

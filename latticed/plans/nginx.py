@@ -1,0 +1,394 @@
+"""Plans of kind `nginx`: web sites, by an nginx of latticed's own that nothing else configures.
+
+    /var/lib/latticed-nginx/conf -> generations/6f0c…/     what nginx reads, replaced as a whole
+        rendering, not-served                              as it was applied; names of sites that answer 503
+        nginx.conf, probe.conf, sites/*.conf
+
+What is decided is pure and in `latticed.system.nginx`. nginx goes on running by itself. `nginx -s reload` says nothing
+of whether the files were taken: each generation has a server on a socket of its own that says its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.plans.effects import finding, parsed, ran
+from latticed.plans.kind import Live
+from latticed.plans.programs import failed
+from latticed.system.findings import IntentRefused
+from latticed.system.nft_guard import sources
+from latticed.system.nginx import applied, decode
+from latticed.system.nginx import check as checker
+from latticed.system.nginx import narrows as narrower
+from latticed.system.nginx import render as renderer
+from latticed.system.nginx.facts import Place, from_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latticed.plans.kind import Intent, ProgramEnd, Tools
+    from latticed.plans.protocol import Finding
+
+PACKAGES: Final = MappingProxyType({"nginx": "nginx-light", "ip": "iproute2", "ss": "iproute2"})
+RELOAD_S: Final = 8.0
+"""How long new workers may take to answer, and a stopped nginx to be gone."""
+TRIES: Final = 20
+"""Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
+_POLL_S: Final = 0.02
+_MAX_BYTES: Final = 8 << 20
+_RENDERING: Final = "rendering"
+_NOT_SERVED: Final = "not-served"
+_MAX_ANSWER: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is on disk and runs. `rendering`: empty for nothing. `pid`: of nginx, 0 for none. `answers`: it serves this
+    very generation. `intact`: the files are as we wrote them.
+    """
+
+    rendering: bytes = b""
+    not_served: tuple[str, ...] = ()
+    intact: bool = True
+    pid: int = 0
+    answers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NginxKind:
+    """An nginx whose configuration is all ours; files, sockets and processes of another one are never touched."""
+
+    place: Place = field(default_factory=Place)
+
+    @property
+    def name(self) -> str:
+        return "nginx"
+
+    @property
+    def target(self) -> str:
+        return f"nginx of latticed, {self.place.directory}"
+
+    @property
+    def programs(self) -> Mapping[str, str]:
+        return {"nginx": "/usr/sbin/nginx", "ip": "/usr/bin/ip", "ss": "/usr/bin/ss"}
+
+    # Pure
+
+    def secrets(self, intent: Intent) -> Mapping[str, str]:
+        """None: certificates and keys are files that stay where they are."""
+        del intent
+        return {}
+
+    def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
+        """As `nginx.check` has them."""
+        del source
+        try:
+            read = decode.read(intent)
+        except IntentRefused as refused:
+            return tuple(finding(one) for one in refused.findings)
+        facts = None if live is None else from_plain(live.facts)
+        return tuple(finding(one) for one in checker.check(read, self.place, facts))
+
+    def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
+        del live, secrets
+        return renderer.render(decode.read(intent), self.place)
+
+    def narrows(self, approved: Intent, new: Intent, *, now_s: int) -> bool:
+        """See `nginx.narrows`."""
+        del now_s
+        return narrower.narrows(decode.read(approved), decode.read(new))
+
+    def holds(self, rendering: bytes, live: Live) -> bool:
+        """Whether nginx serves this rendering; which sites answer 503 for want of a certificate is no drift."""
+        return live.basis == _basis_of(rendering)
+
+    # On the host
+
+    def observe(self, tools: Tools) -> Live:
+        """Sites with whether they are served, whether nginx runs, and what others listen at.
+
+        Facts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
+        intact}`, `sites`: `[{name, domains, served}]`.
+        """
+        found = self._seen()
+        ours = "nginx" if found.pid else ""
+        listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
+        listeners = [
+            {"address": str(address), "port": one.port, "whose": _whose(one.process, ours)}
+            for one in listening
+            for address in ((one.address,) if one.address is not None else ("0.0.0.0", "::"))  # noqa: S104 - as seen
+        ]
+        interfaces = parsed(sources.interfaces, ran(tools, PACKAGES, "ip", "-j", "address", "show").stdout, ())
+        sites = applied.sites(applied.read(found.rendering)) if found.rendering else ()
+        return Live(
+            facts={
+                "addresses": sorted({str(address) for one in interfaces for address in one.addresses}),
+                "listeners": listeners,
+                "published": self._published(),
+                "nginx": {"running": found.pid != 0, "intact": found.intact},
+                "sites": [
+                    {"name": one.name, "domains": list(one.domains), "served": one.name not in found.not_served}
+                    for one in sites
+                ],
+            },
+            basis=_basis(found),
+            text=found.rendering.decode("ascii"),
+        )
+
+    def validate(self, rendering: bytes, tools: Tools) -> None:
+        """`nginx -t`, of files beside those that are read."""
+        if not _sites(rendering):
+            return
+        candidate = self._written(rendering, "candidate")
+        try:
+            self._served(candidate, rendering, tools)
+        finally:
+            shutil.rmtree(candidate, ignore_errors=True)
+
+    def snapshot(self, tools: Tools) -> bytes:
+        """The rendering that is served; empty when there is none. Problem apply_failed for files that were edited."""
+        del tools
+        found = self._seen()
+        if not found.intact:
+            raise Problem(
+                "apply_failed",
+                f"the files below {self._current} were edited by hand and could not be put back as they are",
+                f"rm {self._current}, then apply again",
+            )
+        return found.rendering
+
+    def commit(self, rendering: bytes, tools: Tools) -> None:
+        """Files of a new generation, then nginx is started, or reads them anew; without sites it is stopped.
+
+        A site without its certificate, or that nginx does not take, answers 503 and keeps none of the others.
+        """
+        if not _sites(rendering):
+            self._stop()
+            return
+        generation = os.urandom(8).hex()
+        written = self._written(rendering, generation)
+        self._served(written, rendering, tools)
+        self._switch(generation)
+        pid = self._pid()
+        if pid:
+            os.kill(pid, signal.SIGHUP)
+        else:
+            # A killed nginx leaves its socket, and the next one would not start.
+            self._socket.unlink(missing_ok=True)
+            ran(tools, PACKAGES, "nginx", "-e", os.devnull, "-c", str(self._main), stays=True)
+        if not _within(lambda: self._answer() == generation):
+            why = "does not take the files: another program may have an address or port of it"
+            raise Problem("apply_failed", f"nginx {why}", "journalctl -t latticed_nginx")
+        for other in self._generations.iterdir():
+            if other.name != generation:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def self_check(self, rendering: bytes, tools: Tools) -> None:
+        """That workers which have read these files answer, and that each address and port of them is listened at."""
+        found = self._seen()
+        if _basis(found) != _basis_of(rendering):
+            raise Problem("apply_failed", "nginx does not serve what was applied")
+        if not found.rendering:
+            return
+        listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
+        bound = {one.port for one in listening if one.process == "nginx"}
+        if missing := applied.ports(applied.read(rendering)) - bound:
+            raise Problem("apply_failed", f"nginx does not listen at port {min(missing)}")
+
+    def restore(self, snapshot: bytes, tools: Tools) -> None:
+        """Serve what was served before, or nothing."""
+        if snapshot:
+            self.commit(snapshot, tools)
+        else:
+            self._stop()
+
+    # Files
+
+    @property
+    def _current(self) -> Path:
+        return Path(self.place.directory, "conf")
+
+    @property
+    def _main(self) -> Path:
+        return self._current / renderer.MAIN
+
+    @property
+    def _generations(self) -> Path:
+        return Path(self.place.directory, "generations")
+
+    @property
+    def _socket(self) -> Path:
+        return Path(self.place.directory, "probe.sock")
+
+    def _published(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.place.published))
+        except FileNotFoundError:
+            return []
+
+    def _written(self, rendering: bytes, generation: str) -> Path:
+        """The files of a rendering in a new directory, in which no site is left out yet."""
+        # Workers, which are not root, go through it to what they keep there, and to published files.
+        self._generations.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._generations.mkdir(mode=0o700, exist_ok=True)
+        made = self._generations / generation
+        shutil.rmtree(made, ignore_errors=True)
+        (made / renderer.SITES).mkdir(mode=0o700, parents=True)
+        probe = applied.probe(str(self._socket), generation)
+        _write(made / _RENDERING, rendering)
+        _write(made / renderer.PROBE, probe.encode("ascii"))
+        return made
+
+    def _served(self, directory: Path, rendering: bytes, tools: Tools) -> None:
+        """Put the sites into place that can be served, and for the others that they cannot. Problem tool_failed."""
+        wanted = applied.read(rendering)
+        sites = applied.sites(wanted)
+        bad = {one.name for one in sites if not all(Path(path).is_file() for path in one.certificates)}
+        for _ in range(TRIES):
+            for name, text in applied.tree(wanted, bad).items():
+                _write(directory / name, text.encode("ascii"))
+            _write(directory / _NOT_SERVED, json.dumps(sorted(bad)).encode("ascii"))
+            ended = _tried(directory / renderer.MAIN, tools)
+            if ended.status == 0:
+                files.sync_directory(directory / renderer.SITES)
+                files.sync_directory(directory)
+                return
+            if not (blamed := applied.blamed(wanted, ended.stderr) - bad):
+                raise failed("nginx", ended)
+            bad |= blamed
+        raise Problem("tool_failed", f"nginx finds fault with more than {TRIES} sites")
+
+    def _switch(self, generation: str) -> None:
+        made = self._current.with_name("conf.new")
+        made.unlink(missing_ok=True)
+        made.symlink_to(Path(self._generations.name, generation))
+        made.replace(self._current)
+        files.sync_directory(self._current.parent)
+
+    def _stop(self) -> None:
+        pid = self._pid()
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            if not _within(lambda: not self._pid()):
+                raise Problem("apply_failed", f"nginx ({pid}) does not end")
+        self._current.unlink(missing_ok=True)
+        shutil.rmtree(self._generations, ignore_errors=True)
+
+    # What is there
+
+    def _seen(self) -> _Seen:
+        pid = self._pid()
+        try:
+            generation = os.readlink(self._current).rpartition("/")[2]
+        except FileNotFoundError:
+            return _Seen(pid=pid)
+        try:
+            rendering = files.read_at_most(self._current / _RENDERING, _MAX_BYTES)
+            not_served = json.loads(files.read_at_most(self._current / _NOT_SERVED, _MAX_BYTES))
+            tree = applied.tree(applied.read(rendering), not_served)
+            probe = {renderer.PROBE: applied.probe(str(self._socket), generation)}
+            intact = all(
+                files.read_at_most(self._current / name, _MAX_BYTES) == text.encode("ascii")
+                for name, text in {**tree, **probe}.items()
+            )
+            there = {f"{renderer.SITES}/{name}" for name in os.listdir(self._current / renderer.SITES)}
+            intact = intact and there | {renderer.MAIN} == tree.keys()
+        except (OSError, ValueError, TypeError):
+            return _Seen(intact=False, pid=pid)
+        return _Seen(rendering, tuple(not_served), intact, pid, pid != 0 and self._answer() == generation)
+
+    def _pid(self) -> int:
+        """Our nginx's process, 0 when it does not run: one that has our socket, whatever the file with its pid says."""
+        try:
+            pid = int(files.read_at_most(Path(self.place.directory, "nginx.pid"), 32))
+            # Columns: Num RefCount Protocol Flags Type St Inode Path.
+            rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()]
+            ours = {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(self._socket)]}
+            descriptors = list(Path("/proc", str(pid), "fd").iterdir())
+        except (OSError, ValueError):
+            return 0
+        for one in descriptors:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                if os.readlink(one) in ours:
+                    return pid
+        return 0
+
+    def _answer(self) -> str:
+        """The generation that answers at the socket; empty when none does."""
+        connection = _UnixConnection(str(self._socket))
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read(_MAX_ANSWER).decode("ascii", "replace")
+        except (OSError, http.client.HTTPException):
+            return ""
+        finally:
+            connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP to a socket file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=1.0)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _sites(rendering: bytes) -> bool:
+    return bool(applied.sites(applied.read(rendering)))
+
+
+def _basis_of(rendering: bytes) -> bytes:
+    """What `_basis` is where this rendering is served."""
+    return _basis(_Seen(rendering, (), True, 1, True) if _sites(rendering) else _Seen())
+
+
+def _basis(found: _Seen) -> bytes:
+    digest = hashlib.sha256(found.rendering).hexdigest() if found.rendering else ""
+    running = "answers" if found.answers else "runs" if found.pid else "none"
+    return json.dumps([digest, found.intact, running]).encode("ascii")
+
+
+def _whose(process: str, ours: str) -> str:
+    if ours and process == ours:
+        return "nginx"
+    return "latticed" if process.startswith("latticed") else ""
+
+
+def _tried(main: Path, tools: Tools) -> ProgramEnd:
+    return ran(tools, PACKAGES, "nginx", "-t", "-e", os.devnull, "-c", str(main), ends=(0, 1))
+
+
+def _within(true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + RELOAD_S
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A new file, or an own one anew: nobody reads the directory yet."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with files.closing(fd):
+        files.write_all(fd, data)
+        os.fsync(fd)

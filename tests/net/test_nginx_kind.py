@@ -1,0 +1,224 @@
+"""The kind nginx with real nginx on loopback: what it observes, commits, proves and puts back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from latticed.model.errors import Problem
+from latticed.plans.nginx import NginxKind
+from latticed.plans.programs import ProgramTools
+from tests.house import nginxes
+
+pytestmark = pytest.mark.root
+
+
+@dataclass
+class Web:
+    """A place for an nginx of the kind, with two ports of loopback. Stopped afterwards, whatever happened."""
+
+    directory: Path
+    kind: NginxKind
+    tools: ProgramTools
+    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
+
+    def intent(self, *sites, **changes):
+        listen = {"addresses": ["127.0.0.1"], "http": self.ports[0], "https": self.ports[1]}
+        return nginxes.document(*sites, **{"listen": listen, **changes})
+
+    def committed(self, intent) -> bytes:
+        rendering = self.kind.render(intent, None, {})
+        assert self.kind.check(intent, self.kind.observe(self.tools), "") == ()
+        self.kind.validate(rendering, self.tools)
+        self.kind.commit(rendering, self.tools)
+        self.kind.self_check(rendering, self.tools)
+        assert self.kind.holds(rendering, self.kind.observe(self.tools))
+        return rendering
+
+    def get(self, host):
+        return nginxes.get(self.ports[0], host)[0]
+
+    def live(self):
+        return self.kind.observe(self.tools)
+
+    def pid(self) -> int:
+        return int((self.directory / "nginx.pid").read_text())
+
+
+@pytest.fixture
+def web(tmp_path) -> Iterator[Web]:
+    kind = NginxKind(nginxes.place_of(tmp_path))
+    made = Web(tmp_path, kind, ProgramTools(kind.programs))
+    yield made
+    kind.restore(b"", made.tools)
+    assert not made.live().facts["nginx"]["running"]
+
+
+def shop(status=410, **changes):
+    return nginxes.site(answer=status, **changes)
+
+
+def test_nothing_is_observed_where_nothing_is(web):
+    live = web.live()
+    assert live.text == ""
+    assert live.facts["sites"] == []
+    assert "127.0.0.1" in live.facts["addresses"]
+    assert web.kind.snapshot(web.tools) == b""
+    assert web.kind.holds(web.kind.render(nginxes.document(), None, {}), live)
+
+
+def test_sites_are_served_changed_without_another_master_and_gone(web):
+    rendering = web.committed(web.intent(shop()))
+    assert web.get("shop.example.org") == 410
+    assert web.live().text.encode() == rendering
+    master = web.pid()
+    web.committed(web.intent(shop(404), nginxes.site("wiki", answer=403)))
+    assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (404, 403)
+    assert web.pid() == master
+    assert len(list((web.directory / "generations").iterdir())) == 1
+    web.committed(web.intent())
+    with pytest.raises(OSError):
+        web.get("shop.example.org")
+
+
+def test_a_snapshot_is_put_back_twice_and_after_none(web):
+    web.kind.restore(b"", web.tools)
+    web.committed(web.intent(shop()))
+    before = web.kind.snapshot(web.tools)
+    web.committed(web.intent(shop(404)))
+    for _ in range(2):
+        web.kind.restore(before, web.tools)
+        assert web.get("shop.example.org") == 410
+        assert web.kind.holds(before, web.live())
+
+
+def test_a_port_that_is_taken_is_refused_before_and_undone_where_it_was_not_seen(web):
+    web.committed(web.intent(shop()))
+    before = web.kind.snapshot(web.tools)
+    with nginxes.backend("other") as other:
+        intent = web.intent(shop(404), listen={"addresses": ["127.0.0.1"], "http": other.port, "https": web.ports[1]})
+        assert [one.code for one in web.kind.check(intent, web.live(), "")] == ["port_taken"]
+        rendering = web.kind.render(intent, None, {})
+        web.kind.validate(rendering, web.tools)  # nginx's own test finds nothing
+        with pytest.raises(Problem) as caught:
+            web.kind.commit(rendering, web.tools)
+        assert caught.value.code == "apply_failed"
+        assert web.get("shop.example.org") == 410  # the master goes on with what it had
+        web.kind.restore(before, web.tools)
+    assert web.get("shop.example.org") == 410
+    assert web.kind.holds(before, web.live())
+
+
+def test_a_taken_port_keeps_nginx_from_starting_and_nothing_is_left(web):
+    with nginxes.backend("other") as other:
+        intent = web.intent(shop(), listen={"addresses": ["127.0.0.1"], "http": other.port, "https": web.ports[1]})
+        with pytest.raises(Problem) as caught:
+            web.kind.commit(web.kind.render(intent, None, {}), web.tools)
+        assert caught.value.code == "tool_failed"
+        assert "Address already in use" in caught.value.reason
+        web.kind.restore(b"", web.tools)
+    assert web.live().text == ""
+
+
+def test_a_site_without_its_certificate_answers_503_and_is_named_and_no_other_is_touched(web):
+    lost = shop(tls=nginxes.tls(live=str(web.directory / "live")))
+    web.committed(web.intent(lost, nginxes.site("wiki", answer=410)))
+    assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (503, 410)
+    assert {one["name"]: one["served"] for one in web.live().facts["sites"]} == {"shop": False, "wiki": True}
+
+
+def test_a_certificate_that_nginx_does_not_take_is_its_site_s_503(web):
+    live = web.directory / "live" / "shop"
+    live.mkdir(parents=True)
+    for name in ("fullchain.pem", "privkey.pem"):
+        (live / name).write_text("nothing")
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live.parent))), nginxes.site("wiki", answer=410)))
+    assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (503, 410)
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "killed"])
+def test_what_somebody_else_changes_is_drift(web, change):
+    rendering = web.committed(web.intent(shop()))
+    conf = web.directory / "conf"
+    match change:
+        case "edited":
+            (conf / "sites" / "shop.conf").write_text("server { listen 127.0.0.1:1; }")
+        case "added":
+            (conf / "sites" / "more.conf").write_text("")
+        case "removed":
+            (conf / "nginx.conf").unlink()
+        case "killed":
+            killed(web)
+    assert not web.kind.holds(rendering, web.live())
+    if change != "killed":
+        with pytest.raises(Problem, match="edited by hand"):
+            web.kind.snapshot(web.tools)
+    web.kind.commit(rendering, web.tools)
+    web.kind.self_check(rendering, web.tools)
+    assert web.get("shop.example.org") == 410
+
+
+def killed(web):
+    """kill -9 of master and workers: a boot finds their pid file and socket."""
+    master = web.pid()
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    for pid in (master, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + nginxes.PATIENCE_S
+    while web.live().facts["nginx"]["running"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_pid_file_that_names_somebody_else_signals_nobody(web):
+    with subprocess.Popen(["/usr/bin/sleep", "60"]) as other:
+        (web.directory / "nginx.pid").write_text(str(other.pid))
+        assert not web.live().facts["nginx"]["running"]
+        web.committed(web.intent(shop()))
+        web.kind.restore(b"", web.tools)
+        assert other.poll() is None
+        other.kill()
+
+
+def test_another_nginx_s_files_and_processes_are_left_alone(web, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("foreign")
+    with nginxes.running(directory, nginxes.document(nginxes.site("foreign", answer=403))) as foreign:
+        before = {path: path.read_bytes() for path in directory.rglob("*.conf")}
+        etc = {path: path.stat().st_mtime_ns for path in Path("/etc/nginx").rglob("*")}
+        web.committed(web.intent(shop()))
+        web.committed(web.intent())
+        assert foreign.get("foreign.example.org")[0] == 403
+        assert {path: path.read_bytes() for path in directory.rglob("*.conf")} == before
+        assert {path: path.stat().st_mtime_ns for path in Path("/etc/nginx").rglob("*")} == etc
+
+
+def test_a_tool_that_hangs_leaves_the_sites_as_they_were(web, tmp_path):
+    rendering = web.committed(web.intent(shop()))
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    tools = ProgramTools({**web.kind.programs, "nginx": str(slow)}, deadline_s=0.5)
+    other = web.kind.render(web.intent(shop(404)), None, {})
+    for effect in (web.kind.validate, web.kind.commit):
+        with contextlib.suppress(Problem):
+            effect(other, tools)
+            pytest.fail("it is taken for good")
+    assert web.get("shop.example.org") == 410
+    assert web.kind.holds(rendering, web.live())
+
+
+def test_hostile_intents_are_findings_and_never_reach_nginx(web):
+    for word in ("x;", "x}", "$host", 'x"', "x\ny", "../x", "x#", "x y", "x\\"):
+        intent = web.intent(nginxes.site(domains=[word]))
+        codes = {one.code for one in web.kind.check(intent, None, "")}
+        assert codes == {"bad_domain"}
+        assert json.dumps(intent)
