@@ -389,6 +389,13 @@ def ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
+def taken(port: int) -> Iterator[None]:
+    """A port of loopback that somebody else listens at."""
+    with socket.create_server(("127.0.0.1", port)):
+        yield
+
+
+@contextlib.contextmanager
 def running(directory: Path, plain, bad=(), **own: int) -> Iterator[Running]:
     """nginx with the sites of a document, checked as an intent is; stopped afterwards."""
     first, second = ports(2)
@@ -427,7 +434,7 @@ def backend(name: str, address: str = "127.0.0.1") -> Iterator[Backend]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self):  # noqa: N802 - http.server's name
+        def do_GET(self):
             made.paths.append(self.path)
             body = json.dumps({"name": name, "headers": {key.lower(): value for key, value in self.headers.items()}})
             self.send_response(200)

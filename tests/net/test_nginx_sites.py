@@ -324,7 +324,8 @@ def echo() -> Iterator[SimpleNamespace]:
                 return
             digest = hashlib.sha1((headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode())  # noqa: S324 - RFC 6455
             accept = base64.b64encode(digest.digest()).decode()
-            answer = f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            answer += f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
             connection.sendall(answer.encode())
             while chunk := connection.recv(4_096):
                 connection.sendall(chunk)

@@ -67,7 +67,7 @@ def _tokens(source: str) -> Iterator[str]:
     while at < len(source):
         found = _TOKEN.match(source, at)
         if found is None:
-            raise ValueError(f"not of our writing: {ascii(source[at : at + 40])}")
+            raise ValueError(f"not of our writing: {source[at : at + 40]!a}")
         at = found.end()
         if not found[0].isspace():
             yield found[0]

@@ -19,8 +19,8 @@ def listener(address, port):
 
 FACTS = Facts(
     addresses=HOST,
-    taken=(listener("127.0.0.1", 22), listener("0.0.0.0", 3_000)),  # noqa: S104 - a fact, nothing is bound
-    ours=(listener("127.0.0.1", 7_180), listener("::1", 7_181), listener("0.0.0.0", 7_190)),  # noqa: S104 - as above
+    taken=(listener("127.0.0.1", 22), listener("0.0.0.0", 3_000)),
+    ours=(listener("127.0.0.1", 7_180), listener("::1", 7_181), listener("0.0.0.0", 7_190)),
     published=frozenset({"ab" * 32}),
 )
 
@@ -96,7 +96,7 @@ def test_no_upstream_is_the_metadata_of_a_cloud(host):
         "[64:ff9b::a9fe:a9fe]",
         "[2002:a9fe:a9fe::1]",
         "localhost",
-    ],  # noqa: S104 - refused
+    ],
 )
 def test_an_upstream_is_one_host_in_its_own_form(host):
     assert findings(to(host)) == [("bad_upstream", "sites[0].upstream.host")]
@@ -215,7 +215,7 @@ def test_a_site_does_not_send_to_itself(target, tls, looping):
         ({"addresses": ["192.0.2.99"]}, [("no_address", "listen.addresses[0]")]),
         ({"http": 443}, [("duplicate", "listen.https")]),
         ({"addresses": ["192.0.2.10", "192.0.2.10"]}, [("duplicate", "listen.addresses[1]")]),
-        ({"addresses": ["0.0.0.0", "192.0.2.10"]}, [("duplicate", "listen.addresses")]),  # noqa: S104 - refused
+        ({"addresses": ["0.0.0.0", "192.0.2.10"]}, [("duplicate", "listen.addresses")]),
     ],
 )
 def test_addresses_and_ports_are_this_host_s_and_free(listen, found):
