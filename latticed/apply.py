@@ -230,7 +230,7 @@ def _opened(settings: Settings, kinds: Mapping[str, Kind] | None, *, fresh: bool
     from latticed.plans import store as stores
     from latticed.plans.upkeep import Choices, Upkeep
 
-    known = built_in.KINDS if kinds is None else kinds
+    known = built_in.configured(settings) if kinds is None else kinds
     wanted = settings.apply
     if unknown := sorted({*wanted.kinds, *wanted.restore} - known.keys()):
         here = ", ".join(sorted(known)) or "none"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from latticed.plans.kind import Kind
+    from latticed.settings import Settings
+    from latticed.settings.shapes import HttpSettings
 
 
 class Kinds(Mapping[str, "Kind"]):
@@ -40,11 +42,17 @@ def _wireguard() -> Kind:
     return WireguardKind()
 
 
-def _nginx() -> Kind:
-    from latticed.plans.nginx import NginxKind
+def _nginx(http: HttpSettings | None = None) -> Kind:
+    from latticed.plans.nginx import NginxKind, place
 
-    return NginxKind()
+    return NginxKind() if http is None else NginxKind(place(http.listen, http.service_listen))
 
 
-KINDS: Final = Kinds({"nft": _nft, "nginx": _nginx, "wireguard": _wireguard})
+_MAKERS: Final = {"nft": _nft, "nginx": _nginx, "wireguard": _wireguard}
+KINDS: Final = Kinds(_MAKERS)
 """A kind that is not here is kept as a plan and reviewed by nobody; `latticed-apply` says so (`kind_unknown`)."""
+
+
+def configured(settings: Settings) -> Kinds:
+    """The same, as the settings have them: nginx forwards to latticed's own listeners, wherever those are."""
+    return Kinds({**_MAKERS, "nginx": lambda: _nginx(settings.http)})

@@ -29,6 +29,7 @@ from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
 from latticed.plans.programs import failed
+from latticed.settings import endpoints
 from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard import sources
 from latticed.system.nginx import applied, decode
@@ -36,6 +37,7 @@ from latticed.system.nginx import check as checker
 from latticed.system.nginx import narrows as narrower
 from latticed.system.nginx import render as renderer
 from latticed.system.nginx.facts import Place, from_plain
+from latticed.system.nginx.intent import Own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +55,12 @@ _MAX_BYTES: Final = 8 << 20
 _RENDERING: Final = "rendering"
 _NOT_SERVED: Final = "not-served"
 _MAX_ANSWER: Final = 64
+
+
+def place(listen: str, service_listen: str) -> Place:
+    """Where it is, with latticed's listeners of these settings (`[http]`); a port of 0 is none."""
+    given = {Own.HTTP: endpoints.loopback(listen), Own.SERVICES: endpoints.loopback(service_listen)}
+    return Place(own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}))
 
 
 @dataclass(frozen=True, slots=True)

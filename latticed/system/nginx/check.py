@@ -147,9 +147,9 @@ def _handlers(intent: Intent) -> Iterator[tuple[str, Handler, str]]:
 def _handler(intent: Intent, handler: Handler, path: str, place: Place, facts: Facts | None) -> Iterator[Finding]:
     match handler:
         case Upstream():
-            yield from _upstream(intent, handler, f"{path}.upstream", facts)
+            yield from _upstream(intent, handler, f"{path}.upstream", place, facts)
         case Own() if facts is not None and handler not in place.own:
-            hint = f"switch it on in the settings of latticed ({'http.services' if handler == 'services' else 'http'})"
+            hint = f"settings: http.{'service_listen' if handler is Own.SERVICES else 'listen'} names address and port"
             expected = "a listener of latticed that is switched on"
             yield Finding(code="no_listener", path=f"{path}.upstream", expected=expected, found=handler, hint=hint)
         case Files():
@@ -159,10 +159,10 @@ def _handler(intent: Intent, handler: Handler, path: str, place: Place, facts: F
             yield Finding(code="not_published", path=f"{path}.publish", expected=expected, found=handler.digest)
 
 
-def _upstream(intent: Intent, upstream: Upstream, path: str, facts: Facts | None) -> Iterator[Finding]:
+def _upstream(intent: Intent, upstream: Upstream, path: str, place: Place, facts: Facts | None) -> Iterator[Finding]:
     where, host = f"{path}.host", upstream.host
     address = hosts.address_of(host)
-    ours = () if facts is None else facts.ours
+    ours = [*place.listeners, *(() if facts is None else facts.ours)]
     if address is None:
         if not intent.resolvers:
             hint = 'as "resolvers": ["127.0.0.53"]; nginx does not read /etc/hosts'

@@ -17,6 +17,14 @@ CERTIFICATE_ROOTS: Final = ("/etc/letsencrypt", "/etc/ssl", "/etc/latticed/certi
 FILE_ROOTS: Final = ("/srv", "/var/www")
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A TCP socket that something has bound; `0.0.0.0` and `::` for all addresses."""
+
+    address: Address
+    port: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where our nginx has its files, and as whom its workers run.
@@ -36,13 +44,10 @@ class Place:
         """The directory that holds the files of plugins, by digest."""
         return f"{self.directory}/published"
 
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A TCP socket that something has bound; `0.0.0.0` and `::` for all addresses."""
-
-    address: Address
-    port: int
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Those of `own`."""
+        return tuple(Listener(ipaddress.ip_address(host), port) for host, port in self.own.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

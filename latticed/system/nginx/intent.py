@@ -52,7 +52,7 @@ class Scheme(StrEnum):
 
 
 class Own(StrEnum):
-    """latticed's own two HTTP listeners, the only ones of ours that nginx may forward to (settings `http`)."""
+    """latticed's own two HTTP listeners, the only ones of ours that nginx may forward to (settings `[http]`)."""
 
     HTTP = "http"
     SERVICES = "services"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 import pytest
 
+from latticed.plans.nginx import place
 from latticed.system.nginx import check, decode
 from latticed.system.nginx.facts import Facts, Listener
+from latticed.system.nginx.intent import Own
 from tests.house import nginxes
 
 HOST = (ipaddress.ip_address("192.0.2.10"), ipaddress.ip_address("2001:db8::10"))
@@ -127,10 +130,17 @@ def test_no_upstream_is_this_nginx(host, port):
     assert findings(to(host, port), FACTS) == [("upstream_loop", "sites[0].upstream")]
 
 
+def test_latticed_s_own_listeners_are_known_by_its_settings():
+    found = place("127.0.0.1:8787", "[::1]:8788")
+    assert dict(found.own) == {Own.HTTP: ("127.0.0.1", 8_787), Own.SERVICES: ("::1", 8_788)}
+    assert dict(place("127.0.0.1:0", "").own) == {}
+    assert findings(to("[::1]", 8_788), place=found) == [("own_listener", "sites[0].upstream")]
+
+
 def test_http_and_services_have_to_be_listeners_that_there_are():
     plain = nginxes.document(nginxes.site(upstream="services"))
-    place = nginxes.place_of(nginxes.Path("/srv"), http=7_180)
-    assert findings(plain, FACTS, place) == [("no_listener", "sites[0].upstream")]
+    there = nginxes.place_of(Path("/srv"), http=7_180)
+    assert findings(plain, FACTS, there) == [("no_listener", "sites[0].upstream")]
 
 
 def test_a_name_needs_somebody_who_knows_it():
