@@ -36,7 +36,7 @@ from latticed.system.nginx import applied, decode
 from latticed.system.nginx import check as checker
 from latticed.system.nginx import narrows as narrower
 from latticed.system.nginx import render as renderer
-from latticed.system.nginx.facts import Place, from_plain
+from latticed.system.nginx.facts import NginxPlace, from_plain
 from latticed.system.nginx.intent import Own
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ _NOT_SERVED: Final = "not-served"
 _MAX_ANSWER: Final = 64
 
 
-def place(listen: str, service_listen: str) -> Place:
+def place(listen: str, service_listen: str) -> NginxPlace:
     """Where it is, with latticed's listeners of these settings (`[http]`); a port of 0 is none."""
     given = {Own.HTTP: endpoints.loopback(listen), Own.SERVICES: endpoints.loopback(service_listen)}
-    return Place(own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}))
+    return NginxPlace(own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class _Seen:
 class NginxKind:
     """An nginx whose configuration is all ours; files, sockets and processes of another one are never touched."""
 
-    place: Place = field(default_factory=Place)
+    place: NginxPlace = field(default_factory=NginxPlace)
 
     @property
     def name(self) -> str:
@@ -129,7 +129,7 @@ class NginxKind:
     def observe(self, tools: Tools) -> Live:
         """Sites with whether they are served, whether nginx runs, and what others listen at.
 
-        Facts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
+        NginxFacts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
         intact}`, `sites`: `[{name, domains, served}]`.
         """
         found = self._seen()

@@ -11,10 +11,10 @@ import sys
 from latticed import apply
 from latticed.plans.kinds import Kinds
 from latticed.plans.nginx import NginxKind
-from latticed.system.nginx.facts import Place
+from latticed.system.nginx.facts import NginxPlace
 
 if __name__ == "__main__":
     directory = sys.argv[1]
-    place = Place(directory=directory, user="root", certificates=(directory,), files=(directory,))
+    place = NginxPlace(directory=directory, user="root", certificates=(directory,), files=(directory,))
     again = (sys.executable, "-I", os.path.abspath(__file__), directory)
     sys.exit(apply.main(sys.argv[2:], kinds=Kinds({"nginx": lambda: NginxKind(place)}), command=again))

@@ -22,12 +22,12 @@ from types import MappingProxyType
 import crossplane
 
 from latticed.system.nginx import applied, check, decode, render
-from latticed.system.nginx.facts import Place
+from latticed.system.nginx.facts import NginxPlace
 from latticed.system.nginx.intent import Own
 
 NGINX = "/usr/sbin/nginx"
 PATIENCE_S = 20
-PLACE = Place(own=MappingProxyType({Own.HTTP: ("127.0.0.1", 7180), Own.SERVICES: ("::1", 7181)}))
+PLACE = NginxPlace(own=MappingProxyType({Own.HTTP: ("127.0.0.1", 7180), Own.SERVICES: ("::1", 7181)}))
 
 
 # Intents
@@ -316,9 +316,9 @@ def tried(main: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([NGINX, "-t", "-e", "stderr", "-c", str(main)], check=False, capture_output=True, timeout=60)
 
 
-def place_of(directory: Path, **own: int) -> Place:
+def place_of(directory: Path, **own: int) -> NginxPlace:
     """A place below a directory of the test, whose files this process's own user serves."""
-    return Place(
+    return NginxPlace(
         directory=str(directory),
         user=pwd.getpwuid(os.geteuid()).pw_name,
         own=MappingProxyType({Own(name): ("127.0.0.1", port) for name, port in own.items()}),
@@ -332,7 +332,7 @@ class Running:
     """An nginx of the test's own on loopback."""
 
     directory: Path
-    place: Place
+    place: NginxPlace
     http: int
     https: int
     child: subprocess.Popen[bytes]

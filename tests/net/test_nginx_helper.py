@@ -16,14 +16,14 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.nginx import NginxKind
 from latticed.plans.programs import ProgramTools
-from latticed.system.nginx.facts import Place
+from latticed.system.nginx.facts import NginxPlace
 from tests.house import apply_helpers, nginx_kind, nginxes, processes
 
 pytestmark = pytest.mark.root
 
 
 @dataclass
-class NginxPlace(apply_helpers.Place):
+class WebPlace(apply_helpers.Place):
     """A helper that applies nginx below its home, on two ports of loopback."""
 
     ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
@@ -53,10 +53,10 @@ class NginxPlace(apply_helpers.Place):
 
 
 @pytest.fixture
-def place() -> Iterator[NginxPlace]:
+def place() -> Iterator[WebPlace]:
     with apply_helpers.place() as made:
-        found = NginxPlace(home=made.home)
-        kind = NginxKind(Place(directory=str(found.web)))
+        found = WebPlace(home=made.home)
+        kind = NginxKind(NginxPlace(directory=str(found.web)))
         try:
             yield found
         finally:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.model import addresses, hosts
 from latticed.system.findings import MAX_FINDINGS, Finding
-from latticed.system.nginx.facts import Listener, Place
-from latticed.system.nginx.intent import Files, Own, Published, Redirect, Scheme, Upstream
+from latticed.system.nginx.facts import BoundSocket, NginxPlace
+from latticed.system.nginx.intent import Files, Own, PublishedFiles, Redirect, Scheme, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
     from latticed.model.addresses import Address
-    from latticed.system.nginx.facts import Facts
-    from latticed.system.nginx.intent import Handler, Intent, Site
+    from latticed.system.nginx.facts import NginxFacts
+    from latticed.system.nginx.intent import Handler, NginxIntent, Site
 
 CHALLENGES: Final = "/.well-known/acme-challenge/"
 """Where an ACME server looks for its answers (RFC 8555, section 8.3)."""
@@ -34,9 +34,9 @@ _NO_HOST: Final = frozenset(
 )
 
 
-def check(intent: Intent, place: Place | None = None, facts: Facts | None = None) -> tuple[Finding, ...]:
+def check(intent: NginxIntent, place: NginxPlace | None = None, facts: NginxFacts | None = None) -> tuple[Finding, ...]:
     """Every fault (at most 100) in the meaning of an intent that `decode.read` took; with facts, of the host too."""
-    place = place or Place()
+    place = place or NginxPlace()
     found = [*_names(intent), *_shared(intent, place)]
     for index, site in enumerate(intent.sites):
         found += _site(intent, site, f"sites[{index}]", place)
@@ -47,7 +47,7 @@ def check(intent: Intent, place: Place | None = None, facts: Facts | None = None
     return tuple(found[:MAX_FINDINGS])
 
 
-def _names(intent: Intent) -> Iterator[Finding]:
+def _names(intent: NginxIntent) -> Iterator[Finding]:
     yield from _twice(
         ((f"sites[{index}].name", one.name) for index, one in enumerate(intent.sites)), "a name of its own"
     )
@@ -70,7 +70,7 @@ def _names(intent: Intent) -> Iterator[Finding]:
                 yield Finding(code="unknown_access", path=path, expected="the name of a list in access", found=name)
 
 
-def _shared(intent: Intent, place: Place) -> Iterator[Finding]:
+def _shared(intent: NginxIntent, place: NginxPlace) -> Iterator[Finding]:
     if intent.listen.http == intent.listen.https:
         expected = "another port than that of listen.http"
         yield Finding(code="duplicate", path="listen.https", expected=expected, found=str(intent.listen.https))
@@ -95,7 +95,7 @@ def _shared(intent: Intent, place: Place) -> Iterator[Finding]:
             yield Finding(code="too_wide", path=f"real_ip.from[{index}]", expected=expected, found=str(one))
 
 
-def _site(intent: Intent, site: Site, path: str, place: Place) -> Iterator[Finding]:
+def _site(intent: NginxIntent, site: Site, path: str, place: NginxPlace) -> Iterator[Finding]:
     locations = (
         (f"{path}.locations[{index}].path", f"{one.match} {one.path}") for index, one in enumerate(site.locations)
     )
@@ -116,7 +116,7 @@ def _site(intent: Intent, site: Site, path: str, place: Place) -> Iterator[Findi
         yield Finding(code="redirect_loop", path=f"{path}.redirect.to", expected=expected, found=site.handler.to)
 
 
-def _loops(intent: Intent, site: Site, redirect: Redirect) -> bool:
+def _loops(intent: NginxIntent, site: Site, redirect: Redirect) -> bool:
     """Whether a site that does nothing but send on sends to itself."""
     if site.tls is None:
         own = [("http", intent.listen.http, 80)]
@@ -138,13 +138,15 @@ def _covers(domain: str, host: str) -> bool:
     return host.endswith(domain[1:]) if domain.startswith("*.") else host == domain
 
 
-def _handlers(intent: Intent) -> Iterator[tuple[str, Handler, str]]:
+def _handlers(intent: NginxIntent) -> Iterator[tuple[str, Handler, str]]:
     for index, site in enumerate(intent.sites):
         for path, one, access in site.handlers():
             yield f"sites[{index}]{path}", one, access
 
 
-def _handler(intent: Intent, handler: Handler, path: str, place: Place, facts: Facts | None) -> Iterator[Finding]:
+def _handler(
+    intent: NginxIntent, handler: Handler, path: str, place: NginxPlace, facts: NginxFacts | None
+) -> Iterator[Finding]:
     match handler:
         case Upstream():
             yield from _upstream(intent, handler, f"{path}.upstream", place, facts)
@@ -154,12 +156,14 @@ def _handler(intent: Intent, handler: Handler, path: str, place: Place, facts: F
             yield Finding(code="no_listener", path=f"{path}.upstream", expected=expected, found=handler, hint=hint)
         case Files():
             yield from _below(handler.root, place.files, f"{path}.root")
-        case Published() if facts is not None and handler.digest not in facts.published:
+        case PublishedFiles() if facts is not None and handler.digest not in facts.published:
             expected = "the digest of published files that are here"
             yield Finding(code="not_published", path=f"{path}.publish", expected=expected, found=handler.digest)
 
 
-def _upstream(intent: Intent, upstream: Upstream, path: str, place: Place, facts: Facts | None) -> Iterator[Finding]:
+def _upstream(
+    intent: NginxIntent, upstream: Upstream, path: str, place: NginxPlace, facts: NginxFacts | None
+) -> Iterator[Finding]:
     where, host = f"{path}.host", upstream.host
     address = hosts.address_of(host)
     ours = [*place.listeners, *(() if facts is None else facts.ours)]
@@ -198,7 +202,7 @@ def _upstream(intent: Intent, upstream: Upstream, path: str, place: Place, facts
 _ALL: Final = tuple(hosts.address_of(one) for one in ("0.0.0.0", "::"))  # noqa: S104 - compared, never bound
 
 
-def _meets(bound: Address | None, address: Address, facts: Facts | None) -> bool:
+def _meets(bound: Address | None, address: Address, facts: NginxFacts | None) -> bool:
     """Whether what is sent to `address` from this host gets to a socket that is bound to `bound`."""
     if bound is None:
         return False
@@ -207,7 +211,7 @@ def _meets(bound: Address | None, address: Address, facts: Facts | None) -> bool
     return bound == address
 
 
-def _host(intent: Intent, facts: Facts) -> Iterator[Finding]:
+def _host(intent: NginxIntent, facts: NginxFacts) -> Iterator[Finding]:
     """What does not fit this host."""
     listen = intent.listen
     for index, address in enumerate(listen.addresses):
@@ -225,7 +229,7 @@ def _host(intent: Intent, facts: Facts) -> Iterator[Finding]:
             yield Finding(code="port_taken", path=f"listen.{name}", expected=expected, found=found, hint=hint)
 
 
-def _clashes(taken: Listener, wanted: Iterable[Address | None]) -> bool:
+def _clashes(taken: BoundSocket, wanted: Iterable[Address | None]) -> bool:
     return any(
         one == taken.address
         or (

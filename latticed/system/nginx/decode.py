@@ -32,10 +32,10 @@ _ACCESS: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _ACCESS_EXPECTED: Final = "the name of an access list: a-z, then at most 31 of a-z 0-9 _"
 _HANDLERS: Final = ("upstream", "root", "publish", "redirect", "answer")
 _SITE_KEYS: Final = f"name domains tls locations access websockets max_body_mb enabled {' '.join(_HANDLERS)}"
-_NOTHING: Final = model.Answer(404)
+_NOTHING: Final = model.BareAnswer(404)
 
 
-def read(plain: Any) -> model.Intent:
+def read(plain: Any) -> model.NginxIntent:
     """The intent in plain JSON values, or IntentRefused with every fault of its form (at most 100).
 
     What the form cannot show (a domain that two sites have, a list that there is not) is for `check`.
@@ -48,9 +48,9 @@ def read(plain: Any) -> model.Intent:
 
 
 class _NginxReader(Reader):
-    def intent(self, plain: Any) -> model.Intent:
+    def intent(self, plain: Any) -> model.NginxIntent:
         fields = self.fields(plain, "", "sites listen access resolvers real_ip acme_webroot drain_s")
-        return model.Intent(
+        return model.NginxIntent(
             sites=self.each(fields, "sites", "sites", model.MAX_SITES, self.site),
             listen=self.listen(fields["listen"], "listen") if "listen" in fields else model.Listen(),
             access=self.each(fields, "access", "access", model.MAX_ACCESS, self.access_list),
@@ -144,10 +144,10 @@ class _NginxReader(Reader):
                 return model.Files(self.file(value, where))
             case "publish":
                 expected = "the SHA-256 of published files: 64 of 0-9 a-f"
-                return model.Published(self.text(value, where, "bad_digest", _DIGEST, expected))
+                return model.PublishedFiles(self.text(value, where, "bad_digest", _DIGEST, expected))
             case "redirect":
                 return self.redirect(value, where)
-        return model.Answer(self.one_of(value, where, model.ANSWERS))
+        return model.BareAnswer(self.one_of(value, where, model.ANSWERS))
 
     def upstream(self, value: Any, path: str) -> model.Upstream | model.Own:
         if isinstance(value, str):

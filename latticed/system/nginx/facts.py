@@ -18,7 +18,7 @@ FILE_ROOTS: Final = ("/srv", "/var/www")
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class BoundSocket:
     """A TCP socket that something has bound; `0.0.0.0` and `::` for all addresses."""
 
     address: Address
@@ -26,7 +26,7 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class NginxPlace:
     """Where our nginx has its files, and as whom its workers run.
 
     `own`: address and port of those of latticed's two HTTP listeners that there are. `certificates` and `files`:
@@ -45,28 +45,30 @@ class Place:
         return f"{self.directory}/published"
 
     @property
-    def listeners(self) -> tuple[Listener, ...]:
+    def listeners(self) -> tuple[BoundSocket, ...]:
         """Those of `own`."""
-        return tuple(Listener(ipaddress.ip_address(host), port) for host, port in self.own.values())
+        return tuple(BoundSocket(ipaddress.ip_address(host), port) for host, port in self.own.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class NginxFacts:
     """`addresses`: this host's. `taken`: listeners of others than our nginx. `ours`: those of latticed, all of them.
 
     `published`: digests that can be served.
     """
 
     addresses: tuple[Address, ...] = ()
-    taken: tuple[Listener, ...] = ()
-    ours: tuple[Listener, ...] = ()
+    taken: tuple[BoundSocket, ...] = ()
+    ours: tuple[BoundSocket, ...] = ()
     published: frozenset[str] = frozenset()
 
 
-def from_plain(plain: Mapping[str, Any]) -> Facts:
-    """Facts of what the kind `nginx` observes: `addresses`, `listeners` (address, port, whose) and `published`."""
-    found = [(Listener(ipaddress.ip_address(one["address"]), one["port"]), one["whose"]) for one in plain["listeners"]]
-    return Facts(
+def from_plain(plain: Mapping[str, Any]) -> NginxFacts:
+    """NginxFacts of what the kind `nginx` observes: `addresses`, `listeners` (address, port, whose) and `published`."""
+    found = [
+        (BoundSocket(ipaddress.ip_address(one["address"]), one["port"]), one["whose"]) for one in plain["listeners"]
+    ]
+    return NginxFacts(
         addresses=tuple(ipaddress.ip_address(one) for one in plain["addresses"]),
         taken=tuple(one for one, whose in found if whose != "nginx"),
         ours=tuple(one for one, whose in found if whose == "latticed"),

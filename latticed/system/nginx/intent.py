@@ -89,7 +89,7 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedFiles:
     """Files of a plugin, copied under the SHA-256 of all of them."""
 
     digest: str
@@ -105,13 +105,13 @@ class Redirect:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BareAnswer:
     """A status and nothing else: a dead host."""
 
     status: int
 
 
-Handler = Upstream | Own | Files | Published | Redirect | Answer
+Handler = Upstream | Own | Files | PublishedFiles | Redirect | BareAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +192,7 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class NginxIntent:
     """`drain_s`: how long connections of before a reload go on, websockets above all."""
 
     sites: tuple[Site, ...] = ()

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from latticed.model.addresses import Network
-    from latticed.system.nginx.intent import Intent, Site
+    from latticed.system.nginx.intent import NginxIntent, Site
 
 Allowed = tuple["Network", ...] | None
 """Who may come in; None: everybody."""
 
 
-def narrows(approved: Intent, new: Intent) -> bool:
+def narrows(approved: NginxIntent, new: NginxIntent) -> bool:
     """True only when nobody is served by `new` what `approved` keeps from him. Both must have passed `check`."""
     if _bare(approved) != _bare(new):
         return False
@@ -29,7 +29,7 @@ def narrows(approved: Intent, new: Intent) -> bool:
     )
 
 
-def _site(before: Intent, old: Site, after: Intent, new: Site) -> bool:
+def _site(before: NginxIntent, old: Site, after: NginxIntent, new: Site) -> bool:
     if _plain(old) != _plain(new) or (new.enabled and not old.enabled):
         return False
     if not new.enabled:
@@ -38,7 +38,7 @@ def _site(before: Intent, old: Site, after: Intent, new: Site) -> bool:
     return all(_covers(wide, narrow) for wide, narrow in pairs)
 
 
-def _open(intent: Intent, site: Site) -> list[Allowed]:
+def _open(intent: NginxIntent, site: Site) -> list[Allowed]:
     """Who may come in, at each place of a site in an order of its own."""
     lists = {one.name: one.allow for one in intent.access}
     ordered = sorted(site.locations, key=lambda one: (one.path, one.match))
@@ -59,5 +59,5 @@ def _plain(site: Site) -> Site:
     return replace(site, domains=tuple(sorted(site.domains)), locations=locations, access="", enabled=True)
 
 
-def _bare(intent: Intent) -> Intent:
+def _bare(intent: NginxIntent) -> NginxIntent:
     return replace(intent, sites=(), access=())

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Final
 from latticed.model import hosts
 from latticed.system.nginx import syntax
 from latticed.system.nginx.check import CHALLENGES
-from latticed.system.nginx.facts import Place
-from latticed.system.nginx.intent import Answer, Files, Match, Own, Published, Redirect, Scheme, Upstream
+from latticed.system.nginx.facts import NginxPlace
+from latticed.system.nginx.intent import BareAnswer, Files, Match, Own, PublishedFiles, Redirect, Scheme, Upstream
 from latticed.system.nginx.syntax import Directive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from latticed.model.addresses import Network
-    from latticed.system.nginx.intent import AccessList, Handler, Hsts, Intent, Listen, Site
+    from latticed.system.nginx.intent import AccessList, Handler, Hsts, Listen, NginxIntent, Site
 
 MARK: Final = "#file "
 MAIN: Final = "nginx.conf"
@@ -43,14 +43,14 @@ _UNAVAILABLE: Final = "@unavailable"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-def render(intent: Intent, place: Place | None = None) -> bytes:
+def render(intent: NginxIntent, place: NginxPlace | None = None) -> bytes:
     """The text of an intent that passed `check`; ASCII. `#file NAME` begins each file."""
     return "".join(f"{MARK}{name}\n{text}" for name, text in files(intent, place).items()).encode("ascii")
 
 
-def files(intent: Intent, place: Place | None = None) -> Mapping[str, str]:
+def files(intent: NginxIntent, place: NginxPlace | None = None) -> Mapping[str, str]:
     """The same by name, `nginx.conf` first and the others in order. KeyError for a listener that `place` has not."""
-    place = place or Place()
+    place = place or NginxPlace()
     made = {MAIN: syntax.text(_main(intent, place))}
     for site in sorted(intent.sites, key=lambda one: one.name):
         served = _served(intent, site, place) if site.enabled else _unserved(intent, site)
@@ -64,7 +64,7 @@ def _simple(name: str, *args: str | int) -> Directive:
     return Directive(name, tuple(map(str, args)))
 
 
-def _main(intent: Intent, place: Place) -> Iterator[Directive]:
+def _main(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
     yield _simple("user", place.user)
     yield _simple("worker_processes", "auto")
     # Workers of before a reload end then, with the websockets that they still have.
@@ -76,7 +76,7 @@ def _main(intent: Intent, place: Place) -> Iterator[Directive]:
     yield Directive("http", block=tuple(_http(intent, place)))
 
 
-def _http(intent: Intent, place: Place) -> Iterator[Directive]:
+def _http(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
     yield _simple("include", MIME_TYPES)
     yield _simple("default_type", "application/octet-stream")
     yield _simple("access_log", "off")
@@ -133,7 +133,7 @@ def _listens(listen: Listen, scheme: str, *more: str) -> Iterator[Directive]:
         yield _simple("listen", f"{address}:{port}", *flags, *more)
 
 
-def _served(intent: Intent, site: Site, place: Place) -> Iterator[Directive]:
+def _served(intent: NginxIntent, site: Site, place: NginxPlace) -> Iterator[Directive]:
     """One or two servers: without TLS, and with."""
     names = _simple("server_name", *sorted(site.domains))
     sends = [*_sends(site), *_locations(site, place)]
@@ -155,14 +155,14 @@ def _served(intent: Intent, site: Site, place: Place) -> Iterator[Directive]:
         yield Directive("server", block=(*head, *sends))
 
 
-def _unserved(intent: Intent, site: Site) -> Iterator[Directive]:
+def _unserved(intent: NginxIntent, site: Site) -> Iterator[Directive]:
     names = _simple("server_name", *sorted(site.domains))
     answer = Directive("location", ("/",), (_simple("return", 503),))
     yield Directive("server", block=(*_listens(intent.listen, "http"), names, *_challenges(intent), answer))
     yield _refused(intent, names)
 
 
-def _refused(intent: Intent, names: Directive) -> Directive:
+def _refused(intent: NginxIntent, names: Directive) -> Directive:
     """Without a certificate nothing can be said by TLS. Another site, with `*.` of the same domain, must not answer."""
     refusal = (_simple("ssl_reject_handshake", "on"), _simple("return", 444))
     return Directive("server", block=(*_listens(intent.listen, "https"), names, *refusal))
@@ -172,7 +172,7 @@ def _hsts(hsts: Hsts) -> str:
     return f"max-age={hsts.max_age_s}" + ("; includeSubDomains" if hsts.subdomains else "")
 
 
-def _challenges(intent: Intent) -> Iterator[Directive]:
+def _challenges(intent: NginxIntent) -> Iterator[Directive]:
     if intent.acme_webroot:
         inside = (_simple("root", intent.acme_webroot), _simple("default_type", "text/plain"))
         yield Directive("location", ("^~", CHALLENGES), inside)
@@ -201,14 +201,14 @@ def _sends(site: Site) -> Iterator[Directive]:
     yield Directive("location", (_UNAVAILABLE,), (_simple("return", 503),))
 
 
-def _locations(site: Site, place: Place) -> Iterator[Directive]:
+def _locations(site: Site, place: NginxPlace) -> Iterator[Directive]:
     for one in sorted(site.locations, key=lambda one: (one.path, one.match)):
         where = ("=", one.path) if one.match is Match.EXACT else (one.path,)
         yield Directive("location", where, tuple(_handled(one.handler, one.access or site.access, place)))
     yield Directive("location", ("/",), tuple(_handled(site.handler, site.access, place)))
 
 
-def _handled(handler: Handler, access: str, place: Place) -> Iterator[Directive]:
+def _handled(handler: Handler, access: str, place: NginxPlace) -> Iterator[Directive]:
     if access:
         # `allow` and `deny` are asked after `return`, and would keep nobody from what is sent on or answered.
         yield Directive("if", (f"({_access(access)}", "=", "0)"), (_simple("return", 403),))
@@ -220,11 +220,11 @@ def _handled(handler: Handler, access: str, place: Place) -> Iterator[Directive]
             yield _simple("proxy_pass", f"http://{hosts.bracketed(host)}:{port}")
         case Files(root):
             yield from _from_disk(root)
-        case Published(digest):
+        case PublishedFiles(digest):
             yield from _from_disk(f"{place.published}/{digest}")
         case Redirect(to=to, status=status, keep=keep):
             yield _simple("return", status, f"{to.rstrip('/')}$request_uri" if keep else to)
-        case Answer(status):
+        case BareAnswer(status):
             yield _simple("return", status)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from latticed.plans.nginx import place
 from latticed.system.nginx import check, decode
-from latticed.system.nginx.facts import Facts, Listener
+from latticed.system.nginx.facts import BoundSocket, NginxFacts
 from latticed.system.nginx.intent import Own
 from tests.house import nginxes
 
@@ -17,10 +17,10 @@ HOST = (ipaddress.ip_address("192.0.2.10"), ipaddress.ip_address("2001:db8::10")
 
 
 def listener(address, port):
-    return Listener(ipaddress.ip_address(address), port)
+    return BoundSocket(ipaddress.ip_address(address), port)
 
 
-FACTS = Facts(
+FACTS = NginxFacts(
     addresses=HOST,
     taken=(listener("127.0.0.1", 22), listener("0.0.0.0", 3_000)),
     ours=(listener("127.0.0.1", 7_180), listener("::1", 7_181), listener("0.0.0.0", 7_190)),

@@ -8,7 +8,7 @@ import pytest
 
 from latticed.system.findings import IntentRefused
 from latticed.system.nginx import decode
-from latticed.system.nginx.intent import Answer, Files, Hsts, Match, Own, Redirect, Scheme, Upstream
+from latticed.system.nginx.intent import BareAnswer, Files, Hsts, Match, Own, Redirect, Scheme, Upstream
 from tests.house import nginxes
 
 HOSTILE = (
@@ -71,7 +71,7 @@ def test_a_document_becomes_the_typed_model():
     assert site.tls.hsts == Hsts(max_age_s=60, subdomains=True)
     assert [one.handler for one in site.locations] == [
         Own.SERVICES,
-        Answer(410),
+        BareAnswer(410),
         Files("/srv/www/files"),
         Redirect(to="https://example.org:8443/new"),
     ]
