@@ -121,8 +121,11 @@ class NginxKind:
         return narrower.narrows(decode.read(approved), decode.read(new))
 
     def holds(self, rendering: bytes, live: Live) -> bool:
-        """Whether nginx serves this rendering; which sites answer 503 for want of a certificate is no drift."""
-        return live.basis == _basis_of(rendering)
+        """Whether nginx serves this rendering, with certificates as they are on disk.
+
+        A site that answers 503 for want of one is no drift; one that has come, or was renewed, is.
+        """
+        return live.basis == _basis_of(rendering) and not any(one["due"] for one in live.facts["sites"])
 
     # On the host
 
@@ -130,7 +133,8 @@ class NginxKind:
         """Sites with whether they are served, whether nginx runs, and what others listen at.
 
         NginxFacts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
-        intact}`, `sites`: `[{name, domains, served}]`.
+        intact}`, `sites`: `[{name, domains, served, due}]`. `due`: a certificate or key has come or been renewed since;
+        applying the same plan again takes it up.
         """
         found = self._seen()
         ours = "nginx" if found.pid else ""
@@ -149,7 +153,12 @@ class NginxKind:
                 "published": self._published(),
                 "nginx": {"running": found.pid != 0, "intact": found.intact},
                 "sites": [
-                    {"name": one.name, "domains": list(one.domains), "served": one.name not in found.not_served}
+                    {
+                        "name": one.name,
+                        "domains": list(one.domains),
+                        "served": one.name not in found.not_served,
+                        "due": self._is_due(one.certificates),
+                    }
                     for one in sites
                 ],
             },
@@ -247,6 +256,17 @@ class NginxKind:
             return sorted(os.listdir(self.place.published))
         except FileNotFoundError:
             return []
+
+    def _is_due(self, certificates: tuple[str, ...]) -> bool:
+        """Whether one of these files is newer than what nginx has read."""
+        try:
+            read_ns = (self._current / _RENDERING).stat().st_ctime_ns
+            # A link that leads elsewhere is a renewal too, and a file that is put back has an old mtime.
+            return any(
+                max(Path(one).lstat().st_ctime_ns, Path(one).stat().st_ctime_ns) > read_ns for one in certificates
+            )
+        except OSError:
+            return False
 
     def _written(self, rendering: bytes, generation: str) -> Path:
         """The files of a rendering in a new directory, in which no site is left out yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.system import cloudflared, nft_guard, notify, ssh_alerts, sub_store, wireguard
+from latticed.system import cloudflared, nft_guard, nginx, notify, ssh_alerts, sub_store, wireguard
 
 if TYPE_CHECKING:
     from latticed.system.builtin import Builtin
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 BUILTINS: Final[tuple[Builtin, ...]] = (
     cloudflared.BUILTIN,
     nft_guard.BUILTIN,
+    nginx.BUILTIN,
     notify.BUILTIN,
     ssh_alerts.BUILTIN,
     sub_store.BUILTIN,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trustme
 
 from latticed.plans import protocol
 from latticed.plans.nginx import NginxKind
@@ -135,3 +139,41 @@ def test_switching_a_site_off_needs_no_approval_and_on_again_within_it_neither(p
         assert (place.get(), place.get("wiki.example.org")) == (503, 404)
         wider = place.offer(place.intent(shop(410), nginxes.site("wiki", answer=410)), kind="nginx")
         assert place.ask(protocol.Apply(plan=wider), user=apply_helpers.DAEMON).code == "not_approved"
+
+
+def test_a_certificate_that_comes_later_and_one_that_is_renewed_are_taken_up_by_the_same_plan(place):
+    """What the plugin asks for, as the daemon's user, without an approval."""
+    live = place.web / "live"
+    site = nginxes.site(answer=410, tls=nginxes.tls(live=str(live), force=False))
+
+    def serial(authorities):
+        context = ssl.create_default_context(cadata=authorities.cert_pem.bytes().decode())
+        with (
+            socket.create_connection(("127.0.0.1", place.ports[1]), timeout=20) as raw,
+            context.wrap_socket(raw, server_hostname="shop.example.org") as wrapped,
+        ):
+            return wrapped.getpeercert()["serialNumber"]
+
+    def issued(authorities):
+        made = authorities.issue_cert("shop.example.org")
+        (live / "shop").mkdir(parents=True, exist_ok=True)
+        made.private_key_pem.write_to_path(live / "shop" / "privkey.pem")
+        (live / "shop" / "fullchain.pem").write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
+
+    def seen():
+        (one,) = json.loads(json.dumps(place.observed(kind="nginx").live))["sites"]
+        return one["served"], one["due"]
+
+    with place.running():
+        plan = place.applied(place.intent(site), kind="nginx")
+        assert (place.get(), seen()) == (503, (False, False))
+        serials = set()
+        for served in (False, True):
+            authorities = trustme.CA()
+            issued(authorities)
+            assert seen() == (served, True)
+            answer = place.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON)
+            assert answer.state == "applied", answer
+            assert (place.get(), seen()) == (410, (True, False))
+            serials.add(serial(authorities))
+        assert len(serials) == 2

@@ -97,7 +97,8 @@ class NetworkCalls:
         """The live state of a kind; HostError bad_params, service_unavailable.
 
         Of nft and wireguard what the helper sees; listeners and interfaces are read here. Of nginx and proxy both: who
-        listens at which addresses, and the helper's `target`, None while it does not run or has no such kind.
+        listens at which addresses, and the helper's `live` and `target`; without `live`, and with `target` None, while it
+        does not run or has no such kind.
         """
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
@@ -115,7 +116,8 @@ class NetworkCalls:
                 raise HostError(Denial.SERVICE_UNAVAILABLE, unseen) from error
         if planned:
             try:
-                found["target"] = _target(asked.kind, await self._plans.observe(asked.kind))
+                observed = await self._plans.observe(asked.kind)
+                found |= {"live": observed.live, "target": _target(asked.kind, observed)}
             except Problem:
                 found["target"] = None
         return found

@@ -1,0 +1,113 @@
+"""The plugin: plans the sites of its configuration, has renewed certificates taken up, and says what is not served."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from latticed.sdk.base import Health, PluginError
+from latticed.sdk.calls import HostError
+from latticed.system.plugin import SystemPlugin
+
+KIND: Final = "nginx"
+POLL_S: Final = 10.0
+"""Seconds between two looks: a renewed certificate is served at most so much later, and the time of a reload."""
+TOLD: Final = 10
+"""Names of sites in one message; the rest is counted."""
+
+
+class Nginx(SystemPlugin):
+    """Actions `plan` and `status`."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._seen: Health | None = None
+        # None: not looked yet. What was so at the start is in the health, and no news.
+        self._unserved: frozenset[str] | None = None
+
+    async def run(self) -> None:
+        while True:
+            try:
+                state = await self._taken_up(await self.host.network.state(KIND))
+                await self._tell(state)
+                self._seen = health(state)
+            except HostError as error:
+                self._seen = Health("degraded", str(error)[:400])
+            await asyncio.sleep(POLL_S)
+
+    async def check(self) -> Health:
+        if self._seen is None:
+            try:
+                return health(await self.host.network.state(KIND))
+            except HostError as error:
+                return Health("degraded", str(error)[:400])
+        return self._seen
+
+    async def do_plan(self, _payload: Any) -> Any:
+        """What network.plan answers: `{"ok", "sha256", "state", …}`."""
+        try:
+            return await self.host.network.plan(KIND, dict(self.config))
+        except HostError as error:
+            raise PluginError(str(error)) from error
+
+    async def do_status(self, _payload: Any) -> Any:
+        """`{"sites", "nginx", "target", "plans"}`: what is served, what is confirmed, open plans."""
+        try:
+            state = await self.host.network.state(KIND)
+            listed = (await self.host.network.plans())["plans"]
+        except HostError as error:
+            raise PluginError(str(error)) from error
+        live = _live(state)
+        plans = [one for one in listed if one["state"] not in {"stale", "refused"}]
+        return {"sites": live.get("sites", []), "nginx": live.get("nginx"), "target": state["target"], "plans": plans}
+
+    async def _taken_up(self, state: Any) -> Any:
+        """The state, after certificates that have come or were renewed are in use: the same plan, applied again."""
+        target = state["target"] or {}
+        due = any(one["due"] for one in _live(state).get("sites", ()))
+        if not due or not target.get("confirmed") or target.get("unconfirmed"):
+            return state
+        await self.host.network.apply(target["confirmed"])
+        return await self.host.network.state(KIND)
+
+    async def _tell(self, state: Any) -> None:
+        """Notify of sites that are not served any more, once each."""
+        now = frozenset(unserved(state))
+        before, self._unserved = self._unserved, now
+        if before is None or not (lost := sorted(now - before)):
+            return
+        body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
+        await self.host.notify.send("Sites answer 503", body, event="nginx.site")
+
+
+def health(state: Any) -> Health:
+    """Degraded where something else has changed files or process, a plan waits, or a site is not served."""
+    target = state["target"]
+    if target is None:
+        return Health("degraded", "latticed-apply does not run, or [apply] kinds has no nginx")
+    if target.get("unconfirmed"):
+        left = int(target.get("deadline_s", 0))
+        return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
+    if not target.get("confirmed"):
+        return Health("degraded", "no plan is applied: latticectl apply latticed.nginx")
+    if target.get("drifted"):
+        return Health("degraded", "drift: nginx, or its files, were changed by something else: latticectl plan apply")
+    if lost := unserved(state):
+        return Health("degraded", f"without a certificate that can be used, and answering 503: {_listed(lost)}")
+    sites = _live(state).get("sites", [])
+    return Health("healthy", f"plan {target['confirmed'][:12]}, {len(sites)} sites")
+
+
+def unserved(state: Any) -> list[str]:
+    """Names of sites that answer 503 and are meant to be served."""
+    return [one["name"] for one in _live(state).get("sites", []) if not one["served"]]
+
+
+def _live(state: Any) -> dict[str, Any]:
+    """What the helper sees; nothing while it does not run."""
+    return state.get("live") or {}
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - TOLD
+    return ", ".join(names[:TOLD]) + (f" and {rest} more" if rest > 0 else "")

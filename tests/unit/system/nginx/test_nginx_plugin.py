@@ -1,0 +1,125 @@
+"""What the plugin nginx does with what it sees: health, news, certificates that are taken up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from latticed.sdk.base import PluginError
+from latticed.sdk.calls import HostError
+from latticed.system.nginx.plugin import Nginx, health
+
+CONFIRMED = "ab" * 32
+
+
+def state(*sites, **target):
+    """Sites as (name, served, due)."""
+    live = {"sites": [{"name": name, "domains": [], "served": served, "due": due} for name, served, due in sites]}
+    return {"kind": "nginx", "live": live, "target": {"confirmed": CONFIRMED, "unconfirmed": "", **target}}
+
+
+class Host:
+    """Answers with each state in turn, and keeps what it was asked for."""
+
+    def __init__(self, *states):
+        self.states = list(states)
+        self.applied, self.news, self.planned = [], [], []
+        self.network = SimpleNamespace(state=self._state, apply=self._apply, plan=self._plan, plans=self._plans)
+        self.notify = SimpleNamespace(send=self._send)
+
+    async def _state(self, kind):
+        assert kind == "nginx"
+        found = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def _apply(self, sha256):
+        self.applied.append(sha256)
+
+    async def _plan(self, kind, intent):
+        self.planned.append((kind, intent))
+        return {"ok": True, "sha256": CONFIRMED, "state": "planned"}
+
+    async def _plans(self):
+        return {"plans": [{"state": "planned"}, {"state": "stale"}]}
+
+    async def _send(self, title, body, *, event):
+        self.news.append((body, event))
+
+
+def plugin(host, **config):
+    return Nginx(host, id="latticed.nginx", capabilities=(), config=config)
+
+
+async def looked(made, *, times=1):
+    """What `run` does at each look."""
+    for _ in range(times):
+        seen = await made._taken_up(await made.host.network.state("nginx"))  # noqa: SLF001 - `run` waits in between
+        await made._tell(seen)  # noqa: SLF001 - as above
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "word"),
+    [
+        (state(("a", True, False)), "healthy", "1 sites"),
+        (state(("a", True, False), ("b", False, False)), "degraded", "503: b"),
+        (state(*((f"s{index}", False, False) for index in range(15))), "degraded", "and 5 more"),
+        (state(unconfirmed="cd" * 32, deadline_s=7), "degraded", "undone in 7 s"),
+        (state(confirmed=""), "degraded", "latticectl apply latticed.nginx"),
+        (state(drifted=True), "degraded", "drift"),
+        ({"kind": "nginx", "target": None}, "degraded", "latticed-apply does not run"),
+    ],
+)
+def test_health_says_what_is_the_matter(seen, status, word):
+    found = health(seen)
+    assert found.status == status
+    assert word in found.message
+
+
+async def test_the_configuration_is_planned_as_it_is():
+    host = Host(state())
+    assert (await plugin(host, sites=[]).do_plan(None))["sha256"] == CONFIRMED
+    assert host.planned == [("nginx", {"sites": []})]
+
+
+async def test_a_renewed_certificate_is_taken_up_by_the_confirmed_plan_once():
+    host = Host(state(("a", True, True)), state(("a", True, False)))
+    await looked(plugin(host), times=3)
+    assert host.applied == [CONFIRMED]
+
+
+@pytest.mark.parametrize("target", [{"confirmed": ""}, {"unconfirmed": "cd" * 32}])
+async def test_nothing_is_applied_while_a_change_waits_or_none_was_confirmed(target):
+    host = Host(state(("a", True, True), **target))
+    await looked(plugin(host))
+    assert host.applied == []
+
+
+async def test_a_site_that_is_lost_is_told_once_and_again_after_it_came_back():
+    good, bad = state(("a", True, False)), state(("a", False, False))
+    host = Host(good, bad, bad, good, bad)
+    await looked(plugin(host), times=5)
+    assert [event for _, event in host.news] == ["nginx.site", "nginx.site"]
+    assert host.news[0][0].startswith("a: ")
+
+
+async def test_what_was_so_at_the_start_is_no_news():
+    host = Host(state(("a", False, False)))
+    await looked(plugin(host), times=3)
+    assert host.news == []
+
+
+async def test_a_helper_that_does_not_answer_is_a_failed_action_and_a_degraded_health():
+    host = Host(HostError("service_unavailable", "no helper"))
+    made = plugin(host)
+    assert (await made.check()).status == "degraded"
+    with pytest.raises(PluginError, match="no helper"):
+        await made.do_status(None)
+
+
+async def test_status_has_sites_target_and_open_plans():
+    found = await plugin(Host(state(("a", True, False)))).do_status(None)
+    assert [one["name"] for one in found["sites"]] == ["a"]
+    assert found["plans"] == [{"state": "planned"}]
