@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_a_sound_intent_has_no_findings():
         real_ip={"from": ["203.0.113.0/24"]},
     )
     assert findings(plain, FACTS) == []
+
+
+def test_the_page_s_example_has_no_findings():
+    page = (Path(__file__).resolve().parents[4] / "docs" / "nginx.md").read_text(encoding="utf-8")
+    assert findings(json.loads(page.split("```json\n")[1].split("```")[0]), FACTS) == []
 
 
 @pytest.mark.parametrize("other", ["shop.example.org", "SHOP.example.org."])
