@@ -56,8 +56,8 @@ def plugin(host, **config):
 async def looked(made, *, times=1):
     """What `run` does at each look."""
     for _ in range(times):
-        seen = await made._taken_up(await made.host.network.state("nginx"))  # noqa: SLF001 - `run` waits in between
-        await made._tell(seen)  # noqa: SLF001 - as above
+        seen = await made._taken_up(await made.host.network.state("nginx"))
+        await made._tell(seen)
 
 
 @pytest.mark.parametrize(
