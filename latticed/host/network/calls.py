@@ -97,8 +97,8 @@ class NetworkCalls:
         """The live state of a kind; HostError bad_params, service_unavailable.
 
         Of nft and wireguard what the helper sees; listeners and interfaces are read here. Of nginx and proxy both: who
-        listens at which addresses, and the helper's `live` and `target`; no `live`, and `target` None, while it does not
-        run or has no such kind.
+        listens at which addresses, and the helper's `live` and `target`; no `live`, and `target` None, while it does
+        not run or has no such kind.
         """
         if asked.kind not in STATES:
             raise HostError(Denial.BAD_PARAMS, f"kind: expected one of {', '.join(STATES)}, found {_shown(asked.kind)}")
