@@ -107,7 +107,7 @@ def test_what_the_daemons_user_could_change_is_exit_78(place, spoil):
         ("daemon_user", "no-such-user", "expected a user of this host"),
         ("approvers", ["no-such-user"], "expected a user of this host"),
         ("approvers", ["@no-such-group"], "expected a group"),
-        ("kinds", ["proxy"], "this version applies no plans of kind 'proxy'"),
+        ("kinds", ["no-such"], "this version applies no plans of kind 'no-such'"),
         ("state_dir", "state", "expected an absolute path"),
         ("state_dir", "", "expected an absolute path"),
         ("unknown", 1, "unknown key 'apply.unknown'"),
@@ -146,7 +146,7 @@ def test_a_kind_that_the_product_has_not_is_an_error_and_without_any_plans_are_r
         assert (answer.code, "it applies: none" in answer.message) == ("kind_unknown", True)
         helper.terminate()
         assert helper.wait(processes.PATIENCE_S) == 0
-    place.settings["kinds"] = ["proxy"]
+    place.settings["kinds"] = ["no-such"]
     place.write_settings()
     assert ended(place, "--config", str(place.config), command=MODULE)[0] == 78
 
