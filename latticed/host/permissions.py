@@ -137,6 +137,15 @@ class Permissions:
         """The names of environment variables that its programs may set."""
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.ENV))
 
+    def may_read(self, reader: str, owner: str) -> bool:
+        """Whether `reader` may now read, or serve at a route of its own, the files that `owner` publishes."""
+        if not self.may(owner, "static:write"):
+            return False
+        if reader == owner:
+            return True
+        shared = owner in permits.of_kind(self.permits(reader), permits.SHARE)
+        return shared and self.may(reader, "static:read")
+
     def published(self, plugin_id: str) -> EgressRights:
         """Where its routes may lead to. Origins bound for its own requests are not included."""
         found = permits.of_kind(self.permits(plugin_id), permits.PUBLISH)

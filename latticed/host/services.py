@@ -112,12 +112,11 @@ class HostServices:
             may=lambda sender: sender == SENDER or permissions.may(sender, *SENDS),
         )
         self.channels = ChannelKeeper(ledger, self.notifications, clock=clock)
-        # A published file is served only while its plugin may act with the capability that it was put with.
         self.static = StaticCalls(
             settings.state_dir / "static",
             limits=settings.static,
             publisher=permissions.publisher,
-            published=permissions.to("static:write").may,
+            may_read=permissions.may_read,
         )
         # One guard for all services, so that no service has rules of its own for where a connection may go.
         guard = Guard()
@@ -163,6 +162,7 @@ class HostServices:
             secret=self.secrets.value_for,
             visited=self.programs.visited,
             inside=self.programs.inside,
+            files=self.static,
         )
         self.routes = RouteKeeper(
             ledger,

@@ -66,11 +66,12 @@ _WORDS: Final = {
 class IngressAnswer:
     """A complete response, written at once; implements only what aiohttp's RequestHandler uses of a StreamResponse.
 
-    `more`: further headers as (name, value), already checked; `policy`: the Content-Security-Policy. `web.Response`
-    would add a Server header, and takes half the time of rendering a small template.
+    `more`: further headers as (name, value), already checked; `policy`, `cache`: the Content-Security-Policy and the
+    Cache-Control, those of GUARDS when empty. `web.Response` would add a Server header, and takes half the time of
+    rendering a small template.
     """
 
-    __slots__ = ("_body", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")
+    __slots__ = ("_body", "_cache", "_content_type", "_data", "_more", "_policy", "_writer", "keep_alive", "status")
 
     def __init__(
         self,
@@ -79,7 +80,8 @@ class IngressAnswer:
         *,
         status: int = 200,
         more: tuple[tuple[str, str], ...] = (),
-        policy: str = GUARDS["Content-Security-Policy"],
+        policy: str = "",
+        cache: str = "",
     ) -> None:
         self.status = status
         self.keep_alive: bool | None = None
@@ -87,6 +89,7 @@ class IngressAnswer:
         self._content_type = content_type
         self._more = more
         self._policy = policy
+        self._cache = cache
         self._data = b""
         self._writer: AbstractStreamWriter
 
@@ -103,12 +106,14 @@ class IngressAnswer:
         closing = b"" if self.keep_alive else b"Connection: close\r\n"
         if self.keep_alive and request.version < HttpVersion11:
             closing = b"Connection: keep-alive\r\n"
-        self._data = b"%s%sDate: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
-            _head(self.status, self._content_type, self._policy),
+        # For HEAD too: the length that GET would have. Not with 304, which would have to say that of 200 (RFC 9110,
+        # section 8.6).
+        length = b"" if self.status == HTTPStatus.NOT_MODIFIED else b"Content-Length: %d\r\n" % len(self._body)
+        self._data = b"%s%sDate: %s\r\n%s%s\r\n%s" % (
+            _head(self.status, self._content_type, self._policy, self._cache),
             _fields(self._more) if self._more else b"",
             _date(int(time.time())),
-            # For HEAD too: the length that GET would have (RFC 9110, section 8.6).
-            len(self._body),
+            length,
             closing,
             b"" if request.method == "HEAD" else self._body,
         )
@@ -126,7 +131,14 @@ def of_response(response: RouteResponse) -> IngressAnswer:
     # Checked for the answers of all targets.
     if not (said.isascii() and said.isprintable()):
         raise Problem("plugin_error", "expected a content type in visible ASCII")
-    return IngressAnswer(response.body, said, status=response.status)
+    return IngressAnswer(
+        response.body,
+        said,
+        status=response.status,
+        more=response.more,
+        policy=response.policy,
+        cache=response.cache,
+    )
 
 
 def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
@@ -147,11 +159,12 @@ def of_problem(problem: Problem, *more: tuple[str, str]) -> IngressAnswer:
 
 # Bounded: plugins choose status and content type.
 @functools.lru_cache(maxsize=256)
-def _head(status: int, content_type: str, policy: str) -> bytes:
+def _head(status: int, content_type: str, policy: str, cache: str) -> bytes:
     """Status line and the headers that are the same for every such answer (RFC 9112, sections 4 and 5)."""
     # Not `in HTTPStatus`: on Python 3.11 that raises TypeError for an int that is no member.
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    guards = {**GUARDS, "Content-Security-Policy": policy}
+    replaced = {"Content-Security-Policy": policy, "Cache-Control": cache}
+    guards = {**GUARDS, **{name: value for name, value in replaced.items() if value}}
     return f"HTTP/1.1 {status} {phrase}\r\n".encode() + _fields((*guards.items(), ("Content-Type", content_type)))
 
 

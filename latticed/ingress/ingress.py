@@ -31,6 +31,9 @@ MAX_HEADER_BYTES: Final = 16 << 10
 """Of all names and values of a request together."""
 DRAIN_S: Final = 3.0
 """Seconds that answers under way have to finish when the daemon stops."""
+UNSENT_BYTES: Final = 64 << 20
+"""Of answers that clients have not taken yet, of all connections; beyond it those of LARGE_BYTES are refused."""
+LARGE_BYTES: Final = 64 << 10
 RETRY_S: Final = 1.0
 """Seconds until an address that could not be bound is tried again."""
 BACKLOG: Final = 512
@@ -189,7 +192,11 @@ class Ingress:
         connection.complete()
         wanted = RouteRequest(method=method, path=asked.path, query=asked.query, headers=request.headers, body=body)
         try:
-            return answers.of_response(await claim.target.serve(wanted))
+            response = await claim.target.serve(wanted)
+            # A client that does not read keeps its answer in memory until it is cut.
+            if len(response.body) > LARGE_BYTES and self._unsent_bytes() > UNSENT_BYTES:
+                raise Problem("busy", "too much that was answered is not read")
+            return answers.of_response(response)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             # `give_up` cancelled it once. If the count is not 0 then, there is another reason too (shutdown, a lost
@@ -197,6 +204,11 @@ class Ingress:
             if connection.late and task is not None and task.uncancel() == 0:
                 raise Problem("deadline_exceeded", "the answer took too long") from None
             raise
+
+    def _unsent_bytes(self) -> int:
+        """Bytes of answers that are buffered for clients, of all connections."""
+        wires = (connection.wire for connection in self._limiter.connections())
+        return sum(wire.get_write_buffer_size() for wire in wires if wire is not None)
 
 
 def check_headers(fields: tuple[tuple[bytes, bytes], ...]) -> None:

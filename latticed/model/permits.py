@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from latticed.model import egress
+from latticed.model import egress, ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,7 @@ FEATURE: Final = "feature"
 SANDBOX: Final = "sandbox"
 PUBLISH: Final = "publish"
 ENV: Final = "env"
+SHARE: Final = "share"
 
 EXPECTED: Final = {
     ORIGIN: "origin=http://backend.lan:8080=10.0.0.5: a private target, pinned",
@@ -27,6 +28,7 @@ EXPECTED: Final = {
     SANDBOX: "sandbox=open: no confinement at all",
     PUBLISH: "publish=http://127.0.0.1:3000: a service that its routes may put on the web",
     ENV: "env=NODE_ENV: a variable that its services may set (none of the linker's, LD_…)",
+    SHARE: "share=acme.site: a plugin whose published files it may read",
 }
 """All kinds, each with an example for messages."""
 AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
@@ -79,6 +81,8 @@ def _fits(kind: str, value: str) -> bool:
             return bool(_BUCKET.fullmatch(value))
         case "feature":
             return value in _FEATURES
+        case "share":
+            return ids.is_valid(value)
         case _:
             # Only `sandbox` is left.
             return value == "open"

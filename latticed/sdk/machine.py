@@ -79,9 +79,13 @@ class Monitor(Calls):
 class Static(Calls):
     """Files that the host publishes for this plugin; `plugin` names another one that shares its files with it."""
 
-    def list(self, prefix: str = "", *, plugin: str | None = None) -> Iterator[dict[str, Any]]:
-        """`{path, bytes, content_type, modified_at}` of each file, asked for page by page (static:read)."""
-        return pages(self._ask, "static.list", "files", given(prefix=prefix, plugin=plugin))
+    def list(
+        self, prefix: str = "", *, plugin: str | None = None, digests: bool | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """`{path, bytes, content_type, modified_at}` of each file, with `digests` also its `sha256`; asked for page by
+        page (static:read).
+        """
+        return pages(self._ask, "static.list", "files", given(prefix=prefix, plugin=plugin, digests=digests))
 
     def get(
         self, path: str, *, offset: int | None = None, length: int | None = None, plugin: str | None = None

@@ -13,7 +13,7 @@ class Route(Calls):
     """HTTP paths of this plugin, below /<plugin id>/ unless the operator granted another prefix."""
 
     def put(self, path: str, target: str, **more: Any) -> Any:
-        """Answer `path` and what is below it by `target`: template, invoke or service (worker:route).
+        """Answer `path` and what is below it by `target`: template, invoke, static or service (worker:route).
 
         `{ok, path, url, message}`; `url` is None while nothing listens, and `message` says why. `more`: the target's
         parameters, as in docs/services.md. Replaces the plugin's route at this path.

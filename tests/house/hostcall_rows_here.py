@@ -132,7 +132,7 @@ ROWS: dict[str, Row] = {
     ),
     "static.list": Row(
         good={},
-        answers="files next",
+        answers="files next publisher",
         bad=({"prefix": 1}, {"plugin": "acme.other"}),
         down="descriptors",
         why=READS_ONLY,

@@ -136,6 +136,8 @@ ROWS: dict[str, Row] = {
             {**_ROUTE, "path": "/acme.route/../x"},
             {**_ROUTE, "action": "greet"},
             {**_ROUTE, "service": "web"},
+            {**_ROUTE, "folder": "css"},
+            {"path": "/acme.route/", "target": "static", "plugin": "acme.other"},
         ),
         full=tuple(("route.put", {**_ROUTE, "path": f"/acme.route/{number}"}) for number in range(33)),
         down="ledger",

@@ -25,6 +25,7 @@ from latticed.host.route.table import RouteTable
 from latticed.host.route.upstreams import UpstreamTable
 from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
+from latticed.host.static.calls import StaticCalls
 from latticed.ingress.ingress import Ingress
 from latticed.ingress.proxy import ProxyLimits
 from latticed.ingress.upstream_listener import UpstreamIngress
@@ -37,6 +38,7 @@ from latticed.model.egress import EgressRights, origin
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.settings import HttpSettings
+from latticed.settings.shapes import StaticSettings
 from tests.house import ingresses, raw_http
 from tests.house.clocks import ManualClock
 
@@ -62,6 +64,7 @@ class SimulatedPlugins:
     called: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     denial: Denial | None = None
     reached: Callable[[str], None] = lambda _: None
+    shares: set[tuple[str, str]] = field(default_factory=set)
     doors: Callable[[str, str, Any], Awaitable[socket.socket]] | None = None
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
@@ -89,6 +92,9 @@ class SimulatedPlugins:
 
     def may(self, plugin_id: str, capability: str) -> bool:
         return plugin_id in self.live and capability == "worker:route"
+
+    def may_read(self, reader: str, owner: str) -> bool:
+        return {reader, owner} <= self.live and (reader == owner or (reader, owner) in self.shares)
 
     def prefixes(self, plugin_id: str) -> frozenset[str]:
         return self.granted_prefixes.get(plugin_id, frozenset())
@@ -123,6 +129,7 @@ class RunningPlugin:
 class World:
     plugins: SimulatedPlugins
     keeper: RouteKeeper
+    files: StaticCalls
     pages: RouteTable
     services: UpstreamTable
     ledger: Ledger
@@ -134,7 +141,8 @@ class World:
 
     async def call(self, plugin_id: str, method: str, **params: Any) -> Any:
         """One host call, its parameters judged as a Gate does."""
-        served = next(one for one in RouteCalls(self.keeper).calls() if one.method == method)
+        calls = (*RouteCalls(self.keeper).calls(), *self.files.calls())
+        served = next(one for one in calls if one.method == method)
         return await served.answer(Caller(plugin_id=plugin_id), msgspec.convert(params, served.params, strict=True))
 
     async def put(self, plugin_id: str = ID, **params: Any) -> Any:
@@ -232,6 +240,7 @@ async def opened(
     clock, plugins, events = ManualClock(), plugins or SimulatedPlugins(), []
     pages, services, wheel = RouteTable(), UpstreamTable(enabled=on), Wheel(clock)
     settings = HttpSettings(listen="127.0.0.1:0", service_listen="127.0.0.1:0" if on else "", **options)
+    files = StaticCalls(root / "static", limits=StaticSettings(), may_read=plugins.may_read)
     async with open_ledger(root / "state", clock=clock) as ledger:
         secrets = SecretKeeper(ledger, KeyLocation(path=root / "secrets.key", ours=True), clock=clock)
         async with (
@@ -249,6 +258,7 @@ async def opened(
                     secret=secrets.value_for,
                     visited=plugins.visited,
                     inside=plugins.inside,
+                    files=files,
                 ),
                 clock=clock,
                 wheel=wheel,
@@ -257,6 +267,7 @@ async def opened(
             yield World(
                 plugins=plugins,
                 keeper=keeper,
+                files=files,
                 pages=pages,
                 services=services,
                 ledger=ledger,

@@ -16,7 +16,8 @@ from latticed.host.call import HostError
 from latticed.host.route import public_token
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as prefixes
-from latticed.host.route.targets import Invoked, Proxied, Templated, compiled
+from latticed.host.route.targets import Files, Invoked, Proxied, Templated, compiled
+from latticed.host.static import calls as static_calls
 from latticed.kit import logs, passwords
 from latticed.ledger import routes as rows
 from latticed.model import egress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from latticed.host.route.spec import RouteSpec
     from latticed.host.route.table import RouteClaim, RouteListener, RouteTable, RouteTarget
     from latticed.host.route.upstreams import UpstreamTable
+    from latticed.host.static.calls import StaticCalls
     from latticed.kit.clock import Clock
     from latticed.kit.wheel import Wheel
     from latticed.ledger import Ledger
@@ -69,7 +71,8 @@ class RouteDeps:
 
     `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
     plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin;
-    `inside(plugin_id, service, address)` is a socket in the own network of a service, or Problem.
+    `inside(plugin_id, service, address)` is a socket in the own network of a service, or Problem. `files` are those
+    that plugins publish.
     """
 
     permissions: Permissions
@@ -77,6 +80,7 @@ class RouteDeps:
     secret: Callable[[str, str], str]
     visited: Callable[[str], None]
     inside: Callable[[str, str, Address], Awaitable[socket.socket]]
+    files: StaticCalls
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -160,6 +164,8 @@ class RouteKeeper:
         """
         if spec.target == "service":
             self._check_service(plugin_id, spec)
+        if spec.target == "static" and not self._may_read(plugin_id, spec):
+            raise HostError(Denial.BAD_PARAMS, static_calls.not_shared(spec.plugin or plugin_id))
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
         async with self._changing:
             await self._replace(route)
@@ -178,8 +184,10 @@ class RouteKeeper:
         return True
 
     def recheck(self, plugin_id: str) -> None:
-        """Claim the routes a plugin may have now and release the others; released ones answer no further request."""
-        self._recheck([route for route in self._routes.values() if route.plugin_id == plugin_id])
+        """Claim the routes a plugin may have now and release the others; released ones answer no further request. So
+        too for routes of others that serve its files.
+        """
+        self._recheck([route for route in self._routes.values() if plugin_id in {route.plugin_id, route.spec.plugin}])
 
     def _recheck_all(self) -> None:
         """As `recheck`, for the routes of all plugins."""
@@ -248,6 +256,8 @@ class RouteKeeper:
             "login": bool(spec.login),
             "public": list(spec.public),
             "token": bool(spec.token),
+            "folder": spec.folder or None,
+            "files_of": (spec.plugin or plugin_id) if spec.target == "static" else None,
         }
 
     def _check_service(self, plugin_id: str, spec: RouteSpec) -> None:
@@ -310,6 +320,9 @@ class RouteKeeper:
                 )
             case "invoke":
                 target = Invoked(plugin_id, spec.action, spec.methods, live=self._live, invoke=self._invoke)
+            case "static":
+                read = functools.partial(self._deps.files.read, plugin_id, spec.plugin or plugin_id)
+                target = Files(plugin_id, spec.path, spec.folder, live=self._may, read=read)
             case _:
                 origin = spec.parsed_origin
                 target = Proxied(
@@ -369,9 +382,20 @@ class RouteKeeper:
         return self._upstreams if spec.target == "service" else self._pages
 
     def _may_serve(self, route: StoredRoute) -> bool:
-        """Whether a route may be served now. A proxied one does not need a running instance."""
-        allowed = self._may if route.spec.target == "service" else self._live
-        return allowed(route.plugin_id) and self._may_have(route.plugin_id, route.spec.path)
+        """Whether a route may be served now. One that is proxied or of files does not need a running instance."""
+        plugin_id, spec = route.plugin_id, route.spec
+        match spec.target:
+            case "service":
+                allowed = self._may(plugin_id)
+            case "static":
+                allowed = self._may(plugin_id) and self._may_read(plugin_id, spec)
+            case _:
+                allowed = self._live(plugin_id)
+        return allowed and self._may_have(plugin_id, spec.path)
+
+    def _may_read(self, plugin_id: str, spec: RouteSpec) -> bool:
+        """Whether the files that a route leads to may be served by it now."""
+        return self._deps.files.may_read(plugin_id, spec.plugin or plugin_id)
 
     def _may_have(self, plugin_id: str, path: str) -> bool:
         """Whether a path is the plugin's own or granted; grants may change while a route is stored."""

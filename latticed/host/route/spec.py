@@ -14,7 +14,7 @@ from latticed.host.route import public_paths, rendering, template
 from latticed.host.route import table as prefixes
 from latticed.host.secret.references import REFERENCE
 from latticed.kit import text
-from latticed.model import egress
+from latticed.model import egress, ids, published
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -32,6 +32,7 @@ _PARAMETERS_OF: Final = {
     "template": ("template", "content_type"),
     "invoke": ("action", "methods"),
     "service": ("origin", "service", "login", "public", "token"),
+    "static": ("folder", "plugin"),
 }
 """The parameters that go with each target."""
 
@@ -40,11 +41,12 @@ class RoutePut(Params, frozen=True):
     """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
 
     `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `service`: the
-    plugin's service in whose own network the origin is; `public`: patterns.
+    plugin's service in whose own network the origin is; `public`: patterns. `folder`: where in the published files;
+    `plugin`: whose, the caller's when empty.
     """
 
     path: str
-    target: Literal["template", "invoke", "service"]
+    target: Literal["template", "invoke", "service", "static"]
     template: str = ""
     content_type: str = ""
     action: str = ""
@@ -54,15 +56,18 @@ class RoutePut(Params, frozen=True):
     login: str = ""
     public: tuple[str, ...] = ()
     token: str = ""
+    folder: str = ""
+    plugin: str = ""
 
 
 class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One route as it is stored. `path` ends with a slash; `login` and `token` are names of secrets, without
-    `${secret:}`; `origin` is in the normal form of `model.egress`. Parameters of other targets are empty.
+    `${secret:}`; `origin` is in the normal form of `model.egress`; `folder` is empty or ends with a slash. Parameters
+    of other targets are empty.
     """
 
     path: str
-    target: Literal["template", "invoke", "service"]
+    target: Literal["template", "invoke", "service", "static"]
     template: str = ""
     content_type: str = ""
     action: str = ""
@@ -72,6 +77,8 @@ class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     login: str = ""
     public: tuple[str, ...] = ()
     token: str = ""
+    folder: str = ""
+    plugin: str = ""
 
     @property
     def parsed_origin(self) -> Origin:
@@ -97,6 +104,8 @@ def checked(asked: RoutePut) -> RouteSpec:
             return _template_spec(asked, path)
         case "invoke":
             return _invoke_spec(asked, path)
+        case "static":
+            return _static_spec(asked, path)
         case _:
             return _service_spec(asked, path)
 
@@ -136,6 +145,16 @@ def _invoke_spec(asked: RoutePut, path: str) -> RouteSpec:
     if unknown := [one for one in methods if one not in METHODS]:
         raise _bad(f"methods: expected some of {', '.join(METHODS)}, found {_shown(unknown[0])}")
     return RouteSpec(path=path, target="invoke", action=asked.action, methods=methods)
+
+
+def _static_spec(asked: RoutePut, path: str) -> RouteSpec:
+    """The spec of a route to published files. HostError bad_params; whether they may be read is left to the keeper."""
+    folder = asked.folder.removesuffix("/")
+    if folder and (fault := published.path_fault(folder)):
+        raise _bad(f"folder: {fault}")
+    if asked.plugin and not ids.is_valid(asked.plugin):
+        raise _bad(f"plugin: expected the id of a plugin, found {_shown(asked.plugin)}")
+    return RouteSpec(path=path, target="static", folder=f"{folder}/" if folder else "", plugin=asked.plugin)
 
 
 def _service_spec(asked: RoutePut, path: str) -> RouteSpec:

@@ -45,11 +45,17 @@ class RouteRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteResponse:
-    """The answer of a target, complete in memory; the listener adds the security headers."""
+    """The answer of a target, complete in memory; the listener adds the security headers.
+
+    `policy` and `cache` replace its Content-Security-Policy and Cache-Control unless empty; `more` are further headers.
+    """
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
+    policy: str = ""
+    cache: str = ""
+    more: tuple[tuple[str, str], ...] = ()
 
 
 class RouteTarget(Protocol):

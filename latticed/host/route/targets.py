@@ -1,28 +1,33 @@
-"""What answers on a route that a plugin has put: a template, one of its actions, or a proxied upstream."""
+"""What answers on a route that a plugin has put: a template, one of its actions, published files, or an upstream."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import re
+import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.host.call import HostError
 from latticed.host.route import rendering, template
 from latticed.host.route.table import RouteRequest, RouteResponse
 from latticed.model.errors import Problem
+from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Mapping
 
     from latticed.host.route.template import Template
+    from latticed.host.static.calls import StaticFile
     from latticed.model.addresses import Address
     from latticed.model.egress import Origin
 
     Live = Callable[[str], bool]
     Call = Callable[[str, str, dict[str, Any]], Awaitable[Any]]
     Invoke = Callable[[str, str, Any], Awaitable[dict[str, Any]]]
+    Read = Callable[..., Awaitable[StaticFile]]
 
 MAX_IN_FLIGHT: Final = 8
 """Concurrent requests of one invoke route: each may be a process."""
@@ -33,6 +38,8 @@ MAX_HEADERS: Final = 32
 to 16 KiB of headers (docs/workers.md).
 """
 MAX_HEADER_CHARACTERS: Final = 4_096
+INDEX: Final = "index.html"
+"""What a directory of published files shows."""
 # Without `cookie` and `authorization`: routes of all plugins share one origin, so they may be for another one.
 _FORWARDED: Final = frozenset({"accept", "accept-language", "content-type", "user-agent", "if-none-match"})
 _NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client|cluster|http|method|remote).*")
@@ -107,6 +114,59 @@ class Invoked:
         if not reply.get("ok"):
             raise Problem("plugin_error", "the plugin says that it failed")
         return response_from(reply.get("result"))
+
+
+class Files:
+    """Published files, as the target of a route at `prefix`, which ends with a slash.
+
+    `live(plugin_id)`: whether the plugin may have its route served now. `read(path, range, if_none_match=, if_range=)`
+    is `StaticCalls.read` for one reader and owner; `folder` is empty or ends with a slash, and precedes each path.
+    """
+
+    methods = frozenset({"GET", "HEAD"})
+
+    def __init__(self, plugin_id: str, prefix: str, folder: str, *, live: Live, read: Read) -> None:
+        self._plugin_id = plugin_id
+        self._prefix = prefix
+        self._folder = folder
+        self._live = live
+        self._read = read
+
+    async def serve(self, request: RouteRequest) -> RouteResponse:
+        """See RouteTarget. Problem not_found, service_unavailable.
+
+        A path that ends with a slash is that of the `index.html` there; the route's own without its slash is moved to
+        the one with it, or relative links of the page would lead elsewhere.
+        """
+        _check_live(self._live, self._plugin_id)
+        if request.path + "/" == self._prefix:
+            location = urllib.parse.quote(self._prefix)
+            return RouteResponse(body=b"", status=301, more=(("Location", location),))
+        path = self._folder + request.path.removeprefix(self._prefix)
+        if not path or path.endswith("/"):
+            path += INDEX
+        asked = request.headers
+        try:
+            found = await self._read(
+                path,
+                # A range is of GET alone (RFC 9110, section 14.2).
+                asked.get("Range", "") if request.method == "GET" else "",
+                if_none_match=asked.get("If-None-Match", ""),
+                if_range=asked.get("If-Range", ""),
+            )
+        except HostError as error:
+            code = "not_found" if error.code is Denial.NOT_FOUND else "service_unavailable"
+            raise Problem(code, error.reason) from error
+        _check_live(self._live, self._plugin_id)
+        headers = dict(found.headers)
+        return RouteResponse(
+            body=found.body,
+            content_type=headers.pop("Content-Type"),
+            status=found.status,
+            policy=headers.pop("Content-Security-Policy"),
+            cache=headers.pop("Cache-Control"),
+            more=tuple((name, value) for name, value in headers.items() if name != "X-Content-Type-Options"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

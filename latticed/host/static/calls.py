@@ -1,6 +1,6 @@
 """static.*: files that a plugin publishes (system-plugins.md, Host services).
 
-`read` is for the ingress: the same files as HTTP answers with their headers (RFC 9110 sections 8.8, 13 and 14).
+`read` is for routes: the same files as HTTP answers with their headers (RFC 9110 sections 8.8, 13 and 14).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import values
 from latticed.host.call import Caller, HostError, Params, Served, Whole
-from latticed.host.static import content_types
 from latticed.host.static.tree import StaticFiles, StaticQuota
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
-from latticed.model import ids
+from latticed.model import ids, published
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -29,24 +28,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_PATH_CHARACTERS: Final = 512
-MAX_DEPTH: Final = 8
 MAX_ANSWER_BYTES: Final = 192 << 10
 """Bytes of a file in one answer of static.get; callers get the rest with `offset`."""
 PAGE: Final = 500
 """Files in one answer of static.list."""
 THREADS: Final = 2
 """Threads of the default executor that a slow disk can occupy here."""
-# Content-Security-Policy. `sandbox` gives a file an origin of its own and no scripts: what a plugin publishes cannot
-# act for visitors of others at the same listener. HTML and SVG may also load styles, images, fonts and media from
-# there.
-FILE_POLICY: Final = "sandbox; default-src 'none'"
-PAGE_POLICY: Final = f"{FILE_POLICY}; style-src 'self'; img-src 'self'; font-src 'self'; media-src 'self'"
-
-UNSIGNED: Final = "-"
-"""The publisher's name in paths for unsigned plugins; no publisher can have it."""
-
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 # One range. At most 18 digits, which bounds the work of int().
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -72,12 +59,13 @@ class StaticGet(Params, frozen=True):
 
 class ListFiles(Params, frozen=True):
     """Parameters of static.list. `prefix`: only paths that begin so; `after`: `next` of the page before; `plugin`:
-    whose files, the caller's when empty.
+    whose files, the caller's when empty; `digests`: whether to give the SHA-256 of each.
     """
 
     prefix: str = ""
     after: str = ""
     plugin: str = ""
+    digests: bool = False
 
 
 class StaticDelete(Params, frozen=True):
@@ -96,11 +84,11 @@ class StaticFile:
 
 
 class StaticCalls:
-    """The host calls `static.get`, `static.list`, `static.put` and `static.delete`, and `read` for the ingress.
+    """The host calls `static.get`, `static.list`, `static.put` and `static.delete`, and `read` for routes.
 
-    Files are kept below `directory`. `limits` are the settings. `shared(reader, owner)`: whether a plugin may read
-    another's files; `publisher(owner)`: the publisher of the owner, empty when it is unsigned; `published(owner)`:
-    whether its files may be served now.
+    Files are kept below `directory`. `limits` are the settings. `publisher(owner)`: the publisher of the owner, empty
+    when it is unsigned. `may_read(reader, owner)`: whether a plugin may now read the files of another one, or serve
+    those of the owner, which may be itself.
     """
 
     def __init__(
@@ -108,15 +96,13 @@ class StaticCalls:
         directory: Path,
         *,
         limits: Limits,
-        shared: Callable[[str, str], bool] = lambda _reader, _owner: False,
         publisher: Callable[[str], str] = lambda _owner: "",
-        published: Callable[[str], bool] = lambda _owner: True,
+        may_read: Callable[[str, str], bool] = lambda reader, owner: reader == owner,
     ) -> None:
         self._files = StaticFiles(directory)
         self.limits = limits
-        self._shared = shared
+        self.may_read = may_read
         self._publisher = publisher
-        self._published = published
         self._slots = asyncio.Semaphore(THREADS)
 
     def calls(self) -> tuple[Served, ...]:
@@ -129,23 +115,39 @@ class StaticCalls:
         )
 
     async def read(
-        self, plugin_id: str, path: str, wanted: str = "", *, if_none_match: str = "", if_range: str = ""
+        self,
+        reader: str,
+        owner: str,
+        path: str,
+        wanted: str = "",
+        *,
+        if_none_match: str = "",
+        if_range: str = "",
     ) -> StaticFile:
-        """A plugin's file as an HTTP answer; `wanted` is the Range header, the others are those of their name, each
-        empty when absent. Id and path may be anything: they come from a URL.
+        """A file of `owner` as the HTTP answer of a route of `reader`; `wanted` is the Range header, the others are
+        those of their name, each empty when absent. The path may be anything: it comes from a URL.
 
-        HostError not_found when there is no such file, or it (or its type) may not be published now;
-        service_unavailable for errors of the disk.
+        HostError not_found when there is no such file, or it (or its type) may not be served now; service_unavailable
+        for errors of the disk.
         """
-        # Before a thread is used: nothing is opened for an id, path or type that cannot be published.
-        kind = self._content_type(path) if ids.is_valid(plugin_id) and path_fault(path) is None else None
-        directory = self._directory_of(plugin_id)
-        found = await self._in_thread(lambda: self._files.read(directory, path)) if kind else None
-        # Asked last: the permission may have been lost while the file was read. One answer for all of these, so that a
-        # visitor learns nothing about files that are not published.
-        if found is None or kind is None or not self._published(plugin_id):
+        # Before a thread is used: nothing is opened for a path or type that cannot be published.
+        kind = self._content_type(path) if ids.is_valid(owner) and published.path_fault(path) is None else None
+        found = await self._read(reader, owner, path) if kind else None
+        # One answer for all of these, so that a visitor learns nothing about files that are not published.
+        if found is None or kind is None:
             raise HostError(Denial.NOT_FOUND, "there is no such file")
         return answer(found[0], kind, wanted=wanted, if_none_match=if_none_match, if_range=if_range)
+
+    async def _read(self, reader: str, owner: str, path: str) -> tuple[bytes, int] | None:
+        """The bytes and mtime (µs) of a file that `owner` publishes; None when there is none, or `reader` may not have
+        it.
+        """
+        if not self.may_read(reader, owner):
+            return None
+        directory = self._directory_of(owner)
+        found = await self._in_thread(lambda: self._files.read(directory, path))
+        # Asked again: permission may have been lost meanwhile, or the id have passed to another publisher.
+        return found if self.may_read(reader, owner) and self._directory_of(owner) == directory else None
 
     async def count_files(self, plugin_id: str) -> int:
         """The number of files of a plugin id, those under past publishers included; HostError service_unavailable."""
@@ -163,7 +165,8 @@ class StaticCalls:
         """A part of a file, as base64 and, where it is UTF-8, as text; `ok` false when there is no such file."""
         owner, path = self._owner(caller, asked.plugin), _checked(asked.path)
         found = await self._in_thread(lambda: self._files.read(owner, path))
-        if found is None:
+        # Judged again, see `_read`.
+        if found is None or self._owner(caller, asked.plugin) != owner:
             return {"ok": False}
         data, modified_us = found
         # The whole file is read even for a part: the ETag is the hash of all of it.
@@ -181,19 +184,27 @@ class StaticCalls:
     async def _list(self, caller: Caller, asked: ListFiles) -> dict[str, Any]:
         """A page of the files, by path; `next` is null on the last one."""
         owner = self._owner(caller, asked.plugin)
-        found = await self._in_thread(lambda: self._files.entries(owner))
         # All files are walked for each page: there are at most `static.plugin_files`.
+        found = await self._in_thread(lambda: self._files.entries(owner))
         wanted = [entry for entry in found if entry.path.startswith(asked.prefix) and entry.path > asked.after]
+        page = wanted[:PAGE]
+        digests = await self._in_thread(lambda: self._files.digests(owner, page)) if asked.digests else {}
+        # Judged again, see `_read`.
+        if self._owner(caller, asked.plugin) != owner:
+            raise HostError(Denial.NOT_FOUND, "there are no such files any more")
         shown = [
             {
                 "path": entry.path,
                 "bytes": entry.size,
                 "content_type": self._content_type(entry.path),
                 "modified_at": rfc3339(entry.modified_us),
+                **({"sha256": digests[entry.path]} if asked.digests else {}),
             }
-            for entry in wanted[:PAGE]
+            for entry in page
+            if not asked.digests or entry.path in digests
         ]
-        return {"files": shown, "next": wanted[PAGE - 1].path if len(wanted) > PAGE else None}
+        publisher = self._publisher(asked.plugin or caller.plugin_id)
+        return {"files": shown, "next": page[-1].path if len(wanted) > PAGE else None, "publisher": publisher}
 
     async def _put(self, caller: Caller, asked: StaticPut) -> dict[str, Any]:
         """Store a file in place of the previous one of its path; on disk when it returns. HostError bad_params,
@@ -222,28 +233,26 @@ class StaticCalls:
         """
         if wanted in {"", caller.plugin_id}:
             return self._directory_of(caller.plugin_id)
-        if ids.is_valid(wanted) and self._shared(caller.plugin_id, wanted):
+        if ids.is_valid(wanted) and self.may_read(caller.plugin_id, wanted):
             return self._directory_of(wanted)
-        raise HostError(
-            Denial.BAD_PARAMS, f"the files of {text.sanitise(wanted, 80)!r} are not shared with this plugin"
-        )
+        raise HostError(Denial.BAD_PARAMS, not_shared(wanted))
 
     def _directory_of(self, plugin_id: str) -> str:
         """The directory of a plugin's files, as `publisher/id`: another publisher of the id must not get them."""
-        return f"{self._publisher(plugin_id) or UNSIGNED}/{plugin_id}"
+        return published.directory(self._publisher(plugin_id), plugin_id)
 
     def _content_type(self, path: str) -> str | None:
         """The Content-Type by the settings, or None: not published. Asked at each use, as `static.html` and
         `static.svg` may be switched off while there are such files.
         """
         limits = self.limits
-        return content_types.of(path, html=limits.html, svg=limits.svg)
+        return published.content_type(path, html=limits.html, svg=limits.svg)
 
     def _kinds(self) -> str:
         """What a refusal says was expected: the extensions that can be published, and which of them are off."""
         limits = self.limits
         off = [word for word, on in (("html", limits.html), ("svg", limits.svg)) if not on]
-        known = ", ".join(content_types.OF)
+        known = ", ".join(published.TYPES)
         return f"expected a name that ends in one of {known}" + (f" ({', '.join(off)} are off)" if off else "")
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -258,18 +267,13 @@ class StaticCalls:
         return await asyncio.shield(running)
 
 
-def path_fault(path: str) -> str | None:
-    """What is wrong with a path, as the end of a message, or None. No allowed character can be part of an encoding, so
-    what is checked here is what is opened.
-    """
-    parts = path.split("/")
-    if len(path) > MAX_PATH_CHARACTERS or len(parts) > MAX_DEPTH:
-        return f"expected a path of at most {MAX_PATH_CHARACTERS} characters and {MAX_DEPTH} parts"
-    if ".." in path or not all(_SEGMENT.fullmatch(part) for part in parts):
-        return (
-            "expected parts of A-Z a-z 0-9 _ - . joined by '/', none empty, none that begins with '.' or '-', no '..'"
-        )
-    return None
+def not_shared(owner: str) -> str:
+    """The message of a refusal to read the files of `owner`, with what helps."""
+    shown = text.sanitise(owner, 80)
+    return (
+        f"plugin: the files of {shown!r} are not shared with this plugin, or that one may not publish now"
+        f" (caps grant ID share={shown})"
+    )
 
 
 def etag(data: bytes) -> str:
@@ -288,7 +292,6 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
     if_none_match=<its ETag>            ->  304
     """
     tag = etag(data)
-    active = kind.startswith(("text/html", "image/svg"))
     headers = {
         "Content-Type": kind,
         "ETag": tag,
@@ -296,7 +299,7 @@ def answer(data: bytes, kind: str, *, wanted: str = "", if_none_match: str = "",
         # Caches ask again before each use: a file that was replaced or is no longer published is not served from one.
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": PAGE_POLICY if active else FILE_POLICY,
+        "Content-Security-Policy": published.policy(kind),
     }
     # Before the range: If-None-Match takes precedence (RFC 9110, section 13.2.2).
     if if_none_match and _matches(if_none_match, tag):
@@ -339,6 +342,6 @@ def _matches(header: str, tag: str) -> bool:
 
 def _checked(path: str) -> str:
     """The path, if it may be one; HostError bad_params otherwise."""
-    if fault := path_fault(path):
+    if fault := published.path_fault(path):
         raise HostError(Denial.BAD_PARAMS, f"path: {fault}")
     return path

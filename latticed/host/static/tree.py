@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -22,11 +23,13 @@ from latticed.kit.files import closing
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 # Begins with a dot, which `calls.path_fault` refuses: no plugin can name such a file.
 _TEMPORARY: Final = ".put-"
+MAX_DIGESTS: Final = 20_000
+"""Digests that are kept in memory, of all plugins."""
 # ENOTDIR: a file where the path has a directory; ELOOP: a symlink, which O_NOFOLLOW refuses (open(2)).
 _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
@@ -41,11 +44,15 @@ class StaticQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticEntry:
-    """One file; `path` is relative to its plugin's directory, `size` in bytes, `modified_us` in µs since the epoch."""
+    """One file; `path` is relative to its plugin's directory, `size` in bytes, `modified_us` in µs since the epoch.
+
+    `version`: another one for other bytes at the same path.
+    """
 
     path: str
     size: int
     modified_us: int
+    version: tuple[int, ...]
 
 
 class StaticFiles:
@@ -63,6 +70,8 @@ class StaticFiles:
         self._locks: dict[str, threading.Lock] = {}
         # By owner: (files, bytes), so that a put need not walk the directory. Absent: unknown.
         self._used: dict[str, tuple[int, int]] = {}
+        # By owner and path: (version, SHA-256), so that lists need not read what has not changed.
+        self._digests: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}
 
     def put(self, owner: str, path: str, data: bytes, quota: StaticQuota) -> None:
         """Make `path` hold `data`, on disk when it returns; until then readers find the previous file.
@@ -135,6 +144,20 @@ class StaticFiles:
                     return []
                 raise
             return sorted(_walk(top, ""), key=lambda entry: entry.path)
+
+    def digests(self, owner: str, wanted: Sequence[StaticEntry]) -> dict[str, str]:
+        """The SHA-256 of files by path, without those that are gone by now."""
+        found = {}
+        for entry in wanted:
+            known = self._digests.get((owner, entry.path))
+            if known is None or known[0] != entry.version:
+                if (read := self.read(owner, entry.path)) is None:
+                    continue
+                if len(self._digests) >= MAX_DIGESTS:
+                    self._digests.clear()
+                known = self._digests[owner, entry.path] = (entry.version, hashlib.sha256(read[0]).hexdigest())
+            found[entry.path] = known[1]
+        return found
 
     def owners(self, plugin_id: str) -> list[str]:
         """The directories of an id that exist, one for each of its publishers, past ones included."""
@@ -272,7 +295,10 @@ def _walk(fd: int, above: str) -> Iterator[StaticEntry]:
         except FileNotFoundError:  # deleted meanwhile
             continue
         if _is_file(found):
-            yield StaticEntry(path=above + name, size=found.st_size, modified_us=found.st_mtime_ns // 1_000)
+            # The inode, as `put` replaces files; the ctime, for what another process wrote into one.
+            version = (found.st_ino, found.st_size, found.st_ctime_ns)
+            modified_us = found.st_mtime_ns // 1_000
+            yield StaticEntry(path=above + name, size=found.st_size, modified_us=modified_us, version=version)
 
 
 def _sweep(fd: int) -> None:

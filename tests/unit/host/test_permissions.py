@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -89,3 +90,31 @@ def test_permits_and_hosts_are_split_by_kind():
     assert [one.port for one in here.published("acme.demo").origins] == [81], "for its routes"
     rights = here.egress_rights("acme.demo")
     assert (rights.hosts, rights.declared, rights.owner) == (("*",), ("*",), "acme.demo")
+
+
+READS = PluginStanding(active=True, granted=frozenset({"static:read"}), permits=("share=acme.site",))
+SITE = PluginStanding(active=True, granted=frozenset({"static:write"}))
+
+
+@pytest.mark.parametrize(
+    ("reader", "owner", "may"),
+    [
+        (READS, SITE, True),
+        (replace(READS, permits=("share=acme.sites",)), SITE, False),
+        (replace(READS, granted=frozenset({"static:write"})), SITE, False),
+        (replace(READS, active=False), SITE, False),
+        (replace(READS, fault="key_revoked"), SITE, False),
+        (READS, replace(SITE, active=False), False),
+        (READS, replace(SITE, fault="digest_mismatch"), False),
+        (READS, replace(SITE, granted=frozenset({"static:read"})), False),
+        (READS, replace(SITE, seen=False), False),
+    ],
+)
+def test_files_are_shared_while_both_plugins_may_act(reader, owner, may):
+    """By a permit of the reader; the other way round it gives nothing."""
+    here = Permissions(complete=True)
+    here.update("acme.demo", reader)
+    here.update("acme.site", owner)
+    assert here.may_read("acme.demo", "acme.site") is may
+    assert not here.may_read("acme.site", "acme.demo")
+    assert here.may_read("acme.site", "acme.site") is here.may("acme.site", "static:write")

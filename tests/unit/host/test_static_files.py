@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from latticed.host.static import calls as static
 from latticed.host.static import tree as static_tree
 from latticed.host.static.calls import ListFiles, StaticCalls, StaticDelete, StaticGet, StaticPut
 from latticed.host.static.tree import StaticFiles, StaticQuota
+from latticed.model import published
 from latticed.model.hostcall import Denial
 from latticed.settings import shapes
 from tests.house import faults, processes
@@ -38,15 +40,14 @@ class Desk:
     def __init__(self, directory: Path) -> None:
         self.shared: set[tuple[str, str]] = set()
         self.root = directory
-        self.directory = directory / static.UNSIGNED
+        self.directory = directory / published.UNSIGNED
         self.publisher = ""
         self.published = True
         self.service = StaticCalls(
             directory,
             limits=LIMITS,
-            shared=lambda reader, owner: (reader, owner) in self.shared,
             publisher=lambda _owner: self.publisher,
-            published=lambda _owner: self.published,
+            may_read=lambda reader, owner: self.published and (reader == owner or (reader, owner) in self.shared),
         )
         self._serve = {call.method: call.serve for call in self.service.calls()}
 
@@ -141,6 +142,33 @@ async def test_list_of_static_files_is_paginated(desk: Desk) -> None:
     assert ([file["path"] for file in second["files"]], second["next"]) == ([f"n{static.PAGE - 1:03}.txt"], None)
 
 
+async def test_list_of_static_files_has_their_digests(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their present bytes, whoever wrote them; what has not changed is not read again; a file that goes meanwhile is
+    left out.
+    """
+    reads: list[str] = []
+    read = StaticFiles.read
+    monkeypatch.setattr(StaticFiles, "read", lambda *args: reads.append(args[2]) or read(*args))
+
+    async def digests() -> dict[str, str]:
+        found = await desk._serve["static.list"](PLUGIN, ListFiles(digests=True))
+        return {one["path"]: one["sha256"] for one in found["files"]}
+
+    def expected(**texts: str) -> dict[str, str]:
+        return {f"{name}.txt": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    await desk.put("a.txt", "one")
+    await desk.put("b.txt", "two")
+    assert await digests() == await digests() == expected(a="one", b="two")
+    assert reads == ["a.txt", "b.txt"]
+    await desk.put("a.txt", "eno")
+    (desk.directory / "acme.demo" / "b.txt").write_text("owt")
+    assert await digests() == expected(a="eno", b="owt")
+    await desk.put("c.txt", "gone")
+    monkeypatch.setattr(StaticFiles, "read", lambda *_: None)
+    assert await digests() == expected(a="eno", b="owt")
+
+
 async def test_static_files_of_other_plugin_need_a_share(desk: Desk) -> None:
     """A plugin sees its own files; another's only where the operator shares them, and read-only."""
     await desk.put("a.txt", "mine")
@@ -170,14 +198,14 @@ async def test_hostile_paths_are_refused_by_every_static_call(desk: Desk, path: 
     await desk.put("a.txt")
     for asked in (desk.put(path, "x"), desk.get(path), desk.delete(path)):
         assert (await desk.refused(asked)).code is Denial.BAD_PARAMS
-    assert (await desk.refused(desk.service.read("acme.demo", path))).code is Denial.NOT_FOUND
+    assert (await desk.refused(desk.service.read("acme.demo", "acme.demo", path))).code is Denial.NOT_FOUND
     assert desk.on_disk() == ["acme.demo/a.txt"]
 
 
 @given(st.text(max_size=40) | st.text("ab-_./", max_size=12))
 def test_accepted_path_is_already_normal(path: str) -> None:
     """Any accepted path is relative, ASCII, without `..`, and unchanged by normalisation."""
-    if static.path_fault(path) is None:
+    if published.path_fault(path) is None:
         assert path.isascii()
         assert os.path.normpath(path) == path
         assert not os.path.isabs(path)
@@ -195,10 +223,10 @@ async def test_static_file_of_unlisted_type_is_refused(desk: Desk, path: str) ->
     desk.service.limits = replace(LIMITS, html=True, svg=True)
     if path in {"a.html", "a.htm", "a.svg", "a.SVG", "a.txt.html"}:
         assert (await desk.put(path, "<script>"))["content_type"].partition(";")[0] in {"text/html", "image/svg+xml"}
-        page = await desk.service.read("acme.demo", path)
-        assert page.headers["Content-Security-Policy"] == static.PAGE_POLICY
+        page = await desk.service.read("acme.demo", "acme.demo", path)
+        assert page.headers["Content-Security-Policy"] == published.PAGE_POLICY
         desk.service.limits = LIMITS
-        assert (await desk.refused(desk.service.read("acme.demo", path))).code is Denial.NOT_FOUND
+        assert (await desk.refused(desk.service.read("acme.demo", "acme.demo", path))).code is Denial.NOT_FOUND
     else:
         assert (await desk.refused(desk.put(path, "x"))).code is Denial.BAD_PARAMS
 
@@ -293,10 +321,10 @@ async def test_plugin_of_another_publisher_sees_no_files(desk: Desk) -> None:
 
 async def test_files_are_not_served_while_plugin_may_not_publish(desk: Desk) -> None:
     await desk.put("a.txt", "here")
-    assert (await desk.service.read("acme.demo", "a.txt")).body == b"here"
+    assert (await desk.service.read("acme.demo", "acme.demo", "a.txt")).body == b"here"
     desk.published = False
     with pytest.raises(HostError) as gone:
-        await desk.service.read("acme.demo", "a.txt")
+        await desk.service.read("acme.demo", "acme.demo", "a.txt")
     assert gone.value.code is Denial.NOT_FOUND
 
 
@@ -439,7 +467,7 @@ async def test_concurrent_static_puts_keep_within_quota(desk: Desk) -> None:
 async def test_served_file_has_protective_headers(desk: Desk) -> None:
     """nosniff, a sandbox policy, revalidation on each use. Missing files and those of other plugins are not_found."""
     await desk.put("a.txt", "0123456789")
-    found = await desk.service.read("acme.demo", "a.txt")
+    found = await desk.service.read("acme.demo", "acme.demo", "a.txt")
     assert (found.status, found.body) == (200, b"0123456789")
     assert found.headers == {
         "Content-Type": "text/plain; charset=utf-8",
@@ -455,7 +483,7 @@ async def test_served_file_has_protective_headers(desk: Desk) -> None:
         ("../acme.demo", "a.txt"),
         ("", "a.txt"),
     ):
-        assert (await desk.refused(desk.service.read(plugin, path))).code is Denial.NOT_FOUND
+        assert (await desk.refused(desk.service.read(plugin, plugin, path))).code is Denial.NOT_FOUND
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ poll_s = 1
 verify_s = 1
 """
 PROCESSES = ("service", "task", "tunnel")
-ALL = {*PROCESSES, *"approved monitor ddns template invoke proxied stream notification static call".split()}
+ALL = {
+    *PROCESSES,
+    *"approved monitor ddns template invoke proxied stream notification files borrowed lent call".split(),
+}
 BRIEF = {"proxied", "stream", "call"}
 KEPT = {"ddns"}
 """Remains at the remote end; the test checks at its end that it is not put again."""
@@ -44,6 +47,8 @@ WAITS = "while :; do sleep 0.1; done"
 ADDRESS = "93.184.215.14"
 CAUSES = "tamper key digest plugin remove disable full trim takeover".split()
 CONTROL = "control"
+LIBRARY = "library.demo"
+"""Publishes files that the others serve, and serves those of each of them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class Activities:
     called: targets.Site
     streamed: targets.Site
     proxied: targets.Site
+    library: Any
     task_ids: list[str] = field(default_factory=list)
     calling: asyncio.Task[Any] | None = None
     stream: asyncio.Task[bytes] | None = None
@@ -100,7 +106,10 @@ class Activities:
         for target, more in (("template", {"template": "hello"}), ("invoke", {"action": "answer"})):
             await self.route(target, target, **more)
         await self.call("notify.send", title="hello")
-        await self.call("static.put", path="a.txt", content="hello")
+        await self.call("static.put", path="x.txt", content="hello")
+        await self.route("files", "static")
+        await self.route("borrowed", "static", plugin=LIBRARY)
+        await self.library("route.put", path=f"/{LIBRARY}/{self.id}/", target="static", plugin=self.id)
         await self.call("network.plan", kind="nft", intent={})
 
     async def proxy(self) -> None:
@@ -122,7 +131,9 @@ class Activities:
     def url(self, name: str) -> str:
         """The present URL of a route: the listener closes with the last route and opens on another port."""
         table = self.services.upstreams if name in {"proxied", "streamed"} else self.services.pages
-        return f"{table.listener.url}{self.path(name)}x"
+        plugin_id = LIBRARY if name == "lent" else self.id
+        path = f"/{plugin_id}/{self.id}/x.txt" if name == "lent" else f"{self.path(name)}x.txt"
+        return f"{table.listener.url}{path}"
 
     async def approve(self, task_id: str) -> in_process.Answer:
         sha256 = self.services.tasks.get(task_id).sha256
@@ -138,7 +149,8 @@ class Activities:
     async def seen(self) -> set[str]:
         """The activities that are observed right now."""
         found = {kind for kind in PROCESSES if self.processes(kind)}
-        found |= {kind for kind in ("template", "invoke", "proxied") if await self.answers(kind)}
+        pages = ("template", "invoke", "proxied", "files", "borrowed", "lent")
+        found |= {kind for kind in pages if await self.answers(kind)}
         queue = self.services.notifications
         others = {
             "approved": self.state == "approved",
@@ -148,11 +160,7 @@ class Activities:
             "call": self.calling is not None and not self.calling.done(),
             "notification": self.id in set(queue._ledger.read(notifications.senders)) - queue._resting(),
         }
-        found |= {kind for kind, there in others.items() if there}
-        with contextlib.suppress(HostError):
-            await self.services.static.read(self.id, "a.txt")
-            found.add("static")
-        return found
+        return found | {kind for kind, there in others.items() if there}
 
     def processes(self, kind: str) -> list[int]:
         mine = {pid: _words(pid) for pid in children.descendants(os.getpid()) if children.alive(pid)}
@@ -208,6 +216,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
             *origins,
             *(f"publish={site.url().rstrip('/')}" for site in sites),
             f"origin=dns://127.0.0.1:{names.port}",
+            f"share={LIBRARY}",
         ]
         granted = await home.ask("PUT", f"/api/plugins/by-id/{made.id}/grants", {"permits": permits})
         assert granted.status == 200, granted
@@ -216,6 +225,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
         yield Activities(
             home=home, names=names, author=author, bundle=made, call=instance.call, client=client,
             watched=watched, called=called, streamed=streamed, proxied=proxied,
+            library=home.driven.only(LIBRARY).call,
         )  # fmt: skip
 
 
@@ -311,6 +321,19 @@ async def home():
     with hostcalls._tunnels() as tunnels:
         async with in_process.opened(toml=TOML + tunnels.replace("plugin_tunnels = 1", "tunnels = 64")) as found:
             await found.ask("PUT", "/api/secrets/KEY", dns_servers.VALUES[dns_servers.KEY].encode())
+            library = await hostcalls.caller(
+                found,
+                "worker:route",
+                "static:read",
+                "static:write",
+                accept=("static:write",),
+                plugin_id=LIBRARY,
+                name="library",
+            )
+            shares = [f"share={one}.demo" for one in (*CAUSES, CONTROL, "crash")]
+            granted = await found.ask("PUT", f"/api/plugins/by-id/{LIBRARY}/grants", {"permits": shares})
+            assert granted.status == 200, granted
+            await library.call("static.put", path="x.txt", content="hello")
             yield found
 
 
@@ -363,7 +386,8 @@ async def test_activities_resume_when_bundle_is_trusted_again(home, names):
         assert "digest_mismatch" in refused["detail"]
         it.bundle.artifact_path.write_bytes(before)
         it.names.remove(it.record)
-        await it.until("service", "tunnel", "ddns", "template", "invoke", "proxied", "static", "notification")
+        await it.until("service", "tunnel", "ddns", "template", "invoke", "proxied", "files", "notification")
+        await it.until("borrowed", "lent")
         assert it.services.tasks.get(it.task_ids[-1]).state == "submitted"
         assert (await it.approve(it.task_ids[-1])).status == 200
         await in_process.until(lambda: it.services.tasks.get(it.task_ids[-1]).state == "done", "the task to run")

@@ -15,6 +15,7 @@ sh = "/bin/sh"
 """
 SITE = "http://127.0.0.1:3000"
 ROUTE = {"path": "/acme.demo/", "target": "service", "origin": SITE, "public": ["/"]}
+SITE_PLUGIN = "acme.site"
 PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": "never"}
 
 
@@ -22,6 +23,14 @@ PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": 
     ("capability", "call", "params", "other", "permit", "refusal"),
     [
         ("worker:route", "route.put", ROUTE, f"origin={SITE}", f"publish={SITE}", "egress_blocked"),
+        (
+            "static:read",
+            "static.list",
+            {"plugin": SITE_PLUGIN},
+            "share=acme.elsewhere",
+            f"share={SITE_PLUGIN}",
+            "bad_params",
+        ),
         (
             "task:run",
             "service.put",
@@ -33,8 +42,11 @@ PROGRAM = {"name": "one", "program": "sh", "args": ["-c", "exit 0"], "restart": 
     ],
 )
 async def test_call_needs_its_own_permit(capability, call, params, other, permit, refusal):
-    """Publishing a service needs more than `origin` for the plugin's own requests; a variable is granted by name."""
+    """Publishing a service needs more than `origin` for the plugin's own requests; a variable is granted by name, and
+    so is another plugin's files.
+    """
     async with in_process.opened(toml=TOML) as home:
+        await hostcalls.caller(home, "static:write", accept=("static:write",), plugin_id=SITE_PLUGIN, name="site")
         plugin = await hostcalls.caller(home, capability, accept=(capability,))
         outcomes = []
         for permits in ([], [other], [other, permit], [other]):

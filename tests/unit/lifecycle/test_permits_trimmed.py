@@ -122,4 +122,5 @@ def test_each_permit_kind_is_looked_up_or_fixed_at_start():
         permits.BUCKET,
         permits.PUBLISH,
         permits.ENV,
+        permits.SHARE,
     }

@@ -105,8 +105,8 @@ ROWS = [
     ("monitor", "delete", ("m",), {}, "monitor.delete", {"name": "m"}, {"ok": False}, False),
     ("static", "list", (), {}, "static.list", {"prefix": ""}, {"files": [1], "next": None}, [1]),
     (
-        *("static", "list", ("p",), {"plugin": "acme.o"}, "static.list"),
-        *({"prefix": "p", "plugin": "acme.o"}, {"files": [], "next": None}, []),
+        *("static", "list", ("p",), {"plugin": "acme.o", "digests": True}, "static.list"),
+        *({"prefix": "p", "plugin": "acme.o", "digests": True}, {"files": [], "next": None}, []),
     ),
     ("static", "get", ("p",), {}, "static.get", {"path": "p"}, {"ok": False}, {"ok": False}),
     (
