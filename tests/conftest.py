@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
@@ -47,9 +48,12 @@ def pytest_sessionstart() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: every program would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    place = Path(latticed.__file__).resolve()
     if os.environ.get("LATTICED_TEST_INSTALLED") == "1":
-        place = Path(latticed.__file__).resolve()
         assert "site-packages" in place.parts, f"expected the installed wheel, found {place}"
+    if not sys.dont_write_bytecode:
+        # Daemons under other uids cannot write bytecode here: each of them would compile every module again (0.4 s).
+        compileall.compile_dir(place.parent, quiet=2)
 
 
 @pytest.fixture(autouse=True)

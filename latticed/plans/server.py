@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import functools
 import itertools
 import os
-import sys
 import time
 import traceback
 from collections import Counter
@@ -35,13 +36,19 @@ PEER_CONNECTIONS: Final = 8
 """Open connections of one uid but root's."""
 BACKLOG: Final = 256
 """Connections that wait to be accepted. Beyond it connect(2) of a socket with a timeout fails with EAGAIN (unix(7)):
-callers try again. More would be more descriptors at once than a process may have by default.
+callers try again.
 """
+ACCEPTED_AT_ONCE: Final = 16
+"""Connections accepted in one turn of the loop. asyncio's servers accept the whole backlog: every turn that a request
+takes would wait for a flood's hundreds of transports and tasks.
+"""
+ACCEPT_AGAIN_S: Final = 1.0
+"""Seconds until the next try when no connection can be accepted, for want of descriptors for example."""
 MAX_WAITING: Final = 32
 """Requests that wait for their turn; further ones are `busy`. The daemon's uid has at most PEER_WAITING of them."""
 PEER_WAITING: Final = 4
 ROOT_REQUEST_S: Final = 30.0
-"""Seconds for a request of root to arrive, which run while the loop accepts a flood: root is not to pay for that."""
+"""Seconds for a request of root to arrive: root is not to pay for a flood that takes the processor from it."""
 TICK_S: Final = 0.5
 """How often expired changes are looked for. The dead-man is earlier, if it lives."""
 log = logs.get_logger()
@@ -87,20 +94,53 @@ class PlanServer:
         """Serve the listening socket while the block runs. An operation that is under way at the end is waited for: a
         half-done apply would be undone, but it need not come to that.
         """
-        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await asyncio.start_unix_server(
-            self._connected, sock=sock, limit=protocol.MAX_REQUEST_BYTES, backlog=BACKLOG, **options
-        )
-        works = [asyncio.create_task(self._work()), asyncio.create_task(self._keep_up())]
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        work = asyncio.create_task(self._work())
+        others = [asyncio.create_task(self._keep_up()), asyncio.create_task(self._accept(sock))]
         try:
             yield
         finally:
-            server.close()
-            for task in (*self._connections, works[1]):
+            tasks = (*others, *self._connections)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._connections, works[1], return_exceptions=True)
-            works[0].cancel()
-            await asyncio.gather(works[0], return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            sock.close()
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _accept(self, sock: socket.socket) -> None:
+        """Accept connections, for ever. One without room is closed before anything is made for it, so that a flood
+        costs those who wait behind it microseconds.
+        """
+        loop = asyncio.get_running_loop()
+        for number in itertools.count(1):
+            try:
+                connection, _ = await loop.sock_accept(sock)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                log.error("plan_accept_failed", error=errno.errorcode.get(error.errno or 0, "unknown"))
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            try:
+                peer = peers.of(connection)
+            except OSError:
+                connection.close()
+                continue
+            if self._has_room(peer.uid):
+                task = asyncio.create_task(self._connected(connection, peer))
+                self._connections[task] = peer.uid
+                task.add_done_callback(functools.partial(self._over, connection))
+            else:
+                connection.close()
+            if number % ACCEPTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # sock_accept() does not wait while there are connections
+
+    def _over(self, connection: socket.socket, task: asyncio.Task[Any]) -> None:
+        """Forget a connection that is served, or whose task was cancelled before it began."""
+        self._connections.pop(task, None)
+        connection.close()
 
     async def _work(self) -> None:
         """Take turns, for ever. What fails is its caller's; a bug is logged."""
@@ -142,20 +182,14 @@ class PlanServer:
         self._turns.put_nowait(_Turn(rank, next(self._numbers), work, done))
         return await done
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, connection: socket.socket, peer: peers.Peer) -> None:
         """Serve one connection; whatever happens to it ends with it."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - runs as a task
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=protocol.MAX_REQUEST_BYTES)
         try:
-            peer = peers.of(writer.get_extra_info("socket"))
-            role = self._approvers.role(peer)
-            if self._has_room(peer.uid):
-                self._connections[task] = peer.uid
-                await self._serve(reader, writer, peer, role)
+            await self._serve(reader, writer, peer, self._approvers.role(peer))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the peer has gone, or sent no request
         finally:
-            self._connections.pop(task, None)
             # At once, also with unread answers in the buffer: close() would wait for a peer that reads nothing.
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
             with contextlib.suppress(OSError):

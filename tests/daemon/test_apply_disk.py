@@ -101,13 +101,13 @@ def test_without_reserve_the_host_is_put_back_and_recorded_when_there_is_room(pl
 
 @pytest.mark.parametrize("error", faults.DISK_ERRORS)
 @pytest.mark.parametrize("where", ["held", "targets", "steps"])
-def test_write_that_fails_within_an_apply(tmp_path, where, error):
+def test_write_that_fails_within_an_apply(shim, where, error):
     """The write of snapshot, record or step fails: the change is refused and nothing touched, or undone; never half
     done.
     """
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(apply_helpers.place(confirm_within_s=3))
-        sick = stack.enter_context(faults.attached(place, faults.compiled(tmp_path)))
+        sick = stack.enter_context(faults.attached(place, shim))
         with place.running():
             place.applied(BASE)
             plan = place.approved(WIDE)

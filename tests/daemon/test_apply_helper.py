@@ -416,9 +416,9 @@ def test_change_of_an_earlier_boot_is_undone_at_the_start(place):
         assert (place.state_of(plan), place.steps()[-1].code) == ("rolled_back", "boot")
 
 
-def test_setting_the_clock_changes_no_deadline(place, tmp_path):
+def test_setting_the_clock_changes_no_deadline(place, shim):
     """It is set back an hour and on a year, by a clock that is preloaded."""
-    with faults.attached(place, faults.compiled(tmp_path)) as sick:
+    with faults.attached(place, shim) as sick:
         place.settings["confirm_within_s"] = 3
         with place.running():
             plan = place.approved(WIDE)

@@ -113,6 +113,13 @@ class Place:
         line = exchanged(self.settings["socket"], protocol.encode(request), user=user)
         return protocol.decode_answer(line, request)
 
+    def ask_all(self, requests: Sequence[protocol.Request], user: processes.User | None) -> list[protocol.Answer]:
+        """The answers, asked one after the other."""
+        if user is None:
+            return [self.ask(request) for request in requests]
+        lines = exchanged_as(user, self.settings["socket"], [protocol.encode(request) for request in requests])
+        return [protocol.decode_answer(line, request) for line, request in zip(lines, requests, strict=True)]
+
     def offer(self, intent: dict[str, Any], *, kind: str = "file", secrets: Any = (), user: Any = DAEMON) -> str:
         """The name of a plan that was taken."""
         answer = self.ask(protocol.Offer(kind=kind, intent=intent, secrets=tuple(secrets)), user=user)
@@ -192,23 +199,7 @@ class Place:
 def exchanged(path: str, line: bytes, *, user: processes.User | None = None, timeout_s: float = 60.0) -> bytes:
     """What comes back for a line, until the end; as another user by a child that changes its ids."""
     if user is not None:
-        code = (
-            "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.settimeout(60)\n"
-            "try:\n    s.sendall(sys.stdin.buffer.read())\nexcept OSError:\n    pass\n"
-            "try:\n    while d := s.recv(65536):\n        sys.stdout.buffer.write(d)\nexcept OSError:\n    pass\n"
-        )
-        done = subprocess.run(
-            ["/usr/bin/python3", "-I", "-c", code, path],
-            input=line,
-            capture_output=True,
-            user=user.uid,
-            group=user.gid,
-            extra_groups=list(user.groups),
-            timeout=timeout_s,
-            check=True,
-            cwd="/",
-        )
-        return done.stdout
+        return exchanged_as(user, path, [line], timeout_s=timeout_s)[0]
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)  # without a timeout, which would fail where others wait to be accepted (unix(7), EAGAIN)
         sock.settimeout(timeout_s)
@@ -217,6 +208,44 @@ def exchanged(path: str, line: bytes, *, user: processes.User | None = None, tim
         while chunk := sock.recv(1 << 16):
             chunks.append(chunk)
         return b"".join(chunks)
+
+
+_EXCHANGES = """
+import json, socket, sys
+answers = []
+for line in json.load(sys.stdin):
+    s, answer = socket.socket(socket.AF_UNIX), b""
+    s.connect(sys.argv[1])
+    s.settimeout(60)
+    try:
+        s.sendall(line.encode("latin-1"))
+    except OSError:
+        pass
+    try:
+        while d := s.recv(65536):
+            answer += d
+    except OSError:
+        pass
+    s.close()
+    answers.append(answer.decode("latin-1"))
+json.dump(answers, sys.stdout)
+"""
+
+
+def exchanged_as(user: processes.User, path: str, lines: Sequence[bytes], *, timeout_s: float = 60.0) -> list[bytes]:
+    """What comes back for each line, one connection after the other, by one child with the ids of `user`."""
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", _EXCHANGES, path],
+        input=json.dumps([line.decode("latin-1") for line in lines]).encode(),
+        capture_output=True,
+        user=user.uid,
+        group=user.gid,
+        extra_groups=list(user.groups),
+        timeout=timeout_s,
+        check=True,
+        cwd="/",
+    )
+    return [answer.encode("latin-1") for answer in json.loads(done.stdout)]
 
 
 @contextlib.contextmanager
