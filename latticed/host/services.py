@@ -55,6 +55,7 @@ from latticed.host.tunnel.calls import TunnelCalls
 from latticed.host.tunnel.command import TunnelDeps
 from latticed.host.tunnel.keeper import TunnelKeeper
 from latticed.model.restart import RestartPolicy
+from latticed.plans import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -154,6 +155,7 @@ class HostServices:
             secrets_of=self.secrets.for_plugin,
             may_plan=permissions.to("network:plan").may,
             may_apply=permissions.to("network:apply").may,
+            kinds=kinds.configured(settings),
         )
         # Routes last: they claim paths in both tables and lead to plugins (`handles`) and to upstreams.
         route_deps = RouteDeps(

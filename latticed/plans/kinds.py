@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from latticed.plans.kind import Kind
     from latticed.settings import Settings
+    from latticed.settings.programs import ApplySettings
     from latticed.settings.shapes import HttpSettings
 
 
@@ -42,10 +43,12 @@ def _wireguard() -> Kind:
     return WireguardKind()
 
 
-def _nginx(http: HttpSettings | None = None) -> Kind:
+def _nginx(apply: ApplySettings | None = None, http: HttpSettings | None = None) -> Kind:
     from latticed.plans.nginx import NginxKind, place
+    from latticed.settings.programs import NginxSettings
+    from latticed.settings.shapes import HttpSettings
 
-    return NginxKind() if http is None else NginxKind(place(http.listen, http.service_listen))
+    return NginxKind(place(apply.nginx if apply else NginxSettings(), http or HttpSettings()))
 
 
 _MAKERS: Final = {"nft": _nft, "nginx": _nginx, "wireguard": _wireguard}
@@ -54,5 +57,5 @@ KINDS: Final = Kinds(_MAKERS)
 
 
 def configured(settings: Settings) -> Kinds:
-    """The same, as the settings have them: nginx forwards to latticed's own listeners, wherever those are."""
-    return Kinds({**_MAKERS, "nginx": lambda: _nginx(settings.http)})
+    """The same, as the settings have them: where nginx is, and what of latticed it forwards to."""
+    return Kinds({**_MAKERS, "nginx": lambda: _nginx(settings.apply, settings.http)})

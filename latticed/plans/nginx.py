@@ -18,11 +18,14 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
 
 from latticed.kit import files
 from latticed.model.errors import Problem
@@ -44,23 +47,34 @@ if TYPE_CHECKING:
 
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
+    from latticed.settings.programs import NginxSettings
+    from latticed.settings.shapes import HttpSettings
 
 PACKAGES: Final = MappingProxyType({"nginx": "nginx-light", "ip": "iproute2", "ss": "iproute2"})
 RELOAD_S: Final = 8.0
 """How long new workers may take to answer, and a stopped nginx to be gone."""
 TRIES: Final = 20
 """Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
+QUIET_NS: Final = 2_000_000_000
+"""How long a renewed certificate and its key have to be as they are: two files are not replaced at once."""
 _POLL_S: Final = 0.02
+_CERTIFICATE_BYTES: Final = 1 << 20
 _MAX_BYTES: Final = 8 << 20
 _RENDERING: Final = "rendering"
 _NOT_SERVED: Final = "not-served"
 _MAX_ANSWER: Final = 64
 
 
-def place(listen: str, service_listen: str) -> NginxPlace:
-    """Where it is, with latticed's listeners of these settings (`[http]`); a port of 0 is none."""
-    given = {Own.HTTP: endpoints.loopback(listen), Own.SERVICES: endpoints.loopback(service_listen)}
-    return NginxPlace(own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}))
+def place(wanted: NginxSettings, http: HttpSettings) -> NginxPlace:
+    """Where it is, and where latticed's own listeners are; a port of 0 is none."""
+    given = {Own.HTTP: endpoints.loopback(http.listen), Own.SERVICES: endpoints.loopback(http.service_listen)}
+    return NginxPlace(
+        directory=wanted.directory,
+        user=wanted.user,
+        certificates=wanted.certificates,
+        files=wanted.files,
+        own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,7 @@ class _Seen:
 class NginxKind:
     """An nginx whose configuration is all ours; files, sockets and processes of another one are never touched."""
 
-    place: NginxPlace = field(default_factory=NginxPlace)
+    place: NginxPlace
 
     @property
     def name(self) -> str:
@@ -133,8 +147,9 @@ class NginxKind:
         """Sites with whether they are served, whether nginx runs, and what others listen at.
 
         NginxFacts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
-        intact}`, `sites`: `[{name, domains, served, due}]`. `due`: a certificate or key has come or been renewed since;
-        applying the same plan again takes it up.
+        intact}`, `sites`: `[{name, domains, served, due, unusable, expires_at}]`. `due`: a certificate or key has come
+        or been renewed since; applying the same plan again takes it up. `unusable`: one is there that cannot be. The
+        end is that of the file, in seconds since 1970, None without one.
         """
         found = self._seen()
         ours = "nginx" if found.pid else ""
@@ -152,15 +167,7 @@ class NginxKind:
                 "listeners": listeners,
                 "published": self._published(),
                 "nginx": {"running": found.pid != 0, "intact": found.intact},
-                "sites": [
-                    {
-                        "name": one.name,
-                        "domains": list(one.domains),
-                        "served": one.name not in found.not_served,
-                        "due": self._is_due(one.certificates),
-                    }
-                    for one in sites
-                ],
+                "sites": [self._site(one, found) for one in sites],
             },
             basis=_basis(found),
             text=found.rendering.decode("ascii"),
@@ -257,16 +264,29 @@ class NginxKind:
         except FileNotFoundError:
             return []
 
-    def _is_due(self, certificates: tuple[str, ...]) -> bool:
-        """Whether one of these files is newer than what nginx has read."""
+    def _site(self, site: applied.Served, found: _Seen) -> dict[str, Any]:
+        """A site as `observe` tells of it."""
+        newer = self._is_newer(site.pair)
+        usable = bool(site.pair) and _fit(*site.pair)
+        return {
+            "name": site.name,
+            "domains": list(site.domains),
+            "served": site.name not in found.not_served,
+            "due": newer and usable,
+            "unusable": bool(site.pair) and not usable,
+            "expires_at": _ends_at(site.pair[0]) if site.pair else None,
+        }
+
+    def _is_newer(self, certificates: tuple[str, ...]) -> bool:
+        """Whether one of these files is newer than what nginx has read, and none has changed just now."""
         try:
             read_ns = (self._current / _RENDERING).stat().st_ctime_ns
             # A link that leads elsewhere is a renewal too, and a file that is put back has an old mtime.
-            return any(
-                max(Path(one).lstat().st_ctime_ns, Path(one).stat().st_ctime_ns) > read_ns for one in certificates
-            )
+            changed_ns = [max(Path(one).lstat().st_ctime_ns, Path(one).stat().st_ctime_ns) for one in certificates]
         except OSError:
             return False
+        # One of the future is that of a clock which was set back.
+        return max(changed_ns, default=0) > read_ns and not 0 <= time.time_ns() - max(changed_ns) < QUIET_NS
 
     def _written(self, rendering: bytes, generation: str) -> Path:
         """The files of a rendering in a new directory, in which no site is left out yet."""
@@ -285,7 +305,7 @@ class NginxKind:
         """Put the sites into place that can be served, and for the others that they cannot. Problem tool_failed."""
         wanted = applied.read(rendering)
         sites = applied.sites(wanted)
-        bad = {one.name for one in sites if not all(Path(path).is_file() for path in one.certificates)}
+        bad = {one.name for one in sites if not all(Path(path).is_file() for path in one.pair)}
         for _ in range(TRIES):
             for name, text in applied.tree(wanted, bad).items():
                 _write(directory / name, text.encode("ascii"))
@@ -393,6 +413,25 @@ def _basis(found: _Seen) -> bytes:
     digest = hashlib.sha256(found.rendering).hexdigest() if found.rendering else ""
     running = "answers" if found.answers else "runs" if found.pid else "none"
     return json.dumps([digest, found.intact, running]).encode("ascii")
+
+
+def _fit(certificate: str, key: str) -> bool:
+    """Whether TLS can be spoken with these files: they can be read, and belong together."""
+    try:
+        # An empty password: without one OpenSSL would ask for it at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _ends_at(certificate: str) -> int | None:
+    """When a certificate ends, in seconds since 1970; None when there is none that can be read."""
+    try:
+        data = files.read_at_most(Path(certificate), _CERTIFICATE_BYTES)
+        return int(x509.load_pem_x509_certificate(data).not_valid_after_utc.timestamp())
+    except (OSError, ValueError):
+        return None
 
 
 def _whose(process: str, ours: str) -> str:

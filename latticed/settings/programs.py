@@ -10,6 +10,7 @@ from typing import Any, Final
 from latticed.settings.rules import setting
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_@+][A-Za-z0-9._@+-]*)+")
 _KIND: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -26,6 +27,22 @@ def absolute_fault(value: Any) -> str:
 def _path_fault(value: str) -> str:
     """What a path has to be, in words, when `value` is not absolute; else empty."""
     return absolute_fault(value) if value else "an absolute path"
+
+
+def _plain_path_fault(value: str) -> str:
+    """What a path that nginx is given has to be, in words, when `value` is none; else empty."""
+    # A longer one leaves no room for a socket in that directory (unix(7): 108 bytes).
+    return "" if _PLAIN_PATH.fullmatch(value) and len(value) <= 80 else "an absolute path of A-Z a-z 0-9 . _ @ + -"
+
+
+def _plain_paths_fault(values: tuple[str, ...]) -> str:
+    """The same of each of several."""
+    return next(filter(None, map(_plain_path_fault, values)), "")
+
+
+def _user_fault(value: str) -> str:
+    """What a user's name has to be, in words, when `value` is none; else empty."""
+    return "" if _NAME.fullmatch(value) else "the name of a user of this host"
 
 
 def _kinds_fault(names: tuple[str, ...]) -> str:
@@ -94,6 +111,22 @@ class TunnelSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NginxSettings:
+    """The nginx that plans of kind `nginx` configure. Its program is `nginx` of `apply.programs`.
+
+    `directory`: where its files are, which nothing else writes. `user`: of its workers. `certificates`, `files`:
+    directories that certificates with their keys, and files of this host that are served, may lie below.
+    """
+
+    directory: str = setting("/var/lib/latticed-nginx", fault=_plain_path_fault)
+    user: str = setting("www-data", fault=_user_fault)
+    certificates: tuple[str, ...] = setting(
+        ("/etc/letsencrypt", "/etc/ssl", "/etc/latticed/certificates", "/var/lib/acme"), fault=_plain_paths_fault
+    )
+    files: tuple[str, ...] = setting(("/srv", "/var/www"), fault=_plain_paths_fault)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
     """The root helper (`latticed-apply`), which counts them only where root alone can change the file.
 
@@ -113,3 +146,4 @@ class ApplySettings:
     programs: dict[str, str] = setting({}, fault=names_fault)
     confirm_within_s: int = setting(60, low=1, high=3_600)
     poll_s: float = setting(10.0, low=0.1, high=3_600)
+    nginx: NginxSettings = NginxSettings()

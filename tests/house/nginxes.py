@@ -21,13 +21,16 @@ from types import MappingProxyType
 
 import crossplane
 
+from latticed.plans.nginx import place as place_by
+from latticed.settings.programs import NginxSettings
+from latticed.settings.shapes import HttpSettings
 from latticed.system.nginx import applied, check, decode, render
 from latticed.system.nginx.facts import NginxPlace
 from latticed.system.nginx.intent import Own
 
 NGINX = "/usr/sbin/nginx"
 PATIENCE_S = 20
-PLACE = NginxPlace(own=MappingProxyType({Own.HTTP: ("127.0.0.1", 7180), Own.SERVICES: ("::1", 7181)}))
+PLACE = place_by(NginxSettings(), HttpSettings(listen="127.0.0.1:7180", service_listen="[::1]:7181"))
 
 
 # Intents
@@ -343,16 +346,7 @@ class Running:
 
     def get_secure(self, host, path="/", *, authorities: Path, asks=None, **headers):
         """The same by TLS, whose server name is `host`; `asks`: another one in Host."""
-        context = ssl.create_default_context(cafile=str(authorities))
-        raw = socket.create_connection(("127.0.0.1", self.https), timeout=30)
-        try:
-            wrapped = context.wrap_socket(raw, server_hostname=host)
-        except BaseException:
-            raw.close()
-            raise
-        connection = http.client.HTTPConnection("127.0.0.1", self.https, timeout=30)
-        connection.sock = wrapped
-        return _got(connection, asks or host, path, headers)
+        return get_secure(self.https, host, path, authorities=authorities, asks=asks, **headers)
 
     def reload(self, plain, bad=()):
         """Other files, and SIGHUP."""
@@ -364,6 +358,36 @@ def get(port, host, path="/", *, source="127.0.0.1", **headers):
     """(status, headers, body) of a GET; (0, {}, b"") where the connection is closed without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30, source_address=(source, 0))
     return _got(connection, host, path, headers)
+
+
+def get_secure(port, host, path="/", *, authorities: Path, asks=None, **headers):
+    """The same by TLS, whose server name is `host`; `asks`: another one in Host."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.sock = _wrapped(port, host, ssl.create_default_context(cafile=str(authorities)))
+    return _got(connection, asks or host, path, headers)
+
+
+def serial(port, host, authorities: Path) -> str:
+    """The serial number of the certificate that is presented for `host`."""
+    with _wrapped(port, host, ssl.create_default_context(cafile=str(authorities))) as wrapped:
+        return wrapped.getpeercert()["serialNumber"]
+
+
+def presented(port, host) -> bytes:
+    """The certificate that is presented for `host`, by whomever, in DER."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with _wrapped(port, host, context) as wrapped:
+        return wrapped.getpeercert(binary_form=True)
+
+
+def _wrapped(port, host, context) -> ssl.SSLSocket:
+    raw = socket.create_connection(("127.0.0.1", port), timeout=30)
+    try:
+        return context.wrap_socket(raw, server_hostname=host)
+    except BaseException:
+        raw.close()
+        raise
 
 
 def _got(connection, host, path, headers):

@@ -16,6 +16,8 @@ PACKAGES = {
     "wireguard-go": "wireguard-go",
     "ping": "iputils-ping",
     "nginx": "nginx-light",
+    "pebble": "pebble",
+    "uacme": "uacme",
 }
 
 

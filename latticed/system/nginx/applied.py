@@ -1,7 +1,7 @@
 """A rendering as the files that nginx is given: pure, for whoever puts them into place.
 
     files = applied.read(rendering)
-    bad = [site.name for site in applied.sites(files) if not all(map(exists, site.certificates))]
+    bad = [site.name for site in applied.sites(files) if not all(map(exists, site.pair))]
     tree = applied.tree(files, bad)
 
 A site in `bad` is on disk as it answers 503; the rendering itself is kept whole, and tried again at the next start.
@@ -26,11 +26,11 @@ _TROUBLE: Final = re.compile(rb" in [^ \n]*/sites/([a-z][a-z0-9_-]{0,31})\.conf:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a site needs from disk to be served. `certificates`: certificates and keys, in order."""
+    """What a site needs from disk to be served. `pair`: its certificate and key; empty without TLS."""
 
     name: str
     domains: tuple[str, ...]
-    certificates: tuple[str, ...]
+    pair: tuple[str, ...]
 
 
 def read(rendering: bytes) -> Mapping[str, str]:
@@ -56,9 +56,8 @@ def sites(files: Mapping[str, str]) -> tuple[Served, ...]:
         if path.startswith(f"{SITES}/"):
             directives = [inner for server in syntax.read(text) for inner in server.block or ()]
             domains = {name for one in directives if one.name == "server_name" for name in one.args}
-            found.append(
-                Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), _certificates(directives))
-            )
+            pair = tuple(_of(directives, "ssl_certificate", "ssl_certificate_key"))
+            found.append(Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), pair))
     return tuple(found)
 
 
@@ -95,12 +94,8 @@ def blamed(files: Mapping[str, str], stderr: bytes) -> frozenset[str]:
         return frozenset({found[1].decode("ascii")})
     # Of a certificate it names the file alone.
     return frozenset(
-        one.name for one in sites(files) if any(f'"{path}"'.encode("ascii") in lines[-1] for path in one.certificates)
+        one.name for one in sites(files) if any(f'"{path}"'.encode("ascii") in lines[-1] for path in one.pair)
     )
-
-
-def _certificates(directives: list[Directive]) -> tuple[str, ...]:
-    return tuple(_of(directives, "ssl_certificate", "ssl_certificate_key"))
 
 
 def _of(directives: list[Directive], *names: str) -> Iterator[str]:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.model import addresses, hosts
 from latticed.system.findings import MAX_FINDINGS, Finding
-from latticed.system.nginx.facts import BoundSocket, NginxPlace
 from latticed.system.nginx.intent import Files, Own, PublishedFiles, Redirect, Scheme, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
     from latticed.model.addresses import Address
-    from latticed.system.nginx.facts import NginxFacts
+    from latticed.system.nginx.facts import BoundSocket, NginxFacts, NginxPlace
     from latticed.system.nginx.intent import Handler, NginxIntent, Site
 
 CHALLENGES: Final = "/.well-known/acme-challenge/"
@@ -34,9 +33,8 @@ _NO_HOST: Final = frozenset(
 )
 
 
-def check(intent: NginxIntent, place: NginxPlace | None = None, facts: NginxFacts | None = None) -> tuple[Finding, ...]:
+def check(intent: NginxIntent, place: NginxPlace, facts: NginxFacts | None = None) -> tuple[Finding, ...]:
     """Every fault (at most 100) in the meaning of an intent that `decode.read` took; with facts, of the host too."""
-    place = place or NginxPlace()
     found = [*_names(intent), *_shared(intent, place)]
     for index, site in enumerate(intent.sites):
         found += _site(intent, site, f"sites[{index}]", place)

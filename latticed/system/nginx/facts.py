@@ -5,16 +5,13 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.model.addresses import Address
     from latticed.system.nginx.intent import Own
-
-CERTIFICATE_ROOTS: Final = ("/etc/letsencrypt", "/etc/ssl", "/etc/latticed/certificates", "/var/lib/acme")
-FILE_ROOTS: Final = ("/srv", "/var/www")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +30,11 @@ class NginxPlace:
     directories that certificates and keys, and files to be served, may lie below.
     """
 
-    directory: str = "/var/lib/latticed-nginx"
-    user: str = "www-data"
+    directory: str
+    user: str
+    certificates: tuple[str, ...]
+    files: tuple[str, ...]
     own: Mapping[Own, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
-    certificates: tuple[str, ...] = CERTIFICATE_ROOTS
-    files: tuple[str, ...] = FILE_ROOTS
 
     @property
     def published(self) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from typing import Any, Final
 
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
+from latticed.system.nginx import expiry
 from latticed.system.plugin import SystemPlugin
 
 KIND: Final = "nginx"
+TOLD_KEY: Final = "told"
+"""Where is kept which ends of certificates were told (`expiry.Told`)."""
 POLL_S: Final = 10.0
 """Seconds between two looks: a renewed certificate is served at most so much later, and the time of a reload."""
 TOLD: Final = 10
@@ -24,13 +29,15 @@ class Nginx(SystemPlugin):
         self._seen: Health | None = None
         # None: not looked yet. What was so at the start is in the health, and no news.
         self._unserved: frozenset[str] | None = None
+        self._told: expiry.Told | None = None
 
     async def run(self) -> None:
         while True:
             try:
                 state = await self._taken_up(await self.host.network.state(KIND))
                 await self._tell(state)
-                self._seen = health(state)
+                await self._tell_of_ends(state)
+                self._seen = health(state, now_s=int(time.time()))
             except HostError as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
@@ -38,7 +45,7 @@ class Nginx(SystemPlugin):
     async def check(self) -> Health:
         if self._seen is None:
             try:
-                return health(await self.host.network.state(KIND))
+                return health(await self.host.network.state(KIND), now_s=int(time.time()))
             except HostError as error:
                 return Health("degraded", str(error)[:400])
         return self._seen
@@ -79,9 +86,32 @@ class Nginx(SystemPlugin):
         body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
         await self.host.notify.send("Sites answer 503", body, event="nginx.site")
 
+    async def _tell_of_ends(self, state: Any) -> None:
+        """Notify of certificates that end soon, and keep what was told: first the one, then the other, so that a kill
+        between both repeats a notification under the same `dedupe`, and loses none.
+        """
+        if "sites" not in _live(state):
+            return  # nothing is known, which is no reason to forget
+        now_s = int(time.time())
+        ends = {one["name"]: one["expires_at"] for one in _live(state)["sites"] if one["expires_at"]}
+        if self._told is None:
+            self._told = expiry.read(_plain(await self.host.kv.get(TOLD_KEY)))
+        notices, after = expiry.news(ends, self._told, now_s=now_s)
+        for one in notices:
+            severity = "critical" if one.days == 1 else "warning"
+            body = f"{_listed(list(one.sites))}: the certificate {expiry.left(one, now_s)}"
+            await self.host.notify.send(
+                "A certificate ends", body, severity=severity, event="nginx.certificate", dedupe=one.word
+            )
+        if after != self._told:
+            await self.host.kv.put(TOLD_KEY, json.dumps(after))
+            self._told = after
 
-def health(state: Any) -> Health:
-    """Degraded where something else has changed files or process, a plan waits, or a site is not served."""
+
+def health(state: Any, *, now_s: int) -> Health:
+    """Degraded where something else has changed files or process, a plan waits, a site is not served, or a certificate
+    has ended or was renewed by one that cannot be used.
+    """
     target = state["target"]
     if target is None:
         return Health("degraded", "latticed-apply does not run, or [apply] kinds has no nginx")
@@ -95,6 +125,10 @@ def health(state: Any) -> Health:
     if lost := unserved(state):
         return Health("degraded", f"without a certificate that can be used, and answering 503: {_listed(lost)}")
     sites = _live(state).get("sites", [])
+    if broken := [one["name"] for one in sites if one["unusable"]]:
+        return Health("degraded", f"renewed by a certificate that does not fit its key, or is none: {_listed(broken)}")
+    if ended := [one["name"] for one in sites if one["expires_at"] and one["expires_at"] <= now_s]:
+        return Health("degraded", f"with a certificate that has ended: {_listed(ended)}")
     return Health("healthy", f"plan {target['confirmed'][:12]}, {len(sites)} sites")
 
 
@@ -106,6 +140,13 @@ def unserved(state: Any) -> list[str]:
 def _live(state: Any) -> dict[str, Any]:
     """What the helper sees; nothing while it does not run."""
     return state.get("live") or {}
+
+
+def _plain(text: str | None) -> Any:
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return None
 
 
 def _listed(names: list[str]) -> str:

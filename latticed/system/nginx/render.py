@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from latticed.model import hosts
 from latticed.system.nginx import syntax
 from latticed.system.nginx.check import CHALLENGES
-from latticed.system.nginx.facts import NginxPlace
 from latticed.system.nginx.intent import BareAnswer, Files, Match, Own, PublishedFiles, Redirect, Scheme, Upstream
 from latticed.system.nginx.syntax import Directive
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from latticed.model.addresses import Network
+    from latticed.system.nginx.facts import NginxPlace
     from latticed.system.nginx.intent import AccessList, Handler, Hsts, Listen, NginxIntent, Site
 
 MARK: Final = "#file "
@@ -43,14 +43,13 @@ _UNAVAILABLE: Final = "@unavailable"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-def render(intent: NginxIntent, place: NginxPlace | None = None) -> bytes:
+def render(intent: NginxIntent, place: NginxPlace) -> bytes:
     """The text of an intent that passed `check`; ASCII. `#file NAME` begins each file."""
     return "".join(f"{MARK}{name}\n{text}" for name, text in files(intent, place).items()).encode("ascii")
 
 
-def files(intent: NginxIntent, place: NginxPlace | None = None) -> Mapping[str, str]:
+def files(intent: NginxIntent, place: NginxPlace) -> Mapping[str, str]:
     """The same by name, `nginx.conf` first and the others in order. KeyError for a listener that `place` has not."""
-    place = place or NginxPlace()
     made = {MAIN: syntax.text(_main(intent, place))}
     for site in sorted(intent.sites, key=lambda one: one.name):
         served = _served(intent, site, place) if site.enabled else _unserved(intent, site)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from latticed.plans.nginx import place
+from latticed.settings.programs import NginxSettings
+from latticed.settings.shapes import HttpSettings
 from latticed.system.nginx import check, decode
 from latticed.system.nginx.facts import BoundSocket, NginxFacts
 from latticed.system.nginx.intent import Own
@@ -137,9 +139,9 @@ def test_no_upstream_is_this_nginx(host, port):
 
 
 def test_latticed_s_own_listeners_are_known_by_its_settings():
-    found = place("127.0.0.1:8787", "[::1]:8788")
+    found = place(NginxSettings(), HttpSettings(listen="127.0.0.1:8787", service_listen="[::1]:8788"))
     assert dict(found.own) == {Own.HTTP: ("127.0.0.1", 8_787), Own.SERVICES: ("::1", 8_788)}
-    assert dict(place("127.0.0.1:0", "").own) == {}
+    assert dict(place(NginxSettings(), HttpSettings(listen="127.0.0.1:0")).own) == {}
     assert findings(to("[::1]", 8_788), place=found) == [("own_listener", "sites[0].upstream")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,13 @@ from latticed.system.nginx.plugin import Nginx, health
 CONFIRMED = "ab" * 32
 
 
-def state(*sites, **target):
+NOW = 1_800_000_000
+
+
+def state(*sites, ends=None, unusable=False, **target):
     """Sites as (name, served, due)."""
-    live = {"sites": [{"name": name, "domains": [], "served": served, "due": due} for name, served, due in sites]}
+    more = {"domains": [], "unusable": unusable, "expires_at": ends}
+    live = {"sites": [{"name": name, "served": served, "due": due, **more} for name, served, due in sites]}
     return {"kind": "nginx", "live": live, "target": {"confirmed": CONFIRMED, "unconfirmed": "", **target}}
 
 
@@ -24,9 +29,10 @@ class Host:
 
     def __init__(self, *states):
         self.states = list(states)
-        self.applied, self.news, self.planned = [], [], []
+        self.applied, self.news, self.planned, self.kept = [], [], [], {}
         self.network = SimpleNamespace(state=self._state, apply=self._apply, plan=self._plan, plans=self._plans)
         self.notify = SimpleNamespace(send=self._send)
+        self.kv = SimpleNamespace(get=self._get, put=self._put)
 
     async def _state(self, kind):
         assert kind == "nginx"
@@ -45,8 +51,14 @@ class Host:
     async def _plans(self):
         return {"plans": [{"state": "planned"}, {"state": "stale"}]}
 
-    async def _send(self, title, body, *, event):
+    async def _send(self, title, body, *, event, severity="warning", dedupe=""):
         self.news.append((body, event))
+
+    async def _get(self, key):
+        return self.kept.get(key)
+
+    async def _put(self, key, value):
+        self.kept[key] = value
 
 
 def plugin(host, **config):
@@ -58,6 +70,7 @@ async def looked(made, *, times=1):
     for _ in range(times):
         seen = await made._taken_up(await made.host.network.state("nginx"))
         await made._tell(seen)
+        await made._tell_of_ends(seen)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +82,14 @@ async def looked(made, *, times=1):
         (state(unconfirmed="cd" * 32, deadline_s=7), "degraded", "undone in 7 s"),
         (state(confirmed=""), "degraded", "latticectl apply latticed.nginx"),
         (state(drifted=True), "degraded", "drift"),
+        (state(("a", True, False), unusable=True), "degraded", "does not fit its key"),
+        (state(("a", True, False), ends=NOW), "degraded", "has ended: a"),
+        (state(("a", True, False), ends=NOW + 1), "healthy", "1 sites"),
         ({"kind": "nginx", "target": None}, "degraded", "latticed-apply does not run"),
     ],
 )
 def test_health_says_what_is_the_matter(seen, status, word):
-    found = health(seen)
+    found = health(seen, now_s=NOW)
     assert found.status == status
     assert word in found.message
 
@@ -109,6 +125,17 @@ async def test_what_was_so_at_the_start_is_no_news():
     host = Host(state(("a", False, False)))
     await looked(plugin(host), times=3)
     assert host.news == []
+
+
+async def test_the_end_of_a_certificate_is_told_once_also_by_a_plugin_that_was_started_again():
+    soon = state(("a", True, False), ends=int(time.time()) + 6 * 86_400 + 3_600)
+    host = Host(soon)
+    for _ in range(2):
+        await looked(plugin(host), times=2)
+    assert host.news == [("a: the certificate ends in 6 days", "nginx.certificate")]
+    host.states = [{"kind": "nginx", "target": None}, soon]
+    await looked(plugin(host), times=2)
+    assert len(host.news) == 1
 
 
 async def test_a_helper_that_does_not_answer_is_a_failed_action_and_a_degraded_health():

@@ -56,8 +56,8 @@ def test_one_site_s_change_is_in_its_own_files_alone():
 def test_sites_tell_what_they_need():
     shop, wiki = applied.sites(applied.read(rendered(nginxes.site("wiki"), nginxes.site(tls=nginxes.tls()))))
     assert (shop.name, shop.domains) == ("shop", ("shop.example.org",))
-    assert shop.certificates == ("/etc/letsencrypt/live/shop/fullchain.pem", "/etc/letsencrypt/live/shop/privkey.pem")
-    assert (wiki.name, wiki.certificates) == ("wiki", ())
+    assert shop.pair == ("/etc/letsencrypt/live/shop/fullchain.pem", "/etc/letsencrypt/live/shop/privkey.pem")
+    assert (wiki.name, wiki.pair) == ("wiki", ())
 
 
 def test_a_bad_site_is_on_disk_as_it_answers_503():

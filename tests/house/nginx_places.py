@@ -1,0 +1,98 @@
+"""latticed's own root helper with an nginx below a directory of the test, on two ports of loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+from latticed.plans.nginx import NginxKind, place
+from latticed.plans.programs import ProgramTools
+from latticed.settings.programs import NginxSettings
+from latticed.settings.shapes import HttpSettings
+from tests.house import apply_helpers, nginxes
+
+
+@dataclass
+class WebPlace(apply_helpers.Place):
+    """Certificates lie below `live_certificates`; `http` is the section `[http]`."""
+
+    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
+    http: dict[str, Any] = field(default_factory=dict)
+    user: str = "www-data"
+
+    def __post_init__(self) -> None:
+        self.settings = {"kinds": ["nginx"], "poll_s": 1.0, **self.settings}
+        super().__post_init__()
+        self.live_certificates.mkdir(mode=0o700)
+
+    @property
+    def web(self) -> Path:
+        return self.home / "web"
+
+    @property
+    def live_certificates(self) -> Path:
+        return self.home / "certificates"
+
+    def sections(self) -> str:
+        """The settings that daemon and helper share."""
+        nginx = {
+            "directory": str(self.web),
+            "user": self.user,
+            "certificates": [str(self.home)],
+            "files": [str(self.home)],
+        }
+        lines = [
+            line
+            for name, section in {"apply.nginx": nginx, "http": self.http}.items()
+            for line in (f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items()))
+        ]
+        return "\n".join([*lines, ""])
+
+    def write_settings(self) -> None:
+        super().write_settings()
+        with self.config.open("a") as config:
+            config.write(self.sections())
+
+    def command(self, *options: str) -> list[str]:
+        return [sys.executable, "-I", "-m", "latticed.apply", "--config", str(self.config), *options]
+
+    def document(self, *sites, **changes):
+        listen = {"addresses": ["127.0.0.1"], "http": self.ports[0], "https": self.ports[1]}
+        return nginxes.document(*sites, listen=listen, **changes)
+
+    def get(self, host: str = "shop.example.org") -> int:
+        """The status by plain HTTP, 0 where nothing answers."""
+        with contextlib.suppress(ConnectionRefusedError):
+            return nginxes.get(self.ports[0], host)[0]
+        return 0
+
+    def issue(self, name: str, authorities: trustme.CA, **options: Any) -> None:
+        """A certificate and key of the site `name`, in place of those that it has."""
+        made = authorities.issue_cert(f"{name}.example.org", **options)
+        directory = self.live_certificates / name
+        directory.mkdir(exist_ok=True)
+        made.private_key_pem.write_to_path(directory / "privkey.pem")
+        (directory / "fullchain.pem").write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
+
+
+@contextlib.contextmanager
+def web_place(**options: Any) -> Iterator[WebPlace]:
+    """A place whose helper is to be started; its nginx and dead-men end with it."""
+    with apply_helpers.place() as made:
+        found = WebPlace(home=made.home, **options)
+        kind = NginxKind(place(NginxSettings(directory=str(found.web)), HttpSettings()))
+        try:
+            yield found
+        finally:
+            for pid in found.dead_men():
+                os.kill(pid, signal.SIGKILL)
+            kind.restore(b"", ProgramTools(kind.programs))

@@ -1,0 +1,139 @@
+"""nginx as a plugin of a real daemon, with the real root helper and a real nginx on loopback."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.house import hosting, nginx_places, nginxes, pebbles, plan_sites, processes, route_clients
+
+pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
+
+ID = "latticed.nginx"
+
+
+class Site(plan_sites.PlanSite):
+    """With nginx."""
+
+    plugin_id = ID
+    helper: nginx_places.WebPlace
+
+    def health(self) -> str:
+        found = self.host.runtime(ID)
+        return f"{found['health']}: {found['message']}"
+
+    def until(self, holds: Any, what: str) -> None:
+        processes.until(holds, what=what, deadline_s=60.0)
+
+    def secure(self, host: str, path: str = "/", *, authorities: Path) -> tuple[int, dict[str, str], bytes]:
+        return nginxes.get_secure(self.helper.ports[1], host, path, authorities=authorities)
+
+    def told(self, event: str) -> list[str]:
+        rows = self.host.daemon.get("/api/notifications").json()["notifications"]
+        return [one["title"] for one in rows if one["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    (port,) = nginxes.ports(1)
+    http = {"listen": f"127.0.0.1:{port}", "hosts": ["hello.example.org"]}
+    with nginx_places.web_place(http=http) as place:
+        settings = f'[apply]\nsocket = "{place.settings["socket"]}"\n{place.sections()}'
+        with hosting.hosting(settings, builtins="latticed") as host:
+            place.settings["daemon_user"] = str(host.daemon.place.uid)
+            host.daemon.activate(ID, accept=["network:apply", "network:plan"])
+            with place.running():
+                yield Site(host, place, None)
+
+
+@pytest.fixture(scope="module")
+def authorities(site) -> tuple[trustme.CA, Path]:
+    made = trustme.CA()
+    made.cert_pem.write_to_path(site.helper.home / "ca.pem")
+    return made, site.helper.home / "ca.pem"
+
+
+def test_sites_of_the_configuration_are_served_and_those_without_a_certificate_are_named(site):
+    with nginxes.backend("app") as app:
+        upstream = {"scheme": "http", "host": "127.0.0.1", "port": app.port}
+        live = str(site.helper.live_certificates)
+        secure = nginxes.site("wiki", answer=404, tls=nginxes.tls("wiki", live))
+        site.put(site.helper.document(nginxes.site(upstream=upstream), secure))
+        plan = site.applied()
+        assert (site.helper.get(), site.helper.get("wiki.example.org")) == (200, 503)
+        site.until(lambda: site.health().endswith("and answering 503: wiki"), "the site's name in the health")
+        found = site.do("status")
+        assert {one["name"]: one["served"] for one in found["sites"]} == {"shop": True, "wiki": False}
+        assert (found["target"]["confirmed"], found["nginx"]["running"]) == (plan, True)
+
+
+def test_routes_of_plugins_get_tls_and_a_renewed_certificate_is_taken_up_by_itself(site, authorities):
+    made, trusted = authorities
+    site.helper.issue("hello", made)
+    hello = nginxes.site(
+        "hello", upstream="http", tls=nginxes.tls("hello", str(site.helper.live_certificates), hsts={"max_age_s": 60})
+    )
+    site.put(site.helper.document(hello))
+    plan = site.applied()
+    site.host.drop("acme.hello", b"hello {{path}}", type="worker", capabilities=["worker:route"])
+    site.host.daemon.activate("acme.hello")
+    route_clients.url_of(site.host.daemon, "acme.hello")
+    status, headers, body = site.secure("hello.example.org", "/acme.hello/x", authorities=trusted)
+    assert (status, body) == (200, b"hello /acme.hello/x")
+    assert headers["Strict-Transport-Security"] == "max-age=60"
+    assert site.helper.get("hello.example.org") == 308
+    before = nginxes.serial(site.helper.ports[1], "hello.example.org", trusted)
+    site.helper.issue("hello", made)
+    renewed = (site.helper.live_certificates / "hello" / "privkey.pem").read_text().split()
+    site.until(
+        lambda: nginxes.serial(site.helper.ports[1], "hello.example.org", trusted) != before, "the new certificate"
+    )
+    assert site.do("status")["target"]["confirmed"] == plan
+    # What nginx is given by path is known to nobody else.
+    seen = [str(site.host.daemon.get(path).json()) for path in ("/api/plans", "/api/audit?limit=500")]
+    seen += [site.host.daemon.log(), site.helper.log(), site.helper.review(plan).diff, str(site.do("status"))]
+    for place in (site.host.daemon.place.state, site.helper.state, site.helper.web):
+        seen += [one.read_bytes().decode("latin-1") for one in Path(place).rglob("*") if one.is_file()]
+    for line in renewed[3:-4]:
+        assert not any(line in one for one in seen)
+    # One that does not fit its key is not taken up: the one of before goes on.
+    good = nginxes.serial(site.helper.ports[1], "hello.example.org", trusted)
+    (site.helper.live_certificates / "hello" / "privkey.pem").write_bytes(
+        made.issue_cert("hello.example.org").private_key_pem.bytes()
+    )
+    site.until(lambda: "does not fit its key" in site.health(), "the health to say so")
+    assert nginxes.serial(site.helper.ports[1], "hello.example.org", trusted) == good
+
+
+def test_a_certificate_comes_by_acme_is_used_and_its_end_is_told(site):
+    """Debian's pebble asks the site that has no certificate yet; uacme knows nothing of latticed."""
+    home = site.helper.home
+    (home / "acme").mkdir()
+    webroot, kept = home / "webroot", home / "acme" / "uacme"
+    webroot.mkdir()
+    tls = {
+        "certificate": str(kept / "shop.example.org" / "cert.pem"),
+        "key": str(kept / "private" / "shop.example.org" / "key.pem"),
+    }
+    site.put(site.helper.document(nginxes.site(answer=410, tls=tls), acme_webroot=str(webroot)))
+    site.applied()
+    assert site.helper.get() == 503
+    with pebbles.pebble(home / "acme", http=site.helper.ports[0], days=20) as acme:
+        certificate, _ = acme.certificate("shop.example.org", webroot)
+        assert str(certificate) == tls["certificate"]
+        site.until(lambda: site.helper.get() == 308, "the site to be sent to its certificate")
+        presented = nginxes.presented(site.helper.ports[1], "shop.example.org")
+        assert presented == ssl.PEM_cert_to_DER_cert(
+            certificate.read_text().partition("-----END")[0] + "-----END CERTIFICATE-----\n"
+        )
+        site.until(lambda: site.told("nginx.certificate") == ["A certificate ends"], "the notice of 21 days")
+        acme.certificate("shop.example.org", webroot)
+        site.until(
+            lambda: nginxes.presented(site.helper.ports[1], "shop.example.org") != presented, "the renewed certificate"
+        )
+    assert site.health().startswith("healthy")
