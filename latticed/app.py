@@ -28,7 +28,7 @@ from latticed.kit import logs, struct_types
 from latticed.kit.clock import SystemClock
 from latticed.kit.wheel import Wheel
 from latticed.ledger import open_ledger, records
-from latticed.lifecycle import manifest_defaults, revocations, startup_merge
+from latticed.lifecycle import journalled_heads, manifest_defaults, revocations, startup_merge
 from latticed.lifecycle.backup import Backups
 from latticed.lifecycle.configurations import Configurations
 from latticed.lifecycle.deps import LifecycleDeps
@@ -253,7 +253,8 @@ class App:
         accept = self._accept_rollback
         opening = open_ledger(self._settings.state_dir, clock=self._clock, on_head=_log_head, accept_rollback=accept)
         async with opening as ledger:
-            await startup_merge.merge(ledger, self._clock, accept=accept)
+            journalled = functools.partial(journalled_heads.newest, self._settings)
+            await startup_merge.merge(ledger, self._clock, accept=accept, journalled=journalled)
             yield ledger
 
     async def _open_policy(self, ledger: Ledger) -> tuple[PolicyKeeper, revocations.RevocationKeeper]:

@@ -54,7 +54,7 @@ def main(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     options = _parser(Path).parse_args(argv)
     try:
-        if options.dead_man:
+        if options.dead_man or options.undo:
             return _be_dead_man(options, kinds)
         return _serve(options, kinds, command)
     except Problem as problem:
@@ -74,9 +74,16 @@ def _parser(path: type[Path]) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="latticed-apply", description="Apply approved plans of latticed, as root.")
     parser.add_argument("--config", type=path, metavar="FILE", help="settings (TOML) that root alone can change")
-    parser.add_argument("--boot", action="store_true", help="first restore what was confirmed before the boot")
+    restoring = parser.add_mutually_exclusive_group()
+    restoring.add_argument("--boot", action="store_true", help="first restore what was confirmed before the boot")
+    restoring.add_argument(
+        "--boot-only",
+        action="store_true",
+        help="restore that, and end; 1 when it failed",
+    )
     parser.add_argument("--version", action="version", version=f"latticed-apply {latticed.__version__}")
     parser.add_argument("--dead-man", nargs=3, metavar=("KIND", "APPLY", "FD"), help=argparse.SUPPRESS)
+    parser.add_argument("--undo", nargs=3, metavar=("KIND", "APPLY", "HELPER"), help=argparse.SUPPRESS)
     return parser
 
 
@@ -86,7 +93,7 @@ def _serve(options: argparse.Namespace, kinds: Mapping[str, Kind] | None, comman
     import pathlib
 
     from latticed.kit import clock, logs
-    from latticed.plans import dead_man, operations, steps
+    from latticed.plans import dead_man, operations, steps, undo_timers
     from latticed.plans import store as stores
 
     settings = _settings(options.config, kinds)
@@ -94,8 +101,13 @@ def _serve(options: argparse.Namespace, kinds: Mapping[str, Kind] | None, comman
     approvers = _approvers(settings)
     stores.check_place(pathlib.Path(settings.apply.socket).parent)
     store, upkeep, choices = _opened(settings, kinds, fresh=True)
+    if options.boot_only:
+        return 1 if any(one.outcome == "failed" for one in upkeep.restore_all()) else 0
     words = [*command, *(["--config", str(options.config.absolute())] if options.config else [])]
-    dead_men = dead_man.DeadMen(words)
+    # Under a service manager a process of ours would end with our unit; run by hand, there is nobody else to ask.
+    dead_men: dead_man.DeadMen | undo_timers.UndoTimers = (
+        undo_timers.UndoTimers(words, store) if undo_timers.usable(os.environ) else dead_man.DeadMen(words)
+    )
     carry_out = operations.Operations(
         store,
         steps.StepChain(store.steps, clock.SystemClock()),
@@ -172,11 +184,17 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _be_dead_man(options: argparse.Namespace, kinds: Mapping[str, Kind] | None) -> int:
-    """Be the dead-man of one change; the exit code."""
-    from latticed.plans import dead_man
+    """Be the dead-man of one change, as a process of the helper's or of its timer unit; the exit code."""
+    from latticed.kit import logs
+    from latticed.plans import dead_man, undo_timers
 
+    settings = _settings(options.config, kinds)
+    store, upkeep, _ = _opened(settings, kinds, fresh=False)
+    if options.undo:
+        kind, apply_id, helper = options.undo
+        logs.configure(settings.log.level, form=settings.log.format)
+        return undo_timers.undo(store, upkeep, kind, apply_id, helper)
     kind, apply_id, helper = options.dead_man
-    store, upkeep, _ = _opened(_settings(options.config, kinds), kinds, fresh=False)
     return dead_man.watch(store, upkeep, kind, apply_id, int(helper))
 
 

@@ -147,9 +147,9 @@ class JournalServer:
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[None]:
         """Serve the listening socket while the block runs; it is closed at the end, its path left to the caller."""
-        # Since Python 3.13 asyncio removes the path when it closes; it may be the service manager's.
-        options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **options)
+        server = await asyncio.start_unix_server(
+            self._connected, sock=sock, limit=MAX_REQUEST_BYTES, **unix_listener.SERVER_OPTIONS
+        )
         try:
             yield
         finally:
@@ -167,8 +167,8 @@ class JournalServer:
         self._connections.add(task)
         try:
             # Others get no answer, not even an error: the connection is closed.
-            if self._is_allowed(writer):
-                await self._serve(reader, writer)
+            if self._is_allowed(uid := peers.of(writer.get_extra_info("socket")).uid):
+                await self._serve(reader, writer, uid)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client has gone, or sent no request
         finally:
@@ -178,21 +178,20 @@ class JournalServer:
                 # Raises what broke the connection: it makes no difference any more.
                 await writer.wait_closed()
 
-    def _is_allowed(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether the peer may ask (SO_PEERCRED), and there are not too many connections."""
-        uid = peers.of(writer.get_extra_info("socket")).uid
+    def _is_allowed(self, uid: int) -> bool:
+        """Whether a peer of this uid (SO_PEERCRED) may ask, and there are not too many connections."""
         is_client = uid in self._clients()
         if not is_client:
             log.warning("journal_request_refused", uid=uid)
         return is_client and len(self._connections) <= MAX_CONNECTIONS
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read one request, write one answer."""
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int) -> None:
+        """Read one request of a peer of `uid`, write one answer."""
         # A slow client must not keep its connection, of which there are only so many.
         async with asyncio.timeout(REQUEST_S):
             line = await reader.readuntil(b"\n")
         try:
-            answer = await self._answer(line)
+            answer = await self._answer(line, uid)
         except HostError as error:
             answer = {"code": error.code.value, "message": error.reason}
         # json escapes everything but ASCII, newlines too: the answer is one line.
@@ -200,7 +199,7 @@ class JournalServer:
         async with asyncio.timeout(REQUEST_S):
             await writer.drain()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
         """The answer to one line; HostError bad_params, deadline_exceeded, or what the query raises."""
         try:
             asked = msgspec.convert(strict_json.loads(line), JournalQuery, strict=True)
@@ -209,7 +208,7 @@ class JournalServer:
         try:
             # The deadline includes the wait for a turn, as the daemon's does.
             async with asyncio.timeout(ANSWER_S), self._queries:
-                return await journal_query.answer(self._sources, asked)
+                return await journal_query.answer(self._sources, asked, uid=uid)
         except TimeoutError as error:
             raise HostError(Denial.DEADLINE_EXCEEDED, "the journal could not be read in time") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class JournalEntry:
 def available() -> bool:
     """Whether there is a journald here that keeps a journal, and a journalctl to read with."""
     return SOCKET.exists() and is_kept() and shutil.which("journalctl", path=_ENVIRONMENT["PATH"]) is not None
+
+
+def may_read() -> bool:
+    """Whether the kernel lets this process read the system's journal."""
+    return any(os.access(path, os.R_OK) for place in _PLACES for path in place.glob("*/system.journal"))
 
 
 def is_kept() -> bool:

@@ -7,10 +7,16 @@ import errno
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+SERVER_OPTIONS: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""For asyncio's servers on a socket that is handed to them: from Python 3.13 on they remove its path when they close,
+also where it belongs to the service manager, whose clients wait there for the next start.
+"""
 
 
 def listen(

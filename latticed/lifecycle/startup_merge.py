@@ -6,40 +6,39 @@ like a restored one. Otherwise floors only take away, so that editing rows of th
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from latticed.kit import journalctl, logs
+from latticed.kit import logs
 from latticed.ledger import records as rows
 from latticed.ledger import revocations, rollback
 from latticed.lifecycle import handover, merge_after_loss
 from latticed.lifecycle.revocations import floors_of
-from latticed.model import chain
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 from latticed.trust.policy import Revoked
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
+    from latticed.model import chain
     from latticed.model.lifecycle import Record
-
-JOURNAL_S: Final = 2.0
-"""Timeout of reading the journal, seconds."""
-MOST_HEADS: Final = 40
-"""Number of the newest journal entries that are read, to find the newest head of each chain."""
 
 log = logs.get_logger()
 
 
-async def merge(ledger: Ledger, clock: Clock, *, accept: bool) -> None:
+async def merge(
+    ledger: Ledger, clock: Clock, *, accept: bool, journalled: Callable[[], Awaitable[list[chain.Head]]]
+) -> None:
     """Refuse a ledger that was rolled back, unless `accept`; tighten it to the floors and record what that changed.
 
-    Called at each start, before anything reads records. Problems: ledger_rolled_back, ledger_unavailable.
+    Called at each start, before anything reads records. `journalled` gives heads as `journalled_heads.newest`.
+    Problems: ledger_rolled_back, ledger_unavailable.
     """
     # Opening compared it with the heads in the floors file; the journal may hold newer ones.
-    behind = ledger.behind or await _behind_journal(ledger)
+    behind = ledger.behind or _behind_journal(ledger, await journalled())
     if behind and not accept:
         raise rollback.problem_of(behind)
     # What would change: records that are looser than the floors, revocations that the ledger lacks.
@@ -92,28 +91,10 @@ def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
     )
 
 
-async def _behind_journal(ledger: Ledger) -> str:
-    """What the journal's newest heads of this host show that the ledger lacks; empty if it cannot be read."""
+def _behind_journal(ledger: Ledger, heads: list[chain.Head]) -> str:
+    """What the journal's newest heads of this host show that the ledger lacks; empty for none."""
     newest: dict[chain.Name, chain.Head] = {}
-    for head in ledger.genuine(await _journalled()):
+    for head in ledger.genuine(heads):
         if head.ts > ledger.floors.accepted_at:
             newest[head.chain] = head  # by journal order, not timestamp: clocks can be set back
     return ledger.read(lambda db: rollback.behind_heads(db, newest.values()))
-
-
-async def _journalled() -> list[chain.Head]:
-    """The newest heads of all chains that the journal has, oldest first; empty when it cannot be read.
-
-    Anybody may write such a journal entry: the caller drops heads that this host did not sign.
-    """
-    if not journalctl.available():
-        return []
-    matches = ("SYSLOG_IDENTIFIER=latticed", f"LATTICED_EVENT={chain.HEAD_EVENT}")
-    try:
-        async with asyncio.timeout(JOURNAL_S):
-            entries, _ = await journalctl.newest(matches, lambda _: True, MOST_HEADS)
-    except (journalctl.JournalUnreadable, TimeoutError) as error:
-        # No error: the daemon often has no right to read the journal, and the floors file was compared already.
-        log.info("journal_not_read", error=str(error))
-        return []
-    return [head for entry in entries if (head := chain.logged_head(entry.fields["MESSAGE"])) is not None]

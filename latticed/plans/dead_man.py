@@ -52,7 +52,7 @@ class DeadMen:
         self._command = tuple(command)
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, kind: str, apply_id: str) -> Callable[[], None]:
+    def start(self, kind: str, apply_id: str, within_s: int) -> Callable[[], None]:  # noqa: ARG002 - it reads the record
         """Start one and wait until it is ready. Call what is returned once the record is written, or will not be: the
         dead-man looks from then on. Problem apply_failed. Its end is not waited for: `reap` sees to that.
         """
@@ -107,16 +107,24 @@ def watch(store: Store, upkeep: Upkeep, kind: str, apply_id: str, helper: int) -
     # what makes stopping harmless.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    _be_favoured()
+    be_favoured()
     _say_ready()
     os.read(0, 1)  # nothing is written: it is the end, when the helper closes the pipe or has ended
-    while (deadline_ns := _deadline_ns(store, kind, apply_id)) is not None:
+    return until_undone(store, upkeep, kind, apply_id, helper)
+
+
+def until_undone(store: Store, upkeep: Upkeep, kind: str, apply_id: str, helper: int | None) -> int:
+    """Wait for the deadline of this change, and undo it; return 0 once it is no longer armed.
+
+    `helper`: a pidfd of the helper, which is killed when it holds the lock beyond the deadline; None: it has ended.
+    """
+    while (deadline_ns := deadline_of(store, kind, apply_id)) is not None:
         _, now_ns = boot_now()
         if now_ns >= deadline_ns:
             break
         time.sleep(min(LOOK_S, (deadline_ns - now_ns) / 1e9))
     pause_s = LOOK_S
-    while _deadline_ns(store, kind, apply_id) is not None:
+    while deadline_of(store, kind, apply_id) is not None:
         if _undone(store, upkeep, kind, helper):
             return 0
         time.sleep(pause_s)
@@ -124,7 +132,7 @@ def watch(store: Store, upkeep: Upkeep, kind: str, apply_id: str, helper: int) -
     return 0
 
 
-def _deadline_ns(store: Store, kind: str, apply_id: str) -> int | None:
+def deadline_of(store: Store, kind: str, apply_id: str) -> int | None:
     """The deadline of this change on CLOCK_BOOTTIME; None when it is no longer armed. A disk that cannot be read is no
     reason to give up: it counts as due.
     """
@@ -135,7 +143,7 @@ def _deadline_ns(store: Store, kind: str, apply_id: str) -> int | None:
     return armed.deadline_ns if armed is not None and armed.apply_id == apply_id else None
 
 
-def _undone(store: Store, upkeep: Upkeep, kind: str, helper: int) -> bool:
+def _undone(store: Store, upkeep: Upkeep, kind: str, helper: int | None) -> bool:
     """Undo the change, with the lock if it can be had in time; whether that is done."""
     for attempt in range(2):
         try:
@@ -144,7 +152,7 @@ def _undone(store: Store, upkeep: Upkeep, kind: str, helper: int) -> bool:
         except (Problem, OSError) as error:
             if not isinstance(error, Problem) or error.code != "busy":
                 return False
-            if attempt == 0:
+            if attempt == 0 and helper is not None:
                 # Stopped, or stuck in its commit: it had until the deadline. What it began is undone with the rest.
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(helper, signal.SIGKILL)
@@ -154,7 +162,7 @@ def _undone(store: Store, upkeep: Upkeep, kind: str, helper: int) -> bool:
     return False
 
 
-def _be_favoured() -> None:
+def be_favoured() -> None:
     """Ask the kernel for processor time and memory before others, as far as it grants them."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, min(_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))

@@ -64,7 +64,7 @@ class Asker:
 class Operations:
     """The operations of one helper; not safe for several threads at once.
 
-    `arm(kind, apply_id)` starts a dead-man, and returns once it is ready; what it returns is called once
+    `arm(kind, apply_id, within_s)` starts a dead-man, and returns once it is ready; what it returns is called once
     the record is written, or will not be. Problem apply_failed.
     """
 
@@ -76,7 +76,7 @@ class Operations:
         upkeep: Upkeep,
         *,
         clock: Clock,
-        arm: Callable[[str, str], Callable[[], None]],
+        arm: Callable[[str, str, int], Callable[[], None]],
     ) -> None:
         self._store = store
         self._steps = steps
@@ -315,7 +315,7 @@ class Operations:
         try:
             self._store.hold(apply_id, "snapshot", kind.snapshot(tools))
             self._store.hold(apply_id, "rendering", rendering)
-            release = self._arm(kind.name, apply_id)
+            release = self._arm(kind.name, apply_id, within_s)
             # The time to confirm begins now: it is the operator's.
             armed = self._record(apply_id, plan, within_s, narrows=narrows)
             self._store.put_target(structs.replace(target, armed=armed))

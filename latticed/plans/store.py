@@ -164,6 +164,16 @@ class Store:
         """The bytes that `hold` kept; OSError."""
         return files.read_at_most(self._directory / "held" / f"{apply_id}.{what}", _MAX_BYTES)
 
+    def is_held(self, apply_id: str, what: str) -> bool:
+        """Whether `hold` keeps them; a disk that cannot be read counts as yes."""
+        try:
+            (self._directory / "held" / f"{apply_id}.{what}").stat()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def let_go(self, apply_id: str, what: str) -> None:
         """Remove them."""
         self._remove(self._directory / "held" / f"{apply_id}.{what}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import web
 
-from latticed.kit import descriptors, logs
+from latticed.kit import descriptors, logs, unix_listener
 from latticed.kit.connection_limiter import ConnectionLimiter
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -127,7 +127,10 @@ class Server:
         # asyncio calls accept() `backlog` times per wake-up, even when no descriptor is left: each failure is a log
         # entry and schedules a retry. So it gets 1, and listen() sets the length of the kernel's queue afterwards.
         self._listener = await loop.create_unix_server(
-            lambda: ControlConnection(self._limiter, http, loop), sock=sock, backlog=1
+            lambda: ControlConnection(self._limiter, http, loop),
+            sock=sock,
+            backlog=1,
+            **unix_listener.SERVER_OPTIONS,
         )
         sock.listen(BACKLOG)
 

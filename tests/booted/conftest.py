@@ -26,3 +26,12 @@ def made(root_and_tools: None) -> None:
     for suite in machines.SUITES:
         machines.root(suite)
         machines.site(suite)
+
+
+@pytest.fixture(scope="session", params=sorted(machines.SUITES))
+def machine(request, tmp_path_factory):
+    """One machine of each suite with latticed installed; tests share it, and leave it as they found it."""
+    with machines.booted(request.param, tmp_path_factory.mktemp(request.param)) as found:
+        found.install()
+        found.check("systemctl", "enable", "--now", *machines.SOCKETS)
+        yield found

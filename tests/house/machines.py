@@ -33,16 +33,56 @@ from typing import Any
 
 import pytest
 
-from tests.house import processes
+from tests.house import bundles, processes
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("LATTICED_ROOTS", "/var/cache/latticed-tests"))
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian 12 with systemd 252, and 13 with 257; and the Python of each."""
-PACKAGES = "systemd,systemd-sysv,dbus,python3-minimal,libpython3-stdlib,iproute2,procps"
+PACKAGES = "systemd,systemd-sysv,dbus,python3-minimal,libpython3-stdlib,iproute2,procps,nftables"
 TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux"}
 WHEELS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64", "any")
-UNITS = ("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket")
+VERSIONS = {"bookworm": 252, "trixie": 257}
+UNITS = (
+    *("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket"),
+    *("latticed-apply.service", "latticed-apply.socket", "latticed-apply-boot.service"),
+)
+SOCKETS = ("latticed.socket", "latticed-journal.socket", "latticed-apply.socket")
+SETTINGS = """
+plugin_dir = "/var/lib/latticed-plugins"
+state_dir = "/var/lib/latticed"
+runtime_dir = "/run/latticed"
+
+[apply]
+kinds = ["nft"]
+
+[access]
+own_user = false
+"""
+AUTHOR = bundles.author()
+"""Of the plugins that `Machine.drop` makes."""
+SLEEPER = b"""#!/usr/bin/env python3
+import json, sys, time
+asked = json.load(sys.stdin)
+if asked["action"] == "sleep":
+    time.sleep(asked["payload"])
+print(json.dumps({"ok": True, "result": {"slept": asked.get("payload")}}))
+"""
+"""A plugin that sleeps as long as it is told."""
+PROGRAMS = {
+    "latticed": "daemon",
+    "latticectl": "ctl.main",
+    "latticed-journal": "journal",
+    "latticed-apply": "apply",
+}
+DROP_IN = "/etc/systemd/system/latticed.service.d/257.conf"
+SECRETS_KEY = """
+key=/etc/credstore/latticed-secrets.key
+install -d -m 700 /etc/credstore
+[ -e $key ] || (umask 077 && head -c 32 /dev/urandom >$key)
+"""
+COMPILED = "/var/cache/python"
+"""Where a machine's Python has its compiled modules: kept here, for each suite."""
 PREFIX = "latticed-test-"
 BUILD_S = 1_200.0
 BOOT_S = 120.0
@@ -67,21 +107,35 @@ def root(suite: str) -> Path:
 def site(suite: str) -> Path:
     """What latticed needs of PyPI, for the Python of a suite, and the metadata of latticed itself."""
     setup = _setup()
-    made_of = f"{SUITES[suite]} {setup['options']['install_requires']} {setup['metadata']['version']} {WHEELS}"
+    version, needs = setup["metadata"]["version"], setup["options"]["install_requires"]
+    made_of = f"{SUITES[suite]} {needs} {version} {WHEELS} {COMPILED}"
     return _kept(f"site-{suite}", made_of, lambda place: _pip(suite, place))
 
 
 def _kept(name: str, made_of: str, make: Any) -> Path:
     place = CACHE / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
     # Two sessions would make it twice; what is there was renamed when it was whole.
-    with open(CACHE / f"{name}.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(name):
         if not place.exists():
             fresh = CACHE / f".{place.name}.{os.getpid()}"
             shutil.rmtree(fresh, ignore_errors=True)
             make(fresh)
             fresh.rename(place)
+    return place
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Alone with `name` in CACHE, of all sessions of tests."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compiled(suite: str) -> Path:
+    place = CACHE / f"compiled-{suite}"
+    place.mkdir(parents=True, exist_ok=True)
     return place
 
 
@@ -111,6 +165,8 @@ def _pip(suite: str, place: Path) -> None:
     package.mkdir()
     (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: latticed\nVersion: {version}\n")
     (place / "latticed").mkdir()  # where the checkout's is mounted
+    # Packages and checkout are read-only in a machine: without this each start would compile them anew.
+    (place / "latticed-tests.pth").write_text(f'import sys; sys.pycache_prefix = "{COMPILED}"\n')
 
 
 def _setup() -> ConfigParser:
@@ -147,21 +203,45 @@ class Machine:
         return ran.stdout
 
     def install(self) -> None:
-        """latticed as docs/operating.md has it: programs, units, user and directories."""
-        for name, module in (("latticed", "daemon"), ("latticectl", "ctl.main"), ("latticed-journal", "journal")):
+        """latticed as docs/operating.md has it: programs, units, user, directories, and the key of secrets."""
+        for name, module in PROGRAMS.items():
             text = f"#!/usr/bin/python3 -P\nimport sys\nfrom latticed.{module} import main\nsys.exit(main())\n"
             self.write(f"/usr/local/bin/{name}", text, mode=0o755)
         for unit in UNITS:
             self.write(f"/etc/systemd/system/{unit}", (CHECKOUT / "systemd" / unit).read_text())
+        if VERSIONS[self.suite] >= 257:
+            self.write(DROP_IN, (CHECKOUT / "systemd/latticed-257.conf").read_text())
+        self.check("sh", "-c", SECRETS_KEY)
         self.write("/etc/sysusers.d/latticed.conf", (CHECKOUT / "systemd/latticed.sysusers").read_text())
         self.write("/etc/tmpfiles.d/latticed.conf", (CHECKOUT / "systemd/latticed.tmpfiles").read_text())
+        self._compile()
+        self.write("/etc/latticed/latticed.toml", SETTINGS)
+        self.write("/etc/latticed/trust.json", json.dumps(bundles.policy(AUTHOR)))
         self.check("systemd-sysusers")
         self.check("systemd-tmpfiles", "--create", "latticed.conf")
         self.check("systemctl", "daemon-reload")
+        self.check("systemctl", "enable", "latticed-apply-boot.service")
+
+    def _compile(self) -> None:
+        """The modules that changed since the last time."""
+        with _locked(_compiled(self.suite).name):
+            python = f"/usr/lib/python{SUITES[self.suite]}"
+            # Some of them are no modules: templates, and files of other versions.
+            self.run("python3", "-m", "compileall", "-q", python, self.packages)
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
         command = f'mkdir -p "$(dirname "{path}")" && cat >"{path}" && chmod {mode:o} "{path}"'
         self.check("sh", "-c", command, stdin=text)
+
+    def drop(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
+        """A bundle of AUTHOR, in the directory that root drops bundles in."""
+        parent = Path(f"/proc/{self.leader}/root/var/lib/latticed-plugins")
+        bundles.drop(parent, plugin_id, author=AUTHOR, artifact=artifact, id=plugin_id, capabilities=[], **fields)
+        processes.until(
+            lambda: plugin_id in self.run("latticectl", "list").stdout,
+            what=f"{plugin_id} to be seen",
+            deadline_s=BOOT_S,
+        )
 
     def journal(self, *matches: str) -> list[dict[str, Any]]:
         """Entries of this boot, oldest first, with all their fields."""
@@ -235,6 +315,7 @@ def _command(suite: str, directory: Path, name: str, homes: list[Path]) -> list[
         "--capability=all", "--drop-capability=CAP_SYS_MODULE",
         f"--bind-ro={site(suite)}:{packages}",
         f"--bind-ro={CHECKOUT / 'latticed'}:{packages}/latticed",
+        f"--bind={_compiled(suite)}:{COMPILED}",
     ]  # fmt: skip
 
 

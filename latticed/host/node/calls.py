@@ -7,8 +7,6 @@ a loop cost little.
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
 import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -127,7 +125,7 @@ class NodeCalls:
         # One at a time of a plugin: the reader takes so many connections, and nobody may keep others out.
         async with self._asking[caller.plugin_id]:
             return await journal_client.ask(
-                journal_client.socket_path(settings), request, readers=lambda: readers(settings)
+                journal_client.socket_path(settings), request, readers=lambda: journal_client.readers(settings)
             )
 
 
@@ -155,26 +153,6 @@ class CachedReading:
             self._reading = reading = asyncio.get_running_loop().run_in_executor(None, self._read)
         # Shielded: the reading belongs to all callers, and its thread could not be cancelled anyway.
         return await asyncio.shield(reading)
-
-
-def readers(settings: Settings) -> frozenset[int]:
-    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError
-    service_unavailable when that is unknown. May block.
-    """
-    name = settings.node.journal_user
-    try:
-        return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))
-    except KeyError as error:
-        unknown = "the user of the journal reader (node.journal_user) is unknown"
-        raise HostError(Denial.SERVICE_UNAVAILABLE, unknown) from error
-
-
-@functools.lru_cache(maxsize=4)  # cached: getpwnam may ask a directory service
-def _uid(name: str) -> int:
-    """The uid of a user's name or number; KeyError. The cache holds no failure: a user that is added later is found."""
-    import pwd
-
-    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
 
 
 def _facts_of(root: Path, *, hardware: bool) -> Callable[[], dict[str, Any]]:

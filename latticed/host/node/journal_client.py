@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,8 @@ make the daemon hold.
 """
 DEADLINE_S: Final = 8.0
 """For connection, request and answer together."""
+HEADS: Final = "latticed.heads"
+"""The filter for signed heads of audit chains that the asking user's own processes logged; no plugin may ask for it."""
 _GONE: Final = "the journal reader is not running: the operator starts latticed-journal"
 _MALFORMED: Final = "the journal reader gave an answer that cannot be read"
 
@@ -45,6 +48,26 @@ def may_read(name: str, units: tuple[str, ...]) -> bool:
 def socket_path(settings: Settings) -> Path:
     """Where the journal reader listens; an absolute `node.journal_socket` counts as it is."""
     return settings.runtime_dir / (settings.node.journal_socket or "journal.sock")
+
+
+def readers(settings: Settings) -> frozenset[int]:
+    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError
+    service_unavailable when that is unknown. May block.
+    """
+    name = settings.node.journal_user
+    try:
+        return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))
+    except KeyError as error:
+        unknown = "the user of the journal reader (node.journal_user) is unknown"
+        raise HostError(Denial.SERVICE_UNAVAILABLE, unknown) from error
+
+
+@functools.lru_cache(maxsize=4)  # cached: getpwnam may ask a directory service
+def _uid(name: str) -> int:
+    """The uid of a user's name or number; KeyError. The cache holds no failure: a user that is added later is found."""
+    import pwd
+
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
 
 
 async def ask(path: Path, request: dict[str, Any], *, readers: Callable[[], frozenset[int]]) -> dict[str, Any]:

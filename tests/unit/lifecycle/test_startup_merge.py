@@ -60,16 +60,16 @@ def signed(seq, event_hash, ts, *, key, name=chain.DECISIONS):
     )
 
 
-@pytest.fixture
-def journal(monkeypatch):
+class Journal(list):
     """The heads that the journal holds, oldest first."""
-    heads = []
 
-    async def journalled():
-        return list(heads)
+    async def __call__(self):
+        return list(self)
 
-    monkeypatch.setattr(startup_merge, "_journalled", journalled)
-    return heads
+
+@pytest.fixture
+def journal():
+    return Journal()
 
 
 async def test_journal_heads_reveal_rolled_back_ledger(ledger, clock, journal, tmp_path):
@@ -78,29 +78,31 @@ async def test_journal_heads_reveal_rolled_back_ledger(ledger, clock, journal, t
     await ledger.record(ACT)
     (head,) = await ledger.sign_head()
     journal += [signed(9, "ab" * 32, head.ts, key=Ed25519PrivateKey.generate()), head]
-    await startup_merge.merge(ledger, clock, accept=False)
+    await startup_merge.merge(ledger, clock, accept=False, journalled=journal)
     assert len(ledger.read(rows.query)) == 1
     journal.append(signed(3, "ab" * 32, head.ts, key=key))
     with pytest.raises(Problem, match="expected event 3") as caught:
-        await startup_merge.merge(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False, journalled=journal)
     assert caught.value.code == "ledger_rolled_back"
     journal[-1] = signed(1, "ab" * 32, head.ts, key=key, name=chain.CALLS)
     with pytest.raises(Problem, match="expected event 1 of the calls"):
-        await startup_merge.merge(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False, journalled=journal)
     journal[-1] = signed(1, "ab" * 32, head.ts, key=key)
     with pytest.raises(Problem, match="found another"):
-        await startup_merge.merge(ledger, clock, accept=False)
+        await startup_merge.merge(ledger, clock, accept=False, journalled=journal)
     clock.advance(1)
-    await startup_merge.merge(ledger, clock, accept=True)
+    await startup_merge.merge(ledger, clock, accept=True, journalled=journal)
     (event,) = ledger.read(lambda db: rows.query(db, action="ledger.rollback_accepted"))
     assert event["decision"] == "allow"
-    await startup_merge.merge(ledger, clock, accept=False)  # heads from before the acceptance are ignored
+    await startup_merge.merge(
+        ledger, clock, accept=False, journalled=journal
+    )  # heads from before the acceptance are ignored
 
 
 async def test_start_with_agreeing_floors_changes_nothing(ledger, clock, journal):
     await ledger.write(lambda tx: records.put(tx, RECORD))
     await ledger.write_floors(floors.Floors(versions={"acme.demo": "1.2.3"}, masked={"acme.demo": frozenset({"x:y"})}))
-    await startup_merge.merge(ledger, clock, accept=True)
+    await startup_merge.merge(ledger, clock, accept=True, journalled=journal)
     assert ledger.read(rows.query) == []
     assert ledger.read(records.load_all) == (RECORD,)
 

@@ -1,0 +1,150 @@
+"""The packaged unit under a real systemd as PID 1 and a real journald, of Debian 12 and 13."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.house import machines, processes
+
+EXPOSURE = {"bookworm": 23, "trixie": 22}
+"""Tenths that `systemd-analyze security` may give the daemon's unit; 9.0 would be none of its hardening."""
+HELD = "/etc/systemd/system/latticed.service.d/test.conf"
+
+
+def active(machine):
+    return machine.property("latticed.service", "ActiveState") == "active"
+
+
+def until_again(machine, before):
+    """Wait for another main process than `before`, which answers; its pid."""
+
+    def again():
+        pid = machine.property("latticed.service", "MainPID")
+        return pid if pid not in {"0", before} and active(machine) else None
+
+    return processes.until(again, what="another daemon", deadline_s=machines.BOOT_S)
+
+
+@pytest.fixture
+def unit(machine):
+    """Run the daemon with lines added to its unit, as `systemctl edit` does; as it was afterwards."""
+
+    def edited(*lines):
+        machine.write(HELD, "\n".join(("[Service]", *lines, "")))
+        machine.check("systemctl", "daemon-reload")
+        return machine.run("systemctl", "restart", "latticed.service")
+
+    yield edited
+    machine.check("rm", "-f", HELD)
+    machine.check("systemctl", "daemon-reload")
+    machine.run("systemctl", "reset-failed", "latticed.service")
+    machine.check("systemctl", "restart", "latticed.service")
+
+
+def test_machine_is_up_with_the_systemd_of_its_suite(machine):
+    assert machine.check("ps", "-o", "comm=", "-p", "1").strip() == "systemd"
+    assert machine.check("systemctl", "--version").split()[1] == str(machines.VERSIONS[machine.suite])
+    assert machine.journal("_PID=1")
+    assert machine.check("ip", "-brief", "link").split()[0] == "lo", "no way out"
+
+
+def test_daemon_is_started_by_its_socket_ready_and_in_the_journal(machine):
+    """The first client waits in the socket until it is answered. The heads in the journal come from its reader, as the
+    daemon may not read it.
+    """
+    assert machine.property("latticed.service", "ActiveState") == "inactive"
+    assert "latticed" in machine.check("latticectl", "version")
+    assert active(machine)
+    pid = machine.property("latticed.service", "MainPID")
+    (entry,) = machine.until_logged("_SYSTEMD_UNIT=latticed.service", "LATTICED_EVENT=daemon_ready")
+    assert (entry["_PID"], entry["SYSLOG_IDENTIFIER"]) == (pid, "latticed")
+    assert machine.check("ps", "-o", "user=", "-p", pid).strip() == "latticed"
+    assert machine.journal("LATTICED_EVENT=journal_not_read") == []
+    assert machine.property("latticed-journal.service", "ActiveState") == "active"
+
+
+def test_units_pass_systemds_own_checks(machine):
+    """Its warnings go to stderr, with exit status 0."""
+    units = [f"/etc/systemd/system/{one}" for one in machines.UNITS]
+    verified = machine.run("systemd-analyze", "verify", *units)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    exposed, judge = EXPOSURE[machine.suite], ("systemd-analyze", "security", "--no-pager", "latticed.service")
+    machine.check(*judge, f"--threshold={exposed}")
+    assert machine.run(*judge, f"--threshold={exposed - 1}").returncode != 0, "lower it here"
+
+
+def test_plugin_is_isolated_within_the_hardened_unit(machine):
+    """In both suites, in a cgroup of its own below the unit's."""
+    machine.drop("acme.sleeper", machines.SLEEPER)
+    machine.check("latticectl", "install", "acme.sleeper")
+    machine.check("latticectl", "activate", "acme.sleeper")
+    given = json.loads(machine.check("latticectl", "info", "acme.sleeper", "--format", "json"))["runtime"]["sandbox"]
+    assert given == "isolated+cgroup"
+    assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
+
+
+def test_secrets_are_sealed_with_the_key_that_the_unit_loads(machine):
+    machine.check("latticectl", "secret", "set", "TOKEN", stdin="a value of the operator")
+    assert "TOKEN" in machine.check("latticectl", "secret", "list")
+    assert machine.run("sh", "-c", "ls /etc/latticed/secrets.key").returncode != 0
+
+
+def test_reload_is_done_when_systemctl_returns(machine):
+    """With notify-reload; 252 only sends the signal."""
+    machine.write("/etc/latticed/latticed.toml", machines.SETTINGS + '[log]\nlevel = "debug"\n')
+    before = machine.property("latticed.service", "MainPID")
+    machine.check("systemctl", "reload", "latticed.service")
+    if machines.VERSIONS[machine.suite] >= 257:
+        assert machine.journal("LATTICED_EVENT=settings_loaded", f"_PID={before}")
+    machine.until_logged("LATTICED_EVENT=settings_loaded", f"_PID={before}")
+    assert (machine.property("latticed.service", "MainPID"), active(machine)) == (before, True)
+    machine.write("/etc/latticed/latticed.toml", machines.SETTINGS)
+
+
+def test_killed_daemon_is_started_again_and_answers(machine):
+    before = machine.property("latticed.service", "MainPID")
+    started = int(machine.property("latticed.service", "NRestarts"))
+    machine.check("kill", "-KILL", before)
+    assert json.loads(machine.check("latticectl", "status", "--format", "json")), "the client waited for the next one"
+    assert until_again(machine, before)
+    assert int(machine.property("latticed.service", "NRestarts")) == started + 1
+
+
+def test_daemon_that_hangs_is_killed_by_the_watchdog(machine, unit):
+    """A client that came meanwhile is answered by the next one."""
+    unit("WatchdogSec=2", "WatchdogSignal=SIGKILL")
+    before = machine.property("latticed.service", "MainPID")
+    machine.check("kill", "-STOP", before)
+    assert json.loads(machine.check("latticectl", "status", "--format", "json"))
+    assert until_again(machine, before)
+    assert machine.journal("_PID=1", "UNIT=latticed.service", "--grep=[Ww]atchdog timeout")
+
+
+@pytest.mark.parametrize(
+    ("lines", "token", "fix"),
+    [
+        (["RestrictNamespaces=yes"], "isolated", "RestrictNamespaces=yes"),
+        (["Delegate=no", "DelegateSubgroup="], "cgroup", "Delegate=cpu memory pids"),
+        (["SystemCallFilter=~seccomp"], "filtered", "SystemCallFilter"),
+    ],
+    ids=["no namespaces", "no delegation", "no filters"],
+)
+def test_unit_that_takes_too_much_away_says_what_to_change(machine, unit, lines, token, fix):
+    """The daemon goes on without plugins that need it: `health` names the line of the unit."""
+    unit(*lines)
+    shown = json.loads(machine.run("latticectl", "health", "--format", "json").stdout)["sandbox"]
+    (missing,) = [one for one in shown["failures"] if one["token"] == token]
+    assert fix in missing["fix"], missing
+    if token != "cgroup":
+        refused = machine.run("latticectl", "restart", "acme.sleeper")
+        assert "sandbox_unavailable" in refused.stderr + machine.run("latticectl", "info", "acme.sleeper").stdout
+
+
+def test_unit_with_another_user_does_not_touch_the_state(machine, unit):
+    """systemd gives the state directory to the other user; latticed refuses files of a stranger in it."""
+    ran = unit("User=nobody", "Group=nogroup", "StateDirectory=", "RuntimeDirectory=")
+    assert ran.returncode != 0
+    last = machine.journal("_SYSTEMD_UNIT=latticed.service", "SYSLOG_IDENTIFIER=latticed")[-1]["MESSAGE"]
+    assert "unusable" in last, last
