@@ -12,9 +12,8 @@ the snapshot is kept and the helper lives, the service waits for the record.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
+import select
 import subprocess
 import time
 from pathlib import Path
@@ -143,10 +142,9 @@ def _started(pid: int) -> int:
 
 
 def _lives(pidfd: int) -> bool:
-    with contextlib.suppress(OSError):
-        signal.pidfd_send_signal(pidfd, 0)
-        return True
-    return False
+    # Readable once it has ended, also before it is reaped (pidfd_open(2)).
+    ended, _, _ = select.select([pidfd], [], [], 0)
+    return not ended
 
 
 def _ran(words: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def find() -> Delegation | Failure:
         return Failure(token=CGROUP, step=f"the group {text.sanitise(base.name, 80)} is not delegated", fix=FIX)
     if not all(os.access(path, os.W_OK) for path in (base, base / "cgroup.procs", base / "cgroup.subtree_control")):
         return Failure(
-            token=CGROUP, step="the delegated group cannot be written", fix="ProtectControlGroups=no in the unit"
+            token=CGROUP, step="the delegated group cannot be written", fix=f"{FIX}, and no ProtectControlGroups=yes"
         )
     return Delegation(base=base)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -469,3 +470,48 @@ def test_missing_tool_leaves_planning(place):
         answer = place.ask(protocol.Apply(plan=plan))
         assert (answer.code, answer.hint) == ("tool_missing", "install it")
         assert place.state_of(place.offer(OTHER)) == "planned"
+
+
+def undoing(place, apply_id, helper):
+    """What a timer unit starts, for a helper that `undo_timers.me` named so."""
+    return processes.spawned(place.command("--undo", "file", apply_id, helper), env=place.env)
+
+
+def named(pid):
+    """As `undo_timers.me` in that process."""
+    return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["helper stopped", "helper gone"])
+def test_service_of_a_timer_undoes_without_the_helper(place, stopped):
+    """It looks for the helper by pid and start, so another process with that pid is none."""
+    with place.running() as helper:
+        plan = place.approved(WIDE)
+        place.ask(protocol.Apply(plan=plan, confirm_within_s=3))
+        for pid in place.dead_men():
+            os.kill(pid, signal.SIGKILL)
+        helper.send_signal(signal.SIGSTOP if stopped else signal.SIGKILL)
+        apply_id = json.loads((place.state / "targets/file.json").read_text())["armed"]["apply_id"]
+        who = named(helper.pid) if stopped else f"{os.getpid()}:1"
+        with undoing(place, apply_id, who) as service:
+            assert service.wait(60) == 0
+        assert place.content() is None
+        helper.send_signal(signal.SIGCONT)
+    with place.running():
+        assert (place.state_of(plan), place.steps()[-1].code) == ("rolled_back", "deadline")
+
+
+def test_service_of_a_timer_waits_for_the_record_of_a_helper_that_was_stopped_before_it(place):
+    """As long as the helper lives and has its snapshot; then there is nothing to undo."""
+    with place.running() as helper:
+        kept = place.state / "held/aa.snapshot"
+        kept.write_bytes(b"")
+        with undoing(place, "aa", named(helper.pid)) as service:
+            processes.until(lambda: b"--undo" in Path(f"/proc/{service.pid}/cmdline").read_bytes(), what="the program")
+            assert service.poll() is None
+            kept.unlink()
+            assert service.wait(60) == 0
+        kept.write_bytes(b"")
+        with undoing(place, "aa", named(helper.pid)) as service:
+            helper.kill()
+            assert service.wait(60) == 0

@@ -236,7 +236,7 @@ class Machine:
     def drop(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
         """A bundle of AUTHOR, in the directory that root drops bundles in."""
         parent = Path(f"/proc/{self.leader}/root/var/lib/latticed-plugins")
-        bundles.drop(parent, plugin_id, author=AUTHOR, artifact=artifact, id=plugin_id, capabilities=[], **fields)
+        bundles.drop(parent, plugin_id, author=AUTHOR, artifact=artifact, id=plugin_id, **fields)
         processes.until(
             lambda: plugin_id in self.run("latticectl", "list").stdout,
             what=f"{plugin_id} to be seen",

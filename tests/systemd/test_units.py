@@ -65,7 +65,7 @@ def test_units_of_the_journal_reader_let_the_daemon_ask_and_nobody_else():
     assert socket["Socket"]["ListenStream"] == "/run/latticed/journal.sock"
     assert (socket["Socket"]["SocketGroup"], socket["Socket"]["SocketMode"]) == ("latticed", "0660")
     assert service["Service"]["SupplementaryGroups"] == "systemd-journal"
-    assert service["Service"]["DynamicUser"] == "yes"
+    assert service["Service"]["User"] == "latticed-journal"
     assert "LATTICED_RUNTIME_DIR=/run/latticed" in service["Service"]["Environment"]
     assert service["Service"]["RestartPreventExitStatus"].split() == ["2", "78"]
 

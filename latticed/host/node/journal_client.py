@@ -32,6 +32,8 @@ make the daemon hold.
 """
 DEADLINE_S: Final = 8.0
 """For connection, request and answer together."""
+UNIT_USER: Final = "latticed-journal"
+"""Whom systemd/latticed-journal.service runs the reader as."""
 HEADS: Final = "latticed.heads"
 """The filter for signed heads of audit chains that the asking user's own processes logged; no plugin may ask for it."""
 _GONE: Final = "the journal reader is not running: the operator starts latticed-journal"
@@ -51,13 +53,16 @@ def socket_path(settings: Settings) -> Path:
 
 
 def readers(settings: Settings) -> frozenset[int]:
-    """The uids that the journal reader may run as: root, the daemon's user, node.journal_user if set. HostError
-    service_unavailable when that is unknown. May block.
+    """The uids that the journal reader may run as: root, the daemon's user, and node.journal_user, or else the one that
+    its unit has. HostError service_unavailable when the setting names nobody. May block.
     """
     name = settings.node.journal_user
+    known = {0, os.geteuid()}
     try:
-        return frozenset({0, os.geteuid()} | ({_uid(name)} if name else set()))
+        return frozenset(known | {_uid(name or UNIT_USER)})
     except KeyError as error:
+        if not name:
+            return frozenset(known)
         unknown = "the user of the journal reader (node.journal_user) is unknown"
         raise HostError(Denial.SERVICE_UNAVAILABLE, unknown) from error
 

@@ -312,17 +312,17 @@ async def test_journal_filter_must_be_a_listed_unit(desk: Desk) -> None:
 
 async def test_journal_reader_may_run_as_root_own_user_or_journal_user(desk: Desk, tmp_path: Path) -> None:
     """`node.journal_user` is a name or a number."""
-    assert node.readers(desk.settings) == {0, os.geteuid()}
+    assert journal_client.readers(desk.settings) == {0, os.geteuid()}
     for name, uid in (("nobody", 65534), ("4711", 4711)):
         desk.settings = settings_module.load(
             write(tmp_path, f'[node]\njournal_user = "{name}"\n'), {"HOME": "/"}, os.geteuid()
         )
-        assert node.readers(desk.settings) == {0, os.geteuid(), uid}
+        assert journal_client.readers(desk.settings) == {0, os.geteuid(), uid}
     desk.settings = settings_module.load(
         write(tmp_path, '[node]\njournal_user = "no such"\n'), {"HOME": "/"}, os.geteuid()
     )
     with pytest.raises(HostError, match="journal_user"):
-        node.readers(desk.settings)
+        journal_client.readers(desk.settings)
     other = settings_module.load(write(tmp_path, '[node]\njournal_socket = "/x/y.sock"\n'), {"HOME": "/"}, os.geteuid())
     assert journal_client.socket_path(other) == Path("/x/y.sock")
 
