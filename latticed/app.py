@@ -27,6 +27,7 @@ from latticed.ingress.upstream_listener import UpstreamIngress
 from latticed.kit import logs, struct_types
 from latticed.kit.clock import SystemClock
 from latticed.kit.wheel import Wheel
+from latticed.kit.zone import HostZone
 from latticed.ledger import open_ledger, records
 from latticed.lifecycle import journalled_heads, manifest_defaults, revocations, startup_merge
 from latticed.lifecycle.backup import Backups
@@ -48,6 +49,7 @@ from latticed.runners.config_checker import ConfigChecker
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.supervisor.deps import HandleDeps
+from latticed.supervisor.schedules import Schedules
 from latticed.supervisor.supervisor import Supervisor
 from latticed.system.registry import BUILTINS
 
@@ -173,6 +175,11 @@ class App:
         # A start reads its plugin's configuration; a decision to change one has it checked in a confined child.
         configurations = Configurations(ledger, ConfigChecker(spawner))
         # What runs plugins. Entered before the lifecycle, it is closed after it: then all plugins stop.
+        zone = HostZone()
+        await asyncio.to_thread(zone.refresh)
+        schedules = Schedules(ledger, handles, clock=clock, wheel=self._wheel, zone=zone)
+        # Closed after the supervisor: runs end with their plugins.
+        stack.push_async_callback(schedules.close)
         handle_deps = HandleDeps(
             runners=runners,
             broker=self.broker,
@@ -186,6 +193,7 @@ class App:
             wheel=self._wheel,
             drained=services.drained,
             configure=configurations.for_start,
+            scheduled=schedules.changed,
         )
         supervisor = await stack.enter_async_context(Supervisor(handle_deps, handles))
         # What the operator decided. Only made here; entered below, which arms the active plugins.
@@ -236,6 +244,7 @@ class App:
             programs=services.programs,
             tunnels=services.tunnels,
             routes=services.routes,
+            schedules=schedules,
             version=self._version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from latticed.bundle import config_schema, rules
+from latticed.bundle import config_schema, rules, schedule_rules
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import strict_json, text
 from latticed.model import capability, manifest
@@ -51,6 +51,8 @@ def decode(data: bytes, *, builtin: bool = False) -> tuple[dict[str, Any], manif
         _check_version_of_format(raw, builtin=builtin)
         found = msgspec.convert(_shared(raw), manifest.Manifest, strict=True)
         rules.check(raw, found, builtin=builtin)
+        if found.schedules:
+            schedule_rules.check(raw["schedules"], found)
         # Not of built-ins: a test has checked theirs (tests/architecture/test_system_packages.py), and the validator
         # takes 7 MiB of every daemon that loads it (P9).
         if found.config and not builtin:

@@ -32,7 +32,7 @@ def check(raw: dict[str, Any], found: Manifest, *, builtin: bool = False) -> Non
     if not found.capabilities:
         raise Broken("expected `capabilities` to name at least one, found an empty list")
     if found.digest_sha256 and not _DIGEST.fullmatch(found.digest_sha256):
-        raise Broken(f"expected `digest_sha256` to be 64 hex digits, found {_quote(found.digest_sha256)}")
+        raise Broken(f"expected `digest_sha256` to be 64 hex digits, found {quote(found.digest_sha256)}")
     if found.is_v2:
         _check_v2(raw, found)
 
@@ -46,20 +46,20 @@ def json_kind(value: object) -> str:
 def _check_ids(found: Manifest) -> None:
     """Broken unless id and publisher are well formed and not those of built-in plugins."""
     if not ids.is_valid(found.id):
-        raise Broken(f"expected `id` to be {ids_are()}, found {_quote(found.id)}")
+        raise Broken(f"expected `id` to be {ids_are()}, found {quote(found.id)}")
     if ids.is_reserved_plugin(found.id):
-        raise Broken(f"expected an `id` that is not reserved for built-in plugins, found {_quote(found.id)}")
+        raise Broken(f"expected an `id` that is not reserved for built-in plugins, found {quote(found.id)}")
     if found.publisher and not ids.is_valid(found.publisher):
-        raise Broken(f"expected `publisher` to be {ids_are()}, found {_quote(found.publisher)}")
+        raise Broken(f"expected `publisher` to be {ids_are()}, found {quote(found.publisher)}")
     if found.publisher == ids.RESERVED_PUBLISHER:
         raise Broken(f"expected a `publisher` that is not reserved for built-in plugins, found {found.publisher}")
 
 
 def _check_builtin_ids(found: Manifest) -> None:
     if not (ids.is_valid(found.id) and ids.is_reserved_plugin(found.id)):
-        raise Broken(f"expected `id` to be {ids.RESERVED_PREFIX}NAME of a-z 0-9 . -, found {_quote(found.id)}")
+        raise Broken(f"expected `id` to be {ids.RESERVED_PREFIX}NAME of a-z 0-9 . -, found {quote(found.id)}")
     if found.publisher != ids.RESERVED_PUBLISHER:
-        raise Broken(f"expected the publisher {ids.RESERVED_PUBLISHER}, found {_quote(found.publisher)}")
+        raise Broken(f"expected the publisher {ids.RESERVED_PUBLISHER}, found {quote(found.publisher)}")
     if found.type != "system" or not found.is_v2:
         raise Broken(f"expected a manifest of version 2 and type system, found type {found.type}")
 
@@ -72,7 +72,7 @@ def ids_are() -> str:
 def _check_name(field: str, value: str, *, limit: int) -> None:
     """Broken for a blank value, and as `_check_line`."""
     if not value.strip():
-        raise Broken(f"expected `{field}` to be 1 to {limit} visible characters, found {_quote(value)}")
+        raise Broken(f"expected `{field}` to be 1 to {limit} visible characters, found {quote(value)}")
     _check_line(field, value, limit=limit)
 
 
@@ -96,21 +96,22 @@ def _check_characters(field: str, value: str, *, allowed: str = "") -> None:
 def _check_v2(raw: dict[str, Any], found: Manifest) -> None:
     """Broken unless the rules hold that only v2 has; v1 stays as other lattice tools read it."""
     if not semver_range.is_version(found.version):
-        raise Broken(f"expected `version` to be SemVer such as 1.2.3, found {_quote(found.version)}")
+        raise Broken(f"expected `version` to be SemVer such as 1.2.3, found {quote(found.version)}")
     # Over the JSON object, not the struct: it is what is signed, `config` with it.
     for name, value in raw.items():
-        _check_strings(name, value, allowed="\n\t" if name == "config" else "", nulls=name == "config")
+        if name != "schedules":
+            check_strings(name, value, allowed="\n\t" if name == "config" else "", nulls=name == "config")
     for place, host in enumerate(found.egress.hosts):
         _check_host(f"egress.hosts[{place}]", host)
     for place, prefix in enumerate(found.routes.prefixes):
         if not prefix.startswith("/"):
-            raise Broken(f"expected `routes.prefixes[{place}]` to start with /, found {_quote(prefix)}")
+            raise Broken(f"expected `routes.prefixes[{place}]` to start with /, found {quote(prefix)}")
     _check_dependencies(found.id, found.dependencies)
     if found.requires_host:
         _check_range("requires_host", found.requires_host)
 
 
-def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> None:
+def check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> None:
     """Broken for a control or invisible character in any string or key within `value`, except those in `allowed`, and
     for null unless `nulls`.
 
@@ -122,10 +123,10 @@ def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> N
         case dict():
             for key, inner in value.items():
                 _check_characters(field, key)
-                _check_strings(f"{field}.{key}", inner, allowed=allowed, nulls=nulls)
+                check_strings(f"{field}.{key}", inner, allowed=allowed, nulls=nulls)
         case list():
             for place, inner in enumerate(value):
-                _check_strings(f"{field}[{place}]", inner, allowed=allowed, nulls=nulls)
+                check_strings(f"{field}[{place}]", inner, allowed=allowed, nulls=nulls)
         case None if not nulls:
             raise Broken(f"expected `{field}` to have a value or be absent, found null")
 
@@ -133,7 +134,7 @@ def _check_strings(field: str, value: object, *, allowed: str, nulls: bool) -> N
 def _check_host(field: str, host: str) -> None:
     """Broken unless `host` is a pattern (`egress.is_pattern`)."""
     if not egress.is_pattern(host):
-        raise Broken(f"expected `{field}` such as api.example.org:443 or *.example.org:443, found {_quote(host)}")
+        raise Broken(f"expected `{field}` such as api.example.org:443 or *.example.org:443, found {quote(host)}")
 
 
 def _check_dependencies(plugin_id: str, dependencies: tuple[Dependency, ...]) -> None:
@@ -143,7 +144,7 @@ def _check_dependencies(plugin_id: str, dependencies: tuple[Dependency, ...]) ->
     for place, dependency in enumerate(dependencies):
         field = f"dependencies[{place}]"
         if not ids.is_valid(dependency.id):
-            raise Broken(f"expected `{field}.id` to be {ids_are()}, found {_quote(dependency.id)}")
+            raise Broken(f"expected `{field}.id` to be {ids_are()}, found {quote(dependency.id)}")
         if dependency.id in seen:
             raise Broken(f"expected `{field}.id` to name each other plugin once, found {dependency.id} again")
         seen.add(dependency.id)
@@ -158,6 +159,6 @@ def _check_range(field: str, value: str) -> None:
         raise Broken(f"`{field}` is no range of versions: {error}") from error
 
 
-def _quote(value: str) -> str:
+def quote(value: str) -> str:
     """A value as messages quote it: at most 80 characters, escaped."""
     return repr(text.clip(value, 80))

@@ -43,6 +43,7 @@ def run(session: CtlSession) -> int:
             *_alive(view.runtime, screen),
             *_allowed(grants if isinstance(grants, dict) else {}),
             *_done(plain.get("calls")),
+            *_scheduled(plain.get("schedules"), screen),
             *_candidate(view),
             *_times(view, screen),
         ]
@@ -124,7 +125,12 @@ def _terms(accepted: dict[str, Any]) -> Iterator[str]:
             yield f"{kind}={accepted[kind]}"
     if args := replies.texts(accepted.get("args") or []):
         yield f"args={shlex.join(args)}"
-    for kind, field in (("feature", "features"), ("prefix", "prefixes"), ("dependency", "dependencies")):
+    for kind, field in (
+        ("feature", "features"),
+        ("prefix", "prefixes"),
+        ("dependency", "dependencies"),
+        ("schedule", "schedules"),
+    ):
         yield from (f"{kind}={one}" for one in replies.texts(accepted.get(field) or []))
     limits = accepted.get("limits")
     yield from (f"limit={name}:{value}" for name, value in (limits if isinstance(limits, dict) else {}).items())
@@ -134,6 +140,24 @@ def _done(calls: object) -> Iterator[_Field]:
     """The field that counts host calls, once there were any."""
     if isinstance(calls, dict) and calls.get("made"):
         yield "host calls", f"{calls['made']} since the daemon started, {calls.get('denied') or 0} denied"
+
+
+def _scheduled(schedules: object, screen: render.Screen) -> Iterator[_Field]:
+    """A field for each schedule: when it runs, and how it went."""
+    for one in replies.rows(schedules or [], "schedules"):
+        outcome, told = one.get("outcome"), [str(one.get("when"))]
+        if one.get("next_at"):
+            told.append(f"next {screen.when(one['next_at'])}")
+        elif one.get("state") != "waiting":
+            told.append(str(one.get("state")))
+        if outcome and one.get("last_at"):
+            told.append(f"last {screen.when(one['last_at'])}: {outcome}")
+        if outcome not in {None, "ok", "running"} and one.get("reason"):
+            told.append(str(one["reason"]))
+        yield (
+            f"schedule {one.get('name')}",
+            Cell(", ".join(told), "bad" if outcome not in {None, "ok", "running"} else ""),
+        )
 
 
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +44,8 @@ def run(session: CtlSession) -> int:
         session.screen.line(
             f"{record['path']}: signed {record['id']} as {record['publisher']}, {record['digest_sha256']}"
         )
+        for one in record["schedules"]:
+            session.screen.line(f"  schedule {one}")
     return ExitCode.OK
 
 
@@ -61,6 +64,7 @@ def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict
             if not isinstance(raw, dict):
                 raise Problem("manifest_invalid_json", f"{directory}: expected manifest.json to hold one JSON object")
             digest, _ = source.hash_artifact()
+        raw = _with_schedules(raw, Path(directory), digest)
         manifest = sign.sign(raw, digest, key, publisher=publisher)
         write.write_manifest(Path(directory), write.render(manifest))
     # Several bundles may be signed in one run, so each message names the directory.
@@ -73,4 +77,38 @@ def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict
     except OSError as error:
         raise Problem("io_error", f"{directory}: cannot write manifest.json: {error.strerror}") from error
     shown = {name: manifest.get(name) for name in ("id", "version", "publisher", "digest_sha256")}
-    return {"path": directory, **shown, "public_key": key_files.public_text(key)}
+    return {
+        "path": directory,
+        **shown,
+        "public_key": key_files.public_text(key),
+        "schedules": _schedules(manifest),
+    }
+
+
+def _with_schedules(raw: dict[str, Any], directory: Path, digest: str) -> dict[str, Any]:
+    """The manifest with the schedules that its code declares, if that has any, in place of those that it names."""
+    from latticed.bundle import code_schedules
+    from latticed.bundle.read import ReadLimits
+    from latticed.bundle.refusal import ARTIFACT
+    from latticed.kit import files
+
+    if raw.get("type") != "system" or "schema" not in raw:
+        return raw
+    try:
+        artifact = files.read_at_most(directory / ARTIFACT, ReadLimits().artifact_bytes)
+    except ValueError as error:
+        raise Problem("changed_while_reading", f"artifact: {error}") from error
+    if hashlib.sha256(artifact).hexdigest() != digest:
+        raise Problem("changed_while_reading", "the artifact was changed while it was read", "sign it again")
+    found = code_schedules.declared(artifact)
+    return {**raw, "schedules": found} if found else raw
+
+
+def _schedules(manifest: dict[str, Any]) -> list[str]:
+    """The words of a signed manifest's schedules (`model.schedule.word`)."""
+    from msgspec import convert
+
+    from latticed.model.manifest import Schedule
+    from latticed.model.schedule import word
+
+    return [word(convert(one, Schedule)) for one in manifest.get("schedules", [])]

@@ -248,6 +248,16 @@ CREATE TABLE notified_events (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER
 A trigger, as items are removed in several ways: rows of one that is gone would wait for ever.
 """
 
+_SCHEDULES: Final = """
+CREATE TABLE schedules (
+    plugin_id TEXT NOT NULL, name TEXT NOT NULL, word TEXT NOT NULL, since INTEGER NOT NULL,
+    began_at INTEGER NOT NULL DEFAULT 0, ended_at INTEGER NOT NULL DEFAULT 0, code TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', runs INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (plugin_id, name)
+) STRICT, WITHOUT ROWID;
+"""
+"""Rows of `ledger.schedules`."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -266,6 +276,7 @@ MIGRATIONS: Final = (
     _CONFIGS,
     _PLAN_REPORTS,
     _DELIVERIES,
+    _SCHEDULES,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

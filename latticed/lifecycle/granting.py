@@ -266,6 +266,10 @@ def _accepting(terms: Accepted, wants: Accepted, kind: str, value: str, usual: U
             if value not in wants.dependencies:
                 raise _Unfit(f"expected a plugin that it depends on ({_list(wants.dependencies)}), found {value[:80]}")
             return replace(terms, dependencies=terms.dependencies | {value})
+        case "schedule":
+            if value not in wants.schedules:
+                raise _Unfit(f"expected a schedule that it asks for ({_list(wants.schedules)}), found {value[:80]}")
+            return replace(terms, schedules=terms.schedules | {value})
         case "args":
             if _words(value) != wants.args:
                 raise _Unfit(f"expected args={shlex.join(wants.args)}, which it asks for, found args={value[:80]}")
@@ -325,6 +329,8 @@ def _without(terms: Accepted, kind: str, value: str, usual: Usual) -> Accepted:
             return replace(terms, features=terms.features - {value})
         case "prefix":
             return replace(terms, prefixes=frozenset(p for p in terms.prefixes if _slashed(p) != _slashed(value)))
+        case "schedule":
+            return replace(terms, schedules=terms.schedules - {value})
         case "limit":
             name, limit = _limit(value)
             lower = structs.replace(terms.limits, **{name: getattr(limit, name)})

@@ -15,6 +15,7 @@ from latticed.ledger import (
     plans,
     programs,
     routes,
+    schedules,
     secrets,
     tasks,
 )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 
-_AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, tasks)
+_AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, schedules, tasks)
 """Tables of ongoing work: removed in both cases, never inherited."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from latticed.model import ids
+from latticed.model import ids, schedule
 from latticed.model.manifest import ManifestLimits
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Accepted:
     """What was accepted; also what a manifest asks for, which is accepted whole when a plugin is first installed.
 
     `interpreter` is ELF, or the words of the script's first line; empty where nothing of it is executed, or unknown.
-    `level` empty and a limit of None leave it to the settings. `dependencies` are ids.
+    `level` empty and a limit of None leave it to the settings. `dependencies` are ids, `schedules` words
+    (`model.schedule.word`).
     """
 
     type: str
@@ -54,6 +55,7 @@ class Accepted:
     limits: ManifestLimits = ManifestLimits()
     prefixes: frozenset[str] = frozenset()
     dependencies: frozenset[str] = frozenset()
+    schedules: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ def asked(manifest: Manifest, interpreter: str) -> Accepted:
         limits=manifest.runtime.limits,
         prefixes=frozenset(manifest.routes.prefixes),
         dependencies=frozenset(one.id for one in manifest.dependencies),
+        schedules=frozenset(schedule.word(one) for one in manifest.schedules),
     )
 
 
@@ -129,6 +132,7 @@ def effective(manifest: Manifest, accepted: Accepted, usual: Usual) -> Manifest:
             manifest.routes, prefixes=tuple(one for one in manifest.routes.prefixes if one in accepted.prefixes)
         ),
         dependencies=tuple(one for one in manifest.dependencies if not one.optional or one.id in accepted.dependencies),
+        schedules=tuple(one for one in manifest.schedules if schedule.word(one) in accepted.schedules),
     )
 
 
@@ -144,10 +148,15 @@ def needed(manifest: Manifest, interpreter: str, accepted: Accepted) -> tuple[st
     """
     required = {one.id for one in manifest.dependencies if not one.optional}
     wants = asked(manifest, interpreter)
-    # Level, limits, prefixes and optional dependencies are left out: without them the plugin runs confined more or
-    # served less.
+    # Level, limits, prefixes, schedules and optional dependencies are left out: without them the plugin runs confined
+    # more, is served less or called less often.
     less = replace(
-        wants, dependencies=wants.dependencies & required, level="", limits=ManifestLimits(), prefixes=frozenset()
+        wants,
+        dependencies=wants.dependencies & required,
+        level="",
+        limits=ManifestLimits(),
+        prefixes=frozenset(),
+        schedules=frozenset(),
     )
     # A v1 program runs with threads or not at all (`docs/adr/0006`). A v2 manifest lists features, and starts without
     # them.
@@ -169,6 +178,7 @@ def beyond(wants: Accepted, accepted: Accepted, usual: Usual, *, limits: bool = 
         *(f"feature={one}" for one in sorted(wants.features - accepted.features)),
         *(_limits(wants.limits, accepted.limits, usual.limits) if limits else ()),
         *(f"prefix={one}" for one in sorted(wants.prefixes - accepted.prefixes)),
+        *(f"schedule={one}" for one in sorted(wants.schedules - accepted.schedules)),
     )
 
 
@@ -185,6 +195,7 @@ def meet(accepted: Accepted, other: Accepted, usual: Usual) -> Accepted:
         limits=_lower(accepted.limits, other.limits, usual.limits),
         prefixes=accepted.prefixes & other.prefixes,
         dependencies=accepted.dependencies & other.dependencies,
+        schedules=accepted.schedules & other.schedules,
     )
 
 

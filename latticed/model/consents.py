@@ -19,6 +19,7 @@ _T = TypeVar("_T")
 TERMS: Final = {
     "limit": "limit=memory_mib:512 (or another limit of the manifest; :default for the settings' own)",
     "level": "level=filtered: the least sandbox level (or isolated, dedicated, default)",
+    "schedule": "schedule=disk@every_s:60@check: as latticectl info shows it",
 }
 """Kinds that accept what a manifest asks for, each with an example."""
 AT_UPGRADE: Final = {

@@ -89,6 +89,20 @@ class Dependency(_Part, frozen=True, kw_only=True):
     optional: bool = False
 
 
+class Schedule(_Part, frozen=True, kw_only=True):
+    """When the daemon has the plugin carry out `action`; one of `every_s`, `daily` ("HH:MM") and `cron` is set.
+
+    `daily` and `cron` are in the host's time zone (`model.schedule`). `payload` is any JSON.
+    """
+
+    name: str
+    every_s: int | None = None
+    daily: str | None = None
+    cron: str | None = None
+    action: str
+    payload: Any = None
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """One manifest of either version; `schema` None means v1. Absent strings are empty.
 
@@ -114,6 +128,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     routes: RouteDeclaration = RouteDeclaration()
     config: dict[str, Any] = {}
     dependencies: tuple[Dependency, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
     requires_host: str = ""
 
     @property

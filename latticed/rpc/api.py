@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
     from latticed.settings import Settings
+    from latticed.supervisor.schedules import Schedules
     from latticed.supervisor.supervisor import Supervisor
 
 # Once its head is complete a connection has `answer_s` (60 s); a stalled body must not take that long.
@@ -103,6 +104,7 @@ class Api:
     programs: ProgramKeeper
     tunnels: TunnelKeeper
     routes: RouteKeeper
+    schedules: Schedules
     version: str
     started_at: int
     started_s: float

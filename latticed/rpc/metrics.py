@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latticed.ledger.deliveries import ChannelView
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.counts import PluginCounts
+    from latticed.supervisor.schedules import ScheduleCounts
     from latticed.system.plugin import Measure
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,7 +32,8 @@ async def metrics(ask: Ask) -> web.Response:
     channels = await ask.api.channels.view()
     measured = _measure_lines(ask.api.supervisor.measures())
     # Paced: with ten thousand plugins there are tens of thousands of lines.
-    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels), measured)
+    scheduled = _schedule_lines(ask.api.schedules.counts())
+    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels), scheduled, measured)
     body = "".join([line async for line in counts.paced(lines)]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -95,6 +97,31 @@ def _channel_lines(api: Api, channels: list[ChannelView]) -> Iterator[str]:
         ("degraded", "1 when a channel is degraded", {one.channel.name: int(one.channel.degraded) for one in channels}),
     ):
         yield from _family(f"latticed_notify_{name}", "gauge", text, _labelled("channel", values))
+
+
+def _schedule_lines(found: list[ScheduleCounts]) -> Iterator[str]:
+    """The lines about schedules of plugins that run."""
+    for name, kind, text in (
+        ("runs_total", "counter", "runs of a schedule since it was accepted"),
+        ("failures_total", "counter", "runs that failed"),
+        ("last_run_seconds", "gauge", "when its last run began, 0 for none"),
+        ("next_run_seconds", "gauge", "when its next run begins, 0 for never"),
+    ):
+        values = {f'{{plugin="{one.plugin_id}",schedule="{one.name}"}}': _of_schedule(one, name) for one in found}
+        yield from _family(f"latticed_schedule_{name}", kind, text, dict(sorted(values.items())))
+
+
+def _of_schedule(one: ScheduleCounts, name: str) -> int:
+    """The value of a metric of `_schedule_lines`."""
+    match name:
+        case "runs_total":
+            return one.runs
+        case "failures_total":
+            return one.failures
+        case "last_run_seconds":
+            return one.last_at // 1_000_000
+        case _:
+            return one.next_at // 1_000_000
 
 
 def _measure_lines(measures: list[Measure]) -> Iterator[str]:

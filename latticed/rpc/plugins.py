@@ -222,6 +222,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         },
         "grants": views.grants(ask.api, record),
         "calls": {"made": count.calls, "denied": count.denied},
+        "schedules": views.schedules(ask.api, record),
         "denials": denials,
     }
     if ask.query(About).explain == "1":

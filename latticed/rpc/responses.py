@@ -167,6 +167,7 @@ class AcceptedView(TypedDict):
     limits: dict[str, int]
     prefixes: list[str]
     dependencies: list[str]
+    schedules: list[str]
 
 
 class GrantsView(TypedDict):
@@ -239,13 +240,35 @@ class Causes(TypedDict):
     ended: LastEnd | None
 
 
+class ScheduleView(TypedDict):
+    """One accepted schedule. `when`: `every_s:60`, `daily:02:30` or `cron:…`.
+
+    `state`: waiting, running or stopped (its plugin does not run). `outcome` of the last run, absent before the first:
+    `ok`, `running`, `cut_off` (the daemon was killed meanwhile), or the code of its failure, with `reason`.
+    `runs` and `failures` count since it was accepted.
+    """
+
+    name: str
+    when: str
+    action: str
+    state: Literal["waiting", "running", "stopped"]
+    next_at: NotRequired[str]
+    last_at: NotRequired[str]
+    ended_at: NotRequired[str]
+    outcome: NotRequired[str]
+    reason: NotRequired[str]
+    runs: int
+    failures: int
+
+
 class PluginReport(TypedDict):
-    """One plugin with its verdict, grants and last denials (newest first)."""
+    """One plugin with its verdict, grants, schedules and last denials (newest first)."""
 
     plugin: wire.PluginView
     verdict: Judged
     grants: GrantsView
     calls: CallCount
+    schedules: list[ScheduleView]
     denials: list[wire.AuditRow]
     causes: NotRequired[Causes]
 

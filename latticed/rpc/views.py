@@ -127,6 +127,14 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
     }
 
 
+def schedules(api: Api, record: Record) -> list[dict[str, Any]]:
+    """The schedules of a plugin that are accepted, as `responses.ScheduleView`."""
+    plugin = api.lifecycle.plugins.get(record.id)
+    if plugin is None or not plugin.manifest.schedules:
+        return []
+    return api.schedules.view(record.id, plugin.manifest.schedules)
+
+
 def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
     """None before an install. A limit or sandbox level that is absent here is taken from the settings."""
     if terms is None:
@@ -142,6 +150,7 @@ def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
         "limits": limits,
         "prefixes": sorted(terms.prefixes),
         "dependencies": sorted(terms.dependencies),
+        "schedules": sorted(terms.schedules),
     }
 
 

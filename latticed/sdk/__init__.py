@@ -20,5 +20,6 @@ host call that is refused raises HostError with its stable `code`. What is print
 from latticed.sdk.base import Health, PluginError, Reply
 from latticed.sdk.calls import HostError
 from latticed.sdk.plugin import Plugin
+from latticed.sdk.schedule import schedule
 
-__all__ = ["Health", "HostError", "Plugin", "PluginError", "Reply"]
+__all__ = ["Health", "HostError", "Plugin", "PluginError", "Reply", "schedule"]

@@ -70,6 +70,10 @@ async def _nothing_set(_: PluginToRun) -> bytes:
     return b"{}"
 
 
+def _nothing_scheduled(_: str) -> None:
+    """For supervisors without schedules."""
+
+
 async def _nothing_to_drain(_: str) -> None:
     """For supervisors without host services."""
 
@@ -102,6 +106,8 @@ class HandleDeps:
     """Returns once host services do nothing for a plugin that it may no longer have done."""
     configure: Callable[[PluginToRun], Awaitable[bytes]] = _nothing_set
     """The operator's configuration for a start, as a JSON object; Problem needs_config when it does not fit."""
+    scheduled: Callable[[str], None] = _nothing_scheduled
+    """Told the id of a plugin whose handle has changed (`Schedules.changed`)."""
     starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS))
     """The slots of starts (`_turn`)."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -97,6 +97,11 @@ class Handle:
         return instance
 
     @property
+    def answers(self) -> bool:
+        """Whether an instance runs that can be asked now; one that is being stopped cannot."""
+        return self.state.phase is Phase.ARMED
+
+    @property
     def distrusted(self) -> bool:
         """Whether it ends for a fault of its bundle: then it is killed without grace, and its answers are dropped."""
         return not self.state.wanted and self.state.fault is not None
@@ -335,6 +340,7 @@ class Handle:
     def _changed(self, before: Phase) -> None:
         """Handle a new phase: times, health checks, audit event, waiters of `settled`."""
         now, phase = self._now_us(), self.state.phase
+        self._tools.scheduled(self.plugin.id)
         if phase is Phase.ARMED:
             self._seen = replace(self._seen, started_at=now)
             self._check_later(FIRST_CHECK_S)

@@ -69,6 +69,8 @@ class Supervisor:
         handle.plugin = plugin
         handle.regrant(granted)
         handle.post(rules.Arm(afresh=afresh))
+        # Also of one that goes on running: its schedules may have been accepted, or not any more.
+        self._tools.scheduled(plugin.id)
 
     def disarm(self, plugin: PluginToRun, fault: Fault | None = None) -> None:
         """Have `plugin` stopped; `fault` says why, unless the operator asked for it.

@@ -20,7 +20,7 @@ from latticed.model.errors import Problem
 from latticed.rpc import access, problems, routes
 from latticed.settings import shapes
 from latticed.trust import policy
-from tests.house import pages
+from tests.house import bundles, pages
 
 load = importlib.import_module("latticed.settings.load")  # the package re-exports its function of that name
 
@@ -138,6 +138,14 @@ def test_lifecycle_diagram_equals_the_transitions():
     drawn = {tuple(arrow) for arrow in re.findall(r"^ +(\S+) --> (\S+)$", block.text, re.MULTILINE)}
     table = {(old.value, new.value) for old, following in lifecycle.TRANSITIONS.items() for new in following}
     assert drawn == table | {("[*]", "verified")}
+
+
+def test_schedules_of_the_page_are_valid_and_their_fields_those_of_the_code():
+    (block,) = pages.named("json", "schedules")
+    signed = {"publisher": "acme", "digest_sha256": "ab" * 32, "signature_ed25519": "x"}
+    raw = bundles.manifest_v2(**signed, schedules=json.loads(block.text))
+    assert len(decode.decode(json.dumps(raw).encode())[1].schedules) == 3
+    assert pages.column(PLUGINS, "field of a schedule") == list(manifest.Schedule.__struct_fields__)
 
 
 def test_tables_of_manifest_fields_equal_the_code():

@@ -32,6 +32,7 @@ class DrivenInstance:
     health: Checkup = field(default_factory=lambda: Checkup(health=Health.HEALTHY, message="well"))
     checking: Callable[[], Awaitable[Checkup]] | None = None
     stopping: Callable[[float], Awaitable[None]] | None = None
+    invoking: Callable[[str, Any], Awaitable[dict[str, Any]]] | None = None
     pid: int = 0
     sandbox: str = ""
     message: str = "driven by a test"
@@ -44,6 +45,8 @@ class DrivenInstance:
         return await self.checking() if self.checking else self.health
 
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
+        if self.invoking:
+            return await self.invoking(action, payload)
         return {"ok": True, "message": action, "result": payload, "error": None}
 
     async def stop(self, grace_s: float) -> None:

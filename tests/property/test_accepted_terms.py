@@ -18,6 +18,7 @@ from latticed.model.manifest import (
     RouteDeclaration,
     RuntimeSpec,
     SandboxSpec,
+    Schedule,
 )
 
 _FEATURES = st.lists(st.sampled_from(["processes", "threads", "workdir"]), unique=True).map(tuple)
@@ -48,6 +49,17 @@ _MANIFESTS = st.builds(
     dependencies=st.lists(
         st.builds(Dependency, id=st.sampled_from(["acme.a", "acme.b"]), optional=st.booleans()),
         unique_by=lambda one: one.id,
+        max_size=2,
+    ).map(tuple),
+    schedules=st.lists(
+        st.builds(
+            Schedule,
+            name=st.sampled_from(["a", "b"]),
+            every_s=st.sampled_from([10, 60]),
+            action=st.sampled_from(["x", "y"]),
+            payload=st.sampled_from([None, {"z": 1}]),
+        ),
+        unique_by=lambda one: one.name,
         max_size=2,
     ).map(tuple),
 ).map(lambda one: one if one.is_v2 else structs.replace(one, runtime=RuntimeSpec(), egress=Egress()))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from latticed.bundle import decode
 from latticed.bundle.refusal import BundleRefused
 from tests.house import bundles
+
+
+def _schedule(**fields):
+    return {"name": "disk", "every_s": 60, "action": "check", **fields}
 
 
 def _refused(raw):
@@ -196,6 +201,27 @@ def test_null_in_v1_manifest_is_refused(field):
         ({"dependencies": [{"id": "a.b"}, {"id": "a.b"}]}, "dependencies[1].id"),
         ({"dependencies": [{"id": "a.b", "version": "newest"}]}, "dependencies[0].version"),
         ({"requires_host": "newest"}, "requires_host"),
+        ({"schedules": [_schedule(name=f"n{number}") for number in range(17)]}, "at most 16 `schedules`, found 17"),
+        ({"schedules": [_schedule(every_s=0)]}, "schedules[0].every_s"),
+        ({"schedules": [_schedule(every_s=9)]}, "schedules[0].every_s"),
+        ({"schedules": [_schedule(every_s=366 * 86_400 + 1)]}, "schedules[0].every_s"),
+        ({"schedules": [_schedule(every_s=True)]}, "schedules[0].every_s"),
+        ({"schedules": [_schedule(daily="03:30")]}, "one of every_s, daily, cron, found every_s, daily"),
+        ({"schedules": [{"name": "disk", "action": "check"}]}, "one of every_s, daily, cron, found none"),
+        ({"schedules": [_schedule(), _schedule()]}, "schedules[1].name"),
+        ({"schedules": [_schedule(name="a@b")]}, "schedules[0].name"),
+        ({"schedules": [_schedule(name="x" * 65)]}, "schedules[0].name"),
+        ({"schedules": [_schedule(action="")]}, "schedules[0].action"),
+        ({"schedules": [_schedule(action="do it")]}, "schedules[0].action"),
+        ({"schedules": [_schedule(weekly=1)]}, "weekly"),
+        ({"schedules": [_schedule(every_s=None)]}, "schedules[0].every_s"),
+        ({"schedules": [_schedule(payload="x" * 17_000)]}, "schedules[0].payload"),
+        ({"schedules": [_schedule(payload={"a": "\x1b"})]}, "U+001B"),
+        ({"schedules": [{"name": "d", "action": "a", "daily": "24:00"}]}, "schedules[0].daily"),
+        ({"schedules": [{"name": "d", "action": "a", "cron": "0 0 30 2 *"}]}, "schedules[0].cron"),
+        ({"schedules": [{"name": "d", "action": "a", "cron": "@daily"}]}, "schedules[0].cron"),
+        ({"schedules": [_schedule()], "type": "worker", "capabilities": ["kv:read"]}, "no `schedules` in a worker"),
+        ({"schedules": {}}, "schedules"),
     ],
 )
 def test_v2_manifest_that_breaks_a_rule_is_invalid(fields, word):
@@ -210,6 +236,14 @@ def test_null_in_v2_manifest_is_refused_outside_config():
     raw = {**_v2(), "runtime": {"limits": {"memory_mib": None}}}
     assert "runtime.limits.memory_mib" in _refused(raw).reason
     decode.decode(json.dumps({**_v2(), "config": {"default": None}}).encode())
+
+
+def test_payload_of_a_schedule_is_the_authors_own_json():
+    """Null and lines are valid in it, and it survives being kept in a record."""
+    payload = {"a": [None, "two\nlines", {"b": False}]}
+    found = decode.decode(json.dumps(_v2(schedules=[_schedule(payload=payload)])).encode())[1]
+    kept = msgspec.json.decode(msgspec.json.encode(found), type=type(found))
+    assert (found.schedules[0].payload, kept.schedules) == (payload, found.schedules)
 
 
 def test_unknown_capability_takes_precedence_over_duplicate():

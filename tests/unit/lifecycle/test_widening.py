@@ -44,6 +44,11 @@ MASKED = {
     "level that was silent": (runtime(), runtime(sandbox={"level": "filtered"}), "level=filtered"),
     "level that falls silent": (runtime(sandbox={"level": "dedicated"}), runtime(), "level=default"),
     "prefix": ({}, {"routes": {"prefixes": ["/shop/"]}}, "prefix=/shop/"),
+    "schedule": (
+        {},
+        {"schedules": [{"name": "disk", "every_s": 60, "action": "check"}]},
+        "schedule=disk@every_s:60@check",
+    ),
     "optional dependency": (
         {},
         {"dependencies": [{"id": "acme.base", "optional": True}]},
@@ -98,7 +103,7 @@ def whole(found: Record) -> Any:
 
 
 def comparable(manifest: Any) -> Any:
-    return manifest.runtime, manifest.routes, manifest.dependencies
+    return manifest.runtime, manifest.routes, manifest.dependencies, manifest.schedules
 
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)
@@ -118,6 +123,33 @@ def test_widened_terms_are_withheld_until_named(old, new, word):
         wanted = Regrant(add=consents.parse([word], upgrading=False))
         granted = granting.regrant(plain, wanted, whole(plain), NOW)
         assert comparable(runs(granted)) == comparable(whole(plain))
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"every_s": 10}, "schedule=disk@every_s:10@check"),
+        ({"every_s": 7200}, "schedule=disk@every_s:7200@check"),
+        ({"every_s": None, "daily": "03:30"}, "schedule=disk@daily:03:30@check"),
+        ({"action": "wipe"}, "schedule=disk@every_s:3600@wipe"),
+        ({"payload": {"all": True}}, "schedule=disk@every_s:3600@check@d0fdc09655bf"),
+    ],
+)
+def test_schedule_that_is_changed_in_any_way_must_be_named(more, word):
+    """What was accepted is one time, action and payload; until the other is named, neither runs."""
+    accepted_as = {"name": "disk", "every_s": 3600, "action": "check"}
+    other = {name: value for name, value in {**accepted_as, **more}.items() if value is not None}
+    before = record(Status.ACTIVE, claim(v2=True, schedules=[accepted_as]))
+    plain = upgraded(before, schedules=[other])
+    assert isinstance(plain, Record)
+    assert granting.withheld(plain, DEFAULTS) == (word,)
+    assert runs(plain).schedules == ()
+    granted = granting.regrant(plain, Regrant(add=consents.parse([word], upgrading=False)), whole(plain), NOW)
+    assert runs(granted).schedules == whole(plain).schedules
+    trimmed = granting.regrant(granted, Regrant(remove=consents.parse([word], upgrading=False)), whole(plain), NOW)
+    assert runs(trimmed).schedules == ()
+    refused = granting.regrant(plain, Regrant(add=consents.parse([f"{word}x"], upgrading=False)), whole(plain), NOW)
+    assert isinstance(refused, Problem)
 
 
 @pytest.mark.parametrize(("old", "new", "word"), MASKED.values(), ids=MASKED)

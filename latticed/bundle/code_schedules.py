@@ -1,0 +1,106 @@
+"""The schedules that a Python artifact declares by `@schedule(every_s=60)`, read from its source without running it.
+
+`class Disk(Plugin)` with `@schedule(every_s=60)` above `def do_check` is `{"name": "check", "every_s": 60, "action":
+"check"}`, an entry of a manifest's `schedules`.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import zipfile
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SDK: Final = "latticed.sdk"
+NAME: Final = "schedule"
+MAX_SOURCE: Final = 4 << 20
+"""Most bytes of one module that is looked into."""
+_ARGUMENTS: Final = ("name", "every_s", "daily", "cron", "payload")
+
+
+def declared(artifact: bytes) -> list[dict[str, Any]]:
+    """The schedules in a script or zipapp, in the order of their files and lines; none in anything else.
+
+    Problem schedule_unreadable for a decorator whose arguments are no literals or that is on no method `do_ACTION`.
+    """
+    found: list[dict[str, Any]] = []
+    for where, source in _modules(artifact):
+        # Cheap, before it is parsed: most modules have none.
+        if NAME.encode() in source and b"latticed" in source and len(source) <= MAX_SOURCE:
+            found += _of_module(where, source)
+    return found
+
+
+def _modules(artifact: bytes) -> Iterator[tuple[str, bytes]]:
+    """(name, source) of each module of a Python artifact."""
+    if not artifact.startswith(b"#!") or b"python" not in artifact.partition(b"\n")[0]:
+        return
+    if not zipfile.is_zipfile(io.BytesIO(artifact)):
+        yield "artifact", artifact
+        return
+    with zipfile.ZipFile(io.BytesIO(artifact)) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".py") and entry.file_size <= MAX_SOURCE:
+                yield entry.filename, archive.read(entry)
+
+
+def _of_module(where: str, source: bytes) -> Iterator[dict[str, Any]]:
+    """The schedules of one module; none if Python cannot read it, which shows when it runs."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    names, modules = _imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call) and _is_schedule(decorator.func, names, modules):
+                    yield _entry(f"{where}:{decorator.lineno}", node.name, decorator)
+
+
+def _imported(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """(names of the decorator, names of the SDK's package) that the module's imports bind."""
+    names: set[str] = set()
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in {SDK, "latticed"} and not node.level:
+            wanted, bound = (NAME, names) if node.module == SDK else ("sdk", modules)
+            bound |= {one.asname or one.name for one in node.names if one.name == wanted}
+        elif isinstance(node, ast.Import):
+            modules |= {one.asname or one.name for one in node.names if one.name == SDK}
+    return names, modules
+
+
+def _is_schedule(func: ast.expr, names: set[str], modules: set[str]) -> bool:
+    """Whether what is called is the SDK's decorator: `schedule`, `sdk.schedule`, `latticed.sdk.schedule`."""
+    if isinstance(func, ast.Name):
+        return func.id in names
+    return isinstance(func, ast.Attribute) and func.attr == NAME and ast.unparse(func.value) in modules
+
+
+def _entry(where: str, method: str, call: ast.Call) -> dict[str, Any]:
+    """The manifest's entry of one decorator."""
+    action = method.removeprefix("do_")
+    if action == method or not action:
+        raise _unreadable(where, f"expected @{NAME} on a method do_ACTION, found {method}")
+    given: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg not in _ARGUMENTS:
+            raise _unreadable(where, f"expected {', '.join(_ARGUMENTS)}, found {keyword.arg or '**'}")
+        try:
+            given[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+            raise _unreadable(where, f"expected {keyword.arg} to be a literal, as the code is not run") from error
+    if call.args:
+        raise _unreadable(where, "expected arguments by name, such as every_s=60")
+    entry = {"name": given.pop("name", None) or action, **given, "action": action}
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def _unreadable(where: str, what: str) -> Problem:
+    return Problem("schedule_unreadable", f"{where}: {what}", f"such as @{NAME}(every_s=60)")
