@@ -31,6 +31,7 @@ from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
+from latticed.plans.nginx_copies import Copies
 from latticed.plans.programs import failed
 from latticed.settings import endpoints
 from latticed.system.findings import IntentRefused
@@ -73,6 +74,7 @@ def place(wanted: NginxSettings, http: HttpSettings) -> NginxPlace:
         user=wanted.user,
         certificates=wanted.certificates,
         files=wanted.files,
+        static=wanted.static_dir,
         own=MappingProxyType({own: there for own, there in given.items() if there and there[1]}),
     )
 
@@ -146,10 +148,10 @@ class NginxKind:
     def observe(self, tools: Tools) -> Live:
         """Sites with whether they are served, whether nginx runs, and what others listen at.
 
-        NginxFacts: `addresses`, `listeners` and `published` as `nginx.facts.from_plain` takes them, `nginx`: `{running,
-        intact}`, `sites`: `[{name, domains, served, due, unusable, expires_at}]`. `due`: a certificate or key has come
-        or been renewed since; applying the same plan again takes it up. `unusable`: one is there that cannot be. The
-        end is that of the file, in seconds since 1970, None without one.
+        Facts: `addresses` and `listeners` as `nginx.facts.from_plain` takes them, `nginx`: `{running, intact}`,
+        `sites`: `[{name, domains, served, due, unusable, expires_at}]`. `due`: a certificate or key has come or been
+        renewed since; applying the same plan again takes it up. `unusable`: one is there that cannot be. The end is
+        that of the file, in seconds since 1970, None without one.
         """
         found = self._seen()
         ours = "nginx" if found.pid else ""
@@ -165,7 +167,6 @@ class NginxKind:
             facts={
                 "addresses": sorted({str(address) for one in interfaces for address in one.addresses}),
                 "listeners": listeners,
-                "published": self._published(),
                 "nginx": {"running": found.pid != 0, "intact": found.intact},
                 "sites": [self._site(one, found) for one in sites],
             },
@@ -174,9 +175,11 @@ class NginxKind:
         )
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
-        """`nginx -t`, of files beside those that are read."""
+        """`nginx -t`, of files beside those that are read; and that published files are as they were planned."""
         if not _sites(rendering):
             return
+        for listed in applied.listings(applied.read(rendering)):
+            self._copies.look(listed)
         candidate = self._written(rendering, "candidate")
         try:
             self._served(candidate, rendering, tools)
@@ -198,14 +201,26 @@ class NginxKind:
     def commit(self, rendering: bytes, tools: Tools) -> None:
         """Files of a new generation, then nginx is started, or reads them anew; without sites it is stopped.
 
-        A site without its certificate, or that nginx does not take, answers 503 and keeps none of the others.
+        A site without its certificate or published files, or that nginx does not take, answers 503; the others are
+        served.
         """
         if not _sites(rendering):
             self._stop()
             return
         generation = os.urandom(8).hex()
         written = self._written(rendering, generation)
+        before = self._generation()
+        needed = self._copied(rendering) | self._copied_before()
         self._served(written, rendering, tools)
+        self._serve(generation, tools)
+        # Those of before are what an undoing goes back to.
+        for other in self._generations.iterdir():
+            if other.name not in {generation, before}:
+                shutil.rmtree(other, ignore_errors=True)
+        self._copies.keep(needed)
+
+    def _serve(self, generation: str, tools: Tools) -> None:
+        """Have nginx read the files of a generation, and wait until workers answer that have."""
         self._switch(generation)
         pid = self._pid()
         if pid:
@@ -217,9 +232,6 @@ class NginxKind:
         if not _within(lambda: self._answer() == generation):
             why = "does not take the files: another program may have an address or port of it"
             raise Problem("apply_failed", f"nginx {why}", "journalctl -t latticed_nginx")
-        for other in self._generations.iterdir():
-            if other.name != generation:
-                shutil.rmtree(other, ignore_errors=True)
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That workers which have read these files answer, and that each address and port of them is listened at."""
@@ -234,11 +246,15 @@ class NginxKind:
             raise Problem("apply_failed", f"nginx does not listen at port {min(missing)}")
 
     def restore(self, snapshot: bytes, tools: Tools) -> None:
-        """Serve what was served before, or nothing."""
-        if snapshot:
-            self.commit(snapshot, tools)
-        else:
+        """Serve what was served before, or nothing; without writing files, which a full disk would not let us."""
+        if not snapshot:
             self._stop()
+        elif _basis(self._seen()) != _basis_of(snapshot):
+            kept = self._kept(snapshot)
+            if kept and _tried(self._generations / kept / renderer.MAIN, tools).status == 0:
+                self._serve(kept, tools)
+            else:
+                self.commit(snapshot, tools)
 
     # Files
 
@@ -258,13 +274,24 @@ class NginxKind:
     def _socket(self) -> Path:
         return Path(self.place.directory, "probe.sock")
 
-    def _published(self) -> list[str]:
-        try:
-            return sorted(os.listdir(self.place.published))
-        except FileNotFoundError:
-            return []
+    @property
+    def _copies(self) -> Copies:
+        return Copies(Path(self.place.published), Path(self.place.static))
 
-    def _site(self, site: applied.Served, found: _Seen) -> dict[str, Any]:
+    def _copied(self, rendering: bytes) -> set[str]:
+        """Copy what the sites of a rendering publish; its names. What cannot be had is its sites' 503. OSError."""
+        listings = applied.listings(applied.read(rendering))
+        for listed in listings:
+            with contextlib.suppress(Problem):  # `validate` has said so, unless it has just changed, or is gone
+                self._copies.put(listed)
+        return {one.digest for one in listings}
+
+    def _copied_before(self) -> set[str]:
+        """The names of what the present sites publish."""
+        before = self._seen().rendering
+        return {one.digest for one in applied.listings(applied.read(before))} if before else set()
+
+    def _site(self, site: applied.ServedSite, found: _Seen) -> dict[str, Any]:
         """A site as `observe` tells of it."""
         newer = self._is_newer(site.pair)
         usable = bool(site.pair) and _fit(*site.pair)
@@ -306,6 +333,7 @@ class NginxKind:
         wanted = applied.read(rendering)
         sites = applied.sites(wanted)
         bad = {one.name for one in sites if not all(Path(path).is_file() for path in one.pair)}
+        bad |= {one.name for one in sites if not all(map(self._copies.has, one.copies))}
         for _ in range(TRIES):
             for name, text in applied.tree(wanted, bad).items():
                 _write(directory / name, text.encode("ascii"))
@@ -327,6 +355,22 @@ class NginxKind:
         made.replace(self._current)
         files.sync_directory(self._current.parent)
 
+    def _generation(self) -> str:
+        """The name of the generation that nginx reads; empty when there is none."""
+        try:
+            return os.readlink(self._current).rpartition("/")[2]
+        except FileNotFoundError:
+            return ""
+
+    def _kept(self, rendering: bytes) -> str:
+        """The name of a generation that is there with this rendering, its files as we wrote them; or empty."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._generations):
+                found, _, intact = self._files_of(self._generations / name)
+                if intact and found == rendering:
+                    return name
+        return ""
+
     def _stop(self) -> None:
         pid = self._pid()
         if pid:
@@ -339,25 +383,27 @@ class NginxKind:
     # What is there
 
     def _seen(self) -> _Seen:
-        pid = self._pid()
-        try:
-            generation = os.readlink(self._current).rpartition("/")[2]
-        except FileNotFoundError:
+        pid, generation = self._pid(), self._generation()
+        if not generation:
             return _Seen(pid=pid)
+        rendering, not_served, intact = self._files_of(self._current)
+        return _Seen(rendering, not_served, intact, pid, pid != 0 and self._answer() == generation)
+
+    def _files_of(self, directory: Path) -> tuple[bytes, tuple[str, ...], bool]:
+        """What was applied, sites that answer 503, and whether the files are as we wrote them; of a generation."""
         try:
-            rendering = files.read_at_most(self._current / _RENDERING, _MAX_BYTES)
-            not_served = json.loads(files.read_at_most(self._current / _NOT_SERVED, _MAX_BYTES))
-            tree = applied.tree(applied.read(rendering), not_served)
-            probe = {renderer.PROBE: applied.probe(str(self._socket), generation)}
+            rendering = files.read_at_most(directory / _RENDERING, _MAX_BYTES)
+            not_served = json.loads(files.read_at_most(directory / _NOT_SERVED, _MAX_BYTES))
+            probe = applied.probe(str(self._socket), directory.resolve().name)
+            tree = {**applied.tree(applied.read(rendering), not_served), renderer.PROBE: probe}
             intact = all(
-                files.read_at_most(self._current / name, _MAX_BYTES) == text.encode("ascii")
-                for name, text in {**tree, **probe}.items()
+                files.read_at_most(directory / name, _MAX_BYTES) == text.encode("ascii") for name, text in tree.items()
             )
-            there = {f"{renderer.SITES}/{name}" for name in os.listdir(self._current / renderer.SITES)}
-            intact = intact and there | {renderer.MAIN} == tree.keys()
+            there = {f"{renderer.SITES}/{name}" for name in os.listdir(directory / renderer.SITES)}
+            intact = intact and there | {renderer.MAIN, renderer.PROBE} == tree.keys()
         except (OSError, ValueError, TypeError):
-            return _Seen(intact=False, pid=pid)
-        return _Seen(rendering, tuple(not_served), intact, pid, pid != 0 and self._answer() == generation)
+            return b"", (), False
+        return rendering, tuple(not_served), intact
 
     def _pid(self) -> int:
         """Our nginx's process, 0 when it does not run: one that has our socket, whatever the file with its pid says."""

@@ -115,7 +115,8 @@ class NginxSettings:
     """The nginx that plans of kind `nginx` configure. Its program is `nginx` of `apply.programs`.
 
     `directory`: where its files are, which nothing else writes. `user`: of its workers. `certificates`, `files`:
-    directories that certificates with their keys, and files of this host that are served, may lie below.
+    directories that certificates with their keys, and files of this host that are served, may lie below. `static_dir`:
+    where the daemon keeps what plugins publish.
     """
 
     directory: str = setting("/var/lib/latticed-nginx", fault=_plain_path_fault)
@@ -124,6 +125,7 @@ class NginxSettings:
         ("/etc/letsencrypt", "/etc/ssl", "/etc/latticed/certificates", "/var/lib/acme"), fault=_plain_paths_fault
     )
     files: tuple[str, ...] = setting(("/srv", "/var/www"), fault=_plain_paths_fault)
+    static_dir: str = setting("/var/lib/latticed/static", fault=_plain_path_fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ class WebPlace(apply_helpers.Place):
     ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
     http: dict[str, Any] = field(default_factory=dict)
     user: str = "www-data"
+    static: Path = Path("/nonexistent")
 
     def __post_init__(self) -> None:
         self.settings = {"kinds": ["nginx"], "poll_s": 1.0, **self.settings}
@@ -49,6 +51,7 @@ class WebPlace(apply_helpers.Place):
             "user": self.user,
             "certificates": [str(self.home)],
             "files": [str(self.home)],
+            "static_dir": str(self.static),
         }
         lines = [
             line
@@ -96,3 +99,56 @@ def web_place(**options: Any) -> Iterator[WebPlace]:
             for pid in found.dead_men():
                 os.kill(pid, signal.SIGKILL)
             kind.restore(b"", ProgramTools(kind.programs))
+
+
+@dataclass
+class Web:
+    """A place for an nginx of the kind, with two ports of loopback. Stopped afterwards, whatever happened."""
+
+    directory: Path
+    kind: NginxKind
+    tools: ProgramTools
+    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
+
+    def intent(self, *sites, **changes):
+        listen = {"addresses": ["127.0.0.1"], "http": self.ports[0], "https": self.ports[1]}
+        return nginxes.document(*sites, **{"listen": listen, **changes})
+
+    def committed(self, intent) -> bytes:
+        rendering = self.kind.render(intent, None, {})
+        assert self.kind.check(intent, self.kind.observe(self.tools), "") == ()
+        self.kind.validate(rendering, self.tools)
+        self.kind.commit(rendering, self.tools)
+        self.kind.self_check(rendering, self.tools)
+        assert self.kind.holds(rendering, self.kind.observe(self.tools))
+        return rendering
+
+    def get(self, host):
+        return nginxes.get(self.ports[0], host)[0]
+
+    def live(self):
+        return self.kind.observe(self.tools)
+
+    def publish(self, plugin="acme.site", **files: str):
+        """Files as the daemon keeps them, and the set of them for an intent."""
+        for path, text in files.items():
+            place = self.directory / "static/acme" / plugin / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text)
+        return nginxes.published(
+            plugin, **{path: hashlib.sha256(text.encode()).hexdigest() for path, text in files.items()}
+        )
+
+    def pid(self) -> int:
+        return int((self.directory / "nginx.pid").read_text())
+
+
+@contextlib.contextmanager
+def web(directory: Path) -> Iterator[Web]:
+    kind = NginxKind(nginxes.place_of(directory))
+    made = Web(directory, kind, ProgramTools(kind.programs))
+    try:
+        yield made
+    finally:
+        kind.restore(b"", made.tools)
+    assert not made.live().facts["nginx"]["running"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -55,6 +56,11 @@ def document(*sites, **changes):
     return {"sites": list(sites), **changes}
 
 
+def published(plugin="acme.site", publisher="acme", **files):
+    """What the plugin adds for sites that publish the files of `plugin`, each a SHA-256."""
+    return {"plugin": plugin, "publisher": publisher, "files": files}
+
+
 def sound(rng, live=LIVE):
     """A document without faults, by chance: each thing that an intent may have, in some of them."""
     lists = rng.sample(["office", "home", "lab_2"], rng.randint(0, 3))
@@ -96,6 +102,7 @@ def sound(rng, live=LIVE):
     if rng.random() < 0.5:
         made["listen"] = {"addresses": ["127.0.0.1", "::1"], "http": 8080, "https": 8443, "http2": rng.random() < 0.5}
     made["drain_s"] = rng.randint(1, 600)
+    made["published"] = [published(**{"index.html": "ab" * 32, "a/b.css": "cd" * 32})]
     return made
 
 
@@ -111,7 +118,7 @@ def _handled(rng):
             {"upstream": upstream},
             {"upstream": rng.choice(["http", "services"])},
             {"root": "/srv/www/site.d"},
-            {"publish": "0123456789abcdef" * 4},
+            {"publish": "acme.site"},
             {
                 "redirect": {
                     "to": "https://example.com/new",
@@ -190,13 +197,13 @@ def wanted(plain, place=PLACE):
             "enabled": True,
             "max_body_mb": plain_site["max_body_mb"],
             "tls": tls_plain and {"force": True, "hsts": None, **tls_plain},
-            "places": {"/": _place(plain_site, plain_site.get("access", ""))},
+            "places": {"/": _place(plain_site, plain_site.get("access", ""), intent)},
         }
         if "websockets" in plain_site and _forwards(plain_site):
             found["websockets"] = plain_site["websockets"]
         for one in plain_site.get("locations", []):
             key_of = ("= " if one.get("match") == "exact" else "") + one["path"]
-            found["places"][key_of] = _place(one, one.get("access", plain_site.get("access", "")))
+            found["places"][key_of] = _place(one, one.get("access", plain_site.get("access", "")), intent)
         made["sites"][key] = found
     return made
 
@@ -205,12 +212,16 @@ def _forwards(plain_site):
     return any("upstream" in one for one in (plain_site, *plain_site.get("locations", [])))
 
 
-def _place(plain, access):
+def _place(plain, access, intent):
     (name,) = plain.keys() & {"upstream", "root", "publish", "redirect", "answer"}
     value = plain[name]
     if isinstance(value, dict) and name == "upstream":
         value = {**value, "host": value["host"].strip("[]")}
         value["verify"] = value.get("verify", True) and value["scheme"] == "https"
+    if name == "publish":
+        (one,) = (one for one in intent.published if one.plugin == value)
+        lines = [f"{one.publisher}/{one.plugin}", *(f"{digest}  {path}" for path, digest in one.files)]
+        value = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
     return {name: value, "access": access}
 
 
@@ -229,7 +240,7 @@ def _site(first, second, place, shared):
     if not refused:
         (redirected,) = [_one(plain_http["/"], "return")]
         force = redirected[:1] == ["308"] and redirected[1].startswith("https://$host")
-        hsts = _one(second, "add_header")
+        hsts = next((args for args in _all(second, "add_header") if args[0] == "Strict-Transport-Security"), [])
         tls_found = {
             "certificate": _one(second, "ssl_certificate")[0],
             "key": _one(second, "ssl_certificate_key")[0],
@@ -327,6 +338,7 @@ def place_of(directory: Path, **own: int) -> NginxPlace:
         own=MappingProxyType({Own(name): ("127.0.0.1", port) for name, port in own.items()}),
         certificates=(str(directory),),
         files=(str(directory),),
+        static=str(directory / "static"),
     )
 
 

@@ -9,58 +9,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.plans.nginx import NginxKind
 from latticed.plans.programs import ProgramTools
-from tests.house import nginxes
+from tests.house import nginx_places, nginxes
 
 pytestmark = pytest.mark.root
 
 
-@dataclass
-class Web:
-    """A place for an nginx of the kind, with two ports of loopback. Stopped afterwards, whatever happened."""
-
-    directory: Path
-    kind: NginxKind
-    tools: ProgramTools
-    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
-
-    def intent(self, *sites, **changes):
-        listen = {"addresses": ["127.0.0.1"], "http": self.ports[0], "https": self.ports[1]}
-        return nginxes.document(*sites, **{"listen": listen, **changes})
-
-    def committed(self, intent) -> bytes:
-        rendering = self.kind.render(intent, None, {})
-        assert self.kind.check(intent, self.kind.observe(self.tools), "") == ()
-        self.kind.validate(rendering, self.tools)
-        self.kind.commit(rendering, self.tools)
-        self.kind.self_check(rendering, self.tools)
-        assert self.kind.holds(rendering, self.kind.observe(self.tools))
-        return rendering
-
-    def get(self, host):
-        return nginxes.get(self.ports[0], host)[0]
-
-    def live(self):
-        return self.kind.observe(self.tools)
-
-    def pid(self) -> int:
-        return int((self.directory / "nginx.pid").read_text())
-
-
 @pytest.fixture
-def web(tmp_path) -> Iterator[Web]:
-    kind = NginxKind(nginxes.place_of(tmp_path))
-    made = Web(tmp_path, kind, ProgramTools(kind.programs))
-    yield made
-    kind.restore(b"", made.tools)
-    assert not made.live().facts["nginx"]["running"]
+def web(tmp_path) -> Iterator[nginx_places.Web]:
+    with nginx_places.web(tmp_path) as made:
+        yield made
 
 
 def shop(status=410, **changes):
@@ -84,7 +47,9 @@ def test_sites_are_served_changed_without_another_master_and_gone(web):
     web.committed(web.intent(shop(404), nginxes.site("wiki", answer=403)))
     assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (404, 403)
     assert web.pid() == master
-    assert len(list((web.directory / "generations").iterdir())) == 1
+    web.committed(web.intent(shop(410)))
+    # What is served, and what an undoing goes back to.
+    assert len(list((web.directory / "generations").iterdir())) == 2
     web.committed(web.intent())
     with pytest.raises(OSError):
         web.get("shop.example.org")

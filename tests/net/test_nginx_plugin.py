@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 import trustme
 
+from latticed.plans import protocol
 from tests.house import hosting, nginx_places, nginxes, pebbles, plan_sites, processes, route_clients
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
 ID = "latticed.nginx"
+PUBLISHER = b"""#!/usr/bin/env python3
+from latticed.sdk import Plugin
+
+class Publisher(Plugin):
+    def do_publish(self, payload):
+        return [self.static.put(path, text)["bytes"] for path, text in payload.items()]
+
+Publisher().run()
+"""
 
 
 class Site(plan_sites.PlanSite):
@@ -43,9 +53,10 @@ def site() -> Iterator[Site]:
     (port,) = nginxes.ports(1)
     http = {"listen": f"127.0.0.1:{port}", "hosts": ["hello.example.org"]}
     with nginx_places.web_place(http=http) as place:
-        settings = f'[apply]\nsocket = "{place.settings["socket"]}"\n{place.sections()}'
+        settings = f'[apply]\nsocket = "{place.settings["socket"]}"\n{place.sections()}\n[static]\nhtml = true\n'
         with hosting.hosting(settings, builtins="latticed") as host:
             place.settings["daemon_user"] = str(host.daemon.place.uid)
+            place.static = host.daemon.place.state / "static"
             host.daemon.activate(ID, accept=["network:apply", "network:plan"])
             with place.running():
                 yield Site(host, place, None)
@@ -108,6 +119,38 @@ def test_routes_of_plugins_get_tls_and_a_renewed_certificate_is_taken_up_by_itse
     )
     site.until(lambda: "does not fit its key" in site.health(), "the health to say so")
     assert nginxes.serial(site.helper.ports[1], "hello.example.org", trusted) == good
+
+
+def test_files_of_a_plugin_are_served_as_they_were_when_they_were_approved(site):
+    site.host.drop("acme.site", PUBLISHER, capabilities=["static:write"])
+    site.host.daemon.activate("acme.site", accept=["static:write"])
+    site.host.result("acme.site", "publish", {"index.html": "<p>one", "style/site.css": "p {}"})
+    site.put(site.helper.document(nginxes.site(publish="acme.site")))
+    assert "share=acme.site" in site.refused("plan")
+    granted = site.host.daemon.ctl("caps", "grant", ID, "share=acme.site")
+    assert granted.returncode == 0, granted
+    site.applied()
+
+    def served():
+        return nginxes.get(site.helper.ports[0], "shop.example.org")[2]
+
+    assert served() == b"<p>one"
+    assert nginxes.get(site.helper.ports[0], "shop.example.org", "/style/site.css")[2] == b"p {}"
+    site.host.result("acme.site", "publish", {"index.html": "<p>two"})
+    assert served() == b"<p>one"
+    # Approved, and changed once more before it is applied: the helper has other files than the operator.
+    plan = site.do("plan")["sha256"]
+    approve = protocol.Approve(plan=plan, review=site.helper.review(plan).review)
+    assert isinstance(site.helper.ask(approve), protocol.Moved)
+    site.host.result("acme.site", "publish", {"index.html": "<p>three"})
+    answer = site.helper.ask(protocol.Apply(plan=plan))
+    assert "index.html of acme.site is not as it was planned" in answer.message
+    assert served() == b"<p>one"
+    site.applied()
+    assert served() == b"<p>three"
+    # They stay where they were published to, whatever becomes of the plugin that wrote them.
+    assert site.host.daemon.set_status("disabled", "acme.site").status == 200
+    assert served() == b"<p>three"
 
 
 def test_a_certificate_comes_by_acme_is_used_and_its_end_is_told(site):

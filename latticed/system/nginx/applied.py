@@ -13,24 +13,28 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from latticed.system.nginx import syntax
-from latticed.system.nginx.render import MAIN, MARK, SITES, UNSERVED
+from latticed.model import ids
+from latticed.system.nginx import file_sets, syntax
+from latticed.system.nginx.render import MAIN, MARK, PUBLISHED, SITES, UNSERVED
 from latticed.system.nginx.syntax import Directive
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 _NAME: Final = re.compile(rf"(?:{SITES}|{UNSERVED})/([a-z][a-z0-9_-]{{0,31}})\.conf")
 _TROUBLE: Final = re.compile(rb" in [^ \n]*/sites/([a-z][a-z0-9_-]{0,31})\.conf:[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What a site needs from disk to be served. `pair`: its certificate and key; empty without TLS."""
+class ServedSite:
+    """What a site needs from disk to be served. `pair`: its certificate and key; empty without TLS. `copies`: names of
+    copies of published files.
+    """
 
     name: str
     domains: tuple[str, ...]
     pair: tuple[str, ...]
+    copies: tuple[str, ...] = ()
 
 
 def read(rendering: bytes) -> Mapping[str, str]:
@@ -39,9 +43,10 @@ def read(rendering: bytes) -> Mapping[str, str]:
     files: dict[str, str] = {}
     for part in parts:
         name, _, text = part.partition("\n")
-        if name in files or not (name == MAIN or _NAME.fullmatch(name)):
+        plugin = name.removeprefix(f"{PUBLISHED}/")
+        if name in files or not (name == MAIN or _NAME.fullmatch(name) or (plugin != name and ids.is_valid(plugin))):
             raise ValueError("no rendering of nginx")
-        syntax.read(text)
+        (syntax.read if plugin == name else file_sets.read)(text)
         files[name] = text
     names = {kind: {one for one in files if one.startswith(f"{kind}/")} for kind in (SITES, UNSERVED)}
     if start or MAIN not in files or {f"{UNSERVED}{one[len(SITES) :]}" for one in names[SITES]} != names[UNSERVED]:
@@ -49,16 +54,23 @@ def read(rendering: bytes) -> Mapping[str, str]:
     return files
 
 
-def sites(files: Mapping[str, str]) -> tuple[Served, ...]:
+def sites(files: Mapping[str, str]) -> tuple[ServedSite, ...]:
     """The sites of a rendering, by name."""
-    found = []
+    found, known = [], {one.digest for one in listings(files)}
     for path, text in files.items():
         if path.startswith(f"{SITES}/"):
             directives = [inner for server in syntax.read(text) for inner in server.block or ()]
             domains = {name for one in directives if one.name == "server_name" for name in one.args}
             pair = tuple(_of(directives, "ssl_certificate", "ssl_certificate_key"))
-            found.append(Served(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), pair))
+            roots = {one.rpartition("/")[2] for one in _of([*_all(directives)], "root")}
+            copies = tuple(sorted(roots & known))
+            found.append(ServedSite(path[len(SITES) + 1 : -len(".conf")], tuple(sorted(domains)), pair, copies))
     return tuple(found)
+
+
+def listings(files: Mapping[str, str]) -> tuple[file_sets.Listed, ...]:
+    """What has to be copied before the sites can be served."""
+    return tuple(file_sets.read(text) for path, text in files.items() if path.startswith(f"{PUBLISHED}/"))
 
 
 def ports(files: Mapping[str, str]) -> frozenset[int]:
@@ -74,7 +86,7 @@ def tree(files: Mapping[str, str], bad: Collection[str]) -> Mapping[str, str]:
     return {
         path: files[f"{UNSERVED}{path[len(SITES) :]}"] if path[len(SITES) + 1 : -len(".conf")] in bad else text
         for path, text in files.items()
-        if not path.startswith(f"{UNSERVED}/")
+        if not path.startswith((f"{UNSERVED}/", f"{PUBLISHED}/"))
     }
 
 
@@ -96,6 +108,13 @@ def blamed(files: Mapping[str, str], stderr: bytes) -> frozenset[str]:
     return frozenset(
         one.name for one in sites(files) if any(f'"{path}"'.encode("ascii") in lines[-1] for path in one.pair)
     )
+
+
+def _all(directives: Iterable[Directive]) -> Iterator[Directive]:
+    """The directives and those within them."""
+    for one in directives:
+        yield one
+        yield from _all(one.block or ())
 
 
 def _of(directives: list[Directive], *names: str) -> Iterator[str]:

@@ -52,6 +52,8 @@ def _names(intent: NginxIntent) -> Iterator[Finding]:
     yield from _twice(
         ((f"access[{index}].name", one.name) for index, one in enumerate(intent.access)), "a name of its own"
     )
+    sets = ((f"published[{index}].plugin", one.plugin) for index, one in enumerate(intent.published))
+    yield from _twice(sets, "the files of each plugin once")
     domains = (
         (f"sites[{index}].domains[{place}]", domain)
         for index, site in enumerate(intent.sites)
@@ -154,9 +156,10 @@ def _handler(
             yield Finding(code="no_listener", path=f"{path}.upstream", expected=expected, found=handler, hint=hint)
         case Files():
             yield from _below(handler.root, place.files, f"{path}.root")
-        case PublishedFiles() if facts is not None and handler.digest not in facts.published:
-            expected = "the digest of published files that are here"
-            yield Finding(code="not_published", path=f"{path}.publish", expected=expected, found=handler.digest)
+        case PublishedFiles(plugin) if not any(one.plugin == plugin and one.files for one in intent.published):
+            hint = "the plugin adds them: latticectl apply latticed.nginx"
+            expected = "the id of a plugin whose files are in published"
+            yield Finding(code="not_published", path=f"{path}.publish", expected=expected, found=plugin, hint=hint)
 
 
 def _upstream(

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.model import hosts
+from latticed.model import hosts, ids, published
 from latticed.system.findings import IntentRefused
 from latticed.system.nginx import intent as model
 from latticed.system.reading import MISSING, Reader, Told
@@ -49,7 +49,7 @@ def read(plain: Any) -> model.NginxIntent:
 
 class _NginxReader(Reader):
     def intent(self, plain: Any) -> model.NginxIntent:
-        fields = self.fields(plain, "", "sites listen access resolvers real_ip acme_webroot drain_s")
+        fields = self.fields(plain, "", "sites listen access resolvers real_ip acme_webroot drain_s published")
         return model.NginxIntent(
             sites=self.each(fields, "sites", "sites", model.MAX_SITES, self.site),
             listen=self.listen(fields["listen"], "listen") if "listen" in fields else model.Listen(),
@@ -58,7 +58,31 @@ class _NginxReader(Reader):
             real_ip=self.real_ip(fields["real_ip"], "real_ip") if "real_ip" in fields else None,
             acme_webroot=self.file(fields["acme_webroot"], "acme_webroot") if "acme_webroot" in fields else "",
             drain_s=self.integer(fields.get("drain_s", model.DRAIN_S), "drain_s", 1, model.MAX_DRAIN_S),
+            published=self.each(fields, "published", "published", model.MAX_SITES, self.file_set),
         )
+
+    def file_set(self, value: Any, path: str) -> model.FileSet:
+        fields = self.fields(value, path, "plugin publisher files", "plugin publisher files")
+        files = fields.get("files")
+        if not isinstance(files, dict) or len(files) > model.MAX_FILES:
+            self.refuse("wrong_type", f"{path}.files", f"an object of at most {model.MAX_FILES} paths", Told("none"))
+            files = {}
+        for name, digest in files.items():
+            if published.path_fault(name) is not None:
+                self.refuse("bad_file", f"{path}.files", "paths of published files", name)
+            elif not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+                self.refuse("bad_digest", f"{path}.files", "a SHA-256 for each: 64 of 0-9 a-f", digest)
+        return model.FileSet(
+            plugin=self.plugin_id(fields.get("plugin", MISSING), f"{path}.plugin"),
+            publisher=self.plugin_id(fields["publisher"], f"{path}.publisher") if fields.get("publisher") else "",
+            files=tuple(sorted(files.items())),
+        )
+
+    def plugin_id(self, value: Any, path: str) -> str:
+        if not isinstance(value, str) or not ids.is_valid(value):
+            self.refuse("bad_id", path, "the id of a plugin, as acme.site", value)
+            return ""
+        return value
 
     def listen(self, value: Any, path: str) -> model.Listen:
         fields = self.fields(value, path, "addresses http https http2")
@@ -143,8 +167,7 @@ class _NginxReader(Reader):
             case "root":
                 return model.Files(self.file(value, where))
             case "publish":
-                expected = "the SHA-256 of published files: 64 of 0-9 a-f"
-                return model.PublishedFiles(self.text(value, where, "bad_digest", _DIGEST, expected))
+                return model.PublishedFiles(self.plugin_id(value, where))
             case "redirect":
                 return self.redirect(value, where)
         return model.BareAnswer(self.one_of(value, where, model.ANSWERS))

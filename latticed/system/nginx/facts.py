@@ -26,19 +26,21 @@ class BoundSocket:
 class NginxPlace:
     """Where our nginx has its files, and as whom its workers run.
 
-    `own`: address and port of those of latticed's two HTTP listeners that there are. `certificates` and `files`:
-    directories that certificates and keys, and files to be served, may lie below.
+    `static`: where the daemon keeps what plugins publish. `own`: address and port of those of latticed's two HTTP
+    listeners that there are. `certificates` and `files`: directories that certificates and keys, and served files, may
+    lie below.
     """
 
     directory: str
     user: str
     certificates: tuple[str, ...]
     files: tuple[str, ...]
+    static: str
     own: Mapping[Own, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def published(self) -> str:
-        """The directory that holds the files of plugins, by digest."""
+        """The directory of copies of plugins' files (`file_sets`)."""
         return f"{self.directory}/published"
 
     @property
@@ -49,19 +51,15 @@ class NginxPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NginxFacts:
-    """`addresses`: this host's. `taken`: listeners of others than our nginx. `ours`: those of latticed, all of them.
-
-    `published`: digests that can be served.
-    """
+    """`addresses`: this host's. `taken`: listeners of others than our nginx. `ours`: those of latticed, all of them."""
 
     addresses: tuple[Address, ...] = ()
     taken: tuple[BoundSocket, ...] = ()
     ours: tuple[BoundSocket, ...] = ()
-    published: frozenset[str] = frozenset()
 
 
 def from_plain(plain: Mapping[str, Any]) -> NginxFacts:
-    """NginxFacts of what the kind `nginx` observes: `addresses`, `listeners` (address, port, whose) and `published`."""
+    """NginxFacts of what the kind `nginx` observes: `addresses`, `listeners` (address, port, whose)."""
     found = [
         (BoundSocket(ipaddress.ip_address(one["address"]), one["port"]), one["whose"]) for one in plain["listeners"]
     ]
@@ -69,5 +67,4 @@ def from_plain(plain: Mapping[str, Any]) -> NginxFacts:
         addresses=tuple(ipaddress.ip_address(one) for one in plain["addresses"]),
         taken=tuple(one for one, whose in found if whose != "nginx"),
         ours=tuple(one for one, whose in found if whose == "latticed"),
-        published=frozenset(plain["published"]),
     )

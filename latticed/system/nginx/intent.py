@@ -35,6 +35,8 @@ MAX_ALLOW: Final = 1_000
 MAX_PROXIES: Final = 256
 MAX_RESOLVERS: Final = 4
 MAX_LISTEN: Final = 16
+MAX_FILES: Final = 4_000
+"""Published files of one plugin; an intent of 256 KiB has fewer."""
 MAX_BODY_MB: Final = 10_240
 BODY_MB: Final = 16
 """Largest request body unless said otherwise, in MiB."""
@@ -90,9 +92,9 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFiles:
-    """Files of a plugin, copied under the SHA-256 of all of them."""
+    """The files that `plugin` has published, as NginxIntent.published lists them."""
 
-    digest: str
+    plugin: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +194,19 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileSet:
+    """Files of one plugin, as they were when it was planned: `files` are (path, SHA-256), by path."""
+
+    plugin: str
+    publisher: str
+    files: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NginxIntent:
-    """`drain_s`: how long connections of before a reload go on, websockets above all."""
+    """`drain_s`: how long connections of before a reload go on, websockets above all. `published`: what the plugin adds
+    to a configuration that publishes files, one set for each plugin.
+    """
 
     sites: tuple[Site, ...] = ()
     listen: Listen = field(default_factory=Listen)
@@ -202,3 +215,4 @@ class NginxIntent:
     real_ip: RealIp | None = None
     acme_webroot: str = ""
     drain_s: int = DRAIN_S
+    published: tuple[FileSet, ...] = ()

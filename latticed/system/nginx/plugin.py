@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
 from latticed.system.nginx import expiry
 from latticed.system.plugin import SystemPlugin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 KIND: Final = "nginx"
 TOLD_KEY: Final = "told"
@@ -51,11 +54,30 @@ class Nginx(SystemPlugin):
         return self._seen
 
     async def do_plan(self, _payload: Any) -> Any:
-        """What network.plan answers: `{"ok", "sha256", "state", …}`."""
+        """What network.plan answers: `{"ok", "sha256", "state", …}`. Published files are planned as they are now."""
+        wanted = dict(self.config)
+        if owners := publishers(self.config):
+            wanted["published"] = [await self._published(one) for one in owners]
         try:
-            return await self.host.network.plan(KIND, dict(self.config))
+            return await self.host.network.plan(KIND, wanted)
         except HostError as error:
             raise PluginError(str(error)) from error
+
+    async def _published(self, owner: str) -> dict[str, Any]:
+        """The files of a plugin, as the intent has them. PluginError."""
+        files: dict[str, str] = {}
+        publisher, after = "", cast("str | None", "")
+        while after is not None:
+            try:
+                page = await self.host.call("static.list", plugin=owner, after=after, digests=True)
+            except HostError as error:
+                hint = f"latticectl caps grant {self.id} cap=static:read share={owner}"
+                raise PluginError(f"the files of {owner} cannot be read ({error}); {hint}") from error
+            files |= {one["path"]: one["sha256"] for one in page["files"]}
+            publisher, after = page["publisher"], page["next"]
+        if not files:
+            raise PluginError(f"{owner} has published no files")
+        return {"plugin": owner, "publisher": publisher, "files": files}
 
     async def do_status(self, _payload: Any) -> Any:
         """`{"sites", "nginx", "target", "plans"}`: what is served, what is confirmed, open plans."""
@@ -130,6 +152,13 @@ def health(state: Any, *, now_s: int) -> Health:
     if ended := [one["name"] for one in sites if one["expires_at"] and one["expires_at"] <= now_s]:
         return Health("degraded", f"with a certificate that has ended: {_listed(ended)}")
     return Health("healthy", f"plan {target['confirmed'][:12]}, {len(sites)} sites")
+
+
+def publishers(config: Mapping[str, Any]) -> list[str]:
+    """The plugins whose files a configuration publishes."""
+    sites = config.get("sites", ())
+    places = [*sites, *(location for site in sites for location in site.get("locations", ()))]
+    return sorted({one["publish"] for one in places if "publish" in one})
 
 
 def unserved(state: Any) -> list[str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from latticed.model import hosts
-from latticed.system.nginx import syntax
+from latticed.system.nginx import file_sets, syntax
 from latticed.system.nginx.check import CHALLENGES
 from latticed.system.nginx.intent import BareAnswer, Files, Match, Own, PublishedFiles, Redirect, Scheme, Upstream
 from latticed.system.nginx.syntax import Directive
@@ -34,6 +34,8 @@ MARK: Final = "#file "
 MAIN: Final = "nginx.conf"
 SITES: Final = "sites"
 UNSERVED: Final = "unserved"
+PUBLISHED: Final = "published"
+"""Below it what is copied for sites that publish a plugin's files; nginx does not read it."""
 PROBE: Final = "probe.conf"
 """A server on a socket of its own that says which generation of the files answers (`applied.probe`)."""
 AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
@@ -56,7 +58,16 @@ def files(intent: NginxIntent, place: NginxPlace) -> Mapping[str, str]:
         made[f"{SITES}/{site.name}.conf"] = syntax.text(served)
     for site in sorted(intent.sites, key=lambda one: one.name):
         made[f"{UNSERVED}/{site.name}.conf"] = syntax.text(_unserved(intent, site))
+    used = {one.plugin for _, one in _handlers(intent) if isinstance(one, PublishedFiles)}
+    for one in sorted(intent.published, key=lambda one: one.plugin):
+        if one.plugin in used:
+            made[f"{PUBLISHED}/{one.plugin}"] = file_sets.text(one)
     return made
+
+
+def _handlers(intent: NginxIntent) -> Iterator[tuple[Site, Handler]]:
+    """What sites that are switched on do."""
+    return ((site, one) for site in intent.sites if site.enabled for _, one, _ in site.handlers())
 
 
 def _simple(name: str, *args: str | int) -> Directive:
@@ -135,7 +146,8 @@ def _listens(listen: Listen, scheme: str, *more: str) -> Iterator[Directive]:
 def _served(intent: NginxIntent, site: Site, place: NginxPlace) -> Iterator[Directive]:
     """One or two servers: without TLS, and with."""
     names = _simple("server_name", *sorted(site.domains))
-    sends = [*_sends(site), *_locations(site, place)]
+    copies = {one.plugin: file_sets.digest(file_sets.text(one)) for one in intent.published}
+    sends = [*_sends(site), *_locations(site, place, copies)]
     head = [*_listens(intent.listen, "http"), names, *_challenges(intent)]
     tls = site.tls
     if tls is not None and tls.force:
@@ -180,6 +192,9 @@ def _challenges(intent: NginxIntent) -> Iterator[Directive]:
 def _sends(site: Site) -> Iterator[Directive]:
     """What upstreams are told. A header that the client sent is not believed: its address is what nginx sees."""
     yield _simple("client_max_body_size", f"{site.max_body_mb}m")
+    if any(isinstance(one, PublishedFiles) for _, one, _ in site.handlers()):
+        # A plugin's text must not be taken for a script (system-plugins.md, static).
+        yield _simple("add_header", "X-Content-Type-Options", "nosniff", "always")
     if not any(isinstance(one, Upstream | Own) for _, one, _ in site.handlers()):
         return
     yield _simple("proxy_http_version", "1.1")
@@ -200,14 +215,14 @@ def _sends(site: Site) -> Iterator[Directive]:
     yield Directive("location", (_UNAVAILABLE,), (_simple("return", 503),))
 
 
-def _locations(site: Site, place: NginxPlace) -> Iterator[Directive]:
+def _locations(site: Site, place: NginxPlace, copies: Mapping[str, str]) -> Iterator[Directive]:
     for one in sorted(site.locations, key=lambda one: (one.path, one.match)):
         where = ("=", one.path) if one.match is Match.EXACT else (one.path,)
-        yield Directive("location", where, tuple(_handled(one.handler, one.access or site.access, place)))
-    yield Directive("location", ("/",), tuple(_handled(site.handler, site.access, place)))
+        yield Directive("location", where, tuple(_handled(one.handler, one.access or site.access, place, copies)))
+    yield Directive("location", ("/",), tuple(_handled(site.handler, site.access, place, copies)))
 
 
-def _handled(handler: Handler, access: str, place: NginxPlace) -> Iterator[Directive]:
+def _handled(handler: Handler, access: str, place: NginxPlace, copies: Mapping[str, str]) -> Iterator[Directive]:
     if access:
         # `allow` and `deny` are asked after `return`, and would keep nobody from what is sent on or answered.
         yield Directive("if", (f"({_access(access)}", "=", "0)"), (_simple("return", 403),))
@@ -219,8 +234,8 @@ def _handled(handler: Handler, access: str, place: NginxPlace) -> Iterator[Direc
             yield _simple("proxy_pass", f"http://{hosts.bracketed(host)}:{port}")
         case Files(root):
             yield from _from_disk(root)
-        case PublishedFiles(digest):
-            yield from _from_disk(f"{place.published}/{digest}")
+        case PublishedFiles(plugin):
+            yield from _from_disk(f"{place.published}/{copies[plugin]}")
         case Redirect(to=to, status=status, keep=keep):
             yield _simple("return", status, f"{to.rstrip('/')}$request_uri" if keep else to)
         case BareAnswer(status):

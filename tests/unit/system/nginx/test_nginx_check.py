@@ -27,7 +27,6 @@ FACTS = NginxFacts(
     addresses=HOST,
     taken=(listener("127.0.0.1", 22), listener("0.0.0.0", 3_000)),
     ours=(listener("127.0.0.1", 7_180), listener("::1", 7_181), listener("0.0.0.0", 7_190)),
-    published=frozenset({"ab" * 32}),
 )
 
 
@@ -44,9 +43,10 @@ def test_a_sound_intent_has_no_findings():
     plain = nginxes.document(
         nginxes.site(tls=nginxes.tls(), access="office"),
         nginxes.site("wiki", upstream="services", locations=[{"path": "/a", "root": "/srv/www"}]),
-        nginxes.site("old", publish="ab" * 32),
+        nginxes.site("old", publish="acme.site"),
         access=[{"name": "office", "allow": ["192.0.2.0/24"]}],
         acme_webroot="/var/www/acme",
+        published=[nginxes.published(**{"index.html": "ab" * 32})],
         real_ip={"from": ["203.0.113.0/24"]},
     )
     assert findings(plain, FACTS) == []
@@ -241,4 +241,9 @@ def test_addresses_and_ports_are_this_host_s_and_free(listen, found):
 
 
 def test_what_is_published_has_to_be_there():
-    assert findings(nginxes.document(nginxes.site(publish="cd" * 32)), FACTS) == [("not_published", "sites[0].publish")]
+    """And each plugin's files once, and some."""
+    site = nginxes.site(publish="acme.site")
+    for sets in ([], [nginxes.published()], [nginxes.published("acme.other", x="ab" * 32)]):
+        assert findings(nginxes.document(site, published=sets)) == [("not_published", "sites[0].publish")]
+    twice = nginxes.document(site, published=[nginxes.published(x="ab" * 32)] * 2)
+    assert findings(twice) == [("duplicate", "published[1].plugin")]

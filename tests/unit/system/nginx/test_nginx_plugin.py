@@ -100,6 +100,36 @@ async def test_the_configuration_is_planned_as_it_is():
     assert host.planned == [("nginx", {"sites": []})]
 
 
+async def test_published_files_are_planned_as_they_are_with_all_pages():
+    host = Host(state())
+    pages = [
+        {"files": [{"path": path, "sha256": "ab" * 32}], "next": after} for path, after in (("a", "a"), ("b", None))
+    ]
+    asked = []
+
+    async def call(name, **params):
+        asked.append((name, params["plugin"], params["after"], params["digests"]))
+        return {**pages[len(asked) - 1], "publisher": "acme"}
+
+    host.call = call
+    sites = [{"name": "x", "publish": "acme.site"}, {"name": "y", "locations": [{"publish": "acme.site"}]}]
+    await plugin(host, sites=sites).do_plan(None)
+    assert asked == [("static.list", "acme.site", "", True), ("static.list", "acme.site", "a", True)]
+    files = {"a": "ab" * 32, "b": "ab" * 32}
+    assert host.planned[0][1]["published"] == [{"plugin": "acme.site", "publisher": "acme", "files": files}]
+
+
+async def test_files_that_may_not_be_read_name_the_permit():
+    host = Host(state())
+
+    async def call(_name, **_params):
+        raise HostError("bad_params", "not shared")
+
+    host.call = call
+    with pytest.raises(PluginError, match=r"share=acme\.site"):
+        await plugin(host, sites=[{"name": "x", "publish": "acme.site"}]).do_plan(None)
+
+
 async def test_a_renewed_certificate_is_taken_up_by_the_confirmed_plan_once():
     host = Host(state(("a", True, True)), state(("a", True, False)))
     await looked(plugin(host), times=3)
