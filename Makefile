@@ -34,11 +34,11 @@ test-net: $(READY)
 test-systemd: $(READY)
 	$(BIN)/python -P -m pytest --timeout 1800 tests/booted $(PYTEST_ARGS)
 
-# Whole loops of which `make test` and `make test-net` run a sample: kill -9 at many points; those of tests/net as root
+# Whole loops and matrices, of which `make test` and `make test-net` run a sample (tests/house/long.py); those of tests/net
+# as root
 test-long: $(READY)
-	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 tests/daemon/test_crash.py \
-	  tests/daemon/test_apply_kills.py tests/daemon/test_config_faults.py tests/unit/host/test_notify_crash.py \
-	  tests/unit/host/test_task_crash.py tests/net/test_nft_guard_kills.py tests/net/test_wireguard_helper.py $(PYTEST_ARGS)
+	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 \
+	  $(shell grep -rlE 'long\.(only|times)|DISK_ERRORS' tests --include='test_*.py') $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -20,18 +20,31 @@ from tests.house import crashes, long
 pytestmark = pytest.mark.daemon
 
 QUICK = 10
-SLOW = long.times(30, 200)  # LATTICED_CRASH_POINTS=2000 for an evening
+MANY = int(os.environ.get("LATTICED_CRASH_POINTS", "200"))
 _LEFT = re.compile(r"\.(tmp-|floors\.json\.|host\.key\.)")
 
 
-def test_kill_9_at_a_few_random_points_loses_nothing_acknowledged(place, acme):
-    _crash(place, acme, QUICK)
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("points", [QUICK, *long.only(MANY)])
 @pytest.mark.timeout(900)
-def test_kill_9_at_many_random_points_loses_nothing_acknowledged(place, acme):
-    _crash(place, acme, int(os.environ.get("LATTICED_CRASH_POINTS", SLOW)))
+def test_kill_9_at_random_points_loses_nothing_acknowledged(place, acme, points):
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}, {points} points")
+    chance = random.Random(seed)
+    if points > QUICK:
+        place.set('[runners]\nsystem = "noop"')  # many starts: real children are in those few points
+    load = crashes.load(place, acme)
+    for point in range(points):
+        with place.running() as daemon:
+            _check(daemon, load)
+            with load.running(f"{seed}/{point}"):
+                _kill_within(daemon, load, chance)
+        load.mend()
+    with place.running() as daemon:
+        _check(daemon, load)
+        acknowledged = sum(known.acknowledged for known in (*load.plugins.values(), *load.values.values()))
+        assert acknowledged > points, "the clients were hardly ever answered"
+        daemon.until(lambda: _leftovers(place) == [], f"remains of interrupted writes to go: {_leftovers(place)}")
+        assert daemon.stop() == 0
 
 
 def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
@@ -45,7 +58,7 @@ def test_temporary_files_of_interrupted_writes_are_removed_at_start(place):
         assert [path for path in kept if not path.exists()] == []
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(long.times(8, 40), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, *long.only(40)])
 @pytest.mark.timeout(180)
 def test_start_succeeds_after_kill_9_during_the_first_start(place, acme, points):
     """The daemon is killed anywhere before READY=1: there is one host key, and a chain that verifies."""
@@ -66,27 +79,6 @@ def test_start_succeeds_after_kill_9_during_the_first_start(place, acme, points)
         shutil.rmtree(place.state)
         place.state.mkdir(mode=0o700)
         place.own(place.state)
-
-
-def _crash(place, acme, points):
-    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
-    print(f"LATTICED_CRASH_SEED={seed}, {points} points")
-    chance = random.Random(seed)
-    if points > QUICK:
-        place.set('[runners]\nsystem = "noop"')  # many starts: real children are in those few points
-    load = crashes.load(place, acme)
-    for point in range(points):
-        with place.running() as daemon:
-            _check(daemon, load)
-            with load.running(f"{seed}/{point}"):
-                _kill_within(daemon, load, chance)
-        load.mend()
-    with place.running() as daemon:
-        _check(daemon, load)
-        acknowledged = sum(known.acknowledged for known in (*load.plugins.values(), *load.values.values()))
-        assert acknowledged > points, "the clients were hardly ever answered"
-        daemon.until(lambda: _leftovers(place) == [], f"remains of interrupted writes to go: {_leftovers(place)}")
-        assert daemon.stop() == 0
 
 
 def _kill_within(daemon, load, chance):

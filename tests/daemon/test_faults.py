@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from tests.house import bundles, faults
+from tests.house import bundles, faults, long
 
 pytestmark = pytest.mark.daemon
 
@@ -38,7 +38,7 @@ def _refused(answer, *codes):
 
 
 @named
-@pytest.mark.parametrize("halves", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["halves", "whole"])
+@pytest.mark.parametrize("halves", [True, *long.only(False)], ids=["halves", "whole"][: 1 + long.LONG])
 def test_failed_ledger_write_is_503_ledger_unavailable(place, acme, sick, error, halves):
     """The old value stays; the next write after the fault succeeds, and the chain verifies."""
     with place.running() as daemon:

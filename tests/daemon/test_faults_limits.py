@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.house import bundles, daemons, faults, processes, raw_http
+from tests.house import bundles, daemons, faults, long, processes, raw_http
 
 pytestmark = pytest.mark.daemon
 
@@ -20,9 +20,7 @@ RESCAN = "[watch]\nrescan_s = 0.5"
 # Descriptors.
 
 
-@pytest.mark.parametrize(
-    "error", [errno.EMFILE, pytest.param(errno.ENFILE, marks=pytest.mark.slow)], ids=errno.errorcode.get
-)
+@pytest.mark.parametrize("error", [errno.EMFILE, *long.only(errno.ENFILE)], ids=errno.errorcode.get)
 def test_connections_wait_while_no_descriptor_is_free(place, acme, sick, error):
     """They are served once there are descriptors; meanwhile the daemon neither floods the log nor is busy."""
     place.drop(author=acme)
@@ -92,7 +90,7 @@ def test_clients_cannot_exhaust_the_descriptors(place, acme):
 # The clock.
 
 
-@pytest.mark.parametrize("years", [-5, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("years", [-5, *long.only(5)])
 def test_wall_clock_jumps_keep_audit_order_and_uptime(place, acme, sick, years):
     """The chain verifies, every event has the clock's time, health is unchanged, and no timer runs in a loop."""
     place.set(RESCAN)

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.house import bundles, faults
+from tests.house import bundles, faults, long
 
 pytestmark = pytest.mark.daemon
 
@@ -45,11 +45,7 @@ def test_unreadable_settings_are_reread_later(place, sick):
 # Bundles.
 
 
-@pytest.mark.parametrize(
-    "error",
-    [errno.EMFILE, *(pytest.param(error, marks=pytest.mark.slow) for error in (errno.EIO, errno.ENFILE))],
-    ids=errno.errorcode.get,
-)
+@pytest.mark.parametrize("error", [errno.EMFILE, *long.only(errno.EIO, errno.ENFILE)], ids=errno.errorcode.get)
 def test_active_plugin_with_unreadable_bundle_is_stopped(place, acme, sick, error):
     """It is stopped once the unreadable bundle changes; disable works; the intact bundle is armed again."""
     place.set(RESCAN)
@@ -73,14 +69,16 @@ def test_active_plugin_with_unreadable_bundle_is_stopped(place, acme, sick, erro
 @pytest.mark.parametrize(
     ("path", "calls", "code"),
     [
-        pytest.param("state/lock", faults.OPEN_WRITE, "state_unusable", marks=pytest.mark.slow),
         ("state/ledger.sqlite3", faults.WRITES, "state_unusable"),
-        pytest.param("state/.host.key", faults.OPEN_WRITE, "state_unusable", marks=pytest.mark.slow),
-        pytest.param("state/.host.key", faults.WRITE, "state_unusable", marks=pytest.mark.slow),
-        pytest.param("state/.host.key", faults.SYNC, "state_unusable", marks=pytest.mark.slow),
         ("state/.host.key", faults.RENAME, "state_unusable"),
         ("state/bundles", faults.MKDIR, "state_unusable"),
         ("run/", faults.BIND, "socket_unusable"),
+        *long.only(
+            ("state/lock", faults.OPEN_WRITE, "state_unusable"),
+            ("state/.host.key", faults.OPEN_WRITE, "state_unusable"),
+            ("state/.host.key", faults.WRITE, "state_unusable"),
+            ("state/.host.key", faults.SYNC, "state_unusable"),
+        ),
     ],
 )
 def test_failed_first_start_says_why_and_the_next_succeeds(place, acme, sick, path, calls, code):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ class Tour:
     @property
     def home(self) -> Path:
         return self.checkout / ".run"
+
+    def elsewhere(self, name: str) -> Tour:
+        """The same tour, with an empty directory of this name to work in."""
+        there = self.directory.with_name(name)
+        there.mkdir(mode=0o755)
+        there.joinpath("plugins-sample").symlink_to(self.checkout / "plugins-sample")
+        return replace(self, directory=there)
 
     def command(self, what: str) -> list[str]:
         return [sys.executable, "-P", str(self.checkout / "plugins-sample" / "tour.py"), what]
@@ -51,25 +60,24 @@ class Tour:
         )
 
 
-@pytest.fixture
-def tour():
+@contextlib.contextmanager
+def made() -> Iterator[Tour]:
+    """Samples in a fresh checkout, not started."""
     parent = Path(tempfile.mkdtemp(prefix="latticed-docs-", dir="/tmp"))  # socket paths are short
     try:
         place = Tour(checkout=parent / "check out", directory=parent / "directory")
         place.checkout.mkdir(mode=0o755)
-        place.directory.mkdir(mode=0o755)
         shutil.copytree(pages.CHECKOUT / "plugins-sample", place.checkout / "plugins-sample")
-        place.directory.joinpath("plugins-sample").symlink_to(place.checkout / "plugins-sample")
         for path in (place.checkout / "plugins-sample").rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)  # whatever umask the checkout was made under
         (place.checkout / "plugins-sample").chmod(0o755)
-        yield place
+        yield place.elsewhere("directory")
     finally:
         shutil.rmtree(parent)
 
 
-@pytest.fixture
-def running(tour):
+@contextlib.contextmanager
+def started(tour: Tour) -> Iterator[Tour]:
     """The tour while `run` is in the foreground and answers."""
     log = tour.checkout / "run.log"
     with processes.spawned(tour.command("run"), stdout=log, stderr=log.with_suffix(".err")) as process:
@@ -78,5 +86,18 @@ def running(tour):
             assert process.poll() is None, log.read_text() + log.with_suffix(".err").read_text()
             return (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0
 
-        processes.until(answers, what="latticed to answer", deadline_s=30.0)
+        processes.until(answers, what="latticed to answer")
+        yield tour
+
+
+@pytest.fixture
+def tour() -> Iterator[Tour]:
+    with made() as tour:
+        yield tour
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Tour]:
+    """One that runs, for several tests."""
+    with made() as tour, started(tour):
         yield tour

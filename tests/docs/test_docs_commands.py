@@ -43,20 +43,52 @@ def _shell(page):
     return [block for block in pages.blocks(page) if block.language == "sh"]
 
 
+def _run(page):
+    """The blocks of a page that are run."""
+    return [block for block in _shell(page) if "norun" not in block.words]
+
+
+def _by_tour():
+    """(number, page): pages with the same number share a daemon, because none changes what another one does."""
+    tours = []
+    for page in pages.PAGES:
+        blocks = _run(page)
+        touched = set(re.findall(_CHANGES, "\n".join(block.text for block in blocks)))
+        if not blocks:
+            continue
+        free = next((number for number, names in enumerate(tours) if not names & touched), len(tours))
+        if free == len(tours):
+            tours.append(set())
+        tours[free] |= touched
+        yield free, page
+
+
+_CHANGES = re.compile(
+    r"latticectl (?:install|activate|forget|caps \w+|trust add|trust remove|secret set)(?: --\S+)* (\S+)"
+)
+
+
 @pytest.mark.daemon
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_commands_of_each_page_exit_as_the_page_says(request, page):
-    """Block by block, in the page's order, on one daemon; each exits with 0, or with what its fence says."""
-    blocks = [block for block in _shell(page) if "norun" not in block.words]
-    if not blocks:
-        named = page.name in {"api.md", "performance.md", "CONTRIBUTING.md"}
-        assert named or page.parent.name == "internals", "a page without a command to run is worth a look"
-        return
-    running = request.getfixturevalue("running")
-    for block in blocks:
-        done = running.type(block.text)
+@pytest.mark.parametrize(
+    ("shared", "page"),
+    sorted(_by_tour(), key=lambda one: one[0]),
+    indirect=["shared"],
+    scope="module",
+    ids=lambda one: getattr(one, "name", None),
+)
+def test_commands_of_each_page_exit_as_the_page_says(shared, page):
+    """Block by block, in the page's order; each exits with 0, or with what its fence says."""
+    there = shared.elsewhere(f"{page.parent.name}-{page.stem}")
+    for block in _run(page):
+        done = there.type(block.text)
         assert done.returncode == block.exits, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_pages_without_a_command_to_run_are_known():
+    for page in pages.PAGES:
+        named = page.name in {"api.md", "performance.md", "CONTRIBUTING.md"} or page.parent.name == "internals"
+        assert _run(page) or named, f"{page.name}: a page without a command to run is worth a look"
 
 
 def test_commands_that_are_not_run_have_a_reason():

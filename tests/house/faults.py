@@ -21,14 +21,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import daemons, raw_http
+from tests.house import daemons, long, raw_http
 
 OPEN_WRITE, OPEN_READ, WRITE, SYNC, RENAME, MKDIR, TRUNCATE, SOCKET, ACCEPT, BIND, UNLINK = (1 << n for n in range(11))
 WRITES = OPEN_WRITE | WRITE | SYNC | RENAME | MKDIR | TRUNCATE
 """Everything that changes a disk, except taking files away: that frees space."""
 
-DISK_ERRORS = [errno.ENOSPC, *(pytest.param(error, marks=pytest.mark.slow) for error in (errno.EIO, errno.EROFS))]
-"""What a disk may say, for `parametrize`: full; broken and read-only take the longer run."""
+DISK_ERRORS = [errno.ENOSPC, *long.only(errno.EIO, errno.EROFS)]
+"""What a disk may say, for `parametrize`: full; broken and read-only are for the long run."""
 
 _ERROR, _CALLS, _HALVES, _HITS, _OFFSET, _PREFIX = 0, 4, 8, 16, 24, 32
 _PREFIX_BYTES = 1024

@@ -20,7 +20,7 @@ from tests.house import long
 PROGRAM = Path(__file__).resolve().parents[2] / "house/notify_process.py"
 
 
-@pytest.mark.parametrize("runs", [4, pytest.param(long.times(20, 60), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [6, *long.only(60)])
 @pytest.mark.timeout(300)
 async def test_accepted_notifications_survive_kill_9(tmp_path, runs):
     """Several processes work on one queue, one after another, each killed at a random line of its output."""

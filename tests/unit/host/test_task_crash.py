@@ -23,7 +23,7 @@ from tests.house import children, confinements, long, processes
 PROGRAM = Path(__file__).resolve().parents[2] / "house/task_process.py"
 
 
-@pytest.mark.parametrize("runs", [4, pytest.param(long.times(15, 40), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [6, *long.only(40)])
 @pytest.mark.timeout(300)
 async def test_task_runs_once_when_daemon_is_killed_at_any_point(tmp_path, runs):
     """Several processes work on one queue, one after another; each but the last is killed at a random line of its
