@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MAX_FINDINGS: Final = 100
 """Told of one document; a hostile one of 256 KiB could have a hundred thousand."""
@@ -47,6 +47,24 @@ class IntentRefused(Problem):
         hint = next((one.hint for one in findings if one.hint), "")
         super().__init__("bad_intent", f"{told}; and {rest} more" if rest > 0 else told, hint)
         self.findings = tuple(findings)
+
+
+def twice(
+    values: Sequence[object],
+    code: str,
+    path: str,
+    suffix: str,
+    expected: str,
+    *,
+    shown: Sequence[object] | None = None,
+) -> Iterator[Finding]:
+    """A finding for each value of a list that an earlier one is equal to. `shown`: what is told of each instead."""
+    seen: set[object] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            found = repr((shown or values)[index])
+            yield Finding(code=code, path=f"{path}[{index}]{suffix}", expected=expected, found=found)
+        seen.add(value)
 
 
 def shown(value: Any) -> str:

@@ -39,6 +39,10 @@ _ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?")
 _ADDRESS_EXPECTED: Final = "an address or network, as 203.0.113.0/24 or 2001:db8::/32"
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _PORTS_EXPECTED: Final = 'a port 1 to 65535 or a range as "8000-8010"'
+_REFERENCE: Final = re.compile(r"\$\{secret:([A-Z][A-Z0-9_]{0,63}(?:#[A-Za-z0-9_.@-]{1,64})?)\}")
+_REFERENCE_EXPECTED: Final = "a secret, as ${secret:NAME} or ${secret:NAME#label}"
+_MAX_HOST: Final = 253
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAPPED: Final = ipaddress.ip_network("::ffff:0:0/96")
 
 MISSING: Final = object()
@@ -142,6 +146,21 @@ class Reader:
             return least
         return value
 
+    def optional(self, fields: dict[str, Any], name: str, path: str, least: int, most: int) -> int | None:
+        """As `integer`; None where the field is not there."""
+        return self.integer(fields[name], f"{path}.{name}", least, most) if name in fields else None
+
+    def reference(self, fields: dict[str, Any], name: str, path: str, plugin: str) -> str:
+        """What stands between the braces. A value in clear is not shown, lest it get further than it has."""
+        if name not in fields:
+            return ""
+        found = _REFERENCE.fullmatch(fields[name]) if isinstance(fields[name], str) else None
+        if found is None:
+            hint = f"latticectl secret set NAME; latticectl secret bind NAME {plugin}"
+            self.refuse("bad_secret", f"{path}.{name}", _REFERENCE_EXPECTED, Told("something else"), hint)
+            return ""
+        return found[1]
+
     def boolean(self, fields: dict[str, Any], name: str, path: str, *, default: bool) -> bool:
         value = fields.get(name, default)
         if not isinstance(value, bool):
@@ -169,3 +188,13 @@ class Reader:
             if name and name in seen:
                 self.refuse("duplicate", f"{path}[{index}]{suffix}", "each once", name)
             seen.add(name)
+
+
+def is_host(text: str) -> bool:
+    """Whether it is an IPv4 address or a host name in ASCII; digits and dots alone are an address or nothing."""
+    if re.fullmatch(r"[0-9.]+", text):
+        try:
+            return bool(ipaddress.IPv4Address(text))
+        except ValueError:
+            return False
+    return len(text) <= _MAX_HOST and all(_LABEL.fullmatch(label) for label in text.split("."))

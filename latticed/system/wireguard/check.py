@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
-from latticed.system.findings import MAX_FINDINGS, Finding
+from latticed.system.findings import MAX_FINDINGS, Finding, twice
 from latticed.system.nft_guard.intent import Proto
 from latticed.system.wireguard import reach
 from latticed.system.wireguard.intent import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from latticed.model.addresses import Address, Network
     from latticed.system.wireguard.facts import Facts
@@ -52,7 +52,7 @@ def _names(intent: Intent) -> Iterator[Finding]:
         values = [getattr(tunnel, name) for tunnel in intent.networks]
         code = "duplicate_key" if name == "private_key" else "duplicate"
         shown = [f"${{secret:{one}}}" for one in values] if name == "private_key" else values
-        yield from _twice(values, shown, code, "networks", f".{name}", "one of its own")
+        yield from twice(values, code, "networks", f".{name}", "one of its own", shown=shown)
 
 
 def _pools(intent: Intent) -> Iterator[Finding]:
@@ -72,9 +72,9 @@ def _pools(intent: Intent) -> Iterator[Finding]:
 
 def _members(tunnel: WgNetwork, path: str) -> Iterator[Finding]:
     members = tunnel.members
-    yield from _twice([one.id for one in members], None, "duplicate", f"{path}.members", ".id", "each id once")
+    yield from twice([one.id for one in members], "duplicate", f"{path}.members", ".id", "each id once")
     keys = [one.public_key for one in members]
-    yield from _twice(keys, None, "duplicate_key", f"{path}.members", ".public_key", "a key of its own")
+    yield from twice(keys, "duplicate_key", f"{path}.members", ".public_key", "a key of its own")
     own = {one.ip: f"this host ({tunnel.name})" for one in tunnel.addresses}
     taken: dict[Address, str] = dict(own)
     held = {address: one.id for one in tunnel.held for address in one.addresses}
@@ -190,17 +190,6 @@ def _host(intent: Intent, facts: Facts) -> Iterator[Finding]:
             if other is not None:
                 expected = f"a network apart from {other[1]} of this host's {other[0]}"
                 yield Finding(code="overlapping_host", path=where, expected=expected, found=str(network))
-
-
-def _twice(
-    values: Sequence[object], shown: Sequence[object] | None, code: str, path: str, suffix: str, expected: str
-) -> Iterator[Finding]:
-    seen: set[object] = set()
-    for index, value in enumerate(values):
-        if value in seen:
-            found = repr((shown or values)[index])
-            yield Finding(code=code, path=f"{path}[{index}]{suffix}", expected=expected, found=found)
-        seen.add(value)
 
 
 def _overlaps(placed: Iterable[tuple[str, Network]], code: str, *, after: int = 0) -> Iterator[Finding]:

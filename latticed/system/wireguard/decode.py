@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard.intent import Ports, Proto
-from latticed.system.reading import MISSING, Reader, Told
+from latticed.system.reading import MISSING, Reader, Told, is_host
 from latticed.system.wireguard import intent as model
 
 if TYPE_CHECKING:
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 KEY_BYTES: Final = 32
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
 _KEY_EXPECTED: Final = "a key of 32 bytes in base64, as wg genkey and wg pubkey print it"
-_REFERENCE: Final = re.compile(r"\$\{secret:([A-Z][A-Z0-9_]{0,63}(?:#[A-Za-z0-9_.@-]{1,64})?)\}")
-_REFERENCE_EXPECTED: Final = "a secret, as ${secret:NAME} or ${secret:NAME#label}"
 _ENDPOINT: Final = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)):([0-9]{1,5})"
 )
 _ENDPOINT_EXPECTED: Final = "host and port, as vpn.example.org:51820 or [2001:db8::1]:51820"
-_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _INTERFACE_ADDRESS: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}/[0-9]{1,3}")
 _HOOKS: Final = frozenset({"PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "Table", "FwMark"})
 """Of wg-quick(8): commands that root would run, and keys that change what is not ours."""
@@ -79,7 +76,7 @@ class _WgReader(Reader):
         addresses = self.each(fields, "addresses", f"{path}.addresses", model.MAX_ADDRESSES, self.interface_address)
         if "addresses" in fields and not addresses:
             self.refuse("missing_key", f"{path}.addresses", "an address of this host in the network", Told("none"))
-        keepalive_s = self._optional(fields, "keepalive_s", path, 0, model.MAX_KEEPALIVE_S)
+        keepalive_s = self.optional(fields, "keepalive_s", path, 0, model.MAX_KEEPALIVE_S)
         return model.WgNetwork(
             name=self.interface(fields["name"], f"{path}.name") if "name" in fields else "",
             topology=self.choice(fields, "topology", path, model.Topology.HUB),
@@ -90,7 +87,7 @@ class _WgReader(Reader):
             endpoint=self.endpoint(fields["endpoint"], f"{path}.endpoint") if "endpoint" in fields else None,
             dns=self.each(fields, "dns", f"{path}.dns", model.MAX_ADDRESSES, self.address),
             routes=self.each(fields, "routes", f"{path}.routes", model.MAX_REACH, self.network),
-            mtu=self._optional(fields, "mtu", path, *model.MTU),
+            mtu=self.optional(fields, "mtu", path, *model.MTU),
             keepalive_s=model.KEEPALIVE_S if keepalive_s is None else keepalive_s,
             may_reach=self._listed(fields, "may_reach", path, model.MAX_REACH, self.reach, default),
             members=self.each(fields, "members", f"{path}.members", model.MAX_MEMBERS, self.member),
@@ -99,7 +96,7 @@ class _WgReader(Reader):
 
     def member(self, value: Any, path: str) -> model.WgMember:
         fields = self._refused_hooks(value, path, _MEMBER_KEYS, "id public_key addresses")
-        expires_at = self._optional(fields, "expires_at", path, 0, model.MAX_EXPIRY_S)
+        expires_at = self.optional(fields, "expires_at", path, 0, model.MAX_EXPIRY_S)
         addresses = self.each(fields, "addresses", f"{path}.addresses", model.MAX_ADDRESSES, self.own_address)
         if "addresses" in fields and not addresses:
             self.refuse("missing_key", f"{path}.addresses", "an address of the member", Told("none"))
@@ -116,8 +113,8 @@ class _WgReader(Reader):
             may_reach=self._listed(fields, "may_reach", path, model.MAX_REACH, self.reach, None),
             dns=self._listed(fields, "dns", path, model.MAX_ADDRESSES, self.address, None),
             routes=self._listed(fields, "routes", path, model.MAX_REACH, self.network, None),
-            mtu=self._optional(fields, "mtu", path, *model.MTU),
-            keepalive_s=self._optional(fields, "keepalive_s", path, 0, model.MAX_KEEPALIVE_S),
+            mtu=self.optional(fields, "mtu", path, *model.MTU),
+            keepalive_s=self.optional(fields, "keepalive_s", path, 0, model.MAX_KEEPALIVE_S),
         )
 
     def held_addresses(self, value: Any, path: str) -> model.Held:
@@ -199,18 +196,7 @@ class _WgReader(Reader):
         return value
 
     def _reference(self, fields: dict[str, Any], name: str, path: str) -> str:
-        """What stands between the braces. A value in clear is not shown, lest it get further than it has."""
-        if name not in fields:
-            return ""
-        found = _REFERENCE.fullmatch(fields[name]) if isinstance(fields[name], str) else None
-        if found is None:
-            hint = "latticectl secret set NAME; latticectl secret bind NAME latticed.wireguard"
-            self.refuse("bad_secret", f"{path}.{name}", _REFERENCE_EXPECTED, Told("something else"), hint)
-            return ""
-        return found[1]
-
-    def _optional(self, fields: dict[str, Any], name: str, path: str, least: int, most: int) -> int | None:
-        return self.integer(fields[name], f"{path}.{name}", least, most) if name in fields else None
+        return self.reference(fields, name, path, "latticed.wireguard")
 
     def _listed(
         self,
@@ -235,12 +221,10 @@ class _WgReader(Reader):
 
 
 def _is_host(six: str | None, other: str) -> bool:
-    """Whether it is an address or a host name in ASCII; digits and dots alone are an address or nothing."""
+    """Whether it is an address or a host name in ASCII."""
+    if six is None:
+        return is_host(other)
     try:
-        if six is not None:
-            return ipaddress.IPv6Address(six).ipv4_mapped is None
-        if re.fullmatch(r"[0-9.]+", other):
-            return bool(ipaddress.IPv4Address(other))
+        return ipaddress.IPv6Address(six).ipv4_mapped is None
     except ValueError:
         return False
-    return all(_LABEL.fullmatch(label) for label in other.split("."))

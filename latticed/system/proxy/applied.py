@@ -1,0 +1,72 @@
+"""A rendering as what the core is given: pure, for the root helper, who keeps renderings and boots from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.system.proxy.intent import Core
+from latticed.system.proxy.render import text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LISTS: Final = {Core.SING_BOX: ("users", "name"), Core.XRAY: ("clients", "email")}
+"""Where the users of an inbound stand, and what names one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a rendering asks for. `until`: by user, when he ends, in seconds since 1970."""
+
+    core: Core
+    until: Mapping[str, int]
+    config: dict[str, Any] = field(repr=False)
+
+
+def read(rendering: bytes) -> Wanted:
+    """What `render.render` wrote; ValueError for anything else."""
+    found = json.loads(rendering)
+    if not isinstance(found, dict) or found.keys() != {"core", "until", "config"}:
+        raise ValueError("no rendering of proxies")
+    return Wanted(core=Core(found["core"]), until=found["until"], config=found["config"])
+
+
+def config(wanted: Wanted, now_s: int) -> bytes:
+    """The core's file at `now_s`: without users whose time is over, and without inbounds that have none left.
+
+    A core that has no users for an inbound lets everybody in (Hysteria2), or all with the server's key (Shadowsocks).
+    """
+    over = {name for name, until in wanted.until.items() if until <= now_s}
+    inbounds = [_due(wanted.core, one, over) for one in wanted.config["inbounds"]]
+    kept = [one for one in inbounds if users(wanted.core, one)]
+    found = {**wanted.config, "inbounds": kept}
+    if wanted.core is Core.SING_BOX:
+        tags = {one["tag"] for one in kept}
+        rules = [_rule(one, tags) for one in wanted.config["route"]["rules"]]
+        found["route"] = {**wanted.config["route"], "rules": [one for one in rules if one is not None]}
+    return text(found)
+
+
+def users(core: Core, inbound: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who is let in at an inbound of a configuration."""
+    where, name = _LISTS[core]
+    listed = inbound[where] if core is Core.SING_BOX else inbound["settings"][where]
+    return tuple(str(one[name]) for one in listed)
+
+
+def _due(core: Core, inbound: dict[str, Any], over: set[str]) -> dict[str, Any]:
+    where, name = _LISTS[core]
+    if core is Core.SING_BOX:
+        return {**inbound, where: [one for one in inbound[where] if one[name] not in over]}
+    settings = inbound["settings"]
+    return {**inbound, "settings": {**settings, where: [one for one in settings[where] if one[name] not in over]}}
+
+
+def _rule(rule: dict[str, Any], tags: set[str]) -> dict[str, Any] | None:
+    """The rule for inbounds that are there. One that names none would be for all of them."""
+    if "inbound" not in rule:
+        return rule
+    left = [one for one in rule["inbound"] if one in tags]
+    return {**rule, "inbound": left} if left else None

@@ -1,0 +1,141 @@
+"""How much each user has used, from what the core tells of live connections. A state machine, pure.
+
+    state = polled(state, [Connection(id="64b0…", user="anna", source="198.51.100.7", up_bytes=16, down_bytes=0)])
+
+The core counts by connection, from its opening, and names each by a random UUID; so what was seen of one before is
+taken off, and a core that starts anew has other ids. The state is one value: it is kept after each poll, whole or not
+at all. What a connection carries between the last poll and its end is lost, and nothing else: that is the one poll.
+Read again from the last kept state, after a kill, the same connections give the same sums.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One live connection; bytes since it was opened. `user` empty: of none, and not counted."""
+
+    id: str
+    user: str
+    source: str = ""
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+    def total(self) -> int:
+        return self.up_bytes + self.down_bytes
+
+    def plus(self, other: Count) -> Count:
+        return Count(up_bytes=self.up_bytes + other.up_bytes, down_bytes=self.down_bytes + other.down_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """`used`: by user. `seen`: by connection, what of it is in `used` already.
+
+    `ended`: by user, the end that was once reached, in seconds since 1970: a clock that is set back opens nothing.
+    """
+
+    used: Mapping[str, Count] = field(default_factory=dict)
+    seen: Mapping[str, Count] = field(default_factory=dict)
+    ended: Mapping[str, int] = field(default_factory=dict)
+
+
+def polled(before: Usage, connections: Iterable[Connection]) -> Usage:
+    """The state after a poll that told of these connections, all there are."""
+    used = dict(before.used)
+    seen: dict[str, Count] = {}
+    for one in connections:
+        if not one.user:
+            continue
+        # Counters never go back; one that seems to is taken for what was seen, since nothing may count twice.
+        was = seen.get(one.id) or before.seen.get(one.id) or Count()
+        now = Count(up_bytes=max(one.up_bytes, was.up_bytes), down_bytes=max(one.down_bytes, was.down_bytes))
+        more = Count(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
+        seen[one.id] = now
+        used[one.user] = used.get(one.user, Count()).plus(more)
+    return replace(before, used=used, seen=seen)
+
+
+def ticked(before: Usage, until: Mapping[str, int], now_s: int) -> Usage:
+    """With the ends that are reached at `now_s`. `until`: by user, those of the intent."""
+    reached = {name: end for name, end in until.items() if end <= now_s}
+    return replace(before, ended={**before.ended, **reached}) if reached else before
+
+
+def reset(before: Usage, user: str) -> Usage:
+    """With nothing used by this user; what he has open counts from now on."""
+    return replace(before, used={name: count for name, count in before.used.items() if name != user})
+
+
+def over(state: Usage, until: Mapping[str, int], quotas: Mapping[str, int], now_s: int) -> frozenset[str]:
+    """Who has to be cut: those over their quota, and those whose end is reached, or was once. By user, of the intent.
+
+    Another end than the one that was reached, later than now, is a new beginning.
+    """
+    ended = {name for name, end in until.items() if end <= now_s or state.ended.get(name) == end}
+    spent = {name for name, most in quotas.items() if state.used.get(name, Count()).total() >= most}
+    return frozenset(ended | spent)
+
+
+def to_close(connections: Iterable[Connection], users: frozenset[str]) -> tuple[str, ...]:
+    """The ids of these users' connections, and nobody else's."""
+    return tuple(sorted(one.id for one in connections if one.user in users))
+
+
+def sources(connections: Iterable[Connection]) -> dict[str, int]:
+    """From how many addresses each user is connected at once: about as many as he has devices."""
+    found: dict[str, set[str]] = {}
+    for one in connections:
+        if one.user and one.source:
+            found.setdefault(one.user, set()).add(one.source)
+    return {name: len(found[name]) for name in sorted(found)}
+
+
+def written(state: Usage) -> str:
+    return json.dumps(
+        {
+            "used": {name: [one.up_bytes, one.down_bytes] for name, one in state.used.items()},
+            "seen": {name: [one.up_bytes, one.down_bytes] for name, one in state.seen.items()},
+            "ended": dict(state.ended),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+
+
+def read(value: bytes | str | None) -> Usage:
+    """What `written` wrote; nothing used where there is none. ValueError for what it never writes."""
+    if value is None:
+        return Usage()
+    found = json.loads(value)
+    try:
+        return Usage(used=_counts(found["used"]), seen=_counts(found["seen"]), ended=_ends(found["ended"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("no state of usage") from error
+
+
+def _counts(value: dict[str, Any]) -> dict[str, Count]:
+    return {name: Count(up_bytes=_whole(up), down_bytes=_whole(down)) for name, (up, down) in value.items()}
+
+
+def _ends(value: dict[str, Any]) -> dict[str, int]:
+    return {name: _whole(end) for name, end in value.items()}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no state of usage")
+    return value

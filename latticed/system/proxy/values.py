@@ -1,0 +1,31 @@
+"""Values of secrets in the words of the cores; a reference that is only shown stays as it is."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Final
+
+from latticed.system.proxy.intent import Method
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SHOWN: Final = "${secret:"
+_KEY_BYTES: Final = {Method.AES_128: 16, Method.AES_256: 32}
+
+
+def shown(references: Mapping[str, str]) -> dict[str, str]:
+    """Instead of values, for a rendering that may be read: `{"A#b": "${secret:A#b}"}`."""
+    return {name: f"{_SHOWN}{name}}}" for name in references}
+
+
+def shadowsocks(key: str, method: Method) -> str:
+    """The key of a method, in base64, from one of 32 bytes: the first of them."""
+    if key.startswith(_SHOWN):
+        return key
+    return base64.b64encode(base64.b64decode(key)[: _KEY_BYTES[method]]).decode("ascii")
+
+
+def x25519(key: str) -> str:
+    """A key of REALITY, in base64url without padding."""
+    return key if key.startswith(_SHOWN) else key.replace("+", "-").replace("/", "_").rstrip("=")
