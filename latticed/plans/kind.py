@@ -50,6 +50,10 @@ class Tools(Protocol):
         """
         ...
 
+    def path(self, program: str) -> str:
+        """Where one of the kind's `programs` is, for another of them that starts it."""
+        ...
+
 
 class Kind(Protocol):
     """One kind. Pure functions give the same for the same; effects raise Problem tool_missing, tool_failed or

@@ -46,6 +46,17 @@ class ProgramTools:
         self._lock = lock
         self._deadline_s = deadline_s
 
+    def path(self, program: str) -> str:
+        """As `kind.Tools.path`. Problem tool_missing for what somebody else than root could replace."""
+        path = self._paths[program]
+        try:
+            trusted_files.check(Path(path), owners=frozenset({0}))
+        except FileNotFoundError as error:
+            raise Problem("tool_missing", f"{program} is not there: {path}", _named(program)) from error
+        except (OSError, ValueError, trusted_files.ForeignFile) as error:
+            raise Problem("tool_missing", f"{path} cannot be run: {error}") from error
+        return path
+
     def run(self, program: str, *arguments: str, stdin: bytes = b"", stays: bool = False) -> ProgramEnd:
         """As `kind.Tools.run`. KeyError for a program that the kind did not name: a mistake in the kind."""
         path = self._paths[program]
@@ -69,7 +80,7 @@ class ProgramTools:
             raise Problem(
                 "tool_missing",
                 f"{program} is not there: {path}",
-                f"install it, or name its path: [apply] programs.{program}",
+                _named(program),
             ) from error
         except (OSError, ValueError, trusted_files.ForeignFile) as error:
             raise Problem("tool_missing", f"{path} cannot be run: {error}") from error
@@ -82,6 +93,10 @@ class ProgramTools:
         for name, value in sorted(self._hidden.items(), key=lambda one: -len(one[1])):
             errors = errors.replace(value.encode(), f"${{secret:{name}}}".encode())
         return ProgramEnd(status=ended.status, stdout=ended.stdout, stderr=errors)
+
+
+def _named(program: str) -> str:
+    return f"install it, or name its path: [apply] programs.{program}"
 
 
 def _conversed(child: subprocess.Popen[bytes], program: str, stdin: bytes, until: float) -> ProgramEnd:

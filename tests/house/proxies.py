@@ -70,7 +70,7 @@ def hysteria(tag: str = "fast", port: int = 443, **changes: Any) -> dict[str, An
     return {"tag": tag, "protocol": "hysteria2", "port": port, "tls": dict(TLS), **changes}
 
 
-def secrets(intent: model.Intent) -> dict[str, str]:
+def secrets(intent: model.ProxyIntent) -> dict[str, str]:
     """A value of its form for every reference, the same for the same reference."""
     return {name: value(name, form) for name, form in model.references(intent).items()}
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from latticed.system.proxy import usage
-from latticed.system.proxy.usage import Connection, Count, Usage
+from latticed.system.proxy.usage import ByteCount, Connection, Usage
 
 
 class World:
@@ -76,7 +76,7 @@ class World:
         self.state = usage.read(self.kept)
 
     def used(self, user):
-        return self.state.used.get(user, Count()).total()
+        return self.state.used.get(user, ByteCount()).total()
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -111,7 +111,7 @@ def test_counters_that_go_back_count_nothing():
     state = usage.polled(Usage(), [Connection(id="a", user="anna", up_bytes=10, down_bytes=5)])
     state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=4, down_bytes=6)])
     state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=10, down_bytes=6)])
-    assert state.used["anna"] == Count(up_bytes=10, down_bytes=6)
+    assert state.used["anna"] == ByteCount(up_bytes=10, down_bytes=6)
 
 
 def test_what_is_kept_is_bounded_by_what_is_live():

@@ -56,7 +56,12 @@ def close_request(connection_id: str) -> bytes:
 
 
 def frame_length(header: bytes) -> int:
-    """How many bytes follow these five; ValueError for the end, and for too many."""
+    """How many bytes follow these five; ValueError for the end, and for too many.
+
+    Where the secret is wrong, there are none: the status is among the headers of HTTP.
+    """
+    if len(header) != HEADER_BYTES:
+        raise ValueError("the core's API told nothing")
     flags, length = struct.unpack(">BI", header)
     if flags & _END:
         raise ValueError("the core's API ended its answer without telling connections")

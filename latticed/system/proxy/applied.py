@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.system.proxy.intent import Core
+from latticed.system.proxy.intent import TRANSPORTS, Core, Protocol
 from latticed.system.proxy.render import text
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _LISTS: Final = {Core.SING_BOX: ("users", "name"), Core.XRAY: ("clients", "email
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class CoreFile:
     """What a rendering asks for. `until`: by user, when he ends, in seconds since 1970."""
 
     core: Core
@@ -25,15 +25,15 @@ class Wanted:
     config: dict[str, Any] = field(repr=False)
 
 
-def read(rendering: bytes) -> Wanted:
+def read(rendering: bytes) -> CoreFile:
     """What `render.render` wrote; ValueError for anything else."""
     found = json.loads(rendering)
     if not isinstance(found, dict) or found.keys() != {"core", "until", "config"}:
         raise ValueError("no rendering of proxies")
-    return Wanted(core=Core(found["core"]), until=found["until"], config=found["config"])
+    return CoreFile(core=Core(found["core"]), until=found["until"], config=found["config"])
 
 
-def config(wanted: Wanted, now_s: int) -> bytes:
+def config(wanted: CoreFile, now_s: int) -> bytes:
     """The core's file at `now_s`: without users whose time is over, and without inbounds that have none left.
 
     A core that has no users for an inbound lets everybody in (Hysteria2), or all with the server's key (Shadowsocks).
@@ -70,3 +70,41 @@ def _rule(rule: dict[str, Any], tags: set[str]) -> dict[str, Any] | None:
         return rule
     left = [one for one in rule["inbound"] if one in tags]
     return {**rule, "inbound": left} if left else None
+
+
+def gone(core: Core, before: bytes, after: bytes) -> frozenset[str] | None:
+    """The users who are in one file of the core and in no place of another; None where anything else differs too.
+
+    So a core that runs with the first may go on for a while, if those users' connections are closed.
+    """
+    old, new = json.loads(before), json.loads(after)
+    kept = {one["tag"]: one for one in new["inbounds"]}
+    names_before = {name for one in old["inbounds"] for name in users(core, one)}
+    names = {name for one in new["inbounds"] for name in users(core, one)}
+    left = names_before - names
+    bare = [due for one in old["inbounds"] if users(core, due := _due(core, one, left))]
+    if {one["tag"]: one for one in bare} != kept:
+        return None
+    expected = {**old, "inbounds": new["inbounds"]}
+    if core is Core.SING_BOX:
+        rules = [_rule(one, set(kept)) for one in old["route"]["rules"]]
+        expected["route"] = {**old["route"], "rules": [one for one in rules if one is not None]}
+    return frozenset(left) if expected == new else None
+
+
+def core_of(config: bytes) -> Core:
+    """Whose file it is."""
+    return Core.XRAY if "routing" in json.loads(config) else Core.SING_BOX
+
+
+def everybody(core: Core, config: bytes) -> frozenset[str]:
+    """Who is let in at any inbound of a core's file."""
+    return frozenset(name for one in json.loads(config)["inbounds"] for name in users(core, one))
+
+
+def ports(core: Core, config: bytes) -> frozenset[tuple[str, int]]:
+    """What the core has to have bound, as `("tcp", 443)`."""
+    found = json.loads(config)
+    where, kind = ("listen_port", "type") if core is Core.SING_BOX else ("port", "protocol")
+    inbounds = {(each, one[where]) for one in found["inbounds"] for each in TRANSPORTS[Protocol(one[kind])]}
+    return frozenset(inbounds | {("tcp", one["listen_port"]) for one in found.get("services", ())})

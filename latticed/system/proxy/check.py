@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed.model.addresses import Address
-    from latticed.system.proxy.facts import Facts
-    from latticed.system.proxy.intent import Inbound, Intent
+    from latticed.system.proxy.facts import PortFacts
+    from latticed.system.proxy.intent import Inbound, ProxyIntent
 
 API_TAG: Final = "latticed-api"
 RESERVED: Final = frozenset({API_TAG, BLOCK})
@@ -25,7 +25,7 @@ RESERVED: Final = frozenset({API_TAG, BLOCK})
 _SING_BOX_ONLY: Final = frozenset({Protocol.HYSTERIA2})
 
 
-def check(intent: Intent, facts: Facts | None = None) -> tuple[Finding, ...]:
+def check(intent: ProxyIntent, facts: PortFacts | None = None) -> tuple[Finding, ...]:
     """Every fault (at most 100) in the meaning of an intent that `decode.read` took; with facts, of the host too."""
     found = [*_tags(intent), *_users(intent), *_ports(intent), *_api(intent)]
     for index, inbound in enumerate(intent.inbounds):
@@ -35,7 +35,7 @@ def check(intent: Intent, facts: Facts | None = None) -> tuple[Finding, ...]:
     return tuple(found[:MAX_FINDINGS])
 
 
-def _tags(intent: Intent) -> Iterator[Finding]:
+def _tags(intent: ProxyIntent) -> Iterator[Finding]:
     """Tags twice, and those that nothing has. Inbounds and outbounds are told apart by the cores."""
     for what, tags in (("inbounds", intent.inbounds), ("outbounds", intent.outbounds)):
         names = [one.tag for one in tags]
@@ -58,7 +58,7 @@ def _tags(intent: Intent) -> Iterator[Finding]:
                 yield Finding(code="unknown_inbound", path=path, expected="the tag of an inbound", found=repr(tag))
 
 
-def _users(intent: Intent) -> Iterator[Finding]:
+def _users(intent: ProxyIntent) -> Iterator[Finding]:
     yield from twice([one.id for one in intent.users], "duplicate", "users", ".id", "each id once")
     owners: dict[str, str] = {}
     own = _own(intent)
@@ -89,7 +89,7 @@ def _users(intent: Intent) -> Iterator[Finding]:
             )
 
 
-def _own(intent: Intent) -> dict[str, str]:
+def _own(intent: ProxyIntent) -> dict[str, str]:
     """References of the intent that are nobody's credential, each with whose it is."""
     found = {"" if intent.api is None else intent.api.secret: "the api"}
     for one in intent.inbounds:
@@ -100,7 +100,7 @@ def _own(intent: Intent) -> dict[str, str]:
     return found
 
 
-def _inbound(intent: Intent, inbound: Inbound, path: str) -> Iterator[Finding]:
+def _inbound(intent: ProxyIntent, inbound: Inbound, path: str) -> Iterator[Finding]:
     secured = inbound.tls is not None or inbound.reality is not None
     if inbound.tls is not None and inbound.reality is not None:
         yield Finding(code="tls_twice", path=path, expected="tls or reality", found="both")
@@ -126,7 +126,7 @@ def _inbound(intent: Intent, inbound: Inbound, path: str) -> Iterator[Finding]:
         yield from twice(list(inbound.reality.short_ids), "duplicate", f"{path}.reality.short_ids", "", "each once")
 
 
-def _ports(intent: Intent) -> Iterator[Finding]:
+def _ports(intent: ProxyIntent) -> Iterator[Finding]:
     """Two listeners of ours at one place. The kernel lets no second one onto 0.0.0.0 where another has one address."""
     seen: dict[tuple[str, int], list[tuple[Address, str]]] = {}
     places = [
@@ -151,7 +151,7 @@ def _meet(one: Address, other: Address) -> bool:
     return one == other or one.is_unspecified or other.is_unspecified
 
 
-def _api(intent: Intent) -> Iterator[Finding]:
+def _api(intent: ProxyIntent) -> Iterator[Finding]:
     if intent.api is None:
         return
     if intent.core is Core.XRAY:
@@ -162,7 +162,7 @@ def _api(intent: Intent) -> Iterator[Finding]:
         yield Finding(code="api_open", path="api.listen", expected=expected, found=str(intent.api.listen))
 
 
-def _host(intent: Intent, facts: Facts) -> Iterator[Finding]:
+def _host(intent: ProxyIntent, facts: PortFacts) -> Iterator[Finding]:
     """Ports that something else has."""
     taken = {(one.transport, one.port): one.owner for one in facts.listeners}
     places = [

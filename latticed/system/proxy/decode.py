@@ -47,7 +47,7 @@ _ONLY: Final = {
 """Fields that only these protocols have."""
 
 
-def read(plain: Any) -> model.Intent:
+def read(plain: Any) -> model.ProxyIntent:
     """The intent in plain JSON values, or IntentRefused with every fault of its form (at most 100).
 
     What the form cannot show (a port twice, a tag that nothing has) is for `check`.
@@ -60,13 +60,13 @@ def read(plain: Any) -> model.Intent:
 
 
 class _ProxyReader(Reader):
-    def intent(self, plain: Any) -> model.Intent:
+    def intent(self, plain: Any) -> model.ProxyIntent:
         fields = self.fields(plain, "", _INTENT_KEYS)
         secret_name = fields.get("secret_name", "")
         if secret_name != "":
             expected = "the name of a secret, as PROXY_USERS"
             secret_name = self.text(secret_name, "secret_name", "bad_secret", _SECRET_NAME, expected)
-        return model.Intent(
+        return model.ProxyIntent(
             core=self.choice(fields, "core", "", model.Core.SING_BOX),
             host=self.host(fields["host"], "host") if "host" in fields else "",
             secret_name=secret_name,
@@ -77,9 +77,9 @@ class _ProxyReader(Reader):
             users=self.each(fields, "users", "users", model.MAX_USERS, self.user),
         )
 
-    def api(self, value: Any, path: str) -> model.Api:
+    def api(self, value: Any, path: str) -> model.CoreApi:
         fields = self.fields(value, path, "listen port secret", "port secret")
-        return model.Api(
+        return model.CoreApi(
             listen=self.address(fields.get("listen", "127.0.0.1"), f"{path}.listen"),
             port=self.integer(fields.get("port", 1), f"{path}.port", 1, 65_535),
             secret=self.reference(fields, "secret", path, PLUGIN),
@@ -128,7 +128,7 @@ class _ProxyReader(Reader):
         short_ids = self.each(fields, "short_ids", f"{path}.short_ids", model.MAX_SHORT_IDS, self.short_id)
         if not short_ids and "short_ids" in fields:
             self.refuse("missing_key", f"{path}.short_ids", "a short id", Told("none"))
-        nowhere = model.Place(host="192.0.2.1", port=1)
+        nowhere = model.HostPort(host="192.0.2.1", port=1)
         public = ""
         if "public_key" in fields:
             expected = "a key of 32 bytes in base64url, as sing-box generate reality-keypair prints it"
@@ -203,15 +203,15 @@ class _ProxyReader(Reader):
             return ""
         return value.lower()
 
-    def place(self, value: Any, path: str) -> model.Place:
+    def place(self, value: Any, path: str) -> model.HostPort:
         found = _PLACE.fullmatch(value) if isinstance(value, str) else None
         if found is not None and 1 <= int(found[3]) <= 65_535:
             if found[1] and (six := _six(found[1])):
-                return model.Place(host=six, port=int(found[3]))
+                return model.HostPort(host=six, port=int(found[3]))
             if found[2] and is_host(found[2]):
-                return model.Place(host=found[2].lower(), port=int(found[3]))
+                return model.HostPort(host=found[2].lower(), port=int(found[3]))
         self.refuse("bad_place", path, "host and port, as www.example.com:443 or [2001:db8::1]:443", value)
-        return model.Place(host="192.0.2.1", port=1)
+        return model.HostPort(host="192.0.2.1", port=1)
 
     def address(self, value: Any, path: str) -> Address:
         """One address of this host, also the unspecified one."""

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from latticed.system.proxy import values
 from latticed.system.proxy.intent import FORMS, Protocol, reference
-from latticed.system.proxy.links import FINGERPRINT, Link, NoLink
+from latticed.system.proxy.links import FINGERPRINT, NoLink, ShareLink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.system.proxy.intent import Inbound, Intent, User
+    from latticed.system.proxy.intent import Inbound, ProxyIntent, User
 
 
-def links(intent: Intent, user_id: str, secrets: Mapping[str, str]) -> tuple[Link, ...]:
+def links(intent: ProxyIntent, user_id: str, secrets: Mapping[str, str]) -> tuple[ShareLink, ...]:
     """Sorted by tag; none for who is not enabled, or is not there. `secrets`: the value of each reference.
 
     NoLink for an inbound that says too little to be dialled.
@@ -27,7 +27,7 @@ def links(intent: Intent, user_id: str, secrets: Mapping[str, str]) -> tuple[Lin
     return tuple(found)
 
 
-def _link(intent: Intent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> Link:
+def _link(intent: ProxyIntent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> ShareLink:
     credential = secrets[reference(intent, user, FORMS[inbound.protocol])]
     host = inbound.front.host if inbound.front else intent.host
     if not host:
@@ -41,7 +41,7 @@ def _link(intent: Intent, inbound: Inbound, user: User, secrets: Mapping[str, st
         raise NoLink(f"the inbound {inbound.tag} has no public_key, which its clients need: put it into the intent")
     security = "reality" if reality else "tls" if tls or inbound.front else ""
     server_name = reality.server_name if reality else tls.server_name if tls else host if inbound.front else ""
-    return Link(
+    return ShareLink(
         protocol=inbound.protocol,
         name=inbound.tag,
         host=host,

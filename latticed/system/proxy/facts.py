@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class BoundPort:
     """A port that something else than our core has bound. `transport`: tcp or udp. `owner`: its program, for people."""
 
     transport: str
@@ -15,8 +15,8 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PortFacts:
     """`listeners`: as bound now. `ssh_ports`: those of sshd, also while it is not running."""
 
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[BoundPort, ...] = ()
     ssh_ports: tuple[int, ...] = ()

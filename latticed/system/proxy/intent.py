@@ -52,7 +52,7 @@ class Protocol(StrEnum):
     HYSTERIA2 = "hysteria2"
 
 
-class Form(StrEnum):
+class CredentialForm(StrEnum):
     """Of a credential; the values are forms of secrets (`plans.protocol.SECRET_FORMS`)."""
 
     UUID = "uuid"
@@ -73,11 +73,11 @@ class Method(StrEnum):
 
 
 FORMS: Final = {
-    Protocol.VLESS: Form.UUID,
-    Protocol.VMESS: Form.UUID,
-    Protocol.TROJAN: Form.PASSWORD,
-    Protocol.SHADOWSOCKS: Form.KEY,
-    Protocol.HYSTERIA2: Form.PASSWORD,
+    Protocol.VLESS: CredentialForm.UUID,
+    Protocol.VMESS: CredentialForm.UUID,
+    Protocol.TROJAN: CredentialForm.PASSWORD,
+    Protocol.SHADOWSOCKS: CredentialForm.KEY,
+    Protocol.HYSTERIA2: CredentialForm.PASSWORD,
 }
 """The credential of a user that each protocol asks for."""
 TRANSPORTS: Final = {
@@ -91,7 +91,7 @@ TRANSPORTS: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class HostPort:
     """A host, name or address, and a port."""
 
     host: str
@@ -113,7 +113,7 @@ class Reality:
     """`private_key`: a reference. `public_key`, which may be empty: of it, in base64url; links need it."""
 
     server_name: str
-    handshake: Place
+    handshake: HostPort
     private_key: str
     short_ids: tuple[str, ...]
     public_key: str = ""
@@ -140,7 +140,7 @@ class Inbound:
     tls: Tls | None = None
     reality: Reality | None = None
     ws: WebSocket | None = None
-    front: Place | None = None
+    front: HostPort | None = None
     flow: Flow = Flow.NONE
     method: Method = Method.AES_256
     password: str = ""
@@ -177,7 +177,7 @@ class User:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Api:
+class CoreApi:
     """Where the helper asks the core who is connected, and closes connections. `secret`: a reference."""
 
     listen: Address
@@ -186,13 +186,13 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class ProxyIntent:
     """`host`: what devices dial. `reach_private`: whether users reach this host itself and private networks."""
 
     core: Core = Core.SING_BOX
     host: str = ""
     secret_name: str = ""
-    api: Api | None = None
+    api: CoreApi | None = None
     reach_private: bool = False
     inbounds: tuple[Inbound, ...] = ()
     outbounds: tuple[Outbound, ...] = ()
@@ -204,7 +204,7 @@ class Intent:
         return tuple(sorted(found, key=lambda one: one.id))
 
 
-def reference(intent: Intent, user: User, form: Form) -> str:
+def reference(intent: ProxyIntent, user: User, form: CredentialForm) -> str:
     """The reference of a user's credential, as `PROXY_USERS#anna.uuid`; empty where nothing says which."""
     own = str(getattr(user, form))
     if own or not intent.secret_name:
@@ -212,24 +212,24 @@ def reference(intent: Intent, user: User, form: Form) -> str:
     return f"{intent.secret_name}#{user.label or user.id}.{form}"
 
 
-def forms_of(intent: Intent, user: User) -> tuple[Form, ...]:
+def forms_of(intent: ProxyIntent, user: User) -> tuple[CredentialForm, ...]:
     """The forms of the credentials that a user's inbounds need."""
     tags = user.inbounds
     return tuple(sorted({FORMS[one.protocol] for one in intent.inbounds if tags is None or one.tag in tags}))
 
 
-def references(intent: Intent) -> dict[str, str]:
+def references(intent: ProxyIntent) -> dict[str, str]:
     """Every reference of an intent with its form; those of users that are not enabled too."""
     found: dict[str, str] = {}
     if intent.api is not None:
-        found[intent.api.secret] = Form.PASSWORD
+        found[intent.api.secret] = CredentialForm.PASSWORD
     for inbound in intent.inbounds:
         if inbound.reality is not None:
-            found[inbound.reality.private_key] = Form.KEY
+            found[inbound.reality.private_key] = CredentialForm.KEY
         if inbound.password:
-            found[inbound.password] = Form.KEY
+            found[inbound.password] = CredentialForm.KEY
         if inbound.obfs:
-            found[inbound.obfs] = Form.PASSWORD
+            found[inbound.obfs] = CredentialForm.PASSWORD
     for user in intent.users:
         for form in forms_of(intent, user):
             found[reference(intent, user, form)] = form

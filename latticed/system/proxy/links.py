@@ -6,7 +6,7 @@
     vmess://eyJhZGQiOiJ2cG4uZXhhbXBsZS5vcmciLCJ…                                     of v2rayN: JSON in base64
     hysteria2://PASSWORD@vpn.example.org:443/?sni=vpn.example.org#fast
 
-What `read` takes, `write` gives again in the form above, and nothing of it is lost: what has no place in `Link` is
+What `read` takes, `write` gives again in the form above, and nothing of it is lost: what has no place in `ShareLink` is
 refused by its name. Links come from strangers: nothing in them is shown, and none has a control character.
 """
 
@@ -51,7 +51,7 @@ class NoLink(Problem):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class ShareLink:
     """`credential`: UUID or password; of Shadowsocks the keys of server and user, `KEY:KEY`.
 
     `security`: tls, reality or nothing. `insecure`: the client takes any certificate. `early_data`: bytes that go with
@@ -84,7 +84,7 @@ class Link:
 # Writing
 
 
-def write(link: Link) -> str:
+def write(link: ShareLink) -> str:
     """The link in the form that most programs read."""
     match link.protocol:
         case Protocol.SHADOWSOCKS:
@@ -101,7 +101,7 @@ def write(link: Link) -> str:
             return _url(str(link.protocol), _quoted(link.credential), link, {**encryption, **_stream(link)})
 
 
-def _stream(link: Link) -> dict[str, str]:
+def _stream(link: ShareLink) -> dict[str, str]:
     return {
         "flow": str(link.flow),
         "security": link.security or "none",
@@ -118,14 +118,14 @@ def _stream(link: Link) -> dict[str, str]:
     }
 
 
-def _url(scheme: str, who: str, link: Link, parameters: Mapping[str, str], slash: str = "") -> str:
+def _url(scheme: str, who: str, link: ShareLink, parameters: Mapping[str, str], slash: str = "") -> str:
     host = f"[{link.host}]" if ":" in link.host else link.host
     query = "&".join(f"{name}={_quoted(value)}" for name, value in parameters.items() if value)
     named = f"#{_quoted(link.name)}" if link.name else ""
     return f"{scheme}://{who}@{host}:{link.port}{slash}{f'?{query}' if query else ''}{named}"
 
 
-def _vmess(link: Link) -> str:
+def _vmess(link: ShareLink) -> str:
     found = {
         "v": "2",
         "ps": link.name,
@@ -148,7 +148,7 @@ def _vmess(link: Link) -> str:
     return f"vmess://{base64.b64encode(written).decode('ascii')}"
 
 
-def _path(link: Link) -> str:
+def _path(link: ShareLink) -> str:
     return f"{link.path}?ed={link.early_data}" if link.early_data else link.path
 
 
@@ -163,8 +163,8 @@ def _one(given: bool) -> str:  # noqa: FBT001 - the value is the question
 # Reading
 
 
-def read(text: str) -> Link:
-    """The link; NoLink for what is none, or says more than a `Link` holds."""
+def read(text: str) -> ShareLink:
+    """The link; NoLink for what is none, or says more than a `ShareLink` holds."""
     if len(text) > MAX_CHARACTERS:
         raise NoLink(f"expected a link of at most {MAX_CHARACTERS} characters")
     if not text.isprintable() or " " in text.partition("#")[0]:
@@ -177,13 +177,13 @@ def read(text: str) -> Link:
     return reader(body, _plain(fragment))
 
 
-def _vless_link(body: str, name: str) -> Link:
+def _vless_link(body: str, name: str) -> ShareLink:
     link, parameters = _parsed(Protocol.VLESS, body, name)
     parameters.expect("encryption", "", "none")
     return _streamed(replace(link, credential=_uuid(link.credential)), parameters, default="")
 
 
-def _trojan_link(body: str, name: str) -> Link:
+def _trojan_link(body: str, name: str) -> ShareLink:
     link, parameters = _parsed(Protocol.TROJAN, body, name)
     found = _streamed(link, parameters, default="tls")
     if not found.security:
@@ -191,7 +191,7 @@ def _trojan_link(body: str, name: str) -> Link:
     return found
 
 
-def _hysteria_link(body: str, name: str) -> Link:
+def _hysteria_link(body: str, name: str) -> ShareLink:
     link, parameters = _parsed(Protocol.HYSTERIA2, body, name, port=443)
     obfs = parameters.take("obfs")
     if obfs not in {"", "none", "salamander"}:
@@ -211,7 +211,7 @@ def _hysteria_link(body: str, name: str) -> Link:
     return found
 
 
-def _shadowsocks_link(body: str, name: str) -> Link:
+def _shadowsocks_link(body: str, name: str) -> ShareLink:
     """SIP002, with userinfo in base64url or, as for the methods of 2022, percent-encoded; and all in base64."""
     whole, mark, query = body.partition("?")
     if "@" not in whole:
@@ -238,7 +238,7 @@ def _shadowsocks_link(body: str, name: str) -> Link:
     return replace(link, credential=password, method=known)
 
 
-def _vmess_link(body: str, name: str) -> Link:
+def _vmess_link(body: str, name: str) -> ShareLink:
     """Of v2rayN (JSON in base64), of Shadowrocket (authority in base64), and as a URL with parameters."""
     whole, mark, query = body.partition("?")
     if "@" in whole:
@@ -275,13 +275,13 @@ def _vmess_link(body: str, name: str) -> Link:
     return _consistent(found)
 
 
-def _vmess_of(link: Link, cipher: str) -> Link:
+def _vmess_of(link: ShareLink, cipher: str) -> ShareLink:
     if cipher not in _CIPHERS:
         raise NoLink(f"expected a cipher of {', '.join(sorted(_CIPHERS))}")
     return replace(link, credential=_uuid(link.credential), cipher=cipher)
 
 
-def _vmess_json(text: str, name: str) -> Link:
+def _vmess_json(text: str, name: str) -> ShareLink:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -296,7 +296,7 @@ def _vmess_json(text: str, name: str) -> Link:
     net = parameters.take("net")
     if net not in {"", "tcp", "raw", "ws"}:
         raise NoLink("expected the transport tcp or ws")
-    link = Link(
+    link = ShareLink(
         protocol=Protocol.VMESS,
         host=_host(parameters.take("add")),
         port=_port(parameters.take("port")),
@@ -323,7 +323,7 @@ def _vmess_json(text: str, name: str) -> Link:
     return _consistent(made)
 
 
-def _streamed(link: Link, parameters: _Parameters, *, default: str) -> Link:
+def _streamed(link: ShareLink, parameters: _Parameters, *, default: str) -> ShareLink:
     """The parameters that VLESS, VMess and Trojan share."""
     transport = parameters.take("type") or "tcp"
     if transport not in {"tcp", "raw", "ws"}:
@@ -362,7 +362,7 @@ def _streamed(link: Link, parameters: _Parameters, *, default: str) -> Link:
     return _consistent(found)
 
 
-def _consistent(link: Link) -> Link:
+def _consistent(link: ShareLink) -> ShareLink:
     """What has no meaning in a link is left out when it is a default, and refused otherwise."""
     if not link.websocket:
         if link.path not in {"", "/"} or link.early_data:
@@ -405,7 +405,7 @@ class _Parameters:
 
 def _parsed(
     protocol: Protocol, body: str, name: str, *, port: int | None = None, raw: bool = False
-) -> tuple[Link, _Parameters]:
+) -> tuple[ShareLink, _Parameters]:
     """`who@host:port/?name=value`. `port`: where none is said. `raw`: leave `who` as it is written."""
     authority, _, query = body.partition("?")
     found = _AUTHORITY.fullmatch(authority)
@@ -416,7 +416,7 @@ def _parsed(
     if len(parameters) < len(listed):
         raise NoLink("expected each parameter once")
     given = found["port"] or ""
-    link = Link(
+    link = ShareLink(
         protocol=protocol,
         host=_six(found["six"]) if found["six"] else _host(found["host"]),
         port=port if port is not None and not given else _port(given),
@@ -522,7 +522,7 @@ def _is_key(text: str, size: int) -> bool:
     return len(found) == size and base64.b64encode(found).decode("ascii") == text
 
 
-_READERS: Final[dict[str, Callable[[str, str], Link]]] = {
+_READERS: Final[dict[str, Callable[[str, str], ShareLink]]] = {
     "vless": _vless_link,
     "vmess": _vmess_link,
     "trojan": _trojan_link,

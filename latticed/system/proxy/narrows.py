@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latticed.system.proxy.intent import Intent, User
+    from latticed.system.proxy.intent import ProxyIntent, User
 
 
-def narrows(approved: Intent, new: Intent) -> bool:
+def narrows(approved: ProxyIntent, new: ProxyIntent) -> bool:
     """True only when nobody gets in with `new` whom `approved` keeps out. Both must have passed `check`."""
     if _bare(approved) != _bare(new) or (new.reach_private and not approved.reach_private):
         return False
@@ -23,7 +23,7 @@ def narrows(approved: Intent, new: Intent) -> bool:
     return all(one.id in before and _user(approved, before[one.id], new, one) for one in new.users)
 
 
-def _user(approved: Intent, old: User, changed: Intent, new: User) -> bool:
+def _user(approved: ProxyIntent, old: User, changed: ProxyIntent, new: User) -> bool:
     bare_old, bare_new = (
         replace(one, name="", enabled=True, expires_at=None, quota_bytes=None, inbounds=None) for one in (old, new)
     )
@@ -39,7 +39,7 @@ def _user(approved: Intent, old: User, changed: Intent, new: User) -> bool:
     )
 
 
-def _tags(intent: Intent, user: User) -> set[str]:
+def _tags(intent: ProxyIntent, user: User) -> set[str]:
     every = {one.tag for one in intent.inbounds}
     return every if user.inbounds is None else every & set(user.inbounds)
 
@@ -48,5 +48,5 @@ def _at_most(new: int | None, old: int | None) -> bool:
     return old is None or (new is not None and new <= old)
 
 
-def _bare(intent: Intent) -> Intent:
+def _bare(intent: ProxyIntent) -> ProxyIntent:
     return replace(intent, inbounds=(), users=(), reach_private=False)

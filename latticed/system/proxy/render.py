@@ -16,10 +16,10 @@ from latticed.system.proxy.intent import Core
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.system.proxy.intent import Intent
+    from latticed.system.proxy.intent import ProxyIntent
 
 
-def render(intent: Intent, secrets: Mapping[str, str]) -> bytes:
+def render(intent: ProxyIntent, secrets: Mapping[str, str]) -> bytes:
     """The text of an intent that passed `check`; ASCII. `secrets`: the value of each reference, or what is shown."""
     made = (singbox if intent.core is Core.SING_BOX else xray).config(intent, secrets)
     until = {one.id: one.expires_at for one in intent.users if one.enabled and one.expires_at is not None}

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from latticed.system.proxy import intent as model
 from latticed.system.proxy import values
 from latticed.system.proxy.check import API_TAG
-from latticed.system.proxy.intent import DIRECT, Form, Protocol, reference
+from latticed.system.proxy.intent import DIRECT, CredentialForm, Protocol, reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.system.proxy.intent import Inbound, Intent, Outbound, User
+    from latticed.system.proxy.intent import Inbound, Outbound, ProxyIntent, User
 
 Plain = dict[str, Any]
 
 
-def config(intent: Intent, secrets: Mapping[str, str]) -> Plain:
+def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
     """Of an intent that passed `check`. `secrets`: the value of each reference, or what is shown."""
     inbounds = sorted(intent.inbounds, key=lambda one: one.tag)
     outbounds = sorted(intent.outbounds, key=lambda one: one.tag)
@@ -44,7 +44,7 @@ def config(intent: Intent, secrets: Mapping[str, str]) -> Plain:
     return found
 
 
-def _rules(intent: Intent, inbounds: list[Inbound]) -> list[Plain]:
+def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     rules: list[Plain] = []
     if not intent.reach_private:
         # Resolved first: a name may mean an address of this host.
@@ -64,7 +64,7 @@ def _outbound(outbound: Outbound) -> Plain:
     return found
 
 
-def _inbound(intent: Intent, inbound: Inbound, secrets: Mapping[str, str]) -> Plain:
+def _inbound(intent: ProxyIntent, inbound: Inbound, secrets: Mapping[str, str]) -> Plain:
     found: Plain = {
         "type": str(inbound.protocol),
         "tag": inbound.tag,
@@ -88,14 +88,14 @@ def _inbound(intent: Intent, inbound: Inbound, secrets: Mapping[str, str]) -> Pl
     return found
 
 
-def _user(intent: Intent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> Plain:
+def _user(intent: ProxyIntent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> Plain:
     form = model.FORMS[inbound.protocol]
     value = secrets[reference(intent, user, form)]
     match form:
-        case Form.UUID:
+        case CredentialForm.UUID:
             flow = {"flow": str(inbound.flow)} if inbound.flow else {}
             return {"name": user.id, "uuid": value, **flow}
-        case Form.KEY:
+        case CredentialForm.KEY:
             return {"name": user.id, "password": values.shadowsocks(value, inbound.method)}
         case _:
             return {"name": user.id, "password": value}

@@ -13,7 +13,7 @@ from latticed.system.proxy.intent import Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from latticed.system.proxy.links import Link
+    from latticed.system.proxy.links import ShareLink
 
 LOCAL_PORT: Final = 2_080
 """Of the device, where programs find the proxy: HTTP and SOCKS."""
@@ -37,7 +37,7 @@ MEDIA_TYPES: Final = {
 }
 
 
-def write(found: Sequence[Link], form: Format) -> bytes:
+def write(found: Sequence[ShareLink], form: Format) -> bytes:
     """The document of these links, whose names differ; also of none."""
     match form:
         case Format.BASE64:
@@ -69,7 +69,7 @@ def _json(found: dict[str, Any]) -> bytes:
     return (json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def _sing_box(found: Sequence[Link]) -> dict[str, Any]:
+def _sing_box(found: Sequence[ShareLink]) -> dict[str, Any]:
     names = [one.name for one in found]
     select = [{"type": "selector", "tag": SELECTED, "outbounds": names}] if names else []
     return {
@@ -81,7 +81,7 @@ def _sing_box(found: Sequence[Link]) -> dict[str, Any]:
     }
 
 
-def _outbound(link: Link) -> dict[str, Any]:
+def _outbound(link: ShareLink) -> dict[str, Any]:
     made: dict[str, Any] = {
         "type": str(link.protocol),
         "tag": link.name,
@@ -109,7 +109,7 @@ def _outbound(link: Link) -> dict[str, Any]:
     return made
 
 
-def _tls(link: Link) -> dict[str, Any]:
+def _tls(link: ShareLink) -> dict[str, Any]:
     made: dict[str, Any] = {"enabled": True}
     if link.server_name:
         made["server_name"] = link.server_name
@@ -124,7 +124,7 @@ def _tls(link: Link) -> dict[str, Any]:
     return made
 
 
-def _clash(found: Sequence[Link]) -> dict[str, Any]:
+def _clash(found: Sequence[ShareLink]) -> dict[str, Any]:
     names = [one.name for one in found]
     groups = [{"name": SELECTED, "type": "select", "proxies": names}] if names else []
     return {
@@ -137,7 +137,7 @@ def _clash(found: Sequence[Link]) -> dict[str, Any]:
     }
 
 
-def _proxy(link: Link) -> dict[str, Any]:
+def _proxy(link: ShareLink) -> dict[str, Any]:
     """One entry of `proxies`, as mihomo reads it."""
     kind = "ss" if link.protocol is Protocol.SHADOWSOCKS else str(link.protocol)
     made: dict[str, Any] = {"name": link.name, "type": kind, "server": link.host, "port": link.port}
@@ -164,7 +164,7 @@ def _proxy(link: Link) -> dict[str, Any]:
     return made
 
 
-def _clash_tls(link: Link) -> dict[str, Any]:
+def _clash_tls(link: ShareLink) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if link.protocol in {Protocol.VLESS, Protocol.VMESS}:
         made["tls"] = True

@@ -30,15 +30,15 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
+class ByteCount:
     up_bytes: int = 0
     down_bytes: int = 0
 
     def total(self) -> int:
         return self.up_bytes + self.down_bytes
 
-    def plus(self, other: Count) -> Count:
-        return Count(up_bytes=self.up_bytes + other.up_bytes, down_bytes=self.down_bytes + other.down_bytes)
+    def plus(self, other: ByteCount) -> ByteCount:
+        return ByteCount(up_bytes=self.up_bytes + other.up_bytes, down_bytes=self.down_bytes + other.down_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +48,24 @@ class Usage:
     `ended`: by user, the end that was once reached, in seconds since 1970: a clock that is set back opens nothing.
     """
 
-    used: Mapping[str, Count] = field(default_factory=dict)
-    seen: Mapping[str, Count] = field(default_factory=dict)
+    used: Mapping[str, ByteCount] = field(default_factory=dict)
+    seen: Mapping[str, ByteCount] = field(default_factory=dict)
     ended: Mapping[str, int] = field(default_factory=dict)
 
 
 def polled(before: Usage, connections: Iterable[Connection]) -> Usage:
     """The state after a poll that told of these connections, all there are."""
     used = dict(before.used)
-    seen: dict[str, Count] = {}
+    seen: dict[str, ByteCount] = {}
     for one in connections:
         if not one.user:
             continue
         # Counters never go back; one that seems to is taken for what was seen, since nothing may count twice.
-        was = seen.get(one.id) or before.seen.get(one.id) or Count()
-        now = Count(up_bytes=max(one.up_bytes, was.up_bytes), down_bytes=max(one.down_bytes, was.down_bytes))
-        more = Count(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
+        was = seen.get(one.id) or before.seen.get(one.id) or ByteCount()
+        now = ByteCount(up_bytes=max(one.up_bytes, was.up_bytes), down_bytes=max(one.down_bytes, was.down_bytes))
+        more = ByteCount(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
         seen[one.id] = now
-        used[one.user] = used.get(one.user, Count()).plus(more)
+        used[one.user] = used.get(one.user, ByteCount()).plus(more)
     return replace(before, used=used, seen=seen)
 
 
@@ -86,7 +86,7 @@ def over(state: Usage, until: Mapping[str, int], quotas: Mapping[str, int], now_
     Another end than the one that was reached, later than now, is a new beginning.
     """
     ended = {name for name, end in until.items() if end <= now_s or state.ended.get(name) == end}
-    spent = {name for name, most in quotas.items() if state.used.get(name, Count()).total() >= most}
+    spent = {name for name, most in quotas.items() if state.used.get(name, ByteCount()).total() >= most}
     return frozenset(ended | spent)
 
 
@@ -127,8 +127,8 @@ def read(value: bytes | str | None) -> Usage:
         raise ValueError("no state of usage") from error
 
 
-def _counts(value: dict[str, Any]) -> dict[str, Count]:
-    return {name: Count(up_bytes=_whole(up), down_bytes=_whole(down)) for name, (up, down) in value.items()}
+def _counts(value: dict[str, Any]) -> dict[str, ByteCount]:
+    return {name: ByteCount(up_bytes=_whole(up), down_bytes=_whole(down)) for name, (up, down) in value.items()}
 
 
 def _ends(value: dict[str, Any]) -> dict[str, int]:

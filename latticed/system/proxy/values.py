@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.proxy.intent import Method
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SHOWN: Final = "${secret:"
+_HIDDEN: Final = "(a secret)"
+_FIELDS: Final = frozenset({"uuid", "password", "secret", "private_key", "privateKey", "id"})
+"""Names under which the cores' files have values of secrets."""
 _KEY_BYTES: Final = {Method.AES_128: 16, Method.AES_256: 32}
 
 
@@ -29,3 +33,14 @@ def shadowsocks(key: str, method: Method) -> str:
 def x25519(key: str) -> str:
     """A key of REALITY, in base64url without padding."""
     return key if key.startswith(_SHOWN) else key.replace("+", "-").replace("/", "_").rstrip("=")
+
+
+def redacted(config: bytes) -> bytes:
+    """A core's file as it may be shown, in the form of a rendering's `config`."""
+    return (json.dumps(_redacted(json.loads(config)), sort_keys=True, indent=1) + "\n").encode("ascii")
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _HIDDEN if name in _FIELDS else _redacted(inner) for name, inner in value.items()}
+    return [_redacted(one) for one in value] if isinstance(value, list) else value

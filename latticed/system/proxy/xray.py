@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.proxy import intent as model
 from latticed.system.proxy import values
-from latticed.system.proxy.intent import BLOCK, DIRECT, Form, Protocol, reference
+from latticed.system.proxy.intent import BLOCK, DIRECT, CredentialForm, Protocol, reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.system.proxy.intent import Inbound, Intent, Outbound, User
+    from latticed.system.proxy.intent import Inbound, Outbound, ProxyIntent, User
 
 Plain = dict[str, Any]
 PRIVATE: Final = (
@@ -21,7 +21,7 @@ PRIVATE: Final = (
 """Written out: `geoip:private` needs a file that may be missing."""
 
 
-def config(intent: Intent, secrets: Mapping[str, str]) -> Plain:
+def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
     """Of an intent that passed `check`. `secrets`: the value of each reference, or what is shown."""
     inbounds = sorted(intent.inbounds, key=lambda one: one.tag)
     outbounds = sorted(intent.outbounds, key=lambda one: one.tag)
@@ -39,7 +39,7 @@ def config(intent: Intent, secrets: Mapping[str, str]) -> Plain:
     }
 
 
-def _rules(intent: Intent, inbounds: list[Inbound]) -> list[Plain]:
+def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     rules: list[Plain] = []
     if not intent.reach_private:
         rules.append({"type": "field", "ip": list(PRIVATE), "outboundTag": BLOCK})
@@ -56,7 +56,7 @@ def _outbound(outbound: Outbound) -> Plain:
     return {"protocol": "freedom", "tag": outbound.tag, **source}
 
 
-def _inbound(intent: Intent, inbound: Inbound, secrets: Mapping[str, str]) -> Plain:
+def _inbound(intent: ProxyIntent, inbound: Inbound, secrets: Mapping[str, str]) -> Plain:
     settings: Plain = {"clients": [_client(intent, inbound, one, secrets) for one in intent.users_of(inbound)]}
     if inbound.protocol is Protocol.VLESS:
         settings["decryption"] = "none"
@@ -74,14 +74,14 @@ def _inbound(intent: Intent, inbound: Inbound, secrets: Mapping[str, str]) -> Pl
     }
 
 
-def _client(intent: Intent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> Plain:
+def _client(intent: ProxyIntent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> Plain:
     form = model.FORMS[inbound.protocol]
     value = secrets[reference(intent, user, form)]
     match form:
-        case Form.UUID:
+        case CredentialForm.UUID:
             flow = {"flow": str(inbound.flow)} if inbound.flow else {}
             return {"email": user.id, "id": value, **flow}
-        case Form.KEY:
+        case CredentialForm.KEY:
             return {"email": user.id, "password": values.shadowsocks(value, inbound.method)}
         case _:
             return {"email": user.id, "password": value}

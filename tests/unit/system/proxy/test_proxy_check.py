@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latticed.system.proxy import check, decode
-from latticed.system.proxy.facts import Facts, Listener
+from latticed.system.proxy.facts import BoundPort, PortFacts
 from tests.house import proxies
 
 BEHIND = {"listen": "127.0.0.1", "front": "cdn.example.org:443", "ws": {"path": "/"}}
@@ -126,8 +126,8 @@ def test_other_transports_and_addresses_share_a_port(pair):
 
 
 def test_ports_of_ssh_and_of_others_are_refused():
-    facts = Facts(
-        listeners=(Listener(transport="udp", port=443, owner="caddy"), Listener(transport="tcp", port=9_180)),
+    facts = PortFacts(
+        listeners=(BoundPort(transport="udp", port=443, owner="caddy"), BoundPort(transport="tcp", port=9_180)),
         ssh_ports=(22,),
     )
     plain = proxies.document(proxies.vless(port=22), proxies.hysteria(), proxies.trojan())

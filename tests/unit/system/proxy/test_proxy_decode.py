@@ -10,7 +10,17 @@ import pytest
 
 from latticed.system.findings import IntentRefused
 from latticed.system.proxy import decode
-from latticed.system.proxy.intent import Core, Flow, Form, Method, Place, Protocol, forms_of, reference, references
+from latticed.system.proxy.intent import (
+    Core,
+    CredentialForm,
+    Flow,
+    HostPort,
+    Method,
+    Protocol,
+    forms_of,
+    reference,
+    references,
+)
 from tests.house import proxies
 
 HOSTILE = (
@@ -103,13 +113,13 @@ def test_a_whole_intent_is_read():
     assert (found.core, found.host, found.secret_name) == (Core.SING_BOX, "vpn.example.org", "PROXY_USERS")
     first, second, third, fourth = found.inbounds
     assert (first.protocol, str(first.listen), first.port, first.ws.path) == (Protocol.VLESS, "192.0.2.1", 443, "/chat")
-    assert (second.flow, second.reality.handshake) == (Flow.VISION, Place(host="www.example.com", port=443))
+    assert (second.flow, second.reality.handshake) == (Flow.VISION, HostPort(host="www.example.com", port=443))
     assert (third.method, third.password) == (Method.AES_128, "PROXY_SS#ss")
     assert (fourth.obfs, fourth.up_mbps, fourth.down_mbps) == ("OBFS", 10, None)
     anna, ben = found.users
-    assert forms_of(found, anna) == (Form.KEY, Form.PASSWORD, Form.UUID)
-    assert forms_of(found, ben) == (Form.KEY,)
-    assert reference(found, anna, Form.UUID) == "PROXY_USERS#anna.2.uuid"
+    assert forms_of(found, anna) == (CredentialForm.KEY, CredentialForm.PASSWORD, CredentialForm.UUID)
+    assert forms_of(found, ben) == (CredentialForm.KEY,)
+    assert reference(found, anna, CredentialForm.UUID) == "PROXY_USERS#anna.2.uuid"
     assert references(found) == {
         "OBFS": "password",
         "PROXY_API": "password",

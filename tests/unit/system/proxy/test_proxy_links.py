@@ -12,7 +12,7 @@ import pytest
 
 from latticed.system.proxy import decode, devices, links
 from latticed.system.proxy.intent import Flow, Method, Protocol
-from latticed.system.proxy.links import Link, NoLink
+from latticed.system.proxy.links import NoLink, ShareLink
 from tests.house import proxies
 
 UUID = "b831381d-6324-4d53-ad4f-8cda48b30811"
@@ -40,49 +40,49 @@ def vmess(text=None, *, url=False, pad=True, **changes):
     return "vmess://" + b64(json.dumps(vmess_json(**changes)) if text is None else text, url=url, pad=pad)
 
 
-VM = Link(
+VM = ShareLink(
     protocol=Protocol.VMESS, name="vm", host="vm.example.org", port=443, credential=UUID, security="tls",
     websocket=True, path="/chat", ws_host="cdn.example.org", cipher="auto",
 )  # fmt: skip
-VL = Link(protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID)
-TR = Link(protocol=Protocol.TROJAN, host="a.example.org", port=443, credential="pass:w@rd", security="tls")
-SS = Link(
+VL = ShareLink(protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID)
+TR = ShareLink(protocol=Protocol.TROJAN, host="a.example.org", port=443, credential="pass:w@rd", security="tls")
+SS = ShareLink(
     protocol=Protocol.SHADOWSOCKS, host="a.example.org", port=8388, credential=KEY32, name="ss", method=Method.AES_256
 )
-HY = Link(protocol=Protocol.HYSTERIA2, host="a.example.org", port=443, credential="pass", security="tls")
+HY = ShareLink(protocol=Protocol.HYSTERIA2, host="a.example.org", port=443, credential="pass", security="tls")
 TAKEN = {
     # VLESS: the proposal that v2rayN, Xray's panels and NekoBox follow
     f"vless://{UUID}@a.example.org:443": VL,
-    f"vless://{UUID}@a.example.org:443?encryption=none&security=none&type=tcp&headerType=none#x": Link(
+    f"vless://{UUID}@a.example.org:443?encryption=none&security=none&type=tcp&headerType=none#x": ShareLink(
         protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID, name="x"
     ),
     f"vless://{UUID}@a.example.org:443?type=tcp&security=reality&pbk={PBK}&fp=chrome&sni=www.example.com&sid=6cabf01472a3"
-    f"&spx=%2F&flow=xtls-rprx-vision#%F0%9F%87%A9%F0%9F%87%AA%20DE": Link(
+    f"&spx=%2F&flow=xtls-rprx-vision#%F0%9F%87%A9%F0%9F%87%AA%20DE": ShareLink(
         protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID, name="🇩🇪 DE", security="reality",
         public_key=PBK, fingerprint="chrome", server_name="www.example.com", short_id="6cabf01472a3", spider="/",
         flow=Flow.VISION,
     ),
     f"vless://{UUID.upper()}@[2001:db8::1]:8443/?type=raw&security=tls&sni=A.example.org&alpn=h2%2Chttp%2F1.1"
-    "&fp=firefox": Link(
+    "&fp=firefox": ShareLink(
         protocol=Protocol.VLESS, host="2001:db8::1", port=8443, credential=UUID, security="tls",
         server_name="a.example.org", alpn=("h2", "http/1.1"), fingerprint="firefox",
     ),
     f"vless://{UUID}@a.example.org:443?security=tls&type=ws&path=/?ed%3D2560&host=cdn.example.org"
-    "&encryption=none#ws raw": Link(
+    "&encryption=none#ws raw": ShareLink(
         protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID, security="tls", name="ws raw",
         websocket=True, path="/", ws_host="cdn.example.org", early_data=2560,
     ),
-    f"vless://{UUID}@a.example.org:443?security=tls&type=ws&packetEncoding=xudp&allowInsecure=1&path=%2Fws": Link(
+    f"vless://{UUID}@a.example.org:443?security=tls&type=ws&packetEncoding=xudp&allowInsecure=1&path=%2Fws": ShareLink(
         protocol=Protocol.VLESS, host="a.example.org", port=443, credential=UUID, security="tls", websocket=True,
         path="/ws", insecure=True,
     ),
     # Trojan: of trojan-gfw, of v2rayN, of Shadowrocket
     "trojan://pass%3Aw%40rd@a.example.org:443": TR,
-    "trojan://pass%3Aw%40rd@a.example.org:443?peer=b.example.org&allowInsecure=0#t": Link(
+    "trojan://pass%3Aw%40rd@a.example.org:443?peer=b.example.org&allowInsecure=0#t": ShareLink(
         protocol=Protocol.TROJAN, host="a.example.org", port=443, credential="pass:w@rd", security="tls", name="t",
         server_name="b.example.org",
     ),
-    "trojan://p@a.example.org:443?security=tls&type=ws&host=cdn.example.org&path=%2Fx&sni=b.example.org&fp=": Link(
+    "trojan://p@a.example.org:443?security=tls&type=ws&host=cdn.example.org&path=%2Fx&sni=b.example.org&fp=": ShareLink(
         protocol=Protocol.TROJAN, host="a.example.org", port=443, credential="p", security="tls", websocket=True,
         path="/x", ws_host="cdn.example.org", server_name="b.example.org",
     ),
@@ -92,7 +92,7 @@ TAKEN = {
     f"ss://{b64(f'2022-blake3-aes-256-gcm:{KEY32}', url=True, pad=False)}@a.example.org:8388#ss": SS,
     f"ss://{b64(f'2022-blake3-aes-256-gcm:{KEY32}')}@a.example.org:8388?type=tcp#ss": SS,
     f"ss://{b64(f'2022-blake3-aes-256-gcm:{KEY32}@a.example.org:8388')}#ss": SS,
-    f"ss://2022-blake3-aes-128-gcm:{KEY16_QUOTED}%3A{KEY16_QUOTED}@[2001:db8::1]:8388": Link(
+    f"ss://2022-blake3-aes-128-gcm:{KEY16_QUOTED}%3A{KEY16_QUOTED}@[2001:db8::1]:8388": ShareLink(
         protocol=Protocol.SHADOWSOCKS, host="2001:db8::1", port=8388, credential=f"{KEY16}:{KEY16}",
         method=Method.AES_128,
     ),
@@ -101,10 +101,10 @@ TAKEN = {
     vmess(url=True, pad=False): VM,
     vmess(port=443, aid=0, v=2, sni=None, alpn=..., fp=..., scy=...): VM,
     vmess(json.dumps(vmess_json(), indent=2)): VM,
-    vmess(tls="", net="tcp", host="", path="", ps="ü 1", scy="aes-128-gcm"): Link(
+    vmess(tls="", net="tcp", host="", path="", ps="ü 1", scy="aes-128-gcm"): ShareLink(
         protocol=Protocol.VMESS, name="ü 1", host="vm.example.org", port=443, credential=UUID, cipher="aes-128-gcm"
     ),
-    vmess(tls="none", net="tcp", host="", path="/", ps=""): Link(
+    vmess(tls="none", net="tcp", host="", path="/", ps=""): ShareLink(
         protocol=Protocol.VMESS, host="vm.example.org", port=443, credential=UUID, cipher="auto"
     ),
     f"vmess://{UUID}@vm.example.org:443?type=ws&security=tls&host=cdn.example.org&path=%2Fchat&encryption=auto#vm": VM,
@@ -114,11 +114,11 @@ TAKEN = {
     "hysteria2://pass@a.example.org": HY,
     "hy2://pass@a.example.org:443/": HY,
     "hysteria2://pass@a.example.org:443/?sni=real.example.com&insecure=1&obfs=salamander"
-    "&obfs-password=gawr%26gura#h": Link(
+    "&obfs-password=gawr%26gura#h": ShareLink(
         protocol=Protocol.HYSTERIA2, host="a.example.org", port=443, credential="pass", security="tls", name="h",
         server_name="real.example.com", insecure=True, obfs="gawr&gura",
     ),
-    "hysteria2://user:pass@a.example.org:8443?alpn=h3": Link(
+    "hysteria2://user:pass@a.example.org:8443?alpn=h3": ShareLink(
         protocol=Protocol.HYSTERIA2, host="a.example.org", port=8443, credential="user:pass", security="tls",
         alpn=("h3",),
     ),

@@ -1,0 +1,386 @@
+"""Plans of kind `proxy`: one core, sing-box or xray, with the file that is rendered for it.
+
+What is decided is pure and in `latticed.system.proxy`; here programs are run, files written, and the core's API asked.
+The core runs by itself as an unprivileged user, in a session of its own, started by start-stop-daemon(8); a restart of
+the helper does not touch it.
+
+    DIRECTORY/wanted.json     root's: what is to be, values of secrets included
+    DIRECTORY/started.json    the user's: what the core was started with
+    DIRECTORY/core.pid
+
+A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing). So users who only go are
+closed by the API, and the core goes on with its old file for `batch_s`; everything else starts it anew, which costs
+every user his connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import pwd
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.plans.effects import finding, parsed, ran
+from latticed.plans.kind import Live
+from latticed.system.findings import IntentRefused
+from latticed.system.proxy import api, applied, decode, sources, values
+from latticed.system.proxy import check as checker
+from latticed.system.proxy import intent as model
+from latticed.system.proxy import narrows as narrower
+from latticed.system.proxy import render as renderer
+from latticed.system.proxy.intent import Core
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latticed.plans.kind import Intent, ProgramEnd, Tools
+    from latticed.plans.protocol import Finding
+    from latticed.system.proxy.usage import Connection
+
+PACKAGES: Final = MappingProxyType(
+    {"sing-box": "sing-box", "xray": "xray", "start-stop-daemon": "dpkg", "setpriv": "util-linux", "ss": "iproute2"}
+)
+"""The package of each program that there has to be; of the cores the one that is configured."""
+API_S: Final = 3.0
+"""For one call of the core's API."""
+LISTEN_S: Final = 8.0
+"""For a core to bind its ports after its start."""
+_MAX_FILE_BYTES: Final = 16 << 20
+_MAX_ANSWER_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """The core as it is, `pid` 0 for none. `waiting_s`: since when its file is another than what is wanted."""
+
+    wanted: bytes
+    started: bytes
+    pid: int
+    ports: tuple[sources.Socket, ...]
+    waiting_s: float | None
+
+    def ours(self) -> frozenset[tuple[str, int]]:
+        return frozenset((one.transport, one.port) for one in self.ports if self.pid and self.pid in one.pids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyKind:
+    """`user`: who the core runs as. `batch_s`: how long it may go on with users in its file who are gone."""
+
+    directory: str = "/run/latticed-proxy"
+    user: str = "latticed-proxy"
+    batch_s: float = 60.0
+
+    @property
+    def name(self) -> str:
+        return "proxy"
+
+    @property
+    def target(self) -> str:
+        return f"the proxy core of {self.directory}"
+
+    @property
+    def programs(self) -> Mapping[str, str]:
+        return {
+            "sing-box": "/usr/bin/sing-box",
+            "xray": "/usr/bin/xray",
+            "start-stop-daemon": "/usr/sbin/start-stop-daemon",
+            "setpriv": "/usr/bin/setpriv",
+            "ss": "/usr/bin/ss",
+        }
+
+    # Pure
+
+    def secrets(self, intent: Intent) -> Mapping[str, str]:
+        """Credentials of users and keys of inbounds; none for an intent that is refused anyway."""
+        try:
+            return model.references(decode.read(intent))
+        except IntentRefused:
+            return {}
+
+    def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
+        """As `proxy.check` has them."""
+        del source
+        try:
+            read = decode.read(intent)
+        except IntentRefused as refused:
+            return tuple(finding(one) for one in refused.findings)
+        facts = None if live is None else sources.from_plain(live.facts)
+        return tuple(finding(one) for one in checker.check(read, facts))
+
+    def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
+        del live
+        return renderer.render(decode.read(intent), secrets)
+
+    def narrows(self, approved: Intent, new: Intent, *, now_s: int) -> bool:
+        """See `proxy.narrows`. A user whose time is over is in no file, whatever an intent says (`commit`)."""
+        del now_s
+        return narrower.narrows(decode.read(approved), decode.read(new))
+
+    def holds(self, rendering: bytes, live: Live) -> bool:
+        """Whether the core is what was rendered, nobody else is connected, and no user's end is waiting too long."""
+        wanted = applied.read(rendering)
+        config = applied.config(wanted, _now_s())
+        names = applied.everybody(wanted.core, config)
+        strangers = any(one["user"] not in names for one in live.facts["connections"])
+        waiting_s = live.facts["waiting_s"]
+        overdue = waiting_s is not None and waiting_s >= self.batch_s
+        well = bool(live.facts["answers"]) and not strangers and not overdue
+        return well and live.basis == _basis(config, running=bool(names))
+
+    # On the host
+
+    def observe(self, tools: Tools) -> Live:
+        """The core, who is connected, and the ports of others.
+
+        Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
+        down_bytes}` of each, `answers`: whether the core's API did, where it has one.
+        """
+        found = self._seen(tools)
+        facts = sources.plain(sources.facts(found.ports, found.ours()))
+        told = _connections(found)
+        connections = [
+            {
+                "id": one.id,
+                "user": one.user,
+                "source": one.source,
+                "up_bytes": one.up_bytes,
+                "down_bytes": one.down_bytes,
+            }
+            for one in told or ()
+        ]
+        running = bool(found.pid)
+        told_s = {"waiting_s": found.waiting_s, "connections": connections, "answers": told is not None}
+        return Live(
+            facts={**facts, "running": running, **told_s},
+            basis=_basis(found.wanted, running=running),
+            text=values.redacted(found.wanted).decode("ascii") if found.wanted else "",
+        )
+
+    def validate(self, rendering: bytes, tools: Tools) -> None:
+        """Have the core check its file, as the user that it runs as: it has to be able to read certificates."""
+        wanted = applied.read(rendering)
+        config = applied.config(wanted, _now_s())
+        words = ("check", "-c", "stdin") if wanted.core is Core.SING_BOX else ("run", "-test", "-config", "stdin:")
+        program = tools.path(str(wanted.core))
+        _run(tools, "setpriv", *self._as_user(), program, *words, stdin=config)
+
+    def snapshot(self, tools: Tools) -> bytes:
+        """What is wanted now, secrets and all; empty for nothing."""
+        return self._seen(tools).wanted
+
+    def commit(self, rendering: bytes, tools: Tools) -> None:
+        """The core with what is rendered, but for users whose time is over."""
+        wanted = applied.read(rendering)
+        self._make(applied.config(wanted, _now_s()), tools)
+
+    def self_check(self, rendering: bytes, tools: Tools) -> None:
+        """That the core runs and has bound every port of its file, as nobody else has."""
+        wanted = applied.read(rendering)
+        config = applied.config(wanted, _now_s())
+        runs = bool(applied.everybody(wanted.core, config))
+        ports = applied.ports(wanted.core, config) if runs else frozenset()
+        until = time.monotonic() + LISTEN_S
+        while True:
+            found = self._seen(tools)
+            missing = ports - found.ours()
+            if not missing and bool(found.pid) == runs:
+                return
+            if runs and not found.pid and self._ended():
+                hint = f"look at its ports, and at what {self.user} may read"
+                raise Problem("apply_failed", "the core ended after its start", hint)
+            if time.monotonic() > until:
+                told = ", ".join(f"{port}/{transport}" for transport, port in sorted(missing))
+                raise Problem("apply_failed", f"the core has not bound {told or 'nothing, and still runs'}")
+            time.sleep(0.05)
+
+    def restore(self, snapshot: bytes, tools: Tools) -> None:
+        """As `commit`: a snapshot is the file of before."""
+        self._make(snapshot, tools)
+
+    # Files and the program
+
+    def _make(self, config: bytes, tools: Tools) -> None:
+        """Have the core as this file says; none for an empty one, or one that lets nobody in."""
+        found = self._seen(tools)
+        core = applied.core_of(config) if config else Core.SING_BOX
+        if not config or not applied.everybody(core, config):
+            self._stop(found, tools)
+            self._remove("wanted.json", "started.json", "waiting")
+            if config:
+                self._write("wanted.json", config, owner=0)
+            return
+        self._write("wanted.json", config, owner=0)
+        if self._goes_on(found, core, config):
+            return
+        self._stop(found, tools)
+        self._write("started.json", config, owner=self._account().pw_uid)
+        self._remove("waiting")
+        self._start(core, tools)
+
+    def _goes_on(self, found: _Core, core: Core, config: bytes) -> bool:
+        """Whether the core that runs will do for now; users who are gone are cut."""
+        told = _connections(found)
+        left = applied.gone(core, found.started, config) if found.pid and found.started else None
+        # One that does not answer is started anew: users have to go, whatever that costs the others.
+        if left is None or told is None:
+            return False
+        if found.started == config:
+            self._remove("waiting")
+            return True
+        if not _api_of(found.started) or (found.waiting_s or 0.0) >= self.batch_s:
+            return False
+        if found.waiting_s is None:
+            self._write("waiting", b"", owner=0)
+        return _closed(found, told, left)
+
+    def _start(self, core: Core, tools: Tools) -> None:
+        started = str(Path(self.directory, "started.json"))
+        words = ("run", "-c", started) if core is Core.SING_BOX else ("run", "-config", started)
+        # setpriv becomes the core: the pid stays.
+        ran(
+            tools,
+            PACKAGES,
+            "start-stop-daemon",
+            *("--start", "--background", "--make-pidfile", "--pidfile", self._pidfile(), "--chdir", "/"),
+            *("--startas", tools.path("setpriv"), "--"),
+            *(*self._as_user(), tools.path(str(core)), *words),
+            stays=True,
+        )
+        # Until setpriv(1) has given up root it would not be found as ours, and be started a second time.
+        until = time.monotonic() + LISTEN_S
+        while not self._pid(tools) and not self._ended() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def _stop(self, found: _Core, tools: Tools) -> None:
+        if found.pid:
+            words = ("--stop", "--oknodo", "--retry", "TERM/3/KILL/3", "--pidfile", self._pidfile())
+            _run(tools, "start-stop-daemon", *words, "--user", self.user)
+        self._remove("core.pid")
+
+    def _seen(self, tools: Tools) -> _Core:
+        wanted, started = self._read("wanted.json"), self._read("started.json")
+        pid = self._pid(tools)
+        ports = parsed(sources.sockets, _run(tools, "ss", "-Hlntup").stdout)
+        waiting_s = None
+        with contextlib.suppress(FileNotFoundError):
+            waiting_s = max(0.0, time.time() - Path(self.directory, "waiting").stat().st_mtime)
+        return _Core(wanted, started, pid, ports, waiting_s)
+
+    def _pid(self, tools: Tools) -> int:
+        """Of the core, 0 where none runs. A pid that somebody else has by now is of another user, or another group."""
+        if not self._read("core.pid"):
+            return 0
+        words = ("--status", "--pidfile", self._pidfile(), "--user", self.user)
+        ended = ran(tools, PACKAGES, "start-stop-daemon", *words, ends=(0, 1, 3, 4))
+        return int(self._read("core.pid") or b"0") if ended.status == 0 else 0
+
+    def _ended(self) -> bool:
+        """Whether the process that was started is no more."""
+        pid = self._read("core.pid").decode("ascii", "replace").strip()
+        return pid.isdecimal() and not Path("/proc", pid).exists()
+
+    def _as_user(self) -> tuple[str, ...]:
+        account = self._account()
+        bound = "+net_bind_service"
+        return (
+            *(f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", "--no-new-privs"),
+            # Ports below 1024, and nothing else of root's.
+            *(f"--inh-caps=-all,{bound}", f"--ambient-caps=-all,{bound}", f"--bounding-set=-all,{bound}"),
+            "--",
+        )
+
+    def _account(self) -> pwd.struct_passwd:
+        try:
+            return pwd.getpwnam(self.user)
+        except KeyError:
+            hint = f"useradd --system --no-create-home --shell /usr/sbin/nologin {self.user}"
+            raise Problem("tool_missing", f"there is no user {self.user} for the core", hint) from None
+
+    def _pidfile(self) -> str:
+        return str(Path(self.directory, "core.pid"))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return files.read_at_most(Path(self.directory, name), _MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def _write(self, name: str, data: bytes, *, owner: int) -> None:
+        directory = Path(self.directory)
+        directory.mkdir(mode=0o711, exist_ok=True)
+        path = directory / name
+        files.replace(path, data, mode=0o600)
+        os.chown(path, owner, -1, follow_symlinks=False)
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            Path(self.directory, name).unlink(missing_ok=True)
+
+
+def _connections(found: _Core) -> tuple[Connection, ...] | None:
+    """Who is connected; nobody where the core has no API, or has not bound it yet; None where it does not answer."""
+    service = _api_of(found.started) if found.pid else {}
+    if not service or ("tcp", service["listen_port"]) not in found.ours():
+        return ()
+    try:
+        return tuple(parsed(api.connections, _asked(found.started, api.LIST_PATH, api.list_request(), first=True)))
+    except Problem:
+        return None
+
+
+def _closed(found: _Core, told: tuple[Connection, ...], users: frozenset[str]) -> bool:
+    """End the connections of these users, and nobody else's; whether the core did."""
+    try:
+        asked = (_asked(found.started, api.CLOSE_PATH, api.close_request(one.id)) for one in told if one.user in users)
+        return not any(parsed(api.refusal, answer) for answer in asked)
+    except Problem:
+        return False
+
+
+def _asked(started: bytes, path: str, body: bytes, *, first: bool = False) -> bytes:
+    """An answer of the core's API; `first`: the message of its first frame, for what would go on without an end.
+
+    Problem tool_failed.
+    """
+    service = _api_of(started)
+    headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
+    connection = http.client.HTTPConnection(service["listen"], service["listen_port"], timeout=API_S)
+    try:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        if first:
+            length = parsed(api.frame_length, answer.read(api.HEADER_BYTES))
+            return answer.read(length)
+        return answer.read(_MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise Problem("tool_failed", f"the core's API does not answer: {type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def _api_of(started: bytes) -> dict[str, Any]:
+    services: list[dict[str, Any]] = json.loads(started).get("services", []) if started else []
+    return services[0] if services else {}
+
+
+def _basis(config: bytes, *, running: bool) -> bytes:
+    digest = hashlib.sha256(config).hexdigest()
+    return json.dumps({"config": digest, "running": running}, sort_keys=True).encode("ascii")
+
+
+def _run(tools: Tools, program: str, *arguments: str, stdin: bytes = b"") -> ProgramEnd:
+    return ran(tools, PACKAGES, program, *arguments, stdin=stdin)
+
+
+def _now_s() -> int:
+    return int(time.time())

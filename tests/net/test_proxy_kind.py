@@ -1,0 +1,256 @@
+"""The kind proxy with a real sing-box as a user of its own: what it starts, proves, cuts, and puts back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from latticed.model.errors import Problem
+from latticed.plans.programs import ProgramTools
+from latticed.plans.proxy import ProxyKind
+from latticed.system.proxy import decode, devices, ends, subscriptions
+from latticed.system.proxy.subscriptions import Format
+from tests.house import cores, proxies
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)]
+USER = "daemon"
+
+
+@pytest.fixture
+def kind():
+    directory = tempfile.mkdtemp()
+    made = ProxyKind(directory=f"{directory}/proxy", user=USER, batch_s=600)
+    Path(directory).chmod(0o711)
+    yield made
+    made.restore(b"", tools_of(made))
+    assert not made.observe(tools_of(made)).facts["running"]
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def tools(kind):
+    return tools_of(kind)
+
+
+def tools_of(kind):
+    return ProgramTools({**kind.programs, "sing-box": cores.sing_box()})
+
+
+def document(*users, **changes):
+    inbound = proxies.shadowsocks(listen="127.0.0.1", port=cores.free_port())
+    api = {**proxies.API, "port": cores.free_port()}
+    named = [proxies.user(one) for one in users or ("anna", "ben")]
+    return proxies.document(inbound, users=named, host="127.0.0.1", api=api, reach_private=True, **changes)
+
+
+def rendered(kind, intent):
+    return kind.render(intent, None, {name: proxies.value(name, form) for name, form in kind.secrets(intent).items()})
+
+
+def committed(kind, intent, tools):
+    assert kind.check(intent, kind.observe(tools), "") == ()
+    rendering = rendered(kind, intent)
+    kind.validate(rendering, tools)
+    kind.commit(rendering, tools)
+    kind.self_check(rendering, tools)
+    assert kind.holds(rendering, kind.observe(tools))
+    return rendering
+
+
+def pid_of(kind):
+    return int(Path(kind.directory, "core.pid").read_text())
+
+
+@contextlib.contextmanager
+def stream(intent, user, tmp_path, origin):
+    read = decode.read(intent)
+    document = subscriptions.write(devices.links(read, user, proxies.secrets(read)), Format.SING_BOX)
+    port = cores.free_port()
+    with (
+        cores.running(cores.client(document, port), tmp_path, f"client-{user}", port),
+        socket.create_connection(("127.0.0.1", port), timeout=cores.PATIENCE_S) as sock,
+    ):
+        sock.sendall(f"CONNECT 127.0.0.1:{origin} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert b" 200 " in sock.recv(1_024)
+        yield sock
+
+
+@pytest.fixture
+def echo():
+    """A server that sends back what it gets; a process, which ends with the test."""
+    code = (
+        "import socketserver\n"
+        "class H(socketserver.BaseRequestHandler):\n"
+        "    def handle(self):\n"
+        "        while data := self.request.recv(65536): self.request.sendall(data)\n"
+        "s = socketserver.ThreadingTCPServer(('127.0.0.1', 0), H)\n"
+        "print(s.server_address[1], flush=True)\n"
+        "s.serve_forever()\n"
+    )
+    child = subprocess.Popen(["/usr/bin/python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    yield int(child.stdout.readline())
+    child.kill()
+    child.communicate()
+
+
+def echoed(sock):
+    sock.sendall(b"x" * 1_000)
+    got = b""
+    while len(got) < 1_000:
+        data = sock.recv(1_000)
+        assert data
+        got += data
+
+
+def test_an_intent_becomes_a_core_of_its_user_with_a_file_for_nobody_else(kind, tools):
+    intent = document()
+    committed(kind, intent, tools)
+    status = Path(f"/proc/{pid_of(kind)}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    account = pwd.getpwnam(USER)
+    assert fields["Uid"].split() == [str(account.pw_uid)] * 4
+    assert fields["Groups"].split() == []
+    assert fields["NoNewPrivs"] == "1"
+    assert int(fields["CapBnd"], 16) == int(fields["CapEff"], 16) == 1 << 10  # CAP_NET_BIND_SERVICE
+    assert os.getsid(pid_of(kind)) != os.getsid(0)
+    started, wanted = Path(kind.directory, "started.json").stat(), Path(kind.directory, "wanted.json").stat()
+    assert (started.st_mode & 0o777, started.st_uid) == (0o600, account.pw_uid)
+    assert (wanted.st_mode & 0o777, wanted.st_uid) == (0o600, 0)
+    live = kind.observe(tools)
+    assert (live.facts["running"], live.facts["connections"]) == (True, [])
+    shown = f"{live.facts} {live.basis!r} {live.text}"
+    command = Path(f"/proc/{pid_of(kind)}/cmdline").read_bytes() + Path(f"/proc/{pid_of(kind)}/environ").read_bytes()
+    for name, form in kind.secrets(intent).items():
+        value = proxies.value(name, form)
+        assert value not in shown
+        assert value.encode() not in command
+    ports = {one["port"] for one in live.facts["listeners"]}
+    assert not ports & {intent["inbounds"][0]["port"], intent["api"]["port"]}
+
+
+def test_who_is_cut_loses_his_connections_and_nobody_else_does(kind, tools, tmp_path, echo):
+    intent = document()
+    committed(kind, intent, tools)
+    before = pid_of(kind)
+    with stream(intent, "anna", tmp_path, echo) as anna, stream(intent, "ben", tmp_path, echo) as ben:
+        echoed(anna)
+        echoed(ben)
+        assert {one["user"] for one in kind.observe(tools).facts["connections"]} == {"anna", "ben"}
+        cut = ends.cut(intent, {"anna"})
+        assert kind.narrows(intent, cut, now_s=0)
+        rendering = committed(kind, cut, tools)
+        with contextlib.suppress(ConnectionError):
+            assert anna.recv(1) == b""
+        echoed(ben)
+        # What she opens anew is there until the next look, which sees it, and closes it again.
+        with stream(intent, "anna", tmp_path, echo) as again:
+            echoed(again)
+            assert not kind.holds(rendering, kind.observe(tools))
+            kind.commit(rendering, tools)
+            with contextlib.suppress(ConnectionError):
+                assert again.recv(1) == b""
+            assert kind.holds(rendering, kind.observe(tools))
+        echoed(ben)
+        assert pid_of(kind) == before
+        # Then her line goes from the file, which costs everybody his connections.
+        late = ProxyKind(directory=kind.directory, user=USER, batch_s=0)
+        assert not late.holds(rendering, late.observe(tools))
+        late.commit(rendering, tools)
+        late.self_check(rendering, tools)
+        assert pid_of(kind) != before
+        assert late.holds(rendering, late.observe(tools))
+        with contextlib.suppress(ConnectionError):
+            assert ben.recv(1) == b""
+
+
+def test_a_core_that_cannot_bind_is_undone_and_the_old_one_answers(kind, tools, tmp_path, echo):
+    intent = document()
+    committed(kind, intent, tools)
+    snapshot = kind.snapshot(tools)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bad = {**intent, "inbounds": [{**intent["inbounds"][0], "port": taken.getsockname()[1]}]}
+        assert [one.code for one in kind.check(bad, kind.observe(tools), "")] == ["port_taken"]
+        rendering = rendered(kind, bad)
+        kind.commit(rendering, tools)
+        with pytest.raises(Problem) as failed:
+            kind.self_check(rendering, tools)
+        assert failed.value.code == "apply_failed"
+        for _ in range(2):
+            kind.restore(snapshot, tools)
+    kind.self_check(rendered(kind, intent), tools)
+    assert kind.snapshot(tools) == snapshot
+    with stream(intent, "ben", tmp_path, echo) as ben:
+        echoed(ben)
+
+
+def test_what_the_core_refuses_is_said_before_anything_is_touched(kind, tools):
+    intent = document()
+    committed(kind, intent, tools)
+    before = pid_of(kind)
+    hysteria = proxies.hysteria(listen="127.0.0.1", tls={**proxies.TLS, "certificate_file": "/etc/latticed-none.pem"})
+    with pytest.raises(Problem) as refused:
+        kind.validate(rendered(kind, {**intent, "inbounds": [hysteria]}), tools)
+    assert refused.value.code == "tool_failed"
+    assert "latticed-none.pem" in refused.value.reason
+    assert pid_of(kind) == before
+
+
+def test_a_core_that_was_killed_is_drift_and_comes_back(kind, tools):
+    rendering = committed(kind, document(), tools)
+    os.kill(pid_of(kind), signal.SIGKILL)
+    while kind.observe(tools).facts["running"]:
+        pass
+    assert not kind.holds(rendering, kind.observe(tools))
+    kind.commit(rendering, tools)
+    kind.self_check(rendering, tools)
+    assert kind.holds(rendering, kind.observe(tools))
+
+
+def test_a_core_that_hangs_is_drift_and_started_anew(kind, tools):
+    rendering = committed(kind, document(), tools)
+    before = pid_of(kind)
+    os.kill(before, signal.SIGSTOP)
+    assert not kind.holds(rendering, kind.observe(tools))
+    kind.commit(rendering, tools)
+    kind.self_check(rendering, tools)
+    assert pid_of(kind) != before
+    assert not Path(f"/proc/{before}").exists()
+
+
+def test_an_intent_of_nobody_ends_the_core(kind, tools):
+    intent = document()
+    committed(kind, intent, tools)
+    before = pid_of(kind)
+    rendering = committed(kind, ends.cut(intent, {"anna", "ben"}), tools)
+    assert not Path(f"/proc/{before}").exists()
+    assert kind.holds(rendering, kind.observe(tools))
+    assert not Path(kind.directory, "started.json").exists()
+
+
+def test_a_process_of_others_under_the_kept_pid_is_left_alone(kind, tools):
+    rendering = committed(kind, document(), tools)
+    with subprocess.Popen(["/usr/bin/sleep", "60"]) as other:
+        core = pid_of(kind)
+        Path(kind.directory, "core.pid").write_text(f"{other.pid}\n")
+        assert not kind.observe(tools).facts["running"]
+        kind.restore(b"", tools)
+        assert other.poll() is None
+        other.kill()
+    os.kill(core, signal.SIGKILL)
+    assert rendering
+
+
+def test_a_user_that_is_not_there_is_said(kind, tools):
+    absent = ProxyKind(directory=kind.directory, user="latticed-nobody-has-it")
+    with pytest.raises(Problem) as missing:
+        absent.validate(rendered(kind, document()), tools)
+    assert (missing.value.code, "useradd" in missing.value.hint) == ("tool_missing", True)
