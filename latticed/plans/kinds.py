@@ -51,7 +51,13 @@ def _nginx(apply: ApplySettings | None = None, http: HttpSettings | None = None)
     return NginxKind(place(apply.nginx if apply else NginxSettings(), http or HttpSettings()))
 
 
-_MAKERS: Final = {"nft": _nft, "nginx": _nginx, "wireguard": _wireguard}
+def _proxy() -> Kind:
+    from latticed.plans.proxy import ProxyKind
+
+    return ProxyKind()
+
+
+_MAKERS: Final = {"nft": _nft, "nginx": _nginx, "proxy": _proxy, "wireguard": _wireguard}
 KINDS: Final = Kinds(_MAKERS)
 """A kind that is not here is kept as a plan and reviewed by nobody; `latticed-apply` says so (`kind_unknown`)."""
 

@@ -37,14 +37,14 @@ from latticed.model import plan as plans
 from latticed.model.errors import Problem
 from latticed.model.plan import PlanState
 
-MAX_REQUEST_BYTES: Final = 1 << 20
+MAX_REQUEST_BYTES: Final = 2 << 20
 """Longest request with its newline: an intent (256 KiB) and its secrets."""
 MAX_ANSWER_BYTES: Final = 8 << 20
 """Longest answer with its newline; diff, intent and live state are bounded below it."""
 MAX_DIFF_CHARACTERS: Final = 1 << 20
 """Of `Reviewed.diff`; what is longer is cut, and a last line says so. The review is over all of it."""
-MAX_SECRETS: Final = 1_024
-"""Secrets of one plan."""
+MAX_SECRETS: Final = 8_192
+"""Secrets of one plan: 2,000 users of proxies have up to three derived ones each."""
 MAX_FINDINGS: Final = 100
 """Findings in one answer; the first ones."""
 MAX_STEPS: Final = 500

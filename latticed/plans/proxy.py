@@ -4,8 +4,8 @@ What is decided is pure and in `latticed.system.proxy`; here programs are run, f
 The core runs by itself as an unprivileged user, in a session of its own, started by start-stop-daemon(8); a restart of
 the helper does not touch it.
 
-    DIRECTORY/wanted.json     root's: what is to be, values of secrets included
-    DIRECTORY/started.json    the user's: what the core was started with
+    DIRECTORY/wanted.json     root's: the rendering, values of secrets included
+    DIRECTORY/started.json    the user's: what the core was started with, without users whose time was over
     DIRECTORY/core.pid
 
 A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing). So users who only go are
@@ -133,9 +133,10 @@ class ProxyKind:
         names = applied.everybody(wanted.core, config)
         strangers = any(one["user"] not in names for one in live.facts["connections"])
         waiting_s = live.facts["waiting_s"]
-        overdue = waiting_s is not None and waiting_s >= self.batch_s
-        well = bool(live.facts["answers"]) and not strangers and not overdue
-        return well and live.basis == _basis(config, running=bool(names))
+        waits = waiting_s is not None and waiting_s < self.batch_s
+        as_started = live.facts["started"] == (_digest(config) if names else "")
+        well = bool(live.facts["answers"]) and not strangers and (as_started or waits)
+        return well and live.basis == _basis(rendering, running=bool(names))
 
     # On the host
 
@@ -143,7 +144,7 @@ class ProxyKind:
         """The core, who is connected, and the ports of others.
 
         Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
-        down_bytes}` of each, `answers`: whether the core's API did, where it has one.
+        down_bytes}` of each, `answers`: whether the core's API did, where it has one, `started`: digest of its file.
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
@@ -161,9 +162,9 @@ class ProxyKind:
         running = bool(found.pid)
         told_s = {"waiting_s": found.waiting_s, "connections": connections, "answers": told is not None}
         return Live(
-            facts={**facts, "running": running, **told_s},
+            facts={**facts, "running": running, "started": _digest(found.started), **told_s},
             basis=_basis(found.wanted, running=running),
-            text=values.redacted(found.wanted).decode("ascii") if found.wanted else "",
+            text=renderer.text(values.redacted(found.wanted)).decode("ascii") if found.wanted else "",
         )
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
@@ -175,13 +176,12 @@ class ProxyKind:
         _run(tools, "setpriv", *self._as_user(), program, *words, stdin=config)
 
     def snapshot(self, tools: Tools) -> bytes:
-        """What is wanted now, secrets and all; empty for nothing."""
+        """The rendering of now, secrets and all; empty for none."""
         return self._seen(tools).wanted
 
     def commit(self, rendering: bytes, tools: Tools) -> None:
         """The core with what is rendered, but for users whose time is over."""
-        wanted = applied.read(rendering)
-        self._make(applied.config(wanted, _now_s()), tools)
+        self._make(rendering, tools)
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the core runs and has bound every port of its file, as nobody else has."""
@@ -204,33 +204,34 @@ class ProxyKind:
             time.sleep(0.05)
 
     def restore(self, snapshot: bytes, tools: Tools) -> None:
-        """As `commit`: a snapshot is the file of before."""
+        """As `commit`: a snapshot is the rendering of before."""
         self._make(snapshot, tools)
 
     # Files and the program
 
-    def _make(self, config: bytes, tools: Tools) -> None:
-        """Have the core as this file says; none for an empty one, or one that lets nobody in."""
+    def _make(self, rendering: bytes, tools: Tools) -> None:
+        """Have the core as this rendering says now; none for an empty one, or one that lets nobody in."""
         found = self._seen(tools)
-        core = applied.core_of(config) if config else Core.SING_BOX
-        if not config or not applied.everybody(core, config):
+        wanted = applied.read(rendering) if rendering else None
+        config = applied.config(wanted, _now_s()) if wanted else b""
+        if rendering:
+            self._write("wanted.json", rendering, owner=0)
+        if wanted is None or not applied.everybody(wanted.core, config):
             self._stop(found, tools)
-            self._remove("wanted.json", "started.json", "waiting")
-            if config:
-                self._write("wanted.json", config, owner=0)
+            self._remove("started.json", "waiting", *([] if rendering else ["wanted.json"]))
             return
-        self._write("wanted.json", config, owner=0)
-        if self._goes_on(found, core, config):
+        if self._goes_on(found, wanted.core, config):
             return
         self._stop(found, tools)
         self._write("started.json", config, owner=self._account().pw_uid)
         self._remove("waiting")
-        self._start(core, tools)
+        self._start(wanted.core, tools)
 
     def _goes_on(self, found: _Core, core: Core, config: bytes) -> bool:
         """Whether the core that runs will do for now; users who are gone are cut."""
         told = _connections(found)
-        left = applied.gone(core, found.started, config) if found.pid and found.started else None
+        same = found.pid and found.started and applied.core_of(found.started) is core
+        left = applied.gone(core, found.started, config) if same else None
         # One that does not answer is started anew: users have to go, whatever that costs the others.
         if left is None or told is None:
             return False
@@ -373,9 +374,12 @@ def _api_of(started: bytes) -> dict[str, Any]:
     return services[0] if services else {}
 
 
-def _basis(config: bytes, *, running: bool) -> bytes:
-    digest = hashlib.sha256(config).hexdigest()
-    return json.dumps({"config": digest, "running": running}, sort_keys=True).encode("ascii")
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""
+
+
+def _basis(rendering: bytes, *, running: bool) -> bytes:
+    return json.dumps({"rendering": _digest(rendering), "running": running}, sort_keys=True).encode("ascii")
 
 
 def _run(tools: Tools, program: str, *arguments: str, stdin: bytes = b"") -> ProgramEnd:

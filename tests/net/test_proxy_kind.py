@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,32 @@ def test_a_core_that_was_killed_is_drift_and_comes_back(kind, tools):
     kind.commit(rendering, tools)
     kind.self_check(rendering, tools)
     assert kind.holds(rendering, kind.observe(tools))
+
+
+def test_an_end_that_is_reached_is_seen_and_cuts(kind, tools, tmp_path, echo):
+    intent = document()
+    intent["users"][0]["expires_at"] = int(time.time()) + 6
+    rendering = committed(kind, intent, tools)
+    with stream(intent, "anna", tmp_path, echo) as anna, stream(intent, "ben", tmp_path, echo) as ben:
+        echoed(anna)
+        until = time.monotonic() + cores.PATIENCE_S
+        while kind.holds(rendering, kind.observe(tools)):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        kind.commit(rendering, tools)
+        kind.self_check(rendering, tools)
+        with contextlib.suppress(ConnectionError):
+            assert anna.recv(1) == b""
+        echoed(ben)
+        assert kind.holds(rendering, kind.observe(tools))
+        assert b'"anna"' in Path(kind.directory, "started.json").read_bytes()
+
+
+def test_the_diff_of_what_is_applied_is_the_secrets_alone(kind, tools):
+    intent = document()
+    committed(kind, intent, tools)
+    told = kind.render(intent, None, {one: f"${{secret:{one}}}" for one in kind.secrets(intent)}).decode()
+    assert re.sub(r"\$\{secret:[^}]+\}", "(a secret)", told) == kind.observe(tools).text
 
 
 def test_a_core_that_hangs_is_drift_and_started_anew(kind, tools):

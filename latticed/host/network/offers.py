@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def values(
     plugin_id: str, intent: dict[str, Any], secrets: PluginSecrets, forms: Mapping[str, str]
 ) -> tuple[protocol.SecretValue, ...]:
-    """The value of each reference of an intent, once, by its name.
+    """The value of each reference of an intent, once, by its name; also of those that its kind makes of names in it.
 
         {"psk": "${secret:PSK}"}      ->  (SecretValue(reference="PSK", form="key", value="…"),)
         {"id": "${secret:USERS#ada}"} ->  the same of a UUID that is derived from USERS for the label `ada`
@@ -29,7 +29,8 @@ def values(
     that the value has, and the helper's kind says whether that is what it expects. HostError bad_params: not bound to
     the plugin, or of another form; never with the value.
     """
-    names = sorted({found[1] for text in intents.references(intent) for found in REFERENCE.finditer(text)})
+    written = {found[1] for text in intents.references(intent) for found in REFERENCE.finditer(text)}
+    names = sorted(written | forms.keys())
     if len(names) > protocol.MAX_SECRETS:
         detail = f"expected at most {protocol.MAX_SECRETS} secrets in a plan, found {len(names)}"
         raise HostError(Denial.BAD_PARAMS, detail)

@@ -14,7 +14,7 @@ from latticed.system.proxy import singbox, xray
 from latticed.system.proxy.intent import Core
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from latticed.system.proxy.intent import ProxyIntent
 
@@ -27,5 +27,20 @@ def render(intent: ProxyIntent, secrets: Mapping[str, str]) -> bytes:
 
 
 def text(document: dict[str, Any]) -> bytes:
-    """A line for each value, so that a diff shows the users who come and go."""
-    return (json.dumps(document, sort_keys=True, indent=1) + "\n").encode("ascii")
+    """JSON with a line for each object and list that holds no other, so that a diff shows users who come and go."""
+    return ("".join(_written(document, "")) + "\n").encode("ascii")
+
+
+def _written(value: Any, margin: str) -> Iterator[str]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not any(isinstance(one, dict | list) for one in inner):
+        yield json.dumps(value, sort_keys=True)
+        return
+    opened, closed = "{}" if isinstance(value, dict) else "[]"
+    items = sorted(value.items()) if isinstance(value, dict) else [("", one) for one in value]
+    for index, (name, one) in enumerate(items):
+        yield f"{',' if index else opened}\n{margin} "
+        if isinstance(value, dict):
+            yield f"{json.dumps(name)}: "
+        yield from _written(one, f"{margin} ")
+    yield f"\n{margin}{closed}"

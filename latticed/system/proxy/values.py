@@ -35,9 +35,10 @@ def x25519(key: str) -> str:
     return key if key.startswith(_SHOWN) else key.replace("+", "-").replace("/", "_").rstrip("=")
 
 
-def redacted(config: bytes) -> bytes:
-    """A core's file as it may be shown, in the form of a rendering's `config`."""
-    return (json.dumps(_redacted(json.loads(config)), sort_keys=True, indent=1) + "\n").encode("ascii")
+def redacted(rendering: bytes) -> dict[str, Any]:
+    """A rendering as JSON values that may be shown: without the values of secrets."""
+    found: dict[str, Any] = _redacted(json.loads(rendering))
+    return found
 
 
 def _redacted(value: Any) -> Any:
