@@ -35,6 +35,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ONLY_ROOT: Final = {
     "nft": "the ruleset (nft list ruleset)",
     "wireguard": "the interfaces' peers (wg show)",
+    "proxy": "who is connected to the core",
 }
 """The live state of these kinds, which only root can read."""
 _LISTENERS, _INTERFACES = "listeners", "interfaces"
@@ -96,7 +97,7 @@ class NetworkCalls:
     async def _state(self, _: Caller, asked: NetworkStateQuery) -> dict[str, Any]:
         """The live state of a kind; HostError bad_params, service_unavailable.
 
-        Of nft and wireguard what the helper sees; listeners and interfaces are read here. Of nginx and proxy both: who
+        Of nft, wireguard and proxy what the helper sees; listeners and interfaces are read here. Of nginx both: who
         listens at which addresses, and the helper's `live` and `target`; no `live`, and `target` None, while it does
         not run or has no such kind.
         """

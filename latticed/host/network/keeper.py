@@ -268,7 +268,9 @@ class PlanKeeper:
             raise HelperRefusal(
                 protocol.ErrorAnswer(code="intent_refused", message=f"{len(faults)} faults", findings=shown)
             )
-        return offers.values(plugin_id, intent, self._secrets_of(plugin_id), forms)
+        secrets = offers.opened(offers.names(intent, forms), self._secrets_of(plugin_id))
+        # Thousands may be derived.
+        return await asyncio.to_thread(offers.values, plugin_id, intent, secrets, forms)
 
     async def _offer(self, sha256: str, offer: protocol.Offer) -> None:
         """Offer a plan, and keep what the helper said. Problem intent_refused; any other failure is in the row."""

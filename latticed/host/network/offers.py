@@ -12,9 +12,22 @@ from latticed.model.hostcall import Denial
 from latticed.plans import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from latticed.host.secret.references import PluginSecrets
+
+
+def names(intent: dict[str, Any], forms: Mapping[str, str]) -> tuple[str, ...]:
+    """The references of an intent, sorted: those in its texts, and those that its kind makes of names in it."""
+    written = {found[1] for text in intents.references(intent) for found in REFERENCE.finditer(text)}
+    return tuple(sorted(written | forms.keys()))
+
+
+def opened(references: Iterable[str], secrets: PluginSecrets) -> PluginSecrets:
+    """`secrets` with all bound values read that these need, so that `values` may derive them on another thread."""
+    for name in sorted({one.partition("#")[0] for one in references}):
+        secrets.expand(f"${{secret:{name}}}")
+    return secrets
 
 
 def values(
@@ -29,12 +42,11 @@ def values(
     that the value has, and the helper's kind says whether that is what it expects. HostError bad_params: not bound to
     the plugin, or of another form; never with the value.
     """
-    written = {found[1] for text in intents.references(intent) for found in REFERENCE.finditer(text)}
-    names = sorted(written | forms.keys())
-    if len(names) > protocol.MAX_SECRETS:
-        detail = f"expected at most {protocol.MAX_SECRETS} secrets in a plan, found {len(names)}"
+    found = names(intent, forms)
+    if len(found) > protocol.MAX_SECRETS:
+        detail = f"expected at most {protocol.MAX_SECRETS} secrets in a plan, found {len(found)}"
         raise HostError(Denial.BAD_PARAMS, detail)
-    return tuple(_value(plugin_id, reference, forms.get(reference, ""), secrets) for reference in names)
+    return tuple(_value(plugin_id, reference, forms.get(reference, ""), secrets) for reference in found)
 
 
 def _value(plugin_id: str, reference: str, form: str, secrets: PluginSecrets) -> protocol.SecretValue:

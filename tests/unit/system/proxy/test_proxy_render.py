@@ -7,6 +7,9 @@ import random
 
 import pytest
 
+from latticed.host.network import intents
+from latticed.model import plan
+from latticed.plans import protocol
 from latticed.system.proxy import applied, check, decode, render, values
 from latticed.system.proxy import intent as model
 from latticed.system.proxy.intent import Core
@@ -147,6 +150,21 @@ def test_v2ray_takes_what_xray_is_given_and_both_have(seed, tmp_path):
         if "tls" in one:
             one["tls"] = tls
     assert cores.checked(program, json.dumps(config(plain)).encode(), tmp_path) == ""
+
+
+def test_two_thousand_users_fit_into_one_plan_with_all_their_secrets():
+    users = [proxies.user(f"user-{one:04}", expires_at=1_800_000_000, quota_bytes=10**11) for one in range(2_000)]
+    plain = proxies.document(proxies.vless(), proxies.trojan(), proxies.shadowsocks(), users=users)
+    assert len(plan.canonical("proxy", plain)) < plan.MAX_INTENT_BYTES
+    intents.check(plain)
+    intent = decode.read(plain)
+    assert check.check(intent) == ()
+    given = model.references(intent)
+    assert len(given) == 6_002
+    values_of = tuple(
+        protocol.SecretValue(reference=name, form=form, value=proxies.value(name, form)) for name, form in given.items()
+    )
+    assert protocol.encode(protocol.Offer(kind="proxy", intent=plain, secrets=values_of))
 
 
 def drawn(rng, core):
