@@ -34,7 +34,7 @@ class Network(Calls):
     def state(self, kind: str) -> Any:
         """What is live now of `kind`: nft, wireguard, nginx, proxy, listeners or interfaces (network:plan).
 
-        Of nft and wireguard what the root helper sees: `{kind, live, target}`; while it does not run
+        Of nft, wireguard and proxy what the root helper sees: `{kind, live, target}`; while it does not run
         HostError("service_unavailable").
         """
         return self._ask("network.state", {"kind": kind})
