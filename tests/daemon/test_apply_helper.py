@@ -384,7 +384,6 @@ def test_boot_restores_what_was_confirmed(place):
         assert [(one.kind, one.outcome) for one in booted.targets] == [
             ("file", "restored"),
             ("other", "nothing"),
-            ("proxy", "nothing"),
         ]
         assert place.content() == "allow admin\n"
         unconfirmed = place.approved(WIDE)

@@ -33,7 +33,7 @@ from latticed.sdk import HostError, Plugin
 class Guard(Plugin):
     def do_plan(self, payload):
         allow = payload.get("allow") or self.config.get("allow") or ["admin", "ada"]
-        return self.network.plan("proxy", {"allow": allow, **payload.get("more", {})})
+        return self.network.plan("file", {"allow": allow, **payload.get("more", {})})
 
     def do_plans(self, payload):
         return {one["sha256"]: one["state"] for one in self.network.plans()["plans"]}
@@ -45,7 +45,7 @@ class Guard(Plugin):
             return str(error)
 
     def do_state(self, payload):
-        return self.network.state("proxy")
+        return self.network.state("file")
 
 Guard().run()
 """
@@ -94,7 +94,7 @@ class Setting:
     def content(self):
         # It may be removed at any moment: by the dead-man, for example.
         try:
-            return (self.helper.home / "live/proxy.target").read_text()
+            return (self.helper.home / "live/file.target").read_text()
         except FileNotFoundError:
             return None
 
@@ -105,7 +105,7 @@ def set_up(**settings):
     with tempfile.TemporaryDirectory(prefix="operator-") as home, apply_helpers.place() as place:
         text = f'[apply]\nsocket = "{place.settings["socket"]}"\n'
         with hosting.hosting(text) as host:
-            place.settings |= {"daemon_user": str(host.daemon.place.uid), "kinds": ["proxy", "other"], **settings}
+            place.settings |= {"daemon_user": str(host.daemon.place.uid), "kinds": ["file", "other"], **settings}
             operator = Path(home) / "latticed.toml"
             operator.write_text(f'{text}[access]\nsocket_owner = "{host.daemon.place.uid}"\n')
             host.drop(ID, PLUGIN, capabilities=CAPABILITIES, config=SCHEMA)
@@ -205,7 +205,7 @@ def test_what_only_takes_away_is_applied_by_the_plugin_alone(setting):
 
 def test_moved_live_state_is_stale_and_touches_nothing(setting):
     plan = setting.approved(["admin", "ada"])
-    (setting.helper.home / "live/proxy.target").write_text("allow mallory\n")
+    (setting.helper.home / "live/file.target").write_text("allow mallory\n")
     assert "nothing was applied: stale" in setting.host.result(ID, "apply", plan)
     assert setting.content() == "allow mallory\n"
     setting.until_state(plan, "stale")
@@ -433,5 +433,5 @@ def test_offer_of_the_daemon_is_what_the_protocol_has(setting):
     """The name that the helper gives is the plan's."""
     plan = setting.plan(["admin", "ada"])
     (found,) = setting.helper.observed().plans
-    assert found.plan == plan == plans.sha256(plans.canonical("proxy", {"allow": ["admin", "ada"]}))
+    assert found.plan == plan == plans.sha256(plans.canonical("file", {"allow": ["admin", "ada"]}))
     assert isinstance(setting.helper.ask(protocol.Review(plan=plan)), protocol.Reviewed)

@@ -149,8 +149,8 @@ class FileKind:
 
 
 def kinds(directory: Path) -> dict[str, FileKind]:
-    """Two of them, so that one can wait while the other is changed; `proxy` has a name that plugins can plan."""
-    return {name: FileKind(directory=directory, name=name) for name in ("file", "other", "proxy")}
+    """Two of them, so that one can wait while the other is changed."""
+    return {name: FileKind(directory=directory, name=name) for name in ("file", "other")}
 
 
 if __name__ == "__main__":
