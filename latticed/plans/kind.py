@@ -24,11 +24,14 @@ class Live:
 
     `facts`: JSON for callers (listeners, interfaces, peers …). `basis`: what a review depends on; it must not change by
     itself (no counters, no remaining times). `text`: the target as text, comparable to a rendering; diffs start there.
+    `unfinished`: an apply of what is confirmed has something to do again, though it `holds`: what comes back by itself,
+    as a user who was cut, is no drift.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     basis: bytes = b""
     text: str = ""
+    unfinished: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from latticed.plans.kind import Kind
     from latticed.settings import Settings
-    from latticed.settings.programs import ApplySettings
+    from latticed.settings.programs import ApplySettings, ProxySettings
     from latticed.settings.shapes import HttpSettings
 
 
@@ -51,10 +51,12 @@ def _nginx(apply: ApplySettings | None = None, http: HttpSettings | None = None)
     return NginxKind(place(apply.nginx if apply else NginxSettings(), http or HttpSettings()))
 
 
-def _proxy() -> Kind:
+def _proxy(chosen: ProxySettings | None = None) -> Kind:
     from latticed.plans.proxy import ProxyKind
 
-    return ProxyKind()
+    if chosen is None:
+        return ProxyKind()
+    return ProxyKind(directory=chosen.directory, user=chosen.user, batch_s=chosen.batch_s)
 
 
 _MAKERS: Final = {"nft": _nft, "nginx": _nginx, "proxy": _proxy, "wireguard": _wireguard}
@@ -63,5 +65,9 @@ KINDS: Final = Kinds(_MAKERS)
 
 
 def configured(settings: Settings) -> Kinds:
-    """The same, as the settings have them: where nginx is, and what of latticed it forwards to."""
-    return Kinds({**_MAKERS, "nginx": lambda: _nginx(settings.apply, settings.http)})
+    """The same, as the settings have them: where nginx is, what of latticed it forwards to, and who a proxy core is."""
+    made = {
+        "nginx": lambda: _nginx(settings.apply, settings.http),
+        "proxy": lambda: _proxy(settings.apply.proxy),
+    }
+    return Kinds({**_MAKERS, **made})

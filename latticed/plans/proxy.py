@@ -127,16 +127,8 @@ class ProxyKind:
         return narrower.narrows(decode.read(approved), decode.read(new))
 
     def holds(self, rendering: bytes, live: Live) -> bool:
-        """Whether the core is what was rendered, nobody else is connected, and no user's end is waiting too long."""
-        wanted = applied.read(rendering)
-        config = applied.config(wanted, _now_s())
-        names = applied.everybody(wanted.core, config)
-        strangers = any(one["user"] not in names for one in live.facts["connections"])
-        waiting_s = live.facts["waiting_s"]
-        waits = waiting_s is not None and waiting_s < self.batch_s
-        as_started = live.facts["started"] == (_digest(config) if names else "")
-        well = bool(live.facts["answers"]) and not strangers and (as_started or waits)
-        return well and live.basis == _basis(rendering, running=bool(names))
+        """Whether the core is what was rendered, but for users who are gone: those make it `unfinished`."""
+        return bool(live.facts["sound"]) and live.facts["rendering"] == _digest(rendering)
 
     # On the host
 
@@ -144,11 +136,13 @@ class ProxyKind:
         """The core, who is connected, and the ports of others.
 
         Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
-        down_bytes}` of each, `answers`: whether the core's API did, where it has one, `started`: digest of its file.
+        down_bytes}` of each, `answers`: whether the core's API did, where it has one, `rendering`: digest of what is
+        wanted, `sound`: whether the core has that as its file, but for users who are gone, `unfinished`: as `Live`.
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
         told = _connections(found)
+        sound, unfinished = self._judged(found, told)
         connections = [
             {
                 "id": one.id,
@@ -160,12 +154,32 @@ class ProxyKind:
             for one in told or ()
         ]
         running = bool(found.pid)
-        told_s = {"waiting_s": found.waiting_s, "connections": connections, "answers": told is not None}
+        facts |= {"running": running, "waiting_s": found.waiting_s, "answers": told is not None}
+        facts |= {"rendering": _digest(found.wanted), "sound": sound, "unfinished": unfinished}
         return Live(
-            facts={**facts, "running": running, "started": _digest(found.started), **told_s},
+            facts={**facts, "connections": connections},
             basis=_basis(found.wanted, running=running),
             text=renderer.text(values.redacted(found.wanted)).decode("ascii") if found.wanted else "",
+            unfinished=unfinished,
         )
+
+    def _judged(self, found: _Core, told: tuple[Connection, ...] | None) -> tuple[bool, bool]:
+        """`sound` and `unfinished` of the facts."""
+        if not found.wanted:
+            return not found.pid, False
+        wanted = applied.read(found.wanted)
+        config = applied.config(wanted, _now_s())
+        names = applied.everybody(wanted.core, config)
+        if not names:
+            # The last user's time may be over.
+            return True, bool(found.pid)
+        if not found.pid or told is None or not found.started:
+            return False, False
+        left = applied.gone(wanted.core, found.started, config)
+        if left is None:
+            return False, False
+        back = any(one.user and one.user not in names for one in told)
+        return True, back or (bool(left) and (found.waiting_s is None or found.waiting_s >= self.batch_s))
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
         """Have the core check its file, as the user that it runs as: it has to be able to read certificates."""
@@ -238,7 +252,7 @@ class ProxyKind:
         if found.started == config:
             self._remove("waiting")
             return True
-        if not _api_of(found.started) or (found.waiting_s or 0.0) >= self.batch_s:
+        if not _api_of(found.wanted) or (found.waiting_s or 0.0) >= self.batch_s:
             return False
         if found.waiting_s is None:
             self._write("waiting", b"", owner=0)
@@ -330,11 +344,11 @@ class ProxyKind:
 
 def _connections(found: _Core) -> tuple[Connection, ...] | None:
     """Who is connected; nobody where the core has no API, or has not bound it yet; None where it does not answer."""
-    service = _api_of(found.started) if found.pid else {}
+    service = _api_of(found.wanted) if found.pid else {}
     if not service or ("tcp", service["listen_port"]) not in found.ours():
         return ()
     try:
-        return tuple(parsed(api.connections, _asked(found.started, api.LIST_PATH, api.list_request(), first=True)))
+        return tuple(parsed(api.connections, _asked(service, api.LIST_PATH, api.list_request(), first=True)))
     except Problem:
         return None
 
@@ -342,18 +356,18 @@ def _connections(found: _Core) -> tuple[Connection, ...] | None:
 def _closed(found: _Core, told: tuple[Connection, ...], users: frozenset[str]) -> bool:
     """End the connections of these users, and nobody else's; whether the core did."""
     try:
-        asked = (_asked(found.started, api.CLOSE_PATH, api.close_request(one.id)) for one in told if one.user in users)
+        service = _api_of(found.wanted)
+        asked = (_asked(service, api.CLOSE_PATH, api.close_request(one.id)) for one in told if one.user in users)
         return not any(parsed(api.refusal, answer) for answer in asked)
     except Problem:
         return False
 
 
-def _asked(started: bytes, path: str, body: bytes, *, first: bool = False) -> bytes:
+def _asked(service: dict[str, Any], path: str, body: bytes, *, first: bool = False) -> bytes:
     """An answer of the core's API; `first`: the message of its first frame, for what would go on without an end.
 
     Problem tool_failed.
     """
-    service = _api_of(started)
     headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
     connection = http.client.HTTPConnection(service["listen"], service["listen_port"], timeout=API_S)
     try:
@@ -369,8 +383,9 @@ def _asked(started: bytes, path: str, body: bytes, *, first: bool = False) -> by
         connection.close()
 
 
-def _api_of(started: bytes) -> dict[str, Any]:
-    services: list[dict[str, Any]] = json.loads(started).get("services", []) if started else []
+def _api_of(rendering: bytes) -> dict[str, Any]:
+    """The API of a rendering: the core's own file is the core's to change."""
+    services: list[dict[str, Any]] = json.loads(rendering)["config"].get("services", []) if rendering else []
     return services[0] if services else {}
 
 

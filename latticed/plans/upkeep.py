@@ -36,6 +36,8 @@ MAX_RETRY_S: Final = 30.0
 """Between two attempts to undo a change: doubled by each failure, up to MAX_RETRY_S."""
 DRIFT_S: Final = 5.0
 """Between two repairs of one target: with a program that changes it again at once there is no race."""
+AGAIN_S: Final = 60.0
+"""Between two steps of what is done again and again (`Live.unfinished`): a client that is cut comes back at once."""
 log = logs.get_logger()
 
 
@@ -80,6 +82,7 @@ class Upkeep:
         self._failures: dict[str, int] = {}
         self._retry_at: dict[str, float] = {}
         self._repair_at: dict[str, float] = {}
+        self._again_at: dict[str, float] = {}
 
     def undo_expired(self) -> None:
         """Undo every change whose deadline passed or that an earlier boot left. Failures are logged, and tried again
@@ -192,13 +195,18 @@ class Upkeep:
         if not target.confirmed or target.armed is not None:
             return False
         tools = self._choices.tools(kind, lock)
-        rendering = self._store.held(target.rendering, "rendering")
-        if kind.holds(rendering, kind.observe(tools)):
+        rendering, live = self._store.held(target.rendering, "rendering"), kind.observe(tools)
+        holds = kind.holds(rendering, live)
+        if holds and not live.unfinished:
             self.drifted[kind.name] = False
             return False
         kind.commit(rendering, tools)
         kind.self_check(rendering, tools)
         self.drifted[kind.name] = False
+        now_s = time.monotonic()
+        if holds and now_s < self._again_at.get(kind.name, 0.0):
+            return True
+        self._again_at[kind.name] = now_s + AGAIN_S
         self._steps.append(action, target.confirmed, actor=HELPER, kind=kind.name)
         log.info("plan_restored", kind=kind.name, plan=target.confirmed[:12])
         return True

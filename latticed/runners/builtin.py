@@ -163,7 +163,7 @@ class BuiltinInstance:
         try:
             async with asyncio.timeout(limits.timeout_s):
                 work = functools.partial(self._plugin.invoke, action, payload)
-                return self._reply(await self._result(self._fenced(work, "invoke")))
+                return await self._reply(await self._result(self._fenced(work, "invoke")))
         except TimeoutError as error:
             raise replies.too_late(limits.timeout_s) from error
         except _Failed as failed:
@@ -242,16 +242,23 @@ class BuiltinInstance:
             self._fault = "exited", f"expected its background task to go on, {found}"
         self._on_exit(*self._fault)
 
-    def _reply(self, found: Any) -> dict[str, Any]:
+    async def _reply(self, found: Any) -> dict[str, Any]:
         """The reply of an action that returned `found`, with the secrets in place that it asks for."""
         reply = _reply(found)
         if not isinstance(found, SecretReply) or not reply["ok"]:
             return reply
+        secrets = self._secrets_of(self._plugin_id)
         try:
-            filled = typed.filled(reply["result"], self._plugin_id, found.forms, self._secrets_of(self._plugin_id))
+            if found.encode is None:
+                return {**reply, "result": typed.filled(reply["result"], self._plugin_id, found.forms, secrets)}
+            values = typed.values(self._plugin_id, found.forms, secrets)
         except HostError as error:
             return replies.reply(base.failed(f"{error.code.value}: {error.reason}"))
-        return {**reply, "result": filled}
+        try:
+            made = await asyncio.to_thread(found.encode, values)
+        except Exception as error:  # noqa: BLE001 - its words may hold a value
+            return replies.reply(base.failed(f"the reply cannot be made of its secrets: {type(error).__name__}"))
+        return _reply(base.Reply(made, message=found.message))
 
     def _is_over(self) -> bool:
         return self._stopping

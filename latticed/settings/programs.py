@@ -129,6 +129,19 @@ class NginxSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """The core that plans of kind `proxy` run: as `user`, with its file in `directory`, which is the helper's alone.
+
+    `batch_s`: how long users who are gone may stay in the core's file, cut whenever they connect: taking them out costs
+    every user his connections.
+    """
+
+    directory: str = setting("/run/latticed-proxy", fault=_path_fault)
+    user: str = setting("latticed-proxy", fault=_user_fault)
+    batch_s: float = setting(60.0, low=0.0, high=86_400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApplySettings:
     """The root helper (`latticed-apply`), which counts them only where root alone can change the file.
 
@@ -149,3 +162,4 @@ class ApplySettings:
     confirm_within_s: int = setting(60, low=1, high=3_600)
     poll_s: float = setting(10.0, low=0.1, high=3_600)
     nginx: NginxSettings = NginxSettings()
+    proxy: ProxySettings = ProxySettings()

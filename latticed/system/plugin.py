@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latticed.sdk.base import Health, PluginError, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from latticed.system.host import Host
 
@@ -21,11 +21,25 @@ class SecretReply(Reply):
 
     `forms`: each reference that is to be replaced and the form of its value, `key`, `uuid` or `password`. Any other
     reference stays as it is: it is text that somebody else wrote. A secret that is not bound fails the action.
+
+    `encode`: where values are within another encoding, such as base64, a pure function that makes the result of the
+    values by reference; `result` is nothing then. The host calls it last, on a thread. It keeps nothing, and of what it
+    raises only the type is told.
+
+        SecretReply(None, forms={"USERS#anna": "uuid"}, encode=functools.partial(document, intent, "anna"))
     """
 
-    def __init__(self, result: Any, *, forms: Mapping[str, str], message: str = "") -> None:
+    def __init__(
+        self,
+        result: Any,
+        *,
+        forms: Mapping[str, str],
+        message: str = "",
+        encode: Callable[[Mapping[str, str]], Any] | None = None,
+    ) -> None:
         super().__init__(result, message=message)
         self.forms = dict(forms)
+        self.encode = encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.system import cloudflared, nft_guard, nginx, notify, ssh_alerts, sub_store, wireguard
+from latticed.system import cloudflared, nft_guard, nginx, notify, proxy, ssh_alerts, sub_store, wireguard
 
 if TYPE_CHECKING:
     from latticed.system.builtin import Builtin
@@ -14,6 +14,7 @@ BUILTINS: Final[tuple[Builtin, ...]] = (
     nft_guard.BUILTIN,
     nginx.BUILTIN,
     notify.BUILTIN,
+    proxy.BUILTIN,
     ssh_alerts.BUILTIN,
     sub_store.BUILTIN,
     wireguard.BUILTIN,

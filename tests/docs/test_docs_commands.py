@@ -29,6 +29,8 @@ NOT_RUN = {
     "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
+    "latticectl invoke latticed.proxy": "needs the root helper; tests/net/test_proxy_plugin.py asks for them",
+    "useradd": "makes a user of this machine; tests/net/test_proxy_plugin.py takes one that is there",
     "latticectl invoke latticed.wireguard": "needs the root helper; tests/net/test_wireguard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
     "mkdir -p /opt": "no trusted package has Sub-Store's backend; tests/daemon/test_sub_store.py runs one",

@@ -75,6 +75,9 @@ class Place:
 
     def write_settings(self) -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in self.settings.items() if not isinstance(value, dict)]
+        for table, values in self.settings.items():
+            if isinstance(values, dict):
+                lines += [f"[apply.{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
         self.config.write_text("\n".join(["[log]", 'level = "debug"', "[apply]", *lines, ""]))
 
     def command(self, *options: str) -> list[str]:

@@ -108,6 +108,58 @@ def free_port() -> int:
             return port
 
 
+@contextmanager
+def echoing() -> Iterator[int]:
+    """The port of a server that sends back what it gets: a process, ended afterwards."""
+    code = (
+        "import socketserver\n"
+        "class H(socketserver.BaseRequestHandler):\n"
+        "    def handle(self):\n"
+        "        while data := self.request.recv(65536): self.request.sendall(data)\n"
+        "s = socketserver.ThreadingTCPServer(('127.0.0.1', 0), H)\n"
+        "print(s.server_address[1], flush=True)\n"
+        "s.serve_forever()\n"
+    )
+    child = subprocess.Popen(["/usr/bin/python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout is not None
+    try:
+        yield int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@contextmanager
+def stream(document: bytes, name: str, directory: Path, origin: int) -> Iterator[socket.socket]:
+    """A connection to `origin` of loopback through a client that has this subscription."""
+    port = free_port()
+    with (
+        running(client(document, port), directory, name, port),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,
+    ):
+        sock.sendall(f"CONNECT 127.0.0.1:{origin} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert b" 200 " in sock.recv(1_024)
+        yield sock
+
+
+def echoed(sock: socket.socket, size: int = 1_000) -> None:
+    """Send bytes and get them back."""
+    sock.sendall(b"x" * size)
+    got = 0
+    while got < size:
+        data = sock.recv(65_536)
+        assert data
+        got += len(data)
+
+
+def is_cut(sock: socket.socket) -> bool:
+    """Whether the connection has ended, or does within the patience of its timeout."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
 def client(document: bytes, port: int) -> bytes:
     """A subscription's document as it is, but for the port on the device."""
     found: dict[str, Any] = json.loads(document)

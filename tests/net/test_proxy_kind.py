@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import re
@@ -72,45 +71,16 @@ def pid_of(kind):
     return int(Path(kind.directory, "core.pid").read_text())
 
 
-@contextlib.contextmanager
 def stream(intent, user, tmp_path, origin):
     read = decode.read(intent)
     document = subscriptions.write(devices.links(read, user, proxies.secrets(read)), Format.SING_BOX)
-    port = cores.free_port()
-    with (
-        cores.running(cores.client(document, port), tmp_path, f"client-{user}", port),
-        socket.create_connection(("127.0.0.1", port), timeout=cores.PATIENCE_S) as sock,
-    ):
-        sock.sendall(f"CONNECT 127.0.0.1:{origin} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        assert b" 200 " in sock.recv(1_024)
-        yield sock
+    return cores.stream(document, f"client-{user}", tmp_path, origin)
 
 
 @pytest.fixture
 def echo():
-    """A server that sends back what it gets; a process, which ends with the test."""
-    code = (
-        "import socketserver\n"
-        "class H(socketserver.BaseRequestHandler):\n"
-        "    def handle(self):\n"
-        "        while data := self.request.recv(65536): self.request.sendall(data)\n"
-        "s = socketserver.ThreadingTCPServer(('127.0.0.1', 0), H)\n"
-        "print(s.server_address[1], flush=True)\n"
-        "s.serve_forever()\n"
-    )
-    child = subprocess.Popen(["/usr/bin/python3", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    yield int(child.stdout.readline())
-    child.kill()
-    child.communicate()
-
-
-def echoed(sock):
-    sock.sendall(b"x" * 1_000)
-    got = b""
-    while len(got) < 1_000:
-        data = sock.recv(1_000)
-        assert data
-        got += data
+    with cores.echoing() as port:
+        yield port
 
 
 def test_an_intent_becomes_a_core_of_its_user_with_a_file_for_nobody_else(kind, tools):
@@ -144,34 +114,34 @@ def test_who_is_cut_loses_his_connections_and_nobody_else_does(kind, tools, tmp_
     committed(kind, intent, tools)
     before = pid_of(kind)
     with stream(intent, "anna", tmp_path, echo) as anna, stream(intent, "ben", tmp_path, echo) as ben:
-        echoed(anna)
-        echoed(ben)
+        cores.echoed(anna)
+        cores.echoed(ben)
         assert {one["user"] for one in kind.observe(tools).facts["connections"]} == {"anna", "ben"}
         cut = ends.cut(intent, {"anna"})
         assert kind.narrows(intent, cut, now_s=0)
         rendering = committed(kind, cut, tools)
-        with contextlib.suppress(ConnectionError):
-            assert anna.recv(1) == b""
-        echoed(ben)
+        assert cores.is_cut(anna)
+        cores.echoed(ben)
         # What she opens anew is there until the next look, which sees it, and closes it again.
         with stream(intent, "anna", tmp_path, echo) as again:
-            echoed(again)
-            assert not kind.holds(rendering, kind.observe(tools))
+            cores.echoed(again)
+            live = kind.observe(tools)
+            assert (kind.holds(rendering, live), live.unfinished) == (True, True)
             kind.commit(rendering, tools)
-            with contextlib.suppress(ConnectionError):
-                assert again.recv(1) == b""
-            assert kind.holds(rendering, kind.observe(tools))
-        echoed(ben)
+            assert cores.is_cut(again)
+            live = kind.observe(tools)
+            assert (kind.holds(rendering, live), live.unfinished) == (True, False)
+        cores.echoed(ben)
         assert pid_of(kind) == before
         # Then her line goes from the file, which costs everybody his connections.
         late = ProxyKind(directory=kind.directory, user=USER, batch_s=0)
-        assert not late.holds(rendering, late.observe(tools))
+        assert late.observe(tools).unfinished
         late.commit(rendering, tools)
         late.self_check(rendering, tools)
         assert pid_of(kind) != before
-        assert late.holds(rendering, late.observe(tools))
-        with contextlib.suppress(ConnectionError):
-            assert ben.recv(1) == b""
+        live = late.observe(tools)
+        assert (late.holds(rendering, live), live.unfinished) == (True, False)
+        assert cores.is_cut(ben)
 
 
 def test_a_core_that_cannot_bind_is_undone_and_the_old_one_answers(kind, tools, tmp_path, echo):
@@ -191,7 +161,7 @@ def test_a_core_that_cannot_bind_is_undone_and_the_old_one_answers(kind, tools, 
     kind.self_check(rendered(kind, intent), tools)
     assert kind.snapshot(tools) == snapshot
     with stream(intent, "ben", tmp_path, echo) as ben:
-        echoed(ben)
+        cores.echoed(ben)
 
 
 def test_what_the_core_refuses_is_said_before_anything_is_touched(kind, tools):
@@ -222,16 +192,16 @@ def test_an_end_that_is_reached_is_seen_and_cuts(kind, tools, tmp_path, echo):
     intent["users"][0]["expires_at"] = int(time.time()) + 6
     rendering = committed(kind, intent, tools)
     with stream(intent, "anna", tmp_path, echo) as anna, stream(intent, "ben", tmp_path, echo) as ben:
-        echoed(anna)
+        cores.echoed(anna)
         until = time.monotonic() + cores.PATIENCE_S
-        while kind.holds(rendering, kind.observe(tools)):
+        while not kind.observe(tools).unfinished:
             assert time.monotonic() < until
             time.sleep(0.1)
+        assert kind.holds(rendering, kind.observe(tools))
         kind.commit(rendering, tools)
         kind.self_check(rendering, tools)
-        with contextlib.suppress(ConnectionError):
-            assert anna.recv(1) == b""
-        echoed(ben)
+        assert cores.is_cut(anna)
+        cores.echoed(ben)
         assert kind.holds(rendering, kind.observe(tools))
         assert b'"anna"' in Path(kind.directory, "started.json").read_bytes()
 

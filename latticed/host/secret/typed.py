@@ -58,6 +58,11 @@ def value(plugin_id: str, reference: str, form: str, secrets: PluginSecrets) -> 
     return found, bound
 
 
+def values(plugin_id: str, forms: Mapping[str, str], secrets: PluginSecrets) -> dict[str, str]:
+    """The value of each reference, by reference; HostError as `value`."""
+    return {reference: value(plugin_id, reference, form, secrets)[1] for reference, form in forms.items()}
+
+
 def filled(plain: Any, plugin_id: str, forms: Mapping[str, str], secrets: PluginSecrets) -> Any:
     """`plain` (JSON values) with the values of these references in its texts, in one pass; other text stays.
 
@@ -65,12 +70,12 @@ def filled(plain: Any, plugin_id: str, forms: Mapping[str, str], secrets: Plugin
 
     References that `forms` does not name are text of somebody else's. HostError as `value`, and too_large.
     """
-    values = {reference: value(plugin_id, reference, form, secrets)[1] for reference, form in forms.items()}
+    found_values = values(plugin_id, forms, secrets)
     size = 0
 
     def text(given: str) -> str:
         nonlocal size
-        found = REFERENCE.sub(lambda match: values.get(match[1], match[0]), given)
+        found = REFERENCE.sub(lambda match: found_values.get(match[1], match[0]), given)
         size += len(found) if found != given else 0
         if size > MAX_EXPANDED_BYTES:
             raise HostError(Denial.TOO_LARGE, f"expected at most {MAX_EXPANDED_BYTES} bytes with secrets in place")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latticed.system.proxy import values
-from latticed.system.proxy.intent import FORMS, Protocol, reference
+from latticed.system.proxy.intent import FORMS, CredentialForm, Protocol, reference
 from latticed.system.proxy.links import FINGERPRINT, NoLink, ShareLink
 
 if TYPE_CHECKING:
@@ -25,6 +25,22 @@ def links(intent: ProxyIntent, user_id: str, secrets: Mapping[str, str]) -> tupl
         if user is not None:
             found.append(_link(intent, inbound, user, secrets))
     return tuple(found)
+
+
+def references(intent: ProxyIntent, user_id: str) -> dict[str, str]:
+    """The references that his links hold, each with its form; none for who is not let in."""
+    found: dict[str, str] = {}
+    for inbound in intent.inbounds:
+        user = next((one for one in intent.users_of(inbound) if one.id == user_id), None)
+        if user is None:
+            continue
+        form = FORMS[inbound.protocol]
+        found[reference(intent, user, form)] = str(form)
+        if inbound.password:
+            found[inbound.password] = str(CredentialForm.KEY)
+        if inbound.obfs:
+            found[inbound.obfs] = str(CredentialForm.PASSWORD)
+    return found
 
 
 def _link(intent: ProxyIntent, inbound: Inbound, user: User, secrets: Mapping[str, str]) -> ShareLink:

@@ -31,7 +31,7 @@ MAX_OUTBOUNDS: Final = 32
 MAX_SHORT_IDS: Final = 16
 MAX_EXPIRY_S: Final = 253_402_300_799
 """The last second of the year 9999, as seconds since 1970."""
-MAX_QUOTA_BYTES: Final = 1 << 53
+MAX_QUOTA_BYTES: Final = (1 << 53) - 1
 """What JSON of every reader holds exactly."""
 MAX_MBPS: Final = 100_000
 DIRECT: Final = "direct"

@@ -3,19 +3,22 @@
     state = polled(state, [Connection(id="64b0…", user="anna", source="198.51.100.7", up_bytes=16, down_bytes=0)])
 
 The core counts by connection, from its opening, and names each by a random UUID; so what was seen of one before is
-taken off, and a core that starts anew has other ids. The state is one value: it is kept after each poll, whole or not
-at all. What a connection carries between the last poll and its end is lost, and nothing else: that is the one poll.
-Read again from the last kept state, after a kill, the same connections give the same sums.
+taken off, and a core that starts anew has other ids. The state is kept after each poll, that of a user whole or not at
+all (`split`). What a connection carries between the last poll and its end is lost, and nothing else: that is the one
+poll. Read again from the last kept state, after a kill, the same connections give the same sums.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+GROUPS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class ByteCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """`used`: by user. `seen`: by connection, what of it is in `used` already.
+    """`used`: by user. `seen`: by connection, as `anna 64b0…`, what of it is in `used` already.
 
     `ended`: by user, the end that was once reached, in seconds since 1970: a clock that is set back opens nothing.
     """
@@ -61,10 +64,11 @@ def polled(before: Usage, connections: Iterable[Connection]) -> Usage:
         if not one.user:
             continue
         # Counters never go back; one that seems to is taken for what was seen, since nothing may count twice.
-        was = seen.get(one.id) or before.seen.get(one.id) or ByteCount()
+        key = f"{one.user} {one.id}"
+        was = seen.get(key) or before.seen.get(key) or ByteCount()
         now = ByteCount(up_bytes=max(one.up_bytes, was.up_bytes), down_bytes=max(one.down_bytes, was.down_bytes))
         more = ByteCount(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
-        seen[one.id] = now
+        seen[key] = now
         used[one.user] = used.get(one.user, ByteCount()).plus(more)
     return replace(before, used=used, seen=seen)
 
@@ -102,6 +106,37 @@ def sources(connections: Iterable[Connection]) -> dict[str, int]:
         if one.user and one.source:
             found.setdefault(one.user, set()).add(one.source)
     return {name: len(found[name]) for name in sorted(found)}
+
+
+def group(user: str) -> int:
+    """The group that a user's state is kept in: 2,000 users are more than one value of kv holds."""
+    return zlib.crc32(user.encode()) % GROUPS
+
+
+def split(state: Usage) -> tuple[Usage, ...]:
+    """The state of each group of users; a user's bytes, and what of them was seen, are in one."""
+    parts: list[tuple[dict[str, ByteCount], dict[str, ByteCount], dict[str, int]]] = [
+        ({}, {}, {}) for _ in range(GROUPS)
+    ]
+    for name, count in state.used.items():
+        parts[group(name)][0][name] = count
+    for key, count in state.seen.items():
+        parts[group(key.partition(" ")[0])][1][key] = count
+    for name, end in state.ended.items():
+        parts[group(name)][2][name] = end
+    return tuple(Usage(used=used, seen=seen, ended=ended) for used, seen, ended in parts)
+
+
+def joined(parts: Iterable[Usage]) -> Usage:
+    """What `split` took apart."""
+    used: dict[str, ByteCount] = {}
+    seen: dict[str, ByteCount] = {}
+    ended: dict[str, int] = {}
+    for one in parts:
+        used |= one.used
+        seen |= one.seen
+        ended |= one.ended
+    return Usage(used=used, seen=seen, ended=ended)
 
 
 def written(state: Usage) -> str:
