@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def _load() -> type[SystemPlugin]:
-    from latticed.system.proxy.plugin import Proxy
+    from latticed.system.proxy.plugin import ProxyCores
 
-    return Proxy
+    return ProxyCores
 
 
 BUILTIN = Builtin(folder=Path(__file__).parent, load=_load)

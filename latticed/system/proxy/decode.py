@@ -112,10 +112,10 @@ class _ProxyReader(Reader):
             down_mbps=self.optional(fields, "down_mbps", path, 1, model.MAX_MBPS),
         )
 
-    def tls(self, value: Any, path: str) -> model.Tls:
+    def tls(self, value: Any, path: str) -> model.InboundTls:
         known = "server_name certificate_file key_file"
         fields = self.fields(value, path, f"{known} alpn", known)
-        return model.Tls(
+        return model.InboundTls(
             server_name=self.server_name(fields, path),
             certificate_file=self.file(fields, "certificate_file", path),
             key_file=self.file(fields, "key_file", path),

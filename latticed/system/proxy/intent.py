@@ -99,7 +99,7 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
+class InboundTls:
     """Files are the operator's, read by the core. `alpn` may be empty."""
 
     server_name: str
@@ -137,7 +137,7 @@ class Inbound:
     listen: Address
     port: int
     outbound: str = DIRECT
-    tls: Tls | None = None
+    tls: InboundTls | None = None
     reality: Reality | None = None
     ws: WebSocket | None = None
     front: HostPort | None = None

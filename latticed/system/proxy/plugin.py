@@ -49,7 +49,7 @@ _AGENTS: Final = (
 )
 
 
-class Proxy(SystemPlugin):
+class ProxyCores(SystemPlugin):
     """Actions `plan status users disable enable reset links token revoke`; `subscription` is what the route asks for.
 
     What is taken away is applied at once: it needs no approval. What is given is planned, and waits for one.
