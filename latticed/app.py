@@ -210,6 +210,7 @@ class App:
                 policy=policy,
                 revocations=kept_revocations,
                 defaults=manifest_defaults.of(settings),
+                gate_s=settings.upgrade.gate_s,
             )
         )
         # Before the lifecycle, which arms plugins and so brings routes to serve.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latticed.rpc.server import Server
     from latticed.settings import Settings
 
-LIVE: Final = ("log", "access", "host_calls", "trust", "audit", "task", "tunnel", "service", "notify")
+LIVE: Final = ("log", "access", "upgrade", "host_calls", "trust", "audit", "task", "tunnel", "service", "notify")
 """Settings that a reload applies, and of `http` the hosts; the others wait for a restart."""
 
 log = logs.get_logger()
@@ -157,6 +157,7 @@ class Reloader:
         # No await from here on: no request sees half of it.
         self._api.settings = applied
         self._api.access, self._api.trouble = allowed, []
+        self._api.lifecycle.upgrades.gate_s = applied.upgrade.gate_s
         self._broker.limits = gate_limits(applied)
         self._services.kv.quota = quota_of(applied.host_calls)
         self._services.tasks.settings = applied.task

@@ -10,10 +10,14 @@ from latticed.model.hostcall import Denial, Denied
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
-    """Capabilities that a verified manifest declares, and those that the operator granted; both make one effective."""
+    """Capabilities that a verified manifest declares, and those that the operator granted; both make one effective.
+
+    `calls`: the only calls that may be made, of a version that stands by (`hostcall.IDLE`); None: all.
+    """
 
     declared: frozenset[str]
     granted: frozenset[str]
+    calls: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ def decide(asked: CallAttempt, rights: Rights, *, max_bytes: int) -> Allow | Den
         return Denied(Denial.CAPABILITY_DENIED, f"the manifest does not declare {capability}")
     if capability not in rights.granted:
         return Denied(Denial.CAPABILITY_NOT_GRANTED, f"the operator has not granted {capability}")
+    if rights.calls is not None and asked.method not in rights.calls:
+        return Denied(Denial.SERVICE_UNAVAILABLE, "another version of this plugin is in charge, this one stands by")
     if asked.size > max_bytes:
         return Denied(Denial.TOO_LARGE, f"expected at most {max_bytes} bytes, found {asked.size}")
     if not asked.within_rate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -82,6 +82,10 @@ class Broker:
         """
         return Gate(self, caller, rights, calls_per_s)
 
+    def count(self, plugin_id: str) -> Count:
+        """The count of a plugin, which goes on as it is changed."""
+        return self.counts.setdefault(plugin_id, Count())
+
     def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:
         """The answer after a service raised an unexpected exception, which is logged at a limited rate."""
         count = self._failures.take((plugin_id, method, type(error).__name__), self.clock.monotonic_s())
@@ -106,7 +110,7 @@ class Gate:
         # The deadline of each call, with its capability: `_expire` moves deadlines to now, which cancels the calls.
         self._under_way: dict[asyncio.Timeout, str] = {}
         # Shared by all Gates of a plugin: a restart makes a new Gate, and the count goes on.
-        self._count = broker.counts.setdefault(caller.plugin_id, Count())
+        self._count = broker.count(caller.plugin_id)
 
     def capabilities(self) -> list[str]:
         """The effective capabilities, sorted; none once the Gate is closed."""
@@ -115,8 +119,18 @@ class Gate:
     def regrant(self, granted: frozenset[str]) -> None:
         """Replace the grants while the plugin runs; calls under way that need others are cancelled and denied."""
         # Before the calls are cancelled: `_expired_reason` reads it to say why.
-        self._rights = Rights(declared=self._rights.declared, granted=granted)
+        self._rights = replace(self._rights, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
+
+    def stand_by(self, calls: frozenset[str] | None, number: int) -> None:
+        """Allow only these calls from now on (None: all), of the kept version `number` (0: the one in charge).
+
+        Calls under way go on. What a version that stands by calls counts for no plugin: its successor is judged by its
+        own calls.
+        """
+        self._rights = replace(self._rights, calls=calls)
+        self.caller = replace(self.caller, standby=number)
+        self._count = Count() if calls is not None else self._broker.count(self.caller.plugin_id)
 
     def close(self) -> None:
         """Refuse further calls and cancel those under way, with `service_unavailable`. Returns at once; idempotent."""

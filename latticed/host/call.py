@@ -29,10 +29,15 @@ class NoParams(Params, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The plugin that makes a call; `buckets`: kv buckets of operators that it may also read (workers only)."""
+    """The plugin that makes a call; `buckets`: kv buckets of operators that it may also read (workers only).
+
+    `standby`: the number of the kept version that calls, while another one is in charge: it has values of its own. 0
+    for the one in charge.
+    """
 
     plugin_id: str
     buckets: frozenset[str] = frozenset()
+    standby: int = 0
 
 
 class HostError(FaultError):

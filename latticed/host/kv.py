@@ -14,12 +14,14 @@ from latticed.host import values
 from latticed.host.call import Caller, HostError, Params, Served
 from latticed.kit import text
 from latticed.ledger import kv as rows
+from latticed.ledger import versions
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.ledger import Ledger
+    from latticed.ledger.connection import RowReader
     from latticed.settings import HostCallSettings
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ class KvCalls:
         """Serve kv.get: `{ok, value, value_base64}`, or `{ok: false}`; `value` is left out above MAX_TEXT_BYTES."""
         key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
         # Read on the event loop: one row by its key, which costs less than handing it to a thread.
-        value = self._ledger.read(lambda db: rows.get(db, bucket, key))
+        value = self._ledger.read(lambda db: rows.get(db, bucket or bucket_of(db, caller), key))
         if value is None:
             return {"ok": False}
         coded = base64.b64encode(value).decode("ascii")
@@ -103,13 +105,13 @@ class KvCalls:
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
         """Serve kv.list: a page of the caller's keys, and the `after` of the next one or null."""
         # One key more than is answered says whether there is a next page.
-        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(caller), asked.prefix, asked.after, PAGE + 1))
+        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(db, caller), asked.prefix, asked.after, PAGE + 1))
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _readable_bucket(self, caller: Caller, bucket: str | None) -> str:
-        """`bucket`, if `caller` may read it; the refusal does not depend on whether it exists."""
-        if bucket is None or bucket == bucket_of(caller):
-            return bucket_of(caller)
+        """`bucket`, if `caller` may read it, empty for its own; the refusal does not depend on whether it exists."""
+        if bucket is None or bucket == rows.own(caller.plugin_id):
+            return ""
         # Only workers have buckets besides their own, so only they may be granted more.
         allowed = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
         # No grant opens the bucket of another plugin.
@@ -122,13 +124,13 @@ class KvCalls:
         key, value = _checked(asked.key), values.from_text_or_base64(asked.value, asked.value_base64, name="value")
         # Without `durable`: it survives a kill of the daemon, but perhaps not a power cut (`Ledger.write`). The quota
         # is checked in the same transaction, so that concurrent calls cannot exceed it together.
-        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(caller), key, value, self.quota))
+        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(tx, caller), key, value, self.quota))
         return {"ok": True}
 
     async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:
         """Serve kv.delete: `ok` is whether there was such a key. HostError bad_params; Problem ledger_unavailable."""
         key = _checked(asked.key)
-        return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(caller), key))}
+        return {"ok": await self._ledger.write(lambda tx: rows.delete(tx, bucket_of(tx, caller), key))}
 
 
 def quota_of(limits: HostCallSettings) -> rows.KvQuota:
@@ -136,9 +138,15 @@ def quota_of(limits: HostCallSettings) -> rows.KvQuota:
     return rows.KvQuota(value_bytes=limits.kv_value_bytes, keys=limits.kv_keys, total_bytes=limits.kv_total_bytes)
 
 
-def bucket_of(caller: Caller) -> str:
-    """The bucket of `caller` alone."""
-    return f"plugin:{caller.plugin_id}"
+def bucket_of(conn: RowReader, caller: Caller) -> str:
+    """The bucket of `caller` alone, as the ledger stands: asked within the transaction that reads or writes it.
+
+    A version that stands by has a copy of its own; from the transaction on that makes it the one in charge, and already
+    before the one that makes the copy, its bucket is the plugin's.
+    """
+    if caller.standby and versions.is_open(conn, caller.plugin_id, caller.standby):
+        return rows.aside(caller.plugin_id, caller.standby)
+    return rows.own(caller.plugin_id)
 
 
 def key_fault(key: str) -> str | None:

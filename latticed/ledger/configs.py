@@ -53,6 +53,11 @@ def rename_plugin(tx: Transaction, old: str, new: str) -> None:
     tx.execute("UPDATE OR REPLACE configs SET plugin_id = ? WHERE plugin_id = ?", (new, old))
 
 
+def remove(tx: Transaction, plugin_id: str) -> None:
+    """Remove a plugin's own document, not those of earlier publishers."""
+    tx.execute("DELETE FROM configs WHERE plugin_id = ?", (plugin_id,))
+
+
 def clear(tx: Transaction, plugin_id: str) -> None:
     """Remove all of an id, earlier publishers' included."""
     # Those set aside are at `<id>@<publisher>`: "A" is the character after "@".

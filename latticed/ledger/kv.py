@@ -94,13 +94,36 @@ def rename(tx: Transaction, old: str, new: str) -> int:
     return used_keys
 
 
+def copy(tx: Transaction, old: str, new: str) -> None:
+    """Make the bucket `new`, which has no key yet, hold what `old` holds."""
+    tx.execute("INSERT INTO kv SELECT ?, key, value FROM kv WHERE bucket = ?", (new, old))
+    tx.execute("INSERT INTO kv_usage SELECT ?, keys, bytes FROM kv_usage WHERE bucket = ?", (new, old))
+
+
+def replace(tx: Transaction, source: str, target: str, *, keep: bool) -> None:
+    """Make `target` hold what `source` holds, and nothing else; `source` is gone then unless `keep`."""
+    clear(tx, target)
+    (copy if keep else rename)(tx, source, target)
+
+
+def own(plugin_id: str) -> str:
+    """The bucket of a plugin."""
+    return f"plugin:{plugin_id}"
+
+
+def aside(plugin_id: str, number: int) -> str:
+    """The bucket with the values of a kept version (`ledger.versions`). No publisher's name has a tilde."""
+    return f"{own(plugin_id)}@~{number}"
+
+
 def of_plugin(conn: RowReader, plugin_id: str) -> list[str]:
-    """The buckets of an id: the plugin's own, and those set aside under the names of earlier publishers.
+    """The buckets of an id: the plugin's own, and those set aside for earlier publishers and for kept versions.
 
     The latter are named `plugin:<id>@…`.
     """
-    own = f"plugin:{plugin_id}"
-    found = conn.execute("SELECT bucket FROM kv_usage WHERE bucket = ? OR bucket >= ? AND bucket < ?", _of(own))
+    found = conn.execute(
+        "SELECT bucket FROM kv_usage WHERE bucket = ? OR bucket >= ? AND bucket < ?", _of(own(plugin_id))
+    )
     return [bucket for (bucket,) in found]
 
 

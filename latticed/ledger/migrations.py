@@ -258,6 +258,20 @@ CREATE TABLE schedules (
 """
 """Rows of `ledger.schedules`."""
 
+_KEPT_VERSIONS: Final = """
+CREATE TABLE kept_versions (
+    plugin_id TEXT NOT NULL, number INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL,
+    record BLOB NOT NULL, config BLOB, gate BLOB, kept_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE bad_versions (
+    plugin_id TEXT NOT NULL, identity TEXT NOT NULL, version TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
+    marked_at INTEGER NOT NULL, PRIMARY KEY (plugin_id, identity)
+) STRICT, WITHOUT ROWID;
+"""
+"""`gate` is set while the version that replaced this one may still be given up; the values of that time are in the
+bucket `kv.aside` of the row's number.
+"""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -277,6 +291,7 @@ MIGRATIONS: Final = (
     _PLAN_REPORTS,
     _DELIVERIES,
     _SCHEDULES,
+    _KEPT_VERSIONS,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

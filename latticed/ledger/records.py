@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from latticed.ledger import terms
 from latticed.ledger.connection import DAMAGED, damaged
@@ -50,36 +53,53 @@ _ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: 
 
 def put(tx: Transaction, record: lifecycle.Record) -> None:
     """Insert the record, or replace the one with its id. The row of a forgotten plugin is replaced like any other."""
+    tx.execute(_PUT, _values(record))
+
+
+def encode(record: lifecycle.Record) -> bytes:
+    """A record as JSON, for `decode`."""
+    return msgspec.json.encode(dict(zip(_COLUMNS, _values(record), strict=True)))
+
+
+def decode(data: bytes) -> lifecycle.Record:
+    """What `encode` wrote; Problem ledger_damaged for anything else."""
+    try:
+        row: dict[str, Any] = msgspec.json.decode(data)
+        # msgspec writes bytes as base64, and without a type does not know them again.
+        return _record({**row, **{name: base64.b64decode(row[name], validate=True) for name in ("manifest", "source")}})
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
+        raise damaged(f"kept record: expected what latticed writes, found: {error}") from error
+
+
+def _values(record: lifecycle.Record) -> tuple[Any, ...]:
+    """The values of a row, in the order of _COLUMNS."""
     facts = record.facts
-    tx.execute(
-        _PUT,
-        (
-            record.id,
-            record.status.value,
-            facts.name,
-            facts.type,
-            facts.version,
-            facts.publisher,
-            int(facts.signed),
-            json.dumps(facts.capabilities),
-            facts.identity,
-            facts.artifact_sha256,
-            facts.manifest,
-            record.source.encode("utf-8", "surrogateescape"),  # a directory's name need not be UTF-8
-            json.dumps(sorted(record.masked)),
-            json.dumps(record.hosts),
-            record.floor,
-            int(record.forgotten),
-            record.verified_at,
-            record.installed_at,
-            record.activated_at,
-            record.disabled_at,
-            record.created_at,
-            record.updated_at,
-            json.dumps(record.permits),
-            facts.interpreter,
-            terms.encode(record.terms),
-        ),
+    return (
+        record.id,
+        record.status.value,
+        facts.name,
+        facts.type,
+        facts.version,
+        facts.publisher,
+        int(facts.signed),
+        json.dumps(facts.capabilities),
+        facts.identity,
+        facts.artifact_sha256,
+        facts.manifest,
+        record.source.encode("utf-8", "surrogateescape"),  # a directory's name need not be UTF-8
+        json.dumps(sorted(record.masked)),
+        json.dumps(record.hosts),
+        record.floor,
+        int(record.forgotten),
+        record.verified_at,
+        record.installed_at,
+        record.activated_at,
+        record.disabled_at,
+        record.created_at,
+        record.updated_at,
+        json.dumps(record.permits),
+        facts.interpreter,
+        terms.encode(record.terms),
     )
 
 

@@ -136,6 +136,11 @@ def get(conn: RowReader, task_id: str) -> TaskRow | None:
     return None if row is None else _task(row)
 
 
+def last_seq(conn: RowReader) -> int:
+    """The highest seq of all tasks; 0 without any."""
+    return int(conn.execute("SELECT coalesce(max(seq), 0) FROM tasks").get)
+
+
 def of_state(conn: RowReader, *states: State) -> list[TaskRow]:
     """All tasks in one of these open states, without script and output.
 

@@ -14,8 +14,9 @@ from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import TRANSITIONS, Record, RecordFacts, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from latticed.ledger.versions import BadVersion, KeptVersion
     from latticed.lifecycle.presence import Presence
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.manifest import Dependency
@@ -29,7 +30,7 @@ class UpgradeConsent:
 
     `accept` are capabilities, `hosts` egress patterns, `permits` are `kind=value`, `terms` (kind, value) pairs
     (`model.consents`). `allow_downgrade` accepts a version below the floor. `publisher` lets that other publisher take
-    over the id.
+    over the id. `retry` takes a version that was given up before.
     """
 
     accept: frozenset[str] = frozenset()
@@ -38,6 +39,7 @@ class UpgradeConsent:
     terms: tuple[tuple[str, str], ...] = ()
     allow_downgrade: bool = False
     publisher: str | None = None
+    retry: bool = False
 
     @property
     def needs_host_scope(self) -> bool:
@@ -199,6 +201,91 @@ def upgrade(
         verified_at=now,
         updated_at=now,
     )
+
+
+def bad_candidate(outcome: Record | Problem, bad: Mapping[str, BadVersion], consent: UpgradeConsent) -> Problem | None:
+    """Problem candidate_bad when an upgrade leads to a version that was given up before; `bad` is by identity."""
+    if isinstance(outcome, Problem) or consent.retry or outcome.facts.identity not in bad:
+        return None
+    found = bad[outcome.facts.identity]
+    detail = f"version {found.version or UNVERSIONED} was given up before: {found.code}: {found.reason}"
+    return Problem("candidate_bad", detail, f"latticectl upgrade {outcome.id} --retry")
+
+
+def kept_version(
+    record: Record, kept: Sequence[KeptVersion], bad: Mapping[str, BadVersion], to: str | None
+) -> KeptVersion | Problem:
+    """The version that a rollback returns to: the newest called `to`, by default the newest that is not bad.
+
+    Problems: invalid_transition of what was never accepted, not_found.
+    """
+    if not record.accepted:
+        return Problem("invalid_transition", f"cannot roll back {record.id}: it is {record.status}")
+    others = [one for one in kept if one.identity != record.facts.identity]
+    fitting = [one for one in others if (one.version == to if to is not None else one.identity not in bad)]
+    if fitting:
+        return fitting[-1]
+    names = ", ".join(one.version or UNVERSIONED for one in others) or "none"
+    wanted = f"version {to}" if to is not None else "a version that was not left for being bad"
+    hint = f"latticectl rollback {record.id} --to VERSION" if others else ""
+    return Problem(
+        "not_found", f"cannot roll back {record.id}: expected {wanted} among those kept, found {names}", hint
+    )
+
+
+def rolled_back(
+    record: Record,
+    target: Record,
+    newer: Sequence[Record],
+    consent: UpgradeConsent,
+    now: int,
+    usual: Usual = DEFAULTS,
+) -> Record | Problem:
+    """The record with the version of `target`, one that it had before; `newer` are those it had since, oldest first.
+
+    Status and floor stay: a version that was accepted before needs no consent to a downgrade. What was granted to it is
+    granted again, without what was taken back since; `consent` may name that. Problems: bad_request, metadata_origin,
+    needs_consent.
+    """
+    back = regained(target, (*newer, record), usual)
+    after = replace(
+        record,
+        facts=back.facts,
+        masked=back.masked,
+        hosts=back.hosts,
+        permits=back.permits,
+        terms=back.terms,
+        verified_at=now,
+        updated_at=now,
+    )
+    manifest = presence.manifest_of(after.facts)
+    named = granting.widened(after, manifest, consent.named, usual)
+    if isinstance(named, Problem) or record.status is not Status.ACTIVE:
+        return named
+    return granting.needs_consent(named, manifest, "rollback") or named
+
+
+def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -> Record:
+    """`target`, an earlier version, without what an operator took back from one of the `newer` ones.
+
+    What a newer version did not ask for was dropped by that version, not taken back by an operator: it stays.
+    """
+    masked, hosts, permits, terms = target.masked, target.hosts, target.permits, target.terms
+    for one in newer:
+        masked |= frozenset(one.facts.capabilities) - frozenset(one.granted)
+        permits = tuple(permit for permit in permits if permit in one.permits)
+        manifest = presence.manifest_of(one.facts)
+        if manifest is None or one.terms is None:
+            continue
+        kept = granting.hosts_after(replace(target, hosts=hosts), manifest)
+        hosts = tuple(host for host in hosts if host in one.hosts or host not in kept)
+        asked = accepted.asked(manifest, one.facts.interpreter)
+        if terms is not None and (narrower := accepted.meet(terms, asked, usual)) != accepted.meet(
+            narrower, one.terms, usual
+        ):
+            terms = accepted.meet(terms, one.terms, usual)
+    masked &= frozenset(target.facts.capabilities)
+    return replace(target, masked=masked, hosts=hosts, permits=permits, terms=terms)
 
 
 def forget(record: Record, seen: Presence, now: int) -> Record | Problem:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import logs
-from latticed.ledger import configs
+from latticed.ledger import configs, versions
+from latticed.ledger import records as record_rows
 from latticed.ledger.configs import ConfigRow
+from latticed.ledger.versions import BadVersion
 from latticed.lifecycle import advance, granting, handover, kept_data, presence, recording
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
+from latticed.lifecycle.upgrades import ROLLED_BACK
 from latticed.model.audit import Event
 from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import Record, Status
@@ -35,8 +38,9 @@ if TYPE_CHECKING:
     from latticed.lifecycle.kept_data import KeptData
     from latticed.lifecycle.pairs import Pairs
     from latticed.lifecycle.registry import Registry
-    from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.lifecycle.state import LifecycleState
+    from latticed.lifecycle.turns import Turns
+    from latticed.lifecycle.upgrades import Upgrades
     from latticed.lifecycle.write_behind import WriteBehind
     from latticed.model.accepted import Usual
     from latticed.model.audit import Actor
@@ -59,6 +63,17 @@ class Configured:
     restarted: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """`to`: the version to return to (None: the newest that is kept and was not left for being bad). `snapshot`: with
+    its values and configuration as they were when it was replaced.
+    """
+
+    to: str | None = None
+    snapshot: bool = False
+    consent: UpgradeConsent = NO_CONSENT
+
+
 @dataclass(kw_only=True, eq=False)
 class Decisions:
     """Everything by which an operator changes a record.
@@ -70,6 +85,8 @@ class Decisions:
 
     state: LifecycleState
     registry: Registry
+    turns: Turns
+    upgrades: Upgrades
     pairs: Pairs
     write_behind: WriteBehind
     effects: EffectWaiter
@@ -77,12 +94,9 @@ class Decisions:
     catalog: Catalog
     supervisor: Supervisor
     services: HostServices
-    revocations: RevocationKeeper
     configurations: Configurations
     clock: Clock
     defaults: Usual
-    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
-    """By id, and kept: there are never more than records."""
     _disabling: Counter[str] = field(default_factory=Counter)
     """By id, how many decisions to disable the plugin wait for their turn or have it."""
     _preparing: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
@@ -106,7 +120,7 @@ class Decisions:
             await self._prepared(actor, after, wanted, self._store(actor, after, seen.winner))
             if wanted is Status.ACTIVE:
                 await self._prepared(actor, after, wanted, self._admit(actor, after, record))
-            await self._write(after, self._status_event(actor, record, after), self._noted(after, None))
+            await self.turns.write(after, self._status_event(actor, record, after), self._noted(after, None))
         return await self._settled(after)
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
@@ -122,14 +136,88 @@ class Decisions:
                 await self._prepared(actor, after, "upgrade", self._store(actor, after, claim))
             if after.status is Status.ACTIVE:
                 await self._prepared(actor, after, "upgrade", self._admit(actor, after, record))
+            event = self._status_event(actor, record, after)
             if after.facts.publisher != record.facts.publisher:
-                await self._stop(record)  # or its code could reach data of the new publisher
-            also = self._noted(after, handover.set_aside(record, after))
-            await self._write(after, self._status_event(actor, record, after), also)
-            if after.facts.publisher != record.facts.publisher:
-                # Its rows went with the write; this stops what host services still run of them.
-                await self.services.forget(plugin_id)
+                await self._take_over(record, after, event)
+            elif record.accepted and not record.builtin:
+                await self.upgrades.switch(record, after, event, self._noted(after, None), gated=True)
+            else:
+                await self.turns.write(after, event, self._noted(after, None))
+        # After the block: a gate may have to be decided first, which takes its own turn.
+        await self.upgrades.armed(plugin_id)
         return await self._settled(after)
+
+    async def _take_over(self, before: Record, after: Record, event: Event) -> None:
+        """Hand the id over to another publisher."""
+        await self._stop(before)  # or its code could reach data of the new publisher
+        await self.turns.write(after, event, self._noted(after, handover.set_aside(before, after)))
+        self.upgrades.ended(after.id)
+        self.upgrades.reload(after.id)
+        # Its rows went with the write; this stops what host services still run of them.
+        await self.services.forget(after.id)
+
+    async def rollback(self, actor: Actor, plugin_id: str, wanted: Rollback) -> Record:
+        """Return to an earlier version; while an upgrade is on trial, to the one before it unless another is named.
+
+        Its stored pair is judged anew: Problem with the code of a verdict when it is revoked, damaged or gone. Others:
+        not_found when no such version is kept, those of `advance.rolled_back` and, of an active plugin, as `change`.
+        """
+        one = self.upgrades.open_gate(plugin_id)
+        if one is not None and wanted.to in {None, one.before.facts.version}:
+            await self.upgrades.give_up(one, actor)
+            return await self._settled(self.state.records[plugin_id])
+        async with self._deciding(actor, plugin_id) as record:
+            kept, outcome = self._rolled_back(record, wanted)
+            after = await self._accepted(actor, record, outcome, "rollback")
+            if fault := await self.pairs.judge(after):
+                raise await self._refused(actor, plugin_id, fault, "rollback")
+            if after.status is Status.ACTIVE:
+                admitted = self._admit(actor, after, record, number=kept if wanted.snapshot else 0)
+                await self._prepared(actor, after, "rollback", admitted)
+            left = BadVersion(
+                plugin_id=plugin_id,
+                identity=record.facts.identity,
+                version=record.facts.version,
+                code=ROLLED_BACK,
+                reason="an operator went back",
+                marked_at=self.clock.wall_us(),
+            )
+            detail: dict[str, str | int | bool] = {
+                "version": after.facts.version,
+                "identity": after.facts.identity,
+                "before": record.facts.version,
+                "snapshot": wanted.snapshot,
+            }
+
+            def change(tx: Transaction) -> None:
+                if wanted.snapshot:
+                    versions.bring_back(tx, plugin_id, kept, keep=True)
+                versions.mark_bad(tx, left)
+
+            event = recording.event(actor, "plugin.rollback", after, detail)
+            await self.upgrades.switch(record, after, event, self._noted(after, change), gated=False)
+        return await self._settled(after)
+
+    def foresee_rollback(self, plugin_id: str, wanted: Rollback) -> Record:
+        """The record as `rollback` would leave it, by the rules alone; Problem with what would refuse it."""
+        outcome = self._rolled_back(self._known(plugin_id, forgotten=False), wanted)[1]
+        if isinstance(outcome, Problem):
+            raise outcome
+        return outcome
+
+    def _rolled_back(self, record: Record, wanted: Rollback) -> tuple[int, Record | Problem]:
+        """The number of the kept version that `rollback` takes, and what it would make of the record, by the rules."""
+        kept = self.state.kept.get(record.id, ())
+        bad = self.state.bad.get(record.id, {})
+        target = advance.kept_version(record, kept, bad, wanted.to)
+        if isinstance(target, Problem):
+            return 0, target
+        read = [self.ledger.read(lambda db, n=one.number: versions.record_of(db, record.id, n)) for one in kept]  # type: ignore[misc]
+        records = {one.number: record_rows.decode(data) for one, data in zip(kept, read, strict=True) if data}
+        newer = [found for number, found in records.items() if number > target.number]
+        now_us = self.clock.wall_us()
+        outcome = advance.rolled_back(record, records[target.number], newer, wanted.consent, now_us, self.defaults)
+        return target.number, outcome
 
     def foresee(
         self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: UpgradeConsent = NO_CONSENT
@@ -147,14 +235,17 @@ class Decisions:
             raise outcome
         return outcome
 
-    async def need_config(self, after: Record, before: Record | None = None) -> None:
+    async def need_config(self, after: Record, before: Record | None = None, *, number: int = 0) -> None:
         """Problem needs_config when `after`, if it is active, could not start with its configuration.
 
-        `before` is the record that it comes from: the present one unless given. Changes and records nothing.
+        `before` is the record that it comes from: the present one unless given. `number`: with the configuration of
+        this kept version. Changes and records nothing.
         """
         before = before or self.state.records[after.id]
         if after.status is Status.ACTIVE and after.facts.manifest:
             row = self.configurations.stored(handover.config_of(before, after))
+            if number:
+                row = self.ledger.read(lambda db: versions.config_of(db, after.id, number))
             other = before.facts.identity != after.facts.identity
             await self.configurations.fitting(presence.plugin_of(after, self.defaults).manifest, row, upgrading=other)
 
@@ -181,7 +272,7 @@ class Decisions:
             restarts = granting.needs_restart(record, after, defaults)
             widens = bool(wanted.grant) or granting.widens(record, after, defaults)
             if widens:
-                await self._write(after, event, None)
+                await self.turns.write(after, event, None)
             else:
                 # In memory first: what only takes away must not wait for the disk (architecture, decision 6).
                 self.registry.put(after)
@@ -223,7 +314,7 @@ class Decisions:
                 return Configured(record=record, config=checked, changed=False, restarted=False)
             # The same document is written again for another schema: the next start then need not check it once more
             # (`Configurations.fitting`). On disk before the restart, which reads it.
-            await self._write(record, replace(event, detail=detail), lambda tx: configs.put(tx, plugin_id, row))
+            await self.turns.write(record, replace(event, detail=detail), lambda tx: configs.put(tx, plugin_id, row))
             changed = old is None or old.sha256 != row.sha256
             restarted = changed and record.status is Status.ACTIVE and self.state.presence(plugin_id).available
             if restarted:
@@ -247,7 +338,8 @@ class Decisions:
             left = self.ledger.read(lambda db: kept_data.count(db, plugin_id, on_disk))
             event = recording.event(actor, "plugin.forget", after, {"purged": purge, **asdict(left)})
             # Rows first, files last: files that are left by a crash are removed when it is purged again.
-            await self._write(after, event, handover.strip(plugin_id, purge=purge))
+            await self.turns.write(after, event, handover.strip(plugin_id, purge=purge))
+            self.upgrades.reload(plugin_id)
             await self.services.forget(plugin_id)
             self.supervisor.drop(plugin_id)
             if purge:
@@ -351,7 +443,10 @@ class Decisions:
                 wanted = Status.DISABLED
                 after = await self._accepted(actor, before, self._changed(before, wanted, consent), wanted)
                 self.supervisor.disarm(self.state.plugins[plugin_id])
-                await self._tighten(after, recording.status_event(actor, before, after))
+                # A gate ends by it: nothing is proven, and nothing runs.
+                self.upgrades.ended(plugin_id)
+                ends_gate = lambda tx: versions.end_gate(tx, plugin_id)  # noqa: E731
+                await self._tighten(after, recording.status_event(actor, before, after), ends_gate)
                 await self.effects.settled(plugin_id)
                 return after
         finally:
@@ -384,13 +479,13 @@ class Decisions:
         fault = Fault("invalid_transition", detail, "ask again if it is still wanted")
         raise await self._refused(actor, after.id, fault, wanted)
 
-    async def _tighten(self, after: Record, event: Event) -> None:
+    async def _tighten(self, after: Record, event: Event, also: Callable[[Transaction], None] | None = None) -> None:
         """Apply at once a decision that only takes away; it is written as soon as the ledger can."""
         # In memory first: from here nothing arms it again.
         self.registry.put(after)
         self.write_behind.tidy()
         try:
-            await self.ledger.write(recording.writing(after, event, None), durable=True, essential=True)
+            await self.ledger.write(recording.writing(after, event, also), durable=True, essential=True)
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
             # Retried until the disk takes it, with its event.
@@ -404,22 +499,12 @@ class Decisions:
         """
         if plugin_id not in self.state.records:  # before making a lock: callers may ask for any name
             raise await self._refused(actor, plugin_id, _unknown(plugin_id).fault)
-        async with self._locks.setdefault(plugin_id, asyncio.Lock()):
+        async with self.turns.turn(plugin_id):
             try:
                 record = self._known(plugin_id, forgotten=forgotten)
             except Problem as missing:
                 raise await self._refused(actor, plugin_id, missing.fault) from None
-            # While it is busy, the registry leaves the record alone and arms nothing.
-            self.state.busy.add(plugin_id)
-            try:
-                yield record
-            finally:
-                # The marks are removed first: saving and `refresh` leave out an id that is marked as busy.
-                self.state.busy.discard(plugin_id)
-                self.state.in_handover.discard(plugin_id)
-                self.state.being_stored.pop(plugin_id, None)
-                self.write_behind.wake()
-                self.registry.refresh(plugin_id)
+            yield record
 
     def _known(self, plugin_id: str, *, forgotten: bool) -> Record:
         """The record; Problem not_found, also for a tombstone unless `forgotten`."""
@@ -439,7 +524,9 @@ class Decisions:
 
     def _upgraded(self, record: Record, claim: IdClaim | None, consent: UpgradeConsent) -> Record | Problem:
         """What `upgrade` would make of the record, by the rules."""
-        return advance.upgrade(record, claim, consent, self.clock.wall_us(), self.defaults)
+        outcome = advance.upgrade(record, claim, consent, self.clock.wall_us(), self.defaults)
+        bad = self.state.bad.get(record.id, {})
+        return advance.bad_candidate(outcome, bad, consent) or outcome
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
         """What `regrant` would make of the record, by the rules."""
@@ -494,29 +581,15 @@ class Decisions:
         if fault := await self.pairs.judge(record, hashed=on_disk):  # `keep` hashed it
             raise await self._refused(actor, record.id, fault)
 
-    async def _admit(self, actor: Actor, record: Record, before: Record) -> None:
-        """Whether this host can run it and its configuration fits, asked before anything is put on record."""
+    async def _admit(self, actor: Actor, record: Record, before: Record, *, number: int = 0) -> None:
+        """Whether this host can run it and its configuration fits (`need_config`), asked before anything is put on
+        record.
+        """
         try:
             await self.supervisor.admit(presence.plugin_of(record, self.defaults))
-            await self.need_config(record, before)
+            await self.need_config(record, before, number=number)
         except (BundleRefused, Problem) as error:
             raise await self._refused(actor, record.id, error.fault, record.status.value) from error
-
-    async def _write(self, record: Record, event: Event, also: Callable[[Transaction], None] | None) -> None:
-        """Put a record on disk with its event and what `also` changes, then make it the current one.
-
-        Problem ledger_unavailable: then the old record stays in force.
-        """
-        # Loosening goes to the floors first: a start tightens the ledger to them.
-        await self.revocations.before(record, self.state.records)
-        try:
-            await self.ledger.write(recording.writing(record, event, also), durable=True)
-            self.registry.put(record)
-        finally:
-            # Also after a failure: the floors may have been loosened for a record that was not written.
-            self.write_behind.tidy()
-        with contextlib.suppress(Problem):  # `write_floors` may have used the old record; tidying retries
-            await self.revocations.before(record, self.state.records)
 
     def _status_event(self, actor: Actor, before: Record, after: Record) -> Event:
         return recording.status_event(actor, before, after, granting.withheld(after, self.defaults))

@@ -32,7 +32,7 @@ class PairJudge(Protocol):
 class LifecycleDeps:
     """What the lifecycle works with; `app` makes it.
 
-    `defaults` are the settings' values for what a manifest leaves out.
+    `defaults` are the settings' values for what a manifest leaves out, `gate_s` how long an upgrade is watched.
     """
 
     ledger: Ledger
@@ -46,3 +46,4 @@ class LifecycleDeps:
     judge: PairJudge
     clock: Clock
     defaults: Usual
+    gate_s: float

@@ -18,6 +18,7 @@ from latticed.ledger import (
     schedules,
     secrets,
     tasks,
+    versions,
 )
 from latticed.lifecycle import kept_data as leavings
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
 
 
-_AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, schedules, tasks)
-"""Tables of ongoing work: removed in both cases, never inherited."""
+_AT_WORK: Final = (contacts, ddns, monitors, plans, programs, routes, schedules, tasks, versions)
+"""Tables of ongoing work, and of earlier versions: removed in both cases, never inherited."""
 
 
 def strip(plugin_id: str, *, purge: bool = False) -> Callable[[Transaction], None]:

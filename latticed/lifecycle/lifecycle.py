@@ -18,6 +18,8 @@ from latticed.lifecycle.effect_waiter import EffectWaiter
 from latticed.lifecycle.pairs import Pairs
 from latticed.lifecycle.registry import Registry
 from latticed.lifecycle.state import LifecycleState
+from latticed.lifecycle.turns import Turns
+from latticed.lifecycle.upgrades import Upgrades
 from latticed.lifecycle.write_behind import WriteBehind
 
 if TYPE_CHECKING:
@@ -68,10 +70,31 @@ class Lifecycle:
             policy=deps.policy,
             refused_at_start=deps.supervisor.refused,
         )
+        turns = Turns(
+            state=self.state,
+            registry=self.registry,
+            write_behind=self.write_behind,
+            ledger=deps.ledger,
+            revocations=deps.revocations,
+        )
+        # Watches new versions, and keeps those before them.
+        self.upgrades = Upgrades(
+            state=self.state,
+            turns=turns,
+            ledger=deps.ledger,
+            supervisor=deps.supervisor,
+            services=deps.services,
+            judge=deps.judge,
+            clock=deps.clock,
+            defaults=deps.defaults,
+            gate_s=deps.gate_s,
+        )
         # Carries out what operators ask for.
         self.decisions = Decisions(
             state=self.state,
             registry=self.registry,
+            turns=turns,
+            upgrades=self.upgrades,
             pairs=self.pairs,
             write_behind=self.write_behind,
             effects=effects,
@@ -79,7 +102,6 @@ class Lifecycle:
             catalog=deps.catalog,
             supervisor=deps.supervisor,
             services=deps.services,
-            revocations=deps.revocations,
             configurations=deps.configurations,
             clock=deps.clock,
             defaults=deps.defaults,
@@ -93,6 +115,8 @@ class Lifecycle:
             self.registry.put(after := presence.migrated(record))
             if after is not record:
                 self.write_behind.save(record.id)
+        # Before the first scan arms plugins: it starts those that stand by with them.
+        await self.upgrades.load()
         # From now on an id without a record counts as unknown, no longer as not seen yet.
         self.deps.services.permissions.complete = True
         # Before the first scan arms plugins: it must know which stored pairs may not run.
@@ -106,6 +130,7 @@ class Lifecycle:
         scanned = asyncio.ensure_future(self._scanned.wait())
         await asyncio.wait({scanned, self._following}, return_when=asyncio.FIRST_COMPLETED)
         scanned.cancel()
+        self.upgrades.start()
         # Pairs and temporary files that an earlier process left.
         self.write_behind.tidy()
         return self
@@ -113,6 +138,7 @@ class Lifecycle:
     async def __aexit__(self, *_: object) -> None:
         # First: a refresh while closing must not arm or disarm anything any more.
         self.registry.closed = True
+        await self.upgrades.close()
         await self.pairs.close()
         # Then the stream of changes, and last the writes: nothing can add to them any more.
         if self._following is not None:
@@ -150,6 +176,7 @@ class Lifecycle:
         # Only starts the scan. Stopping comes next, recording last: a full disk must not delay a stop.
         self.deps.catalog.rescan()
         await self.pairs.policy_changed()
+        await self.upgrades.policy_changed()
         await self.deps.revocations.remember()
         self.write_behind.tidy()
 

@@ -12,6 +12,7 @@ from latticed.model.lifecycle import Status
 
 if TYPE_CHECKING:
     from latticed.host.permissions import PluginStanding
+    from latticed.ledger.versions import BadVersion, KeptVersion
     from latticed.model.errors import Fault
     from latticed.model.lifecycle import Record
     from latticed.runners.contract import PluginToRun
@@ -38,6 +39,18 @@ class LifecycleState:
     """Ids that another publisher is taking over: host services do nothing for them."""
     being_stored: dict[str, str] = field(default_factory=dict)
     """By id, identity of the pair that a decision is storing: not collected before a record names it."""
+
+    kept: dict[str, tuple[KeptVersion, ...]] = field(default_factory=dict)
+    """By id, the earlier versions that can be returned to, oldest first."""
+    bad: dict[str, dict[str, BadVersion]] = field(default_factory=dict)
+    """By id and identity, the versions that are not offered any more."""
+
+    def in_use(self) -> set[str]:
+        """The identities of all pairs that have to stay in the store."""
+        present = {record.facts.identity for record in self.records.values() if record.accepted}
+        kept = {one.identity for versions in self.kept.values() for one in versions}
+        # A pair that a decision is storing is in use before a record names it.
+        return present | kept | set(self.being_stored.values())
 
     def presence(self, plugin_id: str) -> Presence:
         """What the disk says of an id right now; an empty Presence, which is not available, if it says nothing."""

@@ -142,10 +142,9 @@ class WriteBehind:
         records = list(self._state.records.values())
         # In the step that reads the records: `collect` spares what is kept from here on.
         self._store.mark()
-        # A pair that a decision is storing is in use before a record names it (`being_stored`).
-        in_use = {record.facts.identity for record in records if record.accepted}
+        in_use = self._state.in_use()
         try:
-            await asyncio.to_thread(self._store.collect, in_use.union(self._state.being_stored.values()))
+            await asyncio.to_thread(self._store.collect, in_use)
         except OSError as error:
             log.error("store_not_tidied", error=error.strerror or str(error))
             self._needs_tidying = True

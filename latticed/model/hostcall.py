@@ -45,6 +45,38 @@ CAPABILITY_OF: Final = MappingProxyType({call: cap for cap, calls in _BY_CAPABIL
 """Every host call there is, and the capability it needs."""
 
 
+IDLE: Final = frozenset(
+    {
+        "kv.get",
+        "kv.list",
+        "kv.put",
+        "kv.delete",
+        "log.write",
+        "audit.query",
+        "node.facts",
+        "node.metrics",
+        "node.journal",
+        "monitor.list",
+        "monitor.results",
+        "static.get",
+        "static.list",
+        "task.list",
+        "task.get",
+        "service.status",
+        "service.saved",
+        "tunnel.status",
+        "network.state",
+        "network.plans",
+        "ddns.status",
+    }
+)
+"""Calls of a version that stands by while the one that replaced it is being watched: what it keeps is its own copy, and
+the rest only reads.
+"""
+LENDING: Final = IDLE | {"http.do", "mail.send", "notify.send"}
+"""Its calls while it answers for the other one, which is not armed: still nothing that would go on after the call."""
+
+
 class Denial(StrEnum):
     """Why a host call was not carried out."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from latticed.model import ids
 
@@ -89,6 +89,15 @@ class Instance(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """End it: a request to shut down, killed after `grace_s` seconds. Nothing is left when this returns."""
+        ...
+
+
+@runtime_checkable
+class ClaimsRoutes(Protocol):
+    """An Instance that claims routes when it starts."""
+
+    def claim_again(self) -> None:
+        """Claim them once more: another instance of the plugin, which has claimed them meanwhile, has ended."""
         ...
 
 

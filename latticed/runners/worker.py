@@ -5,6 +5,7 @@ No code of it is executed: the template is data, rendered in one pass. All reads
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -118,6 +119,15 @@ class Serving:
             return {"ok": False, "message": "", "result": None, "error": f"{problem.code}: {problem.reason}"}
         result = {"content_type": self._content_type, "body": body.decode("utf-8")}
         return {"ok": True, "message": "", "result": result, "error": None}
+
+    def claim_again(self) -> None:
+        """See ClaimsRoutes; what another plugin has claimed meanwhile stays with that one."""
+        if self.claim is not None:
+            prefixes = self.claim.prefixes
+            with contextlib.suppress(Problem):
+                self.claim = self._routes.claim(
+                    self._gate.caller.plugin_id, prefixes, self, granted_prefixes=frozenset(prefixes)
+                )
 
     async def stop(self, grace_s: float) -> None:
         """Release the claimed routes; returns at once, `grace_s` is not used. Requests under way are not cancelled:

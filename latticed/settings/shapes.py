@@ -77,6 +77,13 @@ class SupervisionSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeSettings:
+    """`gate_s`: how long a new version is watched before it stays; 0: it stays at once."""
+
+    gate_s: float = _setting(60.0, low=0.0, high=86_400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSettings:
     """How children are confined. `interpreters`: names allowed in a script's first line, and their paths here.
 
@@ -303,6 +310,7 @@ class Settings:
     watch: WatchSettings = WatchSettings()
     runners: RunnerSettings = RunnerSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    upgrade: UpgradeSettings = UpgradeSettings()
     sandbox: SandboxSettings = SandboxSettings()
     plugin_limits: PluginLimitSettings = PluginLimitSettings()
     host_calls: HostCallSettings = HostCallSettings()

@@ -7,13 +7,15 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.broker.gate import Count
 from latticed.kit import logs
+from latticed.model import hostcall
 from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
 from latticed.model.errors import Fault, Problem
 from latticed.model.runtime import STARTING, Health, Runtime, RuntimeState
 from latticed.runners.builtin import BuiltinInstance
-from latticed.runners.contract import Checkup
+from latticed.runners.contract import Checkup, ClaimsRoutes
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import HandleAction, Phase
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 FIRST_CHECK_S: Final = 1.0
 """Longest delay of the first health check after a start; later ones follow the manifest's interval."""
+
+_NOT_ITS_FAULT: Final = frozenset({"bad_request", "busy", "not_armed", "stopping", "too_large"})
+"""Codes of invocations that say nothing of the plugin."""
 
 log = logs.get_logger()
 
@@ -50,6 +55,12 @@ class Handle:
     """
 
     def __init__(self, plugin: PluginToRun, tools: HandleDeps) -> None:
+        self.behind: Handle | None = None
+        """The version that this one replaced, as long as this one may be given up: it answers while this one is not
+        armed.
+        """
+        self.invoked = Count()
+        """Its invocations, and how many of them it did not answer as asked."""
         self.plugin = plugin
         self.granted: frozenset[str] = frozenset()
         self.state = rules.HandleState()
@@ -65,6 +76,8 @@ class Handle:
         self._settled: list[asyncio.Future[None]] = []
         self._early: rules.InstanceFailed | None = None  # the instance ended before `Runner.start` returned it
         self._instance_no = 0
+        self._standby = 0  # its number as a kept version, while another one is in charge
+        self._lending = False  # that one is not armed, and this one answers
         self._visited = False  # an outside request has reached the current instance
         self._since_s = 0.0
         self._seen = Runtime()
@@ -89,6 +102,10 @@ class Handle:
             raise Problem("not_armed", f"{self.plugin.id} is not armed (it is {self.state.phase})")
         return self._instance
 
+    def _lender(self) -> Handle | None:
+        """The version before, while that answers instead of this one."""
+        return self.behind if self._instance is None or self.state.phase is not Phase.ARMED else None
+
     def visit(self) -> Instance:
         """The running instance for an outside request, or Problem; its failures no longer count for the breaker."""
         instance = self.instance()
@@ -108,13 +125,15 @@ class Handle:
 
     @property
     def armed(self) -> bool:
-        """Whether an instance is running, as `runtime` says; one that is being stopped counts until it has ended."""
-        return self._seen.state is RuntimeState.ARMED
+        """Whether an instance is running, as `runtime` says; one that is being stopped counts until it has ended. Also
+        while the version before it answers.
+        """
+        return self._seen.state is RuntimeState.ARMED or (self.behind is not None and self.behind.armed)
 
     def measures(self) -> tuple[Measure, ...]:
         """What the instance shows in `/metrics`, when it is a built-in's that runs."""
         instance = self._instance
-        return instance.measures() if self.armed and isinstance(instance, BuiltinInstance) else ()
+        return instance.measures() if isinstance(instance, BuiltinInstance) and self.armed else ()
 
     async def invoke(self, action: str, payload: Any, *, by_outsider: bool) -> dict[str, Any]:
         """Have the running instance carry out `action`; its reply.
@@ -122,8 +141,16 @@ class Handle:
         `by_outsider` as in `visit`. Problem not_armed when there is no instance, or its bundle failed meanwhile; others
         from the instance itself.
         """
+        if (lender := self._lender()) is not None:
+            return await lender.invoke(action, payload, by_outsider=by_outsider)
         instance = self.visit() if by_outsider else self.instance()
-        reply = await instance.invoke(action, payload)
+        self.invoked.calls += 1
+        try:
+            reply = await instance.invoke(action, payload)
+        except Problem as problem:
+            self.invoked.denied += problem.code not in _NOT_ITS_FAULT
+            raise
+        self.invoked.denied += reply.get("ok") is not True
         # Asked again after the wait: an answer of code that is being stopped for its bundle must not be used.
         if self.distrusted:
             raise Problem("not_armed", f"{self.plugin.id} was stopped meanwhile: its bundle does not verify")
@@ -131,6 +158,8 @@ class Handle:
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """The result of a host call by the running instance, through its Gate. Problem not_armed, or HostError."""
+        if (lender := self._lender()) is not None:
+            return await lender.call(method, params)
         self.instance()
         assert self._gate is not None  # noqa: S101 - an armed one has its Gate
         return await self._gate.call(method, params)
@@ -141,6 +170,35 @@ class Handle:
         self.granted = granted
         if self._gate is not None:
             self._gate.regrant(granted)
+
+    # Beside another version.
+
+    def stand_by(self, number: int) -> None:
+        """Another version is about to be in charge; this one, kept as `number`, stays armed and answers until then."""
+        self._standby = number
+        self.lend(lending=True)
+
+    def lend(self, *, lending: bool) -> None:
+        """Whether it answers while the one in charge is not armed: it may then make the calls that an answer needs."""
+        self._lending = lending
+        if self._gate is not None and self._standby:
+            self._gate.stand_by(hostcall.LENDING if lending else hostcall.IDLE, self._standby)
+
+    def take_charge(self) -> None:
+        """This version is in charge from now on, without a start."""
+        self._standby = 0
+        if self._gate is not None:
+            self._gate.stand_by(None, 0)
+        claimant: object = self._instance
+        if isinstance(claimant, ClaimsRoutes):
+            claimant.claim_again()
+
+    async def ask_health(self) -> None:
+        """Ask for its health now, within the manifest's time limit; the answer is in `state` on return."""
+        self._cancel_checks()
+        self._check_now()
+        if self._checking is not None:
+            await asyncio.wait({self._checking})
 
     # Events.
 
@@ -153,6 +211,8 @@ class Handle:
                 # Per instance: late exits and checks of an earlier one carry its number and are ignored.
                 self._instance_no, self._early, self._visited = self._instance_no + 1, None, False
             self._changed(before.phase)
+            if self.behind is not None:
+                self.behind.lend(lending=self.state.phase is not Phase.ARMED)
         for action in actions:
             self._act(action)
         self._note()
@@ -211,6 +271,7 @@ class Handle:
         # Bound now: when the callback comes, `_instance_no` may be that of a later instance.
         instance_no = self._instance_no
         self._gate = self._tools.gate(self.plugin, self.granted)
+        self.lend(lending=self._lending)
         attempt = self._tools.start(
             self.plugin, self._gate, lambda code, message: self._exited(instance_no, code, message)
         )

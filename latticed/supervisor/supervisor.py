@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.model.errors import Fault, Problem
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 _NOT_RUNNING: Final = Runtime()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """How a version that replaced another one is: the state of its handle, its invocations since it is in charge, and
+    all host calls of its plugin; `before`: the phase of the other one.
+    """
+
+    state: rules.HandleState
+    invoked: Count
+    called: Count
+    before: rules.Phase
+
+
 class Supervisor:
     """Runs the plugins that are armed, one handle for each.
 
@@ -33,6 +46,8 @@ class Supervisor:
         """`handles` is empty; host services share it to see which plugins run."""
         self._tools = tools
         self._handles = handles
+        self._behind: dict[str, Handle] = {}  # versions that stand by, while those that replaced them are watched
+        self._given_up: set[str] = set()  # ids of which the version in charge was killed, until the other one is
         self._wheel: asyncio.Task[None] | None = None
         self._closing = False
         self.refused = tools.refused
@@ -45,10 +60,11 @@ class Supervisor:
     async def __aexit__(self, *_: object) -> None:
         # First: the lifecycle or a request may still ask for a start while all are being stopped.
         self._closing = True
-        for handle in self._handles.values():
+        every = [*self._handles.values(), *self._behind.values()]
+        for handle in every:
             # All are asked to stop before any is awaited, so that their graces run side by side.
             handle.post(rules.Disarm())
-        await asyncio.gather(*(handle.settled() for handle in self._handles.values()))
+        await asyncio.gather(*(handle.settled() for handle in every))
         if self._wheel is not None:
             self._wheel.cancel()
             await asyncio.gather(self._wheel, return_exceptions=True)
@@ -62,6 +78,10 @@ class Supervisor:
         A running instance of another identity is replaced. `afresh` replaces any, and closes the breaker.
         """
         if self._closing:
+            return
+        if plugin.id in self._behind:  # it was disarmed with the other one
+            self._behind[plugin.id].post(rules.Arm())
+        if plugin.id in self._given_up:
             return
         handle = self._handle(plugin)
         # Compared before the handle's plugin is replaced.
@@ -81,6 +101,8 @@ class Supervisor:
         # plugins would each get one.
         if fault is not None or plugin.id in self._handles:
             self._handle(plugin).post(rules.Disarm(fault))
+        if plugin.id in self._behind:
+            self._behind[plugin.id].post(rules.Disarm(fault))
 
     def drop(self, plugin_id: str) -> None:
         """Forget the handle of a plugin that has stopped; nothing happens while it has not."""
@@ -92,6 +114,8 @@ class Supervisor:
     def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:
         """Have the Gate of a plugin allow these capabilities, at once; nothing when it has no handle."""
         if handle := self._handles.get(plugin_id):
+            if (before := self._behind.get(plugin_id)) is not None:
+                before.regrant(before.granted - (handle.granted - granted))  # what is taken back counts for both
             handle.regrant(granted)
 
     def renew(self, plugin: PluginToRun) -> None:
@@ -103,6 +127,75 @@ class Supervisor:
         # Not WAITING or BROKEN: `afresh` would start these at once and close the breaker.
         if handle is not None and handle.state.phase in {rules.Phase.STARTING, rules.Phase.ARMED}:
             handle.post(rules.Arm(afresh=True))
+
+    # Two versions of one plugin.
+
+    def stand_by(self, plugin_id: str, number: int) -> None:
+        """Have a plugin's version stand by as the kept version `number` (`Handle.stand_by`), from when the ledger has
+        that; 0: it is in charge after all.
+        """
+        handle = self._handles[plugin_id]
+        handle.stand_by(number) if number else handle.take_charge()
+
+    def put_in_charge(self, plugin: PluginToRun, granted: frozenset[str]) -> None:
+        """Start another version beside the one that runs, which is to stand by (`stand_by`)."""
+        before = self._behind[plugin.id] = self._handles.pop(plugin.id)
+        self._handle(plugin).behind = before
+        self.arm(plugin, granted)
+
+    def resume(self, before: PluginToRun, granted: frozenset[str], number: int, plugin: PluginToRun) -> None:
+        """Have `before` stand by as the kept version `number` beside `plugin`; both start when `plugin` is armed."""
+        handle = self._behind[plugin.id] = Handle(before, self._tools)
+        handle.regrant(granted)
+        handle.stand_by(number)
+        self._handle(plugin).behind = handle
+
+    def watched(self, plugin_id: str) -> Watched | None:
+        """How a version that replaced another one is; None when there is no other one."""
+        before, handle = self._behind.get(plugin_id), self._handles.get(plugin_id)
+        if before is None or handle is None:
+            return None
+        called = replace(self._tools.broker.count(plugin_id))
+        return Watched(state=handle.state, invoked=replace(handle.invoked), called=called, before=before.state.phase)
+
+    def invoked(self, plugin_id: str) -> Count:
+        """The invocations of the version in charge, and how many of them failed."""
+        return replace(self._handles[plugin_id].invoked)
+
+    async def ask_health(self, plugin_id: str) -> None:
+        """Have an armed plugin asked for its health now."""
+        if (handle := self._handles.get(plugin_id)) is not None:
+            await handle.ask_health()
+
+    async def give_up(self, plugin_id: str, fault: Fault) -> None:
+        """Kill the version in charge, for `fault`; the other one answers from now on, and stands by until `fall_back`.
+
+        Returns once nothing is left of it.
+        """
+        handle = self._handles[plugin_id]
+        self._given_up.add(plugin_id)
+        handle.post(rules.Disarm(fault))
+        await handle.settled()
+
+    def fall_back(self, plugin_id: str) -> None:
+        """Put the version that stands by in charge again, without a start; the other one was given up."""
+        handle = self._handles[plugin_id] = self._behind.pop(plugin_id)
+        self._given_up.discard(plugin_id)
+        handle.take_charge()
+
+    def refuse_behind(self, plugin_id: str, fault: Fault) -> None:
+        """Kill the version that stands by: it may not run any more."""
+        if (handle := self._behind.get(plugin_id)) is not None:
+            handle.post(rules.Disarm(fault))
+
+    def retire(self, plugin_id: str) -> None:
+        """The version in charge stays: stop the one that stands by."""
+        if (before := self._behind.pop(plugin_id, None)) is not None:
+            self._given_up.discard(plugin_id)
+            self._handles[plugin_id].behind = None
+            before.post(rules.Disarm())
+
+    # Queries and calls.
 
     def runtime(self, plugin_id: str) -> Runtime:
         """The running state of a plugin; a stopped one when there is no handle."""

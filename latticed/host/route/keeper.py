@@ -183,6 +183,10 @@ class RouteKeeper:
             self._release(self._routes.pop(key))
         return True
 
+    def stored(self, plugin_id: str) -> dict[str, str]:
+        """The routes that a plugin has put: their specs as in the ledger, by path."""
+        return {path: route_spec.encoded(one.spec) for (owner, path), one in self._routes.items() if owner == plugin_id}
+
     def recheck(self, plugin_id: str) -> None:
         """Claim the routes a plugin may have now and release the others; released ones answer no further request. So
         too for routes of others that serve its files.

@@ -184,6 +184,22 @@ class TaskKeeper:
                 count += 1
         return count
 
+    def last_seq(self) -> int:
+        """The seq of the task that was submitted last, 0 without any; for `cancel_after`."""
+        return self._ledger.read(rows.last_seq)
+
+    async def cancel_after(self, plugin_id: str, seq: int, *, by: str) -> None:
+        """Cancel all tasks of one plugin that were submitted after the one of this seq and have not ended. Problem
+        ledger_unavailable.
+        """
+        for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
+            if task.plugin_id == plugin_id and task.seq > seq:
+                try:
+                    await self.cancel(task.id, by=by)
+                except Problem as problem:  # any other one: it has ended meanwhile
+                    if problem.code == "ledger_unavailable":
+                        raise
+
     async def forget(self, plugin_id: str) -> int:
         """Cancel and delete all tasks of one plugin; how many rows there were. Problem ledger_unavailable."""
         for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
