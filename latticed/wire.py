@@ -79,12 +79,39 @@ class RuntimeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BadView:
+    """Why a version was given up, and when: `rolled_back` by an operator, else what a gate saw."""
+
+    code: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeView:
+    """The last change of versions since the daemon started; times are RFC 3339 in UTC.
+
+    `state`: `gating` while the new version is watched, until `until` (absent: it is not armed yet); then `committed` or
+    `rolled_back`, `at` that time. `version` is the one that was taken, `before` the other one. `code` and `reason`: why
+    it was given up.
+    """
+
+    state: str
+    version: str
+    before: str
+    until: str | None = None
+    at: str | None = None
+    code: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateView:
     """Another identity of an installed plugin that is on disk and verifies: what an upgrade would take.
 
     `identity` and `artifact_sha256` are lowercase hex. `adds` and `drops`: capabilities by name, the rest as
     `kind=value`. `must_name`: what has to be accepted by name before it can start. `needs_downgrade`: it takes
-    `allow_downgrade`.
+    `allow_downgrade`. `bad`: why it was given up before; it takes `retry`.
     """
 
     version: str | None = None
@@ -94,6 +121,7 @@ class CandidateView:
     drops: list[str]
     needs_downgrade: bool
     must_name: list[str] | None = None
+    bad: BadView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +130,8 @@ class PluginView:
 
     `status` is the operator's decision (`verified`, `installed`, `active`, `disabled`), `available` whether the bundle
     verifies now. `capabilities` are declared, `granted` those that were granted. `withheld`: what else of the manifest
-    was not accepted, as `kind=value`. `candidate`: what an upgrade would take. `adds` and `drops`: of an upgrade's dry
-    run.
+    was not accepted, as `kind=value`. `candidate`: what an upgrade would take; `upgrade`: what became of the last one.
+    `adds` and `drops`: of a dry run.
     """
 
     id: str
@@ -118,6 +146,7 @@ class PluginView:
     status: str
     runtime: RuntimeView
     candidate: CandidateView | None = None
+    upgrade: UpgradeView | None = None
     granted: list[str]
     withheld: list[str] | None = None
     adds: list[str] | None = None

@@ -242,7 +242,7 @@ def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
         return Advice(f"it runs and says that it is not well: {runtime.message}".rstrip(": "), _verb("restart", facts))
     if runtime.health == "degraded":
         return Advice(f"it runs, but not as it should: {runtime.message}".rstrip(": "), _verb("logs", facts))
-    if view.candidate is not None:
+    if view.candidate is not None and view.candidate.bad is None:
         more = ["--allow-downgrade"] if view.candidate.needs_downgrade else []
         adds = f"; it adds {', '.join(view.candidate.adds)}" if view.candidate.adds else ""
         return Advice(f"it runs; another version waits in the plugin directory{adds}", _verb("upgrade", facts, *more))

@@ -21,6 +21,12 @@ _KINDS: Final = tuple(kind for kind in (*consents.KINDS, *consents.AT_UPGRADE) i
 
 def arguments(parser: Parser) -> None:
     """Add the flags that give consent."""
+    granting(parser)
+    parser.add_argument("--allow-downgrade", action="store_true", help="accept a version below the highest so far")
+
+
+def granting(parser: Parser) -> None:
+    """Add the flags that consent to what a version asks for."""
     parser.add_argument(
         "--accept",
         metavar="CAP|KIND=VALUE",
@@ -35,7 +41,6 @@ def arguments(parser: Parser) -> None:
         default=[],
         help="let it reach this host, * allowed (repeatable)",
     )
-    parser.add_argument("--allow-downgrade", action="store_true", help="accept a version below the highest so far")
     parser.add_argument("--dry-run", action="store_true", help="ask what would happen; change nothing")
 
 
@@ -46,7 +51,7 @@ def given(args: Namespace) -> dict[str, Any]:
         fields["accept"] = list(dict.fromkeys(args.accept))
     if args.accept_host:
         fields["accept_hosts"] = list(dict.fromkeys(args.accept_host))
-    if args.allow_downgrade:
+    if getattr(args, "allow_downgrade", False):
         fields["allow_downgrade"] = True
     return fields
 

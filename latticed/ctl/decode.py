@@ -29,7 +29,12 @@ def plugin(plain: Any) -> wire.PluginView:
         runtime["last_error"] = _record(wire.ErrorInfo, runtime["last_error"], "last_error")
     found["runtime"] = _record(wire.RuntimeView, runtime, "runtime")
     if found.get("candidate") is not None:
-        found["candidate"] = _record(wire.CandidateView, found["candidate"], "candidate")
+        candidate = dict(replies.mapping(found["candidate"], "candidate"))
+        if candidate.get("bad") is not None:
+            candidate["bad"] = _record(wire.BadView, candidate["bad"], "candidate")
+        found["candidate"] = _record(wire.CandidateView, candidate, "candidate")
+    if found.get("upgrade") is not None:
+        found["upgrade"] = _record(wire.UpgradeView, found["upgrade"], "upgrade")
     return _record(wire.PluginView, found, "plugin")
 
 

@@ -44,6 +44,8 @@ def run(session: CtlSession) -> int:
             *_allowed(grants if isinstance(grants, dict) else {}),
             *_done(plain.get("calls")),
             *_scheduled(plain.get("schedules"), screen),
+            *_upgraded(view, screen),
+            *_kept(plain.get("kept"), screen),
             *_candidate(view),
             *_times(view, screen),
         ]
@@ -160,6 +162,35 @@ def _scheduled(schedules: object, screen: render.Screen) -> Iterator[_Field]:
         )
 
 
+def _upgraded(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:
+    """The fields of the last upgrade since the daemon started."""
+    found = view.upgrade
+    if found is None:
+        return
+    versions = f"{found.before or '-'} to {found.version or '-'}"
+    yield "upgrade", Cell(f"{versions}: {found.state}", _TONE_OF.get(found.state, ""))
+    if found.until:
+        yield "  watched until", screen.when(found.until)
+    if found.at:
+        yield "  decided", screen.when(found.at)
+    if found.code:
+        yield "  reason", f"{found.code}: {found.reason}"
+
+
+_TONE_OF: Final = {"gating": "warn", "rolled_back": "bad", "committed": "good"}
+"""How the state of an upgrade is shown."""
+
+
+def _kept(rows: object, screen: render.Screen) -> Iterator[_Field]:
+    """The fields of the versions that a rollback can return to, newest first."""
+    for row in replies.rows(rows or [], "kept versions"):
+        version = str(row.get("version") or "(no version)")
+        bad = row.get("bad")
+        why = f", given up: {bad.get('code')}" if isinstance(bad, dict) else ""
+        replaced = screen.when(str(row.get("kept_at")))
+        yield "kept", f"{version}, replaced {replaced}{why}"
+
+
 def _candidate(view: wire.PluginView) -> Iterator[_Field]:
     """The fields of the version that an upgrade would take; none if there is no such version."""
     if view.candidate is None:
@@ -173,6 +204,8 @@ def _candidate(view: wire.PluginView) -> Iterator[_Field]:
         yield "  needs", Cell(shlex.join(word for one in found.must_name for word in ("--accept", one)), "warn")
     if found.needs_downgrade:
         yield "  order", "a downgrade: needs --allow-downgrade"
+    if found.bad is not None:
+        yield "  given up", Cell(f"{found.bad.code}: {found.bad.reason}: needs --retry", "bad")
 
 
 def _times(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:

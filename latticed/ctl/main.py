@@ -68,6 +68,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "activate": Verb(_DECIDE, "start an installed or disabled plugin"),
         "disable": Verb(_DECIDE, "stop a plugin and keep it stopped"),
         "upgrade": Verb(_DECIDE, "swap an installed plugin for its candidate"),
+        "rollback": Verb(_DECIDE, "return a plugin to a version that it had before"),
         "invoke": Verb(_DECIDE, "have an armed plugin carry out an action"),
         "restart": Verb(_DECIDE, "stop and start an active plugin, closing its breaker"),
         "forget": Verb(_DECIDE, "drop the record of a plugin that is not active"),
@@ -96,7 +97,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("rollback market index ui fleet doctor dev run".split())
+_LATER: Final = frozenset("market index ui fleet doctor dev run".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(
@@ -111,6 +112,7 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
             "info": "show inspect describe get",
             "install": "add accept register",
             "upgrade": "update",
+            "rollback": "downgrade revert",
             "invoke": "call exec",
             "explain": "why",
             "logs": "log journal tail",

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, consent, decision
+from latticed.ctl import ask, consent, decision, decode
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.client import ApiRefusal
+from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from latticed import wire
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
     "latticectl info acme.demo              # shows the candidate and what it adds",
-    "latticectl upgrade acme.demo",
+    "latticectl upgrade acme.demo --wait    # until the new version stays, or is given up",
     "latticectl upgrade acme.demo --accept kv:write --accept limit=memory_mib:512",
     "latticectl upgrade acme.demo --allow-downgrade --dry-run",
 )
+_PAUSE_S: Final = 0.2
+"""Between two looks at an upgrade that is being watched."""
 
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
     consent.arguments(parser)
     parser.add_argument("--accept-publisher", metavar="NAME", help="let this publisher take the plugin over")
+    parser.add_argument("--retry", action="store_true", help="take a version that was given up before")
+    parser.add_argument("--wait", action="store_true", help="wait until the new version stays, or is given up")
 
 
 def run(session: CtlSession) -> int:
-    """Replace the plugin by its candidate and wait for the start; success too when there is no newer one."""
+    """Replace the plugin by its candidate and wait for the start; success too when there is no newer one.
+
+    Exit code 1 when the new version was given up, as far as that is known on return.
+    """
     args = session.args
     client = session.client()
     body = {**consent.given(args), **decision.dry_run(args)}
     if args.accept_publisher is not None:  # '' means the unsigned bundle
         body["accept_publisher"] = args.accept_publisher
+    if args.retry:
+        body["retry"] = True
+    done = "upgraded"
     try:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
     except ApiRefusal as refusal:
@@ -40,5 +53,49 @@ def run(session: CtlSession) -> int:
         plain, view = ask.plugin(client, args.id)
         if view.status == "verified" or not view.available:  # not "already so": there is nothing to run
             raise
-        return decision.report(session, plain, "already up to date")
-    return decision.report(session, plain, "upgraded")
+        done = "already up to date"
+    if args.wait:
+        plain = _decided(session, plain)
+    given_up = None if args.dry_run else _given_up(decode.plugin(plain), done)
+    if given_up is not None:
+        return _went_back(session, plain, given_up)
+    code = decision.report(session, plain, done)
+    _watched(session, plain)
+    return code
+
+
+def _decided(session: CtlSession, plain: Any) -> Any:
+    """The plugin once its gate, if one is open, has ended; polls, as long as the daemon answers."""
+    while (view := decode.plugin(plain)).upgrade is not None and view.upgrade.state == "gating":
+        time.sleep(_PAUSE_S)
+        plain, _ = ask.plugin(session.client(), view.id)
+    return plain
+
+
+def _given_up(view: wire.PluginView, done: str) -> wire.UpgradeView | None:
+    """The upgrade, if it was given up; not one of before this command, which found nothing to do."""
+    found = view.upgrade
+    return found if found is not None and found.state == "rolled_back" and done == "upgraded" else None
+
+
+def _went_back(session: CtlSession, plain: Any, found: wire.UpgradeView) -> int:
+    """Report an upgrade that was given up."""
+    view, screen = decode.plugin(plain), session.screen
+    if screen.json_wanted:
+        screen.json(plain)
+    else:
+        screen.line(view.id, f"is at version {view.version or '-'} again")
+    screen.note(f"error: {view.id} {found.version} was given up: {found.code}: {found.reason}")
+    screen.note(f"what it had written is gone: the values are those of {found.before}")
+    screen.hint(f"latticectl logs {view.id}; latticectl upgrade {view.id} --retry tries it again")
+    return ExitCode.FAILED
+
+
+def _watched(session: CtlSession, plain: Any) -> None:
+    """Say until when the new version is watched, if it is."""
+    view, screen = decode.plugin(plain), session.screen
+    if view.upgrade is None or view.upgrade.state != "gating" or session.args.dry_run:
+        return
+    until = f" until {screen.when(view.upgrade.until)}" if view.upgrade.until else ""
+    screen.note(f"{view.upgrade.before} stands by{until}, and comes back if {view.upgrade.version} does not do well")
+    screen.hint(f"latticectl upgrade {view.id} --wait waits for that; latticectl rollback {view.id} goes back now")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.presence import Presence
     from latticed.lifecycle.revocations import RevocationKeeper
+    from latticed.lifecycle.upgrades import UpgradeState
     from latticed.model.audit import Actor, Event
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
@@ -65,7 +66,7 @@ Q = TypeVar("Q", bound="QueryParams")
 class ListedPlugin:
     """A cached row of the lifecycle list as JSON; valid while `source` equals the present values."""
 
-    source: tuple[Record, Presence, Runtime]
+    source: tuple[Record, Presence, Runtime, UpgradeState | None]
     row: bytes
 
 

@@ -67,6 +67,11 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_tunnel_restarts", "gauge", "restarts of cloudflared since its start", _labelled("plugin", restarts)
     )
+    upgrades = api.lifecycle.upgrades
+    gating = sum(one.state == "gating" for one in upgrades.shown.values())
+    yield from _family("latticed_upgrades_gating", "gauge", "upgrades that are being watched", {"": gating})
+    ended = _labelled("result", upgrades.results)
+    yield from _family("latticed_upgrades_total", "counter", "upgrades that were watched, by result", ended)
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
     yield from _family(

@@ -16,6 +16,7 @@ from latticed.kit import logs
 from latticed.kit.text import sanitise
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import UpgradeConsent
+from latticed.lifecycle.decisions import Rollback
 from latticed.lifecycle.granting import Regrant
 from latticed.model import chain, consents
 from latticed.model.audit import Actor
@@ -59,12 +60,25 @@ class Decision(Body, frozen=True):
 
 
 class Upgrade(Body, frozen=True):
-    """`accept` and `dry_run` as in `Decision`."""
+    """`accept` and `dry_run` as in `Decision`; `retry` takes a version that was given up before."""
 
     accept: tuple[str, ...] = ()
     accept_hosts: tuple[str, ...] = ()
     allow_downgrade: bool = False
     accept_publisher: str | None = None
+    retry: bool = False
+    dry_run: bool = False
+
+
+class RollbackBody(Body, frozen=True):
+    """`to`: the version, by default the newest that is kept and was not given up. With `snapshot` values and
+    configuration become those of that version, as they were when it was replaced. The others as in `Decision`.
+    """
+
+    to: str | None = None
+    snapshot: bool = False
+    accept: tuple[str, ...] = ()
+    accept_hosts: tuple[str, ...] = ()
     dry_run: bool = False
 
 
@@ -160,7 +174,7 @@ async def decide(ask: Ask) -> dict[str, Any]:
 async def upgrade(ask: Ask) -> dict[str, Any]:
     """Replace the accepted version of a plugin by its candidate; with `dry_run`, show what that would change."""
     body = await ask.body(Upgrade)
-    consent = replace(_consent(body), publisher=body.accept_publisher)
+    consent = replace(_consent(body), publisher=body.accept_publisher, retry=body.retry)
     if consent.needs_host_scope:
         ask.need(Scope.HOST)
     decide = ask.api.lifecycle.decisions
@@ -170,6 +184,18 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
         return views.foreseen(ask.api, _record(ask), after)
     record = await decide.upgrade(ask.actor, ask.part("id"), consent)
     return views.plugin(ask.api, record)
+
+
+async def rollback(ask: Ask) -> dict[str, Any]:
+    """Return to a version that was kept; with `dry_run`, show what that would change."""
+    body = await ask.body(RollbackBody)
+    wanted = Rollback(to=body.to, snapshot=body.snapshot, consent=_consent(body))
+    if wanted.consent.needs_host_scope:
+        ask.need(Scope.HOST)
+    decide = ask.api.lifecycle.decisions
+    if body.dry_run:
+        return views.foreseen(ask.api, _record(ask), decide.foresee_rollback(ask.part("id"), wanted))
+    return views.plugin(ask.api, await decide.rollback(ask.actor, ask.part("id"), wanted))
 
 
 async def restart(ask: Ask) -> dict[str, Any]:
@@ -199,7 +225,6 @@ async def forget(ask: Ask) -> Forgotten:
 async def show(ask: Ask) -> dict[str, Any]:
     """One plugin with its verdict, grants and last denials; with `explain=1` also what keeps it from working."""
     record = _record(ask)
-    trouble = ask.api.lifecycle.presence(record.id).trouble
     actor = str(Actor(kind="plugin", name=record.id))
     # Nothing is counted of a plugin that made no call.
     count = ask.api.supervisor.calls().get(record.id) or Count()
@@ -211,6 +236,9 @@ async def show(ask: Ask) -> dict[str, Any]:
         newest_first=True,
         limit=SHOWN_DENIALS,
     )
+    # Again: a gate may have been decided while the denials were read.
+    record = _record(ask)
+    trouble = ask.api.lifecycle.presence(record.id).trouble
     # No trouble means that the accepted bundle is there and verifies.
     report: dict[str, Any] = {
         "plugin": views.plugin(ask.api, record),
@@ -221,6 +249,7 @@ async def show(ask: Ask) -> dict[str, Any]:
             "hint": (trouble.hint or None) if trouble else None,
         },
         "grants": views.grants(ask.api, record),
+        "kept": views.kept(ask.api, record),
         "calls": {"made": count.calls, "denied": count.denied},
         "schedules": views.schedules(ask.api, record),
         "denials": denials,
@@ -279,7 +308,7 @@ async def regrant(ask: Ask) -> dict[str, Any]:
     return views.grants(ask.api, await ask.api.lifecycle.decisions.regrant(ask.actor, ask.part("id"), wanted))
 
 
-def _consent(body: Decision | Upgrade) -> UpgradeConsent:
+def _consent(body: Decision | Upgrade | RollbackBody) -> UpgradeConsent:
     """The consents that a body names; Problem bad_request for one that is none."""
     named = _named((*body.accept, *(f"host={host}" for host in body.accept_hosts)))
     return UpgradeConsent(
@@ -287,7 +316,7 @@ def _consent(body: Decision | Upgrade) -> UpgradeConsent:
         hosts=named.hosts,
         permits=named.permits,
         terms=named.terms,
-        allow_downgrade=body.allow_downgrade,
+        allow_downgrade=not isinstance(body, RollbackBody) and body.allow_downgrade,
     )
 
 

@@ -55,6 +55,7 @@ STATUS_OF: Final = {
     "dependency_unmet": HTTPStatus.CONFLICT,
     "version_downgrade": HTTPStatus.CONFLICT,
     "no_candidate": HTTPStatus.CONFLICT,
+    "candidate_bad": HTTPStatus.CONFLICT,
     "needs_consent": HTTPStatus.CONFLICT,
     "needs_config": HTTPStatus.CONFLICT,
     "config_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,

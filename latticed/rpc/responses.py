@@ -261,12 +261,22 @@ class ScheduleView(TypedDict):
     failures: int
 
 
+class KeptView(TypedDict):
+    """A version that a rollback can return to; `bad`: why it was given up."""
+
+    version: str | None
+    identity: str
+    kept_at: str
+    bad: wire.BadView | None
+
+
 class PluginReport(TypedDict):
-    """One plugin with its verdict, grants, schedules and last denials (newest first)."""
+    """One plugin with its verdict, grants, kept versions, schedules and last denials (newest first)."""
 
     plugin: wire.PluginView
     verdict: Judged
     grants: GrantsView
+    kept: list[KeptView]
     calls: CallCount
     schedules: list[ScheduleView]
     denials: list[wire.AuditRow]

@@ -47,6 +47,7 @@ ROUTES: Final = (
     ApiRoute("POST", "/api/plugins/verify", Scope.OPERATE, plugins.verify, schemas.VERIFY),
     ApiRoute("GET", "/api/plugins/by-id/{id}", Scope.READ, plugins.show, schemas.PLUGIN),
     ApiRoute("POST", "/api/plugins/by-id/{id}/upgrade", Scope.OPERATE, plugins.upgrade, schemas.UPGRADE),
+    ApiRoute("POST", "/api/plugins/by-id/{id}/rollback", Scope.OPERATE, plugins.rollback, schemas.ROLLBACK),
     ApiRoute("POST", "/api/plugins/by-id/{id}/restart", Scope.OPERATE, plugins.restart, schemas.RESTART),
     ApiRoute("POST", "/api/plugins/by-id/{id}/invoke", Scope.OPERATE, running.invoke, schemas.INVOKE),
     ApiRoute("GET", "/api/plugins/by-id/{id}/logs", Scope.OPERATE, running.logs, schemas.LOGS),

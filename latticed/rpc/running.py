@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from latticed.model.runtime import RuntimeState
 from latticed.rpc.api import Body, QueryParams
 from latticed.runners import lines
 from latticed.runners.output import as_row
@@ -48,7 +47,8 @@ async def invoke(ask: Ask) -> Reply:
     body = await ask.body(Invoke)
     plugin_id = known(ask)
     runtime = ask.api.supervisor.runtime(plugin_id)
-    if runtime.state is not RuntimeState.ARMED:
+    # Not by the state alone: while a new version is not armed, the one before it answers.
+    if not ask.api.supervisor.answers(plugin_id):
         raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
     # The record has the payload's size and digest only: it is kept for long, and a payload may hold secrets.
     payload = lines.encode(body.payload)

@@ -77,6 +77,7 @@ _DECIDED: Final = (
     "dependency_unmet",
     "version_downgrade",
     "no_candidate",
+    "candidate_bad",
     "needs_config",
     *_CONSENT,
 )
@@ -95,6 +96,7 @@ REJECTED: Final = Form(list[wire.RejectedView])
 VERIFY: Final = Form(wire.VerdictView, body=plugins.PathName, codes=_UNKNOWN)
 DECIDE: Final = Form(wire.PluginView, body=plugins.Decision, codes=_DECIDING)
 UPGRADE: Final = Form(wire.PluginView, body=plugins.Upgrade, codes=_DECIDING)
+ROLLBACK: Final = Form(wire.PluginView, body=plugins.RollbackBody, codes=_DECIDING)
 RESTART: Final = Form(wire.PluginView, body=plugins.Nothing, codes=_DECIDING)
 FORGET: Final = Form(responses.Forgotten, body=plugins.Forget, codes=_DECIDING)
 INVOKE: Final = Form(

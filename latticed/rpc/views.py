@@ -15,8 +15,10 @@ from latticed.model.verdict import Refused, Verified
 from latticed.rpc.api import ListedPlugin
 
 if TYPE_CHECKING:
+    from latticed.ledger.versions import BadVersion
     from latticed.lifecycle.presence import Presence
-    from latticed.model.accepted import Accepted, Usual
+    from latticed.lifecycle.upgrades import UpgradeState
+    from latticed.model.accepted import Accepted
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.model.verdict import Verdict
@@ -43,7 +45,8 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         available=seen.available,
         status=record.status.value,
         runtime=_runtime(record.id, api.supervisor.runtime(record.id), api.runner_of(record)),
-        candidate=_candidate(record, seen, api.lifecycle.deps.defaults),
+        candidate=_candidate(api, record, seen),
+        upgrade=_upgrade(api.lifecycle.upgrades.shown.get(record.id)),
         granted=list(record.granted),
         withheld=list(granting.withheld(record, api.lifecycle.deps.defaults)) or None,
         builtin=record.builtin,
@@ -62,7 +65,8 @@ def plugin_row(api: Api, record: Record) -> bytes:
 
     What a listing costs: `docs/performance.md`, P7.
     """
-    source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id)
+    upgraded = api.lifecycle.upgrades.shown.get(record.id)
+    source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id), upgraded
     known = api.shown.get(record.id)
     if known is None or known.source != source:
         row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
@@ -181,11 +185,46 @@ def _runtime(plugin_id: str, runtime: Runtime, runner: str) -> wire.RuntimeView:
     )
 
 
-def _candidate(record: Record, seen: Presence, usual: Usual) -> wire.CandidateView | None:
-    """The bundle that an upgrade would take, with what it adds and drops; None when there is none."""
-    found = seen.candidate(record)
+def kept(api: Api, record: Record) -> list[dict[str, Any]]:
+    """The versions that a rollback can return to, newest first, as `responses.KeptView`."""
+    bad = api.lifecycle.state.bad.get(record.id, {})
+    others = [one for one in api.lifecycle.state.kept.get(record.id, ()) if one.identity != record.facts.identity]
+    return [
+        {
+            "version": one.version or None,
+            "identity": one.identity,
+            "kept_at": rfc3339(one.kept_at),
+            "bad": wire.encode(_bad(bad[one.identity])) if one.identity in bad else None,
+        }
+        for one in reversed(others)
+    ]
+
+
+def _upgrade(found: UpgradeState | None) -> wire.UpgradeView | None:
+    """What became of the last upgrade; None before the first one since the start."""
     if found is None:
         return None
+    return wire.UpgradeView(
+        state=found.state,
+        version=found.version,
+        before=found.before,
+        until=_time(found.until_us),
+        at=_time(found.at_us),
+        code=found.fault.code if found.fault else None,
+        reason=found.fault.reason if found.fault else None,
+    )
+
+
+def _bad(found: BadVersion) -> wire.BadView:
+    return wire.BadView(code=found.code, reason=found.reason, at=rfc3339(found.marked_at))
+
+
+def _candidate(api: Api, record: Record, seen: Presence) -> wire.CandidateView | None:
+    """The bundle that an upgrade would take, with what it adds and drops; None when there is none."""
+    found, usual = seen.candidate(record), api.lifecycle.deps.defaults
+    if found is None:
+        return None
+    bad = api.lifecycle.state.bad.get(record.id, {}).get(found.identity)
     adds, drops = advance.upgrade_changes(record, found, usual)
     return wire.CandidateView(
         version=found.manifest.version or None,
@@ -195,6 +234,7 @@ def _candidate(record: Record, seen: Presence, usual: Usual) -> wire.CandidateVi
         drops=list(drops),
         must_name=list(advance.must_name(record, found, usual)) or None,
         needs_downgrade=advance.needs_downgrade(record, found.manifest.version),
+        bad=_bad(bad) if bad is not None else None,
     )
 
 

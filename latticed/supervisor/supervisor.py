@@ -202,6 +202,11 @@ class Supervisor:
         handle = self._handles.get(plugin_id)
         return handle.runtime() if handle else _NOT_RUNNING
 
+    def answers(self, plugin_id: str) -> bool:
+        """Whether the plugin can be invoked: it is armed, or the version that stands by answers."""
+        handle = self._handles.get(plugin_id)
+        return handle is not None and handle.armed
+
     async def admit(self, plugin: PluginToRun) -> None:
         """Problem when `plugin` cannot be activated on this host (`sandbox_unavailable`, `source_blocked`, …)."""
         await self._tools.admit(plugin)

@@ -123,6 +123,9 @@ def own(event: dict[str, Any]) -> NotificationRow | None:
         is_open = bool(detail.get("breaker"))
         words = "failed too often and is not started again" if is_open else "failed"
         found = ("plugin.breaker", "critical", words) if is_open else ("plugin.failed", "error", words)
+    elif action == "plugin.upgrade" and event["decision"] == "deny" and code != "rolled_back":
+        # Not of an operator's own decision.
+        found = "plugin.rolled-back", "error", f"is at version {detail.get('before')} again"
     elif action in {"plugin.verdict", "bundle.verdict"} and event["decision"] == "deny":
         severity: Severity = "error" if action == "plugin.verdict" else "warning"
         found = "bundle.refused", severity, "is refused"

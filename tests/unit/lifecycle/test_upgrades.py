@@ -1,0 +1,362 @@
+"""Upgrades beside the version before, and the way back. The real App with plugins that the test drives."""
+
+from __future__ import annotations
+
+import pytest
+
+from latticed.host.call import HostError
+from latticed.model.errors import Problem
+from latticed.model.runtime import Health
+from latticed.runners.contract import Checkup
+from tests.house import bundles, in_process
+
+ID = "acme.demo"
+ACME = bundles.author("acme")
+URL = f"/api/plugins/by-id/{ID}"
+CAPABILITIES = ["kv:read", "kv:write", "monitor:admin", "monitor:read"]
+LONG, SHORT = "[upgrade]\ngate_s = 3600\n", "[upgrade]\ngate_s = 0.3\n"
+
+
+@pytest.fixture
+async def home():
+    """Gates of an hour: they stay open unless something happens."""
+    async with in_process.opened(author=ACME, toml=LONG) as found:
+        yield found
+
+
+@pytest.fixture
+async def brief():
+    """Gates of a third of a second."""
+    async with in_process.opened(author=ACME, toml=SHORT) as found:
+        yield found
+
+
+async def dropped(home, version, **fields):
+    """Another version in the plugin directory, once it is the candidate."""
+    fields = {"capabilities": CAPABILITIES, "artifact": bundles.ARTIFACT + version.encode(), **fields}
+    home.drop(version=version, type="system", **fields)
+    await home.until_plugin(ID, lambda view: view.get("candidate", {}).get("version") == version)
+
+
+async def first(home):
+    """Version 1.0.0, armed; its instance."""
+    home.drop(version="1.0.0", type="system", capabilities=CAPABILITIES)
+    return await home.armed(ID, accept=("monitor:admin",))
+
+
+async def upgraded(home, version="1.1.0", **fields):
+    """(instance before, instance after, answer) of an upgrade."""
+    before = home.driven.of(ID)[-1] if home.driven.of(ID) else await first(home)
+    await dropped(home, version, **fields)
+    answer = await home.ask("POST", f"{URL}/upgrade", {})
+    assert answer.status == 200, answer
+    return before, home.driven.of(ID)[-1], answer
+
+
+async def decided(home):
+    return await home.until_plugin(ID, lambda view: view["upgrade"]["state"] != "gating")
+
+
+async def invoked(home):
+    return await home.ask("POST", f"{URL}/invoke", {"action": "x", "payload": None})
+
+
+async def value(home, key):
+    return (await home.ask("GET", f"/api/kv/plugin:{ID}/{key}")).get("raw")
+
+
+async def test_new_version_answers_while_the_old_one_stands_by(home):
+    old, new, answer = await upgraded(home)
+    assert (answer["version"], answer["runtime"]["state"]) == ("1.1.0", "armed")
+    found = answer["upgrade"]
+    assert (found["state"], found["version"], found["before"]) == ("gating", "1.1.0", "1.0.0")
+    assert found["until"] > answer["runtime"]["started_at"]
+    assert (old.alive, new.alive, home.driven.running[ID]) == (True, True, 2)
+    asked = []
+    old.answering, new.answering = (lambda *_: asked.append("old") or True), (lambda *_: asked.append("new") or True)
+    assert (await invoked(home))["ok"] is True
+    assert asked == ["new"]
+
+
+async def test_each_version_has_values_of_its_own_and_the_old_one_declares_nothing(home):
+    old = await first(home)
+    await old.call("kv.put", key="shared", value="before")
+    await old.call("monitor.put", name="up", kind="tcp", target="example.com:80")
+    old, new, _ = await upgraded(home)
+    await new.call("kv.put", key="shared", value="of the new")
+    await old.call("kv.put", key="own", value="of the old")
+    assert (await old.call("kv.get", key="shared"))["value"] == "before"
+    assert (await new.call("kv.list"))["keys"] == ["shared"]
+    with pytest.raises(HostError, match="service_unavailable"):
+        await old.call("monitor.put", name="up", kind="tcp", target="example.com:81")
+    assert [one["name"] for one in (await old.call("monitor.list"))["monitors"]] == ["up"]
+
+
+async def test_version_that_ends_is_given_up_and_the_old_one_goes_on_without_a_start(home):
+    """With its values, its monitors and what it has written meanwhile; what the new one wrote is gone."""
+    old = await first(home)
+    await old.call("kv.put", key="shared", value="before")
+    await old.call("monitor.put", name="kept", kind="tcp", target="example.com:80")
+    await old.call("monitor.put", name="changed", kind="tcp", target="example.com:80")
+    old, new, _ = await upgraded(home)
+    await old.call("kv.put", key="meanwhile", value="of the old")
+    await new.call("kv.put", key="shared", value="of the new")
+    await new.call("monitor.put", name="changed", kind="tcp", target="example.com:81")
+    await new.call("monitor.put", name="added", kind="tcp", target="example.com:80")
+    await new.call("monitor.delete", name="kept")
+    new.crash("exited", "status 3")
+    view = await decided(home)
+    assert (view["version"], view["runtime"]["state"], view["status"]) == ("1.0.0", "armed", "active")
+    found = view["upgrade"]
+    assert (found["state"], found["code"], found["reason"]) == ("rolled_back", "exited", "status 3")
+    assert (home.driven.only(ID), home.driven.attempts[ID]) == (old, 2)
+    assert [await value(home, key) for key in ("shared", "meanwhile")] == [b"before", b"of the old"]
+    found = (await old.call("monitor.list"))["monitors"]
+    assert {one["name"]: one["target"] for one in found} == {
+        "kept": "example.com:80",
+        "changed": "example.com:80",
+    }
+    await old.call("monitor.put", name="again", kind="tcp", target="example.com:80")
+    (event,) = home.events(action="plugin.upgrade")
+    assert (event["decision"], event["code"], event["detail"]["result"]) == ("deny", "exited", "rolled_back")
+    assert "plugin:acme.demo@~1" not in str(await home.ask("GET", "/api/kv/plugin:acme.demo@~1"))
+
+
+async def test_given_up_version_is_not_offered_again_unless_asked_for(home):
+    _, new, _ = await upgraded(home)
+    new.crash()
+    await decided(home)
+    bad = (await home.plugin(ID))["candidate"]["bad"]
+    assert bad["code"] == "exited"
+    refused = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (refused.status, refused.code) == (409, "candidate_bad")
+    assert refused["hint"] == f"latticectl upgrade {ID} --retry"
+    again = await home.ask("POST", f"{URL}/upgrade", {"retry": True})
+    assert (again["version"], again["upgrade"]["state"]) == ("1.1.0", "gating")
+    assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+
+
+async def test_version_that_cannot_start_is_given_up_in_the_answer(home):
+    """Meanwhile the old one answers."""
+    await first(home)
+    answers = []
+
+    async def starting(instance):
+        answers.append(await invoked(home))
+        raise Problem("plugin_error", "cannot start")
+
+    home.driven.starting = starting
+    before, _, answer = await upgraded(home)
+    assert (answer["version"], answer["upgrade"]["state"]) == ("1.0.0", "rolled_back")
+    assert (answer["upgrade"]["code"], home.driven.only(ID)) == ("plugin_error", before)
+    assert [one.get("ok") for one in answers] == [True], answers
+
+
+async def test_version_whose_calls_are_denied_is_given_up(home):
+    """It adds a capability that was not granted, and uses it."""
+    old, new, _ = await upgraded(home, capabilities=[*CAPABILITIES, "http:egress"])
+    for _ in range(2):
+        await old.call("kv.list")
+    for _ in range(3):
+        with pytest.raises(HostError, match="capability_not_granted"):
+            await new.call("http.do", method="GET", url="http://example.com/")
+    view = await decided(home)
+    assert (view["version"], view["upgrade"]["code"]) == ("1.0.0", "denials_jumped")
+    assert view["upgrade"]["reason"] == "3 of 3 host calls were denied, 0 of 0 of the version before"
+
+
+async def test_version_that_answers_with_errors_is_given_up(home):
+    _, new, _ = await upgraded(home)
+    new.answering = lambda *_: False
+    for _ in range(3):
+        await invoked(home)
+    assert (await decided(home))["upgrade"]["code"] == "errors_jumped"
+
+
+async def test_version_stays_after_the_gate_and_the_old_one_stops(brief):
+    """Values are those of the new one; the old one is kept."""
+    old = await first(brief)
+    await old.call("kv.put", key="shared", value="before")
+    old, new, _ = await upgraded(brief)
+    await new.call("kv.put", key="shared", value="of the new")
+    view = await decided(brief)
+    assert (view["version"], view["upgrade"]["state"]) == ("1.1.0", "committed")
+    assert new.checks
+    await in_process.until(lambda: not old.alive, "the old one stopped")
+    assert (brief.driven.only(ID), await value(brief, "shared")) == (new, b"of the new")
+    (kept,) = (await brief.ask("GET", URL))["kept"]
+    assert (kept["version"], kept["bad"]) == ("1.0.0", None)
+    (event,) = brief.events(action="plugin.upgrade")
+    assert (event["decision"], event["detail"]["result"]) == ("allow", "committed")
+
+
+async def test_version_that_is_unwell_when_the_gate_ends_is_given_up(brief):
+    """Its first check was good; that it hangs since shows at the check that ends the gate."""
+
+    async def starting(instance):
+        if instance.plugin.manifest.version == "1.1.0":
+            instance.checking = unwell
+
+    async def unwell():
+        return Checkup(health=Health.UNHEALTHY, message="stuck")
+
+    brief.driven.starting = starting
+    await upgraded(brief)
+    view = await decided(brief)
+    assert (view["version"], view["upgrade"]["code"]) == ("1.0.0", "unhealthy")
+
+
+async def test_failure_after_the_gate_is_an_ordinary_one_and_rollback_goes_back(brief):
+    """Healthy until the gate ends: it was committed, so only an operator returns, with the old values if wanted."""
+    old = await first(brief)
+    await old.call("kv.put", key="shared", value="before")
+    _, new, _ = await upgraded(brief)
+    await new.call("kv.put", key="shared", value="migrated")
+    await decided(brief)
+    new.crash()
+    await brief.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    told = await brief.ask("POST", f"{URL}/rollback", {"dry_run": True})
+    assert (told["version"], (await brief.plugin(ID))["version"]) == ("1.0.0", "1.1.0")
+    answer = await brief.ask("POST", f"{URL}/rollback", {})
+    assert (answer["version"], answer["runtime"]["state"]) == ("1.0.0", "armed")
+    assert await value(brief, "shared") == b"migrated"
+    assert (await brief.plugin(ID))["candidate"]["bad"]["code"] == "rolled_back"
+    forth = await brief.ask("POST", f"{URL}/rollback", {"to": "1.1.0"})
+    assert forth["version"] == "1.1.0"
+    back = await brief.ask("POST", f"{URL}/rollback", {"to": "1.0.0", "snapshot": True})
+    assert (back["version"], await value(brief, "shared")) == ("1.0.0", b"migrated")
+
+
+async def test_snapshot_brings_back_the_values_of_that_version(brief):
+    old = await first(brief)
+    await old.call("kv.put", key="shared", value="before")
+    _, new, _ = await upgraded(brief)
+    await new.call("kv.put", key="shared", value="migrated")
+    await decided(brief)
+    answer = await brief.ask("POST", f"{URL}/rollback", {"snapshot": True})
+    assert (answer["version"], await value(brief, "shared")) == ("1.0.0", b"before")
+    forth = await brief.ask("POST", f"{URL}/rollback", {"to": "1.1.0", "snapshot": True})
+    assert (forth["version"], await value(brief, "shared")) == ("1.1.0", b"migrated")
+
+
+async def test_three_earlier_identities_stay_in_store_and_rollback_needs_no_downgrade(home):
+    """The fourth is gone; what was revoked, damaged or is gone is refused by its code."""
+    await first(home)
+    for number in range(1, 5):
+        await upgraded(home, f"1.{number}.0")
+    kept = (await home.ask("GET", URL))["kept"]
+    assert [one["version"] for one in kept] == ["1.3.0", "1.2.0", "1.1.0"]
+    store = home.root / "state" / "store"
+    await in_process.until(lambda: len(list(store.iterdir())) == 4, "one was collected")
+    unknown = await home.ask("POST", f"{URL}/rollback", {"to": "1.0.0"})
+    assert (unknown.status, unknown.code) == (404, "not_found")
+    assert "found 1.1.0, 1.2.0, 1.3.0" in unknown["detail"]
+    damaged = store / kept[1]["identity"] / "artifact"
+    damaged.chmod(0o600)
+    damaged.write_bytes(b"other")
+    refused = await home.ask("POST", f"{URL}/rollback", {"to": "1.2.0"})
+    assert (refused.status, refused.code) == (409, "digest_mismatch"), refused
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
+    await home.look()
+    revoked = await home.ask("POST", f"{URL}/rollback", {"to": "1.1.0"})
+    assert (revoked.status, revoked.code) == (409, "plugin_revoked"), revoked
+    assert (await home.plugin(ID))["version"] == "1.4.0"
+    answer = await home.ask("POST", f"{URL}/rollback", {})
+    assert (answer["version"], answer["runtime"]["state"]) == ("1.3.0", "armed"), answer
+
+
+async def test_what_was_taken_back_is_not_regained(home):
+    """Neither by a rollback during the gate nor by one after it."""
+    await upgraded(home)
+    trim = await home.ask("PUT", f"{URL}/grants", {"trim": ["kv:write"]})
+    assert trim.status == 200, trim
+    answer = await home.ask("POST", f"{URL}/rollback", {})
+    assert (answer["version"], sorted(answer["granted"])) == ("1.0.0", ["kv:read", "monitor:admin", "monitor:read"])
+
+
+async def test_disabling_ends_the_gate_and_stops_both(home):
+    old, new, _ = await upgraded(home)
+    answer = await home.decide(ID, "disabled")
+    assert (answer["status"], answer["version"], answer["upgrade"]["state"]) == ("disabled", "1.1.0", "committed")
+    await in_process.until(lambda: not old.alive and not new.alive, "both stopped")
+    assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+    assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
+
+
+async def test_bundle_that_goes_stops_both_and_the_gate_begins_anew_when_it_is_back(home):
+    old, new, answer = await upgraded(home)
+    bundle = home.dropped["demo"]
+    away = home.root / "away"
+    bundle.path.rename(away)
+    await home.until_plugin(ID, lambda view: not view["available"])
+    await in_process.until(lambda: not old.alive and not new.alive, "both stopped")
+    away.rename(bundle.path)
+    view = await home.until_plugin(ID, lambda view: view["upgrade"].get("until", "") > answer["upgrade"]["until"])
+    assert (view["version"], view["upgrade"]["state"], home.driven.running[ID]) == ("1.1.0", "gating", 2)
+
+
+async def test_old_version_that_is_revoked_stops_at_once_and_the_new_one_stays(home):
+    old, new, _ = await upgraded(home)
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.0.0"]}))
+    await home.look()
+    await in_process.until(lambda: not old.alive, "the revoked one stopped")
+    view = await decided(home)
+    assert (view["version"], view["upgrade"]["state"], home.driven.only(ID)) == ("1.1.0", "committed", new)
+
+
+async def test_another_upgrade_ends_the_gate_of_the_first(home):
+    first_, second, _ = await upgraded(home)
+    _, third, answer = await upgraded(home, "1.2.0")
+    assert (answer["upgrade"]["before"], answer["upgrade"]["version"]) == ("1.1.0", "1.2.0")
+    await in_process.until(lambda: not first_.alive, "the first stopped")
+    third.crash()
+    assert (await decided(home))["version"] == "1.1.0"
+    assert home.driven.only(ID) is second
+
+
+async def test_restart_of_the_daemon_watches_anew_and_what_it_wrote_stays_apart(tmp_path):
+    """Both run again, each with its own values; a failure then still leads back."""
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        old, new, _ = await upgraded(home)
+        await old.call("kv.put", key="a", value="old")
+        await new.call("kv.put", key="a", value="new")
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        view = await home.until_plugin(ID, lambda view: view.get("upgrade", {}).get("until"))
+        assert (view["version"], view["upgrade"]["state"]) == ("1.1.0", "gating")
+        await in_process.until(lambda: home.driven.running[ID] == 2, "both run")
+        by_version = {one.plugin.manifest.version: one for one in home.driven.of(ID)}
+        for version, wanted in (("1.0.0", "old"), ("1.1.0", "new")):
+            assert (await by_version[version].call("kv.get", key="a"))["value"] == wanted
+        by_version["1.1.0"].crash()
+        assert (await decided(home))["version"] == "1.0.0"
+        assert (home.driven.only(ID), await value(home, "a")) == (by_version["1.0.0"], b"old")
+
+
+async def test_inactive_plugin_is_upgraded_without_a_gate_and_can_go_back(home):
+    await first(home)
+    await home.decide(ID, "disabled")
+    await dropped(home, "1.1.0")
+    answer = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (answer["version"], answer["upgrade"]["state"]) == ("1.1.0", "committed")
+    assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+
+
+async def test_full_ledger_keeps_the_old_version_answering_until_it_can_be_recorded(home, monkeypatch):
+    """The new one is dead at once; what is on disk stays one of both."""
+    old, new, _ = await upgraded(home)
+    write, full = home.app.api.ledger.write, True
+
+    async def refused(*args, **named):
+        if full:
+            raise Problem("ledger_unavailable", "the disk is full")
+        return await write(*args, **named)
+
+    monkeypatch.setattr(home.app.api.ledger, "write", refused)
+    new.crash()
+    await in_process.until(lambda: not new.alive, "the new one ended")
+    asked = []
+    old.answering = lambda *_: asked.append("old") or True
+    assert (await invoked(home))["ok"] is True
+    assert (asked, (await home.plugin(ID))["upgrade"]["state"]) == (["old"], "gating")
+    full = False
+    assert (await decided(home))["version"] == "1.0.0"
