@@ -64,7 +64,7 @@ class Configured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollback:
+class WantedVersion:
     """`to`: the version to return to (None: the newest that is kept and was not left for being bad). `snapshot`: with
     its values and configuration as they were when it was replaced.
     """
@@ -156,7 +156,7 @@ class Decisions:
         # Its rows went with the write; this stops what host services still run of them.
         await self.services.forget(after.id)
 
-    async def rollback(self, actor: Actor, plugin_id: str, wanted: Rollback) -> Record:
+    async def rollback(self, actor: Actor, plugin_id: str, wanted: WantedVersion) -> Record:
         """Return to an earlier version; while an upgrade is on trial, to the one before it unless another is named.
 
         Its stored pair is judged anew: Problem with the code of a verdict when it is revoked, damaged or gone. Others:
@@ -198,14 +198,14 @@ class Decisions:
             await self.upgrades.switch(record, after, event, self._noted(after, change), gated=False)
         return await self._settled(after)
 
-    def foresee_rollback(self, plugin_id: str, wanted: Rollback) -> Record:
+    def foresee_rollback(self, plugin_id: str, wanted: WantedVersion) -> Record:
         """The record as `rollback` would leave it, by the rules alone; Problem with what would refuse it."""
         outcome = self._rolled_back(self._known(plugin_id, forgotten=False), wanted)[1]
         if isinstance(outcome, Problem):
             raise outcome
         return outcome
 
-    def _rolled_back(self, record: Record, wanted: Rollback) -> tuple[int, Record | Problem]:
+    def _rolled_back(self, record: Record, wanted: WantedVersion) -> tuple[int, Record | Problem]:
         """The number of the kept version that `rollback` takes, and what it would make of the record, by the rules."""
         kept = self.state.kept.get(record.id, ())
         bad = self.state.bad.get(record.id, {})

@@ -18,9 +18,9 @@ from latticed.kit.tasks import fenced
 from latticed.ledger import records as record_rows
 from latticed.ledger import versions
 from latticed.ledger.versions import BadVersion, KeptVersion
-from latticed.lifecycle import advance, gate, granting, presence, recording
+from latticed.lifecycle import advance, granting, health_gate, presence, recording
 from latticed.lifecycle.effect_waiter import SETTLE_S
-from latticed.lifecycle.gate import Baseline, Condition, Seen, Step, Tally
+from latticed.lifecycle.health_gate import Baseline, Condition, GateLook, GateStep, Tally
 from latticed.model.audit import DAEMON
 from latticed.model.errors import Fault, Problem
 from latticed.model.lifecycle import Status
@@ -89,7 +89,7 @@ class OpenGate:
     note: GateNote
     called: Tally
     """The host calls of the plugin when the gate was opened."""
-    gate: gate.Gate
+    gate: health_gate.HealthGate
     armed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the new version was armed, or given up."""
 
@@ -287,7 +287,7 @@ class Upgrades:
             before=before,
             note=note,
             called=called,
-            gate=gate.Gate(baseline=note.baseline),
+            gate=health_gate.HealthGate(baseline=note.baseline),
         )
 
     def _watch_in_background(self, one: OpenGate) -> None:
@@ -301,20 +301,20 @@ class Upgrades:
     async def _watch(self, one: OpenGate) -> None:
         """Look at an open gate until it is decided."""
         while self._open.get(one.plugin_id) is one:
-            decided = gate.decide(one.gate, self._seen(one), self.clock.monotonic_s(), gate_s=self.gate_s)
+            decided = health_gate.decide(one.gate, self._seen(one), self.clock.monotonic_s(), gate_s=self.gate_s)
             self._progress(one, decided.gate)
             match decided.step:
-                case Step.WAIT:
+                case GateStep.WAIT:
                     await asyncio.sleep(POLL_S)
-                case Step.CHECK:
+                case GateStep.CHECK:
                     await self.supervisor.ask_health(one.plugin_id)
                 case _:
                     await self._decided(one, decided)
 
-    async def _decided(self, one: OpenGate, decided: gate.Decided) -> None:
+    async def _decided(self, one: OpenGate, decided: health_gate.GateDecision) -> None:
         """Commit or return; a failure to record it is tried again."""
         try:
-            if decided.step is Step.COMMIT:
+            if decided.step is GateStep.COMMIT:
                 await self._commit(one, decided.fault)
             else:
                 await self._return(one, decided.fault or Fault("failed", "it failed"), DAEMON)
@@ -322,7 +322,7 @@ class Upgrades:
             log.error("gate_not_recorded", plugin_id=one.plugin_id, code=problem.code, reason=problem.reason)
             await asyncio.sleep(AGAIN_S)
 
-    def _progress(self, one: OpenGate, after: gate.Gate) -> None:
+    def _progress(self, one: OpenGate, after: health_gate.HealthGate) -> None:
         """Take in the gate's next state; operators see when it ends."""
         if after.until_s is not None and after.until_s != one.gate.until_s:
             until_us = self.clock.wall_us() + int((after.until_s - self.clock.monotonic_s()) * 1e6)
@@ -330,15 +330,15 @@ class Upgrades:
             one.armed.set()
         one.gate = after
 
-    def _seen(self, one: OpenGate) -> Seen:
+    def _seen(self, one: OpenGate) -> GateLook:
         """How the new version is now."""
         watched, record = self.supervisor.watched(one.plugin_id), self.state.records[one.plugin_id]
         if watched is None or record.status is not Status.ACTIVE or not self.state.presence(one.plugin_id).available:
-            return Seen(condition=Condition.AWAY)
+            return GateLook(condition=Condition.AWAY)
         state = watched.state
         counted = state.failures.counted > 0 or state.phase in {Phase.BROKEN, Phase.REFUSED}
         condition = Condition.FAILED if counted else _CONDITION_OF[state.phase]
-        return Seen(
+        return GateLook(
             condition=condition,
             health=state.health,
             calls=_tally(watched.called).since(one.called),

@@ -16,7 +16,7 @@ from latticed.kit import logs
 from latticed.kit.text import sanitise
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import UpgradeConsent
-from latticed.lifecycle.decisions import Rollback
+from latticed.lifecycle.decisions import WantedVersion
 from latticed.lifecycle.granting import Regrant
 from latticed.model import chain, consents
 from latticed.model.audit import Actor
@@ -189,7 +189,7 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
 async def rollback(ask: Ask) -> dict[str, Any]:
     """Return to a version that was kept; with `dry_run`, show what that would change."""
     body = await ask.body(RollbackBody)
-    wanted = Rollback(to=body.to, snapshot=body.snapshot, consent=_consent(body))
+    wanted = WantedVersion(to=body.to, snapshot=body.snapshot, consent=_consent(body))
     if wanted.consent.needs_host_scope:
         ask.need(Scope.HOST)
     decide = ask.api.lifecycle.decisions

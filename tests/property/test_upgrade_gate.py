@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.lifecycle import gate
-from latticed.lifecycle.gate import Baseline, Condition, Gate, Seen, Step, Tally
+from latticed.lifecycle import health_gate
+from latticed.lifecycle.health_gate import Baseline, Condition, GateLook, GateStep, HealthGate, Tally
 from latticed.model.runtime import Health
 
 GATE_S = 10.0
@@ -17,7 +17,7 @@ LOOKS = st.lists(
     st.tuples(
         st.floats(0, 8),
         st.builds(
-            Seen,
+            GateLook,
             condition=st.sampled_from(Condition),
             health=HEALTH,
             calls=TALLIES,
@@ -32,43 +32,43 @@ LOOKS = st.lists(
 
 @given(baseline=BASELINES, looks=LOOKS)
 def test_a_version_stays_only_after_a_whole_gate_without_a_fault(baseline, looks):
-    one, now_s, watched_since_s, faults = Gate(baseline=baseline), 0.0, None, 0
+    one, now_s, watched_since_s, faults = HealthGate(baseline=baseline), 0.0, None, 0
     for passed_s, seen in looks:
         now_s += passed_s
-        found = gate.decide(one, seen, now_s, gate_s=GATE_S)
+        found = health_gate.decide(one, seen, now_s, gate_s=GATE_S)
         bad = (
             seen.condition is Condition.FAILED
-            or gate.jumped(baseline.calls, seen.calls)
-            or gate.jumped(baseline.invocations, seen.invocations)
+            or health_gate.jumped(baseline.calls, seen.calls)
+            or health_gate.jumped(baseline.invocations, seen.invocations)
         )
         if seen.condition is Condition.AWAY:
-            assert found.step is Step.WAIT
+            assert found.step is GateStep.WAIT
             watched_since_s = None
         elif not seen.can_return:
-            assert found.step is Step.COMMIT
+            assert found.step is GateStep.COMMIT
             return
         elif bad:
-            assert found.step is Step.RETURN
+            assert found.step is GateStep.RETURN
             assert found.fault is not None
             return
         elif watched_since_s is None and seen.condition is Condition.ARMED:
             watched_since_s = now_s
         faults += bad
         match found.step:
-            case Step.COMMIT:
+            case GateStep.COMMIT:
                 assert watched_since_s is not None
                 assert now_s - watched_since_s >= GATE_S
                 assert one.checked
                 assert seen.condition is Condition.ARMED
                 assert seen.health is not Health.UNHEALTHY
                 return
-            case Step.RETURN:
+            case GateStep.RETURN:
                 assert watched_since_s is not None
                 assert now_s - watched_since_s >= GATE_S
                 return
-            case Step.CHECK:
+            case GateStep.CHECK:
                 assert now_s - (watched_since_s or 0.0) >= GATE_S
-            case Step.WAIT:
+            case GateStep.WAIT:
                 pass
         one = found.gate
     assert not faults

@@ -55,7 +55,7 @@ class Condition(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class GateLook:
     """One look. `calls` and `invocations` are those since the gate was opened; `fault`: of a FAILED one.
 
     `can_return`: whether the version before may still run under the policy in force.
@@ -70,7 +70,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class HealthGate:
     """The state of one gate: `until_s` (monotonic) once the new version was armed, `checked` once it was asked for its
     health at the end.
     """
@@ -80,7 +80,7 @@ class Gate:
     checked: bool = False
 
 
-class Step(StrEnum):
+class GateStep(StrEnum):
     """What to do. `CHECK`: ask for its health now, then decide again."""
 
     WAIT = "wait"
@@ -90,40 +90,40 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class GateDecision:
     """The gate's next state, and what to do; `fault` says why, of RETURN and of a COMMIT that proves nothing."""
 
-    gate: Gate
-    step: Step
+    gate: HealthGate
+    step: GateStep
     fault: Fault | None = None
 
 
-def decide(gate: Gate, seen: Seen, now_s: float, *, gate_s: float) -> Decided:
+def decide(gate: HealthGate, seen: GateLook, now_s: float, *, gate_s: float) -> GateDecision:
     """What becomes of an upgrade, `now_s` by the monotonic clock. Pure; total over all values."""
     # Its time begins anew once it can be watched again.
     if seen.condition is Condition.AWAY:
-        return Decided(replace(gate, until_s=None, checked=False), Step.WAIT)
+        return GateDecision(replace(gate, until_s=None, checked=False), GateStep.WAIT)
     # With nothing to return to, a failure is handled like that of any plugin.
     if not seen.can_return:
-        return Decided(gate, Step.COMMIT, Fault("no_return", "the version before may not run any more"))
+        return GateDecision(gate, GateStep.COMMIT, Fault("no_return", "the version before may not run any more"))
     if fault := _fault(gate.baseline, seen):
-        return Decided(gate, Step.RETURN, fault)
+        return GateDecision(gate, GateStep.RETURN, fault)
     if gate.until_s is None:
         armed = seen.condition is Condition.ARMED
-        return Decided(replace(gate, until_s=now_s + gate_s) if armed else gate, Step.WAIT)
+        return GateDecision(replace(gate, until_s=now_s + gate_s) if armed else gate, GateStep.WAIT)
     if now_s < gate.until_s:
-        return Decided(gate, Step.WAIT)
+        return GateDecision(gate, GateStep.WAIT)
     if seen.condition is not Condition.ARMED:
-        return Decided(gate, Step.RETURN, Fault("not_armed", "it was not armed when the gate ended"))
+        return GateDecision(gate, GateStep.RETURN, Fault("not_armed", "it was not armed when the gate ended"))
     # The last answer may be as old as the manifest's interval: it may hang by now.
     if not gate.checked:
-        return Decided(replace(gate, checked=True), Step.CHECK)
+        return GateDecision(replace(gate, checked=True), GateStep.CHECK)
     if seen.health is Health.UNHEALTHY or _worse(seen.health, gate.baseline.health):
-        return Decided(gate, Step.RETURN, Fault("unhealthy", f"it was {seen.health} when the gate ended"))
-    return Decided(gate, Step.COMMIT)
+        return GateDecision(gate, GateStep.RETURN, Fault("unhealthy", f"it was {seen.health} when the gate ended"))
+    return GateDecision(gate, GateStep.COMMIT)
 
 
-def _fault(before: Baseline, seen: Seen) -> Fault | None:
+def _fault(before: Baseline, seen: GateLook) -> Fault | None:
     """Why it is given up before the gate ends, or None."""
     if seen.condition is Condition.FAILED:
         return seen.fault or Fault("failed", "it failed")
