@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from latticed.kit import files
-from latticed.ledger import audit, connection, floors, integrity, migrations, records, revocations, state
+from latticed.ledger import audit, connection, floors, integrity, migrations, records, revocations, state, versions
 from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import RevocationRows
 from latticed.ledger.transaction import Transaction
@@ -44,11 +44,12 @@ _CHUNK: Final = 1 << 20
 class RecoveredRows:
     """What can still be read of a ledger. It is no evidence: use it only to be stricter.
 
-    `last_seq` and `last_hash` are of the last decision, `calls_seq` and `calls_hash` of the last host call; 0 and empty
+    `kept`: identities of versions that plugins had before. `last_seq` and `last_hash` are of the last decision, `calls_seq` and `calls_hash` of the last host call; 0 and empty
     when there is none to be read.
     """
 
     records: tuple[Record, ...] = ()
+    kept: frozenset[str] = frozenset()
     revoked: RevocationRows = field(default_factory=RevocationRows)
     last_seq: int = 0
     last_hash: str = ""
@@ -87,6 +88,7 @@ def read_damaged(database: Path) -> RecoveredRows:
             # Each part by itself: an unreadable table must not keep the others from being read.
             return RecoveredRows(
                 records=records.readable(witness),
+                kept=versions.readable(witness),
                 revoked=revocations.readable(witness),
                 last_seq=last_seq,
                 last_hash=last_hash,

@@ -6,6 +6,7 @@ in the bucket `kv.aside`. `record` and `gate` are opaque here: `ledger.records` 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ import msgspec
 
 from latticed.ledger import configs, kv
 from latticed.ledger.configs import ConfigRow
+from latticed.ledger.connection import DAMAGED
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
@@ -153,6 +155,15 @@ def load(conn: RowReader, plugin_id: str | None = None) -> list[KeptVersion]:
     chosen, values = ("", ()) if plugin_id is None else (" WHERE plugin_id = ?", (plugin_id,))
     statement = f"SELECT {_KEPT_COLUMNS} FROM kept_versions{chosen} ORDER BY plugin_id, number"  # noqa: S608 - constants
     return [KeptVersion(**_named(_KEPT_COLUMNS, row)) for row in conn.execute(statement, values)]
+
+
+def readable(conn: RowReader) -> frozenset[str]:
+    """The identities of all kept versions that can still be read of a damaged ledger; never raises for damage."""
+    found: set[str] = set()
+    with contextlib.suppress(*DAMAGED):
+        for (identity,) in conn.execute("SELECT identity FROM kept_versions"):
+            found.add(str(identity))
+    return frozenset(found)
 
 
 def load_bad(conn: RowReader, plugin_id: str | None = None) -> list[BadVersion]:

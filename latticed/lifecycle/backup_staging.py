@@ -104,7 +104,7 @@ class Stager:
             raise Problem("ledger_damaged", f"expected a ledger that can be restored, found: {fault}", RECOVER_HINT)
         # Read from the snapshot, not from memory: the manifest must describe the ledger that is in the archive.
         found = rebuild.read_damaged(staging / state.DATABASE)
-        in_use = {record.facts.identity for record in found.records if record.accepted}
+        in_use = found.kept | {record.facts.identity for record in found.records if record.accepted}
         # Last of the staged files, since it takes longest and is as of its own moment in any case.
         kept = service_archive.stage(self.state_dir, staging)
         names = [*archive.NEEDED, *_pairs(staging, in_use), *kept]
