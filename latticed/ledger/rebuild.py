@@ -44,8 +44,8 @@ _CHUNK: Final = 1 << 20
 class RecoveredRows:
     """What can still be read of a ledger. It is no evidence: use it only to be stricter.
 
-    `kept`: identities of versions that plugins had before. `last_seq` and `last_hash` are of the last decision, `calls_seq` and `calls_hash` of the last host call; 0 and empty
-    when there is none to be read.
+    `kept`: identities of versions that plugins had before. `last_seq` and `last_hash` are of the last decision,
+    `calls_seq` and `calls_hash` of the last host call; 0 and empty when there is none to be read.
     """
 
     records: tuple[Record, ...] = ()
