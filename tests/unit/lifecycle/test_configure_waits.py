@@ -84,7 +84,7 @@ async def test_plugin_is_disabled_while_its_activation_is_checked(waiting, monke
         async with asyncio.timeout(in_process.DEADLINE_S):
             await slow.checking.wait()
             activations += [asyncio.create_task(home.decide(ID, "active")) for _ in range(waiting)]
-            turn = home.app.api.lifecycle.decisions._locks[ID]
+            turn = home.app.api.lifecycle.decisions.turns._locks[ID]
             await in_process.until(lambda: len(turn._waiters or ()) == waiting, "activations that wait for their turn")
             disabled = await home.decide(ID, "disabled")
             refused = await asyncio.gather(*activations)

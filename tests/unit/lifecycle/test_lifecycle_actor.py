@@ -142,8 +142,8 @@ async def test_new_identity_is_candidate_while_old_one_runs(home):
     answer = await home.ask("POST", f"{URL}/upgrade", {})
     assert (answer.status, answer["version"], answer["granted"]) == (200, "1.1.0", ["kv:read", "log:write"])
     assert "candidate" not in answer
-    new = home.driven.only(ID)
-    assert not old.alive
+    new = home.driven.of(ID)[-1]
+    assert (old.alive, new.alive) == (True, True)  # the old one stands by while the new one is watched
     assert new.artifact_sha256 == answer["artifact_sha256"] != old.artifact_sha256
     again = await home.ask("POST", f"{URL}/upgrade", {})
     assert (again.status, again.code) == (409, "no_candidate")
