@@ -57,6 +57,16 @@ async def decided(home):
     return await home.until_plugin(ID, lambda view: view["upgrade"]["state"] != "gating")
 
 
+def answering(asked, name, *, ok=True):
+    """What an instance does with an invocation: `asked` gets its name."""
+
+    async def invoking(action, payload):
+        asked.append(name)
+        return {"ok": ok, "message": action, "result": payload, "error": None if ok else "it failed"}
+
+    return invoking
+
+
 async def invoked(home):
     return await home.ask("POST", f"{URL}/invoke", {"action": "x", "payload": None})
 
@@ -73,7 +83,8 @@ async def test_new_version_answers_while_the_old_one_stands_by(home):
     assert found["until"] > answer["runtime"]["started_at"]
     assert (old.alive, new.alive, home.driven.running[ID]) == (True, True, 2)
     asked = []
-    old.answering, new.answering = (lambda *_: asked.append("old") or True), (lambda *_: asked.append("new") or True)
+    for name, one in (("old", old), ("new", new)):
+        one.invoking = answering(asked, name)
     assert (await invoked(home))["ok"] is True
     assert asked == ["new"]
 
@@ -167,7 +178,7 @@ async def test_version_whose_calls_are_denied_is_given_up(home):
 
 async def test_version_that_answers_with_errors_is_given_up(home):
     _, new, _ = await upgraded(home)
-    new.answering = lambda *_: False
+    new.invoking = answering([], "new", ok=False)
     for _ in range(3):
         await invoked(home)
     assert (await decided(home))["upgrade"]["code"] == "errors_jumped"
@@ -355,7 +366,7 @@ async def test_full_ledger_keeps_the_old_version_answering_until_it_can_be_recor
     new.crash()
     await in_process.until(lambda: not new.alive, "the new one ended")
     asked = []
-    old.answering = lambda *_: asked.append("old") or True
+    old.invoking = answering(asked, "old")
     assert (await invoked(home))["ok"] is True
     assert (asked, (await home.plugin(ID))["upgrade"]["state"]) == (["old"], "gating")
     full = False
