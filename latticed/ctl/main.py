@@ -91,13 +91,14 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "sign": Verb(_AUTHOR, "sign bundles with a private key"),
         "key": Verb(_AUTHOR, "make and show signing keys"),
         "pack": Verb(_AUTHOR, "make a bundle's artifact of a directory of Python modules"),
+        "index": Verb(_AUTHOR, "the signed index of a marketplace: add, sign, validate"),
         "new": Verb(_AUTHOR, "write a new bundle to start from"),
         "version": Verb(_SELF, "the versions of latticectl and of the daemon"),
         "completion": Verb(_SELF, "completion for bash, zsh or fish"),
     }
 )
 
-_LATER: Final = frozenset("market index ui fleet doctor dev run".split())
+_LATER: Final = frozenset("market ui fleet doctor dev run".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

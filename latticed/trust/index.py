@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from latticed.model.manifest import Manifest
     from latticed.trust.signed_document import SeenDocument, SignedDocument
 
 
@@ -394,3 +395,34 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _line(value: Any, limit: int) -> str:
     """A text of the index, cut and escaped; empty for what is no text."""
     return text.sanitise(value, limit) if isinstance(value, str) else ""
+
+
+def check_manifest(manifest: Manifest, entry: IndexEntry, release: Release) -> None:
+    """Problem index_mismatch unless the signed manifest is the one that the index offers.
+
+    The manifest is what counts; an index that says otherwise is of another release, or lies.
+    """
+    offered = {
+        "id": (entry.id, manifest.id),
+        "version": (release.version, manifest.version),
+        "publisher": (entry.publisher, manifest.publisher),
+        "type": (entry.type, manifest.type),
+        "artifact_sha256": (release.artifact_sha256, manifest.digest_sha256.lower()),
+        "capabilities": (", ".join(sorted(release.capabilities)), ", ".join(sorted(manifest.capabilities))),
+        "signature_ed25519": (_padded(release.signature_ed25519), _padded(manifest.signature_ed25519)),
+    }
+    for name, (expected, found) in offered.items():
+        if expected != found:
+            raise Problem(
+                "index_mismatch",
+                f"expected the signed manifest to have {name} {expected[:100]}, as the index says, found {found[:100]}",
+                "the source's index and its files do not fit together: tell the source",
+            )
+
+
+def _padded(signature: str) -> str:
+    """A signature with its padding: both spellings are one value."""
+    try:
+        return keys.encode_base64(keys.decode_base64(signature, size=keys.SIGNATURE_BYTES))
+    except keys.BadText:
+        return signature

@@ -36,6 +36,9 @@ NOT_RUN = {
     "mkdir -p /opt": "no trusted package has Sub-Store's backend; tests/daemon/test_sub_store.py runs one",
     "cp -r dist": "a build of Sub-Store's front end",
     "latticectl invoke latticed.sub-store": "the backend does not run; tests/daemon/test_sub_store.py does all of it",
+    "rsync -a": "uploads to a web server",
+    "tuf-on-ci-delegate": "works in a repository of GitHub",
+    "git switch": "works in a repository of GitHub",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
 """How a block that is not run begins, and why it is not."""

@@ -1,0 +1,238 @@
+"""latticectl index: make the signed index of a marketplace, and check it as hosts will; without a daemon or network."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import author_key, index_check, offline
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exit_codes import ExitCode
+from latticed.model import ids
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ctl.session import CtlSession
+    from latticed.model.manifest import Manifest
+
+EXAMPLES: Final = examples(
+    "latticectl index add --url https://plugins.example.org --key index.key site/plugins.json ./acme.demo \\",
+    '    --publisher-key "$(latticectl key show acme.key)"   # the first time of a publisher',
+    "latticectl index sign --key index.key site/plugins.json                # anew, before it is too old",
+    'latticectl index validate --index-key "$(latticectl key show index.key)" site/plugins.json',
+)
+
+LABEL: Final = "index"
+
+
+def arguments(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = _action(actions, "add", "put signed bundles beside the index and into it; with a key, sign it")
+    add.add_argument("bundles", metavar="DIR", type=str, nargs="+", help="a signed bundle")
+    add.add_argument("--url", required=True, help="where the index's directory will be served")
+    add.add_argument("--channel", choices=("stable", "alpha"), default="stable")
+    add.add_argument("--summary", default="", help="one line for people (default: the manifest's description)")
+    add.add_argument("--publisher-key", metavar="KEY", help="the publisher's public key; the index keeps it")
+    _signing(add, required=False)
+    sign = _action(actions, "sign", "date the index anew and sign it")
+    sign.add_argument("--keep", action="store_true", help="keep date and signatures, and add one of another key")
+    sign.add_argument("--status", choices=("official", "draft", "example"), help="what the index says that it is")
+    _signing(sign, required=True)
+    validate = _action(actions, "validate", "check index and files as hosts will; exit 6 when something is wrong")
+    validate.add_argument("--index-key", metavar="KEY", action="append", default=[], help="a key that hosts pin")
+    validate.add_argument("--trust", metavar="FILE", type=str, help="judge by this trust.json, not the index's keys")
+
+
+def _action(actions: Any, name: str, summary: str) -> Any:
+    """The parser of one action, with the index as its first argument."""
+    parser = actions.add_parser(name, help=summary, description=summary)
+    parser.add_argument("index", metavar="INDEX", type=str, help="the file plugins.json")
+    return parser
+
+
+def _signing(parser: Any, *, required: bool) -> None:
+    """The options of an action that signs."""
+    author_key.add_arguments(parser, required=required)
+    parser.add_argument("--label", default=LABEL, help=f"who signs, for people (default: {LABEL})")
+
+
+def run(session: CtlSession) -> int:
+    """Carry out the action."""
+    match session.args.action:
+        case "add":
+            return _add(session)
+        case "sign":
+            return _sign(session)
+        case _:
+            return index_check.run(session)
+
+
+def _add(session: CtlSession) -> int:
+    """Check every bundle, then copy their files, then write the index: whatever ends it leaves the old index."""
+    from latticed.kit import files
+    from latticed.trust import index_edit
+
+    args = session.args
+    path, url = Path(args.index), _url(args.url)
+    # The key first: asked for its passphrase, an author may give up before anything is written.
+    key = author_key.read(args) if author_key.given(args) else None
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem("io_error", f"cannot make {path.parent}: {error.strerror}") from error
+    added = []
+    with _locked(path.parent):
+        raw = index_check.load(path) if path.exists() else index_edit.empty()
+        for directory in args.bundles:
+            manifest, copies = _bundle(raw, directory, args.publisher_key)
+            raw = index_edit.with_publisher(raw, manifest.publisher, _key_of(raw, manifest, args.publisher_key))
+            raw = index_edit.with_release(raw, manifest, url=url, channel=args.channel, summary=args.summary)
+            added.append((manifest, copies))
+        _check_offered(raw, [manifest for manifest, _ in added])
+        for manifest, copies in added:
+            below = path.parent / index_edit.place(manifest.id, manifest.version)
+            try:
+                below.mkdir(mode=0o755, parents=True, exist_ok=True)
+                for name, data in copies.items():
+                    files.replace(below / name, data, mode=0o644)
+            except OSError as error:
+                raise Problem("io_error", f"cannot write {below}: {error.strerror}") from error
+        _write(path, raw, key, label=args.label)
+    if session.screen.json_wanted:
+        session.screen.json([{"id": one.id, "version": one.version, "channel": args.channel} for one, _ in added])
+        return ExitCode.OK
+    for manifest, _ in added:
+        session.screen.line(f"{args.index}: added {manifest.id} {manifest.version} to {args.channel}")
+    if key is None:
+        session.screen.hint(
+            f"nothing can be installed before it is signed: latticectl index sign --key FILE {args.index}"
+        )
+    return ExitCode.OK
+
+
+def _sign(session: CtlSession) -> int:
+    """Sign the index in place; it is replaced in one step."""
+    args = session.args
+    path, key = Path(args.index), author_key.read(args)
+    if not path.parent.is_dir():
+        raise Problem("not_found", f"expected an index at {args.index}, found nothing")
+    with _locked(path.parent):
+        raw = index_check.load(path)
+        if args.keep and args.status:
+            raise Problem("usage", "expected --keep or --status, found both: what is signed cannot be changed")
+        if args.status:
+            raw = {**raw, "status": args.status}
+        _write(path, raw, key, label=args.label, keep=args.keep)
+    if session.screen.json_wanted:
+        session.screen.json({"path": args.index, "signed_by": args.label})
+    else:
+        session.screen.line(f"{args.index}: signed by {args.label}")
+    return ExitCode.OK
+
+
+def _write(path: Path, raw: dict[str, Any], key: Any, *, label: str, keep: bool = False) -> None:
+    """Date and sign the index, see that hosts can read it, and replace the file."""
+    from latticed.bundle import write
+    from latticed.kit import files
+    from latticed.trust import index, index_edit
+
+    if not ids.is_valid(label):
+        raise Problem("usage", f"--label: expected {LABEL}, or 3 to 128 of a-z 0-9 . -, found {label[:80]!r}")
+    if not keep:
+        raw = index_edit.dated(raw, now_s=int(time.time()))
+    if key is not None:
+        raw = index.signed(raw, publisher=label, key=key)
+    data = write.render(raw)
+    index.decode(data)
+    try:
+        files.replace(path, data, mode=0o644)
+    except OSError as error:
+        raise Problem("io_error", f"cannot write {path}: {error.strerror}") from error
+
+
+def _check_offered(raw: dict[str, Any], added: list[Manifest]) -> None:
+    """Problem unsupported for a release that hosts would list and not install, such as one without a version."""
+    from latticed.bundle import write
+    from latticed.trust import index, index_edit
+
+    decoded = index.decode(write.render(index_edit.dated(raw, now_s=int(time.time()))))
+    for manifest in added:
+        entry = decoded.entries.get(manifest.id)
+        release = entry.release(manifest.version) if entry is not None else None
+        if entry is None or release is None or entry.unsupported or release.unsupported:
+            why = (entry and entry.unsupported) or (release and release.unsupported) or "; ".join(decoded.refused)
+            raise Problem("unsupported", f"{manifest.id} {manifest.version}: {why[:300]}")
+
+
+def _bundle(raw: dict[str, Any], directory: str, given: str | None) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of a bundle that our verifier takes, and the bytes of its two files; Problem with its code."""
+    from latticed.bundle import decode
+    from latticed.bundle.read import ARTIFACT, MANIFEST, BundleRefused, ReadLimits
+    from latticed.kit import files
+    from latticed.trust import policy
+
+    data = offline.manifest_bytes(directory)
+    try:
+        manifest = decode.decode(data)[1]
+        artifact = files.read_at_most(Path(directory) / ARTIFACT, ReadLimits().artifact_bytes)
+    except BundleRefused as refused:
+        raise Problem(refused.code, f"{directory}: {refused.reason}", refused.hint) from refused
+    except (OSError, ValueError) as error:
+        raise Problem("unreadable", f"{directory}: cannot read the artifact: {error}") from error
+    trusted = policy.Publisher(keys=(_key_of(raw, manifest, given),))
+    found = offline.judge(directory, policy.with_publisher(policy.NOBODY, manifest.publisher, trusted), ReadLimits())
+    if not found.ok:
+        raise Problem(str(found.code), f"{directory}: {found.reason}", found.hint or "")
+    # What was judged is what is copied.
+    if offline.manifest_bytes(directory) != data or hashlib.sha256(artifact).hexdigest() != found.digest_sha256:
+        raise Problem("changed_while_reading", f"{directory}: a file was changed meanwhile", "add it again")
+    return manifest, {ARTIFACT: artifact, MANIFEST: data}
+
+
+def _key_of(raw: dict[str, Any], manifest: Manifest, given: str | None) -> str:
+    """The public key of a bundle's publisher: the one that was given, or that of the index; Problem."""
+    from latticed.trust import keys, policy
+
+    if not manifest.publisher:
+        raise Problem("publisher_missing", "expected a signed bundle, found no publisher", "latticectl sign")
+    if given is not None:
+        try:
+            return policy.public_key(given, "--publisher-key")
+        except Problem as problem:
+            raise Problem("usage", problem.reason, "latticectl key show FILE prints it") from problem
+    known = next((one for one in raw.get("publishers", []) if one.get("id") == manifest.publisher), None)
+    if known is None:
+        hint = 'add --publisher-key "$(latticectl key show FILE)"'
+        raise Problem("usage", f"expected the public key of {manifest.publisher}, which is new in the index", hint)
+    return keys.encode_base64(keys.decode_public(str(known.get("public_key_ed25519"))))
+
+
+def _url(given: str) -> str:
+    """The URL that the index's directory will have, without a final slash; Problem usage."""
+    from latticed.trust import index
+
+    url = given.rstrip("/")
+    # With a path: without one it is no URL that an index may name.
+    if fault := index.url_fault(f"{url}/x"):
+        raise Problem("usage", f"--url: {fault}")
+    return url
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Alone with the index in this directory: of two that change it at once, one would be lost. Problem busy."""
+    from latticed.kit import files
+
+    with files.closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Problem("busy", f"another latticectl changes the index in {directory}", "try again") from error
+        yield

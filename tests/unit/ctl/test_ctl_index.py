@@ -1,0 +1,287 @@
+"""latticectl index: add, sign, validate, in an empty directory; what hosts would refuse is refused here first."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from latticed.kit import files
+from latticed.trust import index
+
+URL = "https://plugins.example.org/shelf"
+SITE = "site/plugins.json"
+
+
+@pytest.fixture
+def author(ctl, tmp_path, monkeypatch):
+    """Keys acme.key and index.key, and the signed bundle acme.demo."""
+    monkeypatch.chdir(tmp_path)
+    ctl("key", "generate", "acme.key", "index.key")
+    ctl("new", "system", "acme.demo", "--publisher", "acme")
+    assert ctl("sign", "--key", "acme.key", "acme.demo").code == 0
+    return {name: ctl("key", "show", f"{name}.key").out.strip() for name in ("acme", "index")}
+
+
+@pytest.fixture
+def add(ctl, author):
+    def add(*words, bundle="acme.demo", url=URL, key="index.key"):
+        given = ["--publisher-key", author["acme"]] if not Path(SITE).exists() else []
+        signing = ["--key", key] if key else []
+        return ctl("index", "add", "--url", url, *signing, *given, *words, SITE, bundle)
+
+    return add
+
+
+def version(ctl, number, **fields):
+    """Raise the version of acme.demo, and sign it."""
+    path = Path("acme.demo/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": number, **fields}))
+    assert ctl("sign", "--key", "acme.key", "acme.demo").code == 0
+
+
+def read():
+    return json.loads(Path(SITE).read_text())
+
+
+def date(moment):
+    """Give the index another date, unsigned."""
+    Path(SITE).write_text(json.dumps({**read(), "generated_at": moment, "signatures": []}))
+
+
+def test_added_and_signed_index_is_one_that_hosts_take(ctl, author, add):
+    """With its files beside it, byte for byte; validate finds nothing, with the pinned key and the trust policy too."""
+    assert add().out == f"{SITE}: added acme.demo 0.1.0 to stable\n"
+    for name in ("manifest.json", "artifact"):
+        assert Path("site/acme.demo/0.1.0", name).read_bytes() == Path("acme.demo", name).read_bytes()
+    found = index.decode(Path(SITE).read_bytes())
+    entry = found.entries["acme.demo"]
+    assert (found.refused, entry.unsupported, entry.channels) == ((), "", {"stable": "0.1.0"})
+    assert entry.releases[0].manifest_url == f"{URL}/acme.demo/0.1.0/manifest.json"
+    judged = index.judge(found, pinned=[author["index"]], seen=None, now_s=int(time.time()))
+    assert judged.browse_only == ""
+    assert ctl("trust", "add", "acme", author["acme"], "--trust", "trust.json").code == 0
+    ran = ctl("index", "validate", "--index-key", author["index"], "--trust", "trust.json", SITE, "--format", "json")
+    assert ran.code == 0
+    assert ran.json == {
+        "path": SITE,
+        "ok": True,
+        "status": "official",
+        "generated_at": read()["generated_at"],
+        "plugins": 1,
+        "releases": 1,
+        "findings": [],
+    }
+
+
+def test_channels_rise_and_releases_stay(ctl, add):
+    """An older version, an alpha and the same one again leave the stable channel where it is."""
+    add()
+    for number, channel in (("1.0.0", "stable"), ("0.9.0", "stable"), ("1.1.0-alpha.1", "alpha")):
+        version(ctl, number)
+        assert add("--channel", channel).code == 0
+    assert add("--channel", "alpha").code == 0
+    (entry,) = read()["plugins"]
+    assert entry["channels"] == {"stable": "1.0.0", "alpha": "1.1.0-alpha.1"}
+    assert entry["latest"] == "1.0.0"
+    assert [one["version"] for one in entry["releases"]] == ["0.1.0", "1.0.0", "0.9.0", "1.1.0-alpha.1"]
+    assert ctl("index", "validate", SITE).code == 0
+    # From the alpha channel to the stable one.
+    assert add("--channel", "stable").code == 0
+    assert read()["plugins"][0]["channels"] == {"stable": "1.1.0-alpha.1"}
+    assert ctl("index", "validate", SITE).code == 0
+
+
+def test_release_never_changes(ctl, add):
+    """Another artifact or signature under a version that was published is refused, and nothing is written."""
+    add()
+    before = read()
+    with open("acme.demo/artifact", "ab") as artifact:
+        artifact.write(b"\n")
+    ctl("sign", "--key", "acme.key", "acme.demo")
+    ran = add()
+    assert (ran.code, "raise its version" in ran.err) == (1, True)
+    assert read() == before
+    assert ctl("index", "validate", SITE).code == 0
+
+
+def test_index_without_signature_says_so_and_sign_makes_it_whole(ctl, author, add):
+    ran = add(key=None)
+    assert "latticectl index sign" in ran.err
+    ran = ctl("index", "validate", "--index-key", author["index"], SITE)
+    assert (ran.code, "index_unsigned" in ran.out) == (6, True)
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+    assert ctl("index", "validate", "--index-key", author["index"], SITE).code == 0
+    # Two keys, where hosts ask for both: the second signs what the first has signed.
+    signed = read()
+    assert ctl("index", "sign", "--keep", "--key", "acme.key", "--label", "acme", SITE).code == 0
+    assert {**read(), "signatures": signed["signatures"]} == signed
+    both = [word for key in author.values() for word in ("--index-key", key)]
+    assert ctl("index", "validate", *both, SITE).code == 0
+    # Anything else that is done to it takes the signatures away.
+    assert ctl("index", "sign", "--status", "draft", "--key", "index.key", SITE).code == 0
+    ran = ctl("index", "validate", "--index-key", author["index"], SITE)
+    assert (ran.code, "browse_only: its status is draft" in ran.out) == (6, True)
+
+
+def test_date_of_the_index_always_rises(ctl, author, add):
+    """By a second at least; one that is dated ahead is not signed with an earlier date, which hosts would refuse."""
+    add()
+    first = read()["generated_at"]
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+    assert read()["generated_at"] > first
+    ahead = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 100))
+    date(ahead)
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+    assert read()["generated_at"] > ahead
+    date("2099-01-01T00:00:00Z")
+    before = Path(SITE).read_bytes()
+    ran = ctl("index", "sign", "--key", "index.key", SITE)
+    assert (ran.code, "check this host's clock" in ran.err) == (1, True)
+    assert Path(SITE).read_bytes() == before
+
+
+def test_validate_finds_what_hosts_would_refuse(ctl, author, add):
+    """Each finding names release and code, as our verifier has it: files, index and their agreement."""
+    add()
+    whole = Path(SITE).read_bytes()
+    shutil.copytree("site/acme.demo", "kept")
+
+    def found(change):
+        raw = json.loads(whole)
+        change(raw, raw["plugins"][0], raw["plugins"][0]["releases"][0])
+        Path(SITE).write_text(json.dumps(raw))
+        ran = ctl("index", "validate", SITE, "--format", "json")
+        assert ran.code == (6 if ran.json["findings"] else 0)
+        return [one["code"] for one in ran.json["findings"]]
+
+    def nothing(*_):
+        pass
+
+    assert found(nothing) == []
+    # What is in the index.
+    assert found(lambda raw, entry, release: entry.update(publisher="others")) == ["index_mismatch"]
+    assert found(lambda raw, entry, release: entry.update(type="wasm")) == ["index_mismatch"]
+    assert found(lambda raw, entry, release: release.update(artifact_sha256="0" * 64)) == ["index_mismatch"]
+    assert found(lambda raw, entry, release: release.update(capabilities=["kv:read"])) == ["index_mismatch"]
+    assert found(lambda raw, entry, release: release.update(capabilities=["kv:fly"])) == ["unsupported"]
+    assert found(lambda raw, entry, release: release.update(manifest_url="http://a/b")) == ["unsupported"]
+    assert found(lambda raw, entry, release: release.update(manifest_url=f"{URL}/x.json")) == ["elsewhere"]
+    assert found(lambda raw, entry, release: entry.update(id="../x")) == ["entry_refused"]
+    assert found(lambda raw, entry, release: raw.update(publishers=[])) == ["publisher_untrusted"]
+    # What is beside it.
+    here = Path("site/acme.demo/0.1.0")
+    with open(here / "artifact", "ab") as artifact:
+        artifact.write(b"\n")
+    assert found(nothing) == ["digest_mismatch"]
+    (here / "artifact").unlink()
+    assert found(nothing) == ["artifact_missing"]
+    shutil.rmtree(here)
+    assert found(nothing) == ["manifest_missing"]
+    here.symlink_to("../../kept/0.1.0")
+    assert found(nothing) == ["unreadable"]
+
+
+def test_bundle_that_hosts_would_refuse_is_not_added(ctl, author, add):
+    """Unsigned, changed after signing, signed by another key, without version: nothing is written."""
+    ctl("new", "system", "acme.raw", "--publisher", "acme")
+    shutil.copytree("acme.demo", "acme.bad")
+    with open("acme.bad/artifact", "ab") as artifact:
+        artifact.write(b"\n")
+    shutil.copytree("acme.demo", "acme.old")
+    old = {"id": "acme.old", "name": "Old", "type": "system", "capabilities": ["log:write"], "publisher": "acme"}
+    Path("acme.old/manifest.json").write_text(json.dumps(old))
+    ctl("sign", "--key", "acme.key", "acme.old")
+    for bundle, told in (
+        ("acme.raw", "digest_sha256"),
+        ("acme.bad", "artifact's SHA-256"),
+        ("acme.old", "version: expected"),
+        ("none", "expected a bundle directory"),
+    ):
+        ran = add(bundle=bundle)
+        assert ran.code == 1
+        assert told in ran.err
+    ran = ctl("index", "add", "--url", URL, "--publisher-key", author["index"], SITE, "acme.demo")
+    assert (ran.code, "valid under none" in ran.err or "signature" in ran.err) == (1, True)
+    ran = ctl("index", "add", "--url", URL, SITE, "acme.demo")
+    assert (ran.code, "--publisher-key" in ran.err) == (2, True)
+    assert not Path(SITE).exists()
+    assert os.listdir("site") == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a.example/x", "https://user@a.example/x", "https://a.example/x?y", "https://a.example/x#y", "a.example"],
+)
+def test_url_that_no_index_may_name_is_a_usage_error(add, url):
+    ran = add(url=url)
+    assert (ran.code, "--url" in ran.err) == (2, True)
+    assert not Path("site").exists()
+
+
+def test_full_disk_leaves_the_old_index(ctl, add, monkeypatch):
+    """Whichever file cannot be written: what is served stays whole."""
+    add()
+    before = Path(SITE).read_bytes()
+    version(ctl, "1.0.0")
+    real = files.replace
+    for full in ("manifest.json", "artifact", "plugins.json"):
+
+        def replace(path, data, *, mode, full=full):
+            if path.name == full:
+                raise OSError(28, os.strerror(28))
+            real(path, data, mode=mode)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(files, "replace", replace)
+            ran = add()
+        assert (ran.code, "No space left" in ran.err) == (1, True)
+        assert Path(SITE).read_bytes() == before
+        assert ctl("index", "validate", SITE).code == 0
+    assert add().code == 0
+
+
+def test_two_that_change_an_index_at_once_do_not_lose_a_release(ctl, add):
+    add()
+    with files.closing(os.open("site", os.O_RDONLY)) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        ran = ctl("index", "sign", "--key", "index.key", SITE)
+    assert (ran.code, "another latticectl" in ran.err) == (1, True)
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b'{"schema": "other"}', b"\xff", b'{"schema": "lattice.plugin.index.v1", "generated_at": "now"}'],
+)
+def test_what_is_no_index_is_left_as_it_is(ctl, author, data):
+    Path("site").mkdir()
+    Path(SITE).write_bytes(data)
+    for words in (
+        ("add", "--url", URL, "--publisher-key", author["acme"], SITE, "acme.demo"),
+        ("sign", "--key", "index.key", SITE),
+        ("validate", SITE),
+    ):
+        assert ctl("index", *words).code == 1
+    assert Path(SITE).read_bytes() == data
+    assert ctl("index", "validate", "none/plugins.json").code == 4
+    assert ctl("index", "sign", "--key", "index.key", "none/plugins.json").code == 4
+
+
+def test_what_another_tool_put_into_an_index_stays(ctl, author, add):
+    """Fields that latticed does not know, of the index, a plugin and a publisher, are kept and signed."""
+    add()
+    raw = read()
+    raw["notice"], raw["plugins"][0]["icon"], raw["publishers"][0]["homepage"] = "hello", "a.svg", "https://a.example"
+    Path(SITE).write_text(json.dumps(raw))
+    version(ctl, "1.0.0")
+    assert add().code == 0
+    after = read()
+    assert (after["notice"], after["plugins"][0]["icon"]) == ("hello", "a.svg")
+    assert after["publishers"][0]["homepage"] == "https://a.example"
+    assert ctl("index", "validate", "--index-key", author["index"], SITE).code == 0
