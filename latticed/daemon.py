@@ -23,6 +23,7 @@ from latticed.kit import descriptors, logs, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
+from latticed.settings import live
 from latticed.system.registry import BUILTINS
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ LOOK_S: Final = 1.0
 FINISH_S: Final = 1.0
 """How long a poll may go on during shutdown: a revocation just read must be recorded."""
 STOP_S: Final = 20.0
-"""How long stopping may take beyond the plugins' grace, before the process exits without the rest."""
+"""How long stopping may take beyond draining and the plugins' grace, before the process exits without the rest."""
 EXTEND_S: Final = 10.0
 """How often the start timeout is extended during the first scan (sd_notify(3), EXTEND_TIMEOUT_USEC)."""
 
@@ -171,7 +172,8 @@ def _show(settings: Settings) -> int:
     access.resolve(settings.access, own_uid=os.geteuid())
     access.socket_gid(settings.access.socket_group)
     for key, value, origin in settings_room.describe(settings):
-        sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}\n")
+        when = "" if live.takes_effect(key) else "; a change needs a restart"
+        sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}{when}\n")
     for sentence in settings_room.advice(settings.renamed):
         sys.stderr.write(f"warning: {sentence}\n")
     return 0
@@ -208,14 +210,23 @@ async def _run(settings: Settings, make: Callable[..., App]) -> int:
     # asyncio's own executor joins its threads at the end: one in a system call that hangs would block stopping.
     loop.set_default_executor(DaemonThreadExecutor())
     # Before the app is opened: a SIGTERM during the first scan must end it too.
-    signals = Signals(loop, stop_s=settings.supervision.stop_grace_s + STOP_S)
+    app: App | None = None
+
+    def stop_s() -> float:
+        wanted = (settings if app is None else app.api.settings).supervision
+        return wanted.drain_s + wanted.stop_grace_s + STOP_S
+
+    signals = Signals(loop, stop_s=stop_s)
     async with contextlib.AsyncExitStack() as stack:
         host_facts.hide_memory()  # before the first child: children of our uid must not read it
-        app = make(inherited=listener)
-        if not await _opened(stack, app, signals, notifier):
+        made = make(inherited=listener)
+        if not await _opened(stack, made, signals, notifier):
             return 0
+        app = made
         # Pushed after the app, so it runs before the app is closed.
         stack.callback(notifier.stopping, "stopping")
+        # Settings may allow more than the unit's TimeoutStopSec.
+        stack.callback(lambda: notifier.extend(stop_s()))
         # After everything long-lived was made, so that `gc.freeze` covers it.
         _freeze_collector()
         _return_free_memory()
@@ -323,12 +334,12 @@ async def _reload(app: App, notifier: Notifier) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGINT stop the daemon, within `stop_s`; a second one exits at once. SIGHUP reloads.
+    """SIGTERM and SIGINT stop the daemon, within `stop_s()`; a second one exits at once. SIGHUP reloads.
 
     `ended` is set once it is to stop. Handlers run on `loop`, between its callbacks.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, stop_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stop_s: Callable[[], float]) -> None:
         self._loop = loop
         self._stop_s = stop_s
         self.ended = asyncio.Event()
@@ -361,7 +372,8 @@ class Signals:
         self.ended.set()
         self._wake.set()
         # Never cancelled: a stop in time ends the loop, and the timer with it.
-        self._loop.call_later(self._stop_s, self._force, f"it did not end within {self._stop_s:g} s")
+        within_s = self._stop_s()
+        self._loop.call_later(within_s, self._force, f"it did not end within {within_s:g} s")
 
     def _force(self, reason: str) -> None:
         """Exit now; the kernel kills our children (prctl(2), PR_SET_PDEATHSIG)."""

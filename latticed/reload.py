@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from latticed import settings as settings_room
 from latticed.broker.gate import GateLimits
-from latticed.host.kv import quota_of
+from latticed.host.services import restart_policy
 from latticed.kit import logs
 from latticed.kit.poll import STALLED_S, Poll
 from latticed.kit.token_bucket import Rate
 from latticed.ledger.retention import Retention
 from latticed.model.errors import Problem
 from latticed.rpc import access
+from latticed.settings import live
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from latticed.rpc.api import Api
     from latticed.rpc.server import Server
     from latticed.settings import Settings
-
-LIVE: Final = ("log", "access", "upgrade", "host_calls", "trust", "audit", "task", "tunnel", "service", "notify")
-"""Settings that a reload applies, and of `http` the hosts; the others wait for a restart."""
 
 log = logs.get_logger()
 
@@ -147,10 +144,7 @@ class Reloader:
             self._api.trouble = [problem]
             self._settings_seen = ()  # retry: an I/O error may pass without a change of metadata
             return
-        # The sections that can change while it runs; all others stay as they were at the start.
-        live: dict[str, Any] = {name: getattr(fresh, name) for name in LIVE}
-        live["http"] = replace(self._api.settings.http, hosts=fresh.http.hosts)
-        applied = replace(self._api.settings, **live)
+        applied = live.merged(self._api.settings, fresh)
         # Compared with the file, so that what waits for a restart is named, also when it changed earlier.
         if waiting := _differences(applied, fresh):
             log.warning("settings_need_restart", keys=",".join(waiting))
@@ -159,14 +153,11 @@ class Reloader:
         self._api.access, self._api.trouble = allowed, []
         self._api.lifecycle.upgrades.gate_s = applied.upgrade.gate_s
         self._broker.limits = gate_limits(applied)
-        self._services.kv.quota = quota_of(applied.host_calls)
-        self._services.tasks.settings = applied.task
-        self._services.tunnels.settings = applied.tunnel
+        self._services.apply(applied)
+        supervision = applied.supervision
+        self._api.supervisor.apply(restart_policy(supervision), stop_grace_s=supervision.stop_grace_s)
         for listener in self._listeners:
             listener.allow(applied.http)
-        self._services.programs.settings = applied.service
-        self._services.notifications.settings = applied.notify
-        self._services.secrets.forget_key()
         set_retention(self._api.ledger, applied)
         self._api.policy.file = applied.trust
         logs.configure(applied.log.level, form=applied.log.format)

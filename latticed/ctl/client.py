@@ -1,13 +1,16 @@
 """The control API over its unix socket (contracts §7).
 
 One connection per request: on a kept-alive one that the daemon closes meanwhile, it would be unknown whether a
-change was carried out. A GET whose connection breaks is retried once; other methods never.
+change was carried out. A GET whose connection breaks is retried once; other methods never. What a daemon that stops did
+not do is asked again of the next one, and so is what it broke off where doing it twice is as doing it once (RFC 9110,
+9.2.2).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed.ctl import bounded_socket
@@ -23,6 +26,10 @@ READ_S: Final = 30.0
 """For a whole answer, unless said otherwise."""
 # Three of the daemon's heartbeats (`HEARTBEAT_S` in rpc/events.py).
 QUIET_S: Final = 45.0
+STOPPING_S: Final = 60.0
+"""For how long it is asked again while daemons stop: longer than the unit's drain and plugins' grace by default."""
+_PAUSE_S: Final = 0.2
+_IDEMPOTENT: Final = frozenset({"GET", "PUT", "DELETE"})
 LONG_S: Final = 600.0
 """For answers that take the daemon minutes: a backup's first byte, an invocation."""
 MAX_REPLY_BYTES: Final = 64 << 20
@@ -50,10 +57,11 @@ class ApiRefusal(Problem):
 
 
 class ApiReply(NamedTuple):
-    """An answer: HTTP status and body."""
+    """An answer: HTTP status and body; `undone`: nothing was done, and it may be asked again (Retry-After)."""
 
     status: int
     body: bytes
+    undone: bool = False
 
 
 class ControlClient:
@@ -188,6 +196,17 @@ class ControlClient:
         return self._send(method, _target(parts, query), body, kind)
 
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
+        """Send one request, and again while daemons answer that they stop, STOPPING_S at most."""
+        until = time.monotonic() + STOPPING_S
+        while True:
+            reply = self._sent(method, target, body, kind)
+            again = _is_stopping(reply) and (reply.undone or method in _IDEMPOTENT)
+            if not again or time.monotonic() >= until:
+                return reply
+            # With systemd's socket the next attempt waits for the next daemon; without, this one still answers.
+            time.sleep(_PAUSE_S)
+
+    def _sent(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         """Send one request; a GET is sent once more if its connection broke."""
         try:
             return self._once(method, target, body, kind)
@@ -224,7 +243,7 @@ class ControlClient:
         if (exchange.length or 0) > MAX_REPLY_BYTES:
             raise bounded_socket.reply_too_long()
         exchange.within(self._read_s, MAX_REPLY_BYTES)
-        return ApiReply(status=exchange.status, body=b"".join(exchange.pieces()))
+        return ApiReply(status=exchange.status, body=b"".join(exchange.pieces()), undone=exchange.undone)
 
     def _lost(self, error: Exception, method: str, within_s: float | None = None) -> Problem:
         """The Problem for a request that got no answer, or none that makes sense.
@@ -245,6 +264,17 @@ class ControlClient:
                 return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
             case _:
                 return Problem("unreachable", f"cannot talk to the daemon at {self.path}: {error}", where)
+
+
+def _is_stopping(reply: ApiReply) -> bool:
+    """Whether a daemon answered that it stops."""
+    if reply.status != _SERVICE_UNAVAILABLE:
+        return False
+    try:
+        plain = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(plain, dict) and plain.get("code") == "stopping"
 
 
 def _unsure(method: str) -> str:

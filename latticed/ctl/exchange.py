@@ -35,11 +35,14 @@ class ConnectionCut(ConnectionError):
 
 
 class Exchange:
-    """One connection for one request. `status` and `length` (None: not announced) are set by `ask`."""
+    """One connection for one request. `status`, `length` (None: not announced) and `undone` (Retry-After: nothing was
+    done) are set by `ask`.
+    """
 
     def __init__(self, path: str, *, connect_s: float, owner: Callable[[], str]) -> None:
         self.status = 0
         self.length: int | None = None
+        self.undone = False
         self._path = path
         self._connect_s = connect_s
         self._owner = owner
@@ -108,6 +111,8 @@ class Exchange:
                     lengths.append(value.strip())
                 case b"transfer-encoding":
                     codings.append(value.strip().lower())
+                case b"retry-after":
+                    self.undone = True
         self._chunked = codings == [b"chunked"]
         # Two lengths, or one beside chunks, can be read in two ways (RFC 9112, section 6.3).
         if self.status < 200 or (codings and not self._chunked) or len(lengths) + len(codings) > 1:

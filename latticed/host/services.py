@@ -123,6 +123,8 @@ class HostServices:
         guard = Guard()
         self._client = EgressClient(guard)
         self._smtp = Smtp(guard)
+        self._mail = MailCalls(self._smtp, settings=settings.mail, clock=clock, secrets_of=self.secrets.for_plugin)
+        self._node = NodeCalls(ledger, settings=settings, may=permissions.may, clock=clock)
         # DNS records and monitors, due by the timer wheel. `rights` is called before each run, since grants change;
         # while it gives None, nothing is run for that plugin.
         self.ddns = DdnsKeeper(
@@ -216,6 +218,22 @@ class HostServices:
             runtime_dir=settings.runtime_dir,
         )
 
+    def apply(self, settings: Settings) -> None:
+        """Have these settings hold from now on, as far as they can change (`settings.live`)."""
+        policy = restart_policy(settings.supervision)
+        self.kv.quota = quota_of(settings.host_calls)
+        self.tasks.settings = settings.task
+        self.programs.settings, self.programs.policy = settings.service, policy
+        self.tunnels.restart_by(policy)
+        self.tunnels.settings = settings.tunnel
+        self.notifications.settings = settings.notify
+        self.monitors.settings = settings.monitor
+        self.ddns.settings = settings.ddns
+        self.static.limits = settings.static
+        self._mail.settings = settings.mail
+        self._node.settings = settings
+        self.secrets.forget_key()
+
     async def __aenter__(self) -> Self:
         # If one of them fails to start, those that were entered before it are left again, in reverse.
         async with contextlib.AsyncExitStack() as stack:
@@ -237,7 +255,7 @@ class HostServices:
     def table(self, emit: LogEmitter) -> Mapping[str, Served]:
         """The host calls by method; `emit(level, plugin_id, message, fields)` gets the lines of log.write."""
         # Calls without work of their own between calls are made here; the others were made in `__init__`.
-        settings, permissions = self._settings, self.permissions
+        permissions = self.permissions
         served = (
             self.kv,
             LogCalls(emit),
@@ -250,9 +268,9 @@ class HostServices:
                 inside=self.programs.inside,
             ),
             NotifyCalls(self.notifications),
-            MonitorCalls(self.monitors, settings=settings.monitor),
-            DdnsCalls(self.ddns, settings=settings.ddns, secrets_of=self.secrets.for_plugin),
-            MailCalls(self._smtp, settings=settings.mail, clock=self._clock, secrets_of=self.secrets.for_plugin),
+            MonitorCalls(self.monitors),
+            DdnsCalls(self.ddns, secrets_of=self.secrets.for_plugin),
+            self._mail,
             TaskCalls(self.tasks),
             ProgramCalls(self.programs),
             SaveCalls(self.programs),
@@ -260,7 +278,7 @@ class HostServices:
             RouteCalls(self.routes),
             NetworkCalls(self.plans, clock=self._clock),
             self.static,
-            NodeCalls(self._ledger, settings=settings, may=permissions.may, clock=self._clock),
+            self._node,
         )
         return call.table(one for service in served for one in service.calls())
 

@@ -16,12 +16,18 @@ from aiohttp.web_protocol import RequestHandler
 from latticed.kit.http_bodies import Bodies
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import web
 
     from latticed.kit.clock import Clock
 
 SWEEP_S: Final = 0.5
 """Seconds between two sweeps: by so much a limit may be exceeded."""
+FRESH_S: Final = 1.0
+"""How long a new connection may take to send its request once the listener drains: it is told, not cut."""
+INTERRUPTED_S: Final = 1.0
+"""How long the answers of interrupted requests may take to be sent."""
 C = TypeVar("C", bound="LimitedConnection")
 
 
@@ -51,6 +57,8 @@ class LimitedConnection(RequestHandler):
         self.leaving = False
         """It is to be closed after the answer under way."""
         self.since_s = 0.0
+        self.fresh = True
+        """None of its requests was answered yet."""
         self._bodies = Bodies()
         self._ended = False
 
@@ -82,6 +90,15 @@ class LimitedConnection(RequestHandler):
     def answered(self) -> None:
         """Its request is answered; from now on it counts as idle."""
         self.answering, self.begun, self.since_s = False, False, self.limiter.now()
+        self.fresh = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made or sent: such a connection is not cut before its time."""
+        return self.answering
+
+    def interrupt(self) -> None:
+        """Called when draining has taken too long: answer at once. Does nothing here, for subclasses."""
 
     def overdue(self, now_s: float) -> bool:
         """Whether it has taken longer than its limit for what it is doing; `now_s` is the monotonic time."""
@@ -103,7 +120,7 @@ class ConnectionLimiter(Generic[C]):
         self._most = most
         self._per_owner = per_owner
         self._by_owner: dict[int, dict[C, None]] = {}
-        self._emptied = asyncio.Event()
+        self._changed = asyncio.Event()
         self.cut = 0
         """How many were cut since this was made."""
 
@@ -145,8 +162,11 @@ class ConnectionLimiter(Generic[C]):
             owned.pop(connection, None)
             if not owned:
                 del self._by_owner[owner]
-        if not self._by_owner:
-            self._emptied.set()
+        self.changed()
+
+    def changed(self) -> None:
+        """A connection does something else than before: whoever waits for that looks again."""
+        self._changed.set()
 
     async def sweep(self) -> None:
         """Cut what is overdue, until cancelled. One pass over all: a timer for each request would cost more."""
@@ -162,21 +182,39 @@ class ConnectionLimiter(Generic[C]):
     def dismiss(self) -> None:
         """Cut the connections without a complete request; the others end with the answer under way. Does not wait."""
         for connection in self.connections():
-            if connection.answering:
+            if connection.busy:
                 connection.leaving = True  # aiohttp's close() would no longer read the rest of its body
             else:
                 self._cut(connection)
 
     async def drain(self, within_s: float) -> None:
-        """Dismiss all, let answers under way finish for `within_s` seconds at most, then cut the rest."""
-        # Before dismissing, which may cut the last connection and set it.
-        self._emptied.clear()
+        """Let answers under way finish for `within_s` seconds at most, then interrupt them, then cut what is left.
+
+        A new connection has FRESH_S to send its request, which is answered: to a client that is cut it would not be
+        known whether anything was done.
+        """
+        for connection in self.connections():
+            if connection.busy or connection.begun or connection.fresh:
+                connection.leaving = True
+            else:
+                self._cut(connection)
+        fresh_s = min(FRESH_S, within_s)
+        await self._until(lambda one: one.busy, fresh_s)
         self.dismiss()
-        if self._by_owner:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), within_s)
+        await self._until(lambda _: False, within_s - fresh_s)
+        for connection in self.connections():
+            connection.interrupt()
+        await self._until(lambda _: False, INTERRUPTED_S)
         for connection in self.connections():
             self._cut(connection)
+
+    async def _until(self, may_stay: Callable[[C], bool], within_s: float) -> None:
+        """Wait until only connections are left that may stay, for `within_s` seconds at most."""
+        deadline_s = self.now() + within_s
+        while any(not may_stay(one) for one in self.connections()) and (left_s := deadline_s - self.now()) > 0:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
 
     def _cut(self, connection: C) -> None:
         """Drop a connection and close it at once, without sending what is buffered."""

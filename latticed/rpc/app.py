@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from http import HTTPStatus
@@ -51,6 +52,8 @@ def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web
     """The aiohttp handler of one route: scope, query, the route's own handler, its answer as JSON."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        if api.closing.is_set():
+            raise problems.Stopping(begun=False)
         ask = Ask(api, request)
         try:
             # The scope first: without it the query is not even looked at.
@@ -93,6 +96,13 @@ async def _outermost(
         answer = await handler(request)
     except Problem as problem:
         answer = problems.response(problem)
+    except asyncio.CancelledError:
+        if not connection.interrupted:
+            raise
+        # Ours alone (`ControlConnection.interrupt`): the task goes on, to send the answer.
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        answer = problems.response(problems.Stopping(begun=True))
     # Raised by aiohttp itself: an unknown path or method, a body that is too large.
     except web.HTTPException as error:
         answer = problems.of_http_error(error)

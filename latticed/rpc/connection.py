@@ -5,8 +5,9 @@ Beyond `PER_UID` connections the oldest one of that user without a complete requ
 
 from __future__ import annotations
 
+import asyncio
 import select
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -14,9 +15,6 @@ from latticed import wire
 from latticed.kit import peers
 from latticed.kit.connection_limiter import ConnectionLimiter, LimitedConnection
 from latticed.rpc import problems
-
-if TYPE_CHECKING:
-    import asyncio
 
 REQUEST_S: Final = 5.0
 """From the first byte of a request to its last, body included; `LimitedConnection.request_s`."""
@@ -55,6 +53,11 @@ class ControlConnection(LimitedConnection):
         )
         self.peer: peers.Peer | None = None
         self.streaming = False
+        self.interrupted = False
+        """The request under way was cancelled, to be answered with `stopping`."""
+        self._handler: asyncio.Task[Any] | None = None
+        self._unsent = False
+        """A request is complete, and its answer not sent whole."""
         self._answer_s = self.answer_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,6 +88,7 @@ class ControlConnection(LimitedConnection):
         """
         fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
+        self._unsent = False
         # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.
         if self.last:
             self.close()
@@ -100,9 +104,28 @@ class ControlConnection(LimitedConnection):
         """Let this answer take `seconds`, where that is more than `answer_s`."""
         self._answer_s = max(self.answer_s, seconds)
 
+    def complete(self) -> None:
+        """A handler begins to answer, in the current task."""
+        super().complete()
+        self._handler, self._unsent = asyncio.current_task(), True
+        # Told by whoever waits in `drain`: from now on this one is among the answers under way.
+        self.limiter.changed()
+
+    @property
+    def busy(self) -> bool:
+        """From the whole request to the whole answer: between `answered` and that the answer is still to be sent."""
+        return self._unsent
+
+    def interrupt(self) -> None:
+        """Cancel the handler, which then answers that the daemon stops; not of a stream, whose answer has begun."""
+        if self._handler is not None and not self.streaming and not self.interrupted:
+            self.interrupted = True
+            self._handler.cancel()
+
     def answered(self) -> None:
         """The answer is complete; the usual deadlines hold again."""
         super().answered()
+        self._handler = None
         self.streaming, self._answer_s = False, self.answer_s
 
     def overdue(self, now_s: float) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aiohttp import web
 
 from latticed import wire
+from latticed.model.errors import Problem
 from latticed.model.verdict import Code
 from latticed.runners import configuration
 from latticed.runners.configuration import ConfigInvalid
-
-if TYPE_CHECKING:
-    from latticed.model.errors import Problem
 
 OF_PLUGINS: Final = (
     "plugin_gone",
@@ -73,6 +71,7 @@ STATUS_OF: Final = {
     "busy": HTTPStatus.TOO_MANY_REQUESTS,
     "sandbox_failed": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_children": HTTPStatus.SERVICE_UNAVAILABLE,
+    "uids_unusable": HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_streams": HTTPStatus.TOO_MANY_REQUESTS,
     "service_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "secret_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -86,6 +85,18 @@ STATUS_OF: Final = {
     **dict.fromkeys(OF_PLUGINS, HTTPStatus.BAD_GATEWAY),
 }
 """Codes that are not here are faults of ours: 500."""
+
+
+class Stopping(Problem):
+    """The daemon stops. Not `begun`: nothing was done, and the answer says so by Retry-After (RFC 9110, 10.2.3)."""
+
+    def __init__(self, *, begun: bool) -> None:
+        self.begun = begun
+        if begun:
+            detail = "the daemon stops and does not wait any longer; whether it was done is not known"
+            super().__init__("stopping", detail, "latticectl info or latticectl audit query show it, once it is back")
+        else:
+            super().__init__("stopping", "the daemon is stopping; nothing was done", "ask again")
 
 
 def status_of(problem: Problem) -> HTTPStatus:
@@ -116,7 +127,8 @@ def response(problem: Problem) -> web.Response:
         ]
         more = not problem.whole
     body = document(problem.code, problem.reason, problem.hint, status, errors=errors, more=more)
-    return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
+    headers = {"Retry-After": "1"} if isinstance(problem, Stopping) and not problem.begun else None
+    return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE, headers=headers)
 
 
 def of_http_error(error: web.HTTPException) -> web.Response:

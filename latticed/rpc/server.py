@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from latticed.rpc.api import Api
     from latticed.rpc.control_socket import RuntimeDirectory
 
-DRAIN_S: Final = 5.0
-"""How long answers under way may take once the daemon stops."""
+_ACCEPTING: Final = 4
+"""Turns of the loop from accept(2) to `connection_made`: a task, and two callbacks of it (asyncio.selector_events)."""
 
 log = logs.get_logger()
 
 
 class Server:
-    """Serves the API. An async context manager: leaving it lets answers under way finish, for `DRAIN_S` at most.
+    """Serves the API. An async context manager: leaving it lets answers under way finish, for `supervision.drain_s` at
+    most; then they and new requests are answered with `stopping`.
 
     The caller holds the lock of `directory`, in which `path` lies. `gid`: the socket file's group, -1 for the daemon's
     own. `inherited`: a socket from the service manager, used instead of making one. Entering raises Problem
@@ -55,7 +56,7 @@ class Server:
         )
         # The limiter has drained or cut all connections before aiohttp's cleanup begins; its own default would be 60 s.
         self._runner = web.AppRunner(application(api), shutdown_timeout=1.0)
-        self._listener: asyncio.AbstractServer | None = None
+        self._listener: asyncio.Server | None = None
         self._stack = contextlib.AsyncExitStack()
         self.trouble: Problem | None = None
         """Why the control socket cannot be reached under its path, or None."""
@@ -101,8 +102,9 @@ class Server:
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Listen, and register what leaving undoes."""
-        # On exit these run in reverse: end streams and waiting requests, stop accepting, drain, stop the sweeper (which
-        # cuts overdue connections while draining), remove the file, end aiohttp.
+        # On exit these run in reverse: end streams and waiting requests, stop accepting where the next daemon gets who
+        # connects, drain, stop accepting, stop the sweeper (which cuts overdue connections while draining), remove the
+        # file, end aiohttp.
         await self._runner.setup()
         stack.push_async_callback(self._runner.cleanup)
         await self._listen()
@@ -114,8 +116,10 @@ class Server:
             name="rpc sweeper",
         )
         stack.push_async_callback(_cancelled, sweeper)
-        stack.push_async_callback(self._limiter.drain, DRAIN_S)
         stack.callback(self._close)
+        stack.push_async_callback(self._drain)
+        if self._socket.inherited is not None:
+            stack.push_async_callback(self._leave)
         stack.callback(self._api.closing.set)
 
     async def _listen(self) -> None:
@@ -133,6 +137,21 @@ class Server:
             **unix_listener.SERVER_OPTIONS,
         )
         sock.listen(BACKLOG)
+
+    async def _leave(self) -> None:
+        """Accept no more, and leave who connects to the next daemon. Open connections stay."""
+        if self._listener is not None:
+            for sock in self._listener.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+            # Those that were accepted in this very turn get their transport in the next ones, of a server that is open:
+            # a closed one would drop them (asyncio.base_events, Server._attach).
+            for _ in range(_ACCEPTING):
+                await asyncio.sleep(0)
+        self._close()
+
+    async def _drain(self) -> None:
+        # As the settings are now: a reload may have changed it.
+        await self._limiter.drain(self._api.settings.supervision.drain_s)
 
     def _close(self) -> None:
         """Stop accepting; open connections stay."""

@@ -6,10 +6,7 @@ There is one `ChildSpawner` in the daemon.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import secrets
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.model import permits as allowed
 from latticed.model.errors import Fault, Problem
 from latticed.processes import child
+from latticed.runners.uids import Uids
 from latticed.sandbox import levels, rlimits, spec
 from latticed.sandbox.levels import Level
 
@@ -73,7 +71,7 @@ class ChildSpawner:
         self.floor = Level.of(settings.floor)
         self.interpreters = interpreters(settings.interpreters)
         self._limits = limits
-        self._uids = _Uids(settings.uid_first, settings.uids)
+        self._uids = Uids(settings.uid_first, settings.uids)
 
     def choose(
         self,
@@ -145,8 +143,7 @@ class ChildSpawner:
         """Start a child; see `processes.child.spawn`. It gets a uid of its own where the daemon may change uids.
 
         `on_ids` is awaited before the start with the ids it will have (None: the daemon's own), so that the caller can
-        chown files to them. Problem as `processes.child.spawn` and `sandbox.spec.build`, and `too_many_children` when
-        no uid is free.
+        chown files to them. Problem as `processes.child.spawn` and `sandbox.spec.build`, and as `Uids.take`.
         """
         # The uid goes back to the pool in any case: on failure here, else when the child is gone.
         with self._ids() as ours:
@@ -174,36 +171,10 @@ class ChildSpawner:
                 lease.give_back()
 
 
-class _Uids:
-    """A pool of uids, each leased to one child at a time; a returned uid is reused last.
-
-    It starts at a random place of the range: RLIMIT_NPROC counts per uid, so two daemons on a host should not share
-    any.
-    """
-
-    def __init__(self, first: int, count: int) -> None:
-        start = first + secrets.randbelow(count)
-        self._fresh = itertools.chain(range(start, first + count), range(first, start))
-        self._back: deque[int] = deque()
-
-    def take(self) -> int:
-        """A uid that no other child has. Problem("too_many_children") when all are in use."""
-        # One that was never used, as long as there is any.
-        for uid in self._fresh:
-            return uid
-        if not self._back:
-            raise Problem("too_many_children", "expected a uid for another child, found all in use")
-        return self._back.popleft()
-
-    def give_back(self, uid: int) -> None:
-        """Make a uid available again. Its former processes must be gone."""
-        self._back.append(uid)
-
-
 class _UidLease:
     """The lease of one child's uid, until it is gone; `ids` is None where children run as the daemon's user."""
 
-    def __init__(self, uids: _Uids | None) -> None:
+    def __init__(self, uids: Uids | None) -> None:
         self._uids = uids
         self.ids: spec.Ids | None = None
         self.kept = False

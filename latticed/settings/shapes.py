@@ -62,13 +62,15 @@ class RunnerSettings:
 class SupervisionSettings:
     """Start, stop, backoff and breaker of plugins.
 
-    `stop_grace_s`: how long a plugin may take to stop before it is killed. The pause after a failure is
-    `backoff_base_s`, doubled by each next one up to `backoff_ceiling_s`; after `healthy_after_s` without one it begins
-    anew. `breaker_failures` in a row open the breaker. `ignore_critical`: critical plugins do not turn health 503.
+    `stop_grace_s`: how long a plugin may take to stop before it is killed; `drain_s`: how long requests under way may
+    go on once the daemon stops. The pause after a failure is `backoff_base_s`, doubled by each next one up to
+    `backoff_ceiling_s`; after `healthy_after_s` without one it begins anew. `breaker_failures` in a row open the
+    breaker. `ignore_critical`: critical plugins do not turn health 503.
     """
 
     start_deadline_s: float = _setting(10.0, low=0.1, high=300)
     stop_grace_s: float = _setting(5.0, low=0.1, high=300)
+    drain_s: float = _setting(10.0, low=0.0, high=600)
     backoff_base_s: float = _setting(1.0, low=0.0, high=600)
     backoff_ceiling_s: float = _setting(60.0, low=0.1, high=86_400)
     healthy_after_s: float = _setting(60.0, low=0.1, high=86_400)

@@ -92,9 +92,10 @@ class HandleDeps:
     judge: Callable[[str, str | None], Awaitable[Verdict]]
     record: Callable[[AuditEvent], None]
     clock: Clock
-    # From the settings of the start; a reload does not change them.
-    restart: restart.RestartPolicy
+    # From the settings of the start.
     start_deadline_s: float
+    # Of the settings in force: a reload replaces them.
+    restart: restart.RestartPolicy
     stop_grace_s: float
     wheel: Wheel = field(default_factory=Wheel)
     roll: Callable[[], float] = random.random

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed.broker.gate import Count
+    from latticed.model.restart import RestartPolicy
     from latticed.runners.contract import PluginToRun
     from latticed.supervisor.deps import HandleDeps
     from latticed.system.plugin import Measure
@@ -103,6 +104,10 @@ class Supervisor:
             self._handle(plugin).post(rules.Disarm(fault))
         if plugin.id in self._behind:
             self._behind[plugin.id].post(rules.Disarm(fault))
+
+    def apply(self, policy: RestartPolicy, *, stop_grace_s: float) -> None:
+        """Have these hold for each stop and failure from now on."""
+        self._tools.restart, self._tools.stop_grace_s = policy, stop_grace_s
 
     def drop(self, plugin_id: str) -> None:
         """Forget the handle of a plugin that has stopped; nothing happens while it has not."""

@@ -11,14 +11,14 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from latticed import daemon, reload, settings, wire
+from latticed import daemon, settings, wire
 from latticed.bundle import decode, write
 from latticed.ctl import exit_codes
 from latticed.kit import rendering
 from latticed.model import capability, hostcall, lifecycle, manifest, verdict
 from latticed.model.errors import Problem
 from latticed.rpc import access, problems, routes
-from latticed.settings import shapes
+from latticed.settings import live, shapes
 from latticed.trust import policy
 from tests.house import bundles, pages
 
@@ -64,11 +64,14 @@ def test_table_of_environment_variables_equals_the_code():
     assert dict(pages.table(OPERATING, "variable")) == known
 
 
-def test_sections_that_a_reload_applies_equal_the_code():
+def test_sections_that_wait_for_a_restart_equal_the_code():
     text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
-    sentence = re.search(r"and health says so\. (.*?)\stake effect at a reload", text, re.DOTALL)
+    sentence = re.search(r"a reload does not change: (.*?)\. All others", text, re.DOTALL)
     assert sentence
-    assert set(re.findall(r"`\[?(\w+)\]?`", sentence[1])) == set(reload.LIVE)
+    keys = [key for key, *_ in _settings()]
+    changing = {key.partition(".")[0] for key in keys if live.takes_effect(key)}
+    waiting = {key.partition(".")[0] for key in keys if "." in key} - changing
+    assert set(re.findall(r"`\[(\w+)\]`", sentence[1])) == waiting
 
 
 def test_exit_codes_on_the_page_equal_the_code():

@@ -1,7 +1,8 @@
 """A daemon's control API as latticectl sees it: a real HTTP server on a real unix socket, answers made here.
 
 It keeps plugins, grants, values and events in memory and follows TRANSITIONS, so that it refuses what a daemon refuses.
-`override` sets the answer of a route; `drop` closes connections without an answer. Event streams end after the last
+`override` sets the answer of a route; `drop` closes connections without an answer; for each of `stopping` a request is
+answered as by a daemon that stops, True: nothing was done. Event streams end after the last
 event; `streams` replace the next ones, `resumed` has the Last-Event-IDs of requests.
 """
 
@@ -116,6 +117,7 @@ class Api:
     streams: list[Answer] = field(default_factory=list)
     metrics: str = ""
     drop: int = 0
+    stopping: list[bool] = field(default_factory=list)
     page: int = 2
     left: dict[str, int] = field(default_factory=dict)
 
@@ -309,11 +311,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         path = split.path.removeprefix("/api/")
-        status, answer = api.answer(self.command, path, dict(parse_qsl(split.query)), body)
+        undone = False
+        if api.stopping:
+            undone = api.stopping.pop(0)
+            status, answer = 503, {"code": "stopping", "detail": "the daemon stops", "hint": ""}
+        else:
+            status, answer = api.answer(self.command, path, dict(parse_qsl(split.query)), body)
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
         self.send_response(status)
         self.send_header("Content-Type", kind if status < 400 else "application/problem+json")
+        if undone:
+            self.send_header("Retry-After", "1")
         if status != 204:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from latticed.runners import uids
+
 SETTLE_S = 3.0
 """How long something on its way out (a thread being joined, a child being reaped) may take to be gone."""
 
@@ -42,7 +44,10 @@ def survey() -> Survey:
     fds: set[tuple[int, str]] = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this very listing is gone by now
-            fds.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            target = os.readlink(f"/proc/self/fd/{name}")
+            # Open as long as the process lives, by design (`uids.shared`).
+            if not target.startswith(str(uids.LEASES)):
+                fds.add((int(name), target))
     return Survey(frozenset(threading.enumerate()), frozenset(children), frozenset(fds))
 
 

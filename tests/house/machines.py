@@ -190,9 +190,8 @@ class Machine:
 
     def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """A command as root within the machine."""
-        inside = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
         return subprocess.run(
-            [*inside, "env", "-i", f"PATH={_PATH}", "LANG=C.UTF-8", *command],
+            [*self._inside, *command],
             input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S,
         )  # fmt: skip
 
@@ -228,6 +227,21 @@ class Machine:
             python = f"/usr/lib/python{SUITES[self.suite]}"
             # Some of them are no modules: templates, and files of other versions.
             self.run("python3", "-m", "compileall", "-q", python, self.packages)
+
+    @contextlib.contextmanager
+    def started(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        """A command as root within the machine that goes on while the block runs."""
+        with subprocess.Popen([*self._inside, *command], stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    @property
+    def _inside(self) -> list[str]:
+        """The words before a command within the machine."""
+        entered = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
+        return [*entered, "env", "-i", f"PATH={_PATH}", "LANG=C.UTF-8"]
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:
         command = f'mkdir -p "$(dirname "{path}")" && cat >"{path}" && chmod {mode:o} "{path}"'

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from latticed.host.ddns.keeper import DdnsKeeper
     from latticed.host.secret.references import PluginSecrets
-    from latticed.settings.shapes import DdnsSettings as Settings
 
 
 class DdnsDelete(Params, frozen=True):
@@ -39,9 +38,8 @@ class DdnsCalls:
     `secrets_of(plugin_id)` gives a plugin's secrets, to check that the one that is named is bound to it.
     """
 
-    def __init__(self, records: DdnsKeeper, *, settings: Settings, secrets_of: Callable[[str], PluginSecrets]) -> None:
+    def __init__(self, records: DdnsKeeper, *, secrets_of: Callable[[str], PluginSecrets]) -> None:
         self._records = records
-        self.settings = settings
         self._secrets_of = secrets_of
 
     def calls(self) -> tuple[Served, ...]:
@@ -54,7 +52,7 @@ class DdnsCalls:
 
     async def _put(self, caller: Caller, asked: specs.DdnsPut) -> dict[str, Any]:
         """Keep the record up to date from now on; `state` is that before the provider was asked."""
-        spec = specs.checked(asked, private=self.settings.private)
+        spec = specs.checked(asked, private=self._records.settings.private)
         # Only checked: the value is read anew for each try, so that a rotated secret is used at once. Without this, a
         # typing error would show only in the status of a later try.
         self._secrets_of(caller.plugin_id).expand(spec.secret)

@@ -17,7 +17,6 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     from latticed.host.monitor.keeper import MonitorKeeper
     from latticed.host.monitor.watched import WatchedTarget
-    from latticed.settings import MonitorSettings as Settings
 
 PAGE: Final = 200
 """Monitors in one answer of monitor.list."""
@@ -51,9 +50,8 @@ class MonitorName(Params, frozen=True):
 class MonitorCalls:
     """The host calls `monitor.list`, `monitor.results`, `monitor.put` and `monitor.delete`."""
 
-    def __init__(self, monitors: MonitorKeeper, *, settings: Settings) -> None:
+    def __init__(self, monitors: MonitorKeeper) -> None:
         self._monitors = monitors
-        self.settings = settings
 
     def calls(self) -> tuple[Served, ...]:
         """The calls with their parameters and handlers, for `host.call.table`."""
@@ -89,7 +87,7 @@ class MonitorCalls:
 
     async def _put(self, caller: Caller, asked: specs.MonitorPut) -> dict[str, Any]:
         """Check the target from now on; `target` in the answer is its normal form."""
-        spec = specs.checked(asked, least_interval_s=self.settings.min_interval_s)
+        spec = specs.checked(asked, least_interval_s=self._monitors.settings.min_interval_s)
         made = await self._monitors.put(caller.plugin_id, asked.name, spec)
         return {"ok": True, "target": made.spec.target}
 

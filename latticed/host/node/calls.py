@@ -73,7 +73,8 @@ class NodeCalls:
         root: Path = node_reading.ROOT,
     ) -> None:
         self._ledger = ledger
-        self._settings = settings
+        self.settings = settings
+        """Those in force; a reload replaces them."""
         self._may = may
         self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
         # One cache for each, so that no caller gets the other's.
@@ -115,7 +116,7 @@ class NodeCalls:
         """Entries, the next cursor and whether there is a gap, from the journal reader. HostError bad_params for a unit
         that is not listed, and as `journal_client.ask`.
         """
-        settings = self._settings
+        settings = self.settings
         # Checked by the reader as well, against its own settings; here, so that the refusal does not depend on whether
         # it runs.
         if not journal_client.may_read(asked.filter, settings.node.journal_units):

@@ -120,7 +120,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         super().__init__(ledger, "service", refusal=rights.refusal)
         self._deps = ProgramDeps(spawner=spawner, clock=clock, roll=roll)
         self.settings = settings
-        self._policy = policy
+        self.policy = policy
         self.data = data
         self.rights = rights
 
@@ -218,7 +218,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             f"{plugin_id}/{name}",
             self._deps,
             lambda: self._ready(made),
-            RestartRules(restart=spec.restart, policy=self._policy),
+            RestartRules(restart=spec.restart, policy=self.policy),
             output_bytes=self.settings.output_bytes,
         )
         made = KeptProgram(plugin_id=plugin_id, name=name, spec=spec, program=program)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latticed.host.tunnel.command import TunnelDeps
     from latticed.host.tunnel.spec import TunnelSpec
     from latticed.ledger import Ledger
+    from latticed.model.restart import RestartPolicy
     from latticed.settings.programs import TunnelSettings as Settings
 
 FOLDER: Final = "tunnels"
@@ -55,6 +56,10 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
         self._state, self._runtime = state_dir / FOLDER, runtime_dir / FOLDER
         # Tasks under way, for `recheck`: there is no item to stop before the first put of a tunnel is through.
         self._validations: dict[asyncio.Task[None], str] = {}  # to plugin id
+
+    def restart_by(self, policy: RestartPolicy) -> None:
+        """Restart tunnels that are started from now on by this policy."""
+        self._deps.policy = policy
 
     @property
     def settings(self) -> Settings:

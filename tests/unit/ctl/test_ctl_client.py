@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -49,6 +50,22 @@ def test_socket_without_permission_exits_5_as_denied(api):
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == ExitCode.DENIED
+
+
+@pytest.mark.parametrize(
+    ("method", "undone", "again"),
+    [("get", False, True), ("put", False, True), ("delete", False, True), ("post", False, False), ("post", True, True)],
+)
+def test_stopping_daemon_is_asked_again_where_nothing_is_done_twice(api, method, undone, again):
+    """Until one does not stop: what it did not begin, and what may be done twice (RFC 9110, 9.2.2)."""
+    api.add()
+    api.stopping = [undone, undone]
+    words = ("plugins", "by-id", "acme.demo", "grants") if method != "post" else ("plugins", "rescan")
+    body = {} if method in {"get", "delete"} else {"body": {"grant": [], "trim": []}}
+    with pytest.raises(ApiRefusal) if not again else contextlib.suppress(ApiRefusal) as caught:
+        getattr(ControlClient(str(api.socket)), method)(*words, **body)
+    assert len(api.asked) == (3 if again else 1)
+    assert again or caught.value.code == "stopping"
 
 
 def test_get_is_retried_once_after_a_broken_connection(api):

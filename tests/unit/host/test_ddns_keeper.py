@@ -142,7 +142,7 @@ async def world(directory, providers, *, clock=None, roll=lambda: 0.5, secrets_o
             roll=roll,
         ) as records,
     ):
-        service = {one.method: one for one in DdnsCalls(records, settings=wanted, secrets_of=secrets_of).calls()}
+        service = {one.method: one for one in DdnsCalls(records, secrets_of=secrets_of).calls()}
         yield World(clock, wheel, ledger, records, service, allowed, interfaces)
 
 

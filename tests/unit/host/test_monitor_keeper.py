@@ -131,7 +131,7 @@ async def world(directory, check, *, clock=None, rights=None, notify=None, roll=
             roll=roll,
         ) as monitors,
     ):
-        service = {call.method: call for call in MonitorCalls(monitors, settings=wanted).calls()}
+        service = {call.method: call for call in MonitorCalls(monitors).calls()}
         yield World(clock, wheel, ledger, queue, monitors, service, allowed)
 
 

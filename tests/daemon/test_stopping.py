@@ -1,0 +1,63 @@
+"""SIGTERM while something is under way: it ends, or is answered with `stopping`; nobody's connection just breaks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from tests.house import hosting, processes, raw_http
+
+pytestmark = pytest.mark.daemon
+
+SLEEPER = b"""#!/usr/bin/env python3
+import json, sys, time
+asked = json.load(sys.stdin)
+if asked["action"] == "sleep":
+    print("sleeping", file=sys.stderr, flush=True)
+    time.sleep(asked["payload"])
+print(json.dumps({"ok": True, "result": asked.get("payload")}))
+"""
+LIMITS = {"protocol": "stdio-json-v1", "limits": {"invoke_timeout_s": 60}}
+SETTINGS = "supervision.drain_s = 60\nplugin_limits.max_invoke_timeout_s = 60"
+
+
+def sleeping(host, seconds):
+    """A thread that has a plugin sleep, once it does; the thread and where its answer will be."""
+    answers = []
+    before = len(host.lines("acme.sleeper"))
+    thread = threading.Thread(target=lambda: answers.append(host.invoke("acme.sleeper", "sleep", seconds)))
+    thread.start()
+    host.daemon.until(lambda: len(host.lines("acme.sleeper")) > before, "the plugin to sleep")
+    return thread, answers
+
+
+def test_what_is_under_way_ends_and_what_takes_too_long_is_told():
+    """A short invocation is answered; a long one gets `stopping` when the drain is over, a new request at once. The
+    time to drain is that of the settings as they are now.
+    """
+    with hosting.hosting(SETTINGS) as host:
+        host.up("acme.sleeper", SLEEPER, runtime=LIMITS)
+        host.daemon.place.set("supervision.drain_s = 4\nplugin_limits.max_invoke_timeout_s = 60")
+        host.daemon.signal(signal.SIGHUP)
+        host.daemon.until(lambda: host.daemon.log("settings_loaded"), "the settings to be loaded")
+        short, long = sleeping(host, 1), sleeping(host, 59)
+        with raw_http.connected(host.daemon.place.socket) as silent:
+            host.daemon.signal(signal.SIGTERM)
+            host.daemon.expect_notice("STOPPING=1")
+            # Connected before, and asking only now.
+            silent.sendall(raw_http.request("GET", "/api/status"))
+            told = raw_http.receive(silent)
+        assert (told.status, told.json()["code"], told.headers.get("retry-after")) == (503, "stopping", "1")
+        late = host.invoke("acme.sleeper", "sleep", 0)
+        assert (late.status, late.json()["code"], late.headers.get("retry-after")) == (503, "stopping", "1")
+        for thread, _ in (short, long):
+            thread.join(60)
+        ((ended,), (broken_off,)) = short[1], long[1]
+        assert (ended.status, ended.json()["result"]) == (200, 1)
+        assert (broken_off.status, broken_off.json()["code"]) == (503, "stopping")
+        assert broken_off.headers.get("retry-after") is None, "whether it was done is not known"
+        assert host.daemon.ended() == 0
+        processes.until(lambda: not host.daemon.place.socket.exists(), what="the socket to go")
+        assert [one for one in host.daemon.log() if one["level"] in {"error", "critical"}] == []
