@@ -28,6 +28,7 @@ BENCHES: Final = {
     "P10": "p10_ticking",
     "P11": "p11_wasm",
     "P12": "p12_worker_route",
+    "PROXY": "proxy_users",
     "STARTS": "p10_processes",
     "SPAWN": "spawning",
     "STALL": "stalled",

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.kit import files
+from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
@@ -333,6 +333,11 @@ class ProxyKind:
     def _write(self, name: str, data: bytes, *, owner: int) -> None:
         directory = Path(self.directory)
         directory.mkdir(mode=0o711, exist_ok=True)
+        try:
+            # In somebody else's the core could be given another file, and root led to one.
+            trusted_files.check_path(os.path.realpath(directory), owners=frozenset({0}))
+        except trusted_files.ForeignFile as error:
+            raise Problem("apply_failed", f"apply.proxy.directory: {error}") from error
         path = directory / name
         files.replace(path, data, mode=0o600)
         os.chown(path, owner, -1, follow_symlinks=False)

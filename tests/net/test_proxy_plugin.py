@@ -165,6 +165,17 @@ def test_who_has_no_token_and_who_is_not_let_in_are_answered_alike(site, served)
     assert site.fetch(served["ben"])[0] == 200
 
 
+def test_an_unbound_secret_is_said_by_its_name(site, served):
+    answer = site.host.daemon.ask("DELETE", f"/api/secrets/PROXY_USERS/plugins/{ID}")
+    assert answer.status in {200, 204}, answer
+    for said in (site.refused("plan"), site.refused("links", {"id": "anna"})):
+        assert ("PROXY_USERS" in said, SECRETS["PROXY_USERS"] in said) == (True, False)
+    # A visitor learns nothing of it.
+    assert "PROXY" not in str(site.fetch(served["anna"]))
+    site.secret("PROXY_USERS", SECRETS["PROXY_USERS"])
+    assert site.fetch(served["anna"])[0] == 200
+
+
 def answered(site, path):
     status, headers, body = site.fetch(path)
     return status, {name: value for name, value in headers.items() if name != "date"}, body

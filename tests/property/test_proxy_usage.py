@@ -65,7 +65,8 @@ class World:
         self.state = usage.polled(self.state, told)
         if self.rng.random() < 0.2:
             return  # the daemon is killed before it is kept
-        self.kept = usage.written(self.state)
+        parts = usage.split(self.state)
+        self.kept = [usage.written(one) for one in parts]
         self.unseen = dict.fromkeys(self.live, 0)
 
     def core_killed(self):
@@ -73,7 +74,7 @@ class World:
             self.close(name)
 
     def daemon_killed(self):
-        self.state = usage.read(self.kept)
+        self.state = usage.joined(map(usage.read, self.kept or []))
 
     def used(self, user):
         return self.state.used.get(user, ByteCount()).total()
@@ -88,7 +89,7 @@ def test_nothing_counts_twice_and_only_what_no_poll_saw_is_lost(seed):
             assert world.used(user) <= world.carried.get(user, 0)
     while True:  # one poll that is kept
         world.poll()
-        if world.kept == usage.written(world.state) and not any(world.unseen.values()):
+        if world.kept == [usage.written(one) for one in usage.split(world.state)] and not any(world.unseen.values()):
             break
     for user in ("anna", "ben"):
         assert world.carried.get(user, 0) - world.used(user) <= world.at_risk.get(user, 0)

@@ -47,10 +47,10 @@ _NOT_FORWARDED: Final = re.compile(r"x-(?:forwarded|real|original|rewrite|client
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;\s*[A-Za-z0-9-]+=[A-Za-z0-9._+-]+)*")
 # Answers without content by definition (RFC 9110, sections 15.3.5 and 15.3.6).
 _WITHOUT_BODY: Final = frozenset({204, 205})
-_ANSWER: Final = frozenset({"status", "content_type", "headers", "body", "body_base64"})
-_HEADERS: Final = frozenset({"subscription-userinfo", "profile-update-interval"})
-"""Headers that an action may set: what clients of subscriptions read. Any other could undo the listener's own."""
-_HEADER_VALUE: Final = re.compile(r"[A-Za-z0-9=; .,_-]{1,256}")
+_ANSWER: Final = frozenset({"status", "content_type", "userinfo", "body", "body_base64"})
+USERINFO: Final = "subscription-userinfo"
+"""The header by which clients of subscriptions learn bytes, quota and end: the only one that an action may set."""
+_USERINFO: Final = re.compile(r"[a-z]+=[0-9]{1,20}(?:; [a-z]+=[0-9]{1,20}){0,7}")
 
 
 class Templated:
@@ -227,7 +227,7 @@ def invoke_payload(request: RouteRequest) -> dict[str, Any]:
 
 
 def response_from(result: Any) -> RouteResponse:
-    """The response in an action's result: {status, content_type, headers, body | body_base64}, all optional.
+    """The response in an action's result: {status, content_type, userinfo, body | body_base64}, all optional.
 
     Problem("plugin_error"), or ("output_too_large") for a body over MAX_ANSWER_BYTES.
     """
@@ -240,16 +240,14 @@ def response_from(result: Any) -> RouteResponse:
     # _TYPE has no line ends and no other control characters, so the value cannot add a header to the answer.
     if not isinstance(kind, str) or len(kind) > 128 or not _TYPE.fullmatch(kind):
         raise _bad_answer("expected a content type such as text/plain")
-    headers = result.get("headers", {})
-    if not isinstance(headers, dict) or not headers.keys() <= _HEADERS:
-        raise _bad_answer(f"expected headers of {', '.join(sorted(_HEADERS))}")
-    if not all(isinstance(one, str) and _HEADER_VALUE.fullmatch(one) for one in headers.values()):
-        raise _bad_answer("expected a value of a header to be 1 to 256 of A-Z a-z 0-9 = ; . , _ - and spaces")
+    info = result.get("userinfo")
+    if info is not None and not (isinstance(info, str) and _USERINFO.fullmatch(info)):
+        raise _bad_answer("expected userinfo such as upload=1; download=2; total=3")
     body = _body(result)
     if len(body) > MAX_ANSWER_BYTES:
         detail = f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, found {len(body)}"
         raise Problem("output_too_large", detail)
-    return RouteResponse(body=body, content_type=kind, status=status, more=tuple(sorted(headers.items())))
+    return RouteResponse(body=body, content_type=kind, status=status, more=() if info is None else ((USERINFO, info),))
 
 
 def compiled(source: str) -> Template:

@@ -34,8 +34,6 @@ ROUTE: Final = "/latticed.proxy/sub/"
 """Where subscriptions are; a token follows."""
 TOLD: Final = 10
 """Names in one notification; the rest is counted."""
-UPDATE_H: Final = 12
-"""How often clients are asked to fetch a subscription again."""
 _TOKEN_BYTES: Final = 32
 _OWN: Final = frozenset({"public_url"})
 """Keys of the configuration that are no part of the intent."""
@@ -478,8 +476,7 @@ def _links(intent: ProxyIntent, name: str, inbound: str | None, secrets: Mapping
 def _document(intent: ProxyIntent, name: str, form: Format, info: str, secrets: Mapping[str, str]) -> dict[str, Any]:
     """A subscription as the answer of a route."""
     body = subscriptions.write(devices.links(intent, name, secrets), form)
-    headers = {"subscription-userinfo": info, "profile-update-interval": str(UPDATE_H)}
-    return {"content_type": subscriptions.MEDIA_TYPES[form], "headers": headers, "body": body.decode("utf-8")}
+    return {"content_type": subscriptions.MEDIA_TYPES[form], "userinfo": info, "body": body.decode("utf-8")}
 
 
 def _form(payload: Plain) -> Format:

@@ -135,6 +135,8 @@ async def test_binary_bodies_of_action_are_base64(world):
         ({"ok": True, "result": None}, 502, "plugin_error"),
         ({"ok": True, "result": "text"}, 502, "plugin_error"),
         ({"ok": True, "result": {"headers": {}}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"userinfo": "upload=1\r\nSet-Cookie: a=b"}}, 502, "plugin_error"),
+        ({"ok": True, "result": {"userinfo": {"upload": 1}}}, 502, "plugin_error"),
         ({"ok": True, "result": {"status": 101}}, 502, "plugin_error"),
         ({"ok": True, "result": {"status": 302}}, 502, "plugin_error"),
         ({"ok": True, "result": {"status": True}}, 502, "plugin_error"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import sys
@@ -470,6 +471,26 @@ class Secretive(SystemPlugin):
 
     async def do_tell(self, payload):
         return payload
+
+    async def do_encode(self, payload):
+        def encode(values):
+            if payload["fails"]:
+                raise ValueError(f"no place for {values}")
+            return {"body": base64.b64encode(" ".join(sorted(values.values())).encode()).decode()}
+
+        return SecretReply(None, forms=payload["forms"], encode=encode)
+
+
+async def test_secrets_within_an_encoding_are_encoded_last_and_a_failure_tells_none(stage):
+    stage.secrets = plugin_secrets.secrets_of({"latticed.demo": {"TOKEN": "hunter2-hunter2"}})
+    instance = await stage.start(Secretive)
+    forms = {"TOKEN": "password"}
+    reply = await instance.invoke("encode", {"forms": forms, "fails": False})
+    assert reply["result"] == {"body": base64.b64encode(b"hunter2-hunter2").decode()}
+    failed = await instance.invoke("encode", {"forms": forms, "fails": True})
+    assert (failed["ok"], "ValueError" in failed["error"], "hunter2" in str(failed)) == (False, True, False)
+    unbound = await instance.invoke("encode", {"forms": {"OTHER": "key"}, "fails": False})
+    assert (unbound["ok"], "OTHER" in unbound["error"]) == (False, True)
 
 
 async def test_secrets_that_an_answer_names_are_put_in_last_and_others_stay(stage):
