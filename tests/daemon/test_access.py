@@ -60,6 +60,7 @@ ROUTES = [
     POST /api/plugins/verify operate
     GET /api/plugins/by-id/{id} read
     POST /api/plugins/by-id/{id}/upgrade operate
+    POST /api/plugins/by-id/{id}/rollback operate
     POST /api/plugins/by-id/{id}/restart operate
     POST /api/plugins/by-id/{id}/invoke operate
     GET /api/plugins/by-id/{id}/logs operate
