@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,23 +22,33 @@ if TYPE_CHECKING:
     from latticed.model.verdict import Verdict
 
 
+REVOCATIONS: Final = frozenset({Code.KEY_REVOKED, Code.PLUGIN_REVOKED, Code.DIGEST_REVOKED})
+"""Codes of what was trusted before and is not any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
     """What the disk says of one plugin id now.
 
     `winner` is the verified bundle that is the plugin, if there is one; else `fault` says why not. `stored` says why
     the stored pair may not run under the current policy; it can be set while a bundle on disk verifies, and the other
-    way round.
+    way round. `other_revoked`: on disk is another version than the accepted one, and that is revoked.
     """
 
     winner: IdClaim | None = None
     fault: Fault | None = None
     stored: Fault | None = None
+    other_revoked: bool = False
 
     @property
     def available(self) -> bool:
-        """Whether a bundle on disk verifies as this plugin, and its stored pair may run too."""
-        return self.winner is not None and self.fault is None and self.stored is None
+        """Whether a bundle on disk verifies as this plugin, and its stored pair may run too.
+
+        A revoked one of another version says nothing of what was accepted: else what is revoked would stop the version
+        that an operator returned to.
+        """
+        there = self.winner is not None or self.other_revoked
+        return there and self.fault is None and self.stored is None
 
     @property
     def trouble(self) -> Fault | None:
@@ -125,6 +135,18 @@ def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
             return Fault(Code.MANIFEST_MISSING.value, moved)
         case _:
             return Fault(Code.MANIFEST_MISSING.value, "its bundle is gone from the plugin directory")
+
+
+def is_other_revoked(record: Record, found: Verdict | None) -> bool:
+    """Whether `found`, the verdict on the bundle that an accepted record came from, is that another version of the same
+    publisher is revoked. Not of a built-in plugin: of that there is only the version that latticed brings.
+    """
+    if not isinstance(found, Refused) or found.manifest is None or not record.accepted or record.builtin:
+        return False
+    manifest, facts = found.manifest, record.facts
+    is_other = (manifest.version, manifest.digest_sha256.lower()) != (facts.version, facts.artifact_sha256)
+    same_hand = (manifest.id, manifest.publisher) == (record.id, facts.publisher)
+    return found.code in REVOCATIONS and same_hand and is_other
 
 
 def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:

@@ -160,10 +160,12 @@ class Registry:
         fault = None
         if record is not None and winner is not None:
             record, fault = self._follow_latticed(record, winner)
-        elif record is not None:
+        other = winner is None and record is not None and self._is_other_revoked(record)
+        if winner is None and record is not None and not other:
             fault = self._fault(record)
         stored = state.pair_fault(record) if record is not None else None
-        before, seen = state.presences.get(plugin_id), Presence(winner=winner, fault=fault, stored=stored)
+        seen = Presence(winner=winner, fault=fault, stored=stored, other_revoked=other)
+        before = state.presences.get(plugin_id)
         state.presences[plugin_id] = seen
         # Host services first: nothing new may begin for a plugin that is being stopped.
         self.update_permissions(plugin_id)
@@ -178,6 +180,9 @@ class Registry:
             else:
                 self.put_later(advance.follow(record, winner, now_us))
         self._run(plugin_id)
+
+    def _is_other_revoked(self, record: Record) -> bool:
+        return presence.is_other_revoked(record, self._verdicts.get(record.source))
 
     def _fault(self, record: Record) -> Fault:
         """Why nothing on disk is the plugin of this record."""

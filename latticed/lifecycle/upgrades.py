@@ -90,6 +90,8 @@ class OpenGate:
     called: Tally
     """The host calls of the plugin when the gate was opened."""
     gate: health_gate.HealthGate
+    refused: bool = False
+    """Whether the version before may not run under the policy in force."""
     armed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the new version was armed, or given up."""
 
@@ -257,6 +259,7 @@ class Upgrades:
         for one in list(self._open.values()):
             facts = one.before.facts
             verdict = await self.judge(facts.identity, facts.artifact_sha256)
+            one.refused = isinstance(verdict, Refused)
             if isinstance(verdict, Refused):
                 self.supervisor.refuse_behind(one.plugin_id, Fault(verdict.code.value, verdict.reason, verdict.hint))
 
@@ -333,8 +336,14 @@ class Upgrades:
     def _seen(self, one: OpenGate) -> GateLook:
         """How the new version is now."""
         watched, record = self.supervisor.watched(one.plugin_id), self.state.records[one.plugin_id]
-        if watched is None or record.status is not Status.ACTIVE or not self.state.presence(one.plugin_id).available:
+        if watched is None or record.status is not Status.ACTIVE:
             return GateLook(condition=Condition.AWAY)
+        seen = self.state.presence(one.plugin_id)
+        if not seen.available:
+            # What is revoked will not come back; both were stopped, and the version before may go on.
+            revoked = seen.trouble is not None and seen.trouble.code in presence.REVOCATIONS
+            condition = Condition.FAILED if revoked else Condition.AWAY
+            return GateLook(condition=condition, fault=seen.trouble, can_return=not one.refused)
         state = watched.state
         counted = state.failures.counted > 0 or state.phase in {Phase.BROKEN, Phase.REFUSED}
         condition = Condition.FAILED if counted else _CONDITION_OF[state.phase]
@@ -344,7 +353,7 @@ class Upgrades:
             calls=_tally(watched.called).since(one.called),
             invocations=_tally(watched.invoked),
             fault=state.fault,
-            can_return=watched.before is not Phase.REFUSED,
+            can_return=not one.refused and watched.before is not Phase.REFUSED,
         )
 
     async def _commit(self, one: OpenGate, fault: Fault | None) -> None:

@@ -315,6 +315,30 @@ async def test_old_version_that_is_revoked_stops_at_once_and_the_new_one_stays(h
     assert (view["version"], view["upgrade"]["state"], home.driven.only(ID)) == ("1.1.0", "committed", new)
 
 
+async def test_new_version_that_is_revoked_is_given_up_and_the_old_one_runs(home):
+    """Both were stopped at once; that the bundle on disk is revoked says nothing of the old one, which starts again."""
+    _, new, _ = await upgraded(home)
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
+    await home.look()
+    await in_process.until(lambda: not new.alive, "the revoked one stopped")
+    view = await home.until_plugin(ID, lambda view: view["version"] == "1.0.0" and view["runtime"]["state"] == "armed")
+    assert (view["upgrade"]["state"], view["upgrade"]["code"]) == ("rolled_back", "plugin_revoked")
+    assert (view["available"], "candidate" in view) == (True, False)
+
+
+async def test_rollback_leaves_a_version_that_was_revoked_later(brief):
+    await upgraded(brief)
+    await decided(brief)
+    brief.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
+    await brief.look()
+    await brief.until_plugin(ID, lambda view: not view["available"] and view["runtime"]["state"] == "failed")
+    answer = await brief.ask("POST", f"{URL}/rollback", {})
+    assert (answer["version"], answer["runtime"]["state"], answer["available"]) == ("1.0.0", "armed", True), answer
+    brief.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@*"]}))
+    await brief.look()
+    await brief.until_plugin(ID, lambda view: not view["available"] and view["runtime"]["state"] == "failed")
+
+
 async def test_another_upgrade_ends_the_gate_of_the_first(home):
     first_, second, _ = await upgraded(home)
     _, third, answer = await upgraded(home, "1.2.0")
