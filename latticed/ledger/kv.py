@@ -116,6 +116,11 @@ def aside(plugin_id: str, number: int) -> str:
     return f"{own(plugin_id)}@~{number}"
 
 
+def is_aside(bucket: str) -> bool:
+    """Whether a bucket has the values of a kept version."""
+    return "@~" in bucket
+
+
 def of_plugin(conn: RowReader, plugin_id: str) -> list[str]:
     """The buckets of an id: the plugin's own, and those set aside for earlier publishers and for kept versions.
 

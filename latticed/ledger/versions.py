@@ -84,14 +84,17 @@ def prune(tx: Transaction, plugin_id: str, present: str) -> None:
 
 
 def bring_back(tx: Transaction, plugin_id: str, number: int, *, keep: bool) -> None:
-    """Make values and configuration those of a kept version; without `keep` it is kept no longer."""
+    """Make values and configuration those of a kept version; without `keep` it is kept no longer. Nothing happens when
+    it is not kept: what was brought back once must not be replaced by nothing.
+    """
+    if record_of(tx, plugin_id, number) is None:
+        return
+    config = config_of(tx, plugin_id, number)
     kv.replace(tx, kv.aside(plugin_id, number), kv.own(plugin_id), keep=keep)
-    statement = "SELECT config FROM kept_versions WHERE plugin_id = ? AND number = ?"
-    config = tx.execute(statement, (plugin_id, number)).get
     if config is None:
         configs.remove(tx, plugin_id)
     else:
-        configs.put(tx, plugin_id, msgspec.json.decode(config, type=ConfigRow))
+        configs.put(tx, plugin_id, config)
     if not keep:
         drop(tx, plugin_id, number)
 

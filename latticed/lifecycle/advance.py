@@ -226,7 +226,7 @@ def kept_version(
     if fitting:
         return fitting[-1]
     names = ", ".join(one.version or UNVERSIONED for one in others) or "none"
-    wanted = f"version {to}" if to is not None else "a version that was not left for being bad"
+    wanted = f"version {to[:64]!r}" if to is not None else "a version that was not left for being bad"
     hint = f"latticectl rollback {record.id} --to VERSION" if others else ""
     return Problem(
         "not_found", f"cannot roll back {record.id}: expected {wanted} among those kept, found {names}", hint
@@ -244,9 +244,12 @@ def rolled_back(
     """The record with the version of `target`, one that it had before; `newer` are those it had since, oldest first.
 
     Status and floor stay: a version that was accepted before needs no consent to a downgrade. What was granted to it is
-    granted again, without what was taken back since; `consent` may name that. Problems: bad_request, metadata_origin,
-    needs_consent.
+    granted again, without what was taken back since; `consent` may name that. Problems: not_found (it is of another
+    publisher), bad_request, metadata_origin, needs_consent.
     """
+    if target.facts.publisher != record.facts.publisher:
+        detail = f"cannot roll back {record.id}: expected a version of {record.facts.publisher or 'no publisher'}"
+        return Problem("not_found", f"{detail}, found one of {target.facts.publisher or 'no publisher'}")
     back = regained(target, (*newer, record), usual)
     after = replace(
         record,

@@ -47,8 +47,11 @@ async def remove_files(services: HostServices, plugin_id: str) -> None:
 
 
 def count(conn: RowReader, plugin_id: str, on_disk: KeptData) -> KeptData:
-    """How much data is left under an id: what the ledger holds of it, and what is in files as given."""
-    values = sum(kv.usage(conn, bucket)[0] for bucket in kv.of_plugin(conn, plugin_id))
+    """How much data is left under an id: what the ledger holds of it, and what is in files as given. Without copies of
+    kept versions, which go with the record.
+    """
+    buckets = [one for one in kv.of_plugin(conn, plugin_id) if not kv.is_aside(one)]
+    values = sum(kv.usage(conn, bucket)[0] for bucket in buckets)
     return replace(on_disk, values=values, notifications=notification_upkeep.count_of(conn, plugin_id))
 
 

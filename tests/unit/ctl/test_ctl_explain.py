@@ -59,6 +59,7 @@ def fixed(fix: str, **more: Any) -> dict[str, Any]:
 
 
 UPGRADE = "latticectl upgrade acme.demo"
+BAD = {"code": "exited", "reason": "status 3", "at": "2026-01-31T08:00:00Z"}
 GRANT = "latticectl caps grant acme.demo"
 
 
@@ -218,6 +219,8 @@ def test_explain_gives_no_advice_for_a_running_plugin():
         ),
         (facts(active(runtime={"health": "unhealthy"})), "latticectl restart acme.demo"),
         (facts(active(candidate=api_server.CANDIDATE)), "latticectl upgrade acme.demo"),
+        (facts(active(candidate={**api_server.CANDIDATE, "bad": BAD})), ""),
+        (facts(active(upgrade={"state": "gating", "version": "2", "before": "1"})), "latticectl info acme.demo"),
         (
             facts(active(candidate={**api_server.CANDIDATE, "needs_downgrade": True})),
             "latticectl upgrade acme.demo --allow-downgrade",
