@@ -29,6 +29,7 @@ BENCHES: Final = {
     "P11": "p11_wasm",
     "P12": "p12_worker_route",
     "PROXY": "proxy_users",
+    "NGINX": "nginx_sites",
     "STARTS": "p10_processes",
     "SPAWN": "spawning",
     "STALL": "stalled",

@@ -56,6 +56,8 @@ RELOAD_S: Final = 8.0
 """How long new workers may take to answer, and a stopped nginx to be gone."""
 TRIES: Final = 20
 """Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
+SETTLE_S: Final = 2.0
+"""How long another answer than the expected one may be that of a worker which is about to end."""
 QUIET_NS: Final = 2_000_000_000
 """How long a renewed certificate and its key have to be as they are: two files are not replaced at once."""
 _POLL_S: Final = 0.02
@@ -212,6 +214,7 @@ class NginxKind:
         before = self._generation()
         needed = self._copied(rendering) | self._copied_before()
         self._served(written, rendering, tools)
+        _sync(written)
         self._serve(generation, tools)
         # Those of before are what an undoing goes back to.
         for other in self._generations.iterdir():
@@ -227,6 +230,7 @@ class NginxKind:
             os.kill(pid, signal.SIGHUP)
         else:
             # A killed nginx leaves its socket, and the next one would not start.
+            self._end_orphans()
             self._socket.unlink(missing_ok=True)
             ran(tools, PACKAGES, "nginx", "-e", os.devnull, "-c", str(self._main), stays=True)
         if not _within(lambda: self._answer() == generation):
@@ -318,7 +322,8 @@ class NginxKind:
     def _written(self, rendering: bytes, generation: str) -> Path:
         """The files of a rendering in a new directory, in which no site is left out yet."""
         # Workers, which are not root, go through it to what they keep there, and to published files.
-        self._generations.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._generations.parent.mkdir(parents=True, exist_ok=True)
+        self._generations.parent.chmod(0o755)
         self._generations.mkdir(mode=0o700, exist_ok=True)
         made = self._generations / generation
         shutil.rmtree(made, ignore_errors=True)
@@ -340,8 +345,6 @@ class NginxKind:
             _write(directory / _NOT_SERVED, json.dumps(sorted(bad)).encode("ascii"))
             ended = _tried(directory / renderer.MAIN, tools)
             if ended.status == 0:
-                files.sync_directory(directory / renderer.SITES)
-                files.sync_directory(directory)
                 return
             if not (blamed := applied.blamed(wanted, ended.stderr) - bad):
                 raise failed("nginx", ended)
@@ -377,6 +380,7 @@ class NginxKind:
             os.kill(pid, signal.SIGTERM)
             if not _within(lambda: not self._pid()):
                 raise Problem("apply_failed", f"nginx ({pid}) does not end")
+        self._end_orphans()
         self._current.unlink(missing_ok=True)
         shutil.rmtree(self._generations, ignore_errors=True)
 
@@ -387,7 +391,9 @@ class NginxKind:
         if not generation:
             return _Seen(pid=pid)
         rendering, not_served, intact = self._files_of(self._current)
-        return _Seen(rendering, not_served, intact, pid, pid != 0 and self._answer() == generation)
+        # A worker of before may take one more question after the first new one has answered.
+        answers = pid != 0 and _within(lambda: self._answer() == generation, SETTLE_S)
+        return _Seen(rendering, not_served, intact, pid, answers)
 
     def _files_of(self, directory: Path) -> tuple[bytes, tuple[str, ...], bool]:
         """What was applied, sites that answer 503, and whether the files are as we wrote them; of a generation."""
@@ -409,17 +415,33 @@ class NginxKind:
         """Our nginx's process, 0 when it does not run: one that has our socket, whatever the file with its pid says."""
         try:
             pid = int(files.read_at_most(Path(self.place.directory, "nginx.pid"), 32))
-            # Columns: Num RefCount Protocol Flags Type St Inode Path.
-            rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()]
-            ours = {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(self._socket)]}
-            descriptors = list(Path("/proc", str(pid), "fd").iterdir())
         except (OSError, ValueError):
             return 0
-        for one in descriptors:
-            with contextlib.suppress(OSError):  # it was closed meanwhile
-                if os.readlink(one) in ours:
-                    return pid
-        return 0
+        return pid if self._is_ours(pid, self._sockets()) else 0
+
+    def _sockets(self) -> set[str]:
+        """Our socket and those of its name that were unlinked, as links of descriptors show them (proc(5))."""
+        # Columns: Num RefCount Protocol Flags Type St Inode Path.
+        rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()]
+        return {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(self._socket)]}
+
+    def _is_ours(self, pid: int, sockets: set[str]) -> bool:
+        with contextlib.suppress(OSError):  # it has ended, or a descriptor was closed
+            return any(os.readlink(one) in sockets for one in Path("/proc", str(pid), "fd").iterdir())
+        return False
+
+    def _end_orphans(self) -> None:
+        """End workers whose master was killed: they would keep addresses and ports for themselves, for ever."""
+        sockets = self._sockets()
+        for pid in [int(one) for one in os.listdir("/proc") if one.isdecimal()] if sockets else ():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text("utf-8", "replace") == "nginx\n":
+                    # The number may be another's in a moment: what is asked and ended is one process.
+                    with files.closing(os.pidfd_open(pid)) as process:
+                        if self._is_ours(pid, sockets):
+                            signal.pidfd_send_signal(process, signal.SIGKILL)
+        if not _within(lambda: not self._sockets()):
+            raise Problem("apply_failed", f"another process has {self._socket} open")
 
     def _answer(self) -> str:
         """The generation that answers at the socket; empty when none does."""
@@ -490,8 +512,8 @@ def _tried(main: Path, tools: Tools) -> ProgramEnd:
     return ran(tools, PACKAGES, "nginx", "-t", "-e", os.devnull, "-c", str(main), ends=(0, 1))
 
 
-def _within(true: Callable[[], bool]) -> bool:
-    until = time.monotonic() + RELOAD_S
+def _within(true: Callable[[], bool], within_s: float = RELOAD_S) -> bool:
+    until = time.monotonic() + within_s
     while not true():
         if time.monotonic() > until:
             return False
@@ -504,4 +526,12 @@ def _write(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with files.closing(fd):
         files.write_all(fd, data)
-        os.fsync(fd)
+
+
+def _sync(directory: Path) -> None:
+    """Make the files below a directory survive a power cut."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with files.closing(os.open(Path(parent, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+                os.fsync(fd)
+        files.sync_directory(Path(parent))

@@ -33,6 +33,7 @@ NOT_RUN = {
     "useradd": "makes a user of this machine; tests/net/test_proxy_plugin.py takes one that is there",
     "latticectl invoke latticed.wireguard": "needs the root helper; tests/net/test_wireguard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
+    "install -d /var/www/acme": "asks a real authority; tests/net/test_nginx_plugin.py asks one of its own",
     "mkdir -p /opt": "no trusted package has Sub-Store's backend; tests/daemon/test_sub_store.py runs one",
     "cp -r dist": "a build of Sub-Store's front end",
     "latticectl invoke latticed.sub-store": "the backend does not run; tests/daemon/test_sub_store.py does all of it",

@@ -92,13 +92,18 @@ def web_place(**options: Any) -> Iterator[WebPlace]:
     """A place whose helper is to be started; its nginx and dead-men end with it."""
     with apply_helpers.place() as made:
         found = WebPlace(home=made.home, **options)
-        kind = NginxKind(place(NginxSettings(directory=str(found.web)), HttpSettings()))
         try:
             yield found
         finally:
             for pid in found.dead_men():
                 os.kill(pid, signal.SIGKILL)
-            kind.restore(b"", ProgramTools(kind.programs))
+            ended(found)
+
+
+def ended(there: WebPlace) -> None:
+    """Its nginx is stopped: before the place is, where that is a disk of the test's own."""
+    kind = NginxKind(place(NginxSettings(directory=str(there.web)), HttpSettings()))
+    kind.restore(b"", ProgramTools(kind.programs))
 
 
 @dataclass

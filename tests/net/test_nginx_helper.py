@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
 import trustme
 
 from latticed.plans import protocol
-from tests.house import apply_helpers, nginx_places, nginxes, processes
+from tests.house import apply_helpers, faults, long, nginx_places, nginxes, processes
 
 pytestmark = pytest.mark.root
 
@@ -79,6 +83,57 @@ def test_a_bad_bind_rolls_back_and_the_old_site_answers_200(place):
             answer = place.ask(protocol.Apply(plan=plan))
             assert answer.code in {"apply_failed", "intent_refused"}, answer
             assert place.get() == 200
+
+
+def test_a_kill_at_any_moment_of_an_apply_ends_in_the_old_sites(place):
+    """Of the helper, its dead-man, both, or nginx itself; where both are gone, the next start puts them back."""
+    rng = random.Random(14)
+    with place.running():
+        place.applied(place.document(shop(410)), kind="nginx")
+    for turn in range(long.times(4, 60)):
+        victims = ("helper", "dead-man", "both", "nginx")[turn % 4]
+        with place.running() as helper:
+            bad = place.document() if turn % 3 == 1 else place.document(shop(404), nginxes.site(f"s{turn}", answer=403))
+            plan = place.approved(bad, kind="nginx")
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(place.settings["socket"])
+                sock.sendall(protocol.encode(protocol.Apply(plan=plan, confirm_within_s=8)))
+                apply_helpers.pause(rng.uniform(0, 2))
+                if victims in {"dead-man", "both"}:
+                    for pid in place.dead_men():
+                        os.kill(pid, signal.SIGKILL)
+                if victims in {"helper", "both"}:
+                    helper.kill()
+                    helper.wait()
+                if victims == "nginx" and (place.web / "nginx.pid").exists():
+                    os.kill(int((place.web / "nginx.pid").read_text()), signal.SIGKILL)
+            if victims in {"dead-man", "nginx"}:
+                until(lambda: place.get() == 410, f"the old site ({victims})")
+                until(lambda plan=plan: place.state_of(plan) in {"rolled_back", "failed"}, "the record")
+        if victims in {"helper", "both"}:
+            with place.running():
+                until(lambda: place.get() == 410, f"the old site ({victims})")
+                until(lambda: not place.observed().targets[0].unconfirmed, "the record")
+        assert place.get(f"s{turn}.example.org") == 0
+
+
+def test_a_full_disk_refuses_a_change_and_does_not_keep_one_from_being_undone(place):
+    place.settings["confirm_within_s"] = 4
+    place.web.mkdir()
+    with faults.small_disk(place.web, kib=512, uid=0), place.running():
+        place.applied(place.document(shop(410)), kind="nginx")
+        plan = place.approved(place.document(shop(404)), kind="nginx")
+        faults.fill(place.web / "filler")
+        answer = place.ask(protocol.Apply(plan=plan))
+        assert answer.code in {"state_unusable", "apply_failed", "tool_failed"}, answer
+        assert place.get() == 410
+        (place.web / "filler").unlink()
+        begun(place, place.document(shop(404)))
+        assert place.get() == 404
+        faults.fill(place.web / "filler")
+        until(lambda: place.get() == 410, "the site of before")
+        until(lambda: place.state_of(plan) == "rolled_back", "the record")
+        nginx_places.ended(place)
 
 
 def test_switching_a_site_off_needs_no_approval_and_on_again_within_it_neither(place):

@@ -110,7 +110,7 @@ def test_a_certificate_that_nginx_does_not_take_is_its_site_s_503(web):
     assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (503, 410)
 
 
-@pytest.mark.parametrize("change", ["edited", "added", "removed", "killed"])
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "killed", "orphaned"])
 def test_what_somebody_else_changes_is_drift(web, change):
     rendering = web.committed(web.intent(shop()))
     conf = web.directory / "conf"
@@ -121,10 +121,10 @@ def test_what_somebody_else_changes_is_drift(web, change):
             (conf / "sites" / "more.conf").write_text("")
         case "removed":
             (conf / "nginx.conf").unlink()
-        case "killed":
-            killed(web)
+        case "killed" | "orphaned":
+            killed(web, workers=change == "killed")
     assert not web.kind.holds(rendering, web.live())
-    if change != "killed":
+    if change not in {"killed", "orphaned"}:
         with pytest.raises(Problem, match="edited by hand"):
             web.kind.snapshot(web.tools)
     web.kind.commit(rendering, web.tools)
@@ -132,11 +132,11 @@ def test_what_somebody_else_changes_is_drift(web, change):
     assert web.get("shop.example.org") == 410
 
 
-def killed(web):
-    """kill -9 of master and workers: a boot finds their pid file and socket."""
+def killed(web, *, workers=True):
+    """kill -9 of the master, and of workers: a boot finds their pid file and socket. Workers alone go on for ever."""
     master = web.pid()
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    for pid in (master, *map(int, children)):
+    for pid in (master, *map(int, children if workers else ())):
         os.kill(pid, signal.SIGKILL)
     until = time.monotonic() + nginxes.PATIENCE_S
     while web.live().facts["nginx"]["running"]:

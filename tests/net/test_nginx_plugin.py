@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import trustme
 
 from latticed.plans import protocol
-from tests.house import hosting, nginx_places, nginxes, pebbles, plan_sites, processes, route_clients
+from tests.house import hosting, nginx_places, nginxes, pages, pebbles, plan_sites, processes, route_clients
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
@@ -153,30 +156,43 @@ def test_files_of_a_plugin_are_served_as_they_were_when_they_were_approved(site)
     assert served() == b"<p>three"
 
 
-def test_a_certificate_comes_by_acme_is_used_and_its_end_is_told(site):
-    """Debian's pebble asks the site that has no certificate yet; uacme knows nothing of latticed."""
+def test_the_how_to_leads_to_a_certificate_that_is_used_renewed_and_told_of(site, tmp_path):
+    """Its configuration, applied by latticectl; Debian's pebble asks the site, and uacme knows nothing of latticed."""
     home = site.helper.home
     (home / "acme").mkdir()
     webroot, kept = home / "webroot", home / "acme" / "uacme"
     webroot.mkdir()
-    tls = {
-        "certificate": str(kept / "shop.example.org" / "cert.pem"),
-        "key": str(kept / "private" / "shop.example.org" / "key.pem"),
-    }
-    site.put(site.helper.document(nginxes.site(answer=410, tls=tls), acme_webroot=str(webroot)))
-    site.applied()
-    assert site.helper.get() == 503
+    (page,) = (one for one in pages.PAGES if one.parent.name == "how-to" and one.name == "nginx.md")
+    (text,) = (one.text for one in pages.blocks(page) if one.text.startswith("acme_webroot"))
+    listen = "{{addresses = ['127.0.0.1'], http = {}, https = {}}}".format(*site.helper.ports)
+    text = text.replace("/var/www/acme", str(webroot)).replace("/etc/ssl/uacme", str(kept))
+    sites = tmp_path / "sites.toml"
+    sites.write_text(f"listen = {listen}\n{text}")
+    operator, owner = tmp_path / "latticed.toml", site.host.daemon.place.uid
+    operator.write_text(f'[apply]\nsocket = "{site.helper.settings["socket"]}"\n[access]\nsocket_owner = "{owner}"\n')
+
+    def apply(*words):
+        command = [sys.executable, "-P", "-m", "latticed.ctl.main", "apply", ID, "-f", str(sites), *words]
+        command += ["--config", str(operator), "--socket", str(site.host.daemon.place.socket)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
+
+    first = apply()
+    assert (first.returncode, "return 308 https://shop.example.org" in first.stdout) == (1, True), first
+    review = re.search(r"--review ([0-9a-f]{64})", first.stderr)
+    assert review, first.stderr
+    second = apply("--review", review[1], "--confirm")
+    assert second.returncode == 0, second
+    assert (site.helper.get(), site.helper.get("www.shop.example.org")) == (503, 308)
     with pebbles.pebble(home / "acme", http=site.helper.ports[0], days=20) as acme:
         certificate, _ = acme.certificate("shop.example.org", webroot)
-        assert str(certificate) == tls["certificate"]
         site.until(lambda: site.helper.get() == 308, "the site to be sent to its certificate")
         presented = nginxes.presented(site.helper.ports[1], "shop.example.org")
-        assert presented == ssl.PEM_cert_to_DER_cert(
-            certificate.read_text().partition("-----END")[0] + "-----END CERTIFICATE-----\n"
-        )
+        assert presented == ssl.PEM_cert_to_DER_cert(certificate.read_text().partition("\n\n")[0])
         site.until(lambda: site.told("nginx.certificate") == ["A certificate ends"], "the notice of 21 days")
         acme.certificate("shop.example.org", webroot)
         site.until(
             lambda: nginxes.presented(site.helper.ports[1], "shop.example.org") != presented, "the renewed certificate"
         )
-    assert site.health().startswith("healthy")
+    site.until(lambda: site.health().startswith("healthy"), "a healthy plugin")
