@@ -38,7 +38,7 @@ test-systemd: $(READY)
 # as root
 test-long: $(READY)
 	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 \
-	  $(shell grep -rlE 'long\.(only|times)|DISK_ERRORS' tests --include='test_*.py') $(PYTEST_ARGS)
+	  $(shell grep -rlE 'long\.(only|times)|DISK_ERRORS|import hypothesis|from hypothesis' tests --include='test_*.py') $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -21,7 +21,7 @@ if not hasattr(sys.modules.get("tests"), "__path__"):
     sys.modules["tests"] = ModuleType("tests")
 sys.modules["tests"].__path__ = [str(HERE)]
 
-from tests.house import blocking, leftovers, skips  # noqa: E402 - after the path is made
+from tests.house import blocking, leftovers, long, skips  # noqa: E402 - after the path is made
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,8 +43,11 @@ def pytest_sessionstart() -> None:
     # Hypothesis fails an example of more than 200 ms otherwise, and a test whose first examples take more than a second
     # to draw: one that imports a library, on a busy machine.
     slow = [HealthCheck.too_slow]
-    settings.register_profile("without-wall-time", settings.default, deadline=None, suppress_health_check=slow)
-    settings.load_profile("without-wall-time")
+    examples = long.times(50, 500)
+    settings.register_profile(
+        "ours", settings.default, max_examples=examples, deadline=None, suppress_health_check=slow
+    )
+    settings.load_profile("ours")
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: every program would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -32,7 +32,7 @@ def ended(place, *options, command=None):
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=processes.PATIENCE_S,
         env={},
         cwd="/",
     )

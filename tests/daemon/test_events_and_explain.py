@@ -53,7 +53,7 @@ def following(place: daemons.Place, *words: str) -> Iterator[Follower]:
     finally:
         process.send_signal(signal.SIGINT)
         with process:
-            process.communicate(timeout=20)
+            process.communicate(timeout=processes.PATIENCE_S)
     assert process.returncode == 130
 
 

@@ -1,4 +1,4 @@
-"""Five thousand notifications, one channel that hangs, one that refuses, and ten times kill -9 in between."""
+"""Thousands of notifications, one channel that hangs, one that refuses, and many times kill -9 in between."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from tests.house import bundles, daemons, fanouts, filled_queue, processes, push_services
+from tests.house import bundles, daemons, fanouts, filled_queue, long, processes, push_services
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
-ITEMS = 5_000
-KILLS = 10
+ITEMS = long.times(2_500, 5_000)
+KILLS = long.times(5, 10)
 SETTINGS = "[notify]\nplugin_items = 100000\ntotal_items = 100000\n"
 
 

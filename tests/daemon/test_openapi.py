@@ -13,7 +13,7 @@ from schemathesis.checks import CHECKS
 
 from latticed import __version__
 from latticed.rpc import openapi, routes
-from tests.house import bundles, daemons, unix_session
+from tests.house import bundles, daemons, long, unix_session
 
 pytestmark = pytest.mark.daemon
 
@@ -71,7 +71,13 @@ def test_answers_match_the_openapi_description(daemon, session, operation, mode)
     """Requests fit the schema or break it: no 5xx, a documented status, a body that fits its schema."""
     cases = st.builds(aimed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *IDS]))
 
-    @settings(max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=long.times(10, 100),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(case=cases)
     def holds(case: Case) -> None:
         answer = case.call(session=session, base_url=unix_session.ADDRESS)

@@ -87,7 +87,7 @@ def test_kill_9_during_starts_and_stops_of_plugins_leaves_no_process(place, acme
         tree = host.processes()
         daemon.kill()
         for one in asking:
-            one.wait(timeout=30)
+            one.wait(timeout=processes.PATIENCE_S)
         hosting.until_gone(tree)
 
 
@@ -141,4 +141,4 @@ def _lookalike(pid: int, uid: int) -> Iterator[subprocess.Popen[str]]:
 
 def _farewell(maker: subprocess.Popen[str]) -> str:
     """End that process; return the output of it and its maker."""
-    return maker.communicate(timeout=30)[0]
+    return maker.communicate(timeout=processes.PATIENCE_S)[0]

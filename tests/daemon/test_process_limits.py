@@ -38,7 +38,6 @@ host_calls = 8
 FEATURES = {"sandbox": {"features": ["processes", "threads", "workdir"]}}
 PROTOCOLS = {"speaking": "latticed-stdio-1", "one-shot": "stdio-json-v1"}
 BOTH = pytest.mark.parametrize("way", PROTOCOLS)
-HOGS = ("acme.hog-own", "acme.hog-child")
 
 
 class Arena(hosting.Host):
@@ -55,11 +54,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def arena():
     with hosting.hosting(SETTINGS, probed=True) as host:
-        arena = Arena(daemon=host.daemon, author=host.author)
-        for hog in HOGS:  # it takes a while until they are found out
-            runtime = {"limits": {"cpu_percent": 1_000}, **FEATURES}
-            arena.up(hog, peers.hog(hog.rpartition("-")[2]), runtime=runtime)
-        yield arena
+        yield Arena(daemon=host.daemon, author=host.author)
 
 
 @pytest.fixture
@@ -68,9 +63,9 @@ def host(arena):
     with arena.answering(), arena.daemon.turns.short():
         yield arena
     for one in arena.daemon.get("/api/plugins").json():
-        if one["status"] == "active" and one["id"] not in HOGS:
+        if one["status"] == "active":
             arena.daemon.set_status("disabled", one["id"])
-    arena.until_only(*HOGS)
+    arena.until_only()
 
 
 def failed(answer: raw_http.Answer, code: str, status: int = 502) -> str:
@@ -100,7 +95,7 @@ def test_processes_left_by_an_invocation_are_killed(host):
     """The protocol is stdio-json-v1, where each invocation is a process."""
     plugin_id = host.armed("one-shot")
     host.result(plugin_id, "forks")
-    host.until_only(*HOGS)
+    host.until_only()
 
 
 @BOTH
@@ -253,11 +248,13 @@ def test_limits_of_a_manifest_are_capped_by_settings(host, way):
         assert found["RLIMIT_FSIZE"] == [1 << 20] * 2
 
 
-@pytest.mark.parametrize("hog", HOGS)
-def test_too_much_processor_time_is_cpu_exceeded(host, hog):
+@pytest.mark.parametrize("whose", ["own", "child"])
+def test_too_much_processor_time_is_cpu_exceeded(host, whose):
     """There is no cgroup, which would slow the plugin down instead; its children's time counts."""
     if "cgroup" in host.daemon.get("/api/health").json()["sandbox"]["features"]:
         pytest.skip("here a cgroup slows it down instead")
+    runtime = {"limits": {"cpu_percent": 1_000}, **FEATURES}
+    hog = host.up(f"acme.hog-{whose}", peers.hog(whose), runtime=runtime)
     host.daemon.until(lambda: "failed cpu_exceeded" in host.story(hog), "the hog to be found out")
     event = next(one for one in host.daemon.events(action="plugin.runtime", target=hog) if one["code"])
     assert "at most 15 % of a core over 10 s" in event["reason"]

@@ -1,10 +1,11 @@
-"""Ten thousand bundles: first scan, restart, burst of changes, overflow of inotify. Ends as a fresh scan would.
+"""Thousands of bundles: first scan, restart, burst of changes, overflow of inotify. Ends as a fresh scan would.
 
 The tests share one place and build on one another; each leaves a stopped daemon behind.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
@@ -12,18 +13,19 @@ import time
 
 import pytest
 
-from tests.house import bundles, daemons, flocks, processes, raw_http
+from tests.house import bundles, daemons, flocks, long, processes, raw_http
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.timeout(300)]
 
-BUNDLES = 10_000
-ACTIVE = 2_000
-MEMORY_MB = 185
+FEW = long.times(150, 500)
+ACTIVE = 4 * FEW
+BUNDLES = 20 * FEW
+MEMORY_MB = long.times(120, 185)
 SETTINGS = """
 [watch]
 rescan_s = 3600  # no timer helps
 [runners]
-system = "noop"  # two thousand processes are the machine's business
+system = "noop"  # so many processes are the machine's business
 """
 PATIENCE_S = 120.0
 PEAKS: dict[str, float] = {}
@@ -75,7 +77,7 @@ def test_first_scan_finds_all_bundles(herd):
         assert daemon.stop() == 0
 
 
-def test_restart_arms_two_thousand_active_plugins(herd):
+def test_restart_arms_every_active_plugin(herd):
     """Several clients activated them concurrently; the daemon is ended by kill -9."""
     place, _ = herd
     with place.running() as daemon:
@@ -112,42 +114,45 @@ def _decide_all(place, numbers):
     assert failed == []
 
 
-def test_two_thousand_bundle_changes_at_once_take_effect(herd):
+def test_changes_of_many_bundles_at_once_take_effect(herd):
     """Bundles are tampered with, removed, replaced and added; only the plugins concerned are stopped."""
     place, author = herd
     with place.running() as daemon:
         processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed", deadline_s=PATIENCE_S)
-        flocks.tamper(place.plugins, range(500))
-        flocks.take(place.plugins, range(500, 1000))
-        flocks.put(place.plugins, author, range(1000, 1500), version="2.0.0")
-        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + 500))
+        flocks.tamper(place.plugins, range(FEW))
+        flocks.take(place.plugins, range(FEW, 2 * FEW))
+        flocks.put(place.plugins, author, range(2 * FEW, 3 * FEW), version="2.0.0")
+        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + FEW))
         _sees_what_is_there(daemon)
         records = {one["id"]: one for one in daemon.get("/api/plugins").json()}
         for number in range(ACTIVE):
             record = records[flocks.id_of(number)]
             error = record["runtime"].get("last_error", {}).get("code")
-            expected = "digest_mismatch" if number < 500 else "manifest_missing" if number < 1000 else None
+            expected = "digest_mismatch" if number < FEW else "manifest_missing" if number < 2 * FEW else None
             assert (record["status"], error) == ("active", expected), record
             assert record["runtime"]["state"] == ("failed" if expected else "armed"), record
         _weigh(daemon, "burst")
-        flocks.tamper(place.plugins, range(500))  # back as it was
-        flocks.put(place.plugins, author, range(500, 1000))
-        flocks.take(place.plugins, range(BUNDLES, BUNDLES + 500))
+        flocks.tamper(place.plugins, range(FEW))  # back as it was
+        flocks.put(place.plugins, author, range(FEW, 2 * FEW))
+        flocks.take(place.plugins, range(BUNDLES, BUNDLES + FEW))
         _sees_what_is_there(daemon)
         processes.until(lambda: _armed(daemon) == ACTIVE, what="all to be armed again", deadline_s=PATIENCE_S)
         assert daemon.stop() == 0
 
 
 def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
-    """20,000 files are written while the process is suspended, so that the kernel drops events."""
+    """More changes while the process is suspended than the kernel queues events for (max_queued_events, 16,384)."""
     place, author = herd
     with place.running() as daemon:
         assert _metric(daemon, "latticed_catalog_overflows_total") == 0
         daemon.signal(signal.SIGSTOP)
-        flocks.put(place.plugins, author, range(2000, BUNDLES), version="3.0.0")
-        flocks.tamper(place.plugins, range(2000))
-        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + 1000))
-        flocks.take(place.plugins, range(9000, 9500))
+        flocks.put(place.plugins, author, range(ACTIVE, BUNDLES), version="3.0.0")
+        flocks.tamper(place.plugins, range(ACTIVE))
+        flocks.put(place.plugins, author, range(BUNDLES, BUNDLES + 2 * FEW))
+        flocks.take(place.plugins, range(18 * FEW, 19 * FEW))
+        for _ in range(3):  # the same event twice in a row would be one
+            for path in place.plugins.glob("*/*"):
+                os.utime(path)
         daemon.signal(signal.SIGCONT)
         processes.until(
             lambda: _metric(daemon, "latticed_catalog_overflows_total") > 0,
@@ -163,7 +168,7 @@ def test_dropped_kernel_events_are_counted_and_nothing_is_missed(herd):
 
 
 @pytest.mark.parametrize("when", ["first scan", "activation", "restart", "burst", "flood"])
-def test_peak_memory_with_ten_thousand_bundles_is_bounded(when):
+def test_peak_memory_with_thousands_of_bundles_is_bounded(when):
     """Peak resident memory in all tests above."""
     assert when in PEAKS, "the tests of this file build on one another: run all of them"
     assert PEAKS[when] < MEMORY_MB, PEAKS

@@ -17,6 +17,7 @@ NOT_RUN = {
     "make bench": "takes a quarter of an hour and installs its references",
     "apt-get install": "installs on this machine, as root, for systemd",
     "ln -s /opt/latticed/bin/latticed-journal": "installs units on this machine, as root; tests/systemd reads them",
+    "install -D -m 644 systemd/": "installs on this machine, as root, for systemd",
     "systemctl stop": "recovery and restore want the daemon stopped: tests/daemon does both",
     "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",

@@ -90,10 +90,10 @@ def test_demo_stops_its_daemon_on_sigterm(tour):
     """No process and no directory is left."""
     log = tour.checkout / "demo.log"
     with processes.spawned(tour.command("demo"), stdout=log, stderr=log.with_suffix(".err")) as process:
-        processes.until(lambda: "latticectl list" in log.read_text(), what="the demo to be on its way", deadline_s=30)
+        processes.until(lambda: "latticectl list" in log.read_text(), what="the demo to be on its way")
         assert _left(tour.checkout), "the daemon, while it runs"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=processes.PATIENCE_S) == 1
     assert _left(tour.checkout) == []
     assert not tour.home.exists()
 
@@ -124,7 +124,6 @@ def test_make_run_keeps_its_state_across_restarts(tour):
             processes.until(
                 lambda: (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0,
                 what="latticed to answer",
-                deadline_s=30,
             )
             listed = tour.type("latticectl list").stdout
             assert re.search(rf"sample\.hello-system +1\.0\.0 +system +{status}", listed), listed
@@ -134,7 +133,7 @@ def test_make_run_keeps_its_state_across_restarts(tour):
                 done = tour.type("latticectl install sample.hello-system && latticectl activate sample.hello-system")
                 assert done.returncode == 0, done.stderr
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0, log.read_text()
+            assert process.wait(timeout=processes.PATIENCE_S) == 0, log.read_text()
     for path in (tour.home, tour.home / "author.key", tour.home / "state", tour.home / "latticed.toml"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 

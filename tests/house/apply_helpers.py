@@ -99,9 +99,7 @@ class Place:
         command = [*self.before, *self.command(*options)]
         with processes.spawned(command, env=self.env, stdout=log, stderr=subprocess.STDOUT) as helper:
             if wait:
-                processes.until(
-                    lambda: helper.poll() is not None or self.is_up(), what=f"the helper\n{self.log()}", deadline_s=20
-                )
+                processes.until(lambda: helper.poll() is not None or self.is_up(), what=f"the helper\n{self.log()}")
                 assert helper.poll() is None, self.log()
             yield helper
 

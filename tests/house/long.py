@@ -1,4 +1,4 @@
-"""Long loops and matrices: `make test` runs a sample of them, `make test-long` all (LATTICED_LONG=1)."""
+"""Long loops, matrices and searches: `make test` runs a sample of them, `make test-long` all (LATTICED_LONG=1)."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def banned(address, seconds):
     return {"address": address, "expires_at": int(time.time()) + seconds}
 
 
-def until(holds, what, deadline_s=20.0):
+def until(holds, what, deadline_s=processes.PATIENCE_S):
     processes.until(holds, what=what, deadline_s=deadline_s)
 
 

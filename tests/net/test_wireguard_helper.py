@@ -125,7 +125,7 @@ def device(site, letter, address, *, allowed="0.0.0.0/0", psk="") -> Iterator[Pe
         yield Peer(name, private, public, address)
 
 
-def until(holds, what, deadline_s=20.0):
+def until(holds, what, deadline_s=processes.PATIENCE_S):
     processes.until(holds, what=what, deadline_s=deadline_s)
 
 

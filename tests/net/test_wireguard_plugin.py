@@ -47,7 +47,7 @@ class Site(plan_sites.PlanSite):
         device = dump.read(self.net.run("r", "wg", "show", self.name, "dump"))
         return [one.public_key for one in device.peers]
 
-    def until(self, holds: Any, what: str, deadline_s: float = 40.0) -> None:
+    def until(self, holds: Any, what: str, deadline_s: float = processes.PATIENCE_S) -> None:
         processes.until(holds, what=what, deadline_s=deadline_s)
 
     def events(self, action: str) -> str:

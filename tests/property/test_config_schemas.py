@@ -16,6 +16,7 @@ from latticed.bundle import config_schema
 from latticed.bundle.rules import Broken
 from latticed.kit import text
 from latticed.runners.config_inside import check
+from tests.house import long
 
 slow_to_make = functools.partial(settings, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -60,7 +61,7 @@ def _within(inner):
 SCHEMAS = st.recursive(LEAVES, _within, max_leaves=12).filter(lambda schema: isinstance(schema, dict))
 
 
-@slow_to_make(max_examples=300)
+@slow_to_make(max_examples=long.times(150, 1_000))
 @given(SCHEMAS)
 def test_any_schema_is_accepted_or_refused_with_a_reason(schema):
     """Only Broken is raised, within milliseconds, and with no text that could act on a terminal."""
@@ -134,7 +135,7 @@ def test_schema_that_takes_empty_validates_the_empty_object(schema):
         assert jsonschema_rs.Draft202012Validator(schema, offline=True).is_valid({})
 
 
-@slow_to_make(max_examples=500)
+@slow_to_make(max_examples=long.times(200, 2_000))
 @given(st.dictionaries(st.sampled_from("abc"), RULES).map(lambda rules: {"properties": rules}), DOCUMENTS)
 def test_every_fault_says_what_was_expected_and_found(schema, document):
     """Its `kind` has no value of the document, and all of it is JSON."""

@@ -19,7 +19,7 @@ from latticed.ledger.coalesce import Denials
 from latticed.model import chain as model_chain
 from latticed.model.audit import Event
 from latticed.trust import audit_chain
-from tests.house import exports
+from tests.house import exports, long
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
@@ -97,7 +97,7 @@ def tamperings(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, An
     return lines, changed
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=long.times(120, 1_000))
 @given(pair=tamperings())
 def test_any_single_change_of_an_export_is_found(pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
     """The unchanged chain passes."""

@@ -17,7 +17,7 @@ from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard.intent import Intent
 from latticed.system.nft_guard.narrows import narrows
 from latticed.system.nft_guard.packets import Decision, Packet
-from tests.house import intents
+from tests.house import intents, long
 
 ADDRESSES = tuple(
     ipaddress.ip_address(one)
@@ -112,7 +112,7 @@ def _edit(rng: random.Random, new: dict[str, Any]) -> None:  # noqa: C901, PLR09
             new["bans"] = new["bans"][1:]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=long.times(200, 2_000))
 @given(_SEEDS)
 def test_what_narrows_an_intent_accepts_no_packet_that_was_stopped(seed):
     rng = random.Random(seed)
@@ -123,7 +123,7 @@ def test_what_narrows_an_intent_accepts_no_packet_that_was_stopped(seed):
         assert found is None, found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=long.times(100, 1_000))
 @given(_SEEDS, _SEEDS)
 def test_nor_does_it_between_any_two_intents(one, other):
     approved, new = intents.intent(random.Random(one)), intents.intent(random.Random(other))

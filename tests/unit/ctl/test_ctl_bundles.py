@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles
+from tests.house import bundles, processes
 
 FIELDS = ["path", "ok", "code", "reason", "hint", "id", "version", "digest_sha256", "capabilities"]
 
@@ -232,7 +232,7 @@ def test_artifact_of_new_system_plugin_speaks_its_protocol(ctl, tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=processes.PATIENCE_S,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["id"] for answer in answers] == [0, 1, 2, 3, 4]

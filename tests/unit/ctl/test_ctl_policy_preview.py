@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.house import api_server
+from tests.house import api_server, processes
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_completion_works_in_a_real_bash(ctl, tmp_path, words, wanted):
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=processes.PATIENCE_S,
     )
     assert shown.stderr == ""
     function = shown.stdout.split("-F ")[1].split()[0]
@@ -132,7 +132,7 @@ def test_completion_works_in_a_real_bash(ctl, tmp_path, words, wanted):
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=processes.PATIENCE_S,
     )
     assert set(ran.stdout.split()) == wanted, ran
 

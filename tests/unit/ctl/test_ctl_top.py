@@ -117,7 +117,7 @@ class Terminal:
     def close(self) -> None:
         if self.child.poll() is None:
             self.child.kill()
-        self.child.wait(timeout=20)
+        self.child.wait(timeout=processes.PATIENCE_S)
         os.close(self.master)
         os.close(self.slave)
 
@@ -144,7 +144,7 @@ def test_top_redraws_on_a_terminal_until_ended(api, terminal, end):
     else:
         terminal.child.send_signal(signal.SIGINT)
     terminal.until(b"\x1b[?25h\x1b[?1049l")
-    assert terminal.child.wait(timeout=20) == 0
+    assert terminal.child.wait(timeout=processes.PATIENCE_S) == 0
     assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
@@ -155,4 +155,4 @@ def test_top_waits_for_a_daemon_that_stopped(api, terminal):
     terminal.until(b"50 plugins, 50 armed")
     os.write(terminal.master, b"q")
     terminal.until(b"\x1b[?1049l")
-    assert terminal.child.wait(timeout=20) == 0
+    assert terminal.child.wait(timeout=processes.PATIENCE_S) == 0

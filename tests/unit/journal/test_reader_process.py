@@ -243,7 +243,7 @@ def test_client_of_another_uid_gets_no_answer(place: Place, reader: object) -> N
     )
     command = [processes.reachable_python(), "-c", script, place.socket]
     with processes.spawned(command, user=processes.STRANGER) as stranger:
-        out, err = stranger.communicate(timeout=20)
+        out, err = stranger.communicate(timeout=processes.PATIENCE_S)
     assert out.strip() in {b"0", b""}
     assert out or b"BrokenPipeError" in err or b"ConnectionResetError" in err
     # Log lines are written by a thread of their own (kit.nonblocking_writer).
@@ -265,7 +265,7 @@ def test_daemon_of_another_user_may_connect(place: Place) -> None:
         command = [processes.reachable_python(), "-c", script, place.socket]
         for user, answers in ((processes.STRANGER, True), (processes.OTHER_STRANGER, False)):
             with processes.spawned(command, user=user) as asking:
-                out, err = asking.communicate(timeout=20)
+                out, err = asking.communicate(timeout=processes.PATIENCE_S)
             assert (out.strip() == b"b'{\"entries\": '") is answers, out + err
             assert (b"PermissionError" in err) is not answers, err
 
@@ -315,7 +315,9 @@ def test_failed_start_prints_its_reason(place: Place) -> None:
         ('[node]\njournal_units = "all"\n', os.EX_CONFIG, b"node.journal_units: expected a list of texts"),
     ):
         config.write_text(text)
-        ran = subprocess.run(journalds.reader_command(config), capture_output=True, check=False, timeout=30)
+        ran = subprocess.run(
+            journalds.reader_command(config), capture_output=True, check=False, timeout=processes.PATIENCE_S
+        )
         assert (ran.returncode, words in ran.stderr) == (code, True), ran.stderr
         assert b"Traceback" not in ran.stderr
 
