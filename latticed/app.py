@@ -35,6 +35,7 @@ from latticed.lifecycle.configurations import Configurations
 from latticed.lifecycle.deps import LifecycleDeps
 from latticed.lifecycle.lifecycle import Lifecycle
 from latticed.lifecycle.policy import PolicyKeeper
+from latticed.market.shelf import MarketShelf
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.model.runtime import RuntimeState
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
+    from latticed.market.market import Market
     from latticed.model.chain import Head
+    from latticed.model.manifest import Manifest
     from latticed.model.verdict import Verdict
     from latticed.runners.contract import Runner
     from latticed.sandbox.host_facts import Probed
@@ -102,6 +105,7 @@ class App:
         self._packages = builtins
         self._version = version or latticed.__version__
         self._wheel = Wheel()
+        self._shelf = MarketShelf(settings.state_dir)
         self._stack = contextlib.AsyncExitStack()
         # Made by __aenter__:
         self.services: HostServices
@@ -166,6 +170,7 @@ class App:
             verify = functools.partial(store.verify, identity, policy.current, host_version=self._version)
             return await asyncio.to_thread(verify, sha256=sha256)
 
+        await asyncio.to_thread(self._shelf.clear)  # before the market's directory is watched
         catalog = self._make_catalog(policy, store)
         # Before the first scan, which then judges bundles of installed plugins first.
         for source in ledger.read(records.accepted_sources):
@@ -240,6 +245,7 @@ class App:
             undelivered=deliverer.notes,
             tasks=services.tasks,
             plans=services.plans,
+            market=functools.cache(lambda: self._make_market(lifecycle, runners, policy)),
             ddns=services.ddns,
             monitors=services.monitors,
             programs=services.programs,
@@ -345,6 +351,29 @@ class App:
             watch=settings.watch,
             max_bundles=settings.limits.bundles,
             store=store,
+        )
+
+    def _make_market(self, lifecycle: Lifecycle, runners: Mapping[str, Runner], policy: PolicyKeeper) -> Market:
+        """The marketplace, made when it is first asked for: most daemons never are."""
+        from latticed.market.market import Market, MarketDeps
+        from latticed.runners.contract import PluginToRun, runner_key
+
+        async def admit(manifest: Manifest, identity: str, pair: read.BundleDirectory) -> None:
+            plugin = PluginToRun(id=manifest.id, identity=identity, manifest=manifest)
+            await runners[runner_key(plugin.id, manifest.type)].admit(plugin, pair)
+
+        return Market(
+            MarketDeps(
+                ledger=lifecycle.deps.ledger,
+                shelf=self._shelf,
+                clock=self._clock,
+                settings=lambda: self.api.settings.market,
+                policy=lambda: policy.current,
+                record=lifecycle.records.get,
+                admit=admit,
+                host_version=self._version,
+                limits=self._read_limits(),
+            )
         )
 
     def _read_limits(self) -> read.ReadLimits:

@@ -156,14 +156,14 @@ class ControlClient:
         finally:
             exchange.close()
 
-    def chunks(self, *parts: str) -> Generator[bytes, None, None]:
+    def chunks(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Generator[bytes, None, None]:
         """The bytes of a long answer as they arrive; Problem("unreachable") when fewer come than its Content-Length.
 
         The timeout for each chunk is LONG_S, because the daemon may need minutes before the first byte.
         """
         exchange = self._exchange()
         try:
-            exchange.ask("GET", _target(parts, None), None, {}, LONG_S)
+            exchange.ask("GET", _target(parts, query), None, {}, LONG_S)
             if exchange.status >= 400:
                 _accepted(self._whole(exchange))
             if exchange.length is None:  # without a length a truncated answer would look complete

@@ -85,6 +85,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "route": Verb(_DATA, "HTTP routes of plugins: list"),
         "notify": Verb(_DATA, "notifications: list, retry, prune"),
         "trust": Verb(_RECORD, "who may sign plugins: show, add, remove, revoke, lift"),
+        "market": Verb(_RECORD, "signed indexes: search, show, install, fetch, outdated, hold"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
         "backup": Verb(_RECORD, "write the whole state to a file, for latticed --restore"),
         "verify": Verb(_AUTHOR, "judge bundles as the daemon would"),
@@ -98,7 +99,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("market ui fleet doctor dev run".split())
+_LATER: Final = frozenset("ui fleet doctor dev run".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # O_NONBLOCK: opening a FIFO would wait for a writer. O_NOCTTY: a terminal must not become ours.
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Of renameat2(2), linux/fs.h and linux/fcntl.h.
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 
 
 def open_directory(name: str | Path, *, beneath: int | None = None) -> int:
@@ -111,6 +114,22 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
             os.unlink(temporary)
         raise
     sync_directory(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Have each of two paths of one file system name what the other named, in one step (renameat2(2)), and sync that.
+
+    OSError; EINVAL or ENOSYS where the file system cannot: then nothing is changed.
+    """
+    # Here, and not at the daemon's start: it is used seldom.
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    # The standard library has rename(2) alone, and two of them in a row are not one step.
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one))
+    sync_directory(one.parent)
 
 
 def clear_remains(path: Path) -> None:

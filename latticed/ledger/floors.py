@@ -46,12 +46,24 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenIndex:
+    """The newest index of a source: when it was generated (as written, and in seconds since 1970), the SHA-256 of what
+    is signed of it, and the keys under which it held. The same of its revocations, if it has any.
+    """
+
+    generated_at: str
+    generated_s: int
+    sha256: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
     """By plugin id: the highest version ever accepted, what is not granted, what is accepted, and who owns the id.
 
     `heads`: seq and hash of an event of each chain that was on disk before this was written: a ledger without it is
     older. `accepted_at` (RFC 3339): when a ledger was last replaced, or an older one accepted by an operator; heads
-    signed before that are no evidence of a rollback.
+    signed before that are no evidence of a rollback. `sources`: the newest index of each source of the market.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +72,7 @@ class Floors:
     pins: Mapping[str, Pin] = field(default_factory=dict)
     revoked: RevocationRows = field(default_factory=RevocationRows)
     heads: Mapping[Name, tuple[int, str]] = field(default_factory=dict)
+    sources: Mapping[str, SeenIndex] = field(default_factory=dict)
     accepted_at: str = ""
 
 
@@ -125,6 +138,10 @@ def _encode(floors: Floors) -> dict[str, Any]:
         "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
         "heads": {chain: list(head) for chain, head in floors.heads.items()},
         "accepted_at": floors.accepted_at,
+        "sources": {
+            name: [seen.generated_at, seen.generated_s, seen.sha256, *seen.keys]
+            for name, seen in floors.sources.items()
+        },
     }
 
 
@@ -145,6 +162,10 @@ def _decode(found: dict[str, Any]) -> Floors:
         revoked=RevocationRows(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
         heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # likewise
         accepted_at=found.get("accepted_at", ""),
+        sources={
+            name: SeenIndex(generated_at=at, generated_s=at_s, sha256=sha256, keys=tuple(keys))
+            for name, (at, at_s, sha256, *keys) in found.get("sources", {}).items()
+        },
     )
 
 

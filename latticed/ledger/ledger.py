@@ -62,6 +62,8 @@ class Ledger:
         """What a check while running found wrong with the file."""
         self.floors = entered.floors
         """What the signed file outside SQLite holds, as it was last read or written."""
+        self.sources = dict(entered.floors.sources)
+        """The newest index of each source of the market; every file of floors that is written has them."""
         self.behind = entered.behind
         """Why this ledger is older than what was decided, when an operator accepted that; empty otherwise."""
 
@@ -169,11 +171,18 @@ class Ledger:
         for name in NAMES:
             if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
                 heads[name] = (head["seq"], head["hash"])
-        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at)
+        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
         # Through the writer's queue: two calls write in their order, and the fsync is off the event loop.
         await self._writer.submit(lambda _: floors.write(self._entered.directory, marked, self._entered.key))
         # Only after the file is on disk: what is in memory never claims more than the file.
         self.floors = marked
+
+    async def remember_source(self, name: str, seen: floors.SeenIndex) -> None:
+        """Have the floors name the newest index of a source. Problem ledger_unavailable: it counts until the next
+        start all the same.
+        """
+        self.sources[name] = seen
+        await self.write_floors(self.floors)
 
     def accept(self) -> None:
         """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a

@@ -272,6 +272,25 @@ CREATE TABLE bad_versions (
 bucket `kv.aside` of the row's number.
 """
 
+_MARKET: Final = """
+CREATE TABLE market_sources (
+    name TEXT PRIMARY KEY, generated_at TEXT NOT NULL, generated_s INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    keys TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE market_releases (
+    source TEXT NOT NULL, id TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, first_seen INTEGER NOT NULL,
+    PRIMARY KEY (source, id, version, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE market_taken (
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE market_holds (id TEXT PRIMARY KEY, by TEXT NOT NULL, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+"""`id` is a plugin's, `sha256` an artifact's, in `market_sources` that of what the newest index's signatures cover.
+
+`first_seen`: when this host read of a release first, from which its age counts, whatever the index says.
+"""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -292,6 +311,7 @@ MIGRATIONS: Final = (
     _DELIVERIES,
     _SCHEDULES,
     _KEPT_VERSIONS,
+    _MARKET,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

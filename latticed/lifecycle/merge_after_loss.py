@@ -169,12 +169,16 @@ def union(present: Floors, theirs: Floors) -> Floors:
         # `both` is never None here; `or` is for the type checker.
         terms[plugin] = both(accepted, terms.get(plugin)) or accepted
     revoked = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
+    sources = dict(theirs.sources)
+    for name, seen in present.sources.items():
+        sources[name] = max(seen, sources.get(name, seen), key=lambda one: one.generated_s)
     return Floors(
         versions=versions,
         masked=masked,
         terms=terms,
         pins={**theirs.pins, **present.pins},
         revoked=RevocationRows(**revoked),
+        sources=sources,
     )
 
 

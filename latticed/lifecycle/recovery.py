@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.catalog.builtins import Builtins
@@ -147,7 +147,7 @@ class _Recovery:
         )
         # The ledger first, since the floors name its newest head.
         head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
-        wanted = floors_of(rebuilt, policy.current.revoked)
+        wanted = replace(floors_of(rebuilt, policy.current.revoked), sources=kept.sources)
         floors.write(directory, floors.of_replaced(wanted, head, rfc3339(self._clock.wall_us())), key)
         # Floors and new ledger are complete before the renames; a start refuses a host key without a ledger.
         moved = rebuild.set_aside(directory, self._label)

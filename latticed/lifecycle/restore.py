@@ -220,7 +220,7 @@ class _Restore:
         everything = {**before, **{record.id: record for record in changed}}
         all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
         # Floors that fit the new ledger, with its head: the next start finds neither older than the other.
-        wanted = floors_of(everything.values(), all_revoked)
+        wanted = replace(floors_of(everything.values(), all_revoked), sources=kept.sources)
         floors.write(self._staging, floors.of_replaced(wanted, head, rfc3339(self._now_us)), key)
         restored = tuple(everything[one] for one in sorted(everything))
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)

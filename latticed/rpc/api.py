@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.presence import Presence
     from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.lifecycle.upgrades import UpgradeState
+    from latticed.market.market import Market
     from latticed.model.audit import Actor, Event
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
@@ -74,11 +75,11 @@ class ListedPlugin:
 class Api:
     """The components that handlers call, and the settings in force.
 
-    `started_at` is microseconds since the epoch, `started_s` seconds of the monotonic clock. `trouble`: what reloads of
-    the settings could not apply. `around`: returns problems of the daemon's environment, such as files that do not
-    answer or a state directory that was replaced. `undelivered`: (code, detail) of why notifications do not arrive.
-    `test_channel`: what a channel makes of a test message. `closing`: set when the daemon stops, for streams. `shown`:
-    cached rows by plugin id.
+    `started_at` is microseconds since the epoch, `started_s` seconds of the monotonic clock. `market` makes the
+    marketplace when it is first asked for. `trouble`: what reloads of the settings could not apply. `around`: returns
+    problems of the daemon's environment, such as files that do not answer or a state directory that was replaced.
+    `undelivered`: (code, detail) of why notifications do not arrive. `test_channel`: what a channel makes of a test
+    message. `closing`: set when the daemon stops, for streams. `shown`: cached rows by plugin id.
     """
 
     lifecycle: Lifecycle
@@ -100,6 +101,7 @@ class Api:
     test_channel: Callable[[str], Awaitable[dict[str, str]]]
     tasks: TaskKeeper
     plans: PlanKeeper
+    market: Callable[[], Market]
     ddns: DdnsKeeper
     monitors: MonitorKeeper
     programs: ProgramKeeper

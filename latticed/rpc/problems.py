@@ -67,6 +67,14 @@ STATUS_OF: Final = {
     "route_taken": HTTPStatus.CONFLICT,
     "protocol_unsupported": HTTPStatus.CONFLICT,
     "backup_running": HTTPStatus.CONFLICT,
+    **dict.fromkeys(
+        """source_invalid source_ambiguous index_missing index_invalid index_unsigned index_signature_invalid
+        index_from_future index_rolled_back index_changed index_browse_only index_expired index_mismatch unsupported
+        too_young held fetch_blocked""".split(),
+        HTTPStatus.CONFLICT,
+    ),
+    "fetch_failed": HTTPStatus.BAD_GATEWAY,
+    "fetch_too_large": HTTPStatus.BAD_GATEWAY,
     "ledger_damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "busy": HTTPStatus.TOO_MANY_REQUESTS,
     "sandbox_failed": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -13,6 +13,7 @@ from latticed.rpc import (
     delegated,
     events,
     kv,
+    market,
     notifications,
     plans,
     plugins,
@@ -154,6 +155,42 @@ CANCEL_TASKS: Final = Form(tasks.TasksCancelled, body=plugins.Nothing, codes=_UN
 
 PLANS: Final = Form(plans.PlanPage, query=plans.PlanFilter, codes=_UNRECORDED)
 PLAN: Final = Form(plans.PlanWhole, codes=_UNKNOWN)
+
+_INDEX: Final = (
+    "source_invalid",
+    "source_ambiguous",
+    "index_missing",
+    "index_invalid",
+    "index_unsigned",
+    "index_signature_invalid",
+    "index_from_future",
+    "index_rolled_back",
+    "index_changed",
+)
+_FETCH: Final = ("fetch_blocked", "fetch_failed", "fetch_too_large", "store_unavailable", *_INDEX, *_UNKNOWN)
+_TAKE: Final = (
+    "index_browse_only",
+    "index_expired",
+    "index_mismatch",
+    "unsupported",
+    "too_young",
+    "held",
+    "busy",
+    "needs_consent",
+    "version_downgrade",
+    "audit_unavailable",
+    *_REFUSED_HERE,
+    *(code.value for code in Code),
+    *_FETCH,
+)
+MARKET: Final = Form(market.MarketGlance, codes=_UNRECORDED)
+MARKET_REFRESH: Final = Form(market.MarketGlance, body=market.RefreshSource, codes=(*_FETCH, "audit_unavailable"))
+MARKET_SEARCH: Final = Form(market.OfferPage, query=market.MarketSearch, codes=(*_INDEX, *_UNKNOWN))
+MARKET_SHOW: Final = Form(market.MarketOffer, query=market.MarketChoice, codes=_FETCH)
+MARKET_BUNDLE: Final = Form("application/x-tar", query=market.MarketChoice, codes=("too_many_streams", *_TAKE))
+MARKET_OUTDATED: Final = Form(market.OutdatedList, codes=_UNRECORDED)
+MARKET_INSTALL: Final = Form(market.TakenRow, body=market.MarketInstall, codes=_TAKE)
+MARKET_HOLD: Final = Form(market.HoldSet, codes=_UNKNOWN)
 
 DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))
 RETRY_DDNS: Final = Form(delegated.DdnsRetried, body=delegated.Retry, codes=("quota_exceeded", *_UNKNOWN))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from latticed.settings.shapes import Settings
 
 SECTIONS: Final = frozenset(
-    "access audit ddns host_calls log mail node notify service static task trust tunnel upgrade".split()
+    "access audit ddns host_calls log mail market node notify service static task trust tunnel upgrade".split()
 )
 """All of these; `trust` is a path of its own."""
 KEYS: Final = frozenset(

@@ -251,6 +251,13 @@ def _section(name: str, value: Any, origin: str, kind: Any, origins: dict[str, s
     return kind(**given)
 
 
+def _sections(key: str, value: Any, origin: str, kind: Any) -> dict[str, Any]:
+    """A table of names, each of which is a section of `kind`."""
+    if not isinstance(value, dict):
+        raise _bad(key, origin, "a table of names, each a table", value)
+    return {name: _section(f"{key}.{name}", inner, origin, kind, {}) for name, inner in value.items()}
+
+
 def _path(key: str, value: Any, origin: str) -> Path:
     """An absolute path, or Problem settings_invalid: the daemon's working directory means nothing."""
     if not isinstance(value, (str, Path)) or not os.path.isabs(value) or "\0" in str(value):
@@ -260,9 +267,12 @@ def _path(key: str, value: Any, origin: str) -> Path:
 
 def _value(key: str, value: Any, origin: str, wanted: Any, rules: Mapping[str, Any]) -> Any:
     """`value` as the type `wanted`, within the bounds of `rules`; Problem settings_invalid otherwise."""
-    # Two kinds of tables: names and paths, or names and their scopes.
+    # Three kinds of tables: names and sections, names and paths, or names and their scopes.
     if get_origin(wanted) is dict:
-        is_paths = get_args(wanted)[1] is str
+        inner = get_args(wanted)[1]
+        if is_dataclass(inner):
+            return _sections(key, value, origin, inner)
+        is_paths = inner is str
         return _path_table(key, value, origin) if is_paths else _grants(key, value, origin, rules["one_of"])
     if get_origin(wanted) is tuple:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):

@@ -7,6 +7,7 @@ from pathlib import Path  # noqa: TC003 - the loader resolves these annotations
 from typing import Final
 
 from latticed.settings import endpoints, relays
+from latticed.settings.market import MarketSettings
 from latticed.settings.programs import ApplySettings, ServiceSettings, TaskSettings, TunnelSettings
 from latticed.settings.rules import setting as _setting
 
@@ -330,6 +331,7 @@ class Settings:
     service: ServiceSettings = ServiceSettings()
     tunnel: TunnelSettings = TunnelSettings()
     apply: ApplySettings = ApplySettings()
+    market: MarketSettings = MarketSettings()
     config_file: Path | None = None
     origins: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()

@@ -92,6 +92,15 @@ ROUTES = [
     POST /api/tasks/{task}/cancel operate
     GET /api/plans read
     GET /api/plans/{sha} read
+    GET /api/market read
+    POST /api/market/refresh operate
+    GET /api/market/plugins read
+    GET /api/market/plugins/{id} operate
+    GET /api/market/plugins/{id}/bundle operate
+    GET /api/market/outdated read
+    POST /api/market/install operate
+    PUT /api/market/holds/{id} operate
+    DELETE /api/market/holds/{id} operate
     GET /api/ddns operate
     POST /api/ddns/{id}/{name}/retry operate
     GET /api/monitors operate

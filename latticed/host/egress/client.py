@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -26,7 +27,7 @@ from latticed.model.hostcall import Denial
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from latticed.host.egress.guard import Guard
     from latticed.host.egress.redirects import EgressRequest
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 # A ContextVar, as aiohttp passes no argument to resolver and socket factory. Tasks that aiohttp makes for a connection
 # get a copy of the context (asyncio.create_task), so concurrent requests do not see each other's addresses.
 _allowed: Final[ContextVar[tuple[Address, ...]]] = ContextVar("latticed_allowed_addresses", default=())
+_PIECE_BYTES: Final = 256 << 10
+"""Of a body that is not kept in memory: what is handed on at once, at most."""
 _MAX_LINE_BYTES: Final = 8_190
 """Of the status line, and of each header field of an answer."""
 
@@ -50,6 +53,8 @@ class EgressLimits:
 
 
 DEFAULT_LIMITS: Final = EgressLimits()
+Sink = Callable[[bytes], Awaitable[None]]
+"""Takes the next piece of a body; the one after it is read once this returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +117,12 @@ class EgressClient:
         *,
         limits: EgressLimits = DEFAULT_LIMITS,
         contacted: Callable[[Target], None] | None = None,
+        into: Sink | None = None,
     ) -> EgressAnswer:
         """The answer to `request` after at most five redirects; the guard checks each target, then `contacted` is
         called with it, before the connection is made.
+
+        With `into`, the body of a 200 goes there in pieces as it comes, and is not in the answer.
 
         HostError: `egress_blocked`, `too_large`, `deadline_exceeded`, `service_unavailable`, `rate_limited` (look-ups).
         After a failure it is unknown whether the server has acted on the request.
@@ -123,7 +131,7 @@ class EgressClient:
             async with asyncio.timeout(limits.total_s):
                 # One deadline for all hops, look-ups included.
                 for _ in range(redirects.MAX_REDIRECTS + 1):
-                    found = await self._hop(request, rights, limits, contacted)
+                    found = await self._hop(request, rights, limits, contacted, into)
                     if isinstance(found, EgressAnswer):
                         return found
                     request = found
@@ -154,6 +162,7 @@ class EgressClient:
         rights: EgressRights,
         limits: EgressLimits,
         contacted: Callable[[Target], None] | None,
+        into: Sink | None,
     ) -> EgressAnswer | EgressRequest:
         """One request, once the guard has judged its target: its answer, or the request that its redirect leads to.
 
@@ -166,6 +175,8 @@ class EgressClient:
         with _allowing(found), _as_host_errors(target):
             tls = None if target.scheme == "http" else self._tls or await authorities.trusted()
             async with self._request(request, tls) as answer:
+                if answer.status == 200 and into is not None:
+                    return await _taken(answer, request, limits, into)
                 if answer.status not in redirects.STATUSES:
                     return await _read(answer, request, limits)
                 # The body of a redirect is not read: leaving the block closes the connection.
@@ -217,6 +228,26 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
     encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
     content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
     return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
+
+
+async def _taken(
+    answer: aiohttp.ClientResponse, request: EgressRequest, limits: EgressLimits, into: Sink
+) -> EgressAnswer:
+    """The answer without its body, which went `into`; HostError `too_large`, or for any encoding: none was asked for,
+    and what is decoded may be a thousand times as large.
+    """
+    header = headers.received(answer.raw_headers)
+    if any(one.strip().lower() not in {"", "identity"} for one in answer.headers.getall("Content-Encoding", ())):
+        raise _unavailable("the answer has a Content-Encoding that was not asked for")
+    if (answer.content_length or 0) > limits.body_bytes:
+        raise body.too_large(limits.body_bytes)
+    size = 0
+    async for part in answer.content.iter_chunked(_PIECE_BYTES):
+        size += len(part)
+        if size > limits.body_bytes:
+            raise body.too_large(limits.body_bytes)
+        await into(part)
+    return EgressAnswer(status=answer.status, header=header, body=b"", target=request.target)
 
 
 @contextlib.contextmanager

@@ -44,8 +44,6 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _PREPARED: Final = re.compile(r"\.[0-9a-f]{16}")
 _CHECKED: Final = ".json"  # files with this ending have to hold JSON
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 
 class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,20 +144,15 @@ def exchange(service: Path, prepared: Path) -> None:
 
     OSError; Problem service_unavailable where the file system cannot: then nothing is changed.
     """
-    # Here, and not at the daemon's start: it is used seldom.
-    import ctypes
-
     data = service / "data"
     data.mkdir(mode=0o700, exist_ok=True)
-    libc = ctypes.CDLL(None, use_errno=True)
-    # The standard library has rename(2) alone, and two of them in a row are not one step.
-    done = libc.renameat2(_AT_FDCWD, os.fsencode(prepared), _AT_FDCWD, os.fsencode(data), _RENAME_EXCHANGE)
-    if done == -1:
-        code = ctypes.get_errno()
-        if code in {errno.EINVAL, errno.ENOSYS}:
-            raise Problem("service_unavailable", "this file system cannot exchange two directories in one step")
-        raise OSError(code, os.strerror(code))
-    files.sync_directory(service)
+    try:
+        files.exchange(prepared, data)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOSYS}:
+            detail = "this file system cannot exchange two directories in one step"
+            raise Problem("service_unavailable", detail) from error
+        raise
 
 
 def clear(service: Path) -> None:

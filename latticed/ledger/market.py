@@ -1,0 +1,111 @@
+"""Rows of the marketplace: the newest index of each source, when releases were first seen, what was taken, holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.ledger.floors import SeenIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.ledger.connection import RowReader
+    from latticed.ledger.transaction import Transaction
+
+MOST_RELEASES: Final = 200_000
+"""Of one source: beyond them those that its index no longer has are forgotten."""
+
+ReleaseKey = tuple[str, str, str]
+"""(plugin id, version, SHA-256 of the artifact): another artifact under the same version is another release."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What was installed of a source; `at` in microseconds since the epoch."""
+
+    id: str
+    source: str
+    version: str
+    sha256: str
+    at: int
+
+
+def seen(conn: RowReader, source: str) -> SeenIndex | None:
+    """The newest index of a source that was accepted, None for none."""
+    for at, at_s, sha256, keys in conn.execute(
+        "SELECT generated_at, generated_s, sha256, keys FROM market_sources WHERE name = ?", (source,)
+    ):
+        return SeenIndex(generated_at=at, generated_s=at_s, sha256=sha256, keys=tuple(json.loads(keys)))
+    return None
+
+
+def remember(tx: Transaction, source: str, index: SeenIndex) -> None:
+    """Keep the newest index of a source in place of the last one."""
+    tx.execute(
+        "INSERT OR REPLACE INTO market_sources VALUES (?,?,?,?,?)",
+        (source, index.generated_at, index.generated_s, index.sha256, json.dumps(list(index.keys))),
+    )
+
+
+def note_releases(tx: Transaction, source: str, releases: Iterable[ReleaseKey], *, now_us: int) -> None:
+    """Keep when each release was seen first; those that are known stay as they are."""
+    for plugin_id, version, sha256 in releases:
+        tx.execute(
+            "INSERT OR IGNORE INTO market_releases VALUES (?,?,?,?,?)", (source, plugin_id, version, sha256, now_us)
+        )
+
+
+def count_releases(conn: RowReader, source: str) -> int:
+    """How many releases of a source are remembered."""
+    return next(
+        int(count) for (count,) in conn.execute("SELECT count(*) FROM market_releases WHERE source=?", (source,))
+    )
+
+
+def forget_releases(tx: Transaction, source: str, *, before_us: int) -> None:
+    """Forget the releases that were first seen before; so those that an index repeats begin their age anew."""
+    tx.execute("DELETE FROM market_releases WHERE source = ? AND first_seen < ?", (source, before_us))
+
+
+def first_seen(conn: RowReader, source: str, plugin_id: str) -> dict[tuple[str, str], int]:
+    """Microseconds since the epoch by (version, artifact's SHA-256) of a plugin's releases."""
+    rows = conn.execute(
+        "SELECT version, sha256, first_seen FROM market_releases WHERE source = ? AND id = ?", (source, plugin_id)
+    )
+    return {(str(version), str(sha256)): int(at) for version, sha256, at in rows}
+
+
+def note_taken(tx: Transaction, taken: Taken) -> None:
+    """Keep from which source a plugin's bundle came."""
+    tx.execute(
+        "INSERT OR REPLACE INTO market_taken VALUES (?,?,?,?,?)",
+        (taken.id, taken.source, taken.version, taken.sha256, taken.at),
+    )
+
+
+def taken(conn: RowReader) -> dict[str, Taken]:
+    """What was taken of sources, by plugin id."""
+    rows = conn.execute("SELECT id, source, version, sha256, at FROM market_taken ORDER BY id")
+    return {
+        str(one): Taken(id=str(one), source=str(source), version=str(version), sha256=str(sha256), at=int(at))
+        for one, source, version, sha256, at in rows
+    }
+
+
+def hold(tx: Transaction, plugin_id: str, *, by: str, now_us: int) -> bool:
+    """Keep a plugin at the version that it has; False when it was held before."""
+    tx.execute("INSERT OR IGNORE INTO market_holds VALUES (?,?,?)", (plugin_id, by, now_us))
+    return tx.changes() > 0
+
+
+def release_hold(tx: Transaction, plugin_id: str) -> bool:
+    """Hold a plugin no more; False when it was not held."""
+    tx.execute("DELETE FROM market_holds WHERE id = ?", (plugin_id,))
+    return tx.changes() > 0
+
+
+def held(conn: RowReader) -> frozenset[str]:
+    """The ids of all held plugins."""
+    return frozenset(str(one) for (one,) in conn.execute("SELECT id FROM market_holds"))

@@ -1,0 +1,144 @@
+"""What may be taken of an index: which release, whether the manifest is the one that was offered, what it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from latticed.model import capability, consents, egress, semver_range
+from latticed.model.errors import Problem
+from latticed.trust import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.model.lifecycle import Record
+    from latticed.model.manifest import Manifest
+    from latticed.trust.index import Index, IndexEntry, Release
+
+DAY_US: Final = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedRelease:
+    """What an operator asks for: a version, or a channel's (the stable one where neither is named), and what is
+    accepted by name: capabilities and hosts (`accept`, as contracts §8 has it), the version that is taken before its
+    age (`accept_age`) or while its plugin is held (`accept_held`), a version below the highest so far.
+    """
+
+    id: str
+    source: str = ""
+    version: str = ""
+    channel: str = ""
+    accept: tuple[str, ...] = ()
+    accept_age: str = ""
+    accept_held: bool = False
+    allow_downgrade: bool = False
+
+
+def choose(index: Index, wanted: WantedRelease) -> tuple[IndexEntry, Release]:
+    """The entry and the release that are meant; Problem not_found, or unsupported with the index's reason."""
+    entry = index.entries.get(wanted.id)
+    if entry is None:
+        raise Problem(
+            "not_found", f"expected {wanted.id[:128]} in the index, found no such plugin", "latticectl market search"
+        )
+    if entry.unsupported:
+        raise Problem("unsupported", f"the index's entry of {entry.id} cannot be used: {entry.unsupported}")
+    version = wanted.version or entry.channels.get(wanted.channel or "stable", "")
+    release = entry.release(version) if version else None
+    if release is None:
+        offered = ", ".join(f"{name} {one}" for name, one in entry.channels.items()) or "no channel"
+        asked = wanted.version or f"a release of the channel {wanted.channel or 'stable'}"
+        raise Problem(
+            "not_found", f"expected {asked[:64]} of {entry.id}, found {offered}", f"latticectl market show {entry.id}"
+        )
+    if release.unsupported:
+        raise Problem("unsupported", f"{entry.id} {release.version} cannot be used here: {release.unsupported}")
+    return entry, release
+
+
+def check_manifest(manifest: Manifest, entry: IndexEntry, release: Release) -> None:
+    """Problem index_mismatch unless the signed manifest is the one that the index offers.
+
+    The manifest is what counts; an index that says otherwise is of another release, or lies.
+    """
+    offered = {
+        "id": (entry.id, manifest.id),
+        "version": (release.version, manifest.version),
+        "publisher": (entry.publisher, manifest.publisher),
+        "type": (entry.type, manifest.type),
+        "artifact_sha256": (release.artifact_sha256, manifest.digest_sha256.lower()),
+        "capabilities": (", ".join(sorted(release.capabilities)), ", ".join(sorted(manifest.capabilities))),
+        "signature_ed25519": (_signature(release.signature_ed25519), _signature(manifest.signature_ed25519)),
+    }
+    for name, (expected, found) in offered.items():
+        if expected != found:
+            raise Problem(
+                "index_mismatch",
+                f"expected the signed manifest to have {name} {expected[:100]}, as the index says, found {found[:100]}",
+                "the source's index and its files do not fit together: tell the source",
+            )
+
+
+def needed(manifest: Manifest) -> tuple[str, ...]:
+    """What has to be accepted by name before a bundle is taken: host-risk capabilities, and hosts as `host=…`."""
+    caps = [name for name in manifest.capabilities if name in capability.host_risk(manifest.capabilities)]
+    return (*caps, *(f"host={one}" for one in manifest.declared_hosts or ()))
+
+
+def check_consent(manifest: Manifest, accept: Iterable[str]) -> None:
+    """Problem needs_consent that lists what was not accepted by name; bad_request for what cannot be."""
+    try:
+        named = consents.parse(accept)
+    except consents.BadConsent as error:
+        raise Problem("bad_request", str(error)) from error
+    declared = manifest.declared_hosts or ()
+    covered = set(named.caps) | {f"host={one}" for one in egress.meet(named.hosts, declared)}
+    missing = [one for one in needed(manifest) if one not in covered]
+    if missing:
+        options = " ".join(f"--accept {one}" for one in missing)
+        raise Problem(
+            "needs_consent", f"expected consent by name to {', '.join(missing)}, found none", f"add {options}"
+        )
+
+
+def check_record(record: Record | None, manifest: Manifest, wanted: WantedRelease) -> None:
+    """Problem publisher_changed or version_downgrade against what this host has of the plugin."""
+    if record is None:
+        return
+    if record.facts.publisher != manifest.publisher or not record.facts.signed:
+        raise Problem(
+            "publisher_changed",
+            f"expected {record.id} from {record.facts.publisher or 'nobody'}, found publisher {manifest.publisher}",
+            f"if the plugin has changed hands: latticectl forget {record.id}",
+        )
+    order = semver_range.compare(manifest.version, record.floor) if record.floor else 1
+    if not wanted.allow_downgrade and manifest.version != record.floor and (order is None or order < 0):
+        raise Problem(
+            "version_downgrade",
+            f"expected a version from {record.floor} on, found {manifest.version}",
+            "--allow-downgrade takes a lower one; latticectl rollback goes back to one that was here",
+        )
+
+
+def check_age(wanted: WantedRelease, release: Release, *, seen_us: int, now_us: int, min_days: int) -> None:
+    """Problem too_young for a release that this host has known for less than `min_days`, unless that is accepted by its
+    version. A clock that went back makes a release younger, never older.
+    """
+    if now_us - seen_us >= min_days * DAY_US or wanted.accept_age == release.version:
+        return
+    raise Problem(
+        "too_young",
+        f"expected a release known here for {min_days} days, found {wanted.id} {release.version} "
+        f"first seen {max(now_us - seen_us, 0) // 3_600_000_000} h ago",
+        f"wait, or add --accept-age {release.version}",
+    )
+
+
+def _signature(written: str) -> str:
+    """A signature with its padding: both spellings are one value."""
+    try:
+        return keys.encode_base64(keys.decode_base64(written, size=keys.SIGNATURE_BYTES))
+    except keys.BadText:
+        return written

@@ -1,0 +1,113 @@
+"""What the market has on disk: indexes as they were fetched, and the directory that its bundles go into.
+
+`<state>/market/<source>/plugins.json`, and files under names that begin with a dot while they are fetched. A bundle is
+made whole beside the place it goes to, and put there by one rename; a kill at any moment leaves the old or the new one.
+All functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from latticed.bundle.refusal import ARTIFACT, MANIFEST
+from latticed.kit import files
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+INDEX: Final = "plugins.json"
+_STAGED: Final = re.compile(r"\.(?:taking|gone)\.[0-9a-f]{16}")
+_PARTIAL: Final = re.compile(r"\.fetch\.[0-9a-f]{16}")
+
+
+class MarketShelf:
+    """The market's files beneath the state directory `state_dir`."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.bundles = state_dir / "bundles"
+        self._sources = state_dir / "market"
+
+    def clear(self) -> None:
+        """Remove what killed fetches and installs have left. None may be going on. OSError is not raised: the next
+        start tries again.
+        """
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.bundles):
+                if _STAGED.fullmatch(name):
+                    shutil.rmtree(self.bundles / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for source in os.listdir(self._sources):
+                for name in os.listdir(self._sources / source):
+                    if _PARTIAL.fullmatch(name):
+                        (self._sources / source / name).unlink(missing_ok=True)
+
+    def source(self, name: str) -> Path:
+        """The directory of a source, made when it is not there; Problem store_unavailable."""
+        place = self._sources / name
+        with _written():
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return place
+
+    def index(self, name: str) -> bytes | None:
+        """The bytes of a source's last index, None when there is none. OSError, ValueError."""
+        try:
+            # Its size was bounded when it was fetched; this bounds what somebody else may have put there.
+            return files.read_at_most(self._sources / name / INDEX, 64 << 20)
+        except FileNotFoundError:
+            return None
+
+    def partial(self, source: str) -> Path:
+        """A new name for a file of a source that is being fetched."""
+        return self.source(source) / f".fetch.{secrets.token_hex(8)}"
+
+    def put_index(self, fetched: Path) -> None:
+        """Have a fetched file be the index of the source beside which it is. Problem store_unavailable."""
+        with _written():
+            os.replace(fetched, fetched.with_name(INDEX))
+            files.sync_directory(fetched.parent)
+
+    @contextlib.contextmanager
+    def staging(self, parent: Path | None = None) -> Iterator[Path]:
+        """A new directory for a bundle, beside where it goes; removed at the end of the block unless it was placed."""
+        place = (parent or self.bundles) / f".taking.{secrets.token_hex(8)}"
+        with _written():
+            place.mkdir(mode=0o755)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def place(self, staged: Path, name: str) -> None:
+        """Have the bundle in `staged` be the one called `name` beside it, in one step. Problem store_unavailable."""
+        target = staged.with_name(name)
+        with _written():
+            for one in (MANIFEST, ARTIFACT):
+                (staged / one).chmod(0o644)
+            files.sync_directory(staged)
+            try:
+                # Also over a directory that is empty; any other is ENOTEMPTY.
+                staged.rename(target)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                files.exchange(staged, target)
+                # Now the old one is in `staged`, and goes with it.
+            files.sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """Raise Problem store_unavailable for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        detail = f"expected to write into the market's directory, found: {error.strerror or error}"
+        raise Problem("store_unavailable", detail, "free some space in the state directory") from error

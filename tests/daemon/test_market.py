@@ -1,0 +1,457 @@
+"""The marketplace, end to end: a scripted https source, the real daemon, latticectl. T-numbers: index_attacks.json."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.house import bundles, daemons, index_servers, indexes, processes
+
+pytestmark = pytest.mark.daemon
+
+SOURCE = bundles.author("source")
+ACME = bundles.author("acme")
+STRANGER = bundles.author("stranger")
+SOURCES = 80
+FETCH_S = 3
+_ids = itertools.count()
+
+
+@dataclass
+class Site:
+    """One source of its own for each test: index, files, and what the daemon makes of it."""
+
+    daemon: daemons.Daemon
+    web: index_servers.IndexServer
+    name: str
+    parent: Any
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        return f"{self.web.base}{self.name}/"
+
+    @property
+    def state(self):
+        return self.daemon.place.state
+
+    def path(self, bundle, file="artifact", version=None) -> str:
+        return f"/{self.name}/{bundle.id}/{version or bundle.raw['version']}/{file}"
+
+    def bundle(self, plugin_id=None, *, author=ACME, **fields):
+        """A bundle with an id of its own, whose files are served."""
+        plugin_id = plugin_id or f"acme.plugin{next(_ids)}"
+        made = bundles.drop(self.parent, f"{next(_ids)}", author=author, id=plugin_id, **fields)
+        for file in ("manifest.json", "artifact"):
+            self.web.files[self.path(made, file)] = (made.path / file).read_bytes()
+        return made
+
+    def offer(self, bundle, **fields):
+        """The entry of a bundle."""
+        return indexes.entry(bundle, f"{self.base}{bundle.id}/{bundle.raw['version']}/", **fields)
+
+    def publish(self, *entries, signers=(SOURCE,), **fields):
+        """Serve an index; without `at` each is newer than the one before."""
+        fields.setdefault("at", time.time() - 1000 + next(_ids))
+        made = indexes.index(*entries, signers=signers, **fields)
+        self.serve(made)
+        return made
+
+    def serve(self, made):
+        self.web.files[f"/{self.name}/plugins.json"] = made if isinstance(made, bytes) else indexes.encoded(made)
+
+    def refresh(self):
+        return self.daemon.post("/api/market/refresh", {"source": self.name})
+
+    def refreshed(self, *entries, **fields):
+        """Publish and take in an index."""
+        made = self.publish(*entries, **fields)
+        assert self.refresh().status == 200, self.refresh()
+        return made
+
+    def install(self, bundle, **fields):
+        return self.daemon.post("/api/market/install", {"id": bundle.id, "source": self.name, **fields})
+
+    def code(self, answer):
+        return json.loads(answer.body)["code"] if answer.status != 200 else "ok"
+
+    def row(self):
+        rows = json.loads(self.daemon.get("/api/market").body)["sources"]
+        return next(one for one in rows if one["name"] == self.name)
+
+    def placed(self, bundle):
+        """What lies in the market's directory under the bundle's id: its version, None for nothing."""
+        manifest = self.state / "bundles" / bundle.id / "manifest.json"
+        return json.loads(manifest.read_bytes())["version"] if manifest.exists() else None
+
+    def leftovers(self):
+        """Files that nobody should find after a failure."""
+        hidden = [one.name for one in (self.state / "bundles").iterdir() if one.name.startswith(".")]
+        market = self.state / "market" / self.name
+        return hidden + [one.name for one in market.iterdir() if one.name != "plugins.json"]
+
+    def events(self, action):
+        return self.daemon.events(action=action, newest="1", limit="20")
+
+
+def settings(web, names):
+    lines = [f"[market]\nfetch_s = {FETCH_S}\nindex_bytes = 300000\n[limits]\nartifact_bytes = 300000"]
+    lines += [
+        f'[market.sources.{name}]\nurl = "{web.base}{name}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
+        f'origins = ["{web.origin}"]'
+        for name in names
+    ]
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("web")
+    with index_servers.serving(directory) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def trading(web, names):
+    """A place whose daemon knows these sources, and trusts acme and the tests' authority."""
+    with daemons.placed() as place:
+        place.trust_us(ACME)
+        place.write(place.home / "authority.pem", web.authority.read_bytes())
+        place.env["SSL_CERT_FILE"] = str(place.home / "authority.pem")
+        place.set(settings(web, names))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def shop(web):
+    with trading(web, [f"s{number}" for number in range(SOURCES)]) as place, place.running() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    return itertools.count()
+
+
+@pytest.fixture
+def site(shop, web, numbers, tmp_path):
+    return Site(daemon=shop, web=web, name=f"s{next(numbers)}", parent=tmp_path)
+
+
+def test_operator_finds_a_plugin_and_takes_exactly_what_was_signed(site):
+    """Search, show, install by latticectl: it lands verified, granted and started nothing."""
+    bundle = site.bundle(v2=True, capabilities=["kv:read", "http:egress"], egress={"hosts": ["api.example.org:443"]})
+    site.publish(site.offer(bundle, summary="Counts sheep"))
+    ctl = site.daemon.ctl
+    assert ctl("market", "refresh", site.name).returncode == 0
+    assert bundle.id in ctl("market", "search", "SHEEP").stdout
+    shown = ctl("market", "show", bundle.id)
+    assert "host=api.example.org:443" in shown.stdout
+    refused = ctl("market", "install", bundle.id)
+    assert (refused.returncode, "--accept http:egress" in refused.stderr) == (1, True)
+    assert site.path(bundle) not in site.web.asked
+    taken = ctl("market", "install", bundle.id, "--accept", "http:egress", "--accept-host", "api.example.org:443")
+    assert taken.returncode == 0, taken.stderr
+    for step in ("index", "publisher", "manifest", "consent", "artifact", "sandbox", "placed"):
+        assert f"\n{step} " in f"\n{taken.stdout}"
+    record = site.daemon.until(lambda: site.daemon.plugin(bundle.id), "the record")
+    assert (record["status"], record["granted"], record["artifact_sha256"]) == (
+        "verified",
+        ["kv:read"],
+        bundle.raw["digest_sha256"],
+    )
+    assert site.leftovers() == []
+    assert site.events("market.installed")[0]["detail"]["accepted"] == "http:egress host=api.example.org:443"
+    assert ctl("market", "sources").returncode == 0
+
+
+def test_newer_release_becomes_the_candidate_in_one_step(site):
+    first = site.bundle(version="1.0.0")
+    site.refreshed(site.offer(first))
+    assert site.install(first).status == 200
+    site.daemon.until(lambda: site.daemon.plugin(first.id), "the record")
+    assert site.daemon.set_status("installed", first.id).status == 200
+    second = site.bundle(first.id, version="1.1.0", artifact=bundles.ARTIFACT + b"# newer\n")
+    old = indexes.release(first, f"{site.base}{first.id}/1.0.0/")
+    site.refreshed(indexes.entry(second, f"{site.base}{first.id}/1.1.0/", old))
+    behind = json.loads(site.daemon.ctl("market", "outdated", "--format", "json").stdout)
+    assert [(one["id"], one["offered"]) for one in behind if one["id"] == first.id] == [(first.id, "1.1.0")]
+    assert site.install(second).status == 200
+    record = site.daemon.until(
+        lambda: (found := site.daemon.plugin(first.id)) and found.get("candidate") and found, "a candidate"
+    )
+    assert (record["version"], record["candidate"]["version"], site.placed(first)) == ("1.0.0", "1.1.0", "1.1.0")
+    assert site.leftovers() == []
+    # T12: back to what is lower than the highest accepted takes an override by name.
+    assert site.daemon.post(f"/api/plugins/by-id/{first.id}/upgrade", {}).status == 200
+    assert site.code(site.install(second, version="1.0.0")) == "version_downgrade"
+    assert site.install(second, version="1.0.0", allow_downgrade=True).status == 200
+
+
+def test_fetch_writes_a_verified_bundle_elsewhere(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    to = site.daemon.place.home / "elsewhere"
+    to.mkdir()
+    site.daemon.place.own(to)
+    fetched = site.daemon.ctl("market", "fetch", bundle.id, "--to", str(to))
+    assert fetched.returncode == 0, fetched.stderr
+    for file in ("manifest.json", "artifact"):
+        assert (to / bundle.id / file).read_bytes() == (bundle.path / file).read_bytes()
+    assert site.placed(bundle) is None
+    again = site.daemon.ctl("market", "fetch", bundle.id, "--to", str(to))
+    assert (again.returncode, "exists" in again.stderr or "not to exist" in again.stderr) == (1, True)
+    assert site.leftovers() == []
+
+
+def test_held_plugin_is_left_alone_until_named(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    assert site.daemon.ctl("market", "hold", bundle.id).returncode == 0
+    assert "already" in site.daemon.ctl("market", "hold", bundle.id).stdout
+    assert site.code(site.install(bundle)) == "held"
+    assert site.install(bundle, accept_held=True).status == 200
+    assert site.events("market.installed")[0]["detail"]["accept_held"] is True
+    assert site.daemon.ctl("market", "hold", "--off", bundle.id).returncode == 0
+    assert site.install(bundle).status == 200
+
+
+# What the index may be.
+
+
+@pytest.mark.parametrize(
+    ("attack", "make", "code"),
+    [
+        ("T01 unknown key", lambda raw: indexes.sign(raw, STRANGER), "index_signature_invalid"),
+        ("T01 other bytes", lambda raw: {**raw, "publishers": [{"id": "x"}]}, "index_signature_invalid"),
+        ("T43 official, unsigned", lambda raw: {**raw, "signatures": []}, "index_unsigned"),
+        ("T01 draft after signed", lambda raw: {**raw, "signatures": [], "status": "draft"}, "index_unsigned"),
+        ("T08 a manifest", lambda _: bundles.manifest_v2(), "index_invalid"),
+        ("T38", lambda raw: indexes.encoded(raw).replace(b'"status"', b'"status": "x", "status"', 1), "index_invalid"),
+        ("T09", lambda raw: indexes.sign({**raw, "generated_at": "2020-01-01T00:00:00Z"}, SOURCE), "index_rolled_back"),
+        ("T10", lambda raw: indexes.sign({**raw, "plugins": []}, SOURCE), "index_changed"),
+        (
+            "T45",
+            lambda raw: indexes.sign({**raw, "generated_at": indexes.moment(time.time() + 3600)}, SOURCE),
+            "index_from_future",
+        ),
+        ("T16", lambda raw: indexes.sign({**raw, "generated_at": "9999-12-31T23:59:59Z"}, SOURCE), "index_from_future"),
+        ("too large", lambda raw: b" " * 300_001, "fetch_too_large"),
+        ("bytes", lambda raw: b"\xff\x00", "index_invalid"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_index_that_may_not_be_taken_leaves_the_last_one(site, attack, make, code):
+    bundle = site.bundle()
+    raw = site.refreshed(site.offer(bundle))
+    site.serve(make(raw))
+    answer = site.refresh()
+    assert site.code(answer) == code, answer
+    row = site.row()
+    assert (row["usable"], row["generated_at"], code in row["trouble"]) == (True, raw["generated_at"], True)
+    denied = site.events("market.refreshed")[0]
+    assert (denied["decision"], denied["code"], denied["target"]) == ("deny", code, site.name)
+    assert site.install(bundle).status == 200
+    assert site.leftovers() == []
+
+
+# T17, T24, T25, T26
+@pytest.mark.parametrize("file", ["plugins.json", "manifest.json", "artifact"])
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [("endless", "fetch_too_large"), ("drip", "fetch_failed"), ("huge", "fetch_too_large"), ("short", "fetch_failed"),
+     ("longer", "fetch_failed"), ("gzip", "fetch_failed"), ("404", "fetch_failed"), ("304", "fetch_failed")],
+)  # fmt: skip
+def test_source_that_lies_or_stalls_is_given_up(site, file, attack, code):
+    bundle = site.bundle()
+    raw = site.refreshed(site.offer(bundle))
+    path = f"/{site.name}/plugins.json" if file == "plugins.json" else site.path(bundle, file)
+    good = site.web.files[path]
+    site.web.answers[path] = {
+        "endless": index_servers.endless(site.web),
+        "drip": index_servers.drip(site.web),
+        "huge": index_servers.body(b"x", length=1 << 40),
+        "short": index_servers.body(good[:10], length=len(good)),
+        "longer": index_servers.body(good + b"junk", length=len(good)),
+        "gzip": index_servers.body(gzip.compress(good), "Content-Encoding: gzip"),
+        "404": index_servers.status(404),
+        "304": index_servers.status(304),
+    }[attack]
+    answer = site.refresh() if file == "plugins.json" else site.install(bundle)
+    assert site.code(answer) == code, answer
+    assert (site.placed(bundle), site.leftovers()) == (None, [])
+    assert site.row()["generated_at"] == raw["generated_at"]
+
+
+# What may be taken by it.
+
+
+def changed_release(raw, **fields):
+    (plugin,) = raw["plugins"]
+    (release,) = plugin["releases"]
+    return {**raw, "plugins": [{**plugin, "releases": [{**release, **fields}]}]}
+
+
+def test_artifact_that_was_replaced_is_refused(site):
+    """T03, T44: of the same length, at the first install and at one over what is here already."""
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    assert site.install(bundle).status == 200
+    good = site.web.files[site.path(bundle)]
+    site.web.files[site.path(bundle)] = good[:-2] + b"#\n"
+    assert site.code(site.install(bundle)) == "digest_mismatch"
+    assert (site.state / "bundles" / bundle.id / "artifact").read_bytes() == good
+    assert site.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "fields"),
+    [
+        ("T07 version", {"version": "1.2.0"}),
+        ("T07 capabilities", {"capabilities": ["kv:read"]}),
+        ("T23 digest", {"artifact_sha256": "a" * 64}),
+        ("T22 signature", {"signature_ed25519": ACME.sign(b"something else")}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_index_that_does_not_fit_the_manifest_is_refused(site, attack, fields):
+    bundle = site.bundle()
+    raw = changed_release(site.publish(site.offer(bundle)), **fields)
+    raw["plugins"][0]["channels"] = {"stable": raw["plugins"][0]["releases"][0]["version"]}
+    site.serve(indexes.sign(raw, SOURCE))
+    assert site.refresh().status == 200
+    assert site.code(site.install(bundle)) == "index_mismatch"
+    assert site.path(bundle) not in site.web.asked  # T41
+    assert site.placed(bundle) is None
+
+
+def test_manifest_of_another_plugin_or_release_is_refused(site):
+    """T06, T22, T08: validly signed by the same publisher; an index in the manifest's place."""
+    one, other = site.bundle(), site.bundle()
+    site.refreshed(site.offer(one))
+    for path in (site.path(other, "manifest.json"),):
+        site.web.files[site.path(one, "manifest.json")] = site.web.files[path]
+        assert site.code(site.install(one)) == "index_mismatch"
+    site.web.files[site.path(one, "manifest.json")] = site.web.files[f"/{site.name}/plugins.json"]
+    assert site.code(site.install(one)) == "manifest_invalid"
+    assert site.path(one) not in site.web.asked
+
+
+def test_publisher_has_to_be_the_policys(site):
+    """T05: known to the index alone, whose keys mean nothing; and one whose key is another."""
+    stranger = site.bundle(author=STRANGER)
+    site.refreshed(site.offer(stranger), publishers=[{"id": "stranger", "public_key_ed25519": STRANGER.public}])
+    assert site.code(site.install(stranger)) == "publisher_untrusted"
+    forger = bundles.author("acme")
+    forged = site.bundle(author=forger)
+    site.refreshed(site.offer(forged))
+    assert site.code(site.install(forged)) == "signature_invalid"
+    assert (site.placed(stranger), site.placed(forged)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://{host}/x", "https://127.0.0.1:{port}/x", "https://localhost:{port}/x", "https://10.0.0.1/x",
+            "https://169.254.169.254/x", "file:///etc/passwd"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["named", "redirected"])
+def test_addresses_that_no_source_may_lead_to(site, url, how):
+    """T40: named by the index, or reached by a redirect; nothing is connected to."""
+    bundle = site.bundle()
+    where = url.format(host=index_servers.HOST, port=site.web.port)
+    raw = site.publish(site.offer(bundle))
+    if how == "named":
+        site.serve(indexes.sign(changed_release(raw, manifest_url=where), SOURCE))
+    else:
+        site.web.answers[site.path(bundle, "manifest.json")] = index_servers.redirect(where)
+    assert site.refresh().status == 200
+    assert site.code(site.install(bundle)) in {"fetch_blocked", "unsupported"}
+    assert "/x" not in site.web.asked
+
+
+def test_redirects_are_followed_within_the_mirror_five_times(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    path = site.path(bundle)
+    site.web.answers[path] = index_servers.redirect(f"/{site.name}/1?token=a")
+    for number in range(1, 5):
+        site.web.answers[f"/{site.name}/{number}?token=a"] = index_servers.redirect(f"{number + 1}?token=a")
+    site.web.files[f"/{site.name}/5?token=a"] = site.web.files[path]
+    assert site.install(bundle).status == 200
+    site.web.answers[f"/{site.name}/5?token=a"] = index_servers.redirect("6")
+    assert site.code(site.install(bundle)) == "fetch_blocked"
+
+
+def test_release_that_is_gone_or_of_another_format_spoils_nothing_else(site):
+    """T11, and entries that this version cannot take."""
+    bundle, other = site.bundle(), site.bundle()
+    site.refreshed(site.offer(bundle), site.offer(other))
+    assert site.install(bundle).status == 200
+    site.daemon.until(lambda: site.daemon.plugin(bundle.id), "the record")
+    foreign = site.offer(other, capabilities=["rpc:call"])
+    foreign["releases"][0]["capabilities"] = ["rpc:call"]
+    site.refreshed(foreign, {"id": "../x"}, 7)
+    assert site.code(site.install(bundle)) == "not_found"
+    assert site.code(site.install(other)) == "unsupported"
+    assert len(site.row()["refused"]) == 2
+    behind = json.loads(site.daemon.get("/api/market/outdated").body)["plugins"]
+    assert [one["gone"] for one in behind if one["id"] == bundle.id] == [True]
+    assert site.daemon.plugin(bundle.id)["available"] is True
+
+
+def test_draft_can_be_looked_at_only(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle), status="draft", signers=())
+    assert site.row()["code"] == "index_browse_only"
+    assert site.code(site.install(bundle)) == "index_browse_only"
+    assert bundle.id in site.daemon.ctl("market", "search", bundle.id).stdout
+
+
+def test_one_install_of_an_id_at_a_time(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    site.web.answers[site.path(bundle)] = index_servers.drip(site.web)
+    with processes.spawned(site.daemon.ctl_command("market", "install", bundle.id), user=site.daemon.place.user,
+                           env=site.daemon.place.environment()) as slow:  # fmt: skip
+        index_servers.until_asked(site.web, site.path(bundle))
+        assert site.code(site.install(bundle)) == "busy"
+        taking = json.loads(site.daemon.get("/api/market").body)["taking"]
+        assert [(one["id"], one["file"]) for one in taking] == [(bundle.id, "artifact")]
+        assert slow.wait(timeout=daemons.START_S) == 1
+    del site.web.answers[site.path(bundle)]
+    assert site.install(bundle).status == 200
+
+
+def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path):
+    """T14, T15, T17, T13: an expired index installs nothing; what runs keeps running, also over a restart."""
+    with trading(web, ["keep"]) as place:
+        with place.running() as daemon:
+            site = Site(daemon=daemon, web=web, name="keep", parent=tmp_path)
+            bundle, other = site.bundle(v2=True), site.bundle()
+            raw = site.refreshed(site.offer(bundle), site.offer(other), at=time.time() - 20 * 86_400)
+            assert site.install(bundle).status == 200
+            daemon.activate(bundle.id)
+        web.answers["/keep/plugins.json"] = index_servers.status(503)
+        place.set(settings(web, ["keep"]) + "\nmax_age_days = 10")
+        index = place.state / "market" / "keep" / "plugins.json"
+        with place.running() as daemon:
+            site.daemon = daemon
+            daemon.until_state("armed", bundle.id)
+            assert (site.row()["code"], site.code(site.refresh())) == ("index_expired", "fetch_failed")
+            assert site.code(site.install(other)) == "index_expired"
+            assert daemon.plugin(bundle.id)["runtime"]["state"] == "armed"
+            del web.answers["/keep/plugins.json"]
+            site.serve(indexes.sign({**raw, "generated_at": indexes.moment(time.time() - 30 * 86_400)}, SOURCE))
+            assert site.code(site.refresh()) == "index_rolled_back"
+            # T13: what was remembered is in the signed floors too; a file put in the index's place is refused.
+            index.write_bytes(web.files["/keep/plugins.json"])
+            assert site.row()["code"] == "index_rolled_back"
+            # T18
+            site.refreshed(site.offer(bundle), site.offer(other))
+            assert site.install(other).status == 200
