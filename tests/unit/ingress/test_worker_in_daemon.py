@@ -124,6 +124,18 @@ async def test_upgrade_replaces_the_served_template(place):
     assert await place.get(f"/{ID}/") == (200, "two")
 
 
+async def test_worker_that_stood_by_serves_its_routes_again(place):
+    """The new one had claimed them; the old one, which goes on without a start, claims them back."""
+    place.drop(b"one")
+    await place.activate()
+    place.drop(b"two", version="1.1.0")
+    await place.home.until_plugin(ID, lambda plugin: plugin.get("candidate"))
+    assert (await place.home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {}))["upgrade"]["state"] == "gating"
+    assert await place.get(f"/{ID}/") == (200, "two")
+    assert (await place.home.ask("POST", f"/api/plugins/by-id/{ID}/rollback", {}))["version"] == "1.0.0"
+    assert await place.get(f"/{ID}/") == (200, "one")
+
+
 async def test_trimmed_capabilities_show_in_the_next_answer(place):
     """Without kv:read the value is empty and the denial audited; without worker:route there is no route."""
     place.drop(HELLO)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+
 import pytest
 
 from latticed.host.call import HostError
@@ -259,6 +262,10 @@ async def test_three_earlier_identities_stay_in_store_and_rollback_needs_no_down
     assert [one["version"] for one in kept] == ["1.3.0", "1.2.0", "1.1.0"]
     store = home.root / "state" / "store"
     await in_process.until(lambda: len(list(store.iterdir())) == 4, "one was collected")
+    backup = await home.ask("GET", "/api/backup")
+    with tarfile.open(fileobj=io.BytesIO(backup["raw"])) as tar:
+        pairs = {name.split("/")[1] for name in tar.getnames() if name.startswith("store/")}
+    assert pairs == {one["identity"] for one in kept} | {path.name for path in store.iterdir()}
     unknown = await home.ask("POST", f"{URL}/rollback", {"to": "1.0.0"})
     assert (unknown.status, unknown.code) == (404, "not_found")
     assert "found 1.1.0, 1.2.0, 1.3.0" in unknown["detail"]

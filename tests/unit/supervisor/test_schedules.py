@@ -249,6 +249,27 @@ async def test_schedule_is_in_force_as_it_is_accepted_now(site):
     assert list(site.ledger.read(lambda db: rows.of(db, ID))) == ["report"]
 
 
+async def test_of_two_versions_the_one_in_charge_gets_the_runs(site):
+    """While a new version is watched, the old one, which has the same schedule, gets none; put in charge again, all."""
+    old, supervisor = await site.armed(MINUTE), site.stand.supervisor
+    await site.pass_time(1)
+    site.stand.driven.instances[-1].invoking = None
+    new = await asyncio.to_thread(lambda: site.stand.stored(id=ID, version="1.1.0", schedules=[MINUTE]))
+    supervisor.stand_by(ID, 1)
+    supervisor.put_in_charge(new, supervisors.GRANTED)
+    await site.stand.settled(new)
+    site.follow()
+    await site.pass_time(120)
+    assert len(site.calls) == 3
+    await supervisor.give_up(ID, Fault("unhealthy", "not well"))
+    supervisor.fall_back(ID)
+    supervisor.arm(old, supervisors.GRANTED)
+    assert [one.plugin.identity for one in site.stand.driven.instances if one.alive] == [old.identity]
+    site.stand.driven.instances[0].invoking = site.invoked
+    await site.pass_time(60)
+    assert len(site.calls) == 4
+
+
 async def test_bundle_that_no_longer_verifies_gets_no_run(site):
     """Also not the one that waits behind another: what began is recorded with the reason why it ended."""
     plugin = await site.armed({**MINUTE, "name": "a"}, {**MINUTE, "name": "b"})
