@@ -116,6 +116,20 @@ def test_kill_9_of_the_helper_brings_the_confirmed_core_back(place, foreign):
         processes.until(lambda: answers(old) and not answers(new), what="the core of before", deadline_s=30)
 
 
+def test_after_a_boot_the_confirmed_core_is_started_again(place):
+    """Its directory is on a file system in memory: nothing of it is there then."""
+    intent = place.document("anna")
+    with place.running():
+        place.applied(intent, kind="proxy", secrets=secrets_of(intent))
+    # The core outlives the helper; a boot ends it.
+    assert answers(intent)
+    os.kill(place.pid(), signal.SIGKILL)
+    shutil.rmtree(place.around / "proxy")
+    processes.until(lambda: not answers(intent), what="the end of the core")
+    with place.running("--boot"):
+        assert answers(intent)
+
+
 def test_a_bad_bind_is_undone_and_the_old_core_answers(place, foreign):
     old, new = place.document("anna"), place.document("ben")
     with place.running():

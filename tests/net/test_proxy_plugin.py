@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,24 @@ def test_who_was_cut_and_connects_anew_is_closed_again_and_is_no_drift(site, ser
     assert site.host.daemon.events(action="plan.drift") == []
     site.do("enable", {"id": "ben"})
     site.until(lambda: site.fetch(served["ben"])[0] == 200, "Ben's subscription again")
+
+
+def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, served, origin):
+    users = [proxies.user("anna", quota_bytes=QUOTA), proxies.user("ben")]
+    site.configure(*users, proxies.user("dora", expires_at=int(time.time()) + 30))
+    site.applied()
+    core = site.core()
+    with (
+        stream(site, site.token("dora"), "client-dora", origin) as dora,
+        stream(site, served["ben"], "client-ben", origin) as ben,
+    ):
+        dora.settimeout(90)
+        cores.echoed(dora)
+        assert cores.is_cut(dora)
+        cores.echoed(ben)
+        assert site.core() == core
+        site.until(lambda: site.user("dora")["state"] == "disabled", "the end of Dora")
+        assert "dora: its time is over" in str(site.host.daemon.get("/api/notifications").json())
 
 
 def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin):

@@ -246,9 +246,8 @@ class ProxyCores(SystemPlugin):
         live = state["live"] or {}
         # Of a core that does not answer nothing is known: what it tells later would be counted again.
         if live.get("answers"):
-            told = [Connection(**one) for one in live["connections"]]
-            self._usage = await asyncio.to_thread(usage.polled, self._usage, told)
-            self._devices, self._connections = usage.sources(told), len(told)
+            self._usage, self._devices = await asyncio.to_thread(_polled, self._usage, live["connections"])
+            self._connections = len(live["connections"])
         applied = await self._confirmed(state)
         for intent in (applied, self._intent()):
             self._usage = usage.ticked(self._usage, _until(intent or {}), int(time.time()))
@@ -441,6 +440,12 @@ class ProxyCores(SystemPlugin):
             return
         await self.host.kv.put(key, zlib.compress(text.encode("utf-8")))
         self._stored[key] = text
+
+
+def _polled(before: Usage, listed: Any) -> tuple[Usage, dict[str, int]]:
+    """The state after a poll, and from how many addresses each user comes; there may be tens of thousands."""
+    told = [Connection(**one) for one in listed]
+    return usage.polled(before, told), usage.sources(told)
 
 
 def _written(state: Usage) -> tuple[str, ...]:
