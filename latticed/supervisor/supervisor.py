@@ -187,6 +187,8 @@ class Supervisor:
         handle = self._handles[plugin_id] = self._behind.pop(plugin_id)
         self._given_up.discard(plugin_id)
         handle.take_charge()
+        # Its phase stays as it is, but its schedules are in force again, not the other one's.
+        self._tools.scheduled(plugin_id)
 
     def refuse_behind(self, plugin_id: str, fault: Fault) -> None:
         """Kill the version that stands by: it may not run any more."""

@@ -296,6 +296,25 @@ async def test_forgotten_plugin_leaves_no_row_behind_though_a_run_ends_later(sit
     assert site.ledger.read(lambda db: rows.of(db, ID)) == {}
 
 
+async def test_schedules_are_those_of_the_version_in_charge(site):
+    """From the first second on of the newer one; when that is given up, of the one that stood by, without a start."""
+    before = await site.armed(MINUTE)
+    await site.pass_time(1)
+    other = {"name": "disk", "every_s": 120, "action": "look"}
+    after = await asyncio.to_thread(site.stand.stored, id=ID, version="2.0.0", schedules=[other])
+    site.stand.supervisor.put_in_charge(after, supervisors.GRANTED)
+    await site.stand.settled(after)
+    site.follow()
+    await site.pass_time(230)
+    assert [action for action, _ in site.calls] == ["check", "look"]
+    await site.stand.supervisor.give_up(ID, Fault("plugin_error", "it failed"))
+    site.stand.supervisor.fall_back(ID)
+    await site.pass_time(61)
+    assert [action for action, _ in site.calls][:3] == ["check", "look", "check"]
+    assert site.view(before)[0]["when"] == "every_s:60"
+    assert len(site.stand.driven.instances) == 2
+
+
 async def test_zone_that_is_changed_meanwhile_counts_from_the_next_look_on(tmp_path):
     """At 03:04 UTC the host moves to where it is 05:04: half past three has passed there, and nothing ran."""
     (tmp_path / "stand").mkdir()
