@@ -92,6 +92,14 @@ class Schedules:
 
     def changed(self, plugin_id: str) -> None:
         """Follow a plugin that was started, stopped, or may have been accepted with other schedules. Never raises."""
+        try:
+            self._follow(plugin_id)
+        # A handle tells it in the middle of a change of its state, which must not fail with the ledger's reading.
+        except Exception:
+            log.error("schedules_not_followed", plugin_id=plugin_id, exc_info=True)
+
+    def _follow(self, plugin_id: str) -> None:
+        """As `changed`; what the ledger raises."""
         wanted, kept = self._wanted(plugin_id), self._kept.get(plugin_id, {})
         if not wanted and not kept:
             return

@@ -231,6 +231,26 @@ async def test_run_that_cannot_be_recorded_does_not_happen(site, monkeypatch):
     assert len(site.calls) == 1
 
 
+async def test_ledger_that_cannot_be_read_does_not_keep_a_plugin_from_starting_and_stopping(site, monkeypatch):
+    """It runs without its schedules; they are in force when it is started again."""
+
+    def broken(*_: object) -> None:
+        raise Problem("ledger_unavailable", "the disk fails")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(rows, "of", broken)
+        plugin = await site.armed(MINUTE)
+        await site.pass_time(61)
+        assert site.calls == []
+    site.stand.supervisor.disarm(plugin)
+    await site.stand.settled(plugin)
+    site.stand.supervisor.arm(plugin, supervisors.GRANTED)
+    await site.stand.settled(plugin)
+    site.follow()
+    await site.pass_time(1)
+    assert len(site.calls) == 1
+
+
 async def test_schedule_is_in_force_as_it_is_accepted_now(site):
     """Armed with another manifest, as after a grant: one more, one at another time, one less."""
     plugin = await site.armed(NIGHTLY)
