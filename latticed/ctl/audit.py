@@ -17,6 +17,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from latticed.ctl.journal_heads import JournalHeads
     from latticed.ctl.session import CtlSession
     from latticed.trust.audit_chain import ChainCheck
 
@@ -25,6 +26,7 @@ EXAMPLES: Final = examples(
     "latticectl audit query --last 20 --decision deny",
     "latticectl audit query --calls --actor plugin:acme.demo",
     "latticectl audit verify",
+    "latticectl audit verify --journal   # as root, or as a member of systemd-journal",
     "latticectl audit export > audit.ndjson",
     'latticectl audit verify audit.ndjson --public-key "$KEY"   # KEY: latticectl version --verbose',
 )
@@ -58,6 +60,13 @@ def arguments(parser: Parser) -> None:
     verify.add_argument(
         "--heads", metavar="LOG", type=str, help="signed heads that latticed logged: shows a tail cut with its heads"
     )
+    verify.add_argument(
+        "--journal",
+        metavar="UNIT",
+        nargs="?",
+        const="latticed.service",
+        help="signed heads that this host's journal has of the daemon's unit (default latticed.service)",
+    )
     verify.add_argument("--whole", action="store_true", help="also what the daemon found whole before")
     for one in (query, export, verify):
         one.add_argument("--calls", action="store_true", help="the host calls alone")
@@ -73,7 +82,7 @@ def run(session: CtlSession) -> int:
         case _ if session.args.file is not None:
             return _verify_lines(session, _read(Path(session.args.file)), session.args.public_key)
         # The daemon does not check heads from elsewhere, so its events are exported and checked here.
-        case _ if session.args.heads is not None:
+        case _ if session.args.heads is not None or session.args.journal is not None:
             session.args.after = None
             status = replies.mapping(session.client().get("status"), "status")
             return _verify_lines(session, _lines(session), str(status.get("public_key")))
@@ -208,11 +217,19 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
 
     key = audit_chain.public_key(given) if given is not None else None
     heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else []
+    journalled = None
+    if session.args.journal is not None:
+        from latticed.ctl import journal_heads
+
+        journalled = journal_heads.read(session.args.journal)
+        heads += journalled.heads
     if session.args.calls:
         # What is no object stays, so that the check reports it.
         lines = (line for line in lines if not isinstance(line, dict) or line.get("chain") == chain.CALLS)
         heads = [head for head in heads if head.chain == chain.CALLS]
     found = audit_chain.verify(lines, heads=heads, key=key)
+    if journalled is not None:
+        _tell_reach(session, journalled)
     if key is None:
         session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
     if session.args.calls:
@@ -225,6 +242,20 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
             plain |= {"ok": False, "chain": chain.CALLS}
             plain |= {"first_bad_seq": calls["first_bad_seq"], "reason": calls["reason"]}
     return _report(session, plain)
+
+
+def _tell_reach(session: CtlSession, found: JournalHeads) -> None:
+    """Say how far the journal vouches for the chains: no further than its newest head of each."""
+    from latticed.kit.clock import rfc3339
+
+    since = times.absolute(rfc3339(found.since_us))
+    for name, words in ((chain.DECISIONS, "decisions"), (chain.CALLS, "host calls")):
+        seqs = [head.seq for head in found.heads if head.chain == name]
+        if seqs:
+            reach = f"the journal vouches for {words} up to {max(seqs)}, by {len(seqs)} heads since {since}"
+            session.screen.note(f"{reach}; for none after that")
+        else:
+            session.screen.note(f"the journal has no head of the {words}, and does not vouch for them")
 
 
 def _plain(session: CtlSession, found: ChainCheck, key: object, *, name: str = "events") -> dict[str, Any]:

@@ -88,12 +88,16 @@ class RuntimeDirectory:
                 os.fchmod(fd, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(fd), os.lstat(self.path / LOCK)):
+                    with contextlib.suppress(OSError):  # only for the message below; a full disk prevents no start
+                        os.ftruncate(fd, 0)
+                        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
                     return fd
             except BlockingIOError as error:
+                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(fd)
                 raise Problem(
                     "runtime_in_use",
-                    f"another latticed holds {self.path}",
+                    f"another latticed (pid {pid}) holds {self.path}",
                     "stop it first, or give this one a runtime directory of its own",
                 ) from error
             except FileNotFoundError:  # its holder has just ended and removed it: try again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -91,6 +92,32 @@ def test_secrets_are_sealed_with_the_key_that_the_unit_loads(machine):
     machine.check("latticectl", "secret", "set", "TOKEN", stdin="a value of the operator")
     assert "TOKEN" in machine.check("latticectl", "secret", "list")
     assert machine.run("sh", "-c", "ls /etc/latticed/secrets.key").returncode != 0
+
+
+def test_journal_vouches_for_the_audit_record(machine):
+    """By heads that journald has of the daemon's unit: what others write to the journal does not count, and an export
+    from which newer events were cut is found out.
+    """
+    machine.check("latticectl", "secret", "set", "OLDER", stdin="a decision")
+    machine.check("systemctl", "restart", "latticed.service")
+    machine.write("/root/old.ndjson", machine.check("latticectl", "audit", "export"))
+    told = machine.until_logged("_SYSTEMD_UNIT=latticed.service", "LATTICED_EVENT=audit_head_signed")[-1]["MESSAGE"]
+    forged = re.sub(r"seq=\d+", "seq=999999", told)
+    fields = f"MESSAGE={forged}\nSYSLOG_IDENTIFIER=latticed\nLATTICED_EVENT=audit_head_signed\nFORGED=1\n"
+    machine.check("logger", "--journald", stdin=fields)
+    machine.until_logged("LATTICED_EVENT=audit_head_signed", "FORGED=1")
+    machine.check("latticectl", "secret", "set", "NEWER", stdin="a later decision")
+    machine.check("systemctl", "restart", "latticed.service")
+    ran = machine.run("latticectl", "audit", "verify", "--journal")
+    assert ran.returncode == 0, ran
+    vouched = re.search(r"vouches for decisions up to (\d+), by (\d+) heads", ran.stderr)
+    assert vouched, ran.stderr
+    assert int(vouched[1]) < 999_999
+    key = json.loads(machine.check("latticectl", "version", "--verbose", "--format", "json"))["public_key"]
+    old = machine.run("latticectl", "audit", "verify", "/root/old.ndjson", "--public-key", key, "--journal")
+    assert (old.returncode, "broken" in old.stdout) == (6, True), old
+    none = machine.run("latticectl", "audit", "verify", "--journal", "no-such.service")
+    assert "expected signed heads of no-such.service" in none.stderr
 
 
 def test_reload_is_done_when_systemctl_returns(machine):

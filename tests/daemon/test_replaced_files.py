@@ -64,7 +64,7 @@ def test_second_daemon_with_the_same_runtime_directory_exits_with_75(daemon):
     before = {path: path.lstat().st_ino for path in place.run.iterdir()}
     ran = place.once()
     assert (ran.returncode, ran.stderr.count("\n")) == (75, 1), ran
-    assert ran.stderr.startswith("latticed: runtime_in_use: ")
+    assert ran.stderr.startswith(f"latticed: runtime_in_use: another latticed (pid {daemon.process.pid}) holds ")
     assert {path: path.lstat().st_ino for path in place.run.iterdir()} == before
     assert daemon.get("/api/health").status == 200
 
