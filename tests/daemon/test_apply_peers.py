@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import subprocess
 import pytest
 
 from latticed.plans import protocol
-from tests.house import apply_helpers, processes
+from tests.house import apply_helpers, faults, processes
 from tests.house.apply_helpers import APPROVER, BASE, DAEMON, STRANGER, WIDE
 
 pytestmark = [pytest.mark.daemon, pytest.mark.root]
@@ -184,3 +185,25 @@ def test_peer_that_reads_nothing_is_cut(helper):
         # By another than root, who has 30 s for a request.
         assert apply_helpers.exchanged(helper.settings["socket"], b'{"verb":', user=DAEMON) == b""
     assert helper.observed().kinds == ("file", "other")
+
+
+def test_connections_wait_while_the_helper_has_no_descriptor_for_them(place, shim):
+    """It says so about once a second, without being busy, and answers them when it has."""
+    line, path = protocol.encode(protocol.Observe()), place.settings["socket"]
+    with contextlib.ExitStack() as stack:
+        sick = stack.enter_context(faults.attached(place, shim))
+        helper = stack.enter_context(place.running())
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        with sick.failing(errno.EMFILE, faults.ACCEPT, below="/"):
+            waiting.connect(path)
+            waiting.sendall(line)
+            processes.until(lambda: place.log().count("plan_accept_failed") >= 2, what="the helper to say so twice")
+            # A second lies between two tries; a busy loop would make thousands.
+            assert place.log().count("plan_accept_failed") < 100
+            assert "EMFILE" in place.log()
+        waiting.settimeout(processes.PATIENCE_S)
+        answer = b""
+        while chunk := waiting.recv(1 << 16):
+            answer += chunk
+        assert isinstance(protocol.decode_answer(answer, protocol.Observe()), protocol.Observed)
+        assert helper.poll() is None
