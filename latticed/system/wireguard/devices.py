@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Plain = dict[str, Any]
 """A network, a member, or an intent as JSON values."""
+MET_WITHIN_S: Final = 3_600
+"""A kept handshake is at most so much older than the last; silence is counted in days."""
 MAX_GONE: Final = 100
 """Keys that are remembered until their peers are taken away; older ones have been."""
 
@@ -177,3 +179,26 @@ def met(
             news.append(f"{peer['id']}: silent for {(now_s - at) // 86_400} days")
         after[peer["id"]] = Met(handshake_at=at, host=host or was.host, silent=quiet)
     return after, news
+
+
+def met_before(value: bytes | None) -> dict[str, Met]:
+    """What `met_written` wrote; ValueError for anything else."""
+    try:
+        return {name: Met(**one) for name, one in json.loads(value or b"{}").items()}
+    except (TypeError, AttributeError) as error:
+        raise ValueError("no state of devices") from error
+
+
+def met_written(met_now: Mapping[str, Met]) -> str:
+    return json.dumps({name: asdict(one) for name, one in met_now.items()}, separators=(",", ":"))
+
+
+def worth_keeping(before: Mapping[str, Met], after: Mapping[str, Met]) -> bool:
+    """Whether to write what was met: not for handshakes alone, which come every two minutes of each device."""
+    if before.keys() != after.keys():
+        return True
+    return any(
+        (one.host, one.silent) != (before[name].host, before[name].silent)
+        or one.handshake_at - before[name].handshake_at >= MET_WITHIN_S
+        for name, one in after.items()
+    )
