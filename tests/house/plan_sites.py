@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from latticed.plans import protocol
@@ -44,3 +47,41 @@ class PlanSite:
             answer = self.helper.ask(request)
             assert isinstance(answer, protocol.Moved), answer
         return plan
+
+    def holding(self, *values: str) -> dict[str, list[str]]:
+        """Which of these values, such as secrets, are found where others than root could see them: where, and what."""
+        found = {where: [one for one in values if one.encode() in data] for where, data in self._seen()}
+        return {where: some for where, some in found.items() if some}
+
+    def _seen(self) -> Iterator[tuple[str, bytes]]:
+        daemon = self.host.daemon
+        plans = daemon.get("/api/plans").json()
+        shown = [f"/api/plans/{one['sha256']}" for one in (plans["plans"] if isinstance(plans, dict) else plans)]
+        yield "plans", b"".join(daemon.get(path).body for path in shown)
+        for path in ("/api/audit?limit=1000", "/api/notifications", "/api/plugins", "/metrics"):
+            answer = daemon.get(path)
+            assert answer.status == 200, answer
+            yield path, answer.body
+        yield "host calls", str(daemon.events(action="host.call")).encode()
+        yield "invocations", str(daemon.events(action="plugin.invoke")).encode()
+        yield "log", str(daemon.log()).encode()
+        yield "helper's log", self.helper.log().encode()
+        backup = daemon.place.home / "searched.tar"
+        ran = daemon.ctl("backup", str(backup))
+        assert ran.returncode == 0, ran
+        yield "backup", backup.read_bytes()
+        backup.unlink()
+        state = [one for one in Path(daemon.place.state).rglob("*") if one.is_file()]
+        yield "state", b"".join(one.read_bytes() for one in state)
+        for kind in ("cmdline", "environ"):
+            yield kind, b"".join(_of_processes(kind))
+
+
+def _of_processes(kind: str) -> Iterator[bytes]:
+    """That file of every process but this one, which knows the values."""
+    for pid in (int(one) for one in os.listdir("/proc") if one.isdecimal()):
+        if pid != os.getpid():
+            try:
+                yield Path(f"/proc/{pid}/{kind}").read_bytes()
+            except OSError:  # ended meanwhile
+                continue

@@ -19,7 +19,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.wireguard import WireguardKind
 from latticed.system.wireguard import dump, reach
-from tests.house import apply_helpers, firewalled, long, processes, tunnels, wireguards
+from tests.house import apply_helpers, faults, firewalled, long, processes, tunnels, wireguards
 from tests.house.nft_places import NftPlace
 
 pytestmark = pytest.mark.root
@@ -309,6 +309,35 @@ def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_st
                 with site.helper.running():
                     site.helper.until_back(lambda: site.state() == before, "wireguard")
             assert (site.foreign(), site.net.run("r", "wg", "show", other, "dump")) == foreign
+
+
+def test_a_full_disk_at_each_step_changes_nothing_or_is_undone(site):
+    """Offer, approval and apply are refused; what cannot be confirmed any more comes back."""
+    site.helper.state.mkdir()
+    filler = site.helper.state / "filler"
+    with faults.small_disk(site.helper.state, kib=3_072, uid=0), site.helper.running():
+        first = site.intent(tunnels.member("anna", 2))
+        site.applied(first)
+        before, wide = site.state(), site.intent(tunnels.member("anna", 2), tunnels.member("ben", 3), mtu=1_300)
+        offer = protocol.Offer(kind="wireguard", intent=wide, secrets=tuple(site.secrets(wide)))
+        steps = [lambda: offer, lambda: protocol.Approve(plan=plan, review=site.helper.review(plan).review)]
+        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=3))
+        plan = ""
+        for step in steps:
+            request = step()
+            faults.fill(filler)
+            assert site.helper.ask(request).code == "state_unusable", request
+            assert site.state() == before
+            filler.unlink()
+            answer = site.helper.ask(request)
+            plan = plan or answer.plan
+        assert (answer.state, site.state() == before) == ("unconfirmed", False)
+        faults.fill(filler)
+        assert site.helper.ask(protocol.Confirm(plan=plan)).code == "state_unusable"
+        site.helper.until_back(lambda: site.state() == before, "wireguard")
+        filler.unlink()
+        until(lambda: site.helper.state_of(plan) == "rolled_back", "the record")
+        site.applied(site.intent(tunnels.member("anna", 2), tunnels.member("cleo", 4)))
 
 
 def test_what_runs_on_keeps_no_lock_and_survives_the_helper(site):
