@@ -26,7 +26,7 @@ from latticed.system.wireguard import narrows as narrower
 from latticed.system.wireguard import render as renderer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from latticed.model.addresses import Network
     from latticed.plans.kind import Intent, ProgramEnd, Tools
@@ -47,7 +47,6 @@ PACKAGES: Final = MappingProxyType(
 """The Debian package of each program that there has to be; wireguard-go only where the kernel has no WireGuard."""
 _TABLE: Final = (reach.FAMILY, reach.NAME)
 _EMPTY: Final = Table(chains=())
-_FAMILIES: Final = ("-4", "-6")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,14 @@ class _Tunnel:
 
     link: HostLink
     device: Device
+    routes: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """One of our interfaces, without its peers."""
+
+    link: HostLink
     routes: tuple[Network, ...]
 
 
@@ -195,10 +202,9 @@ class WireguardKind:
         A peer that stays keeps its session and counters (`wg syncconf`); one whose time is over is left out.
         """
         wanted = applied.read(rendering)
-        found = _seen(tools)
         names = {link.name for link in wanted.links}
-        there = {one.link.name: one for one in found.tunnels}
-        foreign = names & ({one.name for one in found.links} - there.keys())
+        links, there = _standing(tools, names)
+        foreign = names & ({one.name for one in links} - there.keys())
         if foreign:
             raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
         for name in sorted(there.keys() - names):
@@ -222,7 +228,25 @@ class WireguardKind:
         self.commit(snapshot, tools)
 
 
-def _make(link: Link, before: _Tunnel | None, tools: Tools) -> None:
+def _standing(tools: Tools, wanted: Collection[str]) -> tuple[tuple[HostLink, ...], dict[str, _Standing]]:
+    """All interfaces, and ours by name: what a commit has to know, with as few programs as that takes.
+
+    One of ours that stays is not asked whether it is WireGuard: else `wg` says so when it is changed.
+    """
+    links = parsed(sources.links, _run(tools, "ip", "-j", "-d", "address", "show").stdout)
+    if any(not one.alias and not one.addresses and not one.up for one in links if one.name != "lo"):
+        # Such an interface may be one that a kill left unmarked: only the table knows.
+        found = _seen(tools)
+        return found.links, {one.link.name: _Standing(one.link, one.routes) for one in found.tunnels}
+    ours = [one for one in links if one.alias == sources.ALIAS and (one.name in wanted or _is_wireguard(one, tools))]
+    return links, {one.name: _Standing(one, _routes(one.name, tools)) for one in ours}
+
+
+def _is_wireguard(link: HostLink, tools: Tools) -> bool:
+    return ran(tools, PACKAGES, "wg", "show", link.name, "public-key", ends=(0, 1)).status == 0
+
+
+def _make(link: Link, before: _Standing | None, tools: Tools) -> None:
     """Have one interface as it should be; `before` as it was, None for one that is not there."""
     if before is None:
         _create(link.name, tools)
@@ -235,11 +259,15 @@ def _make(link: Link, before: _Tunnel | None, tools: Tools) -> None:
     routed = set() if before is None else set(before.routes)
     lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
     lines += [f"address add {one} dev {link.name}" for one in link.addresses if one not in had]
-    lines.append(f"link set dev {link.name} mtu {link.mtu} up")
+    if before is None or not before.link.up or before.link.mtu != link.mtu:
+        lines.append(f"link set dev {link.name} mtu {link.mtu} up")
     wanted = set(link.routes())
     lines += [f"route del {one} dev {link.name}" for one in sorted(routed - wanted, key=str)]
-    # An interface that was down has lost its routes.
-    lines += [f"route replace {one} dev {link.name} proto static" for one in sorted(wanted, key=str)]
+    # An interface that was down has lost its routes, and one whose address goes may.
+    kept = routed if lines == [] else set()
+    lines += [f"route replace {one} dev {link.name} proto static" for one in sorted(wanted - kept, key=str)]
+    if not lines:
+        return
     _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
 
 
@@ -290,8 +318,13 @@ def _tunnel(link: HostLink, of_table: Iterable[str], tools: Tools) -> _Tunnel | 
     device = parsed(dump.read, shown.stdout)
     if not marked and (device.private_key or device.peers):
         return None
-    routes = [_run(tools, "ip", "-j", family, "route", "show", "dev", link.name).stdout for family in _FAMILIES]
-    return _Tunnel(link, device, parsed(sources.routes, routes))
+    return _Tunnel(link, device, _routes(link.name, tools))
+
+
+def _routes(name: str, tools: Tools) -> tuple[Network, ...]:
+    """The routes of both families that somebody set."""
+    shown = _run(tools, "ip", "-j", "route", "show", "table", "all", "dev", name).stdout
+    return tuple(parsed(sources.routes, [shown]))
 
 
 def _links(found: _Seen, *, secrets: bool = False) -> tuple[Link, ...]:

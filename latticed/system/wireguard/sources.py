@@ -54,10 +54,12 @@ def links(printed: bytes) -> tuple[HostLink, ...]:
 
 
 def routes(printed: Iterable[bytes]) -> tuple[Network, ...]:
-    """Of `ip -j -4|-6 route show dev NAME`: what the kernel did not add for an address."""
+    """Of `ip -j route show table all dev NAME`: what the kernel did not add for an address, of the main table."""
     found = []
     for one in (route for each in printed for route in _listed(each)):
         if one.get("protocol") == "kernel" or one.get("dst") == "default" or one.get("type", "unicast") != "unicast":
+            continue
+        if one.get("table", "main") != "main":
             continue
         found.append(ipaddress.ip_network(one["dst"]))
     return tuple(sorted(found, key=lambda one: (one.version, one)))
