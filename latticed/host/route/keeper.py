@@ -16,7 +16,7 @@ from latticed.host.call import HostError
 from latticed.host.route import public_token
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as prefixes
-from latticed.host.route.targets import Files, Invoked, Proxied, Templated, compiled
+from latticed.host.route.targets import FilesServed, Invoked, Proxied, Templated, compiled
 from latticed.host.static import calls as static_calls
 from latticed.kit import logs, passwords
 from latticed.ledger import routes as rows
@@ -326,7 +326,7 @@ class RouteKeeper:
                 target = Invoked(plugin_id, spec.action, spec.methods, live=self._live, invoke=self._invoke)
             case "static":
                 read = functools.partial(self._deps.files.read, plugin_id, spec.plugin or plugin_id)
-                target = Files(plugin_id, spec.path, spec.folder, live=self._may, read=read)
+                target = FilesServed(plugin_id, spec.path, spec.folder, live=self._may, read=read)
             case _:
                 origin = spec.parsed_origin
                 target = Proxied(

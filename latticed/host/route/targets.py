@@ -119,7 +119,7 @@ class Invoked:
         return response_from(reply.get("result"))
 
 
-class Files:
+class FilesServed:
     """Published files, as the target of a route at `prefix`, which ends with a slash.
 
     `live(plugin_id)`: whether the plugin may have its route served now. `read(path, range, if_none_match=, if_range=)`
