@@ -15,8 +15,8 @@ EXAMPLES: Final = examples("latticectl route list", "latticectl route list acme.
 
 
 def _target(_: CtlSession, row: dict[str, Any]) -> str:
-    """The kind of target, and the origin or the action that it leads to."""
-    leads_to = next((delegated.text(row, name) for name in ("origin", "action") if row.get(name)), "")
+    """The kind of target, and the origin, the action or the plugin's files that it leads to."""
+    leads_to = next((delegated.text(row, name) for name in ("origin", "action", "files_of") if row.get(name)), "")
     return f"{delegated.text(row, 'target')} {leads_to}".strip()
 
 

@@ -175,6 +175,8 @@ class RouteRow(TypedDict):
     login: bool
     public: list[str]
     token: bool
+    folder: str | None
+    files_of: str | None
 
 
 class RoutePage(TypedDict):
