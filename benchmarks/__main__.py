@@ -30,7 +30,7 @@ BENCHES: Final = {
     "P12": "p12_worker_route",
     "PROXY": "proxy_users",
     "NGINX": "nginx_sites",
-    "P13": "p13_wireguard",
+    "WG": "wireguard_peers",
     "STARTS": "p10_processes",
     "SPAWN": "spawning",
     "STALL": "stalled",

@@ -1,4 +1,4 @@
-"""P13: a WireGuard peer from its commit to its first ping, beside a bare `wg set`; and 2,000 members as text.
+"""WG: a WireGuard peer from its commit to its first ping, beside a bare `wg set`; and 2,000 members as text.
 
 As root, in network namespaces of its own, with Debian's wireguard-tools and wireguard-go.
 """
@@ -33,7 +33,7 @@ _SERVER: Final = "${secret:SERVER}"
 def measure(bench: Bench) -> list[rows.Row]:
     found = [_large(bench)]
     if os.geteuid() or not all(map(shutil.which, _PROGRAMS)):
-        say(f"P13: peers are added as root alone, with {', '.join(_PROGRAMS)} and WireGuard: left out")
+        say(f"WG: peers are added as root alone, with {', '.join(_PROGRAMS)} and WireGuard: left out")
         return found
     with _network() as net:
         return [*found, *_added(bench, net)]
@@ -61,7 +61,7 @@ def _large(bench: Bench) -> rows.Row:
     taken = sorted(once() for _ in range(bench.pairs))
     median = rows.percentile(taken, 0.5)
     return rows.Row(
-        target="P13",
+        target="WG",
         what=f"CPU to check and render a network of {MANY:,} members",
         ours=rows.seconds(median),
         wanted="≤ 1 s",
@@ -108,7 +108,7 @@ def _added(bench: Bench, net: _Net) -> list[rows.Row]:
     ratio, met = rows.at_most(pairs, 2.0)
     return [
         rows.Row(
-            target="P13",
+            target="WG",
             what="a peer, from its commit to its first ping, table and checks included",
             ours=rows.seconds(pairs.our_median),
             reference=f"{rows.seconds(pairs.their_median)} wg set",
