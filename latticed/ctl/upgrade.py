@@ -54,28 +54,31 @@ def run(session: CtlSession) -> int:
         if view.status == "verified" or not view.available:  # not "already so": there is nothing to run
             raise
         done = "already up to date"
+    if args.dry_run:
+        return decision.report(session, plain, done)
+    # Of an upgrade of before this command nothing is said, unless this command has waited for its end.
+    known = done == "upgraded" or _is_watched(decode.plugin(plain))
     if args.wait:
         plain = _decided(session, plain)
-    given_up = None if args.dry_run else _given_up(decode.plugin(plain), done)
-    if given_up is not None:
-        return _went_back(session, plain, given_up)
+    found = decode.plugin(plain).upgrade
+    if known and found is not None and found.state == "rolled_back":
+        return _went_back(session, plain, found)
     code = decision.report(session, plain, done)
-    _watched(session, plain)
+    _tell_watched(session, plain)
     return code
 
 
 def _decided(session: CtlSession, plain: Any) -> Any:
     """The plugin once its gate, if one is open, has ended; polls, as long as the daemon answers."""
-    while (view := decode.plugin(plain)).upgrade is not None and view.upgrade.state == "gating":
+    while _is_watched(view := decode.plugin(plain)):
         time.sleep(_PAUSE_S)
         plain, _ = ask.plugin(session.client(), view.id)
     return plain
 
 
-def _given_up(view: wire.PluginView, done: str) -> wire.UpgradeView | None:
-    """The upgrade, if it was given up; not one of before this command, which found nothing to do."""
-    found = view.upgrade
-    return found if found is not None and found.state == "rolled_back" and done == "upgraded" else None
+def _is_watched(view: wire.PluginView) -> bool:
+    """Whether its gate is open."""
+    return view.upgrade is not None and view.upgrade.state == "gating"
 
 
 def _went_back(session: CtlSession, plain: Any, found: wire.UpgradeView) -> int:
@@ -91,10 +94,10 @@ def _went_back(session: CtlSession, plain: Any, found: wire.UpgradeView) -> int:
     return ExitCode.FAILED
 
 
-def _watched(session: CtlSession, plain: Any) -> None:
+def _tell_watched(session: CtlSession, plain: Any) -> None:
     """Say until when the new version is watched, if it is."""
     view, screen = decode.plugin(plain), session.screen
-    if view.upgrade is None or view.upgrade.state != "gating" or session.args.dry_run:
+    if view.upgrade is None or not _is_watched(view):
         return
     until = f" until {screen.when(view.upgrade.until)}" if view.upgrade.until else ""
     screen.note(f"{view.upgrade.before} stands by{until}, and comes back if {view.upgrade.version} does not do well")

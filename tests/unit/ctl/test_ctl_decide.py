@@ -127,6 +127,32 @@ def test_upgrade_requires_consent_to_a_downgrade(ctl, api):
     assert ctl("upgrade", "acme.demo", "--allow-downgrade").out == "acme.demo upgraded: version 0.9.0\n"
 
 
+GATING = {"state": "gating", "version": "1.1.0", "before": "1.0.0"}
+GIVEN_UP = {**GATING, "state": "rolled_back", "code": "exited", "reason": "status 3"}
+
+
+def test_upgrade_says_that_the_new_version_is_watched(ctl, api):
+    api.add(status="installed", candidate=api_server.CANDIDATE, upgrade=GATING)
+    ran = ctl("upgrade", "acme.demo")
+    assert (ran.code, ran.out) == (0, "acme.demo upgraded: version 1.1.0\n")
+    assert "1.0.0 stands by, and comes back if 1.1.0 does not do well" in ran.err
+    assert "latticectl rollback acme.demo goes back now" in ran.err
+
+
+def test_upgrade_that_was_given_up_exits_1_and_one_of_before_is_not_told_again(ctl, api):
+    api.add(status="installed", candidate=api_server.CANDIDATE, upgrade=GIVEN_UP)
+    ran = ctl("upgrade", "acme.demo", "--wait")
+    assert (ran.code, "error: acme.demo 1.1.0 was given up: exited: status 3" in ran.err) == (1, True)
+    assert "latticectl upgrade acme.demo --retry" in ran.err
+    assert ctl("upgrade", "acme.demo").code == 0
+
+
+def test_dry_run_of_an_upgrade_waits_for_nothing(ctl, api):
+    api.add(status="installed", candidate=api_server.CANDIDATE, upgrade=GATING)
+    ran = ctl("upgrade", "acme.demo", "--dry-run", "--wait")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "acme.demo would be upgraded: version 1.1.0")
+
+
 def test_upgrade_of_an_unavailable_plugin_fails(ctl, api):
     """`already up to date` is for accepted, available plugins only; another publisher requires consent by name."""
     api.add(status="verified")
