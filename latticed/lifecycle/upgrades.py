@@ -374,11 +374,14 @@ class Upgrades:
         transaction on disk, the new version is on record, and a kill leads back to an open gate.
         """
         plugin_id = one.plugin_id
+        if self._open.get(plugin_id) is not one:
+            return
+        # Before its turn: both may take seconds, for which a decision to disable the plugin does not wait.
+        await self.supervisor.give_up(plugin_id, fault)
+        await host_declared.put_back(self.services, plugin_id, one.note.declared, by=str(DAEMON))
         async with self.turns.turn(plugin_id):
             if self._open.get(plugin_id) is not one:
                 return
-            await self.supervisor.give_up(plugin_id, fault)
-            await host_declared.put_back(self.services, plugin_id, one.note.declared, by=str(DAEMON))
             now_us, record = self.clock.wall_us(), self.state.records[plugin_id]
             back = advance.regained(one.before, (record,), self.defaults)
             # From the record that goes: what the operator decided meanwhile, and where the bundle is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
 
@@ -299,6 +300,23 @@ async def test_disabling_ends_the_gate_and_stops_both(home):
     await in_process.until(lambda: not old.alive and not new.alive, "both stopped")
     assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
     assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
+
+
+async def test_disabling_does_not_wait_for_what_is_put_back(home, monkeypatch):
+    old, new, _ = await upgraded(home)
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def put_back(*args, **named):
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr("latticed.host.declared.put_back", put_back)
+    new.crash()
+    await begun.wait()
+    assert (await home.decide(ID, "disabled"))["status"] == "disabled"
+    await in_process.until(lambda: not old.alive, "the old one stopped")
+    never.set()
+    assert (await home.plugin(ID))["upgrade"]["state"] == "committed"
 
 
 async def test_bundle_that_goes_stops_both_and_the_gate_begins_anew_when_it_is_back(home):
