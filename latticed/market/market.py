@@ -405,7 +405,7 @@ class Market:
                 taking.passed("publisher", taking.entry.publisher)
             raise Problem.of(verdict)
         taking.passed("publisher", verdict.manifest.publisher)
-        rules.check_manifest(verdict.manifest, taking.entry, taking.release)
+        indexes.check_manifest(verdict.manifest, taking.entry, taking.release)
         taking.verified = verdict
         taking.passed("manifest", f"{verdict.manifest.id} {verdict.manifest.version}, identity {verdict.identity}")
         return verdict.manifest

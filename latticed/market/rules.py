@@ -1,4 +1,4 @@
-"""What may be taken of an index: which release, whether the manifest is the one that was offered, what it asks for."""
+"""What may be taken of an index: which release, what it asks for, whether this host has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.model import capability, consents, egress, semver_range
 from latticed.model.errors import Problem
-from latticed.trust import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,29 +55,6 @@ def choose(index: Index, wanted: WantedRelease) -> tuple[IndexEntry, Release]:
     if release.unsupported:
         raise Problem("unsupported", f"{entry.id} {release.version} cannot be used here: {release.unsupported}")
     return entry, release
-
-
-def check_manifest(manifest: Manifest, entry: IndexEntry, release: Release) -> None:
-    """Problem index_mismatch unless the signed manifest is the one that the index offers.
-
-    The manifest is what counts; an index that says otherwise is of another release, or lies.
-    """
-    offered = {
-        "id": (entry.id, manifest.id),
-        "version": (release.version, manifest.version),
-        "publisher": (entry.publisher, manifest.publisher),
-        "type": (entry.type, manifest.type),
-        "artifact_sha256": (release.artifact_sha256, manifest.digest_sha256.lower()),
-        "capabilities": (", ".join(sorted(release.capabilities)), ", ".join(sorted(manifest.capabilities))),
-        "signature_ed25519": (_signature(release.signature_ed25519), _signature(manifest.signature_ed25519)),
-    }
-    for name, (expected, found) in offered.items():
-        if expected != found:
-            raise Problem(
-                "index_mismatch",
-                f"expected the signed manifest to have {name} {expected[:100]}, as the index says, found {found[:100]}",
-                "the source's index and its files do not fit together: tell the source",
-            )
 
 
 def needed(manifest: Manifest) -> tuple[str, ...]:
@@ -134,11 +110,3 @@ def check_age(wanted: WantedRelease, release: Release, *, seen_us: int, now_us: 
         f"first seen {max(now_us - seen_us, 0) // 3_600_000_000} h ago",
         f"wait, or add --accept-age {release.version}",
     )
-
-
-def _signature(written: str) -> str:
-    """A signature with its padding: both spellings are one value."""
-    try:
-        return keys.encode_base64(keys.decode_base64(written, size=keys.SIGNATURE_BYTES))
-    except keys.BadText:
-        return written
