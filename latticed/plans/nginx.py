@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -486,6 +487,10 @@ def _basis(found: _Seen) -> bytes:
 def _fit(certificate: str, key: str) -> bool:
     """Whether TLS can be spoken with these files: they can be read, and belong together."""
     try:
+        # A pipe or a huge file would keep us: who renews certificates need not be root.
+        found = [os.stat(certificate), os.stat(key)]
+        if not all(stat.S_ISREG(one.st_mode) and one.st_size <= _CERTIFICATE_BYTES for one in found):
+            return False
         # An empty password: without one OpenSSL would ask for it at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -134,6 +135,41 @@ def test_a_full_disk_refuses_a_change_and_does_not_keep_one_from_being_undone(pl
         until(lambda: place.get() == 410, "the site of before")
         until(lambda: place.state_of(plan) == "rolled_back", "the record")
         nginx_places.ended(place)
+
+
+def test_a_boot_serves_20_sites_of_which_12_cannot_be_under_the_unit_s_umask(place):
+    """5 upstreams have no name, 5 do not listen, 2 certificates are gone; one site's files are a plugin's."""
+    place.before = ("sh", "-c", 'umask 077 && exec "$@"', "sh")
+    place.static = place.home / "static"
+    page = place.static / "acme/acme.site/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("hello")
+    (closed,) = nginxes.ports(1)
+    sites = [nginxes.site(f"s{index}", answer=410) for index in range(19)]
+    for index in range(10):
+        host, port = (f"gone-{index}.lan", 80) if index < 5 else ("127.0.0.1", closed)
+        sites[index] = nginxes.site(f"s{index}", upstream={"scheme": "http", "host": host, "port": port})
+    for index in (10, 11):
+        sites[index]["tls"] = nginxes.tls(f"s{index}", str(place.live_certificates))
+    digest = hashlib.sha256(b"hello").hexdigest()
+    document = place.document(
+        *sites,
+        nginxes.site("files", publish="acme.site"),
+        resolvers=["127.0.0.1"],
+        published=[nginxes.published(**{"index.html": digest})],
+    )
+
+    def served():
+        return [place.get(f"s{index}.example.org") for index in (0, *range(5, 19))] + [place.get("files.example.org")]
+
+    with place.running():
+        place.applied(document, kind="nginx")
+        assert served() == [*[503] * 8, *[410] * 7, 200]
+    page.write_text("another")
+    os.kill(int((place.web / "nginx.pid").read_text()), signal.SIGKILL)
+    with place.running("--boot"):
+        assert served() == [*[503] * 8, *[410] * 7, 200]
+        assert nginxes.get(place.ports[0], "files.example.org")[2] == b"hello"
 
 
 def test_switching_a_site_off_needs_no_approval_and_on_again_within_it_neither(place):

@@ -110,6 +110,21 @@ def test_a_certificate_that_nginx_does_not_take_is_its_site_s_503(web):
     assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (503, 410)
 
 
+@pytest.mark.parametrize("size", [None, 2 << 20])
+def test_a_pipe_or_a_huge_file_in_a_certificate_s_place_keeps_nobody(web, size):
+    """None: a pipe that nobody writes to. Who renews certificates need not be root."""
+    live = web.directory / "live" / "shop"
+    live.mkdir(parents=True)
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live.parent)))))
+    for name in ("fullchain.pem", "privkey.pem"):
+        if size is None:
+            os.mkfifo(live / name)
+        else:
+            (live / name).write_bytes(bytes(size))
+    (one,) = web.live().facts["sites"]
+    assert (one["served"], one["due"], one["unusable"], one["expires_at"]) == (False, False, True, None)
+
+
 @pytest.mark.parametrize("change", ["edited", "added", "removed", "killed", "orphaned"])
 def test_what_somebody_else_changes_is_drift(web, change):
     rendering = web.committed(web.intent(shop()))

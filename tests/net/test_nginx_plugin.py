@@ -113,6 +113,9 @@ def test_routes_of_plugins_get_tls_and_a_renewed_certificate_is_taken_up_by_itse
     seen += [site.host.daemon.log(), site.helper.log(), site.helper.review(plan).diff, str(site.do("status"))]
     for place in (site.host.daemon.place.state, site.helper.state, site.helper.web):
         seen += [one.read_bytes().decode("latin-1") for one in Path(place).rglob("*") if one.is_file()]
+    master = int((site.helper.web / "nginx.pid").read_text())
+    for process in (master, site.host.daemon.process.pid):
+        seen += [Path(f"/proc/{process}/{name}").read_bytes().decode("latin-1") for name in ("cmdline", "environ")]
     for line in renewed[3:-4]:
         assert not any(line in one for one in seen)
     # One that does not fit its key is not taken up: the one of before goes on.
