@@ -355,12 +355,20 @@ class App:
 
     def _make_market(self, lifecycle: Lifecycle, runners: Mapping[str, Runner], policy: PolicyKeeper) -> Market:
         """The marketplace, made when it is first asked for: most daemons never are."""
+        from latticed.ledger.revocations import RevocationRows
         from latticed.market.market import Market, MarketDeps
         from latticed.runners.contract import PluginToRun, runner_key
 
         async def admit(manifest: Manifest, identity: str, pair: read.BundleDirectory) -> None:
             plugin = PluginToRun(id=manifest.id, identity=identity, manifest=manifest)
             await runners[runner_key(plugin.id, manifest.type)].admit(plugin, pair)
+
+        async def revoke(kind: str, value: str, source: str) -> None:
+            kept = lifecycle.deps.revocations
+            seen = RevocationRows(**{kind: frozenset({value})})
+            kept.foresee(seen)
+            await lifecycle.policy_changed()
+            await kept.add(seen, source)
 
         return Market(
             MarketDeps(
@@ -371,6 +379,7 @@ class App:
                 policy=lambda: policy.current,
                 record=lifecycle.records.get,
                 admit=admit,
+                revoke=revoke,
                 host_version=self._version,
                 limits=self._read_limits(),
             )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MOST_RELEASES: Final = 200_000
 """Of one source: beyond them those that its index no longer has are forgotten."""
 
+RevocationRow = tuple[str, str, str, str]
+"""(kind, value, action, reason), as `trust.index_revocations` has them."""
 ReleaseKey = tuple[str, str, str]
 """(plugin id, version, SHA-256 of the artifact): another artifact under the same version is another release."""
 
@@ -92,6 +94,21 @@ def taken(conn: RowReader) -> dict[str, Taken]:
         str(one): Taken(id=str(one), source=str(source), version=str(version), sha256=str(sha256), at=int(at))
         for one, source, version, sha256, at in rows
     }
+
+
+def note_revocations(tx: Transaction, source: str, found: Iterable[RevocationRow], *, now_us: int) -> None:
+    """Keep what a source takes back, for good: nothing that it names no more is forgotten."""
+    for kind, value, action, reason in found:
+        tx.execute(
+            "INSERT OR IGNORE INTO market_revocations VALUES (?,?,?,?,?,?)",
+            (source, kind, value, action, reason, now_us),
+        )
+
+
+def revocations(conn: RowReader, source: str) -> list[RevocationRow]:
+    """All that a source ever took back."""
+    rows = conn.execute("SELECT kind, value, action, reason FROM market_revocations WHERE source = ?", (source,))
+    return [(str(kind), str(value), str(action), str(reason)) for kind, value, action, reason in rows]
 
 
 def hold(tx: Transaction, plugin_id: str, *, by: str, now_us: int) -> bool:

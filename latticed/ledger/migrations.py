@@ -291,6 +291,14 @@ CREATE TABLE market_holds (id TEXT PRIMARY KEY, by TEXT NOT NULL, at INTEGER NOT
 `first_seen`: when this host read of a release first, from which its age counts, whatever the index says.
 """
 
+_MARKET_REVOCATIONS: Final = """
+CREATE TABLE market_revocations (
+    source TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL, action TEXT NOT NULL, reason TEXT NOT NULL,
+    at INTEGER NOT NULL, PRIMARY KEY (source, kind, value, action)
+) STRICT, WITHOUT ROWID;
+"""
+"""What sources have taken back; a row stays when its source names it no more."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -312,6 +320,7 @@ MIGRATIONS: Final = (
     _SCHEDULES,
     _KEPT_VERSIONS,
     _MARKET,
+    _MARKET_REVOCATIONS,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

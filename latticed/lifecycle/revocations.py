@@ -96,6 +96,29 @@ class RevocationKeeper:
         policy.remember(self._ledger.read(remembered))
         return True
 
+    def foresee(self, seen: rows.RevocationRows) -> None:
+        """Have what a market source takes back count from now on, before it is recorded: stopping waits for no disk."""
+        known = self._policy.remembered
+        self._policy.remember(known | Revoked(keys=seen.keys, digests=seen.digests, plugins=seen.plugins))
+
+    async def add(self, seen: rows.RevocationRows, source: str) -> None:
+        """Record what a market source takes back; it then holds like what the policy revoked, until it is lifted.
+
+        Problem ledger_unavailable: it counts until the next start all the same.
+        """
+        now_us = self._clock.wall_us()
+
+        def change(tx: Transaction) -> None:
+            fresh = rows.remember(tx, seen, now_us=now_us)
+            for kind in rows.KINDS:
+                for value in sorted(getattr(fresh, kind)):
+                    detail: dict[str, str | int | bool] = {"kind": kind, "market_source": source}
+                    tx.append_audit(Event(actor=str(DAEMON), action="trust.revoked", target=value, detail=detail))
+
+        async with self._recording:
+            await self._ledger.write(change, durable=True, essential=True)
+            self._policy.remember(self._ledger.read(remembered))
+
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
         """Remove one revocation of this kind (`key`, `digest`, `plugin`) for an operator.
 

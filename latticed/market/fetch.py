@@ -61,7 +61,7 @@ class Fetcher:
     ) -> Fetched:
         """Write the new file `to` (0600) with what is at `url`, synced.
 
-        Problems fetch_blocked, fetch_too_large, fetch_failed, store_unavailable; then there is no `to`.
+        Problems fetch_blocked, fetch_too_large, fetch_missing, fetch_failed, store_unavailable; then there is no `to`.
         """
         if fault := source.url_fault(url):
             raise Problem("fetch_blocked", fault)
@@ -99,6 +99,10 @@ class Fetcher:
         limits = EgressLimits(body_bytes=max_bytes, total_s=self._limit_s())
         async with EgressClient(Guard()) as client:
             answer = await client.send(request, source.rights(url), limits=limits, into=taken.piece)
+        if answer.status == 404:
+            raise Problem(
+                "fetch_missing", f"expected {url.rpartition('/')[2][:80]}, found none at {answer.target.shown}"
+            )
         if answer.status != 200:
             raise Problem("fetch_failed", f"expected status 200 of {answer.target.shown}, found {answer.status}")
 
@@ -150,6 +154,8 @@ def _copy(source: MarketSource, url: str, taken: _Taking, max_bytes: int, until_
                 fd = files.open_directory(step, beneath=above)
         with files.closing(fd) as above:
             file = files.open_file(name, beneath=above)
+    except FileNotFoundError as error:
+        raise Problem("fetch_missing", f"expected {name[:80]!r} beneath the source, found none") from error
     except (OSError, ValueError) as error:
         raise Problem("fetch_failed", f"cannot open {name[:80]!r}: {_words(error)}") from error
     with files.closing(file):

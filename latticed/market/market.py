@@ -22,7 +22,8 @@ from latticed.model.errors import Problem
 from latticed.model.ids import is_valid
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import index as indexes
-from latticed.trust import verify
+from latticed.trust import index_revocations, signed_document, verify
+from latticed.trust.index_revocations import SourceRevocation
 from latticed.trust.signed_document import SeenDocument
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import BundleDirectory, ReadLimits
     from latticed.kit.clock import Clock
-    from latticed.ledger import Ledger
+    from latticed.ledger import Ledger, Transaction
     from latticed.market.shelf import MarketShelf
     from latticed.market.sources import MarketSource
     from latticed.model.audit import Actor
@@ -56,7 +57,8 @@ _AT_ONCE: Final = 1_000
 class MarketDeps:
     """What the market works with. `settings`, `policy` and `record` are asked at each use.
 
-    `admit(manifest, identity, pair)`: Problem when this host cannot run it.
+    `admit(manifest, identity, pair)`: Problem when this host cannot run it. `revoke(kind, value, source)` stops what a
+    source has taken back, for good.
     """
 
     ledger: Ledger
@@ -66,6 +68,7 @@ class MarketDeps:
     policy: Callable[[], TrustPolicy]
     record: Callable[[str], Record | None]
     admit: Callable[[Manifest, str, BundleDirectory], Awaitable[None]]
+    revoke: Callable[[str, str, str], Awaitable[None]]
     host_version: str
     limits: ReadLimits
 
@@ -172,19 +175,72 @@ class Market:
             partial.unlink(missing_ok=True)
         # The file first, then what is remembered of it: a kill in between leaves a newer file, which is judged again.
         if judged.seen is not None and (seen is None or judged.seen.sha256 != seen.sha256):
-            kept = SeenIndex(
-                generated_at=judged.seen.generated_at,
-                generated_s=judged.seen.generated_s,
-                sha256=judged.seen.sha256,
-                keys=tuple(sorted(judged.seen.keys)),
-            )
+            kept = _kept(judged.seen)
             await self.deps.ledger.write(lambda tx: rows.remember(tx, source.name, kept), durable=True)
             await self.deps.ledger.remember_source(source.name, kept)
             detail: dict[str, str | int | bool] = {"generated_at": kept.generated_at, "sha256": kept.sha256}
             await self._record(actor, "market.refreshed", source.name, detail=detail)
         if not judged.browse_only:
             await self._note_releases(source.name, index, now_us)
+            await self._revocations(source, now_us)
         return await self.shelved(source)
+
+    async def _revocations(self, source: MarketSource, now_us: int) -> None:
+        """Fetch what the source takes back, and have it reach what came from there.
+
+        A source that never had any may have none. Once there were, their absence or a broken file is a problem; what is
+        known stays in force all the same.
+        """
+        name = f"{source.name}/revocations"
+        ledger = self.deps.ledger
+        seen = self.seen(source, name)
+        partial = await asyncio.to_thread(self.deps.shelf.partial, source.name)
+        try:
+            url, limit = f"{source.base}revocations.json", self.deps.settings().index_bytes
+            await self._fetcher.fetch(source, url, partial, max_bytes=limit)
+            fresh, found, refused = await asyncio.to_thread(
+                _read_revocations, partial, source, seen, now_us // 1_000_000
+            )
+        except Problem as problem:
+            if problem.code == "fetch_missing" and seen is None:
+                return
+            raise
+        finally:
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+        for reason in refused:
+            log.warning("market_revocation_refused", reason=f"{source.name}: {reason}")
+        kept = _kept(fresh)
+        listed = [(one.kind, one.value, one.action, one.reason) for one in found]
+
+        def change(tx: Transaction) -> None:
+            rows.remember(tx, name, kept)
+            rows.note_revocations(tx, source.name, listed, now_us=now_us)
+
+        known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source.name))}
+        # First what stops something; the disk may be full. Not again what an operator may have lifted since.
+        await self.reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
+        await ledger.write(change, durable=True, essential=True)
+        if seen is None or seen.sha256 != kept.sha256:
+            await ledger.remember_source(name, kept)
+
+    async def reach(self, source: MarketSource, found: tuple[SourceRevocation, ...]) -> None:
+        """Stop what came from `source` and is frozen or killed by it; a killed one's bundle is removed, too."""
+        for taken in self.deps.ledger.read(rows.taken).values():
+            if taken.source != source.name:
+                continue
+            record = self.deps.record(taken.id)
+            version, sha256 = taken.version, taken.sha256
+            # What runs may be an earlier release than the one taken last, which is a candidate.
+            here = [(version, sha256)]
+            if record is not None and not record.forgotten:
+                here.append((record.facts.version, record.facts.artifact_sha256))
+            for one in found:
+                hit = [pair for pair in here if one.covers(taken.id, *pair)]
+                if not hit or one.action == "block-install":
+                    continue
+                await self.deps.revoke(one.kind, one.value, source.name)
+                if one.action == "kill" and (version, sha256) in hit:
+                    await asyncio.to_thread(self.deps.shelf.remove, taken.id)
 
     async def _note_releases(self, source: str, index: Index, now_us: int) -> None:
         """Keep when releases were seen first."""
@@ -202,12 +258,13 @@ class Market:
             some = found[start : start + _AT_ONCE]
             await ledger.write(lambda tx, some=some: rows.note_releases(tx, source, some, now_us=now_us))  # type: ignore[misc]
 
-    def seen(self, source: MarketSource) -> SeenDocument | None:
-        """The newest index that was accepted of a source: the stricter of the ledger and the floors."""
-        ledger = self.deps.ledger
-        both = [
-            one for one in (ledger.read(lambda db: rows.seen(db, source.name)), ledger.sources.get(source.name)) if one
-        ]
+    def seen(self, source: MarketSource, name: str = "") -> SeenDocument | None:
+        """The newest index that was accepted of a source: the stricter of the ledger and the floors.
+
+        `name`: under which it is remembered, if that is not the source's.
+        """
+        ledger, name = self.deps.ledger, name or source.name
+        both = [one for one in (ledger.read(lambda db: rows.seen(db, name)), ledger.sources.get(name)) if one]
         # Under keys that are pinned no more an index counts for nothing (`signed_document.judge`).
         counting = [one for one in both if source.keys.intersection(one.keys)]
         newest = max(counting, key=lambda one: one.generated_s, default=None)
@@ -385,6 +442,11 @@ class Market:
         if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:
             hint = f"latticectl market hold --off {wanted.id}, or add --accept-held"
             raise Problem("held", f"expected a plugin that is not held, found {wanted.id} held by an operator", hint)
+        for kind, value, action, reason in self.deps.ledger.read(lambda db: rows.revocations(db, shelved.source.name)):
+            one = SourceRevocation(kind=kind, value=value, action=action, reason=reason)  # type: ignore[arg-type]
+            if one.covers(wanted.id, release.version, release.artifact_sha256):
+                detail = f"expected a release that its source has not taken back, found {value} ({action}): {reason}"
+                raise Problem("release_revoked", detail, "install another version")
         document = shelved.index.document
         signers = len(shelved.judged.seen.keys) if shelved.judged.seen else 0
         taking.passed("index", f"{shelved.source.name}, generated {document.generated_at}, {signers} pinned key(s)")
@@ -493,6 +555,31 @@ def _read_index(path: Path, source: MarketSource, seen: SeenDocument | None, now
     found = indexes.decode(data)
     judged = indexes.judge(found, pinned=source.keys, threshold=source.threshold, seen=seen, now_s=now_s)
     return found, judged
+
+
+def _read_revocations(
+    path: Path, source: MarketSource, seen: SeenDocument | None, now_s: int
+) -> tuple[SeenDocument, tuple[SourceRevocation, ...], tuple[str, ...]]:
+    """Decode and judge a file as `_read_index`; signed it has to be, always."""
+    document, found, refused = index_revocations.decode(files.read_at_most(path, 64 << 20))
+    holding = document.held_by(source.keys)
+    if len(holding) < source.threshold:
+        expected = (
+            f"expected revocations.json of {source.name} to be signed by pinned keys, found {len(holding)} that hold"
+        )
+        raise Problem("revocations_unsigned", expected, "what was known stays in force")
+    fresh = signed_document.judge(document, holding=holding, pinned=source.keys, seen=seen, now_s=now_s)
+    return fresh, found, refused
+
+
+def _kept(seen: SeenDocument) -> SeenIndex:
+    """What the ledger and the floors remember of a document."""
+    return SeenIndex(
+        generated_at=seen.generated_at,
+        generated_s=seen.generated_s,
+        sha256=seen.sha256,
+        keys=tuple(sorted(seen.keys)),
+    )
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

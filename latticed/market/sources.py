@@ -67,8 +67,8 @@ def of(name: str, given: SourceSettings) -> MarketSource:
         pinned = frozenset(policy.public_key(one, f"{where}.keys") for one in given.keys)
     except Problem as problem:
         raise _invalid(f"{where}.keys", problem.reason) from problem
-    if given.format == "tuf" and not given.root:
-        raise _invalid(f"{where}.root", "expected the file of the first root to trust, found none")
+    if given.format == "tuf":
+        raise _invalid(f"{where}.format", "sources of format tuf are not in this version of latticed")
     if given.format == "static" and pinned and given.threshold > len(pinned):
         raise _invalid(
             f"{where}.threshold", f"expected at most {len(pinned)}, the number of keys, found {given.threshold}"

@@ -167,13 +167,24 @@ _INDEX: Final = (
     "index_rolled_back",
     "index_changed",
 )
-_FETCH: Final = ("fetch_blocked", "fetch_failed", "fetch_too_large", "store_unavailable", *_INDEX, *_UNKNOWN)
+_FETCH: Final = (
+    "fetch_blocked",
+    "fetch_missing",
+    "revocations_invalid",
+    "revocations_unsigned",
+    "fetch_failed",
+    "fetch_too_large",
+    "store_unavailable",
+    *_INDEX,
+    *_UNKNOWN,
+)
 _TAKE: Final = (
     "index_browse_only",
     "index_expired",
     "index_mismatch",
     "unsupported",
     "too_young",
+    "release_revoked",
     "held",
     "busy",
     "needs_consent",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import itertools
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.house import bundles, daemons, index_servers, indexes, processes
+from tests.house import bundles, daemons, faults, index_servers, indexes, processes
 
 pytestmark = pytest.mark.daemon
 
@@ -455,3 +456,123 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
             # T18
             site.refreshed(site.offer(bundle), site.offer(other))
             assert site.install(other).status == 200
+
+
+# Faults, and what a source takes back: in a daemon of its own, which is killed and started again.
+
+
+@pytest.fixture(scope="module")
+def shaky(web, tmp_path_factory):
+    """A place whose system calls can be made to fail, and its faults."""
+    with trading(web, ["fault", "back"]) as place:
+        library = faults.compiled(tmp_path_factory.mktemp("shim"))
+        with faults.attached(place, library) as sick:
+            yield place, sick
+
+
+def test_full_disk_or_kill_leaves_the_old_or_the_new_bundle(shaky, web, tmp_path):
+    """T42: never a mixture, and nothing is left behind."""
+    place, sick = shaky
+    with place.running() as daemon:
+        site = Site(daemon=daemon, web=web, name="fault", parent=tmp_path)
+        first = site.bundle(version="1.0.0")
+        site.refreshed(site.offer(first))
+        assert site.install(first).status == 200
+        second = site.bundle(first.id, version="1.1.0", artifact=bundles.ARTIFACT + b"# newer\n")
+        base, market = f"{site.base}{first.id}/1.1.0/", place.state / "market" / "fault"
+        with sick.failing(errno.ENOSPC, faults.WRITES, below=market):
+            site.publish(indexes.entry(second, base))
+            assert site.code(site.refresh()) == "store_unavailable"
+        assert site.row()["usable"] is True
+        assert site.refresh().status == 200
+        for calls in (faults.MKDIR, faults.OPEN_WRITE, faults.WRITE, faults.SYNC, faults.RENAME):
+            with sick.failing(errno.ENOSPC, calls, below=place.state / "bundles"):
+                assert site.code(site.install(second)) == "store_unavailable", calls
+            assert (site.placed(second), site.leftovers()) == ("1.0.0", [])
+        # kill -9 while the artifact comes.
+        path = site.path(second)
+        web.answers[path] = index_servers.drip(web)
+        web.asked.clear()
+        with processes.spawned(daemon.ctl_command("market", "install", second.id), user=place.user,
+                               env=place.environment()) as asking:  # fmt: skip
+            index_servers.until_asked(web, path)
+            daemon.process.kill()
+            daemon.process.wait()
+            assert asking.wait(timeout=daemons.START_S) != 0
+        del web.answers[path]
+    with place.running() as daemon:
+        site.daemon = daemon
+        assert (site.placed(second), site.leftovers()) == ("1.0.0", [])
+        # T45, T15: a clock two years off, either way, installs nothing; what is here stays.
+        for years, codes in ((-2, {"index_from_future"}), (2, {"index_expired"})):
+            sick.shift_clock(years * 365 * 86_400)
+            assert site.code(site.install(second)) in {*codes, "index_expired"}
+            assert site.row()["usable"] is False
+        sick.shift_clock(0)
+        assert site.install(second).status == 200
+        assert site.placed(second) == "1.1.0"
+        assert daemon.plugin(second.id)["available"] is True
+
+
+def take_back(site, *entries, signers=(SOURCE,)):
+    """Serve revocations, each newer than the ones before."""
+    raw = {
+        "schema": "latticed.market.revocations.v1",
+        "generated_at": indexes.moment(time.time() - 1000 + next(_ids)),
+        "revocations": list(entries),
+    }
+    signed = indexes.sign(raw, *signers, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
+    site.web.files[f"/{site.name}/revocations.json"] = indexes.encoded(signed)
+
+
+def test_what_a_source_takes_back_stops_for_good(shaky, web, tmp_path):
+    """T29, T30: also after a restart, listed no more, and when its bundle is dropped again; a fix may come."""
+    place, _ = shaky
+    with place.running() as daemon:
+        site = Site(daemon=daemon, web=web, name="back", parent=tmp_path)
+        frozen, killed, kept = (site.bundle(v2=True, artifact=bundles.ARTIFACT + f"# {n}\n".encode()) for n in range(3))
+        site.refreshed(site.offer(frozen), site.offer(killed), site.offer(kept))
+        for one in (frozen, killed, kept):
+            assert site.install(one).status == 200
+            daemon.activate(one.id)
+        take_back(site, {"plugin": f"{frozen.id}@1.0.0", "action": "kill"}, signers=(STRANGER,))
+        assert site.code(site.refresh()) == "revocations_unsigned"
+        assert daemon.plugin(frozen.id)["runtime"]["state"] == "armed"
+        take_back(
+            site,
+            {"plugin": f"{frozen.id}@1.0.0", "action": "freeze", "reason": "leaks"},
+            {"artifact_sha256": killed.raw["digest_sha256"], "action": "kill"},
+            {"plugin": f"{kept.id}@*", "action": "block-install"},
+            {"plugin": "acme.elsewhere@*", "action": "kill"},
+            {"action": "unknown"},
+        )
+        assert site.refresh().status == 200
+        daemon.until_state("failed", frozen.id, code="plugin_revoked")
+        daemon.until_state("failed", killed.id)
+        assert daemon.plugin(kept.id)["runtime"]["state"] == "armed"
+        assert (site.placed(frozen), site.placed(killed), site.leftovers()) == ("1.0.0", None, [])
+        for one in (frozen, killed, kept):
+            assert site.code(site.install(one)) == "release_revoked"
+        take_back(site)
+        assert site.refresh().status == 200
+        assert site.code(site.install(frozen)) == "release_revoked"
+        daemon.process.kill()
+        daemon.process.wait()
+    with place.running() as daemon:
+        site.daemon = daemon
+        daemon.until_state("failed", frozen.id, code="plugin_revoked")
+        site.state.joinpath("bundles", killed.id).mkdir()
+        for file in ("manifest.json", "artifact"):
+            target = site.state / "bundles" / killed.id / file
+            target.write_bytes((killed.path / file).read_bytes())
+            place.own(target)
+        place.own(site.state / "bundles" / killed.id)
+        daemon.until_rejected(killed.id, "digest_revoked")
+        fix = site.bundle(frozen.id, v2=True, version="1.0.1", artifact=bundles.ARTIFACT + b"# mended\n")
+        site.refreshed(site.offer(fix))
+        assert site.install(fix).status == 200
+        daemon.until(lambda: daemon.plugin(fix.id).get("candidate"), "the fix to be a candidate")
+        assert daemon.post(f"/api/plugins/by-id/{fix.id}/upgrade", {}).status == 200
+        assert daemon.until_state("armed", fix.id)["version"] == "1.0.1"
+        del web.files["/back/revocations.json"]
+        assert site.code(site.refresh()) == "fetch_missing"
