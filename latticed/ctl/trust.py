@@ -26,6 +26,7 @@ EXAMPLES: Final = examples(
     "latticectl trust remove acme",
     "latticectl trust revoke --plugin acme.demo@1.2.0 --key KEY",
     "latticectl trust lift --plugin acme.demo@1.2.0    # once it is out of the file",
+    "latticectl trust horizon                          # what ends soon, and when",
 )
 
 _COLUMNS: Final = (
@@ -34,6 +35,15 @@ _COLUMNS: Final = (
     Column(title="IDS", shrinks=True),
     Column(title="MAX RISK"),
 )
+
+
+_HORIZON: Final = (
+    Column(title="WHAT"),
+    Column(title="NAME"),
+    Column(title="WHEN"),
+    Column(title="EFFECT", shrinks=True),
+)
+_SOON_S: Final = 14 * 86_400
 
 
 def arguments(parser: Parser) -> None:
@@ -58,6 +68,7 @@ def arguments(parser: Parser) -> None:
     one.add_argument("--key", metavar="KEY")
     one.add_argument("--digest", metavar="SHA256")
     one.add_argument("--plugin", metavar="ID@VERSION", help="ID@* as it was revoked")
+    actions.add_parser("horizon", help="what stops being installable or startable, and when; exit 3 within 14 days")
     for action in (show, add, remove, revoke):
         action.add_argument("--trust", metavar="FILE", type=str, help="this trust.json instead of the settings'")
 
@@ -73,8 +84,40 @@ def run(session: CtlSession) -> int:
             return _edit(session, _revoked)
         case "lift":
             return _lift(session)
+        case "horizon":
+            return _horizon(session)
         case _:
             return _show(session)
+
+
+def _horizon(session: CtlSession) -> int:
+    """Print what stops being installable (indexes) or startable (bundles) and when; UNHEALTHY within 14 days."""
+    import time
+    from datetime import datetime
+
+    client, now_s = session.client(), time.time()
+    found: list[dict[str, str]] = []
+    soon = False
+    market = replies.mapping(client.get("market"), "market")
+    for row in replies.rows(market.get("sources"), "list of sources"):
+        when, name = str(row.get("expires_at") or ""), str(row.get("name") or "")
+        effect = "nothing new is installed from it; what runs keeps running"
+        if not row.get("usable"):
+            effect = ": ".join(filter(None, (str(row.get("code") or ""), str(row.get("reason") or ""))))
+        # One that is there for looking ends nothing; one that was never fetched has no date.
+        soon |= bool(when) and datetime.fromisoformat(when).timestamp() < now_s + _SOON_S
+        found.append({"what": "index", "name": name, "when": when, "effect": effect})
+    for row in replies.rows(client.get("plugins", "rejected"), "list of refused bundles"):
+        if row.get("code") == "host_incompatible":
+            soon = True
+            effect = f"cannot start: {row.get('reason')}"
+            found.append({"what": "bundle", "name": str(row.get("name") or ""), "when": "", "effect": effect})
+    if session.screen.json_wanted:
+        session.screen.json(found)
+    else:
+        shown = session.screen.when
+        session.screen.rows(_HORIZON, [(one["what"], one["name"], shown(one["when"]), one["effect"]) for one in found])
+    return ExitCode.UNHEALTHY if soon else ExitCode.OK
 
 
 def _file(session: CtlSession) -> Path:

@@ -172,7 +172,7 @@ class Market:
             index, judged = await asyncio.to_thread(_read_index, partial, source, seen, now_us // 1_000_000)
             await asyncio.to_thread(shelf.put_index, partial)
         finally:
-            partial.unlink(missing_ok=True)
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
         # The file first, then what is remembered of it: a kill in between leaves a newer file, which is judged again.
         if judged.seen is not None and (seen is None or judged.seen.sha256 != seen.sha256):
             kept = _kept(judged.seen)
@@ -279,7 +279,7 @@ class Market:
 
     async def shelved(self, source: MarketSource) -> Shelved:
         """The last index of a source, judged anew; Problem index_missing, and index_… for a file that was changed."""
-        path = self.deps.shelf.source(source.name) / "plugins.json"
+        path = (await asyncio.to_thread(self.deps.shelf.source, source.name)) / "plugins.json"
         stamp = await asyncio.to_thread(_stamp, path)
         if not stamp:
             hint = f"latticectl market refresh {source.name}"
@@ -299,13 +299,6 @@ class Market:
         if (timer := self._forgetting.pop(name, None)) is not None:
             timer.cancel()
         self._forgetting[name] = asyncio.get_running_loop().call_later(_KEEP_S, self._shelved.pop, name, None)
-
-    def close(self) -> None:
-        """Drop what is in memory."""
-        for timer in self._forgetting.values():
-            timer.cancel()
-        self._forgetting.clear()
-        self._shelved.clear()
 
     async def all_shelved(self) -> list[Shelved]:
         """The indexes of all sources that have one that can be read."""
@@ -356,7 +349,7 @@ class Market:
         """A release with its manifest, fetched and judged as an install would, and nothing kept; Problem otherwise."""
         entry, release = rules.choose(shelved.index, wanted)
         taking = Taking(wanted=wanted, source=shelved.source, entry=entry, release=release)
-        with self.deps.shelf.staging() as staged:
+        async with self._staging() as staged:
             limit = self.deps.limits.manifest_bytes
             await self._fetcher.fetch(shelved.source, release.manifest_url, staged / MANIFEST, max_bytes=limit)
             await self.check_manifest(taking, staged / MANIFEST)
@@ -381,7 +374,7 @@ class Market:
                 )
             entry, release = rules.choose(shelved.index, wanted)
             found = self.takings[wanted.id] = Taking(wanted=wanted, source=shelved.source, entry=entry, release=release)
-            with self.deps.shelf.staging() as staged:
+            async with self._staging() as staged:
                 await self._go(found, shelved, staged)
                 await self._record(actor, action, wanted.id, detail=_detail(found))
                 yield found, staged
@@ -392,6 +385,15 @@ class Market:
         finally:
             if found is not None:
                 del self.takings[wanted.id]
+
+    @contextlib.asynccontextmanager
+    async def _staging(self) -> AsyncIterator[Path]:
+        """A directory for a bundle, gone at the end of the block unless the block placed it."""
+        place = await asyncio.to_thread(self.deps.shelf.stage)
+        try:
+            yield place
+        finally:
+            await asyncio.to_thread(self.deps.shelf.unstage, place)
 
     async def _go(self, taking: Taking, shelved: Shelved, staged: Path) -> None:
         """Every step but the last; Problem of the first that fails."""

@@ -74,16 +74,16 @@ class MarketShelf:
             os.replace(fetched, fetched.with_name(INDEX))
             files.sync_directory(fetched.parent)
 
-    @contextlib.contextmanager
-    def staging(self, parent: Path | None = None) -> Iterator[Path]:
-        """A new directory for a bundle, beside where it goes; removed at the end of the block unless it was placed."""
-        place = (parent or self.bundles) / f".taking.{secrets.token_hex(8)}"
+    def stage(self) -> Path:
+        """A new directory for a bundle, beside where it goes; `unstage` removes it."""
+        place = self.bundles / f".taking.{secrets.token_hex(8)}"
         with _written():
             place.mkdir(mode=0o755)
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        return place
+
+    def unstage(self, place: Path) -> None:
+        """Remove what is left of a directory that `stage` made: all, or the bundle in whose place its own was put."""
+        shutil.rmtree(place, ignore_errors=True)
 
     def place(self, staged: Path, name: str) -> None:
         """Have the bundle in `staged` be the one called `name` beside it, in one step. Problem store_unavailable."""

@@ -349,7 +349,7 @@ async def download(ask: Ask) -> web.StreamResponse:
     wanted = _wanted(ask.part("id"), query)
     async with ask.api.market().taken(wanted, ask.actor, "market.fetched") as (_, staged):
         answer = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
-        sizes = {name: (staged / name).stat().st_size for name in (MANIFEST, ARTIFACT)}
+        sizes = await asyncio.to_thread(lambda: {name: (staged / name).stat().st_size for name in (MANIFEST, ARTIFACT)})
         answer.content_length = len(tar.END) + sum(tar.BLOCK + size + tar.padding(size) for size in sizes.values())
         await answer.prepare(ask.request)
         with contextlib.suppress(OSError):  # a reader that has gone sees that it is cut short

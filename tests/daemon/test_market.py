@@ -171,6 +171,8 @@ def test_operator_finds_a_plugin_and_takes_exactly_what_was_signed(site):
     assert site.leftovers() == []
     assert site.events("market.installed")[0]["detail"]["accepted"] == "http:egress host=api.example.org:443"
     assert ctl("market", "sources").returncode == 0
+    horizon = ctl("trust", "horizon")
+    assert (horizon.returncode, site.name in horizon.stdout) == (0, True), horizon
 
 
 def test_newer_release_becomes_the_candidate_in_one_step(site):
@@ -438,6 +440,10 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
             raw = site.refreshed(site.offer(bundle), site.offer(other), at=time.time() - 20 * 86_400)
             assert site.install(bundle).status == 200
             daemon.activate(bundle.id)
+            far = json.loads(daemon.ctl("trust", "horizon", "--format", "json").stdout)
+            assert [(one["what"], one["name"]) for one in far] == [("index", "keep")]
+            # It was generated 20 days ago, so the 30 days of the settings end in 10.
+            assert daemon.ctl("trust", "horizon").returncode == 3
         web.answers["/keep/plugins.json"] = index_servers.status(503)
         place.set(settings(web, ["keep"]) + "\nmax_age_days = 10")
         index = place.state / "market" / "keep" / "plugins.json"
