@@ -7,6 +7,7 @@ import errno
 import gzip
 import itertools
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -582,3 +583,42 @@ def test_what_a_source_takes_back_stops_for_good(shaky, web, tmp_path):
         assert daemon.until_state("armed", fix.id)["version"] == "1.0.1"
         del web.files["/back/revocations.json"]
         assert site.code(site.refresh()) == "fetch_missing"
+
+
+def test_directory_of_this_host_is_a_source_and_leads_nowhere_else(web, tmp_path):
+    """`file:`; no link is followed out of it, no FIFO waited for; settings of sources take effect at a reload."""
+    with trading(web, []) as place, place.running() as daemon:
+        shelf = place.home / "shelf"
+        shelf.mkdir()
+        site = Site(daemon=daemon, web=web, name="local", parent=tmp_path)
+        young, linked, fifo, outside = (
+            bundles.drop(shelf, f"p{n}", author=ACME, id=f"acme.local{n}") for n in range(4)
+        )
+        (linked.artifact_path).unlink()
+        linked.artifact_path.symlink_to(young.artifact_path)
+        (fifo.artifact_path).unlink()
+        os.mkfifo(fifo.artifact_path)
+        entries = [indexes.entry(one, f"file://{one.path}/") for one in (young, linked, fifo)]
+        away = indexes.entry(outside, f"file://{place.home}/elsewhere/")
+        (shelf / "plugins.json").write_bytes(indexes.encoded(indexes.index(*entries, away, signers=[SOURCE])))
+        local = f'[market.sources.local]\nurl = "file://{shelf}/plugins.json"\nkeys = ["{SOURCE.public}"]'
+        place.set(f"[market]\nmin_release_age_days = 1\n{local}")
+        daemon.until(lambda: json.loads(daemon.get("/api/market").body)["sources"], "the source to be known")
+        assert site.refresh().status == 200, site.refresh()
+        assert [site.code(site.install(one)) for one in (linked, fifo, outside)] == ["too_young"] * 3
+        codes = [site.code(site.install(one, accept_age="1.0.0")) for one in (linked, fifo, outside)]
+        assert codes == ["fetch_failed", "digest_mismatch", "fetch_blocked"]
+        # The age counts from when this host saw it, and is overridden by the version's name, on record.
+        assert site.code(site.install(young)) == "too_young"
+        assert site.code(site.install(young, accept_age="1.0.1")) == "too_young"
+        fetched = daemon.ctl("market", "fetch", young.id, "--to", str(place.home))
+        assert (fetched.returncode, "first seen" in fetched.stderr) == (1, True)
+        assert site.install(young, accept_age="1.0.0").status == 200
+        assert site.events("market.installed")[0]["detail"]["accept_age"] == "1.0.0"
+        # T28: its key signs on, and counts for nothing.
+        place.trust_us(ACME, revoked={"keys": [ACME.public]})
+        daemon.until(lambda: json.loads(daemon.get("/api/trust").body)["revoked"]["keys"], "the key to be revoked")
+        assert site.code(site.install(young, accept_age="1.0.0")) == "key_revoked"
+        place.set(f"[market]\n{local.replace(SOURCE.public, 'AAAA')}")
+        daemon.until(lambda: site.row()["code"] == "source_invalid", "the bad key to be seen")  # T02, T35
+        assert site.code(site.refresh()) == "source_invalid"
