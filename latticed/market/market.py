@@ -551,7 +551,7 @@ def read_owners() -> frozenset[int]:
 def _read_index(path: Path, source: MarketSource, seen: SeenDocument | None, now_s: int) -> tuple[Index, JudgedIndex]:
     """Decode and judge a file; Problem index_…. Blocks, and takes seconds for a large one."""
     try:
-        data = files.read_at_most(path, 64 << 20)
+        data = files.read_at_most(path, 16 << 20)
     except (OSError, ValueError) as error:
         raise Problem("index_invalid", f"cannot read the index of {source.name}: {error}") from error
     found = indexes.decode(data)
@@ -563,7 +563,7 @@ def _read_revocations(
     path: Path, source: MarketSource, seen: SeenDocument | None, now_s: int
 ) -> tuple[SeenDocument, tuple[SourceRevocation, ...], tuple[str, ...]]:
     """Decode and judge a file as `_read_index`; signed it has to be, always."""
-    document, found, refused = index_revocations.decode(files.read_at_most(path, 64 << 20))
+    document, found, refused = index_revocations.decode(files.read_at_most(path, 16 << 20))
     holding = document.held_by(source.keys)
     if len(holding) < source.threshold:
         expected = (

@@ -60,7 +60,7 @@ class MarketShelf:
         """The bytes of a source's last index, None when there is none. OSError, ValueError."""
         try:
             # Its size was bounded when it was fetched; this bounds what somebody else may have put there.
-            return files.read_at_most(self._sources / name / INDEX, 64 << 20)
+            return files.read_at_most(self._sources / name / INDEX, 16 << 20)
         except FileNotFoundError:
             return None
 

@@ -48,5 +48,5 @@ class MarketSettings:
 
     sources: dict[str, SourceSettings] = setting({}, fault=names_fault)
     min_release_age_days: int = setting(0, low=0, high=365)
-    index_bytes: int = setting(8 << 20, low=1 << 10, high=64 << 20)
+    index_bytes: int = setting(8 << 20, low=1 << 10, high=16 << 20)
     fetch_s: float = setting(300.0, low=0.1, high=3_600)
