@@ -56,14 +56,6 @@ class MarketShelf:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place
 
-    def index(self, name: str) -> bytes | None:
-        """The bytes of a source's last index, None when there is none. OSError, ValueError."""
-        try:
-            # Its size was bounded when it was fetched; this bounds what somebody else may have put there.
-            return files.read_at_most(self._sources / name / INDEX, 16 << 20)
-        except FileNotFoundError:
-            return None
-
     def partial(self, source: str) -> Path:
         """A new name for a file of a source that is being fetched."""
         return self.source(source) / f".fetch.{secrets.token_hex(8)}"
