@@ -271,7 +271,7 @@ def test_index_that_may_not_be_taken_leaves_the_last_one(site, attack, make, cod
 @pytest.mark.parametrize(
     ("attack", "code"),
     [("endless", "fetch_too_large"), ("drip", "fetch_failed"), ("huge", "fetch_too_large"), ("short", "fetch_failed"),
-     ("longer", "fetch_failed"), ("gzip", "fetch_failed"), ("404", "fetch_failed"), ("304", "fetch_failed")],
+     ("longer", "fetch_failed"), ("gzip", "fetch_failed"), ("404", "fetch_missing"), ("304", "fetch_failed")],
 )  # fmt: skip
 def test_source_that_lies_or_stalls_is_given_up(site, file, attack, code):
     bundle = site.bundle()
