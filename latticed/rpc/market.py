@@ -10,7 +10,6 @@ from aiohttp import web
 from msgspec import Meta
 
 from latticed.bundle.refusal import ARTIFACT, MANIFEST
-from latticed.kit import tar
 from latticed.kit.clock import rfc3339
 from latticed.ledger import market as rows
 from latticed.model import semver_range
@@ -341,6 +340,8 @@ async def download(ask: Ask) -> web.StreamResponse:
     query = ask.query(MarketChoice)
     if query.accept_age or query.accept_held or query.accept:
         ask.need(Scope.HOST)
+    from latticed.kit import tar  # it imports `tarfile`, which a start does without
+
     if ask.headers_only:
         return web.Response(content_type="application/x-tar")
     connection = cast("ControlConnection", ask.request.protocol)
@@ -360,6 +361,8 @@ async def download(ask: Ask) -> web.StreamResponse:
 
 async def _send(ask: Ask, staged: Path, sizes: dict[str, int], answer: web.StreamResponse) -> None:
     """Write the archive; TimeoutError when the reader takes nothing for `WRITE_S`."""
+    from latticed.kit import tar
+
     for name, size in sizes.items():
         blocks = [tar.header(name, size, mode=0o644, mtime_s=0)]
         with (staged / name).open("rb") as file:
