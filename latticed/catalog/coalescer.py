@@ -24,13 +24,16 @@ class Sighting:
 
 
 def same(one: Verdict | None, other: Verdict | None) -> bool:
-    """Whether `other` after `one` is no change: the same identity, artifact and key, the same code, or gone."""
+    """Whether `other` after `one` is no change: the same identity, artifact and key, the same code, or gone.
+
+    Of refused ones the identity, too: which version it is decides whether it stops the plugin (`presence`).
+    """
     match one, other:
         case Verified(), Verified():
             # The key, too: the same content may come signed by another key, which replaces the stored signature.
             return (one.identity, one.artifact_sha256, one.key) == (other.identity, other.artifact_sha256, other.key)
         case Refused(), Refused():
-            return one.code == other.code
+            return (one.code, one.identity) == (other.code, other.identity)
         case _:
             return one is None and other is None
 

@@ -18,6 +18,8 @@ from latticed.runners.contract import PluginToRun
 from latticed.trust.claims import ClaimPin, IdClaim
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from latticed.model.accepted import Accepted, Usual
     from latticed.model.verdict import Verdict
 
@@ -32,22 +34,22 @@ class Presence:
 
     `winner` is the verified bundle that is the plugin, if there is one; else `fault` says why not. `stored` says why
     the stored pair may not run under the current policy; it can be set while a bundle on disk verifies, and the other
-    way round. `other_revoked`: on disk is another version than the accepted one, and that is revoked.
+    way round. `left_revoked`: on disk is a version that was given up for the accepted one, and that is revoked.
     """
 
     winner: IdClaim | None = None
     fault: Fault | None = None
     stored: Fault | None = None
-    other_revoked: bool = False
+    left_revoked: bool = False
 
     @property
     def available(self) -> bool:
         """Whether a bundle on disk verifies as this plugin, and its stored pair may run too.
 
-        A revoked one of another version says nothing of what was accepted: else what is revoked would stop the version
-        that an operator returned to.
+        That a version is revoked which was given up before counts for nothing: else nobody could leave a revoked version
+        without removing its bundle first.
         """
-        there = self.winner is not None or self.other_revoked
+        there = self.winner is not None or self.left_revoked
         return there and self.fault is None and self.stored is None
 
     @property
@@ -137,16 +139,15 @@ def fault_at(found: Verdict | None, refused: Refused | None) -> Fault:
             return Fault(Code.MANIFEST_MISSING.value, "its bundle is gone from the plugin directory")
 
 
-def is_other_revoked(record: Record, found: Verdict | None) -> bool:
-    """Whether `found`, the verdict on the bundle that an accepted record came from, is that another version of the same
-    publisher is revoked. Not of a built-in plugin: of that there is only the version that latticed brings.
+def is_left_revoked(record: Record, found: Verdict | None, bad: Collection[str]) -> bool:
+    """Whether `found`, the verdict on the bundle that an accepted record came from, is that a version is revoked which
+    was given up before; `bad` are the identities of those.
+
+    By identity, which covers id, publisher and digest: any other refused bundle in that place stops the plugin.
     """
-    if not isinstance(found, Refused) or found.manifest is None or not record.accepted or record.builtin:
+    if not isinstance(found, Refused) or found.code not in REVOCATIONS or not record.accepted:
         return False
-    manifest, facts = found.manifest, record.facts
-    is_other = (manifest.version, manifest.digest_sha256.lower()) != (facts.version, facts.artifact_sha256)
-    same_hand = (manifest.id, manifest.publisher) == (record.id, facts.publisher)
-    return found.code in REVOCATIONS and same_hand and is_other
+    return found.identity in bad and found.identity != record.facts.identity
 
 
 def facts_of(verified: Verified, *, accepted: bool) -> RecordFacts:

@@ -160,11 +160,11 @@ class Registry:
         fault = None
         if record is not None and winner is not None:
             record, fault = self._follow_latticed(record, winner)
-        other = winner is None and record is not None and self._is_other_revoked(record)
-        if winner is None and record is not None and not other:
+        left = winner is None and record is not None and self._is_left_revoked(record)
+        if winner is None and record is not None and not left:
             fault = self._fault(record)
         stored = state.pair_fault(record) if record is not None else None
-        seen = Presence(winner=winner, fault=fault, stored=stored, other_revoked=other)
+        seen = Presence(winner=winner, fault=fault, stored=stored, left_revoked=left)
         before = state.presences.get(plugin_id)
         state.presences[plugin_id] = seen
         # Host services first: nothing new may begin for a plugin that is being stopped.
@@ -181,8 +181,8 @@ class Registry:
                 self.put_later(advance.follow(record, winner, now_us))
         self._run(plugin_id)
 
-    def _is_other_revoked(self, record: Record) -> bool:
-        return presence.is_other_revoked(record, self._verdicts.get(record.source))
+    def _is_left_revoked(self, record: Record) -> bool:
+        return presence.is_left_revoked(record, self._verdicts.get(record.source), self.state.bad.get(record.id, {}))
 
     def _fault(self, record: Record) -> Fault:
         """Why nothing on disk is the plugin of this record."""

@@ -50,10 +50,13 @@ OTHER_SCHEMA: Final = "this version of latticed does not read manifests of that 
 
 @dataclass(frozen=True, slots=True)
 class Refused(Fault):
-    """A bundle that may not run, and why. `manifest` is there when it could be decoded."""
+    """A bundle that may not run, and why. `manifest` is there when it could be decoded, `identity` too: what it claims
+    to be, which a refused bundle proves nothing of.
+    """
 
     code: Code
     manifest: Manifest | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

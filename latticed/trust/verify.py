@@ -57,7 +57,7 @@ def verify(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict
         return _climb(source, raw, manifest, policy, host_version)
     except BundleRefused as refused:
         # From here on it is known what the bundle claims to be: operators see that beside the refusal.
-        return replace(refused.fault, manifest=manifest)
+        return replace(refused.fault, manifest=manifest, identity=identity(signing_payload(raw, manifest)))
 
 
 def verify_builtin(source: Source, policy: TrustPolicy, *, host_version: str) -> Verdict:

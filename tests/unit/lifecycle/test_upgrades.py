@@ -364,6 +364,59 @@ async def test_rollback_leaves_a_version_that_was_revoked_later(brief):
     await brief.until_plugin(ID, lambda view: not view["available"] and view["runtime"]["state"] == "failed")
 
 
+async def test_bundle_that_was_left_stops_the_plugin_for_everything_but_its_revocation(brief):
+    """1.0.0 was returned to, 1.1.0 is on disk: each way in which that can be refused, and what becomes of 1.0.0."""
+    await upgraded(brief)
+    await decided(brief)
+    assert (await brief.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+    bundle = brief.dropped["demo"]
+    manifest, artifact = bundle.manifest_path.read_bytes(), bundle.artifact_path.read_bytes()
+
+    async def stopped(code):
+        await brief.look()
+        view = await brief.until_plugin(ID, lambda view: view["runtime"].get("last_error", {}).get("code") == code)
+        assert (view["available"], view["runtime"]["state"], view["status"]) == (False, "failed", "active")
+        assert not brief.driven.running[ID]
+        bundles.write(bundle.path, manifest, artifact)
+        brief.trust.write_bytes(bundles.policy_bytes(ACME))
+        await brief.look()
+        await brief.until_plugin(ID, lambda view: view["available"] and view["runtime"]["state"] == "armed")
+
+    damages = {
+        "digest_mismatch": lambda: bundle.artifact_path.write_bytes(b"other"),
+        "signature_invalid": lambda: bundles.write(bundle.path, {**bundle.raw, "name": "Other"}),
+        "manifest_invalid_json": lambda: bundle.manifest_path.write_bytes(b"{"),
+        "artifact_missing": bundle.artifact_path.unlink,
+        "manifest_missing": bundle.manifest_path.unlink,
+        "publisher_untrusted": lambda: brief.trust.write_bytes(bundles.policy_bytes()),
+    }
+    for code, damage in damages.items():
+        damage()
+        await stopped(code)
+    # What is revoked, too, when it is not the very version that was left: here by the version that it claims alone.
+    brief.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.2.0", f"{ID}@1.1.0"]}))
+    await brief.look()
+    await in_process.until(lambda: "plugins/demo" in brief.app.api.lifecycle.rejected(), "the left one revoked")
+    before = brief.driven.of(ID)[-1]
+    assert (await brief.plugin(ID))["available"]
+    assert brief.driven.only(ID) is before
+    bundles.write(bundle.path, {**bundle.raw, "version": "1.2.0"})
+    view = await brief.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert (view["available"], view["runtime"]["last_error"]["code"]) == (False, "plugin_revoked")
+    bundles.write(bundle.path, manifest)
+    await brief.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+
+
+async def test_candidate_that_is_revoked_stops_the_plugin_whose_bundle_it_replaced(home):
+    """Nobody accepted or left it, so its bundle is a refused one like any other."""
+    await first(home)
+    await dropped(home, "1.1.0")
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
+    await home.look()
+    view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "failed")
+    assert (view["available"], view["runtime"]["last_error"]["code"]) == (False, "plugin_revoked")
+
+
 async def test_another_upgrade_ends_the_gate_of_the_first(home):
     first_, second, _ = await upgraded(home)
     _, third, answer = await upgraded(home, "1.2.0")
