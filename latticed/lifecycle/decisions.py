@@ -130,6 +130,7 @@ class Decisions:
         plugin is stopped first and its data set aside (`handover.set_aside`).
         """
         async with self._deciding(actor, plugin_id, forgotten=consent.publisher is not None) as record:
+            await self._not_given_up(actor, record, "upgrade")
             claim = self._candidate(record, consent)
             after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
             if after.accepted:
@@ -164,9 +165,13 @@ class Decisions:
         """
         one = self.upgrades.open_gate(plugin_id)
         if one is not None and wanted.to in {None, one.before.facts.version}:
+            # It runs, but may have been revoked a moment ago.
+            if fault := await self.pairs.judge(one.before):
+                raise await self._refused(actor, plugin_id, fault, "rollback")
             await self.upgrades.give_up(one, actor)
             return await self._settled(self.state.records[plugin_id])
         async with self._deciding(actor, plugin_id) as record:
+            await self._not_given_up(actor, record, "rollback")
             kept, outcome = self._rolled_back(record, wanted)
             after = await self._accepted(actor, record, outcome, "rollback")
             if fault := await self.pairs.judge(after):
@@ -278,6 +283,7 @@ class Decisions:
                 self.registry.put(after)
             if restarts and after.accepted:
                 supervisor.renew(self.state.plugins[plugin_id])
+            self.upgrades.narrowed(after)
             if not widens:
                 await self._tighten(after, event)
             # Now what was granted, too: it is on record.
@@ -330,6 +336,7 @@ class Decisions:
         store_unavailable.
         """
         async with self._deciding(actor, plugin_id, forgotten=purge) as record:
+            await self._not_given_up(actor, record, "forget")
             outcome = advance.forget(record, self.state.presence(plugin_id), self.clock.wall_us())
             if isinstance(outcome, Problem) and purge and not record.accepted:
                 outcome = record  # its bundle is on disk: no tombstone, but old data can be purged
@@ -443,9 +450,12 @@ class Decisions:
                 wanted = Status.DISABLED
                 after = await self._accepted(actor, before, self._changed(before, wanted, consent), wanted)
                 self.supervisor.disarm(self.state.plugins[plugin_id])
-                # A gate ends by it: nothing is proven, and nothing runs.
-                self.upgrades.ended(plugin_id)
-                ends_gate = lambda tx: versions.end_gate(tx, plugin_id)  # noqa: E731
+                ends_gate = None
+                # A gate ends by it: nothing is proven, and nothing runs. Not one whose version is being given up: that
+                # goes on, or the one would be left with what the other declared.
+                if not self.upgrades.is_given_up(plugin_id):
+                    self.upgrades.ended(plugin_id)
+                    ends_gate = lambda tx: versions.end_gate(tx, plugin_id)  # noqa: E731
                 await self._tighten(after, recording.status_event(actor, before, after), ends_gate)
                 await self.effects.settled(plugin_id)
                 return after
@@ -505,6 +515,15 @@ class Decisions:
             except Problem as missing:
                 raise await self._refused(actor, plugin_id, missing.fault) from None
             yield record
+
+    async def _not_given_up(self, actor: Actor, record: Record, wanted: str) -> None:
+        """Problem invalid_transition while the plugin is on its way back to the version before."""
+        if self.upgrades.is_given_up(record.id):
+            detail = (
+                f"expected a version of {record.id} that stays, found that {record.facts.version} is being given up"
+            )
+            fault = Fault("invalid_transition", detail, f"latticectl info {record.id} shows when the other one is back")
+            raise await self._refused(actor, record.id, fault, wanted)
 
     def _known(self, plugin_id: str, *, forgotten: bool) -> Record:
         """The record; Problem not_found, also for a tombstone unless `forgotten`."""

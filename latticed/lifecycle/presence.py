@@ -46,8 +46,8 @@ class Presence:
     def available(self) -> bool:
         """Whether a bundle on disk verifies as this plugin, and its stored pair may run too.
 
-        That a version is revoked which was given up before counts for nothing: else nobody could leave a revoked version
-        without removing its bundle first.
+        That a version is revoked which was given up before counts for nothing: else nobody could leave a revoked
+        version without removing its bundle first.
         """
         there = self.winner is not None or self.left_revoked
         return there and self.fault is None and self.stored is None

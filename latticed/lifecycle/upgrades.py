@@ -81,11 +81,14 @@ class UpgradeState:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenGate:
-    """An upgrade that is watched. `before` is the record of the version that stands by, kept as `number`."""
+    """An upgrade that is watched. `before` is the record of the version that stands by, kept as `number`; `runs` is
+    that without what was taken back since, as it was started.
+    """
 
     plugin_id: str
     number: int
     before: Record
+    runs: Record
     note: GateNote
     called: Tally
     """The host calls of the plugin when the gate was opened."""
@@ -94,6 +97,10 @@ class OpenGate:
     """Whether the version before may not run under the policy in force."""
     armed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the new version was armed, or given up."""
+    given_up: tuple[Fault, Actor] | None = None
+    """Why and by whom the new version is given up, once that has begun: it is then carried through."""
+    ending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the gate is ended: a watch and an operator may both be about to."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -149,9 +156,11 @@ class Upgrades:
             return False
         if record is None or record.status is not Status.ACTIVE or record.facts.identity != note.identity:
             return False
-        plugins = presence.plugin_of(before, self.defaults), self.state.plugins[record.id]
-        self.supervisor.resume(plugins[0], frozenset(before.granted), kept.number, plugins[1])
-        self._open[record.id] = self._opened(before, kept.number, note, called=Tally())
+        one = self._open[record.id] = self._opened(before, kept.number, note, called=Tally())
+        # What an operator took back since the gate was opened counts for both, also over a restart.
+        runs = one.runs = advance.regained(before, (record,), self.defaults)
+        plugins = presence.plugin_of(runs, self.defaults), self.state.plugins[record.id]
+        self.supervisor.resume(plugins[0], frozenset(runs.granted), kept.number, plugins[1])
         return True
 
     def start(self) -> None:
@@ -237,6 +246,21 @@ class Upgrades:
         """The plugin's gate, if one is open."""
         return self._open.get(plugin_id)
 
+    def is_given_up(self, plugin_id: str) -> bool:
+        """Whether the plugin is on its way back to the version before: no other version can be taken meanwhile."""
+        one = self._open.get(plugin_id)
+        return one is not None and one.given_up is not None
+
+    def narrowed(self, record: Record) -> None:
+        """Restart the version that stands by if it has lost, with this `record` of the other one, what it was started
+        with.
+        """
+        if (one := self._open.get(record.id)) is not None:
+            runs = advance.regained(one.before, (record,), self.defaults)
+            if granting.needs_restart(one.runs, runs, self.defaults):
+                self.supervisor.renew_behind(presence.plugin_of(runs, self.defaults))
+                one.runs = runs
+
     async def give_up(self, one: OpenGate, actor: Actor) -> None:
         """Return to the version before for an operator; nothing when the gate was decided meanwhile.
 
@@ -288,6 +312,7 @@ class Upgrades:
             plugin_id=before.id,
             number=number,
             before=before,
+            runs=before,
             note=note,
             called=called,
             gate=health_gate.HealthGate(baseline=note.baseline),
@@ -304,6 +329,9 @@ class Upgrades:
     async def _watch(self, one: OpenGate) -> None:
         """Look at an open gate until it is decided."""
         while self._open.get(one.plugin_id) is one:
+            if one.given_up is not None:
+                await self._decided(one, health_gate.GateDecision(one.gate, GateStep.RETURN, one.given_up[0]))
+                continue
             decided = health_gate.decide(one.gate, self._seen(one), self.clock.monotonic_s(), gate_s=self.gate_s)
             self._progress(one, decided.gate)
             match decided.step:
@@ -327,10 +355,12 @@ class Upgrades:
 
     def _progress(self, one: OpenGate, after: health_gate.HealthGate) -> None:
         """Take in the gate's next state; operators see when it ends."""
-        if after.until_s is not None and after.until_s != one.gate.until_s:
-            until_us = self.clock.wall_us() + int((after.until_s - self.clock.monotonic_s()) * 1e6)
+        if after.until_s != one.gate.until_s:
+            until_us = 0
+            if after.until_s is not None:
+                until_us = self.clock.wall_us() + int((after.until_s - self.clock.monotonic_s()) * 1e6)
+                one.armed.set()
             self.shown[one.plugin_id] = replace(self.shown[one.plugin_id], until_us=until_us)
-            one.armed.set()
         one.gate = after
 
     def _seen(self, one: OpenGate) -> GateLook:
@@ -358,7 +388,7 @@ class Upgrades:
 
     async def _commit(self, one: OpenGate, fault: Fault | None) -> None:
         """The new version stays; the one before is kept, and stopped. `fault`: why it was not watched to the end."""
-        async with self.turns.turn(one.plugin_id):
+        async with one.ending, self.turns.turn(one.plugin_id):
             if self._open.get(one.plugin_id) is not one:
                 return
             record = self.state.records[one.plugin_id]
@@ -373,19 +403,33 @@ class Upgrades:
         The order matters: nothing of the new version runs when its successor's things are put back; until all is in one
         transaction on disk, the new version is on record, and a kill leads back to an open gate.
         """
+        async with one.ending:
+            # In a turn: a decision under way may be about to end the gate, and what is put back below must not meet
+            # what another version declares.
+            async with self.turns.turn(one.plugin_id):
+                if self._open.get(one.plugin_id) is not one:
+                    return
+                one.given_up = one.given_up or (fault, actor)
+            await self._carry_through(one, *one.given_up)
+
+    async def _carry_through(self, one: OpenGate, fault: Fault, actor: Actor) -> None:
+        """As `_return`, once nothing but disabling and grants can come in between."""
         plugin_id = one.plugin_id
-        if self._open.get(plugin_id) is not one:
-            return
         # Before its turn: both may take seconds, for which a decision to disable the plugin does not wait.
         await self.supervisor.give_up(plugin_id, fault)
         await host_declared.put_back(self.services, plugin_id, one.note.declared, by=str(DAEMON))
         async with self.turns.turn(plugin_id):
-            if self._open.get(plugin_id) is not one:
-                return
             now_us, record = self.clock.wall_us(), self.state.records[plugin_id]
             back = advance.regained(one.before, (record,), self.defaults)
             # From the record that goes: what the operator decided meanwhile, and where the bundle is.
-            after = replace(back, status=record.status, source=record.source, updated_at=now_us)
+            after = replace(
+                back,
+                status=record.status,
+                source=record.source,
+                activated_at=record.activated_at,
+                disabled_at=record.disabled_at,
+                updated_at=now_us,
+            )
             bad = BadVersion(
                 plugin_id=plugin_id,
                 identity=one.note.identity,
@@ -402,7 +446,7 @@ class Upgrades:
             await self.turns.write(after, self._event(one, actor, "rolled_back", fault), change)
             del self._open[plugin_id]
             self.supervisor.fall_back(plugin_id)
-            if granting.needs_restart(one.before, after, self.defaults):
+            if granting.needs_restart(one.runs, after, self.defaults):
                 self.supervisor.renew(self.state.plugins[plugin_id])
             self.reload(plugin_id)
             self._end(one, "rolled_back", fault)

@@ -125,7 +125,13 @@ class Supervisor:
 
     def renew(self, plugin: PluginToRun) -> None:
         """Restart a running plugin that has lost what it was started with (a permission that is fixed at its start)."""
-        handle = self._handles.get(plugin.id)
+        self._renew(self._handles.get(plugin.id), plugin)
+
+    def renew_behind(self, plugin: PluginToRun) -> None:
+        """As `renew`, of the version that stands by."""
+        self._renew(self._behind.get(plugin.id), plugin)
+
+    def _renew(self, handle: Handle | None, plugin: PluginToRun) -> None:
         # Also of one that waits for a retry: its next start must use the narrower terms.
         if handle is not None:
             handle.plugin = plugin

@@ -8,6 +8,7 @@ import tarfile
 
 import pytest
 
+from latticed.host import declared
 from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
@@ -302,21 +303,89 @@ async def test_disabling_ends_the_gate_and_stops_both(home):
     assert (await home.decide(ID, "active"))["runtime"]["state"] == "armed"
 
 
-async def test_disabling_does_not_wait_for_what_is_put_back(home, monkeypatch):
-    old, new, _ = await upgraded(home)
-    begun, never = asyncio.Event(), asyncio.Event()
+@pytest.fixture
+def putting_back(monkeypatch):
+    """Holds up what a returning version gets back: (set once it has begun, to be set for it to go on)."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    put_back = declared.put_back
 
-    async def put_back(*args, **named):
+    async def held_up(*args, **named):
         begun.set()
-        await never.wait()
+        await go_on.wait()
+        await put_back(*args, **named)
 
-    monkeypatch.setattr("latticed.host.declared.put_back", put_back)
+    monkeypatch.setattr(declared, "put_back", held_up)
+    return begun, go_on
+
+
+async def test_disabling_does_not_wait_for_what_is_put_back(home, putting_back):
+    """Nor does it leave the version that failed, with what the old one gets back."""
+    old, new, _ = await upgraded(home)
+    begun, go_on = putting_back
     new.crash()
     await begun.wait()
     assert (await home.decide(ID, "disabled"))["status"] == "disabled"
     await in_process.until(lambda: not old.alive, "the old one stopped")
-    never.set()
-    assert (await home.plugin(ID))["upgrade"]["state"] == "committed"
+    go_on.set()
+    view = await decided(home)
+    assert (view["upgrade"]["state"], view["version"], view["status"]) == ("rolled_back", "1.0.0", "disabled")
+    assert view["disabled_at"] > view["activated_at"]
+    again = await home.decide(ID, "active")
+    assert (again["version"], again["runtime"]["state"], home.driven.running[ID]) == ("1.0.0", "armed", 1)
+
+
+async def test_no_other_version_is_taken_while_one_is_given_up(home, putting_back):
+    """Else what is put back for the old one would undo what the third declares. An operator's rollback joins in."""
+    old, new, _ = await upgraded(home)
+    await dropped(home, "1.2.0")
+    begun, go_on = putting_back
+    new.crash()
+    await begun.wait()
+    refused = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (refused.status, refused.code) == (409, "invalid_transition"), refused
+    rollback = asyncio.ensure_future(home.ask("POST", f"{URL}/rollback", {}))
+    go_on.set()
+    assert (await rollback)["version"] == "1.0.0"
+    assert [event["code"] for event in home.events(action="plugin.upgrade")] == ["exited"]
+    assert home.driven.only(ID) is old
+    answer = await home.ask("POST", f"{URL}/upgrade", {})
+    assert (answer["version"], answer["upgrade"]["state"]) == ("1.2.0", "gating")
+
+
+async def test_old_version_that_was_revoked_a_moment_ago_is_not_returned_to(home, monkeypatch):
+    """Before the gate has heard of it."""
+    _, new, _ = await upgraded(home)
+
+    async def unheard():
+        pass
+
+    monkeypatch.setattr(home.app.api.lifecycle.upgrades, "policy_changed", unheard)
+    home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.0.0"]}))
+    await home.look()
+    refused = await home.ask("POST", f"{URL}/rollback", {})
+    assert (refused.status, refused.code) == (409, "plugin_revoked"), refused
+    assert ((await home.plugin(ID))["version"], new.alive) == ("1.1.0", True)
+
+
+async def test_what_was_taken_back_in_the_gate_is_kept_from_the_old_version_too(tmp_path):
+    """A capability at once; what is fixed at a start by a start; both over a restart of the daemon."""
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        await first(home)
+        answer = await home.ask("PUT", f"{URL}/grants", {"grant": [], "permits": ["sandbox=open"]})
+        assert answer.status == 200, answer
+        old, _, _ = await upgraded(home)
+        answer = await home.ask("PUT", f"{URL}/grants", {"trim": ["kv:write"], "permits": []})
+        assert answer.status == 200, answer
+        await in_process.until(lambda: not old.alive and home.driven.running[ID] == 2, "the old one started anew")
+        again = next(one for one in home.driven.of(ID)[2:] if one.plugin.manifest.version == "1.0.0")
+        with pytest.raises(HostError, match="capability_not_granted"):
+            await again.call("kv.put", key="a", value="b")
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        await home.until_plugin(ID, lambda view: view.get("upgrade", {}).get("until"))
+        await in_process.until(lambda: home.driven.running[ID] == 2, "both run")
+        old = next(one for one in home.driven.of(ID) if one.plugin.manifest.version == "1.0.0")
+        with pytest.raises(HostError, match="capability_not_granted"):
+            await old.call("kv.put", key="a", value="b")
 
 
 async def test_bundle_that_goes_stops_both_and_the_gate_begins_anew_when_it_is_back(home):
@@ -326,6 +395,7 @@ async def test_bundle_that_goes_stops_both_and_the_gate_begins_anew_when_it_is_b
     bundle.path.rename(away)
     await home.until_plugin(ID, lambda view: not view["available"])
     await in_process.until(lambda: not old.alive and not new.alive, "both stopped")
+    await home.until_plugin(ID, lambda view: "until" not in view["upgrade"])
     away.rename(bundle.path)
     view = await home.until_plugin(ID, lambda view: view["upgrade"].get("until", "") > answer["upgrade"]["until"])
     assert (view["version"], view["upgrade"]["state"], home.driven.running[ID]) == ("1.1.0", "gating", 2)
