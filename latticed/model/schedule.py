@@ -61,13 +61,25 @@ def due_at(schedule: Schedule, history: ScheduleHistory, now: int, zone: tzinfo)
     What was missed is one run. A run that took longer than the time to the next one leaves out what came meanwhile.
     `zone`: what `daily` and `cron` are in; when it changes, the next moment is the next one in the new zone.
     """
+    history = moved_back(schedule, history, now)
     if schedule.every_s is not None:
-        return _next_interval(schedule.every_s * _US, history, now)
-    after = max(history.since, history.began_at, history.ended_at)
-    # Set back by so much that waiting for the old time would be worse than running once more.
-    if after - now > SET_BACK_US:
-        after = now
-    return _next_moment(cron_of(schedule), after, zone)
+        return _next_interval(schedule.every_s * _US, history)
+    return _next_moment(cron_of(schedule), max(history.since, history.began_at, history.ended_at), zone)
+
+
+def moved_back(schedule: Schedule, history: ScheduleHistory, now: int) -> ScheduleHistory:
+    """The history to reckon from, no later than `now` when the clock was set back: else the same.
+
+    To be kept by whoever asks again later: what is reckoned from each new `now` is never reached.
+    """
+    # An interval must not stop for as long as the clock was ahead. Of a moment, waiting a few hours for the old time is
+    # better than running once more; by more than that it is not.
+    tolerated = _US if schedule.every_s is not None else SET_BACK_US
+    if max(history.since, history.began_at, history.ended_at) - now <= tolerated:
+        return history
+    return ScheduleHistory(
+        since=min(history.since, now), began_at=min(history.began_at, now), ended_at=min(history.ended_at, now)
+    )
 
 
 def latest_jitter(schedule: Schedule, due: int, zone: tzinfo) -> int:
@@ -123,13 +135,12 @@ def payload_bytes(payload: Any) -> int:
     return len(_encoded(payload))
 
 
-def _next_interval(period: int, history: ScheduleHistory, now: int) -> int:
+def _next_interval(period: int, history: ScheduleHistory) -> int:
     """The next multiple of `period` after the last run began that is not before its end; `since` for the first run."""
-    # Never in the future: a clock that was set back must not stop it for as long.
-    began = min(history.began_at, now)
+    began = history.began_at
     if not began:
-        return min(history.since, now)
-    took = max(min(history.ended_at, now) - began, 0)
+        return history.since
+    took = max(history.ended_at - began, 0)
     return began + max(math.ceil(took / period), 1) * period
 
 

@@ -195,7 +195,10 @@ class Schedules:
             one.ticket.cancel()
         now, row, zone = self._clock.wall_us(), one.row, self._zone.current
         history = rules.ScheduleHistory(since=row.since, began_at=row.began_at, ended_at=row.ended_at)
-        due = rules.due_at(one.schedule, history, now, zone)
+        found = rules.moved_back(one.schedule, history, now)
+        if found is not history:  # the clock was set back
+            one.row = replace(row, since=found.since, began_at=found.began_at, ended_at=found.ended_at)
+        due = rules.due_at(one.schedule, found, now, zone)
         if due is None:
             one.due, one.next_at, one.ticket = None, 0, None
             return
@@ -280,7 +283,8 @@ class Schedules:
     async def _invoked(self, plugin_id: str, schedule: Schedule) -> tuple[str, str]:
         """Have the plugin carry out the action; (code, reason), both empty when it did."""
         handle = self._handles.get(plugin_id)
-        if handle is None or not handle.answers:
+        # Asked again: while its begin was written it may have been stopped, or accepted otherwise.
+        if handle is None or self._wanted(plugin_id).get(schedule.name) != schedule:
             return "not_armed", "it was stopped before"
         try:
             reply = await handle.invoke(schedule.action, schedule.payload, by_outsider=False)

@@ -359,3 +359,42 @@ async def test_clock_that_jumps_ahead_runs_what_it_jumped_over_once(site):
     site.stand.clock.advance(10 * 24 * HOUR_S)
     await site.pass_time(10 * LOOK_S)
     assert len(site.calls) == 1
+
+
+class WallClock:
+    """The wall clock of another one, set back by `back_us`; what has passed is the other's."""
+
+    def __init__(self, other, back_us=0):
+        self.other, self.back_us = other, back_us
+
+    def wall_us(self):
+        return self.other.wall_us() - self.back_us
+
+    def monotonic_s(self):
+        return self.other.monotonic_s()
+
+
+async def test_clock_that_was_years_ahead_keeps_no_schedule_from_running(site):
+    """A machine that boots with a wrong clock, and gets the right time later: whatever ran before, ran in the future."""
+    clock = site.schedules._clock = WallClock(site.stand.clock)
+    site.schedules._roll = lambda: 0.5
+    plugin = await site.armed(MINUTE, {"name": "report", "cron": "30 * * * *", "action": "send"})
+    await site.pass_time(27 * 60)
+    assert {action for action, _ in site.calls} == {"check", "send"}
+    clock.back_us = 2 * 365 * 86_400 * 1_000_000
+    site.calls.clear()
+    await site.pass_time(62 * 60)
+    actions = [action for action, _ in site.calls]
+    # Here time passes in steps of half a minute: with its delay each second one is late.
+    assert (actions.count("send"), actions.count("check")) == (1, 41)
+    assert all(one["next_at"] < "2024-01-04" for one in site.view(plugin))
+
+
+async def test_schedule_taken_up_while_the_clock_was_ahead_has_its_first_run(site):
+    """With a random delay that is rolled anew at each look it would be put off for as long as the clock was ahead."""
+    clock = site.schedules._clock = WallClock(site.stand.clock)
+    site.schedules._roll = lambda: 0.5
+    await site.armed({**MINUTE, "every_s": 3_600})
+    clock.back_us = 86_400 * 1_000_000
+    await site.pass_time(10 * LOOK_S)
+    assert len(site.calls) == 1
