@@ -316,10 +316,11 @@ def booted(suite: str, directory: Path) -> Iterator[Machine]:
 
 def _command(suite: str, directory: Path, name: str, homes: list[Path]) -> list[str]:
     packages = f"/usr/local/lib/python{SUITES[suite]}/dist-packages"
-    # Into the cgroups first; `unshare --kill-child` ends the machine when this process dies.
+    # Into the cgroups first. `unshare --kill-child` ends the machine when `unshare` dies, as it does with these tests.
     join = " && ".join(f"echo $$ >{home}/cgroup.procs" for home in homes)
     return [
         "sh", "-c", f'{join} && exec "$@"', "sh",
+        "setpriv", "--pdeathsig", "KILL",
         "unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "--",
         "sh", "-c", _SETUP, "sh", str(root(suite)), str(directory),
         "systemd-nspawn", "--quiet", "--settings=no", "-M", name, "-D", str(directory / "merged"), "--boot",
