@@ -22,7 +22,7 @@ from latticed.host.notify.rules import FANOUT
 from latticed.host.permissions import Permissions
 from latticed.host.services import HostServices, restart_policy
 from latticed.ingress.deliverer import Deliverer
-from latticed.ingress.ingress import Ingress
+from latticed.ingress.ingress import DRAIN_S, Ingress
 from latticed.ingress.upstream_listener import UpstreamIngress
 from latticed.kit import logs, struct_types
 from latticed.kit.clock import SystemClock
@@ -107,6 +107,7 @@ class App:
         self._wheel = Wheel()
         self._shelf = MarketShelf(settings.state_dir)
         self._stack = contextlib.AsyncExitStack()
+        self._drained_by_s = 0.0
         # Made by __aenter__:
         self.services: HostServices
         self.broker: Broker
@@ -121,7 +122,13 @@ class App:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # One span of time for all that is under way, whatever asked for it.
+        self._drained_by_s = asyncio.get_running_loop().time() + self.api.settings.supervision.drain_s
         await self._stack.aclose()
+
+    def _left_s(self) -> float:
+        """What is left of `supervision.drain_s` while the daemon stops."""
+        return max(self._drained_by_s - asyncio.get_running_loop().time(), 0.0)
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> None:
         """Open each part after those it depends on; the control socket last.
@@ -221,6 +228,8 @@ class App:
         # Before the lifecycle, which arms plugins and so brings routes to serve.
         listeners = await self._open_ingress(stack, ledger)
         await stack.enter_async_context(lifecycle)
+        # Before the plugins are stopped.
+        stack.push_async_callback(self._drain, schedules)
         # After the plugins, so that it is closed before them: what it is delivering is cancelled, and sent again later.
         deliverer = await stack.enter_async_context(self._make_deliverer(supervisor))
         # Last what is reached from outside: nothing is asked before everything can answer.
@@ -259,9 +268,14 @@ class App:
         # Binds the socket only when it is entered, below: before that no request can come.
         server = Server(api, settings.control_socket, directory=directory, gid=gid, inherited=self._inherited)
         await stack.enter_async_context(server)
+        # First of all when it stops: while requests under way get their time, no run begins.
+        stack.callback(schedules.begin_none)
         self.reloader = Reloader(self._config, api, server, broker=self.broker, services=services, listeners=listeners)
         # Set afterwards, since the reloader needs the API that shows its troubles.
         api.around = self.reloader.troubles
+
+    async def _drain(self, schedules: Schedules) -> None:
+        await schedules.drain(self._left_s())
 
     @contextlib.asynccontextmanager
     async def _open_ledger(self) -> AsyncIterator[Ledger]:
@@ -288,7 +302,8 @@ class App:
         routes.
         """
         services, http = self.services, self._settings.http
-        pages = Ingress(services.pages, http, clock=self._clock)
+        # Its answers are made by plugins, as those of invocations; streams of the proxy could go on for ever.
+        pages = Ingress(services.pages, http, clock=self._clock, drain_s=lambda: max(self._left_s(), DRAIN_S))
         await stack.enter_async_context(pages)
         proxy = UpstreamIngress(
             services.upstreams,

@@ -20,6 +20,8 @@ from latticed.model.errors import Problem
 from latticed.settings import endpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from latticed.host.route.table import RouteClaim, RouteTable
     from latticed.ingress.answers import IngressAnswer
     from latticed.kit.clock import Clock
@@ -30,7 +32,7 @@ MAX_BODY_BYTES: Final = 256 << 10
 MAX_HEADER_BYTES: Final = 16 << 10
 """Of all names and values of a request together."""
 DRAIN_S: Final = 3.0
-"""Seconds that answers under way have to finish when the daemon stops."""
+"""Seconds that answers under way have to finish when the daemon stops, unless they are given more."""
 UNSENT_BYTES: Final = 64 << 20
 """Of answers that clients have not taken yet, of all connections; beyond it those of LARGE_BYTES are refused."""
 LARGE_BYTES: Final = 64 << 10
@@ -45,15 +47,23 @@ log = logs.get_logger()
 
 
 class Ingress:
-    """Serves the routes of `routes` at `http.listen`. An async context manager: on exit open answers get DRAIN_S.
+    """Serves the routes of `routes` at `http.listen`. An async context manager: on exit open answers get `drain_s()`.
 
     It listens only while a plugin has a claim; `routes.listener` says where, or why not.
     """
 
     connection: type[OutsideConnection] = OutsideConnection
 
-    def __init__(self, routes: RouteTable, settings: HttpSettings, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        routes: RouteTable,
+        settings: HttpSettings,
+        *,
+        clock: Clock,
+        drain_s: Callable[[], float] = lambda: DRAIN_S,
+    ) -> None:
         self._routes = routes
+        self._drain_s = drain_s
         self._endpoint = endpoints.loopback(settings.listen) or ("127.0.0.1", 0)
         self._hosts = Hosts(settings)
         # At most a quarter of the descriptors (RLIMIT_NOFILE): the rest is for the control socket, plugins and files.
@@ -67,11 +77,11 @@ class Ingress:
     async def __aenter__(self) -> Self:
         self._http = web.Server(self._handle, handler_cancellation=True)  # a lost connection cancels its handler
         async with contextlib.AsyncExitStack() as stack:
-            # Ends in reverse: stop listening, let answers finish for DRAIN_S, end the tasks, close what is left.
+            # Ends in reverse: stop listening, let answers finish, end the tasks, close what is left.
             stack.push_async_callback(self._http.shutdown, 1.0)
             for work, name in ((self._limiter.sweep(), "ingress sweeper"), (self._keep(), "ingress listener")):
                 stack.push_async_callback(cancelled, fenced(work, self._failed, name=name))
-            stack.push_async_callback(self._limiter.drain, DRAIN_S)
+            stack.push_async_callback(self._drain)
             stack.callback(self._close_listener)
             # Neither url nor fault: `wait_for_listener` waits from here on.
             self._routes.set_listener(RouteListener())
@@ -85,6 +95,10 @@ class Ingress:
     def allow(self, settings: HttpSettings) -> None:
         """Serve the hosts of these settings from now on. Where it listens does not change."""
         self._hosts = Hosts(settings)
+
+    async def _drain(self) -> None:
+        # Asked only now: how much time is left depends on what was stopped before.
+        await self._limiter.drain(self._drain_s())
 
     def _failed(self, error: BaseException) -> None:
         """Log an unexpected error of a background task, and report the listener as failed to plugins with routes."""

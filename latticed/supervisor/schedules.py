@@ -89,6 +89,7 @@ class Schedules:
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: Ticket | None = None
+        self._ending = False
 
     def changed(self, plugin_id: str) -> None:
         """Follow a plugin that was started, stopped, or may have been accepted with other schedules. Never raises."""
@@ -113,6 +114,18 @@ class Schedules:
             self._kept.pop(plugin_id, None)
             if plugin_id in self._turns and not self._turns[plugin_id].locked():
                 del self._turns[plugin_id]
+
+    def begin_none(self) -> None:
+        """The daemon stops: no run begins from here on; those under way go on."""
+        self._ending = True
+        for kept in self._kept.values():
+            for one in kept.values():
+                self._drop(one)
+
+    async def drain(self, within_s: float) -> None:
+        """Wait for the runs under way, `within_s` seconds at most."""
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=within_s)
 
     async def close(self) -> None:
         """End; runs whose plugin has been stopped get END_S to be recorded."""
@@ -191,6 +204,8 @@ class Schedules:
 
     def _plan(self, one: _Scheduled) -> None:
         """Reckon when its next run begins, and have it looked at then, or in LOOK_S."""
+        if self._ending:
+            return
         if one.ticket is not None:
             one.ticket.cancel()
         now, row, zone = self._clock.wall_us(), one.row, self._zone.current
@@ -253,7 +268,7 @@ class Schedules:
         plugin_id = one.row.plugin_id
         async with self._turns.setdefault(plugin_id, asyncio.Lock()):
             # It may have been stopped, or accepted otherwise, while it waited.
-            if self._kept.get(plugin_id, {}).get(one.row.name) is not one:
+            if self._ending or self._kept.get(plugin_id, {}).get(one.row.name) is not one:
                 return
             row = replace(one.row, began_at=self._clock.wall_us(), ended_at=0, runs=one.row.runs + 1)
             try:

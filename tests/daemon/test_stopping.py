@@ -61,3 +61,24 @@ def test_what_is_under_way_ends_and_what_takes_too_long_is_told():
         assert host.daemon.ended() == 0
         processes.until(lambda: not host.daemon.place.socket.exists(), what="the socket to go")
         assert [one for one in host.daemon.log() if one["level"] in {"error", "critical"}] == []
+
+
+NAPPER = b"""#!/usr/bin/env python3
+import json, sys, time
+if json.load(sys.stdin)["action"] == "nap":
+    print("fell asleep", file=sys.stderr, flush=True)
+    time.sleep(2)
+    print("woke up", file=sys.stderr, flush=True)
+print(json.dumps({"ok": True}))
+"""
+
+
+def test_run_of_a_schedule_that_is_under_way_ends():
+    """Though no request is under way, and longer than plugins that are stopped have."""
+    with hosting.hosting("supervision.stop_grace_s = 0.1") as host:
+        nap = {"name": "nap", "every_s": 10, "action": "nap"}
+        host.up("acme.napper", NAPPER, runtime={"protocol": "stdio-json-v1"}, schedules=[nap])
+        host.daemon.until(lambda: host.lines("acme.napper"), "a run to begin")
+        host.daemon.signal(signal.SIGTERM)
+        assert host.daemon.ended() == 0
+        assert "woke up" in str(host.daemon.log())

@@ -375,7 +375,7 @@ class WallClock:
 
 
 async def test_clock_that_was_years_ahead_keeps_no_schedule_from_running(site):
-    """A machine that boots with a wrong clock, and gets the right time later: whatever ran before, ran in the future."""
+    """A machine that boots with a wrong clock, and gets the right time later: what ran before, ran in the future."""
     clock = site.schedules._clock = WallClock(site.stand.clock)
     site.schedules._roll = lambda: 0.5
     plugin = await site.armed(MINUTE, {"name": "report", "cron": "30 * * * *", "action": "send"})
@@ -398,3 +398,21 @@ async def test_schedule_taken_up_while_the_clock_was_ahead_has_its_first_run(sit
     clock.back_us = 86_400 * 1_000_000
     await site.pass_time(10 * LOOK_S)
     assert len(site.calls) == 1
+
+
+async def test_daemon_that_stops_lets_a_run_end_and_begins_none(site):
+    """Neither the one that waits for its turn, nor one that comes due meanwhile."""
+    plugin = await site.armed(MINUTE, {**MINUTE, "name": "other"})
+    site.hold.clear()
+    await site.stand.pass_time(1)
+    await until(lambda: site.under_way, "the first run")
+    site.schedules.begin_none()
+    site.stand.clock.advance(120)
+    site.stand.tools.wheel.advance()
+    await site.schedules.drain(0.0)
+    assert site.under_way == 1, "no longer than it is told"
+    asyncio.get_running_loop().call_later(0.01, site.hold.set)
+    await site.schedules.drain(60)
+    await site.pass_time(120)
+    assert len(site.calls) == 1
+    assert sorted(one.get("outcome", "none") for one in site.view(plugin)) == ["none", "ok"]
