@@ -139,6 +139,13 @@ def is_open(conn: RowReader, plugin_id: str, number: int) -> bool:
     return conn.execute(statement, (plugin_id, number)).fetchone() is not None
 
 
+def standing_by(conn: RowReader, plugin_id: str, identity: str) -> int:
+    """The number of the version of this identity, if the one that replaced it may still be given up; else 0."""
+    statement = "SELECT number FROM kept_versions WHERE plugin_id = ? AND identity = ? AND gate IS NOT NULL"
+    row = conn.execute(statement, (plugin_id, identity)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def record_of(conn: RowReader, plugin_id: str, number: int) -> bytes | None:
     """The record of a kept version; None when it is kept no longer."""
     statement = "SELECT record FROM kept_versions WHERE plugin_id = ? AND number = ?"

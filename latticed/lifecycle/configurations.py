@@ -14,6 +14,7 @@ import msgspec
 
 from latticed.bundle import config_schema
 from latticed.ledger import configs as rows
+from latticed.ledger import versions
 from latticed.model import accepted
 from latticed.model.errors import Problem
 from latticed.runners import configuration
@@ -54,8 +55,13 @@ class Configurations:
 
     async def for_start(self, plugin: PluginToRun) -> bytes:
         """The configuration, as JSON, that `plugin` is started with: `{}` when none is set. Problem needs_config when
-        it does not fit the schema.
+        it does not fit the schema. A version that stands by has its own, as its values.
         """
+        number = self.ledger.read(lambda db: versions.standing_by(db, plugin.id, plugin.identity))
+        if number:
+            return await self.fitting(
+                plugin.manifest, self.ledger.read(lambda db: versions.config_of(db, plugin.id, number))
+            )
         return await self.fitting(plugin.manifest, self.stored(plugin.id))
 
     async def fitting(self, manifest: Manifest, row: ConfigRow | None, *, upgrading: bool = False) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import tarfile
 
 import pytest
@@ -513,6 +514,31 @@ async def test_restart_of_the_daemon_watches_anew_and_what_it_wrote_stays_apart(
         by_version["1.1.0"].crash()
         assert (await decided(home))["version"] == "1.0.0"
         assert (home.driven.only(ID), await value(home, "a")) == (by_version["1.0.0"], b"old")
+
+
+async def test_version_that_stands_by_starts_with_its_own_configuration(tmp_path):
+    """Not with the one that was set for the new version, which its schema may refuse."""
+
+    def takes(*names):
+        schema = {"type": "object", "properties": {name: {} for name in names}, "additionalProperties": False}
+        return {"v2": True, "config": schema, "runtime": {"protocol": "latticed-stdio-1"}}
+
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        home.drop(version="1.0.0", type="system", capabilities=CAPABILITIES, **takes("a"))
+        await home.armed(ID, accept=("monitor:admin",))
+        assert (await home.ask("PUT", f"{URL}/config", {"config": {"a": 1}})).status == 200
+        await upgraded(home, **takes("a", "b"))
+        assert (await home.ask("PUT", f"{URL}/config", {"config": {"b": 2}})).status == 200
+    async with in_process.opened(tmp_path, author=ACME, toml=LONG) as home:
+        await home.until_plugin(ID, lambda view: view.get("upgrade", {}).get("until"))
+        await in_process.until(lambda: home.driven.running[ID] == 2, "both run")
+        by_version = {one.plugin.manifest.version: one for one in home.driven.of(ID)}
+        found = {version: json.loads(one.plugin.config) for version, one in by_version.items()}
+        assert found == {"1.0.0": {"a": 1}, "1.1.0": {"b": 2}}
+        by_version["1.1.0"].crash()
+        assert (await decided(home))["version"] == "1.0.0"
+        assert home.driven.only(ID) is by_version["1.0.0"]
+        assert (await home.ask("GET", f"{URL}/config"))["config"] == {"a": 1}
 
 
 async def test_inactive_plugin_is_upgraded_without_a_gate_and_can_go_back(home):
