@@ -275,7 +275,7 @@ def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -
     """
     masked, hosts, permits, terms = target.masked, target.hosts, target.permits, target.terms
     for one in newer:
-        masked |= frozenset(one.facts.capabilities) - frozenset(one.granted)
+        masked |= one.masked
         permits = tuple(permit for permit in permits if permit in one.permits)
         manifest = presence.manifest_of(one.facts)
         if manifest is None or one.terms is None:

@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 
-from latticed.lifecycle import advance, granting, presence
+from latticed.ledger.floors import Floors
+from latticed.lifecycle import advance, granting, merge_after_loss, presence
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
@@ -216,6 +217,18 @@ def test_capability_dropped_and_declared_again_is_masked():
     again = upgraded(narrow, claim(version="1.2.0"))
     assert isinstance(again, Record)
     assert again.granted == ("kv:read",)
+
+
+def test_rollback_regains_what_a_version_dropped_but_nothing_that_was_taken_back_since():
+    """Not even what only the floors know of: the ledger was restored from before that was taken back."""
+    before = record(Status.ACTIVE)
+    narrow = upgraded(before, claim(version="1.1.0", capabilities=["kv:read"]))
+    assert isinstance(narrow, Record)
+    assert advance.regained(before, (narrow,)).granted == ("kv:read", "log:write")
+    floors = Floors(masked={before.id: frozenset({"log:write"})})
+    held = merge_after_loss.restored(narrow, floors, now_us=NOW)
+    assert held.status is Status.ACTIVE
+    assert advance.regained(before, (held,)).granted == ("kv:read",)
 
 
 def test_other_publisher_inherits_no_grants():
