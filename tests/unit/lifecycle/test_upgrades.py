@@ -11,6 +11,7 @@ import pytest
 
 from latticed.host import declared
 from latticed.host.call import HostError
+from latticed.ledger import kv
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
@@ -539,6 +540,26 @@ async def test_version_that_stands_by_starts_with_its_own_configuration(tmp_path
         assert (await decided(home))["version"] == "1.0.0"
         assert home.driven.only(ID) is by_version["1.0.0"]
         assert (await home.ask("GET", f"{URL}/config"))["config"] == {"a": 1}
+
+
+async def test_takeover_in_a_gate_leaves_neither_version_nor_copies_of_values_to_the_new_publisher():
+    rival = bundles.author("rival")
+    async with in_process.opened(author=ACME, policy=bundles.policy_bytes(ACME, rival), toml=LONG) as home:
+        old = await first(home)
+        await old.call("kv.put", key="a", value="of acme")
+        old, new, _ = await upgraded(home)
+        home.drop("other", author=rival, version="2.0.0", type="system", capabilities=CAPABILITIES)
+        await in_process.until(lambda: "plugins/other" in home.app.api.lifecycle.rejected(), "the rival's bundle")
+        answer = await home.ask(
+            "POST", f"{URL}/upgrade", {"accept_publisher": "rival", "accept": ["kv:read", "kv:write"]}
+        )
+        assert (answer.status, answer["publisher"], answer["runtime"]["state"]) == (200, "rival", "armed"), answer
+        await in_process.until(lambda: not old.alive and not new.alive, "both of acme stopped")
+        taker = home.driven.only(ID)
+        assert (taker.plugin.manifest.publisher, (await taker.call("kv.list"))["keys"]) == ("rival", [])
+        assert home.app.api.ledger.read(lambda db: kv.of_plugin(db, ID)) == [f"plugin:{ID}@acme"]
+        assert (await home.ask("GET", URL))["kept"] == []
+        assert (await home.ask("POST", f"{URL}/rollback", {})).code == "not_found"
 
 
 async def test_inactive_plugin_is_upgraded_without_a_gate_and_can_go_back(home):
