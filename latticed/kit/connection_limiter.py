@@ -95,7 +95,19 @@ class LimitedConnection(RequestHandler):
     @property
     def busy(self) -> bool:
         """Whether an answer is being made or sent: such a connection is not cut before its time."""
-        return self.answering
+        return self.answering or self.buffered
+
+    @property
+    def buffered(self) -> bool:
+        """Whether its peer has yet to take a part of an answer."""
+        return self.wire is not None and self.wire.get_write_buffer_size() > 0
+
+    def see_off(self) -> None:
+        """End with the answer under way."""
+        self.leaving = True  # aiohttp's close() would no longer read the rest of a body
+        # Its last answer said that it stays open: nothing else closes it when that is sent.
+        if self.wire is not None and self.buffered and not (self.answering or self.begun or self._messages):
+            self.wire.close()
 
     def interrupt(self) -> None:
         """Called when draining has taken too long: answer at once. Does nothing here, for subclasses."""
@@ -183,7 +195,7 @@ class ConnectionLimiter(Generic[C]):
         """Cut the connections without a complete request; the others end with the answer under way. Does not wait."""
         for connection in self.connections():
             if connection.busy:
-                connection.leaving = True  # aiohttp's close() would no longer read the rest of its body
+                connection.see_off()
             else:
                 self._cut(connection)
 
@@ -195,7 +207,7 @@ class ConnectionLimiter(Generic[C]):
         """
         for connection in self.connections():
             if connection.busy or connection.begun or connection.fresh:
-                connection.leaving = True
+                connection.see_off()
             else:
                 self._cut(connection)
         fresh_s = min(FRESH_S, within_s)

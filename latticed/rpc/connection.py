@@ -114,7 +114,14 @@ class ControlConnection(LimitedConnection):
     @property
     def busy(self) -> bool:
         """From the whole request to the whole answer: between `answered` and that the answer is still to be sent."""
-        return self._unsent
+        return self._unsent or self.buffered
+
+    def see_off(self) -> None:
+        """End with the answer under way."""
+        if self._unsent:
+            self.leaving = True  # `finish_response` closes it
+        else:
+            super().see_off()
 
     def interrupt(self) -> None:
         """Cancel the handler, which then answers that the daemon stops; not of a stream, whose answer has begun."""

@@ -131,6 +131,39 @@ async def test_closing_waits_for_a_limited_time_for_answers(tmp_path, monkeypatc
     await ingresses.gone(writer)
 
 
+async def test_closing_waits_for_a_client_that_still_takes_its_answer(tmp_path):
+    """The answer is made, and megabytes of it are in the daemon's buffers."""
+    size = 8 << 20
+
+    class Large:
+        methods = frozenset({"GET"})
+
+        async def serve(self, _):
+            return RouteResponse(body=b"x" * size, content_type="text/plain")
+
+    async with contextlib.AsyncExitStack() as stack:
+        outside = await stack.enter_async_context(ingresses.opened(tmp_path))
+        await claimed(outside, Large())
+        sock = stack.enter_context(socket.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.connect(("127.0.0.1", outside.port))
+        sock.setblocking(False)
+        sock.sendall(b"GET /acme.demo/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connections = outside.ingress._limiter.connections
+        await ingresses.until(lambda: any(one.wire.get_write_buffer_size() for one in connections()), "the answer")
+
+        async def taken() -> int:
+            await ingresses.until(lambda: outside.ingress._server is None, "the listener to close")
+            loop, count = asyncio.get_running_loop(), 0
+            while data := await loop.sock_recv(sock, 65_536):
+                count += len(data)
+            return count
+
+        taking = asyncio.create_task(taken())
+        await outside.ingress.__aexit__()
+        assert await taking > size
+
+
 async def test_lost_connection_cancels_handler(outside):
     """The target's task is cancelled."""
     ended = asyncio.Event()
