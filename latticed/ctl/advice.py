@@ -243,7 +243,8 @@ def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
     if runtime.health == "degraded":
         return Advice(f"it runs, but not as it should: {runtime.message}".rstrip(": "), _verb("logs", facts))
     if view.upgrade is not None and view.upgrade.state == "gating":
-        return Advice(f"it runs, and is watched beside {view.upgrade.before}", _verb("info", facts))
+        until = f" until {view.upgrade.until}" if view.upgrade.until else ""
+        return Advice(f"it runs, and is watched beside {view.upgrade.before}{until}")
     if view.candidate is not None and view.candidate.bad is None:
         more = ["--allow-downgrade"] if view.candidate.needs_downgrade else []
         adds = f"; it adds {', '.join(view.candidate.adds)}" if view.candidate.adds else ""

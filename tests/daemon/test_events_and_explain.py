@@ -153,7 +153,7 @@ def test_explain_names_untrusted_publishers_and_bad_policies(place, acme):
 
 @pytest.mark.parametrize("verb", ["install", "activate", "upgrade"])
 def test_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
-    """It is the record that the real command gives, except for times; nothing is stored, audited or run."""
+    """It is the record that the real command gives, but for times and outcome; nothing is stored, audited or run."""
     place.drop(author=acme, capabilities=["kv:read", "http:egress"])
     with place.running() as daemon:
         daemon.until(daemon.plugin, "the bundle")
@@ -168,7 +168,7 @@ def test_dry_run_shows_the_record_and_changes_nothing(place, acme, verb):
         foreseen = json.loads(ran.stdout)
         assert (daemon.plugin(), len(daemon.events())) == (before, told)
         made = json.loads(daemon.ctl(verb, "acme.demo", "--accept", "http:egress", "--format", "json").stdout)
-        apart = {"runtime", "updated_at", "verified_at", "installed_at", "activated_at", "adds", "drops"}
+        apart = {"runtime", "updated_at", "verified_at", "installed_at", "activated_at", "adds", "drops", "upgrade"}
         assert {k: v for k, v in foreseen.items() if k not in apart} == {
             k: v for k, v in made.items() if k not in apart
         }

@@ -220,7 +220,7 @@ def test_explain_gives_no_advice_for_a_running_plugin():
         (facts(active(runtime={"health": "unhealthy"})), "latticectl restart acme.demo"),
         (facts(active(candidate=api_server.CANDIDATE)), "latticectl upgrade acme.demo"),
         (facts(active(candidate={**api_server.CANDIDATE, "bad": BAD})), ""),
-        (facts(active(upgrade={"state": "gating", "version": "2", "before": "1"})), "latticectl info acme.demo"),
+        (facts(active(upgrade={"state": "gating", "version": "2", "before": "1"})), ""),
         (
             facts(active(candidate={**api_server.CANDIDATE, "needs_downgrade": True})),
             "latticectl upgrade acme.demo --allow-downgrade",
