@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger
+    from latticed.ledger.revocations import RevocationRows
     from latticed.market.market import Market
     from latticed.model.chain import Head
     from latticed.model.manifest import Manifest
@@ -370,7 +371,6 @@ class App:
 
     def _make_market(self, lifecycle: Lifecycle, runners: Mapping[str, Runner], policy: PolicyKeeper) -> Market:
         """The marketplace, made when it is first asked for: most daemons never are."""
-        from latticed.ledger.revocations import RevocationRows
         from latticed.market.market import Market, MarketDeps
         from latticed.runners.contract import PluginToRun, runner_key
 
@@ -378,9 +378,8 @@ class App:
             plugin = PluginToRun(id=manifest.id, identity=identity, manifest=manifest)
             await runners[runner_key(plugin.id, manifest.type)].admit(plugin, pair)
 
-        async def revoke(kind: str, value: str, source: str) -> None:
+        async def revoke(seen: RevocationRows, source: str) -> None:
             kept = lifecycle.deps.revocations
-            seen = RevocationRows(**{kind: frozenset({value})})
             kept.foresee(seen)
             await lifecycle.policy_changed()
             await kept.add(seen, source)
@@ -393,6 +392,7 @@ class App:
                 settings=lambda: self.api.settings.market,
                 policy=lambda: policy.current,
                 record=lifecycle.records.get,
+                bad=lambda plugin_id: lifecycle.state.bad.get(plugin_id, {}),
                 admit=admit,
                 revoke=revoke,
                 host_version=self._version,

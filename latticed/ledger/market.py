@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ledger.floors import SeenIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from latticed.ledger.connection import RowReader
     from latticed.ledger.transaction import Transaction
 
 MOST_RELEASES: Final = 200_000
 """Of one source: beyond them those that its index no longer has are forgotten."""
+
+_TAKEN: Final = "SELECT id, source, version, sha256, at FROM market_taken"
 
 RevocationRow = tuple[str, str, str, str]
 """(kind, value, action, reason), as `trust.index_revocations` has them."""
@@ -80,20 +82,28 @@ def first_seen(conn: RowReader, source: str, plugin_id: str) -> dict[tuple[str, 
 
 
 def note_taken(tx: Transaction, taken: Taken) -> None:
-    """Keep from which source a plugin's bundle came."""
+    """Keep from which source a plugin's bundle came, besides those taken before."""
+    # Later than all others of the plugin, also by a clock that went back.
     tx.execute(
-        "INSERT OR REPLACE INTO market_taken VALUES (?,?,?,?,?)",
-        (taken.id, taken.source, taken.version, taken.sha256, taken.at),
+        "INSERT OR REPLACE INTO market_taken VALUES (?,?,?,?,"
+        " max(?, coalesce((SELECT max(at) + 1 FROM market_taken WHERE id = ?), 0)))",
+        (taken.id, taken.source, taken.version, taken.sha256, taken.at, taken.id),
     )
 
 
 def taken(conn: RowReader) -> dict[str, Taken]:
-    """What was taken of sources, by plugin id."""
-    rows = conn.execute("SELECT id, source, version, sha256, at FROM market_taken ORDER BY id")
-    return {
-        str(one): Taken(id=str(one), source=str(source), version=str(version), sha256=str(sha256), at=int(at))
-        for one, source, version, sha256, at in rows
-    }
+    """What was taken last of sources, by plugin id."""
+    return {one.id: one for one in _taken(conn.execute(f"{_TAKEN} ORDER BY id, at"))}
+
+
+def taken_of(conn: RowReader, source: str) -> list[Taken]:
+    """All that was ever taken of one source: what runs, waits for an upgrade or is kept for a rollback."""
+    return list(_taken(conn.execute(f"{_TAKEN} WHERE source = ? ORDER BY id, at", (source,))))
+
+
+def _taken(rows: Iterable[tuple[Any, ...]]) -> Iterator[Taken]:
+    for one, source, version, sha256, at in rows:
+        yield Taken(id=str(one), source=str(source), version=str(version), sha256=str(sha256), at=int(at))
 
 
 def note_revocations(tx: Transaction, source: str, found: Iterable[RevocationRow], *, now_us: int) -> None:

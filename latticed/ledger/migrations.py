@@ -299,6 +299,17 @@ CREATE TABLE market_revocations (
 """
 """What sources have taken back; a row stays when its source names it no more."""
 
+_MARKET_TAKEN: Final = """
+ALTER TABLE market_taken RENAME TO market_taken_last;
+CREATE TABLE market_taken (
+    id TEXT NOT NULL, source TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, at INTEGER NOT NULL,
+    PRIMARY KEY (id, source, version, sha256)
+) STRICT, WITHOUT ROWID;
+INSERT INTO market_taken SELECT id, source, version, sha256, at FROM market_taken_last;
+DROP TABLE market_taken_last;
+"""
+"""Every release that was taken: one that runs, or is kept for a rollback, may be of another source than the last."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -321,6 +332,7 @@ MIGRATIONS: Final = (
     _KEPT_VERSIONS,
     _MARKET,
     _MARKET_REVOCATIONS,
+    _MARKET_TAKEN,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

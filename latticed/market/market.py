@@ -15,6 +15,7 @@ from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
 from latticed.kit import files, logs
 from latticed.ledger import market as rows
 from latticed.ledger.floors import SeenIndex
+from latticed.ledger.revocations import RevocationRows
 from latticed.market import rules, sources
 from latticed.market.fetch import Fetcher, FetchProgress
 from latticed.model.audit import Event
@@ -23,16 +24,16 @@ from latticed.model.ids import is_valid
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import index as indexes
 from latticed.trust import index_revocations, signed_document, verify
-from latticed.trust.index_revocations import SourceRevocation
 from latticed.trust.signed_document import SeenDocument
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from latticed.bundle.read import BundleDirectory, ReadLimits
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
+    from latticed.ledger.versions import BadVersion
     from latticed.market.shelf import MarketShelf
     from latticed.market.sources import MarketSource
     from latticed.model.audit import Actor
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from latticed.model.manifest import Manifest
     from latticed.settings.market import MarketSettings
     from latticed.trust.index import Index, IndexEntry, JudgedIndex, Release
+    from latticed.trust.index_revocations import SourceRevocation
     from latticed.trust.policy import TrustPolicy
 
 log = logs.get_logger()
@@ -57,8 +59,8 @@ _AT_ONCE: Final = 1_000
 class MarketDeps:
     """What the market works with. `settings`, `policy` and `record` are asked at each use.
 
-    `admit(manifest, identity, pair)`: Problem when this host cannot run it. `revoke(kind, value, source)` stops what a
-    source has taken back, for good.
+    `bad(plugin_id)`: versions that were given up, by identity. `admit(manifest, identity, pair)`: Problem when this
+    host cannot run it. `revoke(rows, source)` stops what a source has taken back, for good; all of it before a write.
     """
 
     ledger: Ledger
@@ -67,8 +69,9 @@ class MarketDeps:
     settings: Callable[[], MarketSettings]
     policy: Callable[[], TrustPolicy]
     record: Callable[[str], Record | None]
+    bad: Callable[[str], Mapping[str, BadVersion]]
     admit: Callable[[Manifest, str, BundleDirectory], Awaitable[None]]
-    revoke: Callable[[str, str, str], Awaitable[None]]
+    revoke: Callable[[RevocationRows, str], Awaitable[None]]
     host_version: str
     limits: ReadLimits
 
@@ -129,6 +132,9 @@ class Market:
         self._shelved: dict[str, Shelved] = {}
         self._forgetting: dict[str, asyncio.TimerHandle] = {}
         self._refreshing: dict[str, asyncio.Lock] = {}
+        # Placing a bundle and reaching what was placed exclude each other: what is revoked while it is fetched is
+        # refused, and a fix that was just placed is not removed for what it mends.
+        self._placing = asyncio.Lock()
 
     # Sources.
 
@@ -216,31 +222,33 @@ class Market:
             rows.remember(tx, name, kept)
             rows.note_revocations(tx, source.name, listed, now_us=now_us)
 
-        known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source.name))}
-        # First what stops something; the disk may be full. Not again what an operator may have lifted since.
-        await self.reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
-        await ledger.write(change, durable=True, essential=True)
+        async with self._placing:
+            known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source.name))}
+            # First what stops something; the disk may be full. Not again what an operator may have lifted since.
+            await self._reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
+            await ledger.write(change, durable=True, essential=True)
         if seen is None or seen.sha256 != kept.sha256:
             await ledger.remember_source(name, kept)
 
-    async def reach(self, source: MarketSource, found: tuple[SourceRevocation, ...]) -> None:
-        """Stop what came from `source` and is frozen or killed by it; a killed one's bundle is removed, too."""
-        for taken in self.deps.ledger.read(rows.taken).values():
-            if taken.source != source.name:
-                continue
-            record = self.deps.record(taken.id)
-            version, sha256 = taken.version, taken.sha256
-            # What runs may be an earlier release than the one taken last, which is a candidate.
-            here = [(version, sha256)]
-            if record is not None and not record.forgotten:
-                here.append((record.facts.version, record.facts.artifact_sha256))
-            for one in found:
-                hit = [pair for pair in here if one.covers(taken.id, *pair)]
-                if not hit or one.action == "block-install":
-                    continue
-                await self.deps.revoke(one.kind, one.value, source.name)
-                if one.action == "kill" and (version, sha256) in hit:
-                    await asyncio.to_thread(self.deps.shelf.remove, taken.id)
+    async def _reach(self, source: MarketSource, found: tuple[SourceRevocation, ...]) -> None:
+        """Stop what was ever taken of `source` and is frozen or killed by it; a killed one's bundle is removed, too.
+
+        What is kept for a rollback counts as well: a release that was taken back never starts again.
+        """
+        stopping = [one for one in found if one.action != "block-install"]
+        taken = self.deps.ledger.read(lambda db: rows.taken_of(db, source.name)) if stopping else []
+        # Off the loop: a source may take back 10,000 at once.
+        hits = await asyncio.to_thread(
+            lambda: [(one, it) for it in taken for one in stopping if one.covers(it.id, it.version, it.sha256)]
+        )
+        if not hits:
+            return
+        values = {kind: frozenset(one.value for one, _ in hits if one.kind == kind) for kind in ("plugins", "digests")}
+        await self.deps.revoke(RevocationRows(**values), source.name)
+        shelf = self.deps.shelf
+        for one, it in hits:
+            if one.action == "kill" and await asyncio.to_thread(shelf.digest, it.id) == it.sha256:
+                await asyncio.to_thread(shelf.remove, it.id)
 
     async def _note_releases(self, source: str, index: Index, now_us: int) -> None:
         """Keep when releases were seen first."""
@@ -339,9 +347,11 @@ class Market:
                 sha256=release.artifact_sha256,
                 at=now_us,
             )
-            # First that it is known from where it came: revocations of its source must reach it.
-            await self.deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
-            await asyncio.to_thread(self.deps.shelf.place, staged, wanted.id)
+            async with self._placing:
+                self._check_revoked(taking)
+                # First that it is known from where it came: revocations of its source must reach it.
+                await self.deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
+                await asyncio.to_thread(self.deps.shelf.place, staged, wanted.id)
             taking.passed("placed", "verified, not installed")
             return taking
 
@@ -408,6 +418,8 @@ class Market:
         )
         manifest = await self.check_manifest(taking, staged / MANIFEST)
         rules.check_record(deps.record(entry.id), manifest, taking.wanted)
+        if taking.verified is not None:
+            rules.check_bad(deps.bad(entry.id), taking.verified, taking.wanted)
         rules.check_consent(manifest, taking.wanted.accept)
         taking.passed("consent", ", ".join(rules.needed(manifest)) or "nothing of host risk")
         got = await self._fetcher.fetch(
@@ -444,14 +456,15 @@ class Market:
         if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:
             hint = f"latticectl market hold --off {wanted.id}, or add --accept-held"
             raise Problem("held", f"expected a plugin that is not held, found {wanted.id} held by an operator", hint)
-        for kind, value, action, reason in self.deps.ledger.read(lambda db: rows.revocations(db, shelved.source.name)):
-            one = SourceRevocation(kind=kind, value=value, action=action, reason=reason)  # type: ignore[arg-type]
-            if one.covers(wanted.id, release.version, release.artifact_sha256):
-                detail = f"expected a release that its source has not taken back, found {value} ({action}): {reason}"
-                raise Problem("release_revoked", detail, "install another version")
+        self._check_revoked(taking)
         document = shelved.index.document
         signers = len(shelved.judged.seen.keys) if shelved.judged.seen else 0
         taking.passed("index", f"{shelved.source.name}, generated {document.generated_at}, {signers} pinned key(s)")
+
+    def _check_revoked(self, taking: Taking) -> None:
+        """Problem release_revoked."""
+        found = self.deps.ledger.read(lambda db: rows.revocations(db, taking.source.name))
+        rules.check_revoked(taking.release, taking.entry.id, found)
 
     async def check_manifest(self, taking: Taking, path: Path) -> Manifest:
         """The manifest in a file, once publisher, signature and identity hold; the artifact is taken on its word."""

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.model import capability, consents, egress, semver_range
 from latticed.model.errors import Problem
+from latticed.trust.index_revocations import SourceRevocation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from latticed.ledger.market import RevocationRow
+    from latticed.ledger.versions import BadVersion
     from latticed.model.lifecycle import Record
     from latticed.model.manifest import Manifest
+    from latticed.model.verdict import Verified
     from latticed.trust.index import Index, IndexEntry, Release
 
 DAY_US: Final = 86_400_000_000
@@ -87,7 +91,8 @@ def check_record(record: Record | None, manifest: Manifest, wanted: WantedReleas
         raise Problem(
             "publisher_changed",
             f"expected {record.id} from {record.facts.publisher or 'nobody'}, found publisher {manifest.publisher}",
-            f"if the plugin has changed hands: latticectl forget {record.id}",
+            "if the plugin has changed hands, put its bundle into the plugin directory yourself: "
+            f"latticectl upgrade {record.id} --accept-publisher {manifest.publisher}",
         )
     order = semver_range.compare(manifest.version, record.floor) if record.floor else 1
     if not wanted.allow_downgrade and manifest.version != record.floor and (order is None or order < 0):
@@ -96,6 +101,27 @@ def check_record(record: Record | None, manifest: Manifest, wanted: WantedReleas
             f"expected a version from {record.floor} on, found {manifest.version}",
             "--allow-downgrade takes a lower one; latticectl rollback goes back to one that was here",
         )
+
+
+def check_bad(bad: Mapping[str, BadVersion], verified: Verified, wanted: WantedRelease) -> None:
+    """Problem candidate_bad for a version that an upgrade gave up before, unless it is named; `bad` is by identity.
+
+    To name it puts it there once more; that it runs still takes an upgrade with --retry.
+    """
+    found = bad.get(verified.identity)
+    if found is None or wanted.version == verified.manifest.version:
+        return
+    detail = f"version {found.version} was given up before: {found.code}: {found.reason}"
+    raise Problem("candidate_bad", detail, f"wait for a fix, or add --version {found.version}")
+
+
+def check_revoked(release: Release, plugin_id: str, rows: Iterable[RevocationRow]) -> None:
+    """Problem release_revoked for one that its source has taken back."""
+    for kind, value, action, reason in rows:
+        one = SourceRevocation(kind=kind, value=value, action=action, reason=reason)  # type: ignore[arg-type]
+        if one.covers(plugin_id, release.version, release.artifact_sha256):
+            detail = f"expected a release that its source has not taken back, found {value} ({action}): {reason}"
+            raise Problem("release_revoked", detail, "install another version")
 
 
 def check_age(wanted: WantedRelease, release: Release, *, seen_us: int, now_us: int, min_days: int) -> None:

@@ -15,7 +15,8 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from latticed.bundle.refusal import ARTIFACT, MANIFEST
+from latticed.bundle import decode
+from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
 from latticed.kit import files
 from latticed.model.errors import Problem
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX: Final = "plugins.json"
+_MANIFEST_BYTES: Final = 1 << 20
+"""Above it a manifest is never taken in (`limits.manifest_bytes`)."""
 _STAGED: Final = re.compile(r"\.(?:taking|gone)\.[0-9a-f]{16}")
 _PARTIAL: Final = re.compile(r"\.fetch\.[0-9a-f]{16}")
 
@@ -93,6 +96,14 @@ class MarketShelf:
                 files.exchange(staged, target)
                 # Now the old one is in `staged`, and goes with it.
             files.sync_directory(target.parent)
+
+    def digest(self, name: str) -> str:
+        """The SHA-256 of the artifact that the manifest of this bundle names; empty when it has none that is valid."""
+        try:
+            data = files.read_at_most(self.bundles / name / MANIFEST, _MANIFEST_BYTES)
+            return decode.decode(data)[1].digest_sha256.lower()
+        except (OSError, ValueError, BundleRefused):
+            return ""
 
     def remove(self, name: str) -> None:
         """Remove the bundle of this name, in one step as far as a scan can see. Problem store_unavailable."""

@@ -238,7 +238,8 @@ async def refresh(ask: Ask) -> MarketGlance:
     body = await ask.body(RefreshSource)
     market = ask.api.market()
     names = [body.source] if body.source else sorted(market.sources())
-    ask.may_take(len(names) * ask.api.settings.market.fetch_s + _SLACK_S)
+    # Each source has two files: its index, and what it takes back.
+    ask.may_take(2 * len(names) * ask.api.settings.market.fetch_s + _SLACK_S)
     failed: Problem | None = None
     for name in names:
         try:
@@ -387,6 +388,8 @@ async def outdated(ask: Ask) -> OutdatedList:
             continue
         entry = one.index.entries.get(taken.id)
         offered = _newest(entry, record.facts.version) if entry is not None else ""
+        if offered in {bad.version for bad in ask.api.lifecycle.state.bad.get(taken.id, {}).values()}:
+            offered = ""  # an upgrade to it was given up
         gone = entry is None or entry.release(record.facts.version) is None
         if offered or gone:
             row: OutdatedRow = {

@@ -30,7 +30,7 @@ MOST: Final = 10_000
 
 Action = Literal["block-install", "freeze", "kill"]
 ACTIONS: Final[tuple[str, ...]] = get_args(Action)
-"""From the mildest on: nothing new is taken; it is stopped, too; it is killed without time to end."""
+"""From the mildest on: nothing new is taken; it is stopped, too; its bundle is removed, too."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _VERSION: Final = re.compile(r"\*|[0-9A-Za-z][0-9A-Za-z.+_~-]{0,63}", re.ASCII)
 

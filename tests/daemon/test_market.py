@@ -432,6 +432,60 @@ def test_one_install_of_an_id_at_a_time(site):
     assert site.install(bundle).status == 200
 
 
+def test_release_that_is_taken_back_while_it_is_fetched_is_not_placed(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    path = site.path(bundle)
+
+    def answer(peer):
+        take_back(site, {"plugin": f"{bundle.id}@1.0.0", "action": "freeze", "reason": "leaks"})
+        assert site.refresh().status == 200
+        index_servers.body(site.web.files[path])(peer)
+
+    site.web.answers[path] = answer
+    assert site.code(site.install(bundle)) == "release_revoked"
+    assert (site.placed(bundle), site.leftovers()) == (None, [])
+
+
+def upgraded(site):
+    """A plugin that went from 1.0.0 to 1.1.0, both of the source."""
+    first = site.bundle(version="1.0.0")
+    second = site.bundle(first.id, version="1.1.0", artifact=bundles.ARTIFACT + b"# newer\n")
+    old = indexes.release(first, f"{site.base}{first.id}/1.0.0/")
+    site.refreshed(indexes.entry(second, f"{site.base}{first.id}/1.1.0/", old))
+    assert site.install(first, version="1.0.0").status == 200
+    site.daemon.until(lambda: site.daemon.plugin(first.id), "the record")
+    assert site.daemon.set_status("installed", first.id).status == 200
+    assert site.install(second).status == 200
+    site.daemon.until(lambda: site.daemon.plugin(first.id).get("candidate"), "a candidate")
+    assert site.daemon.post(f"/api/plugins/by-id/{first.id}/upgrade", {}).status == 200
+    return second
+
+
+def test_kept_version_that_is_taken_back_is_not_returned_to(site):
+    """What runs is a later one, and the last that was taken, too."""
+    bundle = upgraded(site)
+    take_back(site, {"plugin": f"{bundle.id}@1.0.0", "action": "freeze"})
+    assert site.refresh().status == 200
+    answer = site.daemon.post(f"/api/plugins/by-id/{bundle.id}/rollback", {})
+    assert site.code(answer) == "plugin_revoked"
+    assert site.daemon.plugin(bundle.id)["version"] == "1.1.0"
+
+
+def test_version_that_was_left_is_offered_no_more_unless_it_is_named(site):
+    bundle = upgraded(site)
+    assert site.daemon.post(f"/api/plugins/by-id/{bundle.id}/rollback", {}).status == 200
+    behind = json.loads(site.daemon.get("/api/market/outdated").body)["plugins"]
+    assert [one for one in behind if one["id"] == bundle.id] == []
+    site.web.asked.clear()
+    refused = site.daemon.ctl("market", "install", bundle.id, "--source", site.name)
+    assert (refused.returncode, "--version 1.1.0" in refused.stderr) == (1, True), refused
+    assert site.path(bundle) not in site.web.asked
+    assert site.install(bundle, version="1.1.0").status == 200
+    again = site.daemon.post(f"/api/plugins/by-id/{bundle.id}/upgrade", {})
+    assert site.code(again) == "candidate_bad"
+
+
 def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path):
     """T14, T15, T17, T13: an expired index installs nothing; what runs keeps running, also over a restart."""
     with trading(web, ["keep"]) as place:

@@ -116,7 +116,7 @@ def test_full_disk_fails_writes_until_space_returns(tmp_path: Path) -> None:
     disk.mkdir()
     script = tmp_path / "fill.py"
     script.write_text(FILL_THE_DISK)
-    mounted = ["sh", "-c", 'mount -t tmpfs -o size=2m none "$1" && exec "$2" "$3" "$1"', "sh"]
+    mounted = ["sh", "-c", 'mount -t tmpfs -o size=3m none "$1" && exec "$2" "$3" "$1"', "sh"]
     arguments = [os.fspath(disk), sys.executable, os.fspath(script)]
     command = ["unshare", "-m", *mounted, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
