@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import http.client
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from latticed.system.proxy import links, subscriptions
-from tests.house import apply_helpers, cores, hosting, plan_sites, processes, proxies
+from tests.house import apply_helpers, cores, faults, hosting, plan_sites, processes, proxies
 from tests.house.nft_places import NftPlace
 
 pytestmark = [
@@ -29,6 +30,7 @@ pytestmark = [
 ID = "latticed.proxy"
 SECRETS = {"PROXY_USERS": "a secret of all users, long enough", "PROXY_API": "secret-of-the-api-of-the-core"}
 QUOTA = 2_000_000
+CLEO = proxies.user("cleo", expires_at=int(time.time()) - 60)
 
 
 class Site(plan_sites.PlanSite):
@@ -114,9 +116,7 @@ def origin():
 @pytest.fixture(scope="module")
 def served(site):
     """Anna has a quota, Ben has none, Cleo's time is over; applied, each with the path of a subscription."""
-    site.configure(
-        proxies.user("anna", quota_bytes=QUOTA), proxies.user("ben"), proxies.user("cleo", expires_at=1_000_000_000)
-    )
+    site.configure(proxies.user("anna", quota_bytes=QUOTA), proxies.user("ben"), CLEO)
     assert "nothing is applied yet" in site.refused("links", {"id": "anna"})
     site.applied()
     return {one: site.token(one) for one in ("anna", "ben")}
@@ -224,7 +224,7 @@ def test_who_was_cut_and_connects_anew_is_closed_again_and_is_no_drift(site, ser
 
 def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, served, origin):
     users = [proxies.user("anna", quota_bytes=QUOTA), proxies.user("ben")]
-    site.configure(*users, proxies.user("dora", expires_at=int(time.time()) + 30))
+    site.configure(*users, CLEO, proxies.user("dora", expires_at=int(time.time()) + 30))
     site.applied()
     core = site.core()
     with (
@@ -240,19 +240,28 @@ def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, serve
         assert "dora: its time is over" in str(site.host.daemon.get("/api/notifications").json())
 
 
-def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin):
-    with stream(site, served["ben"], "client-ben", origin) as ben:
+def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin, tmp_path):
+    """With a clock that was set back meanwhile, before the end of somebody whose time was over: it stays over."""
+    with (
+        faults.attached(site.host.daemon.place, faults.compiled(tmp_path)) as sick,
+        stream(site, served["ben"], "client-ben", origin) as ben,
+    ):
         cores.echoed(ben, 300_000)
         site.until(lambda: site.user("ben")["up_bytes"] >= 300_000, "Ben's bytes")
-        before = site.user("ben")
+        before, core = site.user("ben"), site.core()
         site.host.daemon.kill()
+        sick.shift_clock(-3_600)
         with site.host.daemon.place.running() as fresh:
             old, site.host.daemon = site.host.daemon, fresh
             try:
                 fresh.until_state("armed", ID)
+                started_at = fresh.get("/api/status").json()["started_at"]
+                assert datetime.datetime.fromisoformat(started_at).timestamp() < CLEO["expires_at"]
                 cores.echoed(ben, 100_000)
                 site.until(lambda: site.user("ben")["up_bytes"] >= before["up_bytes"] + 100_000, "what came since")
                 assert site.user("ben")["up_bytes"] < before["up_bytes"] + 150_000
+                assert (site.user("cleo")["state"], site.core()) == ("disabled", core)
+                assert "not let in" in site.refused("token", {"id": "cleo"})
                 counted = site.user("ben")
                 os.kill(site.core(), signal.SIGKILL)
                 assert cores.is_cut(ben)
