@@ -97,6 +97,8 @@ def _fields(plain: dict[str, Any]) -> Iterator[tuple[str, str | Cell]]:
     yield "target", str(plain.get("target") or "")
     yield "state", state(str(plain.get("state") or ""))
     yield "narrows", "yes: it may be applied without approval" if plain.get("narrows") is True else "no"
+    if rendering := str(plain.get("rendering") or ""):
+        yield "rendering", rendering
     yield "review", str(plain.get("review") or "")
     for name in ("overridden", "findings"):
         for one in replies.rows(plain.get(name) or [], name):

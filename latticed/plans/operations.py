@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import secrets as random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
@@ -233,6 +234,7 @@ class Operations:
             target=kind.target,
             state=decide.state_of(plan, target),
             review=review.digest(plan, target=kind.target, rendering=rendering, live=live),
+            rendering=hashlib.sha256(rendering).hexdigest(),
             diff=review.diff(live, rendering),
             intent=plan.intent,
             narrows=self._is_narrow(kind, plan, target),

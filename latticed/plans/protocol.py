@@ -304,8 +304,8 @@ class Reviewed(Answer, frozen=True):
     """What an operator approves: `review` is over plan, rendering, target, live state and secrets.
 
     `diff` is a unified diff from the live state to the rendering, with references in place of secrets, empty when they
-    are equal. `narrows`: it may be applied without approval. `findings`: overridable ones that stand against it now;
-    `overridden`: those in spite of which it is approved.
+    are equal. `rendering`: the SHA-256 of that rendering, in hex. `narrows`: it may be applied without approval.
+    `findings`: overridable ones that stand against it now; `overridden`: those in spite of which it is approved.
     """
 
     plan: str
@@ -313,6 +313,7 @@ class Reviewed(Answer, frozen=True):
     target: str
     state: PlanState
     review: str
+    rendering: str
     diff: str
     intent: dict[str, Any]
     narrows: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import select
 import socket
 import sys
@@ -36,6 +37,7 @@ REVIEWED = {
     "target": "table inet latticed_guard",
     "state": "planned",
     "review": REVIEW,
+    "rendering": "5e" * 32,
     "diff": DIFF,
     "intent": {"ports": [22, 80]},
     "narrows": False,
@@ -98,7 +100,8 @@ def test_plan_show_prints_difference_and_review(run, helper):
     """Escaped; the command that approves has the whole review; the operator's address is sent."""
     ran = run("plan", "show", "3f0c91ab")
     assert ran.code == 0
-    assert f"review   {REVIEW}" in ran.out
+    assert re.search(f"review +{REVIEW}\n", ran.out)
+    assert re.search(f"rendering +{'5e' * 32}\n", ran.out)
     assert "-port 23\n+port 2\\x1b[2J\n+    port 80\n" in ran.out
     assert f"latticectl plan approve 3f0c91ab0000 {REVIEW}" in ran.err
     assert helper.asked[-1] == {"verb": "review", "plan": PLAN, "source": "192.0.2.7"}
