@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,7 +19,7 @@ import pytest
 
 from latticed.plans import protocol
 from latticed.plans.proxy import ProxyKind
-from tests.house import apply_helpers, cores, processes, proxies
+from tests.house import apply_helpers, cores, faults, long, processes, proxies
 from tests.house.nft_places import NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)]
@@ -72,6 +74,10 @@ def secrets_of(intent, salt=""):
     ]
 
 
+def until(holds, what):
+    processes.until(holds, what=what, deadline_s=40.0)
+
+
 def answers(intent) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", intent["inbounds"][0]["port"])) == 0
@@ -116,6 +122,48 @@ def test_kill_9_of_the_helper_brings_the_confirmed_core_back(place, foreign):
         processes.until(lambda: answers(old) and not answers(new), what="the core of before", deadline_s=30)
 
 
+def test_a_kill_at_any_moment_of_an_apply_ends_in_the_old_core(place, foreign):
+    """Of the helper, its dead-man, both, or the core itself; where both are gone, the next start puts it back."""
+    rng, old = random.Random(14), place.document("anna")
+    # A core that is killed before the change has begun would be left for the operator.
+    place.settings["restore"] = ["proxy"]
+    with place.running():
+        place.applied(old, kind="proxy", secrets=secrets_of(old))
+    for turn in range(long.times(4, 60)):
+        victims = ("helper", "dead-man", "both", "core")[turn % 4]
+        new = place.document("anna", f"ben-{turn}")
+        # Every third one has no inbound, which ends the core.
+        bad = {**new, "inbounds": [], "users": []} if turn % 3 == 1 else new
+        with place.running() as helper:
+            plan = place.approved(bad, kind="proxy", secrets=secrets_of(bad))
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(place.settings["socket"])
+                sock.sendall(protocol.encode(protocol.Apply(plan=plan, confirm_within_s=8)))
+                apply_helpers.pause(rng.uniform(0, 2))
+                if victims in {"dead-man", "both"}:
+                    for pid in place.dead_men():
+                        os.kill(pid, signal.SIGKILL)
+                if victims in {"helper", "both"}:
+                    helper.kill()
+                    helper.wait()
+                elif victims == "core":
+                    with contextlib.suppress(OSError, ValueError):
+                        os.kill(place.pid(), signal.SIGKILL)
+                if victims in {"dead-man", "core"}:
+                    # Also a refusal: where it was killed before anything was touched.
+                    assert sock.recv(1)
+                    until(lambda new=new: is_back(place, old, new), f"the old core ({victims}, turn {turn})")
+        if victims in {"helper", "both"}:
+            with place.running():
+                until(lambda new=new: is_back(place, old, new), f"the old core ({victims}, turn {turn})")
+    del place.settings["restore"]
+
+
+def is_back(place, old, new) -> bool:
+    (target,) = place.observed().targets
+    return not target.unconfirmed and answers(old) and not answers(new)
+
+
 def test_after_a_boot_the_confirmed_core_is_started_again(place):
     """Its directory is on a file system in memory: nothing of it is there then."""
     intent = place.document("anna")
@@ -157,10 +205,17 @@ def test_a_tool_that_fails_is_said_and_nothing_is_touched(place, fault):
 
 
 def test_secrets_of_another_value_are_another_review_and_of_another_form_none(place):
+    """The review shows the file with references in place of secrets, and its SHA-256."""
     intent = place.document("anna")
+    given = secrets_of(intent)
     with place.running():
         plan = place.approved(intent, kind="proxy", secrets=secrets_of(intent))
         assert place.state_of(plan) == "approved"
+        reviewed = place.review(plan)
+        told = ProxyKind().render(intent, None, {one.reference: f"${{secret:{one.reference}}}" for one in given})
+        assert reviewed.rendering == hashlib.sha256(told).hexdigest()
+        assert "${secret:PROXY_USERS#" in reviewed.diff
+        assert not any(one.value in str(reviewed) for one in given)
         place.offer(intent, kind="proxy", secrets=secrets_of(intent, "another "))
         assert place.state_of(plan) == "planned"
         assert place.ask(protocol.Apply(plan=plan)).code == "not_approved"
@@ -172,6 +227,34 @@ def test_secrets_of_another_value_are_another_review_and_of_another_form_none(pl
 
 def _unfit(secret):
     return protocol.SecretValue(reference=secret.reference, form=secret.form, value="not of that form")
+
+
+def test_a_full_disk_of_the_helper_at_each_step_changes_nothing_or_is_undone(place, foreign):
+    """Offer, approval and apply are refused; what cannot be confirmed any more comes back."""
+    filler = place.state / "filler"
+    place.state.mkdir(exist_ok=True)
+    with faults.small_disk(place.state, kib=3_072, uid=0), place.running():
+        old, new = place.document("anna"), place.document("anna", "ben")
+        place.applied(old, kind="proxy", secrets=secrets_of(old))
+        before = place.pid()
+        offer = protocol.Offer(kind="proxy", intent=new, secrets=tuple(secrets_of(new)))
+        steps = [lambda: offer, lambda: protocol.Approve(plan=plan, review=place.review(plan).review)]
+        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=3))
+        plan = ""
+        for step in steps:
+            request = step()
+            faults.fill(filler)
+            assert place.ask(request).code == "state_unusable", request
+            assert (place.pid(), answers(old), answers(new)) == (before, True, False)
+            filler.unlink()
+            answer = place.ask(request)
+            plan = plan or answer.plan
+        assert (answer.state, answers(old), answers(new)) == ("unconfirmed", False, True)
+        faults.fill(filler)
+        assert place.ask(protocol.Confirm(plan=plan)).code == "state_unusable"
+        until(lambda: answers(old) and not answers(new), "the core of before")
+        filler.unlink()
+        until(lambda: place.state_of(plan) == "rolled_back", "the record")
 
 
 def test_a_full_disk_is_said_and_the_old_core_answers(place):
