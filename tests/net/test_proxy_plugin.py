@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
+import datetime as dt
 import http.client
 import json
 import os
@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from latticed.system.proxy import links, subscriptions
+from latticed.plans import proxy
+from latticed.system.proxy import links, plugin, subscriptions
 from tests.house import apply_helpers, cores, faults, hosting, plan_sites, processes, proxies
 from tests.house.nft_places import NftPlace
 
@@ -182,6 +183,11 @@ def answered(site, path):
     return status, {name: value for name, value in headers.items() if name != "date"}, body
 
 
+def test_the_longest_wait_for_a_cut_is_within_five_seconds():
+    """Until the core is told, or found not to answer and started anew; besides what the programs of an apply take."""
+    assert plugin.POLL_S + proxy.API_S <= 5
+
+
 def test_a_quota_cuts_its_user_within_seconds_and_nobody_else(site, served, origin):
     core = site.core()
     with (
@@ -256,7 +262,7 @@ def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin, tmp_
             try:
                 fresh.until_state("armed", ID)
                 started_at = fresh.get("/api/status").json()["started_at"]
-                assert datetime.datetime.fromisoformat(started_at).timestamp() < CLEO["expires_at"]
+                assert dt.datetime.fromisoformat(started_at).timestamp() < CLEO["expires_at"]
                 cores.echoed(ben, 100_000)
                 site.until(lambda: site.user("ben")["up_bytes"] >= before["up_bytes"] + 100_000, "what came since")
                 assert site.user("ben")["up_bytes"] < before["up_bytes"] + 150_000
