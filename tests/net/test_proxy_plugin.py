@@ -71,6 +71,9 @@ class Site(plan_sites.PlanSite):
         (found,) = [one for one in self.do("users") if one["id"] == name]
         return dict(found)
 
+    def news(self) -> str:
+        return str(self.host.daemon.get("/api/notifications").json())
+
     def core(self) -> int:
         return int((self.directory / "proxy/core.pid").read_text())
 
@@ -204,7 +207,7 @@ def test_a_quota_cuts_its_user_within_seconds_and_nobody_else(site, served, orig
         used = site.user("anna")
         assert QUOTA <= used["up_bytes"] + used["down_bytes"] < 2 * QUOTA
         assert site.user("ben")["devices"] == 1
-        assert "its quota is used up" in str(site.host.daemon.get("/api/notifications").json())
+        site.until(lambda: "its quota is used up" in site.news(), "the news of it")
         # Counted anew she is let in again, within what was approved.
         site.do("reset", {"id": "anna"})
         site.until(lambda: site.fetch(served["anna"])[0] == 200, "Anna's subscription again")
@@ -243,7 +246,7 @@ def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, serve
         cores.echoed(ben)
         assert site.core() == core
         site.until(lambda: site.user("dora")["state"] == "disabled", "the end of Dora")
-        assert "dora: its time is over" in str(site.host.daemon.get("/api/notifications").json())
+        site.until(lambda: "dora: its time is over" in site.news(), "the news of it")
 
 
 def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin, tmp_path):
