@@ -39,6 +39,7 @@ _LINE_BYTES: Final = 1 << 20
 # Twice as much: sizes of HTTP chunks, and what is read ahead, count as well.
 _MOST_A_LINE: Final = 2 * _LINE_BYTES
 _MOST_A_PIECE: Final = 1 << 20
+_NOT_FOUND: Final = 404
 _SERVICE_UNAVAILABLE: Final = 503
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
@@ -198,11 +199,17 @@ class ControlClient:
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         """Send one request, and again while daemons answer that they stop, STOPPING_S at most."""
         until = time.monotonic() + STOPPING_S
+        begun: ApiReply | None = None
         while True:
             reply = self._sent(method, target, body, kind)
+            # The attempt that was broken off may have removed it: that it is not there would be no answer to that.
+            if begun is not None and method == "DELETE" and reply.status == _NOT_FOUND:
+                return begun
             again = _is_stopping(reply) and (reply.undone or method in _IDEMPOTENT)
             if not again or time.monotonic() >= until:
                 return reply
+            if not reply.undone:
+                begun = reply
             # With systemd's socket the next attempt waits for the next daemon; without, this one still answers.
             time.sleep(_PAUSE_S)
 

@@ -68,6 +68,18 @@ def test_stopping_daemon_is_asked_again_where_nothing_is_done_twice(api, method,
     assert again or caught.value.code == "stopping"
 
 
+def test_what_a_broken_off_attempt_may_have_removed_is_not_said_to_be_missing(api):
+    """Nor is it said to be removed: nobody knows. What no attempt began to remove is missing."""
+    api.stopping = [True, False]
+    with pytest.raises(ApiRefusal) as caught:
+        ControlClient(str(api.socket)).delete("secrets", "token")
+    assert (caught.value.code, len(api.asked)) == ("stopping", 3)
+    api.stopping = [True]
+    with pytest.raises(ApiRefusal) as caught:
+        ControlClient(str(api.socket)).delete("secrets", "token")
+    assert caught.value.status == 404
+
+
 def test_get_is_retried_once_after_a_broken_connection(api):
     api.drop = 1
     assert ControlClient(str(api.socket)).get("plugins") == []
