@@ -52,13 +52,13 @@ class UidLeases:
             ) from error
 
     def take(self, uid: int) -> bool:
-        """Lease a uid; False when another daemon has it. OSError."""
+        """Lease a uid; False when another daemon has it. Problem uids_unusable."""
         try:
             self._lock(fcntl.F_WRLCK, uid)
         except OSError as error:
             if error.errno in _HELD:
                 return False
-            raise
+            raise Problem("uids_unusable", f"the uid of a child cannot be leased: {error.strerror}") from error
         return True
 
     def give_back(self, uid: int) -> None:

@@ -94,3 +94,12 @@ def test_leases_that_others_could_hold_are_refused(tmp_path):
     os.symlink("/dev/null", tmp_path / "leases")
     with pytest.raises(Problem, match="uids of children are leased"):
         UidLeases(tmp_path)
+
+
+def test_lock_that_the_kernel_refuses_leases_nothing(tmp_path):
+    """Such as when it has no memory for more of them."""
+    leases = UidLeases(tmp_path)
+    leases.close()
+    with pytest.raises(Problem, match="cannot be leased") as caught:
+        Uids(1_000, 16, lambda: leases).take()
+    assert caught.value.code == "uids_unusable"
