@@ -211,7 +211,11 @@ def _key_of(raw: dict[str, Any], manifest: Manifest, given: str | None) -> str:
     if known is None:
         hint = 'add --publisher-key "$(latticectl key show FILE)"'
         raise Problem("usage", f"expected the public key of {manifest.publisher}, which is new in the index", hint)
-    return keys.encode_base64(keys.decode_public(str(known.get("public_key_ed25519"))))
+    try:
+        return keys.encode_base64(keys.decode_public(str(known.get("public_key_ed25519"))))
+    except keys.BadText as error:
+        hint = 'name the right one: --publisher-key "$(latticectl key show FILE)"'
+        raise Problem("index_invalid", f"the public key of {manifest.publisher} in the index: {error}", hint) from error
 
 
 def _url(given: str) -> str:

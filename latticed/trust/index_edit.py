@@ -41,13 +41,19 @@ def with_release(raw: dict[str, Any], manifest: Manifest, *, url: str, channel: 
     """`raw` with the release that `manifest` is signed for, whose files are below `url` at `place`.
 
     The channel names it when it has none, or a lower version. An empty `summary` keeps the one before, or takes the
-    manifest's description. Problem exists when that version is there with other bytes: a release never changes.
+    manifest's description. Problem exists when that version is there with other bytes: a release never changes;
+    index_invalid for an entry that has no such lists.
     """
     plugins = raw.get("plugins", [])
     entry: dict[str, Any] = next((one for one in plugins if one.get("id") == manifest.id), {})
     if entry and entry.get("publisher") != manifest.publisher:
         expected = f"expected {manifest.id} from {str(entry.get('publisher'))[:128]}, as in the index"
         raise Problem("publisher_changed", f"{expected}, found publisher {manifest.publisher}")
+    listed, before_channels = entry.get("releases", []), entry.get("channels", {})
+    whole = isinstance(listed, list) and all(isinstance(one, dict) for one in listed)
+    if not whole or not isinstance(before_channels, dict):
+        expected = f"expected a list of objects as releases of {manifest.id}, and an object as channels"
+        raise Problem(index.INVALID, f"{expected}, found another kind", "correct it by hand")
     made = {
         "version": manifest.version,
         "channel": channel,
@@ -57,13 +63,13 @@ def with_release(raw: dict[str, Any], manifest: Manifest, *, url: str, channel: 
         "artifact_sha256": manifest.digest_sha256.lower(),
         "signature_ed25519": manifest.signature_ed25519,
     }
-    releases = [one for one in entry.get("releases", []) if one.get("version") != manifest.version]
-    before = next((one for one in entry.get("releases", []) if one.get("version") == manifest.version), made)
+    releases = [one for one in listed if one.get("version") != manifest.version]
+    before = next((one for one in listed if one.get("version") == manifest.version), made)
     for name in ("artifact_sha256", "signature_ed25519"):
         if before.get(name) != made[name]:
             detail = f"expected {manifest.id} {manifest.version} to stay as it was published, found another {name}"
             raise Problem("exists", detail, "raise its version, sign and add it again")
-    channels = {name: one for name, one in entry.get("channels", {}).items() if one != manifest.version}
+    channels = {name: one for name, one in before_channels.items() if one != manifest.version}
     if _newer(manifest.version, channels.get(channel, "")):
         channels[channel] = manifest.version
     after = {

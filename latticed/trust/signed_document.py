@@ -108,7 +108,9 @@ def signing_payload(raw: dict[str, Any], domain: bytes) -> bytes:
 
 def signed(raw: dict[str, Any], domain: bytes, *, publisher: str, key: Ed25519PrivateKey) -> dict[str, Any]:
     """`raw` with a signature by `key` added, in place of one that has the same label `publisher`."""
-    others = [one for one in raw.get(SIGNATURES, []) if one.get("publisher") != publisher]
+    # What is no object is no signature: hosts pass over it, and it goes.
+    written = [one for one in raw.get(SIGNATURES, []) if isinstance(one, dict)]
+    others = [one for one in written if one.get("publisher") != publisher]
     made = {"publisher": publisher, "signature_ed25519": keys.encode_base64(key.sign(signing_payload(raw, domain)))}
     return {**raw, SIGNATURES: [*others, made]}
 

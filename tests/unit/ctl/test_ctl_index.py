@@ -273,6 +273,35 @@ def test_what_is_no_index_is_left_as_it_is(ctl, author, data):
     assert ctl("index", "sign", "--key", "index.key", "none/plugins.json").code == 4
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda raw: raw["signatures"].append(7),
+        lambda raw: raw["plugins"][0]["releases"].append("1.0.0"),
+        lambda raw: raw["plugins"][0].update(releases=None),
+        lambda raw: raw["plugins"][0].update(channels=["stable"]),
+        lambda raw: raw["publishers"][0].update(public_key_ed25519="short"),
+    ],
+    ids=["signatures", "release", "releases", "channels", "key"],
+)
+def test_index_with_broken_parts_is_changed_or_refused_and_never_a_traceback(ctl, add, spoil):
+    """Hosts take such an index, as far as they can, so another tool may have made it."""
+    add()
+    raw = read()
+    spoil(raw)
+    Path(SITE).write_text(json.dumps(raw))
+    version(ctl, "0.2.0")
+    before = Path(SITE).read_bytes()
+    ran = add()
+    if ran.code == 0:
+        assert index.decode(Path(SITE).read_bytes()).entries["acme.demo"].unsupported == ""
+    else:
+        assert (Path(SITE).read_bytes(), "hint:" in ran.err) == (before, True), ran.err
+    # A broken entry is no reason to let the others become too old.
+    for words in ((), ("--keep", "--label", "second")):
+        assert ctl("index", "sign", "--key", "index.key", *words, SITE).code == 0
+
+
 def test_what_another_tool_put_into_an_index_stays(ctl, author, add):
     """Fields that latticed does not know, of the index, a plugin and a publisher, are kept and signed."""
     add()
