@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.house import hosting, processes, raw_http
+from tests.house import hosting, peers, processes, raw_http, route_clients
 
 pytestmark = pytest.mark.daemon
 
@@ -82,3 +82,42 @@ def test_run_of_a_schedule_that_is_under_way_ends():
         host.daemon.signal(signal.SIGTERM)
         assert host.daemon.ended() == 0
         assert "woke up" in str(host.daemon.log())
+
+
+PAGE = peers.peer(
+    """
+while True:
+    message = hear()
+    if message.get("method") != "invoke":
+        answer(message) if "method" in message else None
+        continue
+    if message["params"]["action"] == "put":
+        say(id="put", method="route.put", params={"path": "/ID/", "target": "invoke", "action": "web"})
+        while (heard := hear()).get("id") != "put":
+            answer(heard)
+    if message["params"]["action"] == "web":
+        os.write(2, b"at work\\n")
+        time.sleep(5)
+    say(id=message["id"], result={"ok": True, "message": "", "result": {"body": "hello"}})
+"""
+)
+
+
+def test_page_of_a_plugin_that_is_under_way_is_answered():
+    """Within the time to drain, though no request of the control API is under way."""
+    with hosting.hosting('http.listen = "127.0.0.1:0"\nsupervision.drain_s = 30') as host:
+        plugin_id = host.up("acme.page", PAGE.replace(b"ID", b"acme.page"), capabilities=["worker:route"])
+        assert host.invoke(plugin_id, "put").status == 200
+
+        def served():
+            found = host.daemon.get("/api/routes").json()["routes"]
+            return next((one["url"] for one in found if one["state"] == "served"), None)
+
+        url, answers = host.daemon.until(served, "the route to be served"), []
+        thread = threading.Thread(target=lambda: answers.append(route_clients.ask(url, f"/{plugin_id}/")))
+        thread.start()
+        host.until_said(plugin_id, "at work")
+        host.daemon.signal(signal.SIGTERM)
+        thread.join(60)
+        assert [(one.status, one.body) for one in answers] == [(200, b"hello")]
+        assert host.daemon.ended() == 0
