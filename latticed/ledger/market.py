@@ -22,7 +22,7 @@ _TAKEN: Final = "SELECT id, source, version, sha256, at FROM market_taken"
 RevocationRow = tuple[str, str, str, str]
 """(kind, value, action, reason), as `trust.index_revocations` has them."""
 ReleaseKey = tuple[str, str, str]
-"""(plugin id, version, SHA-256 of the artifact): another artifact under the same version is another release."""
+"""(plugin id, version, SHA-256 as `trust.index.Release.sha256`): with another file it is another release."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def forget_releases(tx: Transaction, source: str, *, before_us: int) -> None:
 
 
 def first_seen(conn: RowReader, source: str, plugin_id: str) -> dict[tuple[str, str], int]:
-    """Microseconds since the epoch by (version, artifact's SHA-256) of a plugin's releases."""
+    """Microseconds since the epoch by (version, SHA-256) of a plugin's releases, as in `ReleaseKey`."""
     rows = conn.execute(
         "SELECT version, sha256, first_seen FROM market_releases WHERE source = ? AND id = ?", (source, plugin_id)
     )

@@ -286,7 +286,8 @@ CREATE TABLE market_taken (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE market_holds (id TEXT PRIMARY KEY, by TEXT NOT NULL, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
-"""`id` is a plugin's, `sha256` an artifact's, in `market_sources` that of what the newest index's signatures cover.
+"""`id` is a plugin's, `sha256` an artifact's, in `market_sources` that of what the newest index's signatures cover,
+in `market_releases` one of artifact and signature (`trust.index.Release.sha256`).
 
 `first_seen`: when this host read of a release first, from which its age counts, whatever the index says.
 """

@@ -253,12 +253,16 @@ class Market:
     async def _note_releases(self, source: str, index: Index, now_us: int) -> None:
         """Keep when releases were seen first."""
         ledger = self.deps.ledger
-        found = [
-            (entry.id, release.version, release.artifact_sha256)
-            for entry in index.entries.values()
-            for release in entry.releases
-            if not (entry.unsupported or release.unsupported)
-        ]
+
+        def keys() -> list[rows.ReleaseKey]:
+            return [
+                (entry.id, release.version, release.sha256)
+                for entry in index.entries.values()
+                for release in entry.releases
+                if not (entry.unsupported or release.unsupported)
+            ]
+
+        found = await asyncio.to_thread(keys)  # off the loop: there may be tens of thousands
         known = await ledger.read_slow(lambda db: rows.count_releases(db, source))
         if known > rows.MOST_RELEASES:
             await ledger.write(lambda tx: rows.forget_releases(tx, source, before_us=now_us))
@@ -450,7 +454,7 @@ class Market:
         if fault := shelved.fault(now_us // 1_000_000):
             raise fault
         known = self.deps.ledger.read(lambda db: rows.first_seen(db, shelved.source.name, wanted.id))
-        seen_us = known.get((release.version, release.artifact_sha256), now_us)
+        seen_us = known.get((release.version, release.sha256), now_us)
         days = self.deps.settings().min_release_age_days
         rules.check_age(wanted, release, seen_us=seen_us, now_us=now_us, min_days=days)
         if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:

@@ -534,7 +534,7 @@ def _offer_row(ask: Ask, shelved: Shelved, entry: IndexEntry) -> OfferRow:
 
 
 def _release_row(one: Release, known: dict[tuple[str, str], int]) -> ReleaseRow:
-    seen: Any = known.get((one.version, one.artifact_sha256))
+    seen: Any = known.get((one.version, one.sha256))
     return {
         "version": one.version,
         "channel": one.channel,

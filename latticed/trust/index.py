@@ -7,6 +7,7 @@ bundles are taken is the policy's (contracts §4).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -69,6 +70,11 @@ class Release:
     artifact_sha256: str
     signature_ed25519: str
     unsupported: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Of artifact and manifest (hex), as the signature stands for that: with another one it is another release."""
+        return hashlib.sha256(f"{self.artifact_sha256} {self.signature_ed25519}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -447,6 +447,23 @@ def test_release_that_is_taken_back_while_it_is_fetched_is_not_placed(site):
     assert (site.placed(bundle), site.leftovers()) == (None, [])
 
 
+def test_age_of_a_release_begins_anew_with_another_manifest(site):
+    """Of the same version and artifact, signed by the publisher's key: that may be in other hands since yesterday."""
+    bundle = site.bundle()
+
+    def first_seen():
+        site.refreshed(site.offer(bundle))
+        url = f"/api/market/plugins/{bundle.id}?source={site.name}"
+        return json.loads(site.daemon.get(url).body)["releases"][0]["first_seen"]
+
+    before = first_seen()
+    assert first_seen() == before
+    digest = bundle.raw["digest_sha256"]
+    bundle = site.bundle(bundle.id, capabilities=["kv:read", "kv:write"])
+    assert (bundle.raw["digest_sha256"], bundle.raw["version"]) == (digest, "1.0.0")
+    assert first_seen() > before
+
+
 def upgraded(site):
     """A plugin that went from 1.0.0 to 1.1.0, both of the source."""
     first = site.bundle(version="1.0.0")
