@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from latticed.plans import proxy
-from latticed.system.proxy import links, plugin, subscriptions
+from latticed.system.proxy import links, plugin, subscriptions, usage
 from tests.house import apply_helpers, cores, faults, hosting, plan_sites, processes, proxies
 from tests.house.nft_places import NftPlace
 
@@ -189,6 +189,8 @@ def answered(site, path):
 def test_the_longest_wait_for_a_cut_is_within_five_seconds():
     """Until the core is told, or found not to answer and started anew; besides what the programs of an apply take."""
     assert plugin.POLL_S + proxy.API_S <= 5
+    # An end is looked for when it comes.
+    assert [usage.wait_s(one, 10.5, plugin.POLL_S) for one in ([5, 20, 11], [10], [])] == [0.5, 2.0, 2.0]
 
 
 def test_a_quota_cuts_its_user_within_seconds_and_nobody_else(site, served, origin):

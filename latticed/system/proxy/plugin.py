@@ -88,7 +88,12 @@ class ProxyCores(SystemPlugin):
                 self._seen = _health(state)
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Until the next look, which is at a user's end where one comes before POLL_S is over."""
+        intents = (self._intent(), self._applied[1] if self._applied else {})
+        return usage.wait_s((end for one in intents for end in _until(one).values()), time.time(), POLL_S)
 
     async def check(self) -> Health:
         return self._seen or _health(await self._state())

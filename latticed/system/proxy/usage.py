@@ -79,6 +79,11 @@ def ticked(before: Usage, until: Mapping[str, int], now_s: int) -> Usage:
     return replace(before, ended={**before.ended, **reached}) if reached else before
 
 
+def wait_s(until: Iterable[int], now_s: float, most_s: float) -> float:
+    """The seconds to the next of these ends; `most_s` where none comes before."""
+    return min([most_s, *(end - now_s for end in until if end > now_s)])
+
+
 def reset(before: Usage, user: str) -> Usage:
     """With nothing used by this user; what he has open counts from now on."""
     return replace(before, used={name: count for name, count in before.used.items() if name != user})
