@@ -102,11 +102,13 @@ def foreign(place):
     """A process of the core's user, and a file beside the core's, which nothing may touch."""
     path = place.around / "theirs.json"
     path.write_text("{}")
-    with subprocess.Popen(["/usr/bin/sleep", "300"], user=USER) as other:
-        yield
-        assert other.poll() is None
-        assert path.read_text() == "{}"
-        other.kill()
+    with subprocess.Popen(["/usr/bin/sleep", "infinity"], user=USER) as other:
+        try:
+            yield
+            assert other.poll() is None
+            assert path.read_text() == "{}"
+        finally:
+            other.kill()
 
 
 def test_kill_9_of_the_helper_brings_the_confirmed_core_back(place, foreign):
