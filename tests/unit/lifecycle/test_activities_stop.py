@@ -47,7 +47,7 @@ WAITS = "while :; do sleep 0.1; done"
 ADDRESS = "93.184.215.14"
 CAUSES = "tamper key digest plugin remove disable full trim takeover".split()
 CONTROL = "control"
-LIBRARY = "library.demo"
+LENDER = "lender.demo"
 """Publishes files that the others serve, and serves those of each of them."""
 
 
@@ -65,7 +65,7 @@ class Activities:
     called: targets.Site
     streamed: targets.Site
     proxied: targets.Site
-    library: Any
+    lender: Any
     task_ids: list[str] = field(default_factory=list)
     calling: asyncio.Task[Any] | None = None
     stream: asyncio.Task[bytes] | None = None
@@ -108,8 +108,8 @@ class Activities:
         await self.call("notify.send", title="hello")
         await self.call("static.put", path="x.txt", content="hello")
         await self.route("files", "static")
-        await self.route("borrowed", "static", plugin=LIBRARY)
-        await self.library("route.put", path=f"/{LIBRARY}/{self.id}/", target="static", plugin=self.id)
+        await self.route("borrowed", "static", plugin=LENDER)
+        await self.lender("route.put", path=f"/{LENDER}/{self.id}/", target="static", plugin=self.id)
         await self.call("network.plan", kind="nft", intent={})
 
     async def proxy(self) -> None:
@@ -131,7 +131,7 @@ class Activities:
     def url(self, name: str) -> str:
         """The present URL of a route: the listener closes with the last route and opens on another port."""
         table = self.services.upstreams if name in {"proxied", "streamed"} else self.services.pages
-        plugin_id = LIBRARY if name == "lent" else self.id
+        plugin_id = LENDER if name == "lent" else self.id
         path = f"/{plugin_id}/{self.id}/x.txt" if name == "lent" else f"{self.path(name)}x.txt"
         return f"{table.listener.url}{path}"
 
@@ -216,7 +216,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
             *origins,
             *(f"publish={site.url().rstrip('/')}" for site in sites),
             f"origin=dns://127.0.0.1:{names.port}",
-            f"share={LIBRARY}",
+            f"share={LENDER}",
         ]
         granted = await home.ask("PUT", f"/api/plugins/by-id/{made.id}/grants", {"permits": permits})
         assert granted.status == 200, granted
@@ -225,7 +225,7 @@ async def activities_of(home: in_process.Home, names: dns_servers.NameServer, ca
         yield Activities(
             home=home, names=names, author=author, bundle=made, call=instance.call, client=client,
             watched=watched, called=called, streamed=streamed, proxied=proxied,
-            library=home.driven.only(LIBRARY).call,
+            lender=home.driven.only(LENDER).call,
         )  # fmt: skip
 
 
@@ -321,19 +321,19 @@ async def home():
     with hostcalls._tunnels() as tunnels:
         async with in_process.opened(toml=TOML + tunnels.replace("plugin_tunnels = 1", "tunnels = 64")) as found:
             await found.ask("PUT", "/api/secrets/KEY", dns_servers.VALUES[dns_servers.KEY].encode())
-            library = await hostcalls.caller(
+            lender = await hostcalls.caller(
                 found,
                 "worker:route",
                 "static:read",
                 "static:write",
                 accept=("static:write",),
-                plugin_id=LIBRARY,
-                name="library",
+                plugin_id=LENDER,
+                name="lender",
             )
             shares = [f"share={one}.demo" for one in (*CAUSES, CONTROL, "crash")]
-            granted = await found.ask("PUT", f"/api/plugins/by-id/{LIBRARY}/grants", {"permits": shares})
+            granted = await found.ask("PUT", f"/api/plugins/by-id/{LENDER}/grants", {"permits": shares})
             assert granted.status == 200, granted
-            await library.call("static.put", path="x.txt", content="hello")
+            await lender.call("static.put", path="x.txt", content="hello")
             yield found
 
 
