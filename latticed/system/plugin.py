@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latticed.sdk.base import Health, PluginError, Reply
+from latticed.sdk.calls import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +86,17 @@ class SystemPlugin:
     def measures(self) -> tuple[Measure, ...]:
         """What `/metrics` shows of the plugin: what is known without asking anybody."""
         return ()
+
+    async def intent_of(self, plan: str) -> dict[str, Any] | None:
+        """The intent of the plan with this SHA-256; None when this plugin has no such plan. HostError otherwise."""
+        try:
+            (found,) = (await self.host.call("network.plans", sha256=plan))["plans"]
+        except HostError as error:
+            if error.code == "not_found":
+                return None
+            raise
+        intent: dict[str, Any] = found["intent"]
+        return intent
 
     async def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a sdk.Reply). An exception fails the action.

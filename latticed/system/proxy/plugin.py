@@ -368,15 +368,9 @@ class ProxyCores(SystemPlugin):
         if self._applied is not None and self._applied[0] == confirmed:
             return self._applied[1]
         self._applied = None
-        if not confirmed:
+        plain = await self.intent_of(confirmed) if confirmed else None
+        if plain is None:
             return None
-        try:
-            (found,) = (await self.host.call("network.plans", sha256=confirmed))["plans"]
-        except HostError as error:
-            if error.code == "not_found":
-                return None
-            raise
-        plain: Plain = found["intent"]
         self._applied = confirmed, plain, await asyncio.to_thread(decode.read, plain)
         return plain
 

@@ -251,16 +251,7 @@ class Wireguard(SystemPlugin):
     async def _applied(self, state: Any) -> Plain | None:
         """The intent that is confirmed at the helper, None when there is none of this plugin."""
         confirmed = (state["target"] or {}).get("confirmed", "")
-        if not confirmed:
-            return None
-        try:
-            (found,) = (await self.host.call("network.plans", sha256=confirmed))["plans"]
-        except HostError as error:
-            if error.code == "not_found":
-                return None
-            raise
-        intent: Plain = found["intent"]
-        return intent
+        return await self.intent_of(confirmed) if confirmed else None
 
     async def _planned(self, intent: Plain) -> Any:
         # Here first: the helper says the same, but may not be there. In threads, here and elsewhere: with thousands of
