@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.house import bundles, daemons, hosting, raw_http, route_clients
+from tests.house import bundles, daemons, hosting, ports, raw_http, route_clients
 
 pytestmark = pytest.mark.daemon
 
@@ -218,24 +218,24 @@ def test_tampered_template_is_no_longer_served(host, url):
 
 def test_http_port_in_use_degrades_only_its_workers():
     """They are armed and degraded, with the reason, and served once the port is free."""
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", 0))
-        squatter.listen()
-        port = squatter.getsockname()[1]
-        with hosting.hosting(f'[http]\nlisten = "127.0.0.1:{port}"\n') as host:
-            drop(host, HELLO)
-            record = host.daemon.activate(ID)
-            assert "listener unavailable" in record["runtime"]["message"]
-            assert f"127.0.0.1:{port}" in record["runtime"]["message"]
-            host.daemon.until(lambda: host.runtime(ID)["health"] == "degraded", "it to be degraded")
-            host.up("acme.demo", bundles.ARTIFACT)
-            assert host.invoke("acme.demo", "anything").status == 200
-            assert host.daemon.get("/api/health").status == 200
-            shown = json.loads(host.daemon.ctl("--format", "json", "list").stdout)
-            assert [one["runtime"]["state"] for one in shown] == ["armed", "armed"]
-            squatter.close()
-            host.daemon.until(lambda: route_clients.listens(f"http://127.0.0.1:{port}"), "the port to be taken")
-            assert route_clients.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
+    port = ports.free()
+    with (
+        socket.create_server(("127.0.0.1", port)) as squatter,
+        hosting.hosting(f'[http]\nlisten = "127.0.0.1:{port}"\n') as host,
+    ):
+        drop(host, HELLO)
+        record = host.daemon.activate(ID)
+        assert "listener unavailable" in record["runtime"]["message"]
+        assert f"127.0.0.1:{port}" in record["runtime"]["message"]
+        host.daemon.until(lambda: host.runtime(ID)["health"] == "degraded", "it to be degraded")
+        host.up("acme.demo", bundles.ARTIFACT)
+        assert host.invoke("acme.demo", "anything").status == 200
+        assert host.daemon.get("/api/health").status == 200
+        shown = json.loads(host.daemon.ctl("--format", "json", "list").stdout)
+        assert [one["runtime"]["state"] for one in shown] == ["armed", "armed"]
+        squatter.close()
+        host.daemon.until(lambda: route_clients.listens(f"http://127.0.0.1:{port}"), "the port to be taken")
+        assert route_clients.text(f"http://127.0.0.1:{port}", f"/{ID}/").startswith("hello")
 
 
 def test_workers_are_served_again_after_a_restart():

@@ -18,6 +18,8 @@ from typing import Any
 
 import trustme
 
+from tests.house import ports
+
 PATIENCE_S = 20
 NO_SING_BOX = "sing-box is not installed here"
 NO_V2RAY = "v2ray is not installed here"
@@ -95,19 +97,6 @@ def certificate(directory: Path, name: str) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A port that is free for TCP and UDP on loopback."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port = int(tcp.getsockname()[1])
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 @contextmanager
 def echoing() -> Iterator[int]:
     """The port of a server that sends back what it gets: a process, ended afterwards."""
@@ -132,7 +121,7 @@ def echoing() -> Iterator[int]:
 @contextmanager
 def stream(document: bytes, name: str, directory: Path, origin: int) -> Iterator[socket.socket]:
     """A connection to `origin` of loopback through a client that has this subscription."""
-    port = free_port()
+    port = ports.free()
     with (
         running(client(document, port), directory, name, port),
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,

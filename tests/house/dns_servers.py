@@ -6,7 +6,6 @@ import base64
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ import dns.rdatatype
 import dns.rrset
 import dns.tsig
 import dns.update
+
+from tests.house import ports
 
 ZONE = "dyn.example.org"
 FAILING = "failing.example.org"
@@ -136,7 +137,7 @@ def _started(kind: str, place: Path) -> NameServer:
     """Tries another port if the chosen one is in use by now."""
     (place / "zone").write_text(_ZONE_FILE)
     for _ in range(5):
-        port = _free_port()
+        port = ports.free()
         server = NameServer(kind=kind, port=port, process=_spawned(kind, place, port))
         process = server.process
         if _until(lambda: process.poll() is not None or _answers(server)) and process.poll() is None:  # noqa: B023
@@ -178,12 +179,3 @@ def _until(condition: Callable[[], bool]) -> bool:
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
-
-
-def _free_port() -> int:
-    """A port that is free for both protocols just now."""
-    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
-        stream.bind(("127.0.0.1", 0))
-        port = stream.getsockname()[1]
-        datagram.bind(("127.0.0.1", port))
-        return port

@@ -19,14 +19,14 @@ from latticed.plans.nginx import NginxKind, place
 from latticed.plans.programs import ProgramTools
 from latticed.settings.programs import NginxSettings
 from latticed.settings.shapes import HttpSettings
-from tests.house import apply_helpers, nginxes
+from tests.house import apply_helpers, nginxes, ports
 
 
 @dataclass
 class WebPlace(apply_helpers.Place):
     """Certificates lie below `live_certificates`; `http` is the section `[http]`."""
 
-    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
+    ports: list[int] = field(default_factory=lambda: [ports.free(), ports.free()])
     http: dict[str, Any] = field(default_factory=dict)
     user: str = "www-data"
     static: Path = Path("/nonexistent")
@@ -113,7 +113,7 @@ class Web:
     directory: Path
     kind: NginxKind
     tools: ProgramTools
-    ports: list[int] = field(default_factory=lambda: nginxes.ports(2))
+    ports: list[int] = field(default_factory=lambda: [ports.free(), ports.free()])
 
     def intent(self, *sites, **changes):
         listen = {"addresses": ["127.0.0.1"], "http": self.ports[0], "https": self.ports[1]}

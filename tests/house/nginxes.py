@@ -28,6 +28,7 @@ from latticed.settings.shapes import HttpSettings
 from latticed.system.nginx import applied, check, decode, render
 from latticed.system.nginx.facts import NginxPlace
 from latticed.system.nginx.intent import Own
+from tests.house import ports
 
 NGINX = "/usr/sbin/nginx"
 PATIENCE_S = 20
@@ -417,13 +418,6 @@ def _got(connection, host, path, headers):
         connection.close()
 
 
-def ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in found]
-
-
 @contextlib.contextmanager
 def taken(port: int) -> Iterator[None]:
     """A port of loopback that somebody else listens at."""
@@ -434,7 +428,7 @@ def taken(port: int) -> Iterator[None]:
 @contextlib.contextmanager
 def running(directory: Path, plain, bad=(), **own: int) -> Iterator[Running]:
     """nginx with the sites of a document, checked as an intent is; stopped afterwards."""
-    first, second = ports(2)
+    first, second = ports.free(), ports.free()
     plain["listen"] = {**plain.get("listen", {}), "addresses": ["127.0.0.1"], "http": first, "https": second}
     place = place_of(directory, **own)
     intent = decode.read(plain)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trustme
 
-from tests.house import nginxes, processes
+from tests.house import ports, processes
 
 PEBBLE = "/usr/bin/pebble"
 NAMES = "/usr/bin/pebble-challtestsrv"
@@ -52,7 +52,7 @@ class Pebble:
 @contextlib.contextmanager
 def pebble(directory: Path, *, http: int, days: int) -> Iterator[Pebble]:
     """An ACME server that asks for challenges at port `http`, and whose certificates end in `days`."""
-    port, management, dns, dns_management = nginxes.ports(4)
+    port, management, dns, dns_management = (ports.free() for _ in range(4))
     authorities = trustme.CA()
     made = authorities.issue_cert("127.0.0.1")
     authorities.cert_pem.write_to_path(directory / "ca.pem")

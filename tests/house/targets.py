@@ -88,13 +88,6 @@ def deaf() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def closed_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as briefly:
-        briefly.bind(("127.0.0.1", 0))
-        return int(briefly.getsockname()[1])
-
-
 def bound(*origins: str) -> EgressRights:
     """The rights of a plugin to which an operator has bound these origins, and nothing else."""
     return EgressRights(origins=tuple(origin(one) for one in origins))

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from latticed.plans import protocol
-from tests.house import hosting, nginx_places, nginxes, pages, pebbles, plan_sites, processes, route_clients
+from tests.house import hosting, nginx_places, nginxes, pages, pebbles, plan_sites, ports, processes, route_clients
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
 
@@ -53,7 +53,7 @@ class Site(plan_sites.PlanSite):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    (port,) = nginxes.ports(1)
+    port = ports.free()
     http = {"listen": f"127.0.0.1:{port}", "hosts": ["hello.example.org"]}
     with nginx_places.web_place(http=http) as place:
         settings = f'[apply]\nsocket = "{place.settings["socket"]}"\n{place.sections()}\n[static]\nhtml = true\n'

@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 from latticed.system.nginx import applied, decode, render
-from tests.house import nginxes
+from tests.house import nginxes, ports
 from tests.house.nameservers import Nameserver
 
 pytestmark = pytest.mark.root
@@ -138,7 +138,7 @@ def test_a_certificate_that_is_unusable_is_blamed_on_its_site_and_no_other(direc
 
 def test_one_site_takes_down_no_other(directory):
     """20 sites; 5 upstreams have no name, 5 do not listen, 2 certificates are gone."""
-    (closed,) = nginxes.ports(1)
+    closed = ports.free()
     with nginxes.backend("up") as backend, nameserver({"up.lan": "127.0.0.1"}):
         sites = []
         for index in range(20):

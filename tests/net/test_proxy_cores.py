@@ -11,7 +11,7 @@ import pytest
 
 from latticed.system.proxy import applied, check, decode, devices, links, render, subscriptions
 from latticed.system.proxy.subscriptions import Format
-from tests.house import cores, proxies
+from tests.house import cores, ports, proxies
 
 pytestmark = pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)
 MADE = {
@@ -53,12 +53,12 @@ def origin():
 
 def intent_of(inbound, *, users=None, reach_private=True):
     """On loopback, with a port of its own for the API, which tells that the core is up."""
-    made = {**inbound, "listen": "127.0.0.1", "port": cores.free_port()}
+    made = {**inbound, "listen": "127.0.0.1", "port": ports.free()}
     intent = decode.read(
         proxies.document(
             made,
             host="127.0.0.1",
-            api={**proxies.API, "port": cores.free_port()},
+            api={**proxies.API, "port": ports.free()},
             users=users or [proxies.user("anna"), proxies.user("ben")],
             reach_private=reach_private,
         )
@@ -76,7 +76,7 @@ def served(intent, tmp_path, now_s=0):
 
 def fetched(subscription, tmp_path, origin):
     """What a client with this subscription gets: a status, or None where it gets nothing."""
-    port = cores.free_port()
+    port = ports.free()
     trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
     with cores.running(cores.client(subscription, port), tmp_path, "client", port, **trusted):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=cores.PATIENCE_S)

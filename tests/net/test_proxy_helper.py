@@ -19,7 +19,7 @@ import pytest
 
 from latticed.plans import protocol
 from latticed.plans.proxy import ProxyKind
-from tests.house import apply_helpers, cores, faults, long, processes, proxies
+from tests.house import apply_helpers, cores, faults, long, ports, processes, proxies
 from tests.house.nft_places import NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)]
@@ -57,8 +57,8 @@ class CorePlace(NftPlace):
         (self.around / "fault").write_text(name)
 
     def document(self, *users: str, port: int = 0, **changes: Any) -> dict[str, Any]:
-        inbound = proxies.shadowsocks(listen="127.0.0.1", port=port or cores.free_port())
-        api = {**proxies.API, "port": cores.free_port()}
+        inbound = proxies.shadowsocks(listen="127.0.0.1", port=port or ports.free())
+        api = {**proxies.API, "port": ports.free()}
         named = [proxies.user(one) for one in users or ("anna",)]
         return proxies.document(inbound, users=named, host="127.0.0.1", api=api, reach_private=True, **changes)
 

@@ -20,7 +20,7 @@ from latticed.plans.programs import ProgramTools
 from latticed.plans.proxy import ProxyKind
 from latticed.system.proxy import decode, devices, ends, subscriptions
 from latticed.system.proxy.subscriptions import Format
-from tests.house import cores, proxies
+from tests.house import cores, ports, proxies
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)]
 USER = "daemon"
@@ -47,8 +47,8 @@ def tools_of(kind):
 
 
 def document(*users, **changes):
-    inbound = proxies.shadowsocks(listen="127.0.0.1", port=cores.free_port())
-    api = {**proxies.API, "port": cores.free_port()}
+    inbound = proxies.shadowsocks(listen="127.0.0.1", port=ports.free())
+    api = {**proxies.API, "port": ports.free()}
     named = [proxies.user(one) for one in users or ("anna", "ben")]
     return proxies.document(inbound, users=named, host="127.0.0.1", api=api, reach_private=True, **changes)
 

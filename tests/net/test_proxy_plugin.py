@@ -20,7 +20,7 @@ import pytest
 
 from latticed.plans import proxy
 from latticed.system.proxy import links, plugin, subscriptions, usage
-from tests.house import apply_helpers, cores, faults, hosting, plan_sites, processes, proxies
+from tests.house import apply_helpers, cores, faults, hosting, plan_sites, ports, processes, proxies
 from tests.house.nft_places import NftPlace
 
 pytestmark = [
@@ -42,7 +42,7 @@ class Site(plan_sites.PlanSite):
     def __init__(self, host: hosting.Host, helper: apply_helpers.Place, listen: int, directory: Path) -> None:
         super().__init__(host, helper, None)
         self.listen, self.directory = listen, directory
-        self.port, self.api = cores.free_port(), cores.free_port()
+        self.port, self.api = ports.free(), ports.free()
 
     def configure(self, *users: dict[str, Any]) -> None:
         inbound = proxies.trojan(listen="127.0.0.1", port=self.port, tls=cores.certificate(self.directory, "localhost"))
@@ -85,7 +85,7 @@ class Site(plan_sites.PlanSite):
 def site():
     directory = Path(tempfile.mkdtemp(prefix="proxy-"))
     directory.chmod(0o755)
-    listen = cores.free_port()
+    listen = ports.free()
     with apply_helpers.place() as made:
         place = NftPlace(home=made.home)
         settings = f'[apply]\nsocket = "{place.settings["socket"]}"\n[http]\nlisten = "127.0.0.1:{listen}"\n'

@@ -13,7 +13,7 @@ import pytest
 from latticed.system.proxy import api, applied, check, decode, devices, render, subscriptions, usage
 from latticed.system.proxy.subscriptions import Format
 from latticed.system.proxy.usage import Usage
-from tests.house import cores, proxies
+from tests.house import cores, ports, proxies
 
 pytestmark = pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)
 CHUNK = 4_096
@@ -52,9 +52,9 @@ def intent():
     users = [proxies.user("anna", quota_bytes=10 * CHUNK), proxies.user("ben", quota_bytes=1 << 40)]
     found = decode.read(
         proxies.document(
-            proxies.shadowsocks(listen="127.0.0.1", port=cores.free_port()),
+            proxies.shadowsocks(listen="127.0.0.1", port=ports.free()),
             host="127.0.0.1",
-            api={**proxies.API, "port": cores.free_port()},
+            api={**proxies.API, "port": ports.free()},
             users=users,
             reach_private=True,
         )
@@ -74,7 +74,7 @@ def served(intent, tmp_path):
 def stream(intent, user, tmp_path, echo):
     """A connection of this user to the echo server, through a client of his own."""
     document = subscriptions.write(devices.links(intent, user, proxies.secrets(intent)), Format.SING_BOX)
-    port = cores.free_port()
+    port = ports.free()
     with (
         cores.running(cores.client(document, port), tmp_path, f"client-{user}", port),
         socket.create_connection(("127.0.0.1", port), timeout=cores.PATIENCE_S) as sock,

@@ -21,7 +21,7 @@ from latticed.kit.interfaces import own_addresses
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from latticed.model.hostcall import Denial
-from tests.house import dials, nameservers, origins, processes
+from tests.house import dials, nameservers, origins, ports, processes
 
 ANYWHERE = EgressRights(hosts=("*",))
 PUBLIC = "93.184.215.14"
@@ -140,8 +140,8 @@ async def test_tls_verifies_the_name_of_the_bound_origin():
 
 
 async def test_connect_tries_next_address_after_timeout_or_refusal():
-    with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
-        port = full.getsockname()[1]
+    port = ports.free()
+    with socket.create_server(("127.0.0.2", port), backlog=0):
         async with (
             origins.serving(origins.answer(), at=(("127.0.0.1", port),)),
             guarding({}, connect_s=0.4) as (guard, _, dialled),

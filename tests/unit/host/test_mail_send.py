@@ -17,7 +17,7 @@ from latticed.host.mail import smtp
 from latticed.host.mail.calls import MAX_IN_FLIGHT, MAX_IN_FLIGHT_OF_PLUGIN, OWNER, MailCalls
 from latticed.host.mail.smtp import Smtp
 from latticed.settings import shapes
-from tests.house import plugin_secrets, processes, relays
+from tests.house import plugin_secrets, ports, processes, relays
 from tests.house.clocks import ManualClock
 from tests.house.origins import Authority
 
@@ -263,8 +263,8 @@ async def test_hanging_relay_is_disconnected_at_deadline():
                 await asyncio.sleep(0.002)
 
 
-async def test_refused_connection_to_relay_is_service_unavailable(unused_tcp_port):
-    async with bench(relays.Relay(port=unused_tcp_port), starttls=False) as it:
+async def test_refused_connection_to_relay_is_service_unavailable():
+    async with bench(relays.Relay(port=ports.free()), starttls=False) as it:
         assert "cannot connect to the relay mail.lan" in await it.refused("service_unavailable")
 
 

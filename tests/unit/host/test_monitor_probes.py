@@ -24,7 +24,7 @@ from latticed.host.monitor import spec as specs
 from latticed.host.monitor.probes import Probes
 from latticed.host.monitor.rules import MonitorStatus, decide, of_error
 from latticed.model.egress import EgressRights
-from tests.house import netns, processes, targets
+from tests.house import netns, ports, processes, targets
 
 LOOPBACK = ("127.0.0.1", "[::1]")
 
@@ -199,13 +199,13 @@ async def test_hanging_site_is_down_after_the_timeout():
 
 
 async def test_target_that_refuses_connections_is_down():
-    result = await check("http", f"http://127.0.0.1:{targets.closed_port()}/")
+    result = await check("http", f"http://127.0.0.1:{ports.free()}/")
     assert (result.outcome, result.code) == ("down", "refused")
 
 
 async def test_checks_ignore_proxy_environment_variables(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{targets.closed_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{ports.free()}")
     async with targets.site() as site:
         assert (await check("http", site.url())).outcome == "up"
 
@@ -295,7 +295,7 @@ async def test_tcp_target_is_up_when_connected(host):
             await site.idle.wait()
     with targets.deaf() as port:
         assert (await check("tcp", f"127.0.0.1:{port}")).outcome == "up"
-    result = await check("tcp", f"{host}:{targets.closed_port()}")
+    result = await check("tcp", f"{host}:{ports.free()}")
     assert (result.outcome, result.code) == ("down", "refused")
 
 

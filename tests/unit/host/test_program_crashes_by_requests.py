@@ -10,11 +10,10 @@ import aiohttp
 from latticed.host.program import spec as specs
 from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
-from latticed.host.tunnel.readiness import free_port
 from latticed.kit.clock import SystemClock
 from latticed.model.restart import VISITED, RestartPolicy
 from latticed.settings.programs import ServiceSettings as Settings
-from tests.house import backends, confinements, routed
+from tests.house import backends, confinements, ports, routed
 from tests.house.in_process import until
 from tests.house.routed import ID
 
@@ -33,7 +32,7 @@ while True:
 
 async def test_crashes_by_outside_requests_do_not_open_the_breaker(tmp_path):
     """Real program, real proxy, five requests that crash it, each noted; then two crashes of its own."""
-    port, plugins = free_port(), routed.SimulatedPlugins()
+    port, plugins = ports.free(), routed.SimulatedPlugins()
     plugins.origins[ID] = (f"http://127.0.0.1:{port}",)
     script = WEB.replace("PORT", str(port))
     spec = specs.ProgramSpec(program="python", args=("-c", script), environment={}, restart="always", network="host")

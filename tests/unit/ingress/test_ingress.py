@@ -13,7 +13,7 @@ from latticed.host.route.table import RouteResponse
 from latticed.ingress import connection
 from latticed.ingress import ingress as ingress_module
 from latticed.model.errors import Problem
-from tests.house import ingresses, raw_http
+from tests.house import ingresses, ports, raw_http
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ async def test_removing_the_last_route_closes_its_connections(outside):
 async def test_port_in_use_of_route_listener_is_reported_and_retried(tmp_path, echo, monkeypatch):
     """The route shows the reason; once the port is free, it is served."""
     monkeypatch.setattr(ingress_module, "RETRY_S", 0.01)
-    with socket.create_server(("127.0.0.1", 0)) as squatter:
-        port = squatter.getsockname()[1]
+    port = ports.free()
+    with socket.create_server(("127.0.0.1", port)) as squatter:
         async with ingresses.opened(tmp_path, listen=f"127.0.0.1:{port}") as outside:
             worker = await outside.arm(b"served at last")
             assert "Address already in use" in worker.message

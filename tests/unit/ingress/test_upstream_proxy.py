@@ -12,7 +12,7 @@ import pytest
 
 from latticed.ingress.proxy import ProxyLimits
 from latticed.ingress.upstream_listener import PUBLIC_S
-from tests.house import backends, ingresses, raw_http, routed
+from tests.house import backends, ingresses, ports, raw_http, routed
 from tests.house.routed import ID, echoed
 
 PREFIX = f"/{ID}"
@@ -434,7 +434,7 @@ async def test_unreachable_backend_is_502_until_it_is_back(world, backend, sessi
     """No restart or reload is needed."""
     port = backend.port
     again = backends.Backend()
-    async with backends.running() as other:
+    async with backends.running(port=ports.free()) as other:
         world.plugins.origins[ID] = (other.origin,)
         await world.serve(other)
         assert (await world.get(f"{PREFIX}/x", session)).status == 200
