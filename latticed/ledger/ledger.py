@@ -20,7 +20,7 @@ from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -177,11 +177,11 @@ class Ledger:
         # Only after the file is on disk: what is in memory never claims more than the file.
         self.floors = marked
 
-    async def remember_source(self, name: str, seen: floors.SeenIndex) -> None:
-        """Have the floors name the newest index of a source. Problem ledger_unavailable: it counts until the next
+    async def remember_sources(self, seen: Mapping[str, floors.SeenIndex]) -> None:
+        """Have the floors name what was seen last of sources. Problem ledger_unavailable: it counts until the next
         start all the same.
         """
-        self.sources[name] = seen
+        self.sources |= seen
         await self.write_floors(self.floors)
 
     def accept(self) -> None:

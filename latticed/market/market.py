@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.bundle import decode, read
 from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
 from latticed.kit import files, logs
+from latticed.kit.clock import rfc3339
 from latticed.ledger import market as rows
-from latticed.ledger.floors import SeenIndex
 from latticed.ledger.revocations import RevocationRows
 from latticed.market import rules, sources
 from latticed.market.fetch import Fetcher, FetchProgress
+from latticed.market.remembered import RememberedSources
+from latticed.market.static import StaticFormat
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.ids import is_valid
 from latticed.model.verdict import Refused, Verified
 from latticed.trust import index as indexes
-from latticed.trust import index_revocations, signed_document, verify
-from latticed.trust.signed_document import SeenDocument
+from latticed.trust import verify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
     from latticed.bundle.read import BundleDirectory, ReadLimits
     from latticed.kit.clock import Clock
-    from latticed.ledger import Ledger, Transaction
+    from latticed.ledger import Ledger
     from latticed.ledger.versions import BadVersion
+    from latticed.market.formats import JudgedSource, SourceFormat
     from latticed.market.shelf import MarketShelf
     from latticed.market.sources import MarketSource
     from latticed.model.audit import Actor
@@ -81,9 +83,18 @@ class Shelved:
     """A source's last index, as it is judged now; `stamp` tells whether the file is still the one that was read."""
 
     source: MarketSource
-    index: Index
-    judged: JudgedIndex
+    found: JudgedSource
     stamp: tuple[int, ...]
+
+    @property
+    def index(self) -> Index:
+        """What it says."""
+        return self.found.index
+
+    @property
+    def judged(self) -> JudgedIndex:
+        """What it is worth."""
+        return self.found.judged
 
     def fault(self, now_s: int) -> Problem | None:
         """Why nothing of it can be installed now; None when it can."""
@@ -95,13 +106,20 @@ class Shelved:
                 f"found that {self.judged.browse_only}",
                 "it can be searched and shown, not installed from",
             )
-        if indexes.too_old(document, max_age_s=self.source.max_age_s, now_s=now_s):
+        hint = f"latticectl market refresh {self.source.name}; what is installed keeps running"
+        if indexes.too_old(document, max_age_s=self.source.index_age_s, now_s=now_s):
             return Problem(
                 "index_expired",
                 f"expected an index of the source {self.source.name} that is at most "
-                f"{self.source.max_age_s // 86_400} days old, found one of {document.generated_at}",
-                f"latticectl market refresh {self.source.name}; what is installed keeps running",
+                f"{self.source.index_age_s // 86_400} days old, found one of {document.generated_at}",
+                hint,
             )
+        for what, at_s in self.found.expires.items():
+            if at_s < now_s:
+                expected = f"expected that the {what} of the source {self.source.name} still holds"
+                return Problem(
+                    "index_expired", f"{expected}, found that it did until {rfc3339(at_s * 1_000_000)}", hint
+                )
         return None
 
 
@@ -128,7 +146,12 @@ class Market:
         self.deps = deps
         self.takings: dict[str, Taking] = {}
         self.troubles: dict[str, Problem] = {}
+        self._remembered = RememberedSources(deps.ledger)
         self._fetcher = Fetcher(lambda: deps.settings().fetch_s)
+        static = StaticFormat(
+            shelf=deps.shelf, fetcher=self._fetcher, seen=self._remembered, index_bytes=self._index_bytes
+        )
+        self._formats: dict[str, SourceFormat] = {"static": static}
         self._shelved: dict[str, Shelved] = {}
         self._forgetting: dict[str, asyncio.TimerHandle] = {}
         self._refreshing: dict[str, asyncio.Lock] = {}
@@ -168,26 +191,23 @@ class Market:
             self.troubles.pop(name, None)
             return fresh
 
+    def _format(self, source: MarketSource) -> SourceFormat:
+        """That of the source."""
+        return self._formats[source.format]
+
+    def _index_bytes(self) -> int:
+        return self.deps.settings().index_bytes
+
     async def _refreshed(self, source: MarketSource, actor: Actor) -> Shelved:
-        shelf, clock = self.deps.shelf, self.deps.clock
-        now_us = clock.wall_us()  # one moment for all that is judged, however long the fetch takes
-        partial = await asyncio.to_thread(shelf.partial, source.name)
-        seen = self.seen(source)
-        try:
-            await self._fetcher.fetch(source, source.url, partial, max_bytes=self.deps.settings().index_bytes)
-            index, judged = await asyncio.to_thread(_read_index, partial, source, seen, now_us // 1_000_000)
-            await asyncio.to_thread(shelf.put_index, partial)
-        finally:
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
+        now_us = self.deps.clock.wall_us()  # one moment for all that is judged, however long the fetch takes
+        fresh = await self._format(source).refresh(source, now_us // 1_000_000)
         # The file first, then what is remembered of it: a kill in between leaves a newer file, which is judged again.
-        if judged.seen is not None and (seen is None or judged.seen.sha256 != seen.sha256):
-            kept = _kept(judged.seen)
-            await self.deps.ledger.write(lambda tx: rows.remember(tx, source.name, kept), durable=True)
-            await self.deps.ledger.remember_source(source.name, kept)
-            detail: dict[str, str | int | bool] = {"generated_at": kept.generated_at, "sha256": kept.sha256}
+        if source.name in await self._remembered.keep(fresh.seen):
+            index = fresh.seen[source.name]
+            detail: dict[str, str | int | bool] = {"generated_at": index.generated_at, "sha256": index.sha256}
             await self._record(actor, "market.refreshed", source.name, detail=detail)
-        if not judged.browse_only:
-            await self._note_releases(source.name, index, now_us)
+        if not fresh.judged.browse_only:
+            await self._note_releases(source.name, fresh.index, now_us)
             await self._revocations(source, now_us)
         return await self.shelved(source)
 
@@ -197,38 +217,24 @@ class Market:
         A source that never had any may have none. Once there were, their absence or a broken file is a problem; what is
         known stays in force all the same.
         """
-        name = f"{source.name}/revocations"
         ledger = self.deps.ledger
-        seen = self.seen(source, name)
-        partial = await asyncio.to_thread(self.deps.shelf.partial, source.name)
-        try:
-            url, limit = f"{source.base}revocations.json", self.deps.settings().index_bytes
-            await self._fetcher.fetch(source, url, partial, max_bytes=limit)
-            fresh, found, refused = await asyncio.to_thread(
-                _read_revocations, partial, source, seen, now_us // 1_000_000
-            )
-        except Problem as problem:
-            if problem.code == "fetch_missing" and seen is None:
-                return
-            raise
-        finally:
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
-        for reason in refused:
+        fresh = await self._format(source).revocations(source, now_us // 1_000_000)
+        if fresh is None:
+            return
+        for reason in fresh.refused:
             log.warning("market_revocation_refused", reason=f"{source.name}: {reason}")
-        kept = _kept(fresh)
-        listed = [(one.kind, one.value, one.action, one.reason) for one in found]
-
-        def change(tx: Transaction) -> None:
-            rows.remember(tx, name, kept)
-            rows.note_revocations(tx, source.name, listed, now_us=now_us)
-
+        listed = [(one.kind, one.value, one.action, one.reason) for one in fresh.found]
         async with self._placing:
             known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source.name))}
             # First what stops something; the disk may be full. Not again what an operator may have lifted since.
-            await self._reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
-            await ledger.write(change, durable=True, essential=True)
-        if seen is None or seen.sha256 != kept.sha256:
-            await ledger.remember_source(name, kept)
+            await self._reach(
+                source, tuple(one for one in fresh.found if (one.kind, one.value, one.action) not in known)
+            )
+            await ledger.write(
+                lambda tx: rows.note_revocations(tx, source.name, listed, now_us=now_us), durable=True, essential=True
+            )
+        # After what it takes back: after a kill in between the same file is taken once more.
+        await self._remembered.keep(fresh.seen)
 
     async def _reach(self, source: MarketSource, found: tuple[SourceRevocation, ...]) -> None:
         """Stop what was ever taken of `source` and is frozen or killed by it; a killed one's bundle is removed, too.
@@ -270,37 +276,16 @@ class Market:
             some = found[start : start + _AT_ONCE]
             await ledger.write(lambda tx, some=some: rows.note_releases(tx, source, some, now_us=now_us))  # type: ignore[misc]
 
-    def seen(self, source: MarketSource, name: str = "") -> SeenDocument | None:
-        """The newest index that was accepted of a source: the stricter of the ledger and the floors.
-
-        `name`: under which it is remembered, if that is not the source's.
-        """
-        ledger, name = self.deps.ledger, name or source.name
-        both = [one for one in (ledger.read(lambda db: rows.seen(db, name)), ledger.sources.get(name)) if one]
-        # Under keys that are pinned no more an index counts for nothing (`signed_document.judge`).
-        counting = [one for one in both if source.keys.intersection(one.keys)]
-        newest = max(counting, key=lambda one: one.generated_s, default=None)
-        if newest is None:
-            return None
-        return SeenDocument(
-            generated_at=newest.generated_at,
-            generated_s=newest.generated_s,
-            sha256=newest.sha256,
-            keys=frozenset(newest.keys),
-        )
-
     async def shelved(self, source: MarketSource) -> Shelved:
         """The last index of a source, judged anew; Problem index_missing, and index_… for a file that was changed."""
-        path = (await asyncio.to_thread(self.deps.shelf.source, source.name)) / "plugins.json"
-        stamp = await asyncio.to_thread(_stamp, path)
+        form = self._format(source)
+        stamp = await asyncio.to_thread(form.stamp, source)
         if not stamp:
             hint = f"latticectl market refresh {source.name}"
             raise Problem("index_missing", f"expected an index of the source {source.name}, found none yet", hint)
         kept = self._shelved.get(source.name)
         if kept is None or (kept.stamp, kept.source) != (stamp, source):
-            seen, now_s = self.seen(source), self._now_s()
-            index, judged = await asyncio.to_thread(_read_index, path, source, seen, now_s)
-            kept = Shelved(source=source, index=index, judged=judged, stamp=stamp)
+            kept = Shelved(source=source, found=await form.read(source, self._now_s()), stamp=stamp)
         self._keep(kept)
         return kept
 
@@ -365,7 +350,9 @@ class Market:
         taking = Taking(wanted=wanted, source=shelved.source, entry=entry, release=release)
         async with self._staging() as staged:
             limit = self.deps.limits.manifest_bytes
-            await self._fetcher.fetch(shelved.source, release.manifest_url, staged / MANIFEST, max_bytes=limit)
+            await self._format(shelved.source).fetch(
+                shelved.source, release.manifest_url, staged / MANIFEST, max_bytes=limit
+            )
             await self.check_manifest(taking, staged / MANIFEST)
         return taking
 
@@ -412,8 +399,9 @@ class Market:
     async def _go(self, taking: Taking, shelved: Shelved, staged: Path) -> None:
         """Every step but the last; Problem of the first that fails."""
         deps, source, entry, release = self.deps, taking.source, taking.entry, taking.release
+        fetch = self._format(source).fetch
         self._check_index(taking, shelved)
-        await self._fetcher.fetch(
+        await fetch(
             source,
             release.manifest_url,
             staged / MANIFEST,
@@ -426,7 +414,7 @@ class Market:
             rules.check_bad(deps.bad(entry.id), taking.verified, taking.wanted)
         rules.check_consent(manifest, taking.wanted.accept)
         taking.passed("consent", ", ".join(rules.needed(manifest)) or "nothing of host risk")
-        got = await self._fetcher.fetch(
+        got = await fetch(
             source,
             release.artifact_url,
             staged / ARTIFACT,
@@ -563,51 +551,6 @@ def read_owners() -> frozenset[int]:
     import os
 
     return frozenset({os.geteuid()})
-
-
-def _read_index(path: Path, source: MarketSource, seen: SeenDocument | None, now_s: int) -> tuple[Index, JudgedIndex]:
-    """Decode and judge a file; Problem index_…. Blocks, and takes seconds for a large one."""
-    try:
-        data = files.read_at_most(path, 16 << 20)
-    except (OSError, ValueError) as error:
-        raise Problem("index_invalid", f"cannot read the index of {source.name}: {error}") from error
-    found = indexes.decode(data)
-    judged = indexes.judge(found, pinned=source.keys, threshold=source.threshold, seen=seen, now_s=now_s)
-    return found, judged
-
-
-def _read_revocations(
-    path: Path, source: MarketSource, seen: SeenDocument | None, now_s: int
-) -> tuple[SeenDocument, tuple[SourceRevocation, ...], tuple[str, ...]]:
-    """Decode and judge a file as `_read_index`; signed it has to be, always."""
-    document, found, refused = index_revocations.decode(files.read_at_most(path, 16 << 20))
-    holding = document.held_by(source.keys)
-    if len(holding) < source.threshold:
-        expected = (
-            f"expected revocations.json of {source.name} to be signed by pinned keys, found {len(holding)} that hold"
-        )
-        raise Problem("revocations_unsigned", expected, "what was known stays in force")
-    fresh = signed_document.judge(document, holding=holding, pinned=source.keys, seen=seen, now_s=now_s)
-    return fresh, found, refused
-
-
-def _kept(seen: SeenDocument) -> SeenIndex:
-    """What the ledger and the floors remember of a document."""
-    return SeenIndex(
-        generated_at=seen.generated_at,
-        generated_s=seen.generated_s,
-        sha256=seen.sha256,
-        keys=tuple(sorted(seen.keys)),
-    )
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What tells one file from another; empty without one."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _detail(taking: Taking | None) -> dict[str, str | int | bool]:

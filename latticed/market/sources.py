@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketSource:
-    """One source. `url` is that of its index, or of its TUF repository; `keys` in canonical base64; `base` is the URL
-    of the directory that holds the index, with a slash at its end.
+    """One source. `url` is that of its index, or of its TUF repository; `keys` in canonical base64, none of a
+    repository; `root` is the path of the file with its pinned root.
     """
 
     name: str
@@ -38,6 +38,11 @@ class MarketSource:
     def base(self) -> str:
         """The URL of the directory in which the index is, with a slash at its end."""
         return self.url.rpartition("/")[0] + "/"
+
+    @property
+    def index_age_s(self) -> int:
+        """How old its index may be, in seconds."""
+        return self.max_age_s
 
     @property
     def is_file(self) -> bool:
