@@ -1,8 +1,8 @@
 """kv.*: small values that a plugin keeps between runs, in a bucket of its own (contracts §9).
 
-The bucket is `plugin:<id>`; a worker's template may also read the operators' bucket `default`, and those that an
-operator granted. When another publisher takes over an id, the lifecycle renames the old bucket, so that the new plugin
-cannot read it.
+The bucket is `plugin:<id>`. An operator lets a plugin read another's: `caps grant acme.demo bucket=plugin:acme.other`.
+A worker's template may also read the operators' bucket `default`, and others of theirs that were granted. When another
+publisher takes over an id, the lifecycle renames the old bucket, so that the new plugin cannot read it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import base64
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import values
-from latticed.host.call import Caller, HostError, Params, Served
+from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.kit import text
 from latticed.ledger import kv as rows
 from latticed.ledger import versions
+from latticed.model import permits
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.ledger import Ledger
+    from latticed.ledger import Ledger, Transaction
     from latticed.ledger.connection import RowReader
     from latticed.settings import HostCallSettings
 
@@ -50,24 +51,29 @@ class KvGet(Params, frozen=True):
 
 
 class ListKeys(Params, frozen=True):
-    """Parameters of kv.list: keys of the caller's bucket that begin with `prefix` and come after the key `after`."""
+    """Parameters of kv.list: keys that begin with `prefix` and come after the key `after`. `bucket` as in KvGet."""
 
     prefix: str = ""
     after: str = ""
+    bucket: str | None = None
 
 
 class KvPut(Params, frozen=True):
-    """Parameters of kv.put: exactly one of `value` (text, stored as UTF-8) and `value_base64`."""
+    """Parameters of kv.put: exactly one of `value` (text, stored as UTF-8) and `value_base64`.
+
+    With `if_version`, only if the value there has this version, as kv.get answered it; 0: if there is none.
+    """
 
     key: str
     value: str | None = None
     value_base64: str | None = None
+    if_version: Whole | None = None
 
 
 class KvCalls:
     """Serves kv.get, kv.list, kv.put, kv.delete. `quota` bounds each plugin's bucket, and is replaced on a reload.
 
-    `granted(plugin_id)`: the buckets of operators that a worker of that id may read besides `default`.
+    `granted(plugin_id)`: the buckets that an operator lets a plugin of that id read.
     """
 
     def __init__(
@@ -91,41 +97,63 @@ class KvCalls:
         )
 
     async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
-        """Serve kv.get: `{ok, value, value_base64}`, or `{ok: false}`; `value` is left out above MAX_TEXT_BYTES."""
+        """Serve kv.get: `{ok, value, value_base64, version}`, or `{ok: false}`; no `value` above MAX_TEXT_BYTES."""
         key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
         # Read on the event loop: one row by its key, which costs less than handing it to a thread.
-        value = self._ledger.read(lambda db: rows.get(db, bucket or bucket_of(db, caller), key))
-        if value is None:
+        found = self._ledger.read(lambda db: rows.entry(db, bucket or bucket_of(db, caller), key))
+        if found is None:
             return {"ok": False}
-        coded = base64.b64encode(value).decode("ascii")
-        if len(value) > MAX_TEXT_BYTES:
-            return {"ok": True, "value_base64": coded}
-        return {"ok": True, "value": values.as_text(value), "value_base64": coded}
+        value, version = found
+        answer = {"ok": True, "value_base64": base64.b64encode(value).decode("ascii"), "version": version}
+        if len(value) <= MAX_TEXT_BYTES:
+            answer["value"] = values.as_text(value)
+        return answer
 
     async def _list(self, caller: Caller, asked: ListKeys) -> dict[str, Any]:
-        """Serve kv.list: a page of the caller's keys, and the `after` of the next one or null."""
+        """Serve kv.list: a page of keys, and the `after` of the next one or null."""
+        bucket = self._readable_bucket(caller, asked.bucket)
         # One key more than is answered says whether there is a next page.
-        keys = self._ledger.read(lambda db: rows.keys(db, bucket_of(db, caller), asked.prefix, asked.after, PAGE + 1))
+        keys = self._ledger.read(
+            lambda db: rows.keys(db, bucket or bucket_of(db, caller), asked.prefix, asked.after, PAGE + 1)
+        )
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _readable_bucket(self, caller: Caller, bucket: str | None) -> str:
         """`bucket`, if `caller` may read it, empty for its own; the refusal does not depend on whether it exists."""
         if bucket is None or bucket == rows.own(caller.plugin_id):
             return ""
-        # Only workers have buckets besides their own, so only they may be granted more.
-        allowed = caller.buckets and (bucket in caller.buckets or bucket in self._granted(caller.plugin_id))
-        # No grant opens the bucket of another plugin.
-        if bucket.startswith("plugin:") or not allowed:
+        granted = bucket in self._granted(caller.plugin_id)
+        if bucket.startswith(permits.OF_A_PLUGIN):
+            if granted:
+                return bucket
+            help_ = f"latticectl caps grant {caller.plugin_id} bucket={text.sanitise(bucket, 140)}"
+            raise HostError(Denial.BAD_PARAMS, f"expected a bucket that this plugin may read ({help_})")
+        # Operators' buckets are for workers alone.
+        if not (caller.buckets and (granted or bucket in caller.buckets)):
             raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")
         return bucket
 
     async def _put(self, caller: Caller, asked: KvPut) -> dict[str, Any]:
-        """Serve kv.put. HostError bad_params; Problem quota_exceeded, ledger_unavailable."""
+        """Serve kv.put: `{ok: true}`; with `if_version` `{ok, version}`, the new one, or ok false and the one there.
+
+        HostError bad_params; Problem quota_exceeded, ledger_unavailable.
+        """
         key, value = _checked(asked.key), values.from_text_or_base64(asked.value, asked.value_base64, name="value")
+        expected = asked.if_version
+
+        def change(tx: Transaction) -> dict[str, Any]:
+            bucket = bucket_of(tx, caller)
+            if expected is None:
+                rows.put(tx, bucket, key, value, self.quota)
+                return {"ok": True}
+            found = rows.version(tx, bucket, key)
+            if found != expected:
+                return {"ok": False, "version": found}
+            return {"ok": True, "version": rows.put(tx, bucket, key, value, self.quota)}
+
         # Without `durable`: it survives a kill of the daemon, but perhaps not a power cut (`Ledger.write`). The quota
         # is checked in the same transaction, so that concurrent calls cannot exceed it together.
-        await self._ledger.write(lambda tx: rows.put(tx, bucket_of(tx, caller), key, value, self.quota))
-        return {"ok": True}
+        return await self._ledger.write(change)
 
     async def _delete(self, caller: Caller, asked: KvKey) -> dict[str, Any]:
         """Serve kv.delete: `ok` is whether there was such a key. HostError bad_params; Problem ledger_unavailable."""

@@ -130,7 +130,7 @@ class Permissions:
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.PREFIX))
 
     def buckets(self, plugin_id: str) -> frozenset[str]:
-        """The operator's buckets that a worker's template may name besides `default`."""
+        """The buckets that it may read besides its own, and besides `default` for a worker's template."""
         return frozenset(permits.of_kind(self.permits(plugin_id), permits.BUCKET))
 
     def variables(self, plugin_id: str) -> frozenset[str]:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 _USE: Final = """
-INSERT INTO kv_usage VALUES (?, ?, ?)
-ON CONFLICT (bucket) DO UPDATE SET keys = keys + excluded.keys, bytes = bytes + excluded.bytes
+INSERT INTO kv_usage (bucket, keys, bytes) VALUES (?, ?, ?)
+ON CONFLICT (bucket) DO UPDATE
+SET keys = keys + excluded.keys, bytes = bytes + excluded.bytes, version = version + 1
+RETURNING version
 """
-"""Adds the differences (keys, bytes) to what the bucket uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,23 @@ class KvQuota:
 
 def get(conn: RowReader, bucket: str, key: str) -> bytes | None:
     """The value, or None for a missing key."""
-    row = conn.execute("SELECT value FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
-    return None if row is None else bytes(row[0])
+    found = entry(conn, bucket, key)
+    return None if found is None else found[0]
+
+
+def entry(conn: RowReader, bucket: str, key: str) -> tuple[bytes, int] | None:
+    """The value and its version, or None for a missing key.
+
+    A version is at least 1. No other value of a bucket gets it again, also not after the key was deleted.
+    """
+    row = conn.execute("SELECT value, version FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
+    return None if row is None else (bytes(row[0]), int(row[1]))
+
+
+def version(conn: RowReader, bucket: str, key: str) -> int:
+    """The version of the value, 0 for a missing key."""
+    row = conn.execute("SELECT version FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def keys(conn: RowReader, bucket: str, prefix: str = "", after: str = "", limit: int = 1_000) -> list[str]:
@@ -47,8 +63,8 @@ def keys(conn: RowReader, bucket: str, prefix: str = "", after: str = "", limit:
     return [key for (key,) in conn.execute(statement, (bucket, *values, limit))]
 
 
-def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) -> None:
-    """Store `value`, replacing what was there; Problem quota_exceeded when it does not fit.
+def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) -> int:
+    """Store `value`, replacing what was there, and return its version; Problem quota_exceeded when it does not fit.
 
     A replacement that does not make the bucket larger always fits, so that values can still be changed after the quota
     was lowered.
@@ -64,8 +80,9 @@ def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) ->
         raise _exceeded(f"at most {quota.keys} keys in {bucket}", f"{used_keys}")
     if more_bytes > 0 and used_bytes + more_bytes > quota.total_bytes:
         raise _exceeded(f"at most {quota.total_bytes} bytes in {bucket}", f"{used_bytes + more_bytes}")
-    tx.execute("INSERT OR REPLACE INTO kv (bucket, key, value) VALUES (?,?,?)", (bucket, key, value))
-    tx.execute(_USE, (bucket, more_keys, more_bytes))
+    number = _count(tx, bucket, more_keys, more_bytes)
+    tx.execute("INSERT OR REPLACE INTO kv (bucket, key, value, version) VALUES (?,?,?,?)", (bucket, key, value, number))
+    return number
 
 
 def delete(tx: Transaction, bucket: str, key: str) -> bool:
@@ -74,7 +91,7 @@ def delete(tx: Transaction, bucket: str, key: str) -> bool:
     if old is None:
         return False
     tx.execute("DELETE FROM kv WHERE bucket = ? AND key = ?", (bucket, key))
-    tx.execute(_USE, (bucket, -1, -old))
+    _count(tx, bucket, -1, -old)
     return True
 
 
@@ -96,8 +113,8 @@ def rename(tx: Transaction, old: str, new: str) -> int:
 
 def copy(tx: Transaction, old: str, new: str) -> None:
     """Make the bucket `new`, which has no key yet, hold what `old` holds."""
-    tx.execute("INSERT INTO kv SELECT ?, key, value FROM kv WHERE bucket = ?", (new, old))
-    tx.execute("INSERT INTO kv_usage SELECT ?, keys, bytes FROM kv_usage WHERE bucket = ?", (new, old))
+    tx.execute("INSERT INTO kv SELECT ?, key, value, version FROM kv WHERE bucket = ?", (new, old))
+    tx.execute("INSERT INTO kv_usage SELECT ?, keys, bytes, version FROM kv_usage WHERE bucket = ?", (new, old))
 
 
 def replace(tx: Transaction, source: str, target: str, *, keep: bool) -> None:
@@ -136,6 +153,11 @@ def usage(conn: RowReader, bucket: str) -> tuple[int, int]:
     """How many keys `bucket` has, and the bytes of its keys and values together."""
     row = conn.execute("SELECT keys, bytes FROM kv_usage WHERE bucket = ?", (bucket,)).fetchone()
     return (0, 0) if row is None else (row[0], row[1])
+
+
+def _count(tx: Transaction, bucket: str, keys: int, size: int) -> int:
+    """Add these differences to what `bucket` uses; returns the number of the change, which grows."""
+    return int(tx.execute(_USE, (bucket, keys, size)).fetchone()[0])
 
 
 def _size(conn: RowReader, bucket: str, key: str) -> int | None:

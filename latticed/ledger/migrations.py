@@ -311,6 +311,12 @@ DROP TABLE market_taken_last;
 """
 """Every release that was taken: one that runs, or is kept for a rollback, may be of another source than the last."""
 
+_KV_VERSIONS: Final = """
+ALTER TABLE kv ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE kv_usage ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+"""
+"""In `kv_usage` the last version that a value of the bucket was given, so that none is given twice."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -334,6 +340,7 @@ MIGRATIONS: Final = (
     _MARKET,
     _MARKET_REVOCATIONS,
     _MARKET_TAKEN,
+    _KV_VERSIONS,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

@@ -23,7 +23,7 @@ SHARE: Final = "share"
 EXPECTED: Final = {
     ORIGIN: "origin=http://backend.lan:8080=10.0.0.5: a private target, pinned",
     PREFIX: "prefix=/shop/: a path of the HTTP listener besides the plugin's own",
-    BUCKET: "bucket=shared: an operator's bucket that a worker may read",
+    BUCKET: "bucket=plugin:acme.other: another plugin's values, to read; or a worker's bucket=shared, an operator's",
     FEATURE: "feature=processes (or threads, workdir)",
     SANDBOX: "sandbox=open: no confinement at all",
     PUBLISH: "publish=http://127.0.0.1:3000: a service that its routes may put on the web",
@@ -33,6 +33,9 @@ EXPECTED: Final = {
 """All kinds, each with an example for messages."""
 AT_START: Final = frozenset({PREFIX, FEATURE, SANDBOX})
 """The kinds that a runner applies when it starts a plugin; the others are checked at each use."""
+
+OF_A_PLUGIN: Final = "plugin:"
+"""So begins the name of a bucket that a plugin has for its own values; its id follows."""
 
 _PREFIX: Final = re.compile(r"/(?:(?:[A-Za-z0-9._~-]+/)*[A-Za-z0-9._~-]+/?)?", re.ASCII)
 """Segments of unreserved characters (RFC 3986, section 2.3): nothing that a client could encode in another way."""
@@ -78,6 +81,8 @@ def _fits(kind: str, value: str) -> bool:
         case "prefix":
             return bool(_PREFIX.fullmatch(value)) and not _is_reserved(value)
         case "bucket":
+            if value.startswith(OF_A_PLUGIN):
+                return ids.is_valid(value.removeprefix(OF_A_PLUGIN))
             return bool(_BUCKET.fullmatch(value))
         case "feature":
             return value in _FEATURES

@@ -65,34 +65,55 @@ def pages(ask: Ask, method: str, rows: str, params: dict[str, Any]) -> Iterator[
         after = {"after": page["next"]}
 
 
+def _coded(value: str | bytes) -> dict[str, str]:
+    """A value as a parameter of kv.put."""
+    return {"value": value} if isinstance(value, str) else {"value_base64": to_base64(value)}
+
+
 class Kv(Calls):
     """Small values that survive restarts, in a bucket of this plugin's own. Keys have 1 to 256 characters."""
 
-    def get(self, key: str) -> str | None:
-        """The value as text, or None when there is none; UnicodeDecodeError when it is no text (kv:read)."""
-        value = self.get_bytes(key)
+    def get(self, key: str, *, bucket: str | None = None) -> str | None:
+        """The value as text, or None when there is none; UnicodeDecodeError when it is no text (kv:read).
+
+        `bucket="plugin:acme.other"` reads another plugin's, if the operator granted it: `caps grant ID bucket=…`.
+        """
+        value = self.get_bytes(key, bucket=bucket)
         return None if value is None else value.decode("utf-8")
 
-    def get_bytes(self, key: str) -> bytes | None:
-        """The value, or None when there is none (kv:read)."""
-        found = self._ask("kv.get", {"key": key})
+    def get_bytes(self, key: str, *, bucket: str | None = None) -> bytes | None:
+        """The value, or None when there is none; `bucket` as in get (kv:read)."""
+        return self.get_entry(key, bucket=bucket)[0]
+
+    def get_entry(self, key: str, *, bucket: str | None = None) -> tuple[bytes | None, int]:
+        """The value and its version, (None, 0) when there is none; `bucket` as in get (kv:read)."""
+        found = self._ask("kv.get", given(key=key, bucket=bucket))
         # Not `value`, which is missing above 64 KiB and for what is no text.
-        return from_base64(found["value_base64"]) if found["ok"] else None
+        return (from_base64(found["value_base64"]), found["version"]) if found["ok"] else (None, 0)
 
     def put(self, key: str, value: str | bytes) -> None:
         """Set a value, text as UTF-8; HostError("quota_exceeded") when it does not fit (kv:write)."""
-        if isinstance(value, str):
-            self._ask("kv.put", {"key": key, "value": value})
-        else:
-            self._ask("kv.put", {"key": key, "value_base64": to_base64(value)})
+        self._ask("kv.put", {"key": key, **_coded(value)})
+
+    def put_if(self, version: int, key: str, value: str | bytes) -> bool:
+        """Set a value if the one there still has the version that get_entry gave, 0: if there is none (kv:write).
+
+        False: somebody else changed it, so read it again. HostError("quota_exceeded") when it does not fit.
+
+            while True:
+                value, version = self.kv.get_entry("count")
+                if self.kv.put_if(version, "count", str(int(value or 0) + 1)):
+                    break
+        """
+        return bool(self._ask("kv.put", {"key": key, "if_version": version, **_coded(value)})["ok"])
 
     def delete(self, key: str) -> bool:
         """Remove a key; whether there was one (kv:write)."""
         return bool(self._ask("kv.delete", {"key": key})["ok"])
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with `prefix`, in order, asked for page by page (kv:read)."""
-        return pages(self._ask, "kv.list", "keys", {"prefix": prefix})
+    def keys(self, prefix: str = "", *, bucket: str | None = None) -> Iterator[str]:
+        """All keys that begin with `prefix`, in order, asked for page by page; `bucket` as in get (kv:read)."""
+        return pages(self._ask, "kv.list", "keys", given(prefix=prefix, bucket=bucket))
 
 
 class Log(Calls):

@@ -52,8 +52,8 @@ _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
 _LEVELS = ("debug", "info", "warning", "error")
 _PARAMS: dict[str, dict[str, type]] = {
     "kv.get": {"key": str, "bucket": str},
-    "kv.list": {"prefix": str, "after": str},
-    "kv.put": {"key": str, "value": str, "value_base64": str},
+    "kv.list": {"prefix": str, "after": str, "bucket": str},
+    "kv.put": {"key": str, "value": str, "value_base64": str, "if_version": int},
     "kv.delete": {"key": str},
     "log.write": {"message": str, "level": str, "fields": dict},
     "audit.query": {"after": object, "limit": int, "action": str, "decision": str},
@@ -80,7 +80,8 @@ class Gate:
     """Answers the host calls of one plugin under test.
 
     `capabilities` is what its manifest declares; `granted` what the operator granted (default: all of them). `kv` has
-    its values in bytes, `lines` what it logged as (level, message), `calls` every call; tests may change them.
+    its values in bytes, `others` those that it may read of other plugins, by bucket (`plugin:acme.other`), `lines` what
+    it logged as (level, message), `calls` every call; tests may change them.
     `answers` maps host calls that this class does not implement to their results: a value, or a function of the
     parameters, which may raise HostError. The limits are the host's defaults.
     """
@@ -104,6 +105,9 @@ class Gate:
         if unknown := sorted(set(self.answers) - set(CAPABILITY_OF)):
             raise ValueError(f"expected answers to known host calls, found {', '.join(unknown)}")
         self.kv: dict[str, bytes] = {}
+        self.others: dict[str, dict[str, bytes]] = {}
+        self._versions: dict[str, tuple[bytes, int]] = {}
+        self._last_version = 0
         self.lines: list[tuple[str, str]] = []
         self.calls: list[Called] = []
 
@@ -156,24 +160,54 @@ class Gate:
 
     def _kv_get(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As the host's kv.get; the buckets of operators are not simulated."""
-        value = self.kv.get(_key(asked))
-        if asked.get("bucket") is not None:
-            raise HostError("bad_params", "expected a bucket that this plugin may read")
+        key, held = _key(asked), self._readable(asked)
+        value = held.get(key)
         if value is None:
             return {"ok": False}
-        if len(value) > MAX_TEXT_BYTES:
-            return {"ok": True, "value_base64": to_base64(value)}
-        return {"ok": True, "value": _as_text(value), "value_base64": to_base64(value)}
+        # Values of others have no versions that a test could see changing.
+        answer = {"ok": True, "value_base64": to_base64(value), "version": self._version(key) if held is self.kv else 1}
+        if len(value) <= MAX_TEXT_BYTES:
+            answer["value"] = _as_text(value)
+        return answer
+
+    def _readable(self, asked: dict[str, Any]) -> dict[str, bytes]:
+        """The values of the bucket that is asked for; HostError bad_params."""
+        bucket = asked.get("bucket")
+        if bucket is None:
+            return self.kv
+        if bucket not in self.others:
+            raise HostError("bad_params", "expected a bucket that this plugin may read: give it in `others`")
+        return self.others[bucket]
+
+    def _version(self, key: str) -> int:
+        """The version of a value, another one since a test replaced it; 0 when there is none."""
+        value = self.kv.get(key)
+        if value is None:
+            return 0
+        before, version = self._versions.get(key, (None, 0))
+        if before != value:
+            version = self._counted(key, value)
+        return version
+
+    def _counted(self, key: str, value: bytes) -> int:
+        """A version that no value had before, for this one."""
+        self._last_version += 1
+        self._versions[key] = (value, self._last_version)
+        return self._last_version
 
     def _kv_list(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As the host's kv.list: a page of keys by prefix and cursor."""
         after, prefix = asked.get("after", ""), asked.get("prefix", "")
-        keys = sorted(key for key in self.kv if key.startswith(prefix) and key > after)
+        keys = sorted(key for key in self._readable(asked) if key.startswith(prefix) and key > after)
         return {"keys": keys[:PAGE], "next": keys[PAGE - 1] if len(keys) > PAGE else None}
 
     def _kv_put(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Store a value, within the quotas of the host's kv.put; HostError bad_params, quota_exceeded."""
-        key, value = _key(asked), _value(asked)
+        key, value, expected = _key(asked), _value(asked), asked.get("if_version")
+        if expected is not None and not 0 <= expected <= 2**53:
+            raise HostError("bad_params", "if_version: expected a version, or 0")
+        if expected is not None and expected != (found := self._version(key)):
+            return {"ok": False, "version": found}
         if len(value) > self.kv_value_bytes:
             raise HostError("quota_exceeded", f"expected a value of at most {self.kv_value_bytes} bytes")
         # Replacing a value is allowed when there are as many keys as there may be.
@@ -185,11 +219,15 @@ class Gate:
         if more > 0 and used + more > self.kv_total_bytes:
             raise HostError("quota_exceeded", f"expected at most {self.kv_total_bytes} bytes of keys and values")
         self.kv[key] = value
-        return {"ok": True}
+        version = self._counted(key, value)
+        return {"ok": True} if expected is None else {"ok": True, "version": version}
 
     def _kv_delete(self, asked: dict[str, Any]) -> dict[str, Any]:
         """As the host's kv.delete: whether there was such a key."""
-        return {"ok": self.kv.pop(_key(asked), None) is not None}
+        found = self.kv.pop(_key(asked), None) is not None
+        # A change of the bucket, which the host counts as well.
+        self._last_version += found
+        return {"ok": found}
 
     def _log_write(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Append (level, message) to `lines`. `warn` becomes warning and an unknown level info, as at the host."""
@@ -226,7 +264,7 @@ def _check_params(method: str, params: dict[str, Any]) -> None:
     for name, value in params.items():
         if name not in known:
             raise HostError("bad_params", f"{method}: expected no parameter {name!r}")
-        nullable = name in {"bucket", "value", "value_base64", "action", "decision"}
+        nullable = name in {"bucket", "value", "value_base64", "if_version", "action", "decision"}
         # bool is a subclass of int.
         if not (value is None and nullable) and (not isinstance(value, known[name]) or isinstance(value, bool)):
             raise HostError("bad_params", f"{method}: expected {name} to be of type {known[name].__name__}")

@@ -37,11 +37,13 @@ async def test_kv_returns_text_and_base64_of_stored_values(plugin):
         "ok": True,
         "value": "grüße\n",
         "value_base64": base64.b64encode(text).decode(),
+        "version": 1,
     }
     assert await plugin.call("kv.get", key="b") == {
         "ok": True,
         "value": None,
         "value_base64": base64.b64encode(raw).decode(),
+        "version": 2,
     }
     assert plugin.recorded() == [(method, "allow", "") for method in ("kv.get", "kv.put", "kv.put", "kv.get", "kv.get")]
 

@@ -163,9 +163,9 @@ def test_prefix_is_served_only_while_granted(host):
 
 
 def test_bucket_is_read_only_once_it_is_granted(host):
-    """This holds for any other than `default`; the grant takes effect at once, for that one only."""
-    plugin_id = "acme.reader"
-    for bucket in ("shared", "private"):
+    """This holds for any other than `default`, another plugin's too; the grant takes effect at once, for that one only."""
+    plugin_id, of_another = "acme.reader", "plugin:acme.hello"
+    for bucket in ("shared", "private", of_another):
         said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
     url = up(host, b"[{{kv:shared/word}}][{{kv:private/word}}][{{kv:plugin:acme.hello/word}}]", plugin_id)
     assert route_clients.text(url, f"/{plugin_id}/") == "[][][]"
@@ -173,6 +173,9 @@ def test_bucket_is_read_only_once_it_is_granted(host):
     assert route_clients.text(url, f"/{plugin_id}/") == "[from shared][][]"
     said(host.daemon.ctl("caps", "trim", plugin_id, "bucket=shared"))
     assert route_clients.text(url, f"/{plugin_id}/") == "[][][]"
+    said(host.daemon.ctl("caps", "grant", plugin_id, f"bucket={of_another}"))
+    assert route_clients.text(url, f"/{plugin_id}/") == f"[][][from {of_another}]"
+    assert host.daemon.ctl("caps", "grant", plugin_id, f"bucket={of_another}@acme").returncode == 2
     assert host.daemon.set_status("disabled", plugin_id).status == 200
 
 

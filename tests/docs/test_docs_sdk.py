@@ -31,7 +31,7 @@ def directory(tmp_path):
     blocks = [block for block in pages.blocks(PAGE) if block.language == "python"]
     for block in blocks:
         (tmp_path / block.words[1]).write_text(block.text)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     return tmp_path
 
 

@@ -51,6 +51,7 @@ class Outside:
     broker: Broker
     clock: ManualClock
     ingress: Ingress
+    readable: dict[str, frozenset[str]]  # buckets that an operator lets a plugin read
     instances: dict[str, Serving] = field(default_factory=dict)
 
     # Inside.
@@ -144,7 +145,8 @@ async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, .
     """An ingress without routes; all workers are stopped in the end. Its clock is moved by the test."""
     clock, routes = ManualClock(), RouteTable()
     async with open_ledger(root / "state", clock=SystemClock()) as ledger:
-        kv = KvCalls(ledger, quota=ROOM)
+        readable: dict[str, frozenset[str]] = {}
+        kv = KvCalls(ledger, quota=ROOM, granted=lambda reader: readable.get(reader, frozenset()))
         broker = Broker(service.table(kv.calls()), record=ledger.record, clock=SystemClock(), gate_limits=GateLimits())
         async with Ingress(routes, HttpSettings(listen=listen, hosts=hosts), clock=clock) as ingress:
             outside = Outside(
@@ -155,6 +157,7 @@ async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, .
                 broker=broker,
                 clock=clock,
                 ingress=ingress,
+                readable=readable,
             )
             yield outside
             for instance in outside.instances.values():

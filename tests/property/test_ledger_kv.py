@@ -24,13 +24,14 @@ steps = st.tuples(st.sampled_from(["put", "delete"]), names, st.binary(max_size=
 def test_kv_rows_behave_like_a_dictionary_with_a_quota(
     done: list[tuple[str, str, bytes]], prefix: str, after: str, limit: int
 ) -> None:
-    """Values, usage, quota and listing by prefix equal a model's after any steps."""
+    """Values, usage, quota and listing by prefix equal a model's after any steps; versions only grow."""
     connection = apsw.Connection(":memory:")
     try:
         migrations.migrate(connection)
         key = Ed25519PrivateKey.from_private_bytes(bytes(32))
         tx = Transaction(connection, Chain(connection, key=key, now=SystemClock()))
         model: dict[str, bytes] = {}
+        versions: list[int] = []
         kv.put(tx, "other", "a", b"1", QUOTA)
         for verb, name, value in done:
             if verb == "delete":
@@ -41,12 +42,15 @@ def test_kv_rows_behave_like_a_dictionary_with_a_quota(
                 len(grown) <= QUOTA.keys and (size(grown) <= QUOTA.total_bytes or size(grown) <= size(model))
             )
             if fits:
-                kv.put(tx, "b", name, value, QUOTA)
+                versions.append(kv.put(tx, "b", name, value, QUOTA))
+                assert kv.entry(tx, "b", name) == (value, versions[-1])
                 model = grown
             else:
                 with pytest.raises(Problem, match="quota_exceeded"):
                     kv.put(tx, "b", name, value, QUOTA)
         assert kv.usage(tx, "b") == (len(model), size(model))
+        assert versions == sorted(set(versions)), "a version that a value had is given to no other one"
+        assert all((kv.version(tx, "b", name) in versions) == (name in model) for _, name, _ in done)
         assert {name: kv.get(tx, "b", name) for name in model} == model
         wanted = sorted(name for name in model if name.startswith(prefix) and name > after)
         assert kv.keys(tx, "b", prefix, after, limit) == wanted[:limit]

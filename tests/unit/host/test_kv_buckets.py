@@ -9,6 +9,8 @@ from latticed.host.call import Caller, HostError
 from latticed.host.kv import FOR_WORKERS
 from tests.house import ingresses
 
+KV = frozenset({"kv:read", "kv:write"})
+
 
 @pytest.fixture
 async def outside(tmp_path):
@@ -22,7 +24,7 @@ async def outside(tmp_path):
 
 def gate(outside, buckets):
     caller = Caller(plugin_id="acme.demo", buckets=buckets)
-    return outside.broker.gate(caller, Rights(declared=frozenset({"kv:read"}), granted=frozenset({"kv:read"})))
+    return outside.broker.gate(caller, Rights(declared=KV, granted=KV))
 
 
 async def asked(outside, buckets, **params):
@@ -53,6 +55,23 @@ async def test_kv_get_of_other_bucket_is_refused(outside, bucket):
     assert await asked(outside, {"plugin:acme.other"}, bucket="plugin:acme.other") == "bad_params"
 
 
-async def test_kv_list_takes_no_bucket(outside):
+async def test_operator_lets_a_plugin_read_another_ones_values_and_takes_it_back(outside):
+    """At once, of any type; no other plugin's, and not those set aside for another publisher. It cannot write them."""
+    of_other = {"bucket": "plugin:acme.other"}
+    outside.readable["acme.demo"] = frozenset({"plugin:acme.other"})
+    for kind in ((), FOR_WORKERS):
+        assert await asked(outside, kind, **of_other) == "another's"
+        assert await asked(outside, kind, bucket="plugin:acme.third") == "bad_params"
+        assert await asked(outside, kind, bucket="plugin:acme.other@acme") == "bad_params"
+    assert await gate(outside, ()).call("kv.list", of_other) == {"keys": ["k"], "next": None}
     with pytest.raises(HostError, match="bad_params"):
-        await gate(outside, FOR_WORKERS).call("kv.list", {"bucket": "default"})
+        await gate(outside, ()).call("kv.put", {"key": "k", "value": "", **of_other})
+    outside.readable.clear()
+    with pytest.raises(HostError, match=r"latticectl caps grant acme\.demo bucket=plugin:acme\.other"):
+        await gate(outside, ()).call("kv.list", of_other)
+
+
+async def test_kv_list_of_a_bucket_follows_the_rules_of_kv_get(outside):
+    assert await gate(outside, FOR_WORKERS).call("kv.list", {"bucket": "default"}) == {"keys": ["k"], "next": None}
+    with pytest.raises(HostError, match="bad_params"):
+        await gate(outside, ()).call("kv.list", {"bucket": "default"})

@@ -128,5 +128,5 @@ def test_full_disk_fails_writes_until_space_returns(tmp_path: Path) -> None:
     assert set(found["batch"]) == {"audit_unavailable", "ledger_unavailable"}
     assert found["written"] == found["readable"] > 10
     assert found["next"] == found["written"] + 1 == found["last"]
-    assert found["put"] is None
+    assert found["put"] == 1, "the version of the value"
     assert found["verdict"] == ""

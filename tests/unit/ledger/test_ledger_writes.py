@@ -63,7 +63,7 @@ async def test_ledger_change_that_fails_is_rolled_back_alone(ledger: Ledger, eve
     results = await waiting
     assert await hold
     assert isinstance(results[2], RuntimeError)
-    assert [results[0], results[1], results[3], results[4]] == [None, 1, 2, None]
+    assert [results[0], results[1], results[3], results[4]] == [1, 1, 2, 2]
     assert all_keys(ledger) == ["a", "b"]
     assert (await ledger.read_slow(lambda db: audit_chain.verify(exports.export(db)))).ok
 

@@ -24,10 +24,34 @@ MORE = {
 }
 ROWS = [
     # group, method, arguments, host call, parameters, the host's answer, what the method returns
-    ("kv", "get", ("a",), {}, "kv.get", {"key": "a"}, {"ok": True, "value_base64": "w6Q="}, "ä"),
+    ("kv", "get", ("a",), {}, "kv.get", {"key": "a"}, {"ok": True, "value_base64": "w6Q=", "version": 1}, "ä"),
     ("kv", "get", ("a",), {}, "kv.get", {"key": "a"}, {"ok": False}, None),
-    ("kv", "get_bytes", ("a",), {}, "kv.get", {"key": "a"}, {"ok": True, "value_base64": "/w=="}, b"\xff"),
+    (
+        "kv",
+        "get_bytes",
+        ("a",),
+        {},
+        "kv.get",
+        {"key": "a"},
+        {"ok": True, "value_base64": "/w==", "version": 1},
+        b"\xff",
+    ),
     ("kv", "get_bytes", ("a",), {}, "kv.get", {"key": "a"}, {"ok": False}, None),
+    (
+        *("kv", "get_entry", ("a",), {"bucket": "plugin:acme.disk"}),
+        *("kv.get", {"key": "a", "bucket": "plugin:acme.disk"}),
+        {"ok": True, "value_base64": "/w==", "version": 7},
+        (b"\xff", 7),
+    ),
+    ("kv", "get_entry", ("a",), {}, "kv.get", {"key": "a"}, {"ok": False}, (None, 0)),
+    (
+        *("kv", "put_if", (7, "a", "1"), {}),
+        *("kv.put", {"key": "a", "if_version": 7, "value": "1"}, {"ok": True, "version": 8}, True),
+    ),
+    (
+        *("kv", "put_if", (0, "a", b"1"), {}),
+        *("kv.put", {"key": "a", "if_version": 0, "value_base64": "MQ=="}, {"ok": False, "version": 8}, False),
+    ),
     ("kv", "put", ("a", "ä"), {}, "kv.put", {"key": "a", "value": "ä"}, {"ok": True}, None),
     ("kv", "put", ("a", b"\xff"), {}, "kv.put", {"key": "a", "value_base64": "/w=="}, {"ok": True}, None),
     ("kv", "delete", ("a",), {}, "kv.delete", {"key": "a"}, {"ok": True}, True),

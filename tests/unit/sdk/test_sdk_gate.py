@@ -79,7 +79,7 @@ def test_defined_answer_is_a_value_or_a_function():
 def test_in_memory_gate_remembers_every_call_with_its_outcome():
     host = Gate(["kv:read"])
     host.kv["a"] = b"\xff"
-    assert host.call("kv.get", {"key": "a"}) == {"ok": True, "value": None, "value_base64": "/w=="}
+    assert host.call("kv.get", {"key": "a"}) == {"ok": True, "value": None, "value_base64": "/w==", "version": 1}
     assert _code(host, "kv.put", key="a", value="1") == "capability_denied"
     assert [(one.method, one.params, one.denied) for one in host.calls] == [
         ("kv.get", {"key": "a"}, ""),
