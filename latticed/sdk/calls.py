@@ -83,12 +83,13 @@ class Kv(Calls):
 
     def get_bytes(self, key: str, *, bucket: str | None = None) -> bytes | None:
         """The value, or None when there is none; `bucket` as in get (kv:read)."""
-        return self.get_entry(key, bucket=bucket)[0]
+        found = self._ask("kv.get", given(key=key, bucket=bucket))
+        # Not `value`, which is missing above 64 KiB and for what is no text.
+        return from_base64(found["value_base64"]) if found["ok"] else None
 
     def get_entry(self, key: str, *, bucket: str | None = None) -> tuple[bytes | None, int]:
         """The value and its version, (None, 0) when there is none; `bucket` as in get (kv:read)."""
         found = self._ask("kv.get", given(key=key, bucket=bucket))
-        # Not `value`, which is missing above 64 KiB and for what is no text.
         return (from_base64(found["value_base64"]), found["version"]) if found["ok"] else (None, 0)
 
     def put(self, key: str, value: str | bytes) -> None:

@@ -163,7 +163,7 @@ def test_prefix_is_served_only_while_granted(host):
 
 
 def test_bucket_is_read_only_once_it_is_granted(host):
-    """This holds for any other than `default`, another plugin's too; the grant takes effect at once, for that one only."""
+    """Any other than `default`, another plugin's too; the grant takes effect at once, for that one only."""
     plugin_id, of_another = "acme.reader", "plugin:acme.hello"
     for bucket in ("shared", "private", of_another):
         said(host.daemon.ctl("kv", "set", bucket, "word", f"from {bucket}"))
