@@ -157,7 +157,7 @@ def usage(conn: RowReader, bucket: str) -> tuple[int, int]:
 
 def _count(tx: Transaction, bucket: str, keys: int, size: int) -> int:
     """Add these differences to what `bucket` uses; returns the number of the change, which grows."""
-    return int(tx.execute(_USE, (bucket, keys, size)).fetchone()[0])
+    return int(tx.execute(_USE, (bucket, keys, size)).get)
 
 
 def _size(conn: RowReader, bucket: str, key: str) -> int | None:
