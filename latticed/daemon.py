@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import gc
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import latticed
 from latticed import settings as settings_room
-from latticed.kit import descriptors, logs, process_start, sd_notify
+from latticed.kit import descriptors, heap, logs, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -68,6 +67,7 @@ def main(argv: Sequence[str] | None = None, *, builtins: tuple[Builtin, ...] = B
     # Only as a program of its own: a caller with `argv` keeps its signals, umask and limits.
     if argv is None:
         process_start.reset_for_server()
+        heap.use_one_arena()
         faulthandler.enable()  # a crash in a C library leaves the stacks of all threads on stderr
     parser = _parser()
     options = parser.parse_args(argv)
@@ -188,11 +188,13 @@ def imported_app() -> type[App]:
 
     Late, as --check-config and --version do not need it.
     """
-    from latticed.host.egress import authorities
     from latticed.kit import lean_imports
 
-    with authorities.unread(), lean_imports.lean():
-        from latticed.app import App
+    with lean_imports.lean():
+        from latticed.host.egress import authorities
+
+        with authorities.unread():
+            from latticed.app import App
 
     return App
 
@@ -229,7 +231,7 @@ async def _run(settings: Settings, make: Callable[..., App]) -> int:
         stack.callback(lambda: notifier.extend(stop_s()))
         # After everything long-lived was made, so that `gc.freeze` covers it.
         _freeze_collector()
-        _return_free_memory()
+        heap.return_free_memory()  # of the start: 0.6 MiB
         notifier.ready("ready")
         log.info("daemon_ready", version=app.api.version, plugins=len(app.api.lifecycle.known()))
         code = await _serve(app, signals, notifier, watchdog_s)
@@ -314,13 +316,6 @@ def _freeze_collector() -> None:
     gc.freeze()
     # 700 and 10 are CPython's defaults (3.11); the third, 50 instead of 10, makes full collections five times rarer.
     gc.set_threshold(700, 10, 50)
-
-
-def _return_free_memory() -> None:
-    """Return to the kernel what the start freed within the heaps of malloc: 0.6 MiB that would else stay resident."""
-    # An extension of the GNU C library (malloc_trim(3)); others do without.
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
 
 
 async def _reload(app: App, notifier: Notifier) -> None:

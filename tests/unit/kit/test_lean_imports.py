@@ -48,12 +48,12 @@ except RuntimeError: print("frozen")
 
 
 @pytest.mark.parametrize("given", ["", "1", None])
-def test_environment_and_known_files_are_put_back(given, monkeypatch):
+def test_environment_known_files_and_modules_are_put_back(given, monkeypatch):
     """Also after an error in the block."""
     monkeypatch.delenv(NAME, raising=False)
     if given is not None:
         monkeypatch.setenv(NAME, given)
-    before = (dict(os.environ), mimetypes.knownfiles[:])
+    before = (dict(os.environ), mimetypes.knownfiles[:], sys.modules.copy(), sys.meta_path[:])
     within = []
 
     def failing_import():
@@ -64,20 +64,26 @@ def test_environment_and_known_files_are_put_back(given, monkeypatch):
     with pytest.raises(ImportError):
         failing_import()
     assert within == [("1", [])]
-    assert (dict(os.environ), mimetypes.knownfiles) == before
+    assert (dict(os.environ), mimetypes.knownfiles, sys.modules, sys.meta_path) == before
 
 
-def test_memory_freed_in_the_middle_of_the_heap_is_returned():
-    """16 MiB in pieces that malloc keeps, freed below one piece that stays."""
+def test_what_was_left_out_is_there_when_it_is_used():
+    """Whole, and for everyone: by aiohttp's own functions, by their names, by an import of today."""
     code = """
+import os
 from latticed import daemon
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4
-pieces = [bytes(1000) for _ in range(16_000)]
-last = pieces.pop()
-pieces.clear()
-before = resident()
-daemon._return_free_memory()
-print(before - resident() > 8_000)
+daemon.imported_app()
+import html, attr, msgspec
+os.environ["http_proxy"] = "http://proxy.example:3128"
+from aiohttp.helpers import proxies_from_env
+print(proxies_from_env()["http"].proxy, html.unescape("&lt;&eacute;&notit;"), attr.validators.in_([1]).options)
+print(msgspec.inspect.type_info(int), len(msgspec.json.schema(dict[str, int])))
+import bz2, lzma, html.entities, urllib.request
+print(len(bz2.compress(b"")), "eacute;" in html.entities.html5, urllib.request.urlopen.__name__)
 """
     found = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, check=True)
-    assert found.stdout.decode().split() == ["True"]
+    assert found.stdout.decode().splitlines() == [
+        "http://proxy.example:3128 <\u00e9\u00acit; (1,)",
+        "IntType(gt=None, ge=None, lt=None, le=None, multiple_of=None) 2",
+        "14 True urlopen",
+    ]
