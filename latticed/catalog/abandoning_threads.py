@@ -17,6 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
+from latticed.kit.threads import UnawaitedThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
@@ -148,7 +150,7 @@ class AbandoningThreads:
             return
         worker: _Worker[J] = _Worker()
         with contextlib.suppress(RuntimeError):  # the system has no thread to give: what is left is asked for again
-            threading.Thread(target=self._work, args=(batch, worker), name="latticed-scan", daemon=True).start()
+            UnawaitedThread(target=self._work, args=(batch, worker), name="latticed-scan", daemon=True).start()
             batch.workers.append(worker)
 
     def _work(self, batch: _Batch[J, R], worker: _Worker[J]) -> None:

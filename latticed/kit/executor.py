@@ -12,6 +12,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from latticed.kit.threads import UnawaitedThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,7 +50,7 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
             self._waiting.append(job)
         if self._free.acquire(blocking=False):
             try:
-                threading.Thread(target=self._work, name="latticed-executor", daemon=True).start()
+                UnawaitedThread(target=self._work, name="latticed-executor", daemon=True).start()
             except RuntimeError:  # no further thread may be started here
                 self._free.release()
                 with self._lock:

@@ -60,6 +60,8 @@ class Ledger:
         """Retention of host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
+        self._floors_turn = asyncio.Lock()
+        """Held while floors are signed and written, so that two calls write in their order."""
         self.floors = entered.floors
         """What the signed file outside SQLite holds, as it was last read or written."""
         self.sources = dict(entered.floors.sources)
@@ -165,17 +167,20 @@ class Ledger:
 
         It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
         """
-        # Durable, and before the file is written: heads named there must survive any power cut that the file survives.
-        await self.sign_head()
-        heads: dict[Name, tuple[int, str]] = {}
-        for name in NAMES:
-            if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
-                heads[name] = (head["seq"], head["hash"])
-        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
-        # Through the writer's queue: two calls write in their order, and the fsync is off the event loop.
-        await self._writer.submit(lambda _: floors.write(self._entered.directory, marked, self._entered.key))
-        # Only after the file is on disk: what is in memory never claims more than the file.
-        self.floors = marked
+        async with self._floors_turn:
+            # Durable, and before the file is written: heads named there must survive any power cut that the file does.
+            await self.sign_head()
+            heads: dict[Name, tuple[int, str]] = {}
+            for name in NAMES:
+                if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
+                    heads[name] = (head["seq"], head["hash"])
+            marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
+            # Not on the writer's thread: whatever is to be recorded meanwhile would wait for it.
+            content = await asyncio.to_thread(floors.signed, marked, self._entered.key)
+            # Through the writer's queue: it is over before the lock of the directory is released.
+            await self._writer.submit(lambda _: floors.replace_file(self._entered.directory, content))
+            # Only after the file is on disk: what is in memory never claims more than the file.
+            self.floors = marked
 
     async def remember_sources(self, seen: Mapping[str, floors.SeenIndex]) -> None:
         """Have the floors name what was seen last of sources. Problem ledger_unavailable: it counts until the next

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
+from latticed.kit.threads import UnawaitedThread
 from latticed.ledger import connection
 from latticed.ledger.threads import joined
 from latticed.model.errors import Problem
@@ -66,7 +67,7 @@ class Readers:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(_resolve, answer, outcome)
 
-            thread = threading.Thread(target=run, name="ledger-reader", daemon=False)
+            thread = UnawaitedThread(target=run, name="ledger-reader", daemon=False)
             thread.start()
             try:
                 return await answer

@@ -157,9 +157,11 @@ class Lifecycle:
             # Bundles that vanished while no daemon ran are in no batch: the first scan touches every record.
             touched = set() if self._scanned.is_set() else set(self.state.records)
             # A bundle that has come may replace a damaged pair, or bring a new signature for it.
-            for plugin_id in self.registry.take(batch, touched):
-                if self.state.presence(plugin_id).stored is not None or self.pairs.resigned(plugin_id):
-                    self.pairs.mend_soon(plugin_id)
+            for ids in self.registry.take(batch, touched):
+                for plugin_id in ids:
+                    if self.state.presence(plugin_id).stored is not None or self.pairs.resigned(plugin_id):
+                        self.pairs.mend_soon(plugin_id)
+                await asyncio.sleep(0)
             if not self._scanned.is_set():
                 # So that what the first scan found is on record when the daemon opens. If it fails, it is retried in
                 # the background.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from latticed.kit import logs
 from latticed.ledger import revocations as rows
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record, RecordFacts
 
 log = logs.get_logger()
+V = TypeVar("V")
 
 KINDS: Final[dict[str, rows.Kind]] = {"key": "keys", "digest": "digests", "plugin": "plugins"}
 """The kind as operators name it, and the name of its column in the ledger, the policy and the floors."""
@@ -151,16 +152,15 @@ class RevocationKeeper:
         with contextlib.suppress(Problem):  # `write_floors` may have put it back meanwhile
             await self._loosen_floors(column, value)
 
-    async def before(self, record: Record, records: Mapping[str, Record]) -> None:
+    async def before(self, record: Record) -> None:
         """Loosen the floors as far as `record` needs; call it before `record` is written. Problem ledger_unavailable.
 
-        `records` are all present ones by id. A start tightens the ledger to its floors. So loosening is written to the
-        floors first, and tightening to the ledger first: then a kill at any time keeps what was answered.
+        A start tightens the ledger to its floors. So loosening is written to the floors first, and tightening to the
+        ledger first: then a kill at any time keeps what was answered.
         """
         async with self._turn:
-            if merge_after_loss.looser(self._ledger.floors, record):
-                wanted = {**records, record.id: record}
-                await self._ledger.write_floors(floors_of(wanted.values(), self._policy.current.revoked))
+            if merge_after_loss.looser(kept := self._ledger.floors, record):
+                await self._ledger.write_floors(_with(kept, record))
 
     async def _loosen_floors(self, column: rows.Kind, value: str) -> None:
         """Write the floors without this revocation, if they have it; everything else in them stays."""
@@ -201,6 +201,26 @@ def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
         pins={record.id: _pin(record.facts) for record in kept},
         revoked=rows.RevocationRows(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
     )
+
+
+def _with(kept: Floors, record: Record) -> Floors:
+    """`kept` with what they have of this plugin replaced by `record`; a walk over all records blocks the event loop."""
+    own = floors_of([record], Revoked())
+    return replace(
+        kept,
+        versions=_replaced(kept.versions, own.versions, record.id),
+        masked=_replaced(kept.masked, own.masked, record.id),
+        terms=_replaced(kept.terms, own.terms, record.id),
+        pins={**kept.pins, **own.pins},
+    )
+
+
+def _replaced(all_of: Mapping[str, V], own: Mapping[str, V], plugin_id: str) -> dict[str, V]:
+    """`all_of` with the entry of `own` for this plugin, or without one if `own` has none."""
+    found = {**all_of, **own}
+    if plugin_id not in own:
+        found.pop(plugin_id, None)
+    return found
 
 
 def _pin(facts: RecordFacts) -> Pin:

@@ -56,7 +56,7 @@ class Turns:
         Problem ledger_unavailable: then the old record stays in force.
         """
         # Loosening goes to the floors first: a start tightens the ledger to them.
-        await self.revocations.before(record, self.state.records)
+        await self.revocations.before(record)
         try:
             await self.ledger.write(recording.writing(record, event, also), durable=True)
             self.registry.put(record)
@@ -64,4 +64,4 @@ class Turns:
             # Also after a failure: the floors may have been loosened for a record that was not written.
             self.write_behind.tidy()
         with contextlib.suppress(Problem):  # `write_floors` may have used the old record; tidying retries
-            await self.revocations.before(record, self.state.records)
+            await self.revocations.before(record)

@@ -96,7 +96,7 @@ class Spawn:
             self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
         # The stub ended when it had made the child, which goes on in its place.
         if report.pid is not None:
-            await self._reap(only=self._started.pid)
+            await _reaped(self._started.pid)
             OURS.discard(self._started.pid)
         os.close(self._started.status)
         self._started = None
@@ -114,7 +114,8 @@ class Spawn:
             self._started = None
         elif self.pid:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            await self._reap(only=self.pid)
+            await waiting.readable(self.pidfd)
+            _ended(os.P_PID, self.pid)
             await self.end_init()
         for fd in (self.pidfd, self.init_pidfd):
             if fd >= 0:
@@ -158,10 +159,15 @@ class Spawn:
             await asyncio.sleep(_PAUSE_S)
         OURS.difference_update({report.pid, report.init})
 
-    async def _reap(self, *, only: int) -> None:
-        """Wait until the child process `only` has ended, and reap it."""
-        while _ended(os.P_PID, only) is None:  # noqa: ASYNC110 - there is no event for a stub
-            await asyncio.sleep(_PAUSE_S)  # it has closed its descriptors, so it is about to end
+
+async def _reaped(pid: int) -> None:
+    """Wait until this child, which nothing has reaped yet, has ended, and reap it. OSError for lack of descriptors."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        await waiting.readable(pidfd)  # once the process has ended (pidfd_open(2))
+    finally:
+        os.close(pidfd)
+    _ended(os.P_PID, pid)
 
 
 def _ended(kind: int, number: int) -> os.waitid_result | None:

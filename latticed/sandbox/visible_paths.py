@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,7 +68,64 @@ def view(
     `binds` are further files and directories, which must exist; `lists` are directories of which it may learn the
     names, which a program that looks for files there needs. `processes`: it may execute the system's programs.
     `network`: it needs the certificates; `names`: also the files of the resolver.
+
+    Remembered until a directory that it depends on changes: to look costs 0.6 ms of each start, to compare 0.05.
     """
+    asked = (program, binds, lists, processes, network, names)
+    depends = _directories_of(program, binds)
+    # Taken before it is looked: a change in between is seen the next time.
+    stamps = tuple(_stamp(path) for path in depends)
+    if (kept := _REMEMBERED.get(asked)) is not None and kept[:2] == (depends, stamps):
+        return kept[2]
+    found = _looked_up(program, binds=binds, lists=lists, processes=processes, network=network, names=names)
+    # A second change within one tick of the file system's clock leaves the same time: wait until it can be told apart.
+    if all(stamp is None or stamp[2] < time.time_ns() - _SETTLED_NS for stamp in stamps):
+        if len(_REMEMBERED) >= _MOST_REMEMBERED:
+            _REMEMBERED.clear()
+        _REMEMBERED[asked] = (depends, stamps, found)
+    return found
+
+
+_MOST_REMEMBERED: Final = 256
+_SETTLED_NS: Final = 1_000_000_000
+_REMEMBERED: Final[dict[tuple[object, ...], tuple[tuple[str, ...], tuple[object, ...], VisiblePaths]]] = {}
+"""What was found last, by what was asked, with the directories it depends on and their stamps."""
+
+
+def _directories_of(program: str | None, binds: tuple[str, ...]) -> tuple[str, ...]:
+    """The directories that change when something else becomes visible: of links, of libraries, and all above them."""
+    leaves = [*_SYSTEM, *_CONFIGURATION, *_NETWORK, *_NAMES, *binds]
+    for path in (program, os.path.realpath(program)) if program is not None else ():
+        prefix = os.path.dirname(os.path.dirname(path))
+        leaves += [path, f"{prefix}/lib/.", f"{prefix}/lib64/.", f"{prefix}/share/."]
+    found: dict[str, None] = {}
+    for leaf in leaves:
+        above = os.path.dirname(leaf)
+        while above not in found:
+            found[above] = None
+            above = os.path.dirname(above)
+    return tuple(found)
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """What differs once a link was replaced or an entry of a directory was made, renamed or removed."""
+    try:
+        seen = os.lstat(path)
+    except OSError:
+        return None
+    return (seen.st_dev, seen.st_ino, seen.st_mtime_ns)
+
+
+def _looked_up(
+    program: str | None,
+    *,
+    binds: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+    processes: bool,
+    network: bool,
+    names: bool,
+) -> VisiblePaths:
+    """As `view`, looked up now."""
     links = tuple((path, os.readlink(path)) for path in _TOP if os.path.islink(path))
     paths = [*_SYSTEM, *(path for path in _TOP if not os.path.islink(path)), *_CONFIGURATION]
     paths += _NETWORK if network else ()

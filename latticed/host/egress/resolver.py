@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
+
+from latticed.kit.threads import UnawaitedThread
 
 if TYPE_CHECKING:
     from latticed.model.addresses import Address
@@ -101,7 +102,7 @@ class SystemResolver:
 
         try:
             # Not asyncio.to_thread: its pool is shared, and look-ups that hang would take all of its threads.
-            threading.Thread(target=run, name="latticed-lookup", daemon=True).start()
+            UnawaitedThread(target=run, name="latticed-lookup", daemon=True).start()
         except RuntimeError as error:  # the system has no thread to give
             raise TooManyLookups(str(error)) from error
         self._threads_left -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import replace
 
 import pytest
@@ -110,13 +111,14 @@ async def test_start_with_agreeing_floors_changes_nothing(ledger, clock, journal
 async def test_floors_name_only_heads_that_are_in_the_ledger(ledger, monkeypatch):
     """Otherwise a crash after writing the floors would look like a rollback."""
     seen = []
-    real = floors.write
+    real = floors.replace_file
 
-    def written(directory, kept, key):
-        seen.append((kept.heads["decisions"], ledger.read(lambda db: rows.newest_head(db, "decisions"))))
-        real(directory, kept, key)
+    def written(directory, content):
+        heads = json.loads(content)["heads"]
+        seen.append((heads["decisions"], ledger.read(lambda db: rows.newest_head(db, "decisions"))))
+        real(directory, content)
 
-    monkeypatch.setattr("latticed.ledger.ledger.floors.write", written)
+    monkeypatch.setattr("latticed.ledger.ledger.floors.replace_file", written)
     for _ in range(3):
         await ledger.record(ACT)
         await ledger.write_floors(floors.Floors())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -187,6 +188,45 @@ def test_only_the_interpreters_own_files_are_visible(tmp_path):
 
     assert [name for name in inside if not is_seen(name)] == []
     assert [name for name in (*outside, "lib/python4", "lib/libleads-out.so") if is_seen(name)] == []
+
+
+@pytest.mark.parametrize("settled_ns", [-(1 << 62), 1 << 62], ids=["remembered", "too young to remember"])
+def test_remembered_view_follows_changes_of_the_host(tmp_path, monkeypatch, settled_ns):
+    """Libraries that come and go, links that lead elsewhere: as if it were looked up at each start."""
+    monkeypatch.setattr(view, "_SETTLED_NS", settled_ns)
+    view._REMEMBERED.clear()
+    for name in ("one/bin/python3", "two/bin/python3", "one/lib/libpython3.so", "two/lib/libpython3.so", "data/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "current").symlink_to("one")
+    (tmp_path / "python3").symlink_to("current/bin/python3")
+    clock = itertools.count(1)
+
+    def seen():
+        asked = {"binds": (str(tmp_path / "data/x"),), "processes": True, "network": True, "names": True}
+        found = view.view(str(tmp_path / "python3"), **asked)
+        assert found == view._looked_up(str(tmp_path / "python3"), lists=(), **asked)
+        assert (view.view(str(tmp_path / "python3"), **asked) is found) == (settled_ns < 0)
+        return [path for path in found.read if path.startswith(str(tmp_path))]
+
+    def later(directory):
+        """As if the last change of this directory had been made at another time than the one before."""
+        os.utime(directory, ns=(0, next(clock)))
+
+    before = seen()
+    assert str(tmp_path / "one/lib/libpython3.so") in before
+    (tmp_path / "one/lib/libssl.so.3").touch()
+    later(tmp_path / "one/lib")
+    assert sorted(seen()) == sorted([*before, str(tmp_path / "one/lib/libssl.so.3")])
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("two")
+    later(tmp_path)
+    assert str(tmp_path / "two/lib/libpython3.so") in (after := seen())
+    assert not [path for path in after if "/one/" in path]
+    (tmp_path / "data/x").rename(tmp_path / "data/y")
+    (tmp_path / "data/x").symlink_to("y")
+    later(tmp_path / "data")
+    assert str(tmp_path / "data/x") in seen()
 
 
 @pytest.mark.parametrize(("abi", "rights"), [(1, 13), (2, 14), (3, 15), (4, 15), (5, 16), (6, 16), (7, 16)])
