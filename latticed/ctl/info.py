@@ -41,6 +41,7 @@ def run(session: CtlSession) -> int:
             *_what(view),
             *_judged(verdict if isinstance(verdict, dict) else {}),
             *_alive(view.runtime, screen),
+            *_used(plain.get("resources")),
             *_allowed(grants if isinstance(grants, dict) else {}),
             *_done(plain.get("calls")),
             *_scheduled(plain.get("schedules"), screen),
@@ -101,6 +102,25 @@ def _alive(runtime: wire.RuntimeView, screen: render.Screen) -> Iterator[_Field]
     ):
         if moment:
             yield label, screen.when(moment)
+
+
+def _used(resources: object) -> Iterator[_Field]:
+    """The fields of what its processes use, once it had any."""
+    if not isinstance(resources, dict):
+        return
+    mib = _number(resources.get("memory_bytes")) / (1 << 20)
+    yield "  processor", f"{_number(resources.get('cpu_s')):.1f} s since the daemon started"
+    yield "  memory", f"{mib:.1f} MiB"
+    yield "  tasks", f"{_number(resources.get('tasks')):.0f}"
+    waits = resources.get("pressure")
+    if isinstance(waits, dict) and waits:
+        told = ", ".join(f"{name} {_number(percent):g} %" for name, percent in waits.items())
+        yield "  waiting for", f"{told} of the last 10 s"
+
+
+def _number(plain: object) -> float:
+    """A number of the daemon's; 0 for anything else."""
+    return float(plain) if isinstance(plain, (int, float)) else 0.0
 
 
 def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:

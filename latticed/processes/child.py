@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.kit import logs
 from latticed.model.errors import Problem
 from latticed.processes import spawn as birth
-from latticed.processes import waiting
+from latticed.processes import tree, waiting
 from latticed.processes.exits import Exit
 from latticed.processes.pipes import PipeReader, PipeWriter
 
@@ -61,6 +61,7 @@ class Child:
         self._open_outputs = 0
         self._outputs_closed = asyncio.Event()
         self._asked = False
+        self._ended_cpu_s: float | None = None
         self._afterwards: list[Callable[[], None]] = []
         self._end: asyncio.Task[None] | None = None
         # A pidfd is readable once the process has ended (pidfd_open(2)).
@@ -134,6 +135,17 @@ class Child:
         """The pids that all processes of its tree descend from: the child's and, if there is one, our process 1's."""
         return (self.pid,) if self._born.init is None else (self.pid, self._born.init)
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of processor time of its tree, so far; when it has ended, in all.
+
+        Without a cgroup an ended one's is its own and that of what it waited for, as wait4(2) gives it.
+        """
+        if self._ended_cpu_s is not None:
+            return self._ended_cpu_s
+        counted = self._born.group.cpu_s() if self._born.group is not None else None
+        return counted if counted is not None else tree.used(self.roots).cpu_s
+
     def kill(self) -> None:
         """SIGKILL to the whole tree, without waiting; await `gone` for its end. Does nothing once it has ended."""
         if self.exit is not None:
@@ -185,11 +197,13 @@ class Child:
         asyncio.get_running_loop().remove_reader(self._born.pidfd)
         # Asked now, since the clean-up removes the group.
         memory = self._born.group is not None and self._born.group.out_of_memory()
+        counted = self._born.group.cpu_s() if self._born.group is not None else None
         if not self._own_pids:
             self._signal(signal.SIGKILL)
         # wait4(2) for the peak of memory. Unreaped until here: the pid cannot have been reused.
         _, status, usage = os.wait4(self.pid, 0)
         birth.OURS.discard(self.pid)
+        self._ended_cpu_s = counted if counted is not None else usage.ru_utime + usage.ru_stime
         code = os.waitstatus_to_exitcode(status)
         self.exit = Exit(
             status=code if code >= 0 else None,

@@ -57,7 +57,7 @@ class Spawn:
         spec = self._spec
         # What exists when a later step fails is in the attributes by then, for `abandon` to release.
         if spec.delegation is not None:
-            self.group = cgroup.make(spec.delegation, spec.limits)
+            self.group = cgroup.make(spec.delegation, spec.limits, owner=spec.owner)
         outputs = {1, 2}
         for number in sorted({0, 1, 2, *spec.descriptors}):
             self.pipes[number] = Pipe.make()

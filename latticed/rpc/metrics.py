@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latticed.ledger.deliveries import ChannelView
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.counts import PluginCounts
+    from latticed.runners.usage import Usage
     from latticed.supervisor.schedules import ScheduleCounts
     from latticed.system.plugin import Measure
 
@@ -33,7 +34,9 @@ async def metrics(ask: Ask) -> web.Response:
     measured = _measure_lines(ask.api.supervisor.measures())
     # Paced: with ten thousand plugins there are tens of thousands of lines.
     scheduled = _schedule_lines(ask.api.schedules.counts())
-    lines = itertools.chain(_lines(ask.api, counted), _channel_lines(ask.api, channels), scheduled, measured)
+    used = {one: ask.api.spawner.usage.of(one) async for one in counts.paced(ask.api.spawner.usage.plugins())}
+    resources = _resource_lines(used)
+    lines = itertools.chain(_lines(ask.api, counted), resources, _channel_lines(ask.api, channels), scheduled, measured)
     body = "".join([line async for line in counts.paced(lines)]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -85,6 +88,23 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
     # The descriptor that lists the directory is counted, too.
     yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})
+
+
+def _resource_lines(used: Mapping[str, Usage]) -> Iterator[str]:
+    """The lines about what plugins' processes use."""
+    cpu = {one: round(usage.cpu_s, 6) for one, usage in used.items()}
+    yield from _family("latticed_plugin_cpu_seconds_total", "counter", "processor time", _labelled("plugin", cpu))
+    memory = {one: usage.memory_bytes for one, usage in used.items()}
+    yield from _family("latticed_plugin_memory_bytes", "gauge", "memory of its processes", _labelled("plugin", memory))
+    tasks = {one: usage.tasks for one, usage in used.items()}
+    yield from _family("latticed_plugin_tasks", "gauge", "processes and threads", _labelled("plugin", tasks))
+    waited = {
+        f'{{plugin="{one}",resource="{resource}"}}': percent
+        for one, usage in used.items()
+        for resource, percent in usage.pressure.items()
+    }
+    text = "percent of the last 10 s in which some of its processes waited"
+    yield from _family("latticed_plugin_pressure_percent", "gauge", text, waited)
 
 
 def _channel_lines(api: Api, channels: list[ChannelView]) -> Iterator[str]:
@@ -139,14 +159,14 @@ def _measure_lines(measures: list[Measure]) -> Iterator[str]:
         yield from _family(f"latticed_{one.name}", one.kind, one.text, values)
 
 
-def _family(name: str, kind: str, text: str, values: Mapping[str, int]) -> Iterator[str]:
+def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
     """The lines of one metric: HELP, TYPE, and a sample for each text of labels (empty: without labels)."""
     yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
     for labels, value in values.items():
         yield f"{name}{labels} {value}\n"
 
 
-def _labelled(label: str, values: Mapping[str, int]) -> dict[str, int]:
+def _labelled(label: str, values: Mapping[str, float]) -> dict[str, float]:
     """`{label="key"}` to value for each key. Keys are ids, codes and states, which need no escaping."""
     return {f'{{{label}="{value}"}}': count for value, count in sorted(values.items())}
 

@@ -251,6 +251,7 @@ async def show(ask: Ask) -> dict[str, Any]:
         "grants": views.grants(ask.api, record),
         "kept": views.kept(ask.api, record),
         "calls": {"made": count.calls, "denied": count.denied},
+        "resources": views.resources(ask.api, record.id),
         "schedules": views.schedules(ask.api, record),
         "denials": denials,
     }

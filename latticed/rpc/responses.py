@@ -270,14 +270,31 @@ class KeptView(TypedDict):
     bad: wire.BadView | None
 
 
+class ResourcesView(TypedDict):
+    """What the processes of a plugin use: `cpu_s` seconds of processor time since the daemon started, the rest of now.
+
+    `tasks` are processes and threads. `pressure`: percent of the last ten seconds in which some of them waited, by
+    `cpu`, `memory` and `io`; empty where the kernel does not tell.
+    """
+
+    cpu_s: float
+    memory_bytes: int
+    tasks: int
+    pressure: dict[str, float]
+
+
 class PluginReport(TypedDict):
-    """One plugin with its verdict, grants, kept versions, schedules and last denials (newest first)."""
+    """One plugin with its verdict, grants, kept versions, schedules and last denials (newest first).
+
+    `resources` is null for a plugin that had no process of its own since the daemon started.
+    """
 
     plugin: wire.PluginView
     verdict: Judged
     grants: GrantsView
     kept: list[KeptView]
     calls: CallCount
+    resources: ResourcesView | None
     schedules: list[ScheduleView]
     denials: list[wire.AuditRow]
     causes: NotRequired[Causes]

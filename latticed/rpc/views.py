@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
@@ -115,6 +116,12 @@ def foreseen(api: Api, before: Record, after: Record) -> dict[str, Any]:
     """`plugin` for the record `after` an upgrade, with `adds` and `drops` relative to `before`."""
     adds, drops = advance.changes(before.facts, after.facts, api.lifecycle.deps.defaults)
     return {**plugin(api, after), "adds": list(adds), "drops": list(drops)}
+
+
+def resources(api: Api, plugin_id: str) -> dict[str, Any] | None:
+    """What the processes of a plugin use; None when it has had none since the daemon started."""
+    usage = api.spawner.usage
+    return asdict(usage.of(plugin_id)) if usage.known(plugin_id) else None
 
 
 def grants(api: Api, record: Record) -> dict[str, Any]:

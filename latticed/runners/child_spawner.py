@@ -15,6 +15,7 @@ from latticed.model import permits as allowed
 from latticed.model.errors import Fault, Problem
 from latticed.processes import child
 from latticed.runners.uids import Uids
+from latticed.runners.usage import ChildUsage
 from latticed.sandbox import levels, rlimits, spec
 from latticed.sandbox.levels import Level
 
@@ -72,6 +73,7 @@ class ChildSpawner:
         self.interpreters = interpreters(settings.interpreters)
         self._limits = limits
         self._uids = Uids(settings.uid_first, settings.uids)
+        self.usage = ChildUsage(probed.delegation)
 
     def choose(
         self,
@@ -156,6 +158,7 @@ class ChildSpawner:
             # Only once the whole tree is gone: until then its processes count for this uid (RLIMIT_NPROC).
             started.when_gone(ours.give_back)
             ours.keep()
+            self.usage.begin(request.owner, started)
             return started
 
     @contextlib.contextmanager

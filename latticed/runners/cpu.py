@@ -6,11 +6,7 @@ With a cgroup the kernel throttles a child; without one it can only be ended.
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from latticed.processes import tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +15,6 @@ if TYPE_CHECKING:
 
 WINDOW_S: Final = 10.0
 """The window, in seconds, over which the share of a core is measured, so that bursts are allowed."""
-# The unit of times in /proc/PID/stat, per second.
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class CpuWatch:
@@ -36,7 +30,7 @@ class CpuWatch:
         self._exceeded = exceeded
         self._window_s = window_s
         self._loop = asyncio.get_running_loop()
-        self._used_s, self._at_s = self._used() or 0.0, self._loop.time()
+        self._used_s, self._at_s = child.cpu_s, self._loop.time()
         self._next = self._loop.call_later(window_s, self._look)
 
     def close(self) -> None:
@@ -45,9 +39,9 @@ class CpuWatch:
 
     def _look(self) -> None:
         """Compare what was used since the last look with the limit; called every `window_s` seconds while it runs."""
-        used_s, now = self._used(), self._loop.time()
-        if used_s is None:
-            return  # it has ended
+        if self._child.exit is not None:
+            return
+        used_s, now = self._child.cpu_s, self._loop.time()
         share = 100 * (used_s - self._used_s) / (now - self._at_s)
         if share > self._percent:
             limit = f"expected at most {self._percent} % of a core over {self._window_s:g} s, found {share:.0f} %"
@@ -55,20 +49,3 @@ class CpuWatch:
             return
         self._used_s, self._at_s = used_s, now
         self._next = self._loop.call_later(self._window_s, self._look)
-
-    def _used(self) -> float | None:
-        """Seconds of processor time so far. `roots` are unreaped children, so their pids cannot have been reused."""
-        if self._child.exit is not None:
-            return None
-        roots = self._child.roots
-        return sum(_ticks(pid) or 0 for pid in tree.pids(roots)) / _TICKS
-
-
-def _ticks(pid: int) -> int | None:
-    """Clock ticks that a process and the children it reaped have used; None when it is gone."""
-    try:
-        numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the child chooses the name
-    except OSError:
-        return None
-    # utime, stime, cutime, cstime: fields 14 to 17 of proc_pid_stat(5); the first after the name is field 3.
-    return sum(int(number) for number in numbers[11:15])

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from latticed.broker.gate import Gate
     from latticed.bundle.read import BundleDirectory
-    from latticed.model.manifest import Manifest
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.runners.child_spawner import ChildSpawner
@@ -88,7 +87,7 @@ class ProcessRunner:
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
     ) -> Instance:
         """Start the child of a latticed-stdio-1 plugin. It keeps running, so `program` is closed."""
-        request = self._request(plugin.manifest, program, chosen)
+        request = self._request(plugin, program, chosen)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._spawner.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
@@ -107,7 +106,7 @@ class ProcessRunner:
 
     async def _start_one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:
         """An instance of a stdio-json-v1 plugin, after its `describe` call; it keeps `program` for its invocations."""
-        request = self._request(plugin.manifest, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
+        request = self._request(plugin, program, chosen, one_shot.RESPONSE_FD, **one_shot.ENVIRONMENT)
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:
             return await self._spawner.spawn(request, chosen, on_exit=ended, stdout=stdout, stderr=stderr)
@@ -131,7 +130,7 @@ class ProcessRunner:
         return instance
 
     def _request(
-        self, manifest: Manifest, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
+        self, plugin: PluginToRun, program: Artifact, chosen: Chosen, *descriptors: int, **environment: str
     ) -> ChildRequest:
         """What to run: `descriptors` are further ones of the child, `environment` further variables."""
         # Elsewhere there is no directory that it may write to.
@@ -139,9 +138,10 @@ class ProcessRunner:
             environment["TMPDIR"] = namespaces.SCRATCH
         request = ChildRequest(
             program=program,
-            args=manifest.runtime.args,
+            args=plugin.manifest.runtime.args,
             environment={"PATH": child_spawner.PATH, **environment},
-            limits=self._spawner.limits(manifest),
+            limits=self._spawner.limits(plugin.manifest),
             descriptors=descriptors,
+            owner=plugin.id,
         )
         return child_spawner.for_python(request) if program.interpreter == PYTHON else request

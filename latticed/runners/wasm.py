@@ -83,7 +83,8 @@ class WasmRunner:
         # Sealed and hashed before anything reads it; the compiler gets this copy.
         fd = await in_thread(lambda: artifact.seal_data(pair, sha256=sha256), os.close)
         try:
-            module = Module(fd=fd, sha256=sha256, fuel=plugin.manifest.runtime.limits.fuel is not None)
+            fuel = plugin.manifest.runtime.limits.fuel is not None
+            module = Module(fd=fd, sha256=sha256, fuel=fuel, owner=plugin.id)
             code = await self._compiler.code(module, package, chosen, self._outputs.stderr(plugin.id))
         finally:
             os.close(fd)  # the module itself: only the compiled code is run
@@ -125,6 +126,7 @@ class WasmRunner:
             package=code.package,
             limits=_limits(limits, os.fstat(code.fd).st_size),
             given={INPUT: code.fd, STATUS: last_word.give},
+            owner=plugin.id,
         )
 
         async def spawn(stdout: asyncio.Protocol, stderr: asyncio.Protocol, ended: Callable[[Exit], None]) -> Child:

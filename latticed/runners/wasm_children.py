@@ -85,10 +85,16 @@ class Package:
 
 
 def request(
-    name: Name, orders: Mapping[str, Any], *, package: Package, limits: ResourceLimits, given: Mapping[int, int]
+    name: Name,
+    orders: Mapping[str, Any],
+    *,
+    package: Package,
+    limits: ResourceLimits,
+    given: Mapping[int, int],
+    owner: str,
 ) -> ChildRequest:
     """How to start the program `name` with `orders` (JSON) as its argument and the descriptors `given` (number ->
-    ours).
+    ours), for the plugin `owner`.
 
     It is the daemon's Python without site-packages; readable are it, wasmtime, wasm_inside.
     """
@@ -103,6 +109,7 @@ def request(
         binds=tuple(map(str, (package.directory, _INSIDE, _HOUSE / "__init__.py", _RUNNERS / "__init__.py"))),
         lists=tuple(map(str, dict.fromkeys((_HOUSE.parent, site, _HOUSE, _RUNNERS)))),
         given=given,
+        owner=owner,
     )
 
 

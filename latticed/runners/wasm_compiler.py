@@ -46,11 +46,14 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """Verified bytes at `fd` with the digest `sha256` (lowercase hex); `fuel`: compile it so that fuel is counted."""
+    """Verified bytes at `fd` with the digest `sha256` (lowercase hex); `fuel`: compile it so that fuel is counted;
+    `owner`: the id of the plugin for which it is compiled.
+    """
 
     fd: int
     sha256: str
     fuel: bool
+    owner: str
 
 
 class Compiler:
@@ -102,6 +105,7 @@ class Compiler:
             package=package,
             limits=ResourceLimits(memory_bytes=bounds.memory_bytes, tasks=4),
             given={INPUT: module.fd, STATUS: last_word.give},
+            owner=module.owner,
         )
         try:
             # `on_exit` is not needed: `gone` below gives the same exit.

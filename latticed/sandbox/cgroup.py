@@ -1,5 +1,10 @@
 """Control groups for children: limits on memory, tasks and cpu of a whole tree, and its kill (cgroup-v2.rst).
 
+    /sys/fs/cgroup/system.slice/latticed.service/   delegated to the daemon
+        supervisor/                                 the daemon
+        plugins/acme.demo/                          what a plugin uses is counted here
+            child-4f…/                              one of its children, with limits
+
 Only inside a version 2 group that was delegated to the daemon and is not the root. The daemon moves only itself; a
 child moves itself. A group without controllers sets no limits, but can still kill the tree.
 """
@@ -23,8 +28,12 @@ if TYPE_CHECKING:
     from latticed.sandbox.rlimits import ResourceLimits
 
 SUPERVISOR: Final = "supervisor"
-"""The group of the daemon itself (the unit's DelegateSubgroup): a group with limits may not hold processes."""
+"""The group of the daemon itself: a group with limits for its children may not hold processes."""
+PLUGINS: Final = "plugins"
+"""The group that has a group for each plugin with a child."""
 _CHILD: Final = "child-"
+RESOURCES: Final = ("cpu", "memory", "io")
+"""What the kernel measures pressure of."""
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000  # the kernel's default period of cpu.max
 # White space and backslashes are octal in mountinfo (proc_pid_mountinfo(5)).
@@ -55,24 +64,27 @@ class Group:
         """SIGKILL to everything in it, including what is forked meanwhile (cgroup.kill). OSError when it is gone."""
         (self.path / "cgroup.kill").write_text("1")
 
+    def cpu_s(self) -> float | None:
+        """Seconds of processor time of everything that was ever in it; None when it is gone."""
+        return cpu_s(self.path)
+
     def out_of_memory(self) -> bool:
         """Whether the kernel killed a process in it for its memory limit."""
-        try:
-            return any(
-                line.startswith("oom_kill ") and line.split()[1] != "0"
-                for line in (self.path / "memory.events").read_text().splitlines()
-            )
-        except OSError:
-            return False
+        return _keyed(self.path / "memory.events").get("oom_kill", "0") != "0"
 
     def remove(self) -> bool:
-        """Remove its directory; True when it is gone, False while a process in it is still dying."""
+        """Remove its directory, and its plugin's after the last child; True when it is gone, False while a process in
+        it is still dying.
+        """
         try:
             self.path.rmdir()
         except FileNotFoundError:
             return True
         except OSError:
             return False
+        if self.path.parent.parent.name == PLUGINS:
+            with contextlib.suppress(OSError):  # EBUSY: it has other children
+                self.path.parent.rmdir()
         return True
 
     def close(self) -> None:
@@ -139,9 +151,12 @@ def claim(found: Delegation) -> Delegation:
     return Delegation(base=found.base, controllers=frozenset(enabled & set(_CONTROLLERS)))
 
 
-def make(delegation: Delegation, limits: ResourceLimits) -> Group:
-    """Make a group for one child and set its limits; OSError when that fails, and nothing is left then."""
-    path = delegation.base / f"{_CHILD}{secrets.token_hex(8)}"
+def make(delegation: Delegation, limits: ResourceLimits, *, owner: str = "") -> Group:
+    """Make a group for one child and set its limits; OSError when that fails, and no child's group is left then.
+
+    `owner`: the id of its plugin, in whose group it is; empty for a child of the daemon's own.
+    """
+    path = _parent(delegation, owner) / f"{_CHILD}{secrets.token_hex(8)}"
     path.mkdir()
     try:
         for name, value in limit_files(limits, delegation.controllers).items():
@@ -152,6 +167,44 @@ def make(delegation: Delegation, limits: ResourceLimits) -> Group:
         path.rmdir()
         raise
     return Group(path=path, procs=procs)
+
+
+def of_plugin(delegation: Delegation, plugin_id: str) -> Path:
+    """The directory of a plugin's group, which is there while the plugin has a child."""
+    path = delegation.base / PLUGINS / plugin_id
+    # The kernel has files in each group, such as memory.max, and may get more; a plugin may be called like one.
+    return path.with_name(f"_{plugin_id}") if path.is_file() else path
+
+
+def cpu_s(path: Path) -> float | None:
+    """Seconds of processor time of everything that was ever in the group at `path` or below it; None when it is gone.
+
+    The kernel counts that without the cpu controller, too (cgroup-v2.rst, cpu.stat).
+    """
+    found = _keyed(path / "cpu.stat")
+    return int(found["usage_usec"]) / 1_000_000 if "usage_usec" in found else None
+
+
+def number(path: Path) -> int | None:
+    """A file with one number, such as memory.current; None without it, as where its controller is not enabled."""
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def pressure(path: Path) -> dict[str, float]:
+    """Percent of the last ten seconds in which something in the group at `path` waited for `cpu`, `memory` or `io`.
+
+    Without those that the kernel does not measure (Documentation/accounting/psi.rst; a boot parameter may turn it off).
+    """
+    found = {}
+    for resource in RESOURCES:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # "some avg10=0.12 avg60=0.03 avg300=0.00 total=5861"
+            some = (path / f"{resource}.pressure").read_text().split()
+            found[resource] = float(some[1].removeprefix("avg10="))
+    return found
 
 
 def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[str, str]:
@@ -168,20 +221,45 @@ def limit_files(limits: ResourceLimits, controllers: frozenset[str]) -> Mapping[
 
 
 def sweep(delegation: Delegation) -> int:
-    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return how many groups there
-    were.
+    """Kill leftover children of an earlier daemon below `delegation`, remove their groups, return how many children's
+    groups there were.
 
     Call it before the first child. Groups whose processes are still dying are removed by the next call.
     """
-    found = 0
-    for path in delegation.base.glob(f"{_CHILD}*"):
-        found += 1
+    plugins = [one for one in delegation.base.glob(f"{PLUGINS}/*") if one.is_dir()]
+    found = [path for place in (delegation.base, *plugins) for path in place.glob(f"{_CHILD}*")]
+    for path in found:
         # Any error: another process may have removed it, or its processes are still dying. No start fails for it.
         with contextlib.suppress(OSError):
             (path / "cgroup.kill").write_text("1")
+    for path in (*found, *plugins):
         with contextlib.suppress(OSError):
             path.rmdir()
-    return found
+    return len(found)
+
+
+def _parent(delegation: Delegation, owner: str) -> Path:
+    """The group in which a child of `owner` gets its own: the plugin's, made where it is missing; or the delegated one.
+
+    OSError when it cannot be made, or the controllers not be enabled in it.
+    """
+    if not owner:
+        return delegation.base
+    path = of_plugin(delegation, owner)
+    for one in (path.parent, path):
+        one.mkdir(exist_ok=True)
+        # Each time: a group that an earlier daemon left may not have them enabled.
+        if delegation.controllers:
+            (one / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(delegation.controllers)))
+    return path
+
+
+def _keyed(path: Path) -> dict[str, str]:
+    """A file of keys and values, one pair a line; empty when it is not there."""
+    try:
+        return dict(line.split(" ", 1) for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return {}
 
 
 def _delegated(base: Path) -> bool:

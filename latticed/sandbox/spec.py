@@ -69,6 +69,7 @@ class ChildSpec:
     `plan` is what the stub reads; `artifact_fd` belongs to the Artifact it was made from, which must stay open until
     the child was started. `own_pids`: the child has a pid namespace, and the end of process 1 kills its tree. `init`:
     process 1 is not the child but `elf_programs.reaps`, which reaps orphans, since the child may start processes.
+    `delegation`: where it gets a cgroup, in that of `owner`.
     """
 
     level: Level
@@ -82,6 +83,7 @@ class ChildSpec:
     descriptors: tuple[int, ...] = ()
     given: Mapping[int, int] = field(default_factory=dict)
     delegation: Delegation | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,7 @@ class ChildRequest:
     place inside; `lists`: directories whose names alone may be read. `descriptors`: numbers above 2 that the child is
     to have open (its standard ones it always has); `given`: more of them -> descriptors of ours, which the child gets
     copies of and which must stay open until it runs. `environment` is all the child gets. `data` takes a root of its
-    own and the feature `workdir`, `door` the network `own`.
+    own and the feature `workdir`, `door` the network `own`. `owner`: the id of the plugin whose child it is, or empty.
     """
 
     program: Artifact | Program
@@ -131,6 +133,7 @@ class ChildRequest:
     network: Network = "none"
     data: DataDirectory | None = None
     door: DoorRequest | None = None
+    owner: str = ""
 
 
 def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
@@ -171,6 +174,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
         descriptors=request.descriptors,
         given=request.given,
         delegation=probed.delegation,
+        owner=request.owner,
     )
 
 

@@ -11,6 +11,13 @@ from tests.house import machines, processes
 
 EXPOSURE = {"bookworm": 23, "trixie": 22}
 """Tenths that `systemd-analyze security` may give the daemon's unit; 9.0 would be none of its hardening."""
+METRICS = """
+import socket
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect("/run/latticed/control.sock")
+    asking.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
+    print(b"".join(iter(lambda: asking.recv(65536), b"")).decode())
+"""
 HELD = "/etc/systemd/system/latticed.service.d/test.conf"
 
 
@@ -88,6 +95,34 @@ def test_plugin_is_isolated_within_the_hardened_unit(machine):
     assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
 
 
+def test_plugin_has_a_group_of_its_name_which_tells_what_it_uses(machine):
+    """It is where systemd-cgls shows it, with what the plugin runs in it, and gone with the last of that."""
+    group = f"/sys/fs/cgroup{machine.property('latticed.service', 'ControlGroup')}/plugins/acme.sleeper"
+    with machine.started("latticectl", "invoke", "acme.sleeper", "sleep", "9") as asking:
+        processes.until(
+            lambda: machine.run("sh", "-c", f"cat {group}/child-*/cgroup.procs").stdout != "",
+            what="the plugin's process to be in its group",
+            deadline_s=machines.BOOT_S,
+        )
+        used = resources(machine)
+        assert used["cpu_s"] > 0
+        assert used["memory_bytes"] > 1 << 20
+        assert used["tasks"] >= 1
+        if machine.run("test", "-e", f"{group}/cpu.pressure").returncode == 0:
+            assert set(used["pressure"]) == {"cpu", "memory", "io"}
+        counted = machine.check("python3", "-P", "-c", METRICS)
+        assert re.search(r'^latticed_plugin_cpu_seconds_total\{plugin="acme.sleeper"\} 0\.\d+$', counted, re.MULTILINE)
+        assert re.search(r'^latticed_plugin_tasks\{plugin="acme.sleeper"\} [1-9]', counted, re.MULTILINE)
+        machine.check("latticectl", "restart", "acme.sleeper")
+        asking.wait(machines.BOOT_S)
+    assert machine.run("test", "-e", group).returncode != 0
+    assert resources(machine)["tasks"] == 0
+
+
+def resources(machine):
+    return json.loads(machine.check("latticectl", "info", "acme.sleeper", "--format", "json"))["resources"]
+
+
 def test_secrets_are_sealed_with_the_key_that_the_unit_loads(machine):
     machine.check("latticectl", "secret", "set", "TOKEN", stdin="a value of the operator")
     assert "TOKEN" in machine.check("latticectl", "secret", "list")
@@ -155,7 +190,7 @@ def test_daemon_that_hangs_is_killed_by_the_watchdog(machine, unit):
     ("lines", "token", "fix"),
     [
         (["RestrictNamespaces=yes"], "isolated", "RestrictNamespaces=yes"),
-        (["Delegate=no", "DelegateSubgroup="], "cgroup", "Delegate=cpu memory pids"),
+        (["Delegate=no"], "cgroup", "Delegate=cpu memory pids"),
         (["SystemCallFilter=~@mount"], "isolated", "SystemCallFilter"),
     ],
     ids=["no namespaces", "no delegation", "no mounts"],

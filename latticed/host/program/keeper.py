@@ -265,6 +265,7 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             # What the operator lets this program read besides the system's files; often nothing.
             binds=tuple(filter(None, [settings.reads.get(spec.program)])),
             network=spec.network,
+            owner=one.plugin_id,
         )
         # No await from here on: a door that is made is closed by `Ready.close`, or by the end of the child.
         one.way_out = way_out

@@ -106,6 +106,7 @@ class TaskRun:
             limits=rlimits.ResourceLimits(
                 memory_bytes=self._settings.memory_mib * _MIB, tasks=self._settings.processes, open_files=256
             ),
+            owner=self._task.plugin_id,
         )
         return await self._spawner.spawn(request, chosen, on_exit=lambda _: None, stdout=self._out, stderr=self._err)
 

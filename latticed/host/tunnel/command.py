@@ -51,8 +51,12 @@ class TunnelDeps:
     """By what identifies the file of cloudflared; see `version`."""
 
 
-async def request(deps: TunnelDeps, args: tuple[str, ...], paths: tuple[Path, ...], network: Network) -> Ready:
+async def request(
+    deps: TunnelDeps, args: tuple[str, ...], paths: tuple[Path, ...], network: Network, *, owner: str = ""
+) -> Ready:
     """A request for cloudflared with these arguments, which can read these files; `Ready.close` must be called.
+
+    `owner`: the id of the plugin whose tunnel it is for.
 
     Problem service_unavailable when the operator has named no cloudflared, or as `confinement.choose` and `program`.
     """
@@ -69,6 +73,7 @@ async def request(deps: TunnelDeps, args: tuple[str, ...], paths: tuple[Path, ..
         limits=_LIMITS,
         binds=tuple(map(str, paths)),
         network=network,
+        owner=owner,
     )
     return Ready(
         request=made,

@@ -143,7 +143,7 @@ class Connector:
         metrics = f"{ready.ADDRESS}:{self._port}"
         # --no-autoupdate: what runs is the program that the operator installed, in the version that was installed.
         args = ("tunnel", "--config", str(kept.config), "--no-autoupdate", "--metrics", metrics, "run")
-        return await command.request(self._deps, args, (kept.config, kept.credentials), "host")
+        return await command.request(self._deps, args, (kept.config, kept.credentials), "host", owner=self.plugin_id)
 
     # Whether it is connected.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,34 +10,13 @@ from pathlib import Path
 import pytest
 
 from latticed.sandbox import cgroup, levels, rlimits
-from tests.house import confined, processes
+from tests.house import cgroups, confined, processes
 
 
 @pytest.fixture
 def delegated() -> Iterator[Path]:
-    """A group below the version 2 hierarchy that has systemd's mark of delegation."""
-    rows = [row.split() for row in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in row]
-    if os.getuid() != 0 or not rows or not os.access(rows[0][4], os.W_OK):
-        pytest.skip("no cgroup version 2 hierarchy here in which tests may make groups")
-    group = Path(rows[0][4]) / f"latticed-test-{secrets.token_hex(4)}"
-    group.mkdir()
-    os.setxattr(group, "user.delegate", b"1")
-    yield group
-    for path in sorted(group.rglob("*/cgroup.kill"), reverse=True):
-        path.write_text("1")
-    for place in sorted((path.parent for path in group.rglob("*/cgroup.procs")), reverse=True):
-        processes.until(lambda place=place: _gone(place), what=f"{place} to be empty")
-    processes.until(lambda: _gone(group), what="the group to be empty")
-
-
-def _gone(path: Path) -> bool:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+    with cgroups.delegated() as group:
+        yield group
 
 
 def proc_of(tmp_path: Path, *, mount: str, own: str) -> Path:
@@ -143,10 +121,28 @@ def test_killing_a_group_ends_all_its_processes(delegated):
 
 
 @pytest.mark.root
-def test_groups_left_by_an_earlier_daemon_are_killed_and_removed(delegated):
+def test_children_of_a_plugin_are_in_a_group_named_by_it(delegated):
+    """It is there as long as one of them. A plugin may be called like a file that the kernel has in each group."""
+    delegation = cgroup.Delegation(base=delegated)
+    groups = [cgroup.make(delegation, rlimits.ResourceLimits(), owner="acme.demo") for _ in range(2)]
+    assert {one.path.parent for one in groups} == {delegated / "plugins" / "acme.demo"}
+    odd = cgroup.make(delegation, rlimits.ResourceLimits(), owner="cpu.stat")
+    assert odd.path.parent == cgroup.of_plugin(delegation, "cpu.stat") == delegated / "plugins" / "_cpu.stat"
+    for one in (*groups, odd):
+        one.close()
+    assert groups[0].remove()
+    assert groups[1].path.exists()
+    assert groups[1].remove()
+    assert odd.remove()
+    assert [one for one in (delegated / "plugins").iterdir() if one.is_dir()] == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("owner", ["", "acme.demo"])
+def test_groups_left_by_an_earlier_daemon_are_killed_and_removed(delegated, owner):
     """Groups that are not ours are untouched."""
     delegation = cgroup.Delegation(base=delegated)
-    group = cgroup.make(delegation, rlimits.ResourceLimits())
+    group = cgroup.make(delegation, rlimits.ResourceLimits(), owner=owner)
     group.close()
     (delegated / "other").mkdir()
     with processes.spawned(["sh", "-c", f"echo 0 > {group.path}/cgroup.procs; exec sleep 100"]) as left:
