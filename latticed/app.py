@@ -371,7 +371,8 @@ class App:
 
     def _make_market(self, lifecycle: Lifecycle, runners: Mapping[str, Runner], policy: PolicyKeeper) -> Market:
         """The marketplace, made when it is first asked for: most daemons never are."""
-        from latticed.market.market import Market, MarketDeps
+        from latticed.market.deps import MarketDeps
+        from latticed.market.market import Market
         from latticed.runners.contract import PluginToRun, runner_key
 
         async def admit(manifest: Manifest, identity: str, pair: read.BundleDirectory) -> None:

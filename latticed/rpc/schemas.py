@@ -13,7 +13,7 @@ from latticed.rpc import (
     delegated,
     events,
     kv,
-    market,
+    market_shapes,
     notifications,
     plans,
     plugins,
@@ -194,14 +194,16 @@ _TAKE: Final = (
     *(code.value for code in Code),
     *_FETCH,
 )
-MARKET: Final = Form(market.MarketGlance, codes=_UNRECORDED)
-MARKET_REFRESH: Final = Form(market.MarketGlance, body=market.RefreshSource, codes=(*_FETCH, "audit_unavailable"))
-MARKET_SEARCH: Final = Form(market.OfferPage, query=market.MarketSearch, codes=(*_INDEX, *_UNKNOWN))
-MARKET_SHOW: Final = Form(market.MarketOffer, query=market.MarketChoice, codes=_FETCH)
-MARKET_BUNDLE: Final = Form("application/x-tar", query=market.MarketChoice, codes=("too_many_streams", *_TAKE))
-MARKET_OUTDATED: Final = Form(market.OutdatedList, codes=_UNRECORDED)
-MARKET_INSTALL: Final = Form(market.TakenRow, body=market.MarketInstall, codes=_TAKE)
-MARKET_HOLD: Final = Form(market.HoldSet, codes=_UNKNOWN)
+MARKET: Final = Form(market_shapes.MarketGlance, codes=_UNRECORDED)
+MARKET_REFRESH: Final = Form(
+    market_shapes.MarketGlance, body=market_shapes.RefreshSource, codes=(*_FETCH, "audit_unavailable")
+)
+MARKET_SEARCH: Final = Form(market_shapes.OfferPage, query=market_shapes.MarketSearch, codes=(*_INDEX, *_UNKNOWN))
+MARKET_SHOW: Final = Form(market_shapes.MarketOffer, query=market_shapes.MarketChoice, codes=_FETCH)
+MARKET_BUNDLE: Final = Form("application/x-tar", query=market_shapes.MarketChoice, codes=("too_many_streams", *_TAKE))
+MARKET_OUTDATED: Final = Form(market_shapes.OutdatedList, codes=_UNRECORDED)
+MARKET_INSTALL: Final = Form(market_shapes.TakenRow, body=market_shapes.MarketInstall, codes=_TAKE)
+MARKET_HOLD: Final = Form(market_shapes.HoldSet, codes=_UNKNOWN)
 
 DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))
 RETRY_DDNS: Final = Form(delegated.DdnsRetried, body=delegated.Retry, codes=("quota_exceeded", *_UNKNOWN))

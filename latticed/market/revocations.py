@@ -1,0 +1,63 @@
+"""What sources take back reaches what was ever taken of them, for good."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from latticed.ledger import market as rows
+from latticed.ledger.revocations import RevocationRows
+from latticed.market import rules
+
+if TYPE_CHECKING:
+    from latticed.market.deps import MarketDeps
+    from latticed.trust.index import Release
+    from latticed.trust.index_revocations import SourceRevocation
+
+
+class SourceRevocations:
+    """See the module.
+
+    `placing`: placing a bundle and reaching what was placed exclude each other. What is revoked while it is fetched is
+    refused, and a fix that was just placed is not removed for what it mends.
+    """
+
+    def __init__(self, deps: MarketDeps) -> None:
+        self._deps = deps
+        self.placing = asyncio.Lock()
+
+    def check(self, source: str, plugin_id: str, release: Release) -> None:
+        """Problem release_revoked for a release that its source has taken back."""
+        rules.check_revoked(release, plugin_id, self._deps.ledger.read(lambda db: rows.revocations(db, source)))
+
+    async def apply(self, source: str, found: tuple[SourceRevocation, ...], now_us: int) -> None:
+        """Have what a source takes back now count for good. Problem ledger_unavailable: what is to stop has stopped."""
+        ledger = self._deps.ledger
+        listed = [(one.kind, one.value, one.action, one.reason) for one in found]
+        async with self.placing:
+            known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source))}
+            # First what stops something; the disk may be full. Not again what an operator may have lifted since.
+            await self._reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
+            await ledger.write(
+                lambda tx: rows.note_revocations(tx, source, listed, now_us=now_us), durable=True, essential=True
+            )
+
+    async def _reach(self, source: str, found: tuple[SourceRevocation, ...]) -> None:
+        """Stop what was ever taken of `source` and is frozen or killed by it; a killed one's bundle is removed, too.
+
+        What is kept for a rollback counts as well: a release that was taken back never starts again.
+        """
+        stopping = [one for one in found if one.action != "block-install"]
+        taken = self._deps.ledger.read(lambda db: rows.taken_of(db, source)) if stopping else []
+        # Off the loop: a source may take back 10,000 at once.
+        hits = await asyncio.to_thread(
+            lambda: [(one, it) for it in taken for one in stopping if one.covers(it.id, it.version, it.sha256)]
+        )
+        if not hits:
+            return
+        values = {kind: frozenset(one.value for one, _ in hits if one.kind == kind) for kind in ("plugins", "digests")}
+        await self._deps.revoke(RevocationRows(**values), source)
+        shelf = self._deps.shelf
+        for one, it in hits:
+            if one.action == "kill" and await asyncio.to_thread(shelf.digest, it.id) == it.sha256:
+                await asyncio.to_thread(shelf.remove, it.id)
