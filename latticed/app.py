@@ -47,6 +47,7 @@ from latticed.runners import choice
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.choice import RunnerDeps
 from latticed.runners.config_checker import ConfigChecker
+from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.supervisor.deps import HandleDeps
@@ -165,7 +166,11 @@ class App:
             handles=handles,
         )
         builtins = await asyncio.to_thread(Builtins, self._packages, version=self._version)
-        runners = self._runners if self._runners is not None else self._make_runners(spawner, outputs, builtins)
+        # Shared by the runners, which take from it, and the handles, which let go; it is empty when all have stopped.
+        copies = stack.enter_context(contextlib.closing(KeptCopies(settings.supervision.kept_artifact_bytes)))
+        runners = self._runners
+        if runners is None:
+            runners = self._make_runners(spawner, outputs, copies, builtins)
         # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.
         emit = functools.partial(_log_line, outputs)
         self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
@@ -204,6 +209,7 @@ class App:
             start_deadline_s=settings.supervision.start_deadline_s,
             stop_grace_s=settings.supervision.stop_grace_s,
             wheel=self._wheel,
+            copies=copies,
             drained=services.drained,
             configure=configurations.for_start,
             scheduled=schedules.changed,
@@ -338,12 +344,15 @@ class App:
             state_dir=self._settings.state_dir,
         )
 
-    def _make_runners(self, spawner: ChildSpawner, outputs: Outputs, builtins: Builtins) -> Mapping[str, Runner]:
+    def _make_runners(
+        self, spawner: ChildSpawner, outputs: Outputs, copies: KeptCopies, builtins: Builtins
+    ) -> Mapping[str, Runner]:
         """A runner for each plugin type and for built-ins, as the settings choose."""
         wanted, services = self._settings.runners, self.services
         deps = RunnerDeps(
             spawner=spawner,
             outputs=outputs,
+            copies=copies,
             routes=services.pages,
             state_dir=self._settings.state_dir,
             start_deadline_s=self._settings.supervision.start_deadline_s,

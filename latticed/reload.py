@@ -155,7 +155,11 @@ class Reloader:
         self._broker.limits = gate_limits(applied)
         self._services.apply(applied)
         supervision = applied.supervision
-        self._api.supervisor.apply(restart_policy(supervision), stop_grace_s=supervision.stop_grace_s)
+        self._api.supervisor.apply(
+            restart_policy(supervision),
+            stop_grace_s=supervision.stop_grace_s,
+            kept_bytes=supervision.kept_artifact_bytes,
+        )
         for listener in self._listeners:
             listener.allow(applied.http)
         set_retention(self._api.ledger, applied)

@@ -35,6 +35,7 @@ __all__ = [
     "Stamp",
     "fingerprint",
     "open_bundle",
+    "stamp_of",
 ]
 
 BUFFER_BYTES: Final = 256 * 1024  # measured: 256 KiB with readv beats hashlib.file_digest and larger reads
@@ -79,6 +80,8 @@ class BundleDirectory:
         """Its descriptor, why it cannot be opened, or None while that was not tried."""
         self.interpreter = ""
         """What the artifact that was hashed last is run by (`model.accepted.interpreter_of`)."""
+        self.read_as: Stamp | None = None
+        """The stamp that the artifact had while it was read last."""
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +140,10 @@ class BundleDirectory:
         """
         return self._read_artifact(lambda chunk: files.write_all(copy_to, chunk), memoryview(_own_buffer()))
 
+    def artifact_stamp(self) -> Stamp | None:
+        """What lstat(2) says of `artifact` now; None when it cannot be looked at. Nothing is opened or checked."""
+        return _stamp(ARTIFACT, self._fd)
+
     def _read_artifact(self, take: Callable[[memoryview], None], buffer: memoryview) -> int:
         """Open the artifact, unless `manifest` did, check it, and give its bytes to `take`; their number."""
         found = self._artifact if self._artifact is not None else self._try_open(ARTIFACT)
@@ -165,6 +172,7 @@ class BundleDirectory:
                 raise refusal.too_large(ARTIFACT, self._limits.artifact_bytes, size)
             take(buffer[:count])
         self._check_unchanged(fd, before, size, ARTIFACT)
+        self.read_as = stamp_of(before)
         self.interpreter = sys.intern(accepted.interpreter_of(head))  # thousands have a few between them
         return size
 
@@ -290,6 +298,11 @@ def _stamp(path: str, beneath: int) -> Stamp | None:
         found = os.stat(path, dir_fd=beneath, follow_symlinks=False)
     except OSError:
         return None
+    return stamp_of(found)
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """The stamp of a file by its stat."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns
 
 

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from latticed.bundle.read import BundleDirectory
+    from latticed.bundle.read import BundleDirectory, Stamp
     from latticed.trust.policy import TrustPolicy
 
 _IDENTITY: Final = re.compile(r"[0-9a-f]{64}")
 # Prefix of names that are not complete pairs yet, or no longer.
 _TEMPORARY: Final = ".tmp-"
+_REMEMBERED: Final = 64
+"""Of how many pairs it is known that their stored artifact was hashed and has not been touched since."""
 _HINT_AGAIN: Final = "the bundle changed meanwhile: look at it again, and install what it is now"
 
 
@@ -54,6 +56,7 @@ class Store:
         self._owners = frozenset({os.geteuid()})
         self._busy: set[str] = set()
         self._kept: set[str] = set()
+        self._hashed: dict[str, Stamp] = {}  # of the last pairs: the stamp of the stored artifact when it was hashed
         self._lock = threading.Lock()  # a pair is either kept or taken away, never both at once
 
     def keep(self, source: BundleDirectory, verified: Verified) -> None:
@@ -68,7 +71,7 @@ class Store:
         with self._lock:
             # Before the stored pair is looked at: a `collect` in between must not take away what is found intact.
             self._kept.add(verified.identity)
-        # Hashes the stored artifact: a damaged pair is replaced while its bundle verifies.
+        # A damaged pair is replaced while its bundle verifies.
         stored = self._stored_signature(verified)
         if stored == verified.manifest.signature_ed25519:
             return
@@ -174,13 +177,25 @@ class Store:
         try:
             with self.open(verified.identity) as directory:
                 manifest = directory.manifest()
-                artifact = directory.hash_artifact()
+                # Hashed once: between install and activate nothing wrote to it, and a start hashes what it runs.
+                if (known := self._hashed.get(verified.identity)) is None or known != directory.artifact_stamp():
+                    if directory.hash_artifact() != (verified.artifact_sha256, verified.artifact_bytes):
+                        return None
+                    self._note_hashed(verified.identity, directory.read_as)
                 if _identity(manifest) != verified.identity:
                     return None
         except BundleRefused:
             return None
-        intact = artifact == (verified.artifact_sha256, verified.artifact_bytes)
-        return decode.decode(manifest)[1].signature_ed25519 if intact else None
+        return decode.decode(manifest)[1].signature_ed25519
+
+    def _note_hashed(self, identity: str, stamp: Stamp | None) -> None:
+        """Remember the stamp that the stored artifact of this identity had when its hash was the right one."""
+        with self._lock:
+            self._hashed.pop(identity, None)
+            if stamp is not None:
+                self._hashed[identity] = stamp
+            while len(self._hashed) > _REMEMBERED:
+                del self._hashed[next(iter(self._hashed))]
 
     def _replace_manifest(self, aside: Path, source: BundleDirectory, verified: Verified) -> None:
         """Put the manifest of `source`, which has another signature, into the stored pair in one step."""
@@ -216,6 +231,7 @@ class Store:
                 reason = f"expected the artifact's SHA-256 to be {verified.artifact_sha256}, found {sha256}"
                 raise BundleRefused(Code.DIGEST_MISMATCH, reason, _HINT_AGAIN)
             os.fsync(fd)
+            self._note_hashed(verified.identity, read.stamp_of(os.fstat(fd)))
         # Both entries on the disk before the pair gets its name: a pair that is there after a power cut is whole.
         files.sync_directory(target)
 

@@ -70,6 +70,8 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_tunnel_restarts", "gauge", "restarts of cloudflared since its start", _labelled("plugin", restarts)
     )
+    kept = {"": api.supervisor.kept_artifact_bytes}
+    yield from _family("latticed_kept_artifact_bytes", "gauge", "memory that holds artifacts for the next start", kept)
     upgrades = api.lifecycle.upgrades
     gating = sum(one.state == "gating" for one in upgrades.shown.values())
     yield from _family("latticed_upgrades_gating", "gauge", "upgrades that are being watched", {"": gating})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.host.secret.references import PluginSecrets
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
+    from latticed.runners.kept_copies import KeptCopies
     from latticed.runners.output import Outputs
 
 # Below 1: a compilation that takes too long then ends with its own code and hint, before the whole start is cancelled.
@@ -38,6 +39,7 @@ class RunnerDeps:
 
     spawner: ChildSpawner
     outputs: Outputs
+    copies: KeptCopies
     routes: RouteTable
     state_dir: Path
     start_deadline_s: float
@@ -64,10 +66,10 @@ def _runner(name: str, deps: RunnerDeps) -> Runner:
         case "noop":
             return NoopRunner("held by the noop runner, its artifact is not executed")
         case "process":
-            return ProcessRunner(deps.spawner, deps.outputs, deps.permits)
+            return ProcessRunner(deps.spawner, deps.outputs, deps.copies, deps.permits)
         case "wasm":
             caps = Caps(compile=Bounds(time_s=_COMPILING * deps.start_deadline_s))
-            return WasmRunner(deps.spawner, deps.outputs, deps.state_dir, caps=caps)
+            return WasmRunner(deps.spawner, deps.outputs, deps.copies, deps.state_dir, caps=caps)
         case "worker":
             return WorkerRunner(deps.routes, granted_prefixes=deps.prefixes)
         case _:

@@ -103,7 +103,7 @@ class OneShot:
         try:
             await self.halt()
         finally:
-            self._spec.program.close()
+            self._spec.program.let_go()
 
     async def halt(self) -> None:
         """End the invocations under way and refuse new ones; their callers get Problem("plugin_gone"). No process is

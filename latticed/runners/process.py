@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit.tasks import in_thread
 from latticed.model import accepted
 from latticed.runners import child_spawner, one_shot, stdio_child
 from latticed.sandbox import artifact, levels, namespaces
-from latticed.sandbox.artifact import Artifact
 from latticed.sandbox.spec import ChildRequest
 
 if TYPE_CHECKING:
@@ -21,7 +19,9 @@ if TYPE_CHECKING:
     from latticed.processes.exits import Exit
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Instance, PluginToRun
+    from latticed.runners.kept_copies import KeptCopies
     from latticed.runners.output import Outputs
+    from latticed.sandbox.artifact import Artifact
     from latticed.sandbox.levels import Chosen
 
 PYTHON: Final = "python3"
@@ -37,11 +37,16 @@ class ProcessRunner:
     hashes_artifact = True
 
     def __init__(
-        self, spawner: ChildSpawner, outputs: Outputs, permits: Callable[[str], tuple[str, ...]] = lambda _: ()
+        self,
+        spawner: ChildSpawner,
+        outputs: Outputs,
+        copies: KeptCopies,
+        permits: Callable[[str], tuple[str, ...]] = lambda _: (),
     ) -> None:
         """`permits(id)` returns what the operator granted to the plugin beyond its capabilities."""
         self._spawner = spawner
         self._outputs = outputs
+        self._copies = copies
         self._permits = permits
 
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
@@ -54,16 +59,17 @@ class ProcessRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """See `Runner.start`. Problem also with the codes of `sandbox.artifact.seal`."""
+        """See `Runner.start`. Problem also with the codes of `sandbox.artifact`: `seal`, `program`."""
         chosen = self._choose(plugin)
-        program = await self._sealed(pair, plugin.manifest.digest_sha256.lower())
+        copy = await self._copies.sealed(plugin.identity, pair, sha256=plugin.manifest.digest_sha256.lower())
+        program = artifact.program(copy, self._spawner.interpreters)
         try:
             # A long-lived child takes a copy of the descriptor; one_shot starts the program again and again.
             if accepted.protocol_of(plugin.manifest) == stdio_child.PROTOCOL:
                 return await self._start_stdio_child(plugin, gate, program, chosen, on_exit)
             instance = await self._start_one_shot(plugin, gate, program, chosen)
         except BaseException:
-            program.close()
+            program.let_go()
             raise
         return instance
 
@@ -74,14 +80,6 @@ class ProcessRunner:
             return self._spawner.choose(plugin.manifest, permits=permits)
         optional = _V1_OPTIONAL - plugin.withheld  # less what the operator has taken away
         return self._spawner.choose(plugin.manifest, needs=_V1_NEEDS, optional=optional, permits=permits)
-
-    async def _sealed(self, pair: BundleDirectory, sha256: str) -> Artifact:
-        """The artifact, sealed in a memfd."""
-
-        def seal() -> Artifact:
-            return artifact.seal(pair, sha256=sha256, interpreters=self._spawner.interpreters)
-
-        return await in_thread(seal, Artifact.close)
 
     async def _start_stdio_child(
         self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen, on_exit: Callable[[str, str], None]
@@ -101,7 +99,7 @@ class ProcessRunner:
             cpu_percent=self._spawner.cpu_to_watch(request.limits),
         )
         instance = await stdio_child.begin(spec, spawn, on_exit)
-        program.close()  # the child has its own copy of the descriptor
+        program.let_go()  # the child has its own copy of the descriptor
         return instance
 
     async def _start_one_shot(self, plugin: PluginToRun, gate: Gate, program: Artifact, chosen: Chosen) -> Instance:

@@ -6,13 +6,11 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from latticed.kit.tasks import in_thread
 from latticed.model.errors import Problem
 from latticed.runners import child_spawner, stdio_child, wasm_children
 from latticed.runners.wasm_cache import Cache
 from latticed.runners.wasm_children import INPUT, STATUS, LastWord, Package
 from latticed.runners.wasm_compiler import Bounds, Compiler, Module
-from latticed.sandbox import artifact
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from latticed.processes.exits import Exit
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Instance, PluginToRun
+    from latticed.runners.kept_copies import KeptCopies
     from latticed.runners.output import Outputs
     from latticed.sandbox.levels import Chosen
     from latticed.sandbox.rlimits import ResourceLimits
@@ -57,8 +56,17 @@ class WasmRunner:
     name = "wasm"
     hashes_artifact = True
 
-    def __init__(self, spawner: ChildSpawner, outputs: Outputs, state_dir: Path, *, caps: Caps | None = None) -> None:
+    def __init__(
+        self,
+        spawner: ChildSpawner,
+        outputs: Outputs,
+        copies: KeptCopies,
+        state_dir: Path,
+        *,
+        caps: Caps | None = None,
+    ) -> None:
         self._spawner = spawner
+        self._copies = copies
         self._outputs = outputs
         self._caps = caps or Caps()
         places = (state_dir / "cache" / "wasm", state_dir / "wasm-cache.key")
@@ -81,13 +89,13 @@ class WasmRunner:
         chosen, package = self._choose(plugin.manifest), Package.find()
         sha256 = plugin.manifest.digest_sha256.lower()
         # Sealed and hashed before anything reads it; the compiler gets this copy.
-        fd = await in_thread(lambda: artifact.seal_data(pair, sha256=sha256), os.close)
+        copy = await self._copies.sealed(plugin.identity, pair, sha256=sha256)
         try:
             fuel = plugin.manifest.runtime.limits.fuel is not None
-            module = Module(fd=fd, sha256=sha256, fuel=fuel, owner=plugin.id)
+            module = Module(fd=copy.fd, sha256=sha256, fuel=fuel, owner=plugin.id)
             code = await self._compiler.code(module, package, chosen, self._outputs.stderr(plugin.id))
         finally:
-            os.close(fd)  # the module itself: only the compiled code is run
+            copy.let_go()  # the module itself: only the compiled code is run
         try:
             return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
         finally:

@@ -1,17 +1,18 @@
 """A verified artifact, sealed in memory, ready to be executed (architecture decision 2).
 
 The bytes are copied from the stored pair into a memfd, sealed, and hashed there: what runs is what was verified,
-whatever happens to the store meanwhile.
+whatever happens to the store meanwhile, and again at the next start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.kit import text
@@ -21,7 +22,7 @@ from latticed.sandbox import syscalls
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from latticed.bundle.read import BundleDirectory
+    from latticed.bundle.read import BundleDirectory, Stamp
 
 # No more writing, shrinking or growing, and no seal can be added (fcntl(2)); a mapping that writes prevents sealing.
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -33,20 +34,18 @@ _ELF_TYPES: Final = (2, 3)  # ET_EXEC, ET_DYN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
+class SealedCopy:
     """Sealed bytes in memory. `fd` is its descriptor, which it owns; `size` in bytes; `sha256` in lowercase hex.
 
-    Without an `interpreter` it is an ELF executable; otherwise `interpreter` is the base name in a script's first line,
-    and `interpreter_args` what follows it there. `executable`: the kernel lets programs in memory be executed (sysctl
-    vm.memfd_noexec may forbid it).
+    `executable`: the kernel lets programs in memory be executed (sysctl vm.memfd_noexec may forbid it). `copied_from`:
+    the stamp of the file that it was copied from, None when there was none.
     """
 
     fd: int
     size: int
     sha256: str
     executable: bool
-    interpreter: str | None = None
-    interpreter_args: tuple[str, ...] = ()
+    copied_from: Stamp | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,36 +57,68 @@ class Artifact:
         """Close the descriptor; children that run it have their own copies."""
         os.close(self.fd)
 
+    def let_go(self) -> None:
+        """`close` in a thread, for the event loop: who closes it last frees the memory, 0.2 to 0.5 ms for each MiB."""
+        asyncio.get_running_loop().run_in_executor(None, self.close)
 
-def seal(directory: BundleDirectory, *, sha256: str, interpreters: Mapping[str, str]) -> Artifact:
+    def again(self) -> Self:
+        """The same bytes under a descriptor of its own, to be read only. OSError when there is none left.
+
+        Opened, not duplicated: offset and flags would be shared with each child that ever got the other one.
+        """
+        return replace(self, fd=os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
+
+    def is_sealed(self) -> bool:
+        """Whether the kernel holds its bytes to what they were when they were hashed."""
+        return fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact(SealedCopy):
+    """A sealed copy that can be executed.
+
+    Without an `interpreter` it is an ELF executable; otherwise `interpreter` is the base name in a script's first line,
+    and `interpreter_args` what follows it there.
+    """
+
+    interpreter: str | None = None
+    interpreter_args: tuple[str, ...] = ()
+
+
+def seal(directory: BundleDirectory, *, sha256: str) -> SealedCopy:
     """Copy the artifact of `directory` into a sealed memfd and check that its digest is `sha256` (lowercase hex).
 
-    `interpreters` maps the names that a script's first line may have to paths. Problem: `digest_mismatch` when the
-    bytes are others, `artifact_not_executable`, `interpreter_not_allowed`; BundleRefused when it cannot be read.
-    Nothing stays open then. Blocks: call it in a thread.
+    Problem("digest_mismatch") when the bytes are others, BundleRefused when it cannot be read. Nothing stays open then.
+    Blocks: call it in a thread.
     """
     fd, executable = _memory()
     try:
         size = _fill(fd, directory, sha256)
-        kind = classify(os.pread(fd, _HEAD_BYTES, 0), interpreters)
-        return Artifact(fd=fd, size=size, sha256=sha256, executable=executable, **kind)
+        return SealedCopy(fd=fd, size=size, sha256=sha256, executable=executable, copied_from=directory.read_as)
     except BaseException:
         os.close(fd)
         raise
 
 
-def seal_data(directory: BundleDirectory, *, sha256: str) -> int:
-    """Like `seal`, for an artifact that the host does not execute (wasm): the memfd, which the caller closes.
+def program(copy: SealedCopy, interpreters: Mapping[str, str]) -> Artifact:
+    """`copy` as what is to be executed; it takes over the descriptor, which is closed when it cannot be.
 
-    Problem("digest_mismatch") when the bytes are others, BundleRefused when it cannot be read.
+    `interpreters` maps the names that a script's first line may have to paths. Problem: `artifact_not_executable`,
+    `interpreter_not_allowed`.
     """
-    fd = memory()
     try:
-        _fill(fd, directory, sha256)
-        return fd
+        kind = classify(os.pread(copy.fd, _HEAD_BYTES, 0), interpreters)
     except BaseException:
-        os.close(fd)
+        copy.close()
         raise
+    return Artifact(
+        fd=copy.fd,
+        size=copy.size,
+        sha256=copy.sha256,
+        executable=copy.executable,
+        copied_from=copy.copied_from,
+        **kind,
+    )
 
 
 def memory() -> int:
@@ -216,9 +247,9 @@ def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> A
     try:
         with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:  # closing flushes, and closes the duplicate
             out.write(data)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        kind = classify(data[:_HEAD_BYTES], interpreters or {})
-        return Artifact(fd=fd, size=len(data), sha256=hashlib.sha256(data).hexdigest(), executable=executable, **kind)
+        close_for_good(fd)
+        sha256 = hashlib.sha256(data).hexdigest()
     except BaseException:
         os.close(fd)
         raise
+    return program(SealedCopy(fd=fd, size=len(data), sha256=sha256, executable=executable), interpreters or {})

@@ -21,6 +21,7 @@ KEYS: Final = frozenset(
         "supervision.drain_s",
         "supervision.healthy_after_s",
         "supervision.ignore_critical",
+        "supervision.kept_artifact_bytes",
         "supervision.stop_grace_s",
         # How many checks run at once is fixed when the queue is made.
         "monitor.plugin_monitors",

@@ -66,7 +66,8 @@ class SupervisionSettings:
     `stop_grace_s`: how long a plugin may take to stop before it is killed; `drain_s`: how long requests under way may
     go on once the daemon stops. The pause after a failure is `backoff_base_s`, doubled by each next one up to
     `backoff_ceiling_s`; after `healthy_after_s` without one it begins anew. `breaker_failures` in a row open the
-    breaker. `ignore_critical`: critical plugins do not turn health 503.
+    breaker. `ignore_critical`: critical plugins do not turn health 503. `kept_artifact_bytes`: how much memory holds
+    artifacts of running plugins for their next start.
     """
 
     start_deadline_s: float = _setting(10.0, low=0.1, high=300)
@@ -77,6 +78,7 @@ class SupervisionSettings:
     healthy_after_s: float = _setting(60.0, low=0.1, high=86_400)
     breaker_failures: int = _setting(6, low=1, high=1_000)
     ignore_critical: bool = _setting(default=False)
+    kept_artifact_bytes: int = _setting(256 << 20, low=0, high=1 << 40)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,10 @@ SETTLED = frozenset({Phase.STOPPED, Phase.ARMED, Phase.WAITING, Phase.BROKEN, Ph
 """Phases that last until the next event from outside; waiters are answered in them."""
 
 
+_RESTARTS = frozenset({Phase.STARTING, Phase.ARMED, Phase.STOPPING, Phase.WAITING})
+"""Phases that a start may follow without anybody's decision."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandleState:
     """One handle. `wanted`: the lifecycle has it armed.
@@ -152,6 +156,11 @@ def decide(state: HandleState, event: Event, rules: SupervisionRules) -> Next:
             return _start(state, restarts=state.restarts + 1) if state.phase is Phase.WAITING else (state, ())
         case Stopped():
             return _stopped(state, rules)
+
+
+def may_restart(state: HandleState) -> bool:
+    """Whether it may be started again by itself: what its next start can use is kept as long, and no longer."""
+    return state.wanted and state.phase in _RESTARTS
 
 
 def _start(state: HandleState, *, restarts: int) -> Next:

@@ -17,6 +17,7 @@ from latticed.kit.tasks import fenced
 from latticed.kit.wheel import Wheel
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
+from latticed.runners.kept_copies import KeptCopies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -98,6 +99,8 @@ class HandleDeps:
     restart: restart.RestartPolicy
     stop_grace_s: float
     wheel: Wheel = field(default_factory=Wheel)
+    copies: KeptCopies = field(default_factory=KeptCopies)
+    """The runners' copies of artifacts, which handles release."""
     roll: Callable[[], float] = random.random
     """A random number from 0 to 1, for jitter; tests replace it."""
     final_codes: frozenset[str] = FINAL_CODES

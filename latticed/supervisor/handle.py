@@ -61,7 +61,7 @@ class Handle:
         """
         self.invoked = Count()
         """Its invocations, and how many of them it did not answer as asked."""
-        self.plugin = plugin
+        self._plugin = plugin
         self.granted: frozenset[str] = frozenset()
         self.state = rules.HandleState()
         self._tools = tools
@@ -81,6 +81,17 @@ class Handle:
         self._visited = False  # an outside request has reached the current instance
         self._since_s = 0.0
         self._seen = Runtime()
+
+    @property
+    def plugin(self) -> PluginToRun:
+        """What the next start runs."""
+        return self._plugin
+
+    @plugin.setter
+    def plugin(self, plugin: PluginToRun) -> None:
+        if plugin.identity != self._plugin.identity:
+            self._tools.copies.release(self._plugin.identity)
+        self._plugin = plugin
 
     # Queries and calls.
 
@@ -215,6 +226,9 @@ class Handle:
                 self.behind.lend(lending=self.state.phase is not Phase.ARMED)
         for action in actions:
             self._act(action)
+        # Last: it is stopped already, whatever the kernel takes to free what is large.
+        if not rules.may_restart(self.state):
+            self._tools.copies.release(self.plugin.identity)
         self._note()
 
     def _rules(self) -> rules.SupervisionRules:

@@ -105,9 +105,10 @@ class Supervisor:
         if plugin.id in self._behind:
             self._behind[plugin.id].post(rules.Disarm(fault))
 
-    def apply(self, policy: RestartPolicy, *, stop_grace_s: float) -> None:
-        """Have these hold for each stop and failure from now on."""
+    def apply(self, policy: RestartPolicy, *, stop_grace_s: float, kept_bytes: int) -> None:
+        """Have these hold for each stop and failure from now on; `kept_bytes` of artifacts are kept for restarts."""
         self._tools.restart, self._tools.stop_grace_s = policy, stop_grace_s
+        self._tools.copies.allow(kept_bytes)
 
     def drop(self, plugin_id: str) -> None:
         """Forget the handle of a plugin that has stopped; nothing happens while it has not."""
@@ -247,6 +248,11 @@ class Supervisor:
     def ids(self) -> list[str]:
         """Ids of all plugins that have a handle."""
         return list(self._handles)
+
+    @property
+    def kept_artifact_bytes(self) -> int:
+        """How much memory holds artifacts of plugins for their next start."""
+        return self._tools.copies.bytes
 
     def calls(self) -> Mapping[str, Count]:
         """Counts of host calls by plugin id, since the daemon started."""

@@ -24,12 +24,13 @@ from latticed.model import restart
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Verified
 from latticed.runners.contract import PluginToRun
+from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.noop import NoopInstance, NoopRunner
 from latticed.runners.process import ProcessRunner
 from latticed.sandbox import artifact
 from latticed.supervisor.deps import HandleDeps
 from latticed.trust import verify
-from tests.house import bundles, catalogs, children, confined, processes, runner_deps, supervisors, swapper
+from tests.house import bundles, catalogs, confined, processes, runner_deps, supervisors, swapper
 
 SEALED, ARMED = 760, 80
 """Number of races up to the sealed bytes, and for each of three kinds of program: a thousand in all."""
@@ -97,7 +98,7 @@ class Sealing(NoopRunner):
     async def start(self, plugin, pair, gate, on_exit) -> NoopInstance:
         def seal() -> bytes:
             sha256 = hashlib.sha256(self._good).hexdigest()
-            with artifact.seal(pair, sha256=sha256, interpreters=children.INTERPRETERS) as sealed:
+            with artifact.seal(pair, sha256=sha256) as sealed:
                 return os.pread(sealed.fd, len(self._good) + 1, 0)
 
         assert await asyncio.to_thread(seal) == self._good, "other bytes than those that were verified"
@@ -249,7 +250,9 @@ async def test_executed_bytes_equal_the_verified_ones_while_swapping(staged, mak
     """Each process writes a mark from its bytes to stderr, those of later invocations too."""
     told: list[tuple[str, str]] = []
     stage = staged(
-        make, ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told)), runtime={"protocol": protocol}
+        make,
+        ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told), KeptCopies()),
+        runtime={"protocol": protocol},
     )
     with swapped(stage, seed=2):
         while not stage.over(ARMED):

@@ -17,7 +17,7 @@ from latticed.catalog.store import Store
 from latticed.model.verdict import Code, Refused
 from latticed.sandbox import artifact
 from latticed.trust import policy, verify
-from tests.house import bundles, children, supervisors
+from tests.house import bundles, supervisors
 
 ACME = bundles.author(seed=b"1" * 32)
 TRUST = policy.decode(bundles.policy_bytes(ACME))
@@ -149,7 +149,7 @@ def _runs(store, verdict):
     """The bytes that a child would execute: read from the store and sealed in memory."""
     with (
         store.open(verdict.identity) as pair,
-        artifact.seal(pair, sha256=verdict.artifact_sha256, interpreters=children.INTERPRETERS) as sealed,
+        artifact.seal(pair, sha256=verdict.artifact_sha256) as sealed,
     ):
         return os.pread(sealed.fd, sealed.size + 1, 0)
 

@@ -12,6 +12,7 @@ from latticed.host.secret.references import PluginSecrets
 from latticed.kit.clock import SystemClock
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.choice import RunnerDeps
+from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.output import Outputs
 from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import children, plugin_secrets
@@ -31,6 +32,7 @@ def deps(
     return RunnerDeps(
         spawner=spawner(),
         outputs=outputs(),
+        copies=KeptCopies(),
         routes=RouteTable(),
         state_dir=state_dir,
         start_deadline_s=10.0,

@@ -30,6 +30,7 @@ from latticed.model.audit import Event
 from latticed.model.manifest import Manifest
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.contract import PluginToRun
+from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.output import Outputs
 from latticed.runners.stdio_child import StdioChild
 from latticed.runners.wasm import Caps, WasmRunner
@@ -134,7 +135,7 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
         services = service.table((*kv.calls(), *log.calls()))
         broker = Broker(services, record=record, clock=SystemClock(), gate_limits=GateLimits())
         outputs = Outputs(SystemClock(), lambda _plugin_id, line: lines.append(line))
-        wasm = WasmRunner(spawner, outputs, state, caps=caps)
+        wasm = WasmRunner(spawner, outputs, KeptCopies(), state, caps=caps)
         one = Bench(root=root, wasm=wasm, spawner=spawner, broker=broker, lines=lines, events=events)
         try:
             yield one

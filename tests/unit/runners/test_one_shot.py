@@ -16,6 +16,7 @@ from latticed.runners import one_shot
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.contract import PluginToRun
 from latticed.runners.cpu import CpuWatch
+from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.process import ProcessRunner
 from latticed.settings import PluginLimitSettings, SandboxSettings
 from tests.house import bundles, children, in_process, runner_deps
@@ -61,7 +62,9 @@ async def instance(root, gate, said=None, *, artifact=STAYS, sandbox=None, **lim
     )
     plugin = PluginToRun(id=manifest.id, identity="1" * 64, manifest=manifest)
     with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=frozenset({os.getuid()})) as pair:
-        found = await ProcessRunner(base, runner_deps.outputs(said)).start(plugin, pair, gate, lambda *_: None)
+        found = await ProcessRunner(base, runner_deps.outputs(said), KeptCopies()).start(
+            plugin, pair, gate, lambda *_: None
+        )
     try:
         yield found
     finally:

@@ -34,17 +34,21 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sealed_program(directory: read.BundleDirectory, data: bytes) -> artifact.Artifact:
+    return artifact.program(artifact.seal(directory, sha256=digest(data)), INTERPRETERS)
+
+
 def test_sealed_copy_equals_the_verified_artifact(stored):
     """Bytes, digest and interpreter are compared."""
     data = b"#!/bin/sh\necho hello\n"
-    with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
+    with stored(data) as directory, sealed_program(directory, data) as sealed:
         assert os.pread(sealed.fd, 100, 0) == data
         assert (sealed.size, sealed.sha256, sealed.interpreter) == (len(data), digest(data), "sh")
 
 
 def test_sealed_copy_cannot_be_written_or_resized(stored):
     data = b"#!/bin/sh\n"
-    with stored(data) as directory, artifact.seal(directory, sha256=digest(data), interpreters=INTERPRETERS) as sealed:
+    with stored(data) as directory, artifact.seal(directory, sha256=digest(data)) as sealed:
         again = os.open(f"/proc/self/fd/{sealed.fd}", os.O_RDWR)
         for change in (
             lambda: os.pwrite(sealed.fd, b"x", 0),
@@ -60,7 +64,7 @@ def test_sealed_copy_cannot_be_written_or_resized(stored):
 
 def test_artifact_with_other_digest_is_refused(stored):
     with stored(b"#!/bin/sh\nevil\n") as directory, pytest.raises(Problem) as refused:
-        artifact.seal(directory, sha256=digest(b"#!/bin/sh\ngood\n"), interpreters=INTERPRETERS)
+        artifact.seal(directory, sha256=digest(b"#!/bin/sh\ngood\n"))
     assert refused.value.code == "digest_mismatch"
     assert digest(b"#!/bin/sh\nevil\n")[:12] in refused.value.reason
 
