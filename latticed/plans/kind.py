@@ -120,8 +120,12 @@ class Kind(Protocol):
         """All that is owned as it is, for `restore`; also that there is nothing yet."""
         ...
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
-        """Make the host what the rendering says, at once or not at all where the tool can."""
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+        """Make the host what the rendering says, at once or not at all where the tool can.
+
+        `may_wait`: no operator waits to try it. What disturbs others may then take effect later, as `Live.unfinished`
+        says in time.
+        """
         ...
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:

@@ -134,8 +134,9 @@ class NftKind:
             f"nft delete {self.target}, then apply again",
         )
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """One transaction: table and bans are replaced together, or nothing is."""
+        del may_wait
         listing = _listed(tools)[0] if _is_there(tools) else None
         _nft(tools, "-f", "-", stdin=parsed(applied.transaction, rendering, listing, _now_s()))
 

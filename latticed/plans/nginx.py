@@ -201,12 +201,13 @@ class NginxKind:
             )
         return found.rendering
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """Files of a new generation, then nginx is started, or reads them anew; without sites it is stopped.
 
         A site without its certificate or published files, or that nginx does not take, answers 503; the others are
         served.
         """
+        del may_wait
         if not _sites(rendering):
             self._stop()
             return

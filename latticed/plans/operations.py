@@ -353,7 +353,7 @@ class Operations:
             self._steps.append(
                 "plan.apply", plan.plan, actor=asker.actor, kind=kind.name, narrows=armed.narrows, apply=armed.apply_id
             )
-            kind.commit(rendering, tools)
+            kind.commit(rendering, tools, may_wait=armed.narrows)
             kind.self_check(rendering, tools)
             boot_id, now_ns = boot_now()
             if decide.is_expired(armed, boot_id=boot_id, now_ns=now_ns):

@@ -7,10 +7,11 @@ the helper does not touch it.
     DIRECTORY/wanted.json     root's: the rendering, values of secrets included
     DIRECTORY/started.json    the user's: what the core was started with, without users whose time was over
     DIRECTORY/core.pid
+    DIRECTORY/*.before        either of the two as it was: an undo on a full disk takes it and frees the other
 
-A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing). So users who only go are
-closed by the API, and the core goes on with its old file for `batch_s`; everything else starts it anew, which costs
-every user his connections.
+A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing), and a start costs every
+user his connections. So users who go are cut by the API, users who come back within what was approved wait, and the
+core goes on with its old file for `batch_s`. Everything else starts it anew at once (docs/adr/0029).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import http.client
 import json
 import os
 import pwd
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,7 @@ PACKAGES: Final = MappingProxyType(
 )
 """The package of each program that there has to be; of the cores the one that is configured."""
 API_S: Final = 3.0
-"""For one call of the core's API."""
+"""For the core's API to tell who is connected and to close all who have to go, however many they are."""
 LISTEN_S: Final = 8.0
 """For a core to bind its ports after its start."""
 _MAX_FILE_BYTES: Final = 16 << 20
@@ -74,7 +76,9 @@ class _Core:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyKind:
-    """`user`: who the core runs as. `batch_s`: how long it may go on with users in its file who are gone."""
+    """`user`: who the core runs as. `batch_s`: how long it may go on with users in its file who are gone, and without
+    those who have come back.
+    """
 
     directory: str = "/run/latticed-proxy"
     user: str = "latticed-proxy"
@@ -127,7 +131,7 @@ class ProxyKind:
         return narrower.narrows(decode.read(approved), decode.read(new))
 
     def holds(self, rendering: bytes, live: Live) -> bool:
-        """Whether the core is what was rendered, but for users who are gone: those make it `unfinished`."""
+        """Whether the core is what was rendered, but for users who go or come back: those make it `unfinished`."""
         return bool(live.facts["sound"]) and live.facts["rendering"] == _digest(rendering)
 
     # On the host
@@ -137,12 +141,13 @@ class ProxyKind:
 
         Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
         down_bytes}` of each, `answers`: whether the core's API did, where it has one, `rendering`: digest of what is
-        wanted, `sound`: whether the core has that as its file, but for users who are gone, `unfinished`: as `Live`.
+        wanted, `sound`: whether the core has that as its file, but for users who go or come back, `coming`: names of
+        the latter, `unfinished`: as `Live`.
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
-        told = _connections(found)
-        sound, unfinished = self._judged(found, told)
+        told = _connections(found, time.monotonic() + API_S)
+        sound, unfinished, coming = self._judged(found, told)
         connections = [
             {
                 "id": one.id,
@@ -156,6 +161,7 @@ class ProxyKind:
         running = bool(found.pid)
         facts |= {"running": running, "waiting_s": found.waiting_s, "answers": told is not None}
         facts |= {"rendering": _digest(found.wanted), "sound": sound, "unfinished": unfinished}
+        facts["coming"] = sorted(coming)
         return Live(
             facts={**facts, "connections": connections},
             basis=_basis(found.wanted, running=running),
@@ -163,23 +169,25 @@ class ProxyKind:
             unfinished=unfinished,
         )
 
-    def _judged(self, found: _Core, told: tuple[Connection, ...] | None) -> tuple[bool, bool]:
-        """`sound` and `unfinished` of the facts."""
+    def _judged(self, found: _Core, told: tuple[Connection, ...] | None) -> tuple[bool, bool, frozenset[str]]:
+        """`sound`, `unfinished` and `coming` of the facts."""
+        nobody = frozenset[str]()
         if not found.wanted:
-            return not found.pid, False
+            return not found.pid, False, nobody
         wanted = applied.read(found.wanted)
         config = applied.config(wanted, _now_s())
         names = applied.everybody(wanted.core, config)
         if not names:
             # The last user's time may be over.
-            return True, bool(found.pid)
+            return True, bool(found.pid), nobody
         if not found.pid or told is None or not found.started:
-            return False, False
-        left = applied.gone(wanted.core, found.started, config)
-        if left is None:
-            return False, False
+            return False, False, nobody
+        moved = applied.moves(wanted.core, found.started, config)
+        if moved is None:
+            return False, False, nobody
         back = any(one.user and one.user not in names for one in told)
-        return True, back or (bool(left) and (found.waiting_s is None or found.waiting_s >= self.batch_s))
+        due = found.waiting_s is None or found.waiting_s >= self.batch_s
+        return True, back or (bool(moved.gone | moved.come) and due), moved.come
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
         """Have the core check its file, as the user that it runs as: it has to be able to read certificates."""
@@ -193,9 +201,9 @@ class ProxyKind:
         """The rendering of now, secrets and all; empty for none."""
         return self._seen(tools).wanted
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
-        """The core with what is rendered, but for users whose time is over."""
-        self._make(rendering, tools)
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+        """The core with what is rendered, but for users whose time is over; those who come back `may_wait`."""
+        self._make(rendering, tools, may_wait=may_wait)
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the core runs and has bound every port of its file, as nobody else has."""
@@ -223,7 +231,7 @@ class ProxyKind:
 
     # Files and the program
 
-    def _make(self, rendering: bytes, tools: Tools) -> None:
+    def _make(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """Have the core as this rendering says now; none for an empty one, or one that lets nobody in."""
         found = self._seen(tools)
         wanted = applied.read(rendering) if rendering else None
@@ -232,31 +240,37 @@ class ProxyKind:
             self._write("wanted.json", rendering, owner=0)
         if wanted is None or not applied.everybody(wanted.core, config):
             self._stop(found, tools)
-            self._remove("started.json", "waiting", *([] if rendering else ["wanted.json"]))
+            self._set_aside("started.json")
+            self._remove("waiting")
+            if not rendering:
+                self._remove("wanted.json", "wanted.json.before", "started.json.before")
             return
-        if self._goes_on(found, wanted.core, config):
+        if self._goes_on(found, wanted.core, config, may_wait=may_wait):
             return
         self._stop(found, tools)
         self._write("started.json", config, owner=self._account().pw_uid)
         self._remove("waiting")
         self._start(wanted.core, tools)
 
-    def _goes_on(self, found: _Core, core: Core, config: bytes) -> bool:
+    def _goes_on(self, found: _Core, core: Core, config: bytes, *, may_wait: bool) -> bool:
         """Whether the core that runs will do for now; users who are gone are cut."""
-        told = _connections(found)
+        until = time.monotonic() + API_S
+        told = _connections(found, until)
         same = found.pid and found.started and applied.core_of(found.started) is core
-        left = applied.gone(core, found.started, config) if same else None
+        moved = applied.moves(core, found.started, config) if same else None
         # One that does not answer is started anew: users have to go, whatever that costs the others.
-        if left is None or told is None:
+        if moved is None or told is None:
             return False
         if found.started == config:
             self._remove("waiting")
             return True
-        if not _api_of(found.wanted) or (found.waiting_s or 0.0) >= self.batch_s:
+        if (moved.come and not may_wait) or (moved.gone and not _api_of(found.wanted)):
+            return False
+        if (found.waiting_s or 0.0) >= self.batch_s:
             return False
         if found.waiting_s is None:
             self._write("waiting", b"", owner=0)
-        return _closed(found, told, left)
+        return _closed(found, told, moved.gone, until)
 
     def _start(self, core: Core, tools: Tools) -> None:
         started = str(Path(self.directory, "started.json"))
@@ -338,50 +352,98 @@ class ProxyKind:
             trusted_files.check_path(os.path.realpath(directory), owners=frozenset({0}))
         except trusted_files.ForeignFile as error:
             raise Problem("apply_failed", f"apply.proxy.directory: {error}") from error
-        path = directory / name
-        files.replace(path, data, mode=0o600)
+        path, before = directory / name, self._before(name)
+        # What is there is not written: an undo has to succeed on a full disk, too.
+        if data and self._read(name) == data:
+            return
+        if data and self._read(before.name) == data:
+            before.replace(path)
+        else:
+            if data:
+                before.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.link(path, before)
+            files.replace(path, data, mode=0o600)
         os.chown(path, owner, -1, follow_symlinks=False)
+
+    def _before(self, name: str) -> Path:
+        return Path(self.directory, f"{name}.before")
+
+    def _set_aside(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            Path(self.directory, name).replace(self._before(name))
 
     def _remove(self, *names: str) -> None:
         for name in names:
             Path(self.directory, name).unlink(missing_ok=True)
 
 
-def _connections(found: _Core) -> tuple[Connection, ...] | None:
+def _connections(found: _Core, until: float) -> tuple[Connection, ...] | None:
     """Who is connected; nobody where the core has no API, or has not bound it yet; None where it does not answer."""
     service = _api_of(found.wanted) if found.pid else {}
     if not service or ("tcp", service["listen_port"]) not in found.ours():
         return ()
     try:
-        return tuple(parsed(api.connections, _asked(service, api.LIST_PATH, api.list_request(), first=True)))
+        answer = _asked(service, api.LIST_PATH, api.list_request(), until, first=True)
+        return tuple(parsed(api.connections, answer))
     except Problem:
         return None
 
 
-def _closed(found: _Core, told: tuple[Connection, ...], users: frozenset[str]) -> bool:
+def _closed(found: _Core, told: tuple[Connection, ...], users: frozenset[str], until: float) -> bool:
     """End the connections of these users, and nobody else's; whether the core did."""
     try:
         service = _api_of(found.wanted)
-        asked = (_asked(service, api.CLOSE_PATH, api.close_request(one.id)) for one in told if one.user in users)
+        asked = (_asked(service, api.CLOSE_PATH, api.close_request(one.id), until) for one in told if one.user in users)
         return not any(parsed(api.refusal, answer) for answer in asked)
     except Problem:
         return False
 
 
-def _asked(service: dict[str, Any], path: str, body: bytes, *, first: bool = False) -> bytes:
+class _TimedSocket(socket.socket):
+    """Whose reads end at one moment, however slowly bytes come: a timeout alone begins again with each."""
+
+    until = 0.0
+
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.settimeout(left_s)
+        return super().recv_into(*arguments, **named)
+
+
+class _TimedConnection(http.client.HTTPConnection):
+    """HTTP that ends at `until`, of the monotonic clock."""
+
+    def __init__(self, host: str, port: int, until: float) -> None:
+        super().__init__(host, port)
+        self._until = until
+
+    def connect(self) -> None:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        plain = socket.create_connection((self.host, self.port), left_s)
+        self.sock = _TimedSocket(fileno=plain.detach())
+        self.sock.until = self._until
+        self.sock.settimeout(left_s)
+
+
+def _asked(service: dict[str, Any], path: str, body: bytes, until: float, *, first: bool = False) -> bytes:
     """An answer of the core's API; `first`: the message of its first frame, for what would go on without an end.
 
-    Problem tool_failed.
+    Problem tool_failed, `until` the latest.
     """
     headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
-    connection = http.client.HTTPConnection(service["listen"], service["listen_port"], timeout=API_S)
+    connection = _TimedConnection(service["listen"], service["listen_port"], until)
     try:
         connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        if first:
-            length = parsed(api.frame_length, answer.read(api.HEADER_BYTES))
-            return answer.read(length)
-        return answer.read(_MAX_ANSWER_BYTES)
+        with connection.getresponse() as answer:
+            if first:
+                length = parsed(api.frame_length, answer.read(api.HEADER_BYTES))
+                return answer.read(length)
+            return answer.read(_MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise Problem("tool_failed", f"the core's API does not answer: {type(error).__name__}") from error
     finally:

@@ -196,11 +196,12 @@ class WireguardKind:
             )
         return renderer.text(_links(found, secrets=True), found.text).encode("ascii")
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """Interfaces that go first, then the table, then peers: at no moment does one reach more than it may.
 
         A peer that stays keeps its session and counters (`wg syncconf`); one whose time is over is left out.
         """
+        del may_wait
         wanted = applied.read(rendering)
         names = {link.name for link in wanted.links}
         links, there = _standing(tools, names)

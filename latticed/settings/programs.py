@@ -132,8 +132,8 @@ class NginxSettings:
 class ProxySettings:
     """The core that plans of kind `proxy` run: as `user`, with its file in `directory`, which is the helper's alone.
 
-    `batch_s`: how long users who are gone may stay in the core's file, cut whenever they connect: taking them out costs
-    every user his connections.
+    `batch_s`: how long users who are gone may stay in the core's file, cut whenever they connect, and users who come
+    back wait: writing it costs every user his connections.
     """
 
     directory: str = setting("/run/latticed-proxy", fault=_path_fault)

@@ -101,7 +101,8 @@ class FileKind:
         self._obey("snapshot", tools)
         return self.path.read_bytes() if self.path.exists() else NOTHING
 
-    def commit(self, rendering: bytes, tools: Tools) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+        del may_wait
         order = self.orders().get("commit")
         if order == "half":  # the tool wrote a part and failed
             self.path.write_bytes(rendering[:5])

@@ -163,7 +163,7 @@ def test_a_kill_at_any_moment_of_an_apply_ends_in_the_old_core(place, foreign):
 
 def is_back(place, old, new) -> bool:
     (target,) = place.observed().targets
-    return not target.unconfirmed and answers(old) and not answers(new)
+    return not target.unconfirmed and answers(old) and not (new["inbounds"] and answers(new))
 
 
 def test_after_a_boot_the_confirmed_core_is_started_again(place):
@@ -259,27 +259,34 @@ def test_a_full_disk_of_the_helper_at_each_step_changes_nothing_or_is_undone(pla
         until(lambda: place.state_of(plan) == "rolled_back", "the record")
 
 
-def test_a_full_disk_is_said_and_the_old_core_answers(place):
-    old, new = place.document("anna"), place.document("ben")
+@pytest.mark.parametrize("filled", ["before", "meanwhile"])
+def test_a_full_disk_of_the_core_is_said_and_undone_while_it_is_full(place, filled):
+    """Filled before the apply, or between it and its undoing; of a change of the core's file, and of its end."""
+    old = place.document("anna")
+    directory, kept = place.around / "proxy", place.around / "kept"
     with place.running():
         place.applied(old, kind="proxy", secrets=secrets_of(old))
-        plan = place.approved(new, kind="proxy", secrets=secrets_of(new))
-        directory = place.around / "proxy"
-        kept = place.around / "kept"
         shutil.copytree(directory, kept, copy_function=shutil.copy2)
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=711", "tmpfs", directory], check=False)
         if mounted.returncode:
             pytest.skip("no disk of its own can be made here")
         try:
-            for one in kept.iterdir():
+            for one in map(kept.joinpath, ("wanted.json", "started.json", "core.pid")):
                 shutil.copy2(one, directory / one.name)
                 os.chown(directory / one.name, one.stat().st_uid, -1)
-            with contextlib.suppress(OSError):
-                (directory / "full").write_bytes(b"x" * (1 << 20))
-            os.chown(directory / "started.json", processes.User(uid=1, gid=1).uid, -1)
-            answer = place.ask(protocol.Apply(plan=plan))
-            assert isinstance(answer, protocol.ErrorAnswer), answer
-            (directory / "full").unlink()
-            processes.until(lambda: answers(old) and not answers(new), what="the core of before", deadline_s=40)
+            for new in (place.document("ben"), {**place.document("ben"), "inbounds": [], "users": []}):
+                plan = place.approved(new, kind="proxy", secrets=secrets_of(new))
+                if filled == "before" and new["inbounds"]:
+                    faults.fill(directory / "full")
+                    answer = place.ask(protocol.Apply(plan=plan))
+                    assert isinstance(answer, protocol.ErrorAnswer), answer
+                else:
+                    assert place.ask(protocol.Apply(plan=plan)).state == "unconfirmed"
+                    faults.fill(directory / "full")
+                    assert not answers(old)
+                    assert place.ask(protocol.Rollback(plan=plan)).state == "rolled_back"
+                until(lambda new=new: is_back(place, old, new), "the core of before")
+                (directory / "full").unlink()
         finally:
             subprocess.run(["umount", "-l", directory], check=True)
+            shutil.rmtree(kept)

@@ -144,6 +144,37 @@ def test_who_is_cut_loses_his_connections_and_nobody_else_does(kind, tools, tmp_
         assert cores.is_cut(ben)
 
 
+def test_who_comes_back_waits_for_the_next_batch_and_costs_nobody_else_before(kind, tools, tmp_path, echo):
+    """What an operator approved does not wait: who confirms it has to be able to try it."""
+    intent = document()
+    approved, less = rendered(kind, intent), ends.cut(intent, {"ben"})
+    committed(kind, less, tools)
+    before = pid_of(kind)
+    with stream(intent, "anna", tmp_path, echo) as anna:
+        cores.echoed(anna)
+        for _ in range(2):
+            kind.commit(approved, tools, may_wait=True)
+            kind.self_check(approved, tools)
+            live = kind.observe(tools)
+            assert (kind.holds(approved, live), live.unfinished, live.facts["coming"]) == (True, False, ["ben"])
+        cores.echoed(anna)
+        assert pid_of(kind) == before
+        late = ProxyKind(directory=kind.directory, user=USER, batch_s=0)
+        assert late.observe(tools).unfinished
+        late.commit(approved, tools, may_wait=True)
+        late.self_check(approved, tools)
+        live = late.observe(tools)
+        assert (late.holds(approved, live), live.unfinished, live.facts["coming"]) == (True, False, [])
+        assert pid_of(kind) != before
+        assert cores.is_cut(anna)
+    with stream(intent, "ben", tmp_path, echo) as ben:
+        cores.echoed(ben)
+    late.commit(rendered(kind, less), tools)
+    before = pid_of(kind)
+    committed(kind, intent, tools)
+    assert (pid_of(kind) != before, kind.observe(tools).facts["coming"]) == (True, [])
+
+
 def test_a_core_that_cannot_bind_is_undone_and_the_old_one_answers(kind, tools, tmp_path, echo):
     intent = document()
     committed(kind, intent, tools)

@@ -75,7 +75,10 @@ class Site(plan_sites.PlanSite):
         return str(self.host.daemon.get("/api/notifications").json())
 
     def core(self) -> int:
-        return int((self.directory / "proxy/core.pid").read_text())
+        """Its pid; 0 while it is started anew."""
+        with contextlib.suppress(FileNotFoundError):
+            return int((self.directory / "proxy/core.pid").read_text() or 0)
+        return 0
 
     def until(self, holds: Any, what: str) -> None:
         processes.until(holds, what=what, deadline_s=60)
@@ -249,6 +252,27 @@ def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, serve
         assert site.core() == core
         site.until(lambda: site.user("dora")["state"] == "disabled", "the end of Dora")
         site.until(lambda: "dora: its time is over" in site.news(), "the news of it")
+
+
+def test_who_goes_and_who_comes_back_reach_the_file_in_batches(site, served):
+    """One start of the core each, when its time has come, and none before."""
+
+    def batch_is_due():
+        os.utime(site.directory / "proxy/waiting", (0, 0))
+
+    before = site.core()
+    site.do("disable", {"id": "ben"})
+    site.until((site.directory / "proxy/waiting").exists, "the change that waits")
+    assert site.core() == before
+    batch_is_due()
+    site.until(lambda: site.core() not in {before, 0}, "the file without Ben")
+    before = site.core()
+    site.do("enable", {"id": "ben"})
+    site.until(lambda: site.user("ben")["state"] == "waiting", "Ben, who waits")
+    assert site.core() == before
+    batch_is_due()
+    site.until(lambda: site.user("ben")["state"] == "active", "the file with Ben")
+    assert site.core() != before
 
 
 def test_killed_daemon_and_core_keep_what_was_counted(site, served, origin, tmp_path):

@@ -10,7 +10,7 @@ from latticed.system.proxy.intent import TRANSPORTS, Core, Protocol
 from latticed.system.proxy.render import text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 _LISTS: Final = {Core.SING_BOX: ("users", "name"), Core.XRAY: ("clients", "email")}
 """Where the users of an inbound stand, and what names one."""
@@ -56,7 +56,7 @@ def users(core: Core, inbound: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(one[name]) for one in listed)
 
 
-def _due(core: Core, inbound: dict[str, Any], over: set[str]) -> dict[str, Any]:
+def _due(core: Core, inbound: dict[str, Any], over: Collection[str]) -> dict[str, Any]:
     where, name = _LISTS[core]
     if core is Core.SING_BOX:
         return {**inbound, where: [one for one in inbound[where] if one[name] not in over]}
@@ -72,24 +72,32 @@ def _rule(rule: dict[str, Any], tags: set[str]) -> dict[str, Any] | None:
     return {**rule, "inbound": left} if left else None
 
 
-def gone(core: Core, before: bytes, after: bytes) -> frozenset[str] | None:
-    """The users who are in one file of the core and in no place of another; None where anything else differs too.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """What another file of a core would change: who has gone, and who has come."""
 
-    So a core that runs with the first may go on for a while, if those users' connections are closed.
+    gone: frozenset[str]
+    come: frozenset[str]
+
+
+def moves(core: Core, before: bytes, after: bytes) -> Moves | None:
+    """The users who are in one file of the core and in no place of the other; None where anything else differs too.
+
+    So a core that runs with the first may go on for a while: who is gone is cut, and who has come waits.
     """
     old, new = json.loads(before), json.loads(after)
-    kept = {one["tag"]: one for one in new["inbounds"]}
-    names_before = {name for one in old["inbounds"] for name in users(core, one)}
-    names = {name for one in new["inbounds"] for name in users(core, one)}
-    left = names_before - names
-    bare = [due for one in old["inbounds"] if users(core, due := _due(core, one, left))]
-    if {one["tag"]: one for one in bare} != kept:
+    names_before, names = everybody(core, before), everybody(core, after)
+    gone, come = names_before - names, names - names_before
+    kept = {one["tag"]: _due(core, one, come) for one in new["inbounds"]}
+    # An inbound that nobody is left for is not there, but for those who have come.
+    stripped = {one["tag"]: _due(core, one, gone) for one in old["inbounds"]}
+    if {tag: one for tag, one in stripped.items() if tag in kept or users(core, one)} != kept:
         return None
     expected = {**old, "inbounds": new["inbounds"]}
     if core is Core.SING_BOX:
         rules = [_rule(one, set(kept)) for one in old["route"]["rules"]]
         expected["route"] = {**old["route"], "rules": [one for one in rules if one is not None]}
-    return frozenset(left) if expected == new else None
+    return Moves(gone=gone, come=come) if expected == new else None
 
 
 def core_of(config: bytes) -> Core:

@@ -145,6 +145,7 @@ class ProxyCores(SystemPlugin):
         state = await self._state()
         applied = await self._confirmed(state)
         let_in = {one["id"] for one in applied.get("users", []) if one.get("enabled", True)} if applied else set()
+        waiting = frozenset((state["live"] or {}).get("coming", ()))
         intent = self._intent()
         off = self._off(intent)
         found = []
@@ -152,10 +153,11 @@ class ProxyCores(SystemPlugin):
             name = user["id"]
             used = self._usage.used.get(name, ByteCount())
             is_off = name in off or not user.get("enabled", True)
+            is_in = "waiting" if name in waiting else "active"
             found.append(
                 {
                     **{key: user.get(key) for key in ("id", "name", "quota_bytes", "expires_at")},
-                    "state": "disabled" if is_off else "active" if name in let_in else "planned",
+                    "state": "disabled" if is_off else is_in if name in let_in else "planned",
                     "up_bytes": used.up_bytes,
                     "down_bytes": used.down_bytes,
                     "devices": self._devices.get(name, 0),
