@@ -28,6 +28,7 @@ BENCHES: Final = {
     "P10": "p10_ticking",
     "P11": "p11_wasm",
     "P12": "p12_worker_route",
+    "BIG": "large_restart",
     "PROXY": "proxy_users",
     "NGINX": "nginx_sites",
     "WG": "wireguard_peers",

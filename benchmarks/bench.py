@@ -57,17 +57,21 @@ class Bench:
 
     def hash_loop(self) -> Path:
         """The compiled C reference; Unavailable without a compiler or OpenSSL's headers."""
-        target = self.work / "hash_loop"
+        return self.compiled("hash_loop", "-pthread", "-lcrypto")
+
+    def compiled(self, name: str, *options: str) -> Path:
+        """The program of `references/<name>.c`; Unavailable when it cannot be compiled here."""
+        target = self.work / name
         if not target.exists():
             compiler = shutil.which("cc")
             if compiler is None:
                 raise Unavailable("there is no C compiler (cc)")
-            source = Path(__file__).parent / "references" / "hash_loop.c"
+            source = Path(__file__).parent / "references" / f"{name}.c"
             fresh = target.with_suffix(".new")
             try:
-                _run(compiler, "-O2", "-pthread", "-o", str(fresh), str(source), "-lcrypto")
+                _run(compiler, "-O2", "-o", str(fresh), str(source), *options)
             except subprocess.CalledProcessError as error:
-                raise Unavailable("hash_loop.c does not compile: are OpenSSL's headers there?") from error
+                raise Unavailable(f"{name}.c does not compile: are the headers that it includes there?") from error
             fresh.rename(target)
         return target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,18 @@ async def opened(place: Path, toml: str = "", *, level: Level | None = None) -> 
         yield Home(place=place, app=app, started=started)
 
 
+async def crash(home: Home, plugin_id: str) -> float:
+    """Kill a plugin; how many seconds later it was started again and has answered once."""
+    home.started.clear()
+    pid = home.runtime(plugin_id).pid
+    began_s = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.wait_for(home.started.wait(), 10)
+    took_s = time.perf_counter() - began_s
+    await home.app.api.supervisor.settled(plugin_id, within_s=10)
+    return took_s
+
+
 def _lower(app: App, level: Level) -> None:
     """Make `level` the highest of this host."""
     spawner = app.api.spawner
@@ -98,6 +111,7 @@ class _Telling:
 
     def __init__(self, inner: Runner, started: asyncio.Event) -> None:
         self.name = inner.name
+        self.hashes_artifact = inner.hashes_artifact
         self._inner = inner
         self._started = started
 

@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[rows.Row]:
         def ours(level: Level | None) -> tuple[str, Callable[[], float]]:
             home = entered(living.opened(place / f"h{next(numbers)}", SETTINGS, level=level))
             runner.run(home.activate(ID, living.ANSWERING))
-            return home.sandbox, lambda: statistics.median(runner.run(_crash(home)) for _ in range(DEATHS))
+            return home.sandbox, lambda: statistics.median(runner.run(living.crash(home, ID)) for _ in range(DEATHS))
 
         bare = entered(_bare(place / "program"))
 
@@ -81,17 +81,6 @@ def _row(level: str, pairs: rows.Pairs, reference: str, found: tuple[rows.Ratio,
         met=found[1],
         samples=rows.samples(pairs),
     )
-
-
-async def _crash(home: living.Home) -> float:
-    home.started.clear()
-    pid = home.runtime(ID).pid
-    began_s = time.perf_counter()
-    os.kill(pid, signal.SIGKILL)
-    await asyncio.wait_for(home.started.wait(), 10)
-    took_s = time.perf_counter() - began_s
-    await home.app.api.supervisor.settled(ID, within_s=10)
-    return took_s
 
 
 @contextlib.asynccontextmanager

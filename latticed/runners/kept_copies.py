@@ -48,16 +48,14 @@ class KeptCopies:
         copied and hashed now, and kept. The caller closes the copy that it gets. Problem and BundleRefused as
         `sandbox.artifact.seal`.
         """
-        kept = self._kept.get(identity)
-        # A descriptor of its own: while the thread looks at the file, the kept one may be released.
-        lent = kept.again() if kept is not None and kept.sha256 == sha256 else None
+        lent = self._lend(identity, sha256)
 
         def found() -> SealedCopy:
             if lent is not None:
                 try:
                     # Its own seals say that nothing wrote to it; the stamp, that nothing did to the stored file, which
                     # else is read and refused as at any other start.
-                    if lent.is_sealed() and lent.copied_from == pair.artifact_stamp():
+                    if lent.is_as_sealed() and lent.copied_from == pair.artifact_stamp():
                         return lent
                 except BaseException:
                     lent.close()
@@ -65,7 +63,7 @@ class KeptCopies:
                 lent.close()
             return artifact.seal(pair, sha256=sha256)
 
-        copy = await in_thread(found, SealedCopy.close)
+        copy = await in_thread(found, SealedCopy.let_go)
         # No await from here on: whoever stopped the plugin meanwhile has cancelled this, or calls `release` after it.
         if copy is lent:
             if identity in self._kept:
@@ -84,6 +82,16 @@ class KeptCopies:
         """Let go of all."""
         for identity in list(self._kept):
             self.release(identity)
+
+    def _lend(self, identity: str, sha256: str) -> SealedCopy | None:
+        """What is kept of this pair, under a descriptor of its own: the kept one may be released meanwhile."""
+        kept = self._kept.get(identity)
+        if kept is None or kept.sha256 != sha256:
+            return None
+        # Its child may have taken the permission away; with no descriptor left, copying fails with the reason.
+        with contextlib.suppress(OSError):
+            return kept.again()
+        return None
 
     def _keep(self, identity: str, copy: SealedCopy) -> None:
         """Keep what `copy` refers to, with a descriptor of its own, if it is allowed and worth it."""

@@ -38,7 +38,7 @@ class SealedCopy:
     """Sealed bytes in memory. `fd` is its descriptor, which it owns; `size` in bytes; `sha256` in lowercase hex.
 
     `executable`: the kernel lets programs in memory be executed (sysctl vm.memfd_noexec may forbid it). `copied_from`:
-    the stamp of the file that it was copied from, None when there was none.
+    the stamp of the file that it was copied from, None when there was none; `mode`: its own, with the file's type.
     """
 
     fd: int
@@ -46,6 +46,7 @@ class SealedCopy:
     sha256: str
     executable: bool
     copied_from: Stamp | None = None
+    mode: int = 0
 
     def __enter__(self) -> Self:
         return self
@@ -68,9 +69,13 @@ class SealedCopy:
         """
         return replace(self, fd=os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
 
-    def is_sealed(self) -> bool:
-        """Whether the kernel holds its bytes to what they were when they were hashed."""
-        return fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    def is_as_sealed(self) -> bool:
+        """Whether the kernel holds its bytes to what they were when they were hashed, and it can still be executed.
+
+        Seals hold for ever, but a child of our own uid may fchmod(2) what it runs.
+        """
+        sealed = fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        return sealed and os.fstat(self.fd).st_mode == self.mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,8 @@ def seal(directory: BundleDirectory, *, sha256: str) -> SealedCopy:
     fd, executable = _memory()
     try:
         size = _fill(fd, directory, sha256)
-        return SealedCopy(fd=fd, size=size, sha256=sha256, executable=executable, copied_from=directory.read_as)
+        mode, copied_from = os.fstat(fd).st_mode, directory.read_as
+        return SealedCopy(fd=fd, size=size, sha256=sha256, executable=executable, copied_from=copied_from, mode=mode)
     except BaseException:
         os.close(fd)
         raise
@@ -117,6 +123,7 @@ def program(copy: SealedCopy, interpreters: Mapping[str, str]) -> Artifact:
         sha256=copy.sha256,
         executable=copy.executable,
         copied_from=copy.copied_from,
+        mode=copy.mode,
         **kind,
     )
 

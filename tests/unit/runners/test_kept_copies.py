@@ -183,6 +183,22 @@ async def test_memory_that_is_not_sealed_is_not_used(stored, monkeypatch):
             sealed.write_bytes(program("forged"))
 
 
+async def test_what_a_child_did_to_the_mode_of_its_program_ends_with_it(stored):
+    """A child of the daemon's uid owns the memory that it runs, as far as the kernel knows."""
+    data = program()
+    stored.write("one", data)
+    with copies() as kept:
+        await stored.start(kept, "one", data)
+        (before,) = in_memory()
+        mode, inode = before.stat().st_mode, before.stat().st_ino
+        before.chmod(0)
+        await stored.start(kept, "one", data)
+        await in_process.until(lambda: len(in_memory()) == 1, "the old one to be closed")
+        (after,) = in_memory()
+        assert after.stat().st_ino != inode
+        assert after.stat().st_mode == mode
+
+
 async def test_one_start_cannot_move_the_offset_of_the_next(stored):
     """Descriptors that children get are opened anew, for reading only: neither offset nor flags are shared."""
     data = program()
