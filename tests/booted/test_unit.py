@@ -167,6 +167,18 @@ def test_reload_is_done_when_systemctl_returns(machine):
     machine.write("/etc/latticed/latticed.toml", machines.SETTINGS)
 
 
+def test_journal_says_what_happened_and_what_helps(machine):
+    """The catalog's words beside an entry, with fields of the entry in them."""
+    machine.check("latticectl", "status")  # it runs
+    machine.write("/etc/latticed/latticed.toml", machines.SETTINGS + '[logs]\nlevel = "debug"\n')
+    told = machine.until_logged("LATTICED_EVENT=settings_refused")[-1]["LATTICED_REASON"]
+    shown = machine.check("journalctl", "--catalog", "--no-pager", "LATTICED_EVENT=settings_refused")
+    assert "Subject: The changed settings were refused" in shown
+    assert shown.count(told) == 2, "in the entry, and in what the catalog says of it"
+    assert re.search(r"^(-- |░░) +latticed --check-config$", shown, re.MULTILINE), shown
+    machine.write("/etc/latticed/latticed.toml", machines.SETTINGS)
+
+
 def test_killed_daemon_is_started_again_and_answers(machine):
     before = machine.property("latticed.service", "MainPID")
     started = int(machine.property("latticed.service", "NRestarts"))

@@ -62,7 +62,10 @@ def test_journal_entry_has_listed_fields_and_a_message():
         "LATTICED_EVENT": "verdict_refused",
         "LATTICED_PLUGIN_ID": "acme.demo",
         "LATTICED_CODE": "digest_mismatch",
+        "MESSAGE_ID": rendering.message_id("verdict_refused"),
     }
+    assert "MESSAGE_ID" not in rendering.as_journal(entry | {"level": "info"}), "the catalog has nothing about it"
+    assert "MESSAGE_ID" not in rendering.as_journal(entry | {"logger": "asyncio"}), "a library's text is no event"
 
 
 def test_rendered_traceback_keeps_line_breaks_only():
