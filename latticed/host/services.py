@@ -159,6 +159,7 @@ class HostServices:
             may_apply=permissions.to("network:apply").may,
             kinds=kinds.configured(settings),
         )
+        self.plans.call_s = settings.host_calls.deadline_s
         # Routes last: they claim paths in both tables and lead to plugins (`handles`) and to upstreams.
         route_deps = RouteDeps(
             permissions=permissions,
@@ -222,6 +223,7 @@ class HostServices:
         """Have these settings hold from now on, as far as they can change (`settings.live`)."""
         policy = restart_policy(settings.supervision)
         self.kv.quota = quota_of(settings.host_calls)
+        self.plans.call_s = settings.host_calls.deadline_s
         self.tasks.settings = settings.task
         self.programs.settings, self.programs.policy = settings.service, policy
         self.tunnels.restart_by(policy)

@@ -11,7 +11,7 @@ the helper does not touch it.
 
 A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing), and a start costs every
 user his connections. So users who go are cut by the API, users who come back within what was approved wait, and the
-core goes on with its old file for `batch_s`. Everything else starts it anew at once (docs/adr/0029).
+core goes on with its old file for `batch_s`. Everything else starts it anew at once (docs/adr/0030).
 """
 
 from __future__ import annotations

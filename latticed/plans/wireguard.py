@@ -234,13 +234,31 @@ def _standing(tools: Tools, wanted: Collection[str]) -> tuple[tuple[HostLink, ..
 
     One of ours that stays is not asked whether it is WireGuard: else `wg` says so when it is changed.
     """
-    links = parsed(sources.links, _run(tools, "ip", "-j", "-d", "address", "show").stdout)
+    links, routed = _looked(tools, sorted(wanted))
     if any(not one.alias and not one.addresses and not one.up for one in links if one.name != "lo"):
         # Such an interface may be one that a kill left unmarked: only the table knows.
         found = _seen(tools)
         return found.links, {one.link.name: _Standing(one.link, one.routes) for one in found.tunnels}
     ours = [one for one in links if one.alias == sources.ALIAS and (one.name in wanted or _is_wireguard(one, tools))]
-    return links, {one.name: _Standing(one, _routes(one.name, tools)) for one in ours}
+    return links, {
+        one.name: _Standing(one, routed[one.name] if one.name in routed else _routes(one.name, tools)) for one in ours
+    }
+
+
+def _looked(tools: Tools, names: list[str]) -> tuple[tuple[HostLink, ...], dict[str, tuple[Network, ...]]]:
+    """All interfaces, and the routes of those named: by one program where they are all there, as most of the time.
+
+    `ip` ends at the first one that is not, and some versions print nothing where there is no route: then nothing is
+    known of routes.
+    """
+    lines = ["address show", *(f"route show table all dev {name}" for name in names)]
+    stdin = "".join(f"{line}\n" for line in lines).encode("ascii")
+    shown = ran(tools, PACKAGES, "ip", "-j", "-d", "-batch", "-", stdin=stdin, ends=(0, 1))
+    links, *rest = parsed(sources.printed, shown.stdout)
+    routes: dict[str, tuple[Network, ...]] = {}
+    if shown.status == 0 and len(rest) == len(names):
+        routes = {name: tuple(parsed(sources.routes, [one])) for name, one in zip(names, rest, strict=True)}
+    return parsed(sources.links, links), routes
 
 
 def _is_wireguard(link: HostLink, tools: Tools) -> bool:

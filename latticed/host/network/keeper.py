@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from latticed.host.network import offers, rules, views
-from latticed.host.network.apply_client import HelperRefusal
+from latticed.host.network.apply_client import LATE, HelperRefusal
 from latticed.kit import logs
 from latticed.ledger import plans as rows
 from latticed.ledger.plans import Reported
@@ -42,8 +42,10 @@ FRESH_S: Final = 0.5
 """A report is used again for so long: callers can cause no more requests than that."""
 REPORT_S: Final = 2.0
 """Seconds to wait for a report before what is known is shown."""
-OFFER_S: Final = 7.0
-"""Seconds to wait for an offer to be taken, less than a plugin's call may take (`host_calls.deadline_s`)."""
+ANSWER: Final = 0.9
+"""How much of a plugin's call (`host_calls.deadline_s`) may go by until the helper answers; then the call says so."""
+OBSERVE_S: Final = 30.0
+"""Seconds until a live state is given up that came too late for the call which asked: the next call gets it."""
 REFUSAL_S: Final = 2.0
 """Seconds in which an apply that is not allowed is refused to the plugin itself; later it shows in the plan's state."""
 APPLY_S: Final = protocol.OPERATION_S + 5.0
@@ -97,6 +99,10 @@ class PlanKeeper:
         self._offers = asyncio.Semaphore(OFFERS)
         self._applies = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
+        # By kind: what no call waits for any more, and when it is too old for another.
+        self._late: dict[str, tuple[asyncio.Task[Observed], float]] = {}
+        self.call_s = 10.0
+        """The longest call of a plugin (`host_calls.deadline_s`)."""
         self.trouble = ""
         """Why the helper cannot be asked, so that states may be outdated; empty when it answered last time."""
 
@@ -106,7 +112,8 @@ class PlanKeeper:
 
     async def __aexit__(self, *_: object) -> None:
         # Only the waiting ends: what the helper has begun it carries out.
-        ending = [*([self._loop] if self._loop else []), *self._applying.values()]
+        late = [asked for asked, _ in self._late.values()]
+        ending = [*([self._loop] if self._loop else []), *self._applying.values(), *late]
         for one in ending:
             one.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -146,6 +153,10 @@ class PlanKeeper:
         """
         if self.of_plugin(plugin_id, sha256) is None:
             raise Problem("not_found", "this plugin has no plan of that sha256")
+        # What was seen before is no answer to who asks what has become of it.
+        for asked, _ in self._late.values():
+            asked.cancel()
+        self._late.clear()
         key = plugin_id, sha256
         asking = self._applying.get(key)
         if asking is None:
@@ -172,9 +183,32 @@ class PlanKeeper:
         )
 
     async def observe(self, kind: str) -> Observed:
-        """The helper's report with the live state of `kind`; HelperRefusal, Problems as `ApplyHelper.ask`."""
+        """The helper's report with the live state of `kind`; HelperRefusal, Problems as `ApplyHelper.ask`.
+
+        On a busy machine a look may take longer than a call. It goes on then, and the next call has what it found:
+        asked anew each time, a helper that is always a little late would never be heard.
+        """
+        asking, until_s = self._late.pop(kind, (None, 0.0))
+        if asking is None or self._clock.monotonic_s() > until_s or asking.cancelled():
+            asking = asyncio.create_task(self._observe(kind))
+        within_s = self.call_s * ANSWER
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=within_s)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        if done:
+            return asking.result()
+        if (older := self._late.get(kind)) is not None:
+            older[0].cancel()
+        self._late[kind] = asking, self._clock.monotonic_s() + OBSERVE_S
+        asking.add_done_callback(_looked_at)
+        why = f"the root helper did not answer within {within_s:g} s and is still at it: ask again"
+        raise Problem(LATE, f"{why}, or raise host_calls.deadline_s")
+
+    async def _observe(self, kind: str) -> Observed:
         async with self._offers:
-            return cast("Observed", await self._helper.ask(protocol.Observe(kind=kind), within_s=OFFER_S))
+            return cast("Observed", await self._helper.ask(protocol.Observe(kind=kind), within_s=OBSERVE_S))
 
     # For operators.
 
@@ -278,7 +312,7 @@ class PlanKeeper:
         now_us = self._clock.wall_us()
         try:
             async with self._offers:
-                moved = cast("Moved", await self._helper.ask(offer, within_s=OFFER_S))
+                moved = cast("Moved", await self._helper.ask(offer, within_s=self.call_s * ANSWER))
         except Problem as problem:
             refused, said = problem.code in rules.FINAL_CODES, problem
             if refused:
@@ -332,6 +366,12 @@ class PlanKeeper:
         del self._applying[key]
         if not asked.cancelled() and (error := asked.exception()) is not None:
             log.debug("plan_not_applied", plugin_id=key[0], sha256=key[1], reason=str(error))
+
+
+def _looked_at(asked: asyncio.Task[Observed]) -> None:
+    """Nobody may ask again: then its failure is nobody's."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _judged(

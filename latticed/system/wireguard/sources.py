@@ -32,6 +32,14 @@ class HostLink:
     addresses: tuple[Interface, ...] = ()
 
 
+def printed(batch: bytes) -> list[bytes]:
+    """What `ip -j -batch` printed for each of its lines, at least one; ValueError for nothing."""
+    found = [line for line in batch.splitlines() if line]
+    if not found:
+        raise ValueError("ip printed nothing")
+    return found
+
+
 def links(printed: bytes) -> tuple[HostLink, ...]:
     """Of `ip -j -d address show`, sorted by name."""
     found = []

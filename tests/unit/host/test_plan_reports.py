@@ -453,8 +453,9 @@ async def test_broken_answer_is_no_answer(site, answer):
 
 async def test_helper_that_never_answers_costs_a_deadline(site, monkeypatch):
     """Nothing waits longer: neither a list of plans nor the end of the daemon."""
-    for name in ("REPORT_S", "OFFER_S", "REFUSAL_S"):
+    for name in ("REPORT_S", "REFUSAL_S"):
         monkeypatch.setattr(keepers, name, 0.05)
+    site.plans.call_s = 0.05
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -472,6 +473,35 @@ async def test_helper_that_never_answers_costs_a_deadline(site, monkeypatch):
     # The apply above would have waited APPLY_S.
     assert loop.time() - started_s < 5
     release.set()
+
+
+async def test_live_state_that_is_late_for_one_call_is_there_for_the_next(site):
+    """However slow the machine is: a look is not made in vain. After an apply it is made anew."""
+    release, looks = threading.Event(), []
+
+    def late(asked):
+        if not asked["kind"]:
+            return root_helpers.observed()
+        looks.append(asked["kind"])
+        release.wait(20)
+        return root_helpers.observed(live={"look": len(looks)})
+
+    site.helper.answers["observe"] = late
+    site.plans.call_s = 0.1
+    for _ in range(3):
+        error = await site.refused("state", kind="nft")
+        assert "still at it: ask again, or raise host_calls.deadline_s" in error.reason
+    release.set()
+    site.plans.call_s = 20.0
+    assert ((await site.call("state", kind="nft"))["live"], looks) == ({"look": 1}, ["nft"])
+    release.clear()
+    site.plans.call_s = 0.1
+    await site.refused("state", kind="nft")
+    site.helper.answers["apply"] = lambda _: root_helpers.fault("not_approved", "")
+    await site.refused("apply", sha256=await site.planned(n=1))
+    release.set()
+    site.plans.call_s = 20.0
+    assert (await site.call("state", kind="nft"))["live"] == {"look": 3}
 
 
 async def test_problem_of_ledger_is_no_trouble_of_the_loop(site, monkeypatch):
