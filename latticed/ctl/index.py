@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import author_key, index_check, offline
+from latticed.ctl import author_key, index_check, index_revoke, offline, signed_file
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
-from latticed.model import ids
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from latticed.ctl.session import CtlSession
     from latticed.model.manifest import Manifest
 
 EXAMPLES: Final = examples(
     "latticectl index add --url https://plugins.example.org --key index.key site/plugins.json ./acme.demo \\",
     '    --publisher-key "$(latticectl key show acme.key)"   # the first time of a publisher',
+    "latticectl index revoke --plugin acme.demo@1.2.0 --action freeze --reason 'leaks tokens' \\",
+    "    --key index.key site/plugins.json",
     "latticectl index sign --key index.key site/plugins.json                # anew, before it is too old",
     'latticectl index validate --index-key "$(latticectl key show index.key)" site/plugins.json',
 )
-
-LABEL: Final = "index"
 
 
 def arguments(parser: Parser) -> None:
@@ -40,11 +34,13 @@ def arguments(parser: Parser) -> None:
     add.add_argument("--channel", choices=("stable", "alpha"), default="stable")
     add.add_argument("--summary", default="", help="one line for people (default: the manifest's description)")
     add.add_argument("--publisher-key", metavar="KEY", help="the publisher's public key; the index keeps it")
-    _signing(add, required=False)
-    sign = _action(actions, "sign", "date the index anew and sign it")
+    signed_file.add_arguments(add, required=False)
+    sign = _action(actions, "sign", "date the index anew and sign it, and revocations.json beside it")
     sign.add_argument("--keep", action="store_true", help="keep date and signatures, and add one of another key")
     sign.add_argument("--status", choices=("official", "draft", "example"), help="what the index says that it is")
-    _signing(sign, required=True)
+    signed_file.add_arguments(sign, required=True)
+    revoke = _action(actions, "revoke", "take releases back, in the signed revocations.json beside the index")
+    index_revoke.arguments(revoke)
     validate = _action(actions, "validate", "check index and files as hosts will; exit 6 when something is wrong")
     validate.add_argument("--index-key", metavar="KEY", action="append", default=[], help="a key that hosts pin")
     validate.add_argument("--trust", metavar="FILE", type=str, help="judge by this trust.json, not the index's keys")
@@ -57,12 +53,6 @@ def _action(actions: Any, name: str, summary: str) -> Any:
     return parser
 
 
-def _signing(parser: Any, *, required: bool) -> None:
-    """The options of an action that signs."""
-    author_key.add_arguments(parser, required=required)
-    parser.add_argument("--label", default=LABEL, help=f"who signs, for people (default: {LABEL})")
-
-
 def run(session: CtlSession) -> int:
     """Carry out the action."""
     match session.args.action:
@@ -70,6 +60,8 @@ def run(session: CtlSession) -> int:
             return _add(session)
         case "sign":
             return _sign(session)
+        case "revoke":
+            return index_revoke.run(session)
         case _:
             return index_check.run(session)
 
@@ -88,7 +80,7 @@ def _add(session: CtlSession) -> int:
     except OSError as error:
         raise Problem("io_error", f"cannot make {path.parent}: {error.strerror}") from error
     added = []
-    with _locked(path.parent):
+    with signed_file.locked(path.parent):
         raw = index_check.load(path) if path.exists() else index_edit.empty()
         for directory in args.bundles:
             manifest, copies = _bundle(raw, directory, args.publisher_key)
@@ -123,38 +115,32 @@ def _sign(session: CtlSession) -> int:
     path, key = Path(args.index), author_key.read(args)
     if not path.parent.is_dir():
         raise Problem("not_found", f"expected an index at {args.index}, found nothing")
-    with _locked(path.parent):
+    with signed_file.locked(path.parent):
         raw = index_check.load(path)
         if args.keep and args.status:
             raise Problem("usage", "expected --keep or --status, found both: what is signed cannot be changed")
         if args.status:
             raw = {**raw, "status": args.status}
+        # As old as the index may be, too: hosts install nothing while what is taken back is not known to be all.
+        if taken_back := path.with_name(index_revoke.FILE).exists():
+            index_revoke.change(path.with_name(index_revoke.FILE), key, args.label, keep=args.keep)
         _write(path, raw, key, label=args.label, keep=args.keep)
     if session.screen.json_wanted:
         session.screen.json({"path": args.index, "signed_by": args.label})
     else:
         session.screen.line(f"{args.index}: signed by {args.label}")
+        if taken_back:
+            session.screen.line(f"{path.with_name(index_revoke.FILE)}: signed by {args.label}")
     return ExitCode.OK
 
 
 def _write(path: Path, raw: dict[str, Any], key: Any, *, label: str, keep: bool = False) -> None:
     """Date and sign the index, see that hosts can read it, and replace the file."""
-    from latticed.bundle import write
-    from latticed.kit import files
-    from latticed.trust import index, index_edit
+    from latticed.trust import index
 
-    if not ids.is_valid(label):
-        raise Problem("usage", f"--label: expected {LABEL}, or 3 to 128 of a-z 0-9 . -, found {label[:80]!r}")
-    if not keep:
-        raw = index_edit.dated(raw, now_s=int(time.time()))
-    if key is not None:
-        raw = index.signed(raw, publisher=label, key=key)
-    data = write.render(raw)
+    data = signed_file.made(raw, key, signed=index.signed, label=label, keep=keep)
     index.decode(data)
-    try:
-        files.replace(path, data, mode=0o644)
-    except OSError as error:
-        raise Problem("io_error", f"cannot write {path}: {error.strerror}") from error
+    signed_file.put(path, data)
 
 
 def _check_offered(raw: dict[str, Any], added: list[Manifest]) -> None:
@@ -227,16 +213,3 @@ def _url(given: str) -> str:
     if fault := index.url_fault(f"{url}/x"):
         raise Problem("usage", f"--url: {fault}")
     return url
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Alone with the index in this directory: of two that change it at once, one would be lost. Problem busy."""
-    from latticed.kit import files
-
-    with files.closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem("busy", f"another latticectl changes the index in {directory}", "try again") from error
-        yield

@@ -29,7 +29,7 @@ def load(path: Path) -> dict[str, Any]:
     from latticed.kit import strict_json
     from latticed.trust import index
 
-    data = _bytes(path)
+    data = read(path)
     index.decode(data)
     raw = strict_json.loads(data, integers_only=True)
     for name in ("publishers", "plugins"):
@@ -44,9 +44,14 @@ def run(session: CtlSession) -> int:
     from latticed.trust import index
 
     args = session.args
-    found = index.decode(_bytes(Path(args.index)))
+    found = index.decode(read(Path(args.index)))
     trusted = policy_file.read(Path(args.trust)) if args.trust else _claimed(found)
-    findings = [*_of_index(found, args.index_key), *_of_releases(found, Path(args.index).parent, trusted)]
+    taken_back = Path(args.index).with_name("revocations.json")
+    findings = [
+        *_of_index(found, args.index_key),
+        *(_of_revocations(taken_back, args.index_key) if taken_back.exists() else ()),
+        *_of_releases(found, Path(args.index).parent, trusted),
+    ]
     releases = sum(len(one.releases) for one in found.entries.values())
     told = {
         "path": args.index,
@@ -71,7 +76,7 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _bytes(path: Path) -> bytes:
+def read(path: Path) -> bytes:
     """The bytes of the index; Problem not_found, io_error."""
     from latticed.kit import files
 
@@ -95,16 +100,13 @@ def _claimed(found: Index) -> TrustPolicy:
 
 def _of_index(found: Index, given: list[str]) -> Iterator[Finding]:
     """What is wrong with the index as a whole."""
-    from latticed.trust import index, policy
+    from latticed.trust import index
 
     for reason in found.refused:
         yield {"where": "index", "code": "entry_refused", "reason": reason}
     if not given:
         return
-    try:
-        pinned = [policy.public_key(one, "--index-key") for one in given]
-    except Problem as problem:
-        raise Problem("usage", problem.reason, "latticectl key show FILE prints it") from problem
+    pinned = _pinned(given)
     try:
         # Every key that was named: hosts may pin any of them, or ask for several.
         judged = index.judge(found, pinned=pinned, threshold=len(set(pinned)), seen=None, now_s=int(time.time()))
@@ -113,6 +115,33 @@ def _of_index(found: Index, given: list[str]) -> Iterator[Finding]:
     else:
         if judged.browse_only:
             yield {"where": "index", "code": "browse_only", "reason": judged.browse_only}
+
+
+def _of_revocations(path: Path, given: list[str]) -> Iterator[Finding]:
+    """What is wrong with the revocations beside the index: hosts take all of the file, or none of it."""
+    from latticed.trust import index_revocations, signed_document
+
+    try:
+        document, _, refused = index_revocations.decode(read(path))
+        pinned = _pinned(given)
+        holding = index_revocations.holding(document, pinned=pinned, threshold=len(set(pinned)), source="the index")
+        signed_document.judge(document, holding=holding, pinned=pinned, seen=None, now_s=int(time.time()))
+    except Problem as problem:
+        if problem.code == "usage":
+            raise
+        yield {"where": path.name, "code": problem.code, "reason": problem.reason}
+    else:
+        yield from ({"where": path.name, "code": "entry_refused", "reason": one} for one in refused)
+
+
+def _pinned(given: list[str]) -> list[str]:
+    """The keys that --index-key names; Problem usage."""
+    from latticed.trust import policy
+
+    try:
+        return [policy.public_key(one, "--index-key") for one in given]
+    except Problem as problem:
+        raise Problem("usage", problem.reason, "latticectl key show FILE prints it") from problem
 
 
 def _of_releases(found: Index, directory: Path, trusted: TrustPolicy) -> Iterator[Finding]:

@@ -37,15 +37,6 @@ _COLUMNS: Final = (
 )
 
 
-_HORIZON: Final = (
-    Column(title="WHAT"),
-    Column(title="NAME"),
-    Column(title="WHEN"),
-    Column(title="EFFECT", shrinks=True),
-)
-_SOON_S: Final = 14 * 86_400
-
-
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser("show", help="publishers, switches, revocations; with --trust: of a file")
@@ -85,39 +76,11 @@ def run(session: CtlSession) -> int:
         case "lift":
             return _lift(session)
         case "horizon":
-            return _horizon(session)
+            from latticed.ctl import trust_horizon
+
+            return trust_horizon.run(session)
         case _:
             return _show(session)
-
-
-def _horizon(session: CtlSession) -> int:
-    """Print what stops being installable (indexes) or startable (bundles) and when; UNHEALTHY within 14 days."""
-    import time
-    from datetime import datetime
-
-    client, now_s = session.client(), time.time()
-    found: list[dict[str, str]] = []
-    soon = False
-    market = replies.mapping(client.get("market"), "market")
-    for row in replies.rows(market.get("sources"), "list of sources"):
-        when, name = str(row.get("expires_at") or ""), str(row.get("name") or "")
-        effect = "nothing new is installed from it; what runs keeps running"
-        if not row.get("usable"):
-            effect = ": ".join(filter(None, (str(row.get("code") or ""), str(row.get("reason") or ""))))
-        # One that is there for looking ends nothing; one that was never fetched has no date.
-        soon |= bool(when) and datetime.fromisoformat(when).timestamp() < now_s + _SOON_S
-        found.append({"what": "index", "name": name, "when": when, "effect": effect})
-    for row in replies.rows(client.get("plugins", "rejected"), "list of refused bundles"):
-        if row.get("code") == "host_incompatible":
-            soon = True
-            effect = f"cannot start: {row.get('reason')}"
-            found.append({"what": "bundle", "name": str(row.get("name") or ""), "when": "", "effect": effect})
-    if session.screen.json_wanted:
-        session.screen.json(found)
-    else:
-        shown = session.screen.when
-        session.screen.rows(_HORIZON, [(one["what"], one["name"], shown(one["when"]), one["effect"]) for one in found])
-    return ExitCode.UNHEALTHY if soon else ExitCode.OK
 
 
 def _file(session: CtlSession) -> Path:

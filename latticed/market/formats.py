@@ -6,7 +6,7 @@ Judging what a release may be is the market's; how a file is known to be the sou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from latticed.market.sources import MarketSource
     from latticed.trust.index import Index, JudgedIndex
     from latticed.trust.index_revocations import SourceRevocation
+
+
+REVOCATIONS: Final = "revocations"
+"""In `expires`: what a source takes back, once it ever had any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit import logs
@@ -51,6 +52,7 @@ class Market:
         )
         self._formats: dict[str, SourceFormat] = {"static": static}
         self._shelved: dict[str, Shelved] = {}
+        self._revised: Counter[str] = Counter()  # by source, how often what it takes back was read anew
         self._forgetting: dict[str, asyncio.TimerHandle] = {}
         self._refreshing: dict[str, asyncio.Lock] = {}
         self.revocations = SourceRevocations(deps)
@@ -120,6 +122,7 @@ class Market:
         await self.revocations.apply(source.name, fresh.found, now_us)
         # After what it takes back: after a kill in between the same file is taken once more.
         await self._remembered.keep(fresh.seen)
+        self._revised[source.name] += 1
 
     async def _note_releases(self, source: str, index: Index, now_us: int) -> None:
         """Keep when releases were seen first."""
@@ -145,7 +148,9 @@ class Market:
         """The last index of a source, judged anew; Problem index_missing, and index_… for a file that was changed."""
         form = self._format(source)
         stamp = await asyncio.to_thread(form.stamp, source)
-        if not stamp:
+        if stamp:
+            stamp = (*stamp, self._revised[source.name])
+        else:
             hint = f"latticectl market refresh {source.name}"
             raise Problem("index_missing", f"expected an index of the source {source.name}, found none yet", hint)
         kept = self._shelved.get(source.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from latticed.kit.clock import rfc3339
+from latticed.market.formats import REVOCATIONS
 from latticed.model.errors import Problem
 from latticed.trust import index as indexes
 
@@ -53,8 +54,7 @@ class Shelved:
             )
         for what, at_s in self.found.expires.items():
             if at_s < now_s:
-                expected = f"expected that the {what} of the source {self.source.name} still holds"
-                return Problem(
-                    "index_expired", f"{expected}, found that it did until {rfc3339(at_s * 1_000_000)}", hint
-                )
+                expected = f"expected the {what} of the source {self.source.name} to hold"
+                code = "revocations_expired" if what == REVOCATIONS else "index_expired"
+                return Problem(code, f"{expected}, found that it did until {rfc3339(at_s * 1_000_000)}", hint)
         return None

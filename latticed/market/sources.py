@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 from latticed.trust import index, keys, policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from latticed.model.egress import Origin
     from latticed.settings.market import SourceSettings
@@ -105,9 +105,9 @@ def of_settings(given: Mapping[str, SourceSettings]) -> dict[str, MarketSource |
     return found
 
 
-def fingerprints(source: MarketSource) -> list[str]:
-    """Short forms of the pinned keys, to compare."""
-    return sorted(keys.fingerprint(one) for one in source.keys)
+def short(pinned: Iterable[str]) -> list[str]:
+    """Short forms of pinned keys, to compare."""
+    return sorted(keys.fingerprint(one) for one in pinned)
 
 
 def _invalid(where: str, reason: Any) -> Problem:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files
 from latticed.market import remembered
-from latticed.market.formats import JudgedSource, TakenBack
+from latticed.market.formats import REVOCATIONS, JudgedSource, TakenBack
 from latticed.market.shelf import INDEX, stamp_of
 from latticed.model.errors import Problem
 from latticed.trust import index as indexes
@@ -40,10 +41,9 @@ class StaticFormat:
     async def refresh(self, source: MarketSource, now_s: int) -> JudgedSource:
         """See `SourceFormat`."""
         partial = await asyncio.to_thread(self._shelf.partial, source.name)
-        seen = self._seen.document(source.name, source.keys)
         try:
             await self._fetcher.fetch(source, source.url, partial, max_bytes=self._index_bytes())
-            found = await asyncio.to_thread(_read, partial, source, seen, now_s)
+            found = await self._read(partial, source, now_s)
             await asyncio.to_thread(self._shelf.put_index, partial)
         finally:
             await asyncio.to_thread(partial.unlink, missing_ok=True)
@@ -51,8 +51,19 @@ class StaticFormat:
 
     async def read(self, source: MarketSource, now_s: int) -> JudgedSource:
         """See `SourceFormat`."""
+        path = await asyncio.to_thread(self._shelf.source, source.name)
+        return await self._read(path / INDEX, source, now_s)
+
+    async def _read(self, path: Path, source: MarketSource, now_s: int) -> JudgedSource:
+        """The index in a file, with what else of the source ends."""
         seen = self._seen.document(source.name, source.keys)
-        return await asyncio.to_thread(lambda: _read(self._shelf.source(source.name) / INDEX, source, seen, now_s))
+        # Somebody who may withhold files may withhold what is taken back, too: also that has to be young.
+        revocations = self._seen.document(_revocations_of(source), source.keys)
+        found = await asyncio.to_thread(_read, path, source, seen, now_s)
+        if revocations is None:
+            return found
+        ends_s = revocations.generated_s + source.index_age_s
+        return replace(found, expires={**found.expires, REVOCATIONS: ends_s})
 
     def stamp(self, source: MarketSource) -> tuple[int, ...]:
         """See `SourceFormat`."""
@@ -60,7 +71,7 @@ class StaticFormat:
 
     async def revocations(self, source: MarketSource, now_s: int) -> TakenBack | None:
         """See `SourceFormat`. Once there were any, their absence is a problem."""
-        name = f"{source.name}/revocations"
+        name = _revocations_of(source)
         seen = self._seen.document(name, source.keys)
         partial = await asyncio.to_thread(self._shelf.partial, source.name)
         try:
@@ -79,6 +90,11 @@ class StaticFormat:
     ) -> Fetched:
         """See `SourceFormat`."""
         return await self._fetcher.fetch(source, url, to, max_bytes=max_bytes, progress=progress)
+
+
+def _revocations_of(source: MarketSource) -> str:
+    """The name under which a source's revocations are remembered."""
+    return f"{source.name}/{REVOCATIONS}"
 
 
 def _read(path: Path, source: MarketSource, seen: signed_document.SeenDocument | None, now_s: int) -> JudgedSource:
@@ -102,11 +118,6 @@ def _read_revocations(
 ) -> TakenBack:
     """Decode and judge a file as `_read`; signed it has to be, always."""
     document, found, refused = index_revocations.decode(files.read_at_most(path, MAX_BYTES))
-    holding = document.held_by(source.keys)
-    if len(holding) < source.threshold:
-        expected = (
-            f"expected revocations.json of {source.name} to be signed by pinned keys, found {len(holding)} that hold"
-        )
-        raise Problem("revocations_unsigned", expected, "what was known stays in force")
+    holding = index_revocations.holding(document, pinned=source.keys, threshold=source.threshold, source=source.name)
     fresh = signed_document.judge(document, holding=holding, pinned=source.keys, seen=seen, now_s=now_s)
     return TakenBack(found=found, refused=refused, seen={name: remembered.kept(fresh)})

@@ -154,11 +154,13 @@ async def _source_row(ask: Ask, market: Market, name: str, found: MarketSource |
         "format": given.format,
         "url": given.url,
         "keys": [],
+        "signed_by": [],
         "usable": False,
         "code": "",
         "reason": "",
         "trouble": str(trouble) if trouble else "",
         "generated_at": None,
+        "expires": {},
         "expires_at": None,
         "plugins": 0,
         "refused": [],
@@ -167,7 +169,7 @@ async def _source_row(ask: Ask, market: Market, name: str, found: MarketSource |
         return {**row, "code": found.code, "reason": found.reason}
     from latticed.market import sources
 
-    row["keys"] = sources.fingerprints(found)
+    row["keys"] = sources.short(found.keys)
     try:
         shelved = await market.shelved(found)
     except Problem as problem:
@@ -179,8 +181,10 @@ async def _source_row(ask: Ask, market: Market, name: str, found: MarketSource |
         "usable": fault is None,
         "code": fault.code if fault else "",
         "reason": fault.reason if fault else "",
+        "signed_by": sources.short(shelved.judged.seen.keys if shelved.judged.seen else ()),
         "generated_at": document.generated_at,
-        "expires_at": rfc3339((document.generated_s + found.max_age_s) * 1_000_000),
+        "expires": {what: rfc3339(at_s * 1_000_000) for what, at_s in shelved.found.expires.items()},
+        "expires_at": rfc3339(min(shelved.found.expires.values()) * 1_000_000),
         "plugins": len(shelved.index.entries),
         "refused": list(shelved.index.refused[:20]),
     }

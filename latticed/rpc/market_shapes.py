@@ -57,18 +57,22 @@ class MarketInstall(Body, frozen=True):
 
 class SourceRow(TypedDict):
     """A source of the settings and its last index. `usable`: plugins can be installed from it; otherwise `code` and
-    `reason` say why not. `trouble`: why the last refresh failed. `keys`: fingerprints of those that are pinned.
+    `reason` say why not. `trouble`: why the last refresh failed. `keys`: fingerprints of those that are pinned,
+    `signed_by`: of those that signed the index. `expires`: by what of it ends then ("index", "revocations", a role),
+    `expires_at` the first of them.
     """
 
     name: str
     format: str
     url: str
     keys: list[str]
+    signed_by: list[str]
     usable: bool
     code: str
     reason: str
     trouble: str
     generated_at: str | None
+    expires: dict[str, str]
     expires_at: str | None
     plugins: int
     refused: list[str]

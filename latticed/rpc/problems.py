@@ -70,7 +70,8 @@ STATUS_OF: Final = {
     **dict.fromkeys(
         """source_invalid source_ambiguous index_missing index_invalid index_unsigned index_signature_invalid
         index_from_future index_rolled_back index_changed index_browse_only index_expired index_mismatch unsupported
-        too_young held release_revoked revocations_invalid revocations_unsigned fetch_blocked""".split(),
+        too_young held release_revoked revocations_invalid revocations_unsigned revocations_expired
+        fetch_blocked""".split(),
         HTTPStatus.CONFLICT,
     ),
     "fetch_missing": HTTPStatus.BAD_GATEWAY,

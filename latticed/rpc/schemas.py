@@ -181,6 +181,7 @@ _FETCH: Final = (
 _TAKE: Final = (
     "index_browse_only",
     "index_expired",
+    "revocations_expired",
     "index_mismatch",
     "unsupported",
     "too_young",

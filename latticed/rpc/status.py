@@ -11,6 +11,7 @@ from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
+from latticed.model.errors import Problem
 from latticed.model.runtime import Health, RuntimeState
 from latticed.rpc import counts
 from latticed.rpc.access import Scope
@@ -83,6 +84,7 @@ def troubles(api: Api) -> list[tuple[str, str]]:
 def notes(api: Api) -> list[Trouble]:
     """Facts for the operator that do not make the daemon degraded."""
     found: list[Trouble] = [{"code": code, "detail": detail} for code, detail in api.undelivered()]
+    found += _ended_sources(api)
     # Calls only: they are removed by default settings, decisions only where an operator wants it.
     removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
     if removed is None:
@@ -93,6 +95,33 @@ def notes(api: Api) -> list[Trouble]:
         f"audit.calls.max_bytes is {limits.max_bytes}, audit.calls.keep_days {limits.keep_days}"
     )
     return [*found, {"code": "audit_calls_removed", "detail": detail}]
+
+
+def _ended_sources(api: Api) -> list[Trouble]:
+    """Sources of the market from which nothing new is installed any more, for the age of what was fetched last.
+
+    By what is remembered of them: no index is read, as this is asked often. A repository's roles are told by
+    `GET /api/market` alone.
+    """
+    if not api.settings.market.sources:
+        return []
+    from latticed.market import remembered, sources
+    from latticed.market.formats import REVOCATIONS
+
+    seen, now_s = remembered.RememberedSources(api.ledger), api.clock.wall_us() // 1_000_000
+    found: list[Trouble] = []
+    for source in sources.of_settings(api.settings.market.sources).values():
+        if isinstance(source, Problem) or source.format != "static":
+            continue
+        for what, name in (("index", source.name), (REVOCATIONS, f"{source.name}/{REVOCATIONS}")):
+            last = seen.newest(name, source.keys)
+            if last is not None and last.generated_s + source.index_age_s < now_s:
+                detail = (
+                    f"{what} of the source {source.name} from {last.generated_at}: nothing new is installed from it, "
+                    f"what runs keeps running; latticectl market refresh {source.name}"
+                )
+                found.append({"code": f"{what}_expired", "detail": detail})
+    return found
 
 
 def _well(api: Api, record: Record) -> bool:

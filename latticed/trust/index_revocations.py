@@ -21,6 +21,10 @@ from latticed.trust import signed_document
 from latticed.trust.signed_document import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from latticed.trust.signed_document import SignedDocument
 
 SCHEMA: Final = "latticed.market.revocations.v1"
@@ -61,15 +65,26 @@ def decode(data: bytes) -> tuple[SignedDocument, tuple[SourceRevocation, ...], t
     found: list[SourceRevocation] = []
     refused: list[str] = []
     for place, one in enumerate(listed):
-        read = _revocation(one)
-        if isinstance(read, str):
-            refused.append(f"revocations[{place}]: {read}")
+        made = read(one)
+        if isinstance(made, str):
+            refused.append(f"revocations[{place}]: {made}")
         else:
-            found.append(read)
+            found.append(made)
     return document, tuple(found), tuple(refused)
 
 
-def _revocation(raw: Any) -> SourceRevocation | str:
+def holding(document: SignedDocument, *, pinned: Iterable[str], threshold: int, source: str) -> frozenset[str]:
+    """The keys under which revocations hold; Problem revocations_unsigned when those are fewer than `threshold`."""
+    found = document.held_by(pinned)
+    if len(found) < threshold:
+        expected = f"expected revocations.json of {source} to be signed by {threshold} pinned key(s)"
+        raise Problem(
+            "revocations_unsigned", f"{expected}, found {len(found)} that hold", "what was known stays in force"
+        )
+    return found
+
+
+def read(raw: Any) -> SourceRevocation | str:
     """One entry, or what was expected of it."""
     if not isinstance(raw, dict):
         return f"expected an object, found {shown(raw)}"
@@ -83,3 +98,37 @@ def _revocation(raw: Any) -> SourceRevocation | str:
     if digest is None and ids.is_valid(plugin_id) and _VERSION.fullmatch(version):
         return SourceRevocation(kind="plugins", value=f"{plugin_id}@{version}", action=action, reason=reason)
     return f"expected plugin (ID@VERSION, ID@*) or artifact_sha256 (64 hex digits), found {shown(plugin or digest)}"
+
+
+def signing_payload(raw: dict[str, Any]) -> bytes:
+    """The bytes that each signature of the revocations `raw` (a JSON object) covers."""
+    return signed_document.signing_payload(raw, DOMAIN)
+
+
+def signed(raw: dict[str, Any], *, publisher: str, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """`raw` with a signature by `key` added, in place of one that has the same label `publisher`."""
+    return signed_document.signed(raw, DOMAIN, publisher=publisher, key=key)
+
+
+def empty() -> dict[str, Any]:
+    """Revocations that take nothing back, unsigned."""
+    return {"schema": SCHEMA, "generated_at": "", "revocations": []}
+
+
+def with_revocation(raw: dict[str, Any], one: SourceRevocation) -> dict[str, Any]:
+    """`raw` with one more revocation; what of it other tools wrote stays, in its order.
+
+    Of the same plugin or artifact it takes the place of a milder one. Problem exists for one that is harsher already:
+    hosts that have seen it go by it for good.
+    """
+    field = "artifact_sha256" if one.kind == "digests" else "plugin"
+    made = {field: one.value, "action": one.action, **({"reason": one.reason} if one.reason else {})}
+    kept = []
+    for other in raw.get("revocations", []):
+        known = read(other)
+        if isinstance(known, str) or (known.kind, known.value) != (one.kind, one.value):
+            kept.append(other)
+        elif ACTIONS.index(known.action) > ACTIONS.index(one.action):
+            detail = f"expected {one.value} to be taken back by {one.action} at most, found {known.action}"
+            raise Problem("exists", detail, "a revocation holds for good: publish another version")
+    return {**raw, "revocations": [*kept, made]}

@@ -509,11 +509,14 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
         with place.running() as daemon:
             site = Site(daemon=daemon, web=web, name="keep", parent=tmp_path)
             bundle, other = site.bundle(v2=True), site.bundle()
+            take_back(site, {"plugin": "acme.elsewhere@*", "action": "freeze"}, at=time.time() - 15 * 86_400)
             raw = site.refreshed(site.offer(bundle), site.offer(other), at=time.time() - 20 * 86_400)
             assert site.install(bundle).status == 200
             daemon.activate(bundle.id)
             far = json.loads(daemon.ctl("trust", "horizon", "--format", "json").stdout)
-            assert [(one["what"], one["name"]) for one in far] == [("index", "keep")]
+            dated = [(one["what"], one["name"]) for one in far if one["when"]]
+            assert dated == [("index", "keep"), ("revocations", "keep")]
+            assert {one["what"] for one in far if not one["when"]} == {"index key", "publisher key"}
             # It was generated 20 days ago, so the 30 days of the settings end in 10.
             assert daemon.ctl("trust", "horizon").returncode == 3
         web.answers["/keep/plugins.json"] = index_servers.status(503)
@@ -533,7 +536,17 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
             assert site.row()["code"] == "index_rolled_back"
             # T18
             site.refreshed(site.offer(bundle), site.offer(other))
+            # Of what is taken back nothing newer was seen for 15 days: somebody may withhold it.
+            assert site.row()["code"] == "revocations_expired"
+            assert site.code(site.install(other)) == "revocations_expired"
+            assert daemon.plugin(bundle.id)["runtime"]["state"] == "armed"
+            noted = json.loads(daemon.ctl("health", "--format", "json").stdout)["notes"]
+            assert [one["code"] for one in noted] == ["revocations_expired"]
+            assert daemon.ctl("trust", "horizon").returncode == 3
+            take_back(site)
+            assert site.refresh().status == 200
             assert site.install(other).status == 200
+            assert json.loads(daemon.get("/api/health").body)["notes"] == []
 
 
 # Faults, and what a source takes back: in a daemon of its own, which is killed and started again.
@@ -592,11 +605,11 @@ def test_full_disk_or_kill_leaves_the_old_or_the_new_bundle(shaky, web, tmp_path
         assert daemon.plugin(second.id)["available"] is True
 
 
-def take_back(site, *entries, signers=(SOURCE,)):
-    """Serve revocations, each newer than the ones before."""
+def take_back(site, *entries, signers=(SOURCE,), at=None):
+    """Serve revocations, each newer than the ones before unless `at` says when they are from."""
     raw = {
         "schema": "latticed.market.revocations.v1",
-        "generated_at": indexes.moment(time.time() - 1000 + next(_ids)),
+        "generated_at": indexes.moment(at or time.time() - 1000 + next(_ids)),
         "revocations": list(entries),
     }
     signed = indexes.sign(raw, *signers, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")

@@ -1,4 +1,4 @@
-"""latticectl index: add, sign, validate, in an empty directory; what hosts would refuse is refused here first."""
+"""latticectl index: add, sign, revoke, validate, in an empty directory; what hosts would refuse is refused first."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from latticed.kit import files
-from latticed.trust import index
+from latticed.trust import index, index_revocations
 
 URL = "https://plugins.example.org/shelf"
 SITE = "site/plugins.json"
+BACK = Path("site/revocations.json")
 
 
 @pytest.fixture
@@ -314,3 +315,112 @@ def test_what_another_tool_put_into_an_index_stays(ctl, author, add):
     assert (after["notice"], after["plugins"][0]["icon"]) == ("hello", "a.svg")
     assert after["publishers"][0]["homepage"] == "https://a.example"
     assert ctl("index", "validate", "--index-key", author["index"], SITE).code == 0
+
+
+@pytest.fixture
+def revoke(ctl, add):
+    add()
+
+    def revoke(*words, action="freeze"):
+        return ctl("index", "revoke", *words, "--action", action, "--key", "index.key", SITE)
+
+    return revoke
+
+
+def taken_back():
+    """The file as hosts read it: what it takes back, and under which keys it holds."""
+    document, found, refused = index_revocations.decode(BACK.read_bytes())
+    return {(one.kind, one.value): (one.action, one.reason) for one in found}, document, refused
+
+
+def test_revoked_release_is_one_that_hosts_take_back(ctl, author, revoke):
+    digest = read()["plugins"][0]["releases"][0]["artifact_sha256"]
+    ran = revoke("--plugin", "acme.demo@0.1.0", "--digest", digest.upper(), "--reason", "leaks tokens")
+    assert (ran.code, ran.err.count("note")) == (0, 0), ran
+    found, document, refused = taken_back()
+    both = {("plugins", "acme.demo@0.1.0"), ("digests", digest)}
+    assert (set(found), set(found.values()), refused) == (both, {("freeze", "leaks tokens")}, ())
+    assert document.held_by([author["index"]])
+    validate = ("index", "validate", "--index-key", author["index"], SITE, "--format", "json")
+    assert ctl(*validate).json["findings"] == []
+    # The date rises with each change; `sign` dates both files anew, and keeps what is taken back.
+    assert revoke("--plugin", "acme.gone@*", action="kill").code == 0
+    later = taken_back()[1].generated_s
+    assert later > document.generated_s
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+    assert set(taken_back()[0]) == both | {("plugins", "acme.gone@*")}
+    assert taken_back()[1].generated_s > later
+    # A second signer's signature is beside the first one in both.
+    ctl("key", "generate", "second.key")
+    second = ctl("key", "show", "second.key").out.strip()
+    assert ctl("index", "sign", "--keep", "--key", "second.key", "--label", "second", SITE).code == 0
+    assert taken_back()[1].held_by([author["index"], second]) == {author["index"], second}
+    assert ctl(*validate, "--index-key", second).json["findings"] == []
+
+
+def test_revocation_grows_harsher_and_never_milder(revoke):
+    assert revoke("--plugin", "acme.demo@0.1.0").code == 0
+    assert revoke("--plugin", "acme.demo@0.1.0", action="kill").code == 0
+    before = BACK.read_bytes()
+    assert [one[0] for one in taken_back()[0].values()] == ["kill"]
+    refused = revoke("--plugin", "acme.demo@0.1.0", action="block-install")
+    assert (refused.code, "holds for good" in refused.err, BACK.read_bytes()) == (1, True, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 2),
+        (("--plugin", "acme.demo"), 2),
+        (("--plugin", "../x@1"), 2),
+        (("--digest", "7f3a"), 2),
+        (("--plugin", "acme.demo@0.1.0", "--label", "A B"), 2),
+    ],
+)
+def test_what_hosts_could_not_read_is_not_taken_back(revoke, words, code):
+    ran = revoke(*words)
+    assert (ran.code, BACK.exists()) == (code, False), ran
+
+
+def test_mistyped_version_is_noticed(revoke):
+    ran = revoke("--plugin", "acme.demo@0.1.1")
+    assert (ran.code, "no release" in ran.err, "acme.demo@0.1.1" in ran.err) == (0, True, True), ran
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"schema": "lattice.plugin.index.v1"}'])
+def test_file_that_is_no_revocations_is_left_as_it_is(ctl, author, revoke, data):
+    BACK.write_bytes(data)
+    whole = Path(SITE).read_bytes()
+    assert revoke("--plugin", "acme.demo@0.1.0").code == 1
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 1
+    assert (BACK.read_bytes(), Path(SITE).read_bytes()) == (data, whole)
+    found = ctl("index", "validate", SITE, "--format", "json").json["findings"]
+    assert [(one["where"], one["code"]) for one in found] == [("revocations.json", "revocations_invalid")]
+
+
+def test_validate_finds_revocations_that_hosts_would_refuse(ctl, author, revoke):
+    revoke("--plugin", "acme.demo@0.1.0")
+    raw = json.loads(BACK.read_bytes())
+
+    def found(**fields):
+        BACK.write_text(json.dumps({**raw, **fields}))
+        ran = ctl("index", "validate", "--index-key", author["index"], SITE, "--format", "json")
+        return [one["code"] for one in ran.json["findings"]]
+
+    assert found() == []
+    assert found(signatures=[]) == ["revocations_unsigned"]
+    assert found(revocations=[]) == ["revocations_unsigned"]
+    BACK.write_text(json.dumps({**raw, "revocations": [*raw["revocations"], {"action": "burn"}]}))
+    assert ctl("index", "validate", SITE, "--format", "json").json["findings"][0]["code"] == "entry_refused"
+
+
+def test_full_disk_leaves_the_old_revocations(revoke, monkeypatch):
+    revoke("--plugin", "acme.demo@0.1.0")
+    before = BACK.read_bytes()
+
+    def replace(path, data, *, mode):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(files, "replace", replace)
+    ran = revoke("--plugin", "acme.demo@*", action="kill")
+    assert (ran.code, "No space left" in ran.err, BACK.read_bytes()) == (1, True, before)
