@@ -154,6 +154,8 @@ class Reloader:
         self._api.lifecycle.upgrades.gate_s = applied.upgrade.gate_s
         self._broker.limits = gate_limits(applied)
         self._services.apply(applied)
+        self._api.spawner.apply(applied.sandbox, applied.plugin_limits)
+        self._api.catalog.apply(applied.watch)
         supervision = applied.supervision
         self._api.supervisor.apply(
             restart_policy(supervision),

@@ -107,6 +107,11 @@ class Catalog:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
+    def apply(self, watch: WatchSettings) -> None:
+        """Have changes judged by these settings, from the next look at each directory on."""
+        for directory in self._directories.values():
+            directory.apply(watch)
+
     async def changes(self) -> AsyncIterator[tuple[Sighting, ...]]:
         """All changes, in batches, for one reader. The first batch is all that the first scan found, even if nothing.
 

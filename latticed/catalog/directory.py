@@ -105,6 +105,13 @@ class Directory:
         self._schedule = ScanSchedule(rescan_s=watch.rescan_s, now_s=self._now())
         self._tasks: list[asyncio.Task[None]] = []
 
+    def apply(self, watch: WatchSettings) -> None:
+        """Go by these settings from the next look on, which comes within TICK_S."""
+        self._settle.quiet_s, self._settle.longest_s = watch.quiet_s, watch.max_wait_s
+        self._settle_active.quiet_s = watch.quiet_s
+        self._settle_active.longest_s = min(watch.max_wait_s, ACTIVE_LONGEST_S)
+        self._schedule.rescan_s = watch.rescan_s
+
     @property
     def entries(self) -> Mapping[str, DirectoryEntry]:
         """What was judged last, by the bundle's directory name: a live view."""

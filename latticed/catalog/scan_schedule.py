@@ -16,11 +16,11 @@ _SHARE: Final = 4  # pauses of four times a scan's own duration: at most a fifth
 class ScanSchedule:
     """When to scan a directory. Pure arithmetic; times are seconds of a clock that only grows.
 
-    The first scan is due at once; `rescan_s` is the setting of that name.
+    The first scan is due at once; `rescan_s` is the setting of that name, which may be changed at any time.
     """
 
     def __init__(self, *, rescan_s: float, now_s: float) -> None:
-        self._rescan_s = rescan_s
+        self.rescan_s = rescan_s
         self._scanned_s = self._allowed_s = self._ticked_s = now_s
         self._wanted = True
 
@@ -40,7 +40,7 @@ class ScanSchedule:
         if self._wanted:
             return self._allowed_s
         # Never less often than the settings ask for.
-        every_s = self._rescan_s if watched else min(FALLBACK_S, self._rescan_s)
+        every_s = self.rescan_s if watched else min(FALLBACK_S, self.rescan_s)
         return max(self._scanned_s + every_s, self._allowed_s)
 
     def scan_began(self) -> None:

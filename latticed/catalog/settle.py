@@ -8,11 +8,14 @@ from __future__ import annotations
 
 
 class Settle:
-    """Names that were marked, each due `quiet_s` after its last mark and at most `longest_s` after its first."""
+    """Names that were marked, each due `quiet_s` after its last mark and at most `longest_s` after its first.
+
+    Both may be changed at any time, and count for names that are marked already.
+    """
 
     def __init__(self, *, quiet_s: float, longest_s: float) -> None:
-        self._quiet_s = quiet_s
-        self._longest_s = longest_s
+        self.quiet_s = quiet_s
+        self.longest_s = longest_s
         # Both are ordered by their times: insertion order is time order, because the clock only grows.
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -37,7 +40,7 @@ class Settle:
         if not self._first:
             return None
         # The first of each: both dicts are in the order of their times.
-        return min(next(iter(self._last.values())) + self._quiet_s, next(iter(self._first.values())) + self._longest_s)
+        return min(next(iter(self._last.values())) + self.quiet_s, next(iter(self._first.values())) + self.longest_s)
 
     def due(self, now_s: float) -> list[str]:
         """Take out and return the names that are due at `now_s`."""
@@ -46,7 +49,7 @@ class Settle:
             quiet, quiet_since = next(iter(self._last.items()))
             oldest, _ = next(iter(self._first.items()))
             # Else it is the oldest that is due, for one of both is.
-            name = quiet if quiet_since + self._quiet_s <= now_s else oldest
+            name = quiet if quiet_since + self.quiet_s <= now_s else oldest
             self.forget(name)
             found.append(name)
         return found

@@ -64,16 +64,27 @@ class ChildSpawner:
     """Starts every confined child of the daemon. `probed` is what the host gives, `floor` the least level for manifests
     that name none, `interpreters` the allowed names and their paths.
 
-    `limits` and `settings` are read once, at the daemon's start.
+    A reload calls `apply` with what it changed of `limits` and `settings`; the floor is that of the daemon's start.
     """
 
     def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
         self.probed = probed
         self.floor = Level.of(settings.floor)
-        self.interpreters = interpreters(settings.interpreters)
+        self._named, self.interpreters = settings.interpreters, interpreters(settings.interpreters)
         self._limits = limits
-        self._uids = Uids(settings.uid_first, settings.uids)
+        self._pool = settings.uid_first, settings.uids
+        self._uids = Uids(*self._pool)
         self.usage = ChildUsage(probed.delegation)
+
+    def apply(self, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
+        """Start children by these settings from now on; those that run keep what they have, their uids too."""
+        if settings.interpreters != self._named:  # else no file is looked at
+            self._named, self.interpreters = settings.interpreters, interpreters(settings.interpreters)
+        self._limits = limits
+        # Another pool only if it is one: in a new one each uid would first be tried as if it were free.
+        if (settings.uid_first, settings.uids) != self._pool:
+            self._pool = settings.uid_first, settings.uids
+            self._uids = Uids(*self._pool)
 
     def choose(
         self,

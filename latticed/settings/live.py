@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from latticed.settings.shapes import Settings
 
 SECTIONS: Final = frozenset(
-    "access audit ddns host_calls log mail market node notify service static task trust tunnel upgrade".split()
+    "access audit ddns host_calls log mail market node notify service static task trust tunnel upgrade watch".split()
 )
 """All of these; `trust` is a path of its own."""
 KEYS: Final = frozenset(
@@ -28,6 +28,22 @@ KEYS: Final = frozenset(
         "monitor.total_monitors",
         "monitor.min_interval_s",
         "monitor.results",
+        # Not the defaults, nor `sandbox.floor`: what a manifest leaves out counts as accepted with their values
+        # (`lifecycle.manifest_defaults`), so another value is a question to the operator of every plugin.
+        "plugin_limits.host_calls",
+        "plugin_limits.invocations",
+        "plugin_limits.max_cpu_percent",
+        "plugin_limits.max_invoke_timeout_s",
+        "plugin_limits.max_memory_mib",
+        "plugin_limits.max_open_files",
+        "plugin_limits.max_processes",
+        "plugin_limits.max_stdout_kib",
+        "plugin_limits.scratch_files",
+        "plugin_limits.scratch_mib",
+        "plugin_limits.stderr_kib",
+        "sandbox.interpreters",
+        "sandbox.uid_first",
+        "sandbox.uids",
     }
 )
 OTHERS: Final = frozenset({"apply"})

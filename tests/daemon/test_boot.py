@@ -132,8 +132,8 @@ def test_check_config_prints_every_setting_with_its_origin(place):
     lines = ran.stdout.splitlines()
     assert f'plugin_dir = "{place.plugins}"  # {place.config}; a change needs a restart' in lines
     assert 'log.level = "debug"  # environment LATTICED_LOG_LEVEL' in lines
-    assert f"watch.quiet_s = 0.5  # {place.config}; a change needs a restart" in lines
-    assert "watch.max_wait_s = 2.0  # default; a change needs a restart" in lines
+    assert f"watch.quiet_s = 0.5  # {place.config}" in lines
+    assert "limits.bundles = 20000  # default; a change needs a restart" in lines
     assert "supervision.drain_s = 10.0  # default" in lines
     assert list(place.state.iterdir()) == []
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import aiohttp
+import msgspec
 import pytest
 
 from latticed.app import App
 from latticed.kit import logs
+from latticed.model.manifest import Manifest, ManifestLimits, RuntimeSpec
 from tests.house import bundles, edges, hostcalls, in_process, targets
+
+LOWER = """
+[plugin_limits]
+memory_mib = 64
+max_memory_mib = 512
+scratch_mib = 3
+invocations = 2
+max_invoke_timeout_s = 5
+
+[sandbox.interpreters]
+sh = "/bin/sh"
+"""
+ASKED = ManifestLimits(memory_mib=1_000, invoke_timeout_s=20)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +81,38 @@ async def test_hosts_of_both_listeners_take_effect_at_a_reload():
         in_process.settings_in(home.root, toml + 'hosts = ["app.example.org"]\n')
         await home.look()
         assert (await statuses("app.example.org"), await statuses("localhost")) == ([200, 200], [421, 421])
+
+
+async def test_limits_of_children_and_the_watch_take_effect_at_a_reload(tmp_path):
+    """For what is started from then on; the defaults for manifests that say nothing stay those of the start."""
+    (tmp_path / "trust.json").write_bytes(bundles.policy_bytes(bundles.author()))
+    config, settings = in_process.settings_in(tmp_path)
+    asking = Manifest(
+        id="acme.demo", name="Demo", type="system", capabilities=("kv:read",), runtime=RuntimeSpec(limits=ASKED)
+    )
+    silent = msgspec.structs.replace(asking, runtime=RuntimeSpec())
+    async with App(config, settings, runners={}) as app:
+        spawner, before = app.api.spawner, app.api.spawner.limits(silent)
+        assert spawner.limits(asking).memory_bytes == 1_000 << 20
+        in_process.settings_in(tmp_path, LOWER)
+        await app.reloader.looks[0].start()
+        assert spawner.limits(asking).memory_bytes == 512 << 20
+        assert (spawner.invoking(asking).timeout_s, spawner.invoking(asking).at_once) == (5, 2)
+        after = spawner.limits(silent)
+        assert (after.memory_bytes, after.scratch_bytes) == (before.memory_bytes, 3 << 20)
+        assert spawner.interpreters == {"sh": "/bin/sh"}
+
+
+async def test_quiet_time_takes_effect_at_a_reload(monkeypatch):
+    """Also for a bundle that waits already."""
+    swift = in_process.SWIFT
+    monkeypatch.setattr(in_process, "SWIFT", "[watch]\nquiet_s = 60\nmax_wait_s = 600\nrescan_s = 86400\n")
+    async with in_process.opened() as home:
+        home.drop("demo", id="acme.demo")
+        monkeypatch.setattr(in_process, "SWIFT", swift)
+        in_process.settings_in(home.root)
+        await home.look()
+        await home.seen("acme.demo")
 
 
 async def test_tunnel_settings_take_effect_at_a_reload(tmp_path):
