@@ -237,7 +237,8 @@ class App:
         await stack.enter_async_context(lifecycle)
         # Before the plugins are stopped.
         stack.push_async_callback(self._drain, schedules)
-        # After the plugins, so that it is closed before them: what it is delivering is cancelled, and sent again later.
+        # After the plugins, so that it is closed before them: what it is delivering is waited for, as all that plugins
+        # do, and sent again later where that takes too long.
         deliverer = await stack.enter_async_context(self._make_deliverer(supervisor))
         # Last what is reached from outside: nothing is asked before everything can answer.
         api = self.api = Api(
@@ -277,6 +278,7 @@ class App:
         await stack.enter_async_context(server)
         # First of all when it stops: while requests under way get their time, no run begins.
         stack.callback(schedules.begin_none)
+        stack.callback(deliverer.begin_none)
         self.reloader = Reloader(self._config, api, server, broker=self.broker, services=services, listeners=listeners)
         # Set afterwards, since the reloader needs the API that shows its troubles.
         api.around = self.reloader.troubles
@@ -342,6 +344,7 @@ class App:
             active=active,
             clock=self._clock,
             state_dir=self._settings.state_dir,
+            drain_s=self._left_s,
         )
 
     def _make_runners(

@@ -87,7 +87,8 @@ class _Delivered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Deliverer:
-    """An async context manager: delivers while it is open. Stopping waits for no outsider.
+    """An async context manager: delivers while it is open. Leaving it lets deliveries under way end within `drain_s()`
+    seconds: one that is cut off is made once more, since nobody knows what became of it.
 
     `invoke(action, payload)` has the plugin carry out an action, or raises Problem. `running()`: when the instance that
     runs was started, 0 for none. `active()`: whether the operator has it active, None before that is known.
@@ -103,6 +104,7 @@ class Deliverer:
         active: Callable[[], bool | None],
         clock: Clock,
         state_dir: Path,
+        drain_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._queue = queue
         self.channels = channels
@@ -111,7 +113,12 @@ class Deliverer:
         self._active = active
         self._clock = clock
         self._state_dir = state_dir
+        self._drain_s = drain_s
+        self._ending = False
         self._busy: dict[str, asyncio.Task[None]] = {}
+        self._sending: set[str] = set()
+        """Channels with a message under way: not those that only wait to try something again."""
+        self._sent = asyncio.Event()
         self._slow: set[str] = set()
         self._turns: dict[str, float] = {}  # channel: when it was last delivered to
         self._shown: tuple[int, dict[str, str]] = (0, {})  # the instance and the degraded channels that it was told of
@@ -132,6 +139,10 @@ class Deliverer:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+
+    def begin_none(self) -> None:
+        """The daemon stops: no delivery begins from here on; those under way go on."""
+        self._ending = True
 
     async def test(self, channel: str) -> dict[str, Any]:
         """What a channel makes of a test message: `{outcome, code, reason, answered}`. Problem, also when the plugin
@@ -212,6 +223,8 @@ class Deliverer:
         await self._show_degraded()
         pause_s = LONGEST_SLEEP_S
         for name, wait_s in sorted(self.channels.due(), key=lambda one: self._turns.get(one[0], 0.0)):
+            if self._ending:
+                break
             if name in self._busy:
                 continue  # its end sets `changed`
             if wait_s > 0:
@@ -242,13 +255,22 @@ class Deliverer:
         try:
             message = await self.channels.take(name)
             if message is not None:
+                self._sending.add(name)
                 await self._send(name, message)
         except Problem as problem:  # the disk is full or failing
             log.warning("notification_step_failed", channel=name, code=problem.code)
-            await asyncio.sleep(FAULT_PAUSE_S)
         except Exception:
             log.error("notification_step_failed", channel=name, exc_info=True)
-            await asyncio.sleep(FAULT_PAUSE_S)
+        else:
+            return
+        finally:
+            self._over(name)
+        await asyncio.sleep(FAULT_PAUSE_S)
+
+    def _over(self, name: str) -> None:
+        """No message of this channel is under way any more."""
+        self._sending.discard(name)
+        self._sent.set()
 
     async def _send(self, name: str, message: Message) -> None:
         """Have one message sent, and record how that ended."""
@@ -264,6 +286,7 @@ class Deliverer:
                 await self.channels.report(message, found)
             except Problem as problem:  # the disk is full or failing
                 log.warning("notification_unrecorded", channel=name, code=problem.code)
+                self._over(name)  # a stop does not wait for the disk
                 await asyncio.sleep(FAULT_PAUSE_S)
             else:
                 return
@@ -306,6 +329,11 @@ class Deliverer:
                 self._shown = now
 
     async def _stop_deliveries(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s()):
+                while self._sending:
+                    self._sent.clear()
+                    await self._sent.wait()
         tasks = list(self._busy.values())
         for task in tasks:
             task.cancel()

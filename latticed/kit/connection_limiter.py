@@ -203,7 +203,8 @@ class ConnectionLimiter(Generic[C]):
         """Let answers under way finish for `within_s` seconds at most, then interrupt them, then cut what is left.
 
         A new connection has FRESH_S to send its request, which is answered: to a client that is cut it would not be
-        known whether anything was done.
+        known whether anything was done. Those that come later, where the listener is open still, are answered while
+        this goes on, and hold up nothing.
         """
         for connection in self.connections():
             if connection.busy or connection.begun or connection.fresh:
@@ -213,10 +214,11 @@ class ConnectionLimiter(Generic[C]):
         fresh_s = min(FRESH_S, within_s)
         await self._until(lambda one: one.busy, fresh_s)
         self.dismiss()
-        await self._until(lambda _: False, within_s - fresh_s)
+        under_way = set(self.connections())
+        await self._until(lambda one: one not in under_way, within_s - fresh_s)
         for connection in self.connections():
             connection.interrupt()
-        await self._until(lambda _: False, INTERRUPTED_S)
+        await self._until(lambda one: not (one.busy or one.begun), INTERRUPTED_S)
         for connection in self.connections():
             self._cut(connection)
 

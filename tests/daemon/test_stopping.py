@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 
@@ -61,6 +62,27 @@ def test_what_is_under_way_ends_and_what_takes_too_long_is_told():
         assert host.daemon.ended() == 0
         processes.until(lambda: not host.daemon.place.socket.exists(), what="the socket to go")
         assert [one for one in host.daemon.log() if one["level"] in {"error", "critical"}] == []
+
+
+def test_clients_that_say_nothing_hold_up_no_stop():
+    """They go on to connect, to a socket that is the daemon's own until it ends."""
+    with hosting.hosting("supervision.drain_s = 300") as host, contextlib.ExitStack() as stack:
+        gone = threading.Event()
+
+        def connecting():
+            while not gone.is_set():
+                try:
+                    stack.enter_context(raw_http.connected(host.daemon.place.socket))
+                except OSError:
+                    return
+                gone.wait(0.2)
+
+        thread = threading.Thread(target=connecting)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(gone.set)
+        host.daemon.signal(signal.SIGTERM)
+        assert host.daemon.ended() == 0
 
 
 NAPPER = b"""#!/usr/bin/env python3

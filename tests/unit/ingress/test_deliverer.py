@@ -61,7 +61,7 @@ class Opened:
 @pytest.fixture
 def opened(tmp_path):
     @contextlib.asynccontextmanager
-    async def opening(plugin):
+    async def opening(plugin, drain_s=0.0):
         clock = SystemClock()
         settings = shapes.NotifySettings(backoff_base_s=0.1, backoff_ceiling_s=0.1)
         async with (
@@ -77,6 +77,7 @@ def opened(tmp_path):
                 active=lambda: True,
                 clock=clock,
                 state_dir=tmp_path,
+                drain_s=lambda: drain_s,
             )
             async with running:
                 yield Opened(plugin, queue, channels, running)
@@ -97,6 +98,36 @@ async def test_channel_that_hangs_holds_up_no_other_and_stopping_does_not_wait(o
         await it.send(*(f"t{n}" for n in range(20)))
         await until(lambda: len(plugin.told) == 20)
     assert {channel for channel, _ in plugin.told} == {"quick"}
+
+
+async def test_delivery_under_way_at_a_stop_ends_and_is_not_made_again(opened):
+    """None begins meanwhile; what waits is delivered after the next start, with the same id where a stop cuts one."""
+    plugin, began, go_on, ids = Plugin("a"), asyncio.Event(), asyncio.Event(), []
+
+    async def deliver(payload):
+        ids.append(payload["id"])
+        began.set()
+        await go_on.wait()
+        return {"outcome": "done"}
+
+    plugin.deliver = deliver
+    async with opened(plugin, drain_s=60) as it:
+        await it.send("first")
+        await began.wait()
+        await it.send("second")
+        it.running.begin_none()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    assert (plugin.told, len(ids)) == ([("a", "first")], 1)
+    began.clear()
+    go_on.clear()
+    async with opened(plugin) as it:  # which gives nothing to drain
+        await began.wait()
+    assert plugin.told == [("a", "first")]
+    go_on.set()
+    async with opened(plugin):
+        await until(lambda: len(plugin.told) == 2)
+    assert plugin.told == [("a", "first"), ("a", "second")]
+    assert (len(ids), len(set(ids))) == (3, 2), "one id for both attempts at the second"
 
 
 async def test_many_channels_that_hang_leave_slots_for_the_others(opened, monkeypatch):
