@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from latticed.kit.value import Value
 from latticed.model import hostcall
 from latticed.model.hostcall import Denial, Denied
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rights:
+class Rights(Value, frozen=True, kw_only=True):
     """Capabilities that a verified manifest declares, and those that the operator granted; both make one effective.
 
     `calls`: the only calls that may be made, of a version that stands by (`hostcall.IDLE`); None: all.
@@ -20,8 +18,7 @@ class Rights:
     calls: frozenset[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallAttempt:
+class CallAttempt(Value, frozen=True, kw_only=True):
     """A call as far as access is concerned; `size` is the length in bytes of its encoded parameters; `within_rate`:
     whether every bucket that applies had a token.
     """
@@ -31,8 +28,7 @@ class CallAttempt:
     within_rate: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allow:
+class Allow(Value, frozen=True, kw_only=True):
     """The call may be carried out, by this effective capability."""
 
     capability: str

@@ -13,12 +13,12 @@ import stat
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from latticed.bundle import refusal
 from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
 from latticed.kit import files
+from latticed.kit.value import Value
 from latticed.model import accepted
 from latticed.model.verdict import Code
 
@@ -47,8 +47,7 @@ _buffers = threading.local()
 """A scratch buffer for each thread that reads (`_own_buffer`)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadLimits:
+class ReadLimits(Value, frozen=True, kw_only=True):
     """How much of a bundle is read at most, in bytes, and for how long (settings `limits.*`)."""
 
     manifest_bytes: int = 64 << 10

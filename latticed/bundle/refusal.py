@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import FaultError
 from latticed.model.verdict import Code, Refused
 
@@ -27,8 +27,7 @@ class BundleRefused(FaultError):
         super().__init__(Refused(code, reason, hint, manifest))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Codes:
+class _Codes(Value, frozen=True, kw_only=True):
     """The verdict codes of one of the two files."""
 
     missing: Code

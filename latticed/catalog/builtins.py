@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.bundle import decode, refusal
 from latticed.bundle.read import BundleDirectory, ReadLimits
 from latticed.bundle.refusal import BundleRefused
 from latticed.kit import files, strict_json
+from latticed.kit.value import Value
 from latticed.model import ids
 from latticed.model.verdict import Code
 from latticed.system import builtin as packages
@@ -100,8 +100,7 @@ def _completed(data: bytes, own: dict[str, str]) -> bytes:
     return json.dumps({**raw, **own}, ensure_ascii=False).encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Found(Value, frozen=True, kw_only=True):
     """One built-in as it was read at the start; a `verify.Source`. `refused`: why its pair could not be read."""
 
     builtin: Builtin

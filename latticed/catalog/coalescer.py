@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latticed.kit.value import Value
 from latticed.model.verdict import Refused, Verdict, Verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class Sighting(Value, frozen=True, kw_only=True):
     """What is known of one bundle now: `verdict` None means that it is gone.
 
     `name` is `<directory label>/<bundle name>`; bytes that are not UTF-8 are surrogate escapes (os.fsdecode).

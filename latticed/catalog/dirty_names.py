@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,8 +14,7 @@ MAX_NAMES: Final = 65_536
 """More names than this are replaced by a request to scan."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirtyBatch:
+class DirtyBatch(Value, frozen=True, kw_only=True):
     """What was collected since the last `take`. `scan`: everything has to be looked at.
 
     `events` and `overflows` (of the kernel's queue, inotify(7)) count, for health.

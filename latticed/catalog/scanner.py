@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.bundle import read
 from latticed.bundle.refusal import BundleRefused
 from latticed.catalog import root as roots
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused, Verdict, Verified
 from latticed.trust import verify
@@ -42,8 +43,7 @@ them at the resolution of a kernel tick. Its entry is not compared: the next sca
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryEntry:
+class DirectoryEntry(Value, frozen=True, kw_only=True):
     """One bundle as it was last judged.
 
     `fingerprint` None means that the next scan judges again. `artifact` is (SHA-256 hex, bytes) of what was hashed,
@@ -63,16 +63,14 @@ class DirectoryEntry:
         return (found.artifact_sha256, found.artifact_bytes) if isinstance(found, Verified) else self.artifact
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class Listing(Value, frozen=True, kw_only=True):
     """The names in a directory that may be bundles; `unlisted` counts further ones, beyond the limit."""
 
     names: frozenset[str]
     unlisted: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(Value, frozen=True, kw_only=True):
     """What is known of a bundle directory without reading a file: its (dev, inode), the uid of its owner, and whether
     there is a manifest in it.
     """
@@ -82,8 +80,7 @@ class Candidate:
     has_manifest: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
+class Judge(Value, frozen=True, kw_only=True):
     """Gives the verdict on a bundle directory (`judge`), on a worker thread.
 
     `policy` is called for each verdict, so a change of policy counts at once. `host_version` is what a manifest may ask

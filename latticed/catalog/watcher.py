@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask
@@ -23,6 +22,7 @@ from latticed.bundle import read
 from latticed.catalog import mounts
 from latticed.catalog import root as roots
 from latticed.kit import files
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ _PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  #
 _PARTS: Final = frozenset({read.MANIFEST.encode(), read.ARTIFACT.encode(), b""})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Watch:
+class _Watch(Value, frozen=True, kw_only=True):
     """One watch in the kernel: its descriptor, its callback's id, the (dev, inode) that it is on, and which events."""
 
     wd: WatchDescriptor

@@ -6,7 +6,6 @@ goes on without a start, would not put its own again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +17,7 @@ from latticed.host.program import spec as program_specs
 from latticed.host.route import spec as route_specs
 from latticed.host.tunnel import spec as tunnel_specs
 from latticed.kit import logs
+from latticed.kit.value import Value, field
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 log = logs.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
+class Declared(Value, frozen=True, kw_only=True):
     """Specs as JSON, by path, name, or name and type. `tasks`: seq of the last task that any plugin had submitted."""
 
     tasks: int = 0
@@ -40,8 +39,7 @@ class Declared:
     records: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
+class _Kind(Value, frozen=True, kw_only=True):
     """One kind of what is kept: its field of `Declared`, and how it is read, put and deleted, by its key there."""
 
     name: str

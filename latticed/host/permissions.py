@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from latticed.kit.value import Value
 from latticed.model import egress, permits
 from latticed.model.egress import EgressRights
 from latticed.model.errors import Fault
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginStanding:
+class PluginStanding(Value, frozen=True, kw_only=True):
     """What decides whether a plugin may act.
 
     `active`: an operator has it active, and it is not being handed over to another publisher. `fault`: the code for
@@ -167,8 +167,7 @@ class Permissions:
         return self.egress_rights(plugin_id).origins
 
 
-@dataclass(frozen=True, slots=True)
-class CapabilityPermissions:
+class CapabilityPermissions(Value, frozen=True):
     """Permissions to act with one of `capabilities`; reads `permissions` at each call."""
 
     permissions: Permissions

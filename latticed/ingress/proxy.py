@@ -11,7 +11,6 @@ import contextlib
 import socket
 from collections import Counter
 from contextvars import ContextVar
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -21,6 +20,7 @@ from yarl import URL
 
 from latticed.ingress import forwarding
 from latticed.kit import made_socket
+from latticed.kit.value import Value
 from latticed.model import hosts
 from latticed.model.errors import Problem
 
@@ -40,8 +40,7 @@ _FOR: Final[ContextVar[Proxied]] = ContextVar("_FOR")
 """The service that the current task connects to; for the trace callbacks of aiohttp, which get no argument."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyLimits:
+class ProxyLimits(Value, frozen=True, kw_only=True):
     """Limits of one exchange, in seconds and bytes.
 
     `head_s`: until the head of the answer, restarts with each piece of the request. `idle_s`: until the next piece of
@@ -61,8 +60,7 @@ class ProxyLimits:
     at_once: int = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxiedAnswer:
+class ProxiedAnswer(Value, frozen=True, kw_only=True):
     """One proxied request. `path`: path and query below the route, percent-encoded; `private`: it has a session."""
 
     request: web.BaseRequest

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from latticed.kit.value import Value
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def prepare() -> None:
-    """Have msgspec read the annotations of every Struct that is defined by now (some 150: 15 ms).
+    """Have msgspec read the annotations of every Struct that is decoded and defined by now (some 150: 15 ms).
 
     It otherwise does so when a type is first decoded, and crashes (SIGSEGV, seen with 0.22) when two threads do that at
     the same time: its reader is Python code, at which threads are switched. Call it before threads are started.
@@ -22,5 +24,7 @@ def prepare() -> None:
 
 def _below(kind: type[Any]) -> Iterator[type[Any]]:
     for one in kind.__subclasses__():
+        if one is Value:  # never decoded
+            continue
         yield one
         yield from _below(one)

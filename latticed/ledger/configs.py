@@ -5,8 +5,9 @@ Documents hold references to secrets, never values. Callers check documents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 _COLUMNS: Final = "document, sha256, schema_sha256, updated_at"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigRow:
+class ConfigRow(Value, frozen=True, kw_only=True):
     """`document` is compact JSON, hashes are lowercase hex, `updated_at` microseconds since the epoch."""
 
     document: bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
+from latticed.kit.value import Value
 from latticed.ledger import audit
 from latticed.model import chain
 
@@ -24,8 +24,7 @@ _DECISIONS: Final = 200
 """Newest decisions on a plugin that are searched for the last one that widened its permissions."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Used:
+class Used(Value, frozen=True, kw_only=True):
     """How often an actor made one host call, and how often it was refused, in the time asked about.
 
     `last_at` (RFC 3339): the latest of these, made or refused.

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
 
 from latticed.kit import files, strict_json
+from latticed.kit.value import Value, field
 from latticed.ledger import terms as accepted
 from latticed.ledger.revocations import KINDS, RevocationRows
 from latticed.model.chain import encode
@@ -38,8 +39,7 @@ MAX_BYTES: Final = 64 << 20
 _HINT: Final = "keep a copy of it, then run: latticed --recover"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
+class Pin(Value, frozen=True, kw_only=True):
     """The owner of a plugin id: publisher, whether its bundle was signed, and the identity on record."""
 
     publisher: str
@@ -47,8 +47,7 @@ class Pin:
     identity: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenIndex:
+class SeenIndex(Value, frozen=True, kw_only=True):
     """The newest index of a source: when it was generated (as written, and in seconds since 1970), the SHA-256 of what
     is signed of it, and the keys under which it held. The same of its revocations, if it has any.
     """
@@ -59,8 +58,7 @@ class SeenIndex:
     keys: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Floors:
+class Floors(Value, frozen=True, kw_only=True):
     """By plugin id: the highest version ever accepted, what is not granted, what is accepted, and who owns the id.
 
     `heads`: seq and hash of an event of each chain that was on disk before this was written: a ledger without it is

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ RETURNING version
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvQuota:
+class KvQuota(Value, frozen=True, kw_only=True):
     """What one bucket may hold: bytes of a value, number of keys, bytes of all keys (UTF-8) and values together."""
 
     value_bytes: int

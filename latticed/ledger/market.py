@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit.value import Value
 from latticed.ledger.floors import SeenIndex
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ ReleaseKey = tuple[str, str, str]
 """(plugin id, version, SHA-256 as `trust.index.Release.sha256`): with another file it is another release."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class Taken(Value, frozen=True, kw_only=True):
     """What was installed of a source; `at` in microseconds since the epoch."""
 
     id: str

@@ -5,9 +5,9 @@ All times are microseconds since the epoch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit.value import Value
 from latticed.ledger import quota as quotas
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ _COLUMNS: Final = "key, plugin_id, name, spec, state, against, since, checks, cr
 _RESULT: Final = "number, at, outcome, code, reason, took_us, http_status, expires_at"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorRow:
+class MonitorRow(Value, frozen=True, kw_only=True):
     """One monitor. `state` since `since`, with `against` results in a row that spoke against it; `checks` made so far.
 
     `key` is never used again: a monitor that is deleted and made again, or gets another target, has another one.
@@ -38,8 +37,7 @@ class MonitorRow:
     updated_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(Value, frozen=True, kw_only=True):
     """One check, the `number`-th of its monitor (0: not kept yet), made `at`, which took `took_us` microseconds.
 
     `http_status` and `expires_at` (of a certificate): 0 when unknown.

@@ -12,9 +12,9 @@ clock (`notification_upkeep.age`), because the wall clock may jump.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ ON CONFLICT (plugin_id) DO UPDATE SET items = items + excluded.items, bytes = by
 """Adds the differences (items, bytes) to what the plugin uses."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotificationRow:
+class NotificationRow(Value, frozen=True, kw_only=True):
     """A message as submitted. `dedupe`: empty, or a key: a second message of the plugin with it is a duplicate."""
 
     title: str
@@ -62,8 +61,7 @@ class NotificationRow:
         return sum(len(part.encode("utf-8")) for part in (self.title, self.body, self.event, self.dedupe)) + _ROW_BYTES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotificationQuota:
+class NotificationQuota(Value, frozen=True, kw_only=True):
     """Limits of what is queued or being delivered: items and bytes of one plugin, and of all plugins together."""
 
     items: int
@@ -72,16 +70,14 @@ class NotificationQuota:
     all_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedNotification:
+class QueuedNotification(Value, frozen=True, kw_only=True):
     """The id of an accepted message; `duplicate`: it is that of an earlier one with the same dedupe key."""
 
     id: str
     duplicate: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class Item(Value, frozen=True, kw_only=True):
     """One row. `id` is stable over attempts and restarts, so receivers can drop duplicates.
 
     `next_at`: earliest time of the next attempt. `code` and `reason`: why the last attempt failed.

@@ -6,9 +6,9 @@ said: changing one changes nothing on the host. All times are microseconds since
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.plan import PlanState
 
@@ -25,8 +25,7 @@ _OPEN: Final = "(" + ", ".join(f"'{state.value}'" for state in sorted(OPEN)) + "
 _DIFFERS: Final = "(state, review, code, reason) IS NOT (?1, ?2, ?3, ?4) AND NOT (state = 'stale' AND ?1 = 'planned')"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRow:
+class PlanRow(Value, frozen=True, kw_only=True):
     """One plan. `number` grows and is never used again; `intent` is the canonical form of kind and intent.
 
     `sha256` (hex) names it within its plugin: it is the hash of `intent`. `review`: the one that is approved, 64 hex

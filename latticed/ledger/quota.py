@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowQuota:
+class RowQuota(Value, frozen=True, kw_only=True):
     """How many rows one plugin may have, and all plugins together."""
 
     plugin: int

@@ -10,11 +10,11 @@ the events of removal in the chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
+from latticed.kit.value import Value
 from latticed.model import chain
 from latticed.model.audit import DAEMON, Event
 from latticed.model.chain import Head
@@ -29,8 +29,7 @@ _DAY_US: Final = 86_400_000_000
 _FIELDS: Final = "seq, hash, ts, signature, size"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
+class Retention(Value, frozen=True, kw_only=True):
     """How much of a chain is kept: `keep_days` days, and about `max_bytes` bytes; 0 sets no limit.
 
     `max_bytes` counts events as an export does, without hashes. Past it a tenth of it is removed, so that not every

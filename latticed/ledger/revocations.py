@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from latticed.kit.value import Value
 from latticed.ledger.connection import DAMAGED
 
 if TYPE_CHECKING:
@@ -16,8 +16,7 @@ Kind = Literal["keys", "digests", "plugins"]
 KINDS: Final[tuple[Kind, ...]] = ("keys", "digests", "plugins")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RevocationRows:
+class RevocationRows(Value, frozen=True, kw_only=True):
     """Public keys (base64), artifact digests (hex) and plugins (`id@version`, `id@*`), as the trust policy has them."""
 
     keys: frozenset[str] = frozenset()

@@ -6,9 +6,9 @@ Several plugins may have a row for one path: host.route.table decides which runn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 _COLUMNS: Final = "plugin_id, path, spec, created_at, updated_at"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteQuota:
+class RouteQuota(Value, frozen=True, kw_only=True):
     """Limits of routes: of one plugin, of the bytes in the specs of one plugin (UTF-8), of all plugins."""
 
     routes: int = 32
@@ -27,8 +26,7 @@ class RouteQuota:
     all_routes: int = 1_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteRow:
+class RouteRow(Value, frozen=True, kw_only=True):
     """One route of one plugin. Times are microseconds since the epoch; `created_at` stays when the spec is replaced."""
 
     plugin_id: str

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 _COLUMNS: Final = "plugin_id, name, word, since, began_at, ended_at, code, reason, runs, failures"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleRow:
+class ScheduleRow(Value, frozen=True, kw_only=True):
     """One schedule. `ended_at` 0 while its run goes on, or when the daemon was killed meanwhile.
 
     `code` of the last run that ended: empty for a success. `runs` and `failures` are counted since it is in force.

@@ -6,9 +6,9 @@ one needs no key, so the lifecycle can set a plugin's bindings aside in the tran
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ MAX_BINDINGS: Final = 64
 _COLUMNS: Final = "owner, name, version, key_id, nonce, sealed, created_at, updated_at"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretRow:
+class SecretRow(Value, frozen=True, kw_only=True):
     """One secret: `sealed` is the ciphertext under `nonce`, `key_id` names the key (and reveals nothing of it).
 
     Times are microseconds since the epoch. `version` is the caller's count of changes.
@@ -40,8 +39,7 @@ class SecretRow:
     updated_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
+class Binding(Value, frozen=True, kw_only=True):
     """Permission for `plugin_id` to use a secret through host calls; void unless host.secrets verifies `mac`."""
 
     owner: str

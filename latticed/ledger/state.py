@@ -7,12 +7,12 @@ import contextlib
 import fcntl
 import os
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit import files, trusted_files
+from latticed.kit.value import Value, field
 from latticed.ledger import connection, floors, integrity, rollback
 from latticed.ledger.directory_identity import DirectoryIdentity
 from latticed.ledger.reserve import Reserve
@@ -30,8 +30,7 @@ _SEED_BYTES: Final = 32
 """An Ed25519 private key (RFC 8032, section 5.1.5) is 32 random bytes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateDir:
+class StateDir(Value, frozen=True, kw_only=True):
     """An open state directory, locked against other daemons, with its write connection and host key.
 
     `partly_checked`: the file was too large for a complete check. `behind` says why the ledger counts as older than

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.lifecycle import granting, presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import facts_of
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from latticed.trust.claims import IdClaim
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpgradeConsent:
+class UpgradeConsent(Value, frozen=True, kw_only=True):
     """What an operator consents to by name when installing, activating or upgrading.
 
     `accept` are capabilities, `hosts` egress patterns, `permits` are `kind=value`, `terms` (kind, value) pairs

@@ -7,12 +7,12 @@ there, and an active plugin is never started with a configuration that does not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from latticed.bundle import config_schema
+from latticed.kit.value import Value
 from latticed.ledger import configs as rows
 from latticed.ledger import versions
 from latticed.model import accepted
@@ -31,8 +31,7 @@ _SHOWN: Final = 3
 """Faults that the reason of a refused start names; `latticectl config check` lists all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Configurations:
+class Configurations(Value, frozen=True):
     """Reads configurations from the ledger and checks them; `Decisions.configure` stores them."""
 
     ledger: Ledger

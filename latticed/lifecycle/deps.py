@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.catalog.catalog import Catalog
@@ -28,8 +29,7 @@ class PairJudge(Protocol):
     async def __call__(self, identity: str, sha256: str | None = None) -> Verdict: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LifecycleDeps:
+class LifecycleDeps(Value, frozen=True, kw_only=True):
     """What the lifecycle works with; `app` makes it.
 
     `defaults` are the settings' values for what a manifest leaves out, `gate_s` how long an upgrade is watched.

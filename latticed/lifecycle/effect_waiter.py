@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.host.services import HostServices
@@ -15,8 +16,7 @@ SETTLE_S: Final = 10.0
 """Longest time that a decision waits for its effects before it is answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class EffectWaiter:
+class EffectWaiter(Value, frozen=True):
     """Waits for the effects of a decision. Both waits end after SETTLE_S at the latest, without an error."""
 
     supervisor: Supervisor

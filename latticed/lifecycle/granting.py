@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
+from latticed.kit.value import Value
 from latticed.lifecycle import presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.model import accepted, capability, egress, permits
@@ -31,8 +32,7 @@ class _Unfit(Exception):  # its text becomes the reason of bad_request
     pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regrant:
+class Regrant(Value, frozen=True, kw_only=True):
     """A change of grants, as the control API takes it.
 
     `grant` and `trim` are capabilities to unmask and to mask. `add` and `remove` name anything else (`model.consents`).

@@ -6,10 +6,11 @@ that ends by itself at 130 s is given up at 130 s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Fault
 from latticed.model.runtime import Health
 
@@ -19,8 +20,7 @@ FACTOR, MARGIN = 2.0, 0.05
 """A share of bad ones is a jump when it exceeds FACTOR times the earlier share by more than MARGIN."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class Tally(Value, frozen=True, kw_only=True):
     """How many there were, and how many of them were bad."""
 
     total: int = 0
@@ -36,8 +36,7 @@ class Tally:
         return self.bad / self.total if self.total else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
+class Baseline(Value, frozen=True, kw_only=True):
     """What the version before did: its host calls and denials, its invocations and errors, and its last health."""
 
     calls: Tally = Tally()
@@ -54,8 +53,7 @@ class Condition(StrEnum):
     AWAY = "away"  # its bundle is not available: neither version runs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateLook:
+class GateLook(Value, frozen=True, kw_only=True):
     """One look. `calls` and `invocations` are those since the gate was opened; `fault`: of a FAILED one.
 
     `can_return`: whether the version before may still run under the policy in force.
@@ -69,8 +67,7 @@ class GateLook:
     can_return: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealthGate:
+class HealthGate(Value, frozen=True, kw_only=True):
     """The state of one gate: `until_s` (monotonic) once the new version was armed, `checked` once it was asked for its
     health at the end.
     """
@@ -89,8 +86,7 @@ class GateStep(StrEnum):
     RETURN = "return"
 
 
-@dataclass(frozen=True, slots=True)
-class GateDecision:
+class GateDecision(Value, frozen=True):
     """The gate's next state, and what to do; `fault` says why, of RETURN and of a COMMIT that proves nothing."""
 
     gate: HealthGate

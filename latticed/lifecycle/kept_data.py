@@ -5,10 +5,11 @@ Its ongoing work is removed either way (`handover`); its audit events always sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from latticed.host.call import HostError
+from latticed.kit.value import Value
 from latticed.ledger import configs, kv, notification_upkeep, secrets
 from latticed.model.errors import Problem
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from latticed.ledger.connection import RowReader
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptData:
+class KeptData(Value, frozen=True, kw_only=True):
     """Amount of data under an id, earlier publishers' included: kv values, static files, notifications, services that
     have kept something.
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from latticed.host.permissions import NOT_SEEN, PluginStanding
+from latticed.kit.value import Value
 from latticed.model import accepted, egress
 from latticed.model.errors import Fault
 from latticed.model.lifecycle import Record, RecordFacts, Status
@@ -28,8 +29,7 @@ REVOCATIONS: Final = frozenset({Code.KEY_REVOKED, Code.PLUGIN_REVOKED, Code.DIGE
 """Codes of what was trusted before and is not any more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presence:
+class Presence(Value, frozen=True, kw_only=True):
     """What the disk says of one plugin id now.
 
     `winner` is the verified bundle that is the plugin, if there is one; else `fault` says why not. `stored` says why

@@ -15,6 +15,7 @@ import msgspec
 from latticed.host import declared as host_declared
 from latticed.kit import logs
 from latticed.kit.tasks import fenced
+from latticed.kit.value import Value
 from latticed.ledger import records as record_rows
 from latticed.ledger import versions
 from latticed.ledger.versions import BadVersion, KeptVersion
@@ -53,8 +54,7 @@ ROLLED_BACK: Final = "rolled_back"
 log = logs.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateNote:
+class GateNote(Value, frozen=True, kw_only=True):
     """What is on disk of an open gate, as JSON: the version on trial, and what the one before did and had."""
 
     identity: str
@@ -63,8 +63,7 @@ class GateNote:
     declared: host_declared.Declared
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpgradeState:
+class UpgradeState(Value, frozen=True, kw_only=True):
     """What became of the last upgrade or rollback since the daemon started, as operators see it.
 
     `version` is the one that was to be taken, `before` the other one; `until_us`: when the gate ends (0: not armed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from typing import Final
+
+from latticed.kit.value import Value
 
 _WORDS: Final = {
     signal.SIGKILL: "out of memory?",
@@ -19,8 +20,7 @@ _CRASHES: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
+class Exit(Value, frozen=True, kw_only=True):
     """How a process ended: `status` is the exit code, or None when the signal number `killed_by` ended it.
 
     `out_of_memory`: it reached its memory limit. `asked`: the daemon was stopping it.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import grp
 import pwd
-from dataclasses import dataclass
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit.peers import NOBODY
+from latticed.kit.value import Value
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 
@@ -39,8 +39,7 @@ BY_WORD: Final = {
 """What each word under `[access]` grants."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class Access(Value, frozen=True, kw_only=True):
     """Scopes by uid and gid. Root has all; uid 65534, which stands for peers of another user namespace, has none.
 
     `names`: user names by uid, for audit events. Nothing here asks the system's user database.

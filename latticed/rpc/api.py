@@ -14,6 +14,7 @@ from aiohttp import web
 from latticed import wire
 from latticed.host.kv import quota_of
 from latticed.kit import strict_json
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.rpc.chain_checks import Verifying
 from latticed.rpc.connection import ControlConnection
@@ -63,8 +64,7 @@ T = TypeVar("T")
 Q = TypeVar("Q", bound="QueryParams")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedPlugin:
+class ListedPlugin(Value, frozen=True, kw_only=True):
     """A cached row of the lifecycle list as JSON; valid while `source` equals the present values."""
 
     source: tuple[Record, Presence, Runtime, UpgradeState | None]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from latticed.kit.value import Value
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
@@ -33,8 +33,7 @@ class Progress(NamedTuple):
     of: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyRequest:
+class VerifyRequest(Value, frozen=True, kw_only=True):
     """Which chains to check, and whether from their beginning instead of the last verified head."""
 
     chains: tuple[chain.Name, ...] = chain.NAMES

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
+from latticed.kit.value import Value
 from latticed.model.verdict import Code
 from latticed.rpc import (
     audit,
@@ -53,8 +54,7 @@ class Form:
     also: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRoute:
+class ApiRoute(Value, frozen=True):
     """One route of the control API: method, path with `{parts}`, scope, handler and form.
 
     Some consents in a body take the scope `host` besides `scope`: see `Consent.needs_host_scope`.

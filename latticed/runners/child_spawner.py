@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.model import permits as allowed
 from latticed.model.errors import Fault, Problem
 from latticed.processes import child
@@ -45,8 +46,7 @@ _SDK_LISTS: Final = (SDK_PATH, str(_PACKAGE))
 _MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invoking:
+class Invoking(Value, frozen=True, kw_only=True):
     """Limits of one invocation: `timeout_s` in seconds, `line_bytes` for one line of stdout, `stderr_bytes` kept of
     stderr, `host_calls` in all, `at_once` invocations of a plugin at the same time.
 

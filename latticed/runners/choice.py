@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.runners import contract
 from latticed.runners.builtin import BuiltinRunner
 from latticed.runners.noop import NoopRunner
@@ -30,8 +30,7 @@ _COMPILING: Final = 0.8
 """The share of a start's deadline that compiling a module may take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerDeps:
+class RunnerDeps(Value, frozen=True, kw_only=True):
     """What runners need. `permits(id)` returns the operator's permits for that plugin (`model.permits`), `prefixes(id)`
     the route prefixes granted to it; both are asked whenever they are needed, since grants change. `builtins` has the
     code of built-in plugins, `secrets_of(id)` what that plugin's references stand for, for one answer.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -13,6 +12,7 @@ import msgspec
 from latticed import wire
 from latticed.kit import text
 from latticed.kit.strict_json import MAX_INTEGER
+from latticed.kit.value import Value
 from latticed.model import accepted
 from latticed.model.errors import Problem
 
@@ -37,8 +37,7 @@ _NAMED: Final = re.compile(r"\$\{secret:([A-Z][A-Z0-9_]{0,63})(?:#[^{}\x00-\x20\
 _PATH_CHARACTERS: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigFault:
+class ConfigFault(Value, frozen=True, kw_only=True):
     """What does not fit at one place: `found` may quote the document, `kind` says the same without its values."""
 
     path: Path
@@ -60,8 +59,7 @@ class ConfigFault:
         return f"{self.where}: expected {self.expected}, found {self.kind}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Configuration(Value, frozen=True, kw_only=True):
     """A document as it is kept: compact JSON with sorted keys, and its SHA-256 in hex."""
 
     data: bytes

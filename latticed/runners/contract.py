@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from latticed.kit.value import Value
 from latticed.model import ids
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def runner_key(plugin_id: str, plugin_type: str) -> str:
     return BUILTIN if ids.is_reserved_plugin(plugin_id) else plugin_type
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginToRun:
+class PluginToRun(Value, frozen=True, kw_only=True):
     """A verified plugin, ready to start: `id` is the plugin's, `identity` names its pair in the store.
 
     `manifest` is the effective one: less than the bundle's where the operator granted less. `withheld` are sandbox
@@ -47,8 +46,7 @@ class PluginToRun:
         return runner_key(self.id, self.manifest.type)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkup:
+class Checkup(Value, frozen=True, kw_only=True):
     """The result of a health check; `message` is for the operator."""
 
     health: Health

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners import replies, stdio_json
@@ -36,8 +36,7 @@ LINGER_S: Final = 0.5
 """How long, in seconds, a process that has replied may take to exit by itself before SIGTERM."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OneShotSpec:
+class OneShotSpec(Value, frozen=True, kw_only=True):
     """What every invocation of a plugin needs; `program` is closed with the instance. `sandbox` is for display.
 
     `cpu_percent` is the share of one core to enforce, None where there is no limit or a cgroup enforces it.

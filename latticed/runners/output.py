@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
 from latticed.kit.token_bucket import ByteBucket, Rate
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +29,7 @@ LINES_A_TURN: Final = 64
 _ROW_BYTES: Final = 100  # what a line costs besides its text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputLine:
+class OutputLine(Value, frozen=True, kw_only=True):
     """One line: `seq` is its number in the ring, `at` in microseconds since the epoch, `stream` is `stderr`, `log` or
     `daemon`.
     """

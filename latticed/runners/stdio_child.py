@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from latticed.host.call import HostError
 from latticed.kit.tasks import fenced
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import replies
@@ -39,8 +39,7 @@ HANGUP_S: Final = 1.0
 """How long a child that closed its stdin or stdout may take to exit before that counts as a fault."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StdioChildSpec:
+class StdioChildSpec(Value, frozen=True, kw_only=True):
     """What a StdioChild needs. `sandbox` is its confinement for display. `explain` turns an exit into (code, message),
     or None for the default message.
 

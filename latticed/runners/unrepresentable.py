@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.runners import lines
 
@@ -37,8 +37,7 @@ class Unrepresentable(Problem):
         super().__init__("plugin_error", f"expected an answer whose value can be carried on, found {found}", hint)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartialMessage:
+class PartialMessage(Value, frozen=True, kw_only=True):
     """A line with such a value: those of its `members` that can be read, and a description of what was `found`, such as
     "a lone surrogate".
     """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value, field
 from latticed.model.errors import Problem
 from latticed.runners import child_spawner, stdio_child, wasm_children
 from latticed.runners.wasm_cache import Cache
@@ -36,8 +37,7 @@ _TASKS: Final = 4  # two threads are used, see wasm_children.NEEDS
 _OPEN_FILES: Final = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caps:
+class Caps(Value, frozen=True, kw_only=True):
     """Limits that no manifest sets. `start_s`: how long, in seconds, a module may compute before it first waits for
     input; `table_elements`: of each of its tables; `cache_bytes`: of all compiled code on disk.
     """
@@ -160,8 +160,7 @@ class WasmRunner:
         return await stdio_child.begin(spec, spawn, on_exit)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Code:
+class _Code(Value, frozen=True, kw_only=True):
     """Compiled code at the descriptor `fd`, and the wasmtime that it was compiled with."""
 
     fd: int

@@ -11,13 +11,13 @@ import importlib.util
 import os
 import platform
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.sandbox import levels
 from latticed.sandbox.spec import ChildRequest, Program
@@ -65,8 +65,7 @@ class _Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
+class Package(Value, frozen=True, kw_only=True):
     """wasmtime as it is installed: `directory` is the package itself, `version` that of its distribution."""
 
     directory: Path

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, logs
 from latticed.kit.tasks import in_thread
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.runners import wasm_children
 from latticed.runners.wasm_cache import Cache, Subject
@@ -35,8 +35,7 @@ _RUST_OUT_OF_MEMORY: Final = "memory allocation of"  # "… N bytes failed", wha
 log = logs.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class Bounds(Value, frozen=True, kw_only=True):
     """Limits on compiling one module: memory of the compiler, time in seconds, size of the compiled code."""
 
     memory_bytes: int = 512 << 20
@@ -44,8 +43,7 @@ class Bounds:
     code_bytes: int = 128 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
+class Module(Value, frozen=True, kw_only=True):
     """Verified bytes at `fd` with the digest `sha256` (lowercase hex); `fuel`: compile it so that fuel is counted;
     `owner`: the id of the plugin for which it is compiled.
     """

@@ -12,10 +12,11 @@ import errno
 import fcntl
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.sandbox import syscalls
 
@@ -33,8 +34,7 @@ _LINE_BYTES: Final = 256  # about what execve(2) reads of a first line since Lin
 _ELF_TYPES: Final = (2, 3)  # ET_EXEC, ET_DYN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedCopy:
+class SealedCopy(Value, frozen=True, kw_only=True):
     """Sealed bytes in memory. `fd` is its descriptor, which it owns; `size` in bytes; `sha256` in lowercase hex.
 
     `executable`: the kernel lets programs in memory be executed (sysctl vm.memfd_noexec may forbid it). `copied_from`:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.sandbox.levels import CGROUP, Failure
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 FIX: Final = "set Delegate=cpu memory pids in the unit"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delegation:
+class Delegation(Value, frozen=True, kw_only=True):
     """A group that was delegated to the daemon. `base` is its directory; `controllers` are enabled for the groups made
     in it, none before `claim`.
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value, field
 from latticed.sandbox.levels import HostSupport
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ _PR_SET_DUMPABLE: Final = 4
 _SYSCTL: Final = Path("/proc/sys")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
+class HostFacts(Value, frozen=True, kw_only=True):
     """What the daemon is on this host: its ids, what its capabilities allow, and kernel settings.
 
     `admin`: may mount and unshare without a user namespace; `other_ids`: children may get another uid.
@@ -35,8 +34,7 @@ class HostFacts:
     host: HostSupport = field(default_factory=HostSupport)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
+class Probed(Value, frozen=True, kw_only=True):
     """What confinement depends on at this host: the probe's result, and the input of `spec.build`.
 
     `landlock` is its ABI version, 0 for none; `delegation` is None where no cgroup was delegated.

@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.sandbox import stub_calls
 from latticed.sandbox.spec import SCRIPT_FD
@@ -36,8 +36,7 @@ _ABOVE: Final = 256
 _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
+class Launched(Value, frozen=True, kw_only=True):
     """A started stub: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
     report, non-blocking. The caller reaps `pid` and closes `status`.
     """
@@ -46,8 +45,7 @@ class Launched:
     status: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchReport:
+class LaunchReport(Value, frozen=True, kw_only=True):
     """The stub's report so far: the child's `pid` if that is another process than the stub, or the `stage` that failed
     and its `errno` (0: none).
 

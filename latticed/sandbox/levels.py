@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import enum
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.model.errors import Fault
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ FEATURES: Final = frozenset({PROCESSES, THREADS, WORKDIR, CGROUP, NETWORK})
 """A manifest may ask for the first three; `network` is for the daemon's helpers, `cgroup` for hard limits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(Value, frozen=True, kw_only=True):
     """Why `token` (a level or a feature) is not provided: `step` failed with `errno` (0: nothing failed).
 
     `fix`: what an operator can do about it, empty when nothing is known.
@@ -71,8 +70,7 @@ class Failure:
         return f"{errno.errorcode.get(self.errno, self.errno)} at {self.step}" if self.errno else self.step
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provided:
+class Provided(Value, frozen=True, kw_only=True):
     """What the probe found: the highest level, the features at that level, and `failures`: why there is no more."""
 
     level: Level
@@ -84,8 +82,7 @@ class Provided:
         return next((failure for failure in self.failures if failure.token == token), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Required:
+class Required(Value, frozen=True, kw_only=True):
     """The least a plugin may run with. `open_`: the operator allowed level `open` for this plugin."""
 
     level: Level
@@ -93,8 +90,7 @@ class Required:
     open_: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class Chosen(Value, frozen=True, kw_only=True):
     """The level and the features that one child runs with."""
 
     level: Level
@@ -142,8 +138,7 @@ def _refused(token: str, provided: Provided, failure: Failure | None) -> Fault:
     return Fault(CODE, f"needs {token}, {found}", hint)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSupport:
+class HostSupport(Value, frozen=True, kw_only=True):
     """What explains a failed step: kernel settings (sysctl) as read at boot, None where the kernel has no such setting.
 
     `unprivileged_userns_clone` is Debian's, `apparmor_restricts_userns` Ubuntu's. `filtered_already`: a seccomp filter

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
 from typing import Final
+
+from latticed.kit.value import Value
 
 STACK_BYTES: Final = 8 << 20  # the usual default of distributions
 PENDING_SIGNALS: Final = 256
@@ -14,8 +15,7 @@ MIN_OPEN_FILES: Final = 16
 MAX_OPEN_FILES: Final = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourceLimits:
+class ResourceLimits(Value, frozen=True, kw_only=True):
     """Limits of one child. `tasks` are threads and processes together, itself included.
 
     `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too; `cpu_percent` of

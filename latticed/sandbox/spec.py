@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.sandbox import elf_programs, landlock, levels, namespaces, rlimits, seccomp, stub_calls
 from latticed.sandbox import visible_paths as view
@@ -40,8 +41,7 @@ _STUB_CALLS: Final = (
 ).split()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Program(Value, frozen=True, kw_only=True):
     """A program of the host, to be confined like an artifact: `path` is absolute. It comes from the settings, never
     from a plugin.
     """
@@ -50,8 +50,7 @@ class Program:
     args: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ids:
+class Ids(Value, frozen=True, kw_only=True):
     """The uid and gid of a child, where the daemon may change them: never 0; at `dedicated` no other child has them."""
 
     uid: int
@@ -86,8 +85,7 @@ class ChildSpec:
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataDirectory:
+class DataDirectory(Value, frozen=True, kw_only=True):
     """A directory of the host that the child may change, at `namespaces.DATA` in its own root: its absolute `path`, and
     `file_bytes`: the largest file in it.
     """
@@ -96,8 +94,7 @@ class DataDirectory:
     file_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoorRequest:
+class DoorRequest(Value, frozen=True, kw_only=True):
     """A way for the daemon into the network `own` of a child (`stub_door`): it gets sockets of there by `fd`.
 
     `fd`: one end of a pair of sockets (SOCK_SEQPACKET), which must stay open until the child runs. `listen`: IPv4
@@ -178,8 +175,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
+class _Shape(Value, frozen=True, kw_only=True):
     """What follows from the request and the level, computed once for all parts of the plan.
 
     `own_user`: in a user namespace of its own, which is needed for the others when the daemon is not an admin. `init`:

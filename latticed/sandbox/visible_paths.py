@@ -9,8 +9,9 @@ import contextlib
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import Final
+
+from latticed.kit.value import Value
 
 _SYSTEM: Final = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/lib32", "/usr/share/zoneinfo", "/usr/share/nodejs")
 _TOP: Final = ("/bin", "/lib", "/lib64", "/lib32")  # links into /usr, where a distribution has merged them
@@ -38,8 +39,7 @@ ZERO: Final = "/dev/zero"
 """In the child's own root a sparse file: it reads as zeros, and pages written to a mapping count for that tmpfs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisiblePaths:
+class VisiblePaths(Value, frozen=True, kw_only=True):
     """The paths that one child sees, all absolute and on the host.
 
     `read`: files and directories with all that is below them; `needed`: those of them that must exist; `lists`:

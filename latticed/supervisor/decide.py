@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
 
+from latticed.kit.value import Value, field
 from latticed.model import restart
 from latticed.model.errors import Fault
 from latticed.model.runtime import Health
@@ -33,8 +34,7 @@ _RESTARTS = frozenset({Phase.STARTING, Phase.ARMED, Phase.STOPPING, Phase.WAITIN
 """Phases that a start may follow without anybody's decision."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandleState:
+class HandleState(Value, frozen=True, kw_only=True):
     """One handle. `wanted`: the lifecycle has it armed.
 
     `failures` count for backoff and breaker, `bad_checks` are the unhealthy ones in a row. `fault` is the last error,
@@ -56,29 +56,25 @@ class HandleState:
 # Events.
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(Value, frozen=True):
     """The plugin is to run; `afresh` replaces a running instance (another identity, or an operator's restart)."""
 
     afresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Disarm:
+class Disarm(Value, frozen=True):
     """The plugin is to stop; `fault` says why, unless the operator decided it."""
 
     fault: Fault | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Value, frozen=True):
     """The runner has returned an instance; `message` is what the runner says of it."""
 
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceFailed:
+class InstanceFailed(Value, frozen=True):
     """It could not start, or ended by itself after `uptime_s`; `final` when a retry cannot help.
 
     `visited`: a request from outside had reached this instance, and may have caused the failure even if it was
@@ -92,8 +88,7 @@ class InstanceFailed:
     visited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(Value, frozen=True):
     """What a health check found; `visited` as in InstanceFailed: outsiders can keep a plugin too busy to answer."""
 
     health: Health
@@ -102,13 +97,11 @@ class Checked:
     visited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RetryDue:
+class RetryDue(Value, frozen=True):
     pass  # the delay that RETRY asked for has passed
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Value, frozen=True):
     pass  # what STOP asked for is done: nothing of the instance is left
 
 
@@ -124,8 +117,7 @@ class HandleAction(StrEnum):
     CANCEL_RETRY = "cancel_retry"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisionRules:
+class SupervisionRules(Value, frozen=True, kw_only=True):
     """`restart`: backoff and breaker. `bad_checks`: so many unhealthy checks in a row count as a failure."""
 
     restart: restart.RestartPolicy

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.kit import logs, text
 from latticed.kit.clock import rfc3339
 from latticed.kit.tasks import fenced
+from latticed.kit.value import Value
 from latticed.ledger import schedules as rows
 from latticed.ledger.schedules import ScheduleRow
 from latticed.model import schedule as rules
@@ -50,8 +51,7 @@ class _Scheduled:
     ticket: Ticket | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleCounts:
+class ScheduleCounts(Value, frozen=True, kw_only=True):
     """What `/metrics` shows of a schedule; times in microseconds since the epoch, 0 for never."""
 
     plugin_id: str

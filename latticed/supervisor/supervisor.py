@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from latticed.kit.value import Value
 from latticed.model.errors import Fault, Problem
 from latticed.model.runtime import Runtime
 from latticed.supervisor import decide as rules
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 _NOT_RUNNING: Final = Runtime()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class Watched(Value, frozen=True, kw_only=True):
     """How a version that replaced another one is: the state of its handle, its invocations since it is in charge, and
     all host calls of its plugin; `before`: the phase of the other one.
     """

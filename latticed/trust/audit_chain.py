@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from latticed.kit.value import Value
 from latticed.model.chain import (
     CALLS,
     DECISIONS,
@@ -48,8 +49,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 _SHORT: Final = 12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChainCheck:
+class ChainCheck(Value, frozen=True, kw_only=True):
     """The report on one chain. `problem` is empty when it is intact, else it describes the first fault, at `bad_seq`.
 
     `events` and `heads` are numbers of lines. `last_seq` is 0 without events, `removed_seq` the last event that

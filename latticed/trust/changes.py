@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from latticed.kit.value import Value
 from latticed.trust import keys
 
 if TYPE_CHECKING:
@@ -16,8 +16,7 @@ SWITCHES: Final = ("require_signature", "allow_unsigned_host_risk")
 """The yes-or-no fields of a policy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Value, frozen=True, kw_only=True):
     """One difference, as the audit record shows it.
 
     `kind`: added, removed or changed. `target`: a publisher or a switch. `what`: `key`, `ids`, `max_risk` or `switch`,

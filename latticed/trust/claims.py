@@ -5,9 +5,9 @@ Adding a bundle must never stop or replace a plugin: the claim that matches the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latticed.kit.value import Value
 from latticed.model.verdict import Code, Refused
 
 if TYPE_CHECKING:
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
     """The publisher named in the manifest, and whether the manifest is signed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdClaim:
+class IdClaim(Value, frozen=True, kw_only=True):
     """A verified bundle that has the id in its manifest; `name` is `<directory label>/<bundle name>`."""
 
     name: str
     verdict: Verified
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimPin:
+class ClaimPin(Value, frozen=True, kw_only=True):
     """What the record of an id pins: publisher and signedness. `identity` and `source` say which bundle it was last."""
 
     publisher: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -15,6 +14,7 @@ from latticed.host.ddns import outcome
 from latticed.host.egress import headers, url
 from latticed.host.egress.client import EgressLimits
 from latticed.host.egress.redirects import EgressRequest
+from latticed.kit.value import Value
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class _Envelope(msgspec.Struct, frozen=True):
     result_info: _Info | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloudflarePage:
+class CloudflarePage(Value, frozen=True, kw_only=True):
     """The `result` of one request, not yet decoded, and how many pages the list has in all (1 for no list)."""
 
     result: Any

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from latticed.kit.value import Value
 from latticed.model.errors import Fault, FaultError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateJob:
+class UpdateJob(Value, frozen=True, kw_only=True):
     """What to publish: the record of this name and type (`A`, `AAAA`) gets this single address. `ttl` in seconds,
     `spec.AUTOMATIC` for the provider's own choice; `zone` empty: to be found.
     """
@@ -20,8 +20,7 @@ class UpdateJob:
     zone: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class Published(Value, frozen=True, kw_only=True):
     """The provider has confirmed the address; `changed` when it had another address or TTL, or none, before."""
 
     address: str

@@ -9,10 +9,11 @@ A record is pending at first, after a put that changes more than the address, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from latticed.host.ddns.outcome import Published, UpdateFailed
+from latticed.kit.value import Value
 from latticed.ledger.ddns import DdnsStatus
 from latticed.model import restart
 
@@ -29,8 +30,7 @@ _CALM: Final = 4
 """An address that has stayed for so many pauses resets the pause."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Value, frozen=True, kw_only=True):
     """The operator's settings, in seconds. `min_change_s`: pause between changes of one record, doubled by each that
     follows too soon. `verify_s`: after which a published record is compared with what the provider has. `backoff`:
     pauses after failures in a row.

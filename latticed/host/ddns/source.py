@@ -7,11 +7,11 @@ then 93.184.216.35 in its place            ->  still 93.184.216.34, until the ne
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.ddns import spec as specs
 from latticed.kit import interfaces as kernel
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +22,7 @@ _UNSUITABLE: Final = 0x01 | 0x08 | 0x20 | 0x40
 """IFA_F_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE (rtnetlink(7)): not usable for long, or not yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Value, frozen=True, kw_only=True):
     """The address that an interface has (empty: none that may be published), and since when (monotonic seconds)."""
 
     address: str

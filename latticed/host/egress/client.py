@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
@@ -22,6 +21,7 @@ from latticed.host.call import HostError
 from latticed.host.egress import authorities, body, headers, redirects
 from latticed.host.egress.allowed import AllowedAddresses
 from latticed.kit import made_socket
+from latticed.kit.value import Value
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ _MAX_LINE_BYTES: Final = 8_190
 """Of the status line, and of each header field of an answer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressLimits:
+class EgressLimits(Value, frozen=True, kw_only=True):
     """Limits of one call of `send`: bytes of the request's or an answer's body, seconds for all redirects together."""
 
     body_bytes: int = 256 << 10
@@ -57,8 +56,7 @@ Sink = Callable[[bytes], Awaitable[None]]
 """Takes the next piece of a body; the one after it is read once this returns."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressAnswer:
+class EgressAnswer(Value, frozen=True, kw_only=True):
     """The last answer, from `target`: canonical header names as in `headers.received`, the decoded body."""
 
     status: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
 from latticed.host.egress import headers, url
+from latticed.kit.value import Value
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 """Those with a Location to follow (RFC 9110, section 15.4). 300, 304 and 305 are answers like any other."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressRequest:
+class EgressRequest(Value, frozen=True, kw_only=True):
     """One request, ready to be sent.
 
     `secret`: names, in lower case, of the headers that hold secrets; `secret_body`: whether the body holds any.

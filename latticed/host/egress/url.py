@@ -8,12 +8,13 @@ A difference between two parsers is how a check is passed with one host and the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urljoin
 
 from latticed.host.call import HostError
 from latticed.host.secret.references import REFERENCE
+from latticed.kit.value import Value
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
@@ -38,8 +39,7 @@ _SAFE: Final = "%/:?@!$&'()*+,;=-._~[]"  # what RFC 3986 lets stand in a path or
 _SAFE_IN_VALUES: Final = ":@!$'()*,;-._~"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Value, frozen=True, kw_only=True):
     """Where a request goes: scheme `http` or `https`, host in normal form, port, and path with its query,
     percent-encoded and ready to send.
     """

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from latticed.host.call import HostError
 from latticed.host.egress import authorities
+from latticed.kit.value import Value
 from latticed.model import hosts
 from latticed.model.hostcall import Denial
 
@@ -39,8 +39,7 @@ _TOO_LARGE: Final = frozenset({523, 552})
 _UNKNOWN_RECIPIENT: Final = frozenset({550, 551, 553})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relay:
+class Relay(Value, frozen=True, kw_only=True):
     """The relay and the user name for it (empty: no login); `rights` allow this one target and no other.
 
     `security`: `tls` from the start, `starttls` demanded, or `none`.
@@ -63,8 +62,7 @@ class Relay:
         return f"{hosts.bracketed(self.host)}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
+class Envelope(Value, frozen=True, kw_only=True):
     """One message as bytes, with the sender and recipients of MAIL and RCPT (RFC 5321, section 3.3)."""
 
     sender: str

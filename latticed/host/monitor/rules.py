@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import errno
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 from latticed.host.call import HostError
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.ledger.monitors import Result
 from latticed.model.hostcall import Denial
 
@@ -86,8 +86,7 @@ CheckError = OSError | HostError | BadAnswer | HeaderTooLarge | PingUnsupported
 """What may end a check without an answer; `of_error` knows each of these."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
+class HttpAnswer(Value, frozen=True, kw_only=True):
     """What an HTTP check observed. `expires_s`: when the certificate ends, seconds since the epoch, 0 without TLS;
     `body` None: not searched.
     """
@@ -195,8 +194,7 @@ def _shown(reason: str) -> str:
     return text.sanitise(reason, REASON_CHARACTERS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorStatus:
+class MonitorStatus(Value, frozen=True, kw_only=True):
     """The state of a monitor; `against`: how many results in a row, so far, were unlike `state`; below `failures`."""
 
     state: State = "unknown"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from latticed.kit import text
+from latticed.kit.value import Value
 from latticed.ledger.notifications import LONGEST_WAIT_US, NotificationRow, Severity
 from latticed.model.audit import DAEMON
 
@@ -27,8 +28,7 @@ DEGRADED_AFTER_US: Final = 3_600 * 1_000_000
 _TITLE: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Value, frozen=True, kw_only=True):
     """How an attempt ended. `done`: the other side has it; `retry`: later, after `retry_after_s` at the earliest;
     `fail`: not this message.
 

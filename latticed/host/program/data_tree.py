@@ -10,11 +10,11 @@ import contextlib
 import os
 import secrets
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files
 from latticed.kit.files import closing
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,16 +25,14 @@ MAX_LEVELS: Final = 64
 _BLOCK: Final = 512  # what st_blocks counts (stat(2))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataUse:
+class DataUse(Value, frozen=True, kw_only=True):
     """What is in a directory: `bytes` of all files, and how many `files`, directories among them."""
 
     bytes: int = 0
     files: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeEntry:
+class TreeEntry(Value, frozen=True, kw_only=True):
     """One entry below a directory: `path` relative to it, as the system has it (bytes); `found` is its own lstat(2).
 
     `directory` is a descriptor of the directory that it is in, open until the next entry is asked for.

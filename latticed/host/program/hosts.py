@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
+from latticed.kit.value import Value
 from latticed.model import egress, hosts
 from latticed.model.hostcall import Denial
 
@@ -22,8 +22,7 @@ SCHEMES: Final = ("https", "http", "tcp")
 """Schemes of bound origins that a service may reach: which one it speaks is between it and the other side."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReachableHost:
+class ReachableHost(Value, frozen=True, kw_only=True):
     """A host and port, `host` in normal form."""
 
     host: str
@@ -33,8 +32,7 @@ class ReachableHost:
         return f"{hosts.bracketed(self.host)}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostLayout:
+class HostLayout(Value, frozen=True, kw_only=True):
     """The way out as a program sees it: `listen` are addresses and ports, in that order of `targets` (None: the
     proxy); `names` are names and the addresses that they have in there.
     """

@@ -22,6 +22,7 @@ from latticed.host.program.supervised import ProgramDeps, Ready, SupervisedProgr
 from latticed.host.program.supervised_keeper import SupervisedKeeper
 from latticed.host.program.way_out import WayOut
 from latticed.kit import descriptors
+from latticed.kit.value import Value
 from latticed.ledger import programs as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model.errors import Problem
@@ -80,8 +81,7 @@ class KeptProgram:
         await self.program.stop()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramRights:
+class ProgramRights(Value, frozen=True, kw_only=True):
     """What a plugin may have its programs do, by its id, asked each time.
 
     `refusal`: why it may have none run, or None; `variables`: the names that their environment may set; `publisher`:

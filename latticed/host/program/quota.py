@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.program.rules import ProgramEnded
+from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.host.program.data_tree import DataUse
@@ -20,16 +20,14 @@ _REST: Final = 20  # a measurement is followed by a pause of so many times what 
 _PART: Final = 4  # measured again when the free space fell by this part of what the service may still write
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FreeSpace:
+class FreeSpace(Value, frozen=True, kw_only=True):
     """What a file system has free, for others than root: `bytes` and `files` (inodes; some have no number of them)."""
 
     bytes: int
     files: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Looked:
+class Looked(Value, frozen=True, kw_only=True):
     """One measurement: what was found, the free space just before, when it ended (monotonic) and how long it took."""
 
     use: DataUse

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.restart import VISITED
 
@@ -18,8 +18,7 @@ put again.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramEnded:
+class ProgramEnded(Value, frozen=True, kw_only=True):
     """How one run of a program ended. `status` is the exit code; None when a signal ended it, or when it could not even
     be started.
 
@@ -49,16 +48,14 @@ class ProgramRefused(Problem):
         self.ended = ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartAfter:
+class RestartAfter(Value, frozen=True, kw_only=True):
     """It is restarted after `delay_s` seconds; `failures` is to be passed to the next `after`."""
 
     failures: Failures
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoRestart:
+class NoRestart(Value, frozen=True, kw_only=True):
     """It is not restarted. `code` and `message` say why; both are empty when it ended as it should."""
 
     state: Literal["ended", "failed"]
@@ -66,8 +63,7 @@ class NoRestart:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartRules:
+class RestartRules(Value, frozen=True, kw_only=True):
     """What `after` judges by. `restart`: what its owner wants; `policy`: backoff and breaker; `hopeless`: exit codes
     after which a restart would end the same way, such as refused credentials.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.last_output import LastOutput, last_words
 from latticed.host.program.rules import ProgramEnded, ProgramRefused, RestartAfter, after
 from latticed.kit import logs
 from latticed.kit.clock import rfc3339
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.restart import Failures
 from latticed.processes import waiting
@@ -29,8 +29,7 @@ GRACE_S: Final = 5.0
 log = logs.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
+class Ready(Value, frozen=True, kw_only=True):
     """What to start, made anew for each start. `request`: program, arguments, limits; `chosen`: the confinement;
     `on_ids`: see `confinement.Spawner`; `close` is called after the start, also when it failed, and releases what
     `request` has open. `beside(child)` runs as long as the program does: once it returns, the program is killed, and
@@ -44,8 +43,7 @@ class Ready:
     beside: Callable[[Child], Awaitable[ProgramEnded]] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramDeps:
+class ProgramDeps(Value, frozen=True, kw_only=True):
     """What programs are started with. `clock`: wall clock for what is shown, monotonic for uptimes; `roll` gives a
     random number in [0, 1) for the backoff.
     """

@@ -19,6 +19,7 @@ from latticed.host.route import table as prefixes
 from latticed.host.route.targets import FilesServed, Invoked, Proxied, Templated, compiled
 from latticed.host.static import calls as static_calls
 from latticed.kit import logs, passwords
+from latticed.kit.value import Value
 from latticed.ledger import routes as rows
 from latticed.model import egress
 from latticed.model.errors import Problem
@@ -65,8 +66,7 @@ class PluginHandle(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteDeps:
+class RouteDeps(Value, frozen=True, kw_only=True):
     """What routes need besides tables and a clock.
 
     `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
@@ -94,8 +94,7 @@ class StoredRoute:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedRoute:
+class ListedRoute(Value, frozen=True, kw_only=True):
     """One route for a list. `stored` is None when no plugin put it: a running worker's manifest declares it."""
 
     plugin_id: str

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ MAX_SEGMENTS: Final = 8
 _NOT_IN_PREFIX: Final = frozenset('%?#\\"<>^`{|} ')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteRequest:
+class RouteRequest(Value, frozen=True, kw_only=True):
     """A request of an HTTP client: `path` decoded once, with the prefix of its route; `query` decoded pairs in their
     order; `body` the whole body.
 
@@ -43,8 +42,7 @@ class RouteRequest:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteResponse:
+class RouteResponse(Value, frozen=True, kw_only=True):
     """The answer of a target, complete in memory; the listener adds the security headers.
 
     `policy` and `cache` replace its Content-Security-Policy and Cache-Control unless empty; `more` are further headers.
@@ -71,8 +69,7 @@ class RouteTarget(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteListener:
+class RouteListener(Value, frozen=True, kw_only=True):
     """Where routes are served: at `url`, or not, because of `fault`; both empty while the listener starts."""
 
     url: str = ""

@@ -6,12 +6,12 @@ import base64
 import functools
 import re
 import urllib.parse
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.call import HostError
 from latticed.host.route import rendering, template
 from latticed.host.route.table import RouteRequest, RouteResponse
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -172,8 +172,7 @@ class FilesServed:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proxied:
+class Proxied(Value, frozen=True, kw_only=True):
     """A plugin's upstream on the service listener. `prefix` ends with a slash and is cut off paths before forwarding.
 
     `login`: the name of the secret with its password; empty: only `public` is served. `token`: the name of the secret

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ PATH: Final = Reference("path")
 METHOD: Final = Reference("method")
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(Value, frozen=True):
     """Text (UTF-8) and references in their order; `queries` and `stored` have each of those kinds once."""
 
     parts: tuple[bytes | Reference, ...]

@@ -11,7 +11,6 @@ import hmac
 import json
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
@@ -19,6 +18,7 @@ from latticed.host.secret import key as secret_key
 from latticed.host.secret.references import MIN_REDACTED, PluginSecrets
 from latticed.kit import logs
 from latticed.kit import text as texts
+from latticed.kit.value import Value
 from latticed.ledger import secrets as rows
 from latticed.model import ids
 from latticed.model.errors import Problem
@@ -40,8 +40,7 @@ _NONCE_BYTES: Final = 12  # 96 bits, NIST SP 800-38D section 8.2.2
 log = logs.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownSecret:
+class KnownSecret(Value, frozen=True, kw_only=True):
     """A secret as lists show it, without its value. `usable` is False when another key encrypted it."""
 
     name: str

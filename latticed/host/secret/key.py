@@ -14,11 +14,11 @@ import os
 import stat
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit import files, trusted_files
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -40,16 +40,14 @@ READ_S: Final = 0.25
 """How long the event loop is blocked for reading the key: at a start, after a reload, and for a key that changed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLocation:
+class KeyLocation(Value, frozen=True, kw_only=True):
     """Where the key is. `ours`: a file that the daemon makes if it is missing, and that must be private (0600)."""
 
     path: Path
     ours: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealingKeys:
+class SealingKeys(Value, frozen=True, kw_only=True):
     """Keys derived from the stored one: `id` names it and reveals nothing; `cipher` seals; `binding` is for MACs."""
 
     id: str

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.host import values
@@ -17,6 +16,7 @@ from latticed.host.call import Caller, HostError, Params, Served, Whole
 from latticed.host.static.tree import StaticFiles, StaticQuota
 from latticed.kit import text
 from latticed.kit.clock import rfc3339
+from latticed.kit.value import Value
 from latticed.model import ids, published
 from latticed.model.hostcall import Denial
 
@@ -74,8 +74,7 @@ class StaticDelete(Params, frozen=True):
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticFile:
+class StaticFile(Value, frozen=True, kw_only=True):
     """An HTTP answer: status 200, 206, 304 or 416, headers and body. Content-Length is left to the server."""
 
     status: int

@@ -14,12 +14,12 @@ import secrets
 import shutil
 import stat
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
 from latticed.kit import files
 from latticed.kit.files import closing
+from latticed.kit.value import Value
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
@@ -34,16 +34,14 @@ MAX_DIGESTS: Final = 20_000
 _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticQuota:
+class StaticQuota(Value, frozen=True, kw_only=True):
     """What one plugin may publish: number of files, and bytes of all of them."""
 
     files: int
     total_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticEntry:
+class StaticEntry(Value, frozen=True, kw_only=True):
     """One file; `path` is relative to its plugin's directory, `size` in bytes, `modified_us` in µs since the epoch.
 
     `version`: another one for other bytes at the same path.

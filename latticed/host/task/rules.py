@@ -12,10 +12,10 @@ Only `approved` leads to `running`, and nothing leads back: so a task is run onc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
+from latticed.kit.value import Value
 from latticed.model.errors import Fault
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ ENDS: Final = frozenset({"done", "failed", "interrupted", "cancelled", "expired"
 """States that no step leads out of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStatus:
+class TaskStatus(Value, frozen=True, kw_only=True):
     """What decides about a step: the state, the digests of the script as submitted and as approved, the run."""
 
     state: State
@@ -55,8 +54,7 @@ class TaskStatus:
     run_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Value, frozen=True, kw_only=True):
     """One step. `sha256`: digest of the script that is approved or about to be run (approve, begin); `run_id`: the run
     that is meant (begin, finish).
     """

@@ -11,12 +11,12 @@ import binascii
 import os
 import re
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from latticed.kit import files
+from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class _Token(msgspec.Struct, frozen=True):
     s: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
+class Credentials(Value, frozen=True, kw_only=True):
     """Account (32 hex digits), secret (base64) and id of a tunnel; `repr` shows the id alone."""
 
     account: str

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latticed.host.egress import url
 from latticed.kit import files
+from latticed.kit.value import Value
 from latticed.model import hosts
 from latticed.model.errors import Problem
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.spec import Ids
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectorFiles:
+class ConnectorFiles(Value, frozen=True, kw_only=True):
     """What one connector is started with: the configuration, and the credentials that it names."""
 
     config: Path
@@ -38,8 +37,7 @@ class ConnectorFiles:
             path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelFiles:
+class TunnelFiles(Value, frozen=True, kw_only=True):
     """The two directories of one tunnel, which need not exist; `write` makes them."""
 
     state: Path
