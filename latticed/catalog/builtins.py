@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LABEL: Final = "system"
 """What the names of built-ins begin with, as those of bundles do with the label of their directory."""
 _PUT_IN: Final = ("version", "publisher", "digest_sha256", "signature_ed25519")
-_CACHE: Final = "__pycache__"  # made by Python, differs from one interpreter to the next
+_CACHE: Final = b"__pycache__"  # made by Python, differs from one interpreter to the next
 
 
 class BuiltinPair(BundleDirectory):
@@ -47,6 +47,10 @@ class BuiltinPair(BundleDirectory):
 
     def manifest(self) -> bytes:
         """The manifest as JSON, or BundleRefused."""
+        return self.manifest_with(self.hash_artifact()[0])
+
+    def manifest_with(self, sha256: str) -> bytes:
+        """As `manifest`, of a list of files whose SHA-256 is known."""
         path = self._builtin.folder / packages.MANIFEST
         try:
             data = path.read_bytes()
@@ -54,7 +58,6 @@ class BuiltinPair(BundleDirectory):
             raise refusal.missing(packages.MANIFEST) from error
         except OSError as error:
             raise refusal.unreadable(packages.MANIFEST, error) from error
-        sha256, _ = self.hash_artifact()
         return _completed(
             data, {"version": self._version, "publisher": ids.RESERVED_PUBLISHER, "digest_sha256": sha256}
         )
@@ -76,15 +79,28 @@ def listing(folder: Path) -> bytes:
 
     Names are relative, with `/`; what Python caches is left out.
     """
+    top = os.fsencode(folder)
     try:
-        found = {
-            os.fsencode(path.relative_to(folder).as_posix()): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob("*")
-            if _CACHE not in path.parts and path.is_file()
-        }
+        found = {name: _sha256(os.path.join(top, name)) for name in _names(top)}
     except OSError as error:
         raise refusal.unreadable("the files of a built-in plugin", error) from error
     return b"".join(b"%s  %s\n" % (found[name].encode(), name) for name in sorted(found))
+
+
+def _sha256(path: bytes) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _names(folder: bytes) -> Iterator[bytes]:
+    """The files below `folder`, relative to it."""
+    # Not pathlib, at each start: it took twice as long as reading and hashing the files.
+    for place, folders, names in os.walk(folder):
+        if _CACHE in folders:
+            folders.remove(_CACHE)
+        for path in (os.path.join(place, name) for name in names):
+            if os.path.isfile(path):
+                yield path[len(folder) + 1 :]
 
 
 def _completed(data: bytes, own: dict[str, str]) -> bytes:
@@ -115,7 +131,8 @@ class _Found(Value, frozen=True, kw_only=True):
     def read(cls, builtin: Builtin, version: str) -> Self:
         pair = BuiltinPair(builtin, version=version)
         try:
-            data = pair.manifest()
+            listed = pair.hash_artifact()
+            data = pair.manifest_with(listed[0])
             raw, manifest = decode.decode(data, builtin=True)
         except BundleRefused as refused:
             return cls(builtin=builtin, refused=refused)
@@ -123,7 +140,7 @@ class _Found(Value, frozen=True, kw_only=True):
         return cls(
             builtin=builtin,
             data=data,
-            listed=pair.hash_artifact(),
+            listed=listed,
             plugin_id=manifest.id,
             identity=identity,
         )

@@ -5,6 +5,7 @@ A step that has been released is never edited; add another one.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
@@ -353,7 +354,8 @@ def version_of(connection: apsw.Connection) -> int:
 def migrate(connection: apsw.Connection, *, steps: tuple[str, ...] = MIGRATIONS) -> int:
     """Take the steps that are missing and return the version reached; Problem ledger_newer for an unknown version.
 
-    Each step is a transaction of its own, so an interrupted migration goes on at the next start.
+    Each step is a transaction of its own, so an interrupted migration goes on at the next start. An empty file takes
+    all of them in one: that is one commit instead of two dozen, and there is nothing to go on with.
     """
     found = version_of(connection)
     # Written by a newer version, in a form that this one does not know: nothing is read or changed.
@@ -363,8 +365,9 @@ def migrate(connection: apsw.Connection, *, steps: tuple[str, ...] = MIGRATIONS)
             f"expected a ledger of version {len(steps)} or lower, found {found}",
             "it was written by a newer latticed: run that one, or restore a backup made before the upgrade",
         )
-    for number, script in enumerate(steps[found:], start=found + 1):
-        with connection:  # the step and its number are one transaction
-            connection.execute(script)
-            connection.execute(f"PRAGMA user_version={number}")
+    with connection if found == 0 else contextlib.nullcontext():
+        for number, script in enumerate(steps[found:], start=found + 1):
+            with connection:  # the step and its number are one transaction
+                connection.execute(script)
+                connection.execute(f"PRAGMA user_version={number}")
     return len(steps)

@@ -37,11 +37,15 @@ def test_only_missing_migration_steps_are_taken(empty: apsw.Connection) -> None:
 
 
 def test_failed_migration_step_is_rolled_back_to_previous_version(empty: apsw.Connection) -> None:
-    """Each step is one transaction."""
+    """Each step is one transaction, and all are one for an empty file."""
+    first, second, bad = "CREATE TABLE a (x)", "CREATE TABLE b (x)", "CREATE TABLE c (x); CREATE TABLE a (x)"
     with pytest.raises(apsw.SQLError):
-        migrations.migrate(empty, steps=("CREATE TABLE a (x)", "CREATE TABLE b (x); CREATE TABLE a (x)"))
-    assert migrations.version_of(empty) == 1
-    assert tables(empty) == {"a"}
+        migrations.migrate(empty, steps=(first, second, bad))
+    assert (migrations.version_of(empty), tables(empty)) == (0, set())
+    migrations.migrate(empty, steps=(first,))
+    with pytest.raises(apsw.SQLError):
+        migrations.migrate(empty, steps=(first, second, bad))
+    assert (migrations.version_of(empty), tables(empty)) == (2, {"a", "b"})
 
 
 def test_newer_ledger_is_refused(empty: apsw.Connection) -> None:
