@@ -78,8 +78,7 @@ class SealedCopy(Value, frozen=True, kw_only=True):
         return sealed and os.fstat(self.fd).st_mode == self.mode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact(SealedCopy):
+class Artifact(SealedCopy, frozen=True, kw_only=True):
     """A sealed copy that can be executed.
 
     Without an `interpreter` it is an ELF executable; otherwise `interpreter` is the base name in a script's first line,
