@@ -51,7 +51,11 @@ def in_memory(*pids: int) -> list[Path]:
 
 def held(*pids: int) -> list[int]:
     """Their sizes."""
-    return [entry.stat().st_size for entry in in_memory(*pids)]
+    found = []
+    for entry in in_memory(*pids):
+        with contextlib.suppress(OSError):  # closed in a thread meanwhile
+            found.append(entry.stat().st_size)
+    return found
 
 
 class Stored:
