@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.rpc.access import Access, Scope
+    from latticed.rpc.event_tail import EventTail
     from latticed.runners.child_spawner import ChildSpawner
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
@@ -117,7 +118,9 @@ class Api:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     shown: dict[str, ListedPlugin] = field(default_factory=dict)
     paging: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the event stream that reads a page, so that all streams together read one page per turn of the loop."""
+    """Held by whoever reads a page of events, so that all streams together read one page per turn of the loop."""
+    tails: dict[bool, EventTail] = field(default_factory=dict)
+    """What event streams follow together: with host calls (True) and without."""
     verifying: Verifying = field(init=False)
 
     def __post_init__(self) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from aiohttp import web
 from msgspec import Meta
 
+from latticed.kit import logs
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.audit import HOST_CALL
@@ -22,12 +24,13 @@ from latticed.model.chain import Position
 from latticed.model.errors import Problem
 from latticed.rpc.access import Scope
 from latticed.rpc.api import QueryParams
+from latticed.rpc.event_tail import Block, EventPage, EventTail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from latticed import ledger
-    from latticed.rpc.api import Ask
+    from latticed.rpc.api import Api, Ask
     from latticed.rpc.connection import ControlConnection
 
 PAGE: Final = 200
@@ -38,6 +41,7 @@ SPAN: Final = 2_000
 HEARTBEAT_S: Final = 15.0
 # A reader that takes nothing for so long is cut: it holds a descriptor, and one of its user's `STREAMS`.
 WRITE_S: Final = 10.0
+log = logs.get_logger()
 
 SCOPE_OF: Final = dict.fromkeys(("plugin", "bundle", "host", "trust", "ledger"), Scope.READ)
 """The scope that each kind of event takes, by the first word of its action; any other kind takes `operate`."""
@@ -101,43 +105,58 @@ def _calls_since(db: ledger.Connection, seq: int) -> int:
 
 
 async def _follow(ask: Ask, answer: web.StreamResponse, seen: Position, *, calls: bool) -> None:
-    """Write pages of events, and heartbeats while there are none, until the daemon stops or the reader is gone."""
-    # `told`: the position that the client was told last by an id without data.
-    kept, closing, told = ask.api.ledger, ask.api.closing, None
+    """Write events, and heartbeats while there are none, until the daemon stops or the reader is gone."""
+    tail, closing, told = _tail(ask.api, calls=calls), ask.api.closing, None
     await _write(answer, b": latticed events\n\n")
-    while not closing.is_set():
-        async with ask.api.paging:
-            page = kept.read(lambda db, seen=seen: _page(db, seen, calls=calls))  # type: ignore[misc]
-            if page.more:  # yield to the event loop before this stream reads its next page
-                await asyncio.sleep(0)
-        scopes = ask.api.access.scopes(ask.peer)  # not `ask.scopes`, which is cached: settings may have changed
-        if chunk := b"".join(_shown(page.events, seen, scopes, calls=calls)):
-            await _write(answer, chunk)
-        seen = page.upto
-        if page.more:
-            continue
-        if seen != told:  # an id without data is no event, but lets the client resume past events it was not shown
-            await _write(answer, f": up to date\nid: {_id(seen, calls=calls)}\n\n".encode("ascii"))
-            told = seen
-        if not await _grown(ask, seen, calls=calls):
-            await _write(answer, b": still here\n\n")
+    async with tail.joined(ask.api.ledger.read(rows.position)):
+        while not closing.is_set():
+            # One that is behind what the tail keeps reads by itself, at its own pace.
+            block = tail.block(seen)
+            more = block is None and (told is None or tail.beyond(tail.upto, seen))
+            if more:
+                page = await _read(ask.api, seen, calls=calls)
+                block, more = Block(seen, page), page.more
+            scopes = ask.api.access.scopes(ask.peer)  # not `ask.scopes`, which is cached: settings may have changed
+            chunk = _chunk(block, seen, scopes, calls=calls) if block is not None else b""
+            seen = _later(seen, block.upto) if block is not None else seen
+            if not more and seen != told and not tail.beyond(tail.upto, seen):
+                # An id without data is no event, but lets the client resume past events it was not shown.
+                chunk += f": up to date\nid: {_id(seen, calls=calls)}\n\n".encode("ascii")
+                told = seen
+            if chunk:
+                await _send(ask, answer, chunk, seen, tail)
+            elif not more and not await tail.news(seen, HEARTBEAT_S):
+                await _write(answer, b": still here\n\n")
 
 
-class _EventPage(NamedTuple):
-    """Events, the position after them, and whether more can be read without waiting."""
+def _tail(api: Api, *, calls: bool) -> EventTail:
+    """What all streams of this kind follow together, made for the first of them."""
+    if calls not in api.tails:
+        api.tails[calls] = EventTail(
+            chains=chain.NAMES if calls else (chain.DECISIONS,),
+            read=functools.partial(_read, api, calls=calls),
+            grown=functools.partial(api.ledger.wait_for_events, calls=calls),
+            closing=api.closing,
+        )
+    return api.tails[calls]
 
-    events: list[dict[str, Any]]
-    upto: Position
-    more: bool
+
+async def _read(api: Api, seen: Position, *, calls: bool) -> EventPage:
+    """The page after `seen`; Problem ledger_unavailable."""
+    async with api.paging:
+        page = api.ledger.read(lambda db: _page(db, seen, calls=calls))
+        if page.more:  # yield to the event loop before the next page is read
+            await asyncio.sleep(0)
+    return page
 
 
-def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
+def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> EventPage:
     """The events after `seen`. Reads a bounded number of rows, so `events` may be empty while `more` is True."""
     if calls:
         # PAGE of each chain, since all of the oldest PAGE events may be of one.
         parts = [rows.query(db, chain=name, after=seen.of(name), limit=PAGE) for name in chain.NAMES]
         events = rows.merged(parts)[:PAGE]
-        return _EventPage(events, seen.past(events), len(events) == PAGE)
+        return EventPage(events, seen.past(events), len(events) == PAGE)
     end = rows.last_seq(db)
     # Retention may have removed rows: start at the first that is there, not with one empty span after another.
     first = max(seen.decisions + 1, rows.first_seq(db))
@@ -146,7 +165,7 @@ def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> _EventPage:
     # A full page may end inside the span, any other has covered it. `seen` is a client's and may be beyond the end:
     # never go back behind it.
     upto = events[-1]["seq"] if len(events) == PAGE else max(span[1], seen.decisions)
-    return _EventPage(events, Position(upto, seen.calls), upto < end)
+    return EventPage(events, Position(upto, seen.calls), upto < end)
 
 
 def _id(at: Position, *, calls: bool) -> str:
@@ -154,22 +173,44 @@ def _id(at: Position, *, calls: bool) -> str:
     return str(at) if calls else str(at.decisions)
 
 
-async def _grown(ask: Ask, seen: Position, *, calls: bool) -> bool:
-    """Wait for an event after `seen` or for the daemon to stop; False after HEARTBEAT_S without either."""
-    grown = ask.api.ledger.wait_for_events(seen, calls=calls)
-    # Two tasks, as either may come first; the one that is left is cancelled below and waited for.
-    news = [asyncio.ensure_future(grown), asyncio.ensure_future(ask.api.closing.wait())]
-    done, waiting = await asyncio.wait(news, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    return bool(done)
+async def _send(ask: Ask, answer: web.StreamResponse, chunk: bytes, upto: Position, tail: EventTail) -> None:
+    """Write events; a reader that takes nothing for `WRITE_S` is told what it misses, and cut: TimeoutError.
+
+    It is told behind what waits to be sent to it, which it gets if it reads on within `ControlConnection.idle_s`.
+    """
+    try:
+        await _write(answer, chunk)
+    except TimeoutError:
+        missed = sum(max(0, tail.upto.of(name) - upto.of(name)) for name in tail.chains)
+        log.warning("event_stream_cut", uid=ask.peer.uid, waited_s=WRITE_S, after=str(upto), missed=missed)
+        # A comment: an id without data would say that there is nothing more.
+        told = (
+            f": cut, as nothing was read for {WRITE_S:g} s: {missed} events or more are missing after the last id\n\n"
+        )
+        await _write(answer, told.encode("ascii"))  # does not wait: aiohttp does so once for every 64 KiB
+        raise
 
 
 async def _write(answer: web.StreamResponse, chunk: bytes) -> None:
     """Write to the stream; TimeoutError when the reader takes nothing for `WRITE_S`."""
     async with asyncio.timeout(WRITE_S):
         await answer.write(chunk)
+
+
+def _later(one: Position, other: Position) -> Position:
+    """The position that is after both."""
+    return Position(*map(max, one, other))
+
+
+def _chunk(block: Block, seen: Position, scopes: Scope, *, calls: bool) -> bytes:
+    """The events of `block` after `seen` as bytes, as `scopes` may see them; made once where nothing was seen of it."""
+    if seen != block.start:
+        events = [event for event in block.events if event["seq"] > seen.of(chain.name_of(event))]
+        return b"".join(_shown(events, seen, scopes, calls=calls))
+    found = block.chunks.get(scopes)
+    if found is None:
+        found = block.chunks[scopes] = b"".join(_shown(block.events, seen, scopes, calls=calls))
+    return found
 
 
 def _shown(events: list[dict[str, Any]], seen: Position, scopes: Scope, *, calls: bool) -> Iterator[bytes]:
