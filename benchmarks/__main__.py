@@ -37,6 +37,8 @@ BENCHES: Final = {
     "STALL": "stalled",
     "NEIGHBOUR": "neighbour",
     "CALLS": "host_calls",
+    "STREAMS": "streams",
+    "LAG": "lag",
     "SCALE": "scale",
 }
 PAIRS: Final = 9

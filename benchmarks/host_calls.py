@@ -35,10 +35,10 @@ async def _measure(place: Path, count: int) -> list[rows.Row]:
         home.drop("demo", id="acme.demo", capabilities=["kv:read", "kv:write"])
         instance = await home.armed("acme.demo")
         await instance.call("kv.put", key="a", value="1")
-        await _call(instance, max(20_000, count // 10))  # until caches are full
+        await call(instance, max(20_000, count // 10))  # until caches are full
         before, began_s = _held(), time.perf_counter()
         for part in range(10):
-            await _call(instance, count // 10)
+            await call(instance, count // 10)
             say(f"CALLS: {(part + 1) * count // 10:,} calls, {_held()[0]:.1f} MiB")
         took_s, after = time.perf_counter() - began_s, _held()
         recorded = home.mark()
@@ -55,7 +55,9 @@ async def _measure(place: Path, count: int) -> list[rows.Row]:
     ]
 
 
-async def _call(instance: DrivenInstance, count: int) -> None:
+async def call(instance: DrivenInstance, count: int) -> None:
+    """`count` calls by `CALLERS` callers at once."""
+
     async def caller() -> None:
         for _ in range(count // CALLERS):
             await instance.call("kv.get", key="a")
