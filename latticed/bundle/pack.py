@@ -30,6 +30,7 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _MODE: Final = (stat.S_IFREG | 0o644) << 16
 """The mode in a ZIP entry's external attributes."""
 _UNIX: Final = 3
+INTERPRETER: Final = "/usr/bin/env python3"
 _MAX_INTERPRETER: Final = 254
 """Of the line's 256 bytes (`model.accepted.HEAD_BYTES`) without `#!`."""
 

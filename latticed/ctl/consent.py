@@ -25,8 +25,8 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--allow-downgrade", action="store_true", help="accept a version below the highest so far")
 
 
-def granting(parser: Parser) -> None:
-    """Add the flags that consent to what a version asks for."""
+def granting(parser: Parser, *, dry_run: bool = True) -> None:
+    """Add the flags that consent to what a version asks for, and --dry-run unless it makes no sense."""
     parser.add_argument(
         "--accept",
         metavar="CAP|KIND=VALUE",
@@ -41,7 +41,8 @@ def granting(parser: Parser) -> None:
         default=[],
         help="let it reach this host, * allowed (repeatable)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="ask what would happen; change nothing")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="ask what would happen; change nothing")
 
 
 def given(args: Namespace) -> dict[str, Any]:
@@ -56,10 +57,19 @@ def given(args: Namespace) -> dict[str, Any]:
     return fields
 
 
+def lacking(view: wire.PluginView) -> list[str]:
+    """What is asked for and was not granted, as --accept takes it."""
+    return [*_masked(view), *(view.withheld or [])]
+
+
+def _masked(view: wire.PluginView) -> list[str]:
+    """The declared capabilities that were not granted."""
+    return [name for name in view.capabilities if name not in view.granted]
+
+
 def remind(screen: Screen, view: wire.PluginView, *, dry_run: bool = False) -> None:
     """Note on stderr what is declared but not granted, and the command that grants it (in a dry run: the options)."""
-    masked = [name for name in view.capabilities if name not in view.granted]
-    withheld = view.withheld or []
+    masked, withheld = _masked(view), view.withheld or []
     if masked:
         host_risk = [name for name in masked if capability.RISKS.get(name) is capability.Risk.HOST]
         # Said only when it holds for all that are listed.

@@ -36,23 +36,25 @@ def arguments(parser: Parser) -> None:
 def run(session: CtlSession) -> int:
     """Have the plugin carry out the action; exit code 1 when it says that it could not."""
     args = session.args
-    body = {"action": args.action, "payload": _payload(args.payload)}
+    body = {"action": args.action, "payload": payload(args.payload)}
     client = session.client(read_s=LONG_S)  # longer than the daemon's own limit for an invocation
     reply = replies.mapping(client.post("plugins", "by-id", ask.known_id(args.id), "invoke", body=body), "reply")
+    if args.qr and reply.get("ok") is True:
+        _draw(session, reply)
+        return ExitCode.OK
+    return show(session, reply, args.id, args.action, hint=f"latticectl logs {args.id} shows what it says")
+
+
+def show(session: CtlSession, reply: dict[str, Any], plugin_id: str, action: str, *, hint: str) -> int:
+    """Print the result on stdout and the plugin's message on stderr; returns the exit code.
+
+    Problem action_failed, with `hint`, when it says that it could not.
+    """
     screen = session.screen
     done = reply.get("ok") is True
-    if done and args.qr:
-        _draw(session, reply)
-    elif screen.json_wanted:
+    if screen.json_wanted:
         screen.json(reply)
-    else:
-        _tell(session, reply, done=done)
-    return ExitCode.OK if done else ExitCode.FAILED
-
-
-def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
-    """Print the result on stdout and the plugin's message on stderr."""
-    screen = session.screen
+        return ExitCode.OK if done else ExitCode.FAILED
     result, message = reply.get("result"), str(reply.get("message") or "")
     if isinstance(result, str):
         screen.line(result)
@@ -61,10 +63,10 @@ def _tell(session: CtlSession, reply: dict[str, Any], *, done: bool) -> None:
             screen.line(line)
     if not done:
         detail = str(reply.get("error") or message or "it gave no reason")
-        hint = f"latticectl logs {session.args.id} shows what it says"
-        raise Problem("action_failed", f"{session.args.id} refused {session.args.action!r}: {detail}", hint)
+        raise Problem("action_failed", f"{plugin_id} refused {action!r}: {detail}", hint)
     if message:
         screen.note(message)
+    return ExitCode.OK
 
 
 def _draw(session: CtlSession, reply: dict[str, Any]) -> None:
@@ -95,7 +97,7 @@ def _draw(session: CtlSession, reply: dict[str, Any]) -> None:
         session.screen.note(str(reply["message"]))
 
 
-def _payload(text: str | None) -> Any:
+def payload(text: str | None) -> Any:
     """The payload as JSON values, `-` read from stdin; Problems too_large, usage."""
     if text is None:
         return None

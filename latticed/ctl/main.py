@@ -94,12 +94,14 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "pack": Verb(_AUTHOR, "make a bundle's artifact of a directory of Python modules"),
         "index": Verb(_AUTHOR, "the signed index of a marketplace: add, sign, validate"),
         "new": Verb(_AUTHOR, "write a new bundle to start from"),
+        "dev": Verb(_AUTHOR, "run a bundle while it is being written, and take each change at once"),
+        "run": Verb(_AUTHOR, "one invocation of a bundle in the real sandbox, without the daemon"),
         "version": Verb(_SELF, "the versions of latticectl and of the daemon"),
         "completion": Verb(_SELF, "completion for bash, zsh or fish"),
     }
 )
 
-_LATER: Final = frozenset("ui fleet doctor dev run".split())
+_LATER: Final = frozenset("ui fleet doctor".split())
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

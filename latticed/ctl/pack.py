@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.bundle.pack import INTERPRETER
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
@@ -21,14 +22,12 @@ EXAMPLES: Final = examples(
     "latticectl pack --main shop.cart:run ./src ./acme.demo",
 )
 
-_INTERPRETER: Final = "/usr/bin/env python3"
-
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=str, help="the directory with the modules")
     parser.add_argument("bundle", metavar="DIR", type=str, help="the bundle whose artifact is replaced")
     parser.add_argument("--main", metavar="MODULE:FUNCTION", help="what to call; without it SOURCE has a __main__.py")
-    parser.add_argument("--python", metavar="LINE", default=_INTERPRETER, help=f"first line (default: {_INTERPRETER})")
+    parser.add_argument("--python", metavar="LINE", default=INTERPRETER, help=f"first line (default: {INTERPRETER})")
 
 
 def run(session: CtlSession) -> int:

@@ -36,7 +36,7 @@ def run(session: CtlSession) -> int:
     if args.publisher is not None and not ids.is_valid(args.publisher):
         raise Problem("usage", f"--publisher: expected 3 to 128 of a-z 0-9 . -, found {args.publisher[:150]!r}")
     key = author_key.read(args)
-    signed = [_sign(directory, key, args.publisher) for directory in args.bundles]
+    signed = [sign_bundle(directory, key, args.publisher) for directory in args.bundles]
     if session.screen.json_wanted:
         session.screen.json(signed)
         return ExitCode.OK
@@ -49,7 +49,7 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _sign(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict[str, Any]:
+def sign_bundle(directory: str, key: Ed25519PrivateKey, publisher: str | None) -> dict[str, Any]:
     """Sign one bundle in place; the manifest is replaced atomically, and only after it passed all checks."""
     from latticed.bundle import write
     from latticed.bundle.read import BundleRefused, ReadLimits

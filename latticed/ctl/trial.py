@@ -1,0 +1,307 @@
+"""A daemon for one bundle that is being written, in a private directory; nothing of either stays.
+
+    with trial.opened(Path("acme.demo"), os.environ) as own:
+        view = own.activated({"accept": ["http:egress"]})
+        reply = own.client().post("plugins", "by-id", own.plugin_id, "invoke", body={"action": "greet"})
+
+It verifies, confines and records as any other: the bundle is a copy, signed with a key that is made here and never
+written down, and its trust policy knows that key alone. Nothing of the machine's own daemon is read or changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.bundle import pack, write
+from latticed.bundle.read import ReadLimits
+from latticed.bundle.refusal import ARTIFACT
+from latticed.ctl import ask, decode, offline, policy_file, replies, sign
+from latticed.ctl.client import READ_S, ApiRefusal, ControlClient
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.trust import key_files, policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed import wire
+
+SOURCE: Final = "src"
+"""A directory of this name in a bundle is packed to its artifact (`latticectl pack`)."""
+PUBLISHER: Final = "dev.local"
+"""The publisher where a manifest names none."""
+START_S: Final = 30.0
+"""For the daemon to be ready, and for it to see a bundle that was put in its directory."""
+END_S: Final = 10.0
+_PAUSE_S: Final = 0.02
+_NAME: Final = "latticed-trial-"
+_LOCK: Final = "lock"
+_SOCKET_PATH_BYTES: Final = 107  # unix(7): sun_path less its NUL
+_FOREIGN: Final = (
+    *("LATTICE", "LISTEN_", "NOTIFY_", "WATCHDOG_", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "INVOCATION_ID"),
+    *("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY"),
+)
+"""How variables begin by which a service manager, or an operator, tells a daemon where things are."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Trial:
+    """A daemon that is ready, and the bundle in its plugin directory."""
+
+    def __init__(self, home: Path, source: Path, plugin_id: str, key: Ed25519PrivateKey, publisher: str) -> None:
+        self.home = home
+        self.source = source
+        self.plugin_id = plugin_id
+        self.socket = home / "run" / "control.sock"
+        self._key = key
+        self._publisher = publisher
+        self._last: tuple[dict[str, Any], bytes] | None = None
+
+    def client(self, *, read_s: float = READ_S) -> ControlClient:
+        """A client of this daemon."""
+        return ControlClient(str(self.socket), read_s=read_s)
+
+    def put(self) -> str | None:
+        """Sign a copy of the source and put it in the plugin directory in one step; its artifact's SHA-256.
+
+        None when it is what was put there last. Problem for what cannot be signed: what was there stays then.
+        """
+        raw, artifact = _read(self.source)
+        if self._last == (raw, artifact):
+            return None
+        if raw.get("id") != self.plugin_id:
+            found = f"expected the plugin {self.plugin_id}, found {str(raw.get('id'))[:150]!r} in its manifest"
+            raise Problem("usage", found, "end this and begin anew: one daemon is for one plugin")
+        staged, place = self.home / "staged", self.home / "plugins" / "bundle"
+        shutil.rmtree(staged, ignore_errors=True)
+        write.write_bundle(staged, write.render(raw), artifact)
+        signed = sign.sign_bundle(str(staged), self._key, self._publisher)
+        if place.exists():
+            files.exchange(staged, place)
+        else:
+            staged.rename(place)
+        self._last = raw, artifact
+        return str(signed["digest_sha256"])
+
+    def offered(self, digest: str) -> None:
+        """Wait until the daemon offers the artifact of this SHA-256 as another version; Problem when it refuses it."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            candidate = self.view().candidate
+            if candidate is not None and candidate.artifact_sha256 == digest:
+                return
+            self.check_refused()
+            time.sleep(_PAUSE_S)
+        raise Problem("unreachable", f"expected the daemon to see the change within {START_S:g} s, found it did not")
+
+    def view(self) -> wire.PluginView:
+        """The plugin, once the daemon has verified the bundle; Problem with the verdict's code when it refuses it."""
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            with contextlib.suppress(ApiRefusal):
+                return ask.plugin(self.client(), self.plugin_id)[1]
+            self.check_refused()
+            time.sleep(_PAUSE_S)
+        raise Problem("unreachable", f"expected the daemon to see the bundle within {START_S:g} s, found it did not")
+
+    def check_refused(self) -> None:
+        """Problem with the verdict's code, if the bundle that lies there is refused."""
+        for row in decode.rejected(self.client().get("plugins", "rejected")):
+            raise Problem(row.code, row.reason, row.hint)
+
+    def activated(self, agreed: Mapping[str, Any]) -> wire.PluginView:
+        """Install and start it with these consents (`consent.given`), and wait until it is armed.
+
+        Problem with the code of its last error when it could not be, or of the refusal.
+        """
+        client = self.client(read_s=START_S)
+        client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "installed", **agreed})
+        plain = client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "active"})
+        return self.armed(decode.plugin(plain))
+
+    def armed(self, view: wire.PluginView) -> wire.PluginView:
+        """The active plugin once it is armed; Problem when it failed, or did neither in START_S seconds."""
+        until = time.monotonic() + START_S
+        while view.runtime.state not in {"armed", "failed"} and time.monotonic() < until:
+            time.sleep(_PAUSE_S)
+            view = self.view()
+        if view.runtime.state == "armed":
+            return view
+        error = view.runtime.last_error
+        if error is None:
+            raise Problem("start_timeout", view.runtime.message or f"{self.plugin_id} is still being started")
+        raise Problem(error.code, f"{self.plugin_id} could not be armed: {error.message}")
+
+    def lines(self) -> list[str]:
+        """What the plugin has written so far: its stderr and its log lines, the newest 1,000."""
+        found = replies.mapping(self.client().get("plugins", "by-id", self.plugin_id, "logs"), "logs")
+        return [str(row.get("text") or "") for row in replies.rows(found.get("lines"), "list of lines")]
+
+
+@contextlib.contextmanager
+def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> Iterator[Trial]:
+    """A daemon with the bundle `source`, ready; ended, and its directory removed, at the end of the block.
+
+    `settings`: TOML that is added to its own. Problem when the bundle cannot be signed, or the daemon does not start.
+    """
+    raw, _ = _read(source)
+    plugin_id, publisher = str(raw.get("id")), str(raw.get("publisher") or PUBLISHER)
+    with _by_exception(signal.SIGTERM, signal.SIGHUP), _private(environ) as home:
+        key = key_files.generate()
+        for name in ("plugins", "state", "run"):
+            (home / name).mkdir(mode=0o700)
+        known = {publisher: policy.Publisher(keys=(key_files.public_text(key),), ids=(plugin_id,))}
+        policy_file.write(home / "trust.json", policy.TrustPolicy(publishers=known))
+        (home / "latticed.toml").write_text(_settings(home) + settings, encoding="utf-8")
+        own = Trial(home, source, plugin_id, key, publisher)
+        own.put()
+        with _daemon(home, environ):
+            yield own
+
+
+def _read(source: Path) -> tuple[dict[str, Any], bytes]:
+    """The manifest's object and the artifact of the bundle that is being written; Problem.
+
+    The artifact is made of the directory `src`, where there is one.
+    """
+    raw = offline.manifest(str(source))
+    if (source / SOURCE).is_dir() and raw.get("type") == "system":
+        return raw, pack.zipapp(pack.tree(source / SOURCE), interpreter=pack.INTERPRETER)
+    try:
+        with (
+            files.closing(files.open_directory(source)) as directory,
+            files.closing(files.open_file(ARTIFACT, beneath=directory)) as file,
+        ):
+            return raw, files.read_open(file, ReadLimits().artifact_bytes)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise Problem("artifact_missing", f"cannot read {source / ARTIFACT}: {why}") from error
+
+
+def _settings(home: Path) -> str:
+    """The settings of a daemon in this directory, as TOML; what comes after them is another table."""
+    paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
+    lines = [f"{name} = {json.dumps(str(home / path), ensure_ascii=False)}" for name, path in paths.items()]
+    # Nobody waits here for another version to prove itself, or for requests of others.
+    return "\n".join(
+        [*lines, "[upgrade]", "gate_s = 0.0", "[supervision]", "drain_s = 0.0", "[watch]", "quiet_s = 0.02", ""]
+    )
+
+
+@contextlib.contextmanager
+def _private(environ: Mapping[str, str]) -> Iterator[Path]:
+    """A new directory that nobody else can enter, removed at the end; those that a killed latticectl left go first."""
+    parents = [environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]  # noqa: S108 - mkdtemp makes it ours
+    longest = len(f"/{_NAME}12345678/run/control.sock")
+    for parent in (Path(one) for one in parents if one):
+        if parent.is_dir() and len(os.fsencode(parent)) + longest <= _SOCKET_PATH_BYTES:
+            break
+    else:
+        raise Problem(
+            "io_error", "expected a directory for temporary files with a short path, found none", "set TMPDIR"
+        )
+    _sweep(parent)
+    try:
+        home = Path(tempfile.mkdtemp(prefix=_NAME, dir=parent))
+    except OSError as error:
+        raise Problem("io_error", f"cannot make a directory in {parent}: {error.strerror}", "set TMPDIR") from error
+    lock = os.open(home / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove directories of ours whose latticectl is gone (SIGKILL): their lock is free."""
+    for home in parent.glob(f"{_NAME}*"):
+        with contextlib.suppress(OSError):
+            if home.is_symlink() or home.stat().st_uid != os.geteuid():
+                continue
+            with files.closing(os.open(home / _LOCK, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def _daemon(home: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """A daemon in this directory while the block runs; Problem when it is not ready in time, with its own reason."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_FOREIGN)}
+    command = [sys.executable, "-P", "-m", "latticed.daemon", "--config", str(home / "latticed.toml")]
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+        (home / "daemon.log").open("wb") as log,
+    ):
+        notified.bind(str(home / "notify"))
+        notified.settimeout(_PAUSE_S)
+        process = subprocess.Popen(  # noqa: S603 - our own words
+            command,
+            env={**kept, "NOTIFY_SOCKET": str(home / "notify")},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for latticectl, which ends it
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - latticectl has no threads yet
+        )
+        try:
+            _until_ready(process, notified, home / "daemon.log")
+            yield
+        finally:
+            # A second Ctrl-C would leave the daemon and its directory behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            process.terminate()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when latticectl is gone, even killed (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _until_ready(process: subprocess.Popen[bytes], notified: socket.socket, log: Path) -> None:
+    """Wait for the daemon's READY=1; Problem when it ends, or START_S seconds pass, without one."""
+    until = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in notified.recv(4_096).split(b"\n"):
+                return
+    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    raise Problem("io_error", f"a daemon to try it in did not start: {last[-500:] or 'it said nothing'}")
+
+
+@contextlib.contextmanager
+def _by_exception(*numbers: signal.Signals) -> Iterator[None]:
+    """Have these signals end the block as Ctrl-C does, so that what it made is removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
