@@ -40,6 +40,7 @@ BENCHES: Final = {
     "STREAMS": "streams",
     "LAG": "lag",
     "SCALE": "scale",
+    "DEV": "developing",
 }
 PAIRS: Final = 9
 QUICK_PAIRS: Final = 3

@@ -170,8 +170,9 @@ def _follow_calls(own: Trial, news: News) -> None:
         for sent in stream.follow(own.client(), None, {"host_calls": "1"}, note=lambda _: None):
             row = replies.mapping(json.loads(sent.data or "{}"), "event")
             if row.get("actor") == f"plugin:{own.plugin_id}" or row.get("decision") == "deny":
-                words = (row.get(name) for name in ("action", "target", "decision", "code", "reason"))
-                news.put("said", f"{'call':<6} " + " ".join(str(word) for word in words if word))
+                label = "call" if row.get("action") == "host.call" else str(row.get("action"))
+                words = (row.get(name) for name in ("target", "decision", "code", "reason"))
+                news.put("said", f"{label:<6} " + " ".join(str(word) for word in words if word))
 
 
 def _follow_lines(own: Trial, news: News) -> None:

@@ -90,7 +90,12 @@ class Trial:
         staged, place = self.home / "staged", self.home / "plugins" / "bundle"
         shutil.rmtree(staged, ignore_errors=True)
         write.write_bundle(staged, write.render(raw), artifact)
-        signed = sign.sign_bundle(str(staged), self._key, self._publisher)
+        try:
+            signed = sign.sign_bundle(str(staged), self._key, self._publisher)
+        except Problem as problem:
+            raise Problem(
+                problem.code, problem.reason.replace(str(staged), str(self.source)), problem.hint
+            ) from problem
         if place.exists():
             files.exchange(staged, place)
         else:

@@ -22,6 +22,7 @@ NOT_RUN = {
     "journalctl -t": "asks the machine's own journal; tests/systemd reads a journal with our entries",
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
     "latticectl rollback": "takes a version that the plugin had before; tests/daemon/test_upgrade_watched.py does it",
+    "latticectl dev": "goes on until it is ended; tests/daemon/test_dev.py does",
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
     "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "install -m 755 cloudflared": "no trusted package of it exists; tests/daemon/test_cloudflared.py has its own",

@@ -1,0 +1,310 @@
+"""latticectl run and dev: a bundle is tried in a daemon of its own, of which nothing stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.house import long, processes
+
+pytestmark = pytest.mark.daemon
+
+ID = "acme.try"
+PLUGIN = """#!/usr/bin/env python3
+import sys
+from latticed.sdk import HostError, Plugin
+
+class Try(Plugin):
+    def do_greet(self, payload):
+        print("asked for", payload, file=sys.stderr)
+        return {"hello": payload}
+
+    def do_count(self, payload):
+        count = int(self.kv.get("count") or 0) + 1
+        self.kv.put("count", str(count))
+        return count
+
+    def do_publish(self, payload):
+        self.static.put("page.txt", "hello")
+        return "published"
+
+Try().run()
+"""
+MANIFEST = {
+    "schema": "latticed.manifest.v2",
+    "id": ID,
+    "name": "Try",
+    "type": "system",
+    "version": "0.1.0",
+    "capabilities": ["kv:read", "kv:write"],
+}
+
+
+@dataclass
+class Desk:
+    """A bundle that a user writes who is not root, and what latticectl leaves in his temporary directory."""
+
+    home: Path
+    user: processes.User | None
+    environ: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Path:
+        return self.home / "try"
+
+    def write(self, artifact: str = PLUGIN, **fields: Any) -> None:
+        """The bundle with these fields of its manifest; an editor's way: the manifest last."""
+        self.bundle.mkdir(exist_ok=True)
+        (self.bundle / "artifact").write_text(artifact)
+        (self.bundle / "manifest.json").write_text(json.dumps({**MANIFEST, **fields}))
+        self.own()
+
+    def own(self) -> None:
+        if self.user is not None:
+            for path in (self.bundle, *self.bundle.rglob("*")):
+                os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
+
+    def start(self, *words: str, **how: Any) -> subprocess.Popen[bytes]:
+        python = processes.reachable_python() if self.user else sys.executable
+        ids: dict[str, Any] = {}
+        if self.user is not None:
+            ids = {"user": self.user.uid, "group": self.user.gid, "extra_groups": []}
+        environ = {"PATH": os.defpath, "HOME": str(self.home), "TMPDIR": str(self.home / "tmp"), **self.environ}
+        command = [python, "-P", "-m", "latticed.ctl.main", *words]
+        return subprocess.Popen(command, cwd=self.home, env=environ, start_new_session=True, **ids, **how)
+
+    def run(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with self.start("run", str(self.bundle), *words, **pipes) as process:
+            out, err = process.communicate(stdin, processes.PATIENCE_S)
+        return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
+
+    def left(self) -> list[str]:
+        """What is there of the daemons that latticectl made: directories, and processes that name one."""
+        found = [path.name for path in (self.home / "tmp").iterdir()]
+        for line in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(self.home / "tmp") in line.read_bytes():
+                    found.append(line.parent.name)
+        return found
+
+
+@pytest.fixture
+def desk(tmp_path):
+    user = processes.STRANGER if os.getuid() == 0 else None
+    with processes.home_of(user, tmp_path) as home:
+        (home / "tmp").mkdir(mode=0o700)
+        made = Desk(home, user)
+        if user is not None:
+            os.chown(home / "tmp", user.uid, user.gid)
+        made.write()
+        yield made
+
+
+def test_run_prints_the_result_and_what_the_plugin_wrote(desk):
+    """Of a bundle that nobody signed, with the payload from stdin; the machine's own daemon is not asked."""
+    desk.environ = {"LATTICED_SOCKET": "/nonexistent", "LATTICED_TRUST": "/nonexistent"}
+    done = desk.run("greet", "-", stdin=b'{"name": "you"}')
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"hello": {"name": "you"}}), done.stderr
+    assert done.stderr == f"{ID}: asked for {{'name': 'you'}}\n"
+    assert json.loads(desk.run("greet", '"x"', "--format", "json").stdout)["result"] == {"hello": "x"}
+    assert desk.left() == []
+
+
+def test_run_grants_what_is_named_and_tells_what_was_denied(desk):
+    """Each run begins anew: values are not kept."""
+    desk.write(capabilities=["kv:read", "kv:write", "static:write"])
+    denied = desk.run("publish")
+    assert denied.returncode == 1
+    assert "denied: static.put: capability_not_granted" in denied.stderr
+    assert "--accept static:write" in denied.stderr
+    assert (desk.run("publish", "--accept", "static:write").stdout, desk.run("count").stdout) == ("published\n", "1\n")
+    assert desk.run("count").stdout == "1\n"
+
+
+def test_run_packs_a_directory_of_modules(desk):
+    desk.write("")
+    (desk.bundle / "src").mkdir()
+    (desk.bundle / "src" / "words.py").write_text("GREETING = 'from a module'\n")
+    (desk.bundle / "src" / "__main__.py").write_text(
+        "import words\nfrom latticed.sdk import Plugin\n\nclass Try(Plugin):\n"
+        "    def do_greet(self, payload):\n        return words.GREETING\n\nTry().run()\n"
+    )
+    desk.own()
+    assert desk.run("greet").stdout == "from a module\n"
+
+
+def test_run_says_what_is_wrong_with_a_bundle(desk):
+    """As `latticectl sign` and the daemon do; nothing is left behind."""
+    desk.write(capabilities=["kv:steal"])
+    found = desk.run("greet")
+    assert (found.returncode, found.stderr.splitlines()[0]) == (
+        1,
+        f"error: {desk.bundle}: expected known capabilities, found 'kv:steal'",
+    )
+    desk.write("no script")
+    found = desk.run("greet")
+    assert (found.returncode, "its first bytes are b'no scrip'" in found.stderr) == (1, True), found.stderr
+    (desk.bundle / "artifact").unlink()
+    (desk.bundle / "artifact").symlink_to("/etc/passwd")
+    found = desk.run("greet")
+    assert (found.returncode, "error: cannot read" in found.stderr) == (6, True), found.stderr
+    assert desk.left() == []
+
+
+def test_interrupted_run_leaves_nothing_behind(desk):
+    """Ctrl-C at any moment, SIGTERM, and twice; after SIGKILL the daemon ends by itself, and the next run clears up."""
+    rng = random.Random(18)
+    for turn in range(long.times(4, 40)):
+        with desk.start(
+            "run", str(desk.bundle), "greet", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            time.sleep(rng.uniform(0.1, 1.5))  # where it is then does not matter
+            for _ in range(1 + turn % 2):
+                process.send_signal(signal.SIGINT if turn % 3 else signal.SIGTERM)
+            process.wait(processes.PATIENCE_S)
+        assert desk.left() == [], turn
+    with desk.start("run", str(desk.bundle), "greet", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        processes.until(lambda: list((desk.home / "tmp").glob("*/run/control.sock")), what="its daemon")
+        process.kill()
+    processes.until(lambda: len(desk.left()) == 1, what="the daemon to end")
+    assert desk.run("greet").returncode == 0
+    assert desk.left() == []
+
+
+class Dev:
+    """latticectl dev as a process: what it prints, and what is typed."""
+
+    def __init__(self, process: subprocess.Popen[bytes], reading: int, writing: int) -> None:
+        self.process, self.reading, self.writing = process, reading, writing
+        self.text = ""
+
+    def until(self, *words: str) -> str:
+        """What it printed until it had printed all of `words`, in any order; the rest is looked at the next time."""
+        os.set_blocking(self.reading, False)
+
+        def found() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                self.text += os.read(self.reading, 1 << 16).decode().replace("\r\n", "\n")
+            return all(word in self.text for word in words)
+
+        processes.until(found, what=f"{words} after {self.text!r}")
+        end = max(self.text.index(word) + len(word) for word in words)
+        before, self.text = self.text[:end], self.text[end:]
+        return before
+
+    def type(self, line: str = "") -> None:
+        os.write(self.writing, f"{line}\n".encode())
+
+
+@contextlib.contextmanager
+def developing(desk: Desk, *words: str, terminal: bool = False) -> Iterator[Dev]:
+    if terminal:
+        ours, theirs = pty.openpty()
+        quiet = termios.tcgetattr(theirs)
+        quiet[3] &= ~termios.ECHO
+        termios.tcsetattr(theirs, termios.TCSANOW, quiet)
+        pipes: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    else:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = desk.start("dev", str(desk.bundle), *words, **pipes)
+    try:
+        if terminal:
+            os.close(theirs)
+            yield Dev(process, ours, ours)
+        else:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            yield Dev(process, process.stdout.fileno(), process.stdin.fileno())
+    finally:
+        process.kill()
+        process.wait()
+        if terminal:
+            os.close(ours)
+        else:
+            process.communicate()
+
+
+def test_dev_takes_each_change_and_repeats_what_was_asked(desk):
+    """Host calls are shown with their decision; what cannot be used is told, and what ran goes on."""
+    with developing(desk, "--invoke", "greet", "--payload", '"you"') as dev:
+        assert "DEVELOPMENT DAEMON" in dev.until(f"{ID} runs")
+        dev.type()
+        dev.until('"hello": "you"', "stderr asked for you")
+        dev.type("count")
+        dev.until("1\n", "call   kv.get allow", "call   kv.put allow")
+        desk.write(PLUGIN.replace('"hello"', '"goodbye"'))
+        dev.until("reloaded in")
+        dev.type('greet "me"')
+        dev.until('"goodbye": "me"')
+        dev.type("count")
+        dev.until("2\n")  # values stay while it runs
+        desk.write(capabilities=["kv:steal"])
+        dev.until("expected known capabilities, found 'kv:steal'")
+        dev.type()
+        dev.until("3\n")
+        desk.write(version="0.0.9", capabilities=["kv:read", "kv:write", "static:write"])
+        dev.until("reloaded in", "not granted: static:write")
+        dev.type("publish")
+        dev.until("error: ", "deny capability_not_granted")
+        dev.type("nonsense")
+        dev.until("error: ")
+        dev.type("quit")
+        assert dev.process.wait(processes.PATIENCE_S) == 0
+    assert desk.left() == []
+
+
+def test_dev_asks_once_on_a_terminal(desk):
+    """Ctrl-C ends it, and nothing is left."""
+    desk.write(capabilities=["static:write"])
+    with developing(desk, terminal=True) as dev:
+        assert "asks for static:write" in dev.until("y and Enter, or Enter alone")
+        dev.type("y")
+        dev.until(f"{ID} runs")
+        dev.type("publish")
+        dev.until("published")
+        desk.write(version="0.2.0", capabilities=["static:write"])
+        assert "asks for" not in dev.until("reloaded in")
+        dev.process.send_signal(signal.SIGINT)
+        assert dev.process.wait(processes.PATIENCE_S) == 0
+    assert desk.left() == []
+
+
+def test_dev_builds_what_is_compiled(desk):
+    """A failed build is told, and what ran goes on; one that rewrites the same files sets off no other one."""
+    desk.write("")
+    (desk.bundle / "main.py.in").write_text(PLUGIN)
+    (desk.bundle / "link").symlink_to("/etc")
+    desk.own()
+    build = (
+        "echo x >> ../builds; cp main.py.in copy; grep -q HALT main.py.in && echo halted && exit 3; cp copy artifact"
+    )
+    with developing(desk, "--build", build) as dev:
+        dev.until(f"{ID} runs")
+        (desk.bundle / "main.py.in").write_text(PLUGIN.replace('"hello"', '"built"'))
+        dev.until("reloaded in")
+        dev.type('greet "it"')
+        dev.until('"built": "it"')
+        (desk.bundle / "main.py.in").write_text("HALT")
+        assert "ended with 3: halted" in dev.until("halted\n")
+        dev.type()
+        dev.until('"built": "it"')
+        # Quiet now: the build's own files are no change.
+        counted = len((desk.home / "builds").read_text())
+        dev.type()
+        dev.until('"built": "it"')
+        assert len((desk.home / "builds").read_text()) == counted
