@@ -108,10 +108,14 @@ class _Bench:
         from latticed.ctl import dev_sources
 
         began_s, built = time.monotonic(), self.session.args.build
-        dev_sources.build(self.own.source, built)
-        digest = self.own.put()
+        digest = None
+        try:
+            dev_sources.build(self.own.source, built)
+            digest = self.own.put()
+        finally:
+            if digest is None:
+                self.news.absorbed = dev_sources.fingerprint(self.own.source, built=built is not None)
         if digest is None:
-            self.news.absorbed = dev_sources.fingerprint(self.own.source, built=built is not None)
             return
         if self.own.view().status != "active":
             self._start()

@@ -42,7 +42,7 @@ class News:
     def __init__(self) -> None:
         self._found: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._later: list[tuple[str, str]] = []
-        self.absorbed = ""  # a fingerprint that a build left which changed nothing of the bundle
+        self.absorbed = ""  # a fingerprint that a build left which failed, or changed nothing of the bundle
 
     def put(self, kind: str, what: str = "") -> None:
         """Add one; of any thread."""
