@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from latticed.kit import trusted_files, unix_listener
@@ -16,7 +17,6 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
 LOCK: Final = ".lock"
 """Name of the lock file in the runtime directory."""
@@ -123,6 +123,7 @@ class ControlSocket:
     def open(self) -> socket.socket:
         """A socket to listen at: the inherited one, or a new one at `path`; Problem socket_unusable."""
         if self.inherited is not None:
+            self._made = identity(self._file())
             return self.inherited
         sock = bind(self.path, gid=self._gid)
         # After the rename: from now on `is_there` compares with this.
@@ -130,8 +131,17 @@ class ControlSocket:
         return sock
 
     def is_there(self) -> bool:
-        """Whether the path still leads to our socket; always True for an inherited one."""
-        return self.inherited is not None or (self._made is not None and identity(self.path) == self._made)
+        """Whether the path still leads to our socket. True for an inherited one that never was at a path (unix(7):
+        abstract), or where this process does not see it.
+        """
+        if self._made is None:
+            return self.inherited is not None
+        return identity(self._file()) == self._made
+
+    def _file(self) -> Path:
+        """Where clients find the socket: that of an inherited one is its maker's choice."""
+        name = self.inherited.getsockname() if self.inherited is not None else ""
+        return Path(name) if isinstance(name, str) and name.startswith("/") else self.path
 
     def remove(self) -> None:
         """Remove the file if it is still our socket's; another daemon may have replaced it."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _ACCEPTING: Final = 4
 """Turns of the loop from accept(2) to `connection_made`: a task, and two callbacks of it (asyncio.selector_events)."""
+_LOST: Final = "expected the service manager's socket at {path}, found none or another one: nobody can connect"
+_ANEW: Final = "systemctl restart latticed.socket latticed.service"
 
 log = logs.get_logger()
 
@@ -72,7 +74,8 @@ class Server:
         await self._stack.aclose()
 
     async def look(self) -> None:
-        """Listen again if the socket's file or its directory was removed or replaced.
+        """Listen again if the socket's file or its directory was removed or replaced; one of the service manager's only
+        it can make again.
 
         A failure is kept in `trouble` and logged once; the next call tries again.
         """
@@ -82,6 +85,8 @@ class Server:
             return
         before, old = self.trouble, self._listener
         try:
+            if self._socket.inherited is not None:
+                raise Problem("socket_unusable", _LOST.format(path=self._socket.path), _ANEW)
             # The lock first: `bind` replaces whatever socket it finds in the directory.
             await asyncio.to_thread(self._directory.lock)
             await self._listen()

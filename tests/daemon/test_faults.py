@@ -230,3 +230,14 @@ def test_full_disk_refuses_decisions_and_recovers(place, acme):
             assert again.plugin("acme.one")["status"] == "disabled"
             assert again.plugin("acme.three")["status"] == "installed"
             faults.chain_holds(again)
+
+
+def test_watchdog_is_fed_whatever_the_clock_is_set_to(place, sick):
+    """systemd counts by CLOCK_MONOTONIC (sd_watchdog_enabled(3)), and so does what feeds it."""
+    place.env["WATCHDOG_USEC"] = "1000000"
+    with place.running() as daemon:
+        for seconds in (-86_400, 365 * 86_400, 0):
+            sick.shift_clock(seconds)
+            # One may have been sent before the clock was set.
+            for _ in range(3):
+                daemon.expect_notice("WATCHDOG=1")

@@ -1,0 +1,82 @@
+"""What the daemon lives with under systemd goes wrong: journald, its runtime directory, its processes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.house import machines, processes
+
+JOURNALD = (
+    *("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket"),
+    "systemd-journald.service",
+)
+DROPPED = """
+import re, socket
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect("/run/latticed/control.sock")
+    asking.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
+    print(*re.findall(rb"latticed_log_dropped_total (\\d+)", b"".join(iter(lambda: asking.recv(65536), b""))))
+"""
+
+
+@pytest.fixture(autouse=True)
+def up(machine):
+    """The daemon runs, and has a plugin that sleeps as long as it is told."""
+    if "acme.sleeper" not in machine.check("latticectl", "list"):
+        machine.drop("acme.sleeper", machines.SLEEPER)
+    machine.run("latticectl", "install", "acme.sleeper")
+    machine.check("latticectl", "activate", "acme.sleeper")
+
+
+def test_daemon_goes_on_without_journald_and_says_what_it_could_not_write(machine):
+    """Requests are answered, what was dropped is counted, and said once journald is back."""
+    pid = machine.property("latticed.service", "MainPID")
+    machine.check("systemctl", "stop", *JOURNALD)
+    try:
+        machine.check("latticectl", "restart", "acme.sleeper")
+        processes.until(
+            lambda: "b'0'" not in machine.check("python3", "-P", "-c", DROPPED),
+            what="dropped entries to be counted",
+            deadline_s=machines.BOOT_S,
+        )
+    finally:
+        machine.check("systemctl", "start", *JOURNALD)
+    machine.check("latticectl", "restart", "acme.sleeper")
+    machine.until_logged("LATTICED_EVENT=log_dropped", f"_PID={pid}")
+    machine.check("latticectl", "audit", "verify")
+    assert machine.property("latticed.service", "MainPID") == pid
+
+
+def test_runtime_directory_that_is_gone_comes_back_as_the_catalog_says(machine):
+    """The daemon may not make it in /run. It goes on, and so do its plugins."""
+    pid = machine.property("latticed.service", "MainPID")
+    machine.check("rm", "-rf", "/run/latticed")
+    machine.until_logged("LATTICED_EVENT=control_socket_lost", f"_PID={pid}")
+    shown = machine.check("journalctl", "--catalog", "--no-pager", "LATTICED_EVENT=control_socket_lost")
+    command = "systemctl restart latticed.socket latticed.service"
+    assert command in shown
+    assert machine.property("latticed.service", "MainPID") == pid
+    machine.check(*command.split())
+    assert json.loads(machine.check("latticectl", "status", "--format", "json"))
+    machine.check("systemctl", "restart", "latticed-journal.socket")  # its socket is in there, too
+
+
+def test_process_that_is_killed_as_for_memory_is_its_plugins_failure(machine):
+    """SIGKILL, as the kernel's OOM killer sends it: here no controller counts memory."""
+    pid = machine.property("latticed.service", "MainPID")
+    group = f"/sys/fs/cgroup{machine.property('latticed.service', 'ControlGroup')}/plugins/acme.sleeper"
+    # At work for a second: neither one that is being set up, nor a check of its health.
+    working = f"ps -o etimes=,pid= -p $(cat {group}/child-*/cgroup.procs | paste -sd,) | awk '$1 > 0 {{print $2}}'"
+    with machine.started("sh", "-c", "latticectl invoke acme.sleeper sleep 9 2>&1") as asking:
+        pids = processes.until(
+            lambda: machine.run("sh", "-c", working).stdout,
+            what="the plugin's process",
+            deadline_s=machines.BOOT_S,
+        )
+        machine.check("kill", "-KILL", *pids.split())
+        out, _ = asking.communicate(timeout=machines.BOOT_S)
+    assert "killed by SIGKILL (out of memory?)" in out
+    assert machine.property("latticed.service", "MainPID") == pid
+    assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
