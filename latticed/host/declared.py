@@ -93,7 +93,7 @@ def _kinds(services: HostServices, plugin_id: str) -> Iterator[_Kind]:
     yield _Kind(
         name="tunnels",
         present=lambda: {one.name: program_specs.encode(one.wanted) for one in tunnels.of(plugin_id)},
-        put=lambda name, text: tunnels.put(plugin_id, name, tunnel_specs.decode(text)),
+        put=lambda name, text: tunnels.put_back(plugin_id, name, tunnel_specs.decode(text)),
         delete=lambda name: tunnels.delete(plugin_id, name),
     )
     yield _Kind(
@@ -113,6 +113,6 @@ def _kinds(services: HostServices, plugin_id: str) -> Iterator[_Kind]:
     yield _Kind(
         name="routes",
         present=lambda: routes.stored(plugin_id),
-        put=lambda _, text: routes.put(plugin_id, route_specs.decoded(text)),
+        put=lambda _, text: routes.put_back(plugin_id, route_specs.decoded(text)),
         delete=lambda path: routes.delete(plugin_id, path),
     )

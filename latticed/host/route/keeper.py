@@ -171,6 +171,22 @@ class RouteKeeper:
         # After the lock is released: other changes do not wait for the listener.
         return await self._table(spec).wait_for_listener(LISTEN_S)
 
+    async def put_back(self, plugin_id: str, spec: RouteSpec) -> None:
+        """Store again a route that the plugin had, in place of what is at its path now. As `put`; but one that may not
+        be served at the moment is stored all the same, and claimed by a recheck once it may.
+        """
+        if self._may(plugin_id) and (spec.target != "static" or self._may_read(plugin_id, spec)):
+            await self.put(plugin_id, spec)
+            return
+        route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
+        key, encoded, now_us = (plugin_id, spec.path), route_spec.encoded(spec), self._clock.wall_us()
+        async with self._changing:
+            await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
+            if (old := self._routes.get(key)) is not None:
+                self._release(old)
+            self._routes[key] = route
+            self._recheck([route])
+
     async def delete(self, plugin_id: str, path: str) -> bool:
         """Delete a route; False when the plugin has none at `path`. Problem ledger_unavailable, and the route stays."""
         key = (plugin_id, prefixes.normalised(path))

@@ -118,6 +118,24 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
+    async def put_back(self, plugin_id: str, name: str, spec: TunnelSpec) -> None:
+        """Run again what the plugin had, as `put`. While it may not have tunnels, it is stored in place of what is
+        there now, without a trial: no connector runs then, and a recheck starts it once it may.
+        """
+        if self._refusal(plugin_id) is None:
+            await self.put(plugin_id, name, spec)
+        else:
+            await self._change(plugin_id, lambda: self._store(plugin_id, name, spec))
+
+    async def _store(self, plugin_id: str, name: str, spec: TunnelSpec) -> None:
+        """As `put_back`, after earlier changes of this plugin."""
+        if (before := self.get(plugin_id, name)) is not None:
+            await self._stop([before])
+        made = self._made(plugin_id, name, spec)
+        await self._record(made, spec)
+        self._kept[plugin_id, name] = made
+        self._start_permitted(made)  # it may have been permitted meanwhile
+
     async def _put(self, plugin_id: str, name: str, spec: TunnelSpec) -> KeptTunnel:
         """As `put`, after earlier changes of this plugin."""
         before = self.get(plugin_id, name)

@@ -18,6 +18,7 @@ import pytest
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.program.supervised import ProgramDeps
+from latticed.host.tunnel import spec as specs
 from latticed.host.tunnel.calls import TunnelCalls
 from latticed.host.tunnel.command import TunnelDeps
 from latticed.host.tunnel.keeper import TunnelKeeper
@@ -342,3 +343,21 @@ async def test_tunnel_validation_is_cancelled_when_plugin_may_not_act(here):
     with pytest.raises(HostError, match="may not have tunnels any more"):
         await asked
     assert (here.row(), here.tunnels.of(A.plugin_id)) == (None, [])
+
+
+async def test_tunnel_that_is_put_back_while_its_plugin_may_have_none_runs_again_once_it_may(here):
+    """A version that was revoked had changed it: what the one before had needs no trial beside it."""
+    await here.put(rule())
+    before = (await here.until_state("connected"), here.one.wanted)[1]
+    await here.put(rule(hostname="other.example.com"))
+    await until(lambda: here.one.trial is None and here.one.wanted != before, "the change to serve")
+    here.allowed.remove(A.plugin_id)
+    here.tunnels.recheck(A.plugin_id)
+    await here.tunnels.put_back(A.plugin_id, "main", before)
+    assert (here.one.wanted, here.one.program.started, here.credentials()) == (before, False, [])
+    row = here.row()
+    assert (specs.decode(row.spec), row.candidate) == (before, "")
+    here.allowed.add(A.plugin_id)
+    here.tunnels.recheck(A.plugin_id)
+    await here.until_state("connected")
+    assert here.one.wanted == before
