@@ -318,6 +318,9 @@ ALTER TABLE kv_usage ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
 """
 """In `kv_usage` the last version that a value of the bucket was given, so that none is given twice."""
 
+_UNASKED: Final = "ALTER TABLE records ADD COLUMN unasked TEXT NOT NULL DEFAULT '[]';"
+"""Of what was masked before, nobody knows whether an operator had taken it back: then it counts as if."""
+
 MIGRATIONS: Final = (
     _RECORDS_KV_AUDIT,
     _RETENTION,
@@ -342,6 +345,7 @@ MIGRATIONS: Final = (
     _MARKET_REVOCATIONS,
     _MARKET_TAKEN,
     _KV_VERSIONS,
+    _UNASKED,
 )
 """In order; only ever appended to. The version of a ledger is how many of these it has taken."""
 

@@ -46,6 +46,7 @@ _COLUMNS: Final = (
     "permits",
     "interpreter",
     "terms",
+    "unasked",
 )
 _PUT: Final = f"INSERT OR REPLACE INTO records ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
 _ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: S608 - constants
@@ -100,6 +101,7 @@ def _values(record: lifecycle.Record) -> tuple[Any, ...]:
         json.dumps(record.permits),
         facts.interpreter,
         terms.encode(record.terms),
+        json.dumps(sorted(record.unasked)),
     )
 
 
@@ -160,6 +162,7 @@ def _record(row: dict[str, Any]) -> lifecycle.Record:
         row["status"] = lifecycle.Status(row["status"])
         row["source"] = row["source"].decode("utf-8", "surrogateescape")
         row["masked"] = _set(row["masked"])
+        row["unasked"] = _set(row.get("unasked", "[]"))  # kept records are JSON of older versions, too
         row["hosts"] = _names(row["hosts"])
         row["permits"] = _names(row["permits"])
         row["terms"] = terms.decode(row["terms"])

@@ -179,11 +179,14 @@ def upgrade(
     masked = frozenset(facts.capabilities) - granted
     if not record.accepted:  # nothing granted yet: mask as in `first_seen`
         masked = _masked_at_first(record, facts)
+    # Of these an operator took nothing back: the version before did not ask for them, or nobody has answered since.
+    new = (masked - frozenset(record.facts.capabilities)) | (masked & record.unasked)
     manifest = claim.verdict.manifest
     base = replace(
         record,
         facts=facts,
         masked=masked,
+        unasked=new if same_hand and record.accepted else frozenset(),
         hosts=granting.hosts_after(record, manifest) if same_hand else (),
         permits=record.permits if same_hand else (),
         terms=_kept(record, accepted.asked(manifest, facts.interpreter), usual),
@@ -255,6 +258,7 @@ def rolled_back(
         record,
         facts=back.facts,
         masked=back.masked,
+        unasked=back.unasked,
         hosts=back.hosts,
         permits=back.permits,
         terms=back.terms,
@@ -271,11 +275,12 @@ def rolled_back(
 def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -> Record:
     """`target`, an earlier version, without what an operator took back from one of the `newer` ones.
 
-    What a newer version did not ask for was dropped by that version, not taken back by an operator: it stays.
+    What a newer version did not ask for was dropped by that version, not taken back by an operator: it stays. So does
+    what a still newer one asked for again, as long as nobody has answered that.
     """
-    masked, hosts, permits, terms = target.masked, target.hosts, target.permits, target.terms
+    taken, hosts, permits, terms = frozenset[str](), target.hosts, target.permits, target.terms
     for one in newer:
-        masked |= one.masked
+        taken |= one.masked - one.unasked
         permits = tuple(permit for permit in permits if permit in one.permits)
         manifest = presence.manifest_of(one.facts)
         if manifest is None or one.terms is None:
@@ -287,8 +292,9 @@ def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -
             narrower, one.terms, usual
         ):
             terms = accepted.meet(terms, one.terms, usual)
-    masked &= frozenset(target.facts.capabilities)
-    return replace(target, masked=masked, hosts=hosts, permits=permits, terms=terms)
+    masked = (target.masked | taken) & frozenset(target.facts.capabilities)
+    unasked = target.unasked - taken
+    return replace(target, masked=masked, unasked=unasked, hosts=hosts, permits=permits, terms=terms)
 
 
 def forget(record: Record, seen: Presence, now: int) -> Record | Problem:

@@ -152,7 +152,7 @@ class Decisions:
         """Hand the id over to another publisher."""
         await self._stop(before)  # or its code could reach data of the new publisher
         await self.turns.write(after, event, self._noted(after, handover.set_aside(before, after)))
-        self.upgrades.ended(after.id)
+        self.upgrades.taken_over(after.id)
         self.upgrades.reload(after.id)
         # Its rows went with the write; this stops what host services still run of them.
         await self.services.forget(after.id)

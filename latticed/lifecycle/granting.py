@@ -84,7 +84,8 @@ def regrant(
     # Trimmed last: a capability that is named in both is masked.
     masked = (record.masked - wanted.grant) | wanted.trim
     try:
-        after = _narrowed(replace(wider, masked=masked, updated_at=now), wanted.remove, usual)
+        unasked = wider.unasked - wanted.trim
+        after = _narrowed(replace(wider, masked=masked, unasked=unasked, updated_at=now), wanted.remove, usual)
     except _Unfit as unfit:
         return Problem("bad_request", str(unfit))
     # An active plugin must be able to start again with what is left.
@@ -114,7 +115,15 @@ def widened(
         hint = f"if that is what you want: latticectl caps grant {record.id} {found} --force"
         detail = f"expected an origin other than a cloud's metadata service, which hands out credentials, found {found}"
         return Problem("metadata_origin", detail, hint)
-    return replace(record, masked=record.masked - frozenset(named.caps), hosts=hosts, permits=allowed, terms=terms)
+    granted = frozenset(named.caps)
+    return replace(
+        record,
+        masked=record.masked - granted,
+        unasked=record.unasked - granted,
+        hosts=hosts,
+        permits=allowed,
+        terms=terms,
+    )
 
 
 def needs_consent(record: Record, manifest: Manifest | None, verb: str) -> Problem | None:

@@ -100,7 +100,9 @@ def restored(record: Record, floors: Floors, *, now_us: int) -> Record:
     # Masks, terms and version floor: the stricter of both. Without terms in the floors the record's stay as they are.
     kept = floors.terms.get(record.id)
     terms = both(kept, migrated(record).terms) if kept is not None else record.terms
-    after = replace(record, masked=masked, terms=terms, floor=floor, updated_at=now_us)
+    # What the floors mask may have been granted and taken back since the backup.
+    unasked = record.unasked - floors.masked.get(record.id, frozenset())
+    after = replace(record, masked=masked, unasked=unasked, terms=terms, floor=floor, updated_at=now_us)
     # Does the accepted version still stand under the merged terms and floor?
     unfit = record.accepted and granting.needs_consent(after, manifest_of(facts), "activate") is not None
     chosen = pin is not None and pin.identity == facts.identity  # accepted last, so a lower version was explicit

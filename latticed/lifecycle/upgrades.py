@@ -234,6 +234,14 @@ class Upgrades:
             self.supervisor.retire(plugin_id)
             self._end(one, "committed")
 
+    def taken_over(self, plugin_id: str) -> None:
+        """Another publisher has the id now: a gate was of code that is gone, neither committed nor rolled back."""
+        self.shown.pop(plugin_id, None)
+        if (one := self._open.pop(plugin_id, None)) is not None:
+            self.supervisor.retire(plugin_id)
+            one.armed.set()
+            log.info("upgrade_ended", plugin_id=plugin_id, result="taken_over", code="")
+
     def reload(self, plugin_id: str) -> None:
         """Take in what the ledger has of the plugin by now."""
         self.state.kept[plugin_id] = tuple(self.ledger.read(lambda db: versions.load(db, plugin_id)))

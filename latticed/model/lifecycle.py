@@ -59,9 +59,10 @@ class Record:
     """What is known and decided of one plugin id. Times are whole microseconds since the epoch, 0 for never.
 
     `source` is the bundle's key in the catalog (`<label>/<directory name>`), `masked` the declared capabilities that
-    the operator has not granted, `permits` what else it may (`model.permits`), `terms` what else was accepted of its
-    manifest (None: nothing yet, so an install accepts it whole), `floor` the highest version ever accepted, `forgotten`
-    a tombstone: only the pin and the floor count.
+    the operator has not granted, `unasked` those of them that an upgrade asked for and nobody has answered, `permits`
+    what else it may (`model.permits`), `terms` what else was accepted of its manifest (None: nothing yet, so an install
+    accepts it whole), `floor` the highest version ever accepted, `forgotten` a tombstone: only the pin and the floor
+    count.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Record:
     facts: RecordFacts
     source: str
     masked: frozenset[str] = frozenset()
+    unasked: frozenset[str] = frozenset()
     hosts: tuple[str, ...] = ()
     permits: tuple[str, ...] = ()
     terms: Accepted | None = None

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from latticed.ledger import records as record_rows
 from latticed.ledger.floors import Floors
 from latticed.lifecycle import advance, granting, merge_after_loss, presence
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
@@ -229,6 +230,32 @@ def test_rollback_regains_what_a_version_dropped_but_nothing_that_was_taken_back
     held = merge_after_loss.restored(narrow, floors, now_us=NOW)
     assert held.status is Status.ACTIVE
     assert advance.regained(before, (held,)).granted == ("kv:read",)
+
+
+def test_rollback_regains_what_a_later_version_asked_for_again_unless_that_was_answered():
+    """1.0.0 had it, 1.1.0 dropped it, 1.2.0 is not granted it: nobody took it back from 1.0.0."""
+    before = record(Status.ACTIVE)
+    narrow = upgraded(before, claim(version="1.1.0", capabilities=["kv:read"]))
+    again = upgraded(narrow, claim(version="1.2.0"))
+    assert again.granted == ("kv:read",)
+    assert advance.regained(before, (narrow, again)).granted == ("kv:read", "log:write")
+    # Still so in a version after it, and in the row of the ledger.
+    later = record_rows.decode(record_rows.encode(upgraded(again, claim(version="1.3.0"))))
+    assert (later.granted, later.unasked) == (("kv:read",), {"log:write"})
+    assert advance.regained(before, (narrow, again, later)).granted == ("kv:read", "log:write")
+    # Answered: trimmed, or granted and then taken back.
+    trim, grant = Regrant(trim=frozenset({"log:write"})), Regrant(grant=frozenset({"log:write"}))
+    for answers in ((trim,), (grant, trim)):
+        answered = later
+        for answer in answers:
+            answered = _regranted(answered, answer, NOW)
+        assert advance.regained(before, (narrow, again, answered)).granted == ("kv:read",)
+    # After a loss: what the floors mask may have been answered since.
+    held = merge_after_loss.restored(again, Floors(masked={before.id: frozenset({"log:write"})}), now_us=NOW)
+    assert advance.regained(before, (narrow, held)).granted == ("kv:read",)
+    # A record of before there was this field: what was masked counts as taken back.
+    old = replace(later, unasked=frozenset())
+    assert advance.regained(before, (narrow, again, old)).granted == ("kv:read",)
 
 
 def test_other_publisher_inherits_no_grants():

@@ -15,7 +15,7 @@ from latticed.ledger import kv
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
-from tests.house import bundles, in_process
+from tests.house import bundles, in_process, ports
 
 ID = "acme.demo"
 ACME = bundles.author("acme")
@@ -421,6 +421,51 @@ async def test_new_version_that_is_revoked_is_given_up_and_the_old_one_runs(home
     view = await home.until_plugin(ID, lambda view: view["version"] == "1.0.0" and view["runtime"]["state"] == "armed")
     assert (view["upgrade"]["state"], view["upgrade"]["code"]) == ("rolled_back", "plugin_revoked")
     assert (view["available"], "candidate" in view) == (True, False)
+
+
+async def test_gate_that_a_takeover_ends_counts_as_neither(home):
+    """What was on trial is another publisher's by then, and gone."""
+    rival = bundles.author("rival")
+    old, new, _ = await upgraded(home)
+    home.trust.write_bytes(bundles.policy_bytes(ACME, rival))
+    home.drop(author=rival, version="9.0.0", type="system", capabilities=CAPABILITIES)
+    await home.look()
+    answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})
+    assert (answer.status, answer["publisher"]) == (200, "rival"), answer
+    assert (old.alive, new.alive, "upgrade" in answer) == (False, False, False)
+    assert home.app.api.lifecycle.upgrades.results == {"committed": 0, "rolled_back": 0}
+
+
+async def test_routes_that_a_revoked_version_changed_are_the_old_ones_again(tmp_path):
+    """Of files too, which may not be served while no version is available."""
+    declared_here = [*CAPABILITIES, "static:write", "worker:route"]
+    toml = f'{LONG}[http]\nlisten = "127.0.0.1:{ports.free()}"\n'
+    async with in_process.opened(tmp_path, author=ACME, toml=toml) as home:
+        home.drop(version="1.0.0", type="system", capabilities=declared_here)
+        old = await home.armed(ID, accept=("monitor:admin", "static:write"))
+        await old.call("static.put", path="old/a.txt", content="old")
+        await old.call("route.put", path=f"/{ID}/kept/", target="static", folder="old")
+        await old.call("route.put", path=f"/{ID}/gone/", target="static", folder="old")
+        await dropped(home, "1.1.0", capabilities=declared_here)
+        assert (await home.ask("POST", f"{URL}/upgrade", {})).status == 200
+        new = home.driven.of(ID)[-1]
+        await new.call("route.put", path=f"/{ID}/kept/", target="static", folder="new")
+        await new.call("route.delete", path=f"/{ID}/gone/")
+        await new.call("route.put", path=f"/{ID}/new/", target="static", folder="new")
+        home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
+        await home.look()
+        await home.until_plugin(ID, lambda view: view["version"] == "1.0.0" and view["runtime"]["state"] == "armed")
+
+        async def routes():
+            listed = (await home.ask("GET", "/api/routes"))["routes"]
+            return sorted((one["path"], one["folder"], one["state"]) for one in listed)
+
+        kept = [(f"/{ID}/gone/", "old/", "served"), (f"/{ID}/kept/", "old/", "served")]
+        assert await routes() == kept
+    async with in_process.opened(tmp_path, author=ACME, toml=toml) as home:  # also in the ledger
+        await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+        listed = (await home.ask("GET", "/api/routes"))["routes"]
+        assert sorted((one["path"], one["folder"], one["state"]) for one in listed) == kept
 
 
 async def test_rollback_leaves_a_version_that_was_revoked_later(brief):
