@@ -27,7 +27,6 @@ from latticed.runners.contract import PluginToRun
 from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.noop import NoopInstance, NoopRunner
 from latticed.runners.process import ProcessRunner
-from latticed.sandbox import artifact
 from latticed.supervisor.deps import HandleDeps
 from latticed.trust import verify
 from tests.house import bundles, catalogs, confined, processes, runner_deps, supervisors, swapper
@@ -91,17 +90,16 @@ class Sealing(NoopRunner):
 
     hashes_artifact = True
 
-    def __init__(self, good: bytes) -> None:
+    def __init__(self, good: bytes, copies: KeptCopies) -> None:
         super().__init__("sealed by a test")
         self._good = good
+        self._copies = copies
 
     async def start(self, plugin, pair, gate, on_exit) -> NoopInstance:
-        def seal() -> bytes:
-            sha256 = hashlib.sha256(self._good).hexdigest()
-            with artifact.seal(pair, sha256=sha256) as sealed:
-                return os.pread(sealed.fd, len(self._good) + 1, 0)
-
-        assert await asyncio.to_thread(seal) == self._good, "other bytes than those that were verified"
+        sha256 = hashlib.sha256(self._good).hexdigest()
+        with await self._copies.sealed(plugin.identity, pair, sha256=sha256) as sealed:
+            found = os.pread(sealed.fd, len(self._good) + 1, 0)
+        assert found == self._good, "other bytes than those that were verified"
         return await super().start(plugin, pair, gate, on_exit)
 
 
@@ -214,14 +212,25 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
+@pytest.fixture(params=[0, 64 << 20], ids=["anew", "kept"])
+async def copies(request):
+    """What starts take their copy from: one that keeps none, and one that keeps them for the next start."""
+    with contextlib.closing(KeptCopies(request.param)) as found:
+        yield found
+
+
 @pytest.mark.parametrize("way", LATE)
-async def test_artifact_swapped_between_verdict_and_start_is_refused(staged, way):
-    """The lifecycle hears of it, unless a later read may succeed; once the artifact is restored, the plugin starts."""
-    stage = staged(script, Sealing(script(GOOD)))
+async def test_artifact_swapped_between_verdict_and_start_is_refused(staged, copies, way):
+    """The lifecycle hears of it, unless a later read may succeed; once the artifact is restored, the plugin starts.
+
+    That it has been started before, and its copy was kept, changes nothing.
+    """
+    stage = staged(script, Sealing(script(GOOD), copies))
     stranger = swapper.Swapper(stage.pair, stage.aside)
+    assert await stage.race() is not None
     stage.between = stranger.ways[way]
     assert await stage.race() is None
-    assert (stage.verified, stage.outcomes[LATE[way]]) == (1, 1), stage.outcomes
+    assert (stage.verified, stage.outcomes[LATE[way]]) == (2, 1), stage.outcomes
     assert stage.refused.qsize() == (LATE[way] != "unreadable")  # the lifecycle hears of it, unless it may pass
     stranger.back()
     stage.between = lambda: None
@@ -229,14 +238,14 @@ async def test_artifact_swapped_between_verdict_and_start_is_refused(staged, way
 
 
 def test_racing_swapper_has_the_same_ways_as_the_test_above(staged):
-    stage = staged(script, Sealing(script(GOOD)))
+    stage = staged(script, Sealing(script(GOOD), KeptCopies()))
     assert set(swapper.Swapper(stage.pair, stage.aside).ways) == set(LATE)
 
 
 @pytest.mark.slow
 async def test_sealed_bytes_equal_the_verified_ones_while_swapping(staged):
     """Another process swaps the files at any moment: each start seals the verified bytes or is refused."""
-    stage = staged(script, Sealing(script(GOOD)))
+    stage = staged(script, Sealing(script(GOOD), KeptCopies()))
     with swapped(stage, seed=1):
         while not stage.over(SEALED):
             await stage.race()
@@ -247,18 +256,17 @@ async def test_sealed_bytes_equal_the_verified_ones_while_swapping(staged):
     ("make", "protocol"), [(script, "latticed-stdio-1"), (script, "stdio-json-v1"), (program, "latticed-stdio-1")]
 )
 async def test_executed_bytes_equal_the_verified_ones_while_swapping(staged, make, protocol):
-    """Each process writes a mark from its bytes to stderr, those of later invocations too."""
+    """Each process writes a mark from its bytes to stderr, those of later invocations too. Copies are kept."""
     told: list[tuple[str, str]] = []
-    stage = staged(
-        make,
-        ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told), KeptCopies()),
-        runtime={"protocol": protocol},
-    )
-    with swapped(stage, seed=2):
-        while not stage.over(ARMED):
-            if (instance := await stage.race()) is not None:
-                reply = await instance.invoke("who", None)
-                await instance.stop(5.0)
-                assert reply["message"] == GOOD
+    with contextlib.closing(KeptCopies(64 << 20)) as kept:
+        runner = ProcessRunner(runner_deps.spawner(), runner_deps.outputs(told), kept)
+        stage = staged(make, runner, runtime={"protocol": protocol})
+        with swapped(stage, seed=2):
+            while not stage.over(ARMED):
+                if (instance := await stage.race()) is not None:
+                    reply = await instance.invoke("who", None)
+                    await instance.stop(5.0)
+                    assert reply["message"] == GOOD
+        assert kept.bytes > FILLER_BYTES
     assert {line for _, line in told} == {GOOD}
     assert len(told) >= stage.outcomes["started"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wasmtime import wat2wasm
 
 from latticed.bundle import read
 from latticed.catalog.store import Store
@@ -23,7 +24,7 @@ from latticed.model.errors import Problem
 from latticed.runners import kept_copies
 from latticed.runners.kept_copies import KeptCopies
 from latticed.sandbox import artifact
-from tests.house import bundles, children, in_process, long, supervisors
+from tests.house import bundles, children, in_process, long, supervisors, wasms
 
 KIB = 1 << 10
 LARGE = 1 << 20
@@ -101,11 +102,8 @@ def hashed(monkeypatch):
             sizes.append(len(data))
             self._inner.update(data)
 
-        def digest(self):
-            return self._inner.digest()
-
-        def hexdigest(self):
-            return self._inner.hexdigest()
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
 
     monkeypatch.setattr(hashlib, "sha256", Counting)
     return sizes
@@ -281,9 +279,13 @@ class Ahead(SystemClock):
 
 
 @contextlib.asynccontextmanager
-async def daemon(toml: str = "", **options: Any) -> AsyncIterator[in_process.Home]:
+async def daemon(
+    toml: str = "", *, bundle: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[in_process.Home]:
+    """One to whose plugin directory the large plugin was dropped, with these fields of its manifest."""
+    fields = {"capabilities": ["kv:read"], "v2": True, "artifact": program(), "version": "1.0.0", **(bundle or {})}
     async with in_process.opened(toml=QUICK + toml, real=True, **options) as home:
-        home.drop("large", id=ID, capabilities=["kv:read"], v2=True, artifact=program(), version="1.0.0")
+        home.drop("large", id=ID, **fields)
         await home.seen(ID)
         yield home
 
@@ -356,6 +358,31 @@ async def test_artifact_is_hashed_once_for_each_place_and_never_for_a_restart(ha
         assert times() == 3
         home.app.api.catalog.rescan(rehash=True)
         await in_process.until(lambda: times() == 4, "the plugin directory to be hashed")
+
+
+@pytest.mark.parametrize("kind", ["stdio-json-v1", "wasm"])
+async def test_other_kinds_of_plugins_keep_their_copy_too(hashed, kind):
+    """One that has a process for each invocation only, and a module, whose compiled code is kept on disk as before."""
+    padding = b"\0" + leb128(LARGE) + b"\x01x".ljust(LARGE, b"\0")  # a custom section (WebAssembly, binary format §2.5)
+    module = {"type": "wasm", "artifact": bytes(wat2wasm(wasms.module())) + padding}
+    async with daemon(bundle={"v2": False} if kind == "stdio-json-v1" else module) as home:
+        for status in ("installed", "active"):
+            assert (await home.decide(ID, status)).status == 200
+        before = home.dropped["large"].artifact
+        kept = home.app.api.supervisor.kept_artifact_bytes
+        hashed.clear()
+        answer = await home.ask("POST", f"/api/plugins/by-id/{ID}/restart")
+        assert (answer.status, answer["runtime"]["state"]) == (200, "armed"), answer
+        assert kept == len(before)
+        assert sum(hashed) < LARGE
+        assert (await home.decide(ID, "disabled")).status == 200
+        await nothing_held()
+
+
+def leb128(value: int) -> bytes:
+    """An unsigned number as WebAssembly writes it."""
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + leb128(rest) if rest else bytes([low])
 
 
 @pytest.mark.parametrize("way", ["disabled", "tampered", "revoked", "untrusted", "gone"])
