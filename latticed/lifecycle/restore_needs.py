@@ -8,6 +8,7 @@ the operator to provide. Blocks.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -69,10 +70,15 @@ def take_back(made: Iterable[Path]) -> None:
 def chosen(settings: Settings) -> tuple[tuple[str, str], ...]:
     """(key, JSON) of the settings that are neither defaults nor paths of this machine."""
     return tuple(
-        (key, json.dumps(value))
+        (key, _json(value))
         for key, value, origin in describe(settings)
         if origin != "default" and key not in _OF_THE_MACHINE
     )
+
+
+def _json(value: object) -> str:
+    """The value of a setting; tables within it (sources, rules) are dataclasses."""
+    return json.dumps(value, default=dataclasses.asdict)
 
 
 def missing(
@@ -103,7 +109,7 @@ def missing(
                     yield f"{record.id} does not verify here: {found.code}: {found.reason}"
     # Secrets are in the ledger, sealed; the key that opens them is not in a backup.
     yield from _missing_key(settings, sealed)
-    here = {key: json.dumps(value) for key, value, _ in describe(settings)}
+    here = {key: _json(value) for key, value, _ in describe(settings)}
     for key, value in were_set:
         if here.get(key) != value:
             yield f"the setting {key} was {value}, here it is {here.get(key, 'unknown')}"

@@ -36,3 +36,14 @@ def test_restore_reports_settings_that_differ(tmp_path):
         "the setting old.name was 1, here it is unknown",
     ]
     assert list(restore_needs.missing(place, old, records=(), sealed={}, were_set=were_set)) == []
+
+
+def test_settings_that_are_tables_are_compared_too(tmp_path):
+    source = '[market.sources.main]\nurl = "https://plugins.example.org/plugins.json"\n'
+    _, old = here(tmp_path / "old", source)
+    were_set = restore_needs.chosen(old)
+    assert [key for key, _ in were_set] == ["market.sources"]
+    place, new = here(tmp_path / "new")
+    (said,) = restore_needs.missing(place, new, records=(), sealed={}, were_set=were_set)
+    assert said.startswith("the setting market.sources was {")
+    assert list(restore_needs.missing(place, old, records=(), sealed={}, were_set=were_set)) == []
