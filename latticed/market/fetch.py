@@ -24,6 +24,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from latticed.host.egress.client import EgressAnswer, Sink
     from latticed.market.sources import MarketSource
 
 _PIECE_BYTES: Final = 256 << 10
@@ -57,16 +58,23 @@ class Fetcher:
         self._limit_s = limit_s
 
     async def fetch(
-        self, source: MarketSource, url: str, to: Path, *, max_bytes: int, progress: FetchProgress | None = None
+        self,
+        source: MarketSource,
+        url: str,
+        to: Path,
+        *,
+        max_bytes: int,
+        progress: FetchProgress | None = None,
+        what: str = "",
     ) -> Fetched:
-        """Write the new file `to` (0600) with what is at `url`, synced.
+        """Write the new file `to` (0600) with what is at `url`, synced. `what`: the file's name, if not the URL's last.
 
         Problems fetch_blocked, fetch_too_large, fetch_missing, fetch_failed, store_unavailable; then there is no `to`.
         """
         if fault := source.url_fault(url):
             raise Problem("fetch_blocked", fault)
         progress = progress or FetchProgress()
-        progress.what, progress.size = url.rpartition("/")[2], 0
+        progress.what, progress.size = what or url.rpartition("/")[2], 0
         try:
             fd = await asyncio.to_thread(os.open, to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -74,19 +82,14 @@ class Fetcher:
         taken = _Taking(fd, progress)
         try:
             if url.startswith("file:"):
-                await asyncio.to_thread(_copy, source, url, taken, max_bytes, time.monotonic() + self._limit_s())
+                await asyncio.to_thread(_copy, source, url, taken.write, max_bytes, time.monotonic() + self._limit_s())
             else:
                 await self._get(source, url, taken, max_bytes)
             await asyncio.to_thread(taken.sync)
         except BaseException as error:
             await asyncio.to_thread(to.unlink, missing_ok=True)
-            match error:
-                case HostError():
-                    raise Problem(_CODES.get(error.code.value, "fetch_failed"), error.reason) from error
-                case TimeoutError():
-                    raise Problem("fetch_failed", f"expected {progress.what} in time, found it still coming") from error
-                case OSError():
-                    raise _not_written(error) from error
+            if (problem := _problem(error, progress.what)) is not None:
+                raise problem from error
             raise
         finally:
             # In its turn behind a piece that is being written: a descriptor that is closed may be another file's next.
@@ -95,16 +98,44 @@ class Fetcher:
 
     async def _get(self, source: MarketSource, url: str, taken: _Taking, max_bytes: int) -> None:
         """Over HTTPS. HostError; Problem fetch_failed for an answer other than 200."""
+        answer = await self._send(source, url, taken.piece, max_bytes)
+        if answer.status == 404:
+            raise _missing(f"found none at {answer.target.shown}", url)
+        _check_status(answer)
+
+    async def small(self, source: MarketSource, url: str, *, max_bytes: int) -> bytes | None:
+        """What is at `url`, None for nothing; Problems as `fetch`."""
+        if fault := source.url_fault(url):
+            raise Problem("fetch_blocked", fault)
+        found = bytearray()
+
+        async def into(piece: bytes) -> None:
+            found.extend(piece)
+
+        try:
+            if url.startswith("file:"):
+                until_s = time.monotonic() + self._limit_s()
+                await asyncio.to_thread(_copy, source, url, found.extend, max_bytes, until_s)
+            else:
+                answer = await self._send(source, url, into, max_bytes)
+                # Object stores answer 403 for what they do not have to those who may not list it.
+                if answer.status in {403, 404}:
+                    return None
+                _check_status(answer)
+        except Problem as problem:
+            if problem.code == "fetch_missing":
+                return None
+            raise
+        except (HostError, OSError) as error:
+            raise _problem(error, url.rpartition("/")[2][:80]) or error from error
+        return bytes(found)
+
+    async def _send(self, source: MarketSource, url: str, into: Sink, max_bytes: int) -> EgressAnswer:
+        """The answer, whose body went `into`. HostError."""
         request = EgressRequest(method="GET", target=urls.parse(url), header=headers.checked({}))
         limits = EgressLimits(body_bytes=max_bytes, total_s=self._limit_s())
         async with EgressClient(Guard()) as client:
-            answer = await client.send(request, source.rights(url), limits=limits, into=taken.piece)
-        if answer.status == 404:
-            raise Problem(
-                "fetch_missing", f"expected {url.rpartition('/')[2][:80]}, found none at {answer.target.shown}"
-            )
-        if answer.status != 200:
-            raise Problem("fetch_failed", f"expected status 200 of {answer.target.shown}, found {answer.status}")
+            return await client.send(request, source.rights(url), limits=limits, into=into)
 
 
 class _Taking:
@@ -140,8 +171,8 @@ class _Taking:
             self._fd = -1
 
 
-def _copy(source: MarketSource, url: str, taken: _Taking, max_bytes: int, until_s: float) -> None:
-    """Copy a file beneath the directory of a file: source; blocks. Links within it are not followed.
+def _copy(source: MarketSource, url: str, write: Callable[[bytes], object], max_bytes: int, until_s: float) -> None:
+    """Give `write` a file beneath the directory of a file: source piece by piece; blocks. Links in it are not followed.
 
     `until_s`, of the monotonic clock: TimeoutError when it is not whole by then.
     """
@@ -155,7 +186,7 @@ def _copy(source: MarketSource, url: str, taken: _Taking, max_bytes: int, until_
         with files.closing(fd) as above:
             file = files.open_file(name, beneath=above)
     except FileNotFoundError as error:
-        raise Problem("fetch_missing", f"expected {name[:80]!r} beneath the source, found none") from error
+        raise _missing("found none beneath the source", url) from error
     except (OSError, ValueError) as error:
         raise Problem("fetch_failed", f"cannot open {name[:80]!r}: {_words(error)}") from error
     with files.closing(file):
@@ -166,7 +197,29 @@ def _copy(source: MarketSource, url: str, taken: _Taking, max_bytes: int, until_
                 raise Problem("fetch_too_large", f"expected at most {max_bytes} bytes, found more")
             if time.monotonic() > until_s:
                 raise TimeoutError
-            taken.write(data)
+            write(data)
+
+
+def _missing(found: str, url: str) -> Problem:
+    return Problem("fetch_missing", f"expected {url.rpartition('/')[2][:80]}, {found}")
+
+
+def _check_status(answer: EgressAnswer) -> None:
+    """Problem fetch_failed for an answer other than 200."""
+    if answer.status != 200:
+        raise Problem("fetch_failed", f"expected status 200 of {answer.target.shown}, found {answer.status}")
+
+
+def _problem(error: BaseException, what: str) -> Problem | None:
+    """What an error of a fetch means; None for those that mean something else."""
+    match error:
+        case HostError():
+            return Problem(_CODES.get(error.code.value, "fetch_failed"), error.reason)
+        case TimeoutError():
+            return Problem("fetch_failed", f"expected {what} in time, found it still coming")
+        case OSError():
+            return _not_written(error)
+    return None
 
 
 def _words(error: Exception) -> str:

@@ -46,11 +46,8 @@ class Market:
         self.deps = deps
         self.troubles: dict[str, Problem] = {}
         self._remembered = RememberedSources(deps.ledger)
-        self._fetcher = Fetcher(lambda: deps.settings().fetch_s)
-        static = StaticFormat(
-            shelf=deps.shelf, fetcher=self._fetcher, seen=self._remembered, index_bytes=self._index_bytes
-        )
-        self._formats: dict[str, SourceFormat] = {"static": static}
+        self._fetcher = Fetcher(self._limit_s)
+        self._formats: dict[str, SourceFormat] = {}
         self._shelved: dict[str, Shelved] = {}
         self._revised: Counter[str] = Counter()  # by source, how often what it takes back was read anew
         self._forgetting: dict[str, asyncio.TimerHandle] = {}
@@ -89,11 +86,31 @@ class Market:
             return fresh
 
     def _format(self, source: MarketSource) -> SourceFormat:
-        """That of the source."""
+        """That of the source, made when one has it. Problem tuf_missing."""
+        if source.format not in self._formats:
+            self._formats[source.format] = self._made(source.format)
         return self._formats[source.format]
+
+    def _made(self, name: str) -> SourceFormat:
+        shelf, fetcher, seen = self.deps.shelf, self._fetcher, self._remembered
+        if name == "static":
+            return StaticFormat(shelf=shelf, fetcher=fetcher, seen=seen, index_bytes=self._index_bytes)
+        from latticed.market.tuf import TufFormat  # few hosts have such a source
+
+        return TufFormat(
+            shelf=shelf,
+            fetcher=fetcher,
+            seen=seen,
+            index_bytes=self._index_bytes,
+            limit_s=self._limit_s,
+            now_s=self._now_s,
+        )
 
     def _index_bytes(self) -> int:
         return self.deps.settings().index_bytes
+
+    def _limit_s(self) -> float:
+        return self.deps.settings().fetch_s
 
     async def _refreshed(self, source: MarketSource, actor: Actor) -> Shelved:
         now_us = self.deps.clock.wall_us()  # one moment for all that is judged, however long the fetch takes

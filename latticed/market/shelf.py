@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX: Final = "plugins.json"
+METADATA: Final = "metadata.json"
+"""Of a TUF repository: its verified metadata, each file as a text by its name."""
+_REPOSITORY: Final = "repository"
 _MANIFEST_BYTES: Final = 1 << 20
 """Above it a manifest is never taken in (`limits.manifest_bytes`)."""
 _STAGED: Final = re.compile(r"\.(?:taking|gone)\.[0-9a-f]{16}")
@@ -50,7 +53,11 @@ class MarketShelf:
             for source in os.listdir(self._sources):
                 for name in os.listdir(self._sources / source):
                     if _PARTIAL.fullmatch(name):
-                        (self._sources / source / name).unlink(missing_ok=True)
+                        left = self._sources / source / name
+                        if left.is_dir():
+                            shutil.rmtree(left, ignore_errors=True)
+                        else:
+                            left.unlink(missing_ok=True)
 
     def source(self, name: str) -> Path:
         """The directory of a source, made when it is not there; Problem store_unavailable."""
@@ -69,6 +76,25 @@ class MarketShelf:
             os.replace(fetched, fetched.with_name(INDEX))
             files.sync_directory(fetched.parent)
 
+    def repository(self, source: str) -> Path:
+        """Where the index and the metadata of a TUF repository are, together."""
+        return self._sources / source / _REPOSITORY
+
+    def stage_repository(self, source: str) -> Path:
+        """A new directory beside `repository`; `unstage` removes it."""
+        place = self.partial(source)
+        with _written():
+            place.mkdir(mode=0o700)
+        return place
+
+    def put_repository(self, staged: Path, metadata: bytes) -> None:
+        """Have the index in `staged` and this metadata be those of the source, in one step. Problem
+        store_unavailable.
+        """
+        with _written():
+            files.replace(staged / METADATA, metadata, mode=0o600)
+            _put(staged, staged.with_name(_REPOSITORY))
+
     def stage(self) -> Path:
         """A new directory for a bundle, beside where it goes; `unstage` removes it."""
         place = self.bundles / f".taking.{secrets.token_hex(8)}"
@@ -77,7 +103,7 @@ class MarketShelf:
         return place
 
     def unstage(self, place: Path) -> None:
-        """Remove what is left of a directory that `stage` made: all, or the bundle in whose place its own was put."""
+        """Remove what is left of a directory that was staged: all, or what its own was put in place of."""
         shutil.rmtree(place, ignore_errors=True)
 
     def place(self, staged: Path, name: str) -> None:
@@ -86,16 +112,7 @@ class MarketShelf:
         with _written():
             for one in (MANIFEST, ARTIFACT):
                 (staged / one).chmod(0o644)
-            files.sync_directory(staged)
-            try:
-                # Also over a directory that is empty; any other is ENOTEMPTY.
-                staged.rename(target)
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-                files.exchange(staged, target)
-                # Now the old one is in `staged`, and goes with it.
-            files.sync_directory(target.parent)
+            _put(staged, target)
 
     def digest(self, name: str) -> str:
         """The SHA-256 of the artifact that the manifest of this bundle names; empty when it has none that is valid."""
@@ -111,6 +128,19 @@ class MarketShelf:
         with _written(), contextlib.suppress(FileNotFoundError):
             (self.bundles / name).rename(gone)
             shutil.rmtree(gone)
+
+
+def _put(staged: Path, target: Path) -> None:
+    """Have `target` name the directory `staged`, in one step; what it named before is then in `staged`. OSError."""
+    files.sync_directory(staged)
+    try:
+        # Also over a directory that is empty; any other is ENOTEMPTY.
+        staged.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        files.exchange(staged, target)
+    files.sync_directory(target.parent)
 
 
 @contextlib.contextmanager

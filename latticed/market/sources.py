@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.call import HostError
 from latticed.host.egress import url as urls
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from latticed.model.egress import Origin
     from latticed.settings.market import SourceSettings
+
+
+_FOREVER_S: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +39,15 @@ class MarketSource:
 
     @property
     def base(self) -> str:
-        """The URL of the directory in which the index is, with a slash at its end."""
-        return self.url.rpartition("/")[0] + "/"
+        """The URL of the directory in which the index is, or of the repository, with a slash at its end."""
+        return self.url.rstrip("/") + "/" if self.format == "tuf" else self.url.rpartition("/")[0] + "/"
 
     @property
     def index_age_s(self) -> int:
-        """How old its index may be, in seconds."""
-        return self.max_age_s
+        """How old its index may be, in seconds. That of a repository may be of any age: its roles say that it is the
+        newest.
+        """
+        return _FOREVER_S if self.format == "tuf" else self.max_age_s
 
     @property
     def is_file(self) -> bool:
@@ -72,8 +77,10 @@ def of(name: str, given: SourceSettings) -> MarketSource:
         pinned = frozenset(policy.public_key(one, f"{where}.keys") for one in given.keys)
     except Problem as problem:
         raise _invalid(f"{where}.keys", problem.reason) from problem
-    if given.format == "tuf":
-        raise _invalid(f"{where}.format", "sources of format tuf are not in this version of latticed")
+    if given.format == "tuf" and (given.keys or not given.root.startswith("/")):
+        if given.keys:
+            raise _invalid(f"{where}.keys", "expected none, as the roles of a TUF repository have their own")
+        raise _invalid(f"{where}.root", f"expected the path of a file, from / on, found {given.root[:80]!a}")
     if given.format == "static" and pinned and given.threshold > len(pinned):
         raise _invalid(
             f"{where}.threshold", f"expected at most {len(pinned)}, the number of keys, found {given.threshold}"

@@ -2,115 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
 import itertools
 import json
 import os
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from tests.house import bundles, daemons, faults, index_servers, indexes, processes
+from tests.house.market_sites import ACME, SOURCE, STRANGER, Site, settings, trading
 
 pytestmark = pytest.mark.daemon
 
-SOURCE = bundles.author("source")
-ACME = bundles.author("acme")
-STRANGER = bundles.author("stranger")
 SOURCES = 80
-FETCH_S = 3
-_ids = itertools.count()
-
-
-@dataclass
-class Site:
-    """One source of its own for each test: index, files, and what the daemon makes of it."""
-
-    daemon: daemons.Daemon
-    web: index_servers.IndexServer
-    name: str
-    parent: Any
-    entries: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def base(self) -> str:
-        return f"{self.web.base}{self.name}/"
-
-    @property
-    def state(self):
-        return self.daemon.place.state
-
-    def path(self, bundle, file="artifact", version=None) -> str:
-        return f"/{self.name}/{bundle.id}/{version or bundle.raw['version']}/{file}"
-
-    def bundle(self, plugin_id=None, *, author=ACME, **fields):
-        """A bundle with an id of its own, whose files are served."""
-        plugin_id = plugin_id or f"acme.plugin{next(_ids)}"
-        made = bundles.drop(self.parent, f"{next(_ids)}", author=author, id=plugin_id, **fields)
-        for file in ("manifest.json", "artifact"):
-            self.web.files[self.path(made, file)] = (made.path / file).read_bytes()
-        return made
-
-    def offer(self, bundle, **fields):
-        """The entry of a bundle."""
-        return indexes.entry(bundle, f"{self.base}{bundle.id}/{bundle.raw['version']}/", **fields)
-
-    def publish(self, *entries, signers=(SOURCE,), **fields):
-        """Serve an index; without `at` each is newer than the one before."""
-        fields.setdefault("at", time.time() - 1000 + next(_ids))
-        made = indexes.index(*entries, signers=signers, **fields)
-        self.serve(made)
-        return made
-
-    def serve(self, made):
-        self.web.files[f"/{self.name}/plugins.json"] = made if isinstance(made, bytes) else indexes.encoded(made)
-
-    def refresh(self):
-        return self.daemon.post("/api/market/refresh", {"source": self.name})
-
-    def refreshed(self, *entries, **fields):
-        """Publish and take in an index."""
-        made = self.publish(*entries, **fields)
-        assert self.refresh().status == 200, self.refresh()
-        return made
-
-    def install(self, bundle, **fields):
-        return self.daemon.post("/api/market/install", {"id": bundle.id, "source": self.name, **fields})
-
-    def code(self, answer):
-        return json.loads(answer.body)["code"] if answer.status != 200 else "ok"
-
-    def row(self):
-        rows = json.loads(self.daemon.get("/api/market").body)["sources"]
-        return next(one for one in rows if one["name"] == self.name)
-
-    def placed(self, bundle):
-        """What lies in the market's directory under the bundle's id: its version, None for nothing."""
-        manifest = self.state / "bundles" / bundle.id / "manifest.json"
-        return json.loads(manifest.read_bytes())["version"] if manifest.exists() else None
-
-    def leftovers(self):
-        """Files that nobody should find after a failure."""
-        hidden = [one.name for one in (self.state / "bundles").iterdir() if one.name.startswith(".")]
-        market = self.state / "market" / self.name
-        return hidden + [one.name for one in market.iterdir() if one.name != "plugins.json"]
-
-    def events(self, action):
-        return self.daemon.events(action=action, newest="1", limit="20")
-
-
-def settings(web, names):
-    lines = [f"[market]\nfetch_s = {FETCH_S}\nindex_bytes = 300000\n[limits]\nartifact_bytes = 300000"]
-    lines += [
-        f'[market.sources.{name}]\nurl = "{web.base}{name}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
-        f'origins = ["{web.origin}"]'
-        for name in names
-    ]
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +24,6 @@ def web(tmp_path_factory):
     directory = tmp_path_factory.mktemp("web")
     with index_servers.serving(directory) as found:
         yield found
-
-
-@contextlib.contextmanager
-def trading(web, names):
-    """A place whose daemon knows these sources, and trusts acme and the tests' authority."""
-    with daemons.placed() as place:
-        place.trust_us(ACME)
-        place.write(place.home / "authority.pem", web.authority.read_bytes())
-        place.env["SSL_CERT_FILE"] = str(place.home / "authority.pem")
-        place.set(settings(web, names))
-        yield place
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +333,7 @@ def test_release_that_is_taken_back_while_it_is_fetched_is_not_placed(site):
     path = site.path(bundle)
 
     def answer(peer):
-        take_back(site, {"plugin": f"{bundle.id}@1.0.0", "action": "freeze", "reason": "leaks"})
+        site.take_back({"plugin": f"{bundle.id}@1.0.0", "action": "freeze", "reason": "leaks"})
         assert site.refresh().status == 200
         index_servers.body(site.web.files[path])(peer)
 
@@ -482,7 +377,7 @@ def upgraded(site):
 def test_kept_version_that_is_taken_back_is_not_returned_to(site):
     """What runs is a later one, and the last that was taken, too."""
     bundle = upgraded(site)
-    take_back(site, {"plugin": f"{bundle.id}@1.0.0", "action": "freeze"})
+    site.take_back({"plugin": f"{bundle.id}@1.0.0", "action": "freeze"})
     assert site.refresh().status == 200
     answer = site.daemon.post(f"/api/plugins/by-id/{bundle.id}/rollback", {})
     assert site.code(answer) == "plugin_revoked"
@@ -509,7 +404,7 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
         with place.running() as daemon:
             site = Site(daemon=daemon, web=web, name="keep", parent=tmp_path)
             bundle, other = site.bundle(v2=True), site.bundle()
-            take_back(site, {"plugin": "acme.elsewhere@*", "action": "freeze"}, at=time.time() - 15 * 86_400)
+            site.take_back({"plugin": "acme.elsewhere@*", "action": "freeze"}, at=time.time() - 15 * 86_400)
             raw = site.refreshed(site.offer(bundle), site.offer(other), at=time.time() - 20 * 86_400)
             assert site.install(bundle).status == 200
             daemon.activate(bundle.id)
@@ -543,7 +438,7 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
             noted = json.loads(daemon.ctl("health", "--format", "json").stdout)["notes"]
             assert [one["code"] for one in noted] == ["revocations_expired"]
             assert daemon.ctl("trust", "horizon").returncode == 3
-            take_back(site)
+            site.take_back()
             assert site.refresh().status == 200
             assert site.install(other).status == 200
             assert json.loads(daemon.get("/api/health").body)["notes"] == []
@@ -605,17 +500,6 @@ def test_full_disk_or_kill_leaves_the_old_or_the_new_bundle(shaky, web, tmp_path
         assert daemon.plugin(second.id)["available"] is True
 
 
-def take_back(site, *entries, signers=(SOURCE,), at=None):
-    """Serve revocations, each newer than the ones before unless `at` says when they are from."""
-    raw = {
-        "schema": "latticed.market.revocations.v1",
-        "generated_at": indexes.moment(at or time.time() - 1000 + next(_ids)),
-        "revocations": list(entries),
-    }
-    signed = indexes.sign(raw, *signers, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
-    site.web.files[f"/{site.name}/revocations.json"] = indexes.encoded(signed)
-
-
 def test_what_a_source_takes_back_stops_for_good(shaky, web, tmp_path):
     """T29, T30: also after a restart, listed no more, and when its bundle is dropped again; a fix may come."""
     place, _ = shaky
@@ -626,11 +510,10 @@ def test_what_a_source_takes_back_stops_for_good(shaky, web, tmp_path):
         for one in (frozen, killed, kept):
             assert site.install(one).status == 200
             daemon.activate(one.id)
-        take_back(site, {"plugin": f"{frozen.id}@1.0.0", "action": "kill"}, signers=(STRANGER,))
+        site.take_back({"plugin": f"{frozen.id}@1.0.0", "action": "kill"}, signers=(STRANGER,))
         assert site.code(site.refresh()) == "revocations_unsigned"
         assert daemon.plugin(frozen.id)["runtime"]["state"] == "armed"
-        take_back(
-            site,
+        site.take_back(
             {"plugin": f"{frozen.id}@1.0.0", "action": "freeze", "reason": "leaks"},
             {"artifact_sha256": killed.raw["digest_sha256"], "action": "kill"},
             {"plugin": f"{kept.id}@*", "action": "block-install"},
@@ -644,7 +527,7 @@ def test_what_a_source_takes_back_stops_for_good(shaky, web, tmp_path):
         assert (site.placed(frozen), site.placed(killed), site.leftovers()) == ("1.0.0", None, [])
         for one in (frozen, killed, kept):
             assert site.code(site.install(one)) == "release_revoked"
-        take_back(site)
+        site.take_back()
         assert site.refresh().status == 200
         assert site.code(site.install(frozen)) == "release_revoked"
         daemon.process.kill()

@@ -130,11 +130,11 @@ def endless(web: IndexServer, piece: bytes = b"x" * 65_536) -> Say:
     return say
 
 
-def drip(web: IndexServer) -> Say:
+def drip(web: IndexServer, *, length: int = 50_000) -> Say:
     """200 with a body that comes a byte every now and then, and never ends."""
 
     def say(peer: ssl.SSLSocket) -> None:
-        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n")
+        peer.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode())
         while not web.stop.wait(0.2):
             peer.sendall(b"x")
 
