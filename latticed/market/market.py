@@ -103,7 +103,7 @@ class Market:
             seen=seen,
             index_bytes=self._index_bytes,
             limit_s=self._limit_s,
-            now_s=self._now_s,
+            now_s=self.deps.now_s,
         )
 
     def _index_bytes(self) -> int:

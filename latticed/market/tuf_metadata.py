@@ -77,7 +77,7 @@ class Wanted(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TufRole:
     """One role as its metadata has it. `signers`: the keys under which it holds, `allowed`: all that may sign it now,
-    each as hex digits of a SHA-256. Of root: those that may sign one of the roots from the pinned one on.
+    as `_key` names them. Of root: those that may sign one of the roots from the pinned one on.
     """
 
     version: int
@@ -320,9 +320,14 @@ def _role(root: Root, name: str, data: bytes, *, of: list[Root]) -> TufRole:
 
 
 def _key(key: Key) -> str:
-    """A name of a key that says what it is: those in the metadata are chosen by whoever writes it."""
-    plain = [key.keytype, key.scheme, key.keyval]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    """A name of a key, 32 bytes in base64, that says what it is: those in the metadata are chosen by whoever writes it.
+
+    Of an Ed25519 key the key itself, as `trust.keys` writes it.
+    """
+    if key.keytype == "ed25519":
+        return keys.encode_base64(bytes.fromhex(key.keyval["public"]))
+    plain = json.dumps([key.keytype, key.scheme, key.keyval], sort_keys=True)
+    return keys.encode_base64(hashlib.sha256(plain.encode()).digest())
 
 
 def _file(role: str) -> str:

@@ -49,8 +49,8 @@ async def refresh(ask: Ask) -> MarketGlance:
     body = await ask.body(RefreshSource)
     market = ask.api.market()
     names = [body.source] if body.source else sorted(market.sources())
-    # Each source has two files: its index, and what it takes back.
-    ask.may_take(2 * len(names) * ask.api.settings.market.fetch_s + SLACK_S)
+    # Each source has its index and what it takes back, and a repository the metadata of both.
+    ask.may_take(4 * len(names) * ask.api.settings.market.fetch_s + SLACK_S)
     failed: Problem | None = None
     for name in names:
         try:
@@ -68,7 +68,7 @@ async def install(ask: Ask) -> TakenRow:
     # What an operator decided otherwise takes who may grant host risk, as a downgrade does everywhere.
     if body.accept_age or body.accept_held or body.allow_downgrade or body.accept or body.accept_hosts:
         ask.need(Scope.HOST)
-    ask.may_take(2 * ask.api.settings.market.fetch_s + SLACK_S)
+    ask.may_take(4 * ask.api.settings.market.fetch_s + SLACK_S)
     from latticed.market.rules import WantedRelease
 
     wanted = WantedRelease(

@@ -67,7 +67,7 @@ async def search(ask: Ask) -> OfferPage:
 async def show(ask: Ask) -> MarketOffer:
     """One plugin: its releases, and the signed manifest of the one that an install would take, which is fetched now."""
     market, wanted = ask.api.market(), wanted_release(ask.part("id"), ask.query(MarketChoice))
-    ask.may_take(ask.api.settings.market.fetch_s + SLACK_S)
+    ask.may_take(2 * ask.api.settings.market.fetch_s + SLACK_S)
     shelved = await market.find(wanted)
     entry = shelved.index.entries.get(wanted.id)
     if entry is None:

@@ -24,10 +24,10 @@ def names_fault(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:
-    """One source. `url`: of its plugins.json (static), or of its TUF repository's `metadata` and `targets` (tuf).
+    """One source. `url`: of its plugins.json (static), or of the directory with `metadata` and `targets` (tuf).
 
     `keys`: those of its index (static), none: it can only be looked at; `threshold`: how many of them have to have
-    signed. `root`: the file of the first trusted root (tuf). `origins`: private mirrors, as `https://HOST:PORT=ADDRESS`.
+    signed. `root`: the file with the pinned root (tuf). `origins`: private mirrors, as `https://HOST:PORT=ADDRESS`.
     """
 
     format: str = setting("static", one_of=("static", "tuf"))

@@ -1,4 +1,4 @@
-"""setup.cfg requires what latticed imports, from the lowest version on that .ci/run installs."""
+"""setup.cfg requires what latticed imports, some of it in an extra, from the lowest version on that .ci/run installs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"dnspython": "dns", "jsonschema-rs": "jsonschema_rs"}
-READ_PRIVATELY = {"aiohttp", "watchdog"}
+READ_PRIVATELY = {"aiohttp", "tuf", "watchdog"}
 """latticed reads private attributes of these, so they have an upper bound."""
 
 
 def required() -> dict[str, str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lines = [line.strip() for line in setup["options"]["install_requires"].split("\n")]
+    wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["tuf"]
+    lines = [line.strip() for line in wanted.split("\n")]
     found = [re.match(r"([a-z0-9-]+)(.*)", line) for line in lines if line and not line.startswith("#")]
     return {one[1]: one[2] for one in found if one}
 

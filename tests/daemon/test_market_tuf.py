@@ -362,17 +362,20 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(shaky, web, t
         shutil.rmtree(shelf / "repository")
         assert site.code(site.refresh()) == "index_rolled_back"
         shutil.copytree(tmp_path / "old", shelf / "repository")
+        for path in (shelf / "repository", *(shelf / "repository").iterdir()):
+            place.own(path)
         assert site.row()["code"] == "index_rolled_back"
     # Nor is an older state with its ledger.
     restored = place.once("--restore", str(place.home / "old.tar"))
     assert restored.returncode == 0, restored.stderr
-    sick.shift_clock(11 * DAY_S)
     with place.running() as daemon:
         site.daemon = daemon
         assert site.code(site.refresh()) == "index_rolled_back"
         web.files.update(fresh)
+        sick.shift_clock(11 * DAY_S)
         assert site.code(site.refresh()) == "index_expired"
         site.repository.now = time.time() + 11 * DAY_S
+        site.repository.new_root()
         site.refreshed(site.offer(bundle), site.offer(other))
         assert site.install(other).status == 200
     sick.shift_clock(0)
