@@ -1,4 +1,4 @@
-"""setup.cfg requires what latticed imports, some of it in an extra, from the lowest version on that .ci/run installs."""
+"""setup.cfg requires what latticed imports, some of it as an extra, from the lowest version that .ci/run installs."""
 
 from __future__ import annotations
 
