@@ -43,6 +43,8 @@ ROLES: Final = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
 """The roles that every repository has, in the order in which they are read."""
 _LIMITS: Final = UpdaterConfig(max_root_rotations=64, root_max_length=256 << 10)
 """Of one refresh. The rest is as python-tuf has it: 5 MB for `targets`, 32 delegations to find a target."""
+_MOST_BYTES: Final = 8 << 20
+"""Of any file of metadata, which is in memory: snapshot and timestamp may announce any length."""
 _ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """A moment before any expiry."""
 _CODES: Final = (
@@ -235,7 +237,7 @@ class _Answers(FetcherInterface):
     def download_bytes(self, url: str, max_length: int) -> bytes:
         name = url.lstrip("/")
         if name not in self._answers:
-            raise Wanted(name, max_length)
+            raise Wanted(name, min(max_length, _MOST_BYTES))
         data = self._answers[name]
         if data is None:
             raise exceptions.DownloadHTTPError(f"there is no {name}", 404)

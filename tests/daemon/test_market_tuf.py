@@ -10,11 +10,13 @@ import gzip
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.house import bundles, daemons, faults, index_servers, indexes, processes
+from tests.house import bundles, daemons, faults, index_servers, indexes, pages, processes
 from tests.house.market_sites import ACME, STRANGER, TufSite, trading
 from tests.house.tuf_repositories import DAY_S, KEYS, signer
 
@@ -432,13 +434,40 @@ def test_full_disk_or_kill_leaves_the_old_or_the_new_repository(shaky, web, tmp_
         assert site.code(site.refresh()) == "fetch_missing"
 
 
-def test_stopping_waits_for_no_repository(web, tmp_path):
-    """SIGTERM while metadata drips; and a directory of this host is a source like any other."""
+def published(directory, *options):
+    """Run the sample that makes a repository of `site`, as its page says."""
+    script = pages.CHECKOUT / "plugins-sample/sources/tuf_repository.py"
+    command = [sys.executable, script, *options, "keys", "site", "tuf"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=daemons.START_S)
+    assert done.returncode == 0, done.stderr
+
+
+def test_repository_of_the_sample_is_a_source_and_stopping_waits_for_none(web, tmp_path):
+    """In a directory of this host, through rotations of its keys; then SIGTERM while metadata of another drips."""
     with trading(web, [], tuf=["slow"]) as place:
+        work = place.home / "work"
+        bundle = bundles.drop(work / "site" / "acme.made", "1.0.0", author=ACME, id="acme.made")
+        index = work / "site" / "plugins.json"
+        entry = indexes.entry(bundle, "https://plugins.example.org/tuf/targets/acme.made/1.0.0/")
+        index.write_bytes(indexes.encoded(indexes.index(entry)))
+        published(work)
+        root = work / "tuf/metadata/1.root.json"
+        local = f'[market.sources.made]\nformat = "tuf"\nurl = "file://{work}/tuf"\nroot = "{place.home}/made.json"'
+        place.write(place.home / "made.json", root.read_bytes())
+        place.set(place.config.read_text().split("\n", 3)[3] + f"\n{local}\n[supervision]\ndrain_s = 0")
         with place.running() as daemon:
             site = TufSite(daemon=daemon, web=web, name="slow", parent=tmp_path)
-            bundle = site.bundle()
-            site.publish(site.offer(bundle))
+
+            def refreshed():
+                return site.code(daemon.post("/api/market/refresh", {"source": "made"}))
+
+            assert refreshed() == "ok"
+            for options in (["--rotate", "root"], ["--rotate", "timestamp"], ["--rotate", "targets"], ["--timestamp"]):
+                published(work, *options)
+                assert refreshed() == "ok", options
+            assert site.code(daemon.post("/api/market/install", {"id": "acme.made", "source": "made"})) == "ok"
+            assert site.placed(bundle) == "1.0.0"
+            site.publish(site.offer(site.bundle()))
             path = "/slow/metadata/1.snapshot.json"
             web.answers[path] = index_servers.drip(web, length=30)
             command = daemon.ctl_command("market", "refresh", "slow")
@@ -447,12 +476,4 @@ def test_stopping_waits_for_no_repository(web, tmp_path):
                 daemon.process.terminate()
                 assert daemon.process.wait(timeout=daemons.START_S) == 0
                 assert asking.wait(timeout=daemons.START_S) != 0
-        shelf = place.home / "shelf"
-        for name, data in site.repository.files.items():
-            target = shelf / name.removeprefix("slow/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        place.set(f'[market.sources.slow]\nformat = "tuf"\nurl = "file://{shelf}"\nroot = "{site.root_file}"')
-        with place.running() as daemon:
-            site.daemon = daemon
-            assert (site.leftovers(), site.refresh().status, site.install(bundle).status) == ([], 200, 200)
+            assert site.leftovers() == []

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latticed import market
+from latticed.market.tuf import TufFormat
 from latticed.market.tuf_metadata import TufRepository, Wanted
 from latticed.model.errors import Problem
 from tests.house import tuf_repositories
@@ -364,6 +368,28 @@ def test_metadata_is_read_in_one_way_only(server):
         assert broken != data
         server.files["metadata/timestamp.json"] = broken
         assert refused(server) == "index_invalid"
+
+
+def test_no_announced_length_makes_a_file_large(server):
+    """T24, T25: whoever signs the timestamp may say that the snapshot is of any size."""
+    server.timestamp.snapshot_meta.length = 1 << 40
+    server.publish_timestamp()
+    answers = {"2.root.json": None, "timestamp.json": server.files["metadata/timestamp.json"]}
+    with pytest.raises(Wanted) as caught:
+        TufRepository(server.root, {}, answers, now_s=NOW)
+    assert (caught.value.name, caught.value.max_bytes) == ("1.snapshot.json", 8 << 20)
+
+
+def test_host_without_python_tuf_says_what_to_install(monkeypatch):
+    """And nothing but such a source imports it."""
+    code = "import sys, latticed.app, latticed.market.market, latticed.market.tuf; sys.exit('tuf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    monkeypatch.delitem(sys.modules, "latticed.market.tuf_metadata")
+    monkeypatch.delattr(market, "tuf_metadata")
+    monkeypatch.setitem(sys.modules, "tuf.api", None)
+    with pytest.raises(Problem) as caught:
+        TufFormat(shelf=None, fetcher=None, seen=None, index_bytes=int, limit_s=float, now_s=int)
+    assert (caught.value.code, "pip install 'latticed[tuf]'" in caught.value.hint) == ("tuf_missing", True)
 
 
 # T17
