@@ -70,6 +70,20 @@ class Repository:
         self.snapshot.version = self.timestamp.version = 0
         self.root = self.new_root(bump=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Repository:
+        """Another repository that goes on from here; its keys are the same objects, as not all versions of them can be
+        copied.
+        """
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if name == "delegated":
+                other.delegated = {role: (copy.deepcopy(signed), key) for role, (signed, key) in value.items()}
+            elif name == "signers":
+                other.signers = {role: list(keys) for role, keys in value.items()}
+            else:
+                setattr(other, name, copy.deepcopy(value, memo))
+        return other
+
     def write(self, name: str, signed: Any, signers: list[CryptoSigner]) -> bytes:
         """Sign and serve one file of metadata."""
         made = Metadata(copy.deepcopy(signed))
