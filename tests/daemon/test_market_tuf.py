@@ -176,7 +176,7 @@ def test_source_that_lies_or_stalls_is_given_up(site, file, attack, code):
     site.web.answers[path] = {
         "endless": index_servers.endless(site.web),
         "drip": index_servers.drip(site.web),
-        "slow": index_servers.drip(site.web, length=30),
+        "slow": index_servers.drip(site.web, length=300),
         "huge": index_servers.body(b"x", length=1 << 40),
         "short": index_servers.body(good[:10], length=len(good)),
         "longer": index_servers.body(good + b"junk", length=len(good)),
@@ -400,7 +400,7 @@ def test_full_disk_or_kill_leaves_the_old_or_the_new_repository(shaky, web, tmp_
             assert ({**site.row(), "trouble": ""}, site.leftovers()) == (before, [])
         # kill -9 while the index comes.
         path = site.served["plugins.json"]
-        web.answers[path] = index_servers.drip(web, length=30)
+        web.answers[path] = index_servers.drip(web, length=300)
         web.asked.clear()
         command = daemon.ctl_command("market", "refresh", "fault")
         with processes.spawned(command, user=place.user, env=place.environment()) as asking:
@@ -469,7 +469,7 @@ def test_repository_of_the_sample_is_a_source_and_stopping_waits_for_none(web, t
             assert site.placed(bundle) == "1.0.0"
             site.publish(site.offer(site.bundle()))
             path = "/slow/metadata/1.snapshot.json"
-            web.answers[path] = index_servers.drip(web, length=30)
+            web.answers[path] = index_servers.drip(web, length=300)
             command = daemon.ctl_command("market", "refresh", "slow")
             with processes.spawned(command, user=place.user, env=place.environment()) as asking:
                 index_servers.until_asked(web, path)

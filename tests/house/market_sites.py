@@ -156,7 +156,9 @@ class TufSite(Site):
 
 def settings(web, names, *, tuf=(), home=None):
     """Sources of both formats; the roots of `tuf` are in `home`."""
-    lines = [f"[market]\nfetch_s = {FETCH_S}\nindex_bytes = 300000\n[limits]\nartifact_bytes = 300000"]
+    # Of a repository it is the time of all metadata together.
+    fetch_s = 2 * FETCH_S if tuf else FETCH_S
+    lines = [f"[market]\nfetch_s = {fetch_s}\nindex_bytes = 300000\n[limits]\nartifact_bytes = 300000"]
     lines += [
         f'[market.sources.{name}]\nurl = "{web.base}{name}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
         f'origins = ["{web.origin}"]'
