@@ -33,6 +33,9 @@ def arguments(parser: Parser) -> None:
     add.add_argument("--url", required=True, help="where the index's directory will be served")
     add.add_argument("--channel", choices=("stable", "alpha"), default="stable")
     add.add_argument("--summary", default="", help="one line for people (default: the manifest's description)")
+    add.add_argument(
+        "--changelog", metavar="URL", default="", help="where people read what changed; kept until another"
+    )
     add.add_argument("--publisher-key", metavar="KEY", help="the publisher's public key; the index keeps it")
     signed_file.add_arguments(add, required=False)
     sign = _action(actions, "sign", "date the index anew and sign it, and revocations.json beside it")
@@ -85,7 +88,15 @@ def _add(session: CtlSession) -> int:
         for directory in args.bundles:
             manifest, copies = _bundle(raw, directory, args.publisher_key)
             raw = index_edit.with_publisher(raw, manifest.publisher, _key_of(raw, manifest, args.publisher_key))
-            raw = index_edit.with_release(raw, manifest, url=url, channel=args.channel, summary=args.summary)
+            raw = index_edit.with_release(
+                raw,
+                manifest,
+                url=url,
+                channel=args.channel,
+                summary=args.summary,
+                artifact_bytes=len(copies[index_edit.ARTIFACT]),
+                changelog_url=_changelog(args.changelog),
+            )
             added.append((manifest, copies))
         _check_offered(raw, [manifest for manifest, _ in added])
         for manifest, copies in added:
@@ -202,6 +213,16 @@ def _key_of(raw: dict[str, Any], manifest: Manifest, given: str | None) -> str:
     except keys.BadText as error:
         hint = 'name the right one: --publisher-key "$(latticectl key show FILE)"'
         raise Problem("index_invalid", f"the public key of {manifest.publisher} in the index: {error}", hint) from error
+
+
+def _changelog(given: str) -> str:
+    """The URL of --changelog, empty for none; Problem usage."""
+    from latticed.trust import index
+
+    fault = index.url_fault(given) if given else ""
+    if fault or not given.startswith(("", "https:")[bool(given)]):
+        raise Problem("usage", f"--changelog: {fault or f'expected https://HOST/PATH, found {given[:80]!r}'}")
+    return given
 
 
 def _url(given: str) -> str:

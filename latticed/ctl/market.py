@@ -6,10 +6,11 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import replies
+from latticed.ctl import market_progress, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
+from latticed.model import capability
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -204,12 +205,14 @@ def _show(session: CtlSession) -> int:
     fields.append(("here", str(plain.get("installed") or "-")))
     if plain.get("held"):
         fields.append(("held", Cell("yes", "warn")))
+    releases = replies.rows(plain.get("releases"), "list of releases")
     if isinstance(manifest, dict):
         fields += _manifest(manifest)
+        fields += _index_says(session, next((one for one in releases if one.get("version") == manifest["version"]), {}))
     else:
         fields.append(("problem", Cell(str(plain.get("unsupported") or plain.get("problem") or ""), "bad")))
     screen.fields(fields)
-    screen.rows(_RELEASES, [_release(session, row) for row in replies.rows(plain.get("releases"), "list of releases")])
+    screen.rows(_RELEASES, [_release(session, row) for row in releases])
     return ExitCode.OK
 
 
@@ -233,7 +236,28 @@ def _manifest(manifest: dict[str, Any]) -> Iterator[tuple[str, str | Cell | None
         ("drops", "drops"),
     ):
         if values := replies.texts(manifest.get(name)):
-            yield title, Cell(", ".join(values), "warn" if name in {"must_accept", "adds"} else "")
+            yield title, Cell(", ".join(map(_with_risk, values)), "warn" if name in {"must_accept", "adds"} else "")
+    risk, here = str(manifest.get("risk") or ""), str(manifest.get("risk_here") or "")
+    if here and here != risk:
+        yield "risk", Cell(f"{risk}, here {here}", "warn")
+    elif risk:
+        yield "risk", risk
+
+
+def _with_risk(name: str) -> str:
+    """A capability with its risk; hosts as they are."""
+    risk = capability.RISKS.get(name)
+    return name if risk is None else f"{name} ({risk.word})"
+
+
+def _index_says(session: CtlSession, release: dict[str, Any]) -> Iterator[tuple[str, str | Cell | None]]:
+    """What the index has about a release, for people: its changelog and size; and how long it has been known here."""
+    if url := str(release.get("changelog_url") or ""):
+        yield "changelog", url
+    if isinstance(size := release.get("artifact_bytes"), int):
+        yield "size", f"{size:,} bytes"
+    if seen := session.screen.when(str(release.get("first_seen") or "")):
+        yield "known here", seen
 
 
 def _release(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
@@ -251,7 +275,8 @@ def _install(session: CtlSession) -> int:
     args = session.args
     body = {"id": args.id, **_choice(session), "accept_age": args.accept_age, "accept_held": args.accept_held}
     body |= {"accept": args.accept, "accept_hosts": args.accept_host, "allow_downgrade": args.allow_downgrade}
-    plain = session.client(read_s=_LONG_S).post("market", "install", body={k: v for k, v in body.items() if v})
+    with market_progress.shown(session, args.id):
+        plain = session.client(read_s=_LONG_S).post("market", "install", body={k: v for k, v in body.items() if v})
     taken = replies.mapping(plain, "bundle")
     screen = session.screen
     if screen.json_wanted:

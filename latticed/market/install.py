@@ -88,6 +88,8 @@ class BundleInstaller:
                 at=now_us,
             )
             async with self._revocations.placing:
+                # Again: the fetch may have taken minutes.
+                self._check_held(taking)
                 self._revocations.check(taking.source.name, taking.entry.id, taking.release)
                 # First that it is known from where it came: revocations of its source must reach it.
                 await self.deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
@@ -196,13 +198,18 @@ class BundleInstaller:
         seen_us = known.get((release.version, release.sha256), now_us)
         days = self.deps.settings().min_release_age_days
         rules.check_age(wanted, release, seen_us=seen_us, now_us=now_us, min_days=days)
-        if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:
-            hint = f"latticectl market hold --off {wanted.id}, or add --accept-held"
-            raise Problem("held", f"expected a plugin that is not held, found {wanted.id} held by an operator", hint)
+        self._check_held(taking)
         self._revocations.check(taking.source.name, taking.entry.id, taking.release)
         document = shelved.index.document
         signers = len(shelved.judged.seen.keys) if shelved.judged.seen else 0
         taking.passed("index", f"{shelved.source.name}, generated {document.generated_at}, {signers} pinned key(s)")
+
+    def _check_held(self, taking: Taking) -> None:
+        """Problem held, unless that is overridden."""
+        wanted = taking.wanted
+        if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:
+            hint = f"latticectl market hold --off {wanted.id}, or add --accept-held"
+            raise Problem("held", f"expected a plugin that is not held, found {wanted.id} held by an operator", hint)
 
     async def check_manifest(self, taking: Taking, path: Path) -> Manifest:
         """The manifest in a file, once publisher, signature and identity hold; the artifact is taken on its word."""

@@ -38,6 +38,7 @@ async def glance(ask: Ask) -> MarketGlance:
             "source": one.source.name,
             "file": one.progress.what,
             "bytes": one.progress.size,
+            "steps": cast("list[StepRow]", list(one.steps)),
         }
         for one in market.installer.takings.values()
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.clock import rfc3339
 from latticed.ledger import market as rows
-from latticed.model import semver_range
+from latticed.model import capability, semver_range
 from latticed.model.errors import Problem
 from latticed.rpc.market_shapes import MarketChoice, MarketSearch
 
@@ -146,6 +146,8 @@ async def _manifest(ask: Ask, market: Market, shelved: Shelved, wanted: WantedRe
         "hosts": list(hosts),
         "requires_host": manifest.requires_host,
         "must_accept": list(rules.needed(manifest)),
+        "risk": max(capability.RISKS[one] for one in manifest.capabilities).word,
+        "risk_here": max(capability.RISKS[one] for one in record.facts.capabilities).word if record and has else None,
         "adds": sorted(asked - has) if record else [],
         "drops": sorted(has - asked) if record else [],
     }
@@ -198,6 +200,8 @@ def _release_row(one: Release, known: dict[tuple[str, str], int]) -> ReleaseRow:
         "channel": one.channel,
         "capabilities": list(one.capabilities),
         "artifact_sha256": one.artifact_sha256,
+        "artifact_bytes": one.artifact_bytes or None,
+        "changelog_url": one.changelog_url or None,
         "first_seen": rfc3339(seen) if seen else None,
         "unsupported": one.unsupported,
     }

@@ -78,14 +78,22 @@ class SourceRow(TypedDict):
     refused: list[str]
 
 
+class StepRow(TypedDict):
+    """One step that was passed."""
+
+    step: str
+    detail: str
+
+
 class TakingRow(TypedDict):
-    """A bundle that is being taken: how many bytes of which file are here."""
+    """A bundle that is being taken: how many bytes of which file are here, and the steps that were passed."""
 
     id: str
     version: str
     source: str
     file: str
     bytes: int
+    steps: list[StepRow]
 
 
 class MarketGlance(TypedDict):
@@ -118,12 +126,16 @@ class OfferPage(TypedDict):
 
 
 class ReleaseRow(TypedDict):
-    """One release. `first_seen`: when this host read of it first; `unsupported` says why it cannot be taken."""
+    """One release. `first_seen`: when this host read of it first; `unsupported` says why it cannot be taken.
+    `artifact_bytes` and `changelog_url` as the index has them, null where it has none.
+    """
 
     version: str
     channel: str
     capabilities: list[str]
     artifact_sha256: str
+    artifact_bytes: int | None
+    changelog_url: str | None
     first_seen: str | None
     unsupported: str
 
@@ -131,7 +143,8 @@ class ReleaseRow(TypedDict):
 class OfferedManifest(TypedDict):
     """What the signed manifest of a release says, once it is verified; `must_accept`: what takes consent by name.
 
-    `adds` and `drops` against what this host has of the plugin: capabilities, and hosts as `host=…`.
+    `adds` and `drops` against what this host has of the plugin: capabilities, and hosts as `host=…`. `risk` is the
+    highest of its capabilities, `risk_here` of those of the version that this host has (null without one).
     """
 
     version: str
@@ -143,6 +156,8 @@ class OfferedManifest(TypedDict):
     hosts: list[str]
     requires_host: str
     must_accept: list[str]
+    risk: str
+    risk_here: str | None
     adds: list[str]
     drops: list[str]
 
@@ -154,13 +169,6 @@ class MarketOffer(OfferRow):
     manifest: OfferedManifest | None
     problem: str
     held: bool
-
-
-class StepRow(TypedDict):
-    """One step that was passed."""
-
-    step: str
-    detail: str
 
 
 class TakenRow(TypedDict):

@@ -59,7 +59,8 @@ class Release:
     """One release. `unsupported` says why this host cannot install it; empty when nothing in the index speaks against.
 
     `capabilities` are the release's, or the plugin's where it names none; the signed manifest decides in the end. Text
-    of a release that is unsupported is cut and escaped.
+    of a release that is unsupported is cut and escaped. `changelog_url` (the release's, or the plugin's) and
+    `artifact_bytes` are for people to read: empty and 0 where the index has none.
     """
 
     version: str
@@ -69,6 +70,8 @@ class Release:
     artifact_url: str
     artifact_sha256: str
     signature_ed25519: str
+    changelog_url: str = ""
+    artifact_bytes: int = 0
     unsupported: str = ""
 
     @property
@@ -275,7 +278,7 @@ def _entry(raw: Any) -> IndexEntry:
     if not isinstance(releases, list) or not 1 <= len(releases) <= MAX_RELEASES:
         faults.append(f"expected 1 to {MAX_RELEASES} releases, found {shown(releases)}")
         releases = []
-    found = tuple(_release(one, capabilities) for one in releases)
+    found = tuple(_release(one, capabilities, raw.get("changelog_url")) for one in releases)
     if len({one.version for one in found}) != len(found):
         faults.append("expected each version once, found one several times")
     publisher, plugin_type = raw.get("publisher"), raw.get("type")
@@ -323,12 +326,15 @@ def _channel_faults(raw: dict[str, Any], releases: tuple[Release, ...]) -> list[
     return faults
 
 
-def _release(raw: Any, default: tuple[str, ...]) -> Release:
-    """One release, with the first reason why it cannot be installed; `default` are the plugin's capabilities."""
+def _release(raw: Any, default: tuple[str, ...], changelog: Any) -> Release:
+    """One release, with the first reason why it cannot be installed; `default` are the plugin's capabilities, and
+    `changelog` its changelog's URL.
+    """
     if not isinstance(raw, dict):
         raw = {}
     capabilities = _texts(raw["capabilities"]) if "capabilities" in raw else default
     fault = next((fault for fault in _release_faults(raw, capabilities) if fault), "")
+    changelog, size = raw.get("changelog_url", changelog), raw.get("artifact_bytes")
     return Release(
         version=_line(raw.get("version", ""), 64),
         channel=_line(raw.get("channel", "stable"), 32),
@@ -337,6 +343,9 @@ def _release(raw: Any, default: tuple[str, ...]) -> Release:
         artifact_url=_line(raw.get("artifact_url", ""), _MAX_URL),
         artifact_sha256=_line(raw.get("artifact_sha256", ""), 64),
         signature_ed25519=_line(raw.get("signature_ed25519", ""), 88),
+        # Shown, never fetched: a wrong one spoils nothing.
+        changelog_url=changelog if not url_fault(changelog) and changelog.startswith("https:") else "",
+        artifact_bytes=size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 40 else 0,
         unsupported=fault,
     )
 

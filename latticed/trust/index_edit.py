@@ -37,12 +37,21 @@ def with_publisher(raw: dict[str, Any], publisher: str, key: str) -> dict[str, A
     return {**raw, "publishers": sorted([*others, made], key=lambda one: str(one.get("id")))}
 
 
-def with_release(raw: dict[str, Any], manifest: Manifest, *, url: str, channel: str, summary: str) -> dict[str, Any]:
+def with_release(
+    raw: dict[str, Any],
+    manifest: Manifest,
+    *,
+    url: str,
+    channel: str,
+    summary: str,
+    artifact_bytes: int,
+    changelog_url: str = "",
+) -> dict[str, Any]:
     """`raw` with the release that `manifest` is signed for, whose files are below `url` at `place`.
 
     The channel names it when it has none, or a lower version. An empty `summary` keeps the one before, or takes the
-    manifest's description. Problem exists when that version is there with other bytes: a release never changes;
-    index_invalid for an entry that has no such lists.
+    manifest's description; an empty `changelog_url` keeps the one before. Problem exists when that version is there
+    with other bytes: a release never changes; index_invalid for an entry that has no such lists.
     """
     plugins = raw.get("plugins", [])
     entry: dict[str, Any] = next((one for one in plugins if one.get("id") == manifest.id), {})
@@ -62,6 +71,7 @@ def with_release(raw: dict[str, Any], manifest: Manifest, *, url: str, channel: 
         "artifact_url": f"{url}/{place(manifest.id, manifest.version)}/{ARTIFACT}",
         "artifact_sha256": manifest.digest_sha256.lower(),
         "signature_ed25519": manifest.signature_ed25519,
+        "artifact_bytes": artifact_bytes,
     }
     releases = [one for one in listed if one.get("version") != manifest.version]
     before = next((one for one in listed if one.get("version") == manifest.version), made)
@@ -82,6 +92,8 @@ def with_release(raw: dict[str, Any], manifest: Manifest, *, url: str, channel: 
         "capabilities": list(manifest.capabilities),
         "releases": [*releases, made],
     }
+    if changelog_url:
+        after["changelog_url"] = changelog_url
     latest = {"latest": channels["stable"]} if "stable" in channels else {}
     kept = {name: value for name, value in entry.items() if name not in {*after, "latest"}}
     others = [one for one in plugins if one.get("id") != manifest.id]

@@ -45,12 +45,16 @@ def site(shop, web, numbers, tmp_path):
 def test_operator_finds_a_plugin_and_takes_exactly_what_was_signed(site):
     """Search, show, install by latticectl: it lands verified, granted and started nothing."""
     bundle = site.bundle(v2=True, capabilities=["kv:read", "http:egress"], egress={"hosts": ["api.example.org:443"]})
-    site.publish(site.offer(bundle, summary="Counts sheep"))
+    entry = site.offer(bundle, summary="Counts sheep", changelog_url="https://plugins.example.org/changes")
+    entry["releases"][0]["artifact_bytes"] = len(bundles.ARTIFACT)
+    site.publish(entry)
     ctl = site.daemon.ctl
     assert ctl("market", "refresh", site.name).returncode == 0
     assert bundle.id in ctl("market", "search", "SHEEP").stdout
     shown = ctl("market", "show", bundle.id)
     assert "host=api.example.org:443" in shown.stdout
+    for words in ("http:egress (host)", "https://plugins.example.org/changes", f"{len(bundles.ARTIFACT)} bytes", "now"):
+        assert words in " ".join(shown.stdout.split()), shown.stdout
     refused = ctl("market", "install", bundle.id)
     assert (refused.returncode, "--accept http:egress" in refused.stderr) == (1, True)
     assert site.path(bundle) not in site.web.asked
@@ -322,6 +326,7 @@ def test_one_install_of_an_id_at_a_time(site):
         assert site.code(site.install(bundle)) == "busy"
         taking = json.loads(site.daemon.get("/api/market").body)["taking"]
         assert [(one["id"], one["file"]) for one in taking] == [(bundle.id, "artifact")]
+        assert [one["step"] for one in taking[0]["steps"]] == ["index", "publisher", "manifest", "consent"]
         assert slow.wait(timeout=daemons.START_S) == 1
     del site.web.answers[site.path(bundle)]
     assert site.install(bundle).status == 200
@@ -340,6 +345,21 @@ def test_release_that_is_taken_back_while_it_is_fetched_is_not_placed(site):
     site.web.answers[path] = answer
     assert site.code(site.install(bundle)) == "release_revoked"
     assert (site.placed(bundle), site.leftovers()) == (None, [])
+
+
+def test_hold_that_is_set_while_a_bundle_is_fetched_holds(site):
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    path = site.path(bundle)
+
+    def answer(peer):
+        assert site.daemon.ctl("market", "hold", bundle.id).returncode == 0
+        index_servers.body(site.web.files[path])(peer)
+
+    site.web.answers[path] = answer
+    assert site.code(site.install(bundle)) == "held"
+    assert (site.placed(bundle), site.leftovers()) == (None, [])
+    assert site.install(bundle, accept_held=True).status == 200
 
 
 def test_age_of_a_release_begins_anew_with_another_manifest(site):

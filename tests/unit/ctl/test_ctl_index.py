@@ -80,6 +80,18 @@ def test_added_and_signed_index_is_one_that_hosts_take(ctl, author, add):
     }
 
 
+def test_index_has_size_and_changelog_for_people(ctl, add):
+    assert add("--changelog", "https://acme.example/changes").code == 0
+    release = index.decode(Path(SITE).read_bytes()).entries["acme.demo"].releases[0]
+    size = Path("acme.demo/artifact").stat().st_size
+    assert (release.artifact_bytes, release.changelog_url) == (size, "https://acme.example/changes")
+    version(ctl, "0.2.0")
+    assert add().code == 0
+    assert read()["plugins"][0]["changelog_url"] == "https://acme.example/changes"
+    for wrong in ("http://acme.example/changes", "file:///changes", "changes"):
+        assert add("--changelog", wrong).code == 2
+
+
 def test_channels_rise_and_releases_stay(ctl, add):
     """An older version, an alpha and the same one again leave the stable channel where it is."""
     add()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -278,6 +279,9 @@ async def test_three_earlier_identities_stay_in_store_and_rollback_needs_no_down
     damaged.write_bytes(b"other")
     refused = await home.ask("POST", f"{URL}/rollback", {"to": "1.2.0"})
     assert (refused.status, refused.code) == (409, "digest_mismatch"), refused
+    shutil.rmtree(damaged.parent)  # by hand
+    removed = await home.ask("POST", f"{URL}/rollback", {"to": "1.2.0"})
+    assert (removed.status, removed.code) == (409, "manifest_missing"), removed
     home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
     await home.look()
     revoked = await home.ask("POST", f"{URL}/rollback", {"to": "1.1.0"})
