@@ -132,9 +132,7 @@ def _sign(session: CtlSession) -> int:
             raise Problem("usage", "expected --keep or --status, found both: what is signed cannot be changed")
         if args.status:
             raw = {**raw, "status": args.status}
-        # As old as the index may be, too: hosts install nothing while what is taken back is not known to be all.
-        if taken_back := path.with_name(index_revoke.FILE).exists():
-            index_revoke.change(path.with_name(index_revoke.FILE), key, args.label, keep=args.keep)
+        taken_back = path.with_name(index_revoke.FILE).exists()
         _write(path, raw, key, label=args.label, keep=args.keep)
     if session.screen.json_wanted:
         session.screen.json({"path": args.index, "signed_by": args.label})
@@ -146,11 +144,15 @@ def _sign(session: CtlSession) -> int:
 
 
 def _write(path: Path, raw: dict[str, Any], key: Any, *, label: str, keep: bool = False) -> None:
-    """Date and sign the index, see that hosts can read it, and replace the file."""
+    """Date and sign the index, see that hosts can read it, and replace the file; with a key, revocations.json, too."""
     from latticed.trust import index
 
     data = signed_file.made(raw, key, signed=index.signed, label=label, keep=keep)
     index.decode(data)
+    # It may be as old as the index: hosts install nothing while what is taken back is not known to be all.
+    revocations = path.with_name(index_revoke.FILE)
+    if key is not None and revocations.exists():
+        index_revoke.change(revocations, key, label, keep=keep)
     signed_file.put(path, data)
 
 

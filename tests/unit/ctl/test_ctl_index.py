@@ -362,6 +362,13 @@ def test_revoked_release_is_one_that_hosts_take_back(ctl, author, revoke):
     assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
     assert set(taken_back()[0]) == both | {("plugins", "acme.gone@*")}
     assert taken_back()[1].generated_s > later
+    dated = taken_back()[1].generated_s
+    version(ctl, "0.1.1")
+    words = ("index", "add", "--url", URL, SITE, "acme.demo")
+    assert ctl(*words).code == 0
+    assert taken_back()[1].generated_s == dated
+    assert ctl(*words, "--key", "index.key").code == 0
+    assert (set(taken_back()[0]), taken_back()[1].generated_s > dated) == (both | {("plugins", "acme.gone@*")}, True)
     # A second signer's signature is beside the first one in both.
     ctl("key", "generate", "second.key")
     second = ctl("key", "show", "second.key").out.strip()
