@@ -32,7 +32,7 @@ MANIFEST = {
     "name": "Dev",
     "type": "system",
     "version": "0.1.0",
-    "capabilities": [],
+    "capabilities": ["log:write"],
 }
 
 
