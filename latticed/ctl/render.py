@@ -21,8 +21,8 @@ _SGR: Final = MappingProxyType({"good": "32", "warn": "33", "bad": "31", "dim": 
 _TONES: Final = MappingProxyType(
     {
         **dict.fromkeys(("active", "allow", "armed", "healthy", "ok", "yes", "verified ok"), "good"),
-        **dict.fromkeys(("degraded", "disabled", "starting", "stopped"), "warn"),
-        **dict.fromkeys(("deny", "failed", "no", "refused", "unhealthy"), "bad"),
+        **dict.fromkeys(("degraded", "disabled", "look", "starting", "stopped"), "warn"),
+        **dict.fromkeys(("bad", "deny", "failed", "no", "refused", "unhealthy"), "bad"),
     }
 )
 """Tones of words that several verbs print."""

@@ -41,23 +41,28 @@ class HorizonRow:
         return self.now or (bool(self.when) and datetime.fromisoformat(self.when).timestamp() < now_s + SOON_S)
 
 
-def run(session: CtlSession) -> int:
-    """Print all rows, those that end first above; UNHEALTHY when one ends within 14 days."""
+def found(session: CtlSession) -> list[HorizonRow]:
+    """All rows, those that end first above."""
     client = session.client()
     market = replies.mapping(client.get("market"), "market")
     sources = replies.rows(market.get("sources"), "list of sources")
     policy = replies.mapping(client.get("trust"), "trust policy")
     refused = replies.rows(client.get("plugins", "rejected"), "list of refused bundles")
-    found = [*_sources(sources), *_bundles(refused), *_index_keys(sources), *_publisher_keys(policy)]
-    found.sort(key=lambda row: (not row.now, not row.when, row.when))
+    rows = [*_sources(sources), *_bundles(refused), *_index_keys(sources), *_publisher_keys(policy)]
+    return sorted(rows, key=lambda row: (not row.now, not row.when, row.when))
+
+
+def run(session: CtlSession) -> int:
+    """Print all rows; UNHEALTHY when one ends within 14 days."""
+    rows = found(session)
     if session.screen.json_wanted:
         session.screen.json(
-            [{"what": row.what, "name": row.name, "when": row.when, "effect": row.effect} for row in found]
+            [{"what": row.what, "name": row.name, "when": row.when, "effect": row.effect} for row in rows]
         )
     else:
         shown = session.screen.when
-        session.screen.rows(_COLUMNS, [(row.what, row.name, shown(row.when), row.effect) for row in found])
-    return ExitCode.UNHEALTHY if any(row.soon(time.time()) for row in found) else ExitCode.OK
+        session.screen.rows(_COLUMNS, [(row.what, row.name, shown(row.when), row.effect) for row in rows])
+    return ExitCode.UNHEALTHY if any(row.soon(time.time()) for row in rows) else ExitCode.OK
 
 
 def _sources(sources: list[dict[str, Any]]) -> Iterator[HorizonRow]:
