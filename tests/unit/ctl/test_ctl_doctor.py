@@ -66,9 +66,8 @@ def test_disk_and_clock_tell_what_helps(tmp_path, monkeypatch):
 
 def test_daemon_that_does_not_run_is_bad_and_the_rest_is_looked_at(ctl, tmp_path):
     """Exit code 3."""
-    ran = ctl(
-        "doctor", "--format", "json", LATTICED_SOCKET=str(tmp_path / "none.sock"), LATTICE_STATE_DIR=str(tmp_path)
-    )
+    (tmp_path / "latticed.toml").write_text(f'state_dir = "{tmp_path}"\nruntime_dir = "{tmp_path}/run"\n')
+    ran = ctl("doctor", "--format", "json", "--config", str(tmp_path / "latticed.toml"))
     checks = {one["check"]: one for one in ran.json}
     assert ran.code == 3
     assert (checks["daemon"]["state"], checks["disk"]["state"]) == ("bad", "ok")
