@@ -65,8 +65,12 @@ def test_what_is_under_way_ends_and_what_takes_too_long_is_told():
 
 
 def test_clients_that_say_nothing_hold_up_no_stop():
-    """They go on to connect, to a socket that is the daemon's own until it ends."""
-    with hosting.hosting("supervision.drain_s = 300") as host, contextlib.ExitStack() as stack:
+    """They go on to connect, to a socket that is the daemon's own until it ends: what was under way ends, and then the
+    daemon.
+    """
+    with hosting.hosting(SETTINGS.replace("60", "300", 1)) as host, contextlib.ExitStack() as stack:
+        host.up("acme.sleeper", SLEEPER, runtime=LIMITS)
+        asking, answers = sleeping(host, 4)
         gone = threading.Event()
 
         def connecting():
@@ -82,6 +86,8 @@ def test_clients_that_say_nothing_hold_up_no_stop():
         stack.callback(thread.join)
         stack.callback(gone.set)
         host.daemon.signal(signal.SIGTERM)
+        asking.join(60)
+        assert [one.status for one in answers] == [200]
         assert host.daemon.ended() == 0
 
 
