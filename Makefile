@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test test-net test-systemd test-long lint check fuzz bench clean
+.PHONY: venv run demo test test-net test-systemd test-long lint check fuzz bench deb install clean
 
 venv: $(READY)
 
@@ -55,6 +55,16 @@ fuzz: $(READY)
 # Some of it: make bench BENCH_ARGS="--only P1,P3 --quick"
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# A Debian package in dist/: make deb SUITE=trixie; see packaging/deb
+SUITE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
+
+deb: $(READY)
+	VENV=$(VENV) packaging/deb $(SUITE)
+
+# What is in the package, without one: make install DESTDIR=/tmp/tree SUITE=trixie
+install: $(READY)
+	$(BIN)/python -P packaging/tree.py $(SUITE) $(or $(DESTDIR),/)
 
 clean:
 	rm -rf .venv .run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* htmlcov

@@ -8,6 +8,9 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+from packaging.specifiers import SpecifierSet
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"dnspython": "dns", "jsonschema-rs": "jsonschema_rs"}
 READ_PRIVATELY = {"aiohttp", "tuf", "watchdog"}
@@ -42,3 +45,13 @@ def test_every_requirement_has_a_lowest_version():
     bounds = required()
     assert [name for name, bound in bounds.items() if not bound.startswith(">=")] == []
     assert {name for name, bound in bounds.items() if ",<" in bound} == READ_PRIVATELY
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_pins_of_the_debian_packages_are_what_setup_cfg_allows(suite):
+    """packaging/pin writes them anew. Each has hashes, and no index is named."""
+    text = (ROOT / f"packaging/requirements/{suite}.txt").read_text()
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n +--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    for name, bound in required().items():
+        assert pins[name] in SpecifierSet(bound), name
+    assert re.findall(r"^(?! +--hash=sha256:|[a-z0-9-]+==|#).+", text, re.MULTILINE) == []

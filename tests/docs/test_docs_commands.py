@@ -15,7 +15,9 @@ NOT_RUN = {
     "make check": "it would run itself",
     "make test": "it would run itself",
     "make bench": "takes a quarter of an hour and installs its references",
-    "apt-get install": "installs on this machine, as root, for systemd",
+    "apt-get install": "installs on this machine, as root; tests/booted/test_package.py does it on machines of its own",
+    "apt-get purge": "removes from this machine; tests/booted/test_package.py does it on machines of its own",
+    "make deb": "takes a minute; tests/booted/test_package.py builds and compares them",
     "install -D -m 644 systemd/": "installs on this machine, as root, for systemd",
     "systemctl status latticed-journal": "asks the machine's own systemd; tests/booted has the units",
     "systemctl stop": "recovery and restore want the daemon stopped: tests/daemon does both",
@@ -97,9 +99,8 @@ def test_commands_of_each_page_exit_as_the_page_says(shared, page):
 
 def test_pages_without_a_command_to_run_are_known():
     for page in pages.PAGES:
-        named = (
-            page.name in {"api.md", "market.md", "performance.md", "CONTRIBUTING.md"} or page.parent.name == "internals"
-        )
+        known = {"api.md", "market.md", "package.md", "performance.md", "CONTRIBUTING.md"}
+        named = page.name in known or page.parent.name == "internals"
         assert _run(page) or named, f"{page.name}: a page without a command to run is worth a look"
 
 

@@ -39,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("LATTICED_ROOTS", "/var/cache/latticed-tests"))
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian 12 with systemd 252, and 13 with 257; and the Python of each."""
-PACKAGES = "systemd,systemd-sysv,dbus,python3-minimal,libpython3-stdlib,iproute2,procps,nftables"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,iproute2,procps,nftables"
 TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux"}
 WHEELS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64", "any")
 VERSIONS = {"bookworm": 252, "trixie": 257}
@@ -250,10 +250,12 @@ class Machine:
         command = f'mkdir -p "$(dirname "{path}")" && cat >"{path}" && chmod {mode:o} "{path}"'
         self.check("sh", "-c", command, stdin=text)
 
-    def drop(self, plugin_id: str, artifact: bytes, **fields: Any) -> None:
-        """A bundle of AUTHOR, in the directory that root drops bundles in."""
+    def drop(self, plugin_id: str, artifact: bytes, *, wait: bool = True, **fields: Any) -> None:
+        """A bundle of AUTHOR, in the directory that root drops bundles in; `wait`: until it is seen."""
         parent = Path(f"/proc/{self.leader}/root/var/lib/latticed-plugins")
         bundles.drop(parent, plugin_id, author=AUTHOR, artifact=artifact, id=plugin_id, **fields)
+        if not wait:
+            return
         processes.until(
             lambda: plugin_id in self.run("latticectl", "list").stdout,
             what=f"{plugin_id} to be seen",
@@ -287,8 +289,10 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(suite: str, directory: Path) -> Iterator[Machine]:
-    """A machine whose own files are below `directory`; it is up when the block begins."""
+def booted(suite: str, directory: Path, *, bare: bool = False) -> Iterator[Machine]:
+    """A machine whose own files are below `directory`; it is up when the block begins. A `bare` one has nothing of
+    latticed, and none of what it needs of PyPI.
+    """
     for name in ("upper", "work", "merged"):
         (directory / name).mkdir(exist_ok=True)
     name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
@@ -301,7 +305,7 @@ def booted(suite: str, directory: Path) -> Iterator[Machine]:
             notices.bind(f"\0{name}")
             notices.settimeout(0.2)
             process = subprocess.Popen(
-                _command(suite, directory, name, homes),
+                _command(suite, directory, name, homes, bare=bare),
                 env={**_ENVIRONMENT, "NOTIFY_SOCKET": f"@{name}"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -317,8 +321,13 @@ def booted(suite: str, directory: Path) -> Iterator[Machine]:
         _sweep(homes)
 
 
-def _command(suite: str, directory: Path, name: str, homes: list[Path]) -> list[str]:
+def _command(suite: str, directory: Path, name: str, homes: list[Path], *, bare: bool) -> list[str]:
     packages = f"/usr/local/lib/python{SUITES[suite]}/dist-packages"
+    binds = [
+        f"--bind-ro={site(suite)}:{packages}",
+        f"--bind-ro={CHECKOUT / 'latticed'}:{packages}/latticed",
+        f"--bind={_compiled(suite)}:{COMPILED}",
+    ]
     # Into the cgroups first. `unshare --kill-child` ends the machine when `unshare` dies, as it does with these tests.
     join = " && ".join(f"echo $$ >{home}/cgroup.procs" for home in homes)
     return [
@@ -331,9 +340,7 @@ def _command(suite: str, directory: Path, name: str, homes: list[Path]) -> list[
         "--link-journal=no", "--resolv-conf=off", "--timezone=off",
         # nspawn takes away too much for what latticed confines plugins with; the kernel's modules stay out of reach.
         "--capability=all", "--drop-capability=CAP_SYS_MODULE",
-        f"--bind-ro={site(suite)}:{packages}",
-        f"--bind-ro={CHECKOUT / 'latticed'}:{packages}/latticed",
-        f"--bind={_compiled(suite)}:{COMPILED}",
+        *([] if bare else binds),
     ]  # fmt: skip
 
 

@@ -1,0 +1,205 @@
+"""Writes the tree of an installed latticed, as the package has it: python packaging/tree.py SUITE ROOT
+
+    usr/lib/latticed        a virtual environment of the suite's own Python, with the wheels that
+                            packaging/requirements/SUITE.txt pins by hash
+    usr/bin                 links to its four programs
+    usr/lib/systemd …       units, users, directories
+    usr/share               completions, man pages, documentation, the bill of materials
+    etc/latticed            settings
+
+No interpreter of the suite is needed: wheels are unpacked, not built, and a virtual environment is three files (PEP
+405; docs/adr/0030). The same source and SOURCE_DATE_EPOCH give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+SOURCE: Final = Path(__file__).resolve().parents[1]
+PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
+"""Of each Debian that is packaged for. Its systemd: 252 and 257."""
+NEWER_SYSTEMD: Final = frozenset({"trixie"})
+"""Those that get the drop-in for systemd 257."""
+GLIBC: Final = ("_2_17", "2014", "_2_28", "_2_34")
+"""manylinux tags of wheels that run on both."""
+PROGRAMS: Final = {
+    "latticed": "daemon",
+    "latticectl": "ctl.main",
+    "latticed-apply": "apply",
+    "latticed-journal": "journal",
+}
+COMPLETIONS: Final = {
+    "bash": "usr/share/bash-completion/completions/latticectl",
+    "zsh": "usr/share/zsh/vendor-completions/_latticectl",
+    "fish": "usr/share/fish/vendor_completions.d/latticectl.fish",
+}
+
+
+def write(suite: str, root: Path) -> None:
+    python = f"python{PYTHONS[suite]}"
+    home = root / "usr/lib/latticed"
+    packages = home / "lib" / python / "site-packages"
+    _environment(home, python)
+    wheels = _wheels(suite, packages)
+    _own_package(packages / "latticed")
+    for name, module in PROGRAMS.items():
+        # -I: neither the caller's directory nor PYTHON* variables count, of root's least of all.
+        text = f"#!/usr/lib/latticed/bin/python3 -I\nimport sys\nfrom latticed.{module} import main\nsys.exit(main())\n"
+        _put(home / "bin" / name, text, mode=0o755)
+        _link(root / "usr/bin" / name, f"../lib/latticed/bin/{name}")
+    _units(suite, root)
+    _documents(root)
+    bill = json.dumps(bill_of_materials(suite, wheels), indent=1, sort_keys=True)
+    _put(root / "usr/share/doc/latticed/latticed.cdx.json", bill + "\n")
+    _put(root / "etc/latticed/latticed.toml", (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
+
+
+def _environment(home: Path, python: str) -> None:
+    _put(
+        home / "pyvenv.cfg", f"home = /usr/bin\ninclude-system-site-packages = false\nexecutable = /usr/bin/{python}\n"
+    )
+    _link(home / "bin/python3", f"/usr/bin/{python}")
+
+
+def _wheels(suite: str, packages: Path) -> list[dict[str, Any]]:
+    """Unpack what is pinned, after pip checked the hashes; pip's report of each wheel.
+
+    WHEELS names a directory that has them (`pip download`), for a build without a network.
+    """
+    machine = platform.machine()
+    here = ["--no-index", "--find-links", os.environ["WHEELS"]] if os.environ.get("WHEELS") else []
+    platforms = [f"--platform=manylinux{one}_{machine}" for one in GLIBC]
+    with tempfile.NamedTemporaryFile() as report:
+        subprocess.run(
+            [
+                *(sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"),
+                *("--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:", "--ignore-installed"),
+                *("--implementation=cp", f"--python-version={PYTHONS[suite]}", *platforms),
+                *here,
+                *("--target", str(packages), "--report", report.name),
+                *("--requirement", str(SOURCE / f"packaging/requirements/{suite}.txt")),
+            ],
+            check=True,
+        )
+        told: list[dict[str, Any]] = json.load(report)["install"]
+    # Programs of the libraries, for whoever installs them by themselves, and their manuals.
+    shutil.rmtree(packages / "bin", ignore_errors=True)
+    shutil.rmtree(packages / "share", ignore_errors=True)
+    for path in packages.glob("*.dist-info/*"):
+        # Of this pip and this command: they say nothing about the wheel.
+        if path.name in {"INSTALLER", "REQUESTED", "direct_url.json"}:
+            path.unlink()
+    return told
+
+
+def _own_package(place: Path) -> None:
+    """What a wheel of latticed has: see setup.cfg, packages and package_data."""
+    kept = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(SOURCE / "latticed", place, ignore=kept)
+
+
+def _units(suite: str, root: Path) -> None:
+    systemd, source = root / "usr/lib/systemd", SOURCE / "systemd"
+    for path in sorted((*source.glob("*.service"), *source.glob("*.socket"))):
+        _put(systemd / "system" / path.name, _unit(path))
+    if suite in NEWER_SYSTEMD:
+        for path in sorted(source.glob("*-257.conf")):
+            drop_in = f"{path.name.removesuffix('-257.conf')}.service.d/257.conf"
+            _put(systemd / "system" / drop_in, _unit(path))
+    for path in sorted(source.glob("*.catalog")):
+        _put(systemd / "catalog" / path.name, path.read_text(encoding="utf-8"))
+    for kind in ("sysusers", "tmpfiles"):
+        text = (source / f"latticed.{kind}").read_text(encoding="utf-8")
+        _put(root / f"usr/lib/{kind}.d/latticed.conf", text)
+
+
+def _unit(path: Path) -> str:
+    """A unit or drop-in with the programs where a package has them."""
+    return path.read_text(encoding="utf-8").replace("/usr/local/bin", "/usr/bin")
+
+
+def _documents(root: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    python = [sys.executable, "-P"]
+    subprocess.run([*python, SOURCE / "packaging/manual.py", root / "usr/share/man"], check=True, env=environment)
+    for shell, place in COMPLETIONS.items():
+        command = [*python, "-m", "latticed.ctl.main", "completion", shell]
+        _put(root / place, subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout)
+    shared = root / "usr/share/doc/latticed"
+    for page in (*SOURCE.glob("docs/*.md"), *SOURCE.glob("docs/how-to/*.md"), SOURCE / "README.md"):
+        _put(shared / page.relative_to(SOURCE), page.read_text(encoding="utf-8"))
+
+
+def bill_of_materials(suite: str, wheels: list[dict[str, Any]]) -> dict[str, Any]:
+    """CycloneDX 1.6: each wheel that the package brings, with its hash and licence."""
+    components = sorted((_component(one) for one in wheels), key=lambda one: str(one["name"]))
+    version = own_version()
+    # Of the content, so that it is another one when anything changes, and the same when nothing does.
+    digest = hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
+    own = {"type": "application", "bom-ref": "latticed", "name": "latticed", "version": version}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, f'latticed {version} {suite} {digest}')}",
+        "version": 1,
+        "metadata": {"component": {**own, "licenses": [{"license": {"id": "MIT"}}]}},
+        "components": components,
+        "dependencies": [{"ref": "latticed", "dependsOn": [one["bom-ref"] for one in components]}],
+    }
+
+
+def _component(wheel: dict[str, Any]) -> dict[str, Any]:
+    told = wheel["metadata"]
+    purl = f"pkg:pypi/{told['name'].lower().replace('_', '-')}@{told['version']}"
+    found: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": purl,
+        "name": told["name"],
+        "version": told["version"],
+        "purl": purl,
+        "hashes": [{"alg": "SHA-256", "content": wheel["download_info"]["archive_info"]["hash"].partition("=")[2]}],
+    }
+    named = [one.rpartition(" :: ")[2] for one in told.get("classifier", ()) if one.startswith("License :: ")]
+    # Licence expressions came with version 2.4 of the metadata; older pips do not report them.
+    if expression := told.get("license_expression"):
+        found["licenses"] = [{"expression": expression}]
+    elif said := named or list(filter(None, [told.get("license")])):
+        found["licenses"] = [{"license": {"name": " ".join(one.split())[:80]}} for one in said]
+    return found
+
+
+def own_version() -> str:
+    """Of the source, not of what may be installed besides."""
+    found = re.search(r'^__version__ = "([^"]+)"$', (SOURCE / "latticed/__init__.py").read_text("utf-8"), re.MULTILINE)
+    assert found  # noqa: S101 - a test compares it with setup.cfg
+    return found[1]
+
+
+def _put(path: Path, text: str, *, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+
+
+def _link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    if len(sys.argv) != 3 or sys.argv[1] not in PYTHONS:
+        sys.exit(f"usage: tree.py {'|'.join(PYTHONS)} ROOT")
+    write(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,250 @@
+"""The Debian package on machines that have nothing of latticed and no network: docs/package.md, played."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import subprocess
+
+import pytest
+
+from latticed.ledger import migrations
+from latticed.plans import undo_timers
+from tests.booted import test_restarts
+from tests.house import bundles, long, machines, packages, pages
+
+PAGE = pages.CHECKOUT / "docs/package.md"
+FRESH = ("bookworm", *long.only("trixie"))
+"""Suites on which the package is installed first, and removed."""
+UPGRADED = ("trixie", *long.only("bookworm"))
+"""Suites on which it replaces an earlier version."""
+PLUGINS = long.times(3, 50)
+COMMANDS = 10
+"""Most commands from nothing to an active plugin."""
+OTHER = {"bookworm": "trixie", "trixie": "bookworm"}
+PATHS = [row[0] for row in pages.table("docs/package.md", "path")]
+
+
+def _page(heading):
+    """The first shell block below a heading of the page."""
+    below = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    return re.search(r"```sh norun\n(.*?)```", below, re.DOTALL)[1]
+
+
+def _type(machine, commands):
+    machine.check("sh", "-ec", f"cd /root\n{commands}")
+
+
+def _apt(machine, *words):
+    return machine.run("apt-get", "-q", "-y", *words)
+
+
+def _version(machine):
+    return machine.check("dpkg-query", "-W", "-f", "${Version}", "latticed")
+
+
+def _schema(machine, state="/var/lib/latticed"):
+    """The number of migrations that the ledger of a stopped daemon has taken."""
+    return int(machine.check("od", "-An", "-tu4", "--endian=big", "-j60", "-N4", f"{state}/ledger.sqlite3"))
+
+
+def _left(machine):
+    """What is there of latticed, on disk and among users and units."""
+    found = machine.check(
+        "find", "/etc", "/usr", "/var", "/run", "-xdev", "-name", "*lattice*", "-not", "-path", "/var/lib/dpkg/*",
+        "-not", "-path", "/var/log/*",
+    )  # fmt: skip
+    users = re.findall(r"^latticed[^:]*", machine.check("cat", "/etc/passwd", "/etc/group"), re.MULTILINE)
+    units = machine.check("systemctl", "list-units", "--all", "--plain", "--no-legend", "latticed*")
+    return [*found.splitlines(), *users, *units.splitlines()]
+
+
+@pytest.fixture(scope="module", params=FRESH)
+def fresh(request, tmp_path_factory):
+    """A machine with the package, installed as the page says, and the page's plugin; tests use it up in order."""
+    with machines.booted(request.param, tmp_path_factory.mktemp("fresh"), bare=True) as machine:
+        packages.put(machine, packages.built(request.param))
+        assert _left(machine) == []
+        commands = _page("Install, and a first plugin")
+        _type(machine, commands)
+        yield machine
+
+
+def test_first_plugin_is_active_after_the_pages_commands(fresh):
+    """Isolated, in the hardened unit, by a daemon whose own user has no rights."""
+    assert len(_page("Install, and a first plugin").splitlines()) <= COMMANDS
+    shown = json.loads(fresh.check("latticectl", "info", "acme.demo", "--format", "json"))["plugin"]
+    assert (shown["status"], shown["runtime"]["sandbox"]) == ("active", "isolated+cgroup")
+    assert "own_user = false" in fresh.check("latticed", "--check-config")
+    fresh.check("latticectl", "secret", "set", "TOKEN", stdin="sealed with the key that the installation made")
+    fresh.check("latticectl", "health", "--check")
+    enabled = [*machines.SOCKETS, "latticed.service", "latticed-apply-boot.service"]
+    fresh.check("systemctl", "is-enabled", *enabled)
+    fresh.check("systemctl", "is-active", *machines.SOCKETS, "latticed.service")
+    verified = fresh.run("systemd-analyze", "verify", *(f"/usr/lib/systemd/system/{one}" for one in machines.UNITS))
+    assert (verified.returncode, verified.stderr) == (0, "")
+    newer = "Type=notify-reload" in fresh.check("systemctl", "cat", "latticed.service")
+    assert newer is (machines.VERSIONS[fresh.suite] >= 257)
+    helper = fresh.run("latticectl", "plan", "list")
+    assert helper.returncode == 0, helper
+
+
+def test_python_goes_only_together_with_the_package(fresh):
+    """And the package of another suite, whose Python is not there, is not installed."""
+    python = f"python{machines.SUITES[fresh.suite]}"
+    refused = fresh.run("dpkg", "--remove", python)
+    assert refused.returncode != 0
+    assert f"latticed depends on {python}" in refused.stderr
+    assert "Remv latticed " in _apt(fresh, "--simulate", "remove", python).stdout
+    other = packages.put(fresh, packages.built(OTHER[fresh.suite]))
+    foreign = _apt(fresh, "install", other)
+    fresh.check("rm", other)
+    assert foreign.returncode != 0
+    assert f"Depends: python{machines.SUITES[OTHER[fresh.suite]]}" in foreign.stdout
+    fresh.check("latticectl", "health", "--check")
+
+
+def test_package_goes_while_plugins_run_and_state_stays(fresh):
+    """A new installation goes on with it."""
+    before = fresh.check("sha256sum", "/etc/credstore/latticed-secrets.key")
+    assert _apt(fresh, "remove", "latticed").returncode == 0
+    assert "lattice" not in fresh.check("ps", "-e", "-o", "user:32,args")
+    for gone in ("/usr/lib/latticed", "/run/latticed", "/usr/bin/latticectl"):
+        assert fresh.run("test", "-e", gone).returncode != 0, gone
+    _type(fresh, _page("Upgrade"))
+    fresh.check("latticectl", "wait", "acme.demo", "--for", "active", "--timeout", "60")
+    assert fresh.check("sha256sum", "/etc/credstore/latticed-secrets.key") == before
+
+
+def test_purge_leaves_nothing(fresh):
+    _type(fresh, _page("Remove"))
+    assert _left(fresh) == []
+
+
+@pytest.fixture(scope="module", params=UPGRADED)
+def upgraded(request, tmp_path_factory):
+    """A machine with plugins that run, whose package was replaced while clients asked; tests use it up in order."""
+    earlier = packages.earlier(request.param)
+    if earlier is None:
+        pytest.skip("this checkout has no history to build an earlier package of")
+    with machines.booted(request.param, tmp_path_factory.mktemp("upgraded"), bare=True) as machine:
+        packages.put(machine, earlier)
+        _type(machine, "apt-get install -y ./latticed_*.deb && mv latticed_*.deb earlier.deb")
+        machine.write("/etc/latticed/trust.json", json.dumps(bundles.policy(machines.AUTHOR)))
+        for number in range(PLUGINS):
+            machine.drop(_name(number), machines.SLEEPER, wait=number == PLUGINS - 1)
+        every = " ".join(map(_name, range(PLUGINS)))
+        _type(machine, f"for one in {every}; do latticectl install $one; latticectl activate $one; done")
+        # Clients of their own, as the libraries are what is replaced.
+        _type(machine, "cp -a /usr/lib/latticed clients && rm -f enough")
+        machine.write("/root/hammer.py", test_restarts.HAMMER)
+        packages.put(machine, packages.built(request.param))
+        with machine.started("/root/clients/bin/python3", "-P", "/root/hammer.py") as hammer:
+            try:
+                _type(machine, _page("Upgrade"))
+            finally:
+                machine.write("/root/enough", "")
+            out, _ = hammer.communicate(timeout=machines.BOOT_S)
+        yield machine, json.loads(out)
+
+
+def _name(number):
+    return f"acme.sleeper-{number}"
+
+
+def _active(machine):
+    listed = json.loads(machine.check("latticectl", "list", "--format", "json"))
+    return [one["id"] for one in listed["plugins"] if (one["status"], one["runtime"]["state"]) == ("active", "armed")]
+
+
+def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
+    machine, told = upgraded
+    assert told["failed"] == []
+    assert told["asked"] > PLUGINS
+    assert _version(machine).startswith("0.1.0+")
+    assert len(_active(machine)) == PLUGINS
+    now = len(migrations.MIGRATIONS)
+    assert now > packages.EARLIER_SCHEMA
+    copy = f"/var/backups/latticed/schema-{packages.EARLIER_SCHEMA}-before-{now}"
+    assert _schema(machine, copy) == packages.EARLIER_SCHEMA
+    machine.check("latticectl", "audit", "verify", "--whole")
+    machine.check("systemctl", "stop", "latticed.service")
+    assert _schema(machine) == now
+    assert json.loads(machine.check("latticectl", "invoke", _name(0), "sleep", "0")) == {"slept": 0}
+    assert machine.run("find", "/run", "-name", "latticed-upgrade*").stdout == ""
+
+
+def test_change_that_waits_to_be_confirmed_keeps_the_package_as_it_is(upgraded):
+    machine, _ = upgraded
+    unit = undo_timers.unit("a" * 8)
+    machine.check("systemd-run", f"--unit={unit}", "--on-active=3600", "true")
+    for words in (["--reinstall", "install", "./latticed_*.deb"], ["remove", "latticed"]):
+        refused = machine.run("sh", "-c", f"cd /root && apt-get -y {' '.join(words)}")
+        assert refused.returncode != 0
+        assert "waits to be confirmed" in refused.stderr
+        machine.check("latticectl", "health", "--check")
+    machine.check("systemctl", "stop", f"{unit}.timer")
+
+
+def test_earlier_version_is_refused_and_the_way_out_works(upgraded):
+    """Nothing is changed by the attempt; the commands of the refusal bring back the state from before the upgrade."""
+    machine, _ = upgraded
+    attempt = "cd /root && apt-get install -y --allow-downgrades ./earlier.deb"
+    refused = machine.run("sh", "-c", attempt)
+    assert refused.returncode != 0
+    now = len(migrations.MIGRATIONS)
+    assert f"is of schema {now}, and this version reads up to {packages.EARLIER_SCHEMA}" in refused.stderr
+    assert _version(machine).startswith("0.1.0+")
+    machine.check("latticectl", "health", "--check")
+    assert len(_active(machine)) == PLUGINS
+    commands = re.findall(r"^  (\w.*)$", refused.stderr, re.MULTILINE)
+    assert [one.split()[0] for one in commands] == ["systemctl", "mv", "cp"]
+    _type(machine, "\n".join([*commands, attempt]))
+    assert "~git" in _version(machine)
+    assert len(_active(machine)) == PLUGINS
+    machine.check("systemctl", "stop", "latticed.service")
+    assert _schema(machine) == packages.EARLIER_SCHEMA
+
+
+def test_purge_keeps_what_was_asked_to_stay(upgraded):
+    """With the user whose it is."""
+    machine, _ = upgraded
+    machine.write("/etc/latticed/keep-on-purge", "/var/lib/latticed\n/etc/credstore/latticed-secrets.key\n")
+    _type(machine, _page("Remove"))
+    machine.check("test", "-e", "/var/lib/latticed/ledger.sqlite3")
+    machine.check("test", "-e", "/etc/credstore/latticed-secrets.key")
+    assert machine.check("stat", "-c", "%U", "/var/lib/latticed/ledger.sqlite3").strip() == "latticed"
+    for gone in ("/etc/latticed", "/var/lib/latticed-plugins", "/var/backups/latticed"):
+        assert machine.run("test", "-e", gone).returncode != 0, gone
+
+
+@pytest.mark.parametrize("suite", FRESH)
+def test_make_install_gives_the_tree_of_the_package(suite, tmp_path):
+    """Byte for byte; debhelper adds the copyright and its changelog, and compresses man pages."""
+    packages.tree(suite, tmp_path / "tree")
+    installed, packaged = packages.files(tmp_path / "tree"), packages.contents(packages.built(suite), tmp_path / "deb")
+    added = {f"usr/share/doc/latticed/{name}" for name in ("changelog.gz", "copyright")}
+    overrides = "usr/share/lintian/overrides/latticed"
+    plain = {
+        name.removesuffix(".gz"): gzip.decompress(content) if name.endswith(".gz") else content
+        for name, content in packaged.items()
+        if name not in {*added, overrides}
+    }
+    assert sorted(plain) == sorted(installed)
+    assert [name for name, content in plain.items() if content != installed[name]] == []
+
+
+@pytest.mark.parametrize("suite", long.only("bookworm", "trixie"))
+def test_package_is_built_to_the_same_bytes(suite, tmp_path):
+    again = packages.rebuilt(suite, tmp_path)
+    assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(packages.built(suite).read_bytes()).digest()
+
+
+@pytest.mark.parametrize("suite", long.only("bookworm", "trixie"))
+def test_lintian_has_nothing_to_say(suite):
+    """Besides what debian/latticed.lintian-overrides has, each with its reason."""
+    command = ["lintian", "--allow-root", "--no-cfg", "--fail-on", "error,warning", str(packages.built(suite))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
