@@ -39,6 +39,19 @@ PROGRAMS: Final = {
     "latticed-apply": "apply",
     "latticed-journal": "journal",
 }
+# -I: neither the caller's directory nor PYTHON* variables count, of root's least of all.
+PROGRAM: Final = """#!/usr/lib/latticed/bin/python3 -I
+import sys
+{guard}from latticed.{module} import main
+sys.exit(main())
+"""
+GUARD: Final = """import os
+if os.path.exists("/usr/lib/latticed/upgrading"):
+    sys.stderr.write("latticed: package_unpacked: an upgrade was broken off (dpkg --configure -a)\\n")
+    sys.exit(os.EX_TEMPFAIL)
+"""
+"""Of the daemon: after a power cut in an upgrade its modules are of two versions until the package is configured. The
+root helper is not kept from putting back a firewall."""
 COMPLETIONS: Final = {
     "bash": "usr/share/bash-completion/completions/latticectl",
     "zsh": "usr/share/zsh/vendor-completions/_latticectl",
@@ -54,9 +67,7 @@ def write(suite: str, root: Path) -> None:
     wheels = _wheels(suite, packages)
     _own_package(packages / "latticed")
     for name, module in PROGRAMS.items():
-        # -I: neither the caller's directory nor PYTHON* variables count, of root's least of all.
-        text = f"#!/usr/lib/latticed/bin/python3 -I\nimport sys\nfrom latticed.{module} import main\nsys.exit(main())\n"
-        _put(home / "bin" / name, text, mode=0o755)
+        _put(home / "bin" / name, PROGRAM.format(module=module, guard=GUARD if name == "latticed" else ""), mode=0o755)
         _link(root / "usr/bin" / name, f"../lib/latticed/bin/{name}")
     _units(suite, root)
     _documents(root)
