@@ -8,7 +8,7 @@
     etc/latticed            settings
 
 No interpreter of the suite is needed: wheels are unpacked, not built, and a virtual environment is three files (PEP
-405; docs/adr/0030). The same source and SOURCE_DATE_EPOCH give the same bytes.
+405; docs/adr/0032). The same source and SOURCE_DATE_EPOCH give the same bytes.
 """
 
 from __future__ import annotations

@@ -138,11 +138,9 @@ def upgraded(request, tmp_path_factory):
         every = " ".join(map(_name, range(PLUGINS)))
         _type(machine, f"for one in {every}; do latticectl install $one; latticectl activate $one; done")
         new = packages.put(machine, packages.built(request.param))
-        # Clients of their own, as the libraries are what is replaced; on a slow machine that takes longer than they wait.
+        # Clients of their own, as the libraries are what is replaced; they wait longer, for slow machines.
         _type(machine, f"dpkg-deb --extract {new} clients && rm -f enough")
-        asking = test_restarts.HAMMER.replace(
-            "control.sock", 'control.sock", connect_s=600, read_s=600, owner=lambda: "'
-        )
+        asking = test_restarts.HAMMER.replace('control.sock")', 'control.sock", connect_s=600, read_s=600)')
         machine.write("/root/hammer.py", asking)
         libraries = f"/root/clients/usr/lib/latticed/lib/python{machines.SUITES[request.param]}/site-packages"
         with machine.started("env", f"PYTHONPATH={libraries}", "python3", "-P", "/root/hammer.py") as hammer:
