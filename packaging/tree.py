@@ -23,8 +23,12 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from email import message_from_string
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 SOURCE: Final = Path(__file__).resolve().parents[1]
 PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
@@ -71,7 +75,7 @@ def write(suite: str, root: Path) -> None:
         _link(root / "usr/bin" / name, f"../lib/latticed/bin/{name}")
     _units(suite, root)
     _documents(root)
-    bill = json.dumps(bill_of_materials(suite, wheels), indent=1, sort_keys=True)
+    bill = json.dumps(bill_of_materials(suite, wheels, packages), indent=1, sort_keys=True)
     _put(root / "usr/share/doc/latticed/latticed.cdx.json", bill + "\n")
     _put(root / "etc/latticed/latticed.toml", (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
 
@@ -152,9 +156,17 @@ def _documents(root: Path) -> None:
         _put(shared / page.relative_to(SOURCE), page.read_text(encoding="utf-8"))
 
 
-def bill_of_materials(suite: str, wheels: list[dict[str, Any]]) -> dict[str, Any]:
+def bill_of_materials(suite: str, wheels: list[dict[str, Any]], packages: Path) -> dict[str, Any]:
     """CycloneDX 1.6: each wheel that the package brings, with its hash and licence."""
-    components = sorted((_component(one) for one in wheels), key=lambda one: str(one["name"]))
+    # Not of pip's report: only newer pips tell licence expressions.
+    infos = [message_from_string(one.read_text("utf-8")) for one in packages.glob("*.dist-info/METADATA")]
+    hashes = {
+        _normal(one["metadata"]["name"]): one["download_info"]["archive_info"]["hash"].partition("=")[2]
+        for one in wheels
+    }
+    components = [
+        _component(one, hashes[_normal(one["Name"])]) for one in sorted(infos, key=lambda one: _normal(one["Name"]))
+    ]
     version = own_version()
     # Of the content, so that it is another one when anything changes, and the same when nothing does.
     digest = hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
@@ -170,24 +182,26 @@ def bill_of_materials(suite: str, wheels: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _component(wheel: dict[str, Any]) -> dict[str, Any]:
-    told = wheel["metadata"]
-    purl = f"pkg:pypi/{told['name'].lower().replace('_', '-')}@{told['version']}"
-    found: dict[str, Any] = {
+def _component(info: Message, sha256: str) -> dict[str, Any]:
+    name, version = _normal(info["Name"]), info["Version"]
+    purl = f"pkg:pypi/{name}@{version}"
+    named = [one.rpartition(" :: ")[2] for one in info.get_all("Classifier", []) if one.startswith("License :: ")]
+    said = named or [" ".join(one.split())[:80] for one in info.get_all("License", [])]
+    expression = info["License-Expression"]
+    return {
         "type": "library",
         "bom-ref": purl,
-        "name": told["name"],
-        "version": told["version"],
+        "name": name,
+        "version": version,
         "purl": purl,
-        "hashes": [{"alg": "SHA-256", "content": wheel["download_info"]["archive_info"]["hash"].partition("=")[2]}],
+        "hashes": [{"alg": "SHA-256", "content": sha256}],
+        "licenses": [{"expression": expression}] if expression else [{"license": {"name": one}} for one in said],
     }
-    named = [one.rpartition(" :: ")[2] for one in told.get("classifier", ()) if one.startswith("License :: ")]
-    # Licence expressions came with version 2.4 of the metadata; older pips do not report them.
-    if expression := told.get("license_expression"):
-        found["licenses"] = [{"expression": expression}]
-    elif said := named or list(filter(None, [told.get("license")])):
-        found["licenses"] = [{"license": {"name": " ".join(one.split())[:80]}} for one in said]
-    return found
+
+
+def _normal(name: str) -> str:
+    """As purls have names of PyPI."""
+    return re.sub("[-_.]+", "-", name).lower()
 
 
 def own_version() -> str:

@@ -237,6 +237,13 @@ def test_make_install_gives_the_tree_of_the_package(suite, tmp_path):
     }
     assert sorted(plain) == sorted(installed)
     assert [name for name, content in plain.items() if content != installed[name]] == []
+    # The bill of materials has what the pins name, by the hash of one of their files.
+    bill = json.loads(installed["usr/share/doc/latticed/latticed.cdx.json"])
+    pins = (pages.CHECKOUT / f"packaging/requirements/{suite}.txt").read_text()
+    assert {f"{one['name']}=={one['version']}" for one in bill["components"]} == set(
+        re.findall(r"^\S+==\S+", pins, re.M)
+    )
+    assert [one for one in bill["components"] if f"sha256:{one['hashes'][0]['content']}" not in pins] == []
 
 
 if long.LONG:  # a build takes a minute, lintian two, and a hundred packages of Perl

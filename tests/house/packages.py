@@ -5,6 +5,7 @@ Wheels, and packages of earlier commits, are kept in `machines.CACHE`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -25,7 +26,9 @@ BUILD_S = 600.0
 @functools.cache
 def built(suite: str) -> Path:
     """The package of this checkout."""
-    return _build(suite, CHECKOUT, Path(tempfile.mkdtemp(prefix="latticed-deb-")))
+    place = tempfile.mkdtemp(prefix="latticed-deb-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return _build(suite, CHECKOUT, Path(place))
 
 
 def rebuilt(suite: str, output: Path) -> Path:
