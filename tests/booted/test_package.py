@@ -241,7 +241,7 @@ def test_make_install_gives_the_tree_of_the_package(suite, tmp_path):
     bill = json.loads(installed["usr/share/doc/latticed/latticed.cdx.json"])
     pins = (pages.CHECKOUT / f"packaging/requirements/{suite}.txt").read_text()
     assert {f"{one['name']}=={one['version']}" for one in bill["components"]} == set(
-        re.findall(r"^\S+==\S+", pins, re.M)
+        re.findall(r"^\S+==\S+", pins, re.MULTILINE)
     )
     assert [one for one in bill["components"] if f"sha256:{one['hashes'][0]['content']}" not in pins] == []
 
