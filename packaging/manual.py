@@ -4,6 +4,7 @@ Options come from the parsers, settings from their dataclasses, fields of a mani
 a field means is in one place, the tables of docs/operating.md and docs/plugins.md.
 """
 
+# ruff: noqa: INP001, SLF001 - a program of the build, no package; argparse has no public list of a parser's options
 from __future__ import annotations
 
 import argparse

@@ -11,6 +11,7 @@ No interpreter of the suite is needed: wheels are unpacked, not built, and a vir
 405; docs/adr/0032). The same source and SOURCE_DATE_EPOCH give the same bytes.
 """
 
+# ruff: noqa: INP001, S603 - a program of the build, no package, that starts pip and latticectl
 from __future__ import annotations
 
 import hashlib
