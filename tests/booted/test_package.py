@@ -34,11 +34,11 @@ def _page(heading):
 
 
 def _type(machine, commands):
-    machine.check("sh", "-ec", f"cd /root\n{commands}")
+    machine.check("sh", "-ec", f"cd /root\n{commands}", within_s=packages.BUILD_S)
 
 
 def _apt(machine, *words):
-    return machine.run("apt-get", "-q", "-y", *words)
+    return machine.run("apt-get", "-q", "-y", *words, within_s=packages.BUILD_S)
 
 
 def _version(machine):
@@ -194,7 +194,7 @@ def test_earlier_version_is_refused_and_the_way_out_works(upgraded):
     """Nothing is changed by the attempt; the commands of the refusal bring back the state from before the upgrade."""
     machine, _ = upgraded
     attempt = "cd /root && apt-get install -y --allow-downgrades ./earlier.deb"
-    refused = machine.run("sh", "-c", attempt)
+    refused = machine.run("sh", "-c", attempt, within_s=packages.BUILD_S)
     assert refused.returncode != 0
     now = len(migrations.MIGRATIONS)
     assert f"is of schema {now}, and this version reads up to {packages.EARLIER_SCHEMA}" in refused.stdout

@@ -189,16 +189,16 @@ class Machine:
     def packages(self) -> str:
         return f"/usr/local/lib/python{SUITES[self.suite]}/dist-packages"
 
-    def run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, stdin: str = "", within_s: float = BOOT_S) -> subprocess.CompletedProcess[str]:
         """A command as root within the machine."""
         return subprocess.run(
             [*self._inside, *command],
-            input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S,
+            input=stdin, capture_output=True, text=True, check=False, timeout=within_s,
         )  # fmt: skip
 
-    def check(self, *command: str, stdin: str = "") -> str:
+    def check(self, *command: str, stdin: str = "", within_s: float = BOOT_S) -> str:
         """The same, of a command that succeeds; its stdout."""
-        ran = self.run(*command, stdin=stdin)
+        ran = self.run(*command, stdin=stdin, within_s=within_s)
         assert ran.returncode == 0, f"{command}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
         return ran.stdout
 
