@@ -158,7 +158,7 @@ def _name(number):
 
 def _active(machine):
     listed = json.loads(machine.check("latticectl", "list", "--format", "json"))
-    return [one["id"] for one in listed["plugins"] if (one["status"], one["runtime"]["state"]) == ("active", "armed")]
+    return [one["id"] for one in listed if (one["status"], one["runtime"]["state"]) == ("active", "armed")]
 
 
 def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
