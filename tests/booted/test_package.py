@@ -156,9 +156,12 @@ def _name(number):
     return f"acme.sleeper-{number}"
 
 
-def _active(machine):
-    listed = json.loads(machine.check("latticectl", "list", "--format", "json"))
-    return [one["id"] for one in listed if (one["status"], one["runtime"]["state"]) == ("active", "armed")]
+def _until_active(machine):
+    """Wait until all plugins are, in their turns, as after every start of a daemon."""
+    _type(
+        machine,
+        f"for one in {' '.join(map(_name, range(PLUGINS)))}; do latticectl wait $one --for active --timeout 120; done",
+    )
 
 
 def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
@@ -166,7 +169,7 @@ def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
     assert told["failed"] == []
     assert told["asked"] > PLUGINS
     assert _version(machine).startswith("0.1.0+")
-    assert len(_active(machine)) == PLUGINS
+    _until_active(machine)
     now = len(migrations.MIGRATIONS)
     assert now > packages.EARLIER_SCHEMA
     copy = f"/var/backups/latticed/schema-{packages.EARLIER_SCHEMA}-before-{now}"
@@ -200,13 +203,13 @@ def test_earlier_version_is_refused_and_the_way_out_works(upgraded):
     assert f"is of schema {now}, and this version reads up to {packages.EARLIER_SCHEMA}" in refused.stdout
     assert _version(machine).startswith("0.1.0+")
     machine.check("latticectl", "health", "--check")
-    assert len(_active(machine)) == PLUGINS
+    _until_active(machine)
     way_out = refused.stdout.partition("go back to the state")[2].partition("then install")[0]
     commands = re.findall(r"^  (\w.*?)\r?$", way_out, re.MULTILINE)
     assert [one.split()[0] for one in commands] == ["systemctl", "mv", "cp"]
     _type(machine, "\n".join([*commands, attempt]))
     assert "~git" in _version(machine)
-    assert len(_active(machine)) == PLUGINS
+    _until_active(machine)
     machine.check("systemctl", "stop", "latticed.service")
     assert _schema(machine) == packages.EARLIER_SCHEMA
 
