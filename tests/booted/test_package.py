@@ -177,6 +177,7 @@ def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
     machine.check("latticectl", "audit", "verify", "--whole")
     machine.check("systemctl", "stop", "latticed.service")
     assert _schema(machine) == now
+    _until_active(machine)
     assert json.loads(machine.check("latticectl", "invoke", _name(0), "sleep", "0")) == {"slept": 0}
     assert machine.run("find", "/run", "-name", "latticed-upgrade*").stdout == ""
 
