@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -46,11 +47,13 @@ if got > 0:
 
 def test_kill_9_of_the_daemon_ends_all_children(place, acme):
     """So it does with children and grandchildren in sessions of their own, under both protocols; the next start is
-    clean.
+    clean. The artifact is large enough to be kept in memory for the next start, which no process has afterwards.
     """
+    large = programs.MOODY + b"\n" + (b"#" * 99 + b"\n") * 4_000
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
-        host.up("acme.demo", programs.MOODY, runtime=RUNTIME)
+        host.up("acme.demo", large, runtime=RUNTIME)
+        daemon.until(lambda: kept(daemon) == [len(large)], "its artifact to be kept")
         host.result("acme.demo", "fork")
         daemon.until(lambda: len(host.processes()) == 8, "its processes, and process 1 of their namespace")
         tree = host.processes()
@@ -61,6 +64,19 @@ def test_kill_9_of_the_daemon_ends_all_children(place, acme):
         pid = daemon.until_state("armed")["runtime"]["pid"]
         assert host.processes() == children.family(pid)
         assert len(host.processes()) == 2
+        daemon.until(lambda: kept(daemon) == [len(large)], "its artifact to be kept again")
+        assert daemon.set_status("disabled").json()["runtime"]["state"] == "stopped"
+        daemon.until(lambda: kept(daemon) == [], "it to be let go")
+
+
+def kept(daemon):
+    """The sizes of the artifacts in memory that the daemon has descriptors of; it is an ordinary user's process."""
+    found = []
+    for entry in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(entry).startswith("/memfd:artifact"):
+                found.append(entry.stat().st_size)
+    return found
 
 
 def test_kill_9_during_starts_and_stops_of_plugins_leaves_no_process(place, acme):
