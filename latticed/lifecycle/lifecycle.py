@@ -120,7 +120,7 @@ class Lifecycle:
         # From now on an id without a record counts as unknown, no longer as not seen yet.
         self.deps.services.permissions.complete = True
         # Before the first scan arms plugins: it must know which stored pairs may not run.
-        await self.pairs.judge_all()
+        await self.pairs.judge_signatures()
         self.pairs.start()
         # A failure ends following, which `alive` shows: the daemon then stops.
         self._following = fenced(
@@ -166,7 +166,8 @@ class Lifecycle:
                 # So that what the first scan found is on record when the daemon opens. If it fails, it is retried in
                 # the background.
                 await self.write_behind.flush()
-                self.pairs.scanned = True
+                # Artifacts, which nobody executes before a decision that hashes them: the start does not wait for it.
+                self.pairs.judge_rest()
                 self._scanned.set()
 
     async def policy_changed(self) -> None:

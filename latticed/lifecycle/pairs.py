@@ -16,11 +16,12 @@ from latticed.kit.tasks import fenced
 from latticed.lifecycle import presence
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Fault, Problem
+from latticed.model.lifecycle import Status
 from latticed.model.verdict import Code, Refused
 from latticed.trust import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
     from typing import Any
 
     from latticed.catalog.catalog import Catalog
@@ -37,6 +38,8 @@ EFFECT_S: Final = 10.0
 """Longest time that `in_effect` waits, in seconds."""
 EFFECT_POLL_S: Final = 0.02
 """How often `in_effect` looks, in seconds."""
+AT_ONCE: Final = 16
+"""Pairs whose signatures are verified at the same time, on threads."""
 BUSY_POLL_S: Final = 0.05
 """How soon mending is tried again while a decision about the plugin is under way."""
 
@@ -70,8 +73,6 @@ class Pairs:
         self._judge_pair = judge_pair
         self._policy = policy
         self._refused_at_start = refused_at_start
-        self.scanned = False
-        """Whether presences are known; findings before the first scan take effect with that scan."""
         self._in_effect = policy.current
         self._policy_changes = 0
         self._outdated = False
@@ -134,7 +135,7 @@ class Pairs:
         """Judge all pairs, again and again while the policy has changed meanwhile."""
         while self._outdated:
             self._outdated = False
-            await self.judge_all()
+            await self._judge(self._state.accepted())
         del self._tasks["judging"]  # no await since the check: a later change starts a new task
 
     async def in_effect(self) -> None:
@@ -155,18 +156,39 @@ class Pairs:
                 stopped.append(plugin_id)
         return stopped
 
-    async def judge_all(self) -> None:
-        """Verify every stored pair, artifacts included; each finding takes effect at once.
-
-        Before the first scan (`scanned`) findings are only kept: that scan applies them.
-        """
-        for plugin_id in self._state.accepted():
+    async def _judge(self, ids: Iterable[str]) -> None:
+        """Verify the stored pairs of these, artifacts included; each finding takes effect at once."""
+        for plugin_id in ids:
             record = self._state.records[plugin_id]
+            # It may have been forgotten while others were judged.
+            if not record.accepted:
+                continue
             fault = await self.judge(record)
-            if self.scanned:
-                self._registry.refresh(plugin_id)
-                if fault is not None:
-                    self.mend_soon(plugin_id)
+            self._registry.refresh(plugin_id)
+            if fault is not None:
+                self.mend_soon(plugin_id)
+
+    async def judge_signatures(self) -> None:
+        """Verify manifest, signature and policy of every stored pair, before the first scan; findings are kept for it.
+
+        Artifacts are hashed afterwards: an active plugin's by its start, those of the others by `judge_rest`.
+        """
+        ids = self._state.accepted()
+        for first in range(0, len(ids), AT_ONCE):
+            await asyncio.gather(
+                *(self.judge(self._state.records[one], hashed=True) for one in ids[first : first + AT_ONCE])
+            )
+
+    def judge_rest(self) -> None:
+        """In the background: verify the stored pairs, artifacts included, of plugins that are not active."""
+        self._spawn("judging", self._judge_rest())
+
+    async def _judge_rest(self) -> None:
+        await self._judge([one for one in self._state.accepted() if not self._is_active(one)])
+        await self._judge_again()
+
+    def _is_active(self, plugin_id: str) -> bool:
+        return self._state.records[plugin_id].status is Status.ACTIVE
 
     def start(self) -> None:
         """Follow `refused_at_start` in a background task, which `close` ends.

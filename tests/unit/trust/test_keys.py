@@ -143,3 +143,48 @@ def test_signature_verifies_for_its_message_and_key_only():
     assert not keys.verify_signature(b"short", b"message", signature)
     for seed in range(8):  # about half of all byte strings are no point of the curve
         assert not keys.verify_signature(bytes([seed + 2]) * 32, b"message", signature)
+
+
+def test_signature_that_holds_is_verified_once_and_no_other_is_taken_for_it(monkeypatch):
+    """One bit elsewhere in key, message or signature is verified anew; what does not hold is not remembered."""
+    monkeypatch.setattr(keys, "_HELD", set())
+    asked, real = [], keys.Ed25519PublicKey
+
+    class Counted:
+        @staticmethod
+        def from_public_bytes(raw):
+            asked.append(raw)
+            return real.from_public_bytes(raw)
+
+    monkeypatch.setattr(keys, "Ed25519PublicKey", Counted)
+    author = bundles.author()
+    public, signature = base64.b64decode(author.public), author.key.sign(b"message")
+    given = [public, b"message", signature]
+    assert [keys.verify_signature(*given) for _ in range(3)] == [True] * 3
+    assert len(asked) == 1
+    for which in range(3):
+        for bit in range(8 * len(given[which])):
+            changed = list(given)
+            flipped = int.from_bytes(given[which], "big") ^ (1 << bit)
+            changed[which] = flipped.to_bytes(len(given[which]), "big")
+            assert not keys.verify_signature(*changed)
+    assert len(keys._HELD) == 1
+    for moved in (
+        (public + signature[:1], b"message", signature[1:]),
+        (public, signature[-1:] + b"message", signature[:-1]),
+        (public, b"", signature + b"message"),
+    ):
+        assert not keys.verify_signature(*moved)
+    before = len(asked)
+    assert keys.verify_signature(*given)
+    assert len(asked) == before
+
+
+def test_remembered_signatures_are_bounded(monkeypatch):
+    monkeypatch.setattr(keys, "_HELD", set())
+    monkeypatch.setattr(keys, "_MOST_HELD", 3)
+    author = bundles.author()
+    for number in range(10):
+        message = b"%d" % number
+        assert keys.verify_signature(base64.b64decode(author.public), message, author.key.sign(message))
+        assert len(keys._HELD) <= 3
