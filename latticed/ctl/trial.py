@@ -166,7 +166,7 @@ def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> I
     """
     raw, _ = _read(source)
     plugin_id, publisher = str(raw.get("id")), str(raw.get("publisher") or PUBLISHER)
-    with _by_exception(signal.SIGTERM, signal.SIGHUP), _private(environ) as home:
+    with _interrupted_once(), _private(environ) as home:
         key = key_files.generate()
         for name in ("plugins", "state", "run"):
             (home / name).mkdir(mode=0o700)
@@ -270,15 +270,12 @@ def _daemon(home: Path, environ: Mapping[str, str]) -> Iterator[None]:
             _until_ready(process, notified, home / "daemon.log")
             yield
         finally:
-            # A second Ctrl-C would leave the daemon and its directory behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             process.terminate()
             try:
                 process.wait(END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_with_parent() -> None:
@@ -298,10 +295,16 @@ def _until_ready(process: subprocess.Popen[bytes], notified: socket.socket, log:
 
 
 @contextlib.contextmanager
-def _by_exception(*numbers: signal.Signals) -> Iterator[None]:
-    """Have these signals end the block as Ctrl-C does, so that what it made is removed."""
+def _interrupted_once() -> Iterator[None]:
+    """Have the first SIGINT, SIGTERM or SIGHUP end the block as Ctrl-C does, so that what it made is removed.
+
+    Those that follow are ignored: they would leave the daemon or its directory behind.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in numbers}
