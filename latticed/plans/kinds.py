@@ -56,7 +56,7 @@ def _proxy(chosen: ProxySettings | None = None) -> Kind:
 
     if chosen is None:
         return ProxyKind()
-    return ProxyKind(directory=chosen.directory, user=chosen.user, batch_s=chosen.batch_s)
+    return ProxyKind(directory=chosen.directory, user=chosen.user, batch_s=chosen.batch_s, unit=chosen.unit)
 
 
 _MAKERS: Final = {"nft": _nft, "nginx": _nginx, "proxy": _proxy, "wireguard": _wireguard}

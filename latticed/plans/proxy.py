@@ -1,12 +1,11 @@
 """Plans of kind `proxy`: one core, sing-box or xray, with the file that is rendered for it.
 
 What is decided is pure and in `latticed.system.proxy`; here programs are run, files written, and the core's API asked.
-The core runs by itself as an unprivileged user, in a session of its own, started by start-stop-daemon(8); a restart of
-the helper does not touch it.
+The core runs by itself as an unprivileged user (`plans.proxy_runs`); a restart of the helper does not touch it.
 
     DIRECTORY/wanted.json     root's: the rendering, values of secrets included
     DIRECTORY/started.json    the user's: what the core was started with, without users whose time was over
-    DIRECTORY/core.pid
+    DIRECTORY/core.pid        where no unit runs it
     DIRECTORY/*.before        either of the two as it was: an undo on a full disk takes it and frees the other
 
 A core reads its file at its start alone (sing-box takes SIGHUP for a start, xray nothing), and a start costs every
@@ -33,6 +32,7 @@ from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
+from latticed.plans.proxy_runs import Child, Unit
 from latticed.system.findings import IntentRefused
 from latticed.system.proxy import api, applied, decode, sources, values
 from latticed.system.proxy import check as checker
@@ -46,11 +46,10 @@ if TYPE_CHECKING:
 
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
+    from latticed.plans.proxy_runs import Runs
     from latticed.system.proxy.usage import Connection
 
-PACKAGES: Final = MappingProxyType(
-    {"sing-box": "sing-box", "xray": "xray", "start-stop-daemon": "dpkg", "setpriv": "util-linux", "ss": "iproute2"}
-)
+PACKAGES: Final = MappingProxyType({"sing-box": "sing-box", "xray": "xray", "setpriv": "util-linux", "ss": "iproute2"})
 """The package of each program that there has to be; of the cores the one that is configured."""
 API_S: Final = 3.0
 """For the core's API to tell who is connected and to close all who have to go, however many they are."""
@@ -77,12 +76,13 @@ class _Core:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyKind:
     """`user`: who the core runs as. `batch_s`: how long it may go on with users in its file who are gone, and without
-    those who have come back.
+    those who have come back. `unit`: of systemd, which runs the core; empty for a child of the helper.
     """
 
     directory: str = "/run/latticed-proxy"
     user: str = "latticed-proxy"
     batch_s: float = 60.0
+    unit: str = ""
 
     @property
     def name(self) -> str:
@@ -97,7 +97,7 @@ class ProxyKind:
         return {
             "sing-box": "/usr/bin/sing-box",
             "xray": "/usr/bin/xray",
-            "start-stop-daemon": "/usr/sbin/start-stop-daemon",
+            **self._runs.programs,
             "setpriv": "/usr/bin/setpriv",
             "ss": "/usr/bin/ss",
         }
@@ -217,7 +217,7 @@ class ProxyKind:
             missing = ports - found.ours()
             if not missing and bool(found.pid) == runs:
                 return
-            if runs and not found.pid and self._ended():
+            if runs and not found.pid and self._runs.ended(tools):
                 hint = f"look at its ports, and at what {self.user} may read"
                 raise Problem("apply_failed", "the core ended after its start", hint)
             if time.monotonic() > until:
@@ -239,7 +239,7 @@ class ProxyKind:
         if rendering:
             self._write("wanted.json", rendering, owner=0)
         if wanted is None or not applied.everybody(wanted.core, config):
-            self._stop(found, tools)
+            self._runs.stop(tools)
             self._set_aside("started.json")
             self._remove("waiting")
             if not rendering:
@@ -247,7 +247,7 @@ class ProxyKind:
             return
         if self._goes_on(found, wanted.core, config, may_wait=may_wait):
             return
-        self._stop(found, tools)
+        self._runs.stop(tools)
         self._write("started.json", config, owner=self._account().pw_uid)
         self._remove("waiting")
         self._start(wanted.core, tools)
@@ -276,47 +276,22 @@ class ProxyKind:
         started = str(Path(self.directory, "started.json"))
         words = ("run", "-c", started) if core is Core.SING_BOX else ("run", "-config", started)
         # setpriv becomes the core: the pid stays.
-        ran(
-            tools,
-            PACKAGES,
-            "start-stop-daemon",
-            *("--start", "--background", "--make-pidfile", "--pidfile", self._pidfile(), "--chdir", "/"),
-            *("--startas", tools.path("setpriv"), "--"),
-            *(*self._as_user(), tools.path(str(core)), *words),
-            stays=True,
-        )
-        # Until setpriv(1) has given up root it would not be found as ours, and be started a second time.
-        until = time.monotonic() + LISTEN_S
-        while not self._pid(tools) and not self._ended() and time.monotonic() < until:
-            time.sleep(0.01)
+        self._runs.start((tools.path("setpriv"), *self._as_user(), tools.path(str(core)), *words), tools)
 
-    def _stop(self, found: _Core, tools: Tools) -> None:
-        if found.pid:
-            words = ("--stop", "--oknodo", "--retry", "TERM/3/KILL/3", "--pidfile", self._pidfile())
-            _run(tools, "start-stop-daemon", *words, "--user", self.user)
-        self._remove("core.pid")
+    @property
+    def _runs(self) -> Runs:
+        if self.unit:
+            return Unit(self.unit, self.user)
+        return Child(Path(self.directory, "core.pid"), self.user)
 
     def _seen(self, tools: Tools) -> _Core:
         wanted, started = self._read("wanted.json"), self._read("started.json")
-        pid = self._pid(tools)
+        pid = self._runs.pid(tools)
         ports = parsed(sources.sockets, _run(tools, "ss", "-Hlntup").stdout)
         waiting_s = None
         with contextlib.suppress(FileNotFoundError):
             waiting_s = max(0.0, time.time() - Path(self.directory, "waiting").stat().st_mtime)
         return _Core(wanted, started, pid, ports, waiting_s)
-
-    def _pid(self, tools: Tools) -> int:
-        """Of the core, 0 where none runs. A pid that somebody else has by now is of another user, or another group."""
-        if not self._read("core.pid"):
-            return 0
-        words = ("--status", "--pidfile", self._pidfile(), "--user", self.user)
-        ended = ran(tools, PACKAGES, "start-stop-daemon", *words, ends=(0, 1, 3, 4))
-        return int(self._read("core.pid") or b"0") if ended.status == 0 else 0
-
-    def _ended(self) -> bool:
-        """Whether the process that was started is no more."""
-        pid = self._read("core.pid").decode("ascii", "replace").strip()
-        return pid.isdecimal() and not Path("/proc", pid).exists()
 
     def _as_user(self) -> tuple[str, ...]:
         account = self._account()
@@ -334,9 +309,6 @@ class ProxyKind:
         except KeyError:
             hint = f"useradd --system --no-create-home --shell /usr/sbin/nologin {self.user}"
             raise Problem("tool_missing", f"there is no user {self.user} for the core", hint) from None
-
-    def _pidfile(self) -> str:
-        return str(Path(self.directory, "core.pid"))
 
     def _read(self, name: str) -> bytes:
         try:

@@ -11,6 +11,7 @@ from latticed.settings.rules import setting
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_@+][A-Za-z0-9._@+-]*)+")
+_UNIT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,120}\.service")
 _KIND: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -43,6 +44,13 @@ def _plain_paths_fault(values: tuple[str, ...]) -> str:
 def _user_fault(value: str) -> str:
     """What a user's name has to be, in words, when `value` is none; else empty."""
     return "" if _NAME.fullmatch(value) else "the name of a user of this host"
+
+
+def _unit_fault(value: str) -> str:
+    """What the name of a service unit has to be, in words, when `value` is neither that nor empty; else empty."""
+    return (
+        "" if not value or _UNIT.fullmatch(value) else "the name of a unit, such as latticed-proxy.service, or nothing"
+    )
 
 
 def _kinds_fault(names: tuple[str, ...]) -> str:
@@ -133,12 +141,14 @@ class ProxySettings:
     """The core that plans of kind `proxy` run: as `user`, with its file in `directory`, which is the helper's alone.
 
     `batch_s`: how long users who are gone may stay in the core's file, cut whenever they connect, and users who come
-    back wait: writing it costs every user his connections.
+    back wait: writing it costs every user his connections. `unit`: the unit of systemd that runs the core; empty: the
+    helper starts it itself.
     """
 
     directory: str = setting("/run/latticed-proxy", fault=_path_fault)
     user: str = setting("latticed-proxy", fault=_user_fault)
     batch_s: float = setting(60.0, low=0.0, high=86_400)
+    unit: str = setting("", fault=_unit_fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

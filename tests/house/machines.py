@@ -100,9 +100,10 @@ exec "$@"
 """
 
 
-def root(suite: str) -> Path:
-    """The root file system of a suite, made when it is not in CACHE."""
-    return _kept(f"root-{suite}", f"{suite} {PACKAGES}", lambda place: _debootstrap(suite, place))
+def root(suite: str, more: str = "") -> Path:
+    """The root file system of a suite, made when it is not in CACHE; with `more` packages, as in PACKAGES."""
+    packages = f"{PACKAGES},{more}" if more else PACKAGES
+    return _kept(f"root-{suite}", f"{suite} {packages}", lambda place: _debootstrap(suite, packages, place))
 
 
 def site(suite: str) -> Path:
@@ -140,8 +141,8 @@ def _compiled(suite: str) -> Path:
     return place
 
 
-def _debootstrap(suite: str, place: Path) -> None:
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", suite, str(place), _mirror()]
+def _debootstrap(suite: str, packages: str, place: Path) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", suite, str(place), _mirror()]
     subprocess.run(command, check=True, timeout=BUILD_S)
 
 
@@ -290,9 +291,9 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(suite: str, directory: Path, *, bare: bool = False) -> Iterator[Machine]:
-    """A machine whose own files are below `directory`; it is up when the block begins. A `bare` one has nothing of
-    latticed, and none of what it needs of PyPI.
+def booted(suite: str, directory: Path, more: str = "", *, bare: bool = False) -> Iterator[Machine]:
+    """A machine whose own files are below `directory`, with `more` packages; it is up when the block begins. A `bare`
+    one has nothing of latticed, and none of what it needs of PyPI.
     """
     for name in ("upper", "work", "merged"):
         (directory / name).mkdir(exist_ok=True)
@@ -306,7 +307,7 @@ def booted(suite: str, directory: Path, *, bare: bool = False) -> Iterator[Machi
             notices.bind(f"\0{name}")
             notices.settimeout(0.2)
             process = subprocess.Popen(
-                _command(suite, directory, name, homes, bare=bare),
+                _command(root(suite, more), suite, directory, name, homes, bare=bare),
                 env={**_ENVIRONMENT, "NOTIFY_SOCKET": f"@{name}"},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -322,7 +323,7 @@ def booted(suite: str, directory: Path, *, bare: bool = False) -> Iterator[Machi
         _sweep(homes)
 
 
-def _command(suite: str, directory: Path, name: str, homes: list[Path], *, bare: bool) -> list[str]:
+def _command(lower: Path, suite: str, directory: Path, name: str, homes: list[Path], *, bare: bool) -> list[str]:
     packages = f"/usr/local/lib/python{SUITES[suite]}/dist-packages"
     binds = [
         f"--bind-ro={site(suite)}:{packages}",
@@ -335,7 +336,7 @@ def _command(suite: str, directory: Path, name: str, homes: list[Path], *, bare:
         "sh", "-c", f'{join} && exec "$@"', "sh",
         "setpriv", "--pdeathsig", "KILL",
         "unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "--",
-        "sh", "-c", _SETUP, "sh", str(root(suite)), str(directory),
+        "sh", "-c", _SETUP, "sh", str(lower), str(directory),
         "systemd-nspawn", "--quiet", "--settings=no", "-M", name, "-D", str(directory / "merged"), "--boot",
         "--register=no", "--keep-unit", "--notify-ready=yes", "--console=pipe", "--private-network",
         "--link-journal=no", "--resolv-conf=off", "--timezone=off",

@@ -19,6 +19,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.wireguard import WireguardKind
 from latticed.system.wireguard import dump, reach
+from latticed.system.wireguard import intent as model
 from tests.house import apply_helpers, faults, firewalled, long, processes, tunnels, wireguards
 from tests.house.nft_places import NftPlace
 
@@ -141,7 +142,20 @@ def pings(site, letter, address, *, count=1) -> bool:
 @contextlib.contextmanager
 def pinging(site, letter, address) -> Iterator[list[str]]:
     """A ping every 10 ms meanwhile; what it said stands in the list afterwards."""
-    command = ["ip", "netns", "exec", site.net.name(letter), "ping", "-w", "50", "-i", "0.01", "-n", "-q", address]
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        site.net.name(letter),
+        "ping",
+        "-w",
+        str(long.times(50, 500)),
+        "-i",
+        "0.01",
+        "-n",
+        "-q",
+        address,
+    ]
     told: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as ping:
         try:
@@ -177,17 +191,26 @@ def test_approved_network_carries_a_ping_and_shows_no_difference(site):
 
 
 def test_a_ping_every_10_ms_loses_nothing_while_peers_come_and_go(site):
+    """As many as an intent may have, in the long run: 2,000."""
+
+    def network(*members, **changes):
+        return site.intent(*members, addresses=["10.80.0.1/16"], **changes)
+
     with site.helper.running(), device(site, "a", "10.80.0.2") as anna:
         first = {**tunnels.member("anna", 2), "public_key": anna.public_key}
-        site.applied(site.intent(first))
+        site.applied(network(first))
         until(lambda: pings(site, "a", "10.80.0.1"), "a ping through the tunnel")
         received = site.peers()[anna.public_key].rx_bytes
         others = [tunnels.member(f"m{n}", n) for n in range(3, 9)]
+        most = long.times(120, model.MAX_MEMBERS) - 1
+        for n in range(len(others), most):
+            others.append({**tunnels.member(f"n{n}", 0), "addresses": [f"10.80.{n // 250 + 1}.{n % 250 + 1}"]})
         with pinging(site, "a", "10.80.0.1") as told:
-            for count in (1, 4, 6, 2):
-                site.applied(site.intent(first, *others[:count], may_reach=["server", f"192.168.{count}.0/24"]))
+            for count in (1, 4, 6, most, 2):
+                site.applied(network(first, *others[:count], may_reach=["server", f"192.168.{count % 200}.0/24"]))
+                assert len(site.peers()) == count + 1
             renamed = {**first, "name": "Anna renamed"}
-            assert site.narrowed(site.intent(renamed, *others[:1], may_reach=["server"])).state == "applied"
+            assert site.narrowed(network(renamed, *others[:1], may_reach=["server"])).state == "applied"
         sent, answered = re.search(r"(\d+) packets transmitted, (\d+) received", told[0]).groups()
         assert int(sent) > 50
         # The last one may have been under way when it was stopped.

@@ -24,11 +24,11 @@ def _tool(name: str) -> str:
 
 @pytest.fixture
 def units(tmp_path):
-    """The units with a program that exists here in the place of latticed."""
+    """The units with a program that exists here in the place of latticed, and of the core."""
     names = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".service", ".socket"})
     for unit in names:
         text = (UNITS / unit).read_text()
-        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/latticed[-a-z]*", "/bin/true", text))
+        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/latticed[-a-z]*|/usr/bin/sing-box", "/bin/true", text))
     return [str(tmp_path / unit) for unit in names]
 
 
