@@ -199,7 +199,7 @@ class WireguardKind:
     def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """Interfaces that go first, then the table, then peers: at no moment does one reach more than it may.
 
-        A peer that stays keeps its session and counters (`wg syncconf`); one whose time is over is left out.
+        A peer that stays keeps its session and counters (`_set`); one whose time is over is left out.
         """
         del may_wait
         wanted = applied.read(rendering)
@@ -271,9 +271,7 @@ def _make(link: Link, before: _Standing | None, tools: Tools) -> None:
         _create(link.name, tools)
     if before is None or before.link.alias != sources.ALIAS:
         _run(tools, "ip", "link", "set", "dev", link.name, "alias", sources.ALIAS)
-    # A file of its own would be one more place with keys: wg reads its standard input.
-    how = "setconf" if before is None else "syncconf"
-    _run(tools, "wg", how, link.name, "/dev/stdin", stdin=applied.setconf(link))
+    _set(link, tools, is_new=before is None)
     had = set() if before is None else set(before.link.addresses)
     routed = set() if before is None else set(before.routes)
     lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
@@ -288,6 +286,26 @@ def _make(link: Link, before: _Standing | None, tools: Tools) -> None:
     if not lines:
         return
     _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
+
+
+def _set(link: Link, tools: Tools, *, is_new: bool) -> None:
+    """Have key, port and peers as they should be, and nothing done to peers that are so already.
+
+    `wg syncconf` takes the addresses of every peer away and gives them back: what arrives in between is lost.
+    """
+    # A file of its own would be one more place with keys: wg reads its standard input.
+    if is_new:
+        _run(tools, "wg", "setconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
+        return
+    shown = _run(tools, "wg", "show", link.name, "dump").stdout
+    moves = applied.moves(parsed(dump.read, shown), link)
+    if moves is None:
+        _run(tools, "wg", "syncconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
+        return
+    if moves.gone:
+        _run(tools, "wg", "set", link.name, *(word for key in moves.gone for word in ("peer", key, "remove")))
+    if moves.due:
+        _run(tools, "wg", "addconf", link.name, "/dev/stdin", stdin=applied.addconf(moves.due))
 
 
 def _create(name: str, tools: Tools) -> None:

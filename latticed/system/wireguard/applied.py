@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from latticed.model.addresses import Network
-    from latticed.system.wireguard.dump import Device
+    from latticed.system.wireguard.dump import Device, LivePeer
     from latticed.system.wireguard.intent import Interface
     from latticed.system.wireguard.sources import HostLink
 
@@ -69,16 +69,49 @@ def due(link: Link, now_s: int) -> Link:
 
 def setconf(link: Link) -> bytes:
     """What `wg setconf` and `wg syncconf` are given on a file."""
-    lines = ["[Interface]", f"PrivateKey = {link.private_key}", f"ListenPort = {link.listen_port}"]
-    for peer in link.peers:
-        lines += ["", "[Peer]", f"PublicKey = {peer.public_key}"]
+    lines = ["[Interface]", f"PrivateKey = {link.private_key}", f"ListenPort = {link.listen_port}", ""]
+    return "".join(f"{line}\n" for line in lines).encode("ascii") + addconf(link.peers)
+
+
+def addconf(peers: Iterable[LinkPeer]) -> bytes:
+    """What `wg addconf` is given on a file: peers that come, or that are to be as it says."""
+    lines = []
+    for peer in peers:
+        lines += ["[Peer]", f"PublicKey = {peer.public_key}"]
         # Like the keepalive below: `syncconf` leaves a peer what is not said. Zeros are no key, 0 is no keepalive.
         lines.append(f"PresharedKey = {peer.preshared_key or NO_KEY}")
         lines.append(f"AllowedIPs = {', '.join(map(str, peer.allowed))}")
         if peer.endpoint:
             lines.append(f"Endpoint = {peer.endpoint}")
-        lines.append(f"PersistentKeepalive = {peer.keepalive_s}")
+        lines += [f"PersistentKeepalive = {peer.keepalive_s}", ""]
     return "".join(f"{line}\n" for line in lines).encode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMoves:
+    """What an interface needs. `gone`: public keys of peers to be removed; `due`: peers that are not as they should."""
+
+    gone: tuple[str, ...]
+    due: tuple[LinkPeer, ...]
+
+
+def moves(device: Device, link: Link) -> PeerMoves | None:
+    """What has to be done to the peers; None where the interface itself differs."""
+    if (device.private_key, device.listen_port) != (link.private_key, link.listen_port):
+        return None
+    there = {one.public_key: one for one in device.peers}
+    wanted = {one.public_key for one in link.peers}
+    due = [one for one in link.peers if one.public_key not in there or not _is(there[one.public_key], one)]
+    return PeerMoves(gone=tuple(one for one in there if one not in wanted), due=tuple(due))
+
+
+def _is(live: LivePeer, wanted: LinkPeer) -> bool:
+    """Whether a peer is as it should be. Where it came from last counts only against an endpoint that was named."""
+    return (
+        (live.preshared_key, live.keepalive_s) == (wanted.preshared_key, wanted.keepalive_s)
+        and set(live.allowed) == set(wanted.allowed)
+        and wanted.endpoint in {"", live.endpoint}
+    )
 
 
 def live(
