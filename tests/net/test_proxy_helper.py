@@ -288,5 +288,8 @@ def test_a_full_disk_of_the_core_is_said_and_undone_while_it_is_full(place, fill
                 until(lambda new=new: is_back(place, old, new), "the core of before")
                 (directory / "full").unlink()
         finally:
+            # Its pid is known to this disk alone.
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(place.pid(), signal.SIGKILL)
             subprocess.run(["umount", "-l", directory], check=True)
             shutil.rmtree(kept)
