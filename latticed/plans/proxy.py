@@ -32,7 +32,7 @@ from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
-from latticed.plans.proxy_runs import Child, Unit
+from latticed.plans.proxy_runs import STARTED, Child, Unit
 from latticed.system.findings import IntentRefused
 from latticed.system.proxy import api, applied, decode, sources, values
 from latticed.system.proxy import check as checker
@@ -240,7 +240,7 @@ class ProxyKind:
             self._write("wanted.json", rendering, owner=0)
         if wanted is None or not applied.everybody(wanted.core, config):
             self._runs.stop(tools)
-            self._set_aside("started.json")
+            self._set_aside(STARTED)
             self._remove("waiting")
             if not rendering:
                 self._remove("wanted.json", "wanted.json.before", "started.json.before")
@@ -248,7 +248,7 @@ class ProxyKind:
         if self._goes_on(found, wanted.core, config, may_wait=may_wait):
             return
         self._runs.stop(tools)
-        self._write("started.json", config, owner=self._account().pw_uid)
+        self._write(STARTED, config, owner=self._account().pw_uid)
         self._remove("waiting")
         self._start(wanted.core, tools)
 
@@ -273,7 +273,7 @@ class ProxyKind:
         return _closed(found, told, moved.gone, until)
 
     def _start(self, core: Core, tools: Tools) -> None:
-        started = str(Path(self.directory, "started.json"))
+        started = str(Path(self.directory, STARTED))
         words = ("run", "-c", started) if core is Core.SING_BOX else ("run", "-config", started)
         # setpriv becomes the core: the pid stays.
         self._runs.start((tools.path("setpriv"), *self._as_user(), tools.path(str(core)), *words), tools)
@@ -285,7 +285,7 @@ class ProxyKind:
         return Child(Path(self.directory, "core.pid"), self.user)
 
     def _seen(self, tools: Tools) -> _Core:
-        wanted, started = self._read("wanted.json"), self._read("started.json")
+        wanted, started = self._read("wanted.json"), self._read(STARTED)
         pid = self._runs.pid(tools)
         ports = parsed(sources.sockets, _run(tools, "ss", "-Hlntup").stdout)
         waiting_s = None

@@ -7,6 +7,9 @@ but the helper starts it again; a unit is in a cgroup of its own with what its f
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +21,17 @@ from latticed.model.errors import Problem
 from latticed.plans.effects import ran
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from latticed.plans.kind import Tools
 
 PACKAGES: Final = MappingProxyType({"start-stop-daemon": "dpkg", "systemctl": "systemd"})
 START_S: Final = 8.0
 """For a core to become the process that is found as ours."""
+END_S: Final = 3.0
+"""For a process that was killed to be gone."""
+STARTED: Final = "started.json"
+"""What a core is started with, beside its pid."""
 _RUNS: Final = frozenset({"active", "reloading"})
 
 
@@ -73,6 +80,8 @@ class Child:
         return int(self._read() or b"0") if ended.status == 0 else 0
 
     def start(self, words: tuple[str, ...], tools: Tools) -> None:
+        # One that a killed helper was about to start has no pid in the file yet, or never gets one.
+        self._end_strays()
         ran(
             tools,
             PACKAGES,
@@ -90,6 +99,7 @@ class Child:
         if self.pid(tools):
             words = ("--stop", "--oknodo", "--retry", "TERM/3/KILL/3", "--pidfile", str(self.pidfile))
             ran(tools, PACKAGES, "start-stop-daemon", *words, "--user", self.user)
+        self._end_strays()
         self.pidfile.unlink(missing_ok=True)
 
     def ended(self, tools: Tools) -> bool:
@@ -97,10 +107,34 @@ class Child:
         pid = self._read().decode("ascii", "replace").strip()
         return pid.isdecimal() and not Path("/proc", pid).exists()
 
+    def _end_strays(self) -> None:
+        """Kill whatever was started with our file, or is about to become that: start-stop-daemon(8), setpriv(1)."""
+        for pid in self._strays():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + END_S
+        while self._strays() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def _strays(self) -> list[int]:
+        """The processes of ours or of root whose last words are those of a core."""
+        file = os.fsencode(self.pidfile.with_name(STARTED))
+        with contextlib.suppress(KeyError):  # a user who is gone has no processes that could be told from others
+            ours = {0, pwd.getpwnam(self.user).pw_uid}
+            return [pid for pid, uid, words in _processes() if uid in ours and b"run" in words and words[-1] == file]
+        return []
+
     def _read(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):
             return files.read_at_most(self.pidfile, 64)
         return b""
+
+
+def _processes() -> Iterator[tuple[int, int, list[bytes]]]:
+    """Pid, uid and words of each process there is."""
+    for one in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield int(one.name), one.stat().st_uid, Path(one, "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
 
 
 @dataclass(frozen=True, slots=True)

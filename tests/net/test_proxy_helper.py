@@ -19,6 +19,7 @@ import pytest
 
 from latticed.plans import protocol
 from latticed.plans.proxy import ProxyKind
+from latticed.plans.proxy_runs import Child
 from tests.house import apply_helpers, cores, faults, long, ports, processes, proxies
 from tests.house.nft_places import NftPlace
 
@@ -158,7 +159,23 @@ def test_a_kill_at_any_moment_of_an_apply_ends_in_the_old_core(place, foreign):
         if victims in {"helper", "both"}:
             with place.running():
                 until(lambda new=new: is_back(place, old, new), f"the old core ({victims}, turn {turn})")
+        assert len(cores_of(place)) == 1, f"{victims}, turn {turn}"
     del place.settings["restore"]
+
+
+def test_a_core_that_a_killed_helper_left_without_a_pid_is_ended(place, foreign):
+    """It was about to be started when the helper was killed: the next start finds it by its words alone."""
+    old, new = place.document("anna"), place.document("anna", "ben")
+    with place.running():
+        place.applied(old, kind="proxy", secrets=secrets_of(old))
+        (place.around / "proxy/core.pid").unlink()
+        place.applied(new, kind="proxy", secrets=secrets_of(new))
+        assert (answers(old), answers(new), len(cores_of(place))) == (False, True, 1)
+
+
+def cores_of(place) -> list[int]:
+    """The processes that were started with the core's file."""
+    return Child(place.around / "proxy/core.pid", USER)._strays()
 
 
 def is_back(place, old, new) -> bool:
