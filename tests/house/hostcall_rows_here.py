@@ -18,7 +18,7 @@ ROWS: dict[str, Row] = {
     "kv.get": Row(
         good={"key": "a"},
         before=_kept("a"),
-        answers="ok value value_base64",
+        answers="ok value value_base64 version",
         bad=({}, {"key": 1}, {"key": None}, {"key": "a/b"}, {"key": "a", "bucket": "plugin:acme.other"}),
         down="ledger",
         why=READS_ONLY,

@@ -206,7 +206,10 @@ def test_remembered_view_follows_changes_of_the_host(tmp_path, monkeypatch, sett
         asked = {"binds": (str(tmp_path / "data/x"),), "processes": True, "network": True, "names": True}
         found = view.view(str(tmp_path / "python3"), **asked)
         assert found == view._looked_up(str(tmp_path / "python3"), lists=(), **asked)
-        assert (view.view(str(tmp_path / "python3"), **asked) is found) == (settled_ns < 0)
+        # Another process may change a directory above (/tmp) between two of them.
+        again = (view.view(str(tmp_path / "python3"), **asked) for _ in range(50))
+        same = [one is other for one, other in itertools.pairwise(again)]
+        assert any(same) == (settled_ns < 0)
         return [path for path in found.read if path.startswith(str(tmp_path))]
 
     def later(directory):
