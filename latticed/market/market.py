@@ -123,7 +123,7 @@ class Market:
         if not fresh.judged.browse_only:
             await self._note_releases(source.name, fresh.index, now_us)
             await self._take_back(source, now_us)
-        return await self.shelved(source)
+        return await self.shelved(source, now_us // 1_000_000)
 
     async def _take_back(self, source: MarketSource, now_us: int) -> None:
         """Fetch what the source takes back, and have it reach what came from there.
@@ -161,8 +161,11 @@ class Market:
             some = found[start : start + _AT_ONCE]
             await ledger.write(lambda tx, some=some: rows.note_releases(tx, source, some, now_us=now_us))  # type: ignore[misc]
 
-    async def shelved(self, source: MarketSource) -> Shelved:
-        """The last index of a source, judged anew; Problem index_missing, and index_… for a file that was changed."""
+    async def shelved(self, source: MarketSource, now_s: int | None = None) -> Shelved:
+        """The last index of a source, judged anew; Problem index_missing, and index_… for a file that was changed.
+
+        `now_s`: the moment by which it is judged, None for this one.
+        """
         form = self._format(source)
         stamp = await asyncio.to_thread(form.stamp, source)
         if stamp:
@@ -172,7 +175,9 @@ class Market:
             raise Problem("index_missing", f"expected an index of the source {source.name}, found none yet", hint)
         kept = self._shelved.get(source.name)
         if kept is None or (kept.stamp, kept.source) != (stamp, source):
-            kept = Shelved(source=source, found=await form.read(source, self.deps.now_s()), stamp=stamp)
+            kept = Shelved(
+                source=source, found=await form.read(source, self.deps.now_s() if now_s is None else now_s), stamp=stamp
+            )
         self._keep(kept)
         return kept
 

@@ -111,6 +111,16 @@ def body(data: bytes, *more: str, length: int | None = None) -> Say:
     return say
 
 
+def after(act: Callable[[], None], data: bytes) -> Say:
+    """200 with `data`, once `act` was called."""
+
+    def say(peer: ssl.SSLSocket) -> None:
+        act()
+        body(data)(peer)
+
+    return say
+
+
 def status(code: int, *more: str) -> Say:
     return lambda peer: peer.sendall("\r\n".join([f"HTTP/1.1 {code} X", *more, "Content-Length: 0", "", ""]).encode())
 
