@@ -10,8 +10,6 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
@@ -19,33 +17,15 @@ from latticed.kit import files
 from latticed.market import fetch
 from latticed.market.shelf import MarketShelf
 from latticed.model.errors import Problem
-from tests.house import bundles, in_process, indexes
+from tests.house import bundles, in_process, indexes, stepping
 
 ID = "acme.demo"
 ACME, SOURCE = bundles.author("acme"), bundles.author("source")
 
 
-@dataclass
-class Steps:
-    """Calls `at` before each step, by its name."""
-
-    at: Any = staticmethod(lambda _: None)
-    names: list[str] = field(default_factory=list)
-
-    def before(self, owner, name, monkeypatch):
-        done = getattr(owner, name)
-
-        def stepped(*args, **named):
-            self.names.append(name)
-            self.at(name)
-            return done(*args, **named)
-
-        monkeypatch.setattr(owner, name, stepped)
-
-
 @pytest.fixture
 def steps(monkeypatch):
-    found = Steps()
+    found = stepping.Steps()
     for name in ("stage", "place", "unstage"):
         found.before(MarketShelf, name, monkeypatch)
     for name in ("write", "sync"):
