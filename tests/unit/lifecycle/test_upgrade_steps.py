@@ -110,3 +110,31 @@ async def test_upgrade_that_stays_and_a_rollback(tmp_path, monkeypatch, snapshot
     found = [await checked(path, snapshot=snapshot) for path in made]
     assert found[0] == ("1.1.0", "gating") or found[0] == ("1.1.0", "active")
     assert found[-1] == ("1.0.0", "active")
+
+
+async def test_takeover_by_another_publisher(tmp_path, monkeypatch):
+    """Values are never those of two: the old publisher has its own, or they are set aside and the new one has none."""
+    rival = bundles.author("rival")
+    trusted = {"author": ACME, "policy": bundles.policy_bytes(ACME, rival), "toml": TOML.format(gate_s=3600)}
+    async with in_process.opened(**trusted) as home:
+        home.drop(version="1.0.0", type="system", capabilities=CAPABILITIES)
+        old = await home.armed(ID)
+        await old.call("kv.put", key="a", value="of acme")
+        home.drop("other", author=rival, id=ID, version="2.0.0", type="system", capabilities=CAPABILITIES)
+        await in_process.until(lambda: "plugins/other" in home.app.api.lifecycle.rejected(), "the rival's bundle")
+        with copies(home, monkeypatch, tmp_path) as made:
+            answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival", "accept": CAPABILITIES})
+            assert (answer.status, answer["publisher"]) == (200, "rival"), answer
+    found = []
+    for path in made:
+        async with in_process.opened(path, **trusted) as home:
+            view = await home.until_plugin(ID, lambda view: view["runtime"]["state"] == "armed")
+            assert home.driven.running[ID] == 1
+            (runs,) = home.driven.of(ID)
+            found.append(view["publisher"])
+            assert runs.plugin.manifest.publisher == view["publisher"]
+            mine, theirs = [f"plugin:{ID}"], [f"plugin:{ID}@acme"]
+            kept = home.app.api.ledger.read(lambda db: kv.of_plugin(db, ID))
+            assert kept == (mine if view["publisher"] == "acme" else theirs)
+            assert (await runs.call("kv.list"))["keys"] == (["a"] if view["publisher"] == "acme" else [])
+    assert (found[0], found[-1], found) == ("acme", "rival", sorted(found))
