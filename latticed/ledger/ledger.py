@@ -168,26 +168,32 @@ class Ledger:
         It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
         """
         async with self._floors_turn:
-            # Durable, and before the file is written: heads named there must survive any power cut that the file does.
-            await self.sign_head()
-            heads: dict[Name, tuple[int, str]] = {}
-            for name in NAMES:
-                if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
-                    heads[name] = (head["seq"], head["hash"])
-            marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
-            # Not on the writer's thread: whatever is to be recorded meanwhile would wait for it.
-            content = await asyncio.to_thread(floors.signed, marked, self._entered.key)
-            # Through the writer's queue: it is over before the lock of the directory is released.
-            await self._writer.submit(lambda _: floors.replace_file(self._entered.directory, content))
-            # Only after the file is on disk: what is in memory never claims more than the file.
-            self.floors = marked
+            await self._write_floors(kept)
+
+    async def _write_floors(self, kept: floors.Floors) -> None:
+        """`write_floors`, for who holds `_floors_turn`."""
+        # Durable, and before the file is written: heads named there must survive any power cut that the file does.
+        await self.sign_head()
+        heads: dict[Name, tuple[int, str]] = {}
+        for name in NAMES:
+            if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
+                heads[name] = (head["seq"], head["hash"])
+        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
+        # Not on the writer's thread: whatever is to be recorded meanwhile would wait for it.
+        content = await asyncio.to_thread(floors.signed, marked, self._entered.key)
+        # Through the writer's queue: it is over before the lock of the directory is released.
+        await self._writer.submit(lambda _: floors.replace_file(self._entered.directory, content))
+        # Only after the file is on disk: what is in memory never claims more than the file.
+        self.floors = marked
 
     async def remember_sources(self, seen: Mapping[str, floors.SeenIndex]) -> None:
         """Have the floors name what was seen last of sources. Problem ledger_unavailable: it counts until the next
         start all the same.
         """
         self.sources |= seen
-        await self.write_floors(self.floors)
+        async with self._floors_turn:
+            # Read within the turn: floors that are being written meanwhile would else be replaced by those before.
+            await self._write_floors(self.floors)
 
     def accept(self) -> None:
         """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a

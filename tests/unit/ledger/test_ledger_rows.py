@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -137,6 +138,17 @@ async def test_floors_round_trip(opened: Open, state_dir: Path, event: Make) -> 
         expected = {name: (head["seq"], head["hash"]) for name, head in heads.items()}
         assert ledger.floors == replace(FLOORS, heads=expected)
         assert expected["decisions"][0] == expected["calls"][0] == 1
+
+
+async def test_source_that_is_remembered_meanwhile_takes_back_no_floors(opened: Open) -> None:
+    """A market that is refreshed while a revocation is written: the file has both."""
+    seen = floors.SeenIndex(generated_at="2026-01-01T00:00:00Z", generated_s=1, sha256="ab", keys=("k",))
+    async with opened() as ledger:
+        await asyncio.gather(ledger.write_floors(FLOORS), ledger.remember_sources({"hub": seen}))
+    async with opened() as ledger:
+        assert ledger.floors == replace(
+            FLOORS, heads=ledger.floors.heads, accepted_at=ledger.floors.accepted_at, sources={"hub": seen}
+        )
 
 
 @pytest.mark.parametrize(
