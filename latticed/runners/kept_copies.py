@@ -49,8 +49,11 @@ class KeptCopies:
         `sandbox.artifact.seal`.
         """
         lent = self._lend(identity, sha256)
+        begun = False
 
         def found() -> SealedCopy:
+            nonlocal begun
+            begun = True
             if lent is not None:
                 try:
                     # Its own seals say that nothing wrote to it; the stamp, that nothing did to the stored file, which
@@ -63,7 +66,12 @@ class KeptCopies:
                 lent.close()
             return artifact.seal(pair, sha256=sha256)
 
-        copy = await in_thread(found, SealedCopy.let_go)
+        try:
+            copy = await in_thread(found, SealedCopy.let_go)
+        except BaseException:
+            if lent is not None and not begun:  # the system has no thread to give
+                lent.let_go()
+            raise
         # No await from here on: whoever stopped the plugin meanwhile has cancelled this, or calls `release` after it.
         if copy is lent:
             if identity in self._kept:

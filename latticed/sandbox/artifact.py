@@ -59,8 +59,14 @@ class SealedCopy(Value, frozen=True, kw_only=True):
         os.close(self.fd)
 
     def let_go(self) -> None:
-        """`close` in a thread, for the event loop: who closes it last frees the memory, 0.2 to 0.5 ms for each MiB."""
-        asyncio.get_running_loop().run_in_executor(None, self.close)
+        """`close` in a thread, for the event loop: who closes it last frees the memory, 0.2 to 0.5 ms for each MiB.
+
+        At once where there is no thread: whoever stops a plugin then must not fail half-way, and keep the descriptor.
+        """
+        try:
+            asyncio.get_running_loop().run_in_executor(None, self.close)
+        except RuntimeError:  # of the executor: the system has no thread to give, or it is shut down
+            self.close()
 
     def again(self) -> Self:
         """The same bytes under a descriptor of its own, to be read only. OSError when there is none left.

@@ -5,6 +5,7 @@ In the second half a whole daemon with real children; what it holds is read from
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -20,6 +21,7 @@ from latticed.bundle import read
 from latticed.catalog.store import Store
 from latticed.kit import logs
 from latticed.kit.clock import SystemClock
+from latticed.kit.executor import DaemonThreadExecutor
 from latticed.model.errors import Problem
 from latticed.runners import kept_copies
 from latticed.runners.kept_copies import KeptCopies
@@ -265,6 +267,22 @@ async def test_without_a_descriptor_left_nothing_is_kept(stored, monkeypatch):
     with copies() as kept, monkeypatch.context() as patch:
         patch.setattr(artifact.SealedCopy, "again", none_left)
         await stored.start(kept, "one", data)
+        assert (kept.bytes, held()) == (0, [])
+
+
+async def test_without_a_thread_left_no_descriptor_stays(stored):
+    """A start fails then, but a plugin that is stopped is let go of."""
+    data = program()
+    stored.write("one", data)
+    with copies() as kept:
+        await stored.start(kept, "one", data)
+        none_left = DaemonThreadExecutor()
+        none_left.shutdown()
+        asyncio.get_running_loop().set_default_executor(none_left)
+        with pytest.raises(RuntimeError):
+            await stored.start(kept, "one", data)
+        assert held() == [LARGE]
+        kept.release("one")
         assert (kept.bytes, held()) == (0, [])
 
 
