@@ -50,20 +50,27 @@ class UidLeases:
                 f"the uids of children are leased in {directory}: {reason}",
                 f"as root: install -d -m 755 -o {os.geteuid()} {directory}",
             ) from error
+        # Locks are the open file's: the kernel grants us again what we hold, and two pools of a daemon may overlap
+        # after a reload of its settings.
+        self._ours: set[int] = set()
 
     def take(self, uid: int) -> bool:
-        """Lease a uid; False when another daemon has it. Problem uids_unusable."""
+        """Lease a uid; False when it is leased, by another daemon or another pool of ours. Problem uids_unusable."""
+        if uid in self._ours:
+            return False
         try:
             self._lock(fcntl.F_WRLCK, uid)
         except OSError as error:
             if error.errno in _HELD:
                 return False
             raise Problem("uids_unusable", f"the uid of a child cannot be leased: {error.strerror}") from error
+        self._ours.add(uid)
         return True
 
     def give_back(self, uid: int) -> None:
         """End the lease of a uid."""
         self._lock(fcntl.F_UNLCK, uid)
+        self._ours.discard(uid)
 
     def _lock(self, kind: int, uid: int) -> None:
         # struct flock: type, whence, start, length, pid; the last must be 0.
@@ -99,7 +106,7 @@ class Uids:
         for uid in self._candidates():
             if leases.take(uid):
                 return uid
-            # Another daemon's; it may be free later.
+            # Another daemon's, or that of a child from before a reload; it may be free later.
             self._back.append(uid)
         raise Problem("too_many_children", "expected a uid for another child, found all in use")
 

@@ -69,6 +69,19 @@ def test_two_daemons_share_no_uid_of_ranges_that_overlap(daemon):
     assert 1_008 <= other.take() < 1_016
 
 
+def test_pool_of_a_reload_gives_no_uid_that_a_child_of_the_pool_before_has(tmp_path):
+    """The kernel would: to it both are the same holder."""
+    leases = UidLeases(tmp_path)
+    before, after = Uids(1_000, 8, lambda: leases), Uids(1_000, 16, lambda: leases)
+    kept = [before.take() for _ in range(8)]
+    assert sorted(after.take() for _ in range(8)) == list(range(1_008, 1_016))
+    with pytest.raises(Problem, match="all in use"):
+        after.take()
+    before.give_back(kept[3])
+    assert after.take() == kept[3]
+    leases.close()
+
+
 def test_leases_end_with_a_killed_daemon(daemon, tmp_path):
     """A lock of the kernel's: no file to clean up."""
     with subprocess.Popen([sys.executable, "-P", "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
