@@ -173,7 +173,11 @@ def union(present: Floors, theirs: Floors) -> Floors:
     revoked = {kind: getattr(present.revoked, kind) | getattr(theirs.revoked, kind) for kind in KINDS}
     sources = dict(theirs.sources)
     for name, seen in present.sources.items():
-        sources[name] = max(seen, sources.get(name, seen), key=lambda one: one.generated_s)
+        other = sources.get(name, seen)
+        # What held under other keys may count for nothing with those that are pinned now (docs/adr/0028), so it never
+        # takes the place of what counts. Theirs counts by their ledger, which comes with it.
+        higher = other.generated_s > seen.generated_s and set(seen.keys) <= set(other.keys)
+        sources[name] = other if higher else seen
     return Floors(
         versions=versions,
         masked=masked,

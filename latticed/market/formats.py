@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REVOCATIONS: Final = "revocations"
 """In `expires`: what a source takes back, once it ever had any."""
+ROLES: Final = ("root", "timestamp", "snapshot", "targets")
+"""That every TUF repository has, in the order in which they are read; here for those who do without python-tuf."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,10 @@ class RememberedSources:
         counting = [one for one in both if one is not None and wanted.intersection(one.keys)]
         return max(counting, key=lambda one: one.generated_s, default=None)
 
+    def last(self, name: str) -> SeenIndex | None:
+        """What was taken last under `name`, whatever its keys: to tell of it, never to judge by it."""
+        return self._ledger.read(lambda db: rows.seen(db, name)) or self._ledger.sources.get(name)
+
     def document(self, name: str, keys: Iterable[str]) -> SeenDocument | None:
         """As `newest`, of a signed document."""
         found = self.newest(name, keys)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.kit import files, trusted_files
+from latticed.kit.clock import rfc3339
 from latticed.ledger.floors import SeenIndex
 from latticed.market import remembered
 from latticed.market.formats import JudgedSource, TakenBack
@@ -42,6 +43,9 @@ REVOCATIONS: Final = "revocations.json"
 _TARGETS: Final = "/targets/"
 _ROOT_BYTES: Final = 256 << 10
 _KEPT_BYTES: Final = 64 << 20
+"""Of all metadata on the shelf, as it is written there."""
+_FETCHED_BYTES: Final = 16 << 20
+"""Of all metadata that one call fetches: read, it takes ten times as much memory."""
 T = TypeVar("T")
 
 
@@ -184,14 +188,16 @@ class TufFormat:
     async def _asked(self, source: MarketSource, look: Callable[[Mapping[str, bytes | None]], T]) -> T:
         """What `look` returns once it has all the metadata that it wants; Problems fetch_…, and those of `look`."""
         answers: dict[str, bytes | None] = {}
+        left = _FETCHED_BYTES
         try:
             async with asyncio.timeout(self._limit_s()):
                 while True:
                     try:
                         return await asyncio.to_thread(look, answers)
                     except self._metadata.Wanted as wanted:
-                        url, limit = f"{source.base}metadata/{wanted.name}", wanted.max_bytes
-                        answers[wanted.name] = await self._fetcher.small(source, url, max_bytes=limit)
+                        url, limit = f"{source.base}metadata/{wanted.name}", min(wanted.max_bytes, left)
+                        answers[wanted.name] = data = await self._fetcher.small(source, url, max_bytes=limit)
+                        left -= len(data or b"")
         except TimeoutError as error:
             raise Problem("fetch_failed", "expected the source's metadata in time, found it still coming") from error
 
@@ -281,9 +287,12 @@ def _kept(path: Path) -> dict[str, bytes]:
 
 
 def _encoded(kept: Mapping[str, bytes]) -> bytes:
-    """Metadata as it is written to the shelf; it is JSON, so it is UTF-8."""
+    """Metadata as it is written to the shelf; it is JSON, so it is UTF-8. Problem fetch_too_large."""
     plain: dict[str, Any] = {name: data.decode() for name, data in kept.items()}
-    return json.dumps(plain).encode()
+    written = json.dumps(plain).encode()
+    if len(written) > _KEPT_BYTES:  # `_kept` would read nothing of it
+        raise Problem("fetch_too_large", f"expected at most {_KEPT_BYTES} bytes of metadata, found {len(written)}")
+    return written
 
 
 def _read_index(path: Path) -> bytes:
@@ -323,9 +332,12 @@ def _check_timestamp(source: MarketSource, role: TufRole, now_s: int) -> None:
 
 
 def _seen(name: str, role: TufRole) -> SeenIndex:
-    """What is remembered of a role: of root all keys of its line, so that an older one of it never counts again."""
+    """What is remembered of a role: of root all keys of its line, so that an older one of it never counts again.
+
+    Its version takes the place of a moment; `generated_at` is until when it holds, which health tells.
+    """
     return SeenIndex(
-        generated_at=str(role.version),
+        generated_at=f"{rfc3339(role.expires_s * 1_000_000)[:19]}Z",
         generated_s=role.version,
         sha256=role.sha256,
         keys=tuple(sorted(role.allowed if name == "root" else role.signers)),

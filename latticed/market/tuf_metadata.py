@@ -26,10 +26,11 @@ from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 from tuf.api import exceptions
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from latticed.kit import strict_json, text
+from latticed.market.formats import ROLES
 from latticed.model.errors import Problem
 from latticed.trust import keys, signed_document
 from latticed.trust.signed_document import shown
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
 
     from tuf.api.metadata import Key, TargetFile
 
-ROLES: Final = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
-"""The roles that every repository has, in the order in which they are read."""
 _LIMITS: Final = UpdaterConfig(max_root_rotations=64, root_max_length=256 << 10)
 """Of one refresh. The rest is as python-tuf has it: 5 MB for `targets`, 32 delegations to find a target."""
 _MOST_BYTES: Final = 8 << 20
 """Of any file of metadata, which is in memory: snapshot and timestamp may announce any length."""
+_MOST_PATTERNS: Final = 1_000
+"""Patterns of paths in one file of metadata."""
+_MOST_PATTERN: Final = 256
+"""Characters of one: python-tuf takes minutes to compile one of 10,000."""
+_MOST_STARS: Final = 8
 _ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """A moment before any expiry."""
 _CODES: Final = (
@@ -251,7 +255,8 @@ def _sound(data: bytes) -> bytes:
     """`data`, if it is metadata that can be read in one way only; RepositoryError otherwise.
 
     Besides what python-tuf refuses: JSON that parsers read differently, numbers that are none, moments in other
-    spellings, weak Ed25519 keys, and one key under several names, which would count several times for a threshold.
+    spellings, weak Ed25519 keys, one key under several names, which would count several times for a threshold, and
+    patterns of paths that take long to match.
     """
     try:
         raw = strict_json.loads(data, integers_only=True)
@@ -266,6 +271,7 @@ def _sound(data: bytes) -> bytes:
     _check_numbers(signed)
     for holder in (signed, signed.get("delegations")):
         _check_keys(holder.get("keys") if isinstance(holder, dict) else None)
+    _check_patterns(signed.get("delegations"))
     return data
 
 
@@ -292,7 +298,9 @@ def _check_keys(found: Any) -> None:
         public = values.get("public") if isinstance(values, dict) else None
         if not isinstance(public, str):
             continue  # of another kind, or python-tuf refuses it
-        value = public.strip().lower() if one.get("keytype") == "ed25519" else public.strip()
+        # Without any space, as `fromhex` passes over it within a key, too.
+        value = "".join(public.split())
+        value = value.lower() if one.get("keytype") == "ed25519" else value
         if value in seen:
             raise exceptions.RepositoryError(f"expected each key under one name, found {shown(public)} under two")
         seen.add(value)
@@ -301,6 +309,19 @@ def _check_keys(found: Any) -> None:
                 keys.check_public(bytes.fromhex(public))
             except ValueError as error:  # BadText is one
                 raise exceptions.RepositoryError(f"keys: {error}") from error
+
+
+def _check_patterns(delegations: Any) -> None:
+    """RepositoryError for patterns of paths that would keep a thread busy: each is made a regular expression."""
+    roles = delegations.get("roles") if isinstance(delegations, dict) else None
+    lists = [one.get("paths") for one in roles if isinstance(one, dict)] if isinstance(roles, list) else []
+    patterns = [one for found in lists if isinstance(found, list) for one in found if isinstance(one, str)]
+    if len(patterns) > _MOST_PATTERNS:
+        raise exceptions.RepositoryError(f"paths: expected at most {_MOST_PATTERNS} patterns, found {len(patterns)}")
+    for one in patterns:
+        if len(one) > _MOST_PATTERN or one.count("*") > _MOST_STARS:
+            expected = f"at most {_MOST_PATTERN} characters and {_MOST_STARS} stars"
+            raise exceptions.RepositoryError(f"paths: expected {expected}, found {shown(one)}")
 
 
 def _root(files: Mapping[str, bytes], version: int) -> Root:
@@ -333,8 +354,8 @@ def _key(key: Key) -> str:
 
 
 def _file(role: str) -> str:
-    """The name under which the metadata of a role is kept."""
-    return f"{role}.json"
+    """The name under which the metadata of a role is kept: a role that is delegated may be called `2.root`."""
+    return f"{role}.json" if role in ROLES else f"delegated/{role}.json"
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -100,28 +100,38 @@ def notes(api: Api) -> list[Trouble]:
 def _ended_sources(api: Api) -> list[Trouble]:
     """Sources of the market from which nothing new is installed any more, for the age of what was fetched last.
 
-    By what is remembered of them: no index is read, as this is asked often. A repository's roles are told by
-    `GET /api/market` alone.
+    By what is remembered of them: no index and no metadata is read, as this is asked often.
     """
     if not api.settings.market.sources:
         return []
     from latticed.market import remembered, sources
-    from latticed.market.formats import REVOCATIONS
+    from latticed.market.formats import REVOCATIONS, ROLES
+    from latticed.trust import signed_document
 
     seen, now_s = remembered.RememberedSources(api.ledger), api.clock.wall_us() // 1_000_000
     found: list[Trouble] = []
     for source in sources.of_settings(api.settings.market.sources).values():
-        if isinstance(source, Problem) or source.format != "static":
+        if isinstance(source, Problem):
+            continue
+        if source.format == "tuf":
+            for role in ROLES:
+                last = seen.last(f"{source.name}/{role}")
+                ends_s = signed_document.moment(last.generated_at) if last is not None else None
+                if last is not None and ends_s is not None and ends_s < now_s:
+                    detail = f"{role} role of the source {source.name} held until {last.generated_at}"
+                    found.append(_ended("index_expired", detail, source.name))
             continue
         for what, name in (("index", source.name), (REVOCATIONS, f"{source.name}/{REVOCATIONS}")):
             last = seen.newest(name, source.keys)
             if last is not None and last.generated_s + source.index_age_s < now_s:
-                detail = (
-                    f"{what} of the source {source.name} from {last.generated_at}: nothing new is installed from it, "
-                    f"what runs keeps running; latticectl market refresh {source.name}"
-                )
-                found.append({"code": f"{what}_expired", "detail": detail})
+                detail = f"{what} of the source {source.name} from {last.generated_at}"
+                found.append(_ended(f"{what}_expired", detail, source.name))
     return found
+
+
+def _ended(code: str, what: str, source: str) -> Trouble:
+    detail = f"{what}: nothing new is installed from it, what runs keeps running; latticectl market refresh {source}"
+    return {"code": code, "detail": detail}
 
 
 def _well(api: Api, record: Record) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.house import bundles, daemons, faults, index_servers, indexes, pages, processes
 from tests.house.market_sites import ACME, STRANGER, TufSite, trading
-from tests.house.tuf_repositories import DAY_S, KEYS, signer
+from tests.house.tuf_repositories import DAY_S, KEYS, ROLES, signer
 
 pytestmark = pytest.mark.daemon
 SOURCES = 60
@@ -353,6 +353,11 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(shaky, web, t
         daemon.until_state("armed", bundle.id)
         assert (site.row()["code"], site.code(site.refresh())) == ("index_expired", "fetch_failed")
         assert site.code(site.install(other)) == "index_expired"
+        # Whoever asks for health hears it before anything is installed.
+        noted = json.loads(daemon.get("/api/health").body)["notes"]
+        held = {one["detail"].split(" role ")[0] for one in noted if one["code"] == "index_expired"}
+        assert held == set(ROLES), noted
+        assert "latticectl market refresh keep" in noted[0]["detail"]
         assert daemon.plugin(bundle.id)["runtime"]["state"] == "armed"
         del web.answers["/keep/metadata/timestamp.json"]
         assert site.code(site.refresh()) == "index_expired"
@@ -379,6 +384,7 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(shaky, web, t
         site.repository.now = time.time() + 11 * DAY_S
         site.repository.new_root()
         site.refreshed(site.offer(bundle), site.offer(other))
+        assert json.loads(daemon.get("/api/health").body)["notes"] == []
         assert site.install(other).status == 200
     sick.shift_clock(0)
 

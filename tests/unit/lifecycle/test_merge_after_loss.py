@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.ledger.floors import Floors, Pin
+from latticed.ledger.floors import Floors, Pin, SeenIndex
 from latticed.ledger.revocations import RevocationRows
 from latticed.lifecycle import advance, merge_after_loss
 from latticed.lifecycle.presence import facts_of, pin_of
@@ -184,6 +184,26 @@ def test_merge_after_loss_never_loosens_a_record(mine, theirs, my_masks, their_m
         if mine and mine != after.floor:
             assert advance.is_downgrade(after.floor, mine)
     assert merge_after_loss.rebuilt(ID, [], kept, other, now_us=NOW).status is Status.VERIFIED
+
+
+@pytest.mark.parametrize(
+    ("present", "theirs", "kept"),
+    [
+        ((100, "old"), (150, "old"), (150, "old")),
+        ((150, "old"), (100, "old"), (150, "old")),
+        ((100, "old"), (150, "old", "new"), (150, "old", "new")),
+        # A host that pins the new key alone would be held to nothing by a number under the old one.
+        ((100, "new"), (150, "old"), (100, "new")),
+        ((100, "new", "old"), (150, "old"), (100, "new", "old")),
+    ],
+)
+def test_union_of_floors_loses_no_index_that_counts_for_pinned_keys(present, theirs, kept):
+    one, other, both = (
+        Floors(sources={"shop": SeenIndex(generated_at="", generated_s=at_s, sha256="", keys=tuple(keys))})
+        for at_s, *keys in (present, theirs, kept)
+    )
+    assert merge_after_loss.union(one, other) == both
+    assert merge_after_loss.union(one, Floors()) == merge_after_loss.union(Floors(), one) == one
 
 
 def test_union_of_floors_keeps_the_stricter_of_each():

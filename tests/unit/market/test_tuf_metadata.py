@@ -11,11 +11,16 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tuf.api.metadata import TargetFile
 
 from latticed import market
+from latticed.market import sources, tuf
+from latticed.market.fetch import Fetcher
+from latticed.market.shelf import MarketShelf
 from latticed.market.tuf import TufFormat
 from latticed.market.tuf_metadata import TufRepository, Wanted
 from latticed.model.errors import Problem
+from latticed.settings.market import SourceSettings
 from tests.house import tuf_repositories
 from tests.house.tuf_repositories import DAY_S, KEYS, OTHER, Repository, signer
 
@@ -345,9 +350,16 @@ def weak(root):
     key.keyval["public"] = "01" + "00" * 31
 
 
+def spaced(root):
+    """The same bytes for whoever reads hex as Python does."""
+    twice(root)
+    values = root.keys["ab" * 32].keyval
+    values["public"] = f"{values['public'][:2]} {values['public'][2:].upper()}"
+
+
 def test_keys_that_count_twice_or_that_anybody_has_are_refused(server):
     """T33, T35"""
-    for change in (twice, weak):
+    for change in (twice, spaced, weak):
         other = copy.deepcopy(server)
         other.new_root(change)
         assert refused(other) == "index_invalid"
@@ -416,6 +428,55 @@ def test_role_signs_what_is_delegated_to_it_alone(server):
     server.delegated["acme.demo"] = (signed, OTHER)
     server.publish()
     assert refused(server, kept, path="acme.demo/artifact") == "index_signature_invalid"
+
+
+def test_no_delegated_role_takes_the_place_of_a_root(server):
+    """A role may be called as the file of a root is."""
+    server.rotate("timestamp", FRESH)
+    server.delegate("2.root", "*", OTHER)
+    server.publish()
+    kept = accepted(server, path="revocations.json")
+    assert kept["2.root.json"] == server.files["metadata/2.root.json"]
+    found, target = look(server, kept, offline=True)
+    assert (found.roles["root"].version, target.length) == (2, len(INDEX))
+
+
+@pytest.mark.parametrize("patterns", [["*[" * 3_000], ["*p" * 9], ["p" * 257], ["p"] * 1_001])
+def test_no_pattern_of_a_delegation_keeps_a_thread_busy(server, patterns):
+    server.delegate("acme.demo", "*", FRESH)
+    server.publish()
+    look(server, path="revocations.json")
+    server.targets.delegations.roles["acme.demo"].paths = patterns
+    server.publish()
+    assert refused(server, path="revocations.json") == "index_invalid"
+
+
+async def test_all_metadata_of_a_refresh_is_bounded(server, tmp_path, monkeypatch):
+    """Many roles, each of a size that is fine."""
+    for number in range(20):
+        server.delegate(f"role{number}", "*", FRESH)
+        server.delegated[f"role{number}"][0].targets["x" * 5_000] = TargetFile.from_data("x" * 5_000, b"")
+        server.targets.delegations.roles[f"role{number}"].terminating = False
+    server.publish()
+    for name, data in server.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    pinned = tmp_path / "root.json"
+    pinned.write_bytes(server.root)
+    source = sources.of("shop", SourceSettings(format="tuf", url=f"file://{tmp_path}", root=str(pinned)))
+    form = TufFormat(
+        shelf=MarketShelf(tmp_path / "state"),
+        fetcher=Fetcher(lambda: 60.0),
+        seen=None,
+        index_bytes=lambda: 1 << 20,
+        limit_s=lambda: 60.0,
+        now_s=lambda: NOW,
+    )
+    monkeypatch.setattr(tuf, "_FETCHED_BYTES", 50_000)
+    with pytest.raises(Problem) as caught:
+        await form.refresh(source, NOW)
+    assert caught.value.code == "fetch_too_large"
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.fixture(scope="module")
