@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -78,6 +79,23 @@ def test_damaged_pair_is_refused_and_replaced(store: Store, bundle: bundles.Bund
     keep(store, bundle.path, verified)
     assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
     assert os.listdir(store.path(verified.identity).parent) == [verified.identity]
+
+
+def test_pair_damaged_under_the_same_stamp_is_replaced_once_it_was_refused(
+    store: Store, bundle: bundles.Bundle
+) -> None:
+    """The kernel notes the time of the first write to a mapped page, not of those that follow."""
+    verified = judged(bundle.path)
+    keep(store, bundle.path, verified)
+    damaged = store.path(verified.identity) / "artifact"
+    damaged.chmod(0o600)
+    with damaged.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[40] = mapped[40]
+        keep(store, bundle.path, verified)
+        mapped[40] ^= 1
+        assert isinstance(store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION), Refused)
+        keep(store, bundle.path, verified)
+    assert store.verify(verified.identity, POLICY, host_version=catalogs.HOST_VERSION) == verified
 
 
 def test_pair_stored_under_another_identity_is_a_mismatch(store: Store, bundle: bundles.Bundle, tmp_path: Path) -> None:
