@@ -89,14 +89,12 @@ class TufFormat:
         root = await asyncio.to_thread(_pinned, source)
         kept = await asyncio.to_thread(_kept, self._shelf.repository(source.name) / METADATA)
 
-        def look(answers: Mapping[str, bytes | None]) -> tuple[TufRepository, TufTarget]:
+        def look(answers: Mapping[str, bytes | None]) -> tuple[TufRepository, TufTarget, TufTarget | None]:
             repository = self._metadata.TufRepository(root, kept, answers, now_s=now_s)
             found = _found(repository.target(INDEX), INDEX)
-            # Asked for now, so that what it takes to find it is kept with the rest.
-            repository.target(REVOCATIONS)
-            return repository, found
+            return repository, found, repository.target(REVOCATIONS)
 
-        repository, target = await self._asked(source, look)
+        repository, target, taken_back = await self._asked(source, look)
         _check_timestamp(source, repository.roles["timestamp"], now_s)
         self._check_roles(source, repository)
         staged = await asyncio.to_thread(self._shelf.stage_repository, source.name)
@@ -104,6 +102,10 @@ class TufFormat:
             await self._fetch_target(source, target, staged / INDEX, max_bytes=self._index_bytes())
             index = await asyncio.to_thread(lambda: indexes.decode(_read_index(staged / INDEX)))
             found = self._judged(source, repository, index, now_s)
+            if taken_back is not None:
+                # Or somebody who withholds this file alone could have a host install what was taken back, for good:
+                # without it the last repository stays, whose timestamp expires.
+                await self._fetch_target(source, taken_back, staged / REVOCATIONS, max_bytes=self._index_bytes())
             await asyncio.to_thread(self._put, staged, _encoded(repository.kept()))
         finally:
             await asyncio.to_thread(self._shelf.unstage, staged)
@@ -149,12 +151,8 @@ class TufFormat:
         seen = self._seen.document(name, allowed)
         if target is None and seen is None:
             return None
-        partial = await asyncio.to_thread(self._shelf.partial, source.name)
-        try:
-            await self._fetch_target(source, _found(target, REVOCATIONS), partial, max_bytes=self._index_bytes())
-            data = await asyncio.to_thread(files.read_at_most, partial, MAX_BYTES)
-        finally:
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
+        target, place = _found(target, REVOCATIONS), self._shelf.repository(source.name) / REVOCATIONS
+        data = await asyncio.to_thread(_checked, target, place)
         document, found, refused = await asyncio.to_thread(index_revocations.decode, data)
         fresh = signed_document.judge(
             document, holding=repository.roles["targets"].signers, pinned=allowed, seen=seen, now_s=now_s
@@ -314,6 +312,13 @@ def _check(target: TufTarget, path: Path) -> None:
     """Problem digest_mismatch unless the file is the target. Blocks."""
     with path.open("rb") as file:
         target.check(file)
+
+
+def _checked(target: TufTarget, path: Path) -> bytes:
+    """The bytes of a target on the shelf; Problems index_invalid, digest_mismatch. Blocks."""
+    data = _read_index(path)
+    target.check(io.BytesIO(data))
+    return data
 
 
 def _check_timestamp(source: MarketSource, role: TufRole, now_s: int) -> None:

@@ -190,6 +190,21 @@ def test_source_that_lies_or_stalls_is_given_up(site, file, attack, code):
     assert {**site.row(), "trouble": ""} == before
 
 
+def test_who_withholds_what_is_taken_back_withholds_all(site):
+    """T29: or a host would go on installing it from metadata that never ends."""
+    bundle = site.bundle()
+    site.refreshed(site.offer(bundle))
+    before = site.row()
+    site.take_back({"plugin": f"{bundle.id}@1.0.0", "action": "block-install", "reason": "leaks"}, signers=())
+    made = site.publish(site.offer(bundle))
+    site.web.answers[site.served["revocations.json"]] = index_servers.status(404)
+    assert site.code(site.refresh()) == "fetch_missing"
+    assert ({**site.row(), "trouble": ""}, site.leftovers()) == (before, [])
+    del site.web.answers[site.served["revocations.json"]]
+    assert site.refresh().status == 200
+    assert (site.row()["generated_at"], site.code(site.install(bundle))) == (made["generated_at"], "release_revoked")
+
+
 # What may be taken by it.
 
 
