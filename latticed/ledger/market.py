@@ -114,10 +114,16 @@ def note_revocations(tx: Transaction, source: str, found: Iterable[RevocationRow
         )
 
 
-def revocations(conn: RowReader, source: str) -> list[RevocationRow]:
-    """All that a source ever took back."""
-    rows = conn.execute("SELECT kind, value, action, reason FROM market_revocations WHERE source = ?", (source,))
-    return [(str(kind), str(value), str(action), str(reason)) for kind, value, action, reason in rows]
+def revocations_of(conn: RowReader, source: str, named: Iterable[tuple[str, str]]) -> list[RevocationRow]:
+    """What a source ever took back by one of these (kind, value)."""
+    return [
+        (str(kind), str(value), str(action), str(reason))
+        for wanted in sorted(named)
+        for kind, value, action, reason in conn.execute(
+            "SELECT kind, value, action, reason FROM market_revocations WHERE source = ? AND kind = ? AND value = ?",
+            (source, *wanted),
+        )
+    ]
 
 
 def hold(tx: Transaction, plugin_id: str, *, by: str, now_us: int) -> bool:

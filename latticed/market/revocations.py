@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from latticed.ledger import market as rows
 from latticed.ledger.revocations import RevocationRows
 from latticed.market import rules
+from latticed.trust.index_revocations import covering
 
 if TYPE_CHECKING:
     from latticed.market.deps import MarketDeps
@@ -28,16 +29,17 @@ class SourceRevocations:
 
     def check(self, source: str, plugin_id: str, release: Release) -> None:
         """Problem release_revoked for a release that its source has taken back."""
-        rules.check_revoked(release, plugin_id, self._deps.ledger.read(lambda db: rows.revocations(db, source)))
+        meant = covering(plugin_id, release.version, release.artifact_sha256)
+        found = self._deps.ledger.read(lambda db: rows.revocations_of(db, source, meant))
+        rules.check_revoked(release, plugin_id, found)
 
     async def apply(self, source: str, found: tuple[SourceRevocation, ...], now_us: int) -> None:
         """Have what a source takes back now count for good. Problem ledger_unavailable: what is to stop has stopped."""
         ledger = self._deps.ledger
         listed = [(one.kind, one.value, one.action, one.reason) for one in found]
         async with self.placing:
-            known = {row[:3] for row in ledger.read(lambda db: rows.revocations(db, source))}
-            # First what stops something; the disk may be full. Not again what an operator may have lifted since.
-            await self._reach(source, tuple(one for one in found if (one.kind, one.value, one.action) not in known))
+            # First what stops something; the disk may be full.
+            await self._reach(source, found)
             await ledger.write(
                 lambda tx: rows.note_revocations(tx, source, listed, now_us=now_us), durable=True, essential=True
             )
@@ -47,12 +49,19 @@ class SourceRevocations:
 
         What is kept for a rollback counts as well: a release that was taken back never starts again.
         """
-        stopping = [one for one in found if one.action != "block-install"]
+        stopping: dict[tuple[str, str], list[SourceRevocation]] = {}
+        for one in found:
+            if one.action != "block-install":
+                stopping.setdefault((one.kind, one.value), []).append(one)
         taken = self._deps.ledger.read(lambda db: rows.taken_of(db, source)) if stopping else []
-        # Off the loop: a source may take back 10,000 at once.
-        hits = await asyncio.to_thread(
-            lambda: [(one, it) for it in taken for one in stopping if one.covers(it.id, it.version, it.sha256)]
-        )
+        named = [(meant, it) for it in taken for meant in covering(it.id, it.version, it.sha256) if meant in stopping]
+        # Of what is known those alone are read: each refresh may add 10,000, and none is ever forgotten.
+        known = self._deps.ledger.read(lambda db: rows.revocations_of(db, source, {meant for meant, _ in named}))
+        done = {row[:3] for row in known}
+        # Not again what an operator may have lifted since.
+        hits = [
+            (one, it) for meant, it in named for one in stopping[meant] if (one.kind, one.value, one.action) not in done
+        ]
         if not hits:
             return
         values = {kind: frozenset(one.value for one, _ in hits if one.kind == kind) for kind in ("plugins", "digests")}

@@ -50,10 +50,14 @@ class SourceRevocation:
 
     def covers(self, plugin_id: str, version: str, sha256: str) -> bool:
         """Whether it is about this release; a version covers its builds, as in the trust policy."""
-        if self.kind == "digests":
-            return self.value == sha256
-        release = version.partition("+")[0] or version
-        return self.value in {f"{plugin_id}@{version}", f"{plugin_id}@{release}", f"{plugin_id}@*"}
+        return (self.kind, self.value) in covering(plugin_id, version, sha256)
+
+
+def covering(plugin_id: str, version: str, sha256: str) -> frozenset[tuple[str, str]]:
+    """The (kind, value) of all revocations that are about a release."""
+    release = version.partition("+")[0] or version
+    plugins = (f"{plugin_id}@{version}", f"{plugin_id}@{release}", f"{plugin_id}@*")
+    return frozenset({("digests", sha256), *(("plugins", one) for one in plugins)})
 
 
 def decode(data: bytes) -> tuple[SignedDocument, tuple[SourceRevocation, ...], tuple[str, ...]]:
