@@ -50,7 +50,8 @@ def run(session: CtlSession) -> int:
         raise Problem("usage", "expected --format text: dev is for people", "latticectl run answers in JSON")
     source = Path(args.directory)
     asked = (args.invoke, invoke.payload(args.payload)) if args.invoke else None
-    dev_sources.build(source, args.build)
+    with trial.interrupted_once():
+        dev_sources.build(source, args.build)
     with trial.opened(source, session.environ, settings=_SETTINGS) as own:
         screen.toned(
             f"DEVELOPMENT DAEMON for {own.plugin_id}: its key, its record and its values go when this ends", "warn"

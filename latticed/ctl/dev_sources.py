@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +36,7 @@ MOST_FILES: Final = 20_000
 _LINE_BYTES: Final = 4 << 20
 _WAIT_S: Final = 20
 BUILD_S: Final = 600.0
+_TOLD_BYTES: Final = 8_000
 
 
 class News:
@@ -76,22 +79,30 @@ def build(source: Path, command: str | None) -> None:
     """Run the command in the source's directory, by sh; Problem with the end of what it wrote when it fails."""
     if command is None:
         return
-    try:
-        done = subprocess.run(  # noqa: S602 - the author's own command
-            command,
-            shell=True,
-            cwd=source,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-            timeout=BUILD_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Problem("build_failed", f"{command[:200]}: {error}") from error
-    if done.returncode:
-        said = done.stdout.decode("utf-8", "replace").strip()[-2_000:]
-        raise Problem("build_failed", f"{command[:200]} ended with {done.returncode}: {said or 'it said nothing'}")
+    # Not a pipe: what the command leaves running would hold it open.
+    with tempfile.TemporaryFile() as said:
+        try:
+            with subprocess.Popen(  # noqa: S602 - the author's own command
+                command,
+                shell=True,
+                cwd=source,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process:
+                try:
+                    status = process.wait(BUILD_S)
+                except BaseException:  # interrupted, or too late: with all that it started
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    raise
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Problem("build_failed", f"{command[:200]}: {error}") from error
+        if status:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - _TOLD_BYTES))
+            told = said.read().decode("utf-8", "replace").strip()[-2_000:]
+            raise Problem("build_failed", f"{command[:200]} ended with {status}: {told or 'it said nothing'}")
 
 
 @contextlib.contextmanager

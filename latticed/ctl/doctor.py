@@ -129,9 +129,9 @@ def _lacking(shown: Mapping[str, str]) -> Iterator[Finding]:
 
 def _daemon(session: CtlSession) -> Iterator[Finding]:
     """The daemon's own problems, its sandbox, and what ends soon; only the first line when it does not answer."""
-    client = session.client()
     try:
-        health = replies.mapping(client.health(), "health")
+        # Where its socket is may be for the settings to say, and they may be bad.
+        health = replies.mapping(session.client().health(), "health")
     except Problem as problem:
         yield Finding("daemon", "bad", problem.reason, problem.hint)
         return

@@ -58,6 +58,7 @@ _FOREIGN: Final = (
 )
 """How variables begin by which a service manager, or an operator, tells a daemon where things are."""
 _PR_SET_PDEATHSIG: Final = 1
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Trial:
@@ -89,7 +90,8 @@ class Trial:
             raise Problem("usage", found, "end this and begin anew: one daemon is for one plugin")
         staged, place = self.home / "staged", self.home / "plugins" / "bundle"
         shutil.rmtree(staged, ignore_errors=True)
-        write.write_bundle(staged, write.render(raw), artifact)
+        with _writing(self.home.parent):
+            write.write_bundle(staged, write.render(raw), artifact)
         try:
             signed = sign.sign_bundle(str(staged), self._key, self._publisher)
         except Problem as problem:
@@ -166,13 +168,14 @@ def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> I
     """
     raw, _ = _read(source)
     plugin_id, publisher = str(raw.get("id")), str(raw.get("publisher") or PUBLISHER)
-    with _interrupted_once(), _private(environ) as home:
+    with interrupted_once(), _private(environ) as home:
         key = key_files.generate()
-        for name in ("plugins", "state", "run"):
-            (home / name).mkdir(mode=0o700)
         known = {publisher: policy.Publisher(keys=(key_files.public_text(key),), ids=(plugin_id,))}
-        policy_file.write(home / "trust.json", policy.TrustPolicy(publishers=known))
-        (home / "latticed.toml").write_text(_settings(home) + settings, encoding="utf-8")
+        with _writing(home.parent):
+            for name in ("plugins", "state", "run"):
+                (home / name).mkdir(mode=0o700)
+            policy_file.write(home / "trust.json", policy.TrustPolicy(publishers=known))
+            (home / "latticed.toml").write_text(_settings(home) + settings, encoding="utf-8")
         own = Trial(home, source, plugin_id, key, publisher)
         own.put()
         with _daemon(home, environ):
@@ -211,27 +214,59 @@ def _settings(home: Path) -> str:
 @contextlib.contextmanager
 def _private(environ: Mapping[str, str]) -> Iterator[Path]:
     """A new directory that nobody else can enter, removed at the end; those that a killed latticectl left go first."""
-    parents = [environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]  # noqa: S108 - mkdtemp makes it ours
-    longest = len(f"/{_NAME}12345678/run/control.sock")
-    for parent in (Path(one) for one in parents if one):
-        if parent.is_dir() and len(os.fsencode(parent)) + longest <= _SOCKET_PATH_BYTES:
-            break
-    else:
-        raise Problem(
-            "io_error", "expected a directory for temporary files with a short path, found none", "set TMPDIR"
-        )
+    parent = _parent(environ)
     _sweep(parent)
+    home, lock = Path(), -1
     try:
-        home = Path(tempfile.mkdtemp(prefix=_NAME, dir=parent))
-    except OSError as error:
-        raise Problem("io_error", f"cannot make a directory in {parent}: {error.strerror}", "set TMPDIR") from error
-    lock = os.open(home / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _undisturbed(), _writing(parent):
+            home, lock = _made(parent)
         yield home
     finally:
-        shutil.rmtree(home, ignore_errors=True)
-        os.close(lock)
+        if lock >= 0:
+            try:
+                shutil.rmtree(home, ignore_errors=True)
+            finally:  # an interruption, of which there is one (`interrupted_once`), may have cut the first short
+                shutil.rmtree(home, ignore_errors=True)
+            os.close(lock)
+
+
+def _parent(environ: Mapping[str, str]) -> Path:
+    """Where the directory is made: the first place with a short path that this user may write in; Problem."""
+    longest = len(f"/{_NAME}12345678/run/control.sock")
+    named = (environ.get("TMPDIR"), environ.get("XDG_RUNTIME_DIR"))
+    wanted = (*named, tempfile.gettempdir(), "/tmp")  # noqa: S108 - mkdtemp makes it ours
+    for one in wanted:
+        short = one and len(os.fsencode(os.path.abspath(one))) + longest <= _SOCKET_PATH_BYTES
+        if one and short and os.path.isdir(one) and os.access(one, os.W_OK | os.X_OK):
+            return Path(os.path.abspath(one))
+    expected = "expected a directory for temporary files with a short path that you may write in"
+    raise Problem("io_error", f"{expected}, found none", "set TMPDIR")
+
+
+def _made(parent: Path) -> tuple[Path, int]:
+    """A new directory and the descriptor of its lock, which is held."""
+    while True:
+        home = Path(tempfile.mkdtemp(prefix=_NAME, dir=parent))
+        lock = -1
+        try:
+            lock = os.open(home / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink:
+                return home, lock
+        except OSError:
+            shutil.rmtree(home, ignore_errors=True)
+            raise
+        os.close(lock)  # another latticectl that clears up (`_sweep`) found it before it was locked
+
+
+@contextlib.contextmanager
+def _writing(parent: Path) -> Iterator[None]:
+    """Have what the disk refuses be a Problem that says where."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot write in {parent}: {error.strerror or error}"
+        raise Problem("io_error", why, "make room there, or set TMPDIR to another directory") from error
 
 
 def _sweep(parent: Path) -> None:
@@ -256,26 +291,38 @@ def _daemon(home: Path, environ: Mapping[str, str]) -> Iterator[None]:
     ):
         notified.bind(str(home / "notify"))
         notified.settimeout(_PAUSE_S)
-        process = subprocess.Popen(  # noqa: S603 - our own words
-            command,
-            env={**kept, "NOTIFY_SOCKET": str(home / "notify")},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for latticectl, which ends it
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - latticectl has no threads yet
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with _undisturbed():  # the daemon takes them again (`kit.process_start`)
+                process = subprocess.Popen(  # noqa: S603 - our own words
+                    command,
+                    env={**kept, "NOTIFY_SOCKET": str(home / "notify")},
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for latticectl, which ends it
+                    preexec_fn=_end_with_parent,  # noqa: PLW1509 - latticectl has no threads yet
+                )
             _until_ready(process, notified, home / "daemon.log")
             yield
         finally:
-            process.terminate()
             try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                _end(process)
+            finally:
+                _end(process)  # as in `_private`
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """End the daemon and wait until it is gone."""
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end_with_parent() -> None:
@@ -291,25 +338,35 @@ def _until_ready(process: subprocess.Popen[bytes], notified: socket.socket, log:
             if b"READY=1" in notified.recv(4_096).split(b"\n"):
                 return
     last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
-    raise Problem("io_error", f"a daemon to try it in did not start: {last[-500:] or 'it said nothing'}")
+    hint = "" if last else f"is there room in {log.parent.parent}? TMPDIR names another directory"
+    raise Problem("io_error", f"a daemon to try it in did not start: {last[-500:] or 'it said nothing'}", hint)
 
 
 @contextlib.contextmanager
-def _interrupted_once() -> Iterator[None]:
+def interrupted_once() -> Iterator[None]:
     """Have the first SIGINT, SIGTERM or SIGHUP end the block as Ctrl-C does, so that what it made is removed.
 
     Those that follow are ignored: they would leave the daemon or its directory behind.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(*_: object) -> None:
-        for number in numbers:
+        for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have the signals of `interrupted_once` wait until the block is over; while latticectl has no other threads."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -186,6 +186,26 @@ def test_interrupted_run_leaves_nothing_behind(desk):
     assert desk.left() == []
 
 
+def test_run_that_is_interrupted_while_it_ends_leaves_nothing_behind(desk):
+    """The first interruption may come while the daemon ends, or its directory is removed."""
+    rng = random.Random(19)
+    for turn in range(long.times(4, 40)):
+        with desk.start("run", str(desk.bundle), "greet", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith(ID.encode())  # all that follows is the end
+            time.sleep(rng.uniform(0, 0.2))  # where it is then does not matter
+            process.send_signal(signal.SIGTERM)
+            process.wait(processes.PATIENCE_S)
+        assert desk.left() == [], turn
+
+
+def test_run_finds_a_directory_that_it_may_write_in(desk):
+    """As after `su`, which keeps the other user's XDG_RUNTIME_DIR."""
+    desk.environ = {"XDG_RUNTIME_DIR": "/proc/1/fd/nothing", "TMPDIR": "/nonexistent"}
+    done = desk.run("greet", "1")
+    assert (done.returncode, json.loads(done.stdout or "0")) == (0, {"hello": 1}), done.stderr
+
+
 class Dev:
     """latticectl dev as a process: what it prints, and what is typed."""
 
@@ -308,3 +328,26 @@ def test_dev_builds_what_is_compiled(desk):
         dev.type()
         dev.until('"built": "it"')
         assert len((desk.home / "builds").read_text()) == counted
+
+
+def test_dev_that_is_ended_while_it_builds_leaves_no_process(desk):
+    """Neither the command nor what it started."""
+    build = f"echo $$ > {desk.home}/pid; sleep 1000; true"
+    with desk.start("dev", str(desk.bundle), "--build", build, stdin=subprocess.DEVNULL) as process:
+        processes.until(lambda: (desk.home / "pid").exists() and (desk.home / "pid").read_text(), what="the build")
+        group = int((desk.home / "pid").read_text())
+        process.send_signal(signal.SIGTERM)
+        process.wait(processes.PATIENCE_S)
+    processes.until(lambda: not alive(group), what="the build to end")
+    assert desk.left() == []
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group that are no zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(stat.parent.name)
+    return found

@@ -72,3 +72,14 @@ def test_daemon_that_does_not_run_is_bad_and_the_rest_is_looked_at(ctl, tmp_path
     assert ran.code == 3
     assert (checks["daemon"]["state"], checks["disk"]["state"]) == ("bad", "ok")
     assert "systemctl start latticed" in checks["daemon"]["helps"]
+
+
+def test_bad_settings_are_told_and_the_rest_is_looked_at(ctl, tmp_path, monkeypatch):
+    """Also where they would say where the socket is."""
+    monkeypatch.delenv("LATTICED_SOCKET", raising=False)
+    monkeypatch.delenv("LATTICED_RUNTIME_DIR", raising=False)
+    (tmp_path / "bad.toml").write_text("nonsense =")
+    ran = ctl("doctor", "--format", "json", "--config", str(tmp_path / "bad.toml"))
+    checks = {one["check"]: one for one in ran.json}
+    assert (ran.code, checks["daemon"]["state"], checks["settings"]["state"]) == (3, "bad", "bad")
+    assert "clock" in checks
