@@ -95,7 +95,9 @@ class _Bench:
         try:
             step()
         except Problem as problem:
-            self.session.screen.error(problem)
+            # Without it the command that helps would reach the machine's own daemon.
+            hint = problem.hint and problem.hint.replace("latticectl ", f"latticectl --socket {self.own.socket} ")
+            self.session.screen.error(Problem(problem.code, problem.reason, hint))
         self.session.screen.flush()
 
     def _start(self) -> None:

@@ -205,6 +205,8 @@ def _settings(home: Path) -> str:
     """The settings of a daemon in this directory, as TOML; what comes after them is another table."""
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
     lines = [f"{name} = {json.dumps(str(home / path), ensure_ascii=False)}" for name, path in paths.items()]
+    # The root helper applies plans of the machine's own daemon, and for root those of any.
+    lines += ["[apply]", f"socket = {json.dumps(str(home / 'no-helper.sock'), ensure_ascii=False)}"]
     # Nobody waits here for another version to prove itself, or for requests of others.
     return "\n".join(
         [*lines, "[upgrade]", "gate_s = 0.0", "[supervision]", "drain_s = 0.0", "[watch]", "quiet_s = 0.02", ""]

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from latticed import settings
+from latticed.ctl import trial
 from tests.house import long, processes
 
 pytestmark = pytest.mark.daemon
@@ -302,6 +304,24 @@ def test_dev_asks_once_on_a_terminal(desk):
         dev.process.send_signal(signal.SIGINT)
         assert dev.process.wait(processes.PATIENCE_S) == 0
     assert desk.left() == []
+
+
+def test_commands_that_help_reach_the_daemon_of_dev(desk):
+    """Not the machine's own."""
+    desk.write(PLUGIN.replace("/usr/bin/env python3", "/usr/bin/nothere"))
+    with developing(desk) as dev:
+        dev.until("error: ", "node, python3, sh")
+        dev.type("greet")
+        assert "/run/control.sock info acme.try" in dev.until("hint: latticectl --socket ", f"info {ID}\n")
+
+
+def test_daemon_of_a_trial_has_no_root_helper(tmp_path):
+    """All its paths are in its own directory."""
+    file = tmp_path / "latticed.toml"
+    file.write_text(trial._settings(tmp_path))
+    found = settings.load(file, {}, os.geteuid())
+    for path in (found.apply.socket, found.plugin_dir, found.state_dir, found.control_socket, found.trust):
+        assert Path(path).is_relative_to(tmp_path)
 
 
 def test_dev_builds_what_is_compiled(desk):
