@@ -71,9 +71,12 @@ def _sources(sources: list[dict[str, Any]]) -> Iterator[HorizonRow]:
         name = str(row.get("name") or "")
         fault = ": ".join(filter(None, (str(row.get("code") or ""), str(row.get("reason") or ""))))
         # One that is there for looking ends nothing; one that was never fetched has no date.
-        ends = replies.mapping(row.get("expires") or {}, "dates of a source") or {"index": ""}
-        for what, when in ends.items():
-            yield HorizonRow(what=what, name=name, when=str(when), effect=_ENDS if row.get("usable") else fault)
+        dates = replies.mapping(row.get("expires") or {}, "dates of a source")
+        # Set wrongly, or its file is refused: it has ended without a date.
+        now = not dates and row.get("code") not in {"", None, "index_missing"}
+        for what, when in (dates or {"index": ""}).items():
+            effect = _ENDS if row.get("usable") else fault
+            yield HorizonRow(what=what, name=name, when=str(when), effect=effect, now=now)
 
 
 def _bundles(refused: list[dict[str, Any]]) -> Iterator[HorizonRow]:
