@@ -35,6 +35,7 @@ NOT_RUN = {
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
     "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
     "latticectl invoke latticed.proxy": "needs the root helper; tests/net/test_proxy_plugin.py asks for them",
+    "install -m 644 systemd/latticed-proxy": "installs on this machine; tests/booted/test_servers.py has that unit",
     "useradd": "makes a user of this machine; tests/net/test_proxy_plugin.py takes one that is there",
     "latticectl invoke latticed.wireguard": "needs the root helper; tests/net/test_wireguard_plugin.py asks for them",
     "latticectl apply": "needs the root helper; tests/daemon/test_plans.py plays it",
