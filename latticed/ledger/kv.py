@@ -39,7 +39,8 @@ def get(conn: RowReader, bucket: str, key: str) -> bytes | None:
 def entry(conn: RowReader, bucket: str, key: str) -> tuple[bytes, int] | None:
     """The value and its version, or None for a missing key.
 
-    A version is at least 1. No other value of a bucket gets it again, also not after the key was deleted.
+    A version is at least 1, and no other value of the bucket gets it again, also not after the key was deleted. Going
+    back to a snapshot brings the versions of that time back; whoever held later ones was stopped before.
     """
     row = conn.execute("SELECT value, version FROM kv WHERE bucket = ? AND key = ?", (bucket, key)).fetchone()
     return None if row is None else (bytes(row[0]), int(row[1]))

@@ -258,6 +258,7 @@ def test_who_goes_and_who_comes_back_reach_the_file_in_batches(site, served):
     """One start of the core each, when its time has come, and none before."""
 
     def batch_is_due():
+        site.until((site.directory / "proxy/waiting").exists, "the change that waits")
         os.utime(site.directory / "proxy/waiting", (0, 0))
 
     before = site.core()
