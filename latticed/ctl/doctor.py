@@ -24,6 +24,7 @@ EXAMPLES: Final = examples(
 )
 
 UNIT: Final = "latticed.service"
+SOCKET: Final = "latticed.socket"
 LOW_SHARE: Final = 0.1
 LOW_BYTES: Final = 256 << 20
 """Less room than both is told."""
@@ -34,12 +35,9 @@ _COLUMNS: Final = (
     Column(title="WHAT HELPS"),
 )
 _SYSTEMCTL_S: Final = 10.0
-_WANTED: Final = {
-    "Delegate": ("yes", "plugins have no control groups of their own"),
-    "RestrictNamespaces": ("no", "plugins cannot be isolated"),
-}
-"""Of the unit's properties what plugins need, and what is so without it."""
-_SHOWN: Final = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", *_WANTED)
+_NAMESPACES: Final = frozenset({"user", "mnt", "pid", "net", "ipc"})
+"""What an isolated plugin is put into; RestrictNamespaces= lists what may be made, or is `no`."""
+_SHOWN: Final = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "Delegate", "RestrictNamespaces")
 _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 _TIMEX_BYTES: Final = 512  # more than struct timex has
 
@@ -88,7 +86,7 @@ def _properties() -> dict[str, str] | None:
         return None
     try:
         done = subprocess.run(  # noqa: S603 - our own words
-            ["/usr/bin/systemctl", "show", UNIT, f"--property={','.join(_SHOWN)}"],
+            ["/usr/bin/systemctl", "show", UNIT, SOCKET, f"--property={','.join(_SHOWN)}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -96,8 +94,13 @@ def _properties() -> dict[str, str] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    pairs = (line.partition("=") for line in done.stdout.decode("utf-8", "replace").splitlines())
-    return {name: value for name, _, value in pairs}
+    # A block of lines for each, with an empty line between.
+    own, _, socket = done.stdout.decode("utf-8", "replace").partition("\n\n")
+    shown = dict(line.split("=", 1) for line in own.splitlines() if "=" in line)
+    # Either of them is enough for a start at boot: the socket starts the daemon for its first client.
+    if "UnitFileState=enabled" in socket:
+        shown["UnitFileState"] = "enabled"
+    return shown
 
 
 def unit(shown: Mapping[str, str] | None) -> Iterator[Finding]:
@@ -121,10 +124,13 @@ def _lacking(shown: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("unit", "look", "it is not started at the next boot", f"systemctl enable {UNIT}")
     if shown.get("NeedDaemonReload") == "yes":
         yield Finding("unit", "look", "its file was changed since systemd read it", "systemctl daemon-reload")
-    for name, (wanted, otherwise) in _WANTED.items():
-        if shown.get(name) != wanted:
-            found = f"{name}={shown.get(name)}: {otherwise}"
-            yield Finding("unit", "look", found, f"systemctl revert {UNIT}, or set {name}={wanted}")
+    if shown.get("Delegate") != "yes":
+        found = f"Delegate={shown.get('Delegate')}: plugins have no control groups of their own"
+        yield Finding("unit", "look", found, f"systemctl revert {UNIT}, or set Delegate=yes")
+    allowed = shown.get("RestrictNamespaces", "no")
+    if allowed != "no" and not set(allowed.split()).issuperset(_NAMESPACES):
+        found = f"RestrictNamespaces={allowed}: plugins cannot be isolated"
+        yield Finding("unit", "look", found, f"systemctl revert {UNIT}, or set RestrictNamespaces=no")
 
 
 def _daemon(session: CtlSession) -> Iterator[Finding]:

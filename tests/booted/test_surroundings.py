@@ -75,7 +75,7 @@ def test_process_that_is_killed_as_for_memory_is_its_plugins_failure(machine):
             what="the plugin's process",
             deadline_s=machines.BOOT_S,
         )
-        machine.check("kill", "-KILL", *pids.split())
+        machine.run("kill", "-KILL", *pids.split())  # one of them may have ended meanwhile
         out, _ = asking.communicate(timeout=machines.BOOT_S)
     assert "killed by SIGKILL (out of memory?)" in out
     assert machine.property("latticed.service", "MainPID") == pid

@@ -20,6 +20,7 @@ SOUND = {
 
 def test_sound_unit_is_ok():
     assert [one.state for one in doctor.unit(SOUND)] == ["ok"]
+    assert [one.state for one in doctor.unit({**SOUND, "RestrictNamespaces": "ipc net mnt pid user"})] == ["ok"]
     assert [one.state for one in doctor.unit(None)] == ["off"]
     assert [one.state for one in doctor.unit({"LoadState": "not-found"})] == ["off"]
 
@@ -32,6 +33,7 @@ def test_sound_unit_is_ok():
         ({"NeedDaemonReload": "yes"}, "look", "systemctl daemon-reload"),
         ({"Delegate": "no"}, "look", "systemctl revert latticed.service, or set Delegate=yes"),
         ({"RestrictNamespaces": "yes"}, "look", "systemctl revert latticed.service, or set RestrictNamespaces=no"),
+        ({"RestrictNamespaces": "net mnt"}, "look", "systemctl revert latticed.service, or set RestrictNamespaces=no"),
     ],
 )
 def test_unit_that_was_edited_says_what_helps(fields, state, helps):
