@@ -48,6 +48,7 @@ async def test_renaming_one_of_many_copies_judges_one_and_logs_one_line(monkeypa
             os.rename(home.plugin_dir / f"copy-{number}", home.plugin_dir / f"moved-{number}")
         moved = {f"plugins/moved-{number}" for number in range(RENAMES)}
         await in_process.until(lambda: moved <= set(lifecycle.registry._verdicts), "the renames seen")
+        await in_process.until(lambda: len(lifecycle.registry._verdicts) == COPIES + 1, "the old names gone")
         assert len(lines.said) <= RENAMES
         assert len(asked) <= 2 * RENAMES
         assert len(lifecycle.rejected()) == COPIES
