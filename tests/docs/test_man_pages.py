@@ -11,14 +11,13 @@ import sys
 import msgspec
 import pytest
 
-from latticed import apply, daemon, journal
 from latticed.bundle import decode
 from latticed.ctl import main as ctl
 from latticed.model import manifest
 from tests.docs import test_docs_tables
 from tests.house import pages
 
-PROGRAMS = {"latticed": daemon.main, "latticed-apply": apply.main, "latticed-journal": journal.main}
+PROGRAMS = {"latticed": "daemon", "latticed-apply": "apply", "latticed-journal": "journal"}
 SECTIONS = {"latticectl": 1, "latticed.toml": 5, "latticed-manifest": 5, **dict.fromkeys(PROGRAMS, 8)}
 
 
@@ -66,10 +65,11 @@ def _helps_below(parser):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_page_of_each_program_has_all_its_options(plain, program, capsys):
-    with pytest.raises(SystemExit):
-        PROGRAMS[program](["--help"])
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+def test_page_of_each_program_has_all_its_options(plain, program):
+    # In a process of its own: what a program does first, such as to its limits, would stay with the tests.
+    asked = f"from latticed import {PROGRAMS[program]} as program; program.main(['--help'])"
+    done = subprocess.run([sys.executable, "-P", "-c", asked], check=True, capture_output=True, text=True)
+    options = set(re.findall(r"--[a-z-]+", done.stdout)) - {"--help"}
     assert options
     assert options <= set(re.findall(r"--[a-z-]+", plain[program]))
 
