@@ -70,7 +70,7 @@ def test_daemon_is_started_by_its_socket_ready_and_in_the_journal(machine):
     (entry,) = machine.until_logged("_SYSTEMD_UNIT=latticed.service", "LATTICED_EVENT=daemon_ready", f"_PID={pid}")
     assert entry["SYSLOG_IDENTIFIER"] == "latticed"
     assert machine.check("ps", "-o", "user=", "-p", pid).strip() == "latticed"
-    assert machine.journal("LATTICED_EVENT=journal_not_read") == []
+    assert machine.journal("LATTICED_EVENT=journal_not_read", f"_PID={pid}") == []
     assert machine.property("latticed-journal.service", "ActiveState") == "active"
 
 
