@@ -1,7 +1,7 @@
 """Writes latticed's man pages: python packaging/manual.py DIRECTORY
 
 Options come from the parsers, settings from their dataclasses, fields of a manifest from its structs. What a setting or
-a field means is in one place, the tables of docs/operating.md and docs/plugins.md.
+a field means is in one place, the tables of docs/operate/operating.md and docs/write/plugins.md.
 """
 
 # ruff: noqa: INP001, SLF001 - a program of the build, no package; argparse has no public list of a parser's options
@@ -175,11 +175,11 @@ def latticed_8() -> Page:
     page.heading("OPTIONS")
     _options(page, daemon._parser(), common=True)
     page.heading("SIGNALS")
-    for name, meaning in _table("operating.md", "signal"):
+    for name, meaning in _table("operate/operating.md", "signal"):
         page.item(name, meaning)
     _exit_codes(page, "exit code of latticed")
     page.heading("ENVIRONMENT")
-    for name, key in _table("operating.md", "variable"):
+    for name, key in _table("operate/operating.md", "variable"):
         page.item(name, f"Sets {key}.")
     _ending(page, "latticectl(1)", "latticed.toml(5)", "latticed-apply(8)", "latticed-journal(8)")
     return page
@@ -248,7 +248,7 @@ def latticed_toml() -> Page:
         " is an error that names the key and what was expected."
     )
     page.heading("KEYS")
-    meanings = {key: meaning for key, _, _, meaning in _table("operating.md", "key")}
+    meanings = {key: meaning for key, _, _, meaning in _table("operate/operating.md", "key")}
     for key, default, bounds in setting_rows():
         page.item(key, f"{meanings[key]}. Default: {default}. {bounds and f'Allowed: {bounds}.'}")
     page.heading("EXAMPLE")
@@ -284,8 +284,8 @@ def latticed_manifest() -> Page:
         " UTF-8: no unknown fields, no duplicate keys. Without the field schema it is of version 1. latticectl sign"
         " writes publisher, digest and signature."
     )
-    described = {row[0]: row[-1] for row in _table("plugins.md", "field of v1")}
-    described |= {row[0]: row[-1] for row in _table("plugins.md", "field of v2")}
+    described = {row[0]: row[-1] for row in _table("write/plugins.md", "field of v1")}
+    described |= {row[0]: row[-1] for row in _table("write/plugins.md", "field of v2")}
     described["schema"] = f"absent in version 1; {manifest.SCHEMA_V2} in version 2"
     page.heading("FIELDS")
     for name, kind, required in manifest_rows(manifest.Manifest):
@@ -338,7 +338,7 @@ def _kind(hint: Any) -> str:
 
 def _exit_codes(page: Page, column: str) -> None:
     page.heading("EXIT STATUS")
-    for code, meaning in _table("operating.md", column):
+    for code, meaning in _table("operate/operating.md", column):
         page.item(code, f"{meaning}.")
 
 

@@ -153,7 +153,7 @@ def _documents(root: Path) -> None:
         command = [*python, "-m", "latticed.ctl.main", "completion", shell]
         _put(root / place, subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout)
     shared = root / "usr/share/doc/latticed"
-    for page in (*SOURCE.glob("docs/*.md"), *SOURCE.glob("docs/how-to/*.md"), SOURCE / "README.md"):
+    for page in (*SOURCE.glob("docs/**/*.md"), *SOURCE.glob("docs/**/*.svg"), SOURCE / "README.md"):
         _put(shared / page.relative_to(SOURCE), page.read_text(encoding="utf-8"))
 
 

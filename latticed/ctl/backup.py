@@ -26,7 +26,7 @@ EXAMPLES: Final = examples(
 STDOUT: Final = "-"
 """The file name that stands for stdout."""
 _NOT_IN_IT: Final = ("trust policy", "key of secrets", "settings")
-"""What a restore elsewhere needs besides the backup (docs/recovery.md)."""
+"""What a restore elsewhere needs besides the backup (docs/operate/recovery.md)."""
 
 
 def arguments(parser: Parser) -> None:

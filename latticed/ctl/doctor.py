@@ -109,7 +109,8 @@ def unit(shown: Mapping[str, str] | None) -> Iterator[Finding]:
         yield Finding("unit", "off", "systemd does not run here")
         return
     if shown.get("LoadState") != "loaded":
-        yield Finding("unit", "off", f"{UNIT} is {shown.get('LoadState') or 'not known'}", "see docs/operating.md")
+        state = shown.get("LoadState") or "not known"
+        yield Finding("unit", "off", f"{UNIT} is {state}", "see docs/operate/operating.md")
         return
     lacking = list(_lacking(shown))
     yield from lacking or [Finding("unit", "ok", f"{UNIT} is {shown.get('ActiveState')}")]
@@ -192,7 +193,8 @@ def _helper(path: str) -> Finding:
     from latticed.ctl.root_helper import HelperClient
 
     if not os.path.exists(path):
-        return Finding("helper", "off", f"no latticed-apply at {path}: plans cannot be applied", "see docs/plans.md")
+        found = f"no latticed-apply at {path}: plans cannot be applied"
+        return Finding("helper", "off", found, "see docs/operate/plans.md")
     try:
         kinds = HelperClient(path, "").observe().get("kinds")
     except Problem as problem:
@@ -213,7 +215,8 @@ def disk(directory: str) -> Finding:
     free, whole = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     shown = f"{directory} has {free >> 20} MiB left of {whole >> 20}"
     if free < LOW_BYTES and free < LOW_SHARE * whole:
-        return Finding("disk", "look", shown, "see docs/recovery.md; latticectl notify prune, audit.calls.max_bytes")
+        helps = "see docs/operate/recovery.md; latticectl notify prune, audit.calls.max_bytes"
+        return Finding("disk", "look", shown, helps)
     return Finding("disk", "ok", shown)
 
 

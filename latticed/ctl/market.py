@@ -127,7 +127,7 @@ def _print_sources(session: CtlSession, plain: dict[str, Any]) -> int:
         return ExitCode.OK
     rows = replies.rows(plain.get("sources"), "list of sources")
     if not rows:
-        screen.hint("the settings name no source: see market.sources in docs/market.md")
+        screen.hint("the settings name no source: see market.sources in docs/operate/market.md")
     screen.rows(_SOURCES, [_source(session, row) for row in rows])
     for row in rows:
         for reason in replies.texts(row.get("refused")):

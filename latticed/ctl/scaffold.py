@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 _WORKER: Final = "You asked for {{path}}.\n"
 
-# A module that is called for each invocation and says hello (docs/wasm.md); as text:
+# A module that is called for each invocation and says hello (docs/write/wasm.md); as text:
 # (module
 #   (memory (export "memory") 1)
 #   (global (mut i32) (i32.const 64))

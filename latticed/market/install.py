@@ -76,7 +76,7 @@ class BundleInstaller:
     async def install(self, wanted: rules.WantedRelease, actor: Actor) -> Taking:
         """Take a bundle into the market's directory, where the catalog finds it; grants and starts nothing.
 
-        Problems of each step (docs/market.md), `busy` while another one of this id goes on; then nothing has changed.
+        Problems of each step (docs/operate/market.md), `busy` while another one of this id goes on; nothing changed.
         """
         async with self.taken(wanted, actor, "market.installed") as (taking, staged):
             release, now_us = taking.release, self.deps.clock.wall_us()

@@ -118,4 +118,4 @@ def short(pinned: Iterable[str]) -> list[str]:
 
 
 def _invalid(where: str, reason: Any) -> Problem:
-    return Problem("source_invalid", f"{where}: {reason}", "correct it in the settings; see docs/market.md")
+    return Problem("source_invalid", f"{where}: {reason}", "correct it in the settings; see docs/operate/market.md")

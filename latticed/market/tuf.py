@@ -270,7 +270,7 @@ def _pinned(source: MarketSource) -> bytes:
             "source_invalid",
             f"market.sources.{source.name}.root: expected a file that root or latticed's user alone can change, "
             f"found: {reason}",
-            "put the repository's root there; see docs/market.md",
+            "put the repository's root there; see docs/operate/market.md",
         ) from error
 
 

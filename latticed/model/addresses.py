@@ -1,4 +1,4 @@
-"""Which addresses are public: others can be reached only by origins that an operator bound (docs/egress.md).
+"""Which addresses are public: others can be reached only by origins that an operator bound (docs/operate/egress.md).
 
 `ipaddress`'s is_global is not enough: it is true of transition addresses that embed a private IPv4 address (NAT64,
 6to4, mapped, ISATAP), and clouds have services for their machines at addresses that look public. Sources: the IANA

@@ -1,4 +1,4 @@
-"""Host patterns, bound origins, and whether a caller may connect to a host (contracts §3, docs/egress.md)."""
+"""Host patterns, bound origins, and whether a caller may connect to a host (contracts §3, docs/operate/egress.md)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class ManifestLimits(_Part, frozen=True, kw_only=True):
 
 
 class SandboxSpec(_Part, frozen=True, kw_only=True):
-    """The least sandbox level (None: that of the settings), and features that the plugin asks for (docs/sandbox.md)."""
+    """The least sandbox level (None: that of the settings), and features it asks for (docs/security/sandbox.md)."""
 
     level: SandboxLevel | None = None
     features: tuple[Literal["processes", "threads", "workdir"], ...] = ()

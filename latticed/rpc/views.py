@@ -64,7 +64,7 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
 def plugin_row(api: Api, record: Record) -> bytes:
     """`plugin` as JSON bytes, cached until the record, presence or runtime changes; ROWS_KEPT rows at most.
 
-    What a listing costs: `docs/performance.md`, P7.
+    What a listing costs: `docs/operate/performance.md`, P7.
     """
     upgraded = api.lifecycle.upgrades.shown.get(record.id)
     source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id), upgraded

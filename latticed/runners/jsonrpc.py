@@ -379,7 +379,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:
-    """The answer to a call that failed: the code of the Denial is in `error.data.code`, as docs/sdk.md says."""
+    """The answer to a call that failed: the code of the Denial is in `error.data.code`, as docs/write/sdk.md says."""
     fault = {"code": HOST_REFUSED, "message": error.reason, "data": {"code": error.code.value}}
     return {"id": number, "error": fault}
 

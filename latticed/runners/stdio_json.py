@@ -197,7 +197,7 @@ class Invocation:
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
         """Set the outcome to the reply in `message`, or fail with its Problem, which quotes `line`.
 
-        `plan` is accepted for a `result` that is absent or null (docs/sdk.md).
+        `plan` is accepted for a `result` that is absent or null (docs/write/sdk.md).
         """
         result = message.get("result")
         try:

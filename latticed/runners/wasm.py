@@ -1,4 +1,4 @@
-"""The wasm runner: a module in wasmtime, in a confined child of its own (contracts §3; docs/wasm.md)."""
+"""The wasm runner: a module in wasmtime, in a confined child of its own (contracts §3; docs/write/wasm.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OVERHEAD_BYTES: Final = 64 << 20
 """Memory that Python and wasmtime need in the child, besides the module's memory and compiled code."""
-_CODE_COPIES: Final = 3  # of the compiled code, which Python reads and wasmtime loads (docs/wasm.md)
+_CODE_COPIES: Final = 3  # of the compiled code, which Python reads and wasmtime loads (docs/write/wasm.md)
 _TASKS: Final = 4  # two threads are used, see wasm_children.NEEDS
 _OPEN_FILES: Final = 32
 
@@ -85,7 +85,7 @@ class WasmRunner:
     async def start(
         self, plugin: PluginToRun, pair: BundleDirectory, gate: Gate, on_exit: Callable[[str, str], None]
     ) -> Instance:
-        """See `Runner.start`. Problem also with the codes of docs/wasm.md, such as `wasm_invalid`, `out_of_memory`."""
+        """See `Runner.start`. Problem also with codes of docs/write/wasm.md, such as `wasm_invalid`."""
         chosen, package = self._choose(plugin.manifest), Package.find()
         sha256 = plugin.manifest.digest_sha256.lower()
         # Sealed and hashed before anything reads it; the compiler gets this copy.

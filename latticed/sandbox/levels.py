@@ -21,8 +21,8 @@ CODE: Final = "sandbox_unavailable"
 
 
 class Level(enum.IntEnum):
-    """Levels of confinement in ascending order; each includes the guarantees of those before it (docs/sandbox.md). OPEN
-    has none.
+    """Levels of confinement in ascending order; each includes the guarantees of those before it; OPEN has none
+    (docs/security/sandbox.md).
     """
 
     OPEN = 0

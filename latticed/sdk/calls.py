@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class HostError(Exception):
     """The host did not carry out a call; `code` is stable (`capability_denied`, `rate_limited`, …).
 
-    The codes are listed in docs/plugins.md; `message` says more.
+    The codes are listed in docs/write/plugins.md; `message` says more.
     """
 
     def __init__(self, code: str, message: str) -> None:

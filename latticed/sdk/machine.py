@@ -67,7 +67,8 @@ class Monitor(Calls):
     def put(self, name: str, kind: str, target: str, **more: Any) -> dict[str, Any]:
         """Make or replace a check of kind http, tcp or ping: `{ok, target}`, the target in normal form (monitor:admin).
 
-        `more`: interval_s, timeout_s, failures, statuses, body, certificate_days, shared; defaults in docs/services.md.
+        `more`: interval_s, timeout_s, failures, statuses, body, certificate_days, shared; the defaults are in
+        docs/write/services.md.
         """
         return dict(self._ask("monitor.put", {"name": name, "kind": kind, "target": target, **more}))
 

@@ -37,7 +37,7 @@ class Response:
 
 
 class Http(Calls):
-    """Requests through the host's guarded egress: only to hosts that the operator granted (docs/egress.md)."""
+    """Requests through the host's guarded egress: only to hosts that the operator granted (docs/operate/egress.md)."""
 
     def request(
         self,
@@ -52,8 +52,8 @@ class Http(Calls):
         """One request with its redirects; HostError("egress_blocked") when it may not go there (http:egress).
 
         `${secret:NAME}` in url, headers and a `body` of text is filled in by the host, if the operator bound NAME to
-        this plugin. `sign`, `{"secret": "${secret:NAME}", "id": …}`, signs it as a webhook (docs/egress.md). A status
-        of 400 or more is no error here. `service`: a service of the plugin, in whose own network `url` is,
+        this plugin. `sign`, `{"secret": "${secret:NAME}", "id": …}`, signs it as a webhook (docs/operate/egress.md). A
+        status of 400 or more is no error here. `service`: a service of the plugin, in whose own network `url` is,
         `http://127.0.0.1:port/…`.
         """
         # Left out rather than null: `header` of http.do takes no null.

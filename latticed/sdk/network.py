@@ -16,7 +16,7 @@ class Route(Calls):
         """Answer `path` and what is below it by `target`: template, invoke, static or service (worker:route).
 
         `{ok, path, url, message}`; `url` is None while nothing listens, and `message` says why. `more`: the target's
-        parameters, as in docs/services.md. Replaces the plugin's route at this path.
+        parameters, as in docs/write/services.md. Replaces the plugin's route at this path.
         """
         return self._ask("route.put", {"path": path, "target": target, **more})
 
@@ -64,7 +64,7 @@ class Ddns(Calls):
     def put(self, name: str, **record: Any) -> Any:
         """Keep a DNS record up to date from now on; returns once that is stored, before the provider is asked.
 
-        `record`: type, provider, secret, address or interface, and the others of docs/services.md (ddns:admin).
+        `record`: type, provider, secret, address or interface, and the others of docs/write/services.md (ddns:admin).
         """
         return self._ask("ddns.put", {"name": name, **record})
 

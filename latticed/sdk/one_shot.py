@@ -36,7 +36,7 @@ def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
     """The reply `{ok, message, result, error}` of one action; exceptions become its error."""
     try:
         plugin.started()
-        # These two must be answered by every plugin (docs/sdk.md).
+        # These two must be answered by every plugin (docs/write/sdk.md).
         if action == "describe":
             return {"ok": True, "message": "", "result": plugin.describe(), "error": None}
     except Exception as error:  # noqa: BLE001 - the one action's outcome

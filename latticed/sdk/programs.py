@@ -246,7 +246,7 @@ def _invoked(
         calls = _DeadlineStream(program.stdout.fileno(), program.stdin.fileno(), deadline_s)
         answers = _DeadlineStream(-1, answers_fd, deadline_s)
         _write(program, calls, {"action": action, "payload": payload})
-        # The request is one line and end of file (docs/sdk.md).
+        # The request is one line and end of file (docs/write/sdk.md).
         program.stdin.close()
         while "host_call" in (message := _message(program, calls, f"{action} was not answered")):
             _write(program, answers, {"host_response": _answer(gate, message["host_call"])})

@@ -198,7 +198,7 @@ def _call(number: int, method: str, params: dict[str, Any]) -> bytes:
 
 
 def _result(answer: dict[str, Any]) -> Any:
-    """The result in an answer; HostError with the code in `error.data.code` (docs/sdk.md)."""
+    """The result in an answer; HostError with the code in `error.data.code` (docs/write/sdk.md)."""
     error = answer.get("error")
     if error is None:
         return answer.get("result")

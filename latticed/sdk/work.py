@@ -52,7 +52,7 @@ class Service(Calls):
     def put(self, name: str, **service: Any) -> Any:
         """Make or replace a program: `{ok, name, state}` (task:run).
 
-        `service`: program, args, environment, restart, network, data, hosts, as in docs/services.md.
+        `service`: program, args, environment, restart, network, data, hosts, as in docs/write/services.md.
         """
         return self._ask("service.put", {"name": name, **service})
 
@@ -86,7 +86,7 @@ class Tunnel(Calls):
     def put(self, name: str, **tunnel: Any) -> Any:
         """Make or replace a tunnel: `{ok, name, state, trying}`, before it is connected (tunnel:admin).
 
-        `tunnel`: tunnel, ingress, and credentials or token, as in docs/services.md.
+        `tunnel`: tunnel, ingress, and credentials or token, as in docs/write/services.md.
         """
         return self._ask("tunnel.put", {"name": name, **tunnel})
 

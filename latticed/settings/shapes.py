@@ -213,7 +213,7 @@ class StaticSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What node.journal may show, and how the journal reader is reached (docs/services.md).
+    """What node.journal may show, and how the journal reader is reached (docs/write/services.md).
 
     `journal_socket` empty: `journal.sock` in the runtime directory. `journal_user`: the reader's user, if that is
     neither root nor the daemon's user.

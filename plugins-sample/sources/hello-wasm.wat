@@ -1,4 +1,4 @@
-;; hello-wasm/artifact, written by hand: a small module that is called for each invocation (docs/wasm.md).
+;; hello-wasm/artifact, written by hand: a small module that is called for each invocation (docs/write/wasm.md).
 ;; It has the host write a line to the log, and answers {"ok":true,"message":"hello, host","result":<what it was asked>}.
 ;; wasmtime.wat2wasm (PyPI: wasmtime) makes the same bytes of it.
 (module

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+FOLDERS = (DOCS, *(path for path in DOCS.rglob("*") if path.is_dir()))
 SOURCES = ("latticed", "tests", "benchmarks", "plugins-sample", "systemd", "docs", ".ci")
 FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.cfg", "pyproject.toml")
 HERE = Path(__file__).resolve()
@@ -63,7 +64,7 @@ def references(text: str, beside: Path = ROOT) -> Iterator[tuple[str, bool]]:
     for found in RECORD.finditer(text):
         yield f"ADR {found[1]}", is_record(found[1])
     for found in PAGE.finditer(text):
-        yield found[1], any((place / found[1]).is_file() for place in (ROOT, DOCS, DOCS / "internals", beside))
+        yield found[1], any((place / found[1]).is_file() for place in (ROOT, *FOLDERS, beside))
 
 
 def files() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The Debian package on machines that have nothing of latticed and no network: docs/package.md, played."""
+"""The Debian package on machines that have nothing of latticed and no network: docs/operate/package.md, played."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latticed.plans import undo_timers
 from tests.booted import test_restarts
 from tests.house import bundles, long, machines, packages, pages
 
-PAGE = pages.CHECKOUT / "docs/package.md"
+PAGE = pages.CHECKOUT / "docs/operate/package.md"
 FRESH = ("bookworm", *long.only("trixie"))
 """Suites on which the package is installed first, and removed."""
 UPGRADED = ("trixie", *long.only("bookworm"))
@@ -24,7 +24,7 @@ PLUGINS = long.times(3, 50)
 COMMANDS = 10
 """Most commands from nothing to an active plugin."""
 OTHER = {"bookworm": "trixie", "trixie": "bookworm"}
-PATHS = [row[0] for row in pages.table("docs/package.md", "path")]
+PATHS = [row[0] for row in pages.table("docs/operate/package.md", "path")]
 
 
 def _page(heading):

@@ -1,4 +1,4 @@
-"""docs/sdk.md: its Python is run, its transcripts are played against both sides, its table is that of the SDK."""
+"""docs/write/sdk.md: its Python is run, its transcripts are played against both sides, its table is that of the SDK."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from latticed.runners import message_memory as held
 from latticed.sdk import Plugin
 from tests.house import conversations, pages
 
-PAGE = pages.CHECKOUT / "docs/sdk.md"
+PAGE = pages.CHECKOUT / "docs/write/sdk.md"
 ENVIRONMENT = {"PATH": os.defpath, "PYTHONPATH": str(Path(latticed.__file__).parents[1])}
 
 
@@ -173,7 +173,7 @@ def test_table_of_methods_equals_the_sdk():
             }
             needed = {re.findall(r"\((\w+:\w+)\)", one.__doc__)[0] for one in methods.values()}
             expected.append((f"self.{group}", ", ".join(methods), ", ".join(sorted(needed))))
-    assert pages.table("docs/sdk.md", "group") == expected
+    assert pages.table("docs/write/sdk.md", "group") == expected
 
 
 def test_protocol_limits_on_the_page_equal_the_hosts():

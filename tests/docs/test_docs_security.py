@@ -1,4 +1,4 @@
-"""The counts in docs/security.md are those of the tables in the tests."""
+"""The counts in docs/security/model.md are those of the tables in the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.hostile import test_socket_abuse as abuse
 from tests.hostile import test_writes_during_install as writes
 from tests.house import pages
 
-PAGE = "docs/security.md"
+PAGE = "docs/security/model.md"
 COUNTS = {
     "hostile bundles": len(hostile.CASES),
     "revocations": len(hostile.REVOCATIONS) * len(hostile.MAKES),

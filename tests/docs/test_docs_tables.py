@@ -24,7 +24,7 @@ from tests.house import bundles, pages
 
 load = importlib.import_module("latticed.settings.load")  # the package re-exports its function of that name
 
-OPERATING, PLUGINS, API = "docs/operating.md", "docs/plugins.md", "docs/api.md"
+OPERATING, PLUGINS, API = "docs/operate/operating.md", "docs/write/plugins.md", "docs/reference/api.md"
 
 
 def _number(value) -> str:

@@ -1,4 +1,4 @@
-"""docs/wasm.md agrees with the code."""
+"""docs/write/wasm.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latticed.runners import wasm, wasm_children
 from latticed.runners.wasm_inside import calls, engine, polling, wasi
 from tests.house import pages
 
-PAGE = "docs/wasm.md"
+PAGE = "docs/write/wasm.md"
 TEXT = (pages.CHECKOUT / PAGE).read_text(encoding="utf-8")
 
 

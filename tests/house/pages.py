@@ -10,9 +10,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = (
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
-    *sorted((CHECKOUT / "docs").glob("*.md")),
-    *sorted((CHECKOUT / "docs/how-to").glob("*.md")),
-    *sorted((CHECKOUT / "docs/internals").glob("*.md")),
+    *sorted(page for page in (CHECKOUT / "docs").rglob("*.md") if page.parent.name != "adr"),
 )
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""http.do: HTTP requests of plugins, through the egress guard (contracts §9, docs/egress.md)."""
+"""http.do: HTTP requests of plugins, through the egress guard (contracts §9, docs/operate/egress.md)."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class WebhookSign(Params, frozen=True):
 
 
 class HttpDo(Params, frozen=True):
-    """Parameters of http.do, see docs/egress.md. `header`: values by name. At most one of `body` and `body_base64`.
-    `service`: the name of the plugin's service in whose own network the URL is.
+    """Parameters of http.do, see docs/operate/egress.md. `header`: values by name. At most one of `body` and
+    `body_base64`. `service`: the name of the plugin's service in whose own network the URL is.
     """
 
     url: str

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from latticed.model.addresses import Address
 
 BODY_BYTES: Final = 256 << 10
-"""The bytes of a body that are searched. 256 KiB, which docs/services.md promises, bound the work of a check."""
+"""The bytes of a body that are searched. 256 KiB, which docs/write/services.md promises, bound the work of a check."""
 # identity: most servers then send nothing compressed; those that do are decoded by `BodySearch`.
 _HEADER: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": headers.USER_AGENT}
 

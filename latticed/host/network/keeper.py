@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latticed.plans.protocol import Moved, Observed
 
 PLANS: Final = RowQuota(plugin=100, total=2_000)
-"""How many plans are kept, as docs/services.md says."""
+"""How many plans are kept, as docs/write/services.md says."""
 POLL_S: Final = 5.0
 """Seconds between two reports of the helper; a step is in the audit chain at most so much later."""
 FRESH_S: Final = 0.5

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latticed.ledger import Ledger
     from latticed.settings import Settings
 
-# Seconds that a reading is answered again, as docs/services.md promises.
+# Seconds that a reading is answered again, as docs/write/services.md promises.
 FACTS_CACHE_S: Final = 10.0
 METRICS_CACHE_S: Final = 1.0
 # Labels of the machine in all, and characters of one text.

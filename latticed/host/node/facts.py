@@ -42,7 +42,7 @@ _TRAFFIC: Final = ("bytes", "packets", "errors", "dropped")
 def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
     """Facts, which rarely change: names, versions, sizes, addresses; serial numbers and MACs only with `hardware`.
 
-    A value that cannot be read is None. The keys are those of `node.facts` (docs/services.md). Blocks.
+    A value that cannot be read is None. The keys are those of `node.facts` (docs/write/services.md). Blocks.
     """
     kernel = os.uname()
     uptime_s = _uptime_s(root)
@@ -66,7 +66,7 @@ def facts(root: Path = ROOT, *, hardware: bool = False) -> dict[str, Any]:
 def metrics(root: Path = ROOT) -> dict[str, Any]:
     """Load, memory and disks in bytes, processor time in seconds, network counters since boot.
 
-    A value that cannot be read is None. The keys are those of `node.metrics` (docs/services.md). Blocks.
+    A value that cannot be read is None. The keys are those of `node.metrics` (docs/write/services.md). Blocks.
     """
     memory = _memory(root)
     return {

@@ -29,7 +29,7 @@ _EMPTY: Final = frozenset(
         Denial.TOO_LARGE,
     }
 )
-"""Denials for which a reference renders empty, as docs/workers.md promises for what may not be read or does not exist.
+"""Denials for which a reference renders empty, as docs/write/workers.md promises for what is not there or is secret.
 Any other (rate, deadline, audit) is a temporary failure, and fails the request instead of showing a page with gaps.
 """
 _TEXT: Final = re.compile(r"text/[a-z0-9][a-z0-9.+-]{0,60}")
@@ -47,7 +47,7 @@ async def render(
     """
     values: dict[Reference, str] = {PATH: path, METHOD: method}
     for wanted in compiled.queries:
-        # The first field of a name counts when it is repeated (docs/workers.md).
+        # The first field of a name counts when it is repeated (docs/write/workers.md).
         values[wanted] = next((value for name, value in query if name == wanted.name), "")
     if compiled.stored:
         for wanted, value in zip(compiled.stored, await _stored(compiled.stored, call), strict=True):

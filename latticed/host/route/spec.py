@@ -38,7 +38,7 @@ _PARAMETERS_OF: Final = {
 
 
 class RoutePut(Params, frozen=True):
-    """Parameters of route.put, see docs/services.md; `checked` says which of them go together.
+    """Parameters of route.put, see docs/write/services.md; `checked` says which of them go together.
 
     `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `service`: the
     plugin's service in whose own network the origin is; `public`: patterns. `folder`: where in the published files;

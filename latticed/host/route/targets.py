@@ -35,7 +35,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 """Of the decoded body in an action's result."""
 MAX_HEADERS: Final = 32
 """Headers that an action gets; more of a request are left out, and so are longer values. The listener itself takes up
-to 16 KiB of headers (docs/workers.md).
+to 16 KiB of headers (docs/write/workers.md).
 """
 MAX_HEADER_CHARACTERS: Final = 4_096
 INDEX: Final = "index.html"

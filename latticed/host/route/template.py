@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_BYTES: Final = 256 << 10
-"""Of the source in UTF-8, as docs/workers.md promises."""
+"""Of the source in UTF-8, as docs/write/workers.md promises."""
 MAX_PLACEHOLDERS: Final = 1_024
 """Bounds the work of one rendering; known and unknown placeholders count."""
 MAX_VALUES: Final = 64

@@ -48,7 +48,7 @@ class GuestCalls:
         self._guest = Guest()
         self._alloc: Func | None = None
         self.ready = False
-        # WASI reactors have it; it is called in each new instance, before anything else (docs/wasm.md).
+        # WASI reactors have it; it is called in each new instance, before anything else (docs/write/wasm.md).
         self._starts = any(export.name == "_initialize" for export in module.exports)
         self._linker = Linker(engine)
         Wasi(self._guest, streams, ("plugin",)).define(self._linker, module)

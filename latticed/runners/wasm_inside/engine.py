@@ -20,7 +20,7 @@ STACK_BYTES: Final = 512 << 10
 """The stack of a module; beyond it a call traps (`stack_overflow`)."""
 HOST: Final = "latticed"
 CALL: Final = ("i32 i32", "i64")
-"""The one import that is not WASI, `latticed.call`, and its type (docs/wasm.md)."""
+"""The one import that is not WASI, `latticed.call`, and its type (docs/write/wasm.md)."""
 _CALLS_EXPORTS: Final = {"alloc": ("i32", "i32"), "invoke": ("i32 i32", "i64")}
 _OFF: Final = (  # proposals that no plugin needs; they take memory that no limit of a store counts
     "threads memory64 multi_memory gc function_references exceptions custom_page_sizes stack_switching component_model"
@@ -53,7 +53,7 @@ def check_bytes(data: bytes) -> None:
 
 def abi_of(module: Module) -> Abi:
     """How to call the module: `command` (a WASI command) or `calls` (its exports `alloc` and `invoke`); see
-    docs/wasm.md.
+    docs/write/wasm.md.
 
     GuestFailed when it is no plugin: `wasm_import`, it imports something that is not offered; `wasm_invalid`, it
     exports neither ABI.

@@ -32,7 +32,7 @@ FIXES: Final = {
     "program_unusable": "tunnel.program of the settings names cloudflared",
     "stopped": "name tunnel.program in the settings, and grant every origin",
 }
-"""By code; docs/cloudflared.md has them, too."""
+"""By code; docs/system-plugins/cloudflared.md has them, too."""
 _OF_CHANGES: Final = frozenset({"change_undone", "change_interrupted"})
 _VERSION: Final = re.compile(r"(20[0-9]{2})\.([0-9]{1,2})\.[0-9]+")
 

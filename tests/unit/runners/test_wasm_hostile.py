@@ -222,7 +222,7 @@ async def test_invalid_answer_fails_only_its_invocation(tmp_path, name):
 
 @pytest.mark.parametrize("name", UNCARRIED)
 async def test_unrepresentable_answer_is_plugin_error(tmp_path, name):
-    """docs/wasm.md says so; any client may have caused it, so the plugin keeps running."""
+    """docs/write/wasm.md says so; any client may have caused it, so the plugin keeps running."""
     answer = UNCARRIED[name]
     vector = "".join(f"\\{byte:02x}" for byte in answer)
     more = f'(data (i32.const 16) "{vector}")'

@@ -53,7 +53,7 @@ def test_a_sound_intent_has_no_findings():
 
 
 def test_the_page_s_example_has_no_findings():
-    page = (Path(__file__).resolve().parents[4] / "docs" / "nginx.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[4] / "docs/system-plugins/nginx.md").read_text(encoding="utf-8")
     assert findings(json.loads(page.split("```json\n")[1].split("```")[0]), FACTS) == []
 
 

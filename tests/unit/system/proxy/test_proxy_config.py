@@ -17,7 +17,7 @@ from latticed.system.proxy.plugin import _form
 from tests.house import pages, proxies
 
 SCHEMA = json.loads((proxy.BUILTIN.folder / "manifest.json").read_bytes())["config"]
-HOW_TO = Path(__file__).parents[4] / "docs/how-to/proxy.md"
+HOW_TO = Path(__file__).parents[4] / "docs/system-plugins/how-to/proxy.md"
 
 
 @pytest.mark.parametrize("seed", range(40))
