@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from latticed.model.verdict import Refused
     from latticed.runners.contract import Instance, PluginToRun
     from latticed.supervisor.deps import HandleDeps
+    from latticed.supervisor.handle import Handle
 
 INTERVAL_S = 30
 MAX_CPU = 0.015
@@ -80,10 +81,16 @@ def _window(one: int, other: int) -> tuple[float, float]:
 
 
 async def _handles(count: int) -> None:
-    """The supervisor with `count` armed handles of the noop runner."""
+    """The supervisor with `count` armed handles of the noop runner, and what looks at each once a minute."""
+    from latticed.runners.usage import ChildUsage
+    from latticed.supervisor.history import History
     from latticed.supervisor.supervisor import Supervisor
 
-    async with Supervisor(_tools(), {}) as supervisor:
+    tools = _tools()
+    kept: dict[str, Handle] = {}
+    history = History(kept, tools.broker.counts, ChildUsage(None).sample, clock=tools.clock, wheel=tools.wheel)
+    async with Supervisor(tools, kept) as supervisor:
+        history.__enter__()
         plugins = _plugins(count + 100)
         for plugin in plugins[:100]:  # the first ones load modules
             supervisor.arm(plugin, frozenset())

@@ -51,6 +51,7 @@ from latticed.runners.kept_copies import KeptCopies
 from latticed.runners.output import Outputs
 from latticed.sandbox import cgroup, probe
 from latticed.supervisor.deps import HandleDeps
+from latticed.supervisor.history import History
 from latticed.supervisor.schedules import Schedules
 from latticed.supervisor.supervisor import Supervisor
 from latticed.system.registry import BUILTINS
@@ -215,6 +216,8 @@ class App:
             scheduled=schedules.changed,
         )
         supervisor = await stack.enter_async_context(Supervisor(handle_deps, handles))
+        counts, used = self.broker.counts, spawner.usage.sample
+        history = stack.enter_context(History(handles, counts, used, clock=clock, wheel=self._wheel))
         # What the operator decided. Only made here; entered below, which arms the active plugins.
         lifecycle = Lifecycle(
             LifecycleDeps(
@@ -269,6 +272,7 @@ class App:
             tunnels=services.tunnels,
             routes=services.routes,
             schedules=schedules,
+            history=history,
             version=self._version,
             started_at=clock.wall_us(),
             started_s=clock.monotonic_s(),

@@ -56,7 +56,7 @@ class Count:
 class Broker:
     """Makes Gates: one per running instance. `record` appends an audit event and returns once it is on record.
 
-    `services` by method, as `host.call.table` returns them; `counts` by plugin id, kept until the daemon ends.
+    `services` by method, as `host.call.table` returns them; `counts` by plugin id, kept until it is forgotten.
     """
 
     def __init__(
@@ -85,6 +85,10 @@ class Broker:
     def count(self, plugin_id: str) -> Count:
         """The count of a plugin, which goes on as it is changed."""
         return self.counts.setdefault(plugin_id, Count())
+
+    def forget(self, plugin_id: str) -> None:
+        """Drop the count of a plugin."""
+        self.counts.pop(plugin_id, None)
 
     def failed(self, method: str, plugin_id: str, error: BaseException) -> HostError:
         """The answer after a service raised an unexpected exception, which is logged at a limited rate."""

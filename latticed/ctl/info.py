@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, decode, event_table, render, replies
+from latticed.ctl import ask, decode, event_table, last_hour, render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell
@@ -28,8 +28,9 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     """Print everything that the daemon answers about one plugin."""
-    plain = ask.about(session.client(), session.args.id)
-    screen = session.screen
+    client, screen = session.client(), session.screen
+    plain = ask.about(client, session.args.id)
+    plain["history"] = last_hour.ask(client, session.args.id)
     if screen.json_wanted:
         screen.json(plain)
         return ExitCode.OK
@@ -44,6 +45,7 @@ def run(session: CtlSession) -> int:
             *_used(plain.get("resources")),
             *_allowed(grants if isinstance(grants, dict) else {}),
             *_done(plain.get("calls")),
+            *last_hour.fields(plain.get("history"), screen),
             *_scheduled(plain.get("schedules"), screen),
             *_upgraded(view, screen),
             *_kept(plain.get("kept"), screen),

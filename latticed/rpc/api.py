@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from latticed.runners.contract import Runner
     from latticed.runners.output import Outputs
     from latticed.settings import Settings
+    from latticed.supervisor.history import History
     from latticed.supervisor.schedules import Schedules
     from latticed.supervisor.supervisor import Supervisor
 
@@ -109,6 +110,7 @@ class Api:
     tunnels: TunnelKeeper
     routes: RouteKeeper
     schedules: Schedules
+    history: History
     version: str
     started_at: int
     started_s: float

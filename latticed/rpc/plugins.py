@@ -213,6 +213,8 @@ async def forget(ask: Ask) -> Forgotten:
     purge = (await ask.body(Forget)).purge
     record, left = await ask.api.lifecycle.decisions.forget(ask.actor, ask.part("id"), purge=purge)
     ask.api.outputs.forget(record.id)
+    ask.api.history.forget(record.id)
+    ask.api.spawner.usage.forget(record.id)
     data: DataLeft = {
         "values": left.values,
         "files": left.files,

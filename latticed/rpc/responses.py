@@ -300,6 +300,34 @@ class PluginReport(TypedDict):
     causes: NotRequired[Causes]
 
 
+class HistorySteps(TypedDict):
+    """What a plugin did in steps of `step_s` seconds, oldest first; the last one ended at `until`, or goes on.
+
+    A step that is null was not looked at. `cpu_s`: seconds of processor time that its processes used in it;
+    `memory_bytes`: the most that was seen; `denied`: how many of the `calls` were. Numbers are exact to 0.1 %.
+    """
+
+    step_s: int
+    until: str | None
+    cpu_s: list[float | None]
+    memory_bytes: list[int | None]
+    restarts: list[int | None]
+    calls: list[int | None]
+    denied: list[int | None]
+
+
+class HistoryReport(TypedDict):
+    """What a plugin used and did lately: the last hour by minutes, the last day by quarters of an hour.
+
+    `since`: nothing is known of before, as the daemon started then, or first looked at it; null while it never did.
+    """
+
+    id: str
+    since: str | None
+    hour: HistorySteps
+    day: HistorySteps
+
+
 class DataLeft(TypedDict):
     """How much is stored under an id, or was before it was purged; `services`: how many have kept something."""
 

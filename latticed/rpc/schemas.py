@@ -116,6 +116,7 @@ SET_CONFIG: Final = Form(
 )
 
 USAGE: Final = Form(service_answers.UsageReport, query=usage.Lookback, codes=_UNKNOWN)
+HISTORY: Final = Form(responses.HistoryReport, codes=_UNKNOWN)
 
 AUDIT: Final = Form(responses.AuditPage, query=audit.Filter, codes=_UNRECORDED)
 CHAIN: Final = Form(

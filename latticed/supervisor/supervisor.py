@@ -116,6 +116,7 @@ class Supervisor:
         # Any other phase has an instance, a timer or a task, which would go on without an owner.
         if handle is not None and handle.state.phase in {rules.Phase.STOPPED, rules.Phase.REFUSED}:
             del self._handles[plugin_id]
+            self._tools.broker.forget(plugin_id)
 
     def regrant(self, plugin_id: str, granted: frozenset[str]) -> None:
         """Have the Gate of a plugin allow these capabilities, at once; nothing when it has no handle."""

@@ -54,6 +54,9 @@ async def test_plugin_uses_what_its_children_use(host):
         await in_process.until(lambda: usage.of(OWNER).cpu_s > 0.2, "processor time to be counted")
         both = usage.of(OWNER)
         assert both.memory_bytes > 100_000
+        cpu_ms, memory_kib = usage.sample(OWNER)
+        assert cpu_ms >= both.cpu_s * 1_000 - 1
+        assert memory_kib << 10 == pytest.approx(both.memory_bytes, rel=0.5)
         assert both.tasks >= 4, "two shells, and a process of each"
         await one.stop(0)
         left = usage.of(OWNER)
@@ -67,6 +70,18 @@ async def test_plugin_uses_what_its_children_use(host):
     assert (ended.memory_bytes, ended.tasks, dict(ended.pressure)) == (0, 0, {})
     assert ended.cpu_s > 0
     assert (usage.plugins(), usage.known(OWNER)) == ([OWNER], True)
+    assert usage.sample(OWNER) == (int(ended.cpu_s * 1_000), 0)
+    usage.forget(OWNER)
+    assert (usage.plugins(), usage.known(OWNER)) == ([], False)
+
+
+async def test_child_of_a_forgotten_plugin_counts_no_more_when_it_ends(host):
+    usage = ChildUsage(host.delegation)
+    async with started(host) as one:
+        usage.begin(OWNER, one)
+        usage.forget(OWNER)
+        usage.forget(OWNER)
+    assert usage.plugins() == []
 
 
 async def test_children_of_the_daemon_itself_are_nobodys(host):

@@ -1,0 +1,48 @@
+"""Handler for what a plugin used and did lately."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latticed.kit.clock import rfc3339
+from latticed.model.errors import Problem
+from latticed.supervisor.history import MINUTE_S
+from latticed.supervisor.ring import QUARTER, Ring
+
+if TYPE_CHECKING:
+    from latticed.rpc.api import Ask
+    from latticed.rpc.responses import HistoryReport, HistorySteps
+    from latticed.supervisor.ring import Step
+
+
+async def history(ask: Ask) -> HistoryReport:
+    """Processor time, memory, restarts and host calls of a plugin, by the minute and the quarter of an hour.
+
+    Kept in memory alone: it begins anew with the daemon.
+    """
+    record = ask.api.lifecycle.records.get(ask.part("id"))
+    if record is None or record.forgotten:
+        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+    kept = ask.api.history
+    ring = kept.of(record.id) or Ring()
+    looked = ring.last >= 0
+    until = rfc3339(kept.at_us(ring.last)) if looked else None
+    return {
+        "id": record.id,
+        "since": rfc3339(kept.at_us(ring.first - 1)) if looked else None,
+        "hour": _steps(ring.hour(), MINUTE_S, until),
+        "day": _steps(ring.day(), MINUTE_S * QUARTER, until),
+    }
+
+
+def _steps(found: list[Step | None], step_s: int, until: str | None) -> HistorySteps:
+    """Steps as the API shows them, a list for each number."""
+    return {
+        "step_s": step_s,
+        "until": until,
+        "cpu_s": [one and one.cpu_ms / 1_000 for one in found],
+        "memory_bytes": [one and one.memory_kib << 10 for one in found],
+        "restarts": [one and one.restarts for one in found],
+        "calls": [one and one.calls for one in found],
+        "denied": [one and one.denied for one in found],
+    }
