@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 MAX_KEY_CHARACTERS: Final = 256
 """Characters, not bytes."""
+KEY_RULE: Final = (
+    f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters without '/', '\\' and control characters, not '.' or '..'"
+)
 PAGE: Final = 1_000
 """Keys in one answer of kv.list; `next` leads to the rest."""
 MAX_TEXT_BYTES: Final = 64 << 10
@@ -179,11 +182,16 @@ def bucket_of(conn: RowReader, caller: Caller) -> str:
 
 def key_fault(key: str) -> str | None:
     r"""What is wrong with a key, or None: 1..256 characters, no `/`, `\\`, control characters, not `.` or `..`."""
+    found = None
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
-        return f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters, found {len(key)}"
-    if key in {".", ".."} or "/" in key or "\\" in key or any(text.is_control(c) for c in key):
-        return "expected a key without '/', '\\' and control characters that is not '.' or '..'"
-    return None
+        found = f"{len(key)} characters"
+    elif key in {".", ".."}:
+        found = f"'{key}'"
+    elif "/" in key or "\\" in key:
+        found = "a '/'" if "/" in key else "a '\\'"
+    elif any(text.is_control(c) for c in key):
+        found = "a control character"
+    return f"{KEY_RULE}, found {found}" if found else None
 
 
 def _checked(key: str) -> str:

@@ -42,6 +42,13 @@ class Reply:
         self.ok = ok
 
 
+OVERRIDABLE = frozenset({"started", "health", "invoke", "stopping", "describe"})
+"""Methods of the SDK's classes that a plugin's class may replace."""
+SET_BY_HOST = frozenset({"id", "capabilities", "config"})
+"""What the host sets on the plugin; a class may give each a value, for tests, and no method."""
+_HERE = "latticed.sdk."
+
+
 def _unconnected(method: str, params: dict[str, Any]) -> Any:
     """The host call of a plugin that `connect` was not called for, such as one made in a test: HostError."""
     del params
@@ -59,6 +66,14 @@ class PluginBase:
     config: Mapping[str, Any] = MappingProxyType({})
     # staticmethod: a plain function of the class would be bound and given `self`.
     _ask: Ask = staticmethod(_unconnected)
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Refuse a class that replaces what the SDK itself uses: TypeError with the name, and what to do."""
+        super().__init_subclass__(**more)
+        for owner in cls.__mro__:  # what is mixed in counts as well
+            if not owner.__module__.startswith(_HERE):
+                for name, value in vars(owner).items():
+                    _check_name(cls, owner.__name__, name, value)
 
     def started(self) -> None:
         """Called once, before any action or health check; host calls work. If it raises, the plugin does not start."""
@@ -90,8 +105,11 @@ class PluginBase:
 
     def connect(self, ask: Ask) -> None:
         """Send host calls through `ask(method, params)`, which returns the result or raises HostError; `run` and the
-        test harness do this.
+        test harness do this. TypeError for an attribute of this object that replaces what the SDK itself uses.
         """
+        for name, value in vars(self).items():
+            if name != "_ask":
+                _check_name(type(self), type(self).__name__, name, value)
         self._ask = ask
 
     def answer(self, action: str, payload: Any) -> dict[str, Any]:
@@ -119,6 +137,25 @@ class PluginBase:
         except Exception as error:  # noqa: BLE001 - see answer
             show_traceback()
             return Health("unhealthy", printable(f"{type(error).__name__}: {error}"))
+
+
+def _check_name(kind: type, owner: str, name: str, value: object) -> None:
+    """TypeError when `owner`, a class of the plugin's author, has a `value` of a name that the SDK's classes use."""
+    if name.startswith("__") or name in OVERRIDABLE:
+        return
+    used = [vars(one)[name] for one in kind.__mro__ if one.__module__.startswith(_HERE) and name in vars(one)]
+    if not used or (name in SET_BY_HOST and not callable(value) and not hasattr(value, "__get__")):
+        return
+    about = "the host sets it" if name in SET_BY_HOST else _about(used[0])
+    raise TypeError(
+        f"{owner}.{name}: latticed.sdk.Plugin has a {name} of its own ({about}), which this would replace; call yours"
+        f" something else: do_{name} if it is an action, else for example my_{name}"
+    )
+
+
+def _about(used: object) -> str:
+    """The first sentence of what an SDK's name is for."""
+    return (used.__doc__ or "").strip().partition("\n")[0].rstrip(".") or "for the SDK itself"
 
 
 def failed(message: str) -> dict[str, Any]:

@@ -43,6 +43,9 @@ CAPABILITY_OF = {call: capability for capability, calls in _OPENS.items() for ca
 REQUEST_BYTES = 512 << 10
 """Of a call's parameters as JSON: the host's default for `host_calls.request_bytes`."""
 MAX_KEY_CHARACTERS = 256
+KEY_RULE = (
+    f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters without '/', '\\' and control characters, not '.' or '..'"
+)
 PAGE = 1_000
 MAX_TEXT_BYTES = 64 << 10
 EVENTS_PAGE = 100
@@ -274,12 +277,16 @@ def _check_params(method: str, params: dict[str, Any]) -> None:
 
 def key_fault(key: str) -> str | None:
     """What is wrong with a key, or None; a copy of the host's rule (`host.kv.key_fault`), which a test compares."""
+    found = None
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
-        return f"expected a key of 1 to {MAX_KEY_CHARACTERS} characters, found {len(key)}"
-    hidden = (unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} or c in _BLANK_LETTERS for c in key)
-    if key in {".", ".."} or "/" in key or "\\" in key or any(hidden):
-        return "expected a key without '/', '\\' and control characters that is not '.' or '..'"
-    return None
+        found = f"{len(key)} characters"
+    elif key in {".", ".."}:
+        found = f"'{key}'"
+    elif "/" in key or "\\" in key:
+        found = "a '/'" if "/" in key else "a '\\'"
+    elif any(unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} or c in _BLANK_LETTERS for c in key):
+        found = "a control character"
+    return f"{KEY_RULE}, found {found}" if found else None
 
 
 def _key(asked: dict[str, Any]) -> str:

@@ -6,94 +6,190 @@ from latticed.sdk.calls import Calls, given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Mapping, Sequence
+
+    from latticed.sdk import answers
 
 
 class Task(Calls):
     """Scripts that run once in a sandbox, after an operator has approved exactly these bytes."""
 
-    def list(self) -> Any:
-        """The first page of this plugin's tasks: `{tasks, next}`, newest first, without scripts (task:read).
+    def list(
+        self, state: answers.TaskState | None = None, *, after: int | None = None, limit: int | None = None
+    ) -> answers.TaskList:
+        """A page of this plugin's tasks, newest first, without scripts; of one `state` or all (task:read).
 
-        `self.call("task.list", after=next)` answers with the following page.
+        `after` is the `next` of the page before.
+
+        Errors: those of every call.
+        Limits: `limit` is at most 200 (50).
         """
-        return self._ask("task.list", {})
+        found: answers.TaskList = self._ask("task.list", given(state=state, after=after, limit=limit))
+        return found
 
-    def get(self, task_id: str) -> Any:
-        """Everything of one task, with its outcome when there is one; HostError("not_found") (task:read)."""
-        return self._ask("task.get", {"id": task_id})
+    def get(self, task_id: str) -> answers.TaskGet:
+        """Everything of one task, with its outcome when there is one (task:read).
+
+        Errors: not_found.
+        """
+        found: answers.TaskGet = self._ask("task.get", {"id": task_id})
+        return found
 
     def submit(
         self,
         script: str,
         *,
-        interpreter: str = "sh",
+        name: str | None = None,
+        interpreter: answers.Interpreter = "sh",
         targets: Sequence[str] | None = None,
         timeout_s: int | None = None,
-    ) -> Any:
-        """Ask for a script to be run by sh, bash, python3 or node: `{ok, id, sha256, state}` (task:run).
+    ) -> answers.TaskSubmit:
+        """Ask for a script to be run once; it waits until an operator approves it (task:run).
 
-        `targets` are its arguments, texts of visible characters; `timeout_s` is 1 to 600 (default 30).
+        `name` is shown to operators: 1 to 64 letters, digits, `.`, `_`, `-`. `interpreter` is sh, bash, python3 or
+        node. `targets` are the script's arguments, texts of visible characters.
+
+        Errors: bad_params names the field, also for `${secret:…}` anywhere; too_large for a script of more than 64 KiB;
+        quota_exceeded for too many that have not ended; service_unavailable when the operator switched tasks off.
+        Limits: `task.plugin_waiting` (20); 32 targets; `timeout_s` 1 to 600 (30).
         """
         where = None if targets is None else [*targets]
-        return self._ask(
-            "task.submit", given(interpreter=interpreter, script=script, targets=where, timeout_s=timeout_s)
-        )
+        params = given(interpreter=interpreter, script=script, name=name, targets=where, timeout_s=timeout_s)
+        found: answers.TaskSubmit = self._ask("task.submit", params)
+        return found
 
-    def cancel(self, task_id: str) -> Any:
-        """Cancel a task before or while it runs: `{ok, state}`; `ok` is false when it has ended already (task:run)."""
-        return self._ask("task.cancel", {"id": task_id})
+    def cancel(self, task_id: str) -> answers.TaskCancel:
+        """Cancel a task before or while it runs; `ok` is false when it has ended already (task:run).
+
+        Errors: not_found.
+        """
+        found: answers.TaskCancel = self._ask("task.cancel", {"id": task_id})
+        return found
 
 
 class Service(Calls):
     """Long-lived programs of the operator's list, run while the plugin is active."""
 
-    def put(self, name: str, **service: Any) -> Any:
-        """Make or replace a program: `{ok, name, state}` (task:run).
+    def put(
+        self,
+        name: str,
+        program: str,
+        *,
+        args: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        restart: answers.Restart | None = None,
+        network: answers.ProgramNetwork | None = None,
+        data: answers.DataQuota | None = None,
+        hosts: Sequence[str] | None = None,
+    ) -> answers.ServicePut:
+        """Keep a program running from now on, in place of the one of that name (task:run).
 
-        `service`: program, args, environment, restart, network, data, hosts, as in docs/write/services.md.
+        `program` is a name in the operator's `service.programs`. `restart` is always (the default), on-failure or
+        never; `network` none (the default), own or host. `data` gives it a directory /data that is kept; `hosts` is
+        what it may reach from its own network. docs/write/services.md has each.
+
+        Errors: bad_params names the field, also for a program that the operator does not list and a variable that was
+        not granted; egress_blocked for a network or host that was not granted; quota_exceeded for too many.
+        Limits: `service.plugin_services` (8); `service.data_bytes` (256 MiB) and `service.data_files` (10,000).
         """
-        return self._ask("service.put", {"name": name, **service})
+        more = given(
+            args=None if args is None else [*args],
+            environment=None if environment is None else dict(environment),
+            restart=restart,
+            network=network,
+            data=data,
+            hosts=None if hosts is None else [*hosts],
+        )
+        found: answers.ServicePut = self._ask("service.put", {"name": name, "program": program, **more})
+        return found
 
-    def delete(self, name: str, *, data: bool | None = None) -> Any:
-        """End and remove a program, with `data` also what it kept: `{ok}`, whether there was anything (task:run)."""
-        return self._ask("service.delete", given(name=name, data=data))
+    def delete(self, name: str, *, data: bool | None = None) -> answers.Ok:
+        """End and remove a program, with `data` also what it kept; `ok`: whether there was anything (task:run).
 
-    def status(self, name: str | None = None) -> Any:
-        """`{services}`: the state of one program, then with its `output`, or of all (task:run)."""
-        return self._ask("service.status", given(name=name))
-
-    def save(self, name: str, files: Sequence[str], *, keep: int | None = None, spare: str | None = None) -> Any:
-        """Copy files that it keeps: `{ok, id, new, at, files}`; `new` is false for one like the newest (task:run).
-
-        `keep`: how many copies there are afterwards at most (default 7); `spare`: the id of one that stays besides.
+        Errors: bad_params for what is no name.
         """
-        return self._ask("service.save", given(name=name, files=[*files], keep=keep, spare=spare))
+        found: answers.Ok = self._ask("service.delete", given(name=name, data=data))
+        return found
 
-    def saved(self, name: str) -> Any:
-        """`{saved}`: its copies, newest first (task:run)."""
-        return self._ask("service.saved", {"name": name})
+    def status(self, name: str | None = None) -> answers.ServiceStatus:
+        """The state of one program, then with its output, or of all (task:run).
 
-    def revert(self, name: str, copy_id: str) -> Any:
-        """Have it keep exactly what was copied; it is stopped for that moment: `{ok, id}` (task:run)."""
-        return self._ask("service.revert", {"name": name, "id": copy_id})
+        Errors: not_found.
+        Limits: `service.output_bytes` (64 KiB) of each stream, the end of it.
+        """
+        found: answers.ServiceStatus = self._ask("service.status", given(name=name))
+        return found
+
+    def save(
+        self, name: str, files: Sequence[str], *, keep: int | None = None, spare: str | None = None
+    ) -> answers.ServiceSave:
+        """Copy files that a program keeps in /data, all as they were at one moment (task:run).
+
+        `keep`: how many copies there are afterwards at most (7); `spare`: the id of one that stays besides.
+
+        Errors: not_found when none of the files is there; bad_params for what is no name of a file; too_large;
+        service_unavailable when they keep changing.
+        Limits: 16 files, 32 MiB together; 32 copies.
+        """
+        params = given(name=name, files=[*files], keep=keep, spare=spare)
+        found: answers.ServiceSave = self._ask("service.save", params)
+        return found
+
+    def saved(self, name: str) -> answers.ServiceSaved:
+        """A program's copies, newest first (task:run).
+
+        Errors: bad_params for what is no name.
+        """
+        found: answers.ServiceSaved = self._ask("service.saved", {"name": name})
+        return found
+
+    def revert(self, name: str, copy_id: str) -> answers.ServiceRevert:
+        """Have a program keep exactly what was copied; it is stopped for that moment (task:run).
+
+        Errors: not_found; service_unavailable when the file system cannot exchange directories.
+        """
+        found: answers.ServiceRevert = self._ask("service.revert", {"name": name, "id": copy_id})
+        return found
 
 
 class Tunnel(Calls):
     """Tunnels from the internet to services on this host, by cloudflared."""
 
-    def put(self, name: str, **tunnel: Any) -> Any:
-        """Make or replace a tunnel: `{ok, name, state, trying}`, before it is connected (tunnel:admin).
+    def put(
+        self,
+        name: str,
+        tunnel: str,
+        ingress: Sequence[answers.IngressRule],
+        *,
+        credentials: str | None = None,
+        token: str | None = None,
+    ) -> answers.TunnelPut:
+        """Make or replace a tunnel; returns before it is connected (tunnel:admin).
 
-        `tunnel`: tunnel, ingress, and credentials or token, as in docs/write/services.md.
+        `tunnel` is its id; of the rules in `ingress` the first that matches counts, and the last one matches all.
+        `credentials` or `token` names a file in the operator's `tunnel.credentials_dir`.
+
+        Errors: bad_params names the field or rule; egress_blocked for an origin that was not bound; quota_exceeded.
+        Limits: `tunnel.plugin_tunnels` (2).
         """
-        return self._ask("tunnel.put", {"name": name, **tunnel})
+        params = given(
+            name=name, tunnel=tunnel, ingress=[dict(rule) for rule in ingress], credentials=credentials, token=token
+        )
+        found: answers.TunnelPut = self._ask("tunnel.put", params)
+        return found
 
-    def delete(self, name: str) -> Any:
-        """End and remove a tunnel: `{ok}`, whether there was one (tunnel:admin)."""
-        return self._ask("tunnel.delete", {"name": name})
+    def delete(self, name: str) -> answers.Ok:
+        """End and remove a tunnel; `ok`: whether there was one (tunnel:admin).
 
-    def status(self, name: str | None = None) -> Any:
-        """`{tunnels}`: the state of one tunnel, then with `ingress` and `output`, or of all (tunnel:admin)."""
-        return self._ask("tunnel.status", given(name=name))
+        Errors: those of every call.
+        """
+        found: answers.Ok = self._ask("tunnel.delete", {"name": name})
+        return found
+
+    def status(self, name: str | None = None) -> answers.TunnelStatus:
+        """The state of one tunnel, then with its rules and output, or of all (tunnel:admin).
+
+        Errors: not_found.
+        """
+        found: answers.TunnelStatus = self._ask("tunnel.status", given(name=name))
+        return found

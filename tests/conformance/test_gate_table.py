@@ -12,7 +12,8 @@ from latticed.kit.token_bucket import Rate
 from latticed.ledger.coalesce import Denials
 from latticed.model import hostcall
 from latticed.model.errors import Problem
-from tests.house import hostcalls
+from latticed.sdk import answers
+from tests.house import answered, hostcalls
 from tests.house.clocks import ManualClock
 from tests.house.hostcalls import ROWS
 
@@ -36,7 +37,9 @@ async def test_every_served_host_call_has_a_row(stage):
 
 
 async def test_allowed_host_call_returns_its_members_and_is_audited(stage):
-    """One event with the decision allow; after it a deny for a call that fails on every host, see `refused` in ROWS."""
+    """Of the form that the SDK says. One event with the decision allow; after it a deny for a call that fails on every
+    host, see `refused` in ROWS.
+    """
     found, recorded = {}, {}
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)
@@ -44,8 +47,9 @@ async def test_allowed_host_call_returns_its_members_and_is_audited(stage):
             assert await caller.denied(method, **stage.fill(row.good)) == row.refused
             assert caller.recorded() == [(method, "allow", ""), (method, "deny", row.refused)]
             continue
-        found[method] = set(await caller.call(method, **stage.fill(row.good)))
-        recorded[method] = caller.recorded()
+        answer = await caller.call(method, **stage.fill(row.good))
+        found[method], recorded[method] = set(answer), caller.recorded()
+        assert answered.faults(answer, answers.ANSWERS[method], method) == []
     assert found == {method: set(ROWS[method].answers.split()) for method in found}
     assert recorded == {method: [(method, "allow", "")] for method in found}
 

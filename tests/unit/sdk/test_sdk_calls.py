@@ -148,6 +148,11 @@ ROWS = [
         *("task", "submit", ("s",), {"interpreter": "bash", "targets": ("a",), "timeout_s": 5}, "task.submit"),
         *({"interpreter": "bash", "script": "s", "targets": ["a"], "timeout_s": 5}, 1, 1),
     ),
+    (
+        *("task", "submit", ("s",), {"name": "vacuum"}, "task.submit"),
+        *({"interpreter": "sh", "script": "s", "name": "vacuum"}, 1, 1),
+    ),
+    ("task", "list", ("done",), {"after": 7, "limit": 5}, "task.list", {"state": "done", "after": 7, "limit": 5}, 1, 1),
     ("task", "cancel", ("t",), {}, "task.cancel", {"id": "t"}, 1, 1),
     *(
         row
@@ -172,6 +177,10 @@ ROWS = [
     ("network", "state", ("nft",), {}, "network.state", {"kind": "nft"}, 1, 1),
     ("network", "plan", ("nft", {}), {}, "network.plan", {"kind": "nft", "intent": {}}, 1, 1),
     ("network", "plans", (), {}, "network.plans", {}, 1, 1),
+    ("network", "plans", ("ab",), {}, "network.plans", {"sha256": "ab"}, 1, 1),
+    ("network", "plans", (), {"after": 7, "limit": 5}, "network.plans", {"after": 7, "limit": 5}, 1, 1),
+    ("ddns", "delete", ("n",), {"type": "A"}, "ddns.delete", {"name": "n", "type": "A"}, 1, 1),
+    ("ddns", "status", ("n",), {"type": "A"}, "ddns.status", {"name": "n", "type": "A"}, 1, 1),
     ("network", "apply", ("ab",), {}, "network.apply", {"sha256": "ab"}, 1, 1),
 ]
 
