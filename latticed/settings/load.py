@@ -100,7 +100,13 @@ def _config_dir(environ: Mapping[str, str], euid: int) -> Path:
     if euid == 0:
         return Path("/etc/latticed")
     etc = Path("/etc/latticed")
-    return etc if (etc / "latticed.toml").exists() else _xdg(environ, euid, "XDG_CONFIG_HOME", ".config")
+    try:
+        os.stat(etc / "latticed.toml")
+    except (FileNotFoundError, NotADirectoryError):
+        return _xdg(environ, euid, "XDG_CONFIG_HOME", ".config")
+    except OSError:
+        return etc  # reading it says why: a user's own settings never take the place of root's
+    return etc
 
 
 def _xdg(environ: Mapping[str, str], euid: int, name: str, fallback: str) -> Path:

@@ -1,4 +1,4 @@
-"""What the daemon lives with under systemd goes wrong: journald, its runtime directory, its processes."""
+"""What the daemon lives with under systemd goes wrong: journald, its directories, its processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ JOURNALD = (
     *("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket"),
     "systemd-journald.service",
 )
+SMALL = """
+set -e
+mkdir -p /run/systemd/journald.conf.d
+printf '[Journal]\\nStorage=volatile\\n' >/run/systemd/journald.conf.d/small.conf
+mount -t tmpfs -o size=24m tmpfs /run/log/journal
+"""
+FILL = """
+dd if=/dev/zero of=/run/log/journal/full bs=64k 2>/dev/null || true
+head -c 24M /dev/urandom | base64 -w 40000 | systemd-cat -t filling
+journalctl --sync
+logger -t probe 'nothing of this is kept'
+journalctl --sync
+! journalctl -q -t probe -o cat | grep -q 'nothing of this is kept'
+"""
+"""A small file system for the journal; everything in it used up, which an entry that is lost shows."""
 DROPPED = """
 import re, socket
 with socket.socket(socket.AF_UNIX) as asking:
@@ -47,6 +62,66 @@ def test_daemon_goes_on_without_journald_and_says_what_it_could_not_write(machin
     machine.until_logged("LATTICED_EVENT=log_dropped", f"_PID={pid}")
     machine.check("latticectl", "audit", "verify")
     assert machine.property("latticed.service", "MainPID") == pid
+
+
+@pytest.fixture
+def full_journal(machine):
+    """journald cannot write an entry, and has nowhere else to go."""
+    machine.check("systemctl", "stop", *JOURNALD)
+    machine.check("sh", "-c", SMALL)
+    machine.check("systemctl", "start", *JOURNALD)
+    machine.check("sh", "-c", FILL)
+    yield
+    machine.check("systemctl", "stop", *JOURNALD)
+    machine.check("umount", "/run/log/journal")
+    machine.check("rm", "/run/systemd/journald.conf.d/small.conf")
+    machine.check("systemctl", "start", *JOURNALD)
+
+
+def test_full_journal_stops_nothing(machine, full_journal):
+    """journald takes entries and loses them. The daemon is not held up and its audit record is whole: what happened
+    can be asked of it, also what the journal has not.
+    """
+    pid = machine.property("latticed.service", "MainPID")
+    written = len(machine.journal(f"_PID={pid}"))
+    for _ in range(3):
+        machine.check("latticectl", "restart", "acme.sleeper")
+    assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
+    machine.check("latticectl", "health", "--check")
+    machine.check("latticectl", "audit", "verify")
+    machine.check("systemctl", "restart", "latticed.service")
+    machine.check("latticectl", "wait", "acme.sleeper", "--for", "active", "--timeout", "60")
+    assert machine.property("latticed.service", "MainPID") != pid
+    assert len(machine.journal(f"_PID={pid}")) == written, "it was full all the time"
+
+
+def test_settings_that_cannot_be_read_change_nothing_and_start_nothing(machine):
+    """With all of /etc/latticed: the daemon that runs goes on and says so; a start is refused, and not tried again."""
+    pid = machine.property("latticed.service", "MainPID")
+    files = ("/etc/latticed/latticed.toml", "/etc/latticed/trust.json")
+    machine.check("chmod", "0600", *files)
+    try:
+        machine.check("systemctl", "reload", "latticed.service")
+        told = machine.until_logged("LATTICED_EVENT=settings_refused", f"_PID={pid}")[-1]
+        assert "/etc/latticed/latticed.toml" in told["MESSAGE"]
+        shown = machine.run("latticectl", "health")
+        assert "Permission denied" in shown.stdout
+        assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
+        # Nor are a user's own settings taken instead of those that are closed to him.
+        machine.check("chmod", "0700", "/etc/latticed")
+        user = ("setpriv", "--reuid=nobody", "--clear-groups", "latticed", "--check-config")
+        refused = machine.run(*user)
+        assert (refused.returncode, "Traceback" in refused.stderr) == (78, False), refused
+        assert "cannot read /etc/latticed/latticed.toml: Permission denied" in refused.stderr
+        machine.check("chmod", "0755", "/etc/latticed")
+        machine.run("systemctl", "restart", "latticed.service")
+        assert machine.property("latticed.service", "ExecMainStatus") == "78"
+        assert machine.property("latticed.service", "NRestarts") == "0"
+    finally:
+        machine.check("chmod", "0644", *files)
+    machine.run("systemctl", "reset-failed", "latticed.service", "latticed.socket")
+    machine.check("systemctl", "restart", "latticed.socket", "latticed.service")
+    machine.check("latticectl", "wait", "acme.sleeper", "--for", "active", "--timeout", "60")
 
 
 def test_runtime_directory_that_is_gone_comes_back_as_the_catalog_says(machine):
