@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import HttpVersion11
 
 from latticed import wire
+from latticed.host.route import own_style
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 GUARDS: Final = MappingProxyType(
     {
         "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Content-Security-Policy": own_style.STRICT,
         "Cache-Control": "no-store",
     }
 )
@@ -125,8 +126,11 @@ class IngressAnswer:
         await self._writer.write_eof(self._data)
 
 
-def of_response(response: RouteResponse) -> IngressAnswer:
-    """The response of a target; Problem("plugin_error") for a content type that could inject another header."""
+def of_response(response: RouteResponse, place: str) -> IngressAnswer:
+    """The response of a target, whose page may load what is at `place` (`own_style.own_place`).
+
+    Problem("plugin_error") for a content type that could inject another header.
+    """
     said = response.content_type
     # Checked for the answers of all targets.
     if not (said.isascii() and said.isprintable()):
@@ -136,7 +140,7 @@ def of_response(response: RouteResponse) -> IngressAnswer:
         said,
         status=response.status,
         more=response.more,
-        policy=response.policy,
+        policy=response.policy if response.own is None else own_style.policy(response.own, place),
         cache=response.cache,
     )
 

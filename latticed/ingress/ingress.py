@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from latticed.host.route import own_style
 from latticed.host.route.table import NO_LISTENER, RouteListener, RouteRequest
 from latticed.ingress import answers, request_target
 from latticed.ingress.connection import OutsideConnection
@@ -188,7 +189,8 @@ class Ingress:
         if len(said) != 1:
             raise Problem("bad_request", "expected one Host")
         # Before the route is looked up: a page that gets here by DNS rebinding learns nothing of what there is.
-        self._hosts.check(said[0] if asked.authority is None else asked.authority)
+        host = said[0] if asked.authority is None else asked.authority
+        self._hosts.check(host)
         check_headers(request.raw_headers)
         # Then the route and its method, before the body is read.
         claim = self._routes.find(asked.path)
@@ -210,7 +212,9 @@ class Ingress:
             # A client that does not read keeps its answer in memory until it is cut.
             if len(response.body) > LARGE_BYTES and self._unsent_bytes() > UNSENT_BYTES:
                 raise Problem("busy", "too much that was answered is not read")
-            return answers.of_response(response)
+            # Only for a page that loads something: most answers are none.
+            place = own_style.own_place(host, claim.plugin_id, claim.prefixes[0]) if response.own is not None else ""
+            return answers.of_response(response, place)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             # `give_up` cancelled it once. If the count is not 0 then, there is another reason too (shutdown, a lost

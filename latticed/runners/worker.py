@@ -10,7 +10,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.host.route import rendering, table, template
+from latticed.host.route import own_style, rendering, table, template
 from latticed.host.route.table import RouteResponse
 from latticed.kit import files
 from latticed.kit.tasks import in_thread
@@ -55,8 +55,8 @@ class WorkerRunner:
     async def admit(self, plugin: PluginToRun, pair: BundleDirectory) -> None:
         """Problem: `source_blocked` for template or content type, `route_taken` for its routes, `digest_mismatch`."""
         # What `start` does, without its effects: a template that does not parse is refused before it is activated.
-        content_type(plugin.manifest)
-        await _compiled(pair, plugin.manifest.digest_sha256.lower())
+        mime = content_type(plugin.manifest)
+        own_style.of_template((await _compiled(pair, plugin.manifest.digest_sha256.lower())).parts, mime)
         granted = self._granted_prefixes(plugin.id)
         self._routes.check(plugin.id, _prefixes(plugin, granted), granted_prefixes=granted)
 
@@ -86,7 +86,7 @@ class Serving:
     Slots, because thousands may be armed at once.
     """
 
-    __slots__ = ("_compiled", "_content_type", "_gate", "_routes", "claim")
+    __slots__ = ("_compiled", "_content_type", "_gate", "_own", "_routes", "claim")
 
     pid = 0
     sandbox = ""
@@ -96,6 +96,7 @@ class Serving:
         self._gate = gate
         self._compiled = compiled
         self._content_type = mime
+        self._own = own_style.of_template(compiled.parts, mime)
         self._routes = routes
         self.claim: RouteClaim | None = None
 
@@ -145,7 +146,7 @@ class Serving:
         self._check_route()
         body = await self._render(request.path, request.method, request.query)
         self._check_route()  # stopped or trimmed meanwhile
-        return RouteResponse(body=body, content_type=self._content_type)
+        return RouteResponse(body=body, content_type=self._content_type, own=self._own)
 
     def _check_route(self) -> None:
         """Problem("not_found") unless the capability `worker:route` is effective now."""

@@ -21,6 +21,7 @@ VERDICTS = {
     "hello-wasi": None,
     "hello-wasm": None,
     "hello-worker": None,
+    "host-status": None,
     "refused-tampered": "digest_mismatch",
     "refused-unknown-capability": "unknown_capability",
     "refused-untrusted": "publisher_untrusted",

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from latticed.host.call import HostError, Params
 from latticed.host.program.spec import NAME
-from latticed.host.route import public_paths, rendering, template
+from latticed.host.route import own_style, public_paths, rendering, template
 from latticed.host.route import table as prefixes
 from latticed.host.secret.references import REFERENCE
 from latticed.kit import text
@@ -124,7 +124,7 @@ def _template_spec(asked: RoutePut, path: str) -> RouteSpec:
     """The spec of a template route. HostError bad_params, also for a template that does not parse."""
     try:
         content_type = rendering.content_type(asked.content_type or "text/plain", "content_type")
-        template.parse(asked.template.encode("utf-8"))
+        own_style.of_template(template.parse(asked.template.encode("utf-8")).parts, content_type)
     # JSON can escape a lone surrogate (RFC 8259, section 8.2); UTF-8 cannot encode it.
     except UnicodeEncodeError as error:
         raise _bad("template: expected text without lone surrogates") from error

@@ -17,6 +17,8 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from latticed.host.route.own_style import OwnStyle
+
 RESERVED: Final = "/.well-known/"
 """Belongs to no plugin (RFC 8615)."""
 MAX_PREFIXES: Final = 16
@@ -46,6 +48,7 @@ class RouteResponse(Value, frozen=True, kw_only=True):
     """The answer of a target, complete in memory; the listener adds the security headers.
 
     `policy` and `cache` replace its Content-Security-Policy and Cache-Control unless empty; `more` are further headers.
+    `own`: what a page loads of its plugin's, from which the listener makes the policy.
     """
 
     body: bytes
@@ -54,6 +57,7 @@ class RouteResponse(Value, frozen=True, kw_only=True):
     policy: str = ""
     cache: str = ""
     more: tuple[tuple[str, str], ...] = ()
+    own: OwnStyle | None = None
 
 
 class RouteTarget(Protocol):

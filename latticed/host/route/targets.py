@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import functools
 import re
+import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.host.call import HostError
-from latticed.host.route import rendering, template
+from latticed.host.route import own_style, rendering, template
 from latticed.host.route.table import RouteRequest, RouteResponse
+from latticed.kit import logs
+from latticed.kit.log_limit import LogLimiter
 from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
@@ -50,6 +53,9 @@ _WITHOUT_BODY: Final = frozenset({204, 205})
 _ANSWER: Final = frozenset({"status", "content_type", "userinfo", "body", "body_base64"})
 USERINFO: Final = "subscription-userinfo"
 """The header by which clients of subscriptions learn bytes, quota and end: the only one that an action may set."""
+_REFUSED: Final = LogLimiter()
+
+log = logs.get_logger()
 _USERINFO: Final = re.compile(r"[a-z]+=[0-9]{1,20}(?:; [a-z]+=[0-9]{1,20}){0,7}")
 
 
@@ -57,7 +63,7 @@ class Templated:
     """A template of a plugin, as the target of a route.
 
     `live(plugin_id)`: whether the plugin may have it served now. Values are read with `call(plugin_id, method,
-    params)`, a host call through its Gate.
+    params)`, a host call through its Gate. Making one raises Problem source_blocked for too many styles.
     """
 
     methods = frozenset({"GET", "HEAD"})
@@ -66,6 +72,7 @@ class Templated:
         self._plugin_id = plugin_id
         self._compiled = compiled
         self._content_type = content_type
+        self._own = own_style.of_template(compiled.parts, content_type)
         self._live = live
         self._call = functools.partial(call, plugin_id)
 
@@ -82,7 +89,7 @@ class Templated:
         )
         # Asked again: the plugin may have been stopped or have lost the right while values were read.
         _check_live(self._live, self._plugin_id)
-        return RouteResponse(body=body, content_type=self._content_type)
+        return RouteResponse(body=body, content_type=self._content_type, own=self._own)
 
 
 class Invoked:
@@ -116,7 +123,21 @@ class Invoked:
         _check_live(self._live, self._plugin_id)
         if not reply.get("ok"):
             raise Problem("plugin_error", "the plugin says that it failed")
-        return response_from(reply.get("result"))
+        try:
+            return response_from(reply.get("result"))
+        except Problem as problem:
+            # The visitor is told no more than that it failed: this is for the author.
+            told = (self._plugin_id, self._action, problem.reason)
+            if (count := _REFUSED.take(told, time.monotonic())) is not None:
+                log.warning(
+                    "route_answer_refused",
+                    plugin_id=self._plugin_id,
+                    action=self._action,
+                    code=problem.code,
+                    reason=problem.reason,
+                    count=count,
+                )
+            raise
 
 
 class FilesServed:
@@ -246,7 +267,17 @@ def response_from(result: Any) -> RouteResponse:
     if len(body) > MAX_ANSWER_BYTES:
         detail = f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, found {len(body)}"
         raise Problem("output_too_large", detail)
-    return RouteResponse(body=body, content_type=kind, status=status, more=() if info is None else ((USERINFO, info),))
+    own = own_style.of_page(body, kind)
+    if own is not None and ";" not in kind:
+        kind += "; charset=utf-8"  # else a browser would guess one, with which the hashes may not match
+    return RouteResponse(
+        body=body,
+        content_type=kind,
+        status=status,
+        policy=own_style.SVG_POLICY if kind.partition(";")[0].strip().lower() == "image/svg+xml" else "",
+        more=() if info is None else ((USERINFO, info),),
+        own=own,
+    )
 
 
 def compiled(source: str) -> Template:

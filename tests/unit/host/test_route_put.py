@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import re
 from types import SimpleNamespace
 
@@ -115,6 +116,39 @@ async def test_action_gets_request_and_its_result_is_the_response(world):
         "body_base64": None,
     }
     assert (await page(world, f"{HERE}hook")).status == 405
+
+
+async def test_page_of_action_may_load_its_own_style_and_images(world, capsys):
+    """By the host that was asked, and the plugin's prefix; too many styles are refused, and the log says why."""
+    await world.put(path=f"{HERE}page", **INVOKE)
+    style = "<style>p { color: red }</style>"
+    world.plugins.reply = {"ok": True, "result": {"content_type": "text/html", "body": style}}
+    answer = await page(world, f"{HERE}page", "Host: localhost:99")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    digest = base64.b64encode(hashlib.sha256(b"p { color: red }").digest()).decode()
+    assert answer.headers["content-security-policy"] == (
+        "sandbox; default-src 'none'; base-uri 'none'; form-action 'none';"
+        f" style-src 'sha256-{digest}' localhost:99{HERE}; img-src localhost:99{HERE}"
+    )
+    assert (await page(world, f"{HERE}page", method="HEAD")).headers["content-security-policy"].count("sha256") == 1
+    world.plugins.reply = {"ok": True, "result": {"content_type": "text/html", "body": style * 1_000}}
+    answer = await page(world, f"{HERE}page")
+    assert (answer.status, "content-security-policy" in answer.headers) == (502, True)
+    told = capsys.readouterr().out
+    assert "route_answer_refused" in told
+    assert "at most 16 <style> elements, found more" in told
+    world.plugins.reply = {"ok": True, "result": {"content_type": "image/svg+xml", "body": "<svg/>"}}
+    policy = (await page(world, f"{HERE}page")).headers["content-security-policy"]
+    assert policy == "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+
+
+async def test_template_may_have_styles_but_not_any_number_of_them(world):
+    html = {"target": "template", "content_type": "text/html", "path": HERE}
+    await world.put(**html, template="<style>a{}</style>{{query:q}}")
+    answer = await page(world, f"{HERE}?q=%3Cstyle%3Eb%7B%7D%3C/style%3E")
+    assert answer.headers["content-security-policy"].count("sha256-") == 1
+    refused = await world.refused(**html, template="<style>a{}</style>" * 17)
+    assert refused.reason == "source_blocked: expected a page with at most 16 <style> elements, found more"
 
 
 async def test_binary_bodies_of_action_are_base64(world):
