@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import pwd
-import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -32,9 +30,10 @@ from latticed.kit import files, trusted_files
 from latticed.model.errors import Problem
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
+from latticed.plans.proxy_api import CLOSE_S, CoreApi
 from latticed.plans.proxy_runs import STARTED, Child, Unit
 from latticed.system.findings import IntentRefused
-from latticed.system.proxy import api, applied, decode, sources, values
+from latticed.system.proxy import applied, decode, sources, values
 from latticed.system.proxy import check as checker
 from latticed.system.proxy import intent as model
 from latticed.system.proxy import narrows as narrower
@@ -51,12 +50,9 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = MappingProxyType({"sing-box": "sing-box", "xray": "xray", "setpriv": "util-linux", "ss": "iproute2"})
 """The package of each program that there has to be; of the cores the one that is configured."""
-API_S: Final = 3.0
-"""For the core's API to tell who is connected and to close all who have to go, however many they are."""
 LISTEN_S: Final = 8.0
 """For a core to bind its ports after its start."""
 _MAX_FILE_BYTES: Final = 16 << 20
-_MAX_ANSWER_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,8 @@ class ProxyKind:
     user: str = "latticed-proxy"
     batch_s: float = 60.0
     unit: str = ""
+    # Of the process that this kind is used in: no part of what it is.
+    _api: CoreApi = field(default_factory=CoreApi, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -146,7 +144,7 @@ class ProxyKind:
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
-        told = _connections(found, time.monotonic() + API_S)
+        told = self._connections(found)
         sound, unfinished, coming = self._judged(found, told)
         connections = [
             {
@@ -239,7 +237,7 @@ class ProxyKind:
         if rendering:
             self._write("wanted.json", rendering, owner=0)
         if wanted is None or not applied.everybody(wanted.core, config):
-            self._runs.stop(tools)
+            self._stop(found, tools)
             self._set_aside(STARTED)
             self._remove("waiting")
             if not rendering:
@@ -247,15 +245,15 @@ class ProxyKind:
             return
         if self._goes_on(found, wanted.core, config, may_wait=may_wait):
             return
-        self._runs.stop(tools)
+        self._stop(found, tools)
         self._write(STARTED, config, owner=self._account().pw_uid)
         self._remove("waiting")
         self._start(wanted.core, tools)
 
     def _goes_on(self, found: _Core, core: Core, config: bytes, *, may_wait: bool) -> bool:
         """Whether the core that runs will do for now; users who are gone are cut."""
-        until = time.monotonic() + API_S
-        told = _connections(found, until)
+        until = time.monotonic() + CLOSE_S
+        told = self._connections(found)
         same = found.pid and found.started and applied.core_of(found.started) is core
         moved = applied.moves(core, found.started, config) if same else None
         # One that does not answer is started anew: users have to go, whatever that costs the others.
@@ -270,7 +268,19 @@ class ProxyKind:
             return False
         if found.waiting_s is None:
             self._write("waiting", b"", owner=0)
-        return _closed(found, told, moved.gone, until)
+        ids = (one.id for one in told if one.user in moved.gone)
+        return self._api.closed(_api_of(found.wanted), found.pid, ids, until)
+
+    def _connections(self, found: _Core) -> tuple[Connection, ...] | None:
+        """Who is connected; nobody where it has no API, or has not bound it yet; None where it does not answer."""
+        service = _api_of(found.wanted) if found.pid else {}
+        if not service or ("tcp", service["listen_port"]) not in found.ours():
+            return ()
+        return self._api.connections(service, found.pid)
+
+    def _stop(self, found: _Core, tools: Tools) -> None:
+        """End the core; one that answers nothing is not asked to end."""
+        self._runs.stop(tools, at_once=self._api.is_silent(found.pid))
 
     def _start(self, core: Core, tools: Tools) -> None:
         started = str(Path(self.directory, STARTED))
@@ -348,78 +358,6 @@ class ProxyKind:
     def _remove(self, *names: str) -> None:
         for name in names:
             Path(self.directory, name).unlink(missing_ok=True)
-
-
-def _connections(found: _Core, until: float) -> tuple[Connection, ...] | None:
-    """Who is connected; nobody where the core has no API, or has not bound it yet; None where it does not answer."""
-    service = _api_of(found.wanted) if found.pid else {}
-    if not service or ("tcp", service["listen_port"]) not in found.ours():
-        return ()
-    try:
-        answer = _asked(service, api.LIST_PATH, api.list_request(), until, first=True)
-        return tuple(parsed(api.connections, answer))
-    except Problem:
-        return None
-
-
-def _closed(found: _Core, told: tuple[Connection, ...], users: frozenset[str], until: float) -> bool:
-    """End the connections of these users, and nobody else's; whether the core did."""
-    try:
-        service = _api_of(found.wanted)
-        asked = (_asked(service, api.CLOSE_PATH, api.close_request(one.id), until) for one in told if one.user in users)
-        return not any(parsed(api.refusal, answer) for answer in asked)
-    except Problem:
-        return False
-
-
-class _TimedSocket(socket.socket):
-    """Whose reads end at one moment, however slowly bytes come: a timeout alone begins again with each."""
-
-    until = 0.0
-
-    def recv_into(self, *arguments: Any, **named: Any) -> int:
-        left_s = self.until - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self.settimeout(left_s)
-        return super().recv_into(*arguments, **named)
-
-
-class _TimedConnection(http.client.HTTPConnection):
-    """HTTP that ends at `until`, of the monotonic clock."""
-
-    def __init__(self, host: str, port: int, until: float) -> None:
-        super().__init__(host, port)
-        self._until = until
-
-    def connect(self) -> None:
-        left_s = self._until - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        plain = socket.create_connection((self.host, self.port), left_s)
-        self.sock = _TimedSocket(fileno=plain.detach())
-        self.sock.until = self._until
-        self.sock.settimeout(left_s)
-
-
-def _asked(service: dict[str, Any], path: str, body: bytes, until: float, *, first: bool = False) -> bytes:
-    """An answer of the core's API; `first`: the message of its first frame, for what would go on without an end.
-
-    Problem tool_failed, `until` the latest.
-    """
-    headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
-    connection = _TimedConnection(service["listen"], service["listen_port"], until)
-    try:
-        connection.request("POST", path, body, headers)
-        with connection.getresponse() as answer:
-            if first:
-                length = parsed(api.frame_length, answer.read(api.HEADER_BYTES))
-                return answer.read(length)
-            return answer.read(_MAX_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise Problem("tool_failed", f"the core's API does not answer: {type(error).__name__}") from error
-    finally:
-        connection.close()
 
 
 def _api_of(rendering: bytes) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Runs(Protocol):
         """Start it, by an absolute path and what follows; a unit has words of its own."""
         ...
 
-    def stop(self, tools: Tools) -> None:
-        """End it, whether it runs or not."""
+    def stop(self, tools: Tools, *, at_once: bool = False) -> None:
+        """End it, whether it runs or not; `at_once`: without the time to end by itself."""
         ...
 
     def ended(self, tools: Tools) -> bool:
@@ -95,9 +95,10 @@ class Child:
         while not self.pid(tools) and not self.ended(tools) and time.monotonic() < until:
             time.sleep(0.01)
 
-    def stop(self, tools: Tools) -> None:
+    def stop(self, tools: Tools, *, at_once: bool = False) -> None:
         if self.pid(tools):
-            words = ("--stop", "--oknodo", "--retry", "TERM/3/KILL/3", "--pidfile", str(self.pidfile))
+            signals = "KILL/3" if at_once else "TERM/3/KILL/3"
+            words = ("--stop", "--oknodo", "--retry", signals, "--pidfile", str(self.pidfile))
             ran(tools, PACKAGES, "start-stop-daemon", *words, "--user", self.user)
         self._end_strays()
         self.pidfile.unlink(missing_ok=True)
@@ -168,7 +169,10 @@ class Unit:
         self._control(tools, "reset-failed", ends=(0, 1))
         self._control(tools, "restart")
 
-    def stop(self, tools: Tools) -> None:
+    def stop(self, tools: Tools, *, at_once: bool = False) -> None:
+        if at_once:
+            # 1: there is no process of it.
+            self._control(tools, "kill", "--signal=KILL", ends=(0, 1, 5))
         # 5: there is no such unit.
         self._control(tools, "stop", ends=(0, 5))
 
@@ -180,5 +184,6 @@ class Unit:
         shown = ran(tools, PACKAGES, "systemctl", "show", "--no-pager", asked, "--", self.name).stdout
         return dict(line.split("=", 1) for line in shown.decode("utf-8", "replace").splitlines() if "=" in line)
 
-    def _control(self, tools: Tools, verb: str, *, ends: tuple[int, ...] = (0,)) -> None:
-        ran(tools, PACKAGES, "systemctl", verb, "--quiet", "--no-ask-password", "--", self.name, ends=ends)
+    def _control(self, tools: Tools, verb: str, *options: str, ends: tuple[int, ...] = (0,)) -> None:
+        words = (verb, "--quiet", "--no-ask-password", *options, "--", self.name)
+        ran(tools, PACKAGES, "systemctl", *words, ends=ends)

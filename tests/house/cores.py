@@ -73,7 +73,7 @@ def running(
         )
     try:
         until = time.monotonic() + PATIENCE_S
-        while not _listens(port):
+        while not listens(port):
             assert child.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.02)
@@ -156,6 +156,7 @@ def client(document: bytes, port: int) -> bytes:
     return json.dumps(found).encode()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections at this port of loopback."""
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0

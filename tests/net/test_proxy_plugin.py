@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from latticed.plans import proxy
+from latticed.plans import proxy_api
 from latticed.system.proxy import links, plugin, subscriptions, usage
 from tests.house import apply_helpers, cores, faults, hosting, plan_sites, ports, processes, proxies
 from tests.house.nft_places import NftPlace
@@ -190,8 +190,10 @@ def answered(site, path):
 
 
 def test_the_longest_wait_for_a_cut_is_within_five_seconds():
-    """Until the core is told, or found not to answer and started anew; besides what the programs of an apply take."""
-    assert plugin.POLL_S + proxy.API_S <= 5
+    """Until the core is told, or found not to answer and killed; besides what the programs of an apply take."""
+    assert plugin.POLL_S + proxy_api.CLOSE_S <= 5
+    # Of a core that hangs: a look, the offer, the apply and its commit ask it, one after the other.
+    assert proxy_api.ANSWER_S + 3 * proxy_api.SILENT_S <= 3
     # An end is looked for when it comes.
     assert [usage.wait_s(one, 10.5, plugin.POLL_S) for one in ([5, 20, 11], [10], [])] == [0.5, 2.0, 2.0]
 
@@ -234,6 +236,21 @@ def test_who_was_cut_and_connects_anew_is_closed_again_and_is_no_drift(site, ser
     assert site.host.daemon.events(action="plan.drift") == []
     site.do("enable", {"id": "ben"})
     site.until(lambda: site.fetch(served["ben"])[0] == 200, "Ben's subscription again")
+
+
+def test_who_has_to_go_is_cut_of_a_core_that_hangs_and_the_others_are_served_again(site, served, origin):
+    """It closes nothing any more: it is killed, and started for the rest."""
+    core = site.core()
+    with stream(site, served["anna"], "client-anna", origin) as anna:
+        cores.echoed(anna)
+        os.kill(core, signal.SIGSTOP)
+        site.do("disable", {"id": "anna"})
+        assert cores.is_cut(anna)
+    site.until(lambda: site.core() not in {core, 0} and cores.listens(site.port), "another core")
+    with stream(site, served["ben"], "client-ben", origin) as ben:
+        cores.echoed(ben)
+    site.do("enable", {"id": "anna"})
+    site.until(lambda: site.fetch(served["anna"])[0] == 200, "Anna's subscription again")
 
 
 def test_an_end_is_reached_without_an_approval_and_costs_nobody_else(site, served, origin):

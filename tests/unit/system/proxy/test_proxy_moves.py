@@ -11,7 +11,7 @@ import time
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.plans import proxy
+from latticed.plans import proxy_api
 from latticed.system.proxy import applied, decode, ends, render
 from latticed.system.proxy.intent import Core
 from tests.house import proxies
@@ -105,7 +105,7 @@ def dripping():
 def test_an_api_that_drips_is_given_up(first):
     """It would be read for ever: each byte comes well within any timeout of a read."""
     with dripping() as service, pytest.raises(Problem) as failed:
-        proxy._asked(service, "/", b"", time.monotonic() + 0.5, first=first)
+        proxy_api.asked(service, "/", b"", time.monotonic() + 0.5, first=first)
     assert failed.value.code == "tool_failed"
 
 
@@ -113,7 +113,35 @@ def test_time_that_is_over_is_over_for_all_calls_that_share_it():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         service = {"listen": "127.0.0.1", "listen_port": listener.getsockname()[1], "secret": "x"}
         with pytest.raises(Problem):
-            proxy._asked(service, "/", b"", time.monotonic())
+            proxy_api.asked(service, "/", b"", time.monotonic())
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+def test_a_core_that_was_silent_is_waited_for_once_and_not_held_against_it_for_ever(monkeypatch):
+    now = [100.0]
+    given = []
+
+    def asked(service, path, body, until, *, first=False):
+        given.append(round(until - now[0], 3))
+        now[0] = until
+        raise Problem("tool_failed", "no answer")
+
+    monkeypatch.setattr(proxy_api.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(proxy_api, "asked", asked)
+    api = proxy_api.CoreApi()
+    for _ in range(4):
+        assert api.connections({}, 7) is None
+        assert api.is_silent(7)
+    # Another process under way since is not the one that was silent.
+    assert not api.is_silent(8)
+    now[0] += proxy_api.REMEMBERED_S
+    assert not api.is_silent(7)
+    assert api.connections({}, 7) is None
+    whole, short = proxy_api.ANSWER_S, proxy_api.SILENT_S
+    assert given == [whole, short, short, short, whole]
+    nobody = b"\x10\x01"  # the list from its beginning, without a connection
+    monkeypatch.setattr(proxy_api, "asked", lambda *_, **__: nobody)
+    assert api.connections({}, 7) == ()
+    assert not api.is_silent(7)

@@ -1,0 +1,115 @@
+"""Asks the API of a proxy core who is connected, and has it end connections. A core that hangs costs that once.
+
+A look, an offer, an apply and its commit each ask, one after the other: with a whole wait for each, users who have to
+go would go too late. So a core that has just been silent for ANSWER_S is given SILENT_S by whoever asks next.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.model.errors import Problem
+from latticed.plans.effects import parsed
+from latticed.system.proxy import api
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from latticed.system.proxy.usage import Connection
+
+ANSWER_S: Final = 2.0
+"""For a core to tell who is connected."""
+SILENT_S: Final = 0.3
+"""The same for one that has not answered in that time."""
+REMEMBERED_S: Final = 5.0
+"""How long that is held against it: a busy machine may be the reason."""
+CLOSE_S: Final = 3.0
+"""To tell who is connected and to close all who have to go, however many they are."""
+_MAX_ANSWER_BYTES: Final = 64 << 10
+
+
+class CoreApi:
+    """The API of whatever core runs; `service`: as its file has it."""
+
+    def __init__(self) -> None:
+        self._silent: tuple[int, float] = (0, 0.0)
+
+    def is_silent(self, pid: int) -> bool:
+        """Whether the process `pid` was asked in vain a moment ago: nor would it end when it is asked to."""
+        return bool(pid) and self._silent[0] == pid and time.monotonic() < self._silent[1]
+
+    def connections(self, service: dict[str, Any], pid: int) -> tuple[Connection, ...] | None:
+        """Who is connected to the core `pid`; None where it does not answer."""
+        was_silent = self.is_silent(pid)
+        until = time.monotonic() + (SILENT_S if was_silent else ANSWER_S)
+        try:
+            answer = asked(service, api.LIST_PATH, api.list_request(), until, first=True)
+            told = tuple(parsed(api.connections, answer))
+        except Problem:
+            if not was_silent:
+                self._silent = (pid, time.monotonic() + REMEMBERED_S)
+            return None
+        self._silent = (0, 0.0)
+        return told
+
+    def closed(self, service: dict[str, Any], pid: int, ids: Iterable[str], until: float) -> bool:
+        """End these connections; whether the core did, `until` the latest."""
+        try:
+            answers = (asked(service, api.CLOSE_PATH, api.close_request(one), until) for one in ids)
+            return not any(parsed(api.refusal, answer) for answer in answers)
+        except Problem:
+            self._silent = (pid, time.monotonic() + REMEMBERED_S)
+            return False
+
+
+class _TimedSocket(socket.socket):
+    """Whose reads end at one moment, however slowly bytes come: a timeout alone begins again with each."""
+
+    until = 0.0
+
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self.settimeout(left_s)
+        return super().recv_into(*arguments, **named)
+
+
+class _TimedConnection(http.client.HTTPConnection):
+    """HTTP that ends at `until`, of the monotonic clock."""
+
+    def __init__(self, host: str, port: int, until: float) -> None:
+        super().__init__(host, port)
+        self._until = until
+
+    def connect(self) -> None:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        plain = socket.create_connection((self.host, self.port), left_s)
+        self.sock = _TimedSocket(fileno=plain.detach())
+        self.sock.until = self._until
+        self.sock.settimeout(left_s)
+
+
+def asked(service: dict[str, Any], path: str, body: bytes, until: float, *, first: bool = False) -> bytes:
+    """An answer of the core's API; `first`: the message of its first frame, for what would go on without an end.
+
+    Problem tool_failed, `until` the latest.
+    """
+    headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
+    connection = _TimedConnection(service["listen"], service["listen_port"], until)
+    try:
+        connection.request("POST", path, body, headers)
+        with connection.getresponse() as answer:
+            if first:
+                length = parsed(api.frame_length, answer.read(api.HEADER_BYTES))
+                return answer.read(length)
+            return answer.read(_MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise Problem("tool_failed", f"the core's API does not answer: {type(error).__name__}") from error
+    finally:
+        connection.close()
