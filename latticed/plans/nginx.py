@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from latticed.plans.protocol import Finding
     from latticed.settings.programs import NginxSettings
     from latticed.settings.shapes import HttpSettings
+    from latticed.system.nft_guard.facts import Listener
 
 PACKAGES: Final = MappingProxyType({"nginx": "nginx-light", "ip": "iproute2", "ss": "iproute2"})
 RELOAD_S: Final = 8.0
@@ -157,11 +158,9 @@ class NginxKind:
         that of the file, in seconds since 1970, None without one.
         """
         found = self._seen()
-        ours = "nginx" if found.pid else ""
-        listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
         listeners = [
-            {"address": str(address), "port": one.port, "whose": _whose(one.process, ours)}
-            for one in listening
+            {"address": str(address), "port": one.port, "whose": _whose(one.process, is_ours=is_ours)}
+            for one, is_ours in self._listening(tools)[: sources.MAX_LISTENERS]
             for address in ((one.address,) if one.address is not None else ("0.0.0.0", "::"))  # noqa: S104 - as seen
         ]
         interfaces = parsed(sources.interfaces, ran(tools, PACKAGES, "ip", "-j", "address", "show").stdout, ())
@@ -246,8 +245,7 @@ class NginxKind:
             raise Problem("apply_failed", "nginx does not serve what was applied")
         if not found.rendering:
             return
-        listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
-        bound = {one.port for one in listening if one.process == "nginx"}
+        bound = {one.port for one, is_ours in self._listening(tools) if is_ours}
         if missing := applied.ports(applied.read(rendering)) - bound:
             raise Problem("apply_failed", f"nginx does not listen at port {min(missing)}")
 
@@ -432,6 +430,15 @@ class NginxKind:
             return any(os.readlink(one) in sockets for one in Path("/proc", str(pid), "fd").iterdir())
         return False
 
+    def _listening(self, tools: Tools) -> list[tuple[Listener, bool]]:
+        """All that listens, and whether that is our nginx: also workers whose master was killed, and no other nginx."""
+        sockets = self._sockets()
+        found: dict[Listener, bool] = {}
+        for one, pids in parsed(sources.owned, ran(tools, PACKAGES, "ss", "-Htlnp").stdout):
+            is_ours = one.process == "nginx" and any(self._is_ours(pid, sockets) for pid in pids)
+            found[one] = is_ours and found.get(one, True)
+        return list(found.items())
+
     def _end_orphans(self) -> None:
         """End workers whose master was killed: they would keep addresses and ports for themselves, for ever."""
         sockets = self._sockets()
@@ -508,8 +515,8 @@ def _ends_at(certificate: str) -> int | None:
         return None
 
 
-def _whose(process: str, ours: str) -> str:
-    if ours and process == ours:
+def _whose(process: str, *, is_ours: bool) -> str:
+    if is_ours:
         return "nginx"
     return "latticed" if process.startswith("latticed") else ""
 

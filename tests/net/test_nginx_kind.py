@@ -142,6 +142,8 @@ def test_what_somebody_else_changes_is_drift(web, change):
     if change not in {"killed", "orphaned"}:
         with pytest.raises(Problem, match="edited by hand"):
             web.kind.snapshot(web.tools)
+    # What is left of ours is nobody else's: its ports can be planned with.
+    assert web.kind.check(web.intent(shop()), web.live(), "") == ()
     web.kind.commit(rendering, web.tools)
     web.kind.self_check(rendering, web.tools)
     assert web.get("shop.example.org") == 410
@@ -175,6 +177,8 @@ def test_another_nginx_s_files_and_processes_are_left_alone(web, tmp_path_factor
         before = {path: path.read_bytes() for path in directory.rglob("*.conf")}
         etc = {path: path.stat().st_mtime_ns for path in Path("/etc/nginx").rglob("*")}
         web.committed(web.intent(shop()))
+        theirs = {"addresses": ["127.0.0.1"], "http": foreign.http, "https": web.ports[1]}
+        assert [one.code for one in web.kind.check(web.intent(shop(), listen=theirs), web.live(), "")] == ["port_taken"]
         web.committed(web.intent())
         assert foreign.get("foreign.example.org")[0] == 403
         assert {path: path.read_bytes() for path in directory.rglob("*.conf")} == before

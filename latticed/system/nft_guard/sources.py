@@ -26,6 +26,7 @@ SSH_PORT: Final = 22
 _SSHD: Final = frozenset({"sshd", "sshd-session", "sshd-auth"})
 """Names of its processes; since OpenSSH 9.8 each connection has an sshd-session."""
 _PROCESS: Final = re.compile(r'users:\(\("([^"]*)"')
+_PID: Final = re.compile(r",pid=([0-9]{1,9}),")
 _ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|(\*))(?:%([^:\]\s]+))?:([0-9]+|\*)")
 _FIREWALLS: Final = {"ufw-": ("ufw", "ufw-before-input"), "INPUT_ZONES": ("firewalld", "INPUT_ZONES")}
 """By how the chains begin that the input chain leads to; firewalld has them where its backend is iptables."""
@@ -34,14 +35,22 @@ _NO_FIREWALL: Final = ("", "")
 
 def listeners(printed: bytes) -> tuple[Listener, ...]:
     """Of `ss -Htlnp`: TCP sockets that listen, each once, with the name of their first process."""
-    found: set[Listener] = set()
-    for columns, process in _rows(printed):
+    found = {one for one, _ in owned(printed)}
+    ordered = sorted(found, key=lambda one: (one.process not in _SSHD, one.port, str(one.address)))
+    return tuple(ordered[:MAX_LISTENERS])
+
+
+def owned(printed: bytes) -> tuple[tuple[Listener, frozenset[int]], ...]:
+    """The same as they are printed, each with the numbers of all processes that have it."""
+    found = []
+    for line in printed.decode("utf-8", "replace").splitlines():
+        columns, process = _row(line)
         # State, Recv-Q, Send-Q, local, peer
         end = _endpoint(columns[3]) if len(columns) >= 5 else None
         if end is not None:
-            found.add(Listener(port=end[2], address=end[0], process=process))
-    ordered = sorted(found, key=lambda one: (one.process not in _SSHD, one.port, str(one.address)))
-    return tuple(ordered[:MAX_LISTENERS])
+            pids = frozenset(map(int, _PID.findall(line)))
+            found.append((Listener(port=end[2], address=end[0], process=process), pids))
+    return tuple(found)
 
 
 def sessions(printed: bytes, ports: Collection[int]) -> tuple[SshSession, ...]:
@@ -50,7 +59,8 @@ def sessions(printed: bytes, ports: Collection[int]) -> tuple[SshSession, ...]:
     Without the ports (another sshd listens elsewhere) the process tells.
     """
     found: set[SshSession] = set()
-    for columns, process in _rows(printed):
+    for line in printed.decode("utf-8", "replace").splitlines():
+        columns, process = _row(line)
         # Recv-Q, Send-Q, local, peer
         if len(columns) < 4:
             continue
@@ -134,11 +144,10 @@ def _firewall_of(chain: str) -> tuple[str, str]:
     return next((found for prefix, found in _FIREWALLS.items() if chain.startswith(prefix)), _NO_FIREWALL)
 
 
-def _rows(printed: bytes) -> Iterator[tuple[list[str], str]]:
-    """The columns of each line of ss, and the name of its first process."""
-    for line in printed.decode("utf-8", "replace").splitlines():
-        process = _PROCESS.search(line)
-        yield line.split("users:((", 1)[0].split(), process[1] if process else ""
+def _row(line: str) -> tuple[list[str], str]:
+    """The columns of a line of ss, and the name of its first process."""
+    process = _PROCESS.search(line)
+    return line.split("users:((", 1)[0].split(), process[1] if process else ""
 
 
 def _endpoint(text: str) -> tuple[Address | None, str, int] | None:
