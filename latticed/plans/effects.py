@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from latticed.plans.programs import failed
 from latticed.plans.protocol import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from latticed.plans.kind import ProgramEnd, Tools
     from latticed.system import findings
@@ -34,8 +35,27 @@ def ran(
 
     `ends`: the exit statuses that are no failure. `stays`: as `Tools.run`.
     """
-    try:
+    with _packaged(packages, program):
         ended = tools.run(program, *arguments, stdin=stdin, stays=stays)
+    return _sound(program, ended, ends)
+
+
+@contextlib.contextmanager
+def waiting(
+    tools: Tools, packages: Mapping[str, str], program: str, *arguments: str, ends: tuple[int, ...] = (0,)
+) -> Iterator[Callable[[bytes], ProgramEnd]]:
+    """As `Tools.waiting`, problems as `ran`."""
+    with contextlib.ExitStack() as stack:
+        with _packaged(packages, program):
+            finish = stack.enter_context(tools.waiting(program, *arguments))
+        yield lambda stdin: _sound(program, finish(stdin), ends)
+
+
+@contextlib.contextmanager
+def _packaged(packages: Mapping[str, str], program: str) -> Iterator[None]:
+    """Problem tool_missing with the name of the Debian package."""
+    try:
+        yield
     except Problem as problem:
         if problem.code != "tool_missing":
             raise
@@ -43,6 +63,9 @@ def ran(
         raise Problem(
             "tool_missing", f"{problem.reason} (package {package})", f"apt install {package}, or {problem.hint}"
         ) from problem
+
+
+def _sound(program: str, ended: ProgramEnd, ends: tuple[int, ...]) -> ProgramEnd:
     if ended.status not in ends:
         raise failed(program, ended)
     return ended

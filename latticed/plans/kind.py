@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from latticed.plans.protocol import Finding
 
@@ -50,6 +51,12 @@ class Tools(Protocol):
         """Run one of the kind's `programs` and wait. `stays`: it leaves a process behind that goes on.
 
         Problems tool_missing, tool_failed (too slow, too much output).
+        """
+        ...
+
+    def waiting(self, program: str, *arguments: str) -> AbstractContextManager[Callable[[bytes], ProgramEnd]]:
+        """Start a program that does nothing before it has read all of its standard input, and do other things
+        meanwhile. What the block gets is called once, with the input, and waits as `run`; without that it is killed.
         """
         ...
 

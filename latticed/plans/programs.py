@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -16,7 +17,7 @@ from latticed.model.errors import Problem
 from latticed.plans.kind import ProgramEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 DEADLINE_S: Final = 10.0
 """Of one program. A change runs a handful, which together stay below `protocol.OPERATION_S`."""
@@ -59,6 +60,20 @@ class ProgramTools:
 
     def run(self, program: str, *arguments: str, stdin: bytes = b"", stays: bool = False) -> ProgramEnd:
         """As `kind.Tools.run`. KeyError for a program that the kind did not name: a mistake in the kind."""
+        with self._started(program, arguments, stays=stays) as child:
+            return self._ended(child, program, stdin)
+
+    @contextlib.contextmanager
+    def waiting(self, program: str, *arguments: str) -> Iterator[Callable[[bytes], ProgramEnd]]:
+        """As `kind.Tools.waiting`."""
+        with self._started(program, arguments) as child:
+            yield functools.partial(self._ended, child, program)
+
+    @contextlib.contextmanager
+    def _started(
+        self, program: str, arguments: tuple[str, ...], *, stays: bool = False
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A child that is killed, if it has not ended, and reaped."""
         path = self._paths[program]
         # What stays would hold the lock for ever, and end with a Ctrl-C at the helper's terminal.
         inherited = () if self._lock is None or stays else (self._lock,)
@@ -85,9 +100,13 @@ class ProgramTools:
         except (OSError, ValueError, trusted_files.ForeignFile) as error:
             raise Problem("tool_missing", f"{path} cannot be run: {error}") from error
         try:
-            ended = _conversed(child, program, stdin, time.monotonic() + self._deadline_s)
+            yield child
         finally:
             _end(child)
+
+    def _ended(self, child: subprocess.Popen[bytes], program: str, stdin: bytes) -> ProgramEnd:
+        """The child's end, once it has been given its input."""
+        ended = _conversed(child, program, stdin, time.monotonic() + self._deadline_s)
         errors = ended.stderr
         # Before anybody cuts it: half a secret is one too. The longest first, which may hold another.
         for name, value in sorted(self._hidden.items(), key=lambda one: -len(one[1])):

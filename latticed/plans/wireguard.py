@@ -7,6 +7,7 @@ interface is of the kernel where that has WireGuard, else of a wireguard-go that
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
-from latticed.plans.effects import finding, parsed, ran
+from latticed.plans.effects import finding, parsed, ran, waiting
 from latticed.plans.kind import Live
 from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard import parse
@@ -26,7 +27,7 @@ from latticed.system.wireguard import narrows as narrower
 from latticed.system.wireguard import render as renderer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from latticed.model.addresses import Network
     from latticed.plans.kind import Intent, ProgramEnd, Tools
@@ -45,6 +46,8 @@ PACKAGES: Final = MappingProxyType(
     }
 )
 """The Debian package of each program that there has to be; wireguard-go only where the kernel has no WireGuard."""
+AHEAD: Final = 2
+"""Networks whose programs are started before it is known what the host has; those of others when it is their turn."""
 _TABLE: Final = (reach.FAMILY, reach.NAME)
 _EMPTY: Final = Table(chains=())
 
@@ -204,16 +207,20 @@ class WireguardKind:
         del may_wait
         wanted = applied.read(rendering)
         names = {link.name for link in wanted.links}
-        links, there = _standing(tools, names)
-        foreign = names & ({one.name for one in links} - there.keys())
-        if foreign:
-            raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
-        for name in sorted(there.keys() - names):
-            _run(tools, "ip", "link", "delete", "dev", name)
-        _run(tools, "nft", "-f", "-", stdin=wanted.table.encode("ascii"))
-        now_s = _now_s()
-        for link in wanted.links:
-            _make(applied.due(link, now_s), there.get(link.name), tools)
+        with contextlib.ExitStack() as stack:
+            # Most of the time of these programs is their start: they begin together, and wait for their input.
+            load = stack.enter_context(waiting(tools, PACKAGES, "nft", "-f", "-"))
+            ahead = {link.name: stack.enter_context(_peers(link.name, tools)) for link in wanted.links[:AHEAD]}
+            links, there = _standing(tools, names)
+            foreign = names & ({one.name for one in links} - there.keys())
+            if foreign:
+                raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
+            for name in sorted(there.keys() - names):
+                _run(tools, "ip", "link", "delete", "dev", name)
+            load(wanted.table.encode("ascii"))
+            now_s = _now_s()
+            for link in wanted.links:
+                _make(applied.due(link, now_s), there.get(link.name), tools, ahead.get(link.name))
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the host has what was rendered, and each interface is up."""
@@ -265,13 +272,21 @@ def _is_wireguard(link: HostLink, tools: Tools) -> bool:
     return ran(tools, PACKAGES, "wg", "show", link.name, "public-key", ends=(0, 1)).status == 0
 
 
-def _make(link: Link, before: _Standing | None, tools: Tools) -> None:
-    """Have one interface as it should be; `before` as it was, None for one that is not there."""
+def _make(link: Link, before: _Standing | None, tools: Tools, peers: _Peers | None) -> None:
+    """Have one interface as it should be; `before` as it was, None for one that is not there.
+
+    `peers`: the programs for its peers, where they have been started already.
+    """
     if before is None:
         _create(link.name, tools)
     if before is None or before.link.alias != sources.ALIAS:
         _run(tools, "ip", "link", "set", "dev", link.name, "alias", sources.ALIAS)
-    _set(link, tools, is_new=before is None)
+    if before is None:
+        # A file of its own would be one more place with keys: wg reads its standard input.
+        _run(tools, "wg", "setconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
+    else:
+        with contextlib.ExitStack() as stack:
+            _set(link, tools, peers or stack.enter_context(_peers(link.name, tools)))
     had = set() if before is None else set(before.link.addresses)
     routed = set() if before is None else set(before.routes)
     lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
@@ -288,24 +303,36 @@ def _make(link: Link, before: _Standing | None, tools: Tools) -> None:
     _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
 
 
-def _set(link: Link, tools: Tools, *, is_new: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """Programs that are under way for the peers of one interface: what it has, and what is added to it."""
+
+    show: Callable[[bytes], ProgramEnd]
+    add: Callable[[bytes], ProgramEnd]
+
+
+@contextlib.contextmanager
+def _peers(name: str, tools: Tools) -> Iterator[_Peers]:
+    with (
+        waiting(tools, PACKAGES, "wg", "show", name, "dump") as show,
+        waiting(tools, PACKAGES, "wg", "addconf", name, "/dev/stdin") as add,
+    ):
+        yield _Peers(show, add)
+
+
+def _set(link: Link, tools: Tools, peers: _Peers) -> None:
     """Have key, port and peers as they should be, and nothing done to peers that are so already.
 
     `wg syncconf` takes the addresses of every peer away and gives them back: what arrives in between is lost.
     """
-    # A file of its own would be one more place with keys: wg reads its standard input.
-    if is_new:
-        _run(tools, "wg", "setconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
-        return
-    shown = _run(tools, "wg", "show", link.name, "dump").stdout
-    moves = applied.moves(parsed(dump.read, shown), link)
+    moves = applied.moves(parsed(dump.read, peers.show(b"").stdout), link)
     if moves is None:
         _run(tools, "wg", "syncconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
         return
     if moves.gone:
         _run(tools, "wg", "set", link.name, *(word for key in moves.gone for word in ("peer", key, "remove")))
     if moves.due:
-        _run(tools, "wg", "addconf", link.name, "/dev/stdin", stdin=applied.addconf(moves.due))
+        peers.add(applied.addconf(moves.due))
 
 
 def _create(name: str, tools: Tools) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from msgspec import structs
@@ -17,6 +18,7 @@ from latticed.plans.programs import ProgramTools
 from latticed.plans.records import Armed, Target
 from latticed.plans.steps import StepChain
 from latticed.plans.store import Store
+from tests.house import processes
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to give directories to others")
 
@@ -199,6 +201,21 @@ def test_program_gets_its_input_an_empty_environment_and_a_group_of_its_own():
     assert int(ended.stderr) == own
     assert ended.stdout.split()[-1] == b"/"
     assert len(ended.stdout.split()) == 3, "no variable of ours"
+
+
+@root
+def test_programs_that_wait_for_their_input_are_given_it_in_any_order_or_killed_without(tmp_path):
+    told = tmp_path / "told"
+    with (
+        tools().waiting("cat") as first,
+        tools().waiting("cat") as second,
+        tools().waiting("sh", "-c", f"echo $$ > {told}; read word; echo $word > {told}") as _,
+    ):
+        assert second(b"2").stdout == b"2"
+        assert first(b"1" * (1 << 20)).stdout == b"1" * (1 << 20)
+        processes.until(lambda: told.exists() and told.read_text().endswith("\n"), what="the third program")
+    # Not by the end of its input, which it would have taken for a word.
+    assert not Path(f"/proc/{int(told.read_text())}").exists()
 
 
 @root
