@@ -13,7 +13,7 @@ import pytest
 from latticed.system.proxy import api, applied, check, decode, devices, render, subscriptions, usage
 from latticed.system.proxy.subscriptions import Format
 from latticed.system.proxy.usage import Usage
-from tests.house import cores, ports, proxies
+from tests.house import cores, ports, processes, proxies
 
 pytestmark = pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)
 CHUNK = 4_096
@@ -109,6 +109,18 @@ def listed(intent):
         return api.connections(answer.read(api.frame_length(answer.read(api.HEADER_BYTES))))
 
 
+def counted(intent, user, size):
+    """What the core tells once it has counted that many bytes of a user each way: a moment after it has sent them."""
+    told = []
+
+    def is_told():
+        told[:] = listed(intent)
+        return any(min(one.up_bytes, one.down_bytes) >= size for one in told if one.user == user)
+
+    processes.until(is_told, what=f"{size} bytes of {user}")
+    return tuple(told)
+
+
 def closed(intent, connection_id):
     connection, answer = asked(intent, api.CLOSE_PATH, api.close_request(connection_id))
     with contextlib.closing(connection):
@@ -125,13 +137,13 @@ def test_quota_cuts_one_and_the_other_never_pauses(intent, tmp_path, echo):
         for _ in range(4):
             carried(anna)
             carried(ben)
-        state = usage.polled(Usage(), listed(intent))
+        state = usage.polled(Usage(), counted(intent, "anna", 4 * CHUNK))
         assert state.used["anna"].up_bytes >= 4 * CHUNK
         assert state.used["anna"].down_bytes >= 4 * CHUNK
         assert usage.over(state, {}, quotas, 0) == frozenset()
         carried(anna)
         # Kept and read again, as after a kill of the daemon: what was counted is not counted twice.
-        told = listed(intent)
+        told = counted(intent, "anna", 5 * CHUNK)
         state = usage.polled(usage.read(usage.written(state)), told)
         assert 10 * CHUNK <= state.used["anna"].total() < 11 * CHUNK
         off = usage.over(state, {}, quotas, 0)
@@ -144,20 +156,20 @@ def test_quota_cuts_one_and_the_other_never_pauses(intent, tmp_path, echo):
             assert anna.recv(1) == b""
         for _ in range(4):
             carried(ben)
-        assert {one.user for one in listed(intent)} == {"ben"}
+        processes.until(lambda: {one.user for one in listed(intent)} == {"ben"}, what="the end of Anna's connection")
         assert usage.sources(listed(intent)) == {"ben": 1}
 
 
 def test_a_core_that_is_killed_loses_no_usage_that_was_polled(intent, tmp_path, echo):
     with served(intent, tmp_path) as core, stream(intent, "ben", tmp_path, echo) as ben:
         carried(ben)
-        state = usage.polled(Usage(), listed(intent))
+        state = usage.polled(Usage(), counted(intent, "ben", CHUNK))
         core.kill()
         core.wait()
     before = state.used["ben"]
     with served(intent, tmp_path), stream(intent, "ben", tmp_path, echo) as ben:
         carried(ben)
-        state = usage.polled(state, listed(intent))
+        state = usage.polled(state, counted(intent, "ben", CHUNK))
     assert 4 * CHUNK <= state.used["ben"].total() < 5 * CHUNK
     assert before.total() < 3 * CHUNK
 
