@@ -42,12 +42,17 @@ def ran(
 
 @contextlib.contextmanager
 def waiting(
-    tools: Tools, packages: Mapping[str, str], program: str, *arguments: str, ends: tuple[int, ...] = (0,)
+    tools: Tools,
+    packages: Mapping[str, str],
+    program: str,
+    *arguments: str,
+    first: bytes = b"",
+    ends: tuple[int, ...] = (0,),
 ) -> Iterator[Callable[[bytes], ProgramEnd]]:
     """As `Tools.waiting`, problems as `ran`."""
     with contextlib.ExitStack() as stack:
         with _packaged(packages, program):
-            finish = stack.enter_context(tools.waiting(program, *arguments))
+            finish = stack.enter_context(tools.waiting(program, *arguments, first=first))
         yield lambda stdin: _sound(program, finish(stdin), ends)
 
 

@@ -54,9 +54,12 @@ class Tools(Protocol):
         """
         ...
 
-    def waiting(self, program: str, *arguments: str) -> AbstractContextManager[Callable[[bytes], ProgramEnd]]:
-        """Start a program that does nothing before it has read all of its standard input, and do other things
-        meanwhile. What the block gets is called once, with the input, and waits as `run`; without that it is killed.
+    def waiting(
+        self, program: str, *arguments: str, first: bytes = b""
+    ) -> AbstractContextManager[Callable[[bytes], ProgramEnd]]:
+        """Start a program that changes nothing before it has read all of its standard input, and do other things
+        meanwhile. What the block gets is called once, with what is to be read after `first`, and waits as `run`; a
+        program for which it is not called is killed.
         """
         ...
 

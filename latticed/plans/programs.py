@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import selectors
 import signal
@@ -24,6 +23,7 @@ DEADLINE_S: Final = 10.0
 MAX_OUTPUT_BYTES: Final = 8 << 20
 """Of stdout and stderr together; a ruleset with 100,000 banned addresses has 3 MB."""
 _CHUNK: Final = 64 << 10
+_AT_ONCE: Final = 4 << 10
 
 
 class ProgramTools:
@@ -64,10 +64,14 @@ class ProgramTools:
             return self._ended(child, program, stdin)
 
     @contextlib.contextmanager
-    def waiting(self, program: str, *arguments: str) -> Iterator[Callable[[bytes], ProgramEnd]]:
+    def waiting(self, program: str, *arguments: str, first: bytes = b"") -> Iterator[Callable[[bytes], ProgramEnd]]:
         """As `kind.Tools.waiting`."""
         with self._started(program, arguments) as child:
-            yield functools.partial(self._ended, child, program)
+            assert child.stdin  # noqa: S101 - made with PIPE
+            # As much as a pipe that is empty takes without waiting (pipe(7)).
+            with contextlib.suppress(BrokenPipeError):  # its exit status says more
+                os.write(child.stdin.fileno(), first[:_AT_ONCE])
+            yield lambda rest: self._ended(child, program, first[_AT_ONCE:] + rest)
 
     @contextlib.contextmanager
     def _started(

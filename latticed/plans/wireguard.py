@@ -28,6 +28,7 @@ from latticed.system.wireguard import render as renderer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from latticed.model.addresses import Network
     from latticed.plans.kind import Intent, ProgramEnd, Tools
@@ -209,9 +210,10 @@ class WireguardKind:
         names = {link.name for link in wanted.links}
         with contextlib.ExitStack() as stack:
             # Most of the time of these programs is their start: they begin together, and wait for their input.
+            look = stack.enter_context(_looking(tools, sorted(names)))
             load = stack.enter_context(waiting(tools, PACKAGES, "nft", "-f", "-"))
             ahead = {link.name: stack.enter_context(_peers(link.name, tools)) for link in wanted.links[:AHEAD]}
-            links, there = _standing(tools, names)
+            links, there = _standing(tools, names, look)
             foreign = names & ({one.name for one in links} - there.keys())
             if foreign:
                 raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
@@ -236,12 +238,14 @@ class WireguardKind:
         self.commit(snapshot, tools)
 
 
-def _standing(tools: Tools, wanted: Collection[str]) -> tuple[tuple[HostLink, ...], dict[str, _Standing]]:
+def _standing(
+    tools: Tools, wanted: Collection[str], look: Callable[[bytes], ProgramEnd]
+) -> tuple[tuple[HostLink, ...], dict[str, _Standing]]:
     """All interfaces, and ours by name: what a commit has to know, with as few programs as that takes.
 
     One of ours that stays is not asked whether it is WireGuard: else `wg` says so when it is changed.
     """
-    links, routed = _looked(tools, sorted(wanted))
+    links, routed = _looked(look(b""), sorted(wanted))
     if any(not one.alias and not one.addresses and not one.up for one in links if one.name != "lo"):
         # Such an interface may be one that a kill left unmarked: only the table knows.
         found = _seen(tools)
@@ -252,15 +256,19 @@ def _standing(tools: Tools, wanted: Collection[str]) -> tuple[tuple[HostLink, ..
     }
 
 
-def _looked(tools: Tools, names: list[str]) -> tuple[tuple[HostLink, ...], dict[str, tuple[Network, ...]]]:
-    """All interfaces, and the routes of those named: by one program where they are all there, as most of the time.
+def _looking(tools: Tools, names: Iterable[str]) -> AbstractContextManager[Callable[[bytes], ProgramEnd]]:
+    """A program that looks at all interfaces and at the routes of those named."""
+    lines = ["address show", *(f"route show table all dev {name}" for name in names)]
+    first = "".join(f"{line}\n" for line in lines).encode("ascii")
+    return waiting(tools, PACKAGES, "ip", "-j", "-d", "-batch", "-", first=first, ends=(0, 1))
+
+
+def _looked(shown: ProgramEnd, names: Collection[str]) -> tuple[tuple[HostLink, ...], dict[str, tuple[Network, ...]]]:
+    """All interfaces, and the routes of those named where they are all there, as most of the time.
 
     `ip` ends at the first one that is not, and some versions print nothing where there is no route: then nothing is
     known of routes.
     """
-    lines = ["address show", *(f"route show table all dev {name}" for name in names)]
-    stdin = "".join(f"{line}\n" for line in lines).encode("ascii")
-    shown = ran(tools, PACKAGES, "ip", "-j", "-d", "-batch", "-", stdin=stdin, ends=(0, 1))
     links, *rest = parsed(sources.printed, shown.stdout)
     routes: dict[str, tuple[Network, ...]] = {}
     if shown.status == 0 and len(rest) == len(names):

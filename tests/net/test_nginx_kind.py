@@ -185,12 +185,15 @@ def test_another_nginx_s_files_and_processes_are_left_alone(web, tmp_path_factor
         assert {path: path.stat().st_mtime_ns for path in Path("/etc/nginx").rglob("*")} == etc
 
 
-def test_a_tool_that_hangs_leaves_the_sites_as_they_were(web, tmp_path):
+@pytest.mark.parametrize(
+    "does", ["exec sleep 60", "kill -9 $$", "exec head -c 10485760 /dev/zero"], ids=["hangs", "dies", "floods"]
+)
+def test_a_tool_that_misbehaves_leaves_the_sites_as_they_were(web, tmp_path, does):
     rendering = web.committed(web.intent(shop()))
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    tools = ProgramTools({**web.kind.programs, "nginx": str(slow)}, deadline_s=0.5)
+    broken = tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\n{does}\n")
+    broken.chmod(0o755)
+    tools = ProgramTools({**web.kind.programs, "nginx": str(broken)}, deadline_s=0.5)
     other = web.kind.render(web.intent(shop(404)), None, {})
     for effect in (web.kind.validate, web.kind.commit):
         with contextlib.suppress(Problem):

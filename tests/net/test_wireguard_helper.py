@@ -316,10 +316,10 @@ def test_kill_at_any_moment_between_snapshot_and_confirmation_ends_in_the_old_st
                     if victims in {"helper", "both"}:
                         helper.kill()
                         helper.wait()
-                if victims == "dead-man":
-                    # Answered: before that nothing may be armed yet, and later it would be.
-                    assert sock.recv(1)
-                    site.helper.until_back(lambda: site.state() == before, "wireguard")
+                    if victims == "dead-man":
+                        # Answered: before that nothing may be armed yet, and later it would be.
+                        assert sock.recv(1)
+                        site.helper.until_back(lambda: site.state() == before, "wireguard")
             if victims != "dead-man":
                 with site.helper.running():
                     site.helper.until_back(lambda: site.state() == before, "wireguard")

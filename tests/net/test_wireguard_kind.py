@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -202,6 +203,18 @@ def test_interfaces_of_others_are_left_alone(net, tools, name):
         port = document(name, tunnels.member("anna", 2), listen_port=51_999)
         assert [one.code for one in KIND.check(port, KIND.observe(tools), "")] == ["port_taken"]
         assert shown(other) == before
+
+
+def test_a_port_that_is_taken_meanwhile_is_said_and_the_old_one_comes_back(net, tools, name):
+    rendering = committed(document(name, tunnels.member("anna", 2)), tools)
+    snapshot = KIND.snapshot(tools)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 51_999))
+        with pytest.raises(Problem, match="Address already in use"):
+            KIND.commit(rendered(document(name, tunnels.member("anna", 2), listen_port=51_999)), tools)
+        KIND.restore(snapshot, tools)
+        assert KIND.snapshot(tools) == snapshot
+        assert KIND.holds(rendering, KIND.observe(tools))
 
 
 def test_what_a_kill_left_between_making_and_marking_is_ours(net, tools, name):

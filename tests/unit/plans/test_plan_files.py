@@ -207,12 +207,12 @@ def test_program_gets_its_input_an_empty_environment_and_a_group_of_its_own():
 def test_programs_that_wait_for_their_input_are_given_it_in_any_order_or_killed_without(tmp_path):
     told = tmp_path / "told"
     with (
-        tools().waiting("cat") as first,
+        tools().waiting("cat", first=b"1" * 5_000) as first,
         tools().waiting("cat") as second,
         tools().waiting("sh", "-c", f"echo $$ > {told}; read word; echo $word > {told}") as _,
     ):
         assert second(b"2").stdout == b"2"
-        assert first(b"1" * (1 << 20)).stdout == b"1" * (1 << 20)
+        assert first(b"1" * (1 << 20)).stdout == b"1" * ((1 << 20) + 5_000)
         processes.until(lambda: told.exists() and told.read_text().endswith("\n"), what="the third program")
     # Not by the end of its input, which it would have taken for a word.
     assert not Path(f"/proc/{int(told.read_text())}").exists()
