@@ -1,7 +1,7 @@
 """Writes latticed's man pages: python packaging/manual.py DIRECTORY
 
 Options come from the parsers, settings from their dataclasses, fields of a manifest from its structs. What a setting or
-a field means is in one place, the tables of docs/operate/operating.md and docs/write/plugins.md.
+a field means is in one place, the tables of docs/operate/settings.md and docs/write/plugins.md.
 """
 
 # ruff: noqa: INP001, SLF001 - a program of the build, no package; argparse has no public list of a parser's options
@@ -175,11 +175,11 @@ def latticed_8() -> Page:
     page.heading("OPTIONS")
     _options(page, daemon._parser(), common=True)
     page.heading("SIGNALS")
-    for name, meaning in _table("operate/operating.md", "signal"):
+    for name, meaning in _table("operate/settings.md", "signal"):
         page.item(name, meaning)
     _exit_codes(page, "exit code of latticed")
     page.heading("ENVIRONMENT")
-    for name, key in _table("operate/operating.md", "variable"):
+    for name, key in _table("operate/settings.md", "variable"):
         page.item(name, f"Sets {key}.")
     _ending(page, "latticectl(1)", "latticed.toml(5)", "latticed-apply(8)", "latticed-journal(8)")
     return page
@@ -248,7 +248,7 @@ def latticed_toml() -> Page:
         " is an error that names the key and what was expected."
     )
     page.heading("KEYS")
-    meanings = {key: meaning for key, _, _, meaning in _table("operate/operating.md", "key")}
+    meanings = {key: meaning for key, _, _, meaning in _table("operate/settings.md", "key")}
     for key, default, bounds in setting_rows():
         page.item(key, f"{meanings[key]}. Default: {default}. {bounds and f'Allowed: {bounds}.'}")
     page.heading("EXAMPLE")
@@ -338,7 +338,7 @@ def _kind(hint: Any) -> str:
 
 def _exit_codes(page: Page, column: str) -> None:
     page.heading("EXIT STATUS")
-    for code, meaning in _table("operate/operating.md", column):
+    for code, meaning in _table("operate/settings.md", column):
         page.item(code, f"{meaning}.")
 
 

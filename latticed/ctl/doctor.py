@@ -110,7 +110,7 @@ def unit(shown: Mapping[str, str] | None) -> Iterator[Finding]:
         return
     if shown.get("LoadState") != "loaded":
         state = shown.get("LoadState") or "not known"
-        yield Finding("unit", "off", f"{UNIT} is {state}", "see docs/operate/operating.md")
+        yield Finding("unit", "off", f"{UNIT} is {state}", "see docs/operate/unit.md")
         return
     lacking = list(_lacking(shown))
     yield from lacking or [Finding("unit", "ok", f"{UNIT} is {shown.get('ActiveState')}")]

@@ -36,9 +36,10 @@ def directory(tmp_path):
 
 
 def test_python_of_each_page_is_run():
-    """That of one page here, that of the other in `test_one_more_renderer`."""
+    """That of one page here, of the tutorial in `test_tutorial`, of the other in `test_one_more_renderer`."""
     found = {block.page for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"}
-    assert found == {PAGE, pages.CHECKOUT / "docs/internals/system-plugins.md"}
+    tutorial = {pages.CHECKOUT / "docs/start/tutorial.md", pages.CHECKOUT / "README.md"}
+    assert found == {PAGE, pages.CHECKOUT / "docs/internals/system-plugins.md", *tutorial}
 
 
 def test_tests_in_the_pages_examples_pass(directory):

@@ -24,7 +24,8 @@ from tests.house import bundles, pages
 
 load = importlib.import_module("latticed.settings.load")  # the package re-exports its function of that name
 
-OPERATING, PLUGINS, API = "docs/operate/operating.md", "docs/write/plugins.md", "docs/reference/api.md"
+SETTINGS, PLUGINS, API = "docs/operate/settings.md", "docs/write/plugins.md", "docs/reference/api.md"
+ACCESS, AUDIT = "docs/operate/access.md", "docs/operate/audit.md"
 
 
 def _number(value) -> str:
@@ -56,16 +57,16 @@ def _of_section(name, part):
 
 
 def test_table_of_settings_equals_the_code():
-    assert [row[:3] for row in pages.table(OPERATING, "key")] == list(_settings())
+    assert [row[:3] for row in pages.table(SETTINGS, "key")] == list(_settings())
 
 
 def test_table_of_environment_variables_equals_the_code():
     known = {**{name: key for key, name in load._ENVIRONMENT.items()}, **{n: k for k, n in load._SYSTEMD.items()}}
-    assert dict(pages.table(OPERATING, "variable")) == known
+    assert dict(pages.table(SETTINGS, "variable")) == known
 
 
 def test_sections_that_wait_for_a_restart_equal_the_code():
-    text = (pages.CHECKOUT / OPERATING).read_text(encoding="utf-8")
+    text = (pages.CHECKOUT / SETTINGS).read_text(encoding="utf-8")
     sentence = re.search(r"a reload does not change: (.*?)\. All others", text, re.DOTALL)
     assert sentence
     keys = [key for key, *_ in _settings()]
@@ -75,13 +76,13 @@ def test_sections_that_wait_for_a_restart_equal_the_code():
 
 
 def test_exit_codes_on_the_page_equal_the_code():
-    documented = {int(code) for code in pages.column(OPERATING, "exit code of latticed")}
+    documented = {int(code) for code in pages.column(SETTINGS, "exit code of latticed")}
     assert documented == {0, daemon.FAILED, 2, *daemon.EXIT_CODES.values()}
-    assert [int(code) for code in pages.column(OPERATING, "exit code of latticectl")] == list(exit_codes.ExitCode)
+    assert [int(code) for code in pages.column(SETTINGS, "exit code of latticectl")] == list(exit_codes.ExitCode)
 
 
 def test_table_of_scopes_equals_the_code():
-    assert pages.column(OPERATING, "scope") == list(access.BY_WORD)
+    assert pages.column(ACCESS, "scope") == list(access.BY_WORD)
 
 
 def test_settings_files_on_pages_are_valid(tmp_path):
@@ -92,19 +93,19 @@ def test_settings_files_on_pages_are_valid(tmp_path):
         file.write_text(block.text)
         loaded = settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
         assert loaded.config_file == file
-    assert len(pages.named("toml")) == 8
+    assert len(pages.named("toml")) == 9
     file.write_text("[access]\nown_users = false\n")
     with pytest.raises(Problem, match="own_users"):
         settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
 
 
 def test_journal_fields_and_events_on_the_page_exist_in_the_code():
-    text = pages.prose(pages.CHECKOUT / OPERATING)
+    text = pages.prose(pages.CHECKOUT / AUDIT)
     fields_named = re.search(r"Journal fields:\s(.*?)\.\n", text, re.DOTALL)
     assert fields_named
     assert set(re.findall(r"LATTICED_(\w+)", fields_named[1])) == {name.upper() for name in rendering.FIELDS}
     source = "".join(path.read_text(encoding="utf-8") for path in (pages.CHECKOUT / "latticed").rglob("*.py"))
-    for cell in pages.column(OPERATING, "event"):
+    for cell in pages.column(AUDIT, "event"):
         for event in cell.split(", "):
             assert f'"{event}"' in source, event
 

@@ -12,18 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import pages, processes
+from tests.house import pages, processes, terminal_picture
+from tests.house.transcripts import plain
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
-
 _HASH = r"\b[0-9a-f]{16,}\b"
-
-
-def _plain(line: str) -> str:
-    """A line of the demo without the times, counts and spaces that differ from run to run."""
-    line = re.sub(r"\b\d+(\.\d+)?[smh] ago\b", "AGO", line)
-    return " ".join(re.sub(r"(?<![\w.:-])\d+(?![\w.:-])", "N", line).split())
 
 
 def _shows(transcript: list[str], output: list[str]) -> str | None:
@@ -48,8 +42,8 @@ def _same(wanted: tuple[str, str, str], found: str) -> bool:
     """Digests are compared as far as the transcript shows them, and whole ones not at all."""
     start, cut, _ = wanted
     if cut:
-        return _plain(found).startswith(_plain(start))
-    return re.sub(_HASH, "HASH", _plain(start)) == re.sub(_HASH, "HASH", _plain(found))
+        return plain(found).startswith(plain(start))
+    return re.sub(_HASH, "HASH", plain(start)) == re.sub(_HASH, "HASH", plain(found))
 
 
 def _left(checkout: Path) -> list[str]:
@@ -64,15 +58,20 @@ def _place(process: Path) -> str:
         return ""
 
 
-def test_demo_prints_the_transcript_of_the_readme(tour):
+def test_demo_prints_the_transcript_of_its_page(tour):
     """It exits with 0 and leaves no process and no directory."""
     done = tour.play("demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("# Every step went as told.\n")
     assert not tour.home.exists()
-    (transcript,) = [block for block in pages.named("console") if block.page.name == "README.md"]
+    (transcript,) = [block for block in pages.named("console") if block.page == terminal_picture.TRANSCRIPT]
     missing = _shows(transcript.text.splitlines(), done.stdout.splitlines())
     assert missing is None, f"not in the demo's output any more:\n{missing}\n\n{done.stdout}"
+
+
+def test_the_readmes_picture_of_a_terminal_is_that_of_the_transcript():
+    """Otherwise: python -P tests/house/terminal_picture.py"""
+    assert terminal_picture.PICTURE.read_text(encoding="utf-8") == terminal_picture.draw(terminal_picture.lines())
 
 
 def test_demo_fails_at_the_first_unexpected_step(tour):

@@ -204,7 +204,7 @@ class Machine:
         return ran.stdout
 
     def install(self) -> None:
-        """latticed as docs/operate/operating.md has it: programs, units, user, directories, and the key of secrets."""
+        """latticed as docs/operate/unit.md has it: programs, units, user, directories, and the key of secrets."""
         for name, module in PROGRAMS.items():
             text = f"#!/usr/bin/python3 -P\nimport sys\nfrom latticed.{module} import main\nsys.exit(main())\n"
             self.write(f"/usr/local/bin/{name}", text, mode=0o755)
