@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -33,6 +34,8 @@ struct page {
     volatile uint32_t clock_reads;
     volatile uint64_t hits;    /* how often a call was made to fail */
     volatile int64_t offset_s; /* what is added to CLOCK_REALTIME */
+    volatile uint64_t halt_at; /* instead of failing, writes are counted as hits, and at this one comes the signal */
+    volatile int32_t signal;
     char prefix[1024];         /* of absolute paths; calls without a path (socket, accept) need none */
 };
 
@@ -103,6 +106,10 @@ OPENAT(openat64)
 /* How much of a write goes through: -1 for none of it. */
 static ssize_t granted(int fd, size_t size) {
     if (!wanted(WRITE) || !fd_matches(fd)) return (ssize_t)size;
+    if (page->halt_at) {
+        if (__atomic_add_fetch(&page->hits, 1, __ATOMIC_SEQ_CST) == page->halt_at) kill(getpid(), page->signal);
+        return (ssize_t)size;
+    }
     if (page->halves && size > 1 && (halved = !halved)) return (ssize_t)(size / 2);
     return fail();
 }

@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ WRITES = OPEN_WRITE | WRITE | SYNC | RENAME | MKDIR | TRUNCATE
 DISK_ERRORS = [errno.ENOSPC, *long.only(errno.EIO, errno.EROFS)]
 """What a disk may say, for `parametrize`: full; broken and read-only are for the long run."""
 
-_ERROR, _CALLS, _HALVES, _HITS, _OFFSET, _PREFIX = 0, 4, 8, 16, 24, 32
+_ERROR, _CALLS, _HALVES, _HITS, _OFFSET, _HALT_AT, _SIGNAL, _PREFIX = 0, 4, 8, 16, 24, 32, 40, 44
+_NEVER = 1 << 62
 _PREFIX_BYTES = 1024
 _BYTES = _PREFIX + _PREFIX_BYTES
 
@@ -61,10 +63,7 @@ class Faults:
         `halves`: every other write takes half of its bytes before the next one fails.
         """
         before = self.hits
-        prefix = os.fsencode(below)
-        assert len(prefix) < _PREFIX_BYTES
-        self._page[_PREFIX : _PREFIX + len(prefix) + 1] = prefix + b"\0"
-        self._put("<I", _CALLS, calls)
+        self._aim(calls, below)
         self._put("<i", _HALVES, int(halves))
         self._put("<i", _ERROR, error)
         try:
@@ -72,6 +71,28 @@ class Faults:
         finally:
             self.mend()
         assert self.hits > before, f"no call was made that could fail below {below}"
+
+    @contextlib.contextmanager
+    def halting(self, at: int | None, *, below: Path | str, by: signal.Signals = signal.SIGKILL) -> Iterator[None]:
+        """Within the block the process that makes write number `at` on paths that begin with `below` gets a signal
+        before it writes; None: they are counted alone. `hits` begins at 0.
+        """
+        self._put("<Q", _HITS, 0)
+        self._aim(WRITE, below)
+        self._put("<i", _SIGNAL, by)
+        self._put("<Q", _HALT_AT, _NEVER if at is None else at)
+        self._put("<i", _ERROR, errno.EIO)
+        try:
+            yield
+        finally:
+            self._put("<Q", _HALT_AT, 0)
+            self.mend()
+
+    def _aim(self, calls: int, below: Path | str) -> None:
+        prefix = os.fsencode(below)
+        assert len(prefix) < _PREFIX_BYTES
+        self._page[_PREFIX : _PREFIX + len(prefix) + 1] = prefix + b"\0"
+        self._put("<I", _CALLS, calls)
 
     def mend(self) -> None:
         """Let no call fail from now on."""

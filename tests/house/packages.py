@@ -36,10 +36,21 @@ def rebuilt(suite: str, output: Path) -> Path:
     return _build(suite, CHECKOUT, output)
 
 
+def earlier_known() -> bool:
+    """Whether the checkout has the history with EARLIER."""
+    known = ["git", "-C", str(CHECKOUT), "cat-file", "-e", f"{EARLIER}^{{commit}}"]
+    return subprocess.run(known, capture_output=True, check=False).returncode == 0
+
+
+def earlier_source(place: Path) -> None:
+    """Unpack the tree of EARLIER into an empty directory."""
+    words = ["sh", "-c", 'git -C "$1" archive "$2" | tar -x -C "$3"', "sh", str(CHECKOUT), EARLIER, str(place)]
+    subprocess.run(words, check=True)
+
+
 def earlier(suite: str) -> Path | None:
     """The package of EARLIER, None without the history of the checkout."""
-    known = ["git", "-C", str(CHECKOUT), "cat-file", "-e", f"{EARLIER}^{{commit}}"]
-    if subprocess.run(known, capture_output=True, check=False).returncode != 0:
+    if not earlier_known():
         return None
     packaging = sorted(path for path in (CHECKOUT / "packaging").rglob("*") if path.is_file())
     made_of = EARLIER + "".join(path.read_text(encoding="utf-8") for path in packaging if path.suffix != ".pyc")
@@ -50,9 +61,7 @@ def earlier(suite: str) -> Path | None:
 def _build_earlier(suite: str, place: Path) -> None:
     place.mkdir()
     with tempfile.TemporaryDirectory() as name:
-        subprocess.run(
-            ["sh", "-c", 'git -C "$1" archive "$2" | tar -x -C "$3"', "sh", str(CHECKOUT), EARLIER, name], check=True
-        )
+        earlier_source(Path(name))
         _build(suite, Path(name), place, REVISION=f"~git20261129.{EARLIER[:7]}", SOURCE_DATE_EPOCH="1795951075")
 
 
