@@ -71,6 +71,7 @@ class SystemPlugin:
         self.id = id
         self.capabilities = capabilities
         self.config = config
+        self._tried = ""  # the plan of the last `apply_again`
 
     async def started(self) -> None:
         """Called once, before anything else; if it raises, the plugin does not start."""
@@ -97,6 +98,29 @@ class SystemPlugin:
             raise
         intent: dict[str, Any] = found["intent"]
         return intent
+
+    async def apply_again(self, made: Mapping[str, Any]) -> tuple[str, bool]:
+        """Apply the plan that network.plan answered, where it does no more than was approved before.
+
+        Its state then, and whether to try it again at the next look: another change was under way, or the helper is
+        late or does not run.
+
+        A plan that waits for an approval stays what it is.
+        """
+        self._tried = made["sha256"]
+        if made["state"] != "planned":
+            return made["state"], made["state"] in {"applying", "stale"}
+        try:
+            return (await self.host.network.apply(made["sha256"]))["state"], True
+        except HostError as error:
+            return made["state"], "not_approved:" not in error.message
+
+    async def came_to_nothing(self) -> bool:
+        """Whether the plan that was tried last failed or was undone, so that trying it again would do so, too."""
+        if not self._tried:
+            return False
+        found = (await self.host.call("network.plans", sha256=self._tried))["plans"]
+        return found[0]["state"] in {"failed", "rolled_back"}
 
     async def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a sdk.Reply). An exception fails the action.

@@ -63,6 +63,8 @@ class ProxyCores(SystemPlugin):
         self._connections = 0
         # What kv has, by key: only what differs is written.
         self._stored: dict[str, str] = {}
+        # Somebody is let in again who may be by what was approved, and whom the helper does not have yet.
+        self._returning = False
         # The confirmed intent by the name of its plan, and the same decoded.
         self._applied: tuple[str, Plain, ProxyIntent] | None = None
 
@@ -83,7 +85,11 @@ class ProxyCores(SystemPlugin):
                 async with self._changing:
                     state = await self._state()
                     await self._count(state)
-                    await self._end(state)
+                    self._returning = self._returning and not await self.came_to_nothing()
+                    if self._returning and not (state["target"] or {}).get("unconfirmed"):
+                        await self._take_effect(state)
+                    else:
+                        await self._end(state)
                     await self._tell()
                 self._seen = _health(state)
             except (HostError, PluginError) as error:
@@ -180,6 +186,7 @@ class ProxyCores(SystemPlugin):
         async with self._changing:
             self._usage = usage.reset(self._usage, name)
             await self._keep()
+            self._returning = True
             made = await self._take_effect(await self._state())
         return {"id": name, **made}
 
@@ -314,6 +321,7 @@ class ProxyCores(SystemPlugin):
         name = self._name(payload)
         async with self._changing:
             await self._set(name, replace(self._account(name), off=off))
+            self._returning = self._returning or not off
             made = await self._take_effect(await self._state())
         return {"id": name, **made}
 
@@ -325,15 +333,11 @@ class ProxyCores(SystemPlugin):
             raise PluginError(f"it is kept, and tried again every {POLL_S:g} s: {error.message}") from error
         wanted = await self._wanted()
         if applied == wanted:
+            self._returning = False
             return {"sha256": (state["target"] or {}).get("confirmed", ""), "state": "applying"}
         made = await self._planned(wanted)
-        if made["state"] == "planned":
-            try:
-                done = await self.host.network.apply(made["sha256"])
-                return {"sha256": made["sha256"], "state": done["state"]}
-            except HostError:
-                pass  # it waits for an approval, as its state says
-        return {"sha256": made["sha256"], "state": made["state"]}
+        found, self._returning = await self.apply_again(made)
+        return {"sha256": made["sha256"], "state": found}
 
     async def _planned(self, intent: Plain) -> Any:
         # Here first: the helper says the same, but may not be there.

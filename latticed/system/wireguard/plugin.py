@@ -52,13 +52,19 @@ class Wireguard(SystemPlugin):
         # Two actions at once would give one address twice.
         self._changing = asyncio.Lock()
         self._values = LongValues(self.host.kv)
+        # Something was given back that was approved before, and that the helper does not have yet.
+        self._returning = False
 
     async def run(self) -> None:
         while True:
             try:
                 async with self._changing:
                     state = await self._state()
-                    await self._end(state)
+                    self._returning = self._returning and not await self.came_to_nothing()
+                    if self._returning and not (state["target"] or {}).get("unconfirmed"):
+                        await self._take_effect(state)
+                    else:
+                        await self._end(state)
                 await self._tell(state)
                 self._seen = _health(state)
             except (HostError, PluginError) as error:
@@ -208,20 +214,24 @@ class Wireguard(SystemPlugin):
         await asyncio.to_thread(_check, wanted)
         for name, kept in changes.items():
             await self._keep(name, kept)
+        self._returning = self._returning or tried
+        return await self._take_effect(state, tried=tried)
+
+    async def _take_effect(self, state: Any, *, tried: bool = True) -> dict[str, Any]:
+        """Apply what is taken away, and plan the rest: `{"sha256", "state"}` of the plan of everything."""
         try:
             applied = await self._end(state, told=False)
         except HostError as error:
             raise PluginError(f"it is kept, and tried again every {POLL_S:g} s: {error.message}") from error
+        wanted = await self._wanted()
         if applied == wanted:
+            self._returning = False
             return {"sha256": (state["target"] or {}).get("confirmed", ""), "state": "applying"}
         made = await self._planned(wanted)
-        if tried and made["state"] == "planned":
-            try:
-                done = await self.host.network.apply(made["sha256"])
-                return {"sha256": made["sha256"], "state": done["state"]}
-            except HostError:
-                pass  # it waits for an approval, as its state says
-        return {"sha256": made["sha256"], "state": made["state"]}
+        if not tried:
+            return {"sha256": made["sha256"], "state": made["state"]}
+        found, self._returning = await self.apply_again(made)
+        return {"sha256": made["sha256"], "state": found}
 
     async def _end(self, state: Any, *, told: bool = True) -> Plain | None:
         """Apply the confirmed intent without members that have to end; what is applied then. `told`: plan anew what was

@@ -1,0 +1,133 @@
+"""What was approved before and is given back reaches the helper, whatever was under way when it was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from latticed.sdk.calls import HostError
+from latticed.system.plugin import SystemPlugin
+from latticed.system.proxy import plugin as proxy
+from latticed.system.wireguard import plugin as wireguard
+from tests.house import proxies, tunnels
+
+LATE = HostError("service_unavailable", "nothing was applied: late: the root helper did not answer within 9 s")
+AWAY = HostError("service_unavailable", "nothing was applied: not_running: the root helper is not running")
+UNKNOWN = HostError("service_unavailable", "nothing was applied: not_found: no plan of that name")
+WAITS = HostError("service_unavailable", "nothing was applied: not_approved: it does more than take away")
+LOOKS = 6
+
+
+class Helper:
+    """A host whose root helper keeps plans; `answers` are what the first applies come to, all later ones succeed.
+
+    An answer is an error, or the state that the plan is found in later though its apply was said to be under way.
+    """
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.plans, self.confirmed, self.tried = {}, "", []
+        self.kept = {}
+        self.network = SimpleNamespace(state=self.state, plan=self.plan, apply=self.apply)
+        self.log = SimpleNamespace(info=self.nothing, warning=self.nothing)
+        self.notify = SimpleNamespace(send=self.nothing)
+        self.kv = SimpleNamespace(get=self.get, get_bytes=self.get, put=self.put, delete=self.delete)
+
+    async def nothing(self, *_, **__): ...
+
+    async def get(self, key):
+        return self.kept.get(key)
+
+    async def put(self, key, value):
+        self.kept[key] = value if isinstance(value, bytes) else value.encode()
+
+    async def delete(self, key):
+        return self.kept.pop(key, None) is not None
+
+    async def state(self, kind):
+        live = {"answers": False, "networks": []}
+        return {"kind": kind, "target": {"confirmed": self.confirmed, "unconfirmed": ""}, "live": live}
+
+    async def plan(self, _kind, intent):
+        sha256 = hashlib.sha256(json.dumps(intent, sort_keys=True).encode()).hexdigest()
+        state = "applied" if sha256 == self.confirmed else "planned"
+        self.plans[sha256] = {"sha256": sha256, "state": state, "intent": intent}
+        return {"ok": True, "sha256": sha256, "state": state}
+
+    async def apply(self, sha256):
+        self.tried.append(sha256)
+        answer = self.answers.pop(0) if self.answers else "applied"
+        if isinstance(answer, Exception):
+            raise answer
+        self.plans[sha256]["state"] = answer
+        if answer == "applied":
+            self.confirmed = sha256
+        return {"ok": True, "sha256": sha256, "state": "applying"}
+
+    async def call(self, name, /, **params):
+        if name != "network.plans":
+            return {"message": ""}
+        return {"plans": [self.plans[params["sha256"]]]}
+
+
+def proxy_of_two(helper):
+    config = {**proxies.document(users=[proxies.user("anna"), proxies.user("ben")]), "public_url": "https://x.example"}
+    plugin = proxy.ProxyCores(helper, id="latticed.proxy", capabilities=(), config=config)
+    return proxy, plugin, {"id": "ben"}
+
+
+def network_of_two(helper):
+    config = tunnels.document(members=[tunnels.member("anna", 2), tunnels.member("ben", 3)])
+    return (
+        wireguard,
+        wireguard.Wireguard(helper, id="latticed.wireguard", capabilities=(), config=config),
+        {"id": "ben"},
+    )
+
+
+@pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
+@pytest.mark.parametrize(
+    ("answers", "tries"),
+    [
+        ([], 1),
+        ([LATE], 2),
+        ([AWAY, AWAY, UNKNOWN], 4),
+        (["stale"], 2),  # another change came to its end meanwhile
+        ([WAITS], None),
+        (["rolled_back"], None),
+        (["failed"], None),
+    ],
+)
+async def test_who_is_enabled_again_is_let_in_unless_that_waits_or_came_to_nothing(monkeypatch, made, answers, tries):
+    """Tried again at each look, and not at all where it waits for an approval, or would only fail once more."""
+    helper = Helper()
+    module, plugin, ben = made(helper)
+    looks = asyncio.Queue()
+    monkeypatch.setattr(module, "POLL_S", 0)
+    await plugin.started()
+    everything = (await plugin.do_plan(None))["sha256"]
+    await helper.apply(everything)
+    await plugin.do_disable(ben)
+    without = helper.confirmed
+    assert without != everything
+    helper.answers, helper.tried = list(answers), []
+
+    real = helper.state
+    monkeypatch.setattr(helper.network, "state", lambda kind: looks.put_nowait(kind) or real(kind))
+    await plugin.do_enable(ben)
+    loop = asyncio.create_task(plugin.run())
+    async with asyncio.timeout(60):
+        for _ in range(LOOKS):
+            await looks.get()
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    assert helper.confirmed == (everything if tries else without)
+    assert helper.tried == [everything] * (tries or 1)
+
+
+async def test_a_plan_that_was_never_tried_came_to_nothing_as_little():
+    assert not await SystemPlugin(Helper(), id="a.b", capabilities=(), config={}).came_to_nothing()
