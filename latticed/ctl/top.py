@@ -1,37 +1,31 @@
-"""latticectl top: activity of plugins, refreshed on a terminal; printed once elsewhere."""
+"""latticectl top: what plugins use and do, refreshed on a terminal; printed once elsewhere."""
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentTypeError
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import activity, decode, render, times
+from latticed.ctl import activity, decode, render, table, times
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
-from latticed.ctl.table import Column
+from latticed.ctl.table import Cell, Column
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from latticed.ctl.client import ControlClient
     from latticed.ctl.session import CtlSession
 
-EXAMPLES: Final = examples("latticectl top", "latticectl top --interval 5", "latticectl top --format json")
-
-_COLUMNS: Final = (
-    Column(title="ID", shrinks=True),
-    Column(title="STATUS"),
-    Column(title="RUNTIME"),
-    Column(title="HEALTH"),
-    Column(title="RESTARTS", right=True),
-    Column(title="UPTIME", right=True),
-    Column(title="CALLS/S", right=True),
-    Column(title="CALLS", right=True),
-    Column(title="DENIED", right=True),
+EXAMPLES: Final = examples(
+    "latticectl top", "latticectl top --sort memory --filter acme.", "latticectl top --once --format json"
 )
+
 # xterm's alternate screen (1049), so that the user's screen comes back, and no cursor (25).
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
@@ -43,20 +37,29 @@ _TO_SCREEN_END: Final = "\x1b[J"
 
 def arguments(parser: Parser) -> None:
     parser.add_argument("--interval", metavar="S", type=_seconds, default=1.0, help="seconds between two looks")
+    keys = ", ".join(f"{key} {name}" for key, name in activity.KEYS.items())
+    order = f"what the most of comes first (of uptime the least); on a terminal keys change it: {keys}"
+    parser.add_argument("--sort", choices=[*activity.SORTS], default="cpu", help=order)
+    parser.add_argument("--filter", metavar="TEXT", default="", help="only plugins with this in their id")
+    parser.add_argument("--once", action="store_true", help="print once, also on a terminal")
 
 
 def run(session: CtlSession) -> int:
-    """Show activity until `q` on a terminal, elsewhere once."""
+    """Show activity until `q` on a terminal, elsewhere once: what was done between two looks."""
     client, screen = session.client(), session.screen
-    if screen.out.isatty() and sys.stdin.isatty() and not screen.json_wanted:
-        return _live(session, client)
-    found, _ = _look(client, None)
+    view = activity.View(sort=session.args.sort, only=session.args.filter)
+    if screen.out.isatty() and sys.stdin.isatty() and not screen.json_wanted and not session.args.once:
+        return _Live(session, client, view).run()
+    _, before = _look(client, None)
+    time.sleep(session.args.interval)
+    every, _ = _look(client, before)
+    found = activity.seen(every, view)
     if screen.json_wanted:
         screen.json([row._asdict() for row in found])
     elif found:
-        screen.rows(_COLUMNS, map(_cells, found))
+        _print(screen, found, view)
     else:
-        screen.note("no plugins")
+        screen.note("no plugins" if not every else f"no plugin has {view.only!a} in its id")
     return ExitCode.OK
 
 
@@ -78,91 +81,132 @@ def _look(client: ControlClient, before: activity.Sample | None) -> tuple[list[a
     return activity.rows(known, sample, before, now_s=time.time()), sample
 
 
-def _cells(row: activity.ActivityRow) -> tuple[Any, ...]:
-    """The cells of one row."""
-    return (
-        row.id,
-        render.word(row.status),
-        render.word(row.runtime),
-        render.word(row.health),
-        str(row.restarts),
-        times.duration(row.uptime_s) if row.uptime_s is not None else None,
-        f"{row.calls_per_s:.1f}" if row.calls_per_s is not None else None,
-        str(row.calls),
-        str(row.denied),
-    )
+def _print(screen: render.Screen, found: Sequence[activity.ActivityRow], view: activity.View) -> None:
+    """The table of these rows, with the columns that the terminal has room for."""
+    columns = activity.fitting(found, view.sort, screen.width)
+    heads = [Column(title=one.title, shrinks=one.title == "ID", right=one.title in _NUMBERS) for one in columns]
+    screen.rows(heads, ([_cell(one, row) for one in columns] for row in found))
 
 
-def _live(session: CtlSession, client: ControlClient) -> int:
-    """Redraw until `q`, Ctrl-C or the end of input; restores the terminal's mode."""
-    import termios
-    import tty
-
-    keys, out = sys.stdin.fileno(), session.screen.out
-    kept = termios.tcgetattr(keys)
-    try:
-        # Keys come without Enter, while Ctrl-C still is a signal.
-        tty.setcbreak(keys)
-        out.write(_ENTER)
-        _draw_until_told(session, client, keys)
-    except KeyboardInterrupt:
-        pass
-    # In any case: a terminal that stays without echo and on the alternate screen is of no use to its user.
-    finally:
-        out.write(_LEAVE)
-        out.flush()
-        termios.tcsetattr(keys, termios.TCSADRAIN, kept)
-    return ExitCode.OK
+_NUMBERS: Final = frozenset({"CPU%", "MEMORY", "RESTARTS", "UPTIME", "CALLS/S", "DENIED/S", "CALLS", "DENIED"})
+_WORDS: Final = frozenset({"STATUS", "RUNTIME", "HEALTH"})
 
 
-def _draw_until_told(session: CtlSession, client: ControlClient, keys: int) -> None:
-    """Look, draw and wait for a key, until the user quits.
+def _cell(column: activity.Shown, row: activity.ActivityRow) -> str | Cell | None:
+    value = column.text(row)
+    return render.word(value or "") if column.title in _WORDS else value
 
-    Problems of the first look are raised; later ones are shown while the daemon does not answer.
-    """
-    before: activity.Sample | None = None
-    shown = ""
-    while True:
+
+class _Live:
+    """The picture on a terminal: looked at anew each interval, drawn anew at each key and change of the window."""
+
+    def __init__(self, session: CtlSession, client: ControlClient, view: activity.View) -> None:
+        self._session = session
+        self._client = client
+        self._view: activity.View | None = view
+        self._out = session.screen.out
+        self._keys = sys.stdin.fileno()
+        self._found: list[activity.ActivityRow] | None = None
+        self._sample: activity.Sample | None = None
+        self._started_s = 0
+        self._fault = ""
+
+    def run(self) -> int:
+        """Redraw until `q`, Ctrl-C or the end of input; restores the terminal's mode."""
+        import termios
+        import tty
+
+        kept = termios.tcgetattr(self._keys)
+        resized, woken = os.pipe()
+        os.set_blocking(woken, False)
+        wakeup = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        before = signal.signal(signal.SIGWINCH, lambda *_: None)
         try:
-            found, before = _look(client, before)
-            shown = _drawn(session, found)
+            # Keys come without Enter, while Ctrl-C still is a signal.
+            tty.setcbreak(self._keys)
+            self._out.write(_ENTER)
+            self._draw_until_told(resized)
+        except KeyboardInterrupt:
+            pass
+        # In any case: a terminal that stays without echo and on the alternate screen is of no use to its user.
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGWINCH, before)
+            os.close(resized)
+            os.close(woken)
+            self._out.write(_LEAVE)
+            self._out.flush()
+            termios.tcsetattr(self._keys, termios.TCSADRAIN, kept)
+        return ExitCode.OK
+
+    def _draw_until_told(self, resized: int) -> None:
+        """Look, draw and wait for keys, until the user quits."""
+        interval_s = self._session.args.interval
+        due_s = 0.0
+        while self._view is not None:
+            if (now_s := time.monotonic()) >= due_s:
+                self._look()
+                due_s = now_s + interval_s
+            self._paint(self._view)
+            self._wait(resized, max(due_s - time.monotonic(), 0.0))
+
+    def _look(self) -> None:
+        """Problems of the first look are raised; later ones are shown while the daemon does not answer."""
+        try:
+            self._found, self._sample = _look(self._client, self._sample)
         except Problem as problem:
-            if of(problem) is not ExitCode.UNREACHABLE or not shown:
+            if of(problem) is not ExitCode.UNREACHABLE or self._found is None:
                 raise
-            shown = f"the daemon does not answer: {problem.reason}"
+            self._fault = f"the daemon does not answer: {problem.reason}"
             # The counters of a restarted daemon begin at 0: a rate against the old sample would be wrong.
-            before = None
-        _paint(session, shown)
-        if _told(keys, session.args.interval):
+            self._sample = None
             return
+        self._fault = ""
+        # Said as long as it is shown: what was counted before is gone.
+        if self._started_s == 0:
+            self._started_s = self._sample.started_s
 
+    def _wait(self, resized: int, within_s: float) -> None:
+        """Wait so long for a key, which may change the view, or for another size of the window."""
+        import select
 
-def _told(keys: int, within_s: float) -> bool:
-    """Wait `within_s` seconds for a key: True for q or the end of input; any other key returns False at once."""
-    import select
+        ready, _, _ = select.select([self._keys, resized], [], [], within_s)
+        if resized in ready:
+            os.read(resized, 4096)
+        if self._keys in ready and self._view is not None:
+            keys = os.read(self._keys, 64)
+            # Nothing is the end of input: the terminal is gone.
+            self._view = activity.pressed(self._view, keys.decode("utf-8", "replace")) if keys else None
 
-    ready, _, _ = select.select([keys], [], [], within_s)
-    # Ctrl-D comes as the byte 4, since without line mode it is no end of file (termios(3)).
-    return bool(ready) and os.read(keys, 64) in {b"", b"q", b"Q", b"\x03", b"\x04"}
+    def _paint(self, view: activity.View) -> None:
+        """Draw over the previous picture, cut to the terminal's size so that it neither scrolls nor wraps."""
+        # Asked each time: the window may have been resized.
+        size = os.get_terminal_size(self._out.fileno())
+        width, height = size.columns or 80, size.lines or 24
+        text = io.StringIO()
+        screen = self._session.screen._replace(out=text, width=width)
+        for line in self._head(view):
+            screen.line(table.cut(line, width, "~"))
+        if self._fault:
+            screen.toned(table.cut(self._fault, width, "~"), "bad")
+        else:
+            # No more rows are laid out than are seen: there may be ten thousand.
+            _print(screen, activity.seen(self._found or [], view)[: max(height - 4, 1)], view)
+        lines = text.getvalue().splitlines()[: max(1, height - 1)]
+        body = "".join(f"{line}{_TO_LINE_END}\r\n" for line in lines)
+        self._out.write(_HOME + body + _TO_SCREEN_END)
+        self._session.screen.flush()
 
-
-def _drawn(session: CtlSession, found: list[activity.ActivityRow]) -> str:
-    """The header and the table as text, cut to the terminal's width."""
-    text = io.StringIO()
-    # Asked each time: the window may have been resized.
-    width = os.get_terminal_size(session.screen.out.fileno()).columns or None
-    screen = session.screen._replace(out=text, width=width)
-    alive = sum(row.runtime == "armed" for row in found)
-    rate = sum(row.calls_per_s or 0 for row in found)
-    screen.line(f"latticed  {len(found)} plugins, {alive} armed, {rate:.1f} host calls/s, q: quit")
-    screen.rows(_COLUMNS, map(_cells, found))
-    return text.getvalue()
-
-
-def _paint(session: CtlSession, shown: str) -> None:
-    """Draw over the previous output, cut to the terminal's height so that it does not scroll."""
-    height = os.get_terminal_size(session.screen.out.fileno()).lines or 24
-    lines = shown.splitlines()[: max(1, height - 1)]
-    body = "".join(f"{line}{_TO_LINE_END}\r\n" for line in lines)
-    session.screen.out.write(_HOME + body + _TO_SCREEN_END)
-    session.screen.flush()
+    def _head(self, view: activity.View) -> list[str]:
+        """The first lines: totals, and what keys do."""
+        found = self._found or []
+        alive = sum(row.runtime == "armed" for row in found)
+        totals = (
+            f"latticed  {len(found)} plugins, {alive} armed, {sum(row.calls_per_s or 0 for row in found):.1f} calls/s"
+        )
+        if self._sample is not None and self._sample.started_s != self._started_s:
+            totals += f", daemon restarted {times.duration(time.time() - self._sample.started_s)} ago"
+        if view.typing:
+            return [totals, f"filter: {view.only}_  (Enter keeps it, Esc drops it)"]
+        only = f", filter {view.only!r} (Esc drops it)" if view.only else ""
+        return [totals, f"by {view.sort}{only}; q quits, / filters, {' '.join(activity.KEYS)} sort"]
