@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 READY := $(if $(filter .venv,$(VENV)),.venv/ready,)
 
-.PHONY: venv run demo test test-net test-systemd test-long lint check fuzz bench deb install clean
+.PHONY: venv run demo test test-net test-systemd test-long lint check reference fuzz bench deb install clean
 
 venv: $(READY)
 
@@ -47,6 +47,10 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 check: lint test
+
+# docs/reference and docs/troubleshooting.md, from the code
+reference: $(READY)
+	PYTHONPATH=docs $(BIN)/python -P -m generate
 
 # What reads strangers' bytes; for an hour: make fuzz FUZZ_ARGS="--seconds 3600"
 fuzz: $(READY)

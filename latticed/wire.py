@@ -197,13 +197,21 @@ class AuditRow:
     """One event of an audit chain; see contracts §11. `chain` is not hashed, and absent for decisions."""
 
     seq: int
+    """Its number in its chain, from 1 on."""
     ts: str
+    """When, RFC 3339 in UTC."""
     actor: str
+    """Who: `uid:1000 user:ada pid:4711`, `plugin:acme.demo` or `latticed`."""
     action: str
+    """What: one of the actions above."""
     target: str
+    """About what: a plugin, host call, value, plan or file."""
     decision: str
+    """`allow`, `deny`, or `-` where nothing was decided."""
     code: str
+    """Why it was denied or failed; empty otherwise."""
     reason: str
+    """The same for people."""
     detail: dict[str, Any]
     prev: str
     hash: str

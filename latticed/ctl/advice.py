@@ -6,7 +6,7 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import advice_denials, advice_failures, replies
+from latticed.ctl import advice_denials, advice_failures, codes, replies
 from latticed.ctl.advice_failures import Advice
 from latticed.model.verdict import OTHER_SCHEMA, Code
 
@@ -86,63 +86,7 @@ def _verb(verb: str, facts: RemedyFacts, *more: str) -> str:
 
 # A bundle that does not verify.
 
-_ANEW: Final = "bytes are not those that were signed: put the publisher's own copy in place"
-_MEND: Final = "the manifest is not valid: its publisher must mend and sign it anew"
-_SIGN: Final = "it is not signed as the policy demands: its publisher must sign it"
-_BY_CODE: Final = MappingProxyType(
-    {
-        Code.UNREADABLE: Advice("the daemon's user must be able to read both files", "ls -la {bundle}"),
-        Code.MANIFEST_MISSING: Advice("there is no manifest.json where its bundle was: put it back", "ls -la {bundle}"),
-        Code.MANIFEST_NOT_REGULAR: Advice("manifest.json must be the file itself, no link", "ls -la {bundle}"),
-        Code.MANIFEST_TOO_LARGE: Advice("manifest.json is over the limit of the settings", "ls -la {bundle}"),
-        Code.FOREIGN_OWNER: Advice(
-            "its files belong to a user that may not provide plugins",
-            "chown root {bundle}/manifest.json {bundle}/artifact",
-        ),
-        Code.MANIFEST_INVALID_JSON: Advice(_MEND, "latticectl verify {bundle}"),
-        Code.MANIFEST_INVALID: Advice(_MEND, "latticectl verify {bundle}"),
-        Code.UNKNOWN_CAPABILITY: Advice(_MEND, "latticectl caps list"),
-        Code.DUPLICATE_CAPABILITY: Advice(_MEND, "latticectl verify {bundle}"),
-        Code.CAPABILITY_NOT_ALLOWED: Advice(
-            "it asks for more than its type, or the policy for its publisher, allows", "latticectl trust show"
-        ),
-        Code.PUBLISHER_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE --publisher NAME {bundle}"),
-        Code.PUBLISHER_UNTRUSTED: Advice(
-            "nobody said that its publisher is to be trusted", "latticectl trust add {publisher} KEY"
-        ),
-        Code.SIGNATURE_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
-        Code.SIGNATURE_MALFORMED: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
-        Code.DIGEST_MISSING: Advice(_SIGN, "latticectl sign --key KEYFILE {bundle}"),
-        Code.KEY_REVOKED: Advice(
-            "its key was revoked; put it back signed with a key that is trusted, or, if that is over, lift it",
-            "latticectl trust lift --key KEY",
-        ),
-        Code.PLUGIN_REVOKED: Advice(
-            "this version was revoked; if that is over, take it out of the policy file and lift it",
-            "latticectl trust lift --plugin {id}@{version}",
-        ),
-        Code.SIGNATURE_INVALID: Advice(f"the manifest's {_ANEW}", "latticectl verify {bundle}"),
-        Code.ARTIFACT_MISSING: Advice("the bundle has no file named artifact: put it back", "ls -la {bundle}"),
-        Code.ARTIFACT_NOT_REGULAR: Advice("artifact must be the file itself, no link", "ls -la {bundle}"),
-        Code.ARTIFACT_TOO_LARGE: Advice("artifact is over the limit of the settings", "ls -la {bundle}"),
-        Code.CHANGED_WHILE_READING: Advice(
-            "it was still being written: it is judged again by itself", "latticectl wait {id} --for available"
-        ),
-        Code.DIGEST_MISMATCH: Advice(f"the artifact's {_ANEW}", "latticectl verify {bundle}"),
-        Code.DIGEST_REVOKED: Advice(
-            "this artifact was revoked; if that is over, take it out of the policy file and lift it",
-            "latticectl trust lift --digest {digest}",
-        ),
-        Code.HOST_INCOMPATIBLE: Advice("it needs another version of latticed", "latticectl version"),
-        Code.PUBLISHER_CHANGED: Advice(
-            "another publisher offers it; if the plugin has changed hands, accept the new one by name",
-            "latticectl upgrade {id} --accept-publisher {publisher}",
-        ),
-        Code.DUPLICATE_ID: Advice("several bundles claim this id: keep one of them", "rm -r {others}"),
-    }
-)
-"""By verdict code, with placeholders that `_words` fills in; every code of `Code` has an entry."""
-
+_VERDICTS: Final = frozenset(code.value for code in Code)
 _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
 """Codes that are about the stored pair when no bundle in the directory is refused."""
 _OF_OPERATORS: Final = frozenset({Code.PLUGIN_REVOKED.value, Code.DIGEST_REVOKED.value})
@@ -155,7 +99,7 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
         return _builtin(facts, facts.view, code)
     if code == Code.MANIFEST_MISSING.value and facts.view is not None and facts.rejected:
         code = facts.rejected[0].code  # its own bundle is gone, and another one claims its id
-    known = next((found for name, found in _BY_CODE.items() if name.value == code), None)
+    known = codes.text_of(code) if code in _VERDICTS else None
     if known is None:
         return Advice(f"refused: {code}", "latticectl rejected --hints")
     # No refused bundle claims the id: what fails is the stored pair, or there is no bundle.
@@ -168,7 +112,7 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
                 " && ".join(_verb(verb, facts) for verb in _afresh(facts.view)),
             )
     if code == Code.MANIFEST_INVALID.value and OTHER_SCHEMA in [row.hint for row in facts.rejected]:
-        known = Advice(OTHER_SCHEMA, "latticectl version")
+        return Advice(OTHER_SCHEMA, "latticectl version")
     return Advice(known.why, known.command.format_map(_words(facts, code)))
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import replies
+from latticed.ctl import codes, replies
 from latticed.ctl.advice_failures import Advice
 from latticed.model import egress, hostcall
 
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
 
     from latticed import wire
 
-_BY_CODE: Final = MappingProxyType(
-    {
-        "rate_limited": "latticectl top",
-        "quota_exceeded": "latticectl caps list",
-        "service_unavailable": "latticectl health",
-        "audit_unavailable": "latticectl health",
-    }
-)
-"""The command for a denial that no grant would lift, by its code; for other codes, the plugin's logs."""
+_NOT_OF_PLUGIN: Final = frozenset({"rate_limited", "quota_exceeded", "service_unavailable", "audit_unavailable"})
+"""Codes of denials that no grant would lift and the plugin's logs do not explain."""
 
 
 def suffered(
@@ -110,7 +102,8 @@ def _of_call(plugin_id: str, row: wire.AuditRow) -> Advice | None:
     if row.code == hostcall.Denial.EGRESS_BLOCKED and row.reason.startswith("host not declared"):
         upgrade = shlex.join(["latticectl", "upgrade", plugin_id])
         return Advice(f"{why}: its publisher must declare it; with that bundle in the plugin directory", upgrade)
-    return Advice(why, _BY_CODE.get(row.code, shlex.join(["latticectl", "logs", plugin_id])))
+    known = codes.text_of(row.code) if row.code in _NOT_OF_PLUGIN else None
+    return Advice(why, known.command if known is not None else shlex.join(["latticectl", "logs", plugin_id]))
 
 
 def _grant(plugin_id: str, permit: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import replies
+from latticed.ctl import codes, replies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,40 +21,14 @@ class Advice(NamedTuple):
     command: str = ""
 
 
-_ANEW: Final = "its publisher must mend it; with that bundle in the plugin directory"
-"""End of the reasons that only a new bundle removes."""
 _UPGRADE: Final = "latticectl upgrade {id}"
 _LOGS: Final = "latticectl logs {id}"
-_OF_ARTIFACT: Final = MappingProxyType(
-    {
-        "artifact_not_executable": Advice(
-            "its artifact is no program: it must be an ELF executable of this machine or begin with #! and an"
-            f" interpreter; {_ANEW}",
-            _UPGRADE,
-        ),
-        "interpreter_not_allowed": Advice(
-            "its first line names an interpreter that is not on this host's list ([sandbox] interpreters in the"
-            f" settings adds one); else {_ANEW}",
-            _UPGRADE,
-        ),
-        "protocol_unsupported": Advice(f"it wants a protocol that its type cannot speak; {_ANEW}", _UPGRADE),
-        "protocol_error": Advice(f"it does not speak the protocol that its manifest says; {_ANEW}", _UPGRADE),
-        "message_too_large": Advice(f"its messages are over the limit; {_ANEW}", _UPGRADE),
-        "output_too_large": Advice(f"it writes more than it may; {_ANEW}", _UPGRADE),
-        "source_blocked": Advice(
-            f"its template, or the content type of its routes, cannot be served; {_ANEW}", _UPGRADE
-        ),
-        "wasm_invalid": Advice(f"its artifact is no WebAssembly module; {_ANEW}", _UPGRADE),
-        "wasm_import": Advice(f"its module wants what no host gives; {_ANEW}", _UPGRADE),
-        "stack_overflow": Advice(f"its code recurses too deeply; {_ANEW}", _UPGRADE),
-        "forbidden_call": Advice(f"it makes system calls that its sandbox forbids; {_ANEW}", _UPGRADE),
-        "start_timeout": Advice("it did not answer in time after its start", _LOGS),
-        "sandbox_unavailable": Advice("this host does not give the confinement that it asks for", "latticectl health"),
-        "needs_config": Advice("its configuration does not fit", "latticectl config set {id} -f FILE"),
-        "route_taken": Advice("another plugin has the path that it wants", "latticectl list"),
-    }
+_NO_USE_TO_RETRY: Final = frozenset(
+    """artifact_not_executable interpreter_not_allowed protocol_unsupported protocol_error message_too_large
+    output_too_large source_blocked wasm_invalid wasm_import stack_overflow forbidden_call start_timeout
+    sandbox_unavailable needs_config route_taken""".split()
 )
-"""By the code of what refuses or ended it, where trying again alone is no use."""
+"""Codes of what refuses or ended a plugin, where trying again alone is no use."""
 _LIFTED_BY: Final = MappingProxyType(
     {
         "out_of_memory": "limit=memory_mib:",
@@ -80,7 +54,7 @@ def refused(plugin_id: str, why: str, verb: str, refusal: Mapping[str, Any]) -> 
         return Advice(said, shlex.join(["latticectl", verb, plugin_id, "--allow-downgrade"]))
     if hint.startswith("latticectl "):
         return Advice(said, hint)
-    known = _OF_ARTIFACT.get(code, Advice("", "latticectl info {id}"))
+    known = _known(code) or Advice("", "latticectl info {id}")
     words = "; ".join(part for part in (said, known.why, hint) if part)
     return Advice(words, known.command.format(id=plugin_id))
 
@@ -95,7 +69,7 @@ def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any],
         return found
     if error is not None and (lifted := _lifted(plugin_id, error, grants)) is not None:
         return lifted
-    if error is not None and (known := _OF_ARTIFACT.get(error.code)) is not None:
+    if error is not None and (known := _known(error.code)) is not None:
         return Advice(f"it failed ({error.code}): {known.why}: {error.message}", known.command.format(id=plugin_id))
     said = f" ({error.code})" if error is not None else ""
     if runtime.next_retry_at:
@@ -103,6 +77,12 @@ def failed(plugin_id: str, runtime: wire.RuntimeView, grants: Mapping[str, Any],
         return Advice(f"it failed{said} and is started again by itself", wait)
     restart = shlex.join(["latticectl", "restart", plugin_id])
     return Advice(f"it failed{said} and is not tried again until an operator says so", restart)
+
+
+def _known(code: str) -> Advice | None:
+    """What the table of codes says of one where trying again is no use."""
+    found = codes.text_of(code) if code in _NO_USE_TO_RETRY else None
+    return Advice(found.why, found.command) if found is not None else None
 
 
 def _lifted(plugin_id: str, error: wire.ErrorInfo, grants: Mapping[str, Any]) -> Advice | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMATS: Final = ("text", "json")
 """Values of --format and LATTICECTL_FORMAT."""
@@ -34,6 +37,15 @@ def _columns() -> int:
         return _COLUMNS
 
 
+class _Actions(argparse._SubParsersAction):  # type: ignore[type-arg]  # noqa: SLF001 - what add_subparsers makes
+    """The actions of a verb: the line that its help has of one describes it in the action's own help, too."""
+
+    def add_parser(self, name: str, **how: Any) -> Any:
+        if said := how.get("help"):
+            how.setdefault("description", f"{said[0].upper()}{said[1:]}.")
+        return super().add_parser(name, **how)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that knows the common options and raises Problem("usage") instead of exiting.
 
@@ -46,13 +58,18 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation in a script would become ambiguous with the next option that is added.
         how.setdefault("allow_abbrev", False)
         super().__init__(**how)
+        self.register("action", "parsers", _Actions)
         # The type of arguments that name none: argparse looks it up under None.
         self.register("type", None, _text)
         # SUPPRESS: the default of a verb's parser must not overwrite what stood before the verb.
         common = self.add_argument_group("common options")
-        common.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS, help="LATTICECTL_FORMAT")
+        common.add_argument(
+            "--format", choices=FORMATS, default=argparse.SUPPRESS, help="how to print (LATTICECTL_FORMAT)"
+        )
         common.add_argument("--abs-time", action="store_true", default=argparse.SUPPRESS, help="print times as dates")
-        common.add_argument("--socket", metavar="PATH", type=str, default=argparse.SUPPRESS, help="LATTICED_SOCKET")
+        common.add_argument(
+            "--socket", metavar="PATH", type=str, default=argparse.SUPPRESS, help="control socket (LATTICED_SOCKET)"
+        )
         common.add_argument(
             "--config", metavar="FILE", type=str, default=argparse.SUPPRESS, help="settings file of the daemon"
         )
@@ -62,6 +79,12 @@ class Parser(argparse.ArgumentParser):
         actions = super().add_subparsers(**how)
         actions.type = str  # each sub-parser checks its own arguments
         return actions
+
+    def actions(self) -> Iterator[tuple[str, Parser]]:
+        """(name, parser) of each action of the verb; none for a verb without."""
+        for one in self._actions:
+            if isinstance(one, _Actions):
+                yield from one.choices.items()
 
     def error(self, message: str) -> NoReturn:
         """Raise Problem usage, where argparse would print and exit with 2."""

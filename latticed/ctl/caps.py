@@ -58,15 +58,20 @@ _USED: Final = (
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="what one plugin declares and has; without ID: all there are")
-    listing.add_argument("id", metavar="ID", nargs="?")
+    listing.add_argument(
+        "id",
+        metavar="ID",
+        nargs="?",
+        help="id of a plugin, as latticectl list shows it; without one, all capabilities there are",
+    )
     suggest = actions.add_parser("suggest", help="what it used, and what could be taken away")
-    suggest.add_argument("id", metavar="ID")
+    suggest.add_argument("id", metavar="ID", help="id of a plugin, as latticectl list shows it")
     suggest.add_argument(
         "--since", metavar="DAYS", type=_days, default=14, help="look back so far, as 14d (the default)"
     )
     for name, summary in (("grant", "let a plugin use something"), ("trim", "take something away from a plugin")):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("id", metavar="ID")
+        action.add_argument("id", metavar="ID", help="id of a plugin, as latticectl list shows it")
         action.add_argument(
             "what",
             metavar="KIND=VALUE",

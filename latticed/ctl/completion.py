@@ -18,7 +18,7 @@ EXAMPLES: Final = examples(
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that the script is for")
 
 
 def run(session: CtlSession) -> int:

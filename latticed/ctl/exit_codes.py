@@ -14,15 +14,25 @@ class ExitCode(IntEnum):
     """What latticectl ends with. 130 and 141 are 128 plus SIGINT and SIGPIPE, as a shell reports them."""
 
     OK = 0
+    """Done; "already so" too."""
     FAILED = 1
+    """Failed, or refused by the daemon."""
     USAGE = 2
+    """Wrong usage, bad settings, an unreadable trust policy."""
     UNHEALTHY = 3
+    """Not well (health --check, doctor), or something ends soon (trust horizon)."""
     NOT_FOUND = 4
+    """There is nothing of that name."""
     DENIED = 5
+    """Not allowed: a scope is missing, or the socket is closed to you."""
     REFUSED = 6
+    """Verification failed."""
     UNREACHABLE = 7
+    """The daemon cannot be reached."""
     INTERRUPTED = 130
+    """Interrupted (Ctrl-C)."""
     PIPE_CLOSED = 141
+    """Nobody reads the output any more."""
 
 
 _BY_CODE: Final = MappingProxyType(

@@ -31,7 +31,9 @@ def arguments(parser: Parser) -> None:
     add = _action(actions, "add", "put signed bundles beside the index and into it; with a key, sign it")
     add.add_argument("bundles", metavar="DIR", type=str, nargs="+", help="a signed bundle")
     add.add_argument("--url", required=True, help="where the index's directory will be served")
-    add.add_argument("--channel", choices=("stable", "alpha"), default="stable")
+    add.add_argument(
+        "--channel", choices=("stable", "alpha"), default="stable", help="channel of the release (default stable)"
+    )
     add.add_argument("--summary", default="", help="one line for people (default: the manifest's description)")
     add.add_argument(
         "--changelog", metavar="URL", default="", help="where people read what changed; kept until another"

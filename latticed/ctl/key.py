@@ -26,12 +26,14 @@ def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     summary = "make a private key in each new file (mode 0600) and print its public half"
     generate = actions.add_parser("generate", help=summary, description=summary)
-    generate.add_argument("files", metavar="FILE", type=str, nargs="+")
+    generate.add_argument(
+        "files", metavar="FILE", type=str, nargs="+", help="where the private key is written; the public one is printed"
+    )
     generate.add_argument("--passphrase", action="store_true", help="ask for a passphrase to encrypt them with")
     author_key.add_passphrase(generate)
     summary = "print the public half of a private key, as trust.json wants it"
     show = actions.add_parser("show", help=summary, description=summary)
-    show.add_argument("key", metavar="FILE", type=str, nargs="?")
+    show.add_argument("key", metavar="FILE", type=str, nargs="?", help="file with the private key")
     show.add_argument("--key-fd", metavar="N", type=descriptor, help="read the private key from this descriptor")
     author_key.add_passphrase(show)
 

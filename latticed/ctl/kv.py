@@ -34,11 +34,11 @@ def arguments(parser: Parser) -> None:
     for name, summary in (("get", "print one value"), ("set", "store one value"), ("delete", "remove one value")):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("bucket", metavar="BUCKET", help="an operator's bucket, or plugin:<id>")
-        action.add_argument("key", metavar="KEY")
+        action.add_argument("key", metavar="KEY", help="name of the value, 1 to 256 characters")
         if name == "set":
             action.add_argument("value", metavar="VALUE", type=str, help="the value, or - to read it from stdin")
     listing = actions.add_parser("list", help="print the keys of a bucket", description="print the keys of a bucket")
-    listing.add_argument("bucket", metavar="BUCKET")
+    listing.add_argument("bucket", metavar="BUCKET", help="an operator's bucket, or plugin:<id>")
     listing.add_argument("--prefix", default="", help="only keys that start with this")
 
 

@@ -239,7 +239,15 @@ def verb_parser(verb: str, module: VerbModule, parent: Any = None) -> Parser:
     how = {"description": summary[0].upper() + summary[1:] + ".", "epilog": module.EXAMPLES}
     parser = Parser(prog=f"{PROG} {verb}", **how) if parent is None else parent.add_parser(verb, help=summary, **how)
     module.arguments(parser)
+    _exemplify(verb, parser, module.EXAMPLES)
     return cast("Parser", parser)
+
+
+def _exemplify(verb: str, parser: Parser, lines: str) -> None:
+    """Have the help of each action of a verb end in those of the verb's examples that show it."""
+    for action, below in parser.actions():
+        shown = [line for line in lines.splitlines() if f"{PROG} {verb} {action} " in f"{line} "]
+        below.epilog = "\n".join(["examples:", *shown]) if shown else None
 
 
 def overview() -> str:

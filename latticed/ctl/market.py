@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
+    "latticectl market sources                          # each source, and what is wrong with it",
     "latticectl market refresh                          # ask every source for its index",
     "latticectl market search proxy",
     "latticectl market show acme.demo                   # what it wants, its age, what differs from what runs",
@@ -68,29 +69,52 @@ def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("sources", help="the sources of the settings, and their last indexes")
     refresh = actions.add_parser("refresh", help="fetch the indexes of all sources, or of one")
-    refresh.add_argument("source", metavar="SOURCE", nargs="?", default="")
+    refresh.add_argument("source", metavar="SOURCE", nargs="?", default="", help="only this source")
     search = actions.add_parser("search", help="plugins whose id, name or summary has a text")
-    search.add_argument("text", metavar="TEXT", nargs="?", default="")
-    search.add_argument("--source", metavar="NAME", default="")
+    search.add_argument("text", metavar="TEXT", nargs="?", default="", help="part of an id, name or summary")
+    search.add_argument("--source", metavar="NAME", default="", help="only this source")
     show = actions.add_parser("show", help="one plugin: releases, what it wants, what differs from what runs")
     install = actions.add_parser("install", help="verify a bundle and put it where the daemon finds it; starts nothing")
     fetch = actions.add_parser("fetch", help="verify a bundle and write it below a directory")
     fetch.add_argument("--to", metavar="DIR", required=True, help="where the directory of the bundle is made")
     for action in (show, install, fetch):
-        action.add_argument("id", metavar="ID")
+        action.add_argument("id", metavar="ID", help="id of a plugin, as market search shows it")
         action.add_argument("--source", metavar="NAME", default="", help="where several have it")
         which = action.add_mutually_exclusive_group()
-        which.add_argument("--version", metavar="VERSION", default="", dest="release")
-        which.add_argument("--channel", choices=("stable", "alpha"), default="")
+        which.add_argument(
+            "--version",
+            metavar="VERSION",
+            default="",
+            dest="release",
+            help="this version; else the newest that can be used here",
+        )
+        which.add_argument(
+            "--channel",
+            choices=("stable", "alpha"),
+            default="",
+            help="the newest release of this channel (default stable)",
+        )
     for action in (install, fetch):
-        action.add_argument("--accept", metavar="CAP|host=HOST:PORT", action="append", default=[])
-        action.add_argument("--accept-host", metavar="HOST:PORT", action="append", default=[])
+        action.add_argument(
+            "--accept",
+            metavar="CAP|host=HOST:PORT",
+            action="append",
+            default=[],
+            help="consent to this capability or host (repeatable)",
+        )
+        action.add_argument(
+            "--accept-host",
+            metavar="HOST:PORT",
+            action="append",
+            default=[],
+            help="let it reach this host (repeatable)",
+        )
         action.add_argument("--accept-age", metavar="VERSION", default="", help="take this version before its age")
         action.add_argument("--accept-held", action="store_true", help="although the plugin is held")
     install.add_argument("--allow-downgrade", action="store_true", help="accept a version below the highest so far")
     actions.add_parser("outdated", help="plugins whose source has a newer release, or none any more")
     hold = actions.add_parser("hold", help="keep a plugin at its version")
-    hold.add_argument("id", metavar="ID")
+    hold.add_argument("id", metavar="ID", help="id of a plugin, as latticectl list shows it")
     hold.add_argument("--off", action="store_true", help="hold it no more")
 
 

@@ -44,16 +44,22 @@ _TABLE: Final = (
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the newest notifications")
-    listing.add_argument("--status", choices=_STATUSES)
-    listing.add_argument("--plugin", metavar="ID")
+    listing.add_argument("--status", choices=_STATUSES, help="only those with this status")
+    listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
     listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
     test = actions.add_parser("test", help="send a test message to a channel")
-    test.add_argument("channel", metavar="CHANNEL")
+    test.add_argument("channel", metavar="CHANNEL", help="name of a channel of the notification plugin")
     again = actions.add_parser("retry", help="have a failed one tried afresh")
-    again.add_argument("item", metavar="NOTIFICATION")
+    again.add_argument("item", metavar="NOTIFICATION", help="id of the notification, as notify list shows it")
     prune = actions.add_parser("prune", help="remove notifications")
-    prune.add_argument("--status", action="append", choices=("queued", "done", "failed"), default=[])
-    prune.add_argument("--plugin", metavar="ID")
+    prune.add_argument(
+        "--status",
+        action="append",
+        choices=("queued", "done", "failed"),
+        default=[],
+        help="only those with this status (repeatable)",
+    )
+    prune.add_argument("--plugin", metavar="ID", help="only those of this plugin")
 
 
 def run(session: CtlSession) -> int:

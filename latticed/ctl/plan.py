@@ -50,8 +50,8 @@ _MOST: Final = 500
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the newest plans", description="the newest plans")
-    listing.add_argument("--state", choices=_STATES)
-    listing.add_argument("--plugin", metavar="ID")
+    listing.add_argument("--state", choices=_STATES, help="only those in this state")
+    listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
     listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
     for name, summary in (
         ("show", "what it would change, and the review to approve"),

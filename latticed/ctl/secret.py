@@ -47,7 +47,7 @@ def arguments(parser: Parser) -> None:
             action.add_argument("--unbind", action="store_true", help="also when plugins have it bound, which lose it")
     for name, summary in (("bind", "let a plugin have it used"), ("unbind", "take that back")):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("name", metavar="NAME")
+        action.add_argument("name", metavar="NAME", help="upper case letters, digits and _")
         action.add_argument("id", metavar="ID", help="the plugin's id")
 
 

@@ -42,16 +42,16 @@ _INDENT: Final = "  "
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the newest tasks")
-    listing.add_argument("--state", choices=_STATES)
-    listing.add_argument("--plugin", metavar="ID")
+    listing.add_argument("--state", choices=_STATES, help="only those in this state")
+    listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
     listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
     show = actions.add_parser("show", help="one task: its script, its digest, what it wrote")
-    show.add_argument("task", metavar="TASK")
+    show.add_argument("task", metavar="TASK", help="id of the task, or how it begins")
     approve = actions.add_parser("approve", help="have a task run, once")
-    approve.add_argument("task", metavar="TASK")
+    approve.add_argument("task", metavar="TASK", help="id of the task")
     approve.add_argument("sha256", metavar="SHA256", help="the digest of the script that you have read (task show)")
     cancel = actions.add_parser("cancel", help="have a task not run, or end")
-    cancel.add_argument("task", metavar="TASK", nargs="?")
+    cancel.add_argument("task", metavar="TASK", nargs="?", help="id of the task")
     cancel.add_argument("--all", action="store_true", help="every task that has not ended")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples(
     "latticectl trust                                  # whom the daemon trusts now",
+    "latticectl trust show --trust trust.json          # the same of a file",
     "latticectl trust add acme KEY --ids 'acme.*' --max-risk write",
     "latticectl trust remove acme --dry-run            # which plugins would stop",
     "latticectl trust remove acme",
@@ -41,23 +42,29 @@ def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser("show", help="publishers, switches, revocations; with --trust: of a file")
     add = actions.add_parser("add", help="trust a publisher's keys, besides those it has")
-    add.add_argument("publisher", metavar="PUBLISHER")
+    add.add_argument("publisher", metavar="PUBLISHER", help="name of the publisher, as manifests have it")
     add.add_argument("keys", metavar="KEY", nargs="+", help="public key in base64, as latticectl key show prints it")
     add.add_argument("--ids", metavar="PATTERN", action="append", help="only these ids: exact, or ending in *")
     add.add_argument("--max-risk", choices=("read", "write", "host"), help="the most its plugins may ask for")
     remove = actions.add_parser("remove", help="trust a publisher, or one of its keys, no more")
-    remove.add_argument("publisher", metavar="PUBLISHER")
+    remove.add_argument("publisher", metavar="PUBLISHER", help="name of the publisher, as manifests have it")
     remove.add_argument("--key", metavar="KEY", help="only this key")
     revoke = actions.add_parser("revoke", help="refuse keys, artifacts or versions for good")
-    revoke.add_argument("--key", metavar="KEY", action="append", default=[])
+    revoke.add_argument("--key", metavar="KEY", action="append", default=[], help="public key in base64 (repeatable)")
     for action in (remove, revoke):
         action.add_argument("--dry-run", action="store_true", help="say which plugins would stop; change nothing")
-    revoke.add_argument("--digest", metavar="SHA256", action="append", default=[])
+    revoke.add_argument(
+        "--digest",
+        metavar="SHA256",
+        action="append",
+        default=[],
+        help="SHA-256 of an artifact, 64 hex digits (repeatable)",
+    )
     revoke.add_argument("--plugin", metavar="ID@VERSION", action="append", default=[], help="ID@* for all versions")
     lift = actions.add_parser("lift", help="have the daemon forget a revocation that is no longer in the file")
     one = lift.add_mutually_exclusive_group(required=True)
-    one.add_argument("--key", metavar="KEY")
-    one.add_argument("--digest", metavar="SHA256")
+    one.add_argument("--key", metavar="KEY", help="public key in base64")
+    one.add_argument("--digest", metavar="SHA256", help="SHA-256 of an artifact, 64 hex digits")
     one.add_argument("--plugin", metavar="ID@VERSION", help="ID@* as it was revoked")
     actions.add_parser("horizon", help="what stops being installable or startable, and when; exit 3 within 14 days")
     for action in (show, add, remove, revoke):

@@ -24,9 +24,17 @@ class Scope(Flag):
 
     NONE = 0
     READ = auto()
+    """List, inspect, read health, trust, metrics and events."""
     OPERATE = auto()
+    """All of `read`; install, activate, disable, upgrade, restart, invoke, forget; values, logs and the audit
+    record.
+    """
     HOST = auto()
+    """Grant host-risk capabilities and hosts, accept a downgrade or another publisher; secrets; configurations;
+    approve scripts.
+    """
     TRUST = auto()
+    """Lift remembered revocations."""
     ALL = READ | OPERATE | HOST | TRUST
 
 

@@ -47,20 +47,40 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_plugins", "gauge", "plugins on record by status", _labelled("status", counted.statuses)
     )
-    yield from _family("latticed_plugins_available", "gauge", "plugins whose bundle verifies", {"": counted.available})
-    yield from _family("latticed_handles", "gauge", "handles by state", _labelled("state", counted.states))
+    yield from _family(
+        "latticed_plugins_available", "gauge", "plugins on record whose bundle verifies", {"": counted.available}
+    )
+    yield from _family(
+        "latticed_handles",
+        "gauge",
+        "started plugins by state: armed, stopped, failed",
+        _labelled("state", counted.states),
+    )
     idle = _labelled("reason", counted.not_running)
     yield from _family("latticed_active_not_running", "gauge", "active plugins that do not run, by reason", idle)
     yield from _family(
-        "latticed_restarts", "gauge", "restarts since a plugin was armed", _labelled("plugin", counted.restarts)
+        "latticed_restarts",
+        "gauge",
+        "restarts of a plugin since it was first armed",
+        _labelled("plugin", counted.restarts),
     )
     yield from _family(
-        "latticed_bundles_refused", "gauge", "bundles on disk by code", _labelled("code", counted.refused)
+        "latticed_bundles_refused",
+        "gauge",
+        "bundles in the plugin directories that are refused, by code",
+        _labelled("code", counted.refused),
     )
     calls = api.supervisor.calls()
     made, denied = {i: one.calls for i, one in calls.items()}, {i: one.denied for i, one in calls.items()}
-    yield from _family("latticed_host_calls_total", "counter", "host calls", _labelled("plugin", made))
-    yield from _family("latticed_host_calls_denied_total", "counter", "host calls denied", _labelled("plugin", denied))
+    yield from _family(
+        "latticed_host_calls_total", "counter", "host calls that a plugin made", _labelled("plugin", made)
+    )
+    yield from _family(
+        "latticed_host_calls_denied_total",
+        "counter",
+        "host calls of a plugin that were denied",
+        _labelled("plugin", denied),
+    )
     tunnels = [(one.plugin_id, one.view()) for one in api.tunnels.every()]
     states = Counter(view["state"] for _, view in tunnels)
     yield from _family("latticed_tunnels", "gauge", "tunnels by state", _labelled("state", states))
@@ -80,26 +100,52 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     for name, value in sorted(api.catalog.counters.items()):
         yield from _family(f"latticed_catalog_{name}_total", "counter", f"catalog: {name}", {"": value})
     yield from _family(
-        "latticed_records_unsaved", "gauge", "changes to record", {"": api.lifecycle.write_behind.refused}
+        "latticed_records_unsaved",
+        "gauge",
+        "changes that wait to be recorded, as the disk does not take them",
+        {"": api.lifecycle.write_behind.refused},
     )
     seen = api.ledger.read(rows.position)
-    yield from _family("latticed_audit_events_total", "counter", "decisions on record", {"": seen.decisions})
-    yield from _family("latticed_audit_calls_total", "counter", "host calls on record", {"": seen.calls})
-    yield from _family("latticed_log_dropped_total", "counter", "log entries not written", {"": logs.dropped()})
-    yield from _family("latticed_start_time_seconds", "gauge", "start", {"": api.started_at // 1_000_000})
-    yield from _family("process_resident_memory_bytes", "gauge", "resident memory", {"": _resident_bytes()})
+    yield from _family(
+        "latticed_audit_events_total", "counter", "events of the decisions' audit chain, ever", {"": seen.decisions}
+    )
+    yield from _family(
+        "latticed_audit_calls_total", "counter", "events of the host calls' audit chain, ever", {"": seen.calls}
+    )
+    yield from _family(
+        "latticed_log_dropped_total",
+        "counter",
+        "log entries that were dropped, as nobody read the log fast enough",
+        {"": logs.dropped()},
+    )
+    yield from _family(
+        "latticed_start_time_seconds", "gauge", "when the daemon started", {"": api.started_at // 1_000_000}
+    )
+    yield from _family(
+        "process_resident_memory_bytes",
+        "gauge",
+        "resident memory of the daemon, without its children",
+        {"": _resident_bytes()},
+    )
     # The descriptor that lists the directory is counted, too.
-    yield from _family("process_open_fds", "gauge", "open descriptors", {"": len(os.listdir("/proc/self/fd"))})
+    yield from _family(
+        "process_open_fds", "gauge", "open descriptors of the daemon", {"": len(os.listdir("/proc/self/fd"))}
+    )
 
 
 def _resource_lines(used: Mapping[str, Usage]) -> Iterator[str]:
     """The lines about what plugins' processes use."""
     cpu = {one: round(usage.cpu_s, 6) for one, usage in used.items()}
-    yield from _family("latticed_plugin_cpu_seconds_total", "counter", "processor time", _labelled("plugin", cpu))
+    yield from _family(
+        "latticed_plugin_cpu_seconds_total",
+        "counter",
+        "processor time of its processes since the daemon started",
+        _labelled("plugin", cpu),
+    )
     memory = {one: usage.memory_bytes for one, usage in used.items()}
     yield from _family("latticed_plugin_memory_bytes", "gauge", "memory of its processes", _labelled("plugin", memory))
     tasks = {one: usage.tasks for one, usage in used.items()}
-    yield from _family("latticed_plugin_tasks", "gauge", "processes and threads", _labelled("plugin", tasks))
+    yield from _family("latticed_plugin_tasks", "gauge", "its processes and threads", _labelled("plugin", tasks))
     waited = {
         f'{{plugin="{one}",resource="{resource}"}}': percent
         for one, usage in used.items()

@@ -24,29 +24,33 @@ def names_fault(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:
-    """One source. `url`: of its plugins.json (static), or of the directory with `metadata` and `targets` (tuf).
-
-    `keys`: those of its index (static), none: it can only be looked at; `threshold`: how many of them have to have
-    signed. `root`: the file with the pinned root (tuf). `origins`: private mirrors, as `https://HOST:PORT=ADDRESS`.
-    """
+    """One source of the marketplace, `[market.sources.NAME]`."""
 
     format: str = setting("static", one_of=("static", "tuf"))
+    """What the source is: an index of latticed (`static`) or a TUF repository (`tuf`)."""
     url: str = setting("", fault=url_fault)
+    """Address of its `plugins.json` (static), or of the directory with `metadata` and `targets` (tuf)."""
     keys: tuple[str, ...] = setting(())
+    """Public keys that sign its index (static); none: it can only be looked at."""
     threshold: int = setting(1, low=1, high=16)
+    """How many of `keys` have to have signed."""
     root: str = setting("")
+    """File with the pinned root (tuf)."""
     max_age_days: int = setting(30, low=1, high=3_650)
+    """Nothing is taken from an index that was signed longer ago."""
     origins: tuple[str, ...] = setting(())
+    """Private mirrors, as `https://HOST:PORT=ADDRESS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketSettings:
-    """The marketplace. `min_release_age_days`: how long a release has to have been known here before it is taken.
-
-    `index_bytes`: largest index; `fetch_s`: longest time for one file.
-    """
+    """The marketplace."""
 
     sources: dict[str, SourceSettings] = setting({}, fault=names_fault)
+    """Where indexes of plugins come from: a table for each source, by its name."""
     min_release_age_days: int = setting(0, low=0, high=365)
+    """A release is taken when it has been known here for so long."""
     index_bytes: int = setting(8 << 20, low=1 << 10, high=16 << 20)
+    """Largest index that is read."""
     fetch_s: float = setting(300.0, low=0.1, high=3_600)
+    """Longest time for fetching one file."""

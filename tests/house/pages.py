@@ -54,6 +54,11 @@ def links(page: Path) -> list[str]:
     return [one["target"] for one in _LINK.finditer(prose(page))]
 
 
+def anchors(page: Path) -> list[str]:
+    """What can be linked to besides headings."""
+    return re.findall(r'<a id="([^"]+)"></a>', page.read_text(encoding="utf-8"))
+
+
 def table(page: str, first: str) -> list[tuple[str, ...]]:
     """The rows below the header of the one table of `page` whose first column is called `first`; no backticks."""
     lines = (CHECKOUT / page).read_text(encoding="utf-8").splitlines()

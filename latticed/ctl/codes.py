@@ -1,0 +1,67 @@
+"""What every code means, why it happens, and the command that helps: codes.txt, below the symptoms that people see.
+
+`latticectl explain` gives advice from it, and the reference is made of it. Nothing of the daemon reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FILE: Final = Path(__file__).with_name("codes.txt")
+
+
+class Text(NamedTuple):
+    """One code. `command` may have placeholders, such as `{id}` and `{bundle}`."""
+
+    means: str
+    why: str
+    command: str
+
+
+class Symptom(NamedTuple):
+    """What somebody sees, where to look first, and the codes that may be behind it, in their order."""
+
+    anchor: str
+    title: str
+    about: str
+    command: str
+    codes: dict[str, Text]
+
+
+@functools.cache
+def symptoms() -> tuple[Symptom, ...]:
+    """All symptoms with their codes; ValueError for a file that is not of the form that its first lines say."""
+    found = []
+    for part in FILE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        head, command, entries = part.strip().split("\n\n")
+        title, _, about = head.partition("\n")
+        anchor, _, words = title.partition(" | ")
+        found.append(Symptom(anchor, words, " ".join(about.split()), _command(command), dict(_texts(entries))))
+    return tuple(found)
+
+
+def _texts(lines: str) -> list[tuple[str, Text]]:
+    """The entries below one symptom, three lines each."""
+    split = lines.splitlines()
+    if len(split) % 3:
+        raise ValueError(f"expected three lines for each code, found {len(split)} after {split[0]!r}")
+    found = []
+    for first, why, command in zip(split[::3], split[1::3], split[2::3], strict=True):
+        code, _, means = first.partition(": ")
+        found.append((code, Text(means, why.strip(), _command(command))))
+    return found
+
+
+def _command(line: str) -> str:
+    """The command of a line `$ …`."""
+    dollar, _, command = line.strip().partition(" ")
+    if dollar != "$":
+        raise ValueError(f"expected a command, found {line[:80]!r}")
+    return command
+
+
+def text_of(code: str) -> Text | None:
+    """The text of a code; None for one that is not known."""
+    return next((one.codes[code] for one in symptoms() if code in one.codes), None)
