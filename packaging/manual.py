@@ -1,40 +1,35 @@
 """Writes latticed's man pages: python packaging/manual.py DIRECTORY
 
-Options come from the parsers, settings from their dataclasses, fields of a manifest from its structs. What a setting or
-a field means is in one place, the tables of docs/operate/settings.md and docs/write/plugins.md.
+Of the same facts as docs/reference, in the macros of man(7): see docs/generate.
 """
 
 # ruff: noqa: INP001, SLF001 - a program of the build, no package; argparse has no public list of a parser's options
 from __future__ import annotations
 
-import argparse
-import contextlib
 import datetime as dt
-import inspect
-import json
 import os
 import re
 import sys
-import typing
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from unittest import mock
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import argparse
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
+sys.path.insert(0, str(DOCS))
 # Help is wrapped to this width, whatever terminal the build runs on.
 os.environ["COLUMNS"] = "80"
 
-import msgspec  # noqa: E402
+from generate import cli, settings  # noqa: E402
+from generate import manifest as manifests  # noqa: E402
+from generate.markdown import plain, sentence  # noqa: E402
 
 import latticed  # noqa: E402
-from latticed import apply, daemon, journal, settings  # noqa: E402
+from latticed import apply, daemon, journal  # noqa: E402
 from latticed.ctl import completion  # noqa: E402
 from latticed.ctl import main as ctl  # noqa: E402
-from latticed.model import capability, manifest  # noqa: E402
+from latticed.model import capability  # noqa: E402
 
 FILES: Final = (
     ("/etc/latticed/latticed.toml", "Settings, see latticed.toml(5)."),
@@ -92,40 +87,8 @@ def _quoted(text: str) -> str:
 
 def _options(page: Page, parser: argparse.ArgumentParser, *, common: bool) -> None:
     """The options and arguments of `parser`; those that all verbs have only with `common`."""
-    for action in parser._actions:
-        shared = action.option_strings and action.option_strings[-1] in _common_options()
-        if isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
-            continue
-        if isinstance(action, argparse._HelpAction) or (shared and not common):
-            continue
-        choices = f"One of {', '.join(map(str, action.choices))}." if action.choices else ""
-        said = " ".join(((action.help or "") % {"default": action.default, "prog": parser.prog}).split())
-        page.item(_term(action), " ".join(filter(None, (said and f"{said[0].upper()}{said[1:]}.", choices))))
-
-
-def _term(action: argparse.Action) -> str:
-    """As it is typed: `--scope SCOPE`, `ID`."""
-    value = action.metavar or action.dest.upper()
-    shown = " ".join(value) if isinstance(value, tuple) else str(value)
-    if not action.option_strings:
-        return shown
-    names = ", ".join(action.option_strings)
-    return names if action.nargs == 0 else f"{names} {shown}"
-
-
-def _common_options() -> frozenset[str]:
-    return frozenset({"--format", "--abs-time", "--socket", "--config"})
-
-
-def _verbs(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """(name, parser) of the verbs directly below."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
-
-
-def _usage(parser: argparse.ArgumentParser) -> str:
-    return parser.format_usage().removeprefix("usage: ")
+    for term, meaning in cli.options(parser, common=common):
+        page.item(term, meaning)
 
 
 def latticectl() -> Page:
@@ -142,22 +105,21 @@ def latticectl() -> Page:
     page.text("Before or after the verb:")
     _options(page, whole, common=True)
     page.heading("VERBS")
-    for verb, parser in _verbs(whole):
+    for verb, parser in cli.verbs(whole):
         page.subheading(f"latticectl {verb}")
         page.text(f"{parser.description}")
-        page.verbatim(_usage(parser))
+        page.verbatim(cli.usage(parser))
         _options(page, parser, common=False)
-        for name, below in _verbs(parser):
+        for name, below in cli.verbs(parser):
             page.item(f"{verb} {name}", below.description or "")
-            page.verbatim(_usage(below))
+            page.verbatim(cli.usage(below))
             _options(page, below, common=False)
         page.text("Examples:")
         page.verbatim(ctl.load(verb).EXAMPLES.partition("\n")[2])
-    _exit_codes(page, "exit code of latticectl")
+    _exit_codes(page, "latticectl")
     page.heading("ENVIRONMENT")
-    page.item("LATTICED_SOCKET", "The control socket.")
-    page.item("LATTICECTL_FORMAT", "text or json.")
-    page.item("NO_COLOR", "No colours.")
+    for name, meaning in cli.ENVIRONMENT:
+        page.item(name, _plain(meaning))
     _ending(page, "latticed(8)", "latticed.toml(5)", "latticed-manifest(5)")
     return page
 
@@ -165,7 +127,7 @@ def latticectl() -> Page:
 def latticed_8() -> Page:
     page = Page("latticed", 8, "run signed plugins without trusting them blindly")
     page.heading("SYNOPSIS")
-    page.verbatim(_usage(daemon._parser()))
+    page.verbatim(cli.usage(daemon._parser()))
     page.heading("DESCRIPTION")
     page.text(
         "latticed verifies signed bundles in a directory, records what the operator decided about each, runs them in"
@@ -177,9 +139,9 @@ def latticed_8() -> Page:
     page.heading("SIGNALS")
     for name, meaning in _table("operate/settings.md", "signal"):
         page.item(name, meaning)
-    _exit_codes(page, "exit code of latticed")
+    _exit_codes(page, "latticed")
     page.heading("ENVIRONMENT")
-    for name, key in _table("operate/settings.md", "variable"):
+    for name, key in settings.variables():
         page.item(name, f"Sets {key}.")
     _ending(page, "latticectl(1)", "latticed.toml(5)", "latticed-apply(8)", "latticed-journal(8)")
     return page
@@ -189,7 +151,7 @@ def latticed_apply() -> Page:
     parser = apply._parser(Path)
     page = Page("latticed-apply", 8, "apply approved plans of latticed, as root")
     page.heading("SYNOPSIS")
-    page.verbatim(_usage(parser))
+    page.verbatim(cli.usage(parser))
     page.heading("DESCRIPTION")
     page.text(
         "The root helper. It renders plans of plugins again, applies what an operator approved to it, and undoes what"
@@ -198,11 +160,7 @@ def latticed_apply() -> Page:
     )
     page.heading("OPTIONS")
     _options(page, parser, common=True)
-    page.heading("EXIT STATUS")
-    page.item("0", "Ended in good order.")
-    for code, number in apply.EXIT_CODES.items():
-        page.item(str(number), f"{code}.")
-    page.item("1", "Any other error.")
+    _exit_codes(page, "latticed-apply")
     _ending(page, "latticed(8)", "latticectl(1)", "latticed.toml(5)")
     return page
 
@@ -210,8 +168,8 @@ def latticed_apply() -> Page:
 def latticed_journal() -> Page:
     page = Page("latticed-journal", 8, "show latticed what it may of the journal")
     page.heading("SYNOPSIS")
-    parser = _parser_of(journal.main)
-    page.verbatim(_usage(parser))
+    parser = cli.parser_of(journal.main)
+    page.verbatim(cli.usage(parser))
     page.heading("DESCRIPTION")
     page.text(
         "Reads the journal for a daemon that may not, and answers it alone: entries of units that node.journal_units"
@@ -224,22 +182,6 @@ def latticed_journal() -> Page:
     return page
 
 
-def _parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
-    """The parser that a program's `main` makes for itself."""
-    found: list[argparse.ArgumentParser] = []
-
-    class Found(Exception):
-        """Ends `main` where it would parse."""
-
-    def stop(self: argparse.ArgumentParser, _: Any = None) -> None:
-        found.append(self)
-        raise Found
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), contextlib.suppress(Found):
-        main([])
-    return found[0]
-
-
 def latticed_toml() -> Page:
     page = Page("latticed.toml", 5, "settings of latticed")
     page.heading("DESCRIPTION")
@@ -247,33 +189,18 @@ def latticed_toml() -> Page:
         "TOML. latticed --check-config prints each effective value and where it came from. An unknown key or bad value"
         " is an error that names the key and what was expected."
     )
-    page.heading("KEYS")
-    meanings = {key: meaning for key, _, _, meaning in _table("operate/settings.md", "key")}
-    for key, default, bounds in setting_rows():
-        page.item(key, f"{meanings[key]}. Default: {default}. {bounds and f'Allowed: {bounds}.'}")
+    for section in settings.sections():
+        page.heading(f"[{section.name}]" if section.name else "KEYS ABOVE ALL TABLES")
+        page.text(_plain(section.about))
+        for row in section.rows:
+            unit = row.unit and f" Unit: {row.unit}."
+            default = "" if row.default == "see meaning" else f" Default: {row.default}."
+            bounds = row.bounds and f" Allowed: {row.bounds}."
+            page.item(row.key, f"{_plain(row.meaning)}{unit}{default}{bounds} Takes effect at: {row.since}.")
     page.heading("EXAMPLE")
     page.verbatim((DOCS.parent / "packaging/latticed.toml").read_text(encoding="utf-8"))
     _ending(page, "latticed(8)", "latticed-apply(8)")
     return page
-
-
-def setting_rows() -> Iterator[tuple[str, str, str]]:
-    """(key, default, bounds) of every setting."""
-    for section in fields(settings.Settings):
-        if is_dataclass(section.default):
-            yield from _section_rows(section.name, section.default)
-        elif section.name in {"plugin_dir", "state_dir", "runtime_dir", "trust"}:
-            yield section.name, "see latticed(8), FILES", "an absolute path"
-
-
-def _section_rows(name: str, part: Any) -> Iterator[tuple[str, str, str]]:
-    for key in fields(part):
-        value, rules = getattr(part, key.name), key.metadata
-        if is_dataclass(value):
-            yield from _section_rows(f"{name}.{key.name}", value)
-            continue
-        bounds = ", ".join(rules["one_of"]) if rules["low"] is None else f"{rules['low']:g} to {rules['high']:g}"
-        yield f"{name}.{key.name}", json.dumps(value), bounds
 
 
 def latticed_manifest() -> Page:
@@ -284,19 +211,14 @@ def latticed_manifest() -> Page:
         " UTF-8: no unknown fields, no duplicate keys. Without the field schema it is of version 1. latticectl sign"
         " writes publisher, digest and signature."
     )
-    described = {row[0]: row[-1] for row in _table("write/plugins.md", "field of v1")}
-    described |= {row[0]: row[-1] for row in _table("write/plugins.md", "field of v2")}
-    described["schema"] = f"absent in version 1; {manifest.SCHEMA_V2} in version 2"
     page.heading("FIELDS")
-    for name, kind, required in manifest_rows(manifest.Manifest):
-        which = "" if name in manifest.V1_FIELDS else "Version 2. "
-        needed = "Required. " if required else "Required in version 2. " if name in manifest.V2_REQUIRED else ""
-        page.item(name, f"{which}{needed}{kind}. {described[name][:1].upper()}{described[name][1:]}.")
-    for path, part in _parts("", manifest.Manifest):
+    for row in manifests.top():
+        _field(page, row)
+    for path, part, rows in manifests.parts():
         page.subheading(path)
-        page.text(inspect.getdoc(part) or "")
-        for name, kind, required in manifest_rows(part):
-            page.item(f"{path}.{name}", f"{'Required. ' if required else ''}{kind}.")
+        page.text(_plain(plain(part.__doc__)))
+        for row in rows:
+            _field(page, row)
     page.heading("CAPABILITIES")
     for name, risk in capability.RISKS.items():
         page.item(name, f"Risk: {risk}.")
@@ -304,42 +226,22 @@ def latticed_manifest() -> Page:
     return page
 
 
-def manifest_rows(part: type[msgspec.Struct]) -> Iterator[tuple[str, str, bool]]:
-    """(name, type in words, required) of each field of a part of a manifest."""
-    hints = typing.get_type_hints(part)
-    for field in msgspec.structs.fields(part):
-        yield field.encode_name, _kind(hints[field.name]), field.required
+def _field(page: Page, row: manifests.Row) -> None:
+    which = "" if "1" in row.versions or "." in row.path else "Version 2. "
+    needed = {"yes": "Required. ", "no": ""}.get(row.required, "Required in version 2. ")
+    default = row.default and f" Default: {row.default}."
+    page.item(row.path, _plain(f"{which}{needed}{sentence(row.kind)} {row.meaning}{default}"))
 
 
-def _parts(path: str, part: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
-    """(path, struct) of all objects within `part`."""
-    for name, hint in typing.get_type_hints(part).items():
-        for one in (hint, *typing.get_args(hint)):
-            if isinstance(one, type) and issubclass(one, msgspec.Struct):
-                where = f"{path}.{name}".lstrip(".") + ("[]" if one is not hint else "")
-                yield where, one
-                yield from _parts(where, one)
+def _plain(text: str) -> str:
+    """Text without marks of Markdown."""
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("`", "")
 
 
-def _kind(hint: Any) -> str:
-    """The JSON that a type stands for, in words."""
-    words = {str: "Text", int: "Integer", bool: "true or false", Any: "Any JSON", dict: "Object"}
-    if typing.get_origin(hint) is typing.Literal:
-        return "One of " + ", ".join(map(str, typing.get_args(hint)))
-    inner = [one for one in typing.get_args(hint) if one not in {type(None), Ellipsis}]
-    if typing.get_origin(hint) is tuple:
-        return f"List: {_kind(inner[0])}"
-    if typing.get_origin(hint) is dict:
-        return words[dict]
-    if inner:
-        return _kind(inner[0])
-    return words.get(hint, "Object")
-
-
-def _exit_codes(page: Page, column: str) -> None:
+def _exit_codes(page: Page, program: str) -> None:
     page.heading("EXIT STATUS")
-    for code, meaning in _table("operate/settings.md", column):
-        page.item(code, f"{meaning}.")
+    for code, meaning in cli.exit_statuses(program):
+        page.item(code, sentence(_plain(meaning)))
 
 
 def _ending(page: Page, *others: str) -> None:

@@ -80,8 +80,8 @@ class Parser(argparse.ArgumentParser):
         actions.type = str  # each sub-parser checks its own arguments
         return actions
 
-    def actions(self) -> Iterator[tuple[str, Parser]]:
-        """(name, parser) of each action of the verb; none for a verb without."""
+    def verbs(self) -> Iterator[tuple[str, Parser]]:
+        """(name, parser) of each verb or action directly below."""
         for one in self._actions:
             if isinstance(one, _Actions):
                 yield from one.choices.items()

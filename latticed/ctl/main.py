@@ -245,7 +245,7 @@ def verb_parser(verb: str, module: VerbModule, parent: Any = None) -> Parser:
 
 def _exemplify(verb: str, parser: Parser, lines: str) -> None:
     """Have the help of each action of a verb end in those of the verb's examples that show it."""
-    for action, below in parser.actions():
+    for action, below in parser.verbs():
         shown = [line for line in lines.splitlines() if f"{PROG} {verb} {action} " in f"{line} "]
         below.epilog = "\n".join(["examples:", *shown]) if shown else None
 
