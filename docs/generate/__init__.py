@@ -16,12 +16,14 @@ PAGES: Final = DOCS / "reference"
 
 def pages() -> dict[Path, str]:
     """All generated pages, by path."""
-    from generate import cli, codes, events, http_api, manifest, metrics, settings
+    from generate import cli, codes, events, host_calls, http_api, manifest, metrics, sdk, settings
 
     return {
         PAGES / "cli.md": cli.page(),
         PAGES / "manifest.md": manifest.page(),
         PAGES / "settings.md": settings.page(),
+        PAGES / "host-calls.md": host_calls.page(),
+        PAGES / "sdk.md": sdk.page(),
         PAGES / "codes.md": codes.page(),
         PAGES / "events.md": events.page(),
         PAGES / "metrics.md": metrics.page(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from generate import codes, events
+from generate import codes, events, host_calls
 from latticed.ctl import codes as texts
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def faults() -> Iterator[str]:
             for name in names.split()
             if f'"{name}"' not in source and f'_{name.partition("_")[2]}"' not in source
         )
+    yield from host_calls.faults()
     said, warned = events.texts(), events.subjects()
     levels = events.logged()
     wanted = events.actions() | events.notices().keys()

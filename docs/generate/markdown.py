@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 NOTE: Final = "<!-- Made from the code by `make reference`; what is changed here is overwritten. -->"
 
 
+_AS_IT_IS: Final = r"[a-z]+[._:]\w|(?:http|tcp|ping|rfc2136|service|template|invoke|static|latticectl|latticed)\b[:, ]"
+"""How texts begin whose first word is a name, which stays as it is."""
+
+
 class Page:
     """Its text, built line by line. Paragraphs are separated by blank lines."""
 
@@ -80,7 +84,7 @@ def sentence(text: str | None) -> str:
     said = plain(text)
     if not said:
         return ""
-    first = said[0].upper() + said[1:] if said[0].isalpha() and not re.match(r"[a-z]+[._:]\w", said) else said
+    first = said[0].upper() + said[1:] if said[0].isalpha() and not re.match(_AS_IT_IS, said) else said
     return first if first[-1] in ".!?:" else f"{first}."
 
 

@@ -18,6 +18,7 @@ EXAMPLES: Final = examples(
     "latticectl key generate acme.key",
     "latticectl key generate --passphrase acme.key              # asked for twice, on the terminal",
     "latticectl key generate --passphrase-fd 3 acme.key index.key 3< passphrase.txt",
+    "latticectl key show acme.key                # the public key, in base64",
     'latticectl trust add acme "$(latticectl key show acme.key)"',
 )
 

@@ -22,15 +22,18 @@ CursorInBoth = Annotated[str, Meta(pattern=r"^[0-9]{1,15}\.[0-9]{1,15}\Z")]
 
 
 class AuditQuery(Params, frozen=True):
-    """Parameters of audit.query. `after`: `next` of the answer before: a cursor over both chains, or a seq of the
-    decision chain, which alone is answered then; absent: from the beginning of both. `action`, `decision`: only such
-    events.
-    """
+    """Parameters of audit.query."""
 
     after: Whole | CursorInBoth | None = None
+    """The `next` of the answer before: a cursor over both chains, or a seq of the decisions, which alone are
+    answered then; absent: from the beginning.
+    """
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
+    """Most events in the answer."""
     action: str | None = None
+    """Only events with this action."""
     decision: str | None = None
+    """Only events with this decision: allow, deny or `-`."""
 
 
 class AuditCalls:

@@ -41,36 +41,43 @@ FOR_WORKERS: Final = frozenset({"default"})
 
 
 class KvKey(Params, frozen=True):
-    """Parameters of kv.delete: a key of the caller's own bucket."""
+    """Parameters of kv.delete."""
 
     key: str
+    r"""The value's name: 1 to 256 characters without `/`, `\` and control characters, not `.` or `..`."""
 
 
 class KvGet(Params, frozen=True):
-    """Parameters of kv.get. `bucket` absent: the caller's own."""
+    """Parameters of kv.get."""
 
     key: str
+    """The value's name, as in kv.put."""
     bucket: str | None = None
+    """Whose values: `plugin:ID` of another plugin, if the operator granted it; absent: the caller's own."""
 
 
 class ListKeys(Params, frozen=True):
-    """Parameters of kv.list: keys that begin with `prefix` and come after the key `after`. `bucket` as in KvGet."""
+    """Parameters of kv.list."""
 
     prefix: str = ""
+    """Only keys that begin so."""
     after: str = ""
+    """Only keys behind this one: the `next` of the page before."""
     bucket: str | None = None
+    """Whose keys, as in kv.get."""
 
 
 class KvPut(Params, frozen=True):
-    """Parameters of kv.put: exactly one of `value` (text, stored as UTF-8) and `value_base64`.
-
-    With `if_version`, only if the value there has this version, as kv.get answered it; 0: if there is none.
-    """
+    """Parameters of kv.put."""
 
     key: str
+    r"""The value's name: 1 to 256 characters without `/`, `\` and control characters, not `.` or `..`."""
     value: str | None = None
+    """The value as text, which is stored as UTF-8; either this or `value_base64`."""
     value_base64: str | None = None
+    """The value as bytes in base64."""
     if_version: Whole | None = None
+    """Store only where the value there has this version, as kv.get answered it; 0: where there is none."""
 
 
 class KvCalls:

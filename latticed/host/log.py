@@ -21,11 +21,14 @@ ALIASES: Final = MappingProxyType({"warn": "warning"})
 
 
 class LogWrite(Params, frozen=True):
-    """Parameters of log.write. `fields`: further values of the record, which become text."""
+    """Parameters of log.write."""
 
     message: str
+    """One line; longer than 8,192 characters it is cut, with a mark."""
     level: str = "info"
+    """debug, info, warning or error; anything else is info."""
     fields: dict[str, Any] = {}
+    """Further values, which become text: 32 at most, each of 512 characters."""
 
 
 class LogCalls:

@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
 
 class DdnsDelete(Params, frozen=True):
-    """Parameters of ddns.delete. `type` absent: both, A and AAAA."""
+    """Parameters of ddns.delete."""
 
     name: str
+    """The domain name."""
     type: specs.Type | None = None
+    """Absent: A and AAAA."""
 
 
 class DdnsStatusQuery(Params, frozen=True):
-    """Parameters of ddns.status. `name` and `type` narrow it down; both absent: all records of the caller."""
+    """Parameters of ddns.status."""
 
     name: str = ""
+    """Only this domain name; empty: all."""
     type: specs.Type | None = None
+    """Only this type."""
 
 
 class DdnsCalls:

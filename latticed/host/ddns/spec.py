@@ -38,25 +38,32 @@ _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 
 
 class DdnsPut(Params, frozen=True):
-    """Parameters of ddns.put. `secret` is `${secret:NAME}`; `ttl` in seconds, 1: automatic; `zone` empty: found by the
-    provider; exactly one of `address` and `interface`; `server`, `key` (name of the TSIG key) and `algorithm` are for
-    rfc2136 alone.
-
-    `retry`: try again what the provider has denied, although nothing else has changed.
-    """
+    """Parameters of ddns.put."""
 
     name: str
+    """A full domain name, also `*.example.org`; only one plugin can have a name and type."""
     type: Type
+    """Type of the record."""
     provider: Provider
+    """Who has the zone."""
     secret: str
+    """`${secret:NAME}`: an API token (Zone Read, DNS Edit), or a TSIG key in base64."""
     ttl: Whole = AUTOMATIC
+    """60 to 86,400 seconds; 1 is automatic (rfc2136: 300)."""
     zone: str = ""
+    """Empty: found."""
     address: str = ""
+    """The address to publish; this or `interface`."""
     interface: str = ""
+    """The interface whose public address is published."""
     server: str = ""
+    """rfc2136: `host` or `host:port` (TCP)."""
     key: str = ""
+    """rfc2136: name of the TSIG key."""
     algorithm: Algorithm = "hmac-sha256"
+    """rfc2136: of the TSIG key."""
     retry: bool = False
+    """Try again what was denied."""
 
 
 class DdnsSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,17 +46,22 @@ class WebhookSign(Params, frozen=True):
 
 
 class HttpDo(Params, frozen=True):
-    """Parameters of http.do, see docs/operate/egress.md. `header`: values by name. At most one of `body` and
-    `body_base64`. `service`: the name of the plugin's service in whose own network the URL is.
-    """
+    """Parameters of http.do."""
 
     url: str
+    """https://, or http:// where the operator bound an origin; may hold `${secret:NAME}`."""
     method: str = "GET"
+    """GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS."""
     header: dict[str, str] = {}
+    """Values by name; may hold `${secret:NAME}`."""
     body: str | None = None
+    """The body as text; at most one of this and `body_base64`."""
     body_base64: str | None = None
+    """The body as bytes in base64."""
     sign: WebhookSign | None = None
+    """Have the host sign the body for a webhook with a secret."""
     service: str = ""
+    """The plugin's service in whose own network the URL is; empty: none."""
 
 
 class HttpCalls:

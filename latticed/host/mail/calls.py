@@ -42,11 +42,14 @@ log = logs.get_logger()
 
 
 class MailSend(Params, frozen=True):
-    """Parameters of mail.send: plain text; `to` is one address or a list."""
+    """Parameters of mail.send."""
 
     to: str | tuple[str, ...]
+    """One address, or a list of them."""
     subject: str
+    """One line."""
     body: str
+    """Plain text."""
 
 
 class MailCalls:

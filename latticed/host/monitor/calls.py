@@ -23,28 +23,30 @@ PAGE: Final = 200
 
 
 class MonitorList(Params, frozen=True):
-    """Parameters of monitor.list. `after`: `owner/name` of the last monitor of the previous page (its `next`); empty
-    for the first page.
-    """
+    """Parameters of monitor.list."""
 
     after: str = ""
+    """The `next` of the page before; empty for the first."""
 
 
 class MonitorResults(Params, frozen=True):
-    """Parameters of monitor.results. `owner`: the plugin that put the monitor, the caller when empty; `after`: only
-    results with a greater number; `limit`: how many, the newest ones.
-    """
+    """Parameters of monitor.results."""
 
     name: str
+    """Name of the monitor."""
     owner: str = ""
+    """The plugin that put it; empty: the caller."""
     after: Whole = 0
+    """Only results with a greater number."""
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
+    """How many, the newest ones."""
 
 
 class MonitorName(Params, frozen=True):
-    """Parameters of monitor.delete: the name of one of the caller's own monitors."""
+    """Parameters of monitor.delete."""
 
     name: str
+    """Name of one of the caller's own monitors."""
 
 
 class MonitorCalls:

@@ -40,21 +40,28 @@ _HTTP_ONLY: Final = {"statuses": (), "body": "", "certificate_days": 0}
 
 
 class MonitorPut(Params, frozen=True):
-    """Parameters of monitor.put, not yet checked. `interval_s`, `timeout_s`: seconds; `failures`: results in a row that
-    change the state; `statuses` empty: 200 to 399; `body`: words that must be in the body; `certificate_days`: so many
-    days the certificate must still be valid, 0: not judged; `shared`: other plugins may read it.
-    """
+    """Parameters of monitor.put."""
 
     name: str
+    """1 to 64 letters, digits, `.`, `_`, `-`; names are a plugin's own."""
     kind: Kind
+    """How the target is checked."""
     target: str
+    """http: a URL; tcp: `host:port`; ping: a host. No user name, no `${secret:…}`."""
     interval_s: float = 30.0
+    """Seconds between two checks, give or take a tenth: `monitor.min_interval_s` to 86,400."""
     timeout_s: float = 5.0
+    """Seconds for everything, the look-up too: 0.1 to 60, at most `interval_s`."""
     failures: Whole = 2
+    """1 to 10: so many equal results in a row change its state."""
     statuses: tuple[Whole, ...] = ()
+    """http: the statuses that are fine; empty: 200 to 399."""
     body: str = ""
+    """http: up to 256 characters that must be in the first 256 KiB of the body."""
     certificate_days: Whole = 0
+    """http: so many days the certificate must still be good; 0: not judged."""
     shared: bool = False
+    """Whether other plugins with `monitor:read` see it."""
 
 
 class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):

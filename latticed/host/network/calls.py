@@ -44,32 +44,37 @@ STATES: Final = (*plan.KINDS, _LISTENERS, _INTERFACES)
 
 
 class NetworkStateQuery(Params, frozen=True):
-    """Parameters of network.state. `kind`: one of STATES."""
+    """Parameters of network.state."""
 
     kind: str
+    """What of the host is asked for."""
 
 
 class NetworkPlan(Params, frozen=True):
-    """Parameters of network.plan: a kind of `model.plan`, and what is wanted, as a JSON object."""
+    """Parameters of network.plan."""
 
     kind: str
+    """Kind of the change."""
     intent: dict[str, Any]
+    """What is wanted, a JSON object of that kind; secrets as `${secret:NAME}`."""
 
 
 class NetworkPlans(Params, frozen=True):
-    """Parameters of network.plans. `sha256`: that plan alone, with its intent; `after`: the `number` of the last one of
-    the page before.
-    """
+    """Parameters of network.plans."""
 
     sha256: str = ""
+    """That plan alone, with its intent; empty: all of the caller."""
     after: Whole = 0
+    """The `number` of the last one of the page before."""
     limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
+    """Most plans in the answer."""
 
 
 class NetworkApply(Params, frozen=True):
-    """Parameters of network.apply. `sha256`: the plan's name, as network.plan returned it."""
+    """Parameters of network.apply."""
 
     sha256: str
+    """The plan's name, as network.plan answered it."""
 
 
 class NetworkCalls:

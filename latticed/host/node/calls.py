@@ -41,19 +41,23 @@ _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 
 
 class SetLabels(Params, frozen=True):
-    """Parameters of node.set_labels: text by name; null removes a label, labels that are not named stay."""
+    """Parameters of node.set_labels."""
 
     labels: dict[str, str | None]
+    """Text by name, null removes one; labels that are not named stay. A name is 1 to 63 of `a-z 0-9 . _ / -`, a
+    text at most 256 visible characters, 64 in all.
+    """
 
 
 class ReadJournal(Params, frozen=True):
-    """Parameters of node.journal. `filter`: `sshd` or a unit; `cursor`: that of the answer before, empty for the newest
-    entries; `limit`: how many.
-    """
+    """Parameters of node.journal."""
 
     filter: Annotated[str, Meta(min_length=1, max_length=256)]
+    """`sshd`, or a unit that `node.journal_units` names."""
     cursor: Annotated[str, Meta(max_length=1_024)] = ""
+    """The cursor of the answer before; empty: the newest entries."""
     limit: Annotated[int, Meta(ge=0, le=500)] = 100
+    """Most entries in the answer."""
 
 
 class NodeCalls:

@@ -25,16 +25,20 @@ _BREAKS: Final = re.compile(r"\r\n?")
 
 
 class NotifySend(Params, frozen=True):
-    """Parameters of notify.send. `title`: one line; `body`: lines of text, never a template; `event`: what kind of
-    thing happened, for the operator's rules; `dedupe`: empty, or a key: a second message of the plugin with it is the
-    first one.
-    """
+    """Parameters of notify.send."""
 
     title: str
+    """One line, not blank; longer than 200 characters it is cut, with a mark."""
     body: str = ""
+    """Lines of text, never a template; longer than 8,192 characters they are cut."""
     severity: Severity = "info"
+    """How bad it is."""
     event: str = "message"
+    """What kind of thing happened, for the operator's rules: 1 to 64 of a-z, 0-9, `.`, `_`, `-`."""
     dedupe: str = ""
+    """Up to 128 characters: a second message of the plugin with the same word is the first one, for as long as
+    that is kept.
+    """
 
 
 class NotifyCalls:

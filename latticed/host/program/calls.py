@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 
 class ProgramDelete(Params, frozen=True):
-    """Parameters of service.delete: the name of one of the caller's programs; `data`: what it has kept goes too."""
+    """Parameters of service.delete."""
 
     name: str
+    """Name of one of the caller's services."""
     data: bool = False
+    """Whether what it kept goes, too."""
 
 
 class ProgramStatus(Params, frozen=True):
-    """Parameters of service.status. `name` empty: all of the caller's programs, without their output."""
+    """Parameters of service.status."""
 
     name: str = ""
+    """That one, with its output; empty: all."""
 
 
 class ProgramCalls:

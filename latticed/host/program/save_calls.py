@@ -17,27 +17,32 @@ if TYPE_CHECKING:
 
 
 class ProgramSave(Params, frozen=True):
-    """Parameters of service.save: one of the caller's services, and names of files in its directory. `keep`: how many
-    copies there are afterwards at most; `spare`: the id of one that is not removed for this one.
-    """
+    """Parameters of service.save."""
 
     name: str
+    """Name of one of the caller's services."""
     files: tuple[str, ...]
+    """Names of files in its directory."""
     keep: Annotated[int, Meta(ge=1, le=saved.MAX_COPIES)] = saved.KEEP
+    """How many copies there are afterwards at most."""
     spare: str = ""
+    """Id of a copy that stays besides."""
 
 
 class ProgramSaved(Params, frozen=True):
-    """Parameters of service.saved: one of the caller's services."""
+    """Parameters of service.saved."""
 
     name: str
+    """Name of one of the caller's services."""
 
 
 class ProgramRevert(Params, frozen=True):
-    """Parameters of service.revert: one of the caller's services, and the id of a copy."""
+    """Parameters of service.revert."""
 
     name: str
+    """Name of one of the caller's services."""
     id: str
+    """Id of the copy."""
 
 
 class SaveCalls:

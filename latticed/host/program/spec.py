@@ -37,19 +37,24 @@ class DataQuota(Params, frozen=True):
 
 
 class ProgramPut(Params, frozen=True):
-    """Parameters of service.put. `program` is a name on the operator's list; `restart`: always, on-failure or never;
-    `network`: none, its own loopback (own), or the host's; `data`: it gets a directory that is kept; `hosts`: what it
-    may reach from its own network.
-    """
+    """Parameters of service.put."""
 
     name: str
+    """Name of the service; names are a plugin's own."""
     program: str
+    """A name under `[service] programs` of the settings."""
     args: tuple[str, ...] = ()
+    """Its arguments."""
     environment: dict[str, str] = {}
+    """Variables by name; each has to be granted, as `env=NAME`."""
     restart: Restart = "always"
+    """When it is started again after it ended."""
     network: Network = "none"
+    """None, its own loopback, or the host's."""
     data: DataQuota | None = None
+    """Have it keep a directory; null: nothing is kept."""
     hosts: tuple[str, ...] = ()
+    """What it may reach from its own network, as api.example.org:443."""
 
 
 class ProgramSpec(msgspec.Struct, frozen=True, kw_only=True):

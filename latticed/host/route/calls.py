@@ -16,6 +16,7 @@ class RouteDelete(Params, frozen=True):
     """Parameters of route.delete; the slash at the end of `path` may be left out."""
 
     path: str
+    """The path as it was put; the slash at its end may be left out."""
 
 
 class RouteCalls:

@@ -38,26 +38,34 @@ _PARAMETERS_OF: Final = {
 
 
 class RoutePut(Params, frozen=True):
-    """Parameters of route.put, see docs/write/services.md; `checked` says which of them go together.
-
-    `login`, `token`: `${secret:NAME}`; `origin`: `http://host:port` or `http://host:port=address`; `service`: the
-    plugin's service in whose own network the origin is; `public`: patterns. `folder`: where in the published files;
-    `plugin`: whose, the caller's when empty.
-    """
+    """Parameters of route.put."""
 
     path: str
+    """Where it answers: below `/ID/`, or a prefix that was granted."""
     target: Literal["template", "invoke", "service", "static"]
+    """What answers."""
     template: str = ""
+    """template: the text, rendered in one pass."""
     content_type: str = ""
+    """template: the Content-Type of answers; empty: text/plain."""
     action: str = ""
+    """invoke: the action of the plugin that answers."""
     methods: tuple[str, ...] = ()
+    """invoke: methods that are taken; empty: GET and HEAD."""
     origin: str = ""
+    """service: `http://host:port`, or `http://host:port=ADDRESS`."""
     service: str = ""
+    """service: the plugin's service in whose own network the origin is; empty: none."""
     login: str = ""
+    """service: `${secret:NAME}` of a password (`secret set --password`) that visitors have to give."""
     public: tuple[str, ...] = ()
+    """service: patterns of paths that need no login."""
     token: str = ""
+    """service: `${secret:NAME}`; the public paths are open only with `?token=` and this value."""
     folder: str = ""
+    """static: where in the published files."""
     plugin: str = ""
+    """static: whose files; empty: the caller's."""
 
 
 class RouteSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

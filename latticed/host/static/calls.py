@@ -39,39 +39,49 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class StaticPut(Params, frozen=True):
-    """Parameters of static.put: the text or the bytes (base64) that the file is to have; exactly one of both."""
+    """Parameters of static.put."""
 
     path: str
+    """At most 8 parts and 512 characters; a part is 1 to 128 of `A-Z a-z 0-9 _ - .`, first a letter, digit or `_`.
+    The extension decides the content type.
+    """
     content: str | None = None
+    """What the file is to have as text; exactly one of both."""
     content_base64: str | None = None
+    """The same as bytes in base64."""
 
 
 class StaticGet(Params, frozen=True):
-    """Parameters of static.get. `offset`, `length`: which bytes of the file; `plugin`: whose file, the caller's when
-    empty.
-    """
+    """Parameters of static.get."""
 
     path: str
+    """Path of the file."""
     offset: Whole = 0
+    """The first byte that is wanted."""
     length: Whole = MAX_ANSWER_BYTES
+    """How many bytes; an answer has 192 KiB at most."""
     plugin: str = ""
+    """Whose file; empty: the caller's."""
 
 
 class ListFiles(Params, frozen=True):
-    """Parameters of static.list. `prefix`: only paths that begin so; `after`: `next` of the page before; `plugin`:
-    whose files, the caller's when empty; `digests`: whether to give the SHA-256 of each.
-    """
+    """Parameters of static.list."""
 
     prefix: str = ""
+    """Only paths that begin so."""
     after: str = ""
+    """The `next` of the page before."""
     plugin: str = ""
+    """Whose files; empty: the caller's."""
     digests: bool = False
+    """Whether to answer the SHA-256 of each."""
 
 
 class StaticDelete(Params, frozen=True):
-    """Parameters of static.delete: the path of one of the caller's files."""
+    """Parameters of static.delete."""
 
     path: str
+    """Path of the file."""
 
 
 class StaticFile(Value, frozen=True, kw_only=True):

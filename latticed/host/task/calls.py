@@ -25,21 +25,23 @@ MAX_PAGE: Final = 200
 
 
 class TaskList(Params, frozen=True):
-    """The caller's tasks, newest first; `after`: the `next` of the page before (0: the newest).
-
-    `before`: the name of `after` until 0.1, taken for one version more.
-    """
+    """The caller's tasks, newest first; `after`: the `next` of the page before (0: the newest)."""
 
     state: State | None = None
+    """Only tasks in this state."""
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """The `next` of the page before; 0: the newest."""
     before: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """The name of `after` until 0.1, taken for one version more."""
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 50
+    """Most tasks in the answer."""
 
 
 class TaskId(Params, frozen=True):
     """Parameters of task.get and task.cancel."""
 
     id: str
+    """Id of the task."""
 
 
 class TaskCalls:

@@ -24,13 +24,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class TaskSubmit(Params, frozen=True):
-    """Parameters of task.submit. `targets`: the script's arguments; `timeout_s`: 1 to 600; `name` is for people."""
+    """Parameters of task.submit."""
 
     interpreter: Interpreter
+    """What runs the script."""
     script: str
+    """The script itself, 64 KiB at most."""
     targets: tuple[str, ...] = ()
+    """Its arguments, texts of visible characters."""
     timeout_s: Whole = 30
+    """Seconds after which it is ended: 1 to 600."""
     name: str = ""
+    """For people."""
 
 
 def checked(asked: TaskSubmit) -> bytes:

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 
 class TunnelName(Params, frozen=True):
-    """Parameters of tunnel.delete: the name of one of the caller's tunnels."""
+    """Parameters of tunnel.delete."""
 
     name: str
+    """Name of one of the caller's tunnels."""
 
 
 class TunnelStatus(Params, frozen=True):
-    """Parameters of tunnel.status. `name` empty: all of the caller's, without their rules and output."""
+    """Parameters of tunnel.status."""
 
     name: str = ""
+    """That one, with its rules and output; empty: all."""
 
 
 class TunnelCalls:

@@ -32,15 +32,18 @@ class IngressRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class TunnelPut(Params, frozen=True):
-    """Parameters of tunnel.put. `tunnel`: its id; `ingress`: rules, of which the first that matches counts;
-    `credentials` or `token`: the name of a file in the operator's directory.
-    """
+    """Parameters of tunnel.put."""
 
     name: str
+    """Name of the tunnel; names are a plugin's own."""
     tunnel: str
+    """The tunnel's id at the provider."""
     ingress: tuple[IngressRule, ...]
+    """Rules, of which the first that matches counts."""
     credentials: str = ""
+    """Name of a file in `tunnel.credentials_dir`; this or `token`."""
     token: str = ""
+    """Name of a file with a token."""
 
 
 class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
