@@ -47,7 +47,7 @@ def page() -> str:
     """The page."""
     found = Page(
         "Host calls",
-        "What a plugin asks of the host: method and parameters as JSON over its pipe, or a method of [the SDK](sdk.md):",
+        "What a plugin asks of the host: method and parameters as JSON over its pipe, or methods of [the SDK](sdk.md):",
     )
     found.block("text", EXAMPLE)
     found.text(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from latticed.host.call import HostError
 from latticed.model.hostcall import Denial
 from latticed.runners import jsonrpc, lines, stdio_json
 from latticed.runners import message_memory as held
-from latticed.sdk import Plugin
 from tests.house import conversations, pages
 
 PAGE = pages.CHECKOUT / "docs/write/sdk.md"
@@ -162,19 +160,6 @@ def test_plugin_sends_the_lines_of_the_stdio_json_v1_transcript(directory):
         os.close(reading)
     assert done.stdout.splitlines() == [line for who, line in said if who == "plugin"]
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_table_of_methods_equals_the_sdk():
-    expected = []
-    for group, found in vars(Plugin).items():
-        if isinstance(found, property):
-            kind = type(getattr(Plugin(), group))
-            methods = {
-                name: one for name, one in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")
-            }
-            needed = {re.findall(r"\((\w+:\w+)\)", one.__doc__)[0] for one in methods.values()}
-            expected.append((f"self.{group}", ", ".join(methods), ", ".join(sorted(needed))))
-    assert pages.table("docs/write/sdk.md", "group") == expected
 
 
 def test_protocol_limits_on_the_page_equal_the_hosts():
