@@ -6,6 +6,7 @@ go would go too late. So a core that has just been silent for ANSWER_S is given 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import time
@@ -27,7 +28,9 @@ SILENT_S: Final = 0.3
 REMEMBERED_S: Final = 5.0
 """How long that is held against it: a busy machine may be the reason."""
 CLOSE_S: Final = 3.0
-"""To tell who is connected and to close all who have to go, however many they are."""
+"""To tell who is connected and to close those who have to go."""
+CLOSING_S: Final = 2.0
+"""How long connections are closed in one apply: a user may have any number of them. The next look has the rest."""
 _MAX_ANSWER_BYTES: Final = 64 << 10
 
 
@@ -56,13 +59,23 @@ class CoreApi:
         return told
 
     def closed(self, service: dict[str, Any], pid: int, ids: Iterable[str], until: float) -> bool:
-        """End these connections; whether the core did, `until` the latest."""
+        """End these connections, as many as CLOSING_S is enough for; False for a core that does not until `until`.
+
+        Each that is closed is an answer: a core with too many of them does not hang, and is not started anew.
+        """
+        stop = time.monotonic() + CLOSING_S
+        connection = _TimedConnection(service["listen"], service["listen_port"], until)
         try:
-            answers = (asked(service, api.CLOSE_PATH, api.close_request(one), until) for one in ids)
-            return not any(parsed(api.refusal, answer) for answer in answers)
+            with contextlib.closing(connection):
+                for one in ids:
+                    if parsed(api.refusal, _answer(connection, service, api.CLOSE_PATH, api.close_request(one))):
+                        return False
+                    if time.monotonic() >= stop:
+                        break
         except Problem:
             self._silent = (pid, time.monotonic() + REMEMBERED_S)
             return False
+        return True
 
 
 class _TimedSocket(socket.socket):
@@ -90,6 +103,8 @@ class _TimedConnection(http.client.HTTPConnection):
         if left_s <= 0:
             raise TimeoutError
         plain = socket.create_connection((self.host, self.port), left_s)
+        # A request is sent in two parts: the second would wait for the first one's acknowledgement.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = _TimedSocket(fileno=plain.detach())
         self.sock.until = self._until
         self.sock.settimeout(left_s)
@@ -100,8 +115,14 @@ def asked(service: dict[str, Any], path: str, body: bytes, until: float, *, firs
 
     Problem tool_failed, `until` the latest.
     """
+    with contextlib.closing(_TimedConnection(service["listen"], service["listen_port"], until)) as connection:
+        return _answer(connection, service, path, body, first=first)
+
+
+def _answer(
+    connection: http.client.HTTPConnection, service: dict[str, Any], path: str, body: bytes, *, first: bool = False
+) -> bytes:
     headers = {"Content-Type": api.CONTENT_TYPE, "Authorization": f"Bearer {service['secret']}"}
-    connection = _TimedConnection(service["listen"], service["listen_port"], until)
     try:
         connection.request("POST", path, body, headers)
         with connection.getresponse() as answer:
@@ -111,5 +132,3 @@ def asked(service: dict[str, Any], path: str, body: bytes, until: float, *, firs
             return answer.read(_MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise Problem("tool_failed", f"the core's API does not answer: {type(error).__name__}") from error
-    finally:
-        connection.close()

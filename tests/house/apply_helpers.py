@@ -197,6 +197,17 @@ class Place:
         return found
 
 
+def is_answered(sock: socket.socket, helper: subprocess.Popen[bytes]) -> bool:
+    """Whether a request is answered, be it by a refusal: nothing is under way for it any more.
+
+    Else a dead-man has killed the helper, which held the lock beyond the deadline: its machine is overloaded.
+    """
+    if sock.recv(1):
+        return True
+    assert helper.wait(processes.PATIENCE_S) == -signal.SIGKILL
+    return False
+
+
 def exchanged(path: str, line: bytes, *, user: processes.User | None = None, timeout_s: float = 60.0) -> bytes:
     """What comes back for a line, until the end; as another user by a child that changes its ids."""
     if user is not None:

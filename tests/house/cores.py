@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,18 @@ def echoing() -> Iterator[int]:
 def stream(document: bytes, name: str, directory: Path, origin: int) -> Iterator[socket.socket]:
     """A connection to `origin` of loopback through a client that has this subscription."""
     port = ports.free()
-    with (
-        running(client(document, port), directory, name, port),
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,
-    ):
+    with running(client(document, port), directory, name, port), _tunnel(port, origin) as sock:
+        yield sock
+
+
+def tunnel(sock: socket.socket, origin: int) -> AbstractContextManager[socket.socket]:
+    """One more connection to `origin`, through the client that `sock` of `stream` goes through."""
+    return _tunnel(sock.getpeername()[1], origin)
+
+
+@contextmanager
+def _tunnel(port: int, origin: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock:
         sock.sendall(f"CONNECT 127.0.0.1:{origin} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         assert b" 200 " in sock.recv(1_024)
         yield sock

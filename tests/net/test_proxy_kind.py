@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
+from latticed.plans import proxy_api
 from latticed.plans.programs import ProgramTools
 from latticed.plans.proxy import ProxyKind
 from latticed.system.proxy import decode, devices, ends, subscriptions
@@ -142,6 +143,34 @@ def test_who_is_cut_loses_his_connections_and_nobody_else_does(kind, tools, tmp_
         live = late.observe(tools)
         assert (late.holds(rendering, live), live.unfinished) == (True, False)
         assert cores.is_cut(ben)
+
+
+def test_more_connections_than_can_be_closed_at_once_are_closed_by_the_next_and_cost_nobody_else(
+    kind, tools, tmp_path, echo, monkeypatch
+):
+    intent = document()
+    committed(kind, intent, tools)
+    core, cut = pid_of(kind), rendered(kind, ends.cut(intent, {"anna"}))
+    with (
+        stream(intent, "anna", tmp_path, echo) as first,
+        cores.tunnel(first, echo) as second,
+        cores.tunnel(first, echo) as third,
+        stream(intent, "ben", tmp_path, echo) as ben,
+    ):
+        for one in (first, second, third):
+            cores.echoed(one)
+        with monkeypatch.context() as patched:
+            patched.setattr(proxy_api, "CLOSING_S", 0.0)
+            for left in (2, 1):
+                kind.commit(cut, tools)
+                live = kind.observe(tools)
+                assert [one["user"] for one in live.facts["connections"]].count("anna") == left
+                assert (kind.holds(cut, live), live.unfinished) == (True, True)
+        kind.commit(cut, tools)
+        assert all(map(cores.is_cut, (first, second, third)))
+        assert not kind.observe(tools).unfinished
+        cores.echoed(ben)
+    assert pid_of(kind) == core
 
 
 def test_who_comes_back_waits_for_the_next_batch_and_costs_nobody_else_before(kind, tools, tmp_path, echo):
