@@ -1,7 +1,7 @@
 """Starts a child from a spec: pipes, cgroup, stub, the stub's report. On failure nothing is left.
 
 Until the stub has reported success, all its processes are unreaped and in its process group: on any failure that
-group is killed and waited for first.
+group is killed and waited for first. Of a stub that was started ahead that is true of what it makes for this start.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from latticed.model.errors import Problem
 from latticed.processes import waiting
 from latticed.processes.pipes import Pipe
 from latticed.sandbox import cgroup, launch
+from latticed.sandbox.launch import LaunchReport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.processes.ahead import Ahead
+    from latticed.sandbox.ahead import StubAhead
     from latticed.sandbox.cgroup import Group
     from latticed.sandbox.launch import Launched
     from latticed.sandbox.spec import ChildSpec
 
 _PAUSE_S: Final = 0.002  # between two looks, where the kernel offers no event to wait for
+_OUTPUTS: Final = frozenset({1, 2})  # the child's descriptors that it writes
 REMOVE_S: Final = 5.0
 """How long, in seconds, the processes of a killed group may take to end."""
+TOLD_S: Final = 5.0
+"""How long, in seconds, a stub that was started ahead may take to make a process for a plan: it is killed then."""
 OURS: Final[set[int]] = set()
 """Pids of children that the daemon waits for; `orphans` must not reap them."""
-BEGUN: Final[set[int]] = set()
+BEGUN: Final[set[Spawn]] = set()
 """Starts whose stub has not yet reported the pids of its children; `orphans` reaps nothing meanwhile."""
 
 
@@ -38,9 +46,12 @@ class Spawn:
     done; `group` is its cgroup, if it has one. `Child` takes them over.
     """
 
-    def __init__(self, spec: ChildSpec) -> None:
+    def __init__(self, spec: ChildSpec, ahead: Ahead | None = None) -> None:
         self._spec = spec
+        self._ahead = ahead
         self._started: Launched | None = None
+        self._stub: int | None = None  # the pid of the process that was started, once it is known
+        self._by: StubAhead | None = None  # which makes that process
         self.group: Group | None = None
         self.pipes: dict[int, Pipe] = {}
         self.pid = 0
@@ -58,18 +69,39 @@ class Spawn:
         # What exists when a later step fails is in the attributes by then, for `abandon` to release.
         if spec.delegation is not None:
             self.group = cgroup.make(spec.delegation, spec.limits, owner=spec.owner)
-        outputs = {1, 2}
         for number in sorted({0, 1, 2, *spec.descriptors}):
             self.pipes[number] = Pipe.make()
-        theirs = {number: pipe.write if number in outputs else pipe.read for number, pipe in self.pipes.items()}
-        descriptors = {number: fd for number, fd in theirs.items() if fd is not None}
-        self._started = launch.launch(spec, descriptors, cgroup=self.group.procs if self.group else None)
-        # No await between the start and these: `orphans.reap` runs on the same loop, and must not reap the stub.
-        OURS.add(self._started.pid)
-        BEGUN.add(self._started.pid)
-        # Close the child's ends: while we hold them, neither side would see end of file.
+        if self._ahead is not None:
+            self._started = self._ahead.launch(spec, self._theirs(), self._procs())
+            self._by = self._ahead.stub
+        # No await between the start and this: `orphans.reap` runs on the same loop, and must not reap the stub.
+        BEGUN.add(self)
+        if self._started is None:
+            self._begin_alone()
+
+    def _begin_alone(self) -> None:
+        """Start a stub for this child alone."""
+        self._started = launch.launch(self._spec, self._theirs(), cgroup=self._procs())
+        self._know(self._started.pid)
+
+    def _know(self, stub: int | None) -> None:
+        """The process of the stub is known by its pid. It has the child's ends of the pipes; close ours: while we hold
+        them, neither side would see end of file.
+        """
+        if stub is None:
+            return
+        self._stub = stub
+        OURS.add(stub)
         for number, pipe in self.pipes.items():
-            os.close(pipe.give_write() if number in outputs else pipe.give_read())
+            os.close(pipe.give_write() if number in _OUTPUTS else pipe.give_read())
+
+    def _theirs(self) -> dict[int, int]:
+        """The child's ends of the pipes, by its descriptor numbers."""
+        ends = {number: pipe.write if number in _OUTPUTS else pipe.read for number, pipe in self.pipes.items()}
+        return {number: fd for number, fd in ends.items() if fd is not None}
+
+    def _procs(self) -> int | None:
+        return self.group.procs if self.group else None
 
     async def complete(self) -> None:
         """Wait until the program is executed; afterwards `pid`, `pidfd` and `init` are known and the stub is reaped.
@@ -77,39 +109,67 @@ class Spawn:
         StageFailed when a step of the stub failed, OSError for lack of descriptors. Sets no time limit.
         """
         assert self._started is not None  # noqa: S101 - `begin` came first
-        while (more := launch.read_status(self._started.status)) != b"":
-            if more is None:
-                await waiting.readable(self._started.status)
-            else:
-                self._said += more
-        report = launch.read_report(self._said)
+        if self._stub is None and not await self._told():
+            # The stub that was started ahead has ended, or may not make such a process: nothing came of it.
+            os.close(self._started.status)
+            self._started, self._said = None, b""
+            self._begin_alone()
+        report = await self._report(of=lambda _: False)
         if report.stage is not None:
             raise launch.failed(report)
         # Something killed the stub: end of file without the report that a child in a pid namespace always begins with.
         if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
-            raise launch.failed(launch.LaunchReport(stage="stub (it ended without a word)"))
-        self.pid = report.pid or self._started.pid
+            raise launch.failed(LaunchReport(stage="stub (it ended without a word)"))
+        stub = cast("int", self._stub)
+        self.pid = report.pid or stub
         OURS.update({self.pid, report.init or self.pid})  # first, or `orphans` could reap them
-        BEGUN.discard(self._started.pid)
+        BEGUN.discard(self)
         self.pidfd = os.pidfd_open(self.pid)
         if report.init is not None:
             self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
         # The stub ended when it had made the child, which goes on in its place.
-        if report.pid is not None:
-            await _reaped(self._started.pid)
-            OURS.discard(self._started.pid)
+        if self.pid != stub:
+            await _reaped(stub)
+            OURS.discard(stub)
         os.close(self._started.status)
         self._started = None
+
+    async def _told(self) -> bool:
+        """Wait for the pid of the process that the stub started ahead makes; False when there will be none."""
+        try:
+            async with asyncio.timeout(TOLD_S):
+                report = await self._report(of=lambda report: report.stub is not None)
+        except TimeoutError:
+            # Stopped, or without processor time. Its end closes what it was sent, and ends what waits for it.
+            if self._by is not None:
+                self._by.kill()
+            report = LaunchReport()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REMOVE_S):
+                    report = await self._report(of=lambda report: report.stub is not None)
+        self._know(report.stub)
+        return report.stub is not None
+
+    async def _report(self, *, of: Callable[[LaunchReport], bool]) -> LaunchReport:
+        """Read the stub's report to its end, or until `of` of what there is of it."""
+        assert self._started is not None  # noqa: S101 - `begin` came first
+        while not of(report := launch.read_report(self._said)):
+            more = launch.read_status(self._started.status)
+            if more == b"":
+                return launch.read_report(self._said)
+            if more is None:
+                await waiting.readable(self._started.status)
+            else:
+                self._said += more
+        return report
 
     async def abandon(self) -> None:
         """Kill the stub's processes, wait until they are gone, close all descriptors. Problem("child_unkillable") when
         something in the child's namespace or group does not die.
         """
-        known = {self.pid, self._started.pid if self._started is not None else 0}
-        if self._started is not None:  # `complete` has not finished: the stub's group is unreaped
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._started.pid, signal.SIGKILL)  # its leader, or a member, is our unreaped child
-            await self._reap_all(self._started)
+        if self._started is not None:  # `complete` has not finished: the stub's processes are unreaped
+            if self._stub is not None or await self._told():
+                await self._end_stub(cast("int", self._stub), self._started.status)
             os.close(self._started.status)
             self._started = None
         elif self.pid:
@@ -121,8 +181,8 @@ class Spawn:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.init_pidfd = -1
-        OURS.difference_update(known)
-        BEGUN.difference_update(known)
+        OURS.difference_update({self.pid, self._stub})
+        BEGUN.discard(self)
         for pipe in self.pipes.values():
             pipe.close()
         await discard(self.group)
@@ -145,12 +205,17 @@ class Spawn:
         finally:
             OURS.discard(init)  # if it is still dying, `orphans` reaps it later
 
-    async def _reap_all(self, started: Launched) -> None:
-        """Reap the stub's group and a child that has left it (it may, once executed). All in turn, not one by one:
-        process 1 of a namespace ends only after the others in it have been reaped.
+    async def _end_stub(self, stub: int, status: int) -> None:
+        """Kill and reap the stub's process, its group, and a child that has left that (it may, once executed). Reaped
+        in turn, not one by one: process 1 of a namespace ends only after the others in it have been reaped.
         """
-        report = launch.read_report(self._said + (launch.read_status(started.status) or b""))
-        left = [(os.P_PGID, started.pid)]
+        # Unreaped: neither its pid nor, as it alone could lead one, a group of that number is anybody else's. First the
+        # process: one that a stub started ahead has made may not have come to making the group.
+        os.kill(stub, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(stub, signal.SIGKILL)
+        report = launch.read_report(self._said + (launch.read_status(status) or b""))
+        left = [(os.P_PID, stub), (os.P_PGID, stub)]
         for pid in (report.pid, report.init):
             if pid is not None and _remains(os.P_PID, pid):
                 os.kill(pid, signal.SIGKILL)  # unreaped: the pid cannot have been reused

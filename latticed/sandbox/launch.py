@@ -1,4 +1,4 @@
-"""Starting the stub: one posix_spawn, its descriptors, and parsing its report.
+"""Starting the stub, by posix_spawn or by the one that was started ahead: its descriptors, and parsing its report.
 
 `processes.child` watches and ends what is started here; the probe blocks until it ends.
 """
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import CodeType
 
+    from latticed.sandbox.ahead import StubAhead
     from latticed.sandbox.spec import ChildSpec
 
 # Code and plan arrive as one marshal stream: the child reads no file of latticed and compiles nothing.
-_LOADER: Final = (
-    f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\nmain(p)"
-)
+_LOADER: Final = f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\n"
+MODULES: Final = ("stub_calls", "stub_root", "stub_door", "stub")
+"""The stub's code, in the order in which it is executed."""
 # Descriptors are moved above this before the low numbers are assigned, all of which are below 107 (`stub_calls`).
 _ABOVE: Final = 256
 # An ignored signal stays ignored across execve(2), so all are set back. The kernel refuses that for these two.
@@ -39,9 +40,12 @@ _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SI
 class Launched(Value, frozen=True, kw_only=True):
     """A started stub: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
     report, non-blocking. The caller reaps `pid` and closes `status`.
+
+    `pid` is None when the stub was started ahead: it makes the process, whose pid the report begins with; a report
+    that ends without it says that nothing was, or will be, executed.
     """
 
-    pid: int
+    pid: int | None
     status: int
 
 
@@ -49,46 +53,50 @@ class LaunchReport(Value, frozen=True, kw_only=True):
     """The stub's report so far: the child's `pid` if that is another process than the stub, or the `stage` that failed
     and its `errno` (0: none).
 
-    `init` is process 1 of the child's namespace, when that is not the child itself.
+    `init` is process 1 of the child's namespace, when that is not the child itself. `stub` is the process that a stub
+    started ahead made for the plan: a session and, at the latest when it reports anything else, a group of its own.
     """
 
+    stub: int | None = None
     pid: int | None = None
     init: int | None = None
     stage: str | None = None
     errno: int = 0
 
 
-def launch(spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | None = None) -> Launched:
-    """Start the stub for `spec` and return at once; the plan is carried out in the new process.
+def launch(
+    spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | None = None, ahead: StubAhead | None = None
+) -> Launched:
+    """Start the stub for `spec`, or have `ahead` do it, and return at once; the plan is carried out in the new process.
 
     `descriptors`: the child's number -> ours, for at least 0, 1 and 2; the child gets copies, ours stay open. `cgroup`:
     a descriptor of cgroup.procs of the child's group. OSError when no process can be started; no descriptor is left
     then. RuntimeError outside the main thread: a child is told to die when the thread that started it ends
     (PR_SET_PDEATHSIG in prctl(2)).
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("children are started from the main thread: they end with the thread that started them")
+    in_main_thread()
     opened: list[int] = []
     try:
         status, status_out = os.pipe()
         opened.append(status_out)
-        pid = -1
+        pid: int | None = -1
         try:
             by_number = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
-            by_number[stub_calls.PLAN] = _plan(spec, opened)
-            # The stub polls it: the daemon may have died before PDEATHSIG was set, and that signal is not sent
-            # afterwards.
-            by_number[stub_calls.DAEMON] = _opened(os.pidfd_open(os.getpid()), opened)
             if spec.artifact_fd is not None:
                 by_number[stub_calls.ARTIFACT] = by_number[SCRIPT_FD] = spec.artifact_fd
             if cgroup is not None:
                 by_number[stub_calls.CGROUP] = cgroup
             if spec.door_fd is not None:
                 by_number[stub_calls.DOOR] = spec.door_fd
-            pid = _spawn(by_number, opened)
+            if ahead is None:
+                pid = start(by_number, MODULES, "main", dict(spec.plan), opened)
+            else:
+                by_number[stub_calls.PLAN] = _memory(dict(spec.plan), opened)
+                ahead.send(spec, by_number)
+                pid = None
         finally:
             # The caller gets our end with `Launched`; without one nobody else would close it.
-            if pid < 0:
+            if pid == -1:
                 os.close(status)
         # Only our end: `read_status` returns what is there instead of blocking the event loop.
         os.set_blocking(status, False)
@@ -116,16 +124,18 @@ def read_report(lines: bytes) -> LaunchReport:
     """Parse the stub's report; `lines` is everything it wrote so far. What is not reported yet is None (`errno`: 0);
     unknown lines are ignored; ValueError when a number is malformed.
     """
-    pid, init, stage, error = None, None, None, 0
+    stub, pid, init, stage, error = None, None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
         match line.split(" ", 2):
+            case ["stub", number]:
+                stub = int(number)
             case ["pid", number]:
                 pid = int(number)
             case ["init", number]:
                 init = int(number)
             case ["failed", number, step]:
                 stage, error = step, int(number)
-    return LaunchReport(pid=pid, init=init, stage=stage, errno=error)
+    return LaunchReport(stub=stub, pid=pid, init=init, stage=stage, errno=error)
 
 
 def failed(report: LaunchReport) -> StageFailed:
@@ -147,40 +157,30 @@ class StageFailed(Problem):
         self.errno = error
 
 
-def _plan(spec: ChildSpec, opened: list[int]) -> int:
-    """A memfd with the stub's code and the plan, ready to be read from its start.
+def in_main_thread() -> None:
+    """RuntimeError outside the main thread, see `launch`."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: they end with the thread that started them")
 
-    Not a pipe: writing more than it holds (64 KiB, pipe(7)) would block until the child reads.
+
+def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, plan: object, opened: list[int]) -> int:
+    """Start a Python with copies of `by_number`'s descriptors at those numbers, which executes the stub's `modules` and
+    calls `entry(plan)`; its pid. Descriptors that were made for it are added to `opened`; OSError.
     """
-    fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
-    os.write(fd, marshal.dumps((*_compiled_stub(), dict(spec.plan))))
-    # The child's copy shares this offset (dup(2)).
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-@functools.cache
-def _compiled_stub() -> list[CodeType]:
-    """The stub, compiled once: compiling takes a fifth of a child's start."""
-    # Read as files: all but stub_calls run in the child alone, so the daemon does not import them.
-    names = ("stub_calls", "stub_root", "stub_door", "stub")
-    files = [Path(__file__).with_name(f"{name}.py") for name in names]
-    return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
-
-
-def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
-    """Start the stub's Python with copies of `by_number`'s descriptors at those numbers; its pid.
-
-    Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
-    """
+    # The stub polls DAEMON: the daemon may have died before PDEATHSIG was set, and that signal is not sent afterwards.
+    made = {
+        stub_calls.PLAN: _memory((*_compiled(modules), plan), opened),
+        stub_calls.DAEMON: _opened(os.pidfd_open(os.getpid()), opened),
+    }
+    # Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
     high = {}
-    for number, fd in by_number.items():
+    for number, fd in {**by_number, **made}.items():
         high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)
     # posix_spawn(3): nothing of this Python runs in the new process, and no memory is copied. The environment is empty,
     # so no PYTHON* or LD_* variable reaches the stub.
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-ISEB", "-c", _LOADER],
+        [sys.executable, "-ISEB", "-c", f"{_LOADER}{entry}(p)"],
         {},
         file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()],
         # Session and group of its own: no terminal, and one id for all that the stub starts.
@@ -188,6 +188,26 @@ def _spawn(by_number: Mapping[int, int], opened: list[int]) -> int:
         setsigmask=(),
         setsigdef=_SIGNALS,
     )
+
+
+def _memory(value: object, opened: list[int]) -> int:
+    """A memfd with `value` as a marshal stream, ready to be read from its start.
+
+    Not a pipe: writing more than it holds (64 KiB, pipe(7)) would block until the child reads.
+    """
+    fd = _opened(os.memfd_create("plan", os.MFD_CLOEXEC), opened)
+    os.write(fd, marshal.dumps(value))
+    # The child's copy shares this offset (dup(2)).
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+@functools.cache
+def _compiled(modules: tuple[str, ...]) -> list[CodeType]:
+    """These modules of the stub, compiled once: compiling takes a fifth of a child's start."""
+    # Read as files: all but stub_calls run in the child alone, so the daemon does not import them.
+    files = [Path(__file__).with_name(f"{name}.py") for name in modules]
+    return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
 
 
 def _opened(fd: int, opened: list[int]) -> int:

@@ -1,7 +1,7 @@
 """The launch stub's system calls, its messages to the daemon, and the descriptors that it finds open.
 
-The stub is `stub_calls`, `stub_root`, `stub_door` and `stub`. It imports nothing of latticed, and little of the
-standard library, since every spawn pays for each import (no json, no signal, no re).
+The stub is `stub_calls`, `stub_root`, `stub_door` and `stub`, and `stub_ahead` where it is started ahead. It imports
+nothing of latticed, and little of the standard library, since a spawn pays for each import (no json, no signal, no re).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Above what a child may be given (3 to 9, and 10 for a script), below the number that the program is executed from (128
 # or more, see `spec`).
-PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT, DOOR = range(100, 107)
+PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT, DOOR, SOCKET = range(100, 108)
 AT_EMPTY_PATH = 0x1000
 
 libc = ctypes.CDLL(None, use_errno=True)

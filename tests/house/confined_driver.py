@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from latticed.processes import child
+from latticed.processes.ahead import Ahead
 from latticed.processes.exits import Exit
 from latticed.sandbox import artifact, host_facts, levels, probe, rlimits, spec
 
@@ -79,12 +80,7 @@ def refuse_user_namespaces(how: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
     if how == "seccomp":
-        number, argument = {"x86_64": 272, "aarch64": 97}[os.uname().machine], 16
-        code = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, argument), (0x45, 0, 1, CLONE_NEWUSER)]
-        code += [(0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
-        held = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *row) for row in code))
-        assert libc.prctl(38, 1, 0, 0, 0) == 0
-        assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(held)), 0, 0) == 0
+        refuse(CLONE_NEWUSER)
         return
     assert libc.unshare(CLONE_NEWUSER) == 0
     files = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
@@ -96,7 +92,23 @@ def refuse_user_namespaces(how: str) -> None:
     assert libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", 0, 0, 0, 0, 0, 0)) == 0
 
 
-async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str]) -> dict[str, Any]:
+def refuse(namespace: int) -> None:
+    """Refuse this kind of namespace (a flag of clone(2)) to this process from now on, as RestrictNamespaces= does: EPERM
+    from unshare and clone, ENOSYS from clone3, whose flags a filter cannot see.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    unshare, clone = {"x86_64": (272, 56), "aarch64": (97, 220)}[os.uname().machine]
+    code = [(0x20, 0, 0, 0), (0x15, 5, 0, 435), (0x15, 1, 0, unshare), (0x15, 0, 2, clone)]
+    code += [(0x20, 0, 0, 16), (0x45, 2, 0, namespace), (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x50026)]
+    code += [(0x06, 0, 0, 0x50001)]
+    held = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *row) for row in code))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(held)), 0, 0) == 0
+
+
+async def run(
+    order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str], ahead: Ahead | None
+) -> dict[str, Any]:
     level = levels.Level.of(order["level"])
     own = probed.standing.uid == 0
     uid = order.get("uid", 65502)
@@ -113,7 +125,7 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
         chosen = levels.Chosen(level=level, features=frozenset(order.get("features", ())))
         made = spec.build(request, chosen, probed)
         out, err, ended = Collected(), Collected(), asyncio.get_running_loop().create_future()
-        started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err)
+        started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err, ahead=ahead)
     started.stdin.close()
     full = asyncio.ensure_future(out.full.wait())
     await asyncio.wait({ended, full}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -128,6 +140,13 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
     }
 
 
+async def stub_of(ahead: Ahead, probed: probe.Probed) -> int:
+    """The pid of the stub, which is started with a first child."""
+    await run({"level": "open"}, b"#!/bin/sh\n", probed, {}, ahead)
+    assert ahead.stub is not None
+    return ahead.stub.pid
+
+
 async def main(orders: dict[str, Any], program: bytes) -> dict[str, Any]:
     if orders.get("cgroup"):
         with open(f"{orders['cgroup']}/cgroup.procs", "w") as file:
@@ -137,9 +156,15 @@ async def main(orders: dict[str, Any], program: bytes) -> dict[str, Any]:
     host_facts.hide_memory()  # as the daemon does
     probed = probe.probe()
     provided = probed.provided
-    with victim() as words:
-        runs = [run(order, program, probed, words) for order in orders["runs"]]
+    async with contextlib.AsyncExitStack() as stack:
+        words = stack.enter_context(victim())
+        ahead = await stack.enter_async_context(Ahead()) if orders["ahead"] else None
+        if orders["of_stub"]:
+            words["parent"] = str(await stub_of(ahead, probed))
+        runs = [run(order, program, probed, words, ahead) for order in orders["runs"]]
         results = await asyncio.gather(*runs) if orders.get("together") else [await one for one in runs]
+        if ahead is not None and orders["runs"] and not orders["of_stub"]:
+            assert ahead.stub is not None, "the children were not started by the stub"
     return {
         "level": provided.level.token,
         "features": sorted(provided.features),
