@@ -1,8 +1,11 @@
-"""What confinement costs a child's start: a program of three instructions at every level, beside posix_spawn."""
+"""What confinement costs a child's start: a program of three instructions at every level, by the stub started ahead;
+beside posix_spawn, and beside a stub that is started for each child.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import statistics
 import time
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import rows
 from latticed.processes import child
+from latticed.processes.ahead import Ahead
 from latticed.sandbox import artifact, elf_programs, levels, probe, spec
 from latticed.sandbox.levels import Level
 
@@ -30,30 +34,43 @@ def measure(bench: Bench) -> list[rows.Row]:
     probed = probe.probe()
     data = elf_programs.exits_42(probed.machine)
     found = []
-    with bench.scratch() as place, asyncio.Runner() as runner, artifact.of_bytes(data) as program:
+    with (
+        bench.scratch() as place,
+        asyncio.Runner() as runner,
+        artifact.of_bytes(data) as program,
+        contextlib.ExitStack() as stack,
+    ):
         bare = _bare(place / "tiny", data)
         given = [level for level in Level if level <= probed.provided.level]
-        plans = {level: _plan(program, level, probed) for level in given}
-        for level, plan in plans.items():
+        plans = {
+            f"{level.token}{''.join(more)}{_groups(probed)}": _plan(program, level, probed, more)
+            for level in given
+            for more in (((), ("+processes",)) if level >= Level.ISOLATED else ((),))
+        }
+        ahead = Ahead()
+        stack.callback(lambda: runner.run(ahead.__aexit__()))
+        for name, plan in plans.items():
 
-            def one(plan: ChildSpec = plan) -> float:
-                return statistics.median(runner.run(_live(plan)) for _ in range(TIMES))
+            def one(plan: ChildSpec = plan, ahead: Ahead | None = ahead) -> float:
+                return statistics.median(runner.run(_live(plan, ahead)) for _ in range(TIMES))
 
-            pairs = rows.interleave(one, bare, count=bench.pairs)
-            found.append(_row(f"a child's start and end, {level.token}{_groups(probed)}", pairs))
+            what = f"a child's start and end, {name}"
+            found.append(_row(what, rows.interleave(one, bare, count=bench.pairs)))
+            alone = rows.interleave(one, lambda one=one: one(ahead=None), count=bench.pairs)
+            found.append(_row(what, alone, "with a stub of its own"))
         pairs = rows.interleave(
-            lambda: runner.run(_together(plans[given[-1]])), lambda: TOGETHER * bare(), count=bench.pairs
+            lambda: runner.run(_together(plan, ahead)), lambda: TOGETHER * bare(), count=bench.pairs
         )
         found.append(_row(f"{TOGETHER} of the last kind at once, beside one after the other", pairs))
     return found
 
 
-def _row(what: str, pairs: rows.Pairs) -> rows.Row:
+def _row(what: str, pairs: rows.Pairs, reference: str = "posix_spawn and wait") -> rows.Row:
     return rows.Row(
         target="SPAWN",
         what=what,
         ours=rows.seconds(pairs.our_median),
-        reference=f"{rows.seconds(pairs.their_median)} posix_spawn and wait",
+        reference=f"{rows.seconds(pairs.their_median)} {reference}",
         ratio=rows.spread(pairs.ratios),
         samples=rows.samples(pairs),
     )
@@ -63,24 +80,27 @@ def _groups(probed: Probed) -> str:
     return "+cgroup" if probed.delegation is not None else ""
 
 
-def _plan(program: artifact.Artifact, level: Level, probed: Probed) -> ChildSpec:
-    features = {levels.THREADS} | ({levels.WORKDIR, levels.PROCESSES} if level >= Level.ISOLATED else set())
+def _plan(program: artifact.Artifact, level: Level, probed: Probed, more: tuple[str, ...]) -> ChildSpec:
+    features = {levels.THREADS} | ({levels.WORKDIR} if level >= Level.ISOLATED else set())
+    features |= {levels.PROCESSES} if more else set()
     ids = probe.PROBE_IDS if probed.standing.uid == 0 else None
     chosen = levels.Chosen(level=level, features=frozenset(features))
     return spec.build(spec.ChildRequest(program=program, ids=ids), chosen, probed)
 
 
-async def _live(plan: ChildSpec) -> float:
+async def _live(plan: ChildSpec, ahead: Ahead | None) -> float:
     """Seconds from the start of a child until all of it is gone."""
     began_s = time.perf_counter()
-    living = await child.spawn(plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol())
+    living = await child.spawn(
+        plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol(), ahead=ahead
+    )
     await living.gone()
     return time.perf_counter() - began_s
 
 
-async def _together(plan: ChildSpec) -> float:
+async def _together(plan: ChildSpec, ahead: Ahead) -> float:
     began_s = time.perf_counter()
-    await asyncio.gather(*(_live(plan) for _ in range(TOGETHER)))
+    await asyncio.gather(*(_live(plan, ahead) for _ in range(TOGETHER)))
     return time.perf_counter() - began_s
 
 

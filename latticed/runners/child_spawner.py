@@ -62,8 +62,8 @@ class Invoking(Value, frozen=True, kw_only=True):
 
 
 class ChildSpawner:
-    """Starts every confined child of the daemon, by the stub of `ahead` if there is one. `probed` is what the host gives,
-    `floor` the least level for manifests that name none, `interpreters` the allowed names and their paths.
+    """Starts every confined child of the daemon. `probed` is what the host gives, `floor` the least level for manifests
+    that name none, `interpreters` the allowed names and their paths; `ahead`: see `processes.child.spawn`.
 
     A reload calls `apply` with what it changed of `limits` and `settings`; the floor is that of the daemon's start.
     """

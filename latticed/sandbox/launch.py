@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.value import Value
 from latticed.model.errors import Problem
@@ -163,7 +163,7 @@ def in_main_thread() -> None:
         raise RuntimeError("children are started from the main thread: they end with the thread that started them")
 
 
-def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, plan: object, opened: list[int]) -> int:
+def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, plan: Any, opened: list[int]) -> int:
     """Start a Python with copies of `by_number`'s descriptors at those numbers, which executes the stub's `modules` and
     calls `entry(plan)`; its pid. Descriptors that were made for it are added to `opened`; OSError.
     """
@@ -190,7 +190,7 @@ def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, pl
     )
 
 
-def _memory(value: object, opened: list[int]) -> int:
+def _memory(value: Any, opened: list[int]) -> int:
     """A memfd with `value` as a marshal stream, ready to be read from its start.
 
     Not a pipe: writing more than it holds (64 KiB, pipe(7)) would block until the child reads.

@@ -3,8 +3,8 @@
 `launch` runs it, compiled, as `python -ISEB` after `stub_calls`, `stub_root` and `stub_door` in one namespace, then
 `main(plan)`; or `stub_ahead` does, in a process that it cloned.
 Messages go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1
-of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). `stub_ahead` writes `stub N` before them. End
-of file without a failure: the child is running. Comments give the reasons for the order of the steps.
+of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
+running. Comments give the reasons for the order of the steps.
 """
 
 from __future__ import annotations

@@ -7,13 +7,12 @@ stub holds no secret: it reads no plan, and closes what came with one before it 
 
 from __future__ import annotations
 
+import _socket
 import ctypes
 import gc
 import marshal
 import os
 import struct
-
-import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.house import machines, processes
+from tests.house import bundles, machines, processes
 
 EXPOSURE = {"bookworm": 23, "trixie": 22}
 """Tenths that `systemd-analyze security` may give the daemon's unit; 9.0 would be none of its hardening."""
@@ -94,6 +94,22 @@ def test_plugin_is_isolated_within_the_hardened_unit(machine):
     ]
     assert given == "isolated+cgroup"
     assert json.loads(machine.check("latticectl", "invoke", "acme.sleeper", "sleep", "0"))["slept"] == 0
+
+
+def test_children_come_from_a_stub_beside_the_daemon(machine):
+    """It is in the daemon's own group, not in that of a child, and ends with the daemon; the children are the daemon's."""
+    machine.drop("acme.answers", bundles.ARTIFACT, v2=True)
+    machine.check("latticectl", "install", "acme.answers")
+    machine.check("latticectl", "activate", "acme.answers")
+    runtime = json.loads(machine.check("latticectl", "info", "acme.answers", "--format", "json"))["plugin"]["runtime"]
+    pid, child = machine.property("latticed.service", "MainPID"), runtime["pid"]
+    (stub,) = machine.check("pgrep", "-x", "latticed-stub").split()
+    assert machine.check("cat", f"/proc/{stub}/cgroup") == machine.check("cat", f"/proc/{pid}/cgroup")
+    status = machine.check("cat", f"/proc/{child}/status")
+    assert re.search(rf"^PPid:\t{pid}$", status, re.MULTILINE)
+    assert re.search(rf"^NSpid:\t{child}\t1$", status, re.MULTILINE)
+    machine.check("systemctl", "restart", "latticed.service")
+    assert machine.run("test", "-e", f"/proc/{stub}").returncode != 0
 
 
 def test_plugin_has_a_group_of_its_name_which_tells_what_it_uses(machine):

@@ -63,8 +63,10 @@ USERS = {"root": None, "ordinary": processes.STRANGER}
 
 
 @functools.cache
-def outcomes(who: str, level: str, features: tuple[str, ...], names: tuple[str, ...] = ()) -> dict[str, str]:
-    """The outcome of each attempt; an attempt that ended the process is "killed by …"."""
+def outcomes(
+    who: str, level: str, features: tuple[str, ...], names: tuple[str, ...] = (), **how: bool
+) -> dict[str, str]:
+    """The outcome of each attempt; an attempt that ended the process is "killed by …". `how`: see `confined.run`."""
     user = USERS[who]
     if os.getuid() != 0 and user is not None:
         pytest.skip("running a process under another uid needs uid 0")
@@ -72,7 +74,7 @@ def outcomes(who: str, level: str, features: tuple[str, ...], names: tuple[str, 
         pytest.skip("root's children need uid 0")
     # At `dedicated` a child is what it is at `isolated`, with a uid that is nobody else's.
     order = {"level": level, "features": features, "args": [*ARGUMENTS, *names], "uid": 65503}
-    found = confined.run(confined.compiled("escapes"), [order], user=user)
+    found = confined.run(confined.compiled("escapes"), [order], user=user, **how)
     (result,) = found["results"]
     if names:
         return dict.fromkeys(names, result["message"])
@@ -119,6 +121,30 @@ def test_foreign_abi_calls_end_the_process(attempt, level, who):
 def test_escape_attempts_succeed_without_the_sandbox(attempt):
     """They run at `open`, as an ordinary user with the daemon's uid: so the attempts themselves work."""
     assert outcomes("ordinary", "open", ())[attempt] == "through"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("who", "level", "features"), [("root", "filtered", ()), ("ordinary", "filtered", ()), ("ordinary", "isolated", ())]
+)
+def test_escape_attempts_end_alike_without_the_stub_started_ahead(who, level, features):
+    """There each child has a stub of its own."""
+    assert outcomes(who, level, features, ahead=False) == outcomes(who, level, features)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("who", "level", "features"),
+    [("ordinary", "open", ()), ("ordinary", "filtered", ()), ("ordinary", "isolated", ALL_FEATURES)],
+)
+def test_attempts_on_the_stub_started_ahead_end_as_those_on_the_daemon(who, level, features):
+    """It has the daemon's uid and is no process of the child's: memory, descriptors, signals, limits, scheduling."""
+    names = {name for name in ATTEMPTS if "parent" in name}
+    found, daemons = (outcomes(who, level, features, of_stub=of_stub) for of_stub in (True, False))
+    assert {name: found[name] for name in names} == {name: daemons[name] for name in names}
+    assert len(names) > 20
+    # Not even `open` gets at its memory.
+    assert not {found[name] for name in ("read_parent_memory", "trace_parent", "read_parent_by_vm")} - BLOCKED
 
 
 def test_every_attempt_of_the_program_has_a_row():

@@ -71,7 +71,7 @@ class Heard(asyncio.Protocol):
 
 
 def descendants(pid: int) -> set[int]:
-    """All descendants of `pid`, as the kernel lists them; without the stub started ahead, which is none of a child's."""
+    """All descendants of `pid`, as the kernel lists them, without the stub started ahead, which is no plugin's."""
     return _descendants(pid) - stubs(pid)
 
 

@@ -93,8 +93,9 @@ def refuse_user_namespaces(how: str) -> None:
 
 
 def refuse(namespace: int) -> None:
-    """Refuse this kind of namespace (a flag of clone(2)) to this process from now on, as RestrictNamespaces= does: EPERM
-    from unshare and clone, ENOSYS from clone3, whose flags a filter cannot see.
+    """Refuse this kind of namespace (a flag of clone(2)) to this process from now on, as RestrictNamespaces= does.
+
+    unshare and clone fail with EPERM, clone3 with ENOSYS, as its flags cannot be seen.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     unshare, clone = {"x86_64": (272, 56), "aarch64": (97, 220)}[os.uname().machine]

@@ -70,9 +70,7 @@ async def start(ahead: Ahead | None, program: str, level: str = "filtered", feat
     out = children.Heard()
     features = LEVELS[level] if features is None else features
     with children.spec_of(program, level=level, features=features, **more) as spec:
-        started = await child.spawn(
-            spec, on_exit=ended.set_result, stdout=out, stderr=children.Heard(), ahead=ahead
-        )
+        started = await child.spawn(spec, on_exit=ended.set_result, stdout=out, stderr=children.Heard(), ahead=ahead)
     return started, out, ended
 
 
@@ -217,9 +215,7 @@ async def test_step_that_fails_is_reported_by_its_name(ahead):
         spec.plan["program"] = "/nothing/here"
         for way in (ahead, None):
             with pytest.raises(launch.StageFailed) as found:
-                await child.spawn(
-                    spec, on_exit=print, stdout=children.Heard(), stderr=children.Heard(), ahead=way
-                )
+                await child.spawn(spec, on_exit=print, stdout=children.Heard(), stderr=children.Heard(), ahead=way)
             assert (found.value.stage, found.value.errno) == ("exec_fd", 2)
 
 
