@@ -97,7 +97,7 @@ def test_plugin_is_isolated_within_the_hardened_unit(machine):
 
 
 def test_children_come_from_a_stub_beside_the_daemon(machine):
-    """It is in the daemon's own group, not in that of a child, and ends with the daemon; the children are the daemon's."""
+    """It is in the daemon's own group, and ends with the daemon; the children are the daemon's, not the stub's."""
     machine.drop("acme.answers", bundles.ARTIFACT, v2=True)
     machine.check("latticectl", "install", "acme.answers")
     machine.check("latticectl", "activate", "acme.answers")
