@@ -56,9 +56,10 @@ def test_kill_9_of_the_daemon_ends_all_children(place, acme):
         daemon.until(lambda: kept(daemon) == [len(large)], "its artifact to be kept")
         host.result("acme.demo", "fork")
         daemon.until(lambda: len(host.processes()) == 8, "its processes, and process 1 of their namespace")
-        tree = host.processes()
+        tree, stubs = host.processes(), children.stubs(daemon.process.pid)
+        assert len(stubs) == 1
         daemon.kill()
-        hosting.until_gone(tree)
+        hosting.until_gone(tree | stubs)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         pid = daemon.until_state("armed")["runtime"]["pid"]
@@ -100,7 +101,7 @@ def test_kill_9_during_starts_and_stops_of_plugins_leaves_no_process(place, acme
             lambda: len(daemon.events(action="plugin.runtime")) > 6 or any(one.poll() is not None for one in asking),
             "the first restart",
         )
-        tree = host.processes()
+        tree = host.processes() | children.stubs(daemon.process.pid)
         daemon.kill()
         for one in asking:
             one.wait(timeout=processes.PATIENCE_S)
@@ -112,9 +113,10 @@ def test_sigterm_shuts_plugins_down_cleanly(place, acme):
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", peers.POLITE)
-        (pid,) = host.processes()
+        (pid,), (stub,) = host.processes(), children.stubs(daemon.process.pid)
         assert daemon.stop() == 0
         assert not children.alive(pid)
+        assert not children.alive(stub)
         assert "asked by a message" in [entry.get("line") for entry in daemon.log()]
         assert len(daemon.log("plugin_stopped")) == 1
 
