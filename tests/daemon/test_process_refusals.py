@@ -16,8 +16,8 @@ pytestmark = pytest.mark.daemon
 _WITHOUT_USER_NAMESPACES = f"""
 import ctypes, os, struct, sys
 CLONE_NEWUSER = {confined_driver.CLONE_NEWUSER}
-{inspect.getsource(confined_driver.refuse_user_namespaces)}
-refuse_user_namespaces("seccomp")
+{inspect.getsource(confined_driver.refuse)}
+refuse(CLONE_NEWUSER)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 """As a unit with RestrictNamespaces=yes does."""
