@@ -77,13 +77,13 @@ def descendants(pid: int) -> set[int]:
 
 def stubs(pid: int) -> set[int]:
     """The stub started ahead of `pid`; and of its children those that are its clones still."""
-    return {child for child in _descendants(pid) if _name(child) == "latticed-stub"}
+    return {child for child in _descendants(pid) if _name(child) == b"latticed-stub"}
 
 
-def _name(pid: int) -> str:
+def _name(pid: int) -> bytes:  # a process may call itself anything
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
+        return Path(f"/proc/{pid}/comm").read_bytes().strip()
+    return b""
 
 
 def _descendants(pid: int) -> set[int]:
