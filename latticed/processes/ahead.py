@@ -39,7 +39,8 @@ class Ahead:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End it; its children are none of its concern."""
+        """End it, and start none any more; its children are none of its concern."""
+        self._given_up = True
         if self.stub is None:
             return
         stub, self.stub = self.stub, None

@@ -72,7 +72,7 @@ class ChildSpawner:
         self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings, ahead: Ahead | None = None
     ) -> None:
         self.probed = probed
-        self._ahead = ahead
+        self.ahead = ahead
         self.floor = Level.of(settings.floor)
         self._named, self.interpreters = settings.interpreters, interpreters(settings.interpreters)
         self._limits = limits
@@ -169,7 +169,7 @@ class ChildSpawner:
             # The settings win over names that the caller brings.
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
-            started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr, ahead=self._ahead)
+            started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr, ahead=self.ahead)
             # Only once the whole tree is gone: until then its processes count for this uid (RLIMIT_NPROC).
             started.when_gone(ours.give_back)
             ours.keep()

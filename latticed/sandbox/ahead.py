@@ -67,6 +67,11 @@ class StubAhead:
         head = struct.pack(f"=q{len(by_number)}i", _kinds(spec), *by_number)
         socket.send_fds(self._socket, [head], list(by_number.values()))
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The daemon's descriptors of it."""
+        return self._socket.fileno(), self.pidfd
+
     def ended(self) -> bool:
         """Whether it has ended; it is reaped then, if nothing else has done that."""
         if not select.select([self.pidfd], [], [], 0)[0]:

@@ -169,7 +169,7 @@ def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, pl
     """
     # The stub polls DAEMON: the daemon may have died before PDEATHSIG was set, and that signal is not sent afterwards.
     made = {
-        stub_calls.PLAN: _memory((*_compiled(modules), plan), opened),
+        stub_calls.PLAN: _memory((*map(_compiled, modules), plan), opened),
         stub_calls.DAEMON: _opened(os.pidfd_open(os.getpid()), opened),
     }
     # Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
@@ -203,11 +203,11 @@ def _memory(value: Any, opened: list[int]) -> int:
 
 
 @functools.cache
-def _compiled(modules: tuple[str, ...]) -> list[CodeType]:
-    """These modules of the stub, compiled once: compiling takes a fifth of a child's start."""
-    # Read as files: all but stub_calls run in the child alone, so the daemon does not import them.
-    files = [Path(__file__).with_name(f"{name}.py") for name in modules]
-    return [compile(file.read_bytes(), file.stem, "exec", dont_inherit=True) for file in files]
+def _compiled(module: str) -> CodeType:
+    """A module of the stub, compiled once: compiling takes a fifth of a child's start."""
+    # Read as a file: all but stub_calls run in the child alone, so the daemon does not import them.
+    file = Path(__file__).with_name(f"{module}.py")
+    return compile(file.read_bytes(), module, "exec", dont_inherit=True)
 
 
 def _opened(fd: int, opened: list[int]) -> int:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # executed before this, in the same namespace
 # Numbers from linux/sched.h, signal.h, poll.h, prctl.h, capability.h, close_range.h, sockios.h and if.h; all of them
 # are the same on both machines. The modules signal and socket would cost time at each spawn.
 CLONE_PARENT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ, POLLIN = 0x8000, 9, 13, 17, 25, 1
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 22, 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 15, 22, 2
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 # Version 3 has two words of 32 capabilities each, so 63 is the last that any kernel can have.
 CAPABILITY_VERSION_3, LAST_CAP = 0x20080522, 63
@@ -208,6 +208,7 @@ def start_door(plan: Plan) -> None:
     if not os.fork():
         drop_privileges(plan)
         begin("door")
+        prctl(PR_SET_NAME, b"latticed-door")
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         filter_calls({**plan, "seccomp": plan["door"]["seccomp"]}, ctypes.create_string_buffer(b""))
         # STATUS too, and only now: the daemon takes the child for started once all copies of it are closed.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CLONE_PARENT,
         NO_FD,
         PR_SET_DUMPABLE,
+        PR_SET_NAME,
         PR_SET_NO_NEW_PRIVS,
         SIGCHLD,
         attempt,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         write_to,
     )
 
-PR_SET_NAME, F_DUPFD_CLOEXEC = 15, 1030  # linux/prctl.h, linux/fcntl.h
+F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
 HIGH = 256  # descriptors wait above this for their numbers, which are below 128
 MOST_FDS, MOST_BYTES = 64, 1024  # of one message
 # Found by name before the first clone, so that each clone finds them in memory.

@@ -18,6 +18,7 @@ from latticed.processes import ahead as keeping
 from latticed.processes import child, orphans
 from latticed.processes import spawn as birth
 from latticed.processes.ahead import Ahead
+from latticed.sandbox import ahead as starting
 from latticed.sandbox import launch
 from tests.house import children, long, processes
 
@@ -61,7 +62,8 @@ def injected(monkeypatch: pytest.MonkeyPatch, code: str, number: int = signal.SI
     """Have stubs that are started ahead from now on execute this too."""
     more = compile(code.replace("SIGNAL", str(int(number))), "injected", "exec")
     real = launch._compiled
-    monkeypatch.setattr(launch, "_compiled", lambda names: [*real(names), *[more] * ("stub_ahead" in names)])
+    monkeypatch.setattr(launch, "_compiled", lambda name: more if name == "injected" else real(name))
+    monkeypatch.setattr(starting, "_MODULES", (*starting._MODULES, "injected"))
 
 
 async def start(ahead: Ahead | None, program: str, level: str = "filtered", features=None, **more) -> tuple:
@@ -274,12 +276,14 @@ BLOCKED = """
 import asyncio, signal, sys
 from latticed.processes import child
 from latticed.processes.ahead import Ahead
+from latticed.sandbox import ahead as starting
 from latticed.sandbox import launch
 from tests.house import children
 
 more = compile(sys.argv[1], "injected", "exec")
 real = launch._compiled
-launch._compiled = lambda names: [*real(names), *[more] * ("stub_ahead" in names)]
+launch._compiled = lambda name: more if name == "injected" else real(name)
+starting._MODULES = (*starting._MODULES, "injected")
 
 async def main():
     with children.spec_of("sleep 1000", level="isolated", features=()) as spec:
