@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import statistics
 import time
@@ -56,7 +57,7 @@ def measure(bench: Bench) -> list[rows.Row]:
 
             what = f"a child's start and end, {name}"
             found.append(_row(what, rows.interleave(one, bare, count=bench.pairs)))
-            alone = rows.interleave(one, lambda one=one: one(ahead=None), count=bench.pairs)
+            alone = rows.interleave(one, functools.partial(one, ahead=None), count=bench.pairs)
             found.append(_row(what, alone, "with a stub of its own"))
         pairs = rows.interleave(
             lambda: runner.run(_together(plan, ahead)), lambda: TOGETHER * bare(), count=bench.pairs

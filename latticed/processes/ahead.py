@@ -57,7 +57,7 @@ class Ahead:
         """
         try:
             stub = self._current(spec)
-            return None if stub is None else launch.launch(spec, descriptors, cgroup=cgroup, ahead=stub)
+            return None if stub is None else launch.launch(spec, descriptors, cgroup=cgroup, send=stub.send)
         except OSError:
             return None  # what fails for lack of something fails for the other stub too, and is reported there
 

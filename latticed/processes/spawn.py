@@ -84,12 +84,10 @@ class Spawn:
         self._started = launch.launch(self._spec, self._theirs(), cgroup=self._procs())
         self._know(self._started.pid)
 
-    def _know(self, stub: int | None) -> None:
+    def _know(self, stub: int) -> None:
         """The process of the stub is known by its pid. It has the child's ends of the pipes; close ours: while we hold
         them, neither side would see end of file.
         """
-        if stub is None:
-            return
         self._stub = stub
         OURS.add(stub)
         for number, pipe in self.pipes.items():
@@ -108,10 +106,9 @@ class Spawn:
 
         StageFailed when a step of the stub failed, OSError for lack of descriptors. Sets no time limit.
         """
-        assert self._started is not None  # noqa: S101 - `begin` came first
         if self._stub is None and not await self._told():
             # The stub that was started ahead has ended, or may not make such a process: nothing came of it.
-            os.close(self._started.status)
+            os.close(self._opened.status)
             self._started, self._said = None, b""
             self._begin_alone()
         report = await self._report(of=lambda _: False)
@@ -131,8 +128,14 @@ class Spawn:
         if self.pid != stub:
             await _reaped(stub)
             OURS.discard(stub)
-        os.close(self._started.status)
+        os.close(self._opened.status)
         self._started = None
+
+    @property
+    def _opened(self) -> Launched:
+        """What was started, and is not complete."""
+        assert self._started is not None  # noqa: S101 - `begin` came first
+        return self._started
 
     async def _told(self) -> bool:
         """Wait for the pid of the process that the stub started ahead makes; False when there will be none."""
@@ -147,18 +150,19 @@ class Spawn:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REMOVE_S):
                     report = await self._report(of=lambda report: report.stub is not None)
+        if report.stub is None:
+            return False
         self._know(report.stub)
-        return report.stub is not None
+        return True
 
     async def _report(self, *, of: Callable[[LaunchReport], bool]) -> LaunchReport:
         """Read the stub's report to its end, or until `of` of what there is of it."""
-        assert self._started is not None  # noqa: S101 - `begin` came first
         while not of(report := launch.read_report(self._said)):
-            more = launch.read_status(self._started.status)
+            more = launch.read_status(self._opened.status)
             if more == b"":
                 return launch.read_report(self._said)
             if more is None:
-                await waiting.readable(self._started.status)
+                await waiting.readable(self._opened.status)
             else:
                 self._said += more
         return report

@@ -21,10 +21,9 @@ from latticed.sandbox import stub_calls
 from latticed.sandbox.spec import SCRIPT_FD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import CodeType
 
-    from latticed.sandbox.ahead import StubAhead
     from latticed.sandbox.spec import ChildSpec
 
 # Code and plan arrive as one marshal stream: the child reads no file of latticed and compiles nothing.
@@ -41,11 +40,11 @@ class Launched(Value, frozen=True, kw_only=True):
     """A started stub: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
     report, non-blocking. The caller reaps `pid` and closes `status`.
 
-    `pid` is None when the stub was started ahead: it makes the process, whose pid the report begins with; a report
-    that ends without it says that nothing was, or will be, executed.
+    `pid` is 0 when the stub was started ahead: it makes the process, whose pid the report begins with; a report that
+    ends without it says that nothing was, or will be, executed.
     """
 
-    pid: int | None
+    pid: int
     status: int
 
 
@@ -65,9 +64,14 @@ class LaunchReport(Value, frozen=True, kw_only=True):
 
 
 def launch(
-    spec: ChildSpec, descriptors: Mapping[int, int], *, cgroup: int | None = None, ahead: StubAhead | None = None
+    spec: ChildSpec,
+    descriptors: Mapping[int, int],
+    *,
+    cgroup: int | None = None,
+    send: Callable[[ChildSpec, Mapping[int, int]], None] | None = None,
 ) -> Launched:
-    """Start the stub for `spec`, or have `ahead` do it, and return at once; the plan is carried out in the new process.
+    """Start the stub for `spec` and return at once; the plan is carried out in the new process. `send` has a stub do it
+    that was started ahead, with the given descriptors at their numbers.
 
     `descriptors`: the child's number -> ours, for at least 0, 1 and 2; the child gets copies, ours stay open. `cgroup`:
     a descriptor of cgroup.procs of the child's group. OSError when no process can be started; no descriptor is left
@@ -79,7 +83,7 @@ def launch(
     try:
         status, status_out = os.pipe()
         opened.append(status_out)
-        pid: int | None = -1
+        pid = -1
         try:
             by_number = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
             if spec.artifact_fd is not None:
@@ -88,15 +92,15 @@ def launch(
                 by_number[stub_calls.CGROUP] = cgroup
             if spec.door_fd is not None:
                 by_number[stub_calls.DOOR] = spec.door_fd
-            if ahead is None:
+            if send is None:
                 pid = start(by_number, MODULES, "main", dict(spec.plan), opened)
             else:
                 by_number[stub_calls.PLAN] = _memory(dict(spec.plan), opened)
-                ahead.send(spec, by_number)
-                pid = None
+                send(spec, by_number)
+                pid = 0
         finally:
             # The caller gets our end with `Launched`; without one nobody else would close it.
-            if pid == -1:
+            if pid < 0:
                 os.close(status)
         # Only our end: `read_status` returns what is there instead of blocking the event loop.
         os.set_blocking(status, False)
