@@ -22,8 +22,8 @@ MINUTE_S: Final = 60
 TURN_S: Final = 0.1
 """How often it goes on with the plugins of a minute."""
 AT_ONCE: Final = 40
-"""How many plugins it looks at in one turn, at most: each may take 60 µs, for the kernel's files. With 10,000 plugins
-a turn takes 17."""
+"""How many plugins it looks at in one turn, at most. One takes 1 µs that has no process, 25 µs with a control group,
+100 µs by /proc; of 10,000 plugins 17 come in a turn, which is 0.03 % of a core for those without processes."""
 
 
 class History:

@@ -77,6 +77,13 @@ def policy(own: OwnStyle, place: str) -> str:
     )
 
 
+def with_hashes(file_policy: str, own: OwnStyle | None) -> str:
+    """The policy of a published page (`model.published`), with the hashes of its own styles."""
+    if own is None or not own.hashes:
+        return file_policy
+    return file_policy.replace("style-src 'self'", f"style-src 'self' {' '.join(own.hashes)}")
+
+
 def own_place(host: str, plugin_id: str, prefix: str) -> str:
     """The source that stands for everything of a plugin on a host that was asked: `127.0.0.1:8787/acme.page/`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import re
 import time
@@ -15,6 +16,7 @@ from latticed.host.route.table import RouteRequest, RouteResponse
 from latticed.kit import logs
 from latticed.kit.log_limit import LogLimiter
 from latticed.kit.value import Value
+from latticed.model import published
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -170,12 +172,14 @@ class FilesServed:
         if not path or path.endswith("/"):
             path += INDEX
         asked = request.headers
+        # Of a page the whole is needed: its styles are in its policy, which a 304 would replace by one without them.
+        page = path.lower().endswith(tuple(f".{one}" for one in published.HTML))
         try:
             found = await self._read(
                 path,
                 # A range is of GET alone (RFC 9110, section 14.2).
-                asked.get("Range", "") if request.method == "GET" else "",
-                if_none_match=asked.get("If-None-Match", ""),
+                asked.get("Range", "") if request.method == "GET" and not page else "",
+                if_none_match="" if page else asked.get("If-None-Match", ""),
                 if_range=asked.get("If-Range", ""),
             )
         except HostError as error:
@@ -183,11 +187,16 @@ class FilesServed:
             raise Problem(code, error.reason) from error
         _check_live(self._live, self._plugin_id)
         headers = dict(found.headers)
+        kind, policy = headers.pop("Content-Type"), headers.pop("Content-Security-Policy")
+        if page:
+            # A page that was published with more styles than a policy may have is served without them.
+            with contextlib.suppress(Problem):
+                policy = own_style.with_hashes(policy, own_style.of_page(found.body, kind))
         return RouteResponse(
             body=found.body,
-            content_type=headers.pop("Content-Type"),
+            content_type=kind,
             status=found.status,
-            policy=headers.pop("Content-Security-Policy"),
+            policy=policy,
             cache=headers.pop("Cache-Control"),
             more=tuple((name, value) for name, value in headers.items() if name != "X-Content-Type-Options"),
         )

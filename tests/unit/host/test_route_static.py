@@ -104,6 +104,13 @@ async def test_html_is_served_only_while_it_is_allowed(world):
         assert (found.status, found.body) == (200, body)
         assert found.headers["content-security-policy"].startswith(f"{FILE_POLICY}; style-src 'self'")
         assert "script" not in found.headers["content-security-policy"]
+    styled = "<style>p {}</style><style>b {}</style>"
+    for content, hashes in ((styled, 2), (styled * 9, 0)):
+        await world.call(ID, "static.put", path="styled.html", content=content)
+        found = await get(world, f"{HERE}styled.html", "Range: bytes=0-3", "If-None-Match: *")
+        assert (found.status, found.body.decode()) == (200, content)
+        assert found.headers["content-security-policy"].count("'sha256-") == hashes
+        assert found.headers["content-security-policy"].startswith(f"{FILE_POLICY}; style-src 'self'")
     moved = await get(world, HERE[:-1])
     assert (moved.status, moved.headers["location"]) == (301, HERE)
     world.files.limits = type(world.files.limits)()
