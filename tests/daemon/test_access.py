@@ -70,6 +70,7 @@ ROUTES = [
     GET /api/plugins/by-id/{id}/config host
     PUT /api/plugins/by-id/{id}/config host
     GET /api/plugins/by-id/{id}/usage operate
+    GET /api/plugins/by-id/{id}/history read
     GET /api/audit operate
     GET /api/audit/verify operate
     GET /api/kv/{bucket} operate
