@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from latticed.kit.clock import rfc3339
 from latticed.model.errors import Problem
 from latticed.supervisor.history import MINUTE_S
-from latticed.supervisor.ring import QUARTER, Ring
+from latticed.supervisor.ring import QUARTER, HistoryRing
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
     from latticed.rpc.responses import HistoryReport, HistorySteps
-    from latticed.supervisor.ring import Step
+    from latticed.supervisor.ring import HistoryStep
 
 
 async def history(ask: Ask) -> HistoryReport:
@@ -24,7 +24,7 @@ async def history(ask: Ask) -> HistoryReport:
     if record is None or record.forgotten:
         raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
     kept = ask.api.history
-    ring = kept.of(record.id) or Ring()
+    ring = kept.of(record.id) or HistoryRing()
     looked = ring.last >= 0
     until = rfc3339(kept.at_us(ring.last)) if looked else None
     return {
@@ -35,7 +35,7 @@ async def history(ask: Ask) -> HistoryReport:
     }
 
 
-def _steps(found: list[Step | None], step_s: int, until: str | None) -> HistorySteps:
+def _steps(found: list[HistoryStep | None], step_s: int, until: str | None) -> HistorySteps:
     """Steps as the API shows them, a list for each number."""
     return {
         "step_s": step_s,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Self
 
-from latticed.supervisor.ring import Counters, Ring
+from latticed.supervisor.ring import Counters, HistoryRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ class History:
         self._clock = clock
         self._wheel = wheel
         self._began_s = clock.monotonic_s()
-        self._rings: dict[str, Ring] = {}
+        self._rings: dict[str, HistoryRing] = {}
         self._minute = 0
         self._left: list[str] = []  # of this minute, the next one last
         self._all = 0  # in this minute
@@ -62,7 +62,7 @@ class History:
         if self._ticket is not None:
             self._ticket.cancel()
 
-    def of(self, plugin_id: str) -> Ring | None:
+    def of(self, plugin_id: str) -> HistoryRing | None:
         """The ring of a plugin; None for one that was never looked at. Do not change it."""
         return self._rings.get(plugin_id)
 
@@ -104,4 +104,4 @@ class History:
             calls=called.calls if called is not None else 0,
             denied=called.denied if called is not None else 0,
         )
-        self._rings.setdefault(plugin_id, Ring()).take(self._minute, now)
+        self._rings.setdefault(plugin_id, HistoryRing()).take(self._minute, now)

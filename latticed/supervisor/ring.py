@@ -1,8 +1,8 @@
 """What one plugin used and did lately, a value a minute for an hour and a quarter of an hour for a day. Pure.
 
-    ring = Ring()
+    ring = HistoryRing()
     ring.take(1, Counters(cpu_ms=120, memory_kib=9_000, restarts=0, calls=4, denied=0))
-    ring.hour()   # [Step(cpu_ms=120, memory_kib=9000, restarts=0, calls=4, denied=0)]
+    ring.hour()   # [HistoryStep(cpu_ms=120, memory_kib=9000, restarts=0, calls=4, denied=0)]
 
 Ten thousand plugins have ten thousand of these, so a number takes 16 bits and a ring less than 2 KiB; that of a plugin
 that did nothing takes none of it.
@@ -40,7 +40,7 @@ class Counters(NamedTuple):
     denied: int
 
 
-class Step(NamedTuple):
+class HistoryStep(NamedTuple):
     """What a plugin did within a minute or a quarter: the difference of its counters; of its memory the most that was
     seen.
     """
@@ -53,11 +53,11 @@ class Step(NamedTuple):
 
 
 _NOTHING: Final = Counters(0, 0, 0, 0, 0)
-_WIDTH: Final = len(Step._fields)
+_WIDTH: Final = len(HistoryStep._fields)
 _CELLS: Final = (MINUTES + QUARTERS) * _WIDTH
 
 
-class Ring:
+class HistoryRing:
     """The last hour and the last day of one plugin. Minutes are numbered, and taken in rising order.
 
     A minute that was not taken, though one before and one after it were, is a gap: None in what is returned.
@@ -92,11 +92,11 @@ class Ring:
         if self._cells is not None or any(step):
             self._put(minute % MINUTES, step)
 
-    def hour(self) -> list[Step | None]:
+    def hour(self) -> list[HistoryStep | None]:
         """The minutes up to the last one, oldest first, MINUTES at most."""
         return [self._minute(one) for one in self._minutes()]
 
-    def day(self) -> list[Step | None]:
+    def day(self) -> list[HistoryStep | None]:
         """The quarters up to the one that the last minute is in, so far; oldest first, QUARTERS at most."""
         if self._last < 0:
             return []
@@ -107,7 +107,7 @@ class Ring:
     def _minutes(self) -> range:
         return range(max(self.first, self._last - MINUTES + 1), self._last + 1) if self._last >= 0 else range(0)
 
-    def _minute(self, number: int) -> Step | None:
+    def _minute(self, number: int) -> HistoryStep | None:
         return self._get(number % MINUTES)
 
     def _close_up_to(self, minute: int) -> None:
@@ -120,22 +120,22 @@ class Ring:
         for missed in range(max(self._last + 1, minute - MINUTES + 1), minute):
             self._put(missed % MINUTES, None)
 
-    def _sum(self, quarter: int) -> Step | None:
+    def _sum(self, quarter: int) -> HistoryStep | None:
         """The minutes of a quarter together, which are all within the hour; None when none was taken."""
         minutes = range(max(quarter * QUARTER, self.first), min(quarter * QUARTER + QUARTER, self._last + 1))
         return _together(step for one in minutes if (step := self._minute(one)) is not None)
 
-    def _put(self, slot: int, step: Step | None) -> None:
+    def _put(self, slot: int, step: HistoryStep | None) -> None:
         if self._cells is None:
             self._cells = array("H", bytes(2 * _CELLS))
         at = slot * _WIDTH
         self._cells[at : at + _WIDTH] = array("H", [_GAP] * _WIDTH if step is None else map(packed, step))
 
-    def _get(self, slot: int) -> Step | None:
+    def _get(self, slot: int) -> HistoryStep | None:
         if self._cells is None:
-            return Step(*_NOTHING)
+            return HistoryStep(*_NOTHING)
         cells = self._cells[slot * _WIDTH : (slot + 1) * _WIDTH]
-        return None if cells[0] == _GAP else Step(*map(unpacked, cells))
+        return None if cells[0] == _GAP else HistoryStep(*map(unpacked, cells))
 
 
 def packed(number: int) -> int:
@@ -149,9 +149,9 @@ def unpacked(cell: int) -> int:
     return (cell & _MASK) << (cell >> _MANTISSA)
 
 
-def _between(before: Counters, now: Counters) -> Step:
+def _between(before: Counters, now: Counters) -> HistoryStep:
     """What was counted between two moments."""
-    return Step(
+    return HistoryStep(
         # No counter that begins again: without a control group that of a process that ended is estimated, and may come
         # out lower.
         max(now.cpu_ms - before.cpu_ms, 0),
@@ -167,10 +167,10 @@ def _more(before: int, now: int) -> int:
     return now - before if now >= before else now
 
 
-def _together(steps: Iterable[Step]) -> Step | None:
+def _together(steps: Iterable[HistoryStep]) -> HistoryStep | None:
     """Several steps as one; None for none."""
     found = list(steps)
     if not found:
         return None
-    total = Step(*map(sum, zip(*found, strict=True)))
+    total = HistoryStep(*map(sum, zip(*found, strict=True)))
     return total._replace(memory_kib=max(one.memory_kib for one in found))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latticed.supervisor import ring as rules
-from latticed.supervisor.ring import Counters, Ring, Step
+from latticed.supervisor.ring import Counters, HistoryRing, HistoryStep
 
 AMOUNTS = st.one_of(st.just(0), st.integers(0, 3_000), st.integers(0, 1 << 44))
 TAKEN = st.lists(
@@ -21,7 +21,7 @@ TAKEN = st.lists(
 """Minutes since the one before, what was done in it, and how many more minutes did the same."""
 
 
-def near(found: Step | None, wanted: Step | None) -> bool:
+def near(found: HistoryStep | None, wanted: HistoryStep | None) -> bool:
     """Within 0.1 %, as minutes are rounded down once and quarters once more."""
     if found is None or wanted is None:
         return found is wanted
@@ -32,18 +32,18 @@ def near(found: Step | None, wanted: Step | None) -> bool:
     )
 
 
-def together(steps: list[Step]) -> Step | None:
+def together(steps: list[HistoryStep]) -> HistoryStep | None:
     if not steps:
         return None
     columns = list(zip(*steps, strict=True))
-    return Step(sum(columns[0]), max(columns[1]), *map(sum, columns[2:]))
+    return HistoryStep(sum(columns[0]), max(columns[1]), *map(sum, columns[2:]))
 
 
 @given(taken=TAKEN)
 @settings(deadline=None)
 def test_ring_is_the_end_of_all_that_was_taken(taken):
     """Gaps, jumps longer than a day and minutes that come twice included."""
-    kept, minutes, minute, total = Ring(), dict[int, Step](), 0, [0] * 5
+    kept, minutes, minute, total = HistoryRing(), dict[int, HistoryStep](), 0, [0] * 5
     for ahead, done, times in taken:
         for again in range(times):
             minute += ahead if again == 0 else 1
@@ -51,7 +51,7 @@ def test_ring_is_the_end_of_all_that_was_taken(taken):
                 continue
             total = [one + more for one, more in zip(total, done, strict=True)]
             kept.take(minute, Counters(*total)._replace(memory_kib=done[1]))
-            minutes[minute] = Step(*done)
+            minutes[minute] = HistoryStep(*done)
     if not minutes:
         assert (kept.hour(), kept.day(), kept.last) == ([], [], -1)
         return
@@ -76,10 +76,10 @@ def test_packed_numbers_keep_their_order_and_are_exact_to_a_thousandth(number, m
 
 def test_counters_that_begin_again_are_counted_from_there():
     """Restarts do when an operator starts a plugin anew; processor time that comes out lower than before is none."""
-    kept = Ring()
+    kept = HistoryRing()
     kept.take(1, Counters(cpu_ms=500, memory_kib=9, restarts=4, calls=10, denied=1))
     kept.take(2, Counters(cpu_ms=400, memory_kib=5, restarts=1, calls=3, denied=0))
-    assert kept.hour()[1] == Step(cpu_ms=0, memory_kib=5, restarts=1, calls=3, denied=0)
+    assert kept.hour()[1] == HistoryStep(cpu_ms=0, memory_kib=5, restarts=1, calls=3, denied=0)
 
 
 def test_ring_takes_less_than_two_kibibytes():
@@ -88,7 +88,7 @@ def test_ring_takes_less_than_two_kibibytes():
         gc.collect()
         tracemalloc.start()
         try:
-            rings = {f"acme.p{number:05}": Ring() for number in range(10_000)}
+            rings = {f"acme.p{number:05}": HistoryRing() for number in range(10_000)}
             for minute in (1, 2, 3):
                 for number, kept in enumerate(rings.values()):
                     kept.take(minute, Counters(*[amount and amount * minute + number] * 5))
