@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from latticed.bundle import decode
 from latticed.ctl import main as ctl
 from latticed.model import manifest
-from tests.docs import test_docs_tables
+from latticed.settings import shapes
 from tests.house import pages
 
 PROGRAMS = {"latticed": "daemon", "latticed-apply": "apply", "latticed-journal": "journal"}
@@ -76,9 +78,18 @@ def test_page_of_each_program_has_all_its_options(plain, program):
 
 def test_page_of_settings_has_each_with_its_default(plain):
     items = dict(re.findall(r"^\.TP\n\.B (\S+)\n(.*)$", plain["latticed.toml"], re.MULTILINE))
-    for key, default, _ in test_docs_tables._settings():
-        expected = "" if default == "see below" else f"Default: {default}.".replace("\\", "\\e")
-        assert expected in items[key], key
+    for key, default in _settings(shapes.Settings):
+        assert f"Default: {json.dumps(default)}.".replace("\\", "\\e") in items[key], key
+
+
+def _settings(part, name=""):
+    """(key, default) of every setting that has one, of what is within tables too."""
+    for one in fields(part):
+        key = f"{name}.{one.name}".lstrip(".")
+        if is_dataclass(one.default):
+            yield from _settings(one.default, key)
+        elif name:
+            yield key, getattr(part, one.name)
 
 
 def test_page_of_manifests_has_each_field(plain):
