@@ -15,6 +15,7 @@ from generate import source
 from generate.markdown import Page, anchored, code, or_dash, sentence, slug
 from latticed import apply, daemon
 from latticed.ctl import codes
+from latticed.ingress import answers
 from latticed.model import hostcall, verdict
 from latticed.plans import protocol
 from latticed.rpc import problems
@@ -39,6 +40,7 @@ PLACES: Final = {
     "verdict": "a bundle's verdict",
     "host call": "a denied host call",
     "api": "an answer of the control API",
+    "page": "an answer of a plugin's page",
     "helper": "an answer of the root helper",
     "latticed": "an end of latticed at its start",
     "latticed-apply": "an end of latticed-apply at its start",
@@ -88,6 +90,7 @@ def tables() -> dict[str, dict[str, str]]:
         "verdict": {one.value: "" for one in verdict.Code},
         "host call": {one.value: "" for one in hostcall.Denial},
         "api": {name: str(int(status)) for name, status in problems.STATUS_OF.items()},
+        "page": {name: str(int(status)) for name, status in answers.STATUS_OF.items()},
         "helper": {name: str(status) for name, status in protocol.CODES.items()},
         "latticed": {name: str(number) for name, number in daemon.EXIT_CODES.items()},
         "latticed-apply": {name: str(number) for name, number in apply.EXIT_CODES.items()},
@@ -166,6 +169,11 @@ def shown(command: str) -> str:
     return command
 
 
+def _numbers(place: str, number: str) -> str:
+    """An HTTP status or exit code, in brackets; nothing where there is none."""
+    return f" ({number})" if number and place != "helper" else ""
+
+
 def page() -> str:
     """docs/reference/codes.md"""
     found = Page(
@@ -180,7 +188,7 @@ def page() -> str:
     )
     found.text(
         "This is the list of all of them, A to Z, and where they can appear; each leads to [what to do about"
-        " it](../troubleshooting.md). The HTTP status is that of the control API, the exit code that of the program."
+        " it](../troubleshooting.md)."
     )
     by_place = tables()
     rows = []
@@ -190,11 +198,10 @@ def page() -> str:
             (
                 anchored(anchor(name), f"[`{name}`](../troubleshooting.md#{anchor(name)})"),
                 sentence(text.means),
-                or_dash(by_place["api"].get(name, "")),
-                or_dash(", ".join(where)),
+                or_dash("; ".join(f"{PLACES[place]}{_numbers(place, by_place[place][name])}" for place in where)),
             )
         )
-    found.table(("code", "meaning", "HTTP status", "told as"), rows)
+    found.table(("code", "meaning", "told as"), rows)
     found.heading("Verdicts, in their order", anchor="verdicts")
     found.text("The first that applies is told: `latticectl verify BUNDLE`, `latticectl rejected --hints`.")
     found.items(f"[`{one}`](../troubleshooting.md#{anchor(one)}): {text_of(one).means}" for one in by_place["verdict"])
