@@ -160,15 +160,6 @@ def _evaluated(node: ast.expr, module: Any) -> Any:
         return None
 
 
-def shown(command: str) -> str:
-    """A command with words in capitals where explain fills in."""
-    words = {"{id}": "ID", "{bundle}": "BUNDLE", "{publisher}": "PUBLISHER", "{version}": "VERSION"}
-    words |= {"{digest}": "SHA256", "{others}": "OTHERS"}
-    for mark, word in words.items():
-        command = command.replace(mark, word)
-    return command
-
-
 def _numbers(place: str, number: str) -> str:
     """An HTTP status or exit code, in brackets; nothing where there is none."""
     return f" ({number})" if number and place != "helper" else ""
@@ -228,7 +219,9 @@ def troubleshooting() -> str:
     )
     found.block(
         "text",
-        "latticectl explain ID      # about a plugin\nlatticectl doctor          # about everything around the daemon",
+        "latticectl explain acme.demo        # about a plugin\n"
+        "latticectl explain ledger_damaged   # about a code\n"
+        "latticectl doctor                   # about everything around the daemon",
     )
     found.text(
         "If you have a code, search this page for it, or see [the list from A to Z](reference/codes.md). In commands,"
@@ -246,7 +239,7 @@ def troubleshooting() -> str:
                     anchored(anchor(name), code(name)),
                     sentence(text.means),
                     sentence(text.why),
-                    code(shown(text.command)),
+                    code(codes.shown(text.command)),
                 )
                 for name, text in one.codes.items()
             ],

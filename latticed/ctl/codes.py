@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
 FILE: Final = Path(__file__).with_name("codes.txt")
+_WORDS: Final = {"digest": "SHA256"}
 
 
 class Text(NamedTuple):
@@ -60,6 +62,11 @@ def _command(line: str) -> str:
     if dollar != "$":
         raise ValueError(f"expected a command, found {line[:80]!r}")
     return command
+
+
+def shown(command: str) -> str:
+    """A command with words in capitals for its placeholders: `latticectl info ID`."""
+    return re.sub(r"\{(\w+)\}", lambda found: _WORDS.get(found[1], found[1].upper()), command)
 
 
 def text_of(code: str) -> Text | None:

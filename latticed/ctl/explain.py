@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import advice, ask, decode, replies
+from latticed.ctl import advice, ask, codes, decode, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Cell
@@ -18,17 +18,26 @@ if TYPE_CHECKING:
     from latticed.ctl.render import Screen
     from latticed.ctl.session import CtlSession
 
-EXAMPLES: Final = examples("latticectl explain acme.demo", "latticectl explain acme.demo --format json")
+EXAMPLES: Final = examples(
+    "latticectl explain acme.demo                  # why it is as it is, and what to do",
+    "latticectl explain acme.demo --format json",
+    "latticectl explain ledger_damaged             # a code, without the daemon",
+)
 
 _Field = tuple[str, str | Cell | None]
 
 
 def arguments(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="the plugin's id; of a refused bundle its directory's name, too")
+    parser.add_argument(
+        "id", metavar="ID|CODE", help="the plugin's id; of a refused bundle its directory's name, too; or a code"
+    )
 
 
 def run(session: CtlSession) -> int:
     """Print the plugin's state, the reason for it and the next command; always exit code 0 for a known id."""
+    # No id has an underscore, and most codes do; of the others, such as `busy`, docs/troubleshooting.md tells.
+    if "_" in session.args.id and (text := codes.text_of(session.args.id)) is not None:
+        return _code(session.screen, session.args.id, text)
     client = session.client()
     plain, facts = _facts(session, client)
     found = advice.advice(facts)
@@ -38,6 +47,18 @@ def run(session: CtlSession) -> int:
         return ExitCode.OK
     screen.fields([*_lines(facts, screen), ("why", found.why)])
     screen.line("what to do:", found.command or "nothing")
+    return ExitCode.OK
+
+
+def _code(screen: Screen, name: str, text: codes.Text) -> int:
+    """Print what a code means, why it happens and what to type."""
+    seen = next(one.title for one in codes.symptoms() if name in one.codes)
+    command = codes.shown(text.command)
+    if screen.json_wanted:
+        screen.json({"code": name, "seen": seen, "means": text.means, "why": text.why, "what_to_do": command})
+        return ExitCode.OK
+    screen.fields([("code", name), ("seen as", seen), ("means", text.means), ("why", text.why)])
+    screen.line("what to do:", command)
     return ExitCode.OK
 
 

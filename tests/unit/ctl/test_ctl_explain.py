@@ -342,6 +342,14 @@ def test_explain_of_unknown_id_is_not_found(ctl, api, plugin_id):
     assert (ran.code, ran.data) == (4, b"")
 
 
+def test_code_is_explained_without_the_daemon(ctl):
+    done = ctl("explain", "digest_mismatch", "--socket", "/nonexistent/control.sock")
+    assert done.code == 0, done.err
+    assert "seen as" in done.out
+    assert "The plugin is refused" in done.out
+    assert done.out.splitlines()[-1].split() == ["what", "to", "do:", "latticectl", "verify", "BUNDLE"]
+
+
 def test_explain_names_trust_policy_problem_as_the_cause(ctl, api):
     api.rejected = [{"name": "bad", "code": "publisher_untrusted", "reason": "r", "hint": "h", "id": "acme.demo"}]
     api.health = (503, {"status": "degraded", "problems": [{"code": "policy_missing", "detail": "found no such file"}]})
