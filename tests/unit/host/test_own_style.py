@@ -92,6 +92,11 @@ def test_pages_made_to_be_slow_are_read(part):
         own_style.of_page(part * ((1 << 20) // len(part)), HTML)
 
 
+@pytest.mark.parametrize(("comments", "hashes"), [(100, (source("a"),)), (own_style.MOST_STEPS, ())])
+def test_style_behind_very_many_comments_has_no_hash(comments, hashes):
+    assert own_style.of_page(b"<!-- x -->" * comments + b"<style>a</style>", HTML) == OwnStyle(hashes)
+
+
 PARTS = ["<style>", "</style>", "<!--", "-->", "a{}", "\n", "<img>", ">", "ü"]
 
 

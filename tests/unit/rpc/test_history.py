@@ -59,3 +59,43 @@ async def test_history_has_minutes_and_quarters_until_the_plugin_is_forgotten():
         assert kept.of(ID) is None
         assert ID not in home.app.broker.counts
         assert (await home.ask("GET", path)).status == 404
+
+
+BUSY = b"""#!/usr/bin/env python3
+import time
+
+from latticed.sdk import Plugin
+
+
+class Busy(Plugin):
+    def do_work(self, payload):
+        while time.process_time() < 0.3:
+            pass
+
+
+Busy().run()
+"""
+
+
+async def test_history_has_processor_time_and_memory_of_a_real_process():
+    """Those of its minute; a minute of rest has no time, and one after the stop no memory."""
+    clock = ClockAhead()
+    async with in_process.opened(clock=clock, real=True) as home:
+        home.drop(v2=True, artifact=BUSY, runtime={"protocol": "latticed-stdio-1"})
+        await home.seen(ID)
+        for status in ("installed", "active"):
+            assert (await home.decide(ID, status)).status == 200
+        work = {"action": "work", "payload": None}
+        assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/invoke", work))["ok"] is True
+        for _ in range(2):
+            clock.minutes += 1
+            home.app.api.history.look()
+        await home.decide(ID, "disabled")
+        clock.minutes += 1
+        home.app.api.history.look()
+        hour = (await home.ask("GET", f"/api/plugins/by-id/{ID}/history"))["hour"]
+        worked, rested, _ = hour["cpu_s"]
+        assert worked >= 0.25
+        assert rested < 0.1
+        assert hour["memory_bytes"][0] > 1 << 20
+        assert hour["memory_bytes"][2] == 0
