@@ -40,6 +40,17 @@ def texts() -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines)
 
 
+def commands() -> dict[str, str]:
+    """The first command that the journal's catalog has for an event."""
+    found = {}
+    for part in CATALOG.read_text(encoding="utf-8").split("\n# ")[1:]:
+        name, _, text = part.partition("\n-- ")
+        lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+        if lines:
+            found[name.split("\n")[-1]] = re.sub("@LATTICED_PLUGIN_ID@", "ID", lines[0])
+    return found
+
+
 def subjects() -> dict[str, str]:
     """What the journal's catalog says, by event."""
     found = re.findall(
@@ -72,6 +83,12 @@ def notices() -> dict[str, tuple[str, str]]:
         "monitor.down": ("critical", "web is down"),
         "monitor.up": ("info", "web is up again"),
     }
+    for place, tree in source.trees().items():
+        for node in tree:
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "NotificationRow":
+                given = {one.arg: one.value.value for one in node.keywords if isinstance(one.value, ast.Constant)}
+                if "event" in given and place != NOTICES:
+                    found[str(given["event"])] = str(given.get("severity", "info")), str(given.get("title", "-"))
     details: tuple[dict[str, object], ...] = (
         {},
         {"state": "failed"},
@@ -110,8 +127,7 @@ def page() -> str:
     found = Page(
         "Events",
         "Every decision, refusal, start, stop and host call is an event of the audit record; what the daemon does is"
-        " told in"
-        " its log, under systemd the journal:",
+        " told in its log, under systemd the journal:",
     )
     found.block(
         "text",
@@ -143,7 +159,7 @@ def page() -> str:
             for name, (severity, title) in sorted(notices().items())
         ],
     )
-    levels = logged()
+    levels, helps = logged(), commands()
     found.heading("Entries of the log", anchor="log")
     found.text(
         "The name is in `LATTICED_EVENT`. For entries of `warning` and above `journalctl -x` shows what happened and"
@@ -151,9 +167,14 @@ def page() -> str:
         " command that helps."
     )
     found.table(
-        ("event", "level", "when"),
+        ("event", "level", "when", "what helps"),
         [
-            (anchored(slug("log", name), code(name)), levels[name], sentence(warned.get(name) or said[name]))
+            (
+                anchored(slug("log", name), code(name)),
+                levels[name],
+                sentence(warned.get(name) or said[name]),
+                or_dash(code(helps.get(name, ""))),
+            )
             for name in sorted(levels)
         ],
     )

@@ -28,6 +28,27 @@ def test_pages_are_what_the_code_says():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), f"run make reference\n{done.stdout}{done.stderr}"
 
 
+def _named(page, pattern):
+    return re.findall(pattern, (pages.CHECKOUT / "docs/reference" / page).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_written_pages_have_no_tables_of_what_is_generated():
+    """They would differ from the code one day. Codes may stand where a page says what is particular there."""
+    told = {
+        *(key.replace("-", ".", 1) for key in _named("settings.md", r'id="setting-([a-z_]+-[a-z_]+)"')),
+        *_named("host-calls.md", r"^### ([a-z]+\.[a-z_]+)$"),
+        *_named("manifest.md", r'id="cap-[^"]+"></a>`([^`]+)`'),
+        *_named("metrics.md", r"</a>`([a-z_]+)`"),
+        *_named("http-api.md", r"^### (?:GET|PUT|POST|DELETE) (\S+)$"),
+        *_named("events.md", r'id="(?:log|notice)-[^"]+"></a>`([^`]+)`'),
+    }
+    assert {"limits.bundles", "kv.get", "kv:read", "latticed_healthy", "/api/plugins", "daemon_ready"} <= told
+    generated = {pages.CHECKOUT / "docs/troubleshooting.md", *(pages.CHECKOUT / "docs/reference").glob("*.md")}
+    for page in set(pages.PAGES) - (generated - {pages.CHECKOUT / "docs/reference/api.md"}):
+        cells = re.findall(r"^\|(?: [A-Z]+ \|)? `([^`]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(cells) & told == set(), page.name
+
+
 def _help():
     """(words of the command, parser) of each verb and each of its actions."""
     for verb, parser in completion.whole_parser().verbs():
