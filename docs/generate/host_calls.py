@@ -9,7 +9,7 @@ import os
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from generate import codes, sdk, shapes
+from generate import codes, sdk, shapes, source
 from generate.markdown import Page, plain, sentence, slug
 from latticed import host
 from latticed.ctl import limits
@@ -133,9 +133,7 @@ def faults() -> list[str]:
     """Calls without an answer's shape, and parameters without a string below them."""
     found = [f"{name}: no answer in latticed/sdk/answers.py" for name in served() if name not in answers.ANSWERS]
     for name, call in served().items():
-        found += [
-            f"{name}: no string below the parameter {one.name} of {call.params.__name__}"
-            for one in shapes.fields(call.params)
-            if not one.meaning
-        ]
+        said = source.below(call.params)
+        missing = [one.name for one in shapes.fields(call.params) if one.name not in said]
+        found += [f"{name}: no string below the parameter {one} of {call.params.__name__}" for one in missing]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,6 +29,18 @@ WORDS: Final = {
     Any: "any JSON",
     object: "any JSON",
 }
+
+
+USUAL: Final = (
+    ("_at", "when, RFC 3339 in UTC"),
+    ("at", "when, RFC 3339 in UTC"),
+    ("ts", "when, RFC 3339 in UTC"),
+    ("_s", "seconds"),
+    ("_bytes", "bytes"),
+    ("_sha256", "SHA-256 in lowercase hex"),
+    ("sha256", "SHA-256 in lowercase hex"),
+    ("next", "the `after` of the following page, null on the last"),
+)
 
 
 class Field(NamedTuple):
@@ -107,11 +120,33 @@ def within(hint: Any) -> tuple[type, ...]:
 def fields(shape: type, link: Callable[[type], str] = lambda one: one.__name__) -> list[Field]:
     """The fields of a shape, in their order."""
     hints = typing.get_type_hints(shape, include_extras=True)
-    said = source.below(shape)
+    said = _named(shape, list(hints)) | source.below(shape)
     found = []
     for name, required, default in _declared(shape):
         hint = hints[name]
-        found.append(Field(name, kind(hint, link), required, default, sentence(said.get(name)), within(hint)))
+        found.append(
+            Field(name, kind(hint, link), required, default, sentence(said.get(name) or _usual(name)), within(hint))
+        )
+    return found
+
+
+def _usual(name: str) -> str:
+    """What a field of this name is everywhere, by its end."""
+    return next((said for end, said in USUAL if name == end or (end[0] == "_" and name.endswith(end))), "")
+
+
+def _named(shape: type, names: list[str]) -> dict[str, str]:
+    """What the docstring of a shape says of single fields: "`state`: armed or stopped", "`name` is …"."""
+    text, found = plain(shape.__doc__), {}
+    one = "|".join(map(re.escape, names))
+    for name in names:
+        also = rf"(?:(?: and|,) `(?:{one})`)*"
+        end = rf"(?=\.(?: |$)|[,;] (?:and )?`(?:{one})`|$)"
+        said = re.search(rf"`{re.escape(name)}`{also}(?:: | is | are |,? which is )(.+?){end}", text)
+        if said is None:
+            said = re.search(rf"`{re.escape(name)}`,? (whether .+?|when .+?|as .+?){end}", text)
+        if said is not None:
+            found[name] = said[1]
     return found
 
 
@@ -126,7 +161,9 @@ def _declared(shape: type) -> Iterator[tuple[str, bool, str]]:
     elif typing.is_typeddict(shape):
         hints = typing.get_type_hints(shape, include_extras=True)
         for name in shape.__annotations__ if not getattr(shape, "__orig_bases__", ()) else hints:
-            yield name, name in shape.__required_keys__, ""
+            # Written as text, `NotRequired` is not seen when the class is made.
+            required = name in shape.__required_keys__ and typing.get_origin(hints[name]) is not typing.NotRequired
+            yield name, required, ""
         # Inherited ones, in the order of their class.
     else:
         for one in dataclasses.fields(shape):
