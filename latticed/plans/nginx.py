@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 
 PACKAGES: Final = MappingProxyType({"nginx": "nginx-light", "ip": "iproute2", "ss": "iproute2"})
 RELOAD_S: Final = 8.0
-"""How long new workers may take to answer, and a stopped nginx to be gone."""
+"""How long new workers may take to answer, and killed ones to be gone."""
+STOP_S: Final = 5.0
+"""How long nginx may take to end before it is killed; it waits for no request (nginx(8), TERM)."""
 TRIES: Final = 20
 """Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
 SETTLE_S: Final = 2.0
@@ -378,8 +380,9 @@ class NginxKind:
         pid = self._pid()
         if pid:
             os.kill(pid, signal.SIGTERM)
-            if not _within(lambda: not self._pid()):
-                raise Problem("apply_failed", f"nginx ({pid}) does not end")
+            if not _within(lambda: not self._pid(), STOP_S) and self._pid() == pid:
+                os.kill(pid, signal.SIGKILL)
+        # Its workers too, where it was killed.
         self._end_orphans()
         self._current.unlink(missing_ok=True)
         shutil.rmtree(self._generations, ignore_errors=True)

@@ -300,7 +300,9 @@ class ProxyKind:
         ports = parsed(sources.sockets, _run(tools, "ss", "-Hlntup").stdout)
         waiting_s = None
         with contextlib.suppress(FileNotFoundError):
-            waiting_s = max(0.0, time.time() - Path(self.directory, "waiting").stat().st_mtime)
+            waiting_s = time.time() - Path(self.directory, "waiting").stat().st_mtime
+            if waiting_s < 0:  # the clock was set back, and nobody is to wait until it has caught up
+                waiting_s = self.batch_s
         return _Core(wanted, started, pid, ports, waiting_s)
 
     def _as_user(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from latticed.system.proxy.usage import Connection
 
-ANSWER_S: Final = 2.0
+ANSWER_S: Final = 1.5
 """For a core to tell who is connected."""
 SILENT_S: Final = 0.3
 """The same for one that has not answered in that time."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
+from latticed.plans import nginx
 from latticed.plans.programs import ProgramTools
 from tests.house import nginx_places, nginxes
 
@@ -159,6 +160,15 @@ def killed(web, *, workers=True):
     while web.live().facts["nginx"]["running"]:
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_an_nginx_that_hangs_is_ended_with_its_workers(web, monkeypatch):
+    web.committed(web.intent(shop()))
+    monkeypatch.setattr(nginx, "STOP_S", 0.2)
+    os.kill(web.pid(), signal.SIGSTOP)
+    web.committed(web.intent())
+    with pytest.raises(OSError):
+        web.get("shop.example.org")
 
 
 def test_a_pid_file_that_names_somebody_else_signals_nobody(web):

@@ -186,6 +186,11 @@ def test_who_comes_back_waits_for_the_next_batch_and_costs_nobody_else_before(ki
             kind.self_check(approved, tools)
             live = kind.observe(tools)
             assert (kind.holds(approved, live), live.unfinished, live.facts["coming"]) == (True, False, ["ben"])
+        # Nor until a clock that was set back has caught up.
+        since = Path(kind.directory, "waiting").stat().st_mtime
+        os.utime(Path(kind.directory, "waiting"), (since + 3_600, since + 3_600))
+        assert kind.observe(tools).unfinished
+        os.utime(Path(kind.directory, "waiting"), (since, since))
         cores.echoed(anna)
         assert pid_of(kind) == before
         late = ProxyKind(directory=kind.directory, user=USER, batch_s=0)
