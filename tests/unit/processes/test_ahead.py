@@ -119,7 +119,7 @@ async def test_stub_that_is_killed_costs_no_start(ahead, monkeypatch, moment, le
     injected(monkeypatch, moment)
     assert await said(ahead, "echo once", level) == b"once\n"
     assert ahead.stub.ended() or children.stubs(os.getpid()) == {ahead.stub.pid}
-    processes.until(lambda: orphans.reap() or not zombies(), what="a clone that did nothing to be reaped")
+    processes.until(lambda: nothing_left(ahead), what="a clone that did nothing to be reaped")
 
 
 async def test_stub_that_is_killed_before_it_takes_the_message_costs_no_start(ahead, monkeypatch):
@@ -172,7 +172,7 @@ async def test_stub_that_stops_is_killed_and_the_child_started_without(ahead, mo
     injected(monkeypatch, code, signal.SIGSTOP)
     assert await said(ahead, "echo here", "isolated") == b"here\n"
     processes.until(ahead.stub.ended, what="the stub to be gone")
-    processes.until(lambda: orphans.reap() or not zombies(), what="a clone that did nothing to be reaped")
+    processes.until(lambda: nothing_left(ahead), what="a clone that did nothing to be reaped")
 
 
 @pytest.mark.parametrize("code", [STOPS, AFTER_CLONE, AFTER_GO])
@@ -186,7 +186,7 @@ async def test_start_that_is_cancelled_leaves_nothing(ahead, monkeypatch, code):
     await asyncio.wait({task})
     if not task.cancelled():  # it was quicker
         await task.result()[0].stop(0)
-    processes.until(lambda: orphans.reap() or not children.descendants(os.getpid()), what="nothing to be left")
+    processes.until(lambda: nothing_left(ahead), what="nothing to be left")
 
 
 async def test_starts_that_are_cancelled_at_any_moment_leave_nothing(ahead):
@@ -374,9 +374,10 @@ def descriptors(ahead: Ahead) -> set[int]:
     return {int(name) for name in os.listdir(f"/proc/{ahead.stub.pid}/fd")}
 
 
-def zombies() -> set[int]:
-    """Children of this process that have ended, besides those that somebody here waits for."""
-    return {pid for pid in children.descendants(os.getpid()) | children.stubs(os.getpid()) if not children.alive(pid)}
+def nothing_left(ahead: Ahead) -> bool:
+    """Whether no child is left but the stub, once what nobody waits for is reaped as the daemon does."""
+    orphans.reap()
+    return tree(os.getpid()) <= {ahead.stub.pid}
 
 
 def tree(pid: int) -> set[int]:
