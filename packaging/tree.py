@@ -153,8 +153,9 @@ def _documents(root: Path) -> None:
         command = [*python, "-m", "latticed.ctl.main", "completion", shell]
         _put(root / place, subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout)
     shared = root / "usr/share/doc/latticed"
-    for page in (*SOURCE.glob("docs/**/*.md"), *SOURCE.glob("docs/**/*.svg"), SOURCE / "README.md"):
-        _put(shared / page.relative_to(SOURCE), page.read_text(encoding="utf-8"))
+    pages = (path for kind in ("md", "svg", "png") for path in SOURCE.glob(f"docs/**/*.{kind}"))
+    for page in (*pages, SOURCE / "README.md"):
+        _put(shared / page.relative_to(SOURCE), page.read_bytes())
 
 
 def bill_of_materials(suite: str, wheels: list[dict[str, Any]], packages: Path) -> dict[str, Any]:
@@ -212,9 +213,9 @@ def own_version() -> str:
     return found[1]
 
 
-def _put(path: Path, text: str, *, mode: int = 0o644) -> None:
+def _put(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     path.chmod(mode)
 
 

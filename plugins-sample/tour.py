@@ -252,7 +252,7 @@ class Story:
 
 
 def play(story: Story, process: subprocess.Popen[bytes]) -> None:
-    print("\n# Ten bundles, verified offline by the daemon's own rules: three of them are meant to be refused.")
+    print("\n# Eleven bundles, verified offline by the daemon's own rules: three of them are meant to be refused.")
     story.type("latticectl verify --trust trust.json plugins/*/", "digest_mismatch", "unknown_capability", exits=6)
     print("\n# The same bundles as the daemon sees them.")
     story.type("latticectl list", HELLO, WEB, "sample.hello-worker", "sample.hello-wasm")

@@ -1,0 +1,87 @@
+"""Commands of pages that want systemd and root: blocks marked `machine`, run as printed, in the order of their page."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import machines, pages, processes
+
+DOCS = pages.CHECKOUT / "docs"
+READING = ("operate/audit.md", "operate/secrets.md", "system-plugins/how-to/ssh-alerts.md")
+REPLACING = ("operate/recovery.md", "operate/README.md")
+
+
+def blocks(page):
+    return [one for one in pages.blocks(DOCS / page) if one.words[:2] == ("sh", "machine")]
+
+
+def typed(machine, block):
+    done = machine.run("sh", "-ec", f"cd /root\n{block.text}", within_s=machines.BOOT_S)
+    assert done.returncode == block.exits, f"{block.text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def listed(machine):
+    """`latticectl list` once the daemon answers and what is active is armed again."""
+
+    def armed():
+        shown = machine.run("latticectl", "list").stdout
+        return shown if "armed" in shown else ""
+
+    return processes.until(armed, what="the plugin to be armed again", deadline_s=machines.BOOT_S)
+
+
+@pytest.fixture
+def active(machine):
+    """A daemon with one active plugin."""
+    machine.check("systemctl", "start", "latticed.service")
+    machine.drop("acme.pages", b"#!/bin/sh\nread -r line\necho '{\"ok\":true}'\n", type="system")
+    machine.check("latticectl", "install", "acme.pages")
+    machine.check("latticectl", "activate", "acme.pages")
+    yield machine
+    machine.run("latticectl", "disable", "acme.pages")
+    machine.run("latticectl", "forget", "--purge", "acme.pages")
+    machine.run("rm", "-r", "/var/lib/latticed-plugins/acme.pages")
+
+
+def test_every_block_for_a_machine_is_run_here():
+    found = {
+        str(page.relative_to(DOCS)) for page in pages.PAGES for one in pages.blocks(page) if "machine" in one.words
+    }
+    assert found == {*READING, *REPLACING}
+
+
+def test_commands_that_look_at_a_machine_end_as_their_page_says(active):
+    for page in READING:
+        for block in blocks(page):
+            typed(active, block)
+    # The key of the page's last change is where the daemon finds it, and seals.
+    active.check("latticectl", "secret", "set", "PAGES", stdin="a value of the page")
+    active.check("latticectl", "secret", "delete", "PAGES")
+    active.check("rm", "/etc/systemd/system/latticed.service.d/secrets.conf")
+    active.check("systemctl", "daemon-reload")
+    active.check("systemctl", "restart", "latticed.service")
+
+
+def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
+    """The backup that is restored is the page's own; afterwards the plugin is active again."""
+    active.check("mkdir", "-p", "/var/backups")
+    active.check("latticectl", "backup", "/var/backups/latticed-2026-01-31.tar")
+    recover, restore = blocks("operate/recovery.md")
+    active.check("systemctl", "stop", "latticed.service", "latticed.socket")
+    active.check("sh", "-c", "head -c 64 /dev/zero | dd conv=notrunc of=/var/lib/latticed/ledger.sqlite3")
+    typed(active, recover)
+    assert active.check("latticectl", "list").splitlines()[1].split()[:4:3] == ["acme.pages", "verified"]
+    typed(active, restore)
+    assert "acme.pages" in listed(active)
+
+
+def test_the_move_of_the_guide_leads_to_another_host(active):
+    """The new host is this machine with state, settings and key of a new installation."""
+    old, new = blocks("operate/README.md")
+    typed(active, old)
+    active.check("rm", "-rf", "/etc/latticed", "/etc/credstore/latticed-secrets.key", "/var/lib/latticed")
+    active.install()
+    active.check("systemctl", "start", "latticed.service")
+    typed(active, new)
+    assert "acme.pages" in listed(active)
