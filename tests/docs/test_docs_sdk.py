@@ -34,10 +34,10 @@ def directory(tmp_path):
 
 
 def test_python_of_each_page_is_run():
-    """That of one page here, of the tutorial in `test_tutorial`, of the other in `test_one_more_renderer`."""
+    """That of one page here, of others in `test_tutorial`, `test_reader_pages` and `test_one_more_renderer`."""
     found = {block.page for page in pages.PAGES for block in pages.blocks(page) if block.language == "python"}
-    tutorial = {pages.CHECKOUT / "docs/start/tutorial.md", pages.CHECKOUT / "README.md"}
-    assert found == {PAGE, pages.CHECKOUT / "docs/internals/system-plugins.md", *tutorial}
+    others = ("docs/start/tutorial.md", "README.md", "docs/write/README.md", "docs/internals/system-plugins.md")
+    assert found == {PAGE, *(pages.CHECKOUT / page for page in others)}
 
 
 def test_tests_in_the_pages_examples_pass(directory):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from latticed.bundle import decode
+from latticed.sdk.testing import Harness
 from tests.house import bundles, pages
 
 TASKS = pages.CHECKOUT / "docs/internals/reader-tasks.md"
@@ -77,6 +78,24 @@ def test_parts_of_manifests_are_valid():
         raw = bundles.manifest_v2(**signed, **json.loads("{" + block.text + "}"))
         decode.decode(json.dumps(raw).encode())
     assert len(pages.named("json", "manifest-part")) == 2
+
+
+def test_example_of_the_authors_guide_tells_once_and_shows_a_page():
+    (block,) = [one for one in pages.blocks(AUTHORS) if one.language == "python"]
+    names: dict[str, object] = {"__name__": "watch"}
+    exec(compile(block.text, str(AUTHORS), "exec"), names)  # noqa: S102 - the page's own
+    statuses = iter([200, 500, 500])
+    answers = {
+        "route.put": {"ok": True, "path": "/acme.watch/", "url": None, "message": ""},
+        "http.do": lambda params: {"status_code": next(statuses), "header": {}, "body_base64": ""},
+        "notify.send": {"ok": True, "id": "1", "duplicate": False},
+    }
+    declared = ["kv:read", "kv:write", "notify:send", "worker:route", "http:egress"]
+    host = Harness(names["Watch"](), capabilities=declared, answers=answers)
+    for _ in range(3):
+        assert host.invoke("look")["ok"]
+    assert [one.params["title"] for one in host.gate.calls if one.method == "notify.send"] == ["the API is down"]
+    assert host.invoke("page", {})["result"]["body"] == "<h1>The API is down</h1>"
 
 
 @pytest.mark.slow
