@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import machines, pages, processes
+from tests.house import long, machines, pages, processes
 
 DOCS = pages.CHECKOUT / "docs"
 READING = ("operate/audit.md", "operate/secrets.md", "system-plugins/how-to/ssh-alerts.md")
 REPLACING = ("operate/recovery.md", "operate/README.md")
+
+on_machines = pytest.mark.parametrize("machine", ["trixie", *long.only("bookworm")], indirect=True)
+"""The commands are of latticed, not of a suite: all of them in the long run."""
 
 
 def blocks(page):
@@ -51,6 +54,7 @@ def test_every_block_for_a_machine_is_run_here():
     assert found == {*READING, *REPLACING}
 
 
+@on_machines
 def test_commands_that_look_at_a_machine_end_as_their_page_says(active):
     for page in READING:
         for block in blocks(page):
@@ -63,6 +67,7 @@ def test_commands_that_look_at_a_machine_end_as_their_page_says(active):
     active.check("systemctl", "restart", "latticed.service")
 
 
+@on_machines
 def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
     """The backup that is restored is the page's own; afterwards the plugin is active again."""
     active.check("mkdir", "-p", "/var/backups")
@@ -76,6 +81,7 @@ def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
     assert "acme.pages" in listed(active)
 
 
+@on_machines
 def test_the_move_of_the_guide_leads_to_another_host(active):
     """The new host is this machine with state, settings and key of a new installation."""
     old, new = blocks("operate/README.md")
