@@ -5,7 +5,10 @@ from __future__ import annotations
 import filecmp
 import gzip
 import json
+import os
+import random
 import re
+import secrets
 import subprocess
 
 import pytest
@@ -21,6 +24,32 @@ FRESH = ("bookworm", *long.only("trixie"))
 UPGRADED = ("trixie", *long.only("bookworm"))
 """Suites on which it replaces an earlier version."""
 PLUGINS = long.times(3, 50)
+KILLS = long.times(1, 4)
+"""Of each script of the package, and of dpkg itself."""
+SCRIPTS = ("latticed.postinst", *long.only("latticed.prerm", "tmp.ci/preinst", "latticed.postrm", "dpkg"))
+KILLER = """
+import os, signal, subprocess, sys, time
+name, delay_s, command, killed = sys.argv[1], float(sys.argv[2]), sys.argv[3:], 0
+
+def named(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as line:
+            return any(os.fsdecode(word).endswith(name) for word in line.read().split(b"\\0")[:2])
+    except OSError:
+        return False  # it has ended
+
+running = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+while running.poll() is None and not killed:
+    for pid in filter(named, filter(str.isdigit, os.listdir("/proc"))):
+        time.sleep(delay_s)
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+            killed += 1
+        except ProcessLookupError:
+            pass  # it was faster
+running.wait()
+"""
+"""`python3 - SCRIPT DELAY COMMAND...`: run a command, and kill the script that it runs so long after it was seen."""
 COMMANDS = 10
 """Most commands from nothing to an active plugin."""
 OTHER = {"bookworm": "trixie", "trixie": "bookworm"}
@@ -104,6 +133,38 @@ def test_python_goes_only_together_with_the_package(fresh):
     assert foreign.returncode != 0
     assert f"Depends: python{machines.SUITES[OTHER[fresh.suite]]}" in foreign.stdout
     fresh.check("latticectl", "health", "--check")
+
+
+def test_upgrade_whose_script_is_killed_is_completed_by_configure(fresh):
+    """Or, where dpkg has not got as far as that, by the same command once more. Nobody is left waiting for a daemon."""
+    seed = os.environ.get("LATTICED_CRASH_SEED") or secrets.token_hex(4)
+    print(f"LATTICED_CRASH_SEED={seed}")
+    chance = random.Random(seed)
+    deb = f"/root/{packages.built(fresh.suite).name}"
+    for name in SCRIPTS * KILLS:
+        delay_s = chance.uniform(0, 1.5)
+        upgrade = ("dpkg", "--install", deb)
+        fresh.run("python3", "-", name, f"{delay_s}", *upgrade, stdin=KILLER, within_s=packages.BUILD_S)
+        fresh.run("dpkg", "--configure", "-a", within_s=packages.BUILD_S)
+        if fresh.check("dpkg-query", "-W", "-f", "${Status}", "latticed") != "install ok installed":
+            fresh.check(*upgrade, within_s=packages.BUILD_S)
+        fresh.check("latticectl", "wait", "acme.demo", "--for", "active", "--timeout", "120")
+        fresh.check("latticectl", "health", "--check")
+        held = ("-name", "latticed-upgrade*", "-o", "-path", "/usr/lib/latticed/upgrading")
+        assert fresh.check("find", "/run", "/usr/lib/latticed", *held) == "", (name, delay_s)
+    fresh.check("latticectl", "audit", "verify", "--whole")
+
+
+def test_removal_in_the_middle_of_an_upgrade_is_one(fresh):
+    """Refused while dpkg is at work; between unpacking and configuring everything goes but the state."""
+    deb = f"/root/{packages.built(fresh.suite).name}"
+    fresh.check("dpkg", "--unpack", deb, within_s=packages.BUILD_S)
+    removed = _apt(fresh, "remove", "latticed")
+    assert removed.returncode == 0, removed
+    assert "lattice" not in fresh.check("ps", "-e", "-o", "user:32,args")
+    assert fresh.check("find", "/run", "-name", "latticed*", "-not", "-path", "*/.git/*") == ""
+    _type(fresh, _page("Upgrade"))
+    fresh.check("latticectl", "wait", "acme.demo", "--for", "active", "--timeout", "120")
 
 
 def test_package_goes_while_plugins_run_and_state_stays(fresh):
