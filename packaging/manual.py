@@ -108,11 +108,11 @@ def latticectl() -> Page:
     for verb, parser in cli.verbs(whole):
         page.subheading(f"latticectl {verb}")
         page.text(f"{parser.description}")
-        page.verbatim(cli.usage(parser))
+        page.verbatim(cli.usage(f"latticectl {verb}", parser))
         _options(page, parser, common=False)
         for name, below in cli.verbs(parser):
             page.item(f"{verb} {name}", below.description or "")
-            page.verbatim(cli.usage(below))
+            page.verbatim(cli.usage(f"latticectl {verb} {name}", below))
             _options(page, below, common=False)
         page.text("Examples:")
         page.verbatim(ctl.load(verb).EXAMPLES.partition("\n")[2])
@@ -127,7 +127,7 @@ def latticectl() -> Page:
 def latticed_8() -> Page:
     page = Page("latticed", 8, "run signed plugins without trusting them blindly")
     page.heading("SYNOPSIS")
-    page.verbatim(cli.usage(daemon._parser()))
+    page.verbatim(cli.usage("latticed", daemon._parser()))
     page.heading("DESCRIPTION")
     page.text(
         "latticed verifies signed bundles in a directory, records what the operator decided about each, runs them in"
@@ -151,7 +151,7 @@ def latticed_apply() -> Page:
     parser = apply._parser(Path)
     page = Page("latticed-apply", 8, "apply approved plans of latticed, as root")
     page.heading("SYNOPSIS")
-    page.verbatim(cli.usage(parser))
+    page.verbatim(cli.usage("latticed-apply", parser))
     page.heading("DESCRIPTION")
     page.text(
         "The root helper. It renders plans of plugins again, applies what an operator approved to it, and undoes what"
@@ -169,7 +169,7 @@ def latticed_journal() -> Page:
     page = Page("latticed-journal", 8, "show latticed what it may of the journal")
     page.heading("SYNOPSIS")
     parser = cli.parser_of(journal.main)
-    page.verbatim(cli.usage(parser))
+    page.verbatim(cli.usage("latticed-journal", parser))
     page.heading("DESCRIPTION")
     page.text(
         "Reads the journal for a daemon that may not, and answers it alone: entries of units that node.journal_units"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
@@ -62,9 +63,37 @@ def term(action: argparse.Action) -> str:
     return names if action.nargs == 0 else f"{names} {shown}"
 
 
-def usage(parser: argparse.ArgumentParser) -> str:
-    """The usage line, without the word."""
-    return parser.format_usage().removeprefix("usage: ")
+def usage(prog: str, parser: argparse.ArgumentParser) -> str:
+    """How a command is typed: `latticectl kv set BUCKET KEY VALUE`. argparse's own differs between Pythons."""
+    words = [prog]
+    apart = {id(one): group for group in parser._mutually_exclusive_groups for one in group._group_actions}
+    told: set[int] = set()
+    for action in parser._actions:
+        shared = bool(action.option_strings) and action.option_strings[-1] in COMMON
+        if shared or action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction) or id(action) in told:
+            continue
+        group = apart.get(id(action))
+        those = [action] if group is None else [one for one in group._group_actions if one.help != argparse.SUPPRESS]
+        told |= {id(one) for one in those}
+        shown = " | ".join(map(_typed, those))
+        needed = group.required if group is not None else action.required
+        if needed:
+            words.append(f"({shown})" if len(those) > 1 else shown)
+        else:
+            words.append(f"[{shown}]")
+    # A space that does not break keeps an option on one line with its value.
+    whole = [words[0], *(one.replace(" ", "\N{NO-BREAK SPACE}") for one in words[1:])]
+    wrapped = textwrap.fill(" ".join(whole), 78, subsequent_indent="    ", break_on_hyphens=False)
+    return wrapped.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _typed(action: argparse.Action) -> str:
+    if isinstance(action, argparse._SubParsersAction):
+        return f"{action.metavar or 'VERB'} …"
+    last = term(action) if not action.option_strings else term(action).rpartition(", ")[2]
+    if action.nargs in {"*", "+"} or (action.nargs is None and isinstance(action, argparse._AppendAction)):
+        return f"{last} …" if not action.option_strings or action.nargs else last
+    return last
 
 
 def parser_of(start: Callable[[list[str]], int]) -> argparse.ArgumentParser:
@@ -132,19 +161,19 @@ def page() -> str:
     for verb, parser in verbs(whole):
         found.heading(f"latticectl {verb}", anchor=slug("latticectl", verb))
         found.text(sentence(parser.description))
-        found.block("text", usage(parser))
+        found.block("text", usage(f"latticectl {verb}", parser))
         _table(found, parser)
         for name, below in verbs(parser):
             found.heading(f"latticectl {verb} {name}", level=3, anchor=slug("latticectl", verb, name))
             found.text(sentence(below.description))
-            found.block("text", usage(below))
+            found.block("text", usage(f"latticectl {verb} {name}", below))
             _table(found, below)
         found.text("Examples:")
         found.block("text", main.load(verb).EXAMPLES.partition("\n")[2])
     for name, parser in programs().items():
         found.heading(name, anchor=name)
         found.text(sentence(parser.description))
-        found.block("text", usage(parser))
+        found.block("text", usage(name, parser))
         _table(found, parser)
     for name in ("latticectl", *programs()):
         found.heading(f"Exit codes of {name}", anchor=slug("exit-codes-of", name))

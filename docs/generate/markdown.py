@@ -31,7 +31,12 @@ class Page:
 
     def heading(self, title: str, *, level: int = 2, anchor: str = "") -> None:
         """A heading; with `anchor` it can be linked to by that name, whatever the title becomes."""
-        self._lines += [*([f'<a id="{anchor}"></a>', ""] if anchor else []), f"{'#' * level} {title}", ""]
+        made = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")  # the anchor that a heading has by itself
+        self._lines += [
+            *([f'<a id="{anchor}"></a>', ""] if anchor not in {"", made} else []),
+            f"{'#' * level} {title}",
+            "",
+        ]
 
     def block(self, language: str, text: str) -> None:
         """A fenced block."""
