@@ -118,12 +118,7 @@ def _in_module(place: str, tree: list[ast.AST]) -> Iterator[str]:
     """The codes that a module names: in calls, and in what it returns or keeps as (code, words)."""
     module: Any = None
     for node in tree:
-        if not isinstance(node, ast.Call):
-            continue
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        at = CALLS.get(name)
-        given = [node.args[at]] if at is not None and len(node.args) > at else []
-        given += [one.value for one in node.keywords if one.arg == "code"]
+        name, given = _given(node)
         for one in given:
             for part in _values(one):
                 if isinstance(part, ast.Constant):
@@ -137,10 +132,31 @@ def _in_module(place: str, tree: list[ast.AST]) -> Iterator[str]:
                     yield str(said)
 
 
+def _given(node: ast.AST) -> tuple[str, list[ast.expr]]:
+    """(function, what may be a code) of a call that names one, of `{"code": …}`, `code = …` and `code, message = …`."""
+    match node:
+        case ast.Call(func=function):
+            name = str(getattr(function, "id", getattr(function, "attr", "")))
+            at = CALLS.get(name)
+            given = [node.args[at]] if at is not None and len(node.args) > at else []
+            return name, given + [one.value for one in node.keywords if one.arg == "code"]
+        case ast.Dict(keys=keys, values=values):
+            named = zip(keys, values, strict=True)
+            return "", [value for key, value in named if isinstance(key, ast.Constant) and key.value == "code"]
+        case ast.Assign(targets=[ast.Name(id="code")], value=value):
+            return "", [value]
+        case ast.Assign(targets=[ast.Tuple(elts=[ast.Name(id="code"), *_])], value=value):
+            return "", [one.elts[0] for one in _values(value) if isinstance(one, ast.Tuple)]
+        case _:
+            return "", []
+
+
 def _values(node: ast.expr) -> Iterator[ast.expr]:
     """What an argument can be: both sides of a condition."""
     if isinstance(node, ast.IfExp):
         yield from (*_values(node.body), *_values(node.orelse))
+    elif isinstance(node, ast.BoolOp):
+        yield from (one for part in node.values for one in _values(part))
     else:
         yield node
 
