@@ -70,7 +70,7 @@ def anchor(name: str) -> str:
     return slug("code", name)
 
 
-def text_of(name: str) -> codes.Text:
+def text_of(name: str) -> codes.CodeText:
     """Its text; KeyError for a code that has none."""
     found = codes.text_of(name)
     if found is None:
@@ -78,7 +78,7 @@ def text_of(name: str) -> codes.Text:
     return found
 
 
-def texts() -> dict[str, codes.Text]:
+def texts() -> dict[str, codes.CodeText]:
     """All texts, by code."""
     return {name: text for one in codes.symptoms() for name, text in one.codes.items()}
 

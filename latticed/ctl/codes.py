@@ -14,7 +14,7 @@ FILE: Final = Path(__file__).with_name("codes.txt")
 _WORDS: Final = {"digest": "SHA256"}
 
 
-class Text(NamedTuple):
+class CodeText(NamedTuple):
     """One code. `command` may have placeholders, such as `{id}` and `{bundle}`."""
 
     means: str
@@ -29,7 +29,7 @@ class Symptom(NamedTuple):
     title: str
     about: str
     command: str
-    codes: dict[str, Text]
+    codes: dict[str, CodeText]
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def symptoms() -> tuple[Symptom, ...]:
     return tuple(found)
 
 
-def _texts(lines: str) -> list[tuple[str, Text]]:
+def _texts(lines: str) -> list[tuple[str, CodeText]]:
     """The entries below one symptom, three lines each."""
     split = lines.splitlines()
     if len(split) % 3:
@@ -52,7 +52,7 @@ def _texts(lines: str) -> list[tuple[str, Text]]:
     found = []
     for first, why, command in zip(split[::3], split[1::3], split[2::3], strict=True):
         code, _, means = first.partition(": ")
-        found.append((code, Text(means, why.strip(), _command(command))))
+        found.append((code, CodeText(means, why.strip(), _command(command))))
     return found
 
 
@@ -69,6 +69,6 @@ def shown(command: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: _WORDS.get(found[1], found[1].upper()), command)
 
 
-def text_of(code: str) -> Text | None:
+def text_of(code: str) -> CodeText | None:
     """The text of a code; None for one that is not known."""
     return next((one.codes[code] for one in symptoms() if code in one.codes), None)

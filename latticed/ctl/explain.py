@@ -50,7 +50,7 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _code(screen: Screen, name: str, text: codes.Text) -> int:
+def _code(screen: Screen, name: str, text: codes.CodeText) -> int:
     """Print what a code means, why it happens and what to type."""
     seen = next(one.title for one in codes.symptoms() if name in one.codes)
     command = codes.shown(text.command)
