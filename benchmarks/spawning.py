@@ -1,5 +1,5 @@
 """What confinement costs a child's start: a program of three instructions at every level, by the stub started ahead;
-beside posix_spawn, and beside a stub that is started for each child.
+beside posix_spawn, beside a stub that is started for each child, and beside bubblewrap.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import functools
 import os
 import statistics
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import rows
+from benchmarks.references import bubblewrap
 from latticed.processes import child
 from latticed.processes.ahead import Ahead
 from latticed.sandbox import artifact, elf_programs, levels, probe, spec
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 TIMES: Final = 10
 TOGETHER: Final = 20
+BUBBLEWRAP: Final = 0.7
 
 
 def measure(bench: Bench) -> list[rows.Row]:
@@ -59,6 +62,18 @@ def measure(bench: Bench) -> list[rows.Row]:
             found.append(_row(what, rows.interleave(one, bare, count=bench.pairs)))
             alone = rows.interleave(one, functools.partial(one, ahead=None), count=bench.pairs)
             found.append(_row(what, alone, "with a stub of its own"))
+            wrapped = bubblewrap.living(place / "tiny", probed.machine)
+            if wrapped is not None and name.startswith(Level.ISOLATED.token):
+
+                def theirs(wrapped: Callable[[], float] = wrapped) -> float:
+                    return statistics.median(wrapped() for _ in range(TIMES))
+
+                beside = rows.interleave(one, theirs, count=bench.pairs)
+                row = _row(what, beside, "bubblewrap, same namespaces and filter")
+                # With `processes` we start two processes, one of which reaps orphans: promised is the plain child.
+                if "+processes" not in name:
+                    row = replace(row, wanted=f"≤ {BUBBLEWRAP:g}×", met=rows.at_most(beside, BUBBLEWRAP)[1])
+                found.append(row)
         pairs = rows.interleave(
             lambda: runner.run(_together(plan, ahead)), lambda: TOGETHER * bare(), count=bench.pairs
         )
