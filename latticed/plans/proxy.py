@@ -178,12 +178,12 @@ class ProxyKind:
         if not names:
             # The last user's time may be over.
             return True, bool(found.pid), nobody
-        if not found.pid or told is None or not found.started:
+        if not found.pid or self._api.hangs(found.pid) or not found.started:
             return False, False, nobody
         moved = applied.moves(wanted.core, found.started, config)
         if moved is None:
             return False, False, nobody
-        back = any(one.user and one.user not in names for one in told)
+        back = any(one.user and one.user not in names for one in told or ())
         due = found.waiting_s is None or found.waiting_s >= self.batch_s
         return True, back or (bool(moved.gone | moved.come) and due), moved.come
 

@@ -27,6 +27,8 @@ SILENT_S: Final = 0.3
 """The same for one that has not answered in that time."""
 REMEMBERED_S: Final = 5.0
 """How long that is held against it: a busy machine may be the reason."""
+HANGS_S: Final = 6.0
+"""After how long without an answer a core is started anew though nobody has to go: that costs everybody."""
 CLOSE_S: Final = 3.0
 """To tell who is connected and to close those who have to go."""
 CLOSING_S: Final = 2.0
@@ -38,42 +40,53 @@ class CoreApi:
     """The API of whatever core runs; `service`: as its file has it."""
 
     def __init__(self) -> None:
-        self._silent: tuple[int, float] = (0, 0.0)
+        self._pid = 0  # of the core that has not answered
+        self._since = 0.0
+        self._until = 0.0
 
     def is_silent(self, pid: int) -> bool:
         """Whether the process `pid` was asked in vain a moment ago: nor would it end when it is asked to."""
-        return bool(pid) and self._silent[0] == pid and time.monotonic() < self._silent[1]
+        return bool(pid) and self._pid == pid and time.monotonic() < self._until
+
+    def hangs(self, pid: int) -> bool:
+        """Whether it has not answered for so long that it will not by itself."""
+        return bool(pid) and self._pid == pid and time.monotonic() - self._since >= HANGS_S
 
     def connections(self, service: dict[str, Any], pid: int) -> tuple[Connection, ...] | None:
         """Who is connected to the core `pid`; None where it does not answer."""
-        was_silent = self.is_silent(pid)
-        until = time.monotonic() + (SILENT_S if was_silent else ANSWER_S)
+        was_silent, began = self.is_silent(pid), time.monotonic()
         try:
-            answer = asked(service, api.LIST_PATH, api.list_request(), until, first=True)
+            wait_s = SILENT_S if was_silent else ANSWER_S
+            answer = asked(service, api.LIST_PATH, api.list_request(), began + wait_s, first=True)
             told = tuple(parsed(api.connections, answer))
         except Problem:
             if not was_silent:
-                self._silent = (pid, time.monotonic() + REMEMBERED_S)
+                self._note(pid, began)
             return None
-        self._silent = (0, 0.0)
+        self._pid = 0
         return told
+
+    def _note(self, pid: int, began: float) -> None:
+        if self._pid != pid:
+            self._pid, self._since = pid, began
+        self._until = time.monotonic() + REMEMBERED_S
 
     def closed(self, service: dict[str, Any], pid: int, ids: Iterable[str], until: float) -> bool:
         """End these connections, as many as CLOSING_S is enough for; False for a core that does not until `until`.
 
         Each that is closed is an answer: a core with too many of them does not hang, and is not started anew.
         """
-        stop = time.monotonic() + CLOSING_S
+        began = time.monotonic()
         connection = _TimedConnection(service["listen"], service["listen_port"], until)
         try:
             with contextlib.closing(connection):
                 for one in ids:
                     if parsed(api.refusal, _answer(connection, service, api.CLOSE_PATH, api.close_request(one))):
                         return False
-                    if time.monotonic() >= stop:
+                    if time.monotonic() >= began + CLOSING_S:
                         break
         except Problem:
-            self._silent = (pid, time.monotonic() + REMEMBERED_S)
+            self._note(pid, began)
             return False
         return True
 

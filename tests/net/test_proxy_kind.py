@@ -282,7 +282,12 @@ def test_a_core_that_hangs_is_drift_and_started_anew(kind, tools):
     rendering = committed(kind, document(), tools)
     before = pid_of(kind)
     os.kill(before, signal.SIGSTOP)
-    assert not kind.holds(rendering, kind.observe(tools))
+    live = kind.observe(tools)
+    # It may be the machine's fault: a start costs everybody his connections.
+    assert (kind.holds(rendering, live), live.facts["answers"]) == (True, False)
+    until = time.monotonic() + cores.PATIENCE_S
+    while kind.holds(rendering, kind.observe(tools)):
+        assert time.monotonic() < until
     kind.commit(rendering, tools)
     kind.self_check(rendering, tools)
     assert pid_of(kind) != before

@@ -133,7 +133,7 @@ def test_a_core_that_was_silent_is_waited_for_once_and_not_held_against_it_for_e
     api = proxy_api.CoreApi()
     for _ in range(4):
         assert api.connections({}, 7) is None
-        assert api.is_silent(7)
+        assert (api.is_silent(7), api.hangs(7)) == (True, False)
     # Another process under way since is not the one that was silent.
     assert not api.is_silent(8)
     now[0] += proxy_api.REMEMBERED_S
@@ -141,7 +141,8 @@ def test_a_core_that_was_silent_is_waited_for_once_and_not_held_against_it_for_e
     assert api.connections({}, 7) is None
     whole, short = proxy_api.ANSWER_S, proxy_api.SILENT_S
     assert given == [whole, short, short, short, whole]
+    assert api.hangs(7)
     nobody = b"\x10\x01"  # the list from its beginning, without a connection
     monkeypatch.setattr(proxy_api, "asked", lambda *_, **__: nobody)
     assert api.connections({}, 7) == ()
-    assert not api.is_silent(7)
+    assert (api.is_silent(7), api.hangs(7)) == (False, False)
