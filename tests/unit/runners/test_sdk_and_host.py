@@ -46,7 +46,7 @@ def do_big(self, payload):
 
 
 def _value(key):
-    return {"ok": True, "value": key, "value_base64": base64.b64encode(key.encode()).decode()}
+    return {"ok": True, "value": key, "value_base64": base64.b64encode(key.encode()).decode(), "version": 1}
 
 
 async def serve(method, params):
