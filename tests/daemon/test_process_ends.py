@@ -121,6 +121,25 @@ def test_sigterm_shuts_plugins_down_cleanly(place, acme):
         assert len(daemon.log("plugin_stopped")) == 1
 
 
+def test_plugin_starts_although_the_stub_that_makes_children_is_killed(place, acme):
+    """It is killed in the middle of a start: that start is made without it, and the next one by another stub."""
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        host.up("acme.demo", peers.POLITE)
+        for _ in range(2):
+            (stub,) = children.stubs(daemon.process.pid)
+            before = host.runtime("acme.demo")["pid"]
+            os.kill(stub, signal.SIGSTOP)
+            with subprocess.Popen(daemon.ctl_command("restart", "acme.demo"), env=place.environment()) as asking:
+                daemon.until(lambda before=before: not children.alive(before), "the plugin to be stopped")
+                os.kill(stub, signal.SIGKILL)
+                assert asking.wait(timeout=processes.PATIENCE_S) == 0
+            daemon.until(lambda: host.runtime("acme.demo")["state"] == "armed", "the plugin to be started")
+            assert host.runtime("acme.demo")["pid"] != before
+            assert daemon.ctl("restart", "acme.demo").returncode == 0
+            assert children.stubs(daemon.process.pid) - {stub}
+
+
 @pytest.mark.root
 def test_reused_pid_is_not_signalled(place, acme):
     """The plugin waits, is stopped, ends, or is started again, or the daemon is killed meanwhile."""

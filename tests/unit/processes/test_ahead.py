@@ -146,6 +146,7 @@ async def test_stub_that_is_killed_between_two_starts_is_started_again(ahead):
 async def test_stub_that_keeps_ending_is_given_up(ahead, monkeypatch):
     """With one warning; starts go on as before."""
     told = []
+    monkeypatch.setattr(keeping, "WITHIN_S", 1000.0)  # however slow this machine is
     monkeypatch.setattr(keeping.log, "warning", lambda event, **fields: told.append((event, fields)))
     injected(monkeypatch, "os._exit(1)")
     for _ in range(2 * keeping.ENDS + 2):
@@ -153,7 +154,7 @@ async def test_stub_that_keeps_ending_is_given_up(ahead, monkeypatch):
         if ahead.stub is not None:
             processes.until(ahead.stub.ended, what="the stub to end")
     assert ahead.stub is None
-    assert told == [("stub_given_up", {"ends": 3, "within_s": 10})]
+    assert told == [("stub_given_up", {"ends": 3, "within_s": 1000})]
 
 
 async def test_ends_that_are_far_apart_are_no_reason_to_give_up(ahead, monkeypatch):
