@@ -84,10 +84,30 @@ def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
 @on_machines
 def test_the_move_of_the_guide_leads_to_another_host(active):
     """The new host is this machine with state, settings and key of a new installation."""
-    old, new = blocks("operate/README.md")
+    old, new, _ = blocks("operate/README.md")
     typed(active, old)
     active.check("rm", "-rf", "/etc/latticed", "/etc/credstore/latticed-secrets.key", "/var/lib/latticed")
     active.install()
     active.check("systemctl", "start", "latticed.service")
     typed(active, new)
     assert "acme.pages" in listed(active)
+
+
+@on_machines
+def test_the_guide_shares_access_with_who_may_look_and_who_may_start(active):
+    """bob is denied what alice may."""
+    *_, groups = blocks("operate/README.md")
+    (settings,) = [one for one in pages.blocks(DOCS / "operate/README.md") if one.language == "toml"]
+    for name in ("alice", "bob"):
+        active.check("useradd", name)
+    typed(active, groups)
+    active.write("/etc/latticed/latticed.toml", machines.SETTINGS + settings.text.partition("own_user = false\n")[2])
+    active.check("latticectl", "health")
+
+    def asks(name, *words):
+        return active.run("runuser", "-u", name, "--", "latticectl", *words).returncode
+
+    processes.until(lambda: asks("alice", "restart", "acme.pages") == 0, what="the settings to be read")
+    assert asks("bob", "list") == 0
+    assert asks("bob", "restart", "acme.pages") == 5
+    active.write("/etc/latticed/latticed.toml", machines.SETTINGS)
