@@ -17,7 +17,7 @@ from latticed.kit import files, text
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 MAX_BYTES: Final = 64 << 20
@@ -29,6 +29,7 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The earliest time of a ZIP entry."""
 _MODE: Final = (stat.S_IFREG | 0o644) << 16
 """The mode in a ZIP entry's external attributes."""
+_DIRECTORY: Final = ((stat.S_IFDIR | 0o755) << 16) | 0x10
 _UNIX: Final = 3
 INTERPRETER: Final = "/usr/bin/env python3"
 _MAX_INTERPRETER: Final = 254
@@ -81,16 +82,31 @@ def zipapp(tree_files: dict[str, bytes], *, interpreter: str, main: str | None =
     artifact = io.BytesIO()
     artifact.write(f"#!{interpreter}\n".encode("ascii"))
     with zipfile.ZipFile(artifact, "w", zipfile.ZIP_STORED) as archive:
-        for path, data in sorted(packed.items()):
+        for path, data in sorted({**dict.fromkeys(_namespaces(packed), b""), **packed}.items()):
             entry = zipfile.ZipInfo(path, _EPOCH)
             # By default it is that of the system that packs.
-            entry.create_system, entry.external_attr = _UNIX, _MODE
+            entry.create_system, entry.external_attr = _UNIX, _DIRECTORY if path.endswith("/") else _MODE
             archive.writestr(entry, data)
     if artifact.tell() > MAX_BYTES:
         raise Problem(
             "too_large", f"expected an artifact of at most {MAX_BYTES >> 20} MiB, found {artifact.tell()} bytes"
         )
     return artifact.getvalue()
+
+
+def _namespaces(packed: Mapping[str, bytes]) -> set[str]:
+    """The directories that are packages without an `__init__.py` (PEP 420), as `name/`.
+
+    Python imports such a package from a ZIP file only when its directory has an entry of its own (zipimport).
+    """
+    above = {
+        "/".join(parts[:depth])
+        for path in packed
+        if path.endswith(".py")
+        for parts in [path.split("/")]
+        for depth in range(1, len(parts))
+    }
+    return {f"{directory}/" for directory in above if f"{directory}/__init__.py" not in packed}
 
 
 def _caller(main: str) -> bytes:

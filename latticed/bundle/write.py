@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from latticed.bundle.refusal import ARTIFACT, MANIFEST
 from latticed.kit import files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -19,10 +21,15 @@ def render(raw: dict[str, Any]) -> bytes:
 
 
 def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int = 0o644) -> None:
-    """Make the new directory `directory` hold the two files, all there or not at all; FileExistsError if it exists.
+    """Make the new directory `directory` hold the two files; see `write_tree`."""
+    write_tree(directory, {ARTIFACT: artifact, MANIFEST: manifest}, mode=mode)
 
-    They are written under a name that starts with a dot, which scans ignore, and renamed. `mode` is that of both files.
-    OSError otherwise; nothing is left then.
+
+def write_tree(directory: Path, tree: Mapping[str, bytes], *, mode: int = 0o644) -> None:
+    """Make the new directory `directory` hold the files of `tree`, by their path in it, all or none.
+
+    FileExistsError if it exists. They are written under a name that starts with a dot, which scans ignore, and renamed.
+    `mode` is that of all files. OSError otherwise; nothing is left then.
     """
     if directory.exists() or directory.is_symlink():
         # 17 is EEXIST.
@@ -32,12 +39,13 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
     # 0755: the daemon usually runs as another user than the one who drops the bundle.
     temporary.mkdir(mode=0o755)
     try:
-        files.replace(temporary / ARTIFACT, artifact, mode=mode)
-        files.replace(temporary / MANIFEST, manifest, mode=mode)
+        for path, data in tree.items():
+            (temporary / path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            files.replace(temporary / path, data, mode=mode)
         temporary.rename(directory)
     # Also on Ctrl-C: an interrupted `latticectl pack` leaves nothing behind.
     except BaseException:
-        _remove(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     # A rename survives a power cut only once the parent directory is synced (fsync(2)).
     files.sync_directory(directory.parent)
@@ -46,10 +54,3 @@ def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int
 def write_manifest(directory: Path, manifest: bytes, *, mode: int = 0o644) -> None:
     """Replace the manifest of an existing bundle in one step; a scan sees the old or the new one, whole. OSError."""
     files.replace(directory / MANIFEST, manifest, mode=mode)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory that has no directories in it."""
-    for path in directory.iterdir():
-        path.unlink()
-    directory.rmdir()

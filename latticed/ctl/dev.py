@@ -29,8 +29,6 @@ EXAMPLES: Final = examples(
     "latticectl dev ./acme.fetch --accept http:egress --accept-host api.example.org:443",
     "latticectl dev ./acme.native --build 'cc -O2 -static -o artifact main.c'",
 )
-_SETTINGS: Final = '[http]\nlisten = "127.0.0.1:0"\n'
-"""Its pages are served too, at a free port."""
 
 
 def arguments(parser: Parser) -> None:
@@ -52,7 +50,7 @@ def run(session: CtlSession) -> int:
     asked = (args.invoke, invoke.payload(args.payload)) if args.invoke else None
     with trial.interrupted_once():
         dev_sources.build(source, args.build)
-    with trial.opened(source, session.environ, settings=_SETTINGS) as own:
+    with trial.opened(source, session.environ) as own:
         screen.toned(
             f"DEVELOPMENT DAEMON for {own.plugin_id}: its key, its record and its values go when this ends", "warn"
         )

@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from latticed.bundle.refusal import ARTIFACT
 from latticed.ctl import replies, stream
@@ -82,7 +83,23 @@ def build(source: Path, command: str | None) -> None:
     # Not a pipe: what the command leaves running would hold it open.
     with tempfile.TemporaryFile() as said:
         try:
-            with subprocess.Popen(  # noqa: S602 - the author's own command
+            status = _built(source, command, said)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Problem("build_failed", f"{command[:200]}: {error}") from error
+        if status:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - _TOLD_BYTES))
+            told = said.read().decode("utf-8", "replace").strip()[-2_000:]
+            raise Problem("build_failed", f"{command[:200]} ended with {status}: {told or 'it said nothing'}")
+
+
+def _built(source: Path, command: str, said: IO[bytes]) -> int:
+    """The command's exit status; it writes to `said`. OSError, TimeoutExpired; ended with all that it started then."""
+    from latticed.ctl import trial
+
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with trial.undisturbed():
+            process = subprocess.Popen(  # noqa: S602 - the author's own command
                 command,
                 shell=True,
                 cwd=source,
@@ -90,19 +107,14 @@ def build(source: Path, command: str | None) -> None:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-            ) as process:
-                try:
-                    status = process.wait(BUILD_S)
-                except BaseException:  # interrupted, or too late: with all that it started
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    raise
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Problem("build_failed", f"{command[:200]}: {error}") from error
-        if status:
-            said.seek(max(0, said.seek(0, os.SEEK_END) - _TOLD_BYTES))
-            told = said.read().decode("utf-8", "replace").strip()[-2_000:]
-            raise Problem("build_failed", f"{command[:200]} ended with {status}: {told or 'it said nothing'}")
+            )
+        return process.wait(BUILD_S)
+    except BaseException:  # interrupted, or too late
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
 
 
 @contextlib.contextmanager
@@ -131,6 +143,7 @@ def opened(source: Path, own: Trial, *, built: bool) -> Iterator[News]:
         lambda: _follow_calls(own, news),
         lambda: _follow_lines(own, news),
         lambda: _read_typed(news),
+        lambda: _wait_for_reader_gone(news),
     ):
         threading.Thread(target=work, daemon=True).start()
     try:
@@ -196,6 +209,16 @@ def _follow_lines(own: Trial, news: News) -> None:
             after = int(found.get("next") or 0)
             for row in replies.rows(found.get("lines"), "list of lines"):
                 news.put("said", f"{row.get('stream') or '':<6} {row.get('text') or ''}")
+
+
+def _wait_for_reader_gone(news: News) -> None:
+    """Tell when nobody reads what dev prints any more (`dev | head -1`): nothing may be printed for long that fails."""
+    poller = select.poll()
+    # Nothing is asked for but what comes unasked: an error or a hang-up. For a file that never comes (poll(2)).
+    poller.register(1, 0)
+    with contextlib.suppress(OSError):
+        if poller.poll():
+            news.put("ended")
 
 
 def _read_typed(news: News) -> None:

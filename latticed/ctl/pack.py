@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples(
     "latticectl pack ./src ./acme.demo                     # src/__main__.py is what runs",
     "latticectl pack --main shop.cart:run ./src ./acme.demo",
+    "latticectl pack --requirements requirements.txt ./src ./acme.demo   # NAME==VERSION --hash=sha256:… a line",
 )
 
 
@@ -27,12 +28,18 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=str, help="the directory with the modules")
     parser.add_argument("bundle", metavar="DIR", type=str, help="the bundle whose artifact is replaced")
     parser.add_argument("--main", metavar="MODULE:FUNCTION", help="what to call; without it SOURCE has a __main__.py")
+    parser.add_argument(
+        "--requirements",
+        metavar="FILE",
+        type=str,
+        help="packages of others to pack too: pure wheels, each pinned with its hash, as pip-compile writes them",
+    )
     parser.add_argument("--python", metavar="LINE", default=INTERPRETER, help=f"first line (default: {INTERPRETER})")
 
 
 def run(session: CtlSession) -> int:
     """Write the artifact in one step, unless it is the same already; the manifest is left alone."""
-    from latticed.bundle import pack
+    from latticed.bundle import pack, requirements
     from latticed.bundle.refusal import ARTIFACT
     from latticed.kit import files
 
@@ -43,6 +50,9 @@ def run(session: CtlSession) -> int:
     if Path(os.path.realpath(bundle)).is_relative_to(os.path.realpath(source)):
         raise Problem("usage", f"expected a bundle outside of {source}, found {bundle}", "pack a directory below it")
     found = pack.tree(source)
+    theirs = None if args.requirements is None else requirements.packed(Path(args.requirements))
+    if theirs is not None:
+        found = requirements.joined(found, theirs)
     artifact = pack.zipapp(found, interpreter=args.python, main=args.main)
     digest = hashlib.sha256(artifact).hexdigest()
     changed = _digest(bundle / ARTIFACT) != digest
@@ -51,9 +61,15 @@ def run(session: CtlSession) -> int:
             files.replace(bundle / ARTIFACT, artifact, mode=0o644)
         except OSError as error:
             raise Problem("io_error", f"cannot write {bundle / ARTIFACT}: {error.strerror}") from error
-    _tell(
-        session, manifest, {"artifact_sha256": digest, "bytes": len(artifact), "files": len(found), "changed": changed}
-    )
+    told: dict[str, Any] = {
+        "artifact_sha256": digest,
+        "bytes": len(artifact),
+        "files": len(found),
+        "changed": changed,
+    }
+    if theirs is not None:
+        told["wheels"] = [{"name": name, "sha256": sha256} for name, sha256 in theirs.wheels]
+    _tell(session, manifest, told)
     return ExitCode.OK
 
 
@@ -64,6 +80,8 @@ def _tell(session: CtlSession, manifest: dict[str, Any], told: dict[str, Any]) -
         session.screen.json({"path": where, **told})
         return
     session.screen.line(f"{where}: packed {told['files']} files, {told['bytes']} bytes, {told['artifact_sha256']}")
+    for wheel in told.get("wheels", ()):
+        session.screen.line(f"  {wheel['name']}, {wheel['sha256']}")
     if manifest.get("digest_sha256") != told["artifact_sha256"]:
         publisher = "" if manifest.get("publisher") else "--publisher NAME "
         session.screen.hint(f"sign it: latticectl sign --key FILE {publisher}{where}")

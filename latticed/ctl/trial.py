@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -22,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.bundle import pack, write
+from latticed.bundle import pack, requirements, write
 from latticed.bundle.read import ReadLimits
 from latticed.bundle.refusal import ARTIFACT
 from latticed.ctl import ask, decode, offline, policy_file, replies, sign
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 SOURCE: Final = "src"
 """A directory of this name in a bundle is packed to its artifact (`latticectl pack`)."""
+REQUIREMENTS: Final = "requirements.txt"
+"""A file of this name beside it names packages of others that are packed too (`latticectl pack --requirements`)."""
 PUBLISHER: Final = "dev.local"
 """The publisher where a manifest names none."""
 START_S: Final = 30.0
@@ -161,10 +165,10 @@ class Trial:
 
 
 @contextlib.contextmanager
-def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> Iterator[Trial]:
+def opened(source: Path, environ: Mapping[str, str]) -> Iterator[Trial]:
     """A daemon with the bundle `source`, ready; ended, and its directory removed, at the end of the block.
 
-    `settings`: TOML that is added to its own. Problem when the bundle cannot be signed, or the daemon does not start.
+    Problem when the bundle cannot be signed, or the daemon does not start.
     """
     raw, _ = _read(source)
     plugin_id, publisher = str(raw.get("id")), str(raw.get("publisher") or PUBLISHER)
@@ -175,7 +179,7 @@ def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> I
             for name in ("plugins", "state", "run"):
                 (home / name).mkdir(mode=0o700)
             policy_file.write(home / "trust.json", policy.TrustPolicy(publishers=known))
-            (home / "latticed.toml").write_text(_settings(home) + settings, encoding="utf-8")
+            (home / "latticed.toml").write_text(_settings(home), encoding="utf-8")
         own = Trial(home, source, plugin_id, key, publisher)
         own.put()
         with _daemon(home, environ):
@@ -185,11 +189,14 @@ def opened(source: Path, environ: Mapping[str, str], *, settings: str = "") -> I
 def _read(source: Path) -> tuple[dict[str, Any], bytes]:
     """The manifest's object and the artifact of the bundle that is being written; Problem.
 
-    The artifact is made of the directory `src`, where there is one.
+    The artifact is made of the Python in the directory `src`, where there is any, and of what `requirements.txt` names.
     """
     raw = offline.manifest(str(source))
-    if (source / SOURCE).is_dir() and raw.get("type") == "system":
-        return raw, pack.zipapp(pack.tree(source / SOURCE), interpreter=pack.INTERPRETER)
+    if raw.get("type") == "system" and any((source / SOURCE).glob("*.py")):
+        tree = pack.tree(source / SOURCE)
+        if (source / REQUIREMENTS).exists():
+            tree = requirements.joined(tree, _required(source / REQUIREMENTS))
+        return raw, pack.zipapp(tree, interpreter=pack.INTERPRETER)
     try:
         with (
             files.closing(files.open_directory(source)) as directory,
@@ -201,12 +208,25 @@ def _read(source: Path) -> tuple[dict[str, Any], bytes]:
         raise Problem("artifact_missing", f"cannot read {source / ARTIFACT}: {why}") from error
 
 
+def _required(path: Path) -> requirements.Packed:
+    """What the file names; fetched again only when it has changed, so that a reload does not wait for pip."""
+    stamp = os.stat(path)
+    return _fetched(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _fetched(path: Path, _mtime_ns: int, _size: int) -> requirements.Packed:
+    return requirements.packed(path)
+
+
 def _settings(home: Path) -> str:
-    """The settings of a daemon in this directory, as TOML; what comes after them is another table."""
+    """The settings of a daemon in this directory, as TOML."""
     paths = {"plugin_dir": "plugins", "state_dir": "state", "runtime_dir": "run", "trust": "trust.json"}
     lines = [f"{name} = {json.dumps(str(home / path), ensure_ascii=False)}" for name, path in paths.items()]
     # The root helper applies plans of the machine's own daemon, and for root those of any.
     lines += ["[apply]", f"socket = {json.dumps(str(home / 'no-helper.sock'), ensure_ascii=False)}"]
+    # Its pages are served at a free port, never at that of the machine's own daemon.
+    lines += ["[http]", 'listen = "127.0.0.1:0"']
     # Nobody waits here for another version to prove itself, or for requests of others.
     return "\n".join(
         [*lines, "[upgrade]", "gate_s = 0.0", "[supervision]", "drain_s = 0.0", "[watch]", "quiet_s = 0.02", ""]
@@ -220,7 +240,7 @@ def _private(environ: Mapping[str, str]) -> Iterator[Path]:
     _sweep(parent)
     home, lock = Path(), -1
     try:
-        with _undisturbed(), _writing(parent):
+        with undisturbed(), _writing(parent):
             home, lock = _made(parent)
         yield home
     finally:
@@ -295,7 +315,7 @@ def _daemon(home: Path, environ: Mapping[str, str]) -> Iterator[None]:
         notified.settimeout(_PAUSE_S)
         process: subprocess.Popen[bytes] | None = None
         try:
-            with _undisturbed():  # the daemon takes them again (`kit.process_start`)
+            with undisturbed():
                 process = subprocess.Popen(  # noqa: S603 - our own words
                     command,
                     env={**kept, "NOTIFY_SOCKET": str(home / "notify")},
@@ -354,6 +374,9 @@ def interrupted_once() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
+        if _hold.active:
+            _hold.pending = True
+            return
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _ENDING}
@@ -365,10 +388,27 @@ def interrupted_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Have the signals of `interrupted_once` wait until the block is over; while latticectl has no other threads."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+def undisturbed() -> Iterator[None]:
+    """Have an interruption (`interrupted_once`) wait until the block is over: what it begins is known then, and ended.
+
+    Not by a mask of signals: that of one thread stops nothing while there are others.
+    """
+    _hold.active = True
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _hold.active = False  # from here on an interruption is raised by its handler
+        pending, _hold.pending = _hold.pending, False
+    if pending:
+        raise KeyboardInterrupt
+
+
+@dataclass(slots=True)
+class _Hold:
+    """Whether interruptions wait, and whether one does."""
+
+    active: bool = False
+    pending: bool = False
+
+
+_hold: Final = _Hold()

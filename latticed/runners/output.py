@@ -144,6 +144,7 @@ class Stderr(asyncio.Protocol):
         self._allowance = ByteBucket(RATE)
         self._transport: asyncio.ReadTransport | None = None
         self._later: asyncio.Handle | None = None
+        self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - for the type
@@ -169,6 +170,11 @@ class Stderr(asyncio.Protocol):
         if self._rest:
             self._line()
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading pauses now, because more came than RATE allows: the plugin may be waiting for it."""
+        return self._paused
+
     def words(self) -> str:
         """The last line, as the end of a sentence about how the child ended; empty when there is none."""
         rest = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
@@ -188,6 +194,7 @@ class Stderr(asyncio.Protocol):
             self._later = loop.call_soon(self._turn)
         elif self._allowance.pause_s:
             self._transport.pause_reading()
+            self._paused = True
             self._later = loop.call_later(self._allowance.pause_s, self._go_on)
         else:
             self._transport.resume_reading()
@@ -236,6 +243,7 @@ class Stderr(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read again, once the allowance has refilled; nothing if the pipe was closed meanwhile."""
+        self._paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

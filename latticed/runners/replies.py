@@ -7,6 +7,7 @@ from typing import Any, Final
 from latticed.kit import text
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
+from latticed.runners import output
 from latticed.runners.contract import Checkup
 
 MESSAGE_CHARACTERS: Final = 2_000
@@ -52,7 +53,15 @@ def said_text(words: Any) -> str:
     return text.clip(words if isinstance(words, str) else "" if words is None else str(words), MESSAGE_CHARACTERS)
 
 
-def too_late(limit_s: float) -> Problem:
-    """Problem("deadline_exceeded") for an invocation without a reply after `limit_s` seconds."""
+def too_late(limit_s: float, *, log_waits: bool = False) -> Problem:
+    """Problem("deadline_exceeded") for an invocation without a reply after `limit_s` seconds.
+
+    `log_waits`: the plugin may be waiting for its log to be read, which is done at a bounded rate.
+    """
+    if log_waits:
+        kib = int(output.RATE.per_second) >> 10
+        why = f"it writes more to its log (stderr) than the {kib} KiB a second that are read, and waits meanwhile"
+        found = f"expected a reply within {limit_s:g} s, found none: {why}"
+        return Problem("deadline_exceeded", found, f"write less: of a line {output.LINE_CHARACTERS:,} bytes are kept")
     hint = "the manifest's runtime.limits.invoke_timeout_s may ask for more, up to plugin_limits.max_invoke_timeout_s"
     return Problem("deadline_exceeded", f"expected a reply within {limit_s:g} s, found none", hint)

@@ -161,7 +161,7 @@ class StdioChild:
             async with asyncio.timeout(limits.timeout_s):
                 return replies.reply(await self.session.ask("invoke", {"action": action, "payload": payload}))
         except TimeoutError as error:
-            raise replies.too_late(limits.timeout_s) from error
+            raise replies.too_late(limits.timeout_s, log_waits=self._spec.stderr.waits) from error
         except Problem as problem:
             if problem.code != "plugin_gone":
                 raise

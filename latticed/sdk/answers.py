@@ -40,7 +40,7 @@ class LastError(TypedDict):
 # kv
 
 
-class KvGet(Ok, total=False):
+class KvGetAnswer(Ok, total=False):
     """`ok` is false, and nothing else there, when there is no value. `value` is null for what is no text, and left out
     for more than 64 KiB; `version` changes with each change of the value.
     """
@@ -50,14 +50,14 @@ class KvGet(Ok, total=False):
     version: int
 
 
-class KvList(TypedDict):
+class KvListAnswer(TypedDict):
     """A page of keys; `next` is the `after` of the following one, null on the last."""
 
     keys: list[str]
     next: str | None
 
 
-class KvPut(Ok, total=False):
+class KvPutAnswer(Ok, total=False):
     """`ok` is false when `if_version` did not hold; `version`, which is answered to `if_version` alone, is the value's
     version now, 0 without one.
     """
@@ -85,7 +85,7 @@ class AuditEvent(TypedDict):
     chain: str
 
 
-class AuditQuery(TypedDict):
+class AuditQueryAnswer(TypedDict):
     """A page of events, oldest first; `next` is the `after` of the following one, null on the last."""
 
     events: list[AuditEvent]
@@ -95,7 +95,7 @@ class AuditQuery(TypedDict):
 # http, mail, notify
 
 
-class HttpDo(TypedDict):
+class HttpDoAnswer(TypedDict):
     """What the web server answered; a header has one value, or a list of them."""
 
     status_code: int
@@ -103,14 +103,14 @@ class HttpDo(TypedDict):
     body_base64: str
 
 
-class MailSend(Ok):
+class MailSendAnswer(Ok):
     """The relay took the message; `recipients` says how many."""
 
     message_id: str
     recipients: int
 
 
-class NotifySend(Ok):
+class NotifySendAnswer(Ok):
     """`duplicate`: `id` is that of an earlier message with the same `dedupe`."""
 
     id: str
@@ -159,7 +159,7 @@ class DiskFacts(TypedDict):
     total_bytes: int
 
 
-class Interface(TypedDict):
+class InterfaceFacts(TypedDict):
     """A network interface; `addresses` with their prefix length. `mac` is null without node:admin."""
 
     name: str
@@ -178,7 +178,7 @@ class HardwareFacts(TypedDict):
     machine_id: str | None
 
 
-class NodeFacts(TypedDict):
+class NodeFactsAnswer(TypedDict):
     """What rarely changes; null for what cannot be read. `hardware` is null without node:admin."""
 
     hostname: str | None
@@ -190,7 +190,7 @@ class NodeFacts(TypedDict):
     boot_time: str | None
     uptime_s: float | None
     disks: list[DiskFacts]
-    interfaces: list[Interface]
+    interfaces: list[InterfaceFacts]
     hardware: HardwareFacts | None
     labels: dict[str, str]
 
@@ -242,7 +242,7 @@ class NetworkMetrics(TypedDict):
     sent_dropped: int
 
 
-class NodeMetrics(TypedDict):
+class NodeMetricsAnswer(TypedDict):
     """What changes; null for what cannot be read. `load`: of 1, 5 and 15 minutes."""
 
     uptime_s: float | None
@@ -253,7 +253,7 @@ class NodeMetrics(TypedDict):
     network: list[NetworkMetrics]
 
 
-class JournalEntry(TypedDict):
+class JournalLine(TypedDict):
     """A line of the journal; `trusted`: its writer is known from the kernel; `dropped`: messages that journald lost."""
 
     id: str
@@ -268,15 +268,15 @@ class JournalEntry(TypedDict):
     dropped: int
 
 
-class NodeJournal(TypedDict):
+class NodeJournalAnswer(TypedDict):
     """Entries, oldest first; `gap`: some after the cursor that was given may be gone."""
 
-    entries: list[JournalEntry]
+    entries: list[JournalLine]
     cursor: str
     gap: bool
 
 
-class NodeLabels(Ok):
+class NodeLabelsAnswer(Ok):
     """All labels of the machine."""
 
     labels: dict[str, str]
@@ -298,7 +298,7 @@ class MonitorResult(TypedDict):
     certificate_expires_at: str | None
 
 
-class MonitorRow(TypedDict):
+class MonitorFacts(TypedDict):
     """A monitor; `state` is unknown, up or down, since `since`; `last` its newest result."""
 
     name: str
@@ -318,21 +318,21 @@ class MonitorRow(TypedDict):
     last: MonitorResult | None
 
 
-class MonitorList(TypedDict):
+class MonitorListAnswer(TypedDict):
     """A page of monitors; `next` is the `after` of the following one, null on the last."""
 
-    monitors: list[MonitorRow]
+    monitors: list[MonitorFacts]
     next: str | None
 
 
-class MonitorResults(TypedDict):
+class MonitorResultsAnswer(TypedDict):
     """The newest results, oldest first."""
 
     state: str
     results: list[MonitorResult]
 
 
-class MonitorPut(Ok):
+class MonitorPutAnswer(Ok):
     """`target` in its normal form."""
 
     target: str
@@ -341,7 +341,7 @@ class MonitorPut(Ok):
 # static
 
 
-class StaticGet(Ok, total=False):
+class StaticGetAnswer(Ok, total=False):
     """`ok` is false, and nothing else there, when there is no file. `content` is null for what is no text; `bytes` is
     the size of the whole file.
     """
@@ -354,28 +354,28 @@ class StaticGet(Ok, total=False):
     modified_at: str
 
 
-class _StaticFile(TypedDict):
+class _PublishedFile(TypedDict):
     path: str
     bytes: int
     content_type: str | None
     modified_at: str
 
 
-class StaticFile(_StaticFile, total=False):
+class PublishedFile(_PublishedFile, total=False):
     """A published file; `sha256` is there when `digests` was asked for. `content_type` null: not served now."""
 
     sha256: str
 
 
-class StaticList(TypedDict):
+class StaticListAnswer(TypedDict):
     """A page of files; `next` is the `after` of the following one, null on the last."""
 
-    files: list[StaticFile]
+    files: list[PublishedFile]
     next: str | None
     publisher: str
 
 
-class StaticPut(Ok):
+class StaticPutAnswer(Ok):
     """The file as it was stored."""
 
     bytes: int
@@ -386,7 +386,7 @@ class StaticPut(Ok):
 # task
 
 
-class TaskSubmit(Ok):
+class TaskSubmitAnswer(Ok):
     """`sha256` is that of the script, which an operator approves."""
 
     id: str
@@ -394,13 +394,13 @@ class TaskSubmit(Ok):
     state: TaskState
 
 
-class TaskCancel(Ok):
+class TaskCancelAnswer(Ok):
     """`ok` is false when the task has ended otherwise."""
 
     state: TaskState
 
 
-class TaskRow(TypedDict):
+class TaskFacts(TypedDict):
     """A task, without its script and output; times are null until they come."""
 
     seq: int
@@ -420,7 +420,7 @@ class TaskRow(TypedDict):
     ended_at: str | None
 
 
-class TaskGet(TaskRow):
+class TaskGetAnswer(TaskFacts):
     """A task with its script and the end of its output; `truncated`: the output was longer."""
 
     script: str
@@ -435,31 +435,31 @@ class TaskGet(TaskRow):
     truncated: bool
 
 
-class TaskList(TypedDict):
+class TaskListAnswer(TypedDict):
     """A page of tasks, newest first; `next` is the `after` of the following one, null on the last."""
 
-    tasks: list[TaskRow]
+    tasks: list[TaskFacts]
     next: int | None
 
 
 # service
 
 
-class ServicePut(Ok):
+class ServicePutAnswer(Ok):
     """`state`: starting, running, waiting, ended, failed or stopped."""
 
     name: str
     state: str
 
 
-class DataQuota(TypedDict):
+class KeptQuota(TypedDict):
     """What a program may keep: bytes, and files and directories together."""
 
     bytes: int
     files: int
 
 
-class DataUse(DataQuota):
+class KeptUse(KeptQuota):
     """A quota, and what the last measurement found."""
 
     used_bytes: int | None
@@ -478,7 +478,7 @@ class _Service(TypedDict):
     program: str
     restart: Restart
     network: ProgramNetwork
-    data: DataUse | None
+    data: KeptUse | None
     hosts: list[str]
     state: str
     pid: int | None
@@ -489,19 +489,19 @@ class _Service(TypedDict):
     last_error: LastError | None
 
 
-class ServiceRow(_Service, total=False):
+class ServiceFacts(_Service, total=False):
     """A program; `output` is there when one was asked for by its name."""
 
     output: ProgramOutput
 
 
-class ServiceStatus(TypedDict):
+class ServiceStatusAnswer(TypedDict):
     """Programs, by name."""
 
-    services: list[ServiceRow]
+    services: list[ServiceFacts]
 
 
-class SavedFile(TypedDict):
+class CopiedFile(TypedDict):
     """A file of a copy."""
 
     name: str
@@ -514,23 +514,23 @@ class SavedCopy(TypedDict):
 
     id: str
     at: str
-    files: list[SavedFile]
+    files: list[CopiedFile]
 
 
-class ServiceSave(SavedCopy):
+class ServiceSaveAnswer(SavedCopy):
     """`new` is false when the newest copy, which this is, has the same files."""
 
     ok: bool
     new: bool
 
 
-class ServiceSaved(TypedDict):
+class ServiceSavedAnswer(TypedDict):
     """Copies, newest first."""
 
     saved: list[SavedCopy]
 
 
-class ServiceRevert(Ok):
+class ServiceRevertAnswer(Ok):
     """The copy that it has now."""
 
     id: str
@@ -539,18 +539,18 @@ class ServiceRevert(Ok):
 # tunnel
 
 
-class _IngressRule(TypedDict):
+class _TunnelRule(TypedDict):
     service: str
 
 
-class IngressRule(_IngressRule, total=False):
+class TunnelRule(_TunnelRule, total=False):
     """What comes for `hostname` and below `path` goes to `service`; left out or empty: any."""
 
     hostname: str
     path: str
 
 
-class TunnelPut(Ok):
+class TunnelPutAnswer(Ok):
     """`state` as in the status; `trying`: a change is tried beside what runs."""
 
     name: str
@@ -558,7 +558,7 @@ class TunnelPut(Ok):
     trying: bool
 
 
-class _Tunnel(TypedDict):
+class _TunnelFacts(TypedDict):
     name: str
     tunnel: str
     trying: bool
@@ -572,14 +572,14 @@ class _Tunnel(TypedDict):
     version: str | None
 
 
-class TunnelRow(_Tunnel, total=False):
+class TunnelRow(_TunnelFacts, total=False):
     """A tunnel; `ingress` and `output` are there when one was asked for by its name."""
 
-    ingress: list[IngressRule]
+    ingress: list[TunnelRule]
     output: ProgramOutput
 
 
-class TunnelStatus(TypedDict):
+class TunnelStatusAnswer(TypedDict):
     """Tunnels, by name."""
 
     tunnels: list[TunnelRow]
@@ -588,7 +588,7 @@ class TunnelStatus(TypedDict):
 # route, network, ddns
 
 
-class RoutePut(Ok):
+class RoutePutAnswer(Ok):
     """`url` is null while nothing listens, and `message` says why."""
 
     path: str
@@ -596,7 +596,7 @@ class RoutePut(Ok):
     message: str
 
 
-class Listener(TypedDict):
+class ListenerFacts(TypedDict):
     """Who listens."""
 
     protocol: str
@@ -621,14 +621,14 @@ class _NetworkState(TypedDict):
     kind: StateKind
 
 
-class NetworkState(_NetworkState, total=False):
+class NetworkStateAnswer(_NetworkState, total=False):
     """What is live of a kind. `listeners` and `complete`, `interfaces`: of those kinds, and of nginx; `live` (of a form
     of its own for each kind) and `target`: of nft, wireguard, proxy and nginx.
     """
 
-    listeners: list[Listener]
+    listeners: list[ListenerFacts]
     complete: bool
-    interfaces: list[Interface]
+    interfaces: list[InterfaceFacts]
     live: Json
     target: PlanTarget | None
 
@@ -644,33 +644,33 @@ class _Plan(TypedDict):
     updated_at: str
 
 
-class PlanRow(_Plan, total=False):
+class PlanFacts(_Plan, total=False):
     """A plan; `code` and `reason` say what the root helper had against it; `intent` is there when one was asked for."""
 
     intent: Json
 
 
-class NetworkPlan(_Plan):
+class NetworkPlanAnswer(_Plan):
     """The plan as it is kept."""
 
     ok: bool
 
 
-class NetworkPlans(TypedDict):
+class NetworkPlansAnswer(TypedDict):
     """A page of plans, oldest first; `next` is the `after` of the following one, null on the last."""
 
-    plans: list[PlanRow]
+    plans: list[PlanFacts]
     next: int | None
 
 
-class NetworkApply(Ok):
+class NetworkApplyAnswer(Ok):
     """`state` is applying."""
 
     sha256: str
     state: str
 
 
-class DdnsPut(Ok):
+class DdnsPutAnswer(Ok):
     """`state`: pending, published, retrying, denied or no_address."""
 
     name: str
@@ -698,7 +698,7 @@ class DdnsRecord(TypedDict):
     next_try: str | None
 
 
-class DdnsStatus(TypedDict):
+class DdnsStatusAnswer(TypedDict):
     """Records, by name and type."""
 
     records: list[DdnsRecord]
@@ -717,48 +717,48 @@ class ActionReply(TypedDict):
 
 
 ANSWERS: dict[str, Any] = {
-    "kv.get": KvGet,
-    "kv.list": KvList,
-    "kv.put": KvPut,
+    "kv.get": KvGetAnswer,
+    "kv.list": KvListAnswer,
+    "kv.put": KvPutAnswer,
     "kv.delete": Ok,
     "log.write": Ok,
-    "audit.query": AuditQuery,
-    "http.do": HttpDo,
-    "mail.send": MailSend,
-    "notify.send": NotifySend,
-    "node.facts": NodeFacts,
-    "node.metrics": NodeMetrics,
-    "node.journal": NodeJournal,
-    "node.set_labels": NodeLabels,
-    "monitor.list": MonitorList,
-    "monitor.results": MonitorResults,
-    "monitor.put": MonitorPut,
+    "audit.query": AuditQueryAnswer,
+    "http.do": HttpDoAnswer,
+    "mail.send": MailSendAnswer,
+    "notify.send": NotifySendAnswer,
+    "node.facts": NodeFactsAnswer,
+    "node.metrics": NodeMetricsAnswer,
+    "node.journal": NodeJournalAnswer,
+    "node.set_labels": NodeLabelsAnswer,
+    "monitor.list": MonitorListAnswer,
+    "monitor.results": MonitorResultsAnswer,
+    "monitor.put": MonitorPutAnswer,
     "monitor.delete": Ok,
-    "static.get": StaticGet,
-    "static.list": StaticList,
-    "static.put": StaticPut,
+    "static.get": StaticGetAnswer,
+    "static.list": StaticListAnswer,
+    "static.put": StaticPutAnswer,
     "static.delete": Ok,
-    "task.list": TaskList,
-    "task.get": TaskGet,
-    "task.submit": TaskSubmit,
-    "task.cancel": TaskCancel,
-    "service.put": ServicePut,
+    "task.list": TaskListAnswer,
+    "task.get": TaskGetAnswer,
+    "task.submit": TaskSubmitAnswer,
+    "task.cancel": TaskCancelAnswer,
+    "service.put": ServicePutAnswer,
     "service.delete": Ok,
-    "service.status": ServiceStatus,
-    "service.save": ServiceSave,
-    "service.saved": ServiceSaved,
-    "service.revert": ServiceRevert,
-    "tunnel.put": TunnelPut,
+    "service.status": ServiceStatusAnswer,
+    "service.save": ServiceSaveAnswer,
+    "service.saved": ServiceSavedAnswer,
+    "service.revert": ServiceRevertAnswer,
+    "tunnel.put": TunnelPutAnswer,
     "tunnel.delete": Ok,
-    "tunnel.status": TunnelStatus,
-    "route.put": RoutePut,
+    "tunnel.status": TunnelStatusAnswer,
+    "route.put": RoutePutAnswer,
     "route.delete": Ok,
-    "network.state": NetworkState,
-    "network.plan": NetworkPlan,
-    "network.plans": NetworkPlans,
-    "network.apply": NetworkApply,
-    "ddns.put": DdnsPut,
+    "network.state": NetworkStateAnswer,
+    "network.plan": NetworkPlanAnswer,
+    "network.plans": NetworkPlansAnswer,
+    "network.apply": NetworkApplyAnswer,
+    "ddns.put": DdnsPutAnswer,
     "ddns.delete": Ok,
-    "ddns.status": DdnsStatus,
+    "ddns.status": DdnsStatusAnswer,
 }
 """The answer of each host call, by its name."""

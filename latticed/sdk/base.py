@@ -85,9 +85,12 @@ class PluginBase:
     def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a Reply). An exception fails the action.
 
-        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`; PluginError when there is none.
+        The payload is any JSON. Unless overridden, calls do_ACTION, with `_` for `-`; `describe`, where there is no
+        do_describe, is answered by the method of that name. PluginError when there is none.
         """
         found = getattr(self, f"do_{action.replace('-', '_')}", None)
+        if found is None and action == "describe":
+            return self.describe()
         if found is None:
             # Cut, as the caller chooses the name.
             raise PluginError(f"no such action: {action[:100]}")
@@ -97,7 +100,7 @@ class PluginBase:
         """Called once, before the end, under latticed-stdio-1; the host does not wait long."""
 
     def describe(self) -> Any:
-        """What the action `describe` answers under stdio-json-v1: by default class name, docstring and actions."""
+        """What the action `describe` answers: by default class name, docstring and actions."""
         actions = sorted(name[3:] for name in dir(type(self)) if name.startswith("do_"))
         return {"name": type(self).__name__, "about": (type(self).__doc__ or "").strip(), "actions": actions}
 

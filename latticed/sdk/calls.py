@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     """Carries one host call to the host and returns its result, or raises HostError."""
 
 
+VERSION = "0.1.0"
+"""The version of latticed that this SDK is a part of."""
+
+
 class HostError(Exception):
     """The host did not carry out a call; `code` is stable, `message` says more.
 
@@ -48,6 +52,15 @@ class Calls:
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
+
+    if not TYPE_CHECKING:  # a type checker would take every name for known
+
+        def __getattr__(self, name):  # noqa: ANN001, ANN204
+            """Say that a method may be one of a later SDK: a plugin runs on its host's, not on its author's."""
+            raise AttributeError(
+                f"{type(self).__name__} has no {name} in latticed.sdk {VERSION}, which this host has; a later one may"
+                ' have it: "requires_host" in the manifest keeps a plugin off older hosts'
+            )
 
 
 def to_base64(data: bytes) -> str:
@@ -115,7 +128,7 @@ class Kv(Calls):
 
         Errors: bad_params as in get.
         """
-        found: answers.KvGet = self._ask("kv.get", given(key=key, bucket=bucket))
+        found: answers.KvGetAnswer = self._ask("kv.get", given(key=key, bucket=bucket))
         # Not `value`, which is missing above 64 KiB and for what is no text.
         return (from_base64(found["value_base64"]), found["version"]) if found["ok"] else (None, 0)
 
@@ -141,7 +154,7 @@ class Kv(Calls):
         Errors: as put.
         Limits: as put.
         """
-        found: answers.KvPut = self._ask("kv.put", {"key": key, "if_version": version, **_coded(value)})
+        found: answers.KvPutAnswer = self._ask("kv.put", {"key": key, "if_version": version, **_coded(value)})
         return found["ok"]
 
     def delete(self, key: str) -> bool:

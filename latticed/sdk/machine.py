@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 class Node(Calls):
     """The machine that latticed runs on."""
 
-    def facts(self) -> answers.NodeFacts:
+    def facts(self) -> answers.NodeFactsAnswer:
         """Names, versions, sizes and addresses; None for what cannot be read (node:read).
 
         Serial numbers and MACs are null without `node:admin`. At most 10 seconds old.
 
         Errors: those of every call.
         """
-        found: answers.NodeFacts = self._ask("node.facts", {})
+        found: answers.NodeFactsAnswer = self._ask("node.facts", {})
         return found
 
-    def metrics(self) -> answers.NodeMetrics:
+    def metrics(self) -> answers.NodeMetricsAnswer:
         """Load, memory, disks and network counters since boot; None for what cannot be read (node:read).
 
         At most a second old.
 
         Errors: those of every call.
         """
-        found: answers.NodeMetrics = self._ask("node.metrics", {})
+        found: answers.NodeMetricsAnswer = self._ask("node.metrics", {})
         return found
 
     def journal(
@@ -40,7 +40,7 @@ class Node(Calls):
         cursor: str = "",
         *,
         limit: int | None = None,
-    ) -> tuple[list[answers.JournalEntry], str]:
+    ) -> tuple[list[answers.JournalLine], str]:
         """Journal entries after `cursor`, oldest first, and the cursor to go on from (node:read).
 
         `filter` is `sshd`, or a unit that the operator listed in `node.journal_units`. Without a cursor: the newest.
@@ -57,9 +57,9 @@ class Node(Calls):
         cursor: str = "",
         *,
         limit: int | None = None,
-    ) -> answers.NodeJournal:
+    ) -> answers.NodeJournalAnswer:
         """As journal, with `gap`: whether entries after `cursor` may be gone (node:read)."""
-        found: answers.NodeJournal = self._ask("node.journal", given(filter=filter, cursor=cursor, limit=limit))
+        found: answers.NodeJournalAnswer = self._ask("node.journal", given(filter=filter, cursor=cursor, limit=limit))
         return found
 
     def set_labels(self, labels: Mapping[str, str | None]) -> dict[str, str]:
@@ -70,14 +70,14 @@ class Node(Calls):
         Errors: bad_params for a name or text that is none; quota_exceeded for too many.
         Limits: 64 labels; a name is 1 to 63 of a-z, 0-9, `.`, `_`, `/`, `-`, a text at most 256 visible characters.
         """
-        found: answers.NodeLabels = self._ask("node.set_labels", {"labels": dict(labels)})
+        found: answers.NodeLabelsAnswer = self._ask("node.set_labels", {"labels": dict(labels)})
         return found["labels"]
 
 
 class Monitor(Calls):
     """Checks that the host makes at intervals."""
 
-    def list(self) -> Iterator[answers.MonitorRow]:
+    def list(self) -> Iterator[answers.MonitorFacts]:
         """This plugin's monitors and those that others share (monitor:read).
 
         Errors: those of every call.
@@ -86,7 +86,7 @@ class Monitor(Calls):
 
     def results(
         self, name: str, *, owner: str | None = None, after: int | None = None, limit: int | None = None
-    ) -> answers.MonitorResults:
+    ) -> answers.MonitorResultsAnswer:
         """The state and newest results of one monitor, oldest first (monitor:read).
 
         `owner`: another plugin, if it shares the monitor. `after`: the number of a result.
@@ -94,7 +94,7 @@ class Monitor(Calls):
         Errors: not_found when there is none, or its owner does not share it.
         Limits: `monitor.results` (500) of each are kept.
         """
-        found: answers.MonitorResults = self._ask(
+        found: answers.MonitorResultsAnswer = self._ask(
             "monitor.results", given(name=name, owner=owner, after=after, limit=limit)
         )
         return found
@@ -112,7 +112,7 @@ class Monitor(Calls):
         body: str | None = None,
         certificate_days: int | None = None,
         shared: bool | None = None,
-    ) -> answers.MonitorPut:
+    ) -> answers.MonitorPutAnswer:
         """Check a target from now on, in place of the monitor of that name (monitor:admin).
 
         `kind` is http (the target is a URL), tcp (`host:port`) or ping (a host). `failures`: equal results in a row
@@ -131,7 +131,9 @@ class Monitor(Calls):
             certificate_days=certificate_days,
             shared=shared,
         )
-        found: answers.MonitorPut = self._ask("monitor.put", {"name": name, "kind": kind, "target": target, **more})
+        found: answers.MonitorPutAnswer = self._ask(
+            "monitor.put", {"name": name, "kind": kind, "target": target, **more}
+        )
         return found
 
     def delete(self, name: str) -> bool:
@@ -151,7 +153,7 @@ class Static(Calls):
 
     def list(
         self, prefix: str = "", *, plugin: str | None = None, digests: bool | None = None
-    ) -> Iterator[answers.StaticFile]:
+    ) -> Iterator[answers.PublishedFile]:
         """The files whose path begins with `prefix`, by path; with `digests` also the `sha256` of each (static:read).
 
         Errors: bad_params for a plugin that does not share its files.
@@ -161,13 +163,13 @@ class Static(Calls):
 
     def get(
         self, path: str, *, offset: int | None = None, length: int | None = None, plugin: str | None = None
-    ) -> answers.StaticGet:
+    ) -> answers.StaticGetAnswer:
         """A file's attributes with its contents, or a piece of them; `ok` is false if there is none (static:read).
 
         Errors: bad_params for what is no path, or a plugin that does not share its files.
         Limits: 192 KiB from `offset` on; get_bytes reads all.
         """
-        found: answers.StaticGet = self._ask(
+        found: answers.StaticGetAnswer = self._ask(
             "static.get", given(path=path, offset=offset, length=length, plugin=plugin)
         )
         return found
@@ -191,7 +193,7 @@ class Static(Calls):
                 return held
         return None
 
-    def put(self, path: str, content: str | bytes) -> answers.StaticPut:
+    def put(self, path: str, content: str | bytes) -> answers.StaticPutAnswer:
         """Create or replace a file, whole and on disk when the call returns (static:write).
 
         Errors: bad_params for what is no path, or an extension that is not published; too_large; quota_exceeded.
@@ -199,7 +201,7 @@ class Static(Calls):
         `static.plugin_bytes` (16 MiB).
         """
         text = {"content": content} if isinstance(content, str) else {"content_base64": to_base64(content)}
-        found: answers.StaticPut = self._ask("static.put", {"path": path, **text})
+        found: answers.StaticPutAnswer = self._ask("static.put", {"path": path, **text})
         return found
 
     def delete(self, path: str) -> bool:

@@ -72,7 +72,7 @@ class Http(Calls):
         )
         if body is not None:
             params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
-        found: answers.HttpDo = self._ask("http.do", params)
+        found: answers.HttpDoAnswer = self._ask("http.do", params)
         return Response(found["status_code"], found.get("header") or {}, from_base64(found.get("body_base64") or ""))
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None, service: str | None = None) -> Response:
@@ -94,7 +94,7 @@ class Http(Calls):
 class Mail(Calls):
     """Mail through the operator's relay."""
 
-    def send(self, to: str | Sequence[str], subject: str, body: str) -> answers.MailSend:
+    def send(self, to: str | Sequence[str], subject: str, body: str) -> answers.MailSendAnswer:
         """Send a message in plain text to the operator's relay, to all recipients or to none (http:egress).
 
         Addresses are plain ones, `ops@example.org`. `${secret:NAME}` in subject and body is filled in by the host.
@@ -104,7 +104,7 @@ class Mail(Calls):
         Limits: `mail.recipients` (10), `mail.body_bytes` (128 KiB), `mail.per_hour` (30); a subject of 250 characters.
         """
         params = {"to": to if isinstance(to, str) else list(to), "subject": subject, "body": body}
-        found: answers.MailSend = self._ask("mail.send", params)
+        found: answers.MailSendAnswer = self._ask("mail.send", params)
         return found
 
 
@@ -131,5 +131,5 @@ class Notify(Calls):
         characters, a body to 8,192.
         """
         asked = given(title=title, body=body, severity=severity, event=event, dedupe=dedupe)
-        found: answers.NotifySend = self._ask("notify.send", asked)
+        found: answers.NotifySendAnswer = self._ask("notify.send", asked)
         return found["id"]

@@ -31,7 +31,7 @@ class Route(Calls):
         login: str | None = None,
         public: Sequence[str] | None = None,
         token: str | None = None,
-    ) -> answers.RoutePut:
+    ) -> answers.RoutePutAnswer:
         """Answer `path` and what is below it from now on, in place of the plugin's route there (worker:route).
 
         `template` (with `template`, `content_type`): a text by the rules of docs/write/workers.md. `invoke` (`action`,
@@ -55,7 +55,7 @@ class Route(Calls):
             public=None if public is None else [*public],
             token=token,
         )
-        found: answers.RoutePut = self._ask("route.put", {"path": path, "target": target, **more})
+        found: answers.RoutePutAnswer = self._ask("route.put", {"path": path, "target": target, **more})
         return found
 
     def delete(self, path: str) -> answers.Ok:
@@ -73,15 +73,15 @@ class Network(Calls):
     What is not confirmed in time is undone.
     """
 
-    def state(self, kind: answers.StateKind) -> answers.NetworkState:
+    def state(self, kind: answers.StateKind) -> answers.NetworkStateAnswer:
         """What is live now of `kind`: nft, wireguard, nginx, proxy, listeners or interfaces (network:plan).
 
         Errors: service_unavailable while the root helper does not run, for nft, wireguard and proxy, which it sees.
         """
-        found: answers.NetworkState = self._ask("network.state", {"kind": kind})
+        found: answers.NetworkStateAnswer = self._ask("network.state", {"kind": kind})
         return found
 
-    def plan(self, kind: answers.PlanKind, intent: Mapping[str, Any]) -> answers.NetworkPlan:
+    def plan(self, kind: answers.PlanKind, intent: Mapping[str, Any]) -> answers.NetworkPlanAnswer:
         """Propose a change; `code` and `reason` say why the root helper did not take it yet (network:plan).
 
         To plan the same again is the same plan. `intent` is JSON without fractions; a secret in it is `${secret:NAME}`.
@@ -89,22 +89,22 @@ class Network(Calls):
         Errors: bad_params for what the kind finds fault with, with each fault; quota_exceeded when all are open.
         Limits: an intent of 256 KiB; 100 plans of a plugin.
         """
-        found: answers.NetworkPlan = self._ask("network.plan", {"kind": kind, "intent": dict(intent)})
+        found: answers.NetworkPlanAnswer = self._ask("network.plan", {"kind": kind, "intent": dict(intent)})
         return found
 
     def plans(
         self, sha256: str | None = None, *, after: int | None = None, limit: int | None = None
-    ) -> answers.NetworkPlans:
+    ) -> answers.NetworkPlansAnswer:
         """A page of this plugin's plans, oldest first, without intents; or one of them with its intent (network:plan).
 
         `after` is the `next` of the page before.
 
         Errors: not_found for a `sha256` that is none of its plans.
         """
-        found: answers.NetworkPlans = self._ask("network.plans", given(sha256=sha256, after=after, limit=limit))
+        found: answers.NetworkPlansAnswer = self._ask("network.plans", given(sha256=sha256, after=after, limit=limit))
         return found
 
-    def apply(self, sha256: str) -> answers.NetworkApply:
+    def apply(self, sha256: str) -> answers.NetworkApplyAnswer:
         """Begin to apply what an operator approved, or what only takes away from it (network:apply).
 
         It answers `applying` at once; `plans` says what became of it.
@@ -112,7 +112,7 @@ class Network(Calls):
         Errors: not_found; service_unavailable when it was not begun, with the root helper's code: `nothing was applied:
         not_approved: …`.
         """
-        found: answers.NetworkApply = self._ask("network.apply", {"sha256": sha256})
+        found: answers.NetworkApplyAnswer = self._ask("network.apply", {"sha256": sha256})
         return found
 
 
@@ -134,7 +134,7 @@ class Ddns(Calls):
         key: str | None = None,
         algorithm: str | None = None,
         retry: bool | None = None,
-    ) -> answers.DdnsPut:
+    ) -> answers.DdnsPutAnswer:
         """Keep a DNS record up to date from now on; returns before the provider is asked (ddns:admin).
 
         `secret` is `${secret:NAME}`, an API token or a TSIG key; either `address` or `interface` is given. `server`,
@@ -154,7 +154,7 @@ class Ddns(Calls):
             retry=retry,
         )
         params = {"name": name, "type": type, "provider": provider, "secret": secret, **more}
-        found: answers.DdnsPut = self._ask("ddns.put", params)
+        found: answers.DdnsPutAnswer = self._ask("ddns.put", params)
         return found
 
     def delete(self, name: str, *, type: answers.RecordType | None = None) -> answers.Ok:  # noqa: A002 - its name
@@ -167,10 +167,10 @@ class Ddns(Calls):
         found: answers.Ok = self._ask("ddns.delete", given(name=name, type=type))
         return found
 
-    def status(self, name: str | None = None, *, type: answers.RecordType | None = None) -> answers.DdnsStatus:  # noqa: A002 - its name
+    def status(self, name: str | None = None, *, type: answers.RecordType | None = None) -> answers.DdnsStatusAnswer:  # noqa: A002 - its name
         """State and last error of the records of `name`, or of all (ddns:admin).
 
         Errors: bad_params for what is no name.
         """
-        found: answers.DdnsStatus = self._ask("ddns.status", given(name=name, type=type))
+        found: answers.DdnsStatusAnswer = self._ask("ddns.status", given(name=name, type=type))
         return found

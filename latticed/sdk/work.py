@@ -16,7 +16,7 @@ class Task(Calls):
 
     def list(
         self, state: answers.TaskState | None = None, *, after: int | None = None, limit: int | None = None
-    ) -> answers.TaskList:
+    ) -> answers.TaskListAnswer:
         """A page of this plugin's tasks, newest first, without scripts; of one `state` or all (task:read).
 
         `after` is the `next` of the page before.
@@ -24,15 +24,15 @@ class Task(Calls):
         Errors: those of every call.
         Limits: `limit` is at most 200 (50).
         """
-        found: answers.TaskList = self._ask("task.list", given(state=state, after=after, limit=limit))
+        found: answers.TaskListAnswer = self._ask("task.list", given(state=state, after=after, limit=limit))
         return found
 
-    def get(self, task_id: str) -> answers.TaskGet:
+    def get(self, task_id: str) -> answers.TaskGetAnswer:
         """Everything of one task, with its outcome when there is one (task:read).
 
         Errors: not_found.
         """
-        found: answers.TaskGet = self._ask("task.get", {"id": task_id})
+        found: answers.TaskGetAnswer = self._ask("task.get", {"id": task_id})
         return found
 
     def submit(
@@ -43,7 +43,7 @@ class Task(Calls):
         interpreter: answers.Interpreter = "sh",
         targets: Sequence[str] | None = None,
         timeout_s: int | None = None,
-    ) -> answers.TaskSubmit:
+    ) -> answers.TaskSubmitAnswer:
         """Ask for a script to be run once; it waits until an operator approves it (task:run).
 
         `name` is shown to operators: 1 to 64 letters, digits, `.`, `_`, `-`. `interpreter` is sh, bash, python3 or
@@ -55,15 +55,15 @@ class Task(Calls):
         """
         where = None if targets is None else [*targets]
         params = given(interpreter=interpreter, script=script, name=name, targets=where, timeout_s=timeout_s)
-        found: answers.TaskSubmit = self._ask("task.submit", params)
+        found: answers.TaskSubmitAnswer = self._ask("task.submit", params)
         return found
 
-    def cancel(self, task_id: str) -> answers.TaskCancel:
+    def cancel(self, task_id: str) -> answers.TaskCancelAnswer:
         """Cancel a task before or while it runs; `ok` is false when it has ended already (task:run).
 
         Errors: not_found.
         """
-        found: answers.TaskCancel = self._ask("task.cancel", {"id": task_id})
+        found: answers.TaskCancelAnswer = self._ask("task.cancel", {"id": task_id})
         return found
 
 
@@ -79,9 +79,9 @@ class Service(Calls):
         environment: Mapping[str, str] | None = None,
         restart: answers.Restart | None = None,
         network: answers.ProgramNetwork | None = None,
-        data: answers.DataQuota | None = None,
+        data: answers.KeptQuota | None = None,
         hosts: Sequence[str] | None = None,
-    ) -> answers.ServicePut:
+    ) -> answers.ServicePutAnswer:
         """Keep a program running from now on, in place of the one of that name (task:run).
 
         `program` is a name in the operator's `service.programs`. `restart` is always (the default), on-failure or
@@ -100,7 +100,7 @@ class Service(Calls):
             data=data,
             hosts=None if hosts is None else [*hosts],
         )
-        found: answers.ServicePut = self._ask("service.put", {"name": name, "program": program, **more})
+        found: answers.ServicePutAnswer = self._ask("service.put", {"name": name, "program": program, **more})
         return found
 
     def delete(self, name: str, *, data: bool | None = None) -> answers.Ok:
@@ -111,18 +111,18 @@ class Service(Calls):
         found: answers.Ok = self._ask("service.delete", given(name=name, data=data))
         return found
 
-    def status(self, name: str | None = None) -> answers.ServiceStatus:
+    def status(self, name: str | None = None) -> answers.ServiceStatusAnswer:
         """The state of one program, then with its output, or of all (task:run).
 
         Errors: not_found.
         Limits: `service.output_bytes` (64 KiB) of each stream, the end of it.
         """
-        found: answers.ServiceStatus = self._ask("service.status", given(name=name))
+        found: answers.ServiceStatusAnswer = self._ask("service.status", given(name=name))
         return found
 
     def save(
         self, name: str, files: Sequence[str], *, keep: int | None = None, spare: str | None = None
-    ) -> answers.ServiceSave:
+    ) -> answers.ServiceSaveAnswer:
         """Copy files that a program keeps in /data, all as they were at one moment (task:run).
 
         `keep`: how many copies there are afterwards at most (7); `spare`: the id of one that stays besides.
@@ -132,23 +132,23 @@ class Service(Calls):
         Limits: 16 files, 32 MiB together; 32 copies.
         """
         params = given(name=name, files=[*files], keep=keep, spare=spare)
-        found: answers.ServiceSave = self._ask("service.save", params)
+        found: answers.ServiceSaveAnswer = self._ask("service.save", params)
         return found
 
-    def saved(self, name: str) -> answers.ServiceSaved:
+    def saved(self, name: str) -> answers.ServiceSavedAnswer:
         """A program's copies, newest first (task:run).
 
         Errors: bad_params for what is no name.
         """
-        found: answers.ServiceSaved = self._ask("service.saved", {"name": name})
+        found: answers.ServiceSavedAnswer = self._ask("service.saved", {"name": name})
         return found
 
-    def revert(self, name: str, copy_id: str) -> answers.ServiceRevert:
+    def revert(self, name: str, copy_id: str) -> answers.ServiceRevertAnswer:
         """Have a program keep exactly what was copied; it is stopped for that moment (task:run).
 
         Errors: not_found; service_unavailable when the file system cannot exchange directories.
         """
-        found: answers.ServiceRevert = self._ask("service.revert", {"name": name, "id": copy_id})
+        found: answers.ServiceRevertAnswer = self._ask("service.revert", {"name": name, "id": copy_id})
         return found
 
 
@@ -159,11 +159,11 @@ class Tunnel(Calls):
         self,
         name: str,
         tunnel: str,
-        ingress: Sequence[answers.IngressRule],
+        ingress: Sequence[answers.TunnelRule],
         *,
         credentials: str | None = None,
         token: str | None = None,
-    ) -> answers.TunnelPut:
+    ) -> answers.TunnelPutAnswer:
         """Make or replace a tunnel; returns before it is connected (tunnel:admin).
 
         `tunnel` is its id; of the rules in `ingress` the first that matches counts, and the last one matches all.
@@ -175,7 +175,7 @@ class Tunnel(Calls):
         params = given(
             name=name, tunnel=tunnel, ingress=[dict(rule) for rule in ingress], credentials=credentials, token=token
         )
-        found: answers.TunnelPut = self._ask("tunnel.put", params)
+        found: answers.TunnelPutAnswer = self._ask("tunnel.put", params)
         return found
 
     def delete(self, name: str) -> answers.Ok:
@@ -186,10 +186,10 @@ class Tunnel(Calls):
         found: answers.Ok = self._ask("tunnel.delete", {"name": name})
         return found
 
-    def status(self, name: str | None = None) -> answers.TunnelStatus:
+    def status(self, name: str | None = None) -> answers.TunnelStatusAnswer:
         """The state of one tunnel, then with its rules and output, or of all (tunnel:admin).
 
         Errors: not_found.
         """
-        found: answers.TunnelStatus = self._ask("tunnel.status", given(name=name))
+        found: answers.TunnelStatusAnswer = self._ask("tunnel.status", given(name=name))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +152,47 @@ def test_run_packs_a_directory_of_modules(desk):
     assert desk.run("greet").stdout == "from a module\n"
 
 
+def test_run_packs_required_packages_beside_the_modules(desk):
+    """Those of `requirements.txt`, here from a directory of wheels."""
+    shelf = desk.home / "shelf"
+    shelf.mkdir(mode=0o755)
+    wheel = shelf / "words-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {
+            "words.py": "GREETING = 'from a package'\n",
+            "words-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: words\nVersion: 1.0\n",
+            "words-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }.items():
+            archive.writestr(path, text)
+    desk.write("")
+    (desk.bundle / "src").mkdir()
+    (desk.bundle / "src" / "__main__.py").write_text(
+        "import words\nfrom latticed.sdk import Plugin\n\nclass Try(Plugin):\n"
+        "    def do_greet(self, payload):\n        return words.GREETING\n\nTry().run()\n"
+    )
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (desk.bundle / "requirements.txt").write_text(f"words==1.0 --hash=sha256:{digest}\n")
+    desk.own()
+    desk.environ = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": os.devnull}
+    assert desk.run("greet").stdout == "from a package\n"
+    (desk.bundle / "requirements.txt").write_text("words==1.0\n")
+    refused = desk.run("greet")
+    assert (refused.returncode, "error: words 1.0 has no hash" in refused.stderr) == (1, True), refused.stderr
+    assert desk.left() == []
+
+
+def test_run_tells_that_a_plugin_waits_for_its_log(desk):
+    """It may write only so fast; what is wrong then is not that it computes for too long."""
+    noisy = PLUGIN.replace('print("asked for", payload, file=sys.stderr)', 'print("x" * (10 << 20), file=sys.stderr)')
+    desk.write(noisy, runtime={"limits": {"invoke_timeout_s": 2}})
+    found = desk.run("greet")
+    assert found.returncode == 1
+    assert "expected a reply within 2 s, found none: it writes more to its log" in found.stderr
+    assert "hint: write less: of a line 8,192 bytes are kept" in found.stderr
+    assert len(found.stderr) < 20_000
+    assert desk.left() == []
+
+
 def test_run_says_what_is_wrong_with_a_bundle(desk):
     """As `latticectl sign` and the daemon do; nothing is left behind."""
     desk.write(capabilities=["kv:steal"])
@@ -168,12 +211,13 @@ def test_run_says_what_is_wrong_with_a_bundle(desk):
     assert desk.left() == []
 
 
-def test_interrupted_run_leaves_nothing_behind(desk):
+def test_interrupted_run_and_dev_leave_nothing_behind(desk):
     """Ctrl-C at any moment, SIGTERM, and twice; after SIGKILL the daemon ends by itself, and the next run clears up."""
     rng = random.Random(18)
     for turn in range(long.times(4, 40)):
+        words = ("run", str(desk.bundle), "greet") if turn % 4 < 2 else ("dev", str(desk.bundle))
         with desk.start(
-            "run", str(desk.bundle), "greet", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            *words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             time.sleep(rng.uniform(0.1, 1.5))  # where it is then does not matter
             for _ in range(1 + turn % 2):
@@ -290,6 +334,47 @@ def test_dev_takes_each_change_and_repeats_what_was_asked(desk):
     assert desk.left() == []
 
 
+def test_dev_in_a_large_directory_beside_another_daemon_ends_with_its_reader(desk):
+    """With links that lead out, to nowhere and in a circle; a change among 10,000 files is seen. `dev | head` ends
+    without another line.
+    """
+    data = desk.bundle / "data"
+    data.mkdir(parents=True)
+    for number in range(10_000):
+        (data / str(number)).touch()
+    for name, target in (("out", "/etc"), ("nowhere", "/nonexistent"), ("circle", ".")):
+        (desk.bundle / name).symlink_to(target)
+    desk.own()
+    with developing(desk) as dev:
+        dev.until(f"{ID} runs")
+        beside = desk.run("greet", '"x"')
+        assert (beside.returncode, json.loads(beside.stdout)) == (0, {"hello": "x"}), beside.stderr
+        dev.type("count")
+        dev.until("1\n")
+        desk.write(PLUGIN.replace('"hello"', '"goodbye"'))
+        dev.until("reloaded in")
+        dev.type('greet "me"')
+        dev.until('"goodbye": "me"')
+        assert dev.process.stdout is not None
+        dev.process.stdout.close()
+        assert dev.process.wait(processes.PATIENCE_S) == 0
+    assert desk.left() == []
+
+
+def test_dev_without_its_compiler_says_so_and_starts_nothing(desk):
+    with desk.start(
+        *("dev", str(desk.bundle), "--build", "no-such-compiler -o artifact main.c"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        said, _ = process.communicate(timeout=processes.PATIENCE_S)
+    assert process.returncode == 1
+    assert b"error: no-such-compiler -o artifact main.c ended with 127" in said
+    assert b"not found" in said
+    assert desk.left() == []
+
+
 def test_dev_asks_once_on_a_terminal(desk):
     """Ctrl-C ends it, and nothing is left."""
     desk.write(capabilities=["static:write"])
@@ -320,6 +405,7 @@ def test_daemon_of_a_trial_has_no_root_helper(tmp_path):
     file = tmp_path / "latticed.toml"
     file.write_text(trial._settings(tmp_path))
     found = settings.load(file, {}, os.geteuid())
+    assert found.http.listen == "127.0.0.1:0", "that of the machine's own daemon may be taken"
     for path in (found.apply.socket, found.plugin_dir, found.state_dir, found.control_socket, found.trust):
         assert Path(path).is_relative_to(tmp_path)
 

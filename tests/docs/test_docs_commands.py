@@ -23,6 +23,8 @@ NOT_RUN = {
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
     "latticectl rollback": "takes a version that the plugin had before; tests/daemon/test_upgrade_watched.py does it",
     "latticectl dev": "goes on until it is ended; tests/daemon/test_dev.py does",
+    "pip install latticed-sdk": "asks an index; tests/unit/sdk/test_sdk_wheel.py installs the wheel",
+    "latticectl pack --requirements": "asks an index; tests/unit/bundle/test_requirements.py has wheels of its own",
     "cc -O2": "not every machine has a C compiler; tests/docs/test_samples_sources.py builds it with what there is",
     "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "install -m 755 cloudflared": "no trusted package of it exists; tests/daemon/test_cloudflared.py has its own",
@@ -116,7 +118,9 @@ def test_commands_that_are_not_run_have_a_reason():
 
 
 def test_make_targets_that_pages_name_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (pages.CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    makefiles = (pages.CHECKOUT / "Makefile", pages.CHECKOUT / "latticed/ctl/templates/common/Makefile")
+    texts = "".join(path.read_text(encoding="utf-8") for path in makefiles)
+    targets = set(re.findall(r"^([a-z-]+):", texts, re.MULTILINE))
     for page in pages.PAGES:
         named = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= targets, page.name

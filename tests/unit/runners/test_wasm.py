@@ -70,10 +70,13 @@ async def test_wasi_command_answers_concurrent_invocations_and_keeps_kv_values(t
 
 
 async def test_module_from_latticectl_new_wasm_answers_any_payload(tmp_path):
+    plain = scaffold.manifest("wasm", "c", plugin_id="acme.demo", name="Demo", publisher=None)
     async with wasms.bench(tmp_path) as bench:
-        instance = await bench.start(scaffold.artifact("wasm"))
-        for payload in ({}, "x" * 300_000):
-            assert (await instance.invoke("any", payload))["message"] == "hello"
+        instance = await bench.start(scaffold.project("wasm", "c", plain)["artifact"])
+        for payload in ({}, "x" * 300_000, None, [{"name": "x"}]):
+            assert (await instance.invoke("greet", payload))["error"] == 'expected {"name": text}'
+        for name in ("x" * 300_000, '"\\', "ä☺"):
+            assert (await instance.invoke("greet", {"a": {"name": "}"}, "name": name}))["result"]["hello"] == name
 
 
 async def test_each_invocation_of_function_module_has_fresh_memory(tmp_path):
