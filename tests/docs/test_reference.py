@@ -64,6 +64,12 @@ def test_help_of_each_verb_has_a_sentence_an_example_and_words_for_each_argument
             assert one.help or isinstance(one, argparse._SubParsersAction), f"{command}: {one.dest}"
 
 
+def test_each_code_says_what_it_means_and_besides_why():
+    for symptom in codes.symptoms():
+        for name, text in symptom.codes.items():
+            assert len({text.means, text.why, text.command, ""}) == 4, name
+
+
 def test_commands_that_codes_name_are_ones_that_latticectl_takes():
     for symptom in codes.symptoms():
         for command in (symptom.command, *(text.command for text in symptom.codes.values())):
