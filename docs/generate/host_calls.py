@@ -76,7 +76,7 @@ def page() -> str:
             for group, names in by_group.items()
         ],
     )
-    allowed = limits.of(load(None, {"HOME": "/nonexistent"}, os.geteuid()))
+    allowed = limits.of(load(None, {"HOME": "/nonexistent", "CONFIGURATION_DIRECTORY": "/nonexistent"}, os.geteuid()))
     for group, names in by_group.items():
         found.heading(group, anchor=group)
         for name in names:
