@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,13 @@ def links(page: Path) -> list[str]:
     return [one["target"] for one in _LINK.finditer(prose(page))]
 
 
-def anchors(page: Path) -> list[str]:
-    """What can be linked to besides headings."""
-    return re.findall(r'<a id="([^"]+)"></a>', page.read_text(encoding="utf-8"))
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    """What of a page can be linked to: headings, by the names that GitHub gives them, and what names itself."""
+    text = page.read_text(encoding="utf-8")
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = (re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads)
+    return frozenset({*slugs, *re.findall(r'<a id="([^"]+)"></a>', text)})
 
 
 def table(page: str, first: str) -> list[tuple[str, ...]]:
