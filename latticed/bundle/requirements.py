@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -165,7 +166,7 @@ def _contents(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
                 path = _place(name, entry.filename)
                 if path is not None and not entry.is_dir():
                     yield path, archive.read(entry)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise _refused(f"{name} is no wheel: {error}", "fetch it again") from error
 
 

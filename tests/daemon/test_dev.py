@@ -357,7 +357,8 @@ def test_dev_in_a_large_directory_beside_another_daemon_ends_with_its_reader(des
         dev.until('"goodbye": "me"')
         assert dev.process.stdout is not None
         dev.process.stdout.close()
-        assert dev.process.wait(processes.PATIENCE_S) == 0
+        # The latter when it had a line to print at that moment, as other programs in front of `head`.
+        assert dev.process.wait(processes.PATIENCE_S) in {0, 128 + signal.SIGPIPE}
     assert desk.left() == []
 
 

@@ -203,6 +203,12 @@ def test_what_is_no_file_and_what_is_no_wheel_is_told(shelf, tmp_path):
     assert line
     with pytest.raises(Problem, match="is no wheel"):
         list(requirements._contents("no-1.0-py3-none-any.whl", b"PK\x03\x04 no"))
+    torn = io.BytesIO()
+    with zipfile.ZipFile(torn, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.py", "x = 1\n" * 500)
+    whole = torn.getvalue()
+    with pytest.raises(Problem, match="is no wheel"):
+        list(requirements._contents("a-1.0-py3-none-any.whl", whole[:34] + b"\xff" * 12 + whole[46:]))
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("big.py", bytes(pack.MAX_BYTES + 1))
