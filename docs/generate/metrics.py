@@ -11,7 +11,7 @@ from unittest import mock
 
 from generate.markdown import Page, anchored, code, or_dash, sentence, slug
 from latticed import system
-from latticed.rpc import counts, metrics
+from latticed.rpc import counts, metrics, status
 from latticed.runners.usage import Usage
 from latticed.supervisor.schedules import ScheduleCounts
 from latticed.system.plugin import SystemPlugin
@@ -23,6 +23,7 @@ SINCE_1970: Final = (
     "_last_success_seconds",
     "_start_time_seconds",
     "_handshake_seconds",
+    "_ends_seconds",
 )
 _CATALOG: Final = {
     "events": "changes that the kernel reported below the plugin directories",
@@ -88,6 +89,11 @@ def known() -> list[Metric]:
         group = "Schedules"
         run = ScheduleCounts(plugin_id="acme.demo", name="disk", runs=0, failures=0, last_at=0, next_at=0)
         list(metrics._schedule_lines([run]))
+        group = "Sources of the market"
+        end = status.SourceEnd(source="shop", document="index", ends_s=0, code="", detail="")
+        list(metrics._source_lines([end]))
+        group = "The disk of the state"
+        list(metrics._disk_lines(None))
     for name, plugin in _measured():
         found += [Metric(f"latticed_{one.name}", one.kind, one.text, one.labels, f"Plugin {name}") for one in plugin]
     return found

@@ -178,6 +178,11 @@ def waiting(conn: RowReader) -> list[PlanRow]:
     return [_row(row) for row in conn.execute(statement)]
 
 
+def states(conn: RowReader) -> dict[str, int]:
+    """How many plans are in each state that any is in."""
+    return dict(conn.execute("SELECT state, count(*) FROM plans GROUP BY state ORDER BY state"))
+
+
 def _values(reported: Reported) -> tuple[str, str, str, str]:
     return reported.state.value, reported.review, reported.code, reported.reason
 

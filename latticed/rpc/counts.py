@@ -36,11 +36,13 @@ async def paced(items: Iterable[T]) -> AsyncIterator[T]:
 class PluginCounts:
     """Numbers of records by status, instances by state, refused bundles by code, and active plugins not running by why.
 
-    `restarts`: by plugin id, only where there were any; `available`: records whose bundle can be used.
+    `restarts`: by plugin id, only where there were any; `available`: records whose bundle can be used; `candidates`:
+    those for which an upgrade lies on disk.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
     available: int = 0
+    candidates: int = 0
     states: Counter[str] = field(default_factory=Counter)
     not_running: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
@@ -58,7 +60,9 @@ async def count_plugins(api: Api) -> PluginCounts:
         if record.forgotten:
             continue
         found.statuses[record.status.value] += 1
-        found.available += api.lifecycle.presence(record.id).available
+        seen = api.lifecycle.presence(record.id)
+        found.available += seen.available
+        found.candidates += seen.candidate(record) is not None
         runtime = api.supervisor.runtime(record.id)
         if runtime.restart_count:
             found.restarts[record.id] = runtime.restart_count

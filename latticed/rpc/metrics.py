@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 from collections import Counter
@@ -11,20 +13,24 @@ from aiohttp import web
 
 from latticed.kit import logs
 from latticed.ledger import audit as rows
+from latticed.ledger import plans
 from latticed.rpc import counts
-from latticed.rpc.status import troubles
+from latticed.rpc.status import source_ends, troubles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from latticed.ledger.deliveries import ChannelView
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.counts import PluginCounts
+    from latticed.rpc.status import SourceEnd
     from latticed.runners.usage import Usage
     from latticed.supervisor.schedules import ScheduleCounts
     from latticed.system.plugin import Measure
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+DISK_S: Final = 1.0
+"""How long a scrape waits for what a disk says of its room."""
 
 
 async def metrics(ask: Ask) -> web.Response:
@@ -34,9 +40,11 @@ async def metrics(ask: Ask) -> web.Response:
     measured = _measure_lines(ask.api.supervisor.measures())
     # Paced: with ten thousand plugins there are tens of thousands of lines.
     scheduled = _schedule_lines(ask.api.schedules.counts())
+    around = itertools.chain(_source_lines(source_ends(ask.api)), _disk_lines(await _state_disk(ask.api)))
     used = {one: ask.api.spawner.usage.of(one) async for one in counts.paced(ask.api.spawner.usage.plugins())}
     resources = _resource_lines(used)
-    lines = itertools.chain(_lines(ask.api, counted), resources, _channel_lines(ask.api, channels), scheduled, measured)
+    notified = _channel_lines(ask.api, channels)
+    lines = itertools.chain(_lines(ask.api, counted), resources, notified, scheduled, around, measured)
     body = "".join([line async for line in counts.paced(lines)]).encode("ascii")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -49,6 +57,9 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     )
     yield from _family(
         "latticed_plugins_available", "gauge", "plugins on record whose bundle verifies", {"": counted.available}
+    )
+    yield from _family(
+        "latticed_candidates", "gauge", "plugins with another version on disk to upgrade to", {"": counted.candidates}
     )
     yield from _family(
         "latticed_handles",
@@ -90,6 +101,8 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_tunnel_restarts", "gauge", "restarts of cloudflared since its start", _labelled("plugin", restarts)
     )
+    planned = _labelled("state", api.ledger.read(plans.states))
+    yield from _family("latticed_plans", "gauge", "plans for this host by state", planned)
     kept = {"": api.supervisor.kept_artifact_bytes}
     yield from _family("latticed_kept_artifact_bytes", "gauge", "memory that holds artifacts for the next start", kept)
     upgrades = api.lifecycle.upgrades
@@ -105,6 +118,7 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
         "changes that wait to be recorded, as the disk does not take them",
         {"": api.lifecycle.write_behind.refused},
     )
+    yield from _family("latticed_audit_unsaved", "gauge", "events that wait to be recorded", {"": api.ledger.refused})
     seen = api.ledger.read(rows.position)
     yield from _family(
         "latticed_audit_events_total", "counter", "events of the decisions' audit chain, ever", {"": seen.decisions}
@@ -131,6 +145,30 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "process_open_fds", "gauge", "open descriptors of the daemon", {"": len(os.listdir("/proc/self/fd"))}
     )
+
+
+async def _state_disk(api: Api) -> os.statvfs_result | None:
+    """The file system of the state directory (statvfs(3)); None when it cannot be asked, or does not answer."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(DISK_S):
+            return await asyncio.to_thread(os.statvfs, api.settings.state_dir)
+    return None
+
+
+def _disk_lines(found: os.statvfs_result | None) -> Iterator[str]:
+    """The lines about the disk of the state directory; without samples while it does not answer."""
+    # Without what is reserved for root, unlike f_bfree.
+    free = {} if found is None else {"": found.f_bavail * found.f_frsize}
+    size = {} if found is None else {"": found.f_blocks * found.f_frsize}
+    yield from _family("latticed_state_free_bytes", "gauge", "room on the disk of the state directory", free)
+    yield from _family("latticed_state_size_bytes", "gauge", "size of that disk", size)
+
+
+def _source_lines(found: Iterable[SourceEnd]) -> Iterator[str]:
+    """The lines about sources of the market."""
+    ends = {f'{{source="{one.source}",document="{one.document}"}}': one.ends_s for one in found}
+    text = "when a document of a source ends, and nothing new is installed from it"
+    yield from _family("latticed_source_ends_seconds", "gauge", text, ends)
 
 
 def _resource_lines(used: Mapping[str, Usage]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from latticed.kit.clock import rfc3339
+from latticed.kit.value import Value
 from latticed.ledger import audit as rows
 from latticed.model import chain
 from latticed.model.chain import CALLS, DECISIONS
@@ -18,6 +19,8 @@ from latticed.rpc.access import Scope
 from latticed.rpc.api import Body
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from latticed.ledger import Connection
     from latticed.model.lifecycle import Record
     from latticed.rpc.api import Api, Ask
@@ -98,18 +101,35 @@ def notes(api: Api) -> list[Trouble]:
 
 
 def _ended_sources(api: Api) -> list[Trouble]:
-    """Sources of the market from which nothing new is installed any more, for the age of what was fetched last.
+    """Sources of the market from which nothing new is installed any more, for the age of what was fetched last."""
+    now_s = api.clock.wall_us() // 1_000_000
+    return [_ended(one.code, one.detail, one.source) for one in source_ends(api) if one.ends_s < now_s]
+
+
+class SourceEnd(Value, frozen=True, kw_only=True):
+    """Until when, in seconds since the epoch, a document of a source lets anything be installed; `code` and `detail` of
+    what is said afterwards.
+    """
+
+    source: str
+    document: str
+    ends_s: int
+    code: str
+    detail: str
+
+
+def source_ends(api: Api) -> Iterator[SourceEnd]:
+    """One for each document that was fetched of a source of the market.
 
     By what is remembered of them: no index and no metadata is read, as this is asked often.
     """
     if not api.settings.market.sources:
-        return []
+        return
     from latticed.market import remembered, sources
     from latticed.market.formats import REVOCATIONS, ROLES
     from latticed.trust import signed_document
 
-    seen, now_s = remembered.RememberedSources(api.ledger), api.clock.wall_us() // 1_000_000
-    found: list[Trouble] = []
+    seen = remembered.RememberedSources(api.ledger)
     for source in sources.of_settings(api.settings.market.sources).values():
         if isinstance(source, Problem):
             continue
@@ -117,16 +137,18 @@ def _ended_sources(api: Api) -> list[Trouble]:
             for role in ROLES:
                 last = seen.last(f"{source.name}/{role}")
                 ends_s = signed_document.moment(last.generated_at) if last is not None else None
-                if last is not None and ends_s is not None and ends_s < now_s:
+                if last is not None and ends_s is not None:
                     detail = f"{role} role of the source {source.name} held until {last.generated_at}"
-                    found.append(_ended("index_expired", detail, source.name))
+                    yield SourceEnd(
+                        source=source.name, document=role, ends_s=ends_s, code="index_expired", detail=detail
+                    )
             continue
         for what, name in (("index", source.name), (REVOCATIONS, f"{source.name}/{REVOCATIONS}")):
             last = seen.newest(name, source.keys)
-            if last is not None and last.generated_s + source.index_age_s < now_s:
+            if last is not None:
                 detail = f"{what} of the source {source.name} from {last.generated_at}"
-                found.append(_ended(f"{what}_expired", detail, source.name))
-    return found
+                ends_s = last.generated_s + source.index_age_s
+                yield SourceEnd(source=source.name, document=what, ends_s=ends_s, code=f"{what}_expired", detail=detail)
 
 
 def _ended(code: str, what: str, source: str) -> Trouble:

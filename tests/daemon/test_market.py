@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import time
 
 import pytest
@@ -432,7 +433,13 @@ def test_anti_rollback_and_index_outlive_a_restart_without_network(web, tmp_path
             dated = [(one["what"], one["name"]) for one in far if one["when"]]
             assert dated == [("index", "keep"), ("revocations", "keep")]
             assert {one["what"] for one in far if not one["when"]} == {"index key", "publisher key"}
+            metrics = daemon.get("/metrics").body.decode()
+            ends = re.findall(
+                r'^latticed_source_ends_seconds\{source="keep",document="(\w+)"\} (\d+)$', metrics, re.MULTILINE
+            )
+            assert {one for one, _ in ends} == {"index", "revocations"}
             # It was generated 20 days ago, so the 30 days of the settings end in 10.
+            assert 9 * 86_400 < int(dict(ends)["index"]) - time.time() < 11 * 86_400
             assert daemon.ctl("trust", "horizon").returncode == 3
         web.answers["/keep/plugins.json"] = index_servers.status(503)
         place.set(settings(web, ["keep"]) + "\nmax_age_days = 10")

@@ -153,6 +153,7 @@ def test_plan_is_shown_approved_applied_and_confirmed(setting):
     setting.until_state(plan, "approved")
     assert setting.host.result(ID, "apply", plan) == {"ok": True, "sha256": plan, "state": "applying"}
     setting.until_state(plan, "unconfirmed")
+    assert 'latticed_plans{state="unconfirmed"} 1\n' in setting.daemon.get("/metrics").body.decode()
     assert setting.content() == "allow admin\nallow zoe\n"
     setting.ctl("plan", "confirm", plan[:8])
     setting.until_state(plan, "applied")

@@ -17,6 +17,10 @@ NOT_RUN = {
     "make bench": "takes a quarter of an hour and installs its references",
     "apt-get install": "installs on this machine, as root; tests/booted/test_package.py does it on machines of its own",
     "apt-get purge": "removes from this machine; tests/booted/test_package.py does it on machines of its own",
+    "docker ": "needs a container engine; tests/booted/test_container.py types it all",
+    "(umask 077 && docker": "the same",
+    "tool()": "the same",
+    "cp /usr/share/containers": "the same",
     "make deb": "takes a minute; tests/booted/test_package.py builds and compares them",
     "install -D -m 644 systemd/": "installs on this machine, as root, for systemd",
     "systemctl stop": "recovery and restore want the daemon stopped: tests/daemon does both",
@@ -30,6 +34,7 @@ NOT_RUN = {
     "install -m 755 cloudflared": "no trusted package of it exists; tests/daemon/test_cloudflared.py has its own",
     "cloudflared tunnel": "asks the provider; no trusted package of cloudflared exists",
     "install -d -m 755 /etc/latticed/tunnels": "writes to /etc; tests/daemon/test_cloudflared.py has such a directory",
+    "curl --fail": "curl is not everywhere; tests/daemon/test_monitoring.py reads that page",
     "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
     "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
     "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
@@ -101,7 +106,7 @@ def test_commands_of_each_page_exit_as_the_page_says(shared, page):
 
 def test_pages_without_a_command_to_run_are_known():
     for page in pages.PAGES:
-        known = {"api.md", "market.md", "package.md", "performance.md", "CONTRIBUTING.md"}
+        known = {"api.md", "container.md", "market.md", "package.md", "performance.md", "CONTRIBUTING.md"}
         known |= {"unit.md", "root-helper.md", "access.md"}  # for root, on a machine: tests/booted
         known |= {"README.md", "tutorial.md", "demo.md", "what-it-is.md"}  # what they run: test_tutorial, test_tour
         named = page.name in known or page.parent.name in {"docs", "internals", "reference"}
