@@ -4,8 +4,10 @@
                             packaging/requirements/SUITE.txt pins by hash
     usr/bin                 links to its four programs
     usr/lib/systemd …       units, users, directories
-    usr/share               completions, man pages, documentation, the bill of materials
+    usr/share               completions, man pages, documentation with examples, the bill of materials
     etc/latticed            settings
+
+packaging/container/Dockerfile makes two parts of it one after the other: `--libraries`, then `--programs`.
 
 No interpreter of the suite is needed: wheels are unpacked, not built, and a virtual environment is three files (PEP
 405; docs/adr/0032). The same source and SOURCE_DATE_EPOCH give the same bytes.
@@ -65,20 +67,34 @@ COMPLETIONS: Final = {
 
 
 def write(suite: str, root: Path) -> None:
-    python = f"python{PYTHONS[suite]}"
+    write_libraries(suite, root)
+    write_programs(suite, root)
+    _units(suite, root)
+    _documents(root)
+    _put(root / "etc/latticed/latticed.toml", (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
+
+
+def write_libraries(suite: str, root: Path) -> None:
+    """The environment with the wheels that are pinned, and their bill of materials. Takes no Python but pip's."""
     home = root / "usr/lib/latticed"
-    packages = home / "lib" / python / "site-packages"
-    _environment(home, python)
+    packages = home / _packages(suite)
+    _environment(home, f"python{PYTHONS[suite]}")
     wheels = _wheels(suite, packages)
-    _own_package(packages / "latticed")
+    bill = json.dumps(bill_of_materials(suite, wheels, packages), indent=1, sort_keys=True)
+    _put(root / "usr/share/doc/latticed/latticed.cdx.json", bill + "\n")
+
+
+def write_programs(suite: str, root: Path) -> None:
+    """Latticed itself, into that environment."""
+    home = root / "usr/lib/latticed"
+    _own_package(home / _packages(suite) / "latticed")
     for name, module in PROGRAMS.items():
         _put(home / "bin" / name, PROGRAM.format(module=module, guard=GUARD if name == "latticed" else ""), mode=0o755)
         _link(root / "usr/bin" / name, f"../lib/latticed/bin/{name}")
-    _units(suite, root)
-    _documents(root)
-    bill = json.dumps(bill_of_materials(suite, wheels, packages), indent=1, sort_keys=True)
-    _put(root / "usr/share/doc/latticed/latticed.cdx.json", bill + "\n")
-    _put(root / "etc/latticed/latticed.toml", (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
+
+
+def _packages(suite: str) -> str:
+    return f"lib/python{PYTHONS[suite]}/site-packages"
 
 
 def _environment(home: Path, python: str) -> None:
@@ -156,6 +172,8 @@ def _documents(root: Path) -> None:
     pages = (path for kind in ("md", "svg", "png") for path in SOURCE.glob(f"docs/**/*.{kind}"))
     for page in (*pages, SOURCE / "README.md"):
         _put(shared / page.relative_to(SOURCE), page.read_bytes())
+    for example in (*SOURCE.glob("packaging/prometheus/*"), *SOURCE.glob("packaging/grafana/*")):
+        _put(shared / "examples" / example.name, example.read_bytes())
 
 
 def bill_of_materials(suite: str, wheels: list[dict[str, Any]], packages: Path) -> dict[str, Any]:
@@ -227,6 +245,9 @@ def _link(path: Path, target: str) -> None:
 
 if __name__ == "__main__":
     os.umask(0o022)
-    if len(sys.argv) != 3 or sys.argv[1] not in PYTHONS:
-        sys.exit(f"usage: tree.py {'|'.join(PYTHONS)} ROOT")
-    write(sys.argv[1], Path(sys.argv[2]))
+    parts = {"--libraries": write_libraries, "--programs": write_programs}
+    words = sys.argv[1:]
+    made = parts[words.pop(0)] if words and words[0] in parts else write
+    if len(words) != 2 or words[0] not in PYTHONS:
+        sys.exit(f"usage: tree.py [--libraries|--programs] {'|'.join(PYTHONS)} ROOT")
+    made(words[0], Path(words[1]))
