@@ -116,18 +116,13 @@ def test_plugin_has_a_group_of_its_name_which_tells_what_it_uses(machine):
     """It is where systemd-cgls shows it, with what the plugin runs in it, and gone with the last of that."""
     group = f"/sys/fs/cgroup{machine.property('latticed.service', 'ControlGroup')}/plugins/acme.sleeper"
     with machine.started("latticectl", "invoke", "acme.sleeper", "sleep", "9") as asking:
-        processes.until(
-            lambda: machine.run("sh", "-c", f"cat {group}/child-*/cgroup.procs").stdout != "",
-            what="the plugin's process to be in its group",
+        # It is in its group before its program is, and has no memory then.
+        used = processes.until(
+            lambda: (found := resources(machine))["memory_bytes"] > 1 << 20 and found,
+            what="its program's memory to be counted",
             deadline_s=machines.BOOT_S,
         )
-        # It is there before its program is, and has no memory then.
-        processes.until(
-            lambda: resources(machine)["memory_bytes"] > 1 << 20,
-            what="its program's memory to be counted there",
-            deadline_s=machines.BOOT_S,
-        )
-        used = resources(machine)
+        assert machine.run("sh", "-c", f"cat {group}/child-*/cgroup.procs").stdout != ""
         assert used["cpu_s"] > 0
         assert used["tasks"] >= 1
         if machine.run("test", "-e", f"{group}/cpu.pressure").returncode == 0:
