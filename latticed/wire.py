@@ -52,7 +52,9 @@ class ErrorInfo:
     """The last failure of a plugin: `code` for programs, `message` for people."""
 
     code: str
+    """Stable, for programs."""
     message: str
+    """For people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +66,28 @@ class RuntimeView:
     """
 
     state: str
+    """`armed`, `stopped` or `failed`."""
     runner: str
+    """What runs it: `process`, `wasm`, `worker`, `builtin` or `noop`."""
     health: str
+    """`unknown`, `healthy`, `degraded` or `unhealthy`."""
     message: str
+    """What its health check said, or why it is as it is."""
     plugin_id: str = ""
+    """Its id."""
     pid: int | None = None
+    """The process, for those that have one."""
     restart_count: int | None = None
+    """Restarts since it was armed first."""
     next_retry_at: str | None = None
+    """When a failed one is started again."""
     last_error: ErrorInfo | None = None
+    """Why it failed last."""
     started_at: str | None = None
     stopped_at: str | None = None
     updated_at: str | None = None
     sandbox: str | None = None
+    """The level that confines it: `filtered`, `isolated` or `dedicated`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,23 +147,40 @@ class PluginView:
     """
 
     id: str
+    """Its id."""
     name: str
+    """Its name, for people."""
     type: str
+    """`system`, `wasm` or `worker`."""
     version: str | None = None
+    """The version that was accepted, or verifies."""
     entrypoint: str | None = None
     publisher: str | None = None
+    """Who signed it."""
     capabilities: list[str]
+    """Capabilities that it declares."""
     artifact_sha256: str
+    """SHA-256 of its artifact."""
     available: bool
+    """Whether its bundle verifies now."""
     status: str
+    """What the operator decided: `verified` (nothing yet), `installed`, `active` or `disabled`."""
     runtime: RuntimeView
+    """What runs of it now."""
     candidate: CandidateView | None = None
+    """What an upgrade would take."""
     upgrade: UpgradeView | None = None
+    """What became of the last upgrade."""
     granted: list[str]
+    """Those of its capabilities that were granted."""
     withheld: list[str] | None = None
+    """What else of the manifest was not accepted, as `kind=value`."""
     adds: list[str] | None = None
+    """What a dry run would add."""
     drops: list[str] | None = None
+    """What a dry run would drop."""
     builtin: bool
+    """Whether latticed brings it."""
     verified_at: str | None = None
     installed_at: str | None = None
     activated_at: str | None = None
@@ -230,10 +259,16 @@ class ProblemView:
     """
 
     type: str
+    """Always `about:blank`."""
     title: str
+    """The phrase of the status."""
     status: int
+    """The HTTP status."""
     code: str
+    """The kind of error, for programs."""
     detail: str
+    """What was expected and what was found."""
     hint: str
+    """What can be done about it; may be empty."""
     errors: list[dict[str, str]] | None = None
     more: bool | None = None
