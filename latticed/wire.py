@@ -78,7 +78,7 @@ class RuntimeView:
     pid: int | None = None
     """The process, for those that have one."""
     restart_count: int | None = None
-    """Restarts since it was armed first."""
+    """Restarts by itself since an operator started it last."""
     next_retry_at: str | None = None
     """When a failed one is started again."""
     last_error: ErrorInfo | None = None

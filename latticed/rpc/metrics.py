@@ -72,7 +72,7 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_restarts",
         "gauge",
-        "restarts of a plugin since it was first armed",
+        "restarts of a plugin by itself since an operator started it last",
         _labelled("plugin", counted.restarts),
     )
     yield from _family(
