@@ -335,6 +335,8 @@ def _calls_after(cursor: int | str | None) -> int | None:
 
 
 def _event(seq: int, called: Called) -> dict[str, Any]:
-    """A call as an audit event of the chain of calls, with the fields that plugins read."""
+    """A call as an audit event of the chain of calls, without its time, its sizes and the hashes."""
     told = {"action": "host.call", "target": called.method, "decision": "deny" if called.denied else "allow"}
-    return {"seq": seq, **told, "code": called.denied, "chain": "calls"}
+    whose = {"seq": seq, "ts": "1970-01-01T00:00:00.000000Z", "actor": "plugin:test.plugin"}
+    rest = {"reason": "", "detail": {}, "prev": "0" * 64, "hash": "0" * 64, "chain": "calls"}
+    return {**whose, **told, "code": called.denied, **rest}
