@@ -21,7 +21,7 @@ AUTHOR = bundles.author("tests")
 NAME = "latticed_latticed_1"
 UID = 64750
 LATE_S = 20
-"""The daemon's own end besides draining and plugins' grace: docs/operate/operating.md, signals."""
+"""The daemon's own end besides draining and plugins' grace: docs/operate/settings.md, signals."""
 
 
 def _page(heading):
