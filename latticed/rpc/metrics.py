@@ -149,7 +149,8 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
 
 async def _state_disk(api: Api) -> os.statvfs_result | None:
     """The file system of the state directory (statvfs(3)); None when it cannot be asked, or does not answer."""
-    with contextlib.suppress(OSError, TimeoutError):
+    # RuntimeError: no thread could be started for it.
+    with contextlib.suppress(OSError, RuntimeError):
         async with asyncio.timeout(DISK_S):
             return await asyncio.to_thread(os.statvfs, api.settings.state_dir)
     return None
