@@ -60,7 +60,13 @@ def daemons(site):
 
 
 def asked(site, line):
-    return json.loads(apply_helpers.exchanged(site.helper.settings["socket"], line, user=daemons(site)) or b"{}")
+    """The helper's answer to a line of the daemon's user; the daemon, who asks as well, may keep it busy."""
+
+    def answer():
+        said = json.loads(apply_helpers.exchanged(site.helper.settings["socket"], line, user=daemons(site)) or b"{}")
+        return [] if said.get("code") == "busy" else [said]
+
+    return processes.until(answer, what="the helper's answer")[0]
 
 
 def test_files_of_the_helper_are_beyond_the_daemons_user(site):
