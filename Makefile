@@ -34,11 +34,11 @@ test-net: $(READY)
 test-systemd: $(READY)
 	$(BIN)/python -P -m pytest --timeout 1800 tests/booted $(PYTEST_ARGS)
 
-# Whole loops and matrices, of which `make test` and `make test-net` run a sample (tests/house/long.py); those of tests/net
-# as root
+# Whole loops and matrices, of which `make test`, `make test-net` and `make test-systemd` run a sample (tests/house/long.py),
+# and a machine in QEMU; those of tests/net and tests/booted as root
 test-long: $(READY)
 	LATTICED_LONG=1 $(BIN)/python -P -m pytest --timeout 1800 \
-	  $(shell grep -rlE 'long\.(only|times)|DISK_ERRORS|import hypothesis|from hypothesis' tests --include='test_*.py') $(PYTEST_ARGS)
+	  $(shell grep -rlE 'long\.(only|times|LONG)|DISK_ERRORS|import hypothesis|from hypothesis' tests --include='test_*.py') $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

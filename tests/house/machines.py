@@ -135,7 +135,8 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
-def _compiled(suite: str) -> Path:
+def compiled(suite: str) -> Path:
+    """Compiled modules of a suite's machines: what is in COMPILED there."""
     place = CACHE / f"compiled-{suite}"
     place.mkdir(parents=True, exist_ok=True)
     return place
@@ -228,7 +229,7 @@ class Machine:
 
     def _compile(self) -> None:
         """The modules that changed since the last time."""
-        with _locked(_compiled(self.suite).name):
+        with _locked(compiled(self.suite).name):
             python = f"/usr/lib/python{SUITES[self.suite]}"
             # Some of them are no modules: templates, and files of other versions.
             self.run("python3", "-m", "compileall", "-q", python, self.packages)
@@ -328,7 +329,7 @@ def _command(lower: Path, suite: str, directory: Path, name: str, homes: list[Pa
     binds = [
         f"--bind-ro={site(suite)}:{packages}",
         f"--bind-ro={CHECKOUT / 'latticed'}:{packages}/latticed",
-        f"--bind={_compiled(suite)}:{COMPILED}",
+        f"--bind={compiled(suite)}:{COMPILED}",
     ]
     # Into the cgroups first. `unshare --kill-child` ends the machine when `unshare` dies, as it does with these tests.
     join = " && ".join(f"echo $$ >{home}/cgroup.procs" for home in homes)
