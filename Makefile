@@ -45,12 +45,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	PYTHONPATH=docs:. $(BIN)/python -P -m generate --check
 
 check: lint test
 
 # docs/reference and docs/troubleshooting.md, from the code
 reference: $(READY)
-	PYTHONPATH=docs $(BIN)/python -P -m generate
+	PYTHONPATH=docs:. $(BIN)/python -P -m generate
 
 # What reads strangers' bytes; for an hour: make fuzz FUZZ_ARGS="--seconds 3600"
 fuzz: $(READY)

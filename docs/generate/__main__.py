@@ -21,7 +21,7 @@ def main() -> int:
         (path, text) for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     for path, text in stale:
-        sys.stdout.write(f"{path}\n")
+        sys.stdout.write(f"{path}: not what the code says: make reference\n" if check else f"{path}\n")
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
