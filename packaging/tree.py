@@ -164,7 +164,10 @@ def _unit(path: Path) -> str:
 def _documents(root: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
     python = [sys.executable, "-P"]
-    subprocess.run([*python, SOURCE / "packaging/manual.py", root / "usr/share/man"], check=True, env=environment)
+    # What writes man pages reads the code that it belongs to: see packaging/deb, which may package another source.
+    described = Path(os.environ.get("MANUALS", SOURCE))
+    command = [*python, described / "packaging/manual.py", root / "usr/share/man"]
+    subprocess.run(command, check=True, env={**environment, "PYTHONPATH": str(described)})
     for shell, place in COMPLETIONS.items():
         command = [*python, "-m", "latticed.ctl.main", "completion", shell]
         _put(root / place, subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout)
