@@ -54,10 +54,15 @@ def packed(path: Path) -> Packed:
     Problem requirement_refused names the package and says what to do: no pin, no hash, an sdist, a module in C, a
     package that the host brings; also with pip's own words when it refuses. Problem not_found, io_error.
     """
-    check(_read(path))
+    asked = _read(path)
+    check(asked)
     with tempfile.TemporaryDirectory(prefix="latticed-wheels-") as place:
-        _fetch(path, Path(place))
-        found = sorted(Path(place).iterdir())
+        # pip is given the lines that were checked. It reads a file in its own way (an encoding that a comment names,
+        # comments that end in a backslash), and would find options in it that were not.
+        pinned, wheels_of = Path(place, "requirements.txt"), Path(place, "wheels")
+        pinned.write_text("".join(f"{line}\n" for line in _lines(asked)), encoding="utf-8")
+        _fetch(pinned, wheels_of)
+        found = sorted(wheels_of.iterdir()) if wheels_of.exists() else []
         tree: dict[str, bytes] = {}
         origin: dict[str, str] = {}
         wheels = []
@@ -86,7 +91,8 @@ def check(content: str) -> None:
             help_ = "name packages alone; where pip finds them is said in its own settings (PIP_INDEX_URL, pip.conf)"
             raise _refused(f"expected NAME==VERSION --hash=sha256:…, found the option {shown}", help_)
         pin = _PINNED.match(line)
-        if pin is None or "@" in line.partition("--hash")[0]:
+        # `@` begins a URL; `${NAME}` is a variable of the environment, which pip puts in.
+        if pin is None or {"@", "$"} & {*line.partition("--hash")[0]}:
             raise _refused(f"expected NAME==VERSION --hash=sha256:…, found {shown}", f"pin it; {_HASHES}")
         if re.sub(r"[-_.]+", "-", pin[1]).lower() in _OF_THE_HOST:
             raise _refused(f"{pin[1]}: each host brings its own latticed.sdk", "take the line out")
@@ -118,7 +124,7 @@ def _read(path: Path) -> str:
 
 
 def _fetch(path: Path, place: Path) -> None:
-    """Have pip put the wheels into `place`; Problem requirement_refused with its words when it does not."""
+    """Have pip put the wheels into the new directory `place`; Problem requirement_refused, with its words."""
     # With dependencies: pip refuses those that the file does not pin, as it has to know the hash of each.
     command = [*_pip(), "download", "--require-hashes", "--only-binary", ":all:", "--dest", str(place)]
     quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
@@ -146,7 +152,7 @@ def _pip() -> list[str]:
         import importlib.util
 
         if importlib.util.find_spec("pip") is not None:
-            return [sys.executable, "-m", "pip"]
+            return [sys.executable, "-P", "-m", "pip"]  # not the pip.py of the directory that this is run in
     for name in ("pip3", "pip"):
         if found := shutil.which(name):
             return [found]

@@ -43,13 +43,13 @@ class Shelf:
                 archive.writestr(inner, text)
         return self.line(name, path)
 
-    def sdist(self, name: str) -> str:
+    def sdist(self, name: str, files: dict[str, str] | None = None) -> str:
         path = self.place / f"{name}-1.0.tar.gz"
         with tarfile.open(path, "w:gz") as archive:
-            data = b"raise SystemExit('an sdist was run')\n"
-            entry = tarfile.TarInfo(f"{name}-1.0/setup.py")
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
+            for inner, text in (files or {"setup.py": "raise SystemExit('an sdist was run')\n"}).items():
+                entry = tarfile.TarInfo(f"{name}-1.0/{inner}")
+                entry.size = len(text.encode())
+                archive.addfile(entry, io.BytesIO(text.encode()))
         return self.line(name, path)
 
     @staticmethod
@@ -133,6 +133,36 @@ def test_packages_that_cannot_be_packed_are_refused_by_name(shelf, tmp_path):
     assert "DO NOT MATCH THE HASHES" in _refused(_file(tmp_path, hidden.replace("sly", "pure")))
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        # pip joins no line to a comment, though it ends in a backslash.
+        b"# reviewed \\\n--no-binary=:all:\n",
+        # pip reads a file in the encoding that its first lines name: this comment has a line end then.
+        b"# coding: utf-7\n#+AAo---no-binary=:all:\n",
+    ],
+)
+def test_options_that_only_pip_would_see_have_no_effect(shelf, tmp_path, hidden):
+    """With this one it would build an sdist, and so run its code."""
+    ran = tmp_path / "ran"
+    backend = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    project = '[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
+    line = shelf.sdist("source", {"evil.py": backend, "pyproject.toml": project})
+    path = tmp_path / "requirements.txt"
+    path.write_bytes(hidden + line.encode() + b"\n")
+    reason = _refused(path)
+    assert not ran.exists()
+    assert "there is no wheel of source==1.0" in reason or "found the option --no-binary" in reason
+
+
+def test_pip_is_not_taken_from_where_it_is_run(shelf, tmp_path, monkeypatch):
+    """A directory that was fetched may have a pip.py, or a module that pip imports."""
+    line = shelf.wheel("good", {"good.py": ""})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pip.py").write_text("raise SystemExit('another pip')\n")
+    assert set(requirements.packed(_file(tmp_path, line)).tree) >= {"good.py"}
+
+
 def test_two_packages_with_one_file_are_refused(shelf, tmp_path):
     first, second = (shelf.wheel(name, {"both/__init__.py": f"N = '{name}'\n"}) for name in ("first", "second"))
     reason = _refused(_file(tmp_path, first, second))
@@ -162,6 +192,7 @@ def test_a_module_of_the_plugin_is_not_hidden_by_a_package():
         (f"https://example.org/a.whl {HASH}", "expected NAME==VERSION"),
         (f"./a.whl {HASH}", "expected NAME==VERSION"),
         (f"a @ https://example.org/a.whl {HASH}", "expected NAME==VERSION"),
+        (f"a[${{HOME}}]==1.0 {HASH}", "expected NAME==VERSION"),
         (f"git+https://example.org/a {HASH}", "expected NAME==VERSION"),
         (f"latticed_SDK==0.1.0 {HASH}", "each host brings its own latticed.sdk"),
         (f"latticed==0.1.0 {HASH}", "each host brings its own latticed.sdk"),
