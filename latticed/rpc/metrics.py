@@ -14,6 +14,7 @@ from aiohttp import web
 from latticed.kit import logs
 from latticed.ledger import audit as rows
 from latticed.ledger import plans
+from latticed.model.plan import PlanState
 from latticed.rpc import counts
 from latticed.rpc.status import source_ends, troubles
 
@@ -101,7 +102,8 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
     yield from _family(
         "latticed_tunnel_restarts", "gauge", "restarts of cloudflared since its start", _labelled("plugin", restarts)
     )
-    planned = _labelled("state", api.ledger.read(plans.states))
+    # States that no plan is in as well: an alert on a rise does not see one that begins with a series (PromQL, delta).
+    planned = _labelled("state", {**dict.fromkeys(PlanState, 0), **api.ledger.read(plans.states)})
     yield from _family("latticed_plans", "gauge", "plans for this host by state", planned)
     kept = {"": api.supervisor.kept_artifact_bytes}
     yield from _family("latticed_kept_artifact_bytes", "gauge", "memory that holds artifacts for the next start", kept)

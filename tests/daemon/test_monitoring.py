@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from latticed.model.plan import PlanState
 from tests.daemon import test_schedules
 from tests.house import hosting, nginxes, pages, ports, processes, prometheus
 from tests.house.prometheus import Case
@@ -88,7 +89,7 @@ CASES = [
     ),
     Case(
         alert="LatticedPlanFailed",
-        series={'latticed_plans{state="rolled_back"}': "1x20 2x60"},
+        series={'latticed_plans{state="rolled_back"}': "0x20 1x60"},
         quiet="19m",
         fires="23m",
     ),
@@ -180,6 +181,13 @@ def test_rules_and_dashboard_name_what_a_daemon_shows(host):
             assert selected - PROMETHEUS_OWN <= known, f"labels of {name} in {expression}"
             labels |= known
         assert prometheus.grouped(expression) - PROMETHEUS_OWN <= labels, expression
+
+
+@pytest.mark.daemon
+def test_states_of_plans_are_shown_before_any_plan_is_in_them(host):
+    """Else the first plan that failed raised no alert: what a series begins with is no rise."""
+    shown = host.daemon.get("/metrics").body.decode()
+    assert {state for state in PlanState if f'latticed_plans{{state="{state}"}} 0\n' in shown} == {*PlanState}
 
 
 @pytest.mark.daemon
