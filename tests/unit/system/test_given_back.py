@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from latticed.sdk.base import PluginError
 from latticed.sdk.calls import HostError
 from latticed.system.plugin import SystemPlugin
 from latticed.system.proxy import plugin as proxy
@@ -127,6 +128,38 @@ async def test_who_is_enabled_again_is_let_in_unless_that_waits_or_came_to_nothi
     await asyncio.gather(loop, return_exceptions=True)
     assert helper.confirmed == (everything if tries else without)
     assert helper.tried == [everything] * (tries or 1)
+
+
+@pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
+async def test_what_an_earlier_one_came_to_is_not_held_against_who_could_not_even_be_planned(monkeypatch, made):
+    """The helper is late with an end that is due at the same time: both are tried again at the next look."""
+    helper = Helper()
+    module, plugin, ben = made(helper)
+    looks = asyncio.Queue()
+    monkeypatch.setattr(module, "POLL_S", 0)
+    await plugin.started()
+    everything = (await plugin.do_plan(None))["sha256"]
+    await helper.apply(everything)
+    await plugin.do_disable(ben)
+    helper.answers = ["failed"]
+    await plugin.do_enable(ben)
+    assert await plugin.came_to_nothing()
+    helper.answers = [LATE]
+    with pytest.raises(PluginError, match="tried again"):
+        await plugin.do_disable({"id": "anna"})
+    helper.answers = [LATE]
+    with pytest.raises(PluginError, match="tried again"):
+        await plugin.do_enable(ben)
+    real = helper.state
+    monkeypatch.setattr(helper.network, "state", lambda kind: looks.put_nowait(kind) or real(kind))
+    loop = asyncio.create_task(plugin.run())
+    async with asyncio.timeout(60):
+        for _ in range(LOOKS):
+            await looks.get()
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    wanted = (await plugin.do_plan(None))["sha256"]
+    assert helper.confirmed == wanted != everything
 
 
 async def test_a_plan_that_was_never_tried_came_to_nothing_as_little():
