@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -141,6 +142,23 @@ async def test_stub_that_is_killed_between_two_starts_is_started_again(ahead):
     assert await said(ahead, "echo second") == b"second\n"
     assert await said(ahead, "echo third") == b"third\n"
     assert ahead.stub.pid != first
+
+
+async def test_stub_that_is_started_beside_many_descriptors_serves(ahead):
+    """Its pidfd is above 1023 then, the last that select(2) takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        with contextlib.ExitStack() as many:
+            for _ in range(1024):
+                many.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            assert await said(ahead, "echo first") == b"first\n"
+            assert await said(ahead, "echo second") == b"second\n"
+            assert min(ahead.stub.fds) > 1023
+            os.kill(ahead.stub.pid, signal.SIGKILL)
+            assert await said(ahead, "echo third") == b"third\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_stub_that_keeps_ending_is_given_up(ahead, monkeypatch):
