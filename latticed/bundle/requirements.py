@@ -35,6 +35,8 @@ _PINNED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*=
 _HASH: Final = re.compile(r"--hash[= ](sha256|sha384|sha512):[0-9a-fA-F]{64,128}")
 # Names as PEP 503 compares them.
 _OF_THE_HOST: Final = frozenset({"latticed", "latticed-sdk"})
+_COMPRESSED: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""Others are unpacked whole by zipfile, without a bound."""
 _IN_C: Final = (".so", ".pyd", ".dylib")
 _HASHES: Final = "pip-compile --generate-hashes, or uv export, writes a file of that form"
 _TOLD_CHARACTERS: Final = 1_500
@@ -171,7 +173,11 @@ def _contents(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
             for entry in archive.infolist():
                 path = _place(name, entry.filename)
                 if path is not None and not entry.is_dir():
-                    yield path, archive.read(entry)
+                    if entry.compress_type not in _COMPRESSED:
+                        raise _refused(f"{name} is compressed in a way that wheels are not", "fetch it again")
+                    with archive.open(entry) as file:
+                        # So much at most is unpacked, however much there is: ZipFile.read looks at the size afterwards.
+                        yield path, file.read(entry.file_size + 1)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise _refused(f"{name} is no wheel: {error}", "fetch it again") from error
 
@@ -182,14 +188,23 @@ def _place(wheel: str, path: str) -> str | None:
     if path.endswith(_IN_C) or not wheel.endswith("-none-any.whl"):
         help_ = "a module in C cannot be imported from an artifact: take a package in Python alone, or a plugin in C"
         raise _refused(f"{wheel} is not pure Python", help_)
-    if ".." in parts or path.startswith("/") or "\\" in path or any(text.is_control(one) for one in path):
+    if (
+        {"", ".", ".."} & {*path.removesuffix("/").split("/")}
+        or "\\" in path
+        or any(text.is_control(one) for one in path)
+    ):
         raise _refused(f"{wheel} has a file {text.sanitise(path, 80)}", "it is no wheel that pip would install")
     # NAME-VERSION.data/purelib is put beside the rest, its scripts and headers elsewhere (PEP 427).
     if parts[0].endswith(".data"):
-        return "/".join(parts[2:]) if len(parts) > 2 and parts[1] in {"purelib", "platlib"} else None
+        if len(parts) < 3 or parts[1] not in {"purelib", "platlib"}:
+            return None
+        parts = parts[2:]
     if parts[0].endswith(".dist-info") and parts[-1] in {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}:
         return None
-    return None if "__pycache__" in parts or path.endswith(".pyc") else path
+    if parts[0] == "latticed":
+        found = f"{wheel} has {text.sanitise(path, 80)}, which would hide latticed.sdk of the host"
+        raise _refused(found, "take a package without it")
+    return None if "__pycache__" in parts or path.endswith(".pyc") else "/".join(parts)
 
 
 def _refused(found: str, help_: str) -> Problem:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -161,6 +163,47 @@ def test_pip_is_not_taken_from_where_it_is_run(shelf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pip.py").write_text("raise SystemExit('another pip')\n")
     assert set(requirements.packed(_file(tmp_path, line)).tree) >= {"good.py"}
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/etc/a.py", "has a file /etc/a.py"),
+        ("a-1.data/purelib//a.py", "has a file a-1.data/purelib//a.py"),
+        ("./a.py", "has a file ./a.py"),
+        ("a-1.data/purelib/latticed/sdk/__init__.py", "would hide latticed.sdk of the host"),
+        ("latticed/sdk/__init__.py", "would hide latticed.sdk of the host"),
+    ],
+)
+def test_files_of_a_wheel_that_have_no_place_are_refused(path, told):
+    with pytest.raises(Problem, match=re.escape(told)):
+        list(requirements._contents("a-1-py3-none-any.whl", _zipped(path, b"1")))
+
+
+def test_wheel_that_says_it_is_smaller_than_it_is_is_not_unpacked_whole():
+    true, said = (size.to_bytes(4, "little") for size in (64 << 20, 10))
+    lying = _zipped("a.py", bytes(64 << 20)).replace(true, said)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem, match="is no wheel"):
+            list(requirements._contents("a-1-py3-none-any.whl", lying))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_wheel_in_another_compression_is_refused():
+    """Also one that is torn: the exception of lzma is of no class that zipfile's are."""
+    torn = _zipped("a.py", bytes(range(256)) * 9, zipfile.ZIP_LZMA).replace(bytes(range(64, 72)), bytes(8))
+    with pytest.raises(Problem, match="compressed in a way"):
+        list(requirements._contents("a-1-py3-none-any.whl", torn))
+
+
+def _zipped(path, data, compression=zipfile.ZIP_DEFLATED):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", compression) as archive:
+        archive.writestr(path, data)
+    return held.getvalue()
 
 
 def test_two_packages_with_one_file_are_refused(shelf, tmp_path):
