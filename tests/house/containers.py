@@ -188,7 +188,8 @@ def _held() -> Iterator[int]:
 
 def _write(home: Path) -> None:
     images = machines.CACHE / "images"
-    if images.exists() and len(list((images / "overlay").iterdir())) > LAYERS:
+    # Nothing is below it, where an earlier session ended before its first image.
+    if len(list(images.glob("overlay/*"))) > LAYERS:
         shutil.rmtree(images)
     images.mkdir(exist_ok=True)
     (home / "bin").mkdir()
