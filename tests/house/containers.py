@@ -112,6 +112,9 @@ mount --make-rprivate /
 umount -l /sys/fs/cgroup || true
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /srv
+# crun gives what is a container's stdin to the container's user: not the host's /dev/null.
+mknod -m 666 /srv/null c 1 3
+mount --bind /srv/null /dev/null
 echo ready
 exec sleep infinity
 """

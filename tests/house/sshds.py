@@ -26,7 +26,7 @@ $ip link set lo up
 for address in {addresses}; do $ip address add $address dev lo; done
 mkdir -p /run/sshd /run/dev
 mount --rbind /dev /run/dev
-mount -t tmpfs tmpfs /dev
+mount -t tmpfs -o mode=755 tmpfs /dev
 for name in null zero random urandom full tty; do touch /dev/$name; mount --bind /run/dev/$name /dev/$name; done
 mkdir /dev/pts; mount --bind /run/dev/pts /dev/pts
 ln -s /run/systemd/journal/dev-log /dev/log
