@@ -16,7 +16,7 @@ import pytest
 from latticed.ledger import migrations
 from latticed.plans import undo_timers
 from tests.booted import test_restarts
-from tests.house import bundles, long, machines, packages, pages
+from tests.house import bundles, long, machines, packages, pages, processes
 
 PAGE = pages.CHECKOUT / "docs/operate/package.md"
 FRESH = ("bookworm", *long.only("trixie"))
@@ -243,6 +243,56 @@ def test_upgrade_migrates_a_copied_ledger_and_answers_everybody(upgraded):
     _until_active(machine)
     assert json.loads(machine.check("latticectl", "invoke", _name(0), "sleep", "0")) == {"slept": 0}
     assert machine.run("find", "/run", "-name", "latticed-upgrade*").stdout == ""
+
+
+@pytest.fixture
+def patient(upgraded):
+    """A plugin that may take ten minutes, far longer than the drain."""
+    machine, _ = upgraded
+    settings = machine.check("cat", "/etc/latticed/latticed.toml")
+    machine.write("/etc/latticed/latticed.toml", f"{settings}\n[plugin_limits]\nmax_invoke_timeout_s = 600\n")
+    machine.check("systemctl", "reload", "latticed.service")
+    runtime = {"protocol": "stdio-json-v1", "limits": {"invoke_timeout_s": 600}}
+    machine.drop("acme.patient", machines.SLEEPER, v2=True, runtime=runtime)
+    machine.check("latticectl", "install", "acme.patient")
+    machine.check("latticectl", "activate", "acme.patient")
+    yield "acme.patient"
+    machine.check("rm", "-r", "/var/lib/latticed-plugins/acme.patient")
+    machine.check("latticectl", "disable", "acme.patient")
+    machine.write("/etc/latticed/latticed.toml", settings)  # or dpkg would ask about it
+
+
+def test_everybody_is_answered_over_restarts_and_a_reinstallation(upgraded, patient):
+    """Clients that write, too. An invocation that takes longer than the drain is told why it ended."""
+    machine, _ = upgraded
+    hammer = test_restarts.HAMMER.replace('control.sock")', 'control.sock", connect_s=600, read_s=600)')
+    machine.write("/root/hammer.py", hammer)
+    machine.check("rm", "-f", "/root/enough")
+    libraries = f"/root/clients/usr/lib/latticed/lib/python{machines.SUITES[machine.suite]}/site-packages"
+    group = f"/sys/fs/cgroup{machine.property('latticed.service', 'ControlGroup')}/plugins/{patient}"
+    at_work = f"ps -o args= -p $(cat {group}/child-*/cgroup.procs | paste -sd,) | grep -q python"
+    with machine.started("env", f"PYTHONPATH={libraries}", "python3", "-P", "/root/hammer.py") as asking:
+        try:
+            for _ in range(long.times(1, 10)):
+                machine.check("systemctl", "restart", "latticed.service")
+            machine.check("latticectl", "wait", patient, "--for", "active", "--timeout", "120")
+            with machine.started("sh", "-c", f"latticectl invoke {patient} sleep 500 2>&1") as sleeping:
+                processes.until(
+                    lambda: machine.run("sh", "-c", at_work).returncode == 0,
+                    what="the invocation to be under way",
+                    deadline_s=machines.BOOT_S,
+                )
+                _type(machine, "apt-get install -y --reinstall ./latticed_*.deb")
+                told, _ = sleeping.communicate(timeout=machines.BOOT_S)
+        finally:
+            machine.write("/root/enough", "")
+        out, _ = asking.communicate(timeout=machines.BOOT_S)
+    done = json.loads(out)
+    assert done["failed"] == []
+    assert done["asked"] > 100
+    assert "the daemon stops and does not wait any longer" in told, told
+    assert int(machine.check("latticectl", "kv", "get", "restarts", "client-0")) > 1
+    machine.check("latticectl", "audit", "verify", "--whole")
 
 
 def test_change_that_waits_to_be_confirmed_keeps_the_package_as_it_is(upgraded):
