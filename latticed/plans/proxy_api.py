@@ -41,7 +41,8 @@ class CoreApi:
 
     def __init__(self) -> None:
         self._pid = 0  # of the core that has not answered
-        self._since = 0.0
+        self._since = 0.0  # when it was asked first without an answer
+        self._last = 0.0  # until when it was given all the time it may take
         self._until = 0.0
 
     def is_silent(self, pid: int) -> bool:
@@ -49,27 +50,32 @@ class CoreApi:
         return bool(pid) and self._pid == pid and time.monotonic() < self._until
 
     def hangs(self, pid: int) -> bool:
-        """Whether it has not answered for so long that it will not by itself."""
-        return bool(pid) and self._pid == pid and time.monotonic() - self._since >= HANGS_S
+        """Whether it has not answered for so long that it will not by itself; at the end ANSWER_S were not enough,
+        since a core with much to tell is late for SILENT_S each time.
+        """
+        return bool(pid) and self._pid == pid and self._last - self._since >= HANGS_S
 
     def connections(self, service: dict[str, Any], pid: int) -> tuple[Connection, ...] | None:
         """Who is connected to the core `pid`; None where it does not answer."""
         was_silent, began = self.is_silent(pid), time.monotonic()
+        is_due = began - self._since >= HANGS_S and not self.hangs(pid)
         try:
-            wait_s = SILENT_S if was_silent else ANSWER_S
+            wait_s = ANSWER_S if is_due or not was_silent else SILENT_S
             answer = asked(service, api.LIST_PATH, api.list_request(), began + wait_s, first=True)
             told = tuple(parsed(api.connections, answer))
         except Problem:
-            if not was_silent:
+            if is_due or not was_silent:
                 self._note(pid, began)
             return None
         self._pid = 0
         return told
 
     def _note(self, pid: int, began: float) -> None:
-        if self._pid != pid:
+        # Not asked for a while, nobody knows that it did not answer all that time.
+        if self._pid != pid or began > self._until + REMEMBERED_S:
             self._pid, self._since = pid, began
-        self._until = time.monotonic() + REMEMBERED_S
+        self._last = time.monotonic()
+        self._until = self._last + REMEMBERED_S
 
     def closed(self, service: dict[str, Any], pid: int, ids: Iterable[str], until: float) -> bool:
         """End these connections, as many as CLOSING_S is enough for; False for a core that does not until `until`.

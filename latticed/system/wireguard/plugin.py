@@ -219,6 +219,7 @@ class Wireguard(SystemPlugin):
 
     async def _take_effect(self, state: Any, *, tried: bool = True) -> dict[str, Any]:
         """Apply what is taken away, and plan the rest: `{"sha256", "state"}` of the plan of everything."""
+        self._tried = ""  # what became of an earlier one says nothing of this one, if it is not even planned
         try:
             applied = await self._end(state, told=False)
         except HostError as error:
