@@ -139,6 +139,9 @@ def _own_package(place: Path) -> None:
     """What a wheel of latticed has: see setup.cfg, packages and package_data."""
     kept = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(SOURCE / "latticed", place, ignore=kept)
+    # Not those of the checkout: with a umask of 077 the daemon's user could not read it.
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _units(suite: str, root: Path) -> None:
