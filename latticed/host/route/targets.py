@@ -128,8 +128,9 @@ class Invoked:
         try:
             return response_from(reply.get("result"))
         except Problem as problem:
-            # The visitor is told no more than that it failed: this is for the author.
-            told = (self._plugin_id, self._action, problem.reason)
+            # The visitor is told no more than that it failed: this is for the author. By the code: reasons have sizes
+            # that the plugin chooses: each would be of a kind of its own.
+            told = (self._plugin_id, self._action, problem.code)
             if (count := _REFUSED.take(told, time.monotonic())) is not None:
                 log.warning(
                     "route_answer_refused",

@@ -13,6 +13,7 @@ import pytest
 from latticed.host.route import targets as route_targets
 from latticed.host.route.table import RouteRequest
 from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_IN_FLIGHT
+from latticed.kit.log_limit import LogLimiter
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
@@ -118,8 +119,9 @@ async def test_action_gets_request_and_its_result_is_the_response(world):
     assert (await page(world, f"{HERE}hook")).status == 405
 
 
-async def test_page_of_action_may_load_its_own_style_and_images(world, capsys):
+async def test_page_of_action_may_load_its_own_style_and_images(world, capsys, monkeypatch):
     """By the host that was asked, and the plugin's prefix; too many styles are refused, and the log says why."""
+    monkeypatch.setattr(route_targets, "_REFUSED", LogLimiter())  # other tests have answers refused, too
     await world.put(path=f"{HERE}page", **INVOKE)
     style = "<style>p { color: red }</style>"
     world.plugins.reply = {"ok": True, "result": {"content_type": "text/html", "body": style}}
@@ -137,6 +139,10 @@ async def test_page_of_action_may_load_its_own_style_and_images(world, capsys):
     told = capsys.readouterr().out
     assert "route_answer_refused" in told
     assert "at most 16 <style> elements, found more" in told
+    for size in range(1_048_577, 1_048_587):
+        world.plugins.reply = {"ok": True, "result": {"body": "x" * size}}
+        assert (await page(world, f"{HERE}page")).status == 502
+    assert capsys.readouterr().out.count("route_answer_refused") == 1, "not one for each size"
     world.plugins.reply = {"ok": True, "result": {"content_type": "image/svg+xml", "body": "<svg/>"}}
     policy = (await page(world, f"{HERE}page")).headers["content-security-policy"]
     assert policy == "sandbox; default-src 'none'; style-src 'unsafe-inline'"
