@@ -256,8 +256,10 @@ class ProxyKind:
         told = self._connections(found)
         same = found.pid and found.started and applied.core_of(found.started) is core
         moved = applied.moves(core, found.started, config) if same else None
-        # One that does not answer is started anew: users have to go, whatever that costs the others.
-        if moved is None or told is None:
+        if moved is None:
+            return False
+        # One that does not answer is started anew where users have to go, whatever that costs the others.
+        if told is None and (moved.gone or self._api.hangs(found.pid)):
             return False
         if found.started == config:
             self._remove("waiting")
@@ -268,7 +270,7 @@ class ProxyKind:
             return False
         if found.waiting_s is None:
             self._write("waiting", b"", owner=0)
-        ids = (one.id for one in told if one.user in moved.gone)
+        ids = (one.id for one in told or () if one.user in moved.gone)
         return self._api.closed(_api_of(found.wanted), found.pid, ids, until)
 
     def _connections(self, found: _Core) -> tuple[Connection, ...] | None:

@@ -294,6 +294,18 @@ def test_a_core_that_hangs_is_drift_and_started_anew(kind, tools):
     assert not Path(f"/proc/{before}").exists()
 
 
+def test_who_comes_back_to_a_core_that_is_silent_costs_nobody_his_connections(kind, tools):
+    """It may be late because the machine is busy, and nobody has to go."""
+    intent = document()
+    committed(kind, ends.cut(intent, {"ben"}), tools)
+    before = pid_of(kind)
+    os.kill(before, signal.SIGSTOP)
+    kind.commit(rendered(kind, intent), tools, may_wait=True)
+    assert pid_of(kind) == before
+    os.kill(before, signal.SIGCONT)
+    assert kind.observe(tools).facts["coming"] == ["ben"]
+
+
 def test_an_intent_of_nobody_ends_the_core(kind, tools):
     intent = document()
     committed(kind, intent, tools)
