@@ -13,7 +13,7 @@ from generate import codes
 from generate.markdown import Page, code, plain, sentence, slug
 from latticed import sdk
 from latticed.model import hostcall
-from latticed.sdk import Plugin, base, calls, testing
+from latticed.sdk import Plugin, base, calls, messages, testing
 
 EXAMPLE = """#!/usr/bin/env python3
 from latticed.sdk import Plugin, schedule
@@ -152,7 +152,7 @@ def page() -> str:
         " What a method answers is the JSON of its [host call](host-calls.md)."
     )
     _plugin(found)
-    for one in (base.Health, base.Reply, base.PluginError, calls.HostError):
+    for one in (base.Health, base.Reply, base.PluginError, calls.HostError, messages.Response):
         _class(found, one)
     found.heading("schedule", anchor="schedule")
     found.block("text", signature("@schedule", sdk.schedule))
