@@ -63,5 +63,6 @@ def test_plugin_is_published_with_four_commands_and_installed_with_one(tmp_path)
             done = daemon.ctl(*words)
             assert done.returncode == 0, done.stdout + done.stderr
             daemon.activate("shop.demo")
-            answer = daemon.post("/api/plugins/by-id/shop.demo/invoke", {"action": "hello", "payload": [1]})
-            assert answer.json()["result"] == [1]
+            greeting = {"action": "greet", "payload": {"name": "you"}}
+            answer = daemon.post("/api/plugins/by-id/shop.demo/invoke", greeting)
+            assert answer.json()["result"] == {"hello": "you", "count": 1}
