@@ -90,14 +90,19 @@ class SystemPlugin:
 
     async def intent_of(self, plan: str) -> dict[str, Any] | None:
         """The intent of the plan with this SHA-256; None when this plugin has no such plan. HostError otherwise."""
+        found = await self._plan(plan)
+        return None if found is None else found["intent"]
+
+    async def _plan(self, sha256: str) -> dict[str, Any] | None:
+        """What network.plans tells of one plan; None when this plugin has none of that name, or none any more."""
         try:
-            (found,) = (await self.host.call("network.plans", sha256=plan))["plans"]
+            (found,) = (await self.host.call("network.plans", sha256=sha256))["plans"]
         except HostError as error:
             if error.code == "not_found":
                 return None
             raise
-        intent: dict[str, Any] = found["intent"]
-        return intent
+        plan: dict[str, Any] = found
+        return plan
 
     async def apply_again(self, made: Mapping[str, Any]) -> tuple[str, bool]:
         """Apply the plan that network.plan answered, where it does no more than was approved before.
@@ -117,10 +122,8 @@ class SystemPlugin:
 
     async def came_to_nothing(self) -> bool:
         """Whether the plan that was tried last failed or was undone, so that trying it again would do so, too."""
-        if not self._tried:
-            return False
-        found = (await self.host.call("network.plans", sha256=self._tried))["plans"]
-        return found[0]["state"] in {"failed", "rolled_back"}
+        found = await self._plan(self._tried) if self._tried else None
+        return found is not None and found["state"] in {"failed", "rolled_back"}
 
     async def invoke(self, action: str, payload: Any) -> Any:
         """Carry out `action`; returns the result (any JSON, or a sdk.Reply). An exception fails the action.

@@ -72,6 +72,8 @@ class Helper:
     async def call(self, name, /, **params):
         if name != "network.plans":
             return {"message": ""}
+        if params["sha256"] not in self.plans:
+            raise HostError("not_found", "this plugin has no plan of that sha256")
         return {"plans": [self.plans[params["sha256"]]]}
 
 
@@ -160,6 +162,28 @@ async def test_what_an_earlier_one_came_to_is_not_held_against_who_could_not_eve
     await asyncio.gather(loop, return_exceptions=True)
     wanted = (await plugin.do_plan(None))["sha256"]
     assert helper.confirmed == wanted != everything
+
+
+@pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
+async def test_a_plan_that_is_kept_no_more_holds_up_neither_ends_nor_who_is_let_in(monkeypatch, made):
+    """The host keeps some plans of a plugin, and the oldest make room."""
+    helper = Helper()
+    module, plugin, ben = made(helper)
+    monkeypatch.setattr(module, "POLL_S", 0)
+    await plugin.started()
+    everything = (await plugin.do_plan(None))["sha256"]
+    await helper.apply(everything)
+    await plugin.do_disable(ben)
+    helper.answers = [LATE]
+    await plugin.do_enable(ben)
+    del helper.plans[everything]
+    loop = asyncio.create_task(plugin.run())
+    async with asyncio.timeout(60):
+        while helper.confirmed != everything:
+            assert not loop.done()
+            await asyncio.sleep(0)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
 
 
 async def test_a_plan_that_was_never_tried_came_to_nothing_as_little():
