@@ -45,7 +45,7 @@ from latticed.system.nginx.facts import NginxPlace, from_plain
 from latticed.system.nginx.intent import Own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
@@ -61,7 +61,7 @@ STOP_S: Final = 5.0
 TRIES: Final = 20
 """Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
 SETTLE_S: Final = 2.0
-"""How long another answer than the expected one may be that of a worker which is about to end."""
+"""How long the right answer is asked for before another one, or none, is believed."""
 QUIET_NS: Final = 2_000_000_000
 """How long a renewed certificate and its key have to be as they are: two files are not replaced at once."""
 _POLL_S: Final = 0.02
@@ -226,9 +226,10 @@ class NginxKind:
         self._copies.keep(needed)
 
     def _serve(self, generation: str, tools: Tools) -> None:
-        """Have nginx read the files of a generation, and wait until workers answer that have."""
+        """Have nginx read the files of a generation, and wait until workers answer that have, and no others."""
         self._switch(generation)
         pid = self._pid()
+        before = self._workers(pid) if pid else []
         if pid:
             os.kill(pid, signal.SIGHUP)
         else:
@@ -236,7 +237,7 @@ class NginxKind:
             self._end_orphans()
             self._socket.unlink(missing_ok=True)
             ran(tools, PACKAGES, "nginx", "-e", os.devnull, "-c", str(self._main), stays=True)
-        if not _within(lambda: self._answer() == generation):
+        if not _within(lambda: self._answer() == generation and not self._accepts(before)):
             why = "does not take the files: another program may have an address or port of it"
             raise Problem("apply_failed", f"nginx {why}", "journalctl -t latticed_nginx")
 
@@ -394,7 +395,7 @@ class NginxKind:
         if not generation:
             return _Seen(pid=pid)
         rendering, not_served, intact = self._files_of(self._current)
-        # A worker of before may take one more question after the first new one has answered.
+        # Asked again: on a machine with much to do an answer may take longer than one question waits for.
         answers = pid != 0 and _within(lambda: self._answer() == generation, SETTLE_S)
         return _Seen(rendering, not_served, intact, pid, answers)
 
@@ -427,6 +428,21 @@ class NginxKind:
         # Columns: Num RefCount Protocol Flags Type St Inode Path.
         rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()]
         return {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(self._socket)]}
+
+    def _workers(self, pid: int) -> list[int]:
+        """The workers of a master process (proc(5), children)."""
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+        return []
+
+    def _accepts(self, workers: Sequence[int]) -> bool:
+        """Whether one of them still takes connections.
+
+        A worker that ends closes what it listens at, in the order of its files: our socket comes last. After a reload
+        old and new ones take connections side by side until the old ones have got so far.
+        """
+        sockets = self._sockets()
+        return any(self._is_ours(one, sockets) for one in workers)
 
     def _is_ours(self, pid: int, sockets: set[str]) -> bool:
         with contextlib.suppress(OSError):  # it has ended, or a descriptor was closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from latticed.model.errors import Problem
 from latticed.plans import nginx
 from latticed.plans.programs import ProgramTools
-from tests.house import nginx_places, nginxes
+from tests.house import nginx_places, nginxes, processes
 
 pytestmark = pytest.mark.root
 
@@ -54,6 +55,24 @@ def test_sites_are_served_changed_without_another_master_and_gone(web):
     web.committed(web.intent())
     with pytest.raises(OSError):
         web.get("shop.example.org")
+
+
+def test_a_change_is_done_when_no_worker_of_before_takes_connections(web):
+    """After a reload old and new workers take them side by side: this old one is late."""
+    web.committed(web.intent(nginxes.site(answer=404)))
+    changed = web.kind.render(web.intent(nginxes.site(answer=410)), None, {})
+    worker = int(Path(f"/proc/{web.pid()}/task/{web.pid()}/children").read_text().split()[0])
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            commit = threads.submit(web.kind.commit, changed, web.tools)
+            processes.until(lambda: web.get("shop.example.org") == 410, what="the new worker")
+            # Asked at the probe as well, and answered by the new worker: that alone would end it within this time.
+            assert concurrent.futures.wait([commit], timeout=0.5).not_done
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        commit.result()
+    assert web.get("shop.example.org") == 410
 
 
 def test_a_snapshot_is_put_back_twice_and_after_none(web):
