@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from latticed.ctl import decode, replies
 from latticed.model import ids
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from latticed import wire
     from latticed.ctl.client import ControlClient
+
+
+class Asked(Protocol):
+    """Somebody who can be asked: latticectl's client, or the console's, which asks for less."""
+
+    def get(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
+        """The decoded answer to a GET."""
+
+    def health(self) -> Any:
+        """The health report, whatever it says."""
 
 
 def known_id(plugin_id: str) -> str:
@@ -21,7 +33,7 @@ def known_id(plugin_id: str) -> str:
     return plugin_id
 
 
-def about(client: ControlClient, plugin_id: str, **query: str) -> dict[str, Any]:
+def about(client: Asked, plugin_id: str, **query: str) -> dict[str, Any]:
     """`{"plugin", "verdict", "grants", "denials"}` of one plugin, as the daemon sent it; Problem not_found.
 
     `explain="1"` as query adds `causes`.

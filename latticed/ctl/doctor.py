@@ -57,7 +57,7 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     """Look at everything, print a line for each; exit code 3 unless all are ok or off."""
-    found = list(_all(session))
+    found = findings(session)
     if session.screen.json_wanted:
         session.screen.json([one._asdict() for one in found])
     else:
@@ -65,8 +65,12 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK if all(one.state in {"ok", "off"} for one in found) else ExitCode.UNHEALTHY
 
 
-def _all(session: CtlSession) -> Iterator[Finding]:
+def findings(session: CtlSession) -> list[Finding]:
     """All findings, in the order in which a reader needs them."""
+    return list(_all(session))
+
+
+def _all(session: CtlSession) -> Iterator[Finding]:
     yield from unit(_properties())
     yield from _daemon(session)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import advice, ask, codes, decode, replies
+from latticed.ctl import advice, ask, codes, decode, replies, table
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Cell
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from latticed import wire
-    from latticed.ctl.client import ControlClient
+    from latticed.ctl.ask import Asked
     from latticed.ctl.render import Screen
     from latticed.ctl.session import CtlSession
 
@@ -38,8 +38,7 @@ def run(session: CtlSession) -> int:
     # No id has an underscore, and most codes do; of the others, such as `busy`, docs/troubleshooting.md tells.
     if "_" in session.args.id and (text := codes.text_of(session.args.id)) is not None:
         return _code(session.screen, session.args.id, text)
-    client = session.client()
-    plain, facts = _facts(session, client)
+    plain, facts = _facts(session, session.client(), session.args.id)
     found = advice.advice(facts)
     screen = session.screen
     if screen.json_wanted:
@@ -62,9 +61,15 @@ def _code(screen: Screen, name: str, text: codes.CodeText) -> int:
     return ExitCode.OK
 
 
-def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], advice.RemedyFacts]:
+def steps(session: CtlSession, client: Asked, plugin_id: str) -> tuple[list[tuple[str, str, str]], advice.Advice]:
+    """The lines of the report as name, text and tone, and the advice; asked for through `client`."""
+    _, facts = _facts(session, client, plugin_id)
+    cells = [(name, table.cell(value)) for name, value in _lines(facts, session.screen) if value]
+    return [(name, one.value, one.tone) for name, one in cells], advice.advice(facts)
+
+
+def _facts(session: CtlSession, client: Asked, plugin_id: str) -> tuple[dict[str, Any], advice.RemedyFacts]:
     """The plugin as answered, and the facts for advice; Problem("not_found") when no plugin or bundle has the id."""
-    plugin_id = session.args.id
     missing: Problem | None = None
     plain: dict[str, Any] = {}
     try:
@@ -94,7 +99,7 @@ def _facts(session: CtlSession, client: ControlClient) -> tuple[dict[str, Any], 
     return {"id": plugin_id, "plugin": None, **plain, "rejected": rejected}, facts
 
 
-def _policy(client: ControlClient) -> str:
+def _policy(client: Asked) -> str:
     """The error of the daemon's trust policy, as health reports it; empty when there is none."""
     problems = replies.rows(client.health().get("problems") or [], "list of problems")
     return next((str(row.get("detail")) for row in problems if str(row.get("code")).startswith("policy_")), "")

@@ -60,6 +60,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "rejected": Verb(_LOOK, "bundles that were refused, and why"),
         "health": Verb(_LOOK, "whether the daemon is well"),
         "doctor": Verb(_LOOK, "whether everything around the daemon is as it should be, and what helps"),
+        "ui": Verb(_LOOK, "the console: pages in a browser, on loopback alone"),
         "logs": Verb(_WATCH, "what a plugin says"),
         "explain": Verb(_WATCH, "why a plugin is as it is, and what to do"),
         "events": Verb(_WATCH, "what happens, as it happens"),
@@ -102,7 +103,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset("ui fleet".split())
+_LATER: Final = frozenset(("fleet",))
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

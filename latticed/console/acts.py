@@ -1,0 +1,84 @@
+"""What a form of a page comes to: one request of the table, or a Problem. Pure.
+
+{"act": "grant", "name": "kv:write"}  →  PUT plugins/by-id/acme.demo/grants {"grant": ["kv:write"]}
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MOST_FORM_BYTES: Final = 256 << 10
+_STATUSES: Final = {"install": "installed", "activate": "active", "disable": "disabled"}
+_PLAIN: Final = frozenset({"restart", "rollback", "forget"})
+
+
+class ActRequest(NamedTuple):
+    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too."""
+
+    method: str
+    parts: tuple[str, ...]
+    body: dict[str, Any]
+    said: str
+    answer: bool = False
+
+
+def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
+    """What a form of a plugin's page asks for; Problem bad_form."""
+    act = one(form, "act")
+    here = ("plugins", "by-id", plugin_id)
+    if act in _STATUSES:
+        body = {"id": plugin_id, "status": _STATUSES[act], **_accepted(form)}
+        return ActRequest("POST", ("plugins", "lifecycle"), body, f"{plugin_id} is {_STATUSES[act]}")
+    if act in _PLAIN:
+        return ActRequest("POST", (*here, act), {}, f"{act} of {plugin_id} was carried out")
+    match act:
+        case "upgrade":
+            return ActRequest("POST", (*here, act), _accepted(form), f"{plugin_id} takes its new version")
+        case "grant" | "trim":
+            name = one(form, "name")
+            said = f"{name} was {'granted to' if act == 'grant' else 'withdrawn from'} {plugin_id}"
+            return ActRequest("PUT", (*here, "grants"), {act: [name]}, said)
+        case "invoke":
+            body = {"action": one(form, "action"), "payload": _payload(one(form, "payload"))}
+            return ActRequest("POST", (*here, "invoke"), body, f"{plugin_id} answered", answer=True)
+    raise Problem("bad_form", f"the console knows no act {act[:80]!r}", "open the page anew")
+
+
+def take(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
+    """Install a plugin from the market."""
+    named = {name: one(form, name) for name in ("source", "version") if one(form, name)}
+    said = f"{plugin_id} was taken, and waits for a decision"
+    return ActRequest("POST", ("market", "install"), {"id": plugin_id, **named, **_accepted(form)}, said)
+
+
+def refresh(form: Mapping[str, Sequence[str]]) -> ActRequest:
+    """Fetch the indexes of one source, or of all."""
+    source = one(form, "source")
+    return ActRequest(
+        "POST", ("market", "refresh"), {"source": source} if source else {}, "the indexes are as new as can be"
+    )
+
+
+def one(form: Mapping[str, Sequence[str]], name: str) -> str:
+    """The only value of a field, or empty; Problem bad_form for two."""
+    values = form.get(name, ())
+    if len(values) > 1:
+        raise Problem("bad_form", f"{name[:40]} is there twice", "open the page anew")
+    return values[0] if values else ""
+
+
+def _accepted(form: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {"accept": list(form["accept"])} if form.get("accept") else {}
+
+
+def _payload(text: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise Problem("bad_form", f"payload: expected JSON, found {text[:80]!r}", 'such as {"name": "Ada"}') from error

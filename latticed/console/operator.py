@@ -1,0 +1,81 @@
+"""What the console needs of latticectl: it asks the daemon and explains, with the rights of whoever started it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from latticed.console import forwarded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class ExplainedPlugin(NamedTuple):
+    """`steps`: name, text and tone (`good`, `warn`, `bad` or empty) in the order in which a plugin comes to run.
+
+    `command` is empty when there is nothing to do.
+    """
+
+    steps: list[tuple[str, str, str]]
+    why: str
+    command: str
+
+
+class HealthFinding(NamedTuple):
+    """A line of `latticectl doctor`: `state` is ok, off, look or bad."""
+
+    check: str
+    state: str
+    found: str
+    helps: str
+
+
+class Operator(Protocol):
+    """Everything here blocks, and raises Problem; times are RFC 3339."""
+
+    def ask(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
+        """The decoded answer of the control API; that of `health` also when it comes with 503."""
+
+    def changes(self) -> Iterator[str]:
+        """An endless stream: `gone` and `back` for the daemon, and for each of its events the target, or empty."""
+
+    def explain(self, reader: Reader, plugin_id: str) -> ExplainedPlugin:
+        """The chain that leads to what a plugin is, asked for through `reader`."""
+
+    def doctor(self) -> list[HealthFinding]:
+        """What `latticectl doctor` finds."""
+
+    def review(self, plan: str) -> dict[str, Any]:
+        """What the root helper shows of a plan before its approval; it is asked for nothing else."""
+
+    def when(self, moment: str) -> str:
+        """A time as people say it: `3m ago`."""
+
+
+class Reader:
+    """Asks the daemon for what the table forwards, and nothing else; in the shape of latticectl's client."""
+
+    def __init__(self, operator: Operator, *, act: bool) -> None:
+        self._operator = operator
+        self._act = act
+
+    def get(self, *parts: str, query: Mapping[str, Any] | None = None) -> Any:
+        """A `GET` of the table."""
+        return self._sent("GET", parts, query or {}, {})
+
+    def health(self) -> Any:
+        """`GET /api/health`, whatever it says."""
+        return self._sent("GET", ("health",), {}, {})
+
+    def post(self, *parts: str, body: Mapping[str, Any]) -> Any:
+        """A `POST` of the table, with --act."""
+        return self._sent("POST", parts, {}, body)
+
+    def put(self, *parts: str, body: Mapping[str, Any]) -> Any:
+        """A `PUT` of the table, with --act."""
+        return self._sent("PUT", parts, {}, body)
+
+    def _sent(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
+        found = forwarded.route(method, parts, act=self._act)
+        forwarded.body(found, body)
+        return self._operator.ask(method, parts, query, body)

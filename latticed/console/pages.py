@@ -1,0 +1,327 @@
+"""The pages: what each asks the daemon for, and what its template gets. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from latticed.console import overview, plain, plugin
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    from latticed.console.operator import Operator, Reader
+
+_FRESH_S: Final = 1.0
+"""For how long a long list is not asked for anew: many tabs hear of one change at once."""
+_DOCTOR_S: Final = 60.0
+_DOCTOR_WAIT_S: Final = 3.0
+"""The overview waits no longer for what `doctor` finds."""
+_LOG_LINES: Final = 200
+_LOG_WAIT_S: Final = 20
+_LISTED: Final = 100
+_MOST_SCRIPT_LINES: Final = 4_000
+_AUDIT_FILTERS: Final = ("actor", "action", "target", "decision")
+
+
+class Section(NamedTuple):
+    """A part of a page: what was answered, or why there is nothing."""
+
+    data: Any = None
+    problem: Problem | None = None
+
+
+class Page(NamedTuple):
+    """A template and what it gets; `live`: what has to change for this page to be asked for anew, `*` for anything."""
+
+    template: str
+    context: dict[str, Any]
+    live: str = ""
+
+
+class Pages:
+    """One method for each page of `addresses`; each gets the arguments of the path, and the query."""
+
+    def __init__(self, operator: Operator, reader: Reader, threads: Executor, *, act: bool) -> None:
+        self._operator = operator
+        self._reader = reader
+        self._threads = threads
+        self._act = act
+        self._kept: dict[str, tuple[float, asyncio.Task[Section]]] = {}
+
+    async def overview(self, query: Mapping[str, str]) -> Page:
+        """Counts, what needs attention, and a page of the table."""
+        rows, status, planned, findings = await asyncio.gather(
+            self._fresh("plugins", lambda: overview.rows(self._reader.get("plugins"))),
+            self._section(lambda: self._reader.get("status")),
+            self._section(lambda: self._reader.get("plans", query={"state": "unconfirmed"})),
+            self._findings(),
+        )
+        wanted = overview.view(query)
+        found = rows.data or []
+        context = {
+            "problem": rows.problem,
+            "counts": overview.counts(found),
+            "attention": overview.attention(found),
+            "page": overview.page(found, wanted),
+            "view": wanted,
+            "sorts": overview.SORTS,
+            "rejected": plain.number(status.data, "rejected"),
+            "troubles": plain.rows(status.data, "problems"),
+            "unconfirmed": plain.rows(planned.data, "plans"),
+            "findings": [one for one in findings or [] if one.state in {"look", "bad"} and one.check != "daemon"],
+            "looking": findings is None,
+        }
+        return Page("overview.html", context, "*")
+
+    async def plugin(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+        """One plugin: why it is as it is, what it may do, what it did."""
+        about, explained, usage, history = await asyncio.gather(
+            self._section(lambda: self._reader.get("plugins", "by-id", plugin_id)),
+            self._section(lambda: self._operator.explain(self._reader, plugin_id)),
+            self._section(lambda: self._reader.get("plugins", "by-id", plugin_id, "usage")),
+            self._section(lambda: self._reader.get("plugins", "by-id", plugin_id, "history")),
+        )
+        if about.problem and explained.problem:
+            raise about.problem
+        kinds = await asyncio.gather(*(self._delegated(kind, plugin_id) for kind in _DELEGATED))
+        record = plain.mapping(about.data, "plugin")
+        context = {
+            "id": plugin_id,
+            "plugin": record,
+            "runtime": plain.mapping(record, "runtime"),
+            "explained": explained.data,
+            "steps": plugin.steps(explained.data.steps) if explained.data else [],
+            "explain_problem": explained.problem,
+            "groups": plugin.by_risk(record, usage.data),
+            "usage": usage.data if isinstance(usage.data, dict) else {},
+            "usage_problem": usage.problem,
+            "hosts": plain.rows(usage.data, "hosts"),
+            "calls": plain.rows(usage.data, "calls"),
+            "day": plugin.day(history.data),
+            "since": plain.text(history.data, "since"),
+            "history_problem": history.problem,
+            "candidate": plugin.candidate(record),
+            "kept": plain.rows(about.data, "kept"),
+            "schedules": plain.rows(about.data, "schedules"),
+            "denials": plain.rows(about.data, "denials"),
+            "delegated": list(zip(_DELEGATED.values(), kinds, strict=True)),
+            "acts": list(plugin.acts(record)) if self._act else [],
+        }
+        return Page("plugin.html", context, plugin_id)
+
+    async def logs(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+        """The newest lines of a plugin's log."""
+        found = await self._section(
+            lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query={"limit": _LOG_LINES})
+        )
+        return Page("logs.html", {"id": plugin_id, **_lines(found)})
+
+    async def log_lines(self, query: Mapping[str, str], plugin_id: str) -> Page:
+        """The lines after a number, waiting for them."""
+        given = query.get("after", "")
+        after = int(given) if given.isascii() and given.isdigit() and len(given) < 17 else 0
+        asked = {"after": after, "limit": _LOG_LINES, "wait_s": _LOG_WAIT_S}
+        found = await self._section(lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query=asked))
+        if found.problem:
+            raise found.problem
+        return Page("log_lines.html", {"id": plugin_id, **_lines(found)})
+
+    async def rejected(self, query: Mapping[str, str]) -> Page:
+        """Every refused bundle, a page at a time."""
+        found = await self._fresh("rejected", lambda: plain.rows(self._reader.get("plugins", "rejected")))
+        wanted = overview.view(query)
+        word = wanted.search.casefold()
+        every = found.data or []
+        kept = [one for one in every if word in "\0".join(map(str, one.values())).casefold()] if word else every
+        context = {
+            "problem": found.problem,
+            "page": overview.paged(kept, wanted.page, total=len(every)),
+            "view": wanted,
+        }
+        return Page("rejected.html", context, "*")
+
+    async def market(self, query: Mapping[str, str]) -> Page:
+        """The sources, what is being taken, and all that is offered."""
+        word = query.get("q", "")[:128]
+        glance, offers, outdated = await asyncio.gather(
+            self._section(lambda: self._reader.get("market")),
+            self._section(lambda: self._reader.get("market", "plugins", query={"limit": _LISTED, **_after(query)})),
+            self._section(lambda: self._reader.get("market", "outdated")),
+        )
+        rows = [one for one in plain.rows(offers.data, "plugins") if word.casefold() in json.dumps(one).casefold()]
+        context = {
+            "search": word,
+            "problem": glance.problem or offers.problem,
+            "sources": plain.rows(glance.data, "sources"),
+            "taking": plain.rows(glance.data, "taking"),
+            "offers": rows,
+            "next": plain.text(offers.data, "next"),
+            "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
+        }
+        return Page("market.html", context, "*")
+
+    async def offer(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+        """One plugin of an index, with what it would be permitted."""
+        found = await self._section(lambda: self._reader.get("market", "plugins", plugin_id))
+        glance = await self._section(lambda: self._reader.get("market"))
+        manifest = plain.mapping(found.data, "manifest")
+        asked = {"id": plugin_id, "capabilities": plain.texts(manifest, "capabilities"), "granted": []}
+        must = plain.texts(manifest, "must_accept")
+        context = {
+            "id": plugin_id,
+            "problem": found.problem,
+            "offer": found.data if isinstance(found.data, dict) else {},
+            "manifest": manifest,
+            "groups": plugin.by_risk(asked, {"enough": False}),
+            "must": must,
+            "taking": [one for one in plain.rows(glance.data, "taking") if plain.text(one, "id") == plugin_id],
+            **plugin.take(plugin_id, must),
+        }
+        return Page("offer.html", context, "*")
+
+    async def plans(self, query: Mapping[str, str]) -> Page:
+        """The newest plans."""
+        found = await self._section(lambda: self._reader.get("plans", query={"limit": _LISTED, **_after(query)}))
+        context = {
+            "problem": found.problem,
+            "plans": plain.rows(found.data, "plans"),
+            "helper": plain.text(found.data, "helper"),
+            "next": plain.text(found.data, "next"),
+        }
+        return Page("plans.html", context, "*")
+
+    async def plan(self, _query: Mapping[str, str], sha: str) -> Page:
+        """One plan: what was asked for, and what the root helper would do."""
+        found, review = await asyncio.gather(
+            self._section(lambda: self._reader.get("plans", sha)),
+            self._section(lambda: self._operator.review(sha)),
+        )
+        if found.problem and review.problem:
+            raise found.problem
+        deadline = (review.data or {}).get("deadline_s")
+        context = {
+            "sha": sha,
+            "plan": found.data if isinstance(found.data, dict) else {},
+            "review": review.data or {},
+            "review_problem": review.problem,
+            "diff": plain.text(review.data, "diff").splitlines()[:_MOST_SCRIPT_LINES],
+            "findings": plain.rows(review.data, "findings"),
+            "intent": _indented(plain.mapping(found.data, "intent")),
+            "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
+        }
+        return Page("plan.html", context, "*")
+
+    async def tasks(self, query: Mapping[str, str]) -> Page:
+        """The newest tasks."""
+        found = await self._section(lambda: self._reader.get("tasks", query={"limit": _LISTED, **_after(query)}))
+        rows, following = plain.rows(found.data, "tasks"), plain.text(found.data, "next")
+        return Page("tasks.html", {"problem": found.problem, "tasks": rows, "next": following}, "*")
+
+    async def task(self, _query: Mapping[str, str], task: str) -> Page:
+        """One task with its script, to be read before it is approved elsewhere."""
+        found = await self._section(lambda: self._reader.get("tasks", task))
+        if found.problem:
+            raise found.problem
+        names = ("script", "stdout", "stderr")
+        lines = {name: plain.text(found.data, name).split("\n")[:_MOST_SCRIPT_LINES] for name in names}
+        return Page("task.html", {"task": found.data, "lines": lines}, "*")
+
+    async def audit(self, query: Mapping[str, str]) -> Page:
+        """The newest events, and whether both chains hold."""
+        filters = {name: query[name][:256] for name in _AUDIT_FILTERS if query.get(name)}
+        calls = {"calls": 1} if query.get("calls") == "1" else {}
+        found, chains = await asyncio.gather(
+            self._section(lambda: self._reader.get("audit", query={"newest": 1, "limit": _LISTED, **calls, **filters})),
+            self._section(lambda: self._reader.get("audit", "verify")),
+        )
+        context = {
+            "problem": found.problem,
+            "events": plain.rows(found.data, "events"),
+            "filters": {name: filters.get(name, "") for name in _AUDIT_FILTERS},
+            "calls": bool(calls),
+            "chain": chains.data if isinstance(chains.data, dict) else {},
+            "chain_problem": chains.problem,
+        }
+        return Page("audit.html", context, "*")
+
+    async def notifications(self, query: Mapping[str, str]) -> Page:
+        """The newest notifications, and how their channels are."""
+        found = await self._section(
+            lambda: self._reader.get("notifications", query={"limit": _LISTED, **_after(query)})
+        )
+        context = {
+            "problem": found.problem,
+            "notifications": plain.rows(found.data, "notifications"),
+            "channels": plain.rows(found.data, "channels"),
+            "next": plain.text(found.data, "next"),
+        }
+        return Page("notifications.html", context, "*")
+
+    async def health(self, _query: Mapping[str, str]) -> Page:
+        """What `latticectl doctor` finds."""
+        found = await self._section(self._operator.doctor)
+        status = await self._section(lambda: self._reader.get("status"))
+        context = {"problem": found.problem, "findings": found.data or [], "status": status.data or {}}
+        return Page("health.html", context, "*")
+
+    async def _delegated(self, kind: str, plugin_id: str) -> Section:
+        query = {"plugin": plugin_id, "limit": _LISTED}
+        found = await self._section(lambda: self._reader.get(kind, query=query))
+        return Section(plugin.delegated(kind, found.data, plugin_id), found.problem)
+
+    async def _findings(self) -> list[Any] | None:
+        """What `doctor` found within the last minute; None while it still looks."""
+        task = self._shared("doctor", self._operator.doctor, _DOCTOR_S)
+        done, _ = await asyncio.wait({task}, timeout=_DOCTOR_WAIT_S)
+        return (task.result().data or []) if done else None
+
+    async def _fresh(self, name: str, ask: Callable[[], Any]) -> Section:
+        """A long answer, shared by those who ask for it within a second."""
+        return await asyncio.shield(self._shared(name, ask, _FRESH_S))
+
+    def _shared(self, name: str, ask: Callable[[], Any], fresh_s: float) -> asyncio.Task[Section]:
+        now_s = time.monotonic()
+        kept = self._kept.get(name)
+        # One that still runs is shared however old it is: another beside it would make both slower.
+        if kept is None or (kept[1].done() and now_s - kept[0] > fresh_s):
+            kept = self._kept[name] = (now_s, asyncio.create_task(self._section(ask)))
+        return kept[1]
+
+    async def _section(self, ask: Callable[[], Any]) -> Section:
+        """What was answered, or the Problem."""
+        loop = asyncio.get_running_loop()
+        try:
+            return Section(await loop.run_in_executor(self._threads, ask))
+        except Problem as problem:
+            return Section(None, problem)
+
+
+_DELEGATED: Final = {
+    "routes": "HTTP routes",
+    "monitors": "Monitors",
+    "services": "Services",
+    "ddns": "DNS records",
+}
+
+
+def _lines(found: Section) -> dict[str, Any]:
+    """What the templates of a log get."""
+    return {
+        "problem": found.problem,
+        "lines": plain.rows(found.data, "lines"),
+        "next": plain.number(found.data, "next"),
+    }
+
+
+def _after(query: Mapping[str, str]) -> dict[str, str]:
+    """The cursor of a following page, as the daemon gave it."""
+    return {"after": query["after"][:256]} if query.get("after") else {}
+
+
+def _indented(value: Any) -> list[str]:
+    return json.dumps(value, indent=2, ensure_ascii=False).splitlines()[:_MOST_SCRIPT_LINES] if value else []

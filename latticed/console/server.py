@@ -1,0 +1,312 @@
+"""The console's HTTP server: what `guard`, `sessions`, `addresses` and `forwarded` decide, done with aiohttp.
+
+It listens on a loopback address or a unix socket, and for links on another socket, until it is interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qs, parse_qsl
+
+from aiohttp import web
+
+from latticed.console import acts, addresses, forwarded, guard, templates
+from latticed.console.live import LiveHub
+from latticed.console.operator import Reader
+from latticed.console.pages import Page, Pages
+from latticed.console.sessions import SessionKeys, UiSession
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latticed.console.acts import ActRequest
+    from latticed.console.addresses import FoundPage
+    from latticed.console.guard import ListenAt, PageOrigin
+    from latticed.console.operator import Operator
+
+COOKIE: Final = "latticed_ui"
+THREADS: Final = 12
+"""Requests to the daemon under way at a time; logs that follow wait in one each."""
+_FORM_S: Final = 10.0
+_MOST_FIELDS: Final = 200
+_LIVE_PAUSE_S: Final = 0.5
+"""A page hears of changes at most twice a second."""
+_HEARTBEAT_S: Final = 15.0
+_WRITE_S: Final = 20.0
+"""A page that reads nothing for that long is not told any more; it comes back by itself."""
+_LINK_MODE: Final = 0o660
+_STATUS: Final = {
+    "foreign_host": 403,
+    "foreign_origin": 403,
+    "console_reads": 403,
+    "needs_command": 403,
+    "no_session": 401,
+    "not_forwarded": 404,
+    "not_found": 404,
+    "bad_form": 400,
+}
+_FORM: Final = "application/x-www-form-urlencoded"
+_READ_HEADER: Final = "Latticed-Live"
+"""Sent by a page that asks for itself again: what acts came to stays for the next page that somebody opens."""
+
+
+class ConsoleOptions(NamedTuple):
+    """`act`: acts too; `link_socket`: where `latticectl ui link` asks, or empty."""
+
+    at: ListenAt
+    origins: tuple[PageOrigin, ...]
+    act: bool
+    link_socket: str
+
+
+class Console:
+    """One start: its path, its keys, its pages."""
+
+    def __init__(self, operator: Operator, *, act: bool) -> None:
+        self.base = secrets.token_urlsafe(16)
+        self.origins: frozenset[PageOrigin] = frozenset()
+        self._act = act
+        self._operator = operator
+        self._keys = SessionKeys()
+        self._threads = ThreadPoolExecutor(THREADS, "console")
+        self._reader = Reader(operator, act=act)
+        self._pages = Pages(operator, self._reader, self._threads, act=act)
+        self._hub = LiveHub(operator.changes)
+        self._html = templates.environment()
+        self._html.globals.update(base=f"/{self.base}", act=act, when=operator.when, may_consent=forwarded.may_consent)
+
+    def link(self) -> str:
+        """A new one-time link, by the first of the names of this console: that of --origin, if there is one."""
+        called = max(self.origins, key=lambda one: (one.scheme == "https", not one.authority.startswith("localhost")))
+        return f"{called.text}/{self.base}/open/{self._keys.link(time.monotonic())}"
+
+    def end(self) -> None:
+        """Wait for nothing: threads at a socket end with the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Any request there is."""
+        try:
+            called = guard.called_by(request.headers.get("Host", ""), self.origins)
+            site = request.headers.get("Sec-Fetch-Site", "")
+            guard.check_site(request.method, called, request.headers.get("Origin"), site)
+            raw_path, _, query = request.raw_path.partition("?")
+            found = addresses.found(request.method, raw_path, self.base)
+            if found is not None and found.page == "open":
+                return self._opened(found.arguments[0], called)
+            session = self._keys.session(request.cookies.get(COOKIE), time.monotonic())
+            # Before it is told whether there is such a page: without a session there is nothing to find out.
+            if session is None:
+                raise Problem(
+                    "no_session", "this is not a session of this console", "latticectl ui prints a link to open"
+                )
+            if found is None:
+                raise Problem("not_found", "there is no such page", "")
+            asked = dict(parse_qsl(query, max_num_fields=_MOST_FIELDS)) if query else {}
+            return await self._page(request, found, session, asked)
+        except ValueError:
+            return self._failed(Problem("bad_form", "the address or the form is not well-formed", ""))
+        except Problem as problem:
+            return self._failed(problem)
+
+    def _opened(self, link: str, called: PageOrigin) -> web.Response:
+        """A session for a link that was not used yet."""
+        secret = self._keys.opened(link, time.monotonic())
+        if secret is None:
+            hint = "each opens once, and within ten minutes: latticectl ui prints a new one when it is started anew"
+            raise Problem("no_session", "this link was used, or is too old", hint)
+        answer = self._to("/")
+        answer.headers["Set-Cookie"] = guard.cookie(COOKIE, secret, f"/{self.base}/", called)
+        return answer
+
+    async def _page(
+        self, request: web.Request, found: FoundPage, session: UiSession, query: Mapping[str, str]
+    ) -> web.StreamResponse:
+        match found.page:
+            case "live":
+                return await self._live(request)
+            case "static":
+                return _static(found.arguments[0])
+            case "leave":
+                self._keys.close(request.cookies.get(COOKIE))
+                return web.Response(text="The session is over.\n", headers=guard.HEADERS)
+            case "act" | "take" | "refresh" | "cancel" | "retry":
+                return await self._acted(request, found, session)
+            case name:
+                page: Page = await getattr(self._pages, name)(query, *found.arguments)
+        notes: list[tuple[str, str]] = []
+        if _READ_HEADER not in request.headers and page.template != "log_lines.html":
+            notes, session.notes = list(session.notes), type(session.notes)(maxlen=session.notes.maxlen)
+        return self._shown(page, notes)
+
+    async def _acted(self, request: web.Request, found: FoundPage, session: UiSession) -> web.Response:
+        """Carry out what a form asks for, and lead back to its page."""
+        form = await _form(request)
+        back = {"refresh": "/market", "take": "/market/{}", "cancel": "/tasks/{}", "retry": "/notifications"}
+        argument = found.arguments[0] if found.arguments else ""
+        path = back.get(found.page, "/plugins/{}").format(templates.part(argument))
+        try:
+            wanted = _wanted(found.page, argument, form)
+            said = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._done(wanted))
+            session.notes.append(("good", said))
+        except Problem as problem:
+            # On the page that it was asked on: the daemon's refusal says what to type instead.
+            session.notes.append(
+                ("bad", f"{problem.code}: {problem.reason}" + (f" ({problem.hint})" if problem.hint else ""))
+            )
+        return self._to("/" if form.get("act") == ["forget"] else path)
+
+    def _done(self, wanted: ActRequest) -> str:
+        """Send one request of the table."""
+        send = self._reader.post if wanted.method == "POST" else self._reader.put
+        answer = send(*wanted.parts, body=wanted.body)
+        return f"{wanted.said}: {json.dumps(answer, ensure_ascii=False)}" if wanted.answer else wanted.said
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        """Tell a page that something changed, until it is closed."""
+        listener = self._hub.listen()
+        if listener is None:
+            raise Problem("busy", "too many pages are open", "close some")
+        answer = web.StreamResponse(headers={**guard.HEADERS, "Content-Type": "text/event-stream"})
+        try:
+            await answer.prepare(request)
+            # The first line at once: then the browser knows that it is connected.
+            await answer.write(b"retry: 2000\n\n")
+            while True:
+                try:
+                    await asyncio.wait_for(listener.ready.wait(), _HEARTBEAT_S)
+                    line = f"data: {json.dumps(listener.take())}\n\n"
+                except TimeoutError:
+                    line = ": still here\n\n"
+                await asyncio.wait_for(answer.write(line.encode()), _WRITE_S)
+                await asyncio.sleep(_LIVE_PAUSE_S)
+        except (ConnectionError, TimeoutError):
+            return answer
+        finally:
+            self._hub.leave(listener)
+
+    def _shown(self, page: Page, notes: list[tuple[str, str]], status: int = 200) -> web.Response:
+        html = self._html.get_template(page.template).render(notes=notes, live=page.live, **page.context)
+        return web.Response(text=html, content_type="text/html", headers=guard.HEADERS, status=status)
+
+    def _failed(self, problem: Problem) -> web.Response:
+        """A page that says what is wrong; without the names of other pages for somebody without a session."""
+        status = getattr(problem, "status", 0) or _STATUS.get(problem.code, 503)
+        outside = problem.code in {"foreign_host", "foreign_origin", "no_session"}
+        return self._shown(Page("failed.html", {"problem": problem, "outside": outside}), [], status)
+
+    def _to(self, path: str) -> web.Response:
+        return web.Response(status=303, headers={**guard.HEADERS, "Location": f"/{self.base}{path}"})
+
+
+def _wanted(page: str, argument: str, form: Mapping[str, list[str]]) -> ActRequest:
+    """The request that a form of this page comes to."""
+    match page:
+        case "act":
+            return acts.on_plugin(argument, form)
+        case "take":
+            return acts.take(argument, form)
+        case "refresh":
+            return acts.refresh(form)
+        case "cancel":
+            return acts.ActRequest("POST", ("tasks", argument, "cancel"), {}, "the task is cancelled")
+        case _:
+            return acts.ActRequest("POST", ("notifications", argument, "retry"), {}, "the notification is queued again")
+
+
+def _static(name: str) -> web.Response:
+    body = templates.static(name)
+    if body is None:
+        raise Problem("not_found", "there is no such file", "")
+    return web.Response(body=body, content_type=templates.STATIC[name], charset="utf-8", headers=guard.HEADERS)
+
+
+async def _form(request: web.Request) -> dict[str, list[str]]:
+    """The fields of a form; Problem bad_form for what is none, or does not come in time."""
+    if request.content_type != _FORM:
+        raise Problem("bad_form", f"expected {_FORM}, found {request.content_type[:80]!r}", "")
+    try:
+        async with asyncio.timeout(_FORM_S):
+            body = await request.read()
+        return parse_qs(body.decode("ascii"), max_num_fields=_MOST_FIELDS, errors="strict")
+    except (TimeoutError, web.HTTPRequestEntityTooLarge) as error:
+        raise Problem("bad_form", "the form is too long, or did not come in time", "") from error
+
+
+async def serve(operator: Operator, options: ConsoleOptions, *, started: Callable[[Console], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `started` is called once it listens. Problem listen_failed."""
+    console = Console(operator, act=options.act)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    app = web.Application(client_max_size=acts.MOST_FORM_BYTES)
+    app.router.add_route("*", "/{any:.*}", console.handle)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0)
+    async with contextlib.AsyncExitStack() as stack:
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        stack.callback(console.end)
+        try:
+            at = await _listen(runner, options.at, stack)
+            console.origins = guard.origins(at, options.origins)
+            if options.link_socket:
+                await _offer_links(console, options.link_socket, stack)
+        except OSError as error:
+            raise Problem(
+                "listen_failed", f"cannot listen: {error.strerror or error}", "choose another --listen"
+            ) from error
+        started(console)
+        await ended.wait()
+
+
+async def _listen(runner: web.AppRunner, at: ListenAt, stack: contextlib.AsyncExitStack) -> ListenAt:
+    """Listen; what was asked for, with the port that it got."""
+    if at.path:
+        with _private(at.path, stack):
+            await web.UnixSite(runner, at.path).start()
+        return at
+    await web.TCPSite(runner, at.host, at.port).start()
+    return at._replace(port=runner.addresses[0][1])
+
+
+async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitStack) -> None:
+    """Hand a link to whoever can connect to the socket at `path`: its mode and its directory say who that is."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json.dumps({"link": console.link()}).encode() + b"\n")
+        writer.close()
+
+    with _private(path, stack):
+        server = await asyncio.start_unix_server(answer, path)
+    stack.callback(server.close)
+
+
+@contextlib.contextmanager
+def _private(path: str, stack: contextlib.AsyncExitStack) -> Any:
+    """Bind a unix socket within: of mode 0660 from its first moment, removed at the end. An old one is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    # Not chmod afterwards: until then anybody could have connected.
+    before = os.umask(0o777 & ~_LINK_MODE)
+    try:
+        yield
+    finally:
+        os.umask(before)
+    stack.callback(_removed, path)
+
+
+def _removed(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,149 @@
+// What is live of a page: without this file everything can be read and done, by loading the page anew.
+
+const { base, live } = document.body.dataset;
+const state = document.getElementById("link-state");
+const MOST_LINES = 2000;
+const REFRESH_MS = 1000;
+
+// A page asks for itself again; its parts that differ are exchanged, but for one that somebody is typing in.
+let asked = false;
+let again = false;
+
+async function refresh() {
+  if (asked) {
+    again = true;
+    return;
+  }
+  asked = true;
+  try {
+    const answer = await fetch(location.href, { headers: { "Latticed-Live": "1" }, redirect: "error" });
+    if (answer.status === 401) {
+      say("the session is over");
+      return;
+    }
+    if (answer.ok) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
+  } catch {
+    say("the console does not answer");
+  } finally {
+    setTimeout(() => {
+      asked = false;
+      if (again) {
+        again = false;
+        refresh();
+      }
+    }, REFRESH_MS);
+  }
+}
+
+function exchange(fresh) {
+  for (const old of document.querySelectorAll("[data-part]")) {
+    const next = fresh.getElementById(old.id);
+    if (!next || old.contains(document.activeElement)) continue;
+    prepare(next);
+    if (next.outerHTML === old.outerHTML) continue;
+    old.replaceWith(document.adoptNode(next));
+  }
+}
+
+function say(words) {
+  if (state && state.textContent !== words) state.textContent = words;
+}
+
+// A tab that is not seen holds no connection: a browser has six for a site.
+let stream = null;
+
+function listen() {
+  if (document.hidden || stream || !live) return;
+  stream = new EventSource(`${base}/live`);
+  stream.onopen = () => say("live");
+  stream.onerror = () => say("not live: the console does not answer");
+  stream.onmessage = (event) => {
+    const { targets, daemon } = JSON.parse(event.data);
+    if (daemon === "gone") say("the daemon does not answer");
+    if (daemon === "back") say("live");
+    if (daemon || live === "*" || targets === null || targets.includes(live)) refresh();
+  };
+}
+
+function rest() {
+  if (stream) stream.close();
+  stream = null;
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    rest();
+    return;
+  }
+  listen();
+  if (live) refresh();
+});
+
+// Commands can be copied.
+function prepare(within) {
+  for (const box of within.querySelectorAll(".command")) {
+    if (box.querySelector("button")) continue;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet copy";
+    button.textContent = "Copy";
+    box.append(button);
+  }
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest(".copy");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.parentElement.querySelector("code").textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+    button.textContent = "Selected";
+  }
+});
+
+// A log follows while its page is seen.
+async function follow(log) {
+  for (;;) {
+    if (document.hidden) {
+      await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
+      continue;
+    }
+    try {
+      const answer = await fetch(`${log.dataset.follow}?after=${encodeURIComponent(log.dataset.next)}`, { redirect: "error" });
+      if (answer.status === 401) {
+        say("the session is over");
+        return;
+      }
+      if (!answer.ok) throw new Error(answer.status);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 40;
+      log.dataset.next = fresh.querySelector(".end").dataset.next;
+      for (const line of fresh.querySelectorAll("[data-seq]")) log.append(document.adoptNode(line));
+      while (log.childElementCount > MOST_LINES) log.firstElementChild.remove();
+      if (atEnd) log.scrollTop = log.scrollHeight;
+      say("follows");
+    } catch {
+      say("the daemon does not answer");
+      await new Promise((done) => setTimeout(done, 3000));
+    }
+  }
+}
+
+function count() {
+  for (const one of document.querySelectorAll("[data-left]")) {
+    const left = Math.max(0, Number(one.dataset.left) - 1);
+    one.dataset.left = String(left);
+    one.textContent = String(left);
+  }
+}
+
+prepare(document);
+listen();
+setInterval(count, 1000);
+const log = document.querySelector("[data-follow]");
+if (log) {
+  log.scrollTop = log.scrollHeight;
+  follow(log);
+}

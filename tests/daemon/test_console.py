@@ -1,0 +1,283 @@
+"""latticectl ui against a real daemon: its link, its session, what it forwards, and what attackers get."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.house import bundles, consoles, daemons, hosting, processes, programs
+
+pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+
+ID = "acme.demo"
+DIRECTIVES = {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "script-src 'self'"}
+
+
+@pytest.fixture(scope="module")
+def host():
+    """One daemon for all: an armed plugin, one that was not decided about, one that is refused."""
+    author = bundles.author("acme")
+    with daemons.placed() as place:
+        place.trust_us(author)
+        with place.running() as daemon:
+            host = hosting.Host(daemon=daemon, author=author)
+            host.up(ID, programs.GREETER)
+            host.drop("acme.later", programs.GREETER, capabilities=["kv:read", "http:egress"])
+            place.drop("stranger", author=bundles.author("stranger"), id="stranger.demo")
+            daemon.until_rejected("stranger", "publisher_untrusted")
+            daemon.until(lambda: daemon.plugin("acme.later"), "acme.later to be seen")
+            yield host
+
+
+@pytest.fixture(scope="module")
+def reading(host):
+    with consoles.running(host.daemon) as console:
+        assert console.enter().status == 303
+        yield console
+
+
+@pytest.fixture(scope="module")
+def acting(host):
+    with consoles.running(host.daemon, "--act") as console:
+        assert console.enter().status == 303
+        yield console
+
+
+def test_a_link_opens_once_and_becomes_a_session(host):
+    """The cookie is of this start's path alone, no script sees it, no other site sends it; the link is in no argv."""
+    with consoles.running(host.daemon) as console:
+        commands = [one.read_bytes() for one in Path("/proc").glob("[0-9]*/cmdline") if one.exists()]
+        assert not [one for one in commands if console.link.rsplit("/", 1)[1].encode() in one]
+        assert console.ask("HEAD", console.base + "/open/" + console.link.rsplit("/", 1)[1]).status in {401, 404}
+        seen = console.enter()
+        assert (seen.status, seen.headers["location"]) == (303, f"{console.base}/")
+        cookie = seen.headers["set-cookie"]
+        assert cookie.endswith(f"; Path={console.base}/; HttpOnly; SameSite=Strict")
+        assert console.get("/").status == 200
+        first = console.cookie
+        again = console.ask("GET", console.link.removeprefix(console.origin))
+        assert (again.status, "set-cookie" in again.headers) == (401, False)
+        assert console.get("/").status == 200
+        console.cookie = ""
+        assert console.get("/").status == 401
+        console.cookie = "latticed_ui=planted"
+        assert (console.get("/").status, "set-cookie" in console.get("/").headers) == (401, False)
+        console.cookie = first
+        assert console.post("/leave").status == 200
+        assert console.get("/").status == 401
+
+
+def test_a_session_does_not_outlive_its_process(host, reading):
+    with consoles.running(host.daemon) as console:
+        console.cookie = reading.cookie
+        assert console.get("/").status == 401
+        assert console.base != reading.base
+
+
+def test_it_prints_its_link_to_a_terminal_only(host):
+    ran = host.daemon.ctl("ui")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "terminal" in ran.stderr
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:80", "[::]:0"])
+def test_it_listens_on_loopback_alone(host, address: str):
+    ran = host.daemon.ctl("ui", "--listen", address)
+    assert (ran.returncode, "loopback" in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *"/ /rejected /market /plans /tasks /audit /health /notifications /static/console.css /static/live.js".split(),
+        *(f"/plugins/{ID}", f"/plugins/{ID}/logs", "/nothing"),
+    ],
+)
+def test_every_answer_forbids_framing_foreign_content_and_referrers(reading, page: str):
+    seen = reading.get(page)
+    assert seen.status == (404 if page == "/nothing" else 200), seen.text
+    assert {one.strip() for one in seen.headers["content-security-policy"].split(";")} >= DIRECTIVES
+    assert "unsafe" not in seen.headers["content-security-policy"]
+    assert (seen.headers["x-frame-options"], seen.headers["referrer-policy"]) == ("DENY", "no-referrer")
+    assert seen.headers["cache-control"] == "no-store"
+    assert "access-control-allow-origin" not in seen.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:80"},
+        {"Host": ""},
+        {"Host": "127.0.0.1"},
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_another_page_or_name_gets_nothing(reading, headers: dict[str, str]):
+    """DNS rebinding, another site, a plugin's page on another port: refused with a session's cookie, too."""
+    seen = reading.get("/", **headers)
+    assert seen.status in {400, 403}, seen
+    assert ID not in seen.text
+
+
+@pytest.mark.parametrize("origin", ["", "null", "https://evil.example", "http://127.0.0.1:8787"])
+def test_another_page_carries_out_nothing(host, acting, origin: str):
+    seen = acting.post(f"/plugins/{ID}", {"act": "disable"}, Origin=origin)
+    assert seen.status == 403
+    assert host.runtime(ID)["state"] == "armed"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/secrets",
+        "/api/plugins",
+        "/plugins/..%2f..%2fsecrets",
+        "/plugins/%2e%2e/logs",
+        f"/plugins/{ID}/config",
+        "/../../api/secrets",
+        "/static/..%2fserver.py",
+        "/static/%2e%2e/server.py",
+        "/open/",
+        "//",
+    ],
+)
+def test_what_is_not_in_the_table_is_not_there(acting, path: str):
+    assert acting.get(path).status == 404
+    assert acting.post(path).status == 404
+
+
+def test_without_act_nothing_is_carried_out(host, reading):
+    assert "<button>Disable</button>" not in reading.get(f"/plugins/{ID}").text
+    assert reading.post(f"/plugins/{ID}", {"act": "disable"}).status == 303
+    assert "console_reads" in reading.get(f"/plugins/{ID}").text
+    assert host.runtime(ID)["state"] == "armed"
+
+
+def test_what_is_decided_on_a_page_is_seen_in_the_api(host, acting):
+    """Install, activate, invoke, restart, disable, forget; each is said on the page that follows."""
+    daemon = host.daemon
+    assert "<button>Install</button>" in acting.get("/plugins/acme.later").text
+    for act, status in (("install", "installed"), ("activate", "active"), ("disable", "disabled")):
+        assert acting.post("/plugins/acme.later", {"act": act}).status == 303
+        assert daemon.plugin("acme.later")["status"] == status
+        assert f"acme.later is {status}" in acting.get("/plugins/acme.later").text
+    acting.post(f"/plugins/{ID}", {"act": "invoke", "action": "greet", "payload": '{"name": "Ada"}'})
+    assert "Ada" in acting.get(f"/plugins/{ID}").text
+    before = host.runtime(ID)["pid"]
+    acting.post(f"/plugins/{ID}", {"act": "restart"})
+    daemon.until(lambda: host.runtime(ID).get("pid") not in {None, before}, "another process")
+    acting.post(f"/plugins/{ID}", {"act": "trim", "name": "kv:write"})
+    assert "kv:write" not in daemon.plugin(ID)["granted"]
+    acting.post(f"/plugins/{ID}", {"act": "grant", "name": "kv:write"})
+    assert "kv:write" in daemon.plugin(ID)["granted"]
+
+
+def test_host_risk_is_never_granted_by_a_page(host, acting):
+    """The daemon's own user might; the page shows the command, and forwards nothing."""
+    page = acting.get("/plugins/acme.later").text
+    assert "latticectl caps grant acme.later http:egress" in page
+    acting.post("/plugins/acme.later", {"act": "grant", "name": "http:egress"})
+    assert "needs_command" in acting.get("/plugins/acme.later").text
+    acting.post("/plugins/acme.later", {"act": "activate", "accept": "http:egress"})
+    assert "needs_command" in acting.get("/plugins/acme.later").text
+    assert "http:egress" not in host.daemon.plugin("acme.later")["granted"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("act=disable&act=forget", "application/x-www-form-urlencoded"),
+        ("act=nothing", "application/x-www-form-urlencoded"),
+        ("act=disable", "text/plain"),
+        ('{"act": "disable"}', "application/json"),
+        ("act=%ff", "application/x-www-form-urlencoded"),
+        ("act=disable&" + "&".join(f"f{n}=1" for n in range(300)), "application/x-www-form-urlencoded"),
+        ("act=" + "x" * (300 << 10), "application/x-www-form-urlencoded"),
+    ],
+    ids=lambda one: one[:20],
+)
+def test_a_form_that_is_none_of_the_pages_does_nothing(host, acting, body: str, kind: str):
+    headers = {"Cookie": acting.cookie, "Origin": acting.origin, "Content-Type": kind}
+    seen = acting.ask("POST", f"{acting.base}/plugins/{ID}", body, headers)
+    assert seen.status in {303, 400, 413}, seen
+    assert host.runtime(ID)["state"] == "armed"
+
+
+def test_pages_say_what_the_daemon_says(host, reading):
+    assert "stranger" in reading.get("/rejected").text
+    overview = reading.get("/").text
+    assert ID in overview
+    assert "acme.later" in overview
+    assert "No plugin matches" in reading.get("/?q=nothing-of-that-name").text
+    page = reading.get(f"/plugins/{ID}").text
+    assert "Last 24 hours" in page
+    assert reading.get("/plugins/acme.nobody").status == 404
+    assert "holds" in reading.get("/audit").text
+
+
+def test_a_unit_hands_out_links_by_its_socket(host):
+    """Its socket has mode 0660 from its first moment, and goes with it; each link is another one."""
+    place = host.daemon.place
+    path = place.run / "ui-link.sock"
+    command = host.daemon.ctl_command("ui", "--link-socket", str(path))
+    log = place.home.parent / "unit.err"
+    log.touch()
+    quiet = subprocess.DEVNULL
+    with processes.spawned(command, user=place.user, env=place.environment(), stdout=quiet, stderr=log) as unit:
+        processes.until(path.exists, what="the socket of links")
+        assert path.stat().st_mode & 0o777 == 0o660
+        links = [host.daemon.ctl("ui", "link", "--link-socket", str(path)).stdout.strip() for _ in range(2)]
+        assert len({one for one in links if "/open/" in one}) == 2, links
+        assert "/open/" not in log.read_text()
+        console = consoles.RunningConsole(unit, links[0])
+        assert console.enter().status == 303
+        assert console.get("/").status == 200
+        unit.terminate()
+        assert unit.wait(processes.PATIENCE_S) == 0
+    assert not path.exists()
+    gone = host.daemon.ctl("ui", "link", "--link-socket", str(path))
+    assert (gone.returncode, "no console answers" in gone.stderr) == (7, True)
+
+
+def test_pages_hear_that_something_changed(host, reading):
+    """One event of the daemon: a page is told that it is about the plugin, not what."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", int(reading.origin.rsplit(":", 1)[1]), timeout=60)
+    connection.request("GET", f"{reading.base}/live", headers={"Cookie": reading.cookie})
+    stream = connection.getresponse()
+    assert stream.getheader("Content-Type") == "text/event-stream"
+    assert stream.readline().startswith(b"retry:")
+    told: list[dict[str, object]] = []
+    # The console's own stream of the daemon may begin a moment later.
+    for _ in range(20):
+        host.daemon.post(f"/api/plugins/by-id/{ID}/restart")
+        while not (line := stream.readline()).startswith((b"data:", b":")):
+            pass
+        told += [json.loads(line[5:])] if line.startswith(b"data:") else []
+        if any(ID in (one["targets"] or []) for one in told):
+            break
+    connection.close()
+    assert any(ID in (one["targets"] or []) for one in told), told
+    assert {tuple(one) for one in told} == {("targets", "daemon")}
+
+
+def test_the_daemon_may_stop_and_come_back_under_an_open_console(place, acme):
+    """Pages say so meanwhile, and the session stays."""
+    place.drop("demo", author=acme)
+    with place.running() as daemon, consoles.running(daemon) as console:
+        console.enter()
+        assert console.get("/").status == 200
+        daemon.stop()
+        processes.until(lambda: "the daemon is not running" in console.get("/").text, what="the page to say so")
+        assert console.get("/plugins/acme.demo").status == 503
+        with place.running() as again:
+            again.until(lambda: "the daemon is not running" not in console.get("/").text, "the page to be back")
+            assert "acme.demo" in console.get("/").text
