@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CTL_MAY_IMPORT = {"ctl", "wire", "settings", "model", "kit", "bundle", "trust"}
+CONSOLE_MAY_IMPORT = {"model", "kit"}
+CTL_MAY_IMPORT = {"ctl", "console", "wire", "settings", "model", "kit", "bundle", "trust"}
 
 
 def test_import_contracts_hold():
@@ -36,3 +37,19 @@ def test_every_package_is_allowed_or_forbidden_to_latticectl():
         path.stem for path in package.glob("[!_]*.py")
     }
     assert forbidden == packages - CTL_MAY_IMPORT
+
+
+def test_every_package_below_the_console_is_allowed_or_forbidden_to_it():
+    """The console knows what it shows; the daemon it asks through what latticectl hands to it."""
+    contracts = configparser.ConfigParser()
+    contracts.read(CHECKOUT / "setup.cfg")
+    layers = (
+        contracts["importlinter:contract:layers"]["layers"]
+        .replace("|", " ")
+        .replace("(", " ")
+        .replace(")", " ")
+        .split()
+    )
+    below = set(layers[layers.index("console") + 1 :])
+    forbidden = contracts["importlinter:contract:console"]["forbidden_modules"].split()
+    assert {name.split(".")[1] for name in forbidden} == below - CONSOLE_MAY_IMPORT

@@ -53,6 +53,7 @@ NOT_RUN = {
     "tuf-on-ci-delegate": "works in a repository of GitHub",
     "git switch": "works in a repository of GitHub",
     "latticectl install latticed.notify": "asks ntfy; tests/docs/test_tutorial.py does it where there is no network",
+    "latticectl ui": "goes on until it is ended; tests/daemon/test_console.py does, and asks for a link",
     "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
 """How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`."""
