@@ -23,6 +23,8 @@ _DOCTOR_WAIT_S: Final = 3.0
 """The overview waits no longer for what `doctor` finds."""
 _LOG_LINES: Final = 200
 _LOG_WAIT_S: Final = 20
+_MOST_FOLLOWING: Final = 6
+"""Logs that wait for lines, on a thread each; more are answered at once, and ask again a moment later."""
 _LISTED: Final = 100
 _MOST_SCRIPT_LINES: Final = 4_000
 _AUDIT_FILTERS: Final = ("actor", "action", "target", "decision")
@@ -51,6 +53,7 @@ class Pages:
         self._reader = reader
         self._threads = threads
         self._act = act
+        self._following = 0
         self._kept: dict[str, tuple[float, asyncio.Task[Section]]] = {}
 
     async def overview(self, query: Mapping[str, str]) -> Page:
@@ -76,7 +79,7 @@ class Pages:
             "findings": [one for one in findings or [] if one.state in {"look", "bad"} and one.check != "daemon"],
             "looking": findings is None,
         }
-        return Page("overview.html", context, "*")
+        return Page("overview", context, "*")
 
     async def plugin(self, _query: Mapping[str, str], plugin_id: str) -> Page:
         """One plugin: why it is as it is, what it may do, what it did."""
@@ -112,24 +115,29 @@ class Pages:
             "delegated": list(zip(_DELEGATED.values(), kinds, strict=True)),
             "acts": list(plugin.acts(record)) if self._act else [],
         }
-        return Page("plugin.html", context, plugin_id)
+        return Page("plugin", context, plugin_id)
 
     async def logs(self, _query: Mapping[str, str], plugin_id: str) -> Page:
         """The newest lines of a plugin's log."""
         found = await self._section(
             lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query={"limit": _LOG_LINES})
         )
-        return Page("logs.html", {"id": plugin_id, **_lines(found)})
+        return Page("logs", {"id": plugin_id, **_lines(found)})
 
     async def log_lines(self, query: Mapping[str, str], plugin_id: str) -> Page:
         """The lines after a number, waiting for them."""
         given = query.get("after", "")
         after = int(given) if given.isascii() and given.isdigit() and len(given) < 17 else 0
-        asked = {"after": after, "limit": _LOG_LINES, "wait_s": _LOG_WAIT_S}
-        found = await self._section(lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query=asked))
+        wait_s = _LOG_WAIT_S if self._following < _MOST_FOLLOWING else 0
+        asked = {"after": after, "limit": _LOG_LINES, "wait_s": wait_s}
+        self._following += 1
+        try:
+            found = await self._section(lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query=asked))
+        finally:
+            self._following -= 1
         if found.problem:
             raise found.problem
-        return Page("log_lines.html", {"id": plugin_id, **_lines(found)})
+        return Page("log_lines", {"id": plugin_id, **_lines(found)})
 
     async def rejected(self, query: Mapping[str, str]) -> Page:
         """Every refused bundle, a page at a time."""
@@ -143,7 +151,7 @@ class Pages:
             "page": overview.paged(kept, wanted.page, total=len(every)),
             "view": wanted,
         }
-        return Page("rejected.html", context, "*")
+        return Page("rejected", context, "*")
 
     async def market(self, query: Mapping[str, str]) -> Page:
         """The sources, what is being taken, and all that is offered."""
@@ -163,7 +171,7 @@ class Pages:
             "next": plain.text(offers.data, "next"),
             "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
         }
-        return Page("market.html", context, "*")
+        return Page("market", context, "*")
 
     async def offer(self, _query: Mapping[str, str], plugin_id: str) -> Page:
         """One plugin of an index, with what it would be permitted."""
@@ -182,7 +190,7 @@ class Pages:
             "taking": [one for one in plain.rows(glance.data, "taking") if plain.text(one, "id") == plugin_id],
             **plugin.take(plugin_id, must),
         }
-        return Page("offer.html", context, "*")
+        return Page("offer", context, "*")
 
     async def plans(self, query: Mapping[str, str]) -> Page:
         """The newest plans."""
@@ -193,7 +201,7 @@ class Pages:
             "helper": plain.text(found.data, "helper"),
             "next": plain.text(found.data, "next"),
         }
-        return Page("plans.html", context, "*")
+        return Page("plans", context, "*")
 
     async def plan(self, _query: Mapping[str, str], sha: str) -> Page:
         """One plan: what was asked for, and what the root helper would do."""
@@ -214,13 +222,13 @@ class Pages:
             "intent": _indented(plain.mapping(found.data, "intent")),
             "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
         }
-        return Page("plan.html", context, "*")
+        return Page("plan", context, "*")
 
     async def tasks(self, query: Mapping[str, str]) -> Page:
         """The newest tasks."""
         found = await self._section(lambda: self._reader.get("tasks", query={"limit": _LISTED, **_after(query)}))
         rows, following = plain.rows(found.data, "tasks"), plain.text(found.data, "next")
-        return Page("tasks.html", {"problem": found.problem, "tasks": rows, "next": following}, "*")
+        return Page("tasks", {"problem": found.problem, "tasks": rows, "next": following}, "*")
 
     async def task(self, _query: Mapping[str, str], task: str) -> Page:
         """One task with its script, to be read before it is approved elsewhere."""
@@ -229,7 +237,7 @@ class Pages:
             raise found.problem
         names = ("script", "stdout", "stderr")
         lines = {name: plain.text(found.data, name).split("\n")[:_MOST_SCRIPT_LINES] for name in names}
-        return Page("task.html", {"task": found.data, "lines": lines}, "*")
+        return Page("task", {"task": found.data, "lines": lines}, "*")
 
     async def audit(self, query: Mapping[str, str]) -> Page:
         """The newest events, and whether both chains hold."""
@@ -247,7 +255,7 @@ class Pages:
             "chain": chains.data if isinstance(chains.data, dict) else {},
             "chain_problem": chains.problem,
         }
-        return Page("audit.html", context, "*")
+        return Page("audit", context, "*")
 
     async def notifications(self, query: Mapping[str, str]) -> Page:
         """The newest notifications, and how their channels are."""
@@ -260,14 +268,14 @@ class Pages:
             "channels": plain.rows(found.data, "channels"),
             "next": plain.text(found.data, "next"),
         }
-        return Page("notifications.html", context, "*")
+        return Page("notifications", context, "*")
 
     async def health(self, _query: Mapping[str, str]) -> Page:
         """What `latticectl doctor` finds."""
         found = await self._section(self._operator.doctor)
         status = await self._section(lambda: self._reader.get("status"))
         context = {"problem": found.problem, "findings": found.data or [], "status": status.data or {}}
-        return Page("health.html", context, "*")
+        return Page("health", context, "*")
 
     async def _delegated(self, kind: str, plugin_id: str) -> Section:
         query = {"plugin": plugin_id, "limit": _LISTED}

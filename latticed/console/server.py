@@ -13,7 +13,6 @@ import secrets
 import signal
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl
 
@@ -24,6 +23,7 @@ from latticed.console.live import LiveHub
 from latticed.console.operator import Reader
 from latticed.console.pages import Page, Pages
 from latticed.console.sessions import SessionKeys, UiSession
+from latticed.console.threads import WaitingThreads
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from latticed.console.operator import Operator
 
 COOKIE: Final = "latticed_ui"
+MOST_COOKIES: Final = 8
 THREADS: Final = 12
 """Requests to the daemon under way at a time; logs that follow wait in one each."""
 _FORM_S: Final = 10.0
@@ -78,7 +79,7 @@ class Console:
         self._act = act
         self._operator = operator
         self._keys = SessionKeys()
-        self._threads = ThreadPoolExecutor(THREADS, "console")
+        self._threads = WaitingThreads(THREADS)
         self._reader = Reader(operator, act=act)
         self._pages = Pages(operator, self._reader, self._threads, act=act)
         self._hub = LiveHub(operator.changes)
@@ -90,10 +91,6 @@ class Console:
         called = max(self.origins, key=lambda one: (one.scheme == "https", not one.authority.startswith("localhost")))
         return f"{called.text}/{self.base}/open/{self._keys.link(time.monotonic())}"
 
-    def end(self) -> None:
-        """Wait for nothing: threads at a socket end with the process."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Any request there is."""
         try:
@@ -104,7 +101,7 @@ class Console:
             found = addresses.found(request.method, raw_path, self.base)
             if found is not None and found.page == "open":
                 return self._opened(found.arguments[0], called)
-            session = self._keys.session(request.cookies.get(COOKIE), time.monotonic())
+            session = self._session(request)
             # Before it is told whether there is such a page: without a session there is nothing to find out.
             if session is None:
                 raise Problem(
@@ -118,6 +115,11 @@ class Console:
             return self._failed(Problem("bad_form", "the address or the form is not well-formed", ""))
         except Problem as problem:
             return self._failed(problem)
+
+    def _session(self, request: web.Request) -> UiSession | None:
+        """The session of any cookie of that name: another page of this address may have planted one beside ours."""
+        now_s = time.monotonic()
+        return next((found for one in _cookies(request) if (found := self._keys.session(one, now_s))), None)
 
     def _opened(self, link: str, called: PageOrigin) -> web.Response:
         """A session for a link that was not used yet."""
@@ -138,14 +140,15 @@ class Console:
             case "static":
                 return _static(found.arguments[0])
             case "leave":
-                self._keys.close(request.cookies.get(COOKIE))
+                for one in _cookies(request):
+                    self._keys.close(one)
                 return web.Response(text="The session is over.\n", headers=guard.HEADERS)
             case "act" | "take" | "refresh" | "cancel" | "retry":
                 return await self._acted(request, found, session)
             case name:
                 page: Page = await getattr(self._pages, name)(query, *found.arguments)
         notes: list[tuple[str, str]] = []
-        if _READ_HEADER not in request.headers and page.template != "log_lines.html":
+        if _READ_HEADER not in request.headers and page.template != "log_lines":
             notes, session.notes = list(session.notes), type(session.notes)(maxlen=session.notes.maxlen)
         return self._shown(page, notes)
 
@@ -196,17 +199,33 @@ class Console:
             self._hub.leave(listener)
 
     def _shown(self, page: Page, notes: list[tuple[str, str]], status: int = 200) -> web.Response:
-        html = self._html.get_template(page.template).render(notes=notes, live=page.live, **page.context)
+        """A page; Problem bad_reply where the daemon's answers are not of this version."""
+        try:
+            html = self._rendered(page, notes)
+        except (templates.TemplateError, TypeError, AttributeError) as error:
+            raise Problem(
+                "bad_reply", "the daemon's answer is not as this version has it", "latticectl version"
+            ) from error
         return web.Response(text=html, content_type="text/html", headers=guard.HEADERS, status=status)
+
+    def _rendered(self, page: Page, notes: list[tuple[str, str]]) -> str:
+        return self._html.get_template(f"{page.template}.html").render(notes=notes, live=page.live, **page.context)
 
     def _failed(self, problem: Problem) -> web.Response:
         """A page that says what is wrong; without the names of other pages for somebody without a session."""
         status = getattr(problem, "status", 0) or _STATUS.get(problem.code, 503)
         outside = problem.code in {"foreign_host", "foreign_origin", "no_session"}
-        return self._shown(Page("failed.html", {"problem": problem, "outside": outside}), [], status)
+        return self._shown(Page("failed", {"problem": problem, "outside": outside}), [], status)
 
     def _to(self, path: str) -> web.Response:
         return web.Response(status=303, headers={**guard.HEADERS, "Location": f"/{self.base}{path}"})
+
+
+def _cookies(request: web.Request) -> list[str]:
+    """All values of our cookie, as they were sent; a parser of cookies keeps one."""
+    sent = "; ".join(request.headers.getall("Cookie", ()))
+    pairs = (one.strip().partition("=") for one in sent.split(";"))
+    return [value for name, _, value in pairs if name == COOKIE][:MOST_COOKIES]
 
 
 def _wanted(page: str, argument: str, form: Mapping[str, list[str]]) -> ActRequest:
@@ -256,7 +275,6 @@ async def serve(operator: Operator, options: ConsoleOptions, *, started: Callabl
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        stack.callback(console.end)
         try:
             at = await _listen(runner, options.at, stack)
             console.origins = guard.origins(at, options.origins)

@@ -11,10 +11,12 @@ import importlib.resources
 from typing import Any, Final
 from urllib.parse import quote
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined, Undefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError, Undefined
 from markupsafe import Markup
 
 from latticed.kit import text
+
+__all__ = ["STATIC", "TemplateError", "environment", "part", "safe", "static"]
 
 MOST: Final = 4_096
 """Characters of one text; a log line or a message may have 64 KiB."""

@@ -120,10 +120,12 @@ async function follow(log) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 40;
       log.dataset.next = fresh.querySelector(".end").dataset.next;
-      for (const line of fresh.querySelectorAll("[data-seq]")) log.append(document.adoptNode(line));
+      const lines = fresh.querySelectorAll("[data-seq]");
+      for (const line of lines) log.append(document.adoptNode(line));
       while (log.childElementCount > MOST_LINES) log.firstElementChild.remove();
       if (atEnd) log.scrollTop = log.scrollHeight;
       say("follows");
+      if (!lines.length) await new Promise((done) => setTimeout(done, 1000));
     } catch {
       say("the daemon does not answer");
       await new Promise((done) => setTimeout(done, 3000));

@@ -133,11 +133,12 @@ async def every_page(text: str) -> dict[str, str]:
         ]
     notes = [("bad", text)]
     problem = Problem(text, text, text)
-    found.append(Page("failed.html", {"problem": problem, "outside": False}))
-    return {
-        f"{number} {one.template}": html.get_template(one.template).render(notes=notes, live=one.live, **one.context)
-        for number, one in enumerate(found)
-    }
+    found.append(Page("failed", {"problem": problem, "outside": False}))
+    shown = {}
+    for number, one in enumerate(found):
+        template = html.get_template(f"{one.template}.html")
+        shown[f"{number} {one.template}"] = template.render(notes=notes, live=one.live, **one.context)
+    return shown
 
 
 def structure(html: str) -> Structure:
