@@ -146,16 +146,21 @@ class _Caller:
                 return client.put(*parts, body=body)
 
     def changes(self) -> Iterator[str]:
+        import itertools
+
         from latticed.ctl import stream
 
         # One attempt after the other, without an end: pages stay open over any restart of the daemon.
         pause_s, gone = _FIRST_PAUSE_S, False
         while True:
             try:
-                for sent in stream.decode(self._session.client().lines("events")):
-                    if gone:
-                        yield "back"
-                    pause_s, gone = _FIRST_PAUSE_S, False
+                lines = self._session.client().lines("events")
+                # Its first line comes at once, its first event maybe in an hour.
+                first = next(lines, b"")
+                if gone:
+                    yield "back"
+                pause_s, gone = _FIRST_PAUSE_S, False
+                for sent in stream.decode(itertools.chain((first,), lines)):
                     if sent.data:
                         yield _target(sent.data)
             except Problem as problem:
@@ -184,7 +189,14 @@ class _Caller:
     def review(self, plan: str) -> dict[str, Any]:
         from latticed.ctl import root_helper
 
-        return replies.mapping(root_helper.of(self._session).review(plan), "review")
+        client = root_helper.of(self._session)
+        found = client.review(plan)
+        if found.get("state") != "unconfirmed":
+            return found
+        # How long is left is the target's, not the review's.
+        targets = replies.rows(client.observe().get("targets"), "list of targets")
+        left_s = next((one.get("deadline_s") for one in targets if one.get("unconfirmed") == plan), 0)
+        return {**found, "deadline_s": left_s}
 
     def when(self, moment: str) -> str:
         return self._now().screen.when(moment)

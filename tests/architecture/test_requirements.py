@@ -20,7 +20,8 @@ READ_PRIVATELY = {"aiohttp", "tuf", "watchdog"}
 def required() -> dict[str, str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["tuf"]
+    extras = setup["options.extras_require"]
+    wanted = setup["options"]["install_requires"] + extras["tuf"] + extras["ui"]
     lines = [line.strip() for line in wanted.split("\n")]
     found = [re.match(r"([a-z0-9-]+)(.*)", line) for line in lines if line and not line.startswith("#")]
     return {one[1]: one[2] for one in found if one}
