@@ -13,7 +13,7 @@ import secrets
 import signal
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl
 
 from aiohttp import web
@@ -27,7 +27,7 @@ from latticed.console.threads import WaitingThreads
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from latticed.console.acts import ActRequest
     from latticed.console.addresses import FoundPage
@@ -311,7 +311,7 @@ async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitS
 
 
 @contextlib.contextmanager
-def _private(path: str, stack: contextlib.AsyncExitStack) -> Any:
+def _private(path: str, stack: contextlib.AsyncExitStack) -> Iterator[None]:
     """Bind a unix socket within: of mode 0660 from its first moment, removed at the end. An old one is replaced."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
