@@ -80,7 +80,6 @@ ACTING: Final = (
     ForwardedRoute("POST", "market/install", frozenset({"id", "source", "version", "accept"})),
     ForwardedRoute("POST", "notifications/{item}/retry"),
     ForwardedRoute("POST", "tasks/{task}/cancel"),
-    ForwardedRoute("POST", "ddns/{id}/{name}/retry"),
 )
 _BY_SHAPE: Final = MappingProxyType(
     {

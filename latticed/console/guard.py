@@ -120,8 +120,11 @@ def called_by(host: str, known: Iterable[PageOrigin]) -> PageOrigin:
 def check_site(method: str, called: PageOrigin, sent_origin: str | None, fetch_site: str) -> None:
     """Refuse what another page asks for: Problem foreign_origin."""
     safe = method in {"GET", "HEAD"}
-    # A GET has an Origin only where a script asks.
-    ours = sent_origin == called.text or (safe and sent_origin is None)
+    # A GET has an Origin only where a script asks. A form of a page with `no-referrer` is sent with Origin "null"
+    # (Fetch, "append a request Origin header"); that it is the console's own then only Sec-Fetch-Site says, which no
+    # page can set.
+    of_form = sent_origin == "null" and fetch_site == "same-origin"
+    ours = sent_origin == called.text or of_form or (safe and sent_origin is None)
     if not ours or fetch_site not in _OURS:
         raise Problem("foreign_origin", "another page asked for this", "open the console itself")
 

@@ -156,18 +156,18 @@ class Pages:
     async def market(self, query: Mapping[str, str]) -> Page:
         """The sources, what is being taken, and all that is offered."""
         word = query.get("q", "")[:128]
+        asked = {"limit": _LISTED, "text": word or None, **_after(query)}
         glance, offers, outdated = await asyncio.gather(
             self._section(lambda: self._reader.get("market")),
-            self._section(lambda: self._reader.get("market", "plugins", query={"limit": _LISTED, **_after(query)})),
+            self._section(lambda: self._reader.get("market", "plugins", query=asked)),
             self._section(lambda: self._reader.get("market", "outdated")),
         )
-        rows = [one for one in plain.rows(offers.data, "plugins") if word.casefold() in json.dumps(one).casefold()]
         context = {
             "search": word,
             "problem": glance.problem or offers.problem,
             "sources": plain.rows(glance.data, "sources"),
             "taking": plain.rows(glance.data, "taking"),
-            "offers": rows,
+            "offers": plain.rows(offers.data, "plugins"),
             "next": plain.text(offers.data, "next"),
             "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
         }

@@ -52,7 +52,10 @@ def test_its_own_pages_are_answered(method: str, origin: str | None, site: str):
     ("method", "origin", "site"),
     [
         ("POST", None, ""),
-        ("POST", "null", ""),
+        ("POST", "null", ""),  # a frame without an origin, or an old browser's form: they cannot be told apart
+        ("POST", "null", "none"),
+        ("POST", "null", "same-site"),
+        ("POST", "null", "cross-site"),
         ("POST", "https://evil.example", ""),
         ("POST", "http://127.0.0.1:8787", "same-site"),  # a plugin's page on another port of this address
         ("POST", "https://127.0.0.1:8790", "same-origin"),
@@ -70,6 +73,11 @@ def test_what_another_page_asks_for_is_refused(method: str, origin: str | None, 
     with pytest.raises(Problem) as refused:
         guard.check_site(method, HERE, origin, site)
     assert refused.value.code == "foreign_origin"
+
+
+def test_a_form_of_its_own_pages_is_answered():
+    """Browsers send it with Origin "null", since the pages forbid referrers."""
+    guard.check_site("POST", HERE, "null", "same-origin")
 
 
 def test_no_page_of_it_can_be_framed_scripted_or_load_from_elsewhere():
