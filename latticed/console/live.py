@@ -38,7 +38,10 @@ class Listener:
 
     def take(self) -> dict[str, object]:
         """Everything since the last time: `{"targets": […] or null for anything, "daemon": "gone|back|"}`."""
-        told = {"targets": None if self._everything else sorted(self._targets), "daemon": self._daemon}
+        told: dict[str, object] = {
+            "targets": None if self._everything else sorted(self._targets),
+            "daemon": self._daemon,
+        }
         self._targets, self._everything, self._daemon = set(), False, ""
         self.ready.clear()
         return told

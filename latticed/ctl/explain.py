@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from latticed import wire
+    from latticed.ctl.advice_failures import Advice
     from latticed.ctl.ask import Asked
     from latticed.ctl.render import Screen
     from latticed.ctl.session import CtlSession
@@ -61,7 +62,7 @@ def _code(screen: Screen, name: str, text: codes.CodeText) -> int:
     return ExitCode.OK
 
 
-def steps(session: CtlSession, client: Asked, plugin_id: str) -> tuple[list[tuple[str, str, str]], advice.Advice]:
+def steps(session: CtlSession, client: Asked, plugin_id: str) -> tuple[list[tuple[str, str, str]], Advice]:
     """The lines of the report as name, text and tone, and the advice; asked for through `client`."""
     _, facts = _facts(session, client, plugin_id)
     cells = [(name, table.cell(value)) for name, value in _lines(facts, session.screen) if value]
