@@ -147,10 +147,8 @@ class Console:
                 return await self._acted(request, found, session)
             case name:
                 page: Page = await getattr(self._pages, name)(query, *found.arguments)
-        notes: list[tuple[str, str]] = []
-        if _READ_HEADER not in request.headers and page.template != "log_lines":
-            notes, session.notes = list(session.notes), type(session.notes)(maxlen=session.notes.maxlen)
-        return self._shown(page, notes)
+        asked_again = _READ_HEADER in request.headers or page.template == "log_lines"
+        return self._shown(page, [] if asked_again else session.take_notes())
 
     async def _acted(self, request: web.Request, found: FoundPage, session: UiSession) -> web.Response:
         """Carry out what a form asks for, and lead back to its page."""

@@ -36,6 +36,12 @@ class UiSession:
     seen_s: float
     notes: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MOST_NOTES))
 
+    def take_notes(self) -> list[tuple[str, str]]:
+        """The notes, which no other page shows then."""
+        taken = list(self.notes)
+        self.notes.clear()
+        return taken
+
 
 class SessionKeys:
     """Links and sessions of one start."""

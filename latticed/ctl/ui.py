@@ -89,7 +89,7 @@ def _serve(session: CtlSession) -> int:
             "usage", "--listen with a unix socket takes --origin", "--origin https://NAME, as browsers will call it"
         )
     on_terminal = session.screen.out.isatty()
-    # A link in a log, or in a file, would be a key left lying about.
+    # Whoever reads a log or a file that has it could open the console.
     if not on_terminal and not args.link_socket:
         hint = "on a terminal, or with --link-socket PATH, and then: latticectl ui link --link-socket PATH"
         raise Problem("usage", "the link is printed to a terminal only, and stdout is none", hint)
