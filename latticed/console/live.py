@@ -18,7 +18,7 @@ MOST_TARGETS: Final = 32
 MOST_LISTENERS: Final = 32
 
 
-class Listener:
+class PageListener:
     """One open page. `take` is what it has not been told yet."""
 
     def __init__(self) -> None:
@@ -53,14 +53,14 @@ class LiveHub:
     def __init__(self, changes: Callable[[], Iterator[str]]) -> None:
         self._changes = changes
         self._loop = asyncio.get_running_loop()
-        self._listeners: set[Listener] = set()
+        self._listeners: set[PageListener] = set()
         self._lock = threading.Lock()
         self._targets: set[str] = set()
         self._daemon = ""
         self._scheduled = False
         self._thread: threading.Thread | None = None
 
-    def listen(self) -> Listener | None:
+    def listen(self) -> PageListener | None:
         """A new listener; None when there are too many."""
         if len(self._listeners) >= MOST_LISTENERS:
             return None
@@ -68,11 +68,11 @@ class LiveHub:
             # A daemon thread: it waits at a socket, and ends with the process.
             self._thread = threading.Thread(target=self._read, name="console-live", daemon=True)
             self._thread.start()
-        found = Listener()
+        found = PageListener()
         self._listeners.add(found)
         return found
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: PageListener) -> None:
         """The page is closed."""
         self._listeners.discard(listener)
 

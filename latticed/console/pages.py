@@ -37,7 +37,7 @@ class Section(NamedTuple):
     problem: Problem | None = None
 
 
-class Page(NamedTuple):
+class HtmlPage(NamedTuple):
     """A template and what it gets; `live`: what has to change for this page to be asked for anew, `*` for anything."""
 
     template: str
@@ -56,7 +56,7 @@ class Pages:
         self._following = 0
         self._kept: dict[str, tuple[float, asyncio.Task[Section]]] = {}
 
-    async def overview(self, query: Mapping[str, str]) -> Page:
+    async def overview(self, query: Mapping[str, str]) -> HtmlPage:
         """Counts, what needs attention, and a page of the table."""
         rows, status, planned, findings = await asyncio.gather(
             self._fresh("plugins", lambda: overview.rows(self._reader.get("plugins"))),
@@ -79,9 +79,9 @@ class Pages:
             "findings": [one for one in findings or [] if one.state in {"look", "bad"} and one.check != "daemon"],
             "looking": findings is None,
         }
-        return Page("overview", context, "*")
+        return HtmlPage("overview", context, "*")
 
-    async def plugin(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+    async def plugin(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """One plugin: why it is as it is, what it may do, what it did."""
         about, explained, usage, history = await asyncio.gather(
             self._section(lambda: self._reader.get("plugins", "by-id", plugin_id)),
@@ -115,16 +115,16 @@ class Pages:
             "delegated": list(zip(_DELEGATED.values(), kinds, strict=True)),
             "acts": list(plugin.acts(record)) if self._act else [],
         }
-        return Page("plugin", context, plugin_id)
+        return HtmlPage("plugin", context, plugin_id)
 
-    async def logs(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+    async def logs(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """The newest lines of a plugin's log."""
         found = await self._section(
             lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query={"limit": _LOG_LINES})
         )
-        return Page("logs", {"id": plugin_id, **_lines(found)})
+        return HtmlPage("logs", {"id": plugin_id, **_lines(found)})
 
-    async def log_lines(self, query: Mapping[str, str], plugin_id: str) -> Page:
+    async def log_lines(self, query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """The lines after a number, waiting for them."""
         given = query.get("after", "")
         after = int(given) if given.isascii() and given.isdigit() and len(given) < 17 else 0
@@ -137,9 +137,9 @@ class Pages:
             self._following -= 1
         if found.problem:
             raise found.problem
-        return Page("log_lines", {"id": plugin_id, **_lines(found)})
+        return HtmlPage("log_lines", {"id": plugin_id, **_lines(found)})
 
-    async def rejected(self, query: Mapping[str, str]) -> Page:
+    async def rejected(self, query: Mapping[str, str]) -> HtmlPage:
         """Every refused bundle, a page at a time."""
         found = await self._fresh("rejected", lambda: plain.rows(self._reader.get("plugins", "rejected")))
         wanted = overview.view(query)
@@ -151,9 +151,9 @@ class Pages:
             "page": overview.paged(kept, wanted.page, total=len(every)),
             "view": wanted,
         }
-        return Page("rejected", context, "*")
+        return HtmlPage("rejected", context, "*")
 
-    async def market(self, query: Mapping[str, str]) -> Page:
+    async def market(self, query: Mapping[str, str]) -> HtmlPage:
         """The sources, what is being taken, and all that is offered."""
         word = query.get("q", "")[:128]
         asked = {"limit": _LISTED, "text": word or None, **_after(query)}
@@ -171,9 +171,9 @@ class Pages:
             "next": plain.text(offers.data, "next"),
             "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
         }
-        return Page("market", context, "*")
+        return HtmlPage("market", context, "*")
 
-    async def offer(self, _query: Mapping[str, str], plugin_id: str) -> Page:
+    async def offer(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """One plugin of an index, with what it would be permitted."""
         found = await self._section(lambda: self._reader.get("market", "plugins", plugin_id))
         glance = await self._section(lambda: self._reader.get("market"))
@@ -190,9 +190,9 @@ class Pages:
             "taking": [one for one in plain.rows(glance.data, "taking") if plain.text(one, "id") == plugin_id],
             **plugin.take(plugin_id, must),
         }
-        return Page("offer", context, "*")
+        return HtmlPage("offer", context, "*")
 
-    async def plans(self, query: Mapping[str, str]) -> Page:
+    async def plans(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest plans."""
         found = await self._section(lambda: self._reader.get("plans", query={"limit": _LISTED, **_after(query)}))
         context = {
@@ -201,9 +201,9 @@ class Pages:
             "helper": plain.text(found.data, "helper"),
             "next": plain.text(found.data, "next"),
         }
-        return Page("plans", context, "*")
+        return HtmlPage("plans", context, "*")
 
-    async def plan(self, _query: Mapping[str, str], sha: str) -> Page:
+    async def plan(self, _query: Mapping[str, str], sha: str) -> HtmlPage:
         """One plan: what was asked for, and what the root helper would do."""
         found, review = await asyncio.gather(
             self._section(lambda: self._reader.get("plans", sha)),
@@ -222,24 +222,24 @@ class Pages:
             "intent": _indented(plain.mapping(found.data, "intent")),
             "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
         }
-        return Page("plan", context, "*")
+        return HtmlPage("plan", context, "*")
 
-    async def tasks(self, query: Mapping[str, str]) -> Page:
+    async def tasks(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest tasks."""
         found = await self._section(lambda: self._reader.get("tasks", query={"limit": _LISTED, **_after(query)}))
         rows, following = plain.rows(found.data, "tasks"), plain.text(found.data, "next")
-        return Page("tasks", {"problem": found.problem, "tasks": rows, "next": following}, "*")
+        return HtmlPage("tasks", {"problem": found.problem, "tasks": rows, "next": following}, "*")
 
-    async def task(self, _query: Mapping[str, str], task: str) -> Page:
+    async def task(self, _query: Mapping[str, str], task: str) -> HtmlPage:
         """One task with its script, to be read before it is approved elsewhere."""
         found = await self._section(lambda: self._reader.get("tasks", task))
         if found.problem:
             raise found.problem
         names = ("script", "stdout", "stderr")
         lines = {name: plain.text(found.data, name).split("\n")[:_MOST_SCRIPT_LINES] for name in names}
-        return Page("task", {"task": found.data, "lines": lines}, "*")
+        return HtmlPage("task", {"task": found.data, "lines": lines}, "*")
 
-    async def audit(self, query: Mapping[str, str]) -> Page:
+    async def audit(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest events, and whether both chains hold."""
         filters = {name: query[name][:256] for name in _AUDIT_FILTERS if query.get(name)}
         calls = {"calls": 1} if query.get("calls") == "1" else {}
@@ -255,9 +255,9 @@ class Pages:
             "chain": chains.data if isinstance(chains.data, dict) else {},
             "chain_problem": chains.problem,
         }
-        return Page("audit", context, "*")
+        return HtmlPage("audit", context, "*")
 
-    async def notifications(self, query: Mapping[str, str]) -> Page:
+    async def notifications(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest notifications, and how their channels are."""
         found = await self._section(
             lambda: self._reader.get("notifications", query={"limit": _LISTED, **_after(query)})
@@ -268,14 +268,14 @@ class Pages:
             "channels": plain.rows(found.data, "channels"),
             "next": plain.text(found.data, "next"),
         }
-        return Page("notifications", context, "*")
+        return HtmlPage("notifications", context, "*")
 
-    async def health(self, _query: Mapping[str, str]) -> Page:
+    async def health(self, _query: Mapping[str, str]) -> HtmlPage:
         """What `latticectl doctor` finds."""
         found = await self._section(self._operator.doctor)
         status = await self._section(lambda: self._reader.get("status"))
         context = {"problem": found.problem, "findings": found.data or [], "status": status.data or {}}
-        return Page("health", context, "*")
+        return HtmlPage("health", context, "*")
 
     async def _delegated(self, kind: str, plugin_id: str) -> Section:
         query = {"plugin": plugin_id, "limit": _LISTED}

@@ -37,7 +37,7 @@ class RiskGroup(NamedTuple):
     capabilities: list[MayDo]
 
 
-class Wanted(NamedTuple):
+class AddedPermission(NamedTuple):
     """Something that a candidate adds. `consent`: the page may give it; else `command` does, or nothing has to."""
 
     name: str
@@ -46,16 +46,16 @@ class Wanted(NamedTuple):
     consent: bool
 
 
-class Candidate(NamedTuple):
+class ShownCandidate(NamedTuple):
     version: str
-    adds: list[Wanted]
+    adds: list[AddedPermission]
     drops: list[str]
     bad: str
     command: str
     by_page: bool
 
 
-class Step(NamedTuple):
+class ExplainedStep(NamedTuple):
     """One link of the chain that leads to what a plugin is now."""
 
     name: str
@@ -102,7 +102,7 @@ def _use(name: str, usage: Any) -> str:
     return f"used in the last {_DAYS} days"
 
 
-def candidate(plugin: Any) -> Candidate | None:
+def candidate(plugin: Any) -> ShownCandidate | None:
     """What an upgrade would take; None without a candidate."""
     found = plain.mapping(plugin, "candidate")
     if not found:
@@ -113,7 +113,7 @@ def candidate(plugin: Any) -> Candidate | None:
     downgrade = plain.flag(found, "needs_downgrade")
     bad = plain.mapping(found, "bad")
     more = [*accept, *(["--allow-downgrade"] if downgrade else []), *(["--retry"] if bad else [])]
-    return Candidate(
+    return ShownCandidate(
         version=plain.text(found, "version") or "without a number",
         adds=adds,
         drops=plain.texts(found, "drops"),
@@ -123,8 +123,8 @@ def candidate(plugin: Any) -> Candidate | None:
     )
 
 
-def _wanted(name: str, must: Sequence[str]) -> Wanted:
-    return Wanted(name, words.CAPABILITIES.get(name, ""), name in must, forwarded.may_consent(name))
+def _wanted(name: str, must: Sequence[str]) -> AddedPermission:
+    return AddedPermission(name, words.CAPABILITIES.get(name, ""), name in must, forwarded.may_consent(name))
 
 
 def day(history: Any) -> list[Plot]:
@@ -193,9 +193,9 @@ def acts(plugin: Any) -> Iterator[tuple[str, str]]:
         yield "forget", "Forget"
 
 
-def steps(found: Iterable[tuple[str, str, str]]) -> list[Step]:
+def steps(found: Iterable[tuple[str, str, str]]) -> list[ExplainedStep]:
     """The chain, as `explain` says it; what it left out is left out."""
-    return [Step(*one) for one in found if one[1]]
+    return [ExplainedStep(*one) for one in found if one[1]]
 
 
 def take(plugin_id: str, must: Sequence[str]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import signal
-import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl
 
@@ -21,13 +20,15 @@ from aiohttp import web
 from latticed.console import acts, addresses, forwarded, guard, templates
 from latticed.console.live import LiveHub
 from latticed.console.operator import Reader
-from latticed.console.pages import Page, Pages
+from latticed.console.pages import HtmlPage, Pages
 from latticed.console.sessions import SessionKeys, UiSession
 from latticed.console.threads import WaitingThreads
+from latticed.kit import unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    import socket
+    from collections.abc import Callable, Mapping
 
     from latticed.console.acts import ActRequest
     from latticed.console.addresses import FoundPage
@@ -45,7 +46,6 @@ _LIVE_PAUSE_S: Final = 0.5
 _HEARTBEAT_S: Final = 15.0
 _WRITE_S: Final = 20.0
 """A page that reads nothing for that long is not told any more; it comes back by itself."""
-_LINK_MODE: Final = 0o660
 _STATUS: Final = {
     "foreign_host": 403,
     "foreign_origin": 403,
@@ -146,7 +146,7 @@ class Console:
             case "act" | "take" | "refresh" | "cancel" | "retry":
                 return await self._acted(request, found, session)
             case name:
-                page: Page = await getattr(self._pages, name)(query, *found.arguments)
+                page: HtmlPage = await getattr(self._pages, name)(query, *found.arguments)
         asked_again = _READ_HEADER in request.headers or page.template == "log_lines"
         return self._shown(page, [] if asked_again else session.take_notes())
 
@@ -196,7 +196,7 @@ class Console:
         finally:
             self._hub.leave(listener)
 
-    def _shown(self, page: Page, notes: list[tuple[str, str]], status: int = 200) -> web.Response:
+    def _shown(self, page: HtmlPage, notes: list[tuple[str, str]], status: int = 200) -> web.Response:
         """A page; Problem bad_reply where the daemon's answers are not of this version."""
         try:
             html = self._rendered(page, notes)
@@ -206,14 +206,14 @@ class Console:
             ) from error
         return web.Response(text=html, content_type="text/html", headers=guard.HEADERS, status=status)
 
-    def _rendered(self, page: Page, notes: list[tuple[str, str]]) -> str:
+    def _rendered(self, page: HtmlPage, notes: list[tuple[str, str]]) -> str:
         return self._html.get_template(f"{page.template}.html").render(notes=notes, live=page.live, **page.context)
 
     def _failed(self, problem: Problem) -> web.Response:
         """A page that says what is wrong; without the names of other pages for somebody without a session."""
         status = getattr(problem, "status", 0) or _STATUS.get(problem.code, 503)
         outside = problem.code in {"foreign_host", "foreign_origin", "no_session"}
-        return self._shown(Page("failed", {"problem": problem, "outside": outside}), [], status)
+        return self._shown(HtmlPage("failed", {"problem": problem, "outside": outside}), [], status)
 
     def _to(self, path: str) -> web.Response:
         return web.Response(status=303, headers={**guard.HEADERS, "Location": f"/{self.base}{path}"})
@@ -289,8 +289,7 @@ async def serve(operator: Operator, options: ConsoleOptions, *, started: Callabl
 async def _listen(runner: web.AppRunner, at: ListenAt, stack: contextlib.AsyncExitStack) -> ListenAt:
     """Listen; what was asked for, with the port that it got."""
     if at.path:
-        with _private(at.path, stack):
-            await web.UnixSite(runner, at.path).start()
+        await web.SockSite(runner, _unix_listener(at.path, stack)).start()
         return at
     await web.TCPSite(runner, at.host, at.port).start()
     return at._replace(port=runner.addresses[0][1])
@@ -303,26 +302,12 @@ async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitS
         writer.write(json.dumps({"link": console.link()}).encode() + b"\n")
         writer.close()
 
-    with _private(path, stack):
-        server = await asyncio.start_unix_server(answer, path)
+    server = await asyncio.start_unix_server(answer, sock=_unix_listener(path, stack), **unix_listener.SERVER_OPTIONS)
     stack.callback(server.close)
 
 
-@contextlib.contextmanager
-def _private(path: str, stack: contextlib.AsyncExitStack) -> Iterator[None]:
-    """Bind a unix socket within: of mode 0660 from its first moment, removed at the end. An old one is replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-    # Not chmod afterwards: until then anybody could have connected.
-    before = os.umask(0o777 & ~_LINK_MODE)
-    try:
-        yield
-    finally:
-        os.umask(before)
-    stack.callback(_removed, path)
-
-
-def _removed(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def _unix_listener(path: str, stack: contextlib.AsyncExitStack) -> socket.socket:
+    """A socket of mode 0660 from its first moment, removed at the end; an old one is replaced."""
+    made = unix_listener.listen(Path(path))
+    stack.callback(Path(path).unlink, missing_ok=True)
+    return made

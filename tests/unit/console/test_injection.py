@@ -14,7 +14,7 @@ import pytest
 
 from latticed.console import forwarded, templates
 from latticed.console.operator import ExplainedPlugin, HealthFinding, Reader
-from latticed.console.pages import Page, Pages
+from latticed.console.pages import HtmlPage, Pages
 from latticed.model.errors import Problem
 from tests.house import corpora, filled_answers
 
@@ -114,7 +114,7 @@ async def every_page(text: str) -> dict[str, str]:
     with ThreadPoolExecutor(4) as threads:
         pages = Pages(operator, Reader(operator, act=True), threads, act=True)
         query = {"q": text[:1], "actor": text}
-        found: list[Page] = [
+        found: list[HtmlPage] = [
             await pages.overview({}),
             await pages.overview(query),
             await pages.plugin({}, ID),
@@ -133,7 +133,7 @@ async def every_page(text: str) -> dict[str, str]:
         ]
     notes = [("bad", text)]
     problem = Problem(text, text, text)
-    found.append(Page("failed", {"problem": problem, "outside": False}))
+    found.append(HtmlPage("failed", {"problem": problem, "outside": False}))
     shown = {}
     for number, one in enumerate(found):
         template = html.get_template(f"{one.template}.html")
