@@ -28,7 +28,10 @@ log = logs.get_logger()
 
 
 class Ahead:
-    """The stub started ahead: with the first child, and again when it has ended. An async context manager."""
+    """The stub started ahead: with the first child, and again when it has ended or the daemon's limits have changed.
+
+    An async context manager.
+    """
 
     def __init__(self) -> None:
         self.stub: StubAhead | None = None
@@ -64,6 +67,10 @@ class Ahead:
     def _current(self, spec: ChildSpec) -> StubAhead | None:
         if self.stub is not None and self.stub.ended():
             self._lost(self.stub)
+        elif self.stub is not None and self.stub.outdated():
+            # Its starts under way are made by it yet; nobody waits for its end, so `orphans` reaps it.
+            self.stub.close()
+            self.stub = None
         if self.stub is None and not self._given_up:
             self.stub = StubAhead.start(spec.plan)
         return self.stub

@@ -32,7 +32,11 @@ _OUTPUTS: Final = frozenset({1, 2})  # the child's descriptors that it writes
 REMOVE_S: Final = 5.0
 """How long, in seconds, the processes of a killed group may take to end."""
 TOLD_S: Final = 5.0
-"""How long, in seconds, a stub that was started ahead may take to make a process for a plan: it is killed then."""
+"""How long, in seconds, a stub that was started ahead may take to make a process for a plan: it is killed then.
+
+One that is stopped is killed at once, so that ending a start does not wait for it.
+"""
+_LOOK_S: Final = 0.1  # how often it is asked whether it is stopped
 OURS: Final[set[int]] = set()
 """Pids of children that the daemon waits for; `orphans` must not reap them."""
 BEGUN: Final[set[Spawn]] = set()
@@ -139,21 +143,27 @@ class Spawn:
 
     async def _told(self) -> bool:
         """Wait for the pid of the process that the stub started ahead makes; False when there will be none."""
-        try:
-            async with asyncio.timeout(TOLD_S):
-                report = await self._report(of=lambda report: report.stub is not None)
-        except TimeoutError:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + TOLD_S
+        report = await self._report_within(_LOOK_S)
+        while report is None and loop.time() < until_s and not (self._by is not None and self._by.stopped()):
+            report = await self._report_within(_LOOK_S)
+        if report is None:
             # Stopped, or without processor time. Its end closes what it was sent, and ends what waits for it.
             if self._by is not None:
                 self._by.kill()
-            report = LaunchReport()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REMOVE_S):
-                    report = await self._report(of=lambda report: report.stub is not None)
-        if report.stub is None:
+            report = await self._report_within(REMOVE_S)
+        if report is None or report.stub is None:
             return False
         self._know(report.stub)
         return True
+
+    async def _report_within(self, within_s: float) -> LaunchReport | None:
+        """The report of a stub started ahead, to its end or to the pid that it begins with; None if neither comes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                return await self._report(of=lambda report: report.stub is not None)
+        return None
 
     async def _report(self, *, of: Callable[[LaunchReport], bool]) -> LaunchReport:
         """Read the stub's report to its end, or until `of` of what there is of it."""

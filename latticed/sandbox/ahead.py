@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from latticed.sandbox import launch, stub_calls
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.spec import ChildSpec
 
-_MODULES: Final = (*launch.MODULES, "stub_ahead")
+_MODULES: Final = (*launch.MODULES, launch.AHEAD)
+_LIMITS: Final = tuple(number for name, number in vars(resource).items() if name.startswith("RLIMIT_"))
 # Namespaces that are made with the child itself, so that no process is left in between: it is process 1 of the second,
 # and only the first lets an ordinary user make it. The others are made by the child once it is in its cgroup, which
 # their memory is charged to.
@@ -38,6 +41,7 @@ class StubAhead:
         self._socket = ours
         self.pid = pid  # for display only
         self.pidfd = os.pidfd_open(pid)
+        self._inherited = inherited()
 
     @classmethod
     def start(cls, plan: Mapping[str, Any]) -> Self:
@@ -82,6 +86,18 @@ class StubAhead:
             os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
         return True
 
+    def outdated(self) -> bool:
+        """Whether its children would inherit something else than those that the daemon starts itself."""
+        return self._inherited != inherited()
+
+    def stopped(self) -> bool:
+        """Whether it is stopped (SIGSTOP), so that it makes nothing until somebody lets it go on."""
+        if self.pidfd < 0:
+            return False
+        with contextlib.suppress(ChildProcessError):  # it has ended, and is reaped
+            return os.waitid(os.P_PIDFD, self.pidfd, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        return False
+
     def kill(self) -> None:
         """SIGKILL, without waiting: what it has not made by then is not made. Nothing once it is closed."""
         if self.pidfd >= 0:
@@ -89,10 +105,23 @@ class StubAhead:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Give up its descriptors: then it ends by itself."""
+        """Give up its descriptors: then it ends by itself, once it has made what it was sent."""
         self._socket.close()
         os.close(self.pidfd)
         self.pidfd = -1
+
+
+def inherited() -> tuple[object, ...]:
+    """What a child has of the daemon where no plan sets it: limits, processors, nice value, cgroup. All can be changed
+    from outside while the daemon runs (prlimit(2), sched_setaffinity(2), setpriority(2), cgroup.procs).
+
+    A hard limit that was raised would even be refused to a child of the stub, whose own stays what it was.
+    """
+    limits = (resource.getrlimit(number) for number in _LIMITS)
+    group = b""
+    with contextlib.suppress(OSError):
+        group = Path("/proc/self/cgroup").read_bytes()
+    return (*limits, os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0), group)
 
 
 def _kinds(spec: ChildSpec) -> int:

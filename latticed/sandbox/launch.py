@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 _LOADER: Final = f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\n"
 MODULES: Final = ("stub_calls", "stub_root", "stub_door", "stub")
 """The stub's code, in the order in which it is executed."""
+AHEAD: Final = "stub_ahead"
+"""What a stub that is started ahead executes besides."""
+# Read now, as files: all but stub_calls run in the child alone, so the daemon does not import them. When the first
+# child is started, perhaps days later, an upgrade may have replaced them: modules of two versions do not go together.
+_SOURCES: Final = {name: Path(__file__).with_name(f"{name}.py").read_bytes() for name in (*MODULES, AHEAD)}
 # Descriptors are moved above this before the low numbers are assigned, all of which are below 107 (`stub_calls`).
 _ABOVE: Final = 256
 # An ignored signal stays ignored across execve(2), so all are set back. The kernel refuses that for these two.
@@ -209,9 +214,7 @@ def _memory(value: Any, opened: list[int]) -> int:
 @functools.cache
 def _compiled(module: str) -> CodeType:
     """A module of the stub, compiled once: compiling takes a fifth of a child's start."""
-    # Read as a file: all but stub_calls run in the child alone, so the daemon does not import them.
-    file = Path(__file__).with_name(f"{module}.py")
-    return compile(file.read_bytes(), module, "exec", dont_inherit=True)
+    return compile(_SOURCES[module], module, "exec", dont_inherit=True)
 
 
 def _opened(fd: int, opened: list[int]) -> int:

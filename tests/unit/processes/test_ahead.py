@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,11 @@ def clone(kinds):
     return _clone(kinds)
 """
 REFUSED = "def clone(kinds): return -1"
+ASLEEP = """
+def clone(kinds):
+    import time
+    time.sleep(1000)
+"""
 
 
 def injected(monkeypatch: pytest.MonkeyPatch, code: str, number: int = signal.SIGKILL) -> None:
@@ -193,23 +199,31 @@ async def test_ends_that_are_far_apart_are_no_reason_to_give_up(ahead, monkeypat
 
 @pytest.mark.parametrize("code", [STOPS, AFTER_CLONE])
 async def test_stub_that_stops_is_killed_and_the_child_started_without(ahead, monkeypatch, code):
-    """Before it takes the message, and with a clone that waits for its pid."""
-    monkeypatch.setattr(birth, "TOLD_S", 0.3)
+    """Before it takes the message, and with a clone that waits for its pid. At once, not after what a slow one has."""
+    monkeypatch.setattr(birth, "TOLD_S", 10 * processes.PATIENCE_S)
     injected(monkeypatch, code, signal.SIGSTOP)
     assert await said(ahead, "echo here", "isolated") == b"here\n"
     processes.until(ahead.stub.ended, what="the stub to be gone")
     processes.until(lambda: nothing_left(ahead), what="a clone that did nothing to be reaped")
 
 
+async def test_stub_that_is_too_slow_is_killed_and_the_child_started_without(ahead, monkeypatch):
+    monkeypatch.setattr(birth, "TOLD_S", 0.3)
+    injected(monkeypatch, ASLEEP)
+    assert await said(ahead, "echo here", "isolated") == b"here\n"
+    processes.until(ahead.stub.ended, what="the stub to be gone")
+
+
 @pytest.mark.parametrize("code", [STOPS, AFTER_CLONE, AFTER_GO])
 async def test_start_that_is_cancelled_leaves_nothing(ahead, monkeypatch, code):
-    """While the stub is stopped: a revocation does not wait for it for long."""
-    monkeypatch.setattr(birth, "TOLD_S", 0.3)
+    """While the stub is stopped: a revocation does not wait for it, as it does for a slow one (PATIENCE_S is less)."""
+    monkeypatch.setattr(birth, "TOLD_S", 10 * processes.PATIENCE_S)
     injected(monkeypatch, code, signal.SIGSTOP)
     task = asyncio.create_task(start(ahead, "sleep 1000", "isolated"))
     await asyncio.sleep(0.1)
     task.cancel()
-    await asyncio.wait({task})
+    async with asyncio.timeout(processes.PATIENCE_S):
+        await asyncio.wait({task})
     if not task.cancelled():  # it was quicker
         await task.result()[0].stop(0)
     processes.until(lambda: nothing_left(ahead), what="nothing to be left")
@@ -227,6 +241,96 @@ async def test_starts_that_are_cancelled_at_any_moment_leave_nothing(ahead):
         if not task.cancelled():
             await task.result()[0].stop(0)
         assert not children.descendants(os.getpid())
+
+
+@contextlib.contextmanager
+def another_limit():
+    """The soft one of resident memory, which no plan sets and the kernel ignores."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_RSS)
+    resource.setrlimit(resource.RLIMIT_RSS, (123 << 20, hard))
+    yield f"{123 << 10}\n".encode()
+    resource.setrlimit(resource.RLIMIT_RSS, (soft, hard))
+
+
+@contextlib.contextmanager
+def another_processor():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield f"{max(before)}\n".encode()
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "program"),
+    [
+        (another_limit, "ulimit -m"),
+        (
+            another_processor,
+            "while read -r a b; do [ $a = Cpus_allowed_list: ] && echo $b; done < /proc/self/status; true",
+        ),
+    ],
+)
+async def test_children_have_the_limits_that_the_daemon_has_now(ahead, changed, program):
+    """Not those that it had when the stub was started; starts under way at that moment go on."""
+    first = await said(ahead, program, "open")
+    stub = ahead.stub.pid
+    assert await said(ahead, program, "open") == first
+    assert ahead.stub.pid == stub
+    under_way = asyncio.create_task(said(ahead, "echo here", "open"))
+    await asyncio.sleep(0)
+    with changed() as expected:
+        assert await said(ahead, program, "open") == expected != first
+    assert await under_way == b"here\n"
+    assert await said(ahead, program, "open") == first
+    processes.until(lambda: nothing_left(ahead), what="the stubs of before to be gone")
+
+
+async def test_stub_has_one_thread_and_is_started_by_the_main_one(ahead):
+    """A clone of several threads could find a lock taken for ever; and the stub ends with the one that started it."""
+    await said(ahead, "echo first")
+    await asyncio.gather(*(said(ahead, "echo next", *shape) for shape in SHAPES))
+    assert os.listdir(f"/proc/{ahead.stub.pid}/task") == [str(ahead.stub.pid)]
+    with children.spec_of("echo never") as spec, pytest.raises(RuntimeError, match="main thread"):
+        await asyncio.to_thread(starting.StubAhead.start, spec.plan)
+
+
+REPLACED = """
+import asyncio, sys
+from pathlib import Path
+from latticed.processes import child
+from latticed.processes.ahead import Ahead
+from latticed.sandbox import launch
+from tests.house import children
+
+place = Path(launch.__file__).parent
+assert str(place).startswith(sys.argv[1])
+for one in place.glob("stub*.py"):
+    one.write_text("raise SystemExit('of another version')")
+
+async def main():
+    async with Ahead() as ahead:
+        for way in (ahead, None):
+            with children.spec_of("echo here", level="filtered", features=()) as spec:
+                out = children.Heard()
+                started = await child.spawn(spec, on_exit=print, stdout=out, stderr=children.Heard(), ahead=way)
+                await started.gone()
+                assert out.data == b"here\\n", out.data
+        assert ahead.stub is not None and not ahead.stub.ended()
+
+asyncio.run(main())
+"""
+
+
+def test_upgrade_before_the_first_child_mixes_no_versions(tmp_path):
+    """What the stub executes is of the daemon that runs, whatever lies in its package by then."""
+    shutil.copytree(ROOT / "latticed", tmp_path / "latticed", ignore=shutil.ignore_patterns("__pycache__", "console"))
+    path = f"{tmp_path}:{ROOT}"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", REPLACED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, check=False, cwd="/", timeout=2 * processes.PATIENCE_S,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr.decode()
 
 
 async def test_clone_that_is_refused_is_not_needed(ahead, monkeypatch):
@@ -304,12 +408,13 @@ async def test_end_of_the_daemon_ends_the_stub():
 
 BLOCKED = """
 import asyncio, signal, sys
-from latticed.processes import child
+from latticed.processes import child, spawn
 from latticed.processes.ahead import Ahead
 from latticed.sandbox import ahead as starting
 from latticed.sandbox import launch
 from tests.house import children
 
+spawn._LOOK_S = 1000  # a stub that is stopped stays
 more = compile(sys.argv[1], "injected", "exec")
 real = launch._compiled
 launch._compiled = lambda name: more if name == "injected" else real(name)
