@@ -33,6 +33,8 @@ EXAMPLES: Final = examples(
 
 _PAGE: Final = 1000
 """Events of one request: the most that `GET /api/audit` answers with."""
+_REPLACING: Final = frozenset({"ledger.restored", "ledger.recovered", "ledger.rollback_accepted"})
+"""Events that begin a record of which the heads before are none."""
 _FILTERS: Final = ("actor", "action", "target", "decision")
 """Options of `query` that are filters of the API under the same name."""
 
@@ -66,6 +68,12 @@ def arguments(parser: Parser) -> None:
         nargs="?",
         const="latticed.service",
         help="signed heads that this host's journal has of the daemon's unit (default latticed.service)",
+    )
+    verify.add_argument(
+        "--since",
+        metavar="WHEN",
+        type=str,
+        help="with --journal: only heads that the journal got since then, for a record that was put back by a restore",
     )
     verify.add_argument("--whole", action="store_true", help="also what the daemon found whole before")
     for one in (query, export, verify):
@@ -217,12 +225,11 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
 
     key = audit_chain.public_key(given) if given is not None else None
     heads = _logged_heads(Path(session.args.heads)) if session.args.heads is not None else []
-    journalled = None
-    if session.args.journal is not None:
-        from latticed.ctl import journal_heads
-
-        journalled = journal_heads.read(session.args.journal)
+    journalled = _journalled(session)
+    put_back = _PutBack(lines)
+    if journalled is not None:
         heads += journalled.heads
+        lines = put_back
     if session.args.calls:
         # What is no object stays, so that the check reports it.
         lines = (line for line in lines if not isinstance(line, dict) or line.get("chain") == chain.CALLS)
@@ -230,6 +237,11 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
     found = audit_chain.verify(lines, heads=heads, key=key)
     if journalled is not None:
         _tell_reach(session, journalled)
+        if not found.ok and put_back.last:
+            session.screen.note(
+                f"{put_back.last[1]} at {put_back.last[0]}: heads from before are of the record that was replaced; if that"
+                f" was you, --since {put_back.last[0]} leaves them out"
+            )
     if key is None:
         session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
     if session.args.calls:
@@ -242,6 +254,32 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
             plain |= {"ok": False, "chain": chain.CALLS}
             plain |= {"first_bad_seq": calls["first_bad_seq"], "reason": calls["reason"]}
     return _report(session, plain)
+
+
+class _PutBack:
+    """Lines of an export as they pass; `last`: time and action of the newest event after which older heads do not fit."""
+
+    def __init__(self, lines: Iterator[Any]) -> None:
+        self._lines = lines
+        self.last: tuple[str, str] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for line in self._lines:
+            if isinstance(line, dict) and line.get("action") in _REPLACING and isinstance(line.get("ts"), str):
+                self.last = (line["ts"], line["action"])
+            yield line
+
+
+def _journalled(session: CtlSession) -> JournalHeads | None:
+    """The heads of the journal, where they are asked for."""
+    unit, since = session.args.journal, session.args.since
+    if unit is None:
+        if since is not None:
+            raise Problem("usage", "--since goes with --journal")
+        return None
+    from latticed.ctl import journal_heads
+
+    return journal_heads.read(unit, since=times.since(since, session.screen.now_s) if since else "")
 
 
 def _tell_reach(session: CtlSession, found: JournalHeads) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from latticed.kit import text
+from latticed.kit.clock import rfc3339
 from latticed.model import chain
 from latticed.model.errors import Problem
 
@@ -31,8 +32,11 @@ class JournalHeads:
     since_us: int
 
 
-def read(unit: str = UNIT) -> JournalHeads:
-    """Those of a unit. Problem usage, no_heads: none, or the journal may not be read."""
+def read(unit: str = UNIT, *, since: str = "") -> JournalHeads:
+    """Those of a unit that journald got `since` (RFC 3339 in UTC, empty: ever).
+
+    Problem usage, no_heads: none, or the journal may not be read.
+    """
     if not unit or not _ALLOWED.issuperset(unit):
         raise Problem("usage", f"expected a unit's name, found {unit[:80]!r}")
     words = ["journalctl", "--no-pager", "--all", "--output=json", "--output-fields=MESSAGE"]
@@ -51,13 +55,14 @@ def read(unit: str = UNIT) -> JournalHeads:
     found: list[chain.Head] = []
     since_us = 0
     for line in ended.stdout.splitlines():
-        if (one := _decoded(line)) is not None:
+        if (one := _decoded(line)) is not None and rfc3339(one[1]) >= since:
             since_us = since_us or one[1]
             found.append(one[0])
     if not found:
         said = text.sanitise(ended.stderr.decode("utf-8", "replace").strip(), 200) or "no entry"
         hint = "run it as root or as a member of systemd-journal; or name the unit: --journal UNIT"
-        raise Problem("no_heads", f"expected signed heads of {unit} in the journal, found none ({said})", hint)
+        then = f" since {since}" if since else ""
+        raise Problem("no_heads", f"expected signed heads of {unit}{then} in the journal, found none ({said})", hint)
     return JournalHeads(tuple(found), since_us)
 
 

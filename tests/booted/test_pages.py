@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.house import long, machines, pages, processes
@@ -69,7 +71,10 @@ def test_commands_that_look_at_a_machine_end_as_their_page_says(active):
 
 @on_machines
 def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
-    """The backup that is restored is the page's own; afterwards the plugin is active again."""
+    """The backup that is restored is the page's own; afterwards the plugin is active again. The journal vouches for the
+    record before, and does again from the restore on; what was signed in between is missing, and the answer says why.
+    """
+    active.check("latticectl", "audit", "verify", "--journal")
     active.check("mkdir", "-p", "/var/backups")
     active.check("latticectl", "backup", "/var/backups/latticed-2026-01-31.tar")
     recover, restore = blocks("operate/recovery.md")
@@ -79,6 +84,12 @@ def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
     assert active.check("latticectl", "list").splitlines()[1].split()[:4:3] == ["acme.pages", "verified"]
     typed(active, restore)
     assert "acme.pages" in listed(active)
+    active.check("systemctl", "restart", "latticed.service")  # a head is signed
+    missing = active.run("latticectl", "audit", "verify", "--journal")
+    assert missing.returncode == 6, missing
+    told = re.search(r"(ledger.restored) at (\S+): heads from before .* --since \2 leaves them out", missing.stderr)
+    assert told, missing
+    active.check("latticectl", "audit", "verify", "--journal", "--since", told[2])
 
 
 @on_machines
