@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
 
@@ -18,15 +19,28 @@ if TYPE_CHECKING:
     from latticed.lifecycle.lifecycle import Lifecycle
     from latticed.settings import Settings
 
+MARK: Final = "last-backup"
+"""A file of the state directory, empty: its time is that of the last backup. No backup contains it."""
+
 
 class Backups:
-    """Makes backups of one state directory while the daemon runs, one at a time."""
+    """Makes backups of one state directory while the daemon runs, one at a time.
+
+    `last_s`: when one was last read to its end, in seconds since 1970; 0 for never.
+    """
 
     def __init__(self, lifecycle: Lifecycle, state_dir: Path, *, version: str) -> None:
         self._lifecycle = lifecycle
         self._directory = state_dir
         self._version = version
         self._busy = asyncio.Lock()
+        self.last_s = _changed_s(state_dir / MARK)
+
+    async def was_read(self, at_s: int) -> None:
+        """A backup was read to its end just now. On a full disk this is forgotten at the end of the daemon."""
+        self.last_s = at_s
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(_mark, self._directory / MARK, at_s)
 
     @contextlib.asynccontextmanager
     async def made(self, settings: Settings) -> AsyncIterator[Backup]:
@@ -56,3 +70,17 @@ class Backups:
             finally:
                 # The pairs in it are hard links: the store keeps its own.
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+
+
+def _changed_s(path: Path) -> int:
+    """When a file was changed last, in seconds since 1970; 0 without it."""
+    try:
+        return int(path.lstat().st_mtime)
+    except OSError:
+        return 0
+
+
+def _mark(path: Path, at_s: int) -> None:
+    """Give a file, made when it is not there, this time. OSError."""
+    path.touch(mode=0o600)
+    os.utime(path, (at_s, at_s), follow_symlinks=False)

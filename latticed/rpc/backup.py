@@ -38,6 +38,8 @@ async def download(ask: Ask) -> web.StreamResponse:
         await answer.prepare(ask.request)
         try:
             await _send(ask, backup, answer)
+            await answer.write_eof()
+            await ask.api.backups.was_read(ask.api.clock.wall_us() // 1_000_000)
         # OSError includes the TimeoutError of WRITE_S. The head is sent, so no problem document can follow.
         except (OSError, Problem) as error:
             log.warning("backup_broken_off", error=str(error) or type(error).__name__)

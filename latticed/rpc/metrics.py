@@ -129,6 +129,12 @@ def _lines(api: Api, counted: PluginCounts) -> Iterator[str]:
         "latticed_audit_calls_total", "counter", "events of the host calls' audit chain, ever", {"": seen.calls}
     )
     yield from _family(
+        "latticed_backup_last_success_seconds",
+        "gauge",
+        "when a backup was last read to its end, 0 for never",
+        {"": api.backups.last_s},
+    )
+    yield from _family(
         "latticed_log_dropped_total",
         "counter",
         "log entries that were dropped, as nobody read the log fast enough",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
 
 from latticed.plans import protocol
 from tests.house import hosting, nginx_places, nginxes, pages, pebbles, plan_sites, ports, processes, route_clients
@@ -192,6 +193,9 @@ def test_the_how_to_leads_to_a_certificate_that_is_used_renewed_and_told_of(site
         presented = nginxes.presented(site.helper.ports[1], "shop.example.org")
         assert presented == ssl.PEM_cert_to_DER_cert(certificate.read_text().partition("\n\n")[0])
         site.until(lambda: site.told("nginx.certificate") == ["A certificate ends"], "the notice of 21 days")
+        shown = site.host.daemon.get("/metrics").body.decode()
+        (ends_s,) = re.findall(r'^latticed_nginx_certificate_ends_seconds\{site="[^"]+"\} (\d+)$', shown, re.MULTILINE)
+        assert int(ends_s) == int(x509.load_der_x509_certificate(presented).not_valid_after_utc.timestamp())
         acme.certificate("shop.example.org", webroot)
         site.until(
             lambda: nginxes.presented(site.helper.ports[1], "shop.example.org") != presented, "the renewed certificate"

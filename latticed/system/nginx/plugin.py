@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
 from latticed.system.nginx import expiry
-from latticed.system.plugin import SystemPlugin
+from latticed.system.plugin import Measure, SystemPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,13 @@ class Nginx(SystemPlugin):
         # None: not looked yet. What was so at the start is in the health, and no news.
         self._unserved: frozenset[str] | None = None
         self._told: expiry.Told | None = None
+        self._ends: dict[str, int] = {}
+
+    def measures(self) -> tuple[Measure, ...]:
+        text = "when the certificate of a site ends"
+        values = {(name,): ends_s for name, ends_s in self._ends.items()}
+        name = "nginx_certificate_ends_seconds"
+        return (Measure(name=name, kind="gauge", text=text, labels=("site",), values=values),)
 
     async def run(self) -> None:
         while True:
@@ -115,7 +122,7 @@ class Nginx(SystemPlugin):
         if "sites" not in _live(state):
             return  # nothing is known, which is no reason to forget
         now_s = int(time.time())
-        ends = {one["name"]: one["expires_at"] for one in _live(state)["sites"] if one["expires_at"]}
+        self._ends = ends = {one["name"]: one["expires_at"] for one in _live(state)["sites"] if one["expires_at"]}
         if self._told is None:
             self._told = expiry.read(_plain(await self.host.kv.get(TOLD_KEY)))
         notices, after = expiry.news(ends, self._told, now_s=now_s)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import tarfile
+import time
 
 import aiohttp
 import pytest
 
+from latticed.lifecycle import backup
 from latticed.lifecycle.backup_staging import Backup
 from latticed.model.errors import Problem
 from tests.house import in_process
@@ -31,8 +34,33 @@ async def test_backup_has_a_content_length_and_leaves_no_staging_files(home):
         data = await found.read()
         assert (found.status, found.content_type, found.content_length) == (200, "application/x-tar", len(data))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        assert archive.getnames()[0] == "manifest.json"
+        names = archive.getnames()
+    assert names[0] == "manifest.json"
+    assert backup.MARK not in names
     await in_process.until(lambda: not staged(home), "the staged copy to be removed")
+
+
+async def last_backup(home):
+    async with home.session.get("http://latticed/metrics") as found:
+        (shown,) = re.findall(r"^latticed_backup_last_success_seconds (\d+)$", await found.text(), re.MULTILINE)
+    return int(shown)
+
+
+async def test_when_one_was_read_to_its_end_last_is_known_after_a_restart_too(home):
+    """Being asked for alone does not count."""
+    assert (await home.ask("HEAD", "/api/backup")).status == 200
+    assert await last_backup(home) == 0
+    before = int(time.time())
+    async with home.session.get(URL) as found:
+        await found.read()
+
+    def kept():
+        return backup.Backups(None, home.root / "state", version="0").last_s
+
+    await in_process.until(lambda: kept() >= before, "it to be kept")
+    shown = await last_backup(home)
+    assert before <= shown <= time.time()
+    await in_process.until(lambda: kept() == shown, "the same time to be kept")
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError()])
@@ -51,6 +79,7 @@ async def test_interrupted_backup_closes_the_connection(home, monkeypatch, error
             await found.read()
     await in_process.until(lambda: not staged(home), "the staged copy to be removed")
     assert (await home.ask("GET", "/api/health")).status == 200
+    assert await last_backup(home) == 0
 
 
 async def test_second_concurrent_backup_is_refused(home, monkeypatch):

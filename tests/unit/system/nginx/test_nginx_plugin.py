@@ -168,6 +168,15 @@ async def test_the_end_of_a_certificate_is_told_once_also_by_a_plugin_that_was_s
     assert len(host.news) == 1
 
 
+async def test_ends_of_certificates_are_measured_also_while_the_helper_does_not_answer():
+    host = Host(state(("a", True, False), ("b", True, False), ends=NOW), {"kind": "nginx", "target": None})
+    made = plugin(host)
+    assert made.measures()[0].values == {}
+    await looked(made, times=2)
+    (measure,) = made.measures()
+    assert (measure.name, measure.values) == ("nginx_certificate_ends_seconds", {("a",): NOW, ("b",): NOW})
+
+
 async def test_a_helper_that_does_not_answer_is_a_failed_action_and_a_degraded_health():
     host = Host(HostError("service_unavailable", "no helper"))
     made = plugin(host)
