@@ -15,7 +15,7 @@ from latticed.model import chain
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from latticed.ctl.journal_heads import JournalHeads
     from latticed.ctl.session import CtlSession
@@ -219,7 +219,7 @@ def _tell(session: CtlSession, found: dict[str, Any]) -> None:
         session.screen.err.flush()
 
 
-def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) -> int:
+def _verify_lines(session: CtlSession, lines: Iterable[Any], given: str | None) -> int:
     """Check the lines of an export here, with the public key `given` (base64) if there is one."""
     from latticed.trust import audit_chain
 
@@ -238,10 +238,9 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
     if journalled is not None:
         _tell_reach(session, journalled)
         if not found.ok and put_back.last:
-            session.screen.note(
-                f"{put_back.last[1]} at {put_back.last[0]}: heads from before are of the record that was replaced; if that"
-                f" was you, --since {put_back.last[0]} leaves them out"
-            )
+            at, action = put_back.last
+            replaced = f"{action} at {at}: heads from before are of the record that was replaced"
+            session.screen.note(f"{replaced}; if that was you, --since {at} leaves them out")
     if key is None:
         session.screen.note("signed heads were not checked: give --public-key (latticectl version --verbose shows it)")
     if session.args.calls:
@@ -257,9 +256,9 @@ def _verify_lines(session: CtlSession, lines: Iterator[Any], given: str | None) 
 
 
 class _PutBack:
-    """Lines of an export as they pass; `last`: time and action of the newest event after which older heads do not fit."""
+    """Lines of an export as they pass; `last`: time and action of the newest event that heads before do not fit."""
 
-    def __init__(self, lines: Iterator[Any]) -> None:
+    def __init__(self, lines: Iterable[Any]) -> None:
         self._lines = lines
         self.last: tuple[str, str] | None = None
 

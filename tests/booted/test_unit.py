@@ -18,6 +18,11 @@ with socket.socket(socket.AF_UNIX) as asking:
     asking.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
     print(b"".join(iter(lambda: asking.recv(65536), b"")).decode())
 """
+PAUSE = (
+    *("org.freedesktop.systemd1", "/org/freedesktop/systemd1/unit/latticed_2eservice"),
+    *("org.freedesktop.systemd1.Service", "RestartUSecNext"),
+)
+"""How long systemd waits before the next start (org.freedesktop.systemd1(5)), in microseconds."""
 HELD = "/etc/systemd/system/latticed.service.d/test.conf"
 
 
@@ -151,6 +156,8 @@ def test_journal_vouches_for_the_audit_record(machine):
     """By heads that journald has of the daemon's unit: what others write to the journal does not count, and an export
     from which newer events were cut is found out.
     """
+    # The machine's state may have been replaced by tests before.
+    since = machine.check("date", "--utc", "+%FT%T.%6NZ").strip()
     machine.check("latticectl", "secret", "set", "OLDER", stdin="a decision")
     machine.check("systemctl", "restart", "latticed.service")
     machine.write("/root/old.ndjson", machine.check("latticectl", "audit", "export"))
@@ -161,16 +168,20 @@ def test_journal_vouches_for_the_audit_record(machine):
     machine.until_logged("LATTICED_EVENT=audit_head_signed", "FORGED=1")
     machine.check("latticectl", "secret", "set", "NEWER", stdin="a later decision")
     machine.check("systemctl", "restart", "latticed.service")
-    ran = machine.run("latticectl", "audit", "verify", "--journal")
+    ran = machine.run("latticectl", "audit", "verify", "--journal", "--since", since)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     vouched = re.search(r"vouches for decisions up to (\d+), by (\d+) heads", ran.stderr)
     assert vouched, ran.stderr
     assert int(vouched[1]) < 999_999
     key = json.loads(machine.check("latticectl", "version", "--verbose", "--format", "json"))["public_key"]
-    old = machine.run("latticectl", "audit", "verify", "/root/old.ndjson", "--public-key", key, "--journal")
+    old = machine.run(
+        "latticectl", "audit", "verify", "/root/old.ndjson", "--public-key", key, "--journal", "--since", since
+    )
     assert (old.returncode, "broken" in old.stdout) == (6, True), old
     none = machine.run("latticectl", "audit", "verify", "--journal", "no-such.service")
     assert "expected signed heads of no-such.service" in none.stderr
+    early = machine.run("latticectl", "audit", "verify", "--journal", "--since", "2100-01-01T00:00:00Z")
+    assert "since 2100-01-01T00:00:00.000000Z in the journal, found none" in early.stderr
 
 
 def test_reload_is_done_when_systemctl_returns(machine):
@@ -204,6 +215,30 @@ def test_killed_daemon_is_started_again_and_answers(machine):
     assert json.loads(machine.check("latticectl", "status", "--format", "json")), "the client waited for the next one"
     assert until_again(machine, before)
     assert int(machine.property("latticed.service", "NRestarts")) == started + 1
+
+
+def test_daemon_that_keeps_failing_is_never_given_up(machine, unit):
+    """And who asks meanwhile is answered once it starts. 257 waits longer each time; 252 cannot, and has one pause."""
+    growing = machines.VERSIONS[machine.suite] >= 257
+    pauses = ["RestartUSec", *(["RestartSteps", "RestartMaxDelayUSec"] if growing else [])]
+    given = [machine.property("latticed.service", one) for one in pauses]
+    assert given == (["1s", "5", "30s"] if growing else ["3s"])
+    before = int(machine.property("latticed.service", "NRestarts"))
+    shorter = ("RestartSec=100ms", *(["RestartMaxDelaySec=2s"] if growing else []))
+    assert unit(*shorter, "ExecStartPre=/bin/false").returncode != 0
+    # By default systemd gives up after five starts within ten seconds, and the socket with it.
+    processes.until(
+        lambda: int(machine.property("latticed.service", "NRestarts")) >= before + 6,
+        what="restarts by itself",
+        deadline_s=machines.BOOT_S,
+    )
+    if growing:
+        assert int(machine.check("busctl", "get-property", *PAUSE).split()[1]) == 2_000_000
+    assert machine.property("latticed.socket", "ActiveState") == "active"
+    # Reading it counts the pause anew, by the failures so far: so that stays short.
+    machine.write(HELD, "\n".join(("[Service]", *shorter, "")))
+    machine.check("systemctl", "daemon-reload")
+    assert json.loads(machine.check("latticectl", "status", "--format", "json"))
 
 
 def test_daemon_that_hangs_is_killed_by_the_watchdog(machine, unit):

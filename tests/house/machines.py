@@ -39,7 +39,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("LATTICED_ROOTS", "/var/cache/latticed-tests"))
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian 12 with systemd 252, and 13 with 257; and the Python of each."""
-PACKAGES = "systemd,systemd-sysv,dbus,python3,iproute2,procps,nftables"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,iproute2,procps,nftables,ca-certificates"
 TOOLS = {"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux"}
 TOOLS |= {"dpkg-buildpackage": "dpkg-dev", "dh": "debhelper"}
 WHEELS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64", "any")

@@ -37,7 +37,7 @@ class Nginx(SystemPlugin):
 
     def measures(self) -> tuple[Measure, ...]:
         text = "when the certificate of a site ends"
-        values = {(name,): ends_s for name, ends_s in self._ends.items()}
+        values: dict[tuple[str, ...], int] = {(name,): ends_s for name, ends_s in self._ends.items()}
         name = "nginx_certificate_ends_seconds"
         return (Measure(name=name, kind="gauge", text=text, labels=("site",), values=values),)
 
