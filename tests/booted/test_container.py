@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from latticed.settings import shapes
-from tests.house import bundles, containers, machines, pages, processes
+from tests.house import bundles, containers, long, machines, pages, processes
 
 PAGE = pages.CHECKOUT / "docs/operate/container.md"
 SITE = Path("/srv/latticed")
@@ -49,10 +49,10 @@ def _healthy(engine):
     return engine.run(["podman", "healthcheck", "run", NAME]).returncode == 0
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+@pytest.fixture(scope="module", params=["trixie", *long.only("bookworm")])
+def engine(request, tmp_path_factory):
     """An engine with the container of the page's first commands, and the page's plugin."""
-    with containers.engine(tmp_path_factory.mktemp("engine")) as made:
+    with containers.engine(tmp_path_factory.mktemp("engine"), request.param) as made:
         made.type(_page("Start it")[0], pages.CHECKOUT)
         made.type(_page("Add a plugin")[0], SITE)
         yield made

@@ -77,7 +77,7 @@ def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
     active.check("latticectl", "audit", "verify", "--journal")
     active.check("mkdir", "-p", "/var/backups")
     active.check("latticectl", "backup", "/var/backups/latticed-2026-01-31.tar")
-    recover, restore = blocks("operate/recovery.md")
+    recover, restore, space = blocks("operate/recovery.md")
     active.check("systemctl", "stop", "latticed.service", "latticed.socket")
     active.check("sh", "-c", "head -c 64 /dev/zero | dd conv=notrunc of=/var/lib/latticed/ledger.sqlite3")
     typed(active, recover)
@@ -90,6 +90,7 @@ def test_recovery_and_restore_of_the_page_leave_a_daemon_that_runs(active):
     told = re.search(r"(ledger.restored) at (\S+): heads from before .* --since \2 leaves them out", missing.stderr)
     assert told, missing
     active.check("latticectl", "audit", "verify", "--journal", "--since", told[2])
+    assert "/var/lib/latticed" in typed(active, space)
 
 
 @on_machines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -10,7 +11,7 @@ from latticed.ctl import main
 from tests.house import pages
 
 NOT_RUN = {
-    "make run": "plugins-sample/tour.py run is what it starts: every test here runs in its second terminal",
+    "make run": "plugins-sample/tour.py run is what it starts: test_docs_commands runs in its second terminal",
     "make demo": "plugins-sample/tour.py demo is what it starts: test_tour runs it",
     "make check": "it would run itself",
     "make test": "it would run itself",
@@ -22,10 +23,7 @@ NOT_RUN = {
     "tool()": "the same",
     "cp /usr/share/containers": "the same",
     "make deb": "takes a minute; tests/booted/test_package.py builds and compares them",
-    "install -D -m 644 systemd/": "installs on this machine, as root, for systemd",
-    "systemctl stop": "recovery and restore want the daemon stopped: tests/daemon does both",
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
-    "latticectl rollback": "takes a version that the plugin had before; tests/daemon/test_upgrade_watched.py does it",
     "latticectl dev": "goes on until it is ended; tests/daemon/test_dev.py does",
     "pip install latticed-sdk": "asks an index; tests/unit/sdk/test_sdk_wheel.py installs the wheel",
     "latticectl pack --requirements": "asks an index; tests/unit/bundle/test_requirements.py has wheels of its own",
@@ -34,11 +32,7 @@ NOT_RUN = {
     "install -m 755 cloudflared": "no trusted package of it exists; tests/daemon/test_cloudflared.py has its own",
     "cloudflared tunnel": "asks the provider; no trusted package of cloudflared exists",
     "install -d -m 755 /etc/latticed/tunnels": "writes to /etc; tests/daemon/test_cloudflared.py has such a directory",
-    "curl --fail": "curl is not everywhere; tests/daemon/test_monitoring.py reads that page",
-    "curl --unix-socket": "curl is not everywhere; tests/daemon makes these requests",
     "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
-    "latticectl plan show": "needs the root helper; tests/daemon/test_plans.py plays it",
-    "latticectl invoke latticed.nft-guard": "needs the root helper; tests/net/test_nft_guard_plugin.py asks for them",
     "latticectl invoke latticed.proxy": "needs the root helper; tests/net/test_proxy_plugin.py asks for them",
     "install -m 644 systemd/latticed-proxy": "installs on this machine; tests/booted/test_servers.py has that unit",
     "useradd": "makes a user of this machine; tests/net/test_proxy_plugin.py takes one that is there",
@@ -54,9 +48,17 @@ NOT_RUN = {
     "git switch": "works in a repository of GitHub",
     "latticectl install latticed.notify": "asks ntfy; tests/docs/test_tutorial.py does it where there is no network",
     "latticectl ui": "goes on until it is ended; tests/daemon/test_console.py does, and asks for a link",
-    "latticectl upgrade acme.demo": "there is no candidate to upgrade to",
 }
-"""How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`."""
+"""How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`, and
+test_checkout.py, in the long run, those marked `checkout`.
+"""
+
+
+OUTSIDE = {
+    *("make check", "make test", "make bench"),
+    *("cloudflared tunnel", "cp -r dist", "rsync -a", "tuf-on-ci-delegate", "git switch"),
+}
+"""Those that would run all tests, or need another site, its credentials, or a build of somebody else's."""
 
 
 def _shell(page):
@@ -65,7 +67,7 @@ def _shell(page):
 
 def _run(page):
     """The blocks of a page that are run."""
-    return [block for block in _shell(page) if not {"norun", "machine"} & set(block.words)]
+    return [block for block in _shell(page) if not {"norun", "machine", "checkout"} & set(block.words)]
 
 
 def _by_tour():
@@ -123,6 +125,19 @@ def test_commands_that_are_not_run_have_a_reason():
     assert used == set(NOT_RUN), "a reason without its block"
 
 
+def test_reasons_name_tests_that_exist():
+    """Or say what no machine of tests has."""
+    for begins, reason in NOT_RUN.items():
+        if begins in OUTSIDE or reason == "the same":
+            continue
+        named = re.findall(r"tests/[\w/]+\.py|\btest_\w+", reason)
+        assert named, f"{begins}: no test does what it says"
+        for name in named:
+            found = [pages.CHECKOUT / name] if "/" in name else list((pages.CHECKOUT / "tests").rglob(f"{name}.py"))
+            assert found, f"{begins}: {name}"
+            assert all(path.exists() for path in found), f"{begins}: {name}"
+
+
 def test_make_targets_that_pages_name_exist():
     makefiles = (pages.CHECKOUT / "Makefile", pages.CHECKOUT / "latticed/ctl/templates/common/Makefile")
     texts = "".join(path.read_text(encoding="utf-8") for path in makefiles)
@@ -130,6 +145,44 @@ def test_make_targets_that_pages_name_exist():
     for page in pages.PAGES:
         named = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(named) <= targets, page.name
+
+
+def _asked_of_latticectl(block):
+    """The words behind each `latticectl` in commands of a block: of a transcript what is typed."""
+    begins = {"sh": "", "console": "$ ", "text": "latticectl "}[block.language]
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.startswith(begins):
+            yield from _of_line(re.sub(r"\b\d<", "<", line.removeprefix("$ ")))
+
+
+def _of_line(line):
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError:  # a quotation that goes on in the next line, as in a program that is written to a file
+        return
+    command = []
+    for word in [*words, ";"]:
+        if not set(word) <= set(";|&<>()"):
+            command.append(word)
+            continue
+        if "latticectl" in command[:4]:
+            yield command[command.index("latticectl") + 1 :]
+        command = []
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_commands_that_are_not_run_are_understood_by_latticectl(page):
+    """Each verb, option and number of words, also in blocks of text and transcripts."""
+    for block in pages.blocks(page):
+        # cli.md has usages, written from the same parsers.
+        if block.language not in {"sh", "text", "console"} or block.exits or page.name == "cli.md":
+            continue
+        for words in _asked_of_latticectl(block):
+            asked = main.top_parser().parse_args(words)
+            if asked.verb is not None:
+                main.verb_parser(asked.verb, main.load(asked.verb)).parse_args(asked.rest)
 
 
 def test_code_blocks_have_only_known_languages():

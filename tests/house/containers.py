@@ -27,7 +27,6 @@ CHECKOUT = machines.CHECKOUT
 TOOLS = {"podman": "podman", "buildah": "buildah", "podman-compose": "podman-compose", "crun": "crun"}
 PODMANS_PROFILE = "/usr/share/containers/seccomp.json"
 """System calls that Podman allows: those that make user namespaces, too."""
-SUITE = "trixie"
 TYPE_S = 1_800.0
 LAYERS = 80
 """So many are kept in the cache; each changed source makes some."""
@@ -102,7 +101,8 @@ case $1 in
 compose) shift; compose "$@" ;;
 build) shift; CONTAINERS_STORAGE_CONF={images}; export CONTAINERS_STORAGE_CONF; exec buildah bud --quiet --layers \
   --isolation chroot --format docker --ignorefile packaging/container/Dockerfile.dockerignore \
-  --build-arg BASE={base} --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels -v {wheels}:/wheels:ro "$@" ;;
+  --build-arg SUITE={suite} --build-arg BASE={base} \
+  --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels -v {wheels}:/wheels:ro "$@" ;;
 *) exec podman "$@" ;;
 esac
 """
@@ -162,16 +162,18 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(home: Path) -> Iterator[Engine]:
-    """An engine whose files are below `home`, which must be empty; its containers end with it."""
+def engine(home: Path, suite: str = "trixie") -> Iterator[Engine]:
+    """An engine whose files are below `home`, which must be empty, and whose images are made from this Debian; its
+    containers end with it.
+    """
     if missing := [package for tool, package in TOOLS.items() if shutil.which(tool) is None]:
         pytest.fail(f"containers need {' and '.join(missing)} (apt install)", pytrace=False)
     # One session of tests at a time: all have the same names for images.
     with machines._locked("images"), _held() as holder:
-        _write(home)
+        _write(home, suite)
         made = Engine(home, holder)
         try:
-            _base(made)
+            _base(made, suite)
             yield made
         finally:
             made.run(["podman", "rm", "--all", "--force", "--time=0", "--volumes"])
@@ -189,14 +191,15 @@ def _held() -> Iterator[int]:
             process.kill()
 
 
-def _write(home: Path) -> None:
+def _write(home: Path, suite: str) -> None:
     images = machines.CACHE / "images"
     # Nothing is below it, where an earlier session ended before its first image.
     if len(list(images.glob("overlay/*"))) > LAYERS:
         shutil.rmtree(images)
     images.mkdir(exist_ok=True)
     (home / "bin").mkdir()
-    docker = DOCKER.format(here=home, images=home / "images.conf", base=_base_name(), wheels=packages.wheels(SUITE))
+    made_of = {"suite": suite, "base": _base_name(suite), "wheels": packages.wheels(suite)}
+    docker = DOCKER.format(here=home, images=home / "images.conf", **made_of)
     (home / "bin/docker").write_text(docker)
     (home / "bin/docker").chmod(0o755)
     (home / "bin/podman").write_text(PODMAN)
@@ -209,11 +212,11 @@ def _write(home: Path) -> None:
     (home / "storage.conf").write_text(own)
 
 
-def _base_name() -> str:
-    return f"localhost/{machines.root(SUITE).name}"
+def _base_name(suite: str) -> str:
+    return f"localhost/{machines.root(suite).name}"
 
 
-def _base(engine: Engine) -> None:
+def _base(engine: Engine, suite: str) -> None:
     """The image that latticed's is made from: a root file system of Debian, put in as it is."""
     script = """
     buildah inspect --type image "$1" >/dev/null 2>&1 && exit
@@ -223,7 +226,7 @@ def _base(engine: Engine) -> None:
     buildah commit --quiet --rm "$made" "$1"
     """
     images = f"CONTAINERS_STORAGE_CONF={engine.home}/images.conf"
-    done = engine.run(["env", images, "sh", "-ec", script, "sh", _base_name(), str(machines.root(SUITE))])
+    done = engine.run(["env", images, "sh", "-ec", script, "sh", _base_name(suite), str(machines.root(suite))])
     assert done.returncode == 0, done.stderr
 
 
