@@ -11,13 +11,12 @@ import json
 import secrets
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl
 
 from aiohttp import web
 
-from latticed.console import acts, addresses, forwarded, guard, templates
+from latticed.console import acts, addresses, connection, forwarded, guard, templates
 from latticed.console.live import LiveHub
 from latticed.console.operator import Reader
 from latticed.console.pages import HtmlPage, Pages
@@ -27,7 +26,6 @@ from latticed.kit import unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
 
     from latticed.console.acts import ActRequest
@@ -256,8 +254,8 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
         async with asyncio.timeout(_FORM_S):
             body = await request.read()
         return parse_qs(body.decode("ascii"), max_num_fields=_MOST_FIELDS, errors="strict")
-    except (TimeoutError, web.HTTPRequestEntityTooLarge) as error:
-        raise Problem("bad_form", "the form is too long, or did not come in time", "") from error
+    except (TimeoutError, ConnectionError, web.RequestPayloadError, web.HTTPRequestEntityTooLarge) as error:
+        raise Problem("bad_form", "the form is too long, broken off, or did not come in time", "") from error
 
 
 async def serve(operator: Operator, options: ConsoleOptions, *, started: Callable[[Console], None]) -> None:
@@ -267,14 +265,14 @@ async def serve(operator: Operator, options: ConsoleOptions, *, started: Callabl
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    app = web.Application(client_max_size=acts.MOST_FORM_BYTES)
+    app = web.Application(client_max_size=acts.MOST_FORM_BYTES, middlewares=[connection.timed])
     app.router.add_route("*", "/{any:.*}", console.handle)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:
-            at = await _listen(runner, options.at, stack)
+            at = await stack.enter_async_context(connection.listening(runner, options.at))
             console.origins = guard.origins(at, options.origins)
             if options.link_socket:
                 await _offer_links(console, options.link_socket, stack)
@@ -286,15 +284,6 @@ async def serve(operator: Operator, options: ConsoleOptions, *, started: Callabl
         await ended.wait()
 
 
-async def _listen(runner: web.AppRunner, at: ListenAt, stack: contextlib.AsyncExitStack) -> ListenAt:
-    """Listen; what was asked for, with the port that it got."""
-    if at.path:
-        await web.SockSite(runner, _unix_listener(at.path, stack)).start()
-        return at
-    await web.TCPSite(runner, at.host, at.port).start()
-    return at._replace(port=runner.addresses[0][1])
-
-
 async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitStack) -> None:
     """Hand a link to whoever can connect to the socket at `path`: its mode and its directory say who that is."""
 
@@ -302,12 +291,6 @@ async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitS
         writer.write(json.dumps({"link": console.link()}).encode() + b"\n")
         writer.close()
 
-    server = await asyncio.start_unix_server(answer, sock=_unix_listener(path, stack), **unix_listener.SERVER_OPTIONS)
+    sock = stack.enter_context(connection.unix_socket(path))
+    server = await asyncio.start_unix_server(answer, sock=sock, **unix_listener.SERVER_OPTIONS)
     stack.callback(server.close)
-
-
-def _unix_listener(path: str, stack: contextlib.AsyncExitStack) -> socket.socket:
-    """A socket of mode 0660 from its first moment, removed at the end; an old one is replaced."""
-    made = unix_listener.listen(Path(path))
-    stack.callback(Path(path).unlink, missing_ok=True)
-    return made
