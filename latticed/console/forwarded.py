@@ -46,6 +46,7 @@ READING: Final = _reading(
     "health",
     "status",
     "plugins",
+    "plugins/brief",
     "plugins/rejected",
     "plugins/by-id/{id}",
     "plugins/by-id/{id}/usage",

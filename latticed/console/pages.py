@@ -59,7 +59,7 @@ class Pages:
     async def overview(self, query: Mapping[str, str]) -> HtmlPage:
         """Counts, what needs attention, and a page of the table."""
         rows, status, planned, findings = await asyncio.gather(
-            self._fresh("plugins", lambda: overview.rows(self._reader.get("plugins"))),
+            self._fresh("plugins", lambda: overview.rows(self._reader.get("plugins", "brief"))),
             self._section(lambda: self._reader.get("status")),
             self._section(lambda: self._reader.get("plans", query={"state": "unconfirmed"})),
             self._findings(),

@@ -81,8 +81,8 @@ def _facts(session: CtlSession, client: Asked, plugin_id: str) -> tuple[dict[str
             raise
         missing = problem
     # By id or by the name of the directory: a manifest that cannot be read has no id.
-    rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
-    rejected = [row for row in rows if plugin_id in {row.get("id"), row.get("name")}]
+    answer = client.get("plugins", "rejected", query={"about": plugin_id})
+    rejected = replies.rows(answer, "list of rejected bundles")
     if missing is not None and not rejected:
         raise missing
     verdict, grants, causes = plain.get("verdict"), plain.get("grants"), plain.get("causes")

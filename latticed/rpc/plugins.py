@@ -13,7 +13,7 @@ from aiohttp import web
 from latticed.broker.gate import Count
 from latticed.catalog.root import may_be_bundle
 from latticed.kit import logs
-from latticed.kit.text import sanitise
+from latticed.kit.text import escape, sanitise
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.decisions import WantedVersion
@@ -104,6 +104,12 @@ class About(QueryParams, frozen=True):
     explain: Literal["0", "1"] = "0"
 
 
+class RejectedFilter(QueryParams, frozen=True):
+    """`about`: only bundles that claim to be this plugin, or whose directory has this name."""
+
+    about: str | None = None
+
+
 class Grants(Body, frozen=True):
     """`grant` and `trim` have capabilities and `kind=value` (contracts §8), each by itself.
 
@@ -126,6 +132,15 @@ async def listing(ask: Ask) -> web.StreamResponse:
         body = b",".join([views.plugin_row(ask.api, record) for record in known])
         return web.Response(body=b"[" + body + b"]", content_type="application/json")
     return await _long_listing(ask, known, lambda record: views.plugin_row(ask.api, record))
+
+
+async def brief(ask: Ask) -> web.StreamResponse:
+    """What a table shows of every plugin on record, sorted by id; a long list takes a third of the time of a whole."""
+    known = ask.api.lifecycle.known()
+    if len(known) > ROWS_AT_ONCE:
+        return await _long_listing(ask, known, lambda record: views.brief_row(ask.api, record))
+    body = b",".join([views.brief_row(ask.api, record) for record in known])
+    return web.Response(body=b"[" + body + b"]", content_type="application/json")
 
 
 async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes]) -> web.StreamResponse:
@@ -264,12 +279,16 @@ async def show(ask: Ask) -> dict[str, Any]:
 
 async def rejected(ask: Ask) -> web.StreamResponse:
     """Every bundle on disk that may not run, with code and reason."""
-    found = ask.api.lifecycle.rejected()
+    found, about = ask.api.lifecycle.rejected(), ask.query(RejectedFilter).about
+
+    def wanted(name: str) -> bool:
+        claimed = found[name].manifest
+        return about is None or about in {escape(name.partition("/")[2]), claimed.id if claimed else None}
 
     def row(name: str) -> bytes:
         return json.dumps(views.rejected(name.partition("/")[2], found[name]), separators=(",", ":")).encode("ascii")
 
-    names = sorted(found)
+    names = sorted(filter(wanted, found))
     if len(names) > ROWS_AT_ONCE:
         return await _long_listing(ask, names, row)
     return web.Response(body=b"[" + b",".join(map(row, names)) + b"]", content_type="application/json")

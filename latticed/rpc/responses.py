@@ -155,6 +155,38 @@ class Judged(TypedDict):
     reason: str | None
 
 
+class BriefRuntime(TypedDict):
+    """`message` only of what is degraded or unhealthy; `last_error` as in the whole list."""
+
+    state: str
+    health: str
+    message: NotRequired[str]
+    last_error: NotRequired[wire.ErrorInfo]
+
+
+class BriefCandidate(TypedDict):
+    """What an upgrade would take."""
+
+    identity: str
+    version: NotRequired[str]
+
+
+class PluginBrief(TypedDict):
+    """What a table of all plugins has of each; the members mean what they mean in the whole list."""
+
+    id: str
+    name: str
+    version: NotRequired[str]
+    publisher: NotRequired[str]
+    capabilities: list[str]
+    granted: list[str]
+    available: bool
+    status: str
+    builtin: bool
+    runtime: BriefRuntime
+    candidate: NotRequired[BriefCandidate]
+
+
 class AcceptedView(TypedDict):
     """What was accepted of a plugin's manifest; limits and level that are left to the settings are absent or empty."""
 

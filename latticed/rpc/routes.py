@@ -46,6 +46,7 @@ ROUTES: Final = (
     ApiRoute("GET", "/api/plugins", Scope.READ, plugins.listing, schemas.PLUGINS),
     ApiRoute("GET", "/api/plugins/lifecycle", Scope.OPERATE, plugins.listing, schemas.PLUGINS),
     ApiRoute("POST", "/api/plugins/lifecycle", Scope.OPERATE, plugins.decide, schemas.DECIDE),
+    ApiRoute("GET", "/api/plugins/brief", Scope.READ, plugins.brief, schemas.BRIEF),
     ApiRoute("GET", "/api/plugins/rejected", Scope.READ, plugins.rejected, schemas.REJECTED),
     ApiRoute("POST", "/api/plugins/verify", Scope.OPERATE, plugins.verify, schemas.VERIFY),
     ApiRoute("GET", "/api/plugins/by-id/{id}", Scope.READ, plugins.show, schemas.PLUGIN),

@@ -12,6 +12,7 @@ from latticed.kit.text import escape
 from latticed.lifecycle import advance, granting
 from latticed.model.accepted import LIMITS
 from latticed.model.capability import RISKS
+from latticed.model.runtime import Health
 from latticed.model.verdict import Refused, Verified
 from latticed.rpc.api import ListedPlugin
 
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.model.runtime import Runtime
     from latticed.model.verdict import Verdict
+    from latticed.rpc import responses
     from latticed.rpc.api import Api
 
 
 ROWS_KEPT: Final = 1_024
 """Rows that are kept as JSON; those of the plugins beyond are made each time, which costs less than holding them."""
+
+
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
+_AILING: Final = frozenset({Health.DEGRADED, Health.UNHEALTHY})
 
 
 def plugin(api: Api, record: Record) -> dict[str, Any]:
@@ -70,12 +76,41 @@ def plugin_row(api: Api, record: Record) -> bytes:
     source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id), upgraded
     known = api.shown.get(record.id)
     if known is None or known.source != source:
-        row = json.dumps(plugin(api, record), separators=(",", ":")).encode("ascii")
+        row = _COMPACT.encode(plugin(api, record)).encode("ascii")
         # Full: nothing is evicted, since a listing of more plugins would evict each row before it is asked for again.
         if known is None and len(api.shown) >= ROWS_KEPT:
             return row
         known = api.shown[record.id] = ListedPlugin(source=source, row=row)
     return known.row
+
+
+def brief_row(api: Api, record: Record) -> bytes:
+    """What a table of all plugins shows of one, as `responses.PluginBrief` in JSON bytes."""
+    facts, seen, runtime = record.facts, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id)
+    about: responses.BriefRuntime = {"state": runtime.state.value, "health": runtime.health.value}
+    if runtime.health in _AILING:
+        about["message"] = runtime.message
+    if (error := runtime.last_error) is not None:
+        about["last_error"] = {"code": error.code, "message": error.reason}  # type: ignore[typeddict-item] # as encoded
+    row: responses.PluginBrief = {
+        "id": record.id,
+        "name": facts.name,
+        "capabilities": list(facts.capabilities),
+        "granted": list(record.granted),
+        "available": seen.available,
+        "status": record.status.value,
+        "builtin": record.builtin,
+        "runtime": about,
+    }
+    if facts.version:
+        row["version"] = facts.version
+    if facts.publisher:
+        row["publisher"] = facts.publisher
+    if (found := seen.candidate(record)) is not None:
+        row["candidate"] = {"identity": found.identity}
+        if found.manifest.version:
+            row["candidate"]["version"] = found.manifest.version
+    return _COMPACT.encode(row).encode("ascii")
 
 
 def verdict(path: str, found: Verdict) -> dict[str, Any]:

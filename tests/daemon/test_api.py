@@ -242,6 +242,31 @@ def test_no_answer_shows_a_local_path(daemon):
         assert str(daemon.place.home).encode() not in answer.body, path
 
 
+def test_brief_list_says_what_the_whole_one_says(daemon):
+    """Of each plugin what a table shows, with the same values; of the runtime its state, and a reason where it ails."""
+    whole = {one["id"]: one for one in daemon.get("/api/plugins").json()}
+    brief = daemon.get("/api/plugins/brief").json()
+    assert [one["id"] for one in brief] == sorted(whole)
+    for one in brief:
+        known = whole[one["id"]]
+        assert {"id", "name", "status", "available", "builtin", "capabilities", "granted", "runtime"} <= set(one)
+        for name in set(one) - {"runtime", "candidate"}:
+            assert one[name] == known[name]
+        assert one["runtime"].items() <= known["runtime"].items()
+        assert {"state", "health"} <= set(one["runtime"]) <= {"state", "health", "message", "last_error"}
+
+
+def test_rejected_bundles_about_one_plugin_or_name(daemon):
+    """By the id that they claim, or by the name of their directory; no other, and not by a part."""
+    daemon.place.drop("about", author=ACME, id="acme.about")
+    (daemon.place.plugins / "about" / "artifact").write_bytes(b"changed")
+    daemon.until_rejected("about", "digest_mismatch")
+    for about, names in (("about", ["about"]), ("acme.about", ["about"]), ("abou", []), ("", []), ("acme.one", [])):
+        found = daemon.get(f"/api/plugins/rejected?about={about}").json()
+        assert [one["name"] for one in found] == names
+    assert daemon.get("/api/plugins/rejected?about=a&about=b").status == 400
+
+
 def test_rejected_bundle_has_code_reason_and_hint(daemon):
     """The row also has the directory's name and the id that the bundle claims."""
     bundle = daemon.place.drop("broken", author=ACME, id="acme.broken")

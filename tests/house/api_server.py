@@ -142,10 +142,11 @@ class Api:
                 return 200, self._status()
             case "GET", ["health"]:
                 return self.health
-            case "GET", ["plugins"]:
+            case "GET", ["plugins"] | ["plugins", "brief"]:
                 return 200, list(self.plugins.values())
             case "GET", ["plugins", "rejected"]:
-                return 200, self.rejected
+                about = query.get("about")
+                return 200, [one for one in self.rejected if about in {None, one.get("id"), one["name"]}]
             case "POST", ["plugins", "lifecycle"]:
                 return self._change(json.loads(body))
             case _, ["plugins", "by-id", plugin_id, *rest]:
