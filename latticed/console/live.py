@@ -72,6 +72,11 @@ class LiveHub:
         self._listeners.add(found)
         return found
 
+    def wake(self) -> None:
+        """Have every page's stream look whether its session goes on."""
+        for one in self._listeners:
+            one.ready.set()
+
     def leave(self, listener: PageListener) -> None:
         """The page is closed."""
         self._listeners.discard(listener)

@@ -7,6 +7,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from latticed import __version__
 from latticed.console import overview, plain, plugin
 from latticed.model.errors import Problem
 
@@ -75,6 +76,8 @@ class Pages:
             "sorts": overview.SORTS,
             "rejected": plain.number(status.data, "rejected"),
             "troubles": plain.rows(status.data, "problems"),
+            "version": other if (other := plain.text(status.data, "version")) != __version__ else "",
+            "own_version": __version__,
             "unconfirmed": plain.rows(planned.data, "plans"),
             "findings": [one for one in findings or [] if one.state in {"look", "bad"} and one.check != "daemon"],
             "looking": findings is None,

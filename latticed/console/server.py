@@ -134,12 +134,13 @@ class Console:
     ) -> web.StreamResponse:
         match found.page:
             case "live":
-                return await self._live(request)
+                return await self._live(request, session)
             case "static":
                 return _static(found.arguments[0])
             case "leave":
                 for one in _cookies(request):
                     self._keys.close(one)
+                self._hub.wake()
                 return web.Response(text="The session is over.\n", headers=guard.HEADERS)
             case "act" | "take" | "refresh" | "cancel" | "retry":
                 return await self._acted(request, found, session)
@@ -171,8 +172,8 @@ class Console:
         answer = send(*wanted.parts, body=wanted.body)
         return f"{wanted.said}: {json.dumps(answer, ensure_ascii=False)}" if wanted.answer else wanted.said
 
-    async def _live(self, request: web.Request) -> web.StreamResponse:
-        """Tell a page that something changed, until it is closed."""
+    async def _live(self, request: web.Request, session: UiSession) -> web.StreamResponse:
+        """Tell a page that something changed, until it is closed or its session is over."""
         listener = self._hub.listen()
         if listener is None:
             raise Problem("busy", "too many pages are open", "close some")
@@ -187,6 +188,8 @@ class Console:
                     line = f"data: {json.dumps(listener.take())}\n\n"
                 except TimeoutError:
                     line = ": still here\n\n"
+                if not self._keys.holds(session):
+                    return answer
                 await asyncio.wait_for(answer.write(line.encode()), _WRITE_S)
                 await asyncio.sleep(_LIVE_PAUSE_S)
         except (ConnectionError, TimeoutError):

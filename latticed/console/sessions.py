@@ -73,6 +73,10 @@ class SessionKeys:
         found.seen_s = now_s
         return found
 
+    def holds(self, session: UiSession) -> bool:
+        """Whether a session goes on: it was not ended, and no newer one has taken its place."""
+        return any(one is session for one in self._sessions.values())
+
     def close(self, cookie: str | None) -> None:
         """End a session, if it is one."""
         self._sessions.pop(_digest(cookie or ""), None)

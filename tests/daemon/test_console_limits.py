@@ -76,17 +76,6 @@ def ended(sockets: list[socket.socket]) -> int:
     return len(poll.poll(0))
 
 
-@contextlib.contextmanager
-def listening(console: consoles.RunningConsole) -> Iterator[http.client.HTTPResponse]:
-    """The stream of an open tab."""
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(console), timeout=processes.PATIENCE_S)
-    with contextlib.closing(connection):
-        connection.request("GET", f"{console.base}/live", headers={"Cookie": console.cookie})
-        stream = connection.getresponse()
-        assert stream.readline().startswith(b"retry:")
-        yield stream
-
-
 def told(stream: http.client.HTTPResponse, daemon: daemons.Daemon) -> None:
     """Wait until the page hears of refusals that go on meanwhile: the console's own stream may begin a moment later."""
     over = threading.Event()
@@ -107,7 +96,7 @@ def told(stream: http.client.HTTPResponse, daemon: daemons.Daemon) -> None:
 
 def test_two_thousand_stalled_connections_leave_an_open_tab_as_it_was(daemon, console):
     """Beyond MOST the oldest is cut; the operator's pages come, and the tab's stream goes on."""
-    with listening(console) as stream, stalled(console, STALLED, tuple(HALF.values())) as sockets:
+    with consoles.listening(console) as stream, stalled(console, STALLED, tuple(HALF.values())) as sockets:
         processes.until(lambda: ended(sockets) >= STALLED - MOST, what="the oldest to be cut")
         for page in ("/", "/health", "/static/live.js"):
             assert console.get(page).status == 200

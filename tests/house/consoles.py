@@ -102,6 +102,18 @@ def running(daemon: Daemon, *options: str) -> Iterator[RunningConsole]:
         os.close(theirs)
 
 
+@contextlib.contextmanager
+def listening(console: RunningConsole) -> Iterator[http.client.HTTPResponse]:
+    """The event stream of an open tab, after its first line."""
+    port = urlsplit(console.link).port
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=processes.PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request("GET", f"{console.base}/live", headers={"Cookie": console.cookie})
+        stream = connection.getresponse()
+        assert stream.readline().startswith(b"retry:")
+        yield stream
+
+
 def _link(terminal: int, process: subprocess.Popen[bytes], errors) -> str:
     """The link, once it is on the terminal."""
     os.set_blocking(terminal, False)

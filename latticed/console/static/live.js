@@ -4,6 +4,7 @@ const { base, live } = document.body.dataset;
 const state = document.getElementById("link-state");
 const MOST_LINES = 2000;
 const REFRESH_MS = 1000;
+const AGAIN_MS = 15000;
 
 // A page asks for itself again; its parts that differ are exchanged, but for one that somebody is typing in.
 let asked = false;
@@ -18,7 +19,7 @@ async function refresh() {
   try {
     const answer = await fetch(location.href, { headers: { "Latticed-Live": "1" }, redirect: "error" });
     if (answer.status === 401) {
-      say("the session is over");
+      end();
       return;
     }
     if (answer.ok) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
@@ -51,12 +52,27 @@ function say(words) {
 
 // A tab that is not seen holds no connection: a browser has six for a site.
 let stream = null;
+let over = false;
+
+function end() {
+  over = true;
+  rest();
+  say("the session is over");
+}
 
 function listen() {
-  if (document.hidden || stream || !live) return;
+  if (document.hidden || stream || !live || over) return;
   stream = new EventSource(`${base}/live`);
   stream.onopen = () => say("live");
-  stream.onerror = () => say("not live: the console does not answer");
+  stream.onerror = () => {
+    say("not live: the console does not answer");
+    // After an answer that is no stream a browser does not ask again: the session is over, or too many pages are open.
+    if (stream.readyState === EventSource.CLOSED) {
+      rest();
+      refresh();
+      setTimeout(listen, AGAIN_MS);
+    }
+  };
   stream.onmessage = (event) => {
     const { targets, daemon } = JSON.parse(event.data);
     if (daemon === "gone") say("the daemon does not answer");
@@ -113,7 +129,7 @@ async function follow(log) {
     try {
       const answer = await fetch(`${log.dataset.follow}?after=${encodeURIComponent(log.dataset.next)}`, { redirect: "error" });
       if (answer.status === 401) {
-        say("the session is over");
+        end();
         return;
       }
       if (!answer.ok) throw new Error(answer.status);
