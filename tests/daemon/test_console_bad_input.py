@@ -5,19 +5,15 @@ The daemon is `tests.house.api_server`: a real one of this version cannot answer
 
 from __future__ import annotations
 
-import contextlib
 import html
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from tests.house import api_server, consoles, daemons, long, processes
+from tests.house import api_server, consoles, long, processes
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
@@ -29,22 +25,10 @@ PAGES = (
 EVENTS = long.times(100_000, 1_000_000)
 
 
-@contextlib.contextmanager
-def simulated() -> Iterator[tuple[api_server.Api, consoles.RunningConsole]]:
-    """A daemon of ours at its socket, and a console of it."""
-    with daemons.placed() as place:
-        with api_server.serving(place.socket) as api:
-            place.own(place.socket)
-            command = [*place.python(), "-m", "latticed.ctl.main", "--socket", str(place.socket)]
-            asking: Any = SimpleNamespace(place=place, ctl_command=lambda *words: [*command, *words])
-            with consoles.running(asking, "--act") as console:
-                assert console.enter().status == 303
-                yield api, console
-
-
 @pytest.fixture(scope="module")
 def served():
-    with simulated() as (api, console):
+    with consoles.simulated("--act") as (api, console):
+        assert console.enter().status == 303
         yield api, console
 
 

@@ -115,6 +115,20 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    async def value(self, script: str) -> Any:
+        """The value of an expression in the page; of a promise, what it comes to."""
+        found = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def until(self, script: str) -> None:
+        """Wait until an expression is true in the page."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                if await self.value(script):
+                    return
+                await asyncio.sleep(0.05)
+
     async def html(self) -> str:
         """The document as it is now."""
         root = (await self.call("DOM.getDocument"))["root"]["nodeId"]

@@ -15,9 +15,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from tests.house import processes
+from tests.house import api_server, daemons, processes
 from tests.house.daemons import Daemon
 
 _LINK = re.compile(rb"(http://127\.0\.0\.1:\d+/[\w-]+/open/[\w-]+)\r?\n")
@@ -100,6 +102,17 @@ def running(daemon: Daemon, *options: str) -> Iterator[RunningConsole]:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+@contextlib.contextmanager
+def simulated(*options: str) -> Iterator[tuple[api_server.Api, RunningConsole]]:
+    """A console of a daemon of ours that can answer as no real one does."""
+    with daemons.placed() as place, api_server.serving(place.socket) as api:
+        place.own(place.socket)
+        command = [*place.python(), "-m", "latticed.ctl.main", "--socket", str(place.socket)]
+        asking: Any = SimpleNamespace(place=place, ctl_command=lambda *words: [*command, *words])
+        with running(asking, *options) as console:
+            yield api, console
 
 
 @contextlib.contextmanager
