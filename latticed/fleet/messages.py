@@ -1,0 +1,163 @@
+"""What the agent's two processes tell each other over their socketpair: four bytes of length, then JSON.
+
+The link has the connection and no scope, the node has the scopes and no network. So the node takes the link for a
+stranger: what it sends is bounded and decoded strictly, and no message of it can ask for anything but to look at a
+signed document.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from latticed.kit import strict_json
+
+DESIRED_BYTES: Final = 64 << 10
+"""Largest desired document of a node."""
+DOCUMENT_BYTES: Final = 256 << 10
+"""Largest status, event, invocation or answer."""
+MAX_BYTES: Final = 512 << 10
+"""Largest message: a document as base64, and what is around it."""
+_LENGTH: Final = 4
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""Of the file that holds a bundle (`market.import_dir`), lowercase hex."""
+_Number = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+
+
+class BadMessage(ValueError):
+    """The peer sent what is no message; the connection is of no use any more."""
+
+
+class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """`type` says which it is."""
+
+
+class Desired(_Message, frozen=True, kw_only=True, tag="desired"):
+    """Link to node: this host's desired document, as the engine has it. Newer ones replace it, equal ones are fine."""
+
+    document: Annotated[bytes, Meta(max_length=DESIRED_BYTES)]
+
+
+class BundleHere(_Message, frozen=True, kw_only=True, tag="bundle_here"):
+    """Link to node: what was needed is whole in the spool, under `spool_name(sha256)`."""
+
+    sha256: Sha256
+
+
+class BundleMissing(_Message, frozen=True, kw_only=True, tag="bundle_missing"):
+    """Link to node: it could not be fetched. The node asks again when it next looks."""
+
+    sha256: Sha256
+    reason: Annotated[str, Meta(max_length=500)]
+
+
+class Invoke(_Message, frozen=True, kw_only=True, tag="invoke"):
+    """Link to node: an invocation, signed by the operator. `number` is the link's own, for the answer."""
+
+    number: _Number
+    document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
+
+
+class EventTaken(_Message, frozen=True, kw_only=True, tag="event_taken"):
+    """Link to node: the engine has acknowledged the event of this number; the node need not keep it any longer."""
+
+    number: _Number
+
+
+class Connection(_Message, frozen=True, kw_only=True, tag="connection"):
+    """Link to node: whether there is a connection; `reason` says why not."""
+
+    up: bool
+    reason: Annotated[str, Meta(max_length=500)] = ""
+
+
+class Need(_Message, frozen=True, kw_only=True, tag="need"):
+    """Node to link: fetch this into the spool, from the engine or one of the `urls` (https)."""
+
+    sha256: Sha256
+    urls: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=8)] = ()
+
+
+class Status(_Message, frozen=True, kw_only=True, tag="status"):
+    """Node to link: what this host is and does, signed by its key. Only the newest counts."""
+
+    document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
+
+
+class Event(_Message, frozen=True, kw_only=True, tag="event"):
+    """Node to link: one event of the host's chain, signed. It comes again until `EventTaken` names its number.
+
+    `message_id` is the same each time, and nobody else can guess it: the engine takes each id once.
+    """
+
+    number: _Number
+    message_id: Annotated[str, Meta(max_length=128)]
+    document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
+
+
+class Answer(_Message, frozen=True, kw_only=True, tag="answer"):
+    """Node to link: what became of the invocation `number`."""
+
+    number: _Number
+    document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
+
+
+ToNode = Desired | BundleHere | BundleMissing | Invoke | EventTaken | Connection
+ToLink = Need | Status | Event | Answer
+
+
+def spool_name(sha256: str) -> str:
+    """The plain name of a bundle's file in the spool, which is the daemon's `market.import_dir`."""
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"expected 64 hex digits, found {sha256[:80]!r}")
+    return f"{sha256}.tar"
+
+
+def encode(message: ToNode | ToLink) -> bytes:
+    """The bytes of a message; ValueError for one that the peer would not take."""
+    data = msgspec.json.encode(message)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"expected a message of at most {MAX_BYTES} bytes, found {len(data)}")
+    return len(data).to_bytes(_LENGTH, "big") + data
+
+
+class Decoder:
+    """Messages out of a stream's bytes, for the side that takes `kind` (`ToNode` or `ToLink`).
+
+    It holds one message's bytes at most, beside what was fed last.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that are whole now; BadMessage for what is none, after which nothing more is fed."""
+        self._held += data
+        found = []
+        while len(self._held) >= _LENGTH:
+            size = int.from_bytes(self._held[:_LENGTH], "big")
+            if not 0 < size <= MAX_BYTES:
+                raise BadMessage(f"expected a message of 1 to {MAX_BYTES} bytes, found {size}")
+            if len(self._held) < _LENGTH + size:
+                break
+            found.append(self._decoded(bytes(self._held[_LENGTH : _LENGTH + size])))
+            del self._held[: _LENGTH + size]
+        return found
+
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether the stream must not end here."""
+        return bool(self._held)
+
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            # msgspec would take a key twice.
+            return msgspec.convert(strict_json.loads(data, integers_only=True), self._kind)
+        except (strict_json.InvalidJson, msgspec.ValidationError) as error:
+            raise BadMessage(str(error)[:200]) from error
