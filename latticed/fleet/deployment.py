@@ -1,0 +1,366 @@
+"""What the message system needs to serve a fleet: identities, accounts, permissions, streams and configuration. Pure.
+
+    CTRL   has the streams; the controllers are its users
+    NODES  has the nodes, which see of CTRL what is exported here and nothing else; no streams
+    SYS    the server's own; whoever revokes a node's credentials connects there
+
+A node's permissions stand in the signing key of its account, as a template with the node's name: whoever enrols nodes
+holds that key, and can make no other user with it. In one account with the controllers, a node could overwrite another's
+document by naming its subject as the one to reply to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.fleet import nkeys, subjects
+from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EVENT_BYTES, STATUS_BYTES
+from latticed.kit import strict_json
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LOWEST_VERSION: Final = (2, 14)
+"""Of nats-server: per-message TTL, quotas per subject and republishing are there, and were tested."""
+EVENTS_PER_NODE: Final = 256
+BEAT_BYTES: Final = 1 << 10
+HEADER_BYTES: Final = 1 << 10
+"""What the engine's own headers may add to a message."""
+PRESENT_S: Final = 60
+"""How long a beat counts."""
+DUPLICATES_S: Final = 120
+"""Within which an event of the same id is stored once."""
+_EVENTS_AGE_S: Final = 7 * 86_400
+_MOST_SUBSCRIPTIONS: Final = 16
+_NAME: Final = "{{name()}}"
+_UNLIMITED: Final = {"subs": -1, "data": -1, "payload": -1}
+_NS: Final = 1_000_000_000
+_ANSWER_S: Final = 30
+# Printable ASCII without what ends or escapes a quoted string of nats-server's configuration.
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]{1,4096}")
+
+# What crosses from CTRL to NODES, with the kind of export: a node asks ("service") or hears ("stream").
+_EXPORTS: Final = (
+    ("desired", subjects.newest(subjects.DESIRED_STREAM, "$KV.desired.*"), "service"),
+    ("bundles", subjects.newest(subjects.BUNDLES_STREAM, "bundle.*.*"), "service"),
+    ("events", "ev.*.audit", "service"),
+    ("status", "st.*", "service"),
+    ("presence", "hb.*", "service"),
+    ("pushed", "dn.*", "stream"),
+)
+NODE_MAY_PUBLISH: Final = (
+    subjects.newest(subjects.DESIRED_STREAM, f"$KV.desired.{_NAME}"),
+    subjects.newest(subjects.BUNDLES_STREAM, "bundle.*.*"),
+    f"ev.{_NAME}.audit",
+    f"st.{_NAME}",
+    f"hb.{_NAME}",
+)
+NODE_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>", f"dn.{_NAME}", f"rpc.{_NAME}.invoke")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identities:
+    """The keys of a deployment. `operator`, `system`, `control` and `nodes` stay offline: what the key `nodes` signs
+    itself is held by no template (the server's default permissions do not hold it either). A controller that enrols
+    nodes holds `node_signer`.
+    """
+
+    operator: nkeys.Key
+    system: nkeys.Key
+    control: nkeys.Key
+    nodes: nkeys.Key
+    control_signer: nkeys.Key
+    node_signer: nkeys.Key
+
+    @staticmethod
+    def generate() -> Identities:
+        """New ones, from the system's source of random numbers."""
+        account = nkeys.Kind.ACCOUNT
+        return Identities(
+            operator=nkeys.Key.generate(nkeys.Kind.OPERATOR),
+            system=nkeys.Key.generate(account),
+            control=nkeys.Key.generate(account),
+            nodes=nkeys.Key.generate(account),
+            control_signer=nkeys.Key.generate(account),
+            node_signer=nkeys.Key.generate(account),
+        )
+
+    @staticmethod
+    def parse(data: bytes) -> Identities:
+        """What `text` wrote; Problem `key_invalid`."""
+        names = [one.name for one in fields(Identities)]
+        try:
+            seeds = strict_json.loads(data)
+            if not isinstance(seeds, dict) or sorted(seeds) != sorted(names):
+                raise nkeys.BadKey(f"expected an object with {', '.join(names)}")
+            found = {name: nkeys.Key.from_seed(str(seeds[name])) for name in names}
+            for name, key in found.items():
+                if (key.kind is nkeys.Kind.OPERATOR) != (name == "operator"):
+                    raise nkeys.BadKey(f"{name}: expected another kind of key")
+        except (strict_json.InvalidJson, nkeys.BadKey) as error:
+            raise Problem("key_invalid", f"expected the identities of a deployment: {error}") from error
+        return Identities(**found)
+
+    def text(self) -> bytes:
+        """All seeds: a secret file."""
+        return json.dumps({one.name: getattr(self, one.name).seed for one in fields(self)}, indent=1).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """One nats-server. Paths are on its own host; `route` (host:port) is where the others of a cluster reach it."""
+
+    name: str
+    listen: str
+    directory: str
+    certificate: str
+    private_key: str
+    ca: str
+    route: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """For how many nodes, and how much space bundles may take."""
+
+    nodes: int = 1_000
+    bundles_bytes: int = 4 << 30
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the streams may come to: every node with all its events, of the largest size."""
+        events = EVENTS_PER_NODE * (EVENT_BYTES + HEADER_BYTES)
+        return self.bundles_bytes + self.nodes * (events + 2 * DESIRED_BYTES + STATUS_BYTES) + (64 << 20)
+
+
+def operator_token(identities: Identities, *, now_s: int) -> str:
+    claims = {"type": "operator", "version": 2, "system_account": identities.system.public}
+    return nkeys.token(identities.operator, identities.operator.public, "latticed", claims, now_s=now_s)
+
+
+def account_tokens(
+    identities: Identities, *, now_s: int, revoked: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """The tokens of the three accounts by their public keys. `revoked`: users' public keys, and the moment (seconds
+    since 1970) up to which what was signed for them does not count.
+
+    A server takes a token in place of the one it has if its `now_s` is later.
+    """
+    return {
+        identities.control.public: _account(identities, identities.control, "CTRL", _control(identities), now_s=now_s),
+        identities.nodes.public: _account(
+            identities, identities.nodes, "NODES", _nodes(identities, revoked or {}), now_s=now_s
+        ),
+        identities.system.public: _account(identities, identities.system, "SYS", {"limits": _limits()}, now_s=now_s),
+    }
+
+
+def node_token(
+    signer: nkeys.Key, account: str, user: str, node: str, *, now_s: int, expires_s: int | None = None
+) -> str:
+    """What lets the holder of the key `user` (public) connect as `node`; its permissions come from `signer`'s scope."""
+    nkeys.check_public(user, nkeys.Kind.USER)
+    claims = {"type": "user", "version": 2, "issuer_account": account, "pub": {}, "sub": {}}
+    return nkeys.token(signer, user, subjects.node_name(node), claims, now_s=now_s, expires_s=expires_s)
+
+
+def controller_credentials(
+    identities: Identities, name: str, *, now_s: int, expires_s: int | None = None
+) -> nkeys.Credentials:
+    """Credentials of a controller: all of the account CTRL, nothing of the server's own."""
+    return _user(identities.control_signer, identities.control, name, now_s=now_s, expires_s=expires_s)
+
+
+def system_credentials(identities: Identities, *, now_s: int, expires_s: int | None = None) -> nkeys.Credentials:
+    """Credentials for the account SYS, to revoke with (`$SYS.REQ.CLAIMS.UPDATE`) and to look at the servers."""
+    return _user(identities.system, None, "operator", now_s=now_s, expires_s=expires_s)
+
+
+def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
+    """The streams as the JetStream API takes them (STREAM.CREATE)."""
+    disk = {"storage": "file", "num_replicas": replicas, "retention": "limits", "max_consumers": 16}
+    return (
+        {
+            **disk,
+            "name": subjects.DESIRED_STREAM,
+            "subjects": ["$KV.desired.*"],
+            "max_msgs_per_subject": 2,
+            "max_msg_size": DESIRED_BYTES + HEADER_BYTES,
+            "allow_direct": True,
+            "deny_delete": True,
+            "republish": {"src": "$KV.desired.*", "dest": "dn.{{wildcard(1)}}"},
+        },
+        {
+            **disk,
+            "name": subjects.BUNDLES_STREAM,
+            "subjects": ["bundle.*.*"],
+            "max_msgs_per_subject": 1,
+            "max_bytes": sizes.bundles_bytes,
+            "max_msg_size": CHUNK_BYTES + HEADER_BYTES,
+            # Written once: what is there is never replaced, and never goes to make place.
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "allow_direct": True,
+        },
+        {
+            **disk,
+            "name": subjects.EVENTS_STREAM,
+            "subjects": ["ev.*.audit"],
+            # A quota per node: one that floods is refused itself, and pushes out nobody's events, its own neither.
+            "max_msgs_per_subject": EVENTS_PER_NODE,
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "max_age": _EVENTS_AGE_S * _NS,
+            "max_msg_size": EVENT_BYTES + HEADER_BYTES,
+            "duplicate_window": DUPLICATES_S * _NS,
+            "allow_direct": True,
+        },
+        {
+            **disk,
+            "name": subjects.STATUS_STREAM,
+            "subjects": ["st.*"],
+            "max_msgs_per_subject": 1,
+            "max_msg_size": STATUS_BYTES + HEADER_BYTES,
+            "allow_direct": True,
+        },
+        {
+            **disk,
+            "name": subjects.PRESENCE_STREAM,
+            "subjects": ["hb.*"],
+            "storage": "memory",
+            "max_msgs_per_subject": 1,
+            "max_age": PRESENT_S * _NS,
+            "duplicate_window": PRESENT_S * _NS,
+            "max_msg_size": BEAT_BYTES + HEADER_BYTES,
+            "allow_direct": True,
+        },
+        {
+            **disk,
+            "name": subjects.FLEET_STREAM,
+            "subjects": ["$KV.fleet.*"],
+            "max_msgs_per_subject": 1,
+            "max_msg_size": 1 << 20,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        },
+    )
+
+
+def configuration(
+    server: Server, cluster: Sequence[Server], identities: Identities, *, sizes: Sizes, now_s: int
+) -> str:
+    """The configuration of `server`, one of `cluster` (itself alone, or three); Problem `bad_request`.
+
+    Whatever changes later in accounts is pushed to the running servers, and kept in `jwt`; nothing here need change.
+    """
+    if len(cluster) not in {1, 3} or server not in cluster:
+        raise Problem("bad_request", f"expected one server or three, this one among them, found {len(cluster)}")
+    tls = f"cert_file: {_quoted(server.certificate)}, key_file: {_quoted(server.private_key)}"
+    lines = [
+        f"server_name: {_quoted(server.name)}",
+        f"listen: {_quoted(server.listen)}",
+        # Before a byte of NATS: a client must not be told by a stranger that TLS is not wanted here.
+        f"tls {{ {tls}, handshake_first: true, timeout: 10 }}",
+        "max_connections: 65536",
+        'write_deadline: "20s"',
+        'ping_interval: "60s"',  # clients ask every ten seconds by themselves
+        "jetstream {",
+        f"  store_dir: {_quoted(server.directory)}",
+        f"  max_memory_store: {64 << 20}",
+        f"  max_file_store: {sizes.disk_bytes}",
+        # By default what was acknowledged is on disk two minutes later.
+        "  sync_interval: always",
+        "}",
+        f"operator: {_quoted(operator_token(identities, now_s=now_s))}",
+        f"system_account: {identities.system.public}",
+        "resolver {",
+        f"  type: full, dir: {_quoted(server.directory + '/jwt')}, allow_delete: false, interval: \"2m\"",
+        "}",
+        "resolver_preload {",
+        *(f"  {account}: {token}" for account, token in account_tokens(identities, now_s=now_s).items()),
+        "}",
+    ]
+    if len(cluster) == 3:
+        if any(not one.route for one in cluster):
+            raise Problem("bad_request", "expected a route (host:port) for each server of a cluster, found none")
+        routes = ", ".join(_quoted(f"nats-route://{one.route}") for one in cluster if one is not server)
+        lines += [
+            "cluster {",
+            "  name: latticed",
+            f"  listen: {_quoted(server.route)}",
+            f"  tls {{ {tls}, ca_file: {_quoted(server.ca)}, verify: true, timeout: 10 }}",
+            f"  routes: [{routes}]",
+            "}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    if not _PLAIN.fullmatch(text):
+        raise Problem(
+            "bad_request", f"expected printable ASCII without quotes and backslashes, found {text[:80]!r}"
+        )
+    return f'"{text}"'
+
+
+def _limits(*, with_streams: bool = False) -> dict[str, Any]:
+    storage = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1) if with_streams else {}
+    # No leaf nodes: they would bring connections that no scope holds.
+    return {**_UNLIMITED, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": 0, **storage}
+
+
+def _account(identities: Identities, account: nkeys.Key, name: str, claims: dict[str, Any], *, now_s: int) -> str:
+    return nkeys.token(
+        identities.operator, account.public, name, {"type": "account", "version": 2, **claims}, now_s=now_s
+    )
+
+
+def _control(identities: Identities) -> dict[str, Any]:
+    return {
+        "limits": _limits(with_streams=True),
+        "signing_keys": [identities.control_signer.public],
+        "exports": [{"name": name, "subject": subject, "type": kind} for name, subject, kind in _EXPORTS],
+        "imports": [_import("invoke", "rpc.*.invoke", "service", identities.nodes)],
+    }
+
+
+def _nodes(identities: Identities, revoked: Mapping[str, int]) -> dict[str, Any]:
+    template = {
+        **_UNLIMITED,
+        "payload": max(EVENT_BYTES, STATUS_BYTES) + HEADER_BYTES,
+        "subs": _MOST_SUBSCRIPTIONS,
+        "pub": {"allow": list(NODE_MAY_PUBLISH)},
+        "sub": {"allow": list(NODE_MAY_SUBSCRIBE)},
+        "resp": {"max": 1, "ttl": _ANSWER_S * _NS},
+        "allowed_connection_types": ["STANDARD"],
+    }
+    claims: dict[str, Any] = {
+        "limits": {**_limits(), "disallow_bearer": True},
+        "signing_keys": [
+            {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": template}
+        ],
+        "imports": [_import(name, subject, kind, identities.control) for name, subject, kind in _EXPORTS],
+        "exports": [{"name": "invoke", "subject": "rpc.*.invoke", "type": "service"}],
+    }
+    if revoked:
+        claims["revocations"] = dict(revoked)
+    return claims
+
+
+def _import(name: str, subject: str, kind: str, account: nkeys.Key) -> dict[str, Any]:
+    return {"name": name, "subject": subject, "account": account.public, "type": kind}
+
+
+def _user(
+    signer: nkeys.Key, account: nkeys.Key | None, name: str, *, now_s: int, expires_s: int | None
+) -> nkeys.Credentials:
+    key = nkeys.Key.generate(nkeys.Kind.USER)
+    claims: dict[str, Any] = {"type": "user", "version": 2, "pub": {}, "sub": {}, **_UNLIMITED}
+    if account is not None:
+        claims["issuer_account"] = account.public
+    token = nkeys.token(signer, key.public, name, claims, now_s=now_s, expires_s=expires_s)
+    return nkeys.Credentials(token=token, key=key, name=name, expires_s=expires_s)

@@ -1,0 +1,118 @@
+"""What the fleet needs of a message system: the one interface to it, for a node and for a controller.
+
+Nothing that comes out of it is believed: documents are signed by the operator, the controller or a node, and judged by
+whoever reads them. An engine may lose, repeat, reorder and invent; it must keep subjects of different nodes apart, and
+acknowledge only what is on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+DESIRED_BYTES: Final = 64 << 10
+"""Largest desired document of a node."""
+CHUNK_BYTES: Final = 128 << 10
+"""Of a bundle: all chunks but the last have exactly so many."""
+EVENT_BYTES: Final = 16 << 10
+"""Largest event; a node's quota is counted in these."""
+STATUS_BYTES: Final = 64 << 10
+"""Largest status, and largest invocation or answer."""
+
+
+class EngineUnavailable(Exception):
+    """The engine did not answer in time, or there is no connection. What was asked may have been done all the same."""
+
+
+class QuotaExceeded(EngineUnavailable):
+    """The engine keeps no more of this node's events: others are not affected, older ones are not thrown away."""
+
+
+class Conflict(Exception):
+    """Somebody else wrote meanwhile: what was compared with is not the newest any more."""
+
+
+class Invoked(Protocol):
+    """A question to this node that waits for its answer."""
+
+    @property
+    def data(self) -> bytes: ...
+
+    async def answer(self, data: bytes) -> None:
+        """Once; an answer that comes too late goes nowhere. EngineUnavailable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A message as a stream keeps it; `revision` is its number in the stream, growing."""
+
+    subject: str
+    data: bytes
+    revision: int
+
+
+class Engine(Protocol):
+    """What a node's link uses. Each method raises EngineUnavailable when there is no connection."""
+
+    async def desired(self) -> bytes | None:
+        """This node's desired document as it is kept now; None when there is none."""
+
+    def watch_desired(self) -> AsyncIterator[bytes]:
+        """Desired documents as they are published; what was published while there was no connection is not among
+        them.
+        """
+
+    async def chunk(self, sha256: str, number: int) -> bytes:
+        """Chunk `number` of a bundle, unchecked; KeyError when it is not there."""
+
+    async def publish_event(self, data: bytes, message_id: str) -> None:
+        """Returns once the event is on disk. Publishing it again under the same id, within minutes, stores it once.
+
+        QuotaExceeded when this node has too many there.
+        """
+
+    async def publish_status(self, data: bytes) -> None:
+        """Takes the place of the last one; returns once it is kept."""
+
+    async def beat(self, data: bytes) -> None:
+        """Says that this node is there; not acknowledged."""
+
+    def invocations(self) -> AsyncIterator[Invoked]:
+        """Questions to this node as they come."""
+
+
+class ControllerEngine(Protocol):
+    """What a controller uses. Each method raises EngineUnavailable when there is no connection."""
+
+    async def desired(self, node: str) -> Stored | None:
+        """The desired document of `node`; None when there never was one."""
+
+    async def put_desired(self, node: str, data: bytes, expected: int) -> int:
+        """Replace the document of that revision (0: there is none); the new revision. Conflict."""
+
+    async def put_chunk(self, sha256: str, number: int, data: bytes) -> None:
+        """Keep a chunk, once: what is there already stays as it is."""
+
+    def statuses(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
+        """What nodes' statuses are, then each that changes, with a revision above `after`; never ends."""
+
+    def events(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
+        """Nodes' events with a revision above `after`, and those that come; never ends."""
+
+    async def forget_events(self, node: str, revision: int) -> None:
+        """Drop a node's events up to that revision, once they are kept elsewhere: this frees its quota."""
+
+    async def present(self) -> Sequence[Stored]:
+        """The newest beat of each node that gave one within the last minute."""
+
+    async def invoke(self, node: str, data: bytes, timeout_s: float) -> bytes:
+        """The node's answer; EngineUnavailable when it does not listen or answer in time."""
+
+    async def get(self, key: str) -> Stored | None:
+        """What the controllers share under `key`, as the leader has it."""
+
+    async def put(self, key: str, data: bytes, expected: int, *, ttl_s: int | None = None) -> int:
+        """Replace what has that revision (0: nothing), for `ttl_s` seconds when given; the new revision. Conflict."""

@@ -1,0 +1,304 @@
+"""A connection to the message system that is made again whenever it is lost: the only module that imports nats-py.
+
+nats-py's own reconnecting is off. It waits the same time at each try and keeps what was published meanwhile for later;
+and a client whose token expired or was revoked closes for ever. Here every loss is alike: what was asked fails, the
+subscriptions stay, and a new client is made after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import nats.errors
+from nats.aio.client import Client
+
+from latticed.fleet import nkeys
+from latticed.fleet.engine import EngineUnavailable
+from latticed.kit import files, logs, text
+from latticed.model.restart import Backoff
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+log = logs.get_logger()
+
+REQUEST_S: Final = 5.0
+"""How long an answer may take."""
+PAUSES: Final = Backoff(base_s=2.5, ceiling_s=15.0, jitter=1.0)
+"""Before each new client: any time from 0 to 5 s after the first loss, to 30 s later on. Spread over the whole of it,
+so that ten thousand that lost a server at once do not come back at once.
+"""
+STEADY_S: Final = 60.0
+"""A connection that was up for so long starts the pauses anew."""
+_CONNECT_S: Final = 15.0
+_CLOSE_S: Final = 1.0
+_PING_S: Final = 10
+_MOST_PINGS: Final = 2
+_CREDENTIALS_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where to connect and as whom. `servers` are `tls://host:port`; the credentials file is read before each try, so
+    that renewed ones count. `inbox` is what this client's inboxes begin with.
+    """
+
+    servers: tuple[str, ...]
+    tls: ssl.SSLContext
+    credentials: Path
+    name: str
+    inbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, with the headers of the engine; `status` is the number in its first line, empty for a message."""
+
+    data: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def status(self) -> str:
+        return self.headers.get("Status", "")
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """Messages of one subject, over all connections; the oldest go when nobody takes them."""
+
+    subject: str
+    waiting: asyncio.Queue[Msg]
+    begun: Subscription | None = None
+
+    async def begin(self, client: Client) -> None:
+        """Tell a client of it."""
+        # The client's own queue is emptied at once by `take`, and drops the newest when full.
+        self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=self.waiting.maxsize)
+
+    async def end(self) -> None:
+        if self.begun is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self.begun.unsubscribe()
+
+    async def take(self, message: Msg) -> None:
+        if self.waiting.full():
+            self.waiting.get_nowait()
+        self.waiting.put_nowait(message)
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of the connection; `changed` is set anew at each change."""
+
+    client: Client | None = None
+    reason: str = "not connected yet"
+    connections: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Connection:
+    """`async with Connection(endpoint) as connection`: it connects, and connects again, until the block is left.
+
+    `random_roll` gives numbers in [0, 1), for the pauses; `on_change(up, reason)` hears of each change.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        on_change: Callable[[bool, str], None] = lambda _up, _reason: None,
+        pauses: Backoff = PAUSES,
+        random_roll: Callable[[], float] = random.random,
+    ) -> None:
+        self._endpoint = endpoint
+        self._on_change = on_change
+        self._pauses = pauses
+        self._roll = random_roll
+        self._state = _State()
+        self._subscriptions: list[_Subscription] = []
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._keeping = asyncio.create_task(self._keep(), name="fleet connection")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+
+    @property
+    def up(self) -> bool:
+        return self._state.client is not None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no connection, in the words of whatever failed last; empty while there is one."""
+        return self._state.reason
+
+    @property
+    def connections(self) -> int:
+        """How many there were, this one included."""
+        return self._state.connections
+
+    async def wait_up(self) -> None:
+        """Returns once there is a connection; at once when there is one."""
+        while not self.up:
+            await self._state.changed.wait()
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: dict[str, str] | None = None, timeout_s: float = REQUEST_S
+    ) -> Reply:
+        """The answer to a question; EngineUnavailable when none comes in time, or nobody listens."""
+        client = self._client()
+        try:
+            answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
+        except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+            raise EngineUnavailable(_words(error)) from error
+        return Reply(answer.data, answer.headers or {})
+
+    async def replies(self, subject: str, data: bytes, *, timeout_s: float = REQUEST_S) -> AsyncIterator[Reply]:
+        """Answers to one question, until the caller has enough; EngineUnavailable when the next is not there in time."""
+        client = self._client()
+        inbox = client.new_inbox()
+        try:
+            subscription = await client.subscribe(inbox)
+            try:
+                await client.publish(subject, data, reply=inbox)
+                while True:
+                    answer = await subscription.next_msg(timeout=timeout_s)
+                    yield Reply(answer.data, answer.headers or {})
+            finally:
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await subscription.unsubscribe()
+        except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+            raise EngineUnavailable(_words(error)) from error
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Send without asking for an answer; EngineUnavailable without a connection."""
+        try:
+            await self._client().publish(subject, data)
+        except (nats.errors.Error, OSError) as error:
+            raise EngineUnavailable(_words(error)) from error
+
+    async def messages(self, subject: str, *, most: int = 16) -> AsyncIterator[Msg]:
+        """Messages of `subject` as they come, over all connections; beyond `most` that wait, the oldest go."""
+        mine = _Subscription(subject, asyncio.Queue(most))
+        self._subscriptions.append(mine)
+        try:
+            if (client := self._state.client) is not None:
+                with contextlib.suppress(nats.errors.Error, OSError):  # then the next client is told
+                    await mine.begin(client)
+            while True:
+                yield await mine.waiting.get()
+        finally:
+            self._subscriptions.remove(mine)
+            await mine.end()
+
+    def _client(self) -> Client:
+        if self._state.client is None:
+            raise EngineUnavailable(self._state.reason)
+        return self._state.client
+
+    async def _keep(self) -> None:
+        """Have a client; when it is lost, pause and have another."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began_s = loop.time()
+            reason = await self._one_client()
+            failures = 1 if loop.time() - began_s >= STEADY_S else failures + 1
+            self._told(None, reason)
+            await asyncio.sleep(self._pauses.delay_s(failures, self._roll()))
+
+    async def _one_client(self) -> str:
+        """Connect and wait until that is lost; why it was, or could not be made."""
+        client, closed, heard = Client(), asyncio.Event(), _Heard()
+
+        async def when_closed() -> None:
+            closed.set()
+
+        try:
+            credentials = await asyncio.to_thread(self._credentials)
+            async with asyncio.timeout(_CONNECT_S):
+                # One server of several: a client that may not reconnect tries no second one.
+                await client.connect(
+                    [random.choice(self._endpoint.servers)],  # noqa: S311 - spreads load, hides nothing
+                    name=self._endpoint.name,
+                    tls=self._endpoint.tls,
+                    # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
+                    tls_handshake_first=True,
+                    signature_cb=heard.signer(credentials),
+                    user_jwt_cb=credentials.token.encode,
+                    inbox_prefix=self._endpoint.inbox,
+                    error_cb=heard.error,
+                    closed_cb=when_closed,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=int(_CONNECT_S),
+                    ping_interval=_PING_S,
+                    max_outstanding_pings=_MOST_PINGS,
+                )
+                for one in list(self._subscriptions):
+                    await one.begin(client)
+                await client.flush()
+            self._state.connections += 1
+            self._told(client, "")
+            await closed.wait()
+        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+            heard.reason = heard.reason or _words(error)
+        finally:
+            self._state.client = None
+            await _closed(client)
+        return heard.reason or "the server closed the connection"
+
+    def _credentials(self) -> nkeys.Credentials:
+        return nkeys.Credentials.parse(files.read_at_most(self._endpoint.credentials, _CREDENTIALS_BYTES))
+
+    def _told(self, client: Client | None, reason: str) -> None:
+        changed = (client is None) != (self._state.client is None) or reason != self._state.reason
+        self._state.client, self._state.reason = client, reason
+        self._state.changed.set()
+        self._state.changed = asyncio.Event()
+        if changed:
+            self._on_change(client is not None, reason)
+
+
+class _Heard:
+    """What a client reported: kept for a person to read, never written at each try."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    async def error(self, error: Exception) -> None:
+        # What follows from a first error ("no servers available") says less than it.
+        if not isinstance(error, nats.errors.NoServersError):
+            self.reason = _words(error)
+
+    def signer(self, credentials: nkeys.Credentials) -> Callable[[str], bytes]:
+        """What signs the server's nonce (ADR-14)."""
+        import base64
+
+        return lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode()))
+
+
+async def _closed(client: Client) -> None:
+    """Close a client whatever its state; what a broken one raises is of no interest any more."""
+    with contextlib.suppress(nats.errors.Error, OSError, AssertionError, AttributeError, TimeoutError):
+        # After a TLS handshake that failed it waits for ever: asyncio has closed the connection, and told TLS alone.
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
+
+
+def _words(error: BaseException | Any) -> str:
+    return text.sanitise(str(error) or type(error).__name__, 200)
