@@ -5,8 +5,8 @@
     SYS    the server's own; whoever revokes a node's credentials connects there
 
 A node's permissions stand in the signing key of its account, as a template with the node's name: whoever enrols nodes
-holds that key, and can make no other user with it. In one account with the controllers, a node could overwrite another's
-document by naming its subject as the one to reply to.
+holds that key, and can make no other user with it. In one account with the controllers, a node could overwrite the
+document of another by naming its subject as the one to reply to.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def operator_token(identities: Identities, *, now_s: int) -> str:
     return nkeys.token(identities.operator, identities.operator.public, "latticed", claims, now_s=now_s)
 
 
-def account_tokens(
-    identities: Identities, *, now_s: int, revoked: Mapping[str, int] | None = None
-) -> dict[str, str]:
+def account_tokens(identities: Identities, *, now_s: int, revoked: Mapping[str, int] | None = None) -> dict[str, str]:
     """The tokens of the three accounts by their public keys. `revoked`: users' public keys, and the moment (seconds
     since 1970) up to which what was signed for them does not count.
 
@@ -278,7 +276,7 @@ def configuration(
         f"operator: {_quoted(operator_token(identities, now_s=now_s))}",
         f"system_account: {identities.system.public}",
         "resolver {",
-        f"  type: full, dir: {_quoted(server.directory + '/jwt')}, allow_delete: false, interval: \"2m\"",
+        f'  type: full, dir: {_quoted(server.directory + "/jwt")}, allow_delete: false, interval: "2m"',
         "}",
         "resolver_preload {",
         *(f"  {account}: {token}" for account, token in account_tokens(identities, now_s=now_s).items()),
@@ -301,9 +299,7 @@ def configuration(
 
 def _quoted(text: str) -> str:
     if not _PLAIN.fullmatch(text):
-        raise Problem(
-            "bad_request", f"expected printable ASCII without quotes and backslashes, found {text[:80]!r}"
-        )
+        raise Problem("bad_request", f"expected printable ASCII without quotes and backslashes, found {text[:80]!r}")
     return f'"{text}"'
 
 

@@ -8,10 +8,12 @@ subscriptions stay, and a new client is made after a pause.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import nats.errors
 from nats.aio.client import Client
@@ -23,7 +25,7 @@ from latticed.model.restart import Backoff
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from pathlib import Path
 
     from nats.aio.msg import Msg
@@ -162,12 +164,12 @@ class Connection:
         client = self._client()
         try:
             answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
-        except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+        except (nats.errors.Error, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
         return Reply(answer.data, answer.headers or {})
 
-    async def replies(self, subject: str, data: bytes, *, timeout_s: float = REQUEST_S) -> AsyncIterator[Reply]:
-        """Answers to one question, until the caller has enough; EngineUnavailable when the next is not there in time."""
+    async def replies(self, subject: str, data: bytes, *, timeout_s: float = REQUEST_S) -> AsyncGenerator[Reply, None]:
+        """Answers to one question, until the caller has enough; EngineUnavailable if the next does not come in time."""
         client = self._client()
         inbox = client.new_inbox()
         try:
@@ -180,7 +182,7 @@ class Connection:
             finally:
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await subscription.unsubscribe()
-        except (nats.errors.Error, OSError, asyncio.TimeoutError) as error:
+        except (nats.errors.Error, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
 
     async def publish(self, subject: str, data: bytes) -> None:
@@ -190,7 +192,7 @@ class Connection:
         except (nats.errors.Error, OSError) as error:
             raise EngineUnavailable(_words(error)) from error
 
-    async def messages(self, subject: str, *, most: int = 16) -> AsyncIterator[Msg]:
+    async def messages(self, subject: str, *, most: int = 16) -> AsyncGenerator[Msg, None]:
         """Messages of `subject` as they come, over all connections; beyond `most` that wait, the oldest go."""
         mine = _Subscription(subject, asyncio.Queue(most))
         self._subscriptions.append(mine)
@@ -229,6 +231,7 @@ class Connection:
 
         try:
             credentials = await asyncio.to_thread(self._credentials)
+            heard.expires_s = credentials.expires_s
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
                 await client.connect(
@@ -237,7 +240,7 @@ class Connection:
                     tls=self._endpoint.tls,
                     # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
                     tls_handshake_first=True,
-                    signature_cb=heard.signer(credentials),
+                    signature_cb=lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode())),  # ADR-14
                     user_jwt_cb=credentials.token.encode,
                     inbox_prefix=self._endpoint.inbox,
                     error_cb=heard.error,
@@ -249,18 +252,19 @@ class Connection:
                     ping_interval=_PING_S,
                     max_outstanding_pings=_MOST_PINGS,
                 )
+                if not client.is_connected:  # it takes a closed connection for an answer to its first ping
+                    raise ConnectionResetError("the server closed the connection before it answered")
                 for one in list(self._subscriptions):
                     await one.begin(client)
-                await client.flush()
             self._state.connections += 1
             self._told(client, "")
             await closed.wait()
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-            heard.reason = heard.reason or _words(error)
+            await heard.error(error)
         finally:
             self._state.client = None
             await _closed(client)
-        return heard.reason or "the server closed the connection"
+        return heard.why(time.time())
 
     def _credentials(self) -> nkeys.Credentials:
         return nkeys.Credentials.parse(files.read_at_most(self._endpoint.credentials, _CREDENTIALS_BYTES))
@@ -278,18 +282,22 @@ class _Heard:
     """What a client reported: kept for a person to read, never written at each try."""
 
     def __init__(self) -> None:
-        self.reason = ""
+        self._reason = ""
+        self.expires_s: int | None = None
+        """When the credentials end, if they do."""
 
     async def error(self, error: Exception) -> None:
         # What follows from a first error ("no servers available") says less than it.
-        if not isinstance(error, nats.errors.NoServersError):
-            self.reason = _words(error)
+        if not (self._reason and isinstance(error, nats.errors.NoServersError)):
+            self._reason = _words(error)
 
-    def signer(self, credentials: nkeys.Credentials) -> Callable[[str], bytes]:
-        """What signs the server's nonce (ADR-14)."""
-        import base64
-
-        return lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode()))
+    def why(self, now_s: float) -> str:
+        """Why there is no connection."""
+        reason = self._reason or "the server closed the connection"
+        if self.expires_s is not None and self.expires_s <= now_s:
+            # The server says so itself only if its refusal is read before it hangs up.
+            return f"the credentials ended {int(now_s - self.expires_s)} s ago by this host's clock ({reason})"
+        return reason
 
 
 async def _closed(client: Client) -> None:
@@ -300,5 +308,5 @@ async def _closed(client: Client) -> None:
             await client.close()
 
 
-def _words(error: BaseException | Any) -> str:
+def _words(error: BaseException) -> str:
     return text.sanitise(str(error) or type(error).__name__, 200)

@@ -12,7 +12,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"dnspython": "dns", "jsonschema-rs": "jsonschema_rs"}
+MODULES = {"dnspython": "dns", "jsonschema-rs": "jsonschema_rs", "nats-py": "nats"}
 READ_PRIVATELY = {"aiohttp", "tuf", "watchdog"}
 """latticed reads private attributes of these, so they have an upper bound."""
 
@@ -21,7 +21,7 @@ def required() -> dict[str, str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = setup["options.extras_require"]
-    wanted = setup["options"]["install_requires"] + extras["tuf"] + extras["ui"]
+    wanted = setup["options"]["install_requires"] + extras["tuf"] + extras["ui"] + extras["fleet"]
     lines = [line.strip() for line in wanted.split("\n")]
     found = [re.match(r"([a-z0-9-]+)(.*)", line) for line in lines if line and not line.startswith("#")]
     return {one[1]: one[2] for one in found if one}

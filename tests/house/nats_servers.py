@@ -1,4 +1,4 @@
-"""Real nats-servers of the tests on loopback, one or a cluster of three, as `latticed.fleet.deployment` configures them.
+"""Real nats-servers of the tests on loopback, one or a cluster of three, as `latticed.fleet.deployment` has them.
 
 with nats_servers.running(place) as fleet:
     fleet.controller, fleet.node("web-1")  # paths of credentials files
@@ -10,13 +10,14 @@ Each is ended by its process id. TLS by an authority of the tests' own (trustme)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,9 +111,9 @@ class Fleet:
 
     @property
     def controller(self) -> Path:
-        return self._made("controller", lambda now_s: deployment.controller_credentials(
-            self.identities, "controller", now_s=now_s
-        ))
+        return self._made(
+            "controller", lambda now_s: deployment.controller_credentials(self.identities, "controller", now_s=now_s)
+        )
 
     @property
     def system(self) -> Path:
@@ -155,6 +156,12 @@ class Fleet:
         return self.made[name]
 
 
+async def until(wanted: Callable[[], Awaitable[object]]) -> None:
+    """Ask again until `wanted` is true: the state itself is waited for, the caller has the time."""
+    while not await wanted():  # noqa: ASYNC110 - another process changes it
+        await asyncio.sleep(0.02)
+
+
 def configured(place: Path, count: int = 1, sizes: deployment.Sizes | None = None) -> Fleet:
     """Servers with their files beneath `place`, not started."""
     place.mkdir(parents=True, exist_ok=True)
@@ -185,9 +192,7 @@ def configured(place: Path, count: int = 1, sizes: deployment.Sizes | None = Non
         directory = Path(one.directory)
         directory.mkdir(parents=True)
         file = directory / "nats-server.conf"
-        file.write_text(
-            deployment.configuration(one, wanted, identities, sizes=sizes, now_s=int(time.time()))
-        )
+        file.write_text(deployment.configuration(one, wanted, identities, sizes=sizes, now_s=int(time.time())))
         servers.append(NatsServer(one.name, int(one.listen.split(":")[1]), directory, file))
     return Fleet(place, servers, identities, sizes, ca)
 

@@ -1,4 +1,4 @@
-"""The engine against a real nats-server: documents, chunks, events, status, presence, questions, what controllers share."""
+"""The engine against a real nats-server: documents, chunks, events, status, presence, questions, the shared lease."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from latticed.fleet import deployment
 from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EVENT_BYTES, Conflict, EngineUnavailable, QuotaExceeded
 from latticed.fleet.nats_engine import NatsEngine
+from tests.house.nats_servers import until
 
 WAIT_S = 30
 
@@ -108,7 +109,8 @@ class TestEvents:
             async for batch in batches:
                 found += [one for one in batch if one.subject == f"ev.{node}.audit"]
                 if len(found) >= count:
-                    return found[:count]
+                    break
+        return found[:count]
 
 
 class TestStatusAndPresence:
@@ -155,7 +157,10 @@ class TestShared:
     async def test_lease_that_is_not_renewed_can_be_taken(self, controller, node):
         await controller.put(f"lease-{node}", b"a", 0, ttl_s=1)
         async with asyncio.timeout(WAIT_S):
-            while await controller.get(f"lease-{node}") is not None:
-                await asyncio.sleep(0.05)
+            await until(lambda: _is_free(controller, f"lease-{node}"))
         await controller.put(f"lease-{node}", b"b", 0, ttl_s=60)
         assert (await controller.get(f"lease-{node}")).data == b"b"
+
+
+async def _is_free(controller, key):
+    return await controller.get(key) is None

@@ -10,8 +10,9 @@ import base64
 import contextlib
 import json
 
-import nats
+import nats.errors
 import pytest
+from nats.aio.client import Client
 
 from latticed.fleet import nkeys
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
@@ -46,17 +47,18 @@ async def raw(fleet, name, credentials=None):
         denied.append(str(error))
 
     mine = nkeys.Credentials.parse((credentials or fleet.node(name)).read_bytes())
-    client = await nats.connect(
-        list(fleet.urls),
-        tls=fleet.endpoint(fleet.ca, name).tls,
-        tls_handshake_first=True,
-        signature_cb=lambda nonce: base64.b64encode(mine.key.sign(nonce.encode())),
-        user_jwt_cb=mine.token.encode,
-        inbox_prefix=f"_INBOX_{name}",
-        error_cb=on_error,
-        allow_reconnect=False,
-    )
+    client = Client()
     try:
+        await client.connect(
+            list(fleet.urls),
+            tls=fleet.endpoint(fleet.ca, name).tls,
+            tls_handshake_first=True,
+            signature_cb=lambda nonce: base64.b64encode(mine.key.sign(nonce.encode())),
+            user_jwt_cb=mine.token.encode,
+            inbox_prefix=f"_INBOX_{name}",
+            error_cb=on_error,
+            allow_reconnect=False,
+        )
         yield Attacker(client, denied)
     finally:
         await client.close()
@@ -228,9 +230,7 @@ async def stored_events(controller):
 )
 async def test_body_of_a_question_for_its_own_document_does_not_widen_it(attacker, controller, body):
     await self_and_victim(controller)
-    answer = await attacker.client.request(
-        f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{HOSTILE}", body, timeout=WAIT_S
-    )
+    answer = await attacker.client.request(f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{HOSTILE}", body, timeout=WAIT_S)
     # The one that is asked for by subject, or a refusal: nobody else's.
     assert (answer.data, (answer.headers or {}).get("Nats-Subject")) in {
         (b"its own", f"$KV.desired.{HOSTILE}"),
