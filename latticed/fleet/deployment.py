@@ -79,9 +79,9 @@ class Identities:
     @staticmethod
     def generate() -> Identities:
         """New ones, from the system's source of random numbers."""
-        account = nkeys.Kind.ACCOUNT
+        account = nkeys.KeyKind.ACCOUNT
         return Identities(
-            operator=nkeys.Key.generate(nkeys.Kind.OPERATOR),
+            operator=nkeys.Key.generate(nkeys.KeyKind.OPERATOR),
             system=nkeys.Key.generate(account),
             control=nkeys.Key.generate(account),
             nodes=nkeys.Key.generate(account),
@@ -99,7 +99,7 @@ class Identities:
                 raise nkeys.BadKey(f"expected an object with {', '.join(names)}")
             found = {name: nkeys.Key.from_seed(str(seeds[name])) for name in names}
             for name, key in found.items():
-                if (key.kind is nkeys.Kind.OPERATOR) != (name == "operator"):
+                if (key.kind is nkeys.KeyKind.OPERATOR) != (name == "operator"):
                     raise nkeys.BadKey(f"{name}: expected another kind of key")
         except (strict_json.InvalidJson, nkeys.BadKey) as error:
             raise Problem("key_invalid", f"expected the identities of a deployment: {error}") from error
@@ -111,7 +111,7 @@ class Identities:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class ConfiguredServer:
     """One nats-server. Paths are on its own host; `route` (host:port) is where the others of a cluster reach it."""
 
     name: str
@@ -161,20 +161,20 @@ def node_token(
     signer: nkeys.Key, account: str, user: str, node: str, *, now_s: int, expires_s: int | None = None
 ) -> str:
     """What lets the holder of the key `user` (public) connect as `node`; its permissions come from `signer`'s scope."""
-    nkeys.check_public(user, nkeys.Kind.USER)
+    nkeys.check_public(user, nkeys.KeyKind.USER)
     claims = {"type": "user", "version": 2, "issuer_account": account, "pub": {}, "sub": {}}
     return nkeys.token(signer, user, subjects.node_name(node), claims, now_s=now_s, expires_s=expires_s)
 
 
 def controller_credentials(
     identities: Identities, name: str, *, now_s: int, expires_s: int | None = None
-) -> nkeys.Credentials:
-    """Credentials of a controller: all of the account CTRL, nothing of the server's own."""
+) -> nkeys.UserCredentials:
+    """UserCredentials of a controller: all of the account CTRL, nothing of the server's own."""
     return _user(identities.control_signer, identities.control, name, now_s=now_s, expires_s=expires_s)
 
 
-def system_credentials(identities: Identities, *, now_s: int, expires_s: int | None = None) -> nkeys.Credentials:
-    """Credentials for the account SYS, to revoke with (`$SYS.REQ.CLAIMS.UPDATE`) and to look at the servers."""
+def system_credentials(identities: Identities, *, now_s: int, expires_s: int | None = None) -> nkeys.UserCredentials:
+    """UserCredentials for the account SYS, to revoke with (`$SYS.REQ.CLAIMS.UPDATE`) and to look at the servers."""
     return _user(identities.system, None, "operator", now_s=now_s, expires_s=expires_s)
 
 
@@ -249,7 +249,7 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
 
 
 def configuration(
-    server: Server, cluster: Sequence[Server], identities: Identities, *, sizes: Sizes, now_s: int
+    server: ConfiguredServer, cluster: Sequence[ConfiguredServer], identities: Identities, *, sizes: Sizes, now_s: int
 ) -> str:
     """The configuration of `server`, one of `cluster` (itself alone, or three); Problem `bad_request`.
 
@@ -353,10 +353,10 @@ def _import(name: str, subject: str, kind: str, account: nkeys.Key) -> dict[str,
 
 def _user(
     signer: nkeys.Key, account: nkeys.Key | None, name: str, *, now_s: int, expires_s: int | None
-) -> nkeys.Credentials:
-    key = nkeys.Key.generate(nkeys.Kind.USER)
+) -> nkeys.UserCredentials:
+    key = nkeys.Key.generate(nkeys.KeyKind.USER)
     claims: dict[str, Any] = {"type": "user", "version": 2, "pub": {}, "sub": {}, **_UNLIMITED}
     if account is not None:
         claims["issuer_account"] = account.public
     token = nkeys.token(signer, key.public, name, claims, now_s=now_s, expires_s=expires_s)
-    return nkeys.Credentials(token=token, key=key, name=name, expires_s=expires_s)
+    return nkeys.UserCredentials(token=token, key=key, name=name, expires_s=expires_s)

@@ -35,7 +35,7 @@ class Conflict(Exception):
     """Somebody else wrote meanwhile: what was compared with is not the newest any more."""
 
 
-class Invoked(Protocol):
+class PendingInvocation(Protocol):
     """A question to this node that waits for its answer."""
 
     @property
@@ -80,7 +80,7 @@ class Engine(Protocol):
     async def beat(self, data: bytes) -> None:
         """Says that this node is there; not acknowledged."""
 
-    def invocations(self) -> AsyncIterator[Invoked]:
+    def invocations(self) -> AsyncIterator[PendingInvocation]:
         """Questions to this node as they come."""
 
 

@@ -37,7 +37,7 @@ class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """`type` says which it is."""
 
 
-class Desired(_Message, frozen=True, kw_only=True, tag="desired"):
+class NewDesired(_Message, frozen=True, kw_only=True, tag="desired"):
     """Link to node: this host's desired document, as the engine has it. Newer ones replace it, equal ones are fine."""
 
     document: Annotated[bytes, Meta(max_length=DESIRED_BYTES)]
@@ -56,7 +56,7 @@ class BundleMissing(_Message, frozen=True, kw_only=True, tag="bundle_missing"):
     reason: Annotated[str, Meta(max_length=500)]
 
 
-class Invoke(_Message, frozen=True, kw_only=True, tag="invoke"):
+class InvocationAsked(_Message, frozen=True, kw_only=True, tag="invoke"):
     """Link to node: an invocation, signed by the operator. `number` is the link's own, for the answer."""
 
     number: _Number
@@ -69,27 +69,27 @@ class EventTaken(_Message, frozen=True, kw_only=True, tag="event_taken"):
     number: _Number
 
 
-class Connection(_Message, frozen=True, kw_only=True, tag="connection"):
+class LinkState(_Message, frozen=True, kw_only=True, tag="connection"):
     """Link to node: whether there is a connection; `reason` says why not."""
 
     up: bool
     reason: Annotated[str, Meta(max_length=500)] = ""
 
 
-class Need(_Message, frozen=True, kw_only=True, tag="need"):
+class BundleNeeded(_Message, frozen=True, kw_only=True, tag="need"):
     """Node to link: fetch this into the spool, from the engine or one of the `urls` (https)."""
 
     sha256: Sha256
     urls: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=8)] = ()
 
 
-class Status(_Message, frozen=True, kw_only=True, tag="status"):
+class NewStatus(_Message, frozen=True, kw_only=True, tag="status"):
     """Node to link: what this host is and does, signed by its key. Only the newest counts."""
 
     document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
 
 
-class Event(_Message, frozen=True, kw_only=True, tag="event"):
+class NewEvent(_Message, frozen=True, kw_only=True, tag="event"):
     """Node to link: one event of the host's chain, signed. It comes again until `EventTaken` names its number.
 
     `message_id` is the same each time, and nobody else can guess it: the engine takes each id once.
@@ -100,15 +100,15 @@ class Event(_Message, frozen=True, kw_only=True, tag="event"):
     document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
 
 
-class Answer(_Message, frozen=True, kw_only=True, tag="answer"):
+class InvocationDone(_Message, frozen=True, kw_only=True, tag="answer"):
     """Node to link: what became of the invocation `number`."""
 
     number: _Number
     document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
 
 
-ToNode = Desired | BundleHere | BundleMissing | Invoke | EventTaken | Connection
-ToLink = Need | Status | Event | Answer
+ToNode = NewDesired | BundleHere | BundleMissing | InvocationAsked | EventTaken | LinkState
+ToLink = BundleNeeded | NewStatus | NewEvent | InvocationDone
 
 
 def spool_name(sha256: str) -> str:

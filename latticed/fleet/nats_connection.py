@@ -49,7 +49,7 @@ _CREDENTIALS_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class NatsEndpoint:
     """Where to connect and as whom. `servers` are `tls://host:port`; the credentials file is read before each try, so
     that renewed ones count. `inbox` is what this client's inboxes begin with.
     """
@@ -62,7 +62,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class NatsReply:
     """An answer, with the headers of the engine; `status` is the number in its first line, empty for a message."""
 
     data: bytes
@@ -107,15 +107,15 @@ class _State:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Connection:
-    """`async with Connection(endpoint) as connection`: it connects, and connects again, until the block is left.
+class NatsConnection:
+    """`async with NatsConnection(endpoint) as connection`: it connects, and connects again, until the block is left.
 
     `random_roll` gives numbers in [0, 1), for the pauses; `on_change(up, reason)` hears of each change.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: NatsEndpoint,
         *,
         on_change: Callable[[bool, str], None] = lambda _up, _reason: None,
         pauses: Backoff = PAUSES,
@@ -159,16 +159,18 @@ class Connection:
 
     async def request(
         self, subject: str, data: bytes, *, headers: dict[str, str] | None = None, timeout_s: float = REQUEST_S
-    ) -> Reply:
+    ) -> NatsReply:
         """The answer to a question; EngineUnavailable when none comes in time, or nobody listens."""
         client = self._client()
         try:
             answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
-        return Reply(answer.data, answer.headers or {})
+        return NatsReply(answer.data, answer.headers or {})
 
-    async def replies(self, subject: str, data: bytes, *, timeout_s: float = REQUEST_S) -> AsyncGenerator[Reply, None]:
+    async def replies(
+        self, subject: str, data: bytes, *, timeout_s: float = REQUEST_S
+    ) -> AsyncGenerator[NatsReply, None]:
         """Answers to one question, until the caller has enough; EngineUnavailable if the next does not come in time."""
         client = self._client()
         inbox = client.new_inbox()
@@ -178,7 +180,7 @@ class Connection:
                 await client.publish(subject, data, reply=inbox)
                 while True:
                     answer = await subscription.next_msg(timeout=timeout_s)
-                    yield Reply(answer.data, answer.headers or {})
+                    yield NatsReply(answer.data, answer.headers or {})
             finally:
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await subscription.unsubscribe()
@@ -266,8 +268,8 @@ class Connection:
             await _closed(client)
         return heard.why(time.time())
 
-    def _credentials(self) -> nkeys.Credentials:
-        return nkeys.Credentials.parse(files.read_at_most(self._endpoint.credentials, _CREDENTIALS_BYTES))
+    def _credentials(self) -> nkeys.UserCredentials:
+        return nkeys.UserCredentials.parse(files.read_at_most(self._endpoint.credentials, _CREDENTIALS_BYTES))
 
     def _told(self, client: Client | None, reason: str) -> None:
         changed = (client is None) != (self._state.client is None) or reason != self._state.reason

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from latticed.fleet.nats_connection import Connection, Reply
+    from latticed.fleet.nats_connection import NatsConnection, NatsReply
 
 _NOT_FOUND: Final = "404"
 _LAST_OF_BATCH: Final = "204"
@@ -51,7 +51,7 @@ class _Question:
 
     data: bytes
     reply: str
-    connection: Connection
+    connection: NatsConnection
 
     async def answer(self, data: bytes) -> None:
         await self.connection.publish(self.reply, data)
@@ -60,7 +60,7 @@ class _Question:
 class NatsEngine:
     """`engine.Engine` of one node, over a connection whose credentials are that node's."""
 
-    def __init__(self, connection: Connection, node: str) -> None:
+    def __init__(self, connection: NatsConnection, node: str) -> None:
         self._connection = connection
         self._node = subjects.node_name(node)
 
@@ -104,7 +104,7 @@ class NatsEngine:
 class NatsControllerEngine:
     """`engine.ControllerEngine` over a connection with a controller's credentials."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
 
     async def provide(self, streams: Sequence[dict[str, Any]]) -> None:
@@ -240,7 +240,7 @@ class NatsControllerEngine:
         return _object(answer.data)
 
 
-async def _newest(connection: Connection, stream: str, subject: str) -> Stored | None:
+async def _newest(connection: NatsConnection, stream: str, subject: str) -> Stored | None:
     """The newest message of `subject`; None when there is none."""
     reply = await connection.request(subjects.newest(stream, subject), b"")
     if reply.status == _NOT_FOUND:
@@ -251,7 +251,7 @@ async def _newest(connection: Connection, stream: str, subject: str) -> Stored |
     return found
 
 
-def _message(reply: Reply) -> Stored:
+def _message(reply: NatsReply) -> Stored:
     sequence = reply.headers.get("Nats-Sequence", "")
     if reply.status or not sequence.isdecimal():
         described = reply.headers.get("Description", "no number of a message")
@@ -259,7 +259,7 @@ def _message(reply: Reply) -> Stored:
     return Stored(subject=reply.headers.get("Nats-Subject", ""), data=reply.data, revision=int(sequence))
 
 
-async def _stored(connection: Connection, subject: str, data: bytes, headers: dict[str, str]) -> int:
+async def _stored(connection: NatsConnection, subject: str, data: bytes, headers: dict[str, str]) -> int:
     """Have a stream keep `data`, and wait until it says so; the number it gave. QuotaExceeded, Conflict."""
     answer = _object((await connection.request(subject, data, headers=headers or None)).data)
     if (code := _code(answer)) in _WRONG_LAST_SEQUENCE:

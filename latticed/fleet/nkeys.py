@@ -33,7 +33,7 @@ _CREDENTIALS: Final = re.compile(
 )
 
 
-class Kind(IntEnum):
+class KeyKind(IntEnum):
     """Whose key it is: the first byte of its text."""
 
     OPERATOR = 14 << 3
@@ -49,11 +49,11 @@ class BadKey(ValueError):
 class Key:
     """A key pair of one kind."""
 
-    kind: Kind
+    kind: KeyKind
     private: Ed25519PrivateKey
 
     @staticmethod
-    def generate(kind: Kind) -> Key:
+    def generate(kind: KeyKind) -> Key:
         """A new one, from the system's source of random numbers."""
         return Key(kind, Ed25519PrivateKey.generate())
 
@@ -65,7 +65,7 @@ class Key:
             raise BadKey("expected a seed, found another text in base32")
         kind = (raw[0] & 7) << 5 | (raw[1] & 0xF8) >> 3
         try:
-            return Key(Kind(kind), Ed25519PrivateKey.from_private_bytes(raw[2:]))
+            return Key(KeyKind(kind), Ed25519PrivateKey.from_private_bytes(raw[2:]))
         except ValueError as error:
             raise BadKey("expected the seed of an operator, account or user, found that of something else") from error
 
@@ -85,7 +85,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
+class UserCredentials:
     """What a client connects with: its key and a token that an account signed for it."""
 
     token: str
@@ -96,7 +96,7 @@ class Credentials:
     """Seconds since 1970 from which the server refuses them; None: never."""
 
     @staticmethod
-    def parse(data: bytes) -> Credentials:
+    def parse(data: bytes) -> UserCredentials:
         """Those in a credentials file as nsc writes it; BadKey.
 
         The token's signature is not judged, which is the server's business: its key must be the one it was made for.
@@ -109,7 +109,7 @@ class Credentials:
         if claims.get("sub") != key.public:
             raise BadKey("expected a token for the key in the same file, found one for another key")
         expires = claims.get("exp")
-        return Credentials(
+        return UserCredentials(
             token=token,
             key=key,
             name=str(claims.get("name", "")),
@@ -124,7 +124,7 @@ class Credentials:
         ).encode()
 
 
-def check_public(text: str, kind: Kind) -> str:
+def check_public(text: str, kind: KeyKind) -> str:
     """`text` if it is a public key of this kind that signatures can be judged under; BadKey."""
     raw = _decoded(text, 33, "a public key")
     if raw[0] != kind:

@@ -24,7 +24,7 @@ from pathlib import Path
 import trustme
 
 from latticed.fleet import deployment, nkeys, subjects
-from latticed.fleet.nats_connection import Connection, Endpoint
+from latticed.fleet.nats_connection import NatsConnection, NatsEndpoint
 from latticed.model.restart import Backoff
 from tests.house import ports
 
@@ -122,14 +122,14 @@ class Fleet:
     def node(self, name: str) -> Path:
         return self._made(f"node-{name}", lambda now_s: self.node_credentials(name, now_s=now_s))
 
-    def node_credentials(self, name: str, *, now_s: int, expires_s: int | None = None) -> nkeys.Credentials:
-        key = nkeys.Key.generate(nkeys.Kind.USER)
+    def node_credentials(self, name: str, *, now_s: int, expires_s: int | None = None) -> nkeys.UserCredentials:
+        key = nkeys.Key.generate(nkeys.KeyKind.USER)
         signer, account = self.identities.node_signer, self.identities.nodes.public
         token = deployment.node_token(signer, account, key.public, name, now_s=now_s, expires_s=expires_s)
-        return nkeys.Credentials(token=token, key=key, name=name, expires_s=expires_s)
+        return nkeys.UserCredentials(token=token, key=key, name=name, expires_s=expires_s)
 
-    def endpoint(self, credentials: Path, name: str, urls: tuple[str, ...] | None = None) -> Endpoint:
-        return Endpoint(
+    def endpoint(self, credentials: Path, name: str, urls: tuple[str, ...] | None = None) -> NatsEndpoint:
+        return NatsEndpoint(
             servers=urls or self.urls,
             tls=ssl.create_default_context(cafile=str(self.ca)),
             credentials=credentials,
@@ -140,10 +140,10 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def connected(
         self, who: str, *, urls: tuple[str, ...] | None = None, credentials: Path | None = None
-    ) -> AsyncIterator[Connection]:
+    ) -> AsyncIterator[NatsConnection]:
         """A connection of the controller, of SYS ("system") or of the node of that name, once it is up."""
         path = credentials or {"controller": self.controller, "system": self.system}.get(who) or self.node(who)
-        async with Connection(self.endpoint(path, who, urls), pauses=QUICK) as connection:
+        async with NatsConnection(self.endpoint(path, who, urls), pauses=QUICK) as connection:
             await connection.wait_up()
             yield connection
 
@@ -174,7 +174,7 @@ def configured(place: Path, count: int = 1, sizes: deployment.Sizes | None = Non
         blob.write_to_path(place / "server.pem", append=number > 0)
     names = [f"fleet-{number}" for number in range(1, count + 1)]
     wanted = [
-        deployment.Server(
+        deployment.ConfiguredServer(
             name=name,
             listen=f"127.0.0.1:{ports.free()}",
             route=f"127.0.0.1:{ports.free()}",

@@ -26,7 +26,7 @@ def server(**changes):
         "private_key": "/etc/nats/server.key",
         "ca": "/etc/nats/ca.pem",
     }
-    return deployment.Server(**{**fields, **changes})
+    return deployment.ConfiguredServer(**{**fields, **changes})
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -111,7 +111,7 @@ class TestTokens:
         assert [one for one in allowed if "{{name()}}" not in one] == ["$JS.API.DIRECT.GET.BUNDLES.bundle.*.*"]
 
     def test_node_whose_name_names_others_gets_no_token(self):
-        user = nkeys.Key.generate(nkeys.Kind.USER).public
+        user = nkeys.Key.generate(nkeys.KeyKind.USER).public
         for name in ("", "*", ">", "a.b", "a b", "A", "-a", "a-", "a" * 64, "ä", "a\n", "{{name()}}"):
             with pytest.raises(Problem, match="a node's name"):
                 deployment.node_token(self.identities.node_signer, "A", user, name, now_s=NOW_S)

@@ -10,7 +10,7 @@ import pytest
 
 from latticed.fleet import deployment, nkeys
 from latticed.fleet.engine import EngineUnavailable
-from latticed.fleet.nats_connection import PAUSES, Connection
+from latticed.fleet.nats_connection import PAUSES, NatsConnection
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
 from tests.house import cut_wires, nats_servers
 from tests.house.nats_servers import until
@@ -111,7 +111,7 @@ class TestNetworkIsCut:
         heard = []
         async with asyncio.timeout(WAIT_S), cut_wires.forwarding(fleet.servers[0].port) as wire:
             endpoint = fleet.endpoint(fleet.node(node), node, (f"tls://127.0.0.1:{wire.port}",))
-            async with Connection(
+            async with NatsConnection(
                 endpoint, pauses=nats_servers.QUICK, on_change=lambda up, reason: heard.append((up, bool(reason)))
             ) as connection:
                 await connection.wait_up()
@@ -166,7 +166,7 @@ class TestCredentialsEnd:
             fleet.connected(other) as undisturbed,
             fleet.connected(node) as revoked,
         ):
-            public = nkeys.Credentials.parse(fleet.node(node).read_bytes()).key.public
+            public = nkeys.UserCredentials.parse(fleet.node(node).read_bytes()).key.public
             # A moment ahead: what was signed within this very second is revoked too.
             now_s = int(time.time()) + 1
             tokens = deployment.account_tokens(fleet.identities, now_s=now_s, revoked={public: now_s})
@@ -189,7 +189,7 @@ class TestCredentialsEnd:
         path.write_bytes(b"half a file")
         async with (
             asyncio.timeout(WAIT_S),
-            Connection(fleet.endpoint(path, node), pauses=nats_servers.QUICK) as connection,
+            NatsConnection(fleet.endpoint(path, node), pauses=nats_servers.QUICK) as connection,
         ):
             await until(lambda: _is("credentials file" in connection.reason))
             path.write_bytes(fleet.node(node).read_bytes())
@@ -202,7 +202,7 @@ class TestServerIsAnother:
         stranger.servers[0].start()
         try:
             endpoint = fleet.endpoint(fleet.node(node), node, stranger.urls)
-            async with asyncio.timeout(WAIT_S), Connection(endpoint, pauses=nats_servers.QUICK) as connection:
+            async with asyncio.timeout(WAIT_S), NatsConnection(endpoint, pauses=nats_servers.QUICK) as connection:
                 await until(lambda: _is("ertificate" in connection.reason))
                 assert connection.connections == 0
         finally:
@@ -220,7 +220,7 @@ class TestServerIsAnother:
         server = await asyncio.start_server(pretend, "127.0.0.1", 0)
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         endpoint = fleet.endpoint(fleet.node(node), node, (url,))
-        async with asyncio.timeout(WAIT_S), Connection(endpoint, pauses=nats_servers.QUICK) as connection:
+        async with asyncio.timeout(WAIT_S), NatsConnection(endpoint, pauses=nats_servers.QUICK) as connection:
             await until(lambda: _is(bool(received) and "not connected yet" not in connection.reason))
             assert connection.connections == 0
         server.close()

@@ -46,7 +46,7 @@ async def raw(fleet, name, credentials=None):
     async def on_error(error):
         denied.append(str(error))
 
-    mine = nkeys.Credentials.parse((credentials or fleet.node(name)).read_bytes())
+    mine = nkeys.UserCredentials.parse((credentials or fleet.node(name)).read_bytes())
     client = Client()
     try:
         await client.connect(
@@ -310,11 +310,11 @@ async def test_id_of_an_event_cannot_be_squatted_unless_it_is_known(fleet, attac
 
 
 async def test_token_that_a_stranger_signed_is_refused(fleet, tmp_path):
-    stranger, key = nkeys.Key.generate(nkeys.Kind.ACCOUNT), nkeys.Key.generate(nkeys.Kind.USER)
+    stranger, key = nkeys.Key.generate(nkeys.KeyKind.ACCOUNT), nkeys.Key.generate(nkeys.KeyKind.USER)
     claims = {"type": "user", "version": 2, "issuer_account": fleet.identities.nodes.public, "pub": {}, "sub": {}}
     token = nkeys.token(stranger, key.public, VICTIM, claims, now_s=1_700_000_000)
     path = tmp_path / "creds"
-    path.write_bytes(nkeys.Credentials(token=token, key=key, name=VICTIM, expires_s=None).text())
+    path.write_bytes(nkeys.UserCredentials(token=token, key=key, name=VICTIM, expires_s=None).text())
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
         async with asyncio.timeout(WAIT_S), raw(fleet, VICTIM, path):
             pass

@@ -18,10 +18,10 @@ PUBLIC = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 
 def test_published_seed_gives_published_public_key():
     key = nkeys.Key.from_seed(SEED)
-    assert (key.kind, key.public, key.seed) == (nkeys.Kind.USER, PUBLIC, SEED)
+    assert (key.kind, key.public, key.seed) == (nkeys.KeyKind.USER, PUBLIC, SEED)
 
 
-@pytest.mark.parametrize("kind", list(nkeys.Kind))
+@pytest.mark.parametrize("kind", list(nkeys.KeyKind))
 def test_key_survives_its_text(kind):
     key = nkeys.Key.generate(kind)
     again = nkeys.Key.from_seed(key.seed)
@@ -42,17 +42,17 @@ def test_what_is_no_seed_is_refused_without_showing_it(text):
 
 def test_public_key_of_another_kind_is_refused():
     with pytest.raises(nkeys.BadKey, match="public key of an account"):
-        nkeys.check_public(PUBLIC, nkeys.Kind.ACCOUNT)
+        nkeys.check_public(PUBLIC, nkeys.KeyKind.ACCOUNT)
 
 
 def test_public_key_under_which_anybody_can_sign_is_refused():
-    weak = bytes([nkeys.Kind.USER]) + b"\x01" + bytes(31)
+    weak = bytes([nkeys.KeyKind.USER]) + b"\x01" + bytes(31)
     with pytest.raises(nkeys.BadKey, match="small-order"):
-        nkeys.check_public(nkeys._encoded(weak), nkeys.Kind.USER)
+        nkeys.check_public(nkeys._encoded(weak), nkeys.KeyKind.USER)
 
 
 class TestTokens:
-    signer = nkeys.Key.generate(nkeys.Kind.ACCOUNT)
+    signer = nkeys.Key.generate(nkeys.KeyKind.ACCOUNT)
     text = nkeys.token(signer, PUBLIC, "web-1", {"type": "user"}, now_s=1_000, expires_s=2_000)
 
     def test_claims_come_back(self):
@@ -62,7 +62,7 @@ class TestTokens:
 
     def test_issuer_that_is_not_expected_is_refused(self):
         with pytest.raises(nkeys.BadKey, match="signed by"):
-            nkeys.verified(self.text, frozenset({nkeys.Key.generate(nkeys.Kind.ACCOUNT).public}))
+            nkeys.verified(self.text, frozenset({nkeys.Key.generate(nkeys.KeyKind.ACCOUNT).public}))
 
     @pytest.mark.parametrize("part", [1, 2])
     def test_token_that_was_changed_is_refused(self, part):
@@ -86,22 +86,22 @@ class TestTokens:
 
 
 class TestCredentials:
-    signer = nkeys.Key.generate(nkeys.Kind.ACCOUNT)
+    signer = nkeys.Key.generate(nkeys.KeyKind.ACCOUNT)
 
     def made(self, key: nkeys.Key, subject: str) -> bytes:
         token = nkeys.token(self.signer, subject, "web-1", {}, now_s=1, expires_s=99)
-        return nkeys.Credentials(token=token, key=key, name="", expires_s=None).text()
+        return nkeys.UserCredentials(token=token, key=key, name="", expires_s=None).text()
 
     def test_file_is_read_as_it_was_written(self):
-        key = nkeys.Key.generate(nkeys.Kind.USER)
-        found = nkeys.Credentials.parse(self.made(key, key.public))
+        key = nkeys.Key.generate(nkeys.KeyKind.USER)
+        found = nkeys.UserCredentials.parse(self.made(key, key.public))
         assert (found.key.seed, found.name, found.expires_s) == (key.seed, "web-1", 99)
 
     def test_token_for_another_key_is_refused(self):
         with pytest.raises(nkeys.BadKey, match="for another key"):
-            nkeys.Credentials.parse(self.made(nkeys.Key.generate(nkeys.Kind.USER), PUBLIC))
+            nkeys.UserCredentials.parse(self.made(nkeys.Key.generate(nkeys.KeyKind.USER), PUBLIC))
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_refused(self, data):
         with pytest.raises(nkeys.BadKey):
-            nkeys.Credentials.parse(data)
+            nkeys.UserCredentials.parse(data)
