@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, daemons, hanging_mounts, hosting, namespaces, programs
+from tests.house import bundles, daemons, hanging_disk, hanging_mounts, hosting, long, namespaces, programs
 
 pytestmark = pytest.mark.daemon
 
@@ -256,3 +256,31 @@ def test_frozen_state_disk_does_not_block_stopping_of_plugins(place, acme, disk)
             lambda: "failed" in [one["detail"].get("state") for one in daemon.events(action="plugin.runtime")], "record"
         )
         ends(daemon)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("signals", [2, *long.only(1)])
+def test_state_disk_that_hangs_within_a_commit_holds_up_nothing_but_records(place, acme, signals):
+    """Neither answers nor a tampered plugin's end, a reload or the daemon's own; by one SIGTERM after its limit."""
+    place.set("[supervision]\ndrain_s = 0.0\nstop_grace_s = 0.1")
+    with hanging_disk.mounted(place.state) as disk, place.running() as daemon:
+        _, pid = armed(daemon, acme)
+        disk.hold(hanging_disk.WRITES)
+        bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
+        disk.wait_for_somebody()
+        daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
+        pings(daemon)
+        daemon.until_state("failed", code="digest_mismatch")
+        assert daemon.get("/api/health").status == 200
+        daemon.signal(signal.SIGHUP)
+        assert "STATUS=reloaded" in daemon.expect_notice("READY=1")
+        assert disk.waiting
+        disk.let_go()
+        daemon.until(lambda: daemon.events(action="plugin.runtime"), "the plugin's end to be on record")
+        disk.hold(hanging_disk.WRITES)
+        daemon.signal(signal.SIGTERM)
+        disk.wait_for_somebody()
+        if signals == 2:
+            daemon.signal(signal.SIGTERM)
+        assert daemon.ended() == 1
+        assert len(daemon.log("daemon_forced")) == 1
