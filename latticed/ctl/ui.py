@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.ctl import replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
+from latticed.kit import sd_notify
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def _serve(session: CtlSession) -> int:
         else:
             session.screen.note(f"serves; latticectl ui link --link-socket {args.link_socket} prints a link")
         session.screen.flush()
+        sd_notify.from_environment(os.environ).ready()
 
     asyncio.run(server.serve(_Caller(session), options, started=started))
     return ExitCode.OK

@@ -13,6 +13,37 @@ from tests.house import bundles, consoles, daemons, hosting, processes, programs
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
 ID = "acme.demo"
+FOREIGN: list[dict[str, str]] = [
+    {"Host": "evil.example"},
+    {"Host": "evil.example:80"},
+    {"Host": ""},
+    {"Host": "127.0.0.1"},
+    {"Origin": "https://evil.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+ORIGINS = ["", "null", "https://evil.example", "http://127.0.0.1:8787"]
+BEYOND = [
+    "/api/secrets",
+    "/api/plugins",
+    "/plugins/..%2f..%2fsecrets",
+    "/plugins/%2e%2e/logs",
+    f"/plugins/{ID}/config",
+    "/../../api/secrets",
+    "/static/..%2fserver.py",
+    "/static/%2e%2e/server.py",
+    "/open/",
+    "//",
+]
+FORMS = [
+    ("act=disable&act=forget", "application/x-www-form-urlencoded"),
+    ("act=nothing", "application/x-www-form-urlencoded"),
+    ("act=disable", "text/plain"),
+    ('{"act": "disable"}', "application/json"),
+    ("act=%ff", "application/x-www-form-urlencoded"),
+    ("act=disable&" + "&".join(f"f{n}=1" for n in range(300)), "application/x-www-form-urlencoded"),
+    ("act=" + "x" * (300 << 10), "application/x-www-form-urlencoded"),
+]
 DIRECTIVES = {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "script-src 'self'"}
 
 
@@ -110,19 +141,7 @@ def test_every_answer_forbids_framing_foreign_content_and_referrers(reading, pag
     assert "access-control-allow-origin" not in seen.headers
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Host": "evil.example"},
-        {"Host": "evil.example:80"},
-        {"Host": ""},
-        {"Host": "127.0.0.1"},
-        {"Origin": "https://evil.example"},
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
 def test_another_page_or_name_gets_nothing(reading, headers: dict[str, str]):
     """DNS rebinding, another site, a plugin's page on another port: refused with a session's cookie, too."""
     seen = reading.get("/", **headers)
@@ -130,28 +149,14 @@ def test_another_page_or_name_gets_nothing(reading, headers: dict[str, str]):
     assert ID not in seen.text
 
 
-@pytest.mark.parametrize("origin", ["", "null", "https://evil.example", "http://127.0.0.1:8787"])
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_another_page_carries_out_nothing(host, acting, origin: str):
     seen = acting.post(f"/plugins/{ID}", {"act": "disable"}, Origin=origin)
     assert seen.status == 403
     assert host.runtime(ID)["state"] == "armed"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/secrets",
-        "/api/plugins",
-        "/plugins/..%2f..%2fsecrets",
-        "/plugins/%2e%2e/logs",
-        f"/plugins/{ID}/config",
-        "/../../api/secrets",
-        "/static/..%2fserver.py",
-        "/static/%2e%2e/server.py",
-        "/open/",
-        "//",
-    ],
-)
+@pytest.mark.parametrize("path", BEYOND)
 def test_what_is_not_in_the_table_is_not_there(acting, path: str):
     assert acting.get(path).status == 404
     assert acting.post(path).status == 404
@@ -194,19 +199,7 @@ def test_host_risk_is_never_granted_by_a_page(host, acting):
     assert "http:egress" not in host.daemon.plugin("acme.later")["granted"]
 
 
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        ("act=disable&act=forget", "application/x-www-form-urlencoded"),
-        ("act=nothing", "application/x-www-form-urlencoded"),
-        ("act=disable", "text/plain"),
-        ('{"act": "disable"}', "application/json"),
-        ("act=%ff", "application/x-www-form-urlencoded"),
-        ("act=disable&" + "&".join(f"f{n}=1" for n in range(300)), "application/x-www-form-urlencoded"),
-        ("act=" + "x" * (300 << 10), "application/x-www-form-urlencoded"),
-    ],
-    ids=lambda one: one[:20],
-)
+@pytest.mark.parametrize(("body", "kind"), FORMS, ids=lambda one: one[:20])
 def test_a_form_that_is_none_of_the_pages_does_nothing(host, acting, body: str, kind: str):
     headers = {"Cookie": acting.cookie, "Origin": acting.origin, "Content-Type": kind}
     seen = acting.ask("POST", f"{acting.base}/plugins/{ID}", body, headers)

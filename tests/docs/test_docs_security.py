@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.daemon import test_access as access
+from tests.daemon import test_console as console
 from tests.daemon import test_process_peers as peers
 from tests.hostile import test_artifact_swap as swaps
 from tests.hostile import test_bundles_on_disk as on_disk
@@ -31,6 +32,7 @@ COUNTS = {
     "floods of a plugin": len(peers.FLOODS),
     "garbage of a plugin": len(peers.GARBAGE),
     "stalls on the control socket": len(abuse.STALLS),
+    "attacks on the console": sum(map(len, (console.FOREIGN, console.ORIGINS, console.BEYOND, console.FORMS))),
 }
 LEAST = {"hostile bundles": 200, "writes during an install": 500, "half requests": 12 * 200}
 """The least that each family must have."""

@@ -46,7 +46,7 @@ WHEELS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_6
 VERSIONS = {"bookworm": 252, "trixie": 257}
 UNITS = (
     *("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket"),
-    *("latticed-apply.service", "latticed-apply.socket", "latticed-apply-boot.service"),
+    *("latticed-apply.service", "latticed-apply.socket", "latticed-apply-boot.service", "latticed-ui.service"),
 )
 SOCKETS = ("latticed.socket", "latticed-journal.socket", "latticed-apply.socket")
 SETTINGS = """
@@ -108,8 +108,7 @@ def root(suite: str, more: str = "") -> Path:
 
 def site(suite: str) -> Path:
     """What latticed needs of PyPI, for the Python of a suite, and the metadata of latticed itself."""
-    setup = _setup()
-    version, needs = setup["metadata"]["version"], setup["options"]["install_requires"]
+    version, needs = _setup()["metadata"]["version"], " ".join(_needs())
     made_of = f"{SUITES[suite]} {needs} {version} {WHEELS} {COMPILED}"
     return _kept(f"site-{suite}", made_of, lambda place: _pip(suite, place))
 
@@ -160,8 +159,7 @@ def _pip(suite: str, place: Path) -> None:
     setup = _setup()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--target", str(place)]
     options = [f"--python-version={SUITES[suite]}", "--only-binary=:all:", *(f"--platform={one}" for one in WHEELS)]
-    wanted = [line for line in setup["options"]["install_requires"].splitlines() if line]
-    subprocess.run([*pip, *options, *wanted], check=True, timeout=BUILD_S)
+    subprocess.run([*pip, *options, *_needs()], check=True, timeout=BUILD_S)
     # latticed itself is the checkout's, but asks for its version as an installed package does.
     version = setup["metadata"]["version"]
     package = place / f"latticed-{version}.dist-info"
@@ -170,6 +168,13 @@ def _pip(suite: str, place: Path) -> None:
     (place / "latticed").mkdir()  # where the checkout's is mounted
     # Packages and checkout are read-only in a machine: without this each start would compile them anew.
     (place / "latticed-tests.pth").write_text(f'import sys; sys.pycache_prefix = "{COMPILED}"\n')
+
+
+def _needs() -> list[str]:
+    """What pip installs of PyPI: the console's too."""
+    setup = _setup()
+    lines = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['ui']}".splitlines()
+    return [line for line in lines if line]
 
 
 def _setup() -> ConfigParser:

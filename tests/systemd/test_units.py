@@ -28,7 +28,7 @@ def units(tmp_path):
     names = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".service", ".socket"})
     for unit in names:
         text = (UNITS / unit).read_text()
-        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/latticed[-a-z]*|/usr/bin/sing-box", "/bin/true", text))
+        (tmp_path / unit).write_text(re.sub(r"/usr/local/bin/lattice[-a-z]*|/usr/bin/sing-box", "/bin/true", text))
     return [str(tmp_path / unit) for unit in names]
 
 
