@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MOST_FORM_BYTES: Final = 256 << 10
 _STATUSES: Final = {"install": "installed", "activate": "active", "disable": "disabled"}
-_PLAIN: Final = frozenset({"restart", "rollback", "forget"})
+_PLAIN: Final = frozenset({"restart", "forget"})
 
 
 class ActRequest(NamedTuple):
@@ -38,6 +38,14 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
     if act in _PLAIN:
         return ActRequest("POST", (*here, act), {}, f"{act} of {plugin_id} was carried out")
     match act:
+        case "rollback":
+            to = one(form, "to")
+            return ActRequest(
+                "POST", (*here, act), {"to": to} if to else {}, f"{plugin_id} is back at {to or 'what it was'}"
+            )
+        case "retry_dns":
+            name = one(form, "name")
+            return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried now")
         case "upgrade":
             return ActRequest("POST", (*here, act), _accepted(form), f"{plugin_id} takes its new version")
         case "grant" | "trim":
@@ -50,8 +58,15 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
     raise Problem("bad_form", f"the console knows no act {act[:80]!r}", "open the page anew")
 
 
-def take(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
-    """Install a plugin from the market."""
+def on_offer(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
+    """What a form of an offer's page asks for: to take it from the market, or to hold the version that is here."""
+    match one(form, "act"):
+        case "hold":
+            return ActRequest(
+                "PUT", ("market", "holds", plugin_id), {}, f"{plugin_id} is held at the version that it has"
+            )
+        case "release":
+            return ActRequest("DELETE", ("market", "holds", plugin_id), {}, f"{plugin_id} is not held any more")
     named = {name: one(form, name) for name in ("source", "version") if one(form, name)}
     said = f"{plugin_id} was taken, and waits for a decision"
     return ActRequest("POST", ("market", "install"), {"id": plugin_id, **named, **_accepted(form)}, said)

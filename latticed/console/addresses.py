@@ -38,7 +38,7 @@ ADDRESSES: Final = _table(
     "GET /market market",
     "GET /market/* offer",
     "POST /market refresh",
-    "POST /market/* take",
+    "POST /market/* on_offer",
     "GET /plans plans",
     "GET /plans/* plan",
     "GET /tasks tasks",

@@ -72,20 +72,23 @@ READING: Final = _reading(
 ACTING: Final = (
     ForwardedRoute("POST", "plugins/lifecycle", frozenset({"id", "status", "accept"})),
     ForwardedRoute("POST", "plugins/by-id/{id}/upgrade", frozenset({"accept"})),
-    ForwardedRoute("POST", "plugins/by-id/{id}/rollback"),
+    ForwardedRoute("POST", "plugins/by-id/{id}/rollback", frozenset({"to"})),
     ForwardedRoute("POST", "plugins/by-id/{id}/restart"),
     ForwardedRoute("POST", "plugins/by-id/{id}/forget"),
     ForwardedRoute("POST", "plugins/by-id/{id}/invoke", frozenset({"action", "payload"})),
     ForwardedRoute("PUT", "plugins/by-id/{id}/grants", frozenset({"grant", "trim"})),
     ForwardedRoute("POST", "market/refresh", frozenset({"source"})),
     ForwardedRoute("POST", "market/install", frozenset({"id", "source", "version", "accept"})),
+    ForwardedRoute("PUT", "market/holds/{id}"),
+    ForwardedRoute("DELETE", "market/holds/{id}"),
     ForwardedRoute("POST", "notifications/{item}/retry"),
+    ForwardedRoute("POST", "ddns/{id}/{name}/retry"),
     ForwardedRoute("POST", "tasks/{task}/cancel"),
 )
 _BY_SHAPE: Final = MappingProxyType(
     {
         method: tuple((one, tuple(one.template.split("/"))) for one in (*READING, *ACTING) if one.method == method)
-        for method in ("GET", "POST", "PUT")
+        for method in ("GET", "POST", "PUT", "DELETE")
     }
 )
 _CONSENTS: Final = ("accept", "grant")

@@ -67,13 +67,9 @@ class Reader:
         """`GET /api/health`, whatever it says."""
         return self._sent("GET", ("health",), {}, {})
 
-    def post(self, *parts: str, body: Mapping[str, Any]) -> Any:
-        """A `POST` of the table, with --act."""
-        return self._sent("POST", parts, {}, body)
-
-    def put(self, *parts: str, body: Mapping[str, Any]) -> Any:
-        """A `PUT` of the table, with --act."""
-        return self._sent("PUT", parts, {}, body)
+    def send(self, method: str, parts: tuple[str, ...], body: Mapping[str, Any]) -> Any:
+        """Any request of the table that changes something, with --act."""
+        return self._sent(method, parts, {}, body)
 
     def _sent(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
         found = forwarded.route(method, parts, act=self._act)

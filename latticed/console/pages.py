@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed import __version__
@@ -28,6 +30,9 @@ _MOST_FOLLOWING: Final = 6
 """Logs that wait for lines, on a thread each; more are answered at once, and ask again a moment later."""
 _LISTED: Final = 100
 _MOST_SCRIPT_LINES: Final = 4_000
+_WITHIN: Final = MappingProxyType(
+    {"hour": ("the last hour", 3600), "day": ("the last day", 86_400), "week": ("the last week", 7 * 86_400)}
+)
 _AUDIT_FILTERS: Final = ("actor", "action", "target", "decision")
 
 
@@ -106,7 +111,10 @@ class Pages:
             "groups": plugin.by_risk(record, usage.data),
             "usage": usage.data if isinstance(usage.data, dict) else {},
             "usage_problem": usage.problem,
-            "hosts": plain.rows(usage.data, "hosts"),
+            "reached": plain.rows(usage.data, "hosts"),
+            "hosts": plugin.hosts(plain.mapping(about.data, "grants"), usage.data),
+            "permits": plain.texts(plain.mapping(about.data, "grants"), "permits"),
+            "withheld": plugin.withheld(plugin_id, plain.mapping(about.data, "grants")),
             "calls": plain.rows(usage.data, "calls"),
             "day": plugin.day(history.data),
             "since": plain.text(history.data, "since"),
@@ -169,7 +177,8 @@ class Pages:
             "search": word,
             "problem": glance.problem or offers.problem,
             "sources": plain.rows(glance.data, "sources"),
-            "taking": plain.rows(glance.data, "taking"),
+            "taking": _takings(glance),
+            "held": plain.texts(glance.data, "held"),
             "offers": plain.rows(offers.data, "plugins"),
             "next": plain.text(offers.data, "next"),
             "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
@@ -178,8 +187,10 @@ class Pages:
 
     async def offer(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """One plugin of an index, with what it would be permitted."""
-        found = await self._section(lambda: self._reader.get("market", "plugins", plugin_id))
-        glance = await self._section(lambda: self._reader.get("market"))
+        found, glance = await asyncio.gather(
+            self._section(lambda: self._reader.get("market", "plugins", plugin_id)),
+            self._section(lambda: self._reader.get("market")),
+        )
         manifest = plain.mapping(found.data, "manifest")
         asked = {"id": plugin_id, "capabilities": plain.texts(manifest, "capabilities"), "granted": []}
         must = plain.texts(manifest, "must_accept")
@@ -190,10 +201,11 @@ class Pages:
             "manifest": manifest,
             "groups": plugin.by_risk(asked, {"enough": False}),
             "must": must,
-            "taking": [one for one in plain.rows(glance.data, "taking") if plain.text(one, "id") == plugin_id],
+            "taking": [one for one in _takings(glance) if one["id"] == plugin_id],
             **plugin.take(plugin_id, must),
         }
-        return HtmlPage("offer", context, "*")
+        # The daemon fetches the manifest from its source: not for whatever happens.
+        return HtmlPage("offer", context, plugin_id)
 
     async def plans(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest plans."""
@@ -246,8 +258,12 @@ class Pages:
         """The newest events, and whether both chains hold."""
         filters = {name: query[name][:256] for name in _AUDIT_FILTERS if query.get(name)}
         calls = {"calls": 1} if query.get("calls") == "1" else {}
+        within = query.get("within", "")
+        since = _since(within, time.time())
         found, chains = await asyncio.gather(
-            self._section(lambda: self._reader.get("audit", query={"newest": 1, "limit": _LISTED, **calls, **filters})),
+            self._section(
+                lambda: self._reader.get("audit", query={"newest": 1, "limit": _LISTED, **calls, **since, **filters})
+            ),
             self._section(lambda: self._reader.get("audit", "verify")),
         )
         context = {
@@ -255,6 +271,8 @@ class Pages:
             "events": plain.rows(found.data, "events"),
             "filters": {name: filters.get(name, "") for name in _AUDIT_FILTERS},
             "calls": bool(calls),
+            "within": within,
+            "spans": {name: said for name, (said, _) in _WITHIN.items()},
             "chain": chains.data if isinstance(chains.data, dict) else {},
             "chain_problem": chains.problem,
         }
@@ -318,6 +336,22 @@ _DELEGATED: Final = {
     "services": "Services",
     "ddns": "DNS records",
 }
+
+
+def _takings(glance: Section) -> list[dict[str, Any]]:
+    """What is being taken from the market now, with its steps."""
+    rows = plain.rows(glance.data, "taking")
+    return [
+        {"id": plain.text(one, "id"), "version": plain.text(one, "version"), "steps": plugin.taking(one)}
+        for one in rows
+    ]
+
+
+def _since(within: str, now_s: float) -> dict[str, str]:
+    """From when on events are asked for."""
+    if within not in _WITHIN:
+        return {}
+    return {"since": datetime.fromtimestamp(now_s - _WITHIN[within][1], UTC).isoformat(timespec="seconds")}
 
 
 def _lines(found: Section) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def day(history: Any) -> list[Plot]:
 
 
 def delegated(kind: str, answer: Any, plugin_id: str) -> list[dict[str, str]]:
-    """Routes, monitors, services or DNS records of one plugin: name, state and what is wrong with each."""
+    """Routes, monitors, services or DNS records of one plugin: name, state and what is wrong with each, and the act
+    that tries it again.
+    """
     return [_item(kind, row) for row in plain.rows(answer, _MEMBERS[kind]) if plain.text(row, "plugin") == plugin_id]
 
 
@@ -174,6 +176,7 @@ def _item(kind: str, row: dict[str, Any]) -> dict[str, str]:
         "state": state,
         "tone": "bad" if state in _BAD else "good" if state in _GOOD else "warn",
         "fault": plain.text(row, "reason") or fault,
+        "act": "retry_dns" if kind == "ddns" and state != "published" else "",
     }
 
 
@@ -196,6 +199,32 @@ def acts(plugin: Any) -> Iterator[tuple[str, str]]:
 def steps(found: Iterable[tuple[str, str, str]]) -> list[ExplainedStep]:
     """The chain, as `explain` says it; what it left out is left out."""
     return [ExplainedStep(*one) for one in found if one[1]]
+
+
+def hosts(grants: Any, usage: Any) -> list[tuple[str, str, str]]:
+    """Each host that it may reach; when it did last (empty: not known), and what is known of its use."""
+    unused, reached = plain.texts(usage, "unused_hosts"), plain.rows(usage, "hosts")
+    last = {plain.text(one, "host"): plain.text(one, "last_at") for one in reached}
+    said = dict.fromkeys(unused, f"not used in the last {_DAYS} days")
+    return [(name, last.get(name, ""), said.get(name, "")) for name in plain.texts(grants, "hosts")]
+
+
+def withheld(plugin_id: str, grants: Any) -> list[tuple[str, str]]:
+    """What was declared besides capabilities and not accepted, with the command that does."""
+    names = [name for name in plain.texts(grants, "withheld") if name not in RISKS]
+    return [(name, shlex.join(["latticectl", "caps", "grant", plugin_id, name])) for name in names]
+
+
+def taking(row: Any) -> list[ExplainedStep]:
+    """The steps of a plugin that is being taken: those that were passed, the one under way, those to come."""
+    passed = {plain.text(one, "step"): plain.text(one, "detail") for one in plain.rows(row, "steps")}
+    rest = iter([name for name in words.TAKING if name not in passed])
+    now = next(rest, "")
+    found = [ExplainedStep(words.TAKING.get(name, name), says or "passed", "good") for name, says in passed.items()]
+    if now:
+        here = f"{plain.number(row, 'bytes')} bytes of {plain.text(row, 'file') or 'it'} are here"
+        found.append(ExplainedStep(words.TAKING[now], here, "warn"))
+    return [*found, *(ExplainedStep(words.TAKING[name], "to come", "") for name in rest)]
 
 
 def take(plugin_id: str, must: Sequence[str]) -> dict[str, Any]:

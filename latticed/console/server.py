@@ -142,7 +142,7 @@ class Console:
                     self._keys.close(one)
                 self._hub.wake()
                 return web.Response(text="The session is over.\n", headers=guard.HEADERS)
-            case "act" | "take" | "refresh" | "cancel" | "retry":
+            case "act" | "on_offer" | "refresh" | "cancel" | "retry":
                 return await self._acted(request, found, session)
             case name:
                 page: HtmlPage = await getattr(self._pages, name)(query, *found.arguments)
@@ -152,7 +152,7 @@ class Console:
     async def _acted(self, request: web.Request, found: FoundPage, session: UiSession) -> web.Response:
         """Carry out what a form asks for, and lead back to its page."""
         form = await _form(request)
-        back = {"refresh": "/market", "take": "/market/{}", "cancel": "/tasks/{}", "retry": "/notifications"}
+        back = {"refresh": "/market", "on_offer": "/market/{}", "cancel": "/tasks/{}", "retry": "/notifications"}
         argument = found.arguments[0] if found.arguments else ""
         path = back.get(found.page, "/plugins/{}").format(templates.part(argument))
         try:
@@ -168,8 +168,7 @@ class Console:
 
     def _done(self, wanted: ActRequest) -> str:
         """Send one request of the table."""
-        send = self._reader.post if wanted.method == "POST" else self._reader.put
-        answer = send(*wanted.parts, body=wanted.body)
+        answer = self._reader.send(wanted.method, wanted.parts, wanted.body)
         return f"{wanted.said}: {json.dumps(answer, ensure_ascii=False)}" if wanted.answer else wanted.said
 
     async def _live(self, request: web.Request, session: UiSession) -> web.StreamResponse:
@@ -232,8 +231,8 @@ def _wanted(page: str, argument: str, form: Mapping[str, list[str]]) -> ActReque
     match page:
         case "act":
             return acts.on_plugin(argument, form)
-        case "take":
-            return acts.take(argument, form)
+        case "on_offer":
+            return acts.on_offer(argument, form)
         case "refresh":
             return acts.refresh(form)
         case "cancel":

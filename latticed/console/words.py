@@ -30,6 +30,19 @@ CAPABILITIES: Final = MappingProxyType(
 )
 """By name; each capability there is (a test compares)."""
 
+TAKING: Final = MappingProxyType(
+    {
+        "index": "its index is signed and fresh",
+        "publisher": "its publisher is trusted",
+        "manifest": "its manifest is signed and fits",
+        "consent": "what it asks for was consented to",
+        "artifact": "its artifact is the one that was signed",
+        "sandbox": "this host can confine it",
+        "placed": "it is here, and verified",
+    }
+)
+"""What a plugin of the market passes before it is here, in this order (a test compares)."""
+
 RISKS: Final = MappingProxyType(
     {
         "host": "reaches beyond latticed: the network, files, programs or records of others",

@@ -145,6 +145,8 @@ class _Caller:
                 return client.get(*parts, query=query or None)
             case "POST":
                 return client.post(*parts, body=body)
+            case "DELETE":
+                return client.delete(*parts)
             case _:
                 return client.put(*parts, body=body)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.house import bundles, consoles, daemons, hosting, processes, programs
+from latticed.console import words
+from tests.house import bundles, consoles, hosting, index_servers, market_sites, processes, programs
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
@@ -48,13 +50,19 @@ DIRECTIVES = {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'",
 
 
 @pytest.fixture(scope="module")
-def host():
-    """One daemon for all: an armed plugin, one that was not decided about, one that is refused."""
-    author = bundles.author("acme")
-    with daemons.placed() as place:
-        place.trust_us(author)
+def web(tmp_path_factory):
+    with index_servers.serving(tmp_path_factory.mktemp("web")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def host(web):
+    """One daemon for all: an armed plugin, one that was not decided about, one that is refused; and a market."""
+    with market_sites.trading(web, ["shop"]) as place:
+        # The source waits for what a test looks at meanwhile.
+        place.set(market_sites.settings(web, ["shop"]).replace("fetch_s = 3", "fetch_s = 60"))
         with place.running() as daemon:
-            host = hosting.Host(daemon=daemon, author=author)
+            host = hosting.Host(daemon=daemon, author=market_sites.ACME)
             host.up(ID, programs.GREETER)
             host.drop("acme.later", programs.GREETER, capabilities=["kv:read", "http:egress"])
             place.drop("stranger", author=bundles.author("stranger"), id="stranger.demo")
@@ -188,6 +196,50 @@ def test_what_is_decided_on_a_page_is_seen_in_the_api(host, acting):
     assert "kv:write" in daemon.plugin(ID)["granted"]
 
 
+def test_a_candidate_is_taken_by_name_and_given_up_by_a_page(host, acting):
+    """What it adds is listed, each with a consent of its own; the version before is one to go back to."""
+    grown, page = "acme.grown", "/plugins/acme.grown"
+    host.up(grown, programs.GREETER, version="1.0.0", capabilities=["kv:read"])
+    host.drop(grown, programs.GREETER, version="1.1.0", capabilities=["kv:read", "kv:write"])
+    host.daemon.until(lambda: host.daemon.plugin(grown).get("candidate"), "the candidate")
+    shown = acting.get(page).text
+    assert "Version 1.1.0 waits" in shown
+    assert 'name="accept" value="kv:write"' in shown
+    acting.post(page, {"act": "upgrade", "accept": "kv:write"})
+    record = host.daemon.plugin(grown)
+    assert (record["version"], record["granted"]) == ("1.1.0", ["kv:read", "kv:write"])
+    assert "Go back to 1.0.0" in acting.get(page).text
+    acting.post(page, {"act": "rollback", "to": "1.0.0"})
+    assert host.daemon.plugin(grown)["version"] == "1.0.0"
+
+
+def test_a_plugin_of_the_market_is_taken_step_by_step_and_held(host, acting, web, tmp_path):
+    """Meanwhile the page says which step it is at; host risk takes the command."""
+    site = market_sites.Site(daemon=host.daemon, web=web, name="shop", parent=tmp_path)
+    mild = site.bundle("acme.mild", v2=True, capabilities=["kv:read"])
+    bold = site.bundle("acme.bold", v2=True, capabilities=["http:egress"], egress={"hosts": ["api.example.org:443"]})
+    site.publish(site.offer(mild, summary="Counts sheep"), site.offer(bold))
+    assert acting.post("/market").status == 303
+    assert "acme.mild" in acting.get("/market?q=sheep").text
+    assert "latticectl market install acme.bold --accept http:egress" in acting.get("/market/acme.bold").text
+    acting.post("/market/acme.bold", {"source": "shop", "accept": "http:egress"})
+    assert "needs_command" in acting.get("/market/acme.bold").text
+
+    seen: list[str] = []
+    whole = site.web.files[site.path(mild)]
+    site.web.answers[site.path(mild)] = index_servers.after(
+        lambda: seen.append(acting.get("/market/acme.mild").text), whole
+    )
+    acting.post("/market/acme.mild", {"source": "shop", "version": "1.0.0"})
+    steps = re.findall(r'<li class="(\w*)"(?: aria-current="step")?><strong>([^<]+)', seen[0])
+    assert [tone for tone, name in steps if name in words.TAKING.values()] == ["good"] * 4 + ["warn", "", ""], steps
+    host.daemon.until(lambda: host.daemon.plugin("acme.mild"), "acme.mild to be here")
+
+    for act, held in (("hold", ["acme.mild"]), ("release", [])):
+        acting.post("/market/acme.mild", {"act": act})
+        assert host.daemon.get("/api/market").json()["held"] == held
+
+
 def test_host_risk_is_never_granted_by_a_page(host, acting):
     """The daemon's own user might; the page shows the command, and forwards nothing."""
     page = acting.get("/plugins/acme.later").text
@@ -216,7 +268,8 @@ def test_pages_say_what_the_daemon_says(host, reading):
     page = reading.get(f"/plugins/{ID}").text
     assert "Last 24 hours" in page
     assert reading.get("/plugins/acme.nobody").status == 404
-    assert "holds" in reading.get("/audit").text
+    assert "holds" in reading.get("/audit?within=hour&action=plugin.status").text
+    assert "plugin.status" in reading.get("/audit?within=hour").text
 
 
 def test_a_unit_hands_out_links_by_its_socket(host):

@@ -95,6 +95,15 @@ document.addEventListener("visibilitychange", () => {
   if (live) refresh();
 });
 
+// What goes on is looked at meanwhile: a form that was sent, and what a page says is under way.
+let sent = false;
+document.addEventListener("submit", () => {
+  sent = true;
+});
+setInterval(() => {
+  if (!document.hidden && (sent || document.querySelector("[data-goes-on]"))) refresh();
+}, 2 * REFRESH_MS);
+
 // Commands can be copied.
 function prepare(within) {
   for (const box of within.querySelectorAll(".command")) {

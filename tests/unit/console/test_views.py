@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.console import acts, overview, plain, plots, plugin, words
+from latticed.market.install import STEPS
 from latticed.model.capability import RISKS
 from latticed.model.errors import Problem
 from tests.house import api_server
@@ -130,6 +131,27 @@ def test_what_it_may_do_is_by_risk_with_its_use():
     }
 
 
+def test_hosts_that_it_may_reach_have_their_use_and_what_is_withheld_its_command():
+    usage = {"hosts": [{"host": "a.example:443", "last_at": "2026-01-01T00:00:00Z"}], "unused_hosts": ["b.example:443"]}
+    grants = {"hosts": ["a.example:443", "b.example:443", "c.example:443"], "withheld": ["kv:read", "limit=fuel:9"]}
+    assert plugin.hosts(grants, usage) == [
+        ("a.example:443", "2026-01-01T00:00:00Z", ""),
+        ("b.example:443", "", "not used in the last 14 days"),
+        ("c.example:443", "", ""),
+    ]
+    assert plugin.withheld("acme.demo", grants) == [("limit=fuel:9", "latticectl caps grant acme.demo limit=fuel:9")]
+
+
+def test_a_taking_has_the_steps_behind_it_the_one_under_way_and_those_to_come():
+    assert tuple(words.TAKING) == STEPS
+    row = {"steps": [{"step": one, "detail": f"{one} holds"} for one in STEPS[:4]], "file": "artifact", "bytes": 7}
+    found = plugin.taking(row)
+    assert [one.tone for one in found] == [*["good"] * 4, "warn", "", ""]
+    assert [one.says for one in found[3:]] == ["consent holds", "7 bytes of artifact are here", "to come", "to come"]
+    whole = plugin.taking({"steps": [{"step": one, "detail": ""} for one in STEPS]})
+    assert {one.tone for one in whole} == {"good"}
+
+
 @pytest.mark.parametrize(
     ("fields", "by_page", "command"),
     [
@@ -179,6 +201,8 @@ def test_what_is_not_known_is_a_gap_and_what_is_small_is_not_nothing():
             "plugins/by-id/acme.demo/upgrade",
             {"accept": ["kv:write"]},
         ),
+        ({"act": ["rollback"], "to": ["1.0.0"]}, "POST", "plugins/by-id/acme.demo/rollback", {"to": "1.0.0"}),
+        ({"act": ["retry_dns"], "name": ["a.example"]}, "POST", "ddns/acme.demo/a.example/retry", {}),
         ({"act": ["trim"], "name": ["kv:write"]}, "PUT", "plugins/by-id/acme.demo/grants", {"trim": ["kv:write"]}),
         (
             {"act": ["invoke"], "action": ["greet"], "payload": ['{"a": [1]}']},
