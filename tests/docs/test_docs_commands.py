@@ -48,6 +48,7 @@ NOT_RUN = {
     "git switch": "works in a repository of GitHub",
     "latticectl install latticed.notify": "asks ntfy; tests/docs/test_tutorial.py does it where there is no network",
     "latticectl ui": "goes on until it is ended; tests/daemon/test_console.py does, and asks for a link",
+    "systemctl reload latticed.service": "is for root, on a machine; tests/booted/test_console_unit.py does it",
 }
 """How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`, and
 test_checkout.py, in the long run, those marked `checkout`.
