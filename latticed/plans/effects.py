@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.plans.programs import failed
 from latticed.plans.protocol import Finding
@@ -74,6 +77,16 @@ def _sound(program: str, ended: ProgramEnd, ends: tuple[int, ...]) -> ProgramEnd
     if ended.status not in ends:
         raise failed(program, ended)
     return ended
+
+
+def signalled(pid: int, number: int, is_meant: Callable[[], bool]) -> None:
+    """Send a signal to a process if `is_meant` still says so of its pid; nothing to one that has ended.
+
+    The pid may be another's in a moment: what is asked and what gets the signal is one process (pidfd_open(2)).
+    """
+    with contextlib.suppress(ProcessLookupError), files.closing(os.pidfd_open(pid)) as process:
+        if is_meant():
+            signal.pidfd_send_signal(process, number)
 
 
 def parsed(read: Any, *found: Any) -> Any:

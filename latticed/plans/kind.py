@@ -26,13 +26,14 @@ class Live:
     `facts`: JSON for callers (listeners, interfaces, peers …). `basis`: what a review depends on; it must not change by
     itself (no counters, no remaining times). `text`: the target as text, comparable to a rendering; diffs start there.
     `unfinished`: an apply of what is confirmed has something to do again, though it `holds`: what comes back by itself,
-    as a user who was cut, is no drift.
+    as a user who was cut, is no drift. `found`: the kind's own, for its `commit`; it may hold secrets.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     basis: bytes = b""
     text: str = ""
     unfinished: bool = False
+    found: object = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +131,11 @@ class Kind(Protocol):
         """All that is owned as it is, for `restore`; also that there is nothing yet."""
         ...
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         """Make the host what the rendering says, at once or not at all where the tool can.
+
+        `live`: what `observe` found under the lock that is still held, so that nothing has to be looked at again; what
+        somebody else has changed since is found by `self_check`.
 
         `may_wait`: no operator waits to try it. What disturbs others may then take effect later, as `Live.unfinished`
         says in time.

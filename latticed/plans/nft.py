@@ -134,9 +134,9 @@ class NftKind:
             f"nft delete {self.target}, then apply again",
         )
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         """One transaction: table and bans are replaced together, or nothing is."""
-        del may_wait
+        del may_wait, live
         listing = _listed(tools)[0] if _is_there(tools) else None
         _nft(tools, "-f", "-", stdin=parsed(applied.transaction, rendering, listing, _now_s()))
 

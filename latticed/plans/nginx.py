@@ -11,6 +11,7 @@ of whether the files were taken: each generation has a server on a socket of its
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -30,7 +31,7 @@ from cryptography import x509
 
 from latticed.kit import files
 from latticed.model.errors import Problem
-from latticed.plans.effects import finding, parsed, ran
+from latticed.plans.effects import finding, parsed, ran, signalled
 from latticed.plans.kind import Live
 from latticed.plans.nginx_copies import Copies
 from latticed.plans.programs import failed
@@ -202,13 +203,13 @@ class NginxKind:
             )
         return found.rendering
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         """Files of a new generation, then nginx is started, or reads them anew; without sites it is stopped.
 
         A site without its certificate or published files, or that nginx does not take, answers 503; the others are
         served.
         """
-        del may_wait
+        del may_wait, live
         if not _sites(rendering):
             self._stop()
             return
@@ -231,7 +232,7 @@ class NginxKind:
         pid = self._pid()
         before = self._workers(pid) if pid else []
         if pid:
-            os.kill(pid, signal.SIGHUP)
+            signalled(pid, signal.SIGHUP, lambda: self._pid() == pid)
         else:
             # A killed nginx leaves its socket, and the next one would not start.
             self._end_orphans()
@@ -380,9 +381,9 @@ class NginxKind:
     def _stop(self) -> None:
         pid = self._pid()
         if pid:
-            os.kill(pid, signal.SIGTERM)
-            if not _within(lambda: not self._pid(), STOP_S) and self._pid() == pid:
-                os.kill(pid, signal.SIGKILL)
+            signalled(pid, signal.SIGTERM, lambda: self._pid() == pid)
+            if not _within(lambda: not self._pid(), STOP_S):
+                signalled(pid, signal.SIGKILL, lambda: self._pid() == pid)
         # Its workers too, where it was killed.
         self._end_orphans()
         self._current.unlink(missing_ok=True)
@@ -464,10 +465,7 @@ class NginxKind:
         for pid in [int(one) for one in os.listdir("/proc") if one.isdecimal()] if sockets else ():
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text("utf-8", "replace") == "nginx\n":
-                    # The number may be another's in a moment: what is asked and ended is one process.
-                    with files.closing(os.pidfd_open(pid)) as process:
-                        if self._is_ours(pid, sockets):
-                            signal.pidfd_send_signal(process, signal.SIGKILL)
+                    signalled(pid, signal.SIGKILL, functools.partial(self._is_ours, pid, sockets))
         if not _within(lambda: not self._sockets()):
             raise Problem("apply_failed", f"another process has {self._socket} open")
 

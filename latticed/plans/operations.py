@@ -303,7 +303,7 @@ class Operations:
             if asker.role is not decide.Role.DAEMON and asked.confirm_within_s:
                 within_s = asked.confirm_within_s
             armed = self._armed(kind, plan, rendering, tools, within_s, narrows=way is decide.Way.NARROWS)
-            return self._commit(kind, plan, armed, rendering, tools, asker)
+            return self._commit(kind, plan, armed, rendering, live, tools, asker)
 
     def _armed(
         self, kind: Kind, plan: PlanRecord, rendering: bytes, tools: ProgramTools, within_s: int, *, narrows: bool
@@ -346,14 +346,21 @@ class Operations:
         )
 
     def _commit(
-        self, kind: Kind, plan: PlanRecord, armed: Armed, rendering: bytes, tools: ProgramTools, asker: Asker
+        self,
+        kind: Kind,
+        plan: PlanRecord,
+        armed: Armed,
+        rendering: bytes,
+        live: Live,
+        tools: ProgramTools,
+        asker: Asker,
     ) -> protocol.Moved:
         """Commit, check, and confirm what nobody has to confirm. Problem apply_failed: it was undone."""
         try:
             self._steps.append(
                 "plan.apply", plan.plan, actor=asker.actor, kind=kind.name, narrows=armed.narrows, apply=armed.apply_id
             )
-            kind.commit(rendering, tools, may_wait=armed.narrows)
+            kind.commit(rendering, tools, may_wait=armed.narrows, live=live)
             kind.self_check(rendering, tools)
             boot_id, now_ns = boot_now()
             if decide.is_expired(armed, boot_id=boot_id, now_ns=now_ns):

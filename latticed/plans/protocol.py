@@ -49,8 +49,10 @@ MAX_FINDINGS: Final = 100
 """Findings in one answer; the first ones."""
 MAX_STEPS: Final = 500
 """Steps in one answer of `observe`; ask again after the last one."""
-OPERATION_S: Final = 90.0
-"""Longest time that an operation takes at the helper, in seconds; callers wait a little longer."""
+OPERATION_S: Final = 120.0
+"""Longest time that an operation takes at the helper, in seconds: a proxy core that neither ends nor starts, where a
+dead-man takes as long as it may, and all is undone. Callers wait a little longer.
+"""
 REQUEST_S: Final = 5.0
 """How long a caller may take to send its request, in seconds, and to take the answer."""
 

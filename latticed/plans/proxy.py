@@ -199,8 +199,9 @@ class ProxyKind:
         """The rendering of now, secrets and all; empty for none."""
         return self._seen(tools).wanted
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         """The core with what is rendered, but for users whose time is over; those who come back `may_wait`."""
+        del live
         self._make(rendering, tools, may_wait=may_wait)
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from latticed.kit import files
 from latticed.model.errors import Problem
-from latticed.plans.effects import ran
+from latticed.plans.effects import ran, signalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,8 +111,7 @@ class Child:
     def _end_strays(self) -> None:
         """Kill whatever was started with our file, or is about to become that: start-stop-daemon(8), setpriv(1)."""
         for pid in self._strays():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            signalled(pid, signal.SIGKILL, lambda pid=pid: pid in self._strays())  # type: ignore[misc]
         until = time.monotonic() + END_S
         while self._strays() and time.monotonic() < until:
             time.sleep(0.01)

@@ -200,7 +200,7 @@ class Upkeep:
         if holds and not live.unfinished:
             self.drifted[kind.name] = False
             return False
-        kind.commit(rendering, tools, may_wait=True)
+        kind.commit(rendering, tools, may_wait=True, live=live)
         kind.self_check(rendering, tools)
         self.drifted[kind.name] = False
         now_s = time.monotonic()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
     from latticed.system.wireguard.dump import Device
-    from latticed.system.wireguard.render import Link
+    from latticed.system.wireguard.render import Link, LinkPeer
     from latticed.system.wireguard.sources import HostLink
 
 PACKAGES: Final = MappingProxyType(
@@ -172,6 +172,7 @@ class WireguardKind:
             facts={**facts, "networks": networks, "table": {"understood": found.table is not None}},
             basis=_basis(found),
             text=renderer.text(_links(found), found.text) if found.tunnels or found.text != reach.REMOVED else "",
+            found=found,
         )
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
@@ -200,13 +201,15 @@ class WireguardKind:
             )
         return renderer.text(_links(found, secrets=True), found.text).encode("ascii")
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         """Interfaces that go first, then the table, then peers: at no moment does one reach more than it may.
 
         A peer that stays keeps its session and counters (`_set`); one whose time is over is left out.
         """
         del may_wait
         wanted = applied.read(rendering)
+        if live is not None and isinstance(live.found, _Seen) and _added(wanted, live.found, tools):
+            return
         names = {link.name for link in wanted.links}
         with contextlib.ExitStack() as stack:
             # Most of the time of these programs is their start: they begin together, and wait for their input.
@@ -236,6 +239,41 @@ class WireguardKind:
     def restore(self, snapshot: bytes, tools: Tools) -> None:
         """As `commit`: a snapshot is a rendering."""
         self.commit(snapshot, tools)
+
+
+def _added(wanted: applied.Wanted, found: _Seen, tools: Tools) -> bool:
+    """Add members to what was found, where nothing else differs: first to the table, then as peers.
+
+    Two programs, started at once, instead of four and more. False, with nothing done: there is more to do than that, or
+    nft does not take it.
+    """
+    there = {one.link.name: one for one in found.tunnels}
+    more = None if found.table is None else reach.additions(found.text, wanted.table)
+    if more is None or there.keys() != {link.name for link in wanted.links}:
+        return False
+    now_s = _now_s()
+    due: list[tuple[str, tuple[LinkPeer, ...]]] = []
+    for link in wanted.links:
+        before = there[link.name]
+        lasting = applied.due(link, now_s)
+        moves = applied.moves(before.device, lasting)
+        if before.link.alias != sources.ALIAS or moves is None or moves.gone or _lines(lasting, before):
+            return False
+        if moves.due:
+            due.append((link.name, moves.due))
+    with contextlib.ExitStack() as stack:
+        load = stack.enter_context(waiting(tools, PACKAGES, "nft", "-f", "-", ends=(0, 1))) if more else None
+        adds = [
+            stack.enter_context(waiting(tools, PACKAGES, "wg", "addconf", name, "/dev/stdin"))
+            for name, _ in due[:AHEAD]
+        ]
+        if load is not None and load(more.encode("ascii")).status != 0:
+            return False
+        for add, (_, peers) in zip(adds, due, strict=False):
+            add(applied.addconf(peers))
+        for name, peers in due[AHEAD:]:
+            _run(tools, "wg", "addconf", name, "/dev/stdin", stdin=applied.addconf(peers))
+    return True
 
 
 def _standing(
@@ -295,6 +333,13 @@ def _make(link: Link, before: _Standing | None, tools: Tools, peers: _Peers | No
     else:
         with contextlib.ExitStack() as stack:
             _set(link, tools, peers or stack.enter_context(_peers(link.name, tools)))
+    lines = _lines(link, before)
+    if lines:
+        _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
+
+
+def _lines(link: Link, before: _Standing | _Tunnel | None) -> list[str]:
+    """What `ip -batch` is given for addresses, size and routes of an interface."""
     had = set() if before is None else set(before.link.addresses)
     routed = set() if before is None else set(before.routes)
     lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
@@ -306,9 +351,7 @@ def _make(link: Link, before: _Standing | None, tools: Tools, peers: _Peers | No
     # An interface that was down has lost its routes, and one whose address goes may.
     kept = routed if lines == [] else set()
     lines += [f"route replace {one} dev {link.name} proto static" for one in sorted(wanted - kept, key=str)]
-    if not lines:
-        return
-    _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,8 +402,7 @@ def _seen(tools: Tools) -> _Seen:
     if " ".join(_TABLE) in tables:
         listing = parsed(json.loads, _run(tools, "nft", "-j", "list", "table", *_TABLE).stdout)
         try:
-            table = reach.listed(listing)
-            text = reach.text(table)
+            table, text = reach.listed(listing)
         except parse.Foreign:
             table = None
             text = _run(tools, "nft", "-s", "list", "table", *_TABLE).stdout.decode("utf-8", "backslashreplace")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from latticed.sdk.base import Health, PluginError, Reply
 from latticed.sdk.calls import HostError
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from latticed.system.host import Host
+
+
+RETRY_S: Final = 2.0
+MAX_RETRY_S: Final = 60.0
+"""Between two tries of a plan that the helper refuses."""
+_FINAL: Final = frozenset({"bad_request", "denied", "intent_refused", "kind_unknown"})
+"""Codes of refusals that another try would only meet again; another plan is needed, or other settings."""
 
 
 class SecretReply(Reply):
@@ -72,6 +80,7 @@ class SystemPlugin:
         self.capabilities = capabilities
         self.config = config
         self._tried = ""  # the plan of the last `apply_again`
+        self._refused, self._refusals, self._next_s = "", 0, 0.0  # why, how often in a row, and when to try again
 
     async def started(self) -> None:
         """Called once, before anything else; if it raises, the plugin does not start."""
@@ -107,18 +116,36 @@ class SystemPlugin:
     async def apply_again(self, made: Mapping[str, Any]) -> tuple[str, bool]:
         """Apply the plan that network.plan answered, where it does no more than was approved before.
 
-        Its state then, and whether to try it again at the next look: another change was under way, or the helper is
-        late or does not run.
+        Its state then, and whether to try it again once `may_try` says so: another change was under way, or the helper
+        is late or does not run.
 
         A plan that waits for an approval stays what it is.
         """
-        self._tried = made["sha256"]
+        self._tried, refused, self._refused = made["sha256"], self._refusals, ""
+        self._refusals, self._next_s = 0, 0.0
         if made["state"] != "planned":
             return made["state"], made["state"] in {"applying", "stale"}
         try:
             return (await self.host.network.apply(made["sha256"]))["state"], True
         except HostError as error:
-            return made["state"], "not_approved:" not in error.message
+            code = error.message.removeprefix("nothing was applied: ").partition(":")[0]
+            if code == "not_approved":
+                return made["state"], False
+            if code in _FINAL:
+                self._refused = f"what was given back is not applied, nor tried again: {error.message}"
+                return made["state"], False
+            pause_s = min(MAX_RETRY_S, RETRY_S * 2**refused)
+            self._refusals, self._next_s = min(refused + 1, 10), time.monotonic() + pause_s
+            self._refused = f"what was given back is not applied yet, and tried again: {error.message}"
+            return made["state"], True
+
+    def may_try(self) -> bool:
+        """Whether `apply_again` is not to wait any longer: the longer, the more often it was refused."""
+        return time.monotonic() >= self._next_s
+
+    def with_refusal(self, found: Health) -> Health:
+        """`found`; where that is healthy and the last `apply_again` was refused, that instead."""
+        return Health("degraded", self._refused[:400]) if self._refused and found.status == "healthy" else found
 
     async def came_to_nothing(self) -> bool:
         """Whether the plan that was tried last failed or was undone, so that trying it again would do so, too."""

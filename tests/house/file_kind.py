@@ -101,8 +101,8 @@ class FileKind:
         self._obey("snapshot", tools)
         return self.path.read_bytes() if self.path.exists() else NOTHING
 
-    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
-        del may_wait
+    def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
+        del may_wait, live
         order = self.orders().get("commit")
         if order == "half":  # the tool wrote a part and failed
             self.path.write_bytes(rendering[:5])

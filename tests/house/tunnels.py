@@ -9,7 +9,8 @@ from typing import Any
 from latticed.system.wireguard import check, decode
 from latticed.system.wireguard.intent import Intent
 
-SERVER_KEY = base64.b64encode(bytes(range(100, 132))).decode()
+SERVER_KEY = base64.b64encode(bytes([96, *range(101, 131), 67])).decode()
+"""As `wg genkey` makes one: with the bits that Curve25519 asks for."""
 
 
 def key(seed: int | str) -> str:

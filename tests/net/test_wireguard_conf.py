@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -45,5 +46,23 @@ def test_random_intents_are_taken_and_read_back_as_they_were_meant(net, device, 
     net.load(wanted.table.encode())
     if intent.networks:
         listing = json.loads(net.run("r", "nft", "-j", "list", "table", reach.FAMILY, reach.NAME))
-        assert reach.text(reach.listed(listing)) == wanted.table
+        assert reach.listed(listing)[1] == wanted.table
+        _grow(net, intent, random.Random(seed))
         net.load(reach.REMOVED.encode())
+
+
+def _grow(net, intent, rng):
+    """Take a member out, and add it again without replacing a rule, where that is possible."""
+    tunnel = rng.choice(intent.networks)
+    if not tunnel.members:
+        return
+    less = replace(tunnel, members=tuple(rng.sample(tunnel.members, len(tunnel.members) - 1)))
+    few = replace(intent, networks=tuple(less if one is tunnel else one for one in intent.networks))
+    have, wanted = reach.text(reach.table(few)), reach.text(reach.table(intent))
+    more = reach.additions(have, wanted)
+    if more:
+        net.load(have.encode())
+        net.load(more.encode())
+        assert (
+            reach.listed(json.loads(net.run("r", "nft", "-j", "list", "table", reach.FAMILY, reach.NAME)))[1] == wanted
+        )

@@ -15,7 +15,7 @@ import pytest
 from latticed.model.errors import Problem
 from latticed.plans.programs import ProgramTools
 from latticed.plans.wireguard import WireguardKind
-from latticed.system.wireguard import reach
+from latticed.system.wireguard import decode, reach
 from tests.house import firewalled, tunnels, wireguards
 
 pytestmark = pytest.mark.root
@@ -165,6 +165,8 @@ def test_a_network_that_goes_is_gone_and_comes_back_with_the_snapshot(net, tools
         ["nft", "delete", "table", reach.FAMILY, reach.NAME],
         ["nft", "insert", "rule", reach.FAMILY, reach.NAME, "input", "accept"],
         ["nft", "add", "set", reach.FAMILY, reach.NAME, "x", "{ type ipv4_addr; }"],
+        ["nft", "add", "element", reach.FAMILY, reach.NAME, "group1", "{ 10.80.0.77 }"],
+        ["nft", "flush", "set", reach.FAMILY, reach.NAME, "group1"],
     ],
     ids=lambda edit: " ".join(edit)[:60],
 )
@@ -244,6 +246,56 @@ def test_keys_that_wg_would_leave_out_silently_are_refused_before_anything_is_to
     assert KIND.observe(tools).facts["networks"] == []
 
 
+def grown(live, wanted, tools):
+    KIND.commit(wanted, tools, live=live)
+    KIND.self_check(wanted, tools)
+    assert KIND.holds(wanted, KIND.observe(tools))
+
+
+def rules():
+    """The table's rules with their handles, without those that name members."""
+    shown = subprocess.run(["nft", "-a", "list", "table", reach.FAMILY, reach.NAME], check=True, capture_output=True)
+    return [line for line in shown.stdout.decode().splitlines() if " comment " not in line and "elements" not in line]
+
+
+def test_a_member_more_replaces_no_rule_and_what_was_changed_since_the_look_is_found(net, tools, name, tmp_path):
+    anna, ben, carl = (tunnels.member(one, last) for one, last in (("anna", 2), ("ben", 3), ("carl", 9)))
+    committed(document(name, anna), tools)
+    before = rules()
+    grown(KIND.observe(tools), rendered(document(name, anna, ben)), tools)
+    assert rules() == before
+    three = rendered(document(name, anna, ben, carl))
+    live = KIND.observe(tools)
+    subprocess.run(["nft", "delete", "element", reach.FAMILY, reach.NAME, "group1", "{ 10.80.0.2 }"], check=True)
+    KIND.commit(three, tools, live=live)
+    with pytest.raises(Problem, match="not what was applied"):
+        KIND.self_check(three, tools)
+    # An nft that does not take additions is asked for the whole table.
+    script = tmp_path / "nft"
+    script.write_text(
+        '#!/bin/sh\n[ "$*" = "-f -" ] || exec /usr/sbin/nft "$@"\nall=$(cat)\n'
+        'case "$all" in add*) exit 1;; esac\nprintf "%s\\n" "$all" | exec /usr/sbin/nft -f -\n'
+    )
+    script.chmod(0o755)
+    grown(KIND.observe(tools), three, ProgramTools({**KIND.programs, "nft": str(script)}))
+    assert rules() != before
+
+
+def test_a_table_of_a_version_before_is_no_drift_and_is_replaced_by_the_next_change(net, tools, name):
+    anna = tunnels.member("anna", 2)
+    rendering = committed(document(name, anna), tools)
+    old = reach.text(reach.table(decode.read(document(name, anna))), sets=False).encode()
+    before = rendering[: rendering.index(b"table inet")] + old
+    KIND.commit(before, tools)
+    live = KIND.observe(tools)
+    assert "@group1" not in live.text
+    assert KIND.holds(before, live)
+    KIND.restore(KIND.snapshot(tools), tools)
+    assert KIND.holds(before, KIND.observe(tools))
+    grown(live, rendered(document(name, anna, tunnels.member("ben", 3))), tools)
+    assert "@group1" in KIND.observe(tools).text
+
+
 def test_a_table_edited_beyond_recognition_is_no_snapshot(net, tools, name):
     committed(document(name, tunnels.member("anna", 2)), tools)
     subprocess.run(
@@ -283,7 +335,7 @@ def test_a_program_that_misbehaves_in_the_middle_is_an_error_and_what_was_there_
     snapshot = KIND.snapshot(tools)
     script = tmp_path / program
     script.write_text(
-        f'#!/bin/sh\ncase "$*" in *syncconf*|*-batch*|"-f -") {does};; esac\nexec {KIND.programs[program]} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *addconf*|*-batch*|"-f -") {does};; esac\nexec {KIND.programs[program]} "$@"\n'
     )
     script.chmod(0o755)
     broken = ProgramTools({**KIND.programs, program: str(script)}, deadline_s=2.0)

@@ -255,7 +255,7 @@ def _payload(protocol: str, name: str, right: Any, fields: dict[str, Any]) -> No
             if right == f"@{tables.BANS[4]}" and (protocol, name) == ("ip", "saddr"):
                 _put(fields, banned=True)
                 return
-            found = tables.networks(network for item in _items(right) for network in _networks(item))
+            found = tables.networks(network for item in _items(right) for network in element(item))
             _put(fields, **{"source" if name == "saddr" else "destination": found[family]})
         case "ip6", "hoplimit":
             _put(fields, family=6, hop_limit=right)
@@ -271,8 +271,8 @@ def _items(right: Any) -> list[Any]:
     return list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
 
 
-def _networks(item: Any) -> Iterable[Network]:
-    """One element. nft lists networks that follow on each other as a range: 10.0.0.2/31 and 10.0.0.4."""
+def element(item: Any) -> Iterable[Network]:
+    """The networks of one element. nft lists those that follow on each other as a range: 10.0.0.2/31 and 10.0.0.4."""
     if isinstance(item, str):
         return (ipaddress.ip_network(item),)
     if "range" in item:

@@ -13,13 +13,14 @@ same intent gives the same bytes, whatever the order of keys in its document.
 from __future__ import annotations
 
 import datetime as dt
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import table as tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from latticed.model.addresses import Network
     from latticed.system.nft_guard.bans import LiveBan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _QUALIFIED: Final = f"{tables.FAMILY} {tables.NAME}"
 REMOVED: Final = f"table {_QUALIFIED}\ndelete table {_QUALIFIED}\n"
+_NO_SETS: Final[Mapping[tuple[Network, ...], str]] = MappingProxyType({})
 _L4PROTO: Final = {"tcp": "tcp", "udp": "udp", "icmp": "icmp", "icmpv6": "ipv6-icmp"}
 
 
@@ -73,19 +75,19 @@ def lines(
     yield "}"
 
 
-def chain_lines(chain: Chain) -> Iterator[str]:
-    """The lines of one chain, without their ends."""
+def chain_lines(chain: Chain, sets: Mapping[tuple[Network, ...], str] = _NO_SETS) -> Iterator[str]:
+    """The lines of one chain, without their ends. `sets`: by all sources of a line, the set that has them."""
     yield f"\tchain {chain.name} {{"
     if chain.policy:
         yield f"\t\ttype filter hook {chain.name} priority filter; policy {chain.policy};"
     for line in chain.lines:
-        yield "\t\t" + " ".join(_words(line))
+        yield "\t\t" + " ".join(_words(line, sets))
     yield "\t}"
 
 
-def _words(line: Line) -> Iterator[str]:
+def _words(line: Line, sets: Mapping[tuple[Network, ...], str]) -> Iterator[str]:
     """`tcp dport 22 accept`, in the order in which nft lists it."""
-    yield from _matches(line)
+    yield from _matches(line, sets)
     if line.limit:
         yield f'limit name "{line.limit}"'
     if line.log:
@@ -98,7 +100,7 @@ def _words(line: Line) -> Iterator[str]:
         yield f'comment "{line.comment}"'
 
 
-def _matches(line: Line) -> Iterator[str]:
+def _matches(line: Line, sets: Mapping[tuple[Network, ...], str]) -> Iterator[str]:
     if line.states:
         yield f"ct state {','.join(line.states)}"
     if line.reply:
@@ -108,7 +110,7 @@ def _matches(line: Line) -> Iterator[str]:
         yield f"iifname {_one_of([_quoted(name) for name in line.inbound])}"
     if line.outbound:
         yield f"oifname {_one_of([_quoted(name) for name in line.outbound])}"
-    yield from _addresses(line)
+    yield from _addresses(line, sets)
     if line.hop_limit:
         yield f"ip6 hoplimit {line.hop_limit}"
     if line.icmp:
@@ -121,16 +123,17 @@ def _matches(line: Line) -> Iterator[str]:
         yield f"meta l4proto {_L4PROTO[line.proto]}"
 
 
-def _addresses(line: Line) -> Iterator[str]:
+def _addresses(line: Line, sets: Mapping[tuple[Network, ...], str]) -> Iterator[str]:
     header = "ip" if line.family == 4 else "ip6"
     # Whatever else tells the family; nft would leave this out of its listings then.
     told = line.source or line.destination or line.banned or line.hop_limit or line.proto in {"icmp", "icmpv6"}
     if line.family and not told:
         yield f"meta nfproto ipv{line.family}"
     if line.source:
-        yield f"{header} saddr {_one_of([_network(one) for one in line.source])}"
+        named = sets.get(line.source)
+        yield f"{header} saddr {f'@{named}' if named else _one_of([written(one) for one in line.source])}"
     if line.destination:
-        yield f"{header} daddr {_one_of([_network(one) for one in line.destination])}"
+        yield f"{header} daddr {_one_of([written(one) for one in line.destination])}"
     if line.banned:
         masked = "" if line.family == 4 else f" & {tables.BANS_MASK}"
         yield f"{header} saddr{masked} @{tables.BANS[line.family]}"
@@ -144,8 +147,9 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _network(network: Network) -> str:
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+def written(found: Network) -> str:
+    """As nft writes it: one address without its length."""
+    return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
 
 
 def _banned(network: Network) -> str:

@@ -86,12 +86,12 @@ class ProxyCores(SystemPlugin):
                     state = await self._state()
                     await self._count(state)
                     self._returning = self._returning and not await self.came_to_nothing()
-                    if self._returning and not (state["target"] or {}).get("unconfirmed"):
+                    if self._returning and self.may_try() and not (state["target"] or {}).get("unconfirmed"):
                         await self._take_effect(state)
                     else:
                         await self._end(state)
                     await self._tell()
-                self._seen = _health(state)
+                self._seen = self.with_refusal(_health(state))
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(self._pause_s())
@@ -327,7 +327,9 @@ class ProxyCores(SystemPlugin):
 
     async def _take_effect(self, state: Any) -> dict[str, Any]:
         """Apply what is taken away, and plan the rest: `{"sha256", "state"}` of the plan of everything."""
-        self._tried = ""  # what became of an earlier one says nothing of this one, if it is not even planned
+        self._tried = self._refused = (
+            ""  # what became of an earlier one says nothing of this one, if it is not even planned
+        )
         try:
             applied = await self._end(state, told=False)
         except HostError as error:

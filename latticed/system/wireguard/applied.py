@@ -5,6 +5,7 @@ The helper keeps renderings, so that a boot needs neither daemon nor plan; every
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import json
@@ -97,7 +98,7 @@ class PeerMoves:
 
 def moves(device: Device, link: Link) -> PeerMoves | None:
     """What has to be done to the peers; None where the interface itself differs."""
-    if (device.private_key, device.listen_port) != (link.private_key, link.listen_port):
+    if (device.private_key, device.listen_port) != (_clamped(link.private_key), link.listen_port):
         return None
     there = {one.public_key: one for one in device.peers}
     wanted = {one.public_key for one in link.peers}
@@ -226,6 +227,14 @@ def _fields(block: str) -> dict[str, str]:
         if match := _LINE.fullmatch(line):
             found[match[2]] = match[3]
     return found
+
+
+def _clamped(private: str) -> str:
+    """A private key as WireGuard shows it: one that is derived of a secret may have other bits set (RFC 7748, 5)."""
+    key = bytearray(base64.b64decode(private))
+    key[0] &= 248
+    key[31] = key[31] & 127 | 64
+    return base64.b64encode(key).decode("ascii")
 
 
 def _digest(preshared: str) -> str:

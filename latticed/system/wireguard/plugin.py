@@ -61,12 +61,12 @@ class Wireguard(SystemPlugin):
                 async with self._changing:
                     state = await self._state()
                     self._returning = self._returning and not await self.came_to_nothing()
-                    if self._returning and not (state["target"] or {}).get("unconfirmed"):
+                    if self._returning and self.may_try() and not (state["target"] or {}).get("unconfirmed"):
                         await self._take_effect(state)
                     else:
                         await self._end(state)
                 await self._tell(state)
-                self._seen = _health(state)
+                self._seen = self.with_refusal(_health(state))
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
@@ -219,7 +219,9 @@ class Wireguard(SystemPlugin):
 
     async def _take_effect(self, state: Any, *, tried: bool = True) -> dict[str, Any]:
         """Apply what is taken away, and plan the rest: `{"sha256", "state"}` of the plan of everything."""
-        self._tried = ""  # what became of an earlier one says nothing of this one, if it is not even planned
+        self._tried = self._refused = (
+            ""  # what became of an earlier one says nothing of this one, if it is not even planned
+        )
         try:
             applied = await self._end(state, told=False)
         except HostError as error:

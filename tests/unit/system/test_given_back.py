@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from latticed.sdk.base import PluginError
+from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
+from latticed.system import plugin as system
 from latticed.system.plugin import SystemPlugin
 from latticed.system.proxy import plugin as proxy
 from latticed.system.wireguard import plugin as wireguard
@@ -20,6 +21,7 @@ LATE = HostError("service_unavailable", "nothing was applied: late: the root hel
 AWAY = HostError("service_unavailable", "nothing was applied: not_running: the root helper is not running")
 UNKNOWN = HostError("service_unavailable", "nothing was applied: not_found: no plan of that name")
 WAITS = HostError("service_unavailable", "nothing was applied: not_approved: it does more than take away")
+NEVER = HostError("service_unavailable", "nothing was applied: kind_unknown: this root helper applies no plans of it")
 LOOKS = 6
 
 
@@ -101,6 +103,7 @@ def network_of_two(helper):
         ([AWAY, AWAY, UNKNOWN], 4),
         (["stale"], 2),  # another change came to its end meanwhile
         ([WAITS], None),
+        ([NEVER], None),
         (["rolled_back"], None),
         (["failed"], None),
     ],
@@ -111,6 +114,7 @@ async def test_who_is_enabled_again_is_let_in_unless_that_waits_or_came_to_nothi
     module, plugin, ben = made(helper)
     looks = asyncio.Queue()
     monkeypatch.setattr(module, "POLL_S", 0)
+    monkeypatch.setattr(system, "RETRY_S", 0)
     await plugin.started()
     everything = (await plugin.do_plan(None))["sha256"]
     await helper.apply(everything)
@@ -139,6 +143,7 @@ async def test_what_an_earlier_one_came_to_is_not_held_against_who_could_not_eve
     module, plugin, ben = made(helper)
     looks = asyncio.Queue()
     monkeypatch.setattr(module, "POLL_S", 0)
+    monkeypatch.setattr(system, "RETRY_S", 0)
     await plugin.started()
     everything = (await plugin.do_plan(None))["sha256"]
     await helper.apply(everything)
@@ -170,6 +175,7 @@ async def test_a_plan_that_is_kept_no_more_holds_up_neither_ends_nor_who_is_let_
     helper = Helper()
     module, plugin, ben = made(helper)
     monkeypatch.setattr(module, "POLL_S", 0)
+    monkeypatch.setattr(system, "RETRY_S", 0)
     await plugin.started()
     everything = (await plugin.do_plan(None))["sha256"]
     await helper.apply(everything)
@@ -184,6 +190,40 @@ async def test_a_plan_that_is_kept_no_more_holds_up_neither_ends_nor_who_is_let_
             await asyncio.sleep(0)
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
+
+
+@pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
+async def test_an_operator_is_told_what_has_no_effect_yet_and_a_helper_that_is_away_is_asked_less_often(
+    monkeypatch, made
+):
+    helper = Helper()
+    _, plugin, ben = made(helper)
+    now_s = 1_000.0
+    monkeypatch.setattr(system, "time", SimpleNamespace(monotonic=lambda: now_s))
+    await plugin.started()
+    everything = await plugin.do_plan(None)
+    await helper.apply(everything["sha256"])
+    await plugin.do_disable(ben)
+    well = Health("healthy", "plan x")
+    assert plugin.with_refusal(well) is well
+    pauses = []
+    for _ in range(9):
+        helper.answers = [AWAY]
+        assert await plugin.apply_again(everything) == ("planned", True)
+        began_s = now_s
+        while not plugin.may_try():
+            now_s += 1
+        pauses.append(now_s - began_s)
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60]
+    assert plugin.with_refusal(well).status == "degraded"
+    assert "not_running" in plugin.with_refusal(well).message
+    helper.answers = [NEVER]
+    assert await plugin.apply_again(everything) == ("planned", False)
+    assert "nor tried again: nothing was applied: kind_unknown" in plugin.with_refusal(well).message
+    worse = Health("degraded", "drift")
+    assert plugin.with_refusal(worse) is worse
+    assert await plugin.apply_again(everything) == ("applying", True)
+    assert plugin.with_refusal(well) is well
 
 
 async def test_a_plan_that_was_never_tried_came_to_nothing_as_little():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from dataclasses import replace
 
@@ -32,6 +33,13 @@ def device_of(link):
     return Device(
         private_key=link.private_key, public_key=link.public_key, listen_port=link.listen_port, peers=tuple(peers)
     )
+
+
+def test_a_key_that_wireguard_shows_with_other_bits_is_the_same():
+    link = replace(link_of(3), private_key=base64.b64encode(b"\xff" * 32).decode())
+    device = replace(device_of(link), private_key=base64.b64encode(b"\xf8" + b"\xff" * 30 + b"\x7f").decode())
+    assert applied.moves(device, link) == applied.PeerMoves(gone=(), due=())
+    assert applied.moves(replace(device, private_key=tunnels.SERVER_KEY), link) is None
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -34,12 +34,17 @@ AllowedIPs = 10.80.0.2/32
 table inet latticed_wireguard
 delete table inet latticed_wireguard
 table inet latticed_wireguard {
+	set group1 {
+		type ipv4_addr
+		flags interval
+		elements = { 10.80.0.2 }
+	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state established,related ct direction reply iifname "wg-home" accept
 		ct state related iifname "wg-home" icmpv6 type { ERRORS6 } accept
 		ct state related iifname "wg-home" icmp type { ERRORS4 } accept
-		iifname "wg-home" ip saddr 10.80.0.2 ip daddr 192.168.1.10 tcp dport 443 accept
+		iifname "wg-home" ip saddr @group1 ip daddr 192.168.1.10 tcp dport 443 accept
 		iifname "wg-home" counter drop
 	}
 	chain input {
@@ -47,8 +52,8 @@ table inet latticed_wireguard {
 		ct state established,related ct direction reply iifname "wg-home" accept
 		ct state related iifname "wg-home" icmpv6 type { ERRORS6 } accept
 		ct state related iifname "wg-home" icmp type { ERRORS4 } accept
-		iifname "wg-home" ip saddr 10.80.0.2 accept
-		iifname "wg-home" ip saddr 10.80.0.2 ip daddr 192.168.1.10 tcp dport 443 accept
+		iifname "wg-home" ip saddr @group1 accept
+		iifname "wg-home" ip saddr @group1 ip daddr 192.168.1.10 tcp dport 443 accept
 		iifname "wg-home" counter drop
 	}
 	chain members {
