@@ -89,6 +89,7 @@ def _verb(verb: str, facts: RemedyFacts, *more: str) -> str:
 _VERDICTS: Final = frozenset(code.value for code in Code)
 _OF_BYTES: Final = frozenset({Code.SIGNATURE_INVALID, Code.DIGEST_MISMATCH, Code.ARTIFACT_MISSING, Code.UNREADABLE})
 """Codes that are about the stored pair when no bundle in the directory is refused."""
+_OF_POLICY: Final = frozenset({Code.PUBLISHER_UNTRUSTED.value, Code.CAPABILITY_NOT_ALLOWED.value})
 _OF_OPERATORS: Final = frozenset({Code.PLUGIN_REVOKED.value, Code.DIGEST_REVOKED.value})
 """Codes of what operators decided, about built-in plugins as about any."""
 
@@ -113,7 +114,17 @@ def _refused(facts: RemedyFacts, code: str) -> Advice:
             )
     if code == Code.MANIFEST_INVALID.value and OTHER_SCHEMA in [row.hint for row in facts.rejected]:
         return Advice(OTHER_SCHEMA, "latticectl version")
+    if code in _OF_POLICY and (hint := _hint(facts, code)):
+        # What the policy says of this publisher the daemon knows better: `…: latticectl trust add …`.
+        why, _, command = hint.partition(": latticectl ")
+        return Advice(f"{known.why}; {why}", f"latticectl {command}" if command else known.command)
     return Advice(known.why, known.command.format_map(_words(facts, code)))
+
+
+def _hint(facts: RemedyFacts, code: str) -> str:
+    """What the daemon says that helps against this refusal of a bundle, or of the plugin's own; empty for nothing."""
+    told = [row.hint for row in facts.rejected if row.code == code]
+    return told[0] if told else str(facts.verdict.get("hint") or "")
 
 
 def _builtin(facts: RemedyFacts, view: wire.PluginView, code: str) -> Advice:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,14 +45,16 @@ def arguments(parser: Parser) -> None:
     add = actions.add_parser("add", help="trust a publisher's keys, besides those it has")
     add.add_argument("publisher", metavar="PUBLISHER", help="name of the publisher, as manifests have it")
     add.add_argument("keys", metavar="KEY", nargs="+", help="public key in base64, as latticectl key show prints it")
-    add.add_argument("--ids", metavar="PATTERN", action="append", help="only these ids: exact, or ending in *")
+    add.add_argument(
+        "--ids", metavar="PATTERN", action="append", help="only these ids, not those before: exact, or ending in *"
+    )
     add.add_argument("--max-risk", choices=("read", "write", "host"), help="the most its plugins may ask for")
     remove = actions.add_parser("remove", help="trust a publisher, or one of its keys, no more")
     remove.add_argument("publisher", metavar="PUBLISHER", help="name of the publisher, as manifests have it")
     remove.add_argument("--key", metavar="KEY", help="only this key")
     revoke = actions.add_parser("revoke", help="refuse keys, artifacts or versions for good")
     revoke.add_argument("--key", metavar="KEY", action="append", default=[], help="public key in base64 (repeatable)")
-    for action in (remove, revoke):
+    for action in (add, remove, revoke):
         action.add_argument("--dry-run", action="store_true", help="say which plugins would stop; change nothing")
     revoke.add_argument(
         "--digest",
@@ -101,8 +104,9 @@ def _edit(session: CtlSession, change: Any) -> int:
     from latticed.ctl import policy_file, policy_wait
 
     path = _file(session)
-    # Trusting more stops no plugin.
-    if session.args.action != "add":  # before the file is locked: the daemon's answer may take long
+    # Another key stops no plugin; ids and risk take the place of those there are.
+    narrows = session.args.action != "add" or session.args.ids or session.args.max_risk or session.args.dry_run
+    if narrows:  # before the file is locked: the daemon's answer may take long
         foreseen = _foreseen(session, change, path)
         if session.args.dry_run:
             return foreseen
@@ -224,7 +228,16 @@ def _lift(session: CtlSession) -> int:
         if given is not None
     )
     value = _named(read, given, f"--{kind}")
-    plain = session.client().post("trust", "lift", body={"kind": kind, "value": value})
+    try:
+        plain = session.client().post("trust", "lift", body={"kind": kind, "value": value})
+    except Problem as problem:
+        if problem.code != "still_revoked":
+            raise
+        # The daemon tells nobody paths.
+        again = f"latticectl trust lift --{kind} {shlex.quote(value)}"
+        raise Problem(
+            problem.code, problem.reason, f"take it out of `revoked.{kind}s` in {_file(session)}, then: {again}"
+        ) from problem
     if session.screen.json_wanted:
         session.screen.json(plain)
     else:

@@ -131,7 +131,8 @@ def replace_file(directory: Path, content: bytes) -> None:
     try:
         files.replace(directory / FILE, content, mode=0o600)
     except OSError as error:
-        raise Problem("ledger_unavailable", f"{FILE} cannot be written: {error.strerror or error}") from error
+        detail = f"{FILE} cannot be written: {error.strerror or error}"
+        raise Problem("ledger_unavailable", detail, f"free space on its disk (df {directory})") from error
 
 
 def _payload(plain: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
@@ -34,6 +34,16 @@ T = TypeVar("T")
 
 HEAD_INTERVAL_S: Final = 60.0
 """Longest time without a new head while events arrive; also signed after every 1,000 events and at close."""
+
+
+PROBE_S: Final = 5.0
+"""Between two tries of a disk that refused something."""
+
+
+def _write_anything(tx: Transaction) -> None:
+    """Write one page that says what it said before: a transaction that changes nothing would succeed on a full disk."""
+    ((version,),) = tx.execute("PRAGMA user_version").fetchall()
+    tx.execute(f"PRAGMA user_version={version}")
 
 
 class Ledger:
@@ -60,6 +70,8 @@ class Ledger:
         """Retention of host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
+        self._unwritten: dict[str, Problem] = {}
+        self._probed_s = 0.0
         self._floors_turn = asyncio.Lock()
         """Held while floors are signed and written, so that two calls write in their order."""
         self.floors = entered.floors
@@ -74,6 +86,22 @@ class Ledger:
         """How many events of `record_later` wait because the disk would not take them."""
         return self._deferred.refused
 
+    @property
+    def unwritten(self) -> Problem | None:
+        """Why the disk takes no decisions at present, as far as was tried; None where it does."""
+        return next(iter(self._unwritten.values()), None)
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        """Note whether the disk took a write."""
+        try:
+            yield
+        except Problem as problem:
+            if problem.code == "ledger_unavailable":
+                self._unwritten[what] = problem
+            raise
+        self._unwritten.pop(what, None)
+
     async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
 
@@ -82,7 +110,11 @@ class Ledger:
         Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable when the disk would not
         take it: then nothing of it was written.
         """
-        return await self._writer.submit(change, durable=durable, essential=essential)
+        if essential:
+            # It may be taken from the reserve, which says nothing of others.
+            return await self._writer.submit(change, durable=durable, essential=True)
+        with self._noted("rows"):
+            return await self._writer.submit(change, durable=durable)
 
     def read(self, question: Callable[[Connection], T]) -> T:
         """Run a short point query inline, on the event loop. Sees what is committed; Problem ledger_unavailable."""
@@ -168,7 +200,8 @@ class Ledger:
         It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
         """
         async with self._floors_turn:
-            await self._write_floors(kept)
+            with self._noted("floors"):
+                await self._write_floors(kept)
 
     async def _write_floors(self, kept: floors.Floors) -> None:
         """`write_floors`, for who holds `_floors_turn`."""
@@ -193,7 +226,8 @@ class Ledger:
         self.sources |= seen
         async with self._floors_turn:
             # Read within the turn: floors that are being written meanwhile would else be replaced by those before.
-            await self._write_floors(self.floors)
+            with self._noted("floors"):
+                await self._write_floors(self.floors)
 
     def accept(self) -> None:
         """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a
@@ -206,7 +240,8 @@ class Ledger:
     async def _append(self, event: audit.Event) -> int:
         """As `record`, without a quota: the seq, or Problem audit_unavailable for any failure."""
         try:
-            seq = await self._writer.append(event)
+            with self._noted("rows"):
+                seq = await self._writer.append(event)
         # With the code that callers answer with: what is not on record is not carried out.
         except Problem as problem:
             raise Problem(
@@ -234,6 +269,19 @@ class Ledger:
             if now_s - self._signed_s >= HEAD_INTERVAL_S:
                 with contextlib.suppress(Problem):  # reported to the callers of write and record
                     await self.sign_head()
+            if self._unwritten and now_s - self._probed_s >= PROBE_S:
+                self._probed_s = now_s
+                await self._probe()
+
+    async def _probe(self) -> None:
+        """Find out whether the disk takes again what it refused: perhaps nobody else writes for a long time."""
+        with contextlib.suppress(Problem):
+            if "rows" in self._unwritten:
+                await self.write(_write_anything)
+            if "floors" in self._unwritten:
+                async with self._floors_turn:
+                    with self._noted("floors"):
+                        await self._write_floors(self.floors)
 
     async def _retain(self) -> None:
         """Apply retention periodically until cancelled."""

@@ -76,6 +76,8 @@ def troubles(api: Api) -> list[tuple[str, str]]:
         found.append(("ledger_unavailable", f"{waiting} changes wait to be recorded"))
     if waiting := api.ledger.refused:
         found.append(("audit_unavailable", f"{waiting} events wait to be recorded"))
+    if (unwritten := api.ledger.unwritten) is not None:
+        found.append((unwritten.code, f"decisions are refused: {unwritten.reason}"))
     if api.ledger.trouble is not None:
         found.append((api.ledger.trouble.code, api.ledger.trouble.reason))
     if not api.settings.supervision.ignore_critical:

@@ -6,22 +6,24 @@ that needs to see all bundles at once (`claims`).
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from latticed.bundle import decode
 from latticed.bundle.refusal import BundleRefused
 from latticed.model import capability, semver_range
-from latticed.model.capability import Risk
 from latticed.model.verdict import Code, Verdict, Verified
 from latticed.trust import keys
 from latticed.trust.payload import identity, signing_payload
 
 if TYPE_CHECKING:
+    from latticed.model.capability import Risk
     from latticed.model.manifest import Manifest
     from latticed.trust.policy import Publisher, TrustPolicy
 
 _HINT_SIGN: Final = "sign it with `latticectl sign`"
+_SHOWN_IDS: Final = 5
 _HINT_TAMPERED: Final = "the bundle was changed after it was signed: put the original back, or have it signed again"
 
 
@@ -165,15 +167,34 @@ def _within_publishers_risk(manifest: Manifest, publisher: Publisher | None) -> 
 
     `publisher` is None where the policy does not name it, which a later check refuses.
     """
-    limit = Risk.HOST if publisher is None or publisher.max_risk is None else publisher.max_risk
+    if publisher is None or publisher.max_risk is None:
+        return
+    limit = publisher.max_risk
     for name in manifest.capabilities:
         if capability.RISKS[name] > limit:
             raise BundleRefused(
                 Code.CAPABILITY_NOT_ALLOWED,
                 f"expected publisher {manifest.publisher} to ask for {limit.word} risk at most, "
                 f"found {name} ({capability.RISKS[name].word} risk)",
-                f"raise max_risk of {manifest.publisher} in the trust policy if you trust it with that",
+                f"if you trust it with that: {_trusting(publisher, manifest)} --max-risk {_risk(manifest).word}",
             )
+
+
+def _risk(manifest: Manifest) -> Risk:
+    """The highest risk of what it declares."""
+    return max(capability.RISKS[name] for name in manifest.capabilities)
+
+
+def _trusting(publisher: Publisher, manifest: Manifest) -> str:
+    """The command that changes what a publisher may, whose keys stay; other ids take the place of those there are."""
+    return f"latticectl trust add {manifest.publisher} {publisher.keys[0]}"
+
+
+def _widened(publisher: Publisher, manifest: Manifest) -> str:
+    if len(publisher.ids) > _SHOWN_IDS:
+        return f"add the id to `ids` of {manifest.publisher} in the trust policy if it may sign this plugin"
+    patterns = " ".join(f"--ids {shlex.quote(one)}" for one in (*publisher.ids, manifest.id))
+    return f"if it may sign this plugin: {_trusting(publisher, manifest)} {patterns}"
 
 
 def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | None:
@@ -200,7 +221,7 @@ def _publisher_trusted(manifest: Manifest, policy: TrustPolicy) -> Publisher | N
         raise BundleRefused(
             Code.PUBLISHER_UNTRUSTED,
             f"expected publisher {manifest.publisher} to sign {', '.join(publisher.ids)[:120]}, found {manifest.id}",
-            f"add the id to `ids` of {manifest.publisher} in the trust policy if it may sign this plugin",
+            _widened(publisher, manifest),
         )
     return publisher
 

@@ -30,6 +30,7 @@ from tests.house.daemons import Daemon
 ACME = bundles.author("acme")
 OTHER = bundles.author("other")
 LAPSED = bundles.author("lapsed")
+RENEWED = bundles.author("lapsed")
 STRANGER = bundles.author("stranger")
 KNOWN = (ACME, OTHER, LAPSED)
 SETTINGS = """
@@ -295,10 +296,11 @@ TRUST = (
     Case(
         name="old-key",
         code="key_revoked",
-        command="latticectl trust lift --key KEY",
+        command="latticectl trust add lapsed NEWKEY",
         before=by(LAPSED),
+        act=lambda world, name: world.drop(name, author=RENEWED),
         target="old-key",
-        fill={"KEY": LAPSED.public},
+        fill={"NEWKEY": RENEWED.public},
     ),
     Case(name="old", code="plugin_revoked", command="latticectl trust lift --plugin acme.old@1.0.0", target="old"),
     Case(

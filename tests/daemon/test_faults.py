@@ -214,6 +214,10 @@ def test_full_disk_refuses_decisions_and_recovers(place, acme):
         _refused(answers[-1], "ledger_unavailable")
         faults.fill(place.state / "more")  # what a log, or a reserve, gave back
         _refused(daemon.set_status("installed", "acme.three"), "store_unavailable", "ledger_unavailable")
+        health = daemon.get("/api/health")
+        assert (health.status, health.json()["status"]) == (503, "degraded")
+        assert "ledger_unavailable" in [one["code"] for one in health.json()["problems"]]
+        assert daemon.get("/api/status").json()["state"] == "degraded"
         assert daemon.set_status("disabled", "acme.one").json()["runtime"]["state"] == "stopped"
         bundles.tamper(place.plugins / "two" / "artifact")
         daemon.until_state("failed", "acme.two", code="digest_mismatch")

@@ -265,6 +265,18 @@ def test_explain_gives_no_advice_for_a_running_plugin():
             "latticectl trust add acme KEY",
         ),
         (
+            facts(rejected=[{"code": "key_revoked", "publisher": "acme"}]),
+            "latticectl trust add acme NEWKEY",
+        ),
+        (
+            facts(rejected=[{"code": "publisher_untrusted", "hint": "if it may: latticectl trust add a K --ids b"}]),
+            "latticectl trust add a K --ids b",
+        ),
+        (
+            facts(rejected=[{"code": "capability_not_allowed", "hint": "drop the capability"}]),
+            "latticectl trust show",
+        ),
+        (
             facts(rejected=[{"code": "plugin_revoked", "version": "1.2.0"}]),
             "latticectl trust lift --plugin acme.demo@1.2.0",
         ),

@@ -76,7 +76,7 @@ def test_trust_lift_sends_the_revocation_by_kind_and_value(ctl, api, words, body
     ("answer", "code"),
     [
         (api_server.problem(404, "not_found"), 4),
-        (api_server.problem(409, "still_revoked", hint="take it out of the file first"), 1),
+        (api_server.problem(409, "still_revoked", hint="take it out of"), 1),
         (api_server.problem(403, "access_denied"), 5),
     ],
 )
@@ -86,6 +86,13 @@ def test_refused_trust_lift_prints_the_hint_and_exits_with_its_code(ctl, api, an
     ran = ctl("trust", "lift", "--plugin", "acme.demo@1.0.0")
     assert (ran.code, ran.data) == (code, b"")
     assert answer[1]["hint"] in ran.err
+
+
+def test_what_the_file_still_revokes_is_answered_with_the_file_and_the_command_after_that(ctl, api):
+    api.override["POST trust/lift"] = api_server.problem(409, "still_revoked", hint="take it out of the file first")
+    ran = ctl("trust", "lift", "--plugin", "acme.demo@*")
+    assert "`revoked.plugins` in /" in ran.err
+    assert "trust.json, then: latticectl trust lift --plugin 'acme.demo@*'" in ran.err
 
 
 @pytest.mark.parametrize(

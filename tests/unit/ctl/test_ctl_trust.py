@@ -4,11 +4,14 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from latticed.ctl import policy_preview
 from tests.house import bundles
 
 ACME = bundles.author("acme", seed=b"\1" * 32).public
@@ -45,6 +48,37 @@ def test_trust_adds_narrows_and_removes_publishers(trust, ctl):
     trust("remove", "acme", "--key", ACME, code=1)
     assert trust("remove", "acme")["trusted_publishers"] == {}
     trust("remove", "acme", code=4)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fields"),
+    [
+        (("--ids", "acme.other", "--ids", "acme.x.*"), {}),
+        (("--max-risk", "read"), {"capabilities": ["kv:read", "kv:write"]}),
+    ],
+)
+def test_what_the_policy_bounds_verifies_after_the_command_that_is_told(trust, ctl, tmp_path, bounds, fields):
+    author = bundles.author("acme")
+    trust("add", "acme", author.public, *bounds)
+    bundle = bundles.drop(tmp_path, author=author, v2=True, **fields).path
+    told = ctl("verify", str(bundle), "--trust", str(trust.path))
+    assert told.code != 0
+    (command,) = re.findall(r"latticectl (trust add [^\n]*)", told.out + told.err)
+    trust(*shlex.split(command)[1:])
+    assert ctl("verify", str(bundle), "--trust", str(trust.path)).code == 0
+
+
+def test_adding_with_less_says_beforehand_which_plugins_stop_and_can_be_tried(trust, ctl, monkeypatch):
+    trust("add", "acme", ACME)
+    asked = []
+    monkeypatch.setattr(policy_preview, "show", lambda *given: asked.append(given) or [])
+    before = trust.path.read_bytes()
+    ran = ctl("trust", "add", "acme", ACME, "--ids", "acme.x", "--dry-run", "--trust", str(trust.path))
+    assert (ran.code, ran.out, trust.path.read_bytes()) == (0, "would be trusted: acme\n", before)
+    trust("add", "acme", ACME, "--max-risk", "read")
+    assert len(asked) == 2
+    trust("add", "acme", OTHER)
+    assert len(asked) == 2
 
 
 def test_trust_revoke_adds_revocations(trust):

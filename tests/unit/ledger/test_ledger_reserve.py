@@ -67,6 +67,7 @@ async def main():
         found["essential"] = [await code_of(ledger.write(stop, durable=True, essential=True)) for _ in range(300)]
         found["spent"] = held()
         found["ordinary"] = await code_of(ledger.record(EVENT))
+        found["told"] = ledger.unwritten.code
         batch = [ledger.record(EVENT), ledger.write(stop, essential=True), ledger.write(stop)]
         found["mixed"] = [str(one) for one in await asyncio.gather(*map(code_of, batch))]
         ledger.record_later(EVENT)
@@ -76,7 +77,12 @@ async def main():
     async with open_ledger(disk / "state", clock=SystemClock()) as ledger:
         found["again"] = await code_of(ledger.write(stop, essential=True))
         found["before"] = before
+        found["floors"] = await code_of(ledger.write_floors(ledger.floors))
+        await code_of(ledger.record(EVENT))
+        found["told again"] = sorted(ledger._unwritten)
         ballast.unlink()
+        while ledger.unwritten is not None:  # without a write of anybody
+            await asyncio.sleep(0.01)
         found["after"] = await code_of(ledger.record(EVENT))
         found["back"] = held()
     fill()
@@ -116,6 +122,11 @@ def test_full_disk_records_essential_jobs_only(tmp_path: Path) -> None:
     assert found["ordinary"] == "audit_unavailable"
     assert found["mixed"] == ["audit_unavailable", str(first + 300), "ledger_unavailable"]
     assert found["written"] == 302
+    assert (found["told"], found["floors"], found["told again"]) == (
+        "ledger_unavailable",
+        "ledger_unavailable",
+        ["floors", "rows"],
+    )
     assert found["again"] == first + 302
     assert found["after"] >= first + 303
     assert found["back"] == reserve.BYTES
