@@ -66,7 +66,7 @@ def test_plugin_of_revoked_key_runs_again_with_a_new_signature(place, acme, fres
         trust(place, acme, fresh, revoked={"keys": [acme.public]})
         daemon.until_state("failed", code="key_revoked")
         told = daemon.ctl("explain", "acme.demo")
-        assert "signed with a key that is trusted" in told.stdout
+        assert "latticectl trust add acme NEWKEY" in told.stdout
         place.drop(author=fresh)
         daemon.until_state("armed")
         assert resigned(daemon, fresh)["code"] == "key_revoked"
