@@ -78,8 +78,8 @@ class Fetcher:
         try:
             fd = await asyncio.to_thread(os.open, to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _not_written(error) from error
-        taken = _Taking(fd, progress)
+            raise not_written(error) from error
+        taken = FileCopy(fd, progress)
         try:
             if url.startswith("file:"):
                 await asyncio.to_thread(_copy, source, url, taken.write, max_bytes, time.monotonic() + self._limit_s())
@@ -96,7 +96,7 @@ class Fetcher:
             await asyncio.to_thread(taken.close)
         return Fetched(sha256=taken.hash.hexdigest(), size=progress.size)
 
-    async def _get(self, source: MarketSource, url: str, taken: _Taking, max_bytes: int) -> None:
+    async def _get(self, source: MarketSource, url: str, taken: FileCopy, max_bytes: int) -> None:
         """Over HTTPS. HostError; Problem fetch_failed for an answer other than 200."""
         answer = await self._send(source, url, taken.piece, max_bytes)
         if answer.status == 404:
@@ -138,7 +138,7 @@ class Fetcher:
             return await client.send(request, source.rights(url), limits=limits, into=into)
 
 
-class _Taking:
+class FileCopy:
     """Writes and hashes a file piece by piece, off the event loop."""
 
     def __init__(self, fd: int, progress: FetchProgress) -> None:
@@ -152,7 +152,7 @@ class _Taking:
         try:
             await asyncio.to_thread(self.write, data)
         except OSError as error:
-            raise _not_written(error) from error
+            raise not_written(error) from error
 
     def write(self, data: bytes) -> None:
         """Blocks; a piece that comes after `close` goes nowhere."""
@@ -218,7 +218,7 @@ def _problem(error: BaseException, what: str) -> Problem | None:
         case TimeoutError():
             return Problem("fetch_failed", f"expected {what} in time, found it still coming")
         case OSError():
-            return _not_written(error)
+            return not_written(error)
     return None
 
 
@@ -226,7 +226,7 @@ def _words(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _not_written(error: OSError) -> Problem:
+def not_written(error: OSError) -> Problem:
     """The disk did not take it."""
-    detail = f"expected to write what is fetched, found: {_words(error)}"
+    detail = f"expected to write what is taken, found: {_words(error)}"
     return Problem("store_unavailable", detail, "free some space in the state directory")

@@ -41,13 +41,12 @@ _PUBLISHER_CODES: Final = frozenset({"publisher_missing", "publisher_untrusted",
 
 
 @dataclass(slots=True, kw_only=True)
-class Taking:
-    """A bundle on its way: what it is, and which steps are behind it."""
+class Underway:
+    """A bundle on its way: which steps are behind it, and what is known of it; `source_name` is empty for none."""
 
-    wanted: rules.WantedRelease
-    source: MarketSource
-    entry: IndexEntry
-    release: Release
+    id: str
+    version: str
+    source_name: str
     steps: list[dict[str, str]] = field(default_factory=list)
     progress: FetchProgress = field(default_factory=FetchProgress)
     verified: Verified | None = None
@@ -56,8 +55,20 @@ class Taking:
         self.steps.append({"step": step, "detail": detail})
 
 
+@dataclass(slots=True, kw_only=True)
+class Taking(Underway):
+    """One that is taken of a source."""
+
+    wanted: rules.WantedRelease
+    source: MarketSource
+    entry: IndexEntry
+    release: Release
+
+
 class BundleInstaller:
-    """See the module. `takings` are those that go on, by plugin id; `find` returns the index that has a release."""
+    """See the module. `takings` are those that go on, imports too, by plugin id; `find` returns the index that has a
+    release.
+    """
 
     def __init__(
         self,
@@ -68,10 +79,10 @@ class BundleInstaller:
         revocations: SourceRevocations,
     ) -> None:
         self.deps = deps
-        self.takings: dict[str, Taking] = {}
+        self.takings: dict[str, Underway] = {}
         self._find = find
         self._format_of = format_of
-        self._revocations = revocations
+        self.revocations = revocations
 
     async def install(self, wanted: rules.WantedRelease, actor: Actor) -> Taking:
         """Take a bundle into the market's directory, where the catalog finds it; grants and starts nothing.
@@ -87,10 +98,10 @@ class BundleInstaller:
                 sha256=release.artifact_sha256,
                 at=now_us,
             )
-            async with self._revocations.placing:
+            async with self.revocations.placing:
                 # Again: the fetch may have taken minutes.
-                self._check_held(taking)
-                self._revocations.check(taking.source.name, taking.entry.id, taking.release)
+                self.check_held(wanted.id, accepted=wanted.accept_held)
+                self.revocations.check(taking.source.name, taking.entry.id, taking.release)
                 # First that it is known from where it came: revocations of its source must reach it.
                 await self.deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
                 await asyncio.to_thread(self.deps.shelf.place, staged, wanted.id)
@@ -100,8 +111,8 @@ class BundleInstaller:
     async def looked_at(self, shelved: Shelved, wanted: rules.WantedRelease) -> Taking:
         """A release with its manifest, fetched and judged as an install would, and nothing kept; Problem otherwise."""
         entry, release = rules.choose(shelved.index, wanted)
-        taking = Taking(wanted=wanted, source=shelved.source, entry=entry, release=release)
-        async with self._staging() as staged:
+        taking = _taking(wanted, shelved.source, entry, release)
+        async with self.staging() as staged:
             limit = self.deps.limits.manifest_bytes
             await self._format_of(shelved.source).fetch(
                 shelved.source, release.manifest_url, staged / MANIFEST, max_bytes=limit
@@ -127,8 +138,8 @@ class BundleInstaller:
                     "busy", f"expected one install of {wanted.id} at a time, found another going on", "try again"
                 )
             entry, release = rules.choose(shelved.index, wanted)
-            found = self.takings[wanted.id] = Taking(wanted=wanted, source=shelved.source, entry=entry, release=release)
-            async with self._staging() as staged:
+            found = self.takings[wanted.id] = _taking(wanted, shelved.source, entry, release)
+            async with self.staging() as staged:
                 await self._go(found, shelved, staged)
                 await self.deps.audit(actor, action, wanted.id, detail=_detail(found))
                 yield found, staged
@@ -141,7 +152,7 @@ class BundleInstaller:
                 del self.takings[wanted.id]
 
     @contextlib.asynccontextmanager
-    async def _staging(self) -> AsyncIterator[Path]:
+    async def staging(self) -> AsyncIterator[Path]:
         """A directory for a bundle, gone at the end of the block unless the block placed it."""
         place = await asyncio.to_thread(self.deps.shelf.stage)
         try:
@@ -164,7 +175,8 @@ class BundleInstaller:
         manifest = await self.check_manifest(taking, staged / MANIFEST)
         rules.check_record(deps.record(entry.id), manifest, taking.wanted)
         if taking.verified is not None:
-            rules.check_bad(deps.bad(entry.id), taking.verified, taking.wanted)
+            named = taking.wanted.version == taking.verified.manifest.version
+            rules.check_bad(deps.bad(entry.id), taking.verified, named=named, how="--version {version}")
         rules.check_consent(manifest, taking.wanted.accept)
         taking.passed("consent", ", ".join(rules.needed(manifest)) or "nothing of host risk")
         got = await fetch(
@@ -181,12 +193,12 @@ class BundleInstaller:
                 "the file was changed after the index was signed: tell the source",
             )
         # As the scanner will: both files read again, from disk, under the policy of now.
-        verdict = await asyncio.to_thread(self._verdict, staged)
+        verdict = await asyncio.to_thread(self.verdict, staged)
         if isinstance(verdict, Refused):
             raise Problem.of(verdict)
         taking.verified = verdict
         taking.passed("artifact", f"{got.size} bytes, SHA-256 {got.sha256}")
-        await self._admit(verdict, staged)
+        await self.admit(verdict, staged)
         taking.passed("sandbox", "this host can confine it")
 
     def _check_index(self, taking: Taking, shelved: Shelved) -> None:
@@ -198,30 +210,21 @@ class BundleInstaller:
         seen_us = known.get((release.version, release.sha256), now_us)
         days = self.deps.settings().min_release_age_days
         rules.check_age(wanted, release, seen_us=seen_us, now_us=now_us, min_days=days)
-        self._check_held(taking)
-        self._revocations.check(taking.source.name, taking.entry.id, taking.release)
+        self.check_held(wanted.id, accepted=wanted.accept_held)
+        self.revocations.check(taking.source.name, taking.entry.id, taking.release)
         document = shelved.index.document
         signers = len(shelved.judged.seen.keys) if shelved.judged.seen else 0
         taking.passed("index", f"{shelved.source.name}, generated {document.generated_at}, {signers} pinned key(s)")
 
-    def _check_held(self, taking: Taking) -> None:
-        """Problem held, unless that is overridden."""
-        wanted = taking.wanted
-        if wanted.id in self.deps.ledger.read(rows.held) and not wanted.accept_held:
-            hint = f"latticectl market hold --off {wanted.id}, or add --accept-held"
-            raise Problem("held", f"expected a plugin that is not held, found {wanted.id} held by an operator", hint)
+    def check_held(self, plugin_id: str, *, accepted: bool) -> None:
+        """Problem held, unless that is `accepted`."""
+        if plugin_id in self.deps.ledger.read(rows.held) and not accepted:
+            hint = f"latticectl market hold --off {plugin_id}, or add --accept-held"
+            raise Problem("held", f"expected a plugin that is not held, found {plugin_id} held by an operator", hint)
 
     async def check_manifest(self, taking: Taking, path: Path) -> Manifest:
         """The manifest in a file, once publisher, signature and identity hold; the artifact is taken on its word."""
-
-        def judge() -> Verified | Refused:
-            return verify.verify(
-                _Manifest(path, self.deps.limits.manifest_bytes),
-                self.deps.policy(),
-                host_version=self.deps.host_version,
-            )
-
-        verdict = await asyncio.to_thread(judge)
+        verdict = await self.judge_manifest(path)
         if isinstance(verdict, Refused):
             if verdict.code.value not in _PUBLISHER_CODES:
                 taking.passed("publisher", taking.entry.publisher)
@@ -232,14 +235,25 @@ class BundleInstaller:
         taking.passed("manifest", f"{verdict.manifest.id} {verdict.manifest.version}, identity {verdict.identity}")
         return verdict.manifest
 
-    def _verdict(self, staged: Path) -> Verified | Refused:
+    async def judge_manifest(self, path: Path) -> Verified | Refused:
+        """The verdict on the manifest in a file, as if its artifact were here."""
+        return await asyncio.to_thread(
+            lambda: verify.verify(
+                _Manifest(path, self.deps.limits.manifest_bytes),
+                self.deps.policy(),
+                host_version=self.deps.host_version,
+            )
+        )
+
+    def verdict(self, staged: Path) -> Verified | Refused:
+        """The verdict on a bundle that was fetched, read from disk under the policy of now. Blocks."""
         try:
             with read.open_bundle(staged, limits=self.deps.limits, owners=read_owners()) as pair:
                 return verify.verify(pair, self.deps.policy(), host_version=self.deps.host_version)
         except BundleRefused as refused:
             return refused.fault
 
-    async def _admit(self, verified: Verified, staged: Path) -> None:
+    async def admit(self, verified: Verified, staged: Path) -> None:
         """Problem sandbox_unavailable, source_blocked, … when this host could not run it."""
         pair = await asyncio.to_thread(read.open_bundle, staged, limits=self.deps.limits, owners=read_owners())
         with pair:
@@ -264,6 +278,18 @@ class _Manifest:
 
     def hash_artifact(self) -> tuple[str, int]:
         return self._digest, 0
+
+
+def _taking(wanted: rules.WantedRelease, source: MarketSource, entry: IndexEntry, release: Release) -> Taking:
+    return Taking(
+        id=wanted.id,
+        version=release.version,
+        source_name=source.name,
+        wanted=wanted,
+        source=source,
+        entry=entry,
+        release=release,
+    )
 
 
 def read_owners() -> frozenset[int]:

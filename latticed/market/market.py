@@ -14,6 +14,7 @@ from latticed.kit import logs
 from latticed.ledger import market as rows
 from latticed.market import sources
 from latticed.market.fetch import Fetcher
+from latticed.market.imports import BundleImporter
 from latticed.market.install import BundleInstaller
 from latticed.market.remembered import RememberedSources
 from latticed.market.revocations import SourceRevocations
@@ -40,7 +41,9 @@ _AT_ONCE: Final = 1_000
 
 
 class Market:
-    """See the module. `troubles`: why a source's last refresh failed. `installer` takes bundles by the indexes here."""
+    """See the module. `troubles`: why a source's last refresh failed. `installer` takes bundles by the indexes here,
+    `importer` those that lie in a directory.
+    """
 
     def __init__(self, deps: MarketDeps) -> None:
         self.deps = deps
@@ -54,6 +57,7 @@ class Market:
         self._refreshing: dict[str, asyncio.Lock] = {}
         self.revocations = SourceRevocations(deps)
         self.installer = BundleInstaller(deps, find=self.find, format_of=self._format, revocations=self.revocations)
+        self.importer = BundleImporter(self.installer)
 
     def sources(self) -> dict[str, MarketSource | Problem]:
         """Those of the settings, each usable or with its problem."""

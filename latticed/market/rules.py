@@ -39,6 +39,21 @@ class WantedRelease:
     allow_downgrade: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedImport:
+    """A file that an operator names, and what is accepted by name (contracts §8).
+
+    `sha256` of the whole file and `identity` of the bundle are compared where they are given.
+    """
+
+    name: str
+    sha256: str = ""
+    identity: str = ""
+    accept: tuple[str, ...] = ()
+    accept_held: bool = False
+    allow_downgrade: bool = False
+
+
 def choose(index: Index, wanted: WantedRelease) -> tuple[IndexEntry, Release]:
     """The entry and the release that are meant; Problem not_found, or unsupported with the index's reason."""
     entry = index.entries.get(wanted.id)
@@ -83,7 +98,7 @@ def check_consent(manifest: Manifest, accept: Iterable[str]) -> None:
         )
 
 
-def check_record(record: Record | None, manifest: Manifest, wanted: WantedRelease) -> None:
+def check_record(record: Record | None, manifest: Manifest, wanted: WantedRelease | WantedImport) -> None:
     """Problem publisher_changed or version_downgrade against what this host has of the plugin."""
     if record is None:
         return
@@ -103,16 +118,17 @@ def check_record(record: Record | None, manifest: Manifest, wanted: WantedReleas
         )
 
 
-def check_bad(bad: Mapping[str, BadVersion], verified: Verified, wanted: WantedRelease) -> None:
+def check_bad(bad: Mapping[str, BadVersion], verified: Verified, *, named: bool, how: str) -> None:
     """Problem candidate_bad for a version that an upgrade gave up before, unless it is named; `bad` is by identity.
 
-    To name it puts it there once more; that it runs still takes an upgrade with --retry.
+    To name it puts it there once more; that it runs still takes an upgrade with --retry. `how` to name it, with
+    {version} in it.
     """
     found = bad.get(verified.identity)
-    if found is None or wanted.version == verified.manifest.version:
+    if found is None or named:
         return
     detail = f"version {found.version} was given up before: {found.code}: {found.reason}"
-    raise Problem("candidate_bad", detail, f"wait for a fix, or add --version {found.version}")
+    raise Problem("candidate_bad", detail, f"wait for a fix, or add {how.format(version=found.version)}")
 
 
 def check_revoked(release: Release, plugin_id: str, rows: Iterable[RevocationRow]) -> None:

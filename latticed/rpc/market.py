@@ -15,11 +15,12 @@ from latticed.model.errors import Problem
 from latticed.rpc.access import Scope
 from latticed.rpc.backup import WRITE_S
 from latticed.rpc.market_offers import SLACK_S, wanted_release
-from latticed.rpc.market_shapes import MarketChoice, MarketInstall, RefreshSource
+from latticed.rpc.market_shapes import MarketChoice, MarketImport, MarketInstall, RefreshSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from latticed.market.install import Underway
     from latticed.market.market import Market
     from latticed.market.sources import MarketSource
     from latticed.rpc.api import Ask
@@ -33,9 +34,9 @@ async def glance(ask: Ask) -> MarketGlance:
     found = [await _source_row(ask, market, name, one) for name, one in sorted(market.sources().items())]
     taking: list[TakingRow] = [
         {
-            "id": one.wanted.id,
-            "version": one.release.version,
-            "source": one.source.name,
+            "id": one.id,
+            "version": one.version,
+            "source": one.source_name,
             "file": one.progress.what,
             "bytes": one.progress.size,
             "steps": cast("list[StepRow]", list(one.steps)),
@@ -82,11 +83,33 @@ async def install(ask: Ask) -> TakenRow:
         accept_held=body.accept_held,
         allow_downgrade=body.allow_downgrade,
     )
-    taking = await ask.api.market().installer.install(wanted, ask.actor)
+    return _taken(await ask.api.market().installer.install(wanted, ask.actor))
+
+
+async def take_in(ask: Ask) -> TakenRow:
+    """Take a bundle of a file in `market.import_dir`, through every step of an install but the index's."""
+    body = await ask.body(MarketImport)
+    if body.accept_held or body.allow_downgrade or body.accept or body.accept_hosts:
+        ask.need(Scope.HOST)
+    ask.may_take(4 * ask.api.settings.limits.read_deadline_s + SLACK_S)
+    from latticed.market.rules import WantedImport
+
+    wanted = WantedImport(
+        name=body.name,
+        sha256=body.sha256,
+        identity=body.identity,
+        accept=(*body.accept, *(f"host={one}" for one in body.accept_hosts)),
+        accept_held=body.accept_held,
+        allow_downgrade=body.allow_downgrade,
+    )
+    return _taken(await ask.api.market().importer.take(wanted, ask.actor))
+
+
+def _taken(taking: Underway) -> TakenRow:
     return {
-        "id": taking.entry.id,
-        "version": taking.release.version,
-        "source": taking.source.name,
+        "id": taking.id,
+        "version": taking.version,
+        "source": taking.source_name,
         "identity": taking.verified.identity if taking.verified else "",
         "steps": cast("list[StepRow]", taking.steps),
     }

@@ -55,6 +55,20 @@ class MarketInstall(Body, frozen=True):
     allow_downgrade: bool = False
 
 
+class MarketImport(Body, frozen=True):
+    """`name`: of a file in `market.import_dir`, a tar of `manifest.json` and `artifact`. `sha256` of the file and
+    `identity` of the bundle are compared where they are given; the rest as for an install.
+    """
+
+    name: Annotated[str, Meta(max_length=255)]
+    sha256: Annotated[str, Meta(pattern=r"^(?:[0-9a-f]{64})?\Z")] = ""
+    identity: Annotated[str, Meta(pattern=r"^(?:[0-9a-f]{64})?\Z")] = ""
+    accept: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+    accept_hosts: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+    accept_held: bool = False
+    allow_downgrade: bool = False
+
+
 class SourceRow(TypedDict):
     """A source of the settings and its last index. `usable`: plugins can be installed from it; otherwise `code` and
     `reason` say why not. `trouble`: why the last refresh failed. `keys`: fingerprints of those that are pinned,
@@ -172,7 +186,9 @@ class MarketOffer(OfferRow):
 
 
 class TakenRow(TypedDict):
-    """A bundle that was taken: it is verified, and neither installed nor granted anything."""
+    """A bundle that was taken: it is verified, and neither installed nor granted anything. `source` is empty for an
+    import.
+    """
 
     id: str
     version: str

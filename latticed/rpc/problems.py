@@ -71,7 +71,7 @@ STATUS_OF: Final = {
         """source_invalid source_ambiguous index_missing index_invalid index_unsigned index_signature_invalid
         index_from_future index_rolled_back index_changed index_browse_only index_expired index_mismatch unsupported
         too_young held release_revoked revocations_invalid revocations_unsigned revocations_expired
-        fetch_blocked""".split(),
+        fetch_blocked import_off import_invalid import_mismatch""".split(),
         HTTPStatus.CONFLICT,
     ),
     "fetch_missing": HTTPStatus.BAD_GATEWAY,

@@ -91,6 +91,7 @@ ROUTES: Final = (
     ApiRoute("GET", "/api/market/plugins/{id}/bundle", Scope.OPERATE, market.download, schemas.MARKET_BUNDLE),
     ApiRoute("GET", "/api/market/outdated", Scope.READ, market_offers.outdated, schemas.MARKET_OUTDATED),
     ApiRoute("POST", "/api/market/install", Scope.OPERATE, market.install, schemas.MARKET_INSTALL),
+    ApiRoute("POST", "/api/market/import", Scope.OPERATE, market.take_in, schemas.MARKET_IMPORT),
     ApiRoute("PUT", "/api/market/holds/{id}", Scope.OPERATE, market.hold, schemas.MARKET_HOLD),
     ApiRoute("DELETE", "/api/market/holds/{id}", Scope.OPERATE, market.release, schemas.MARKET_HOLD),
     ApiRoute("GET", "/api/ddns", Scope.OPERATE, delegated.ddns, schemas.DDNS),

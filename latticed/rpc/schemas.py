@@ -206,6 +206,26 @@ MARKET_SHOW: Final = Form(market_shapes.MarketOffer, query=market_shapes.MarketC
 MARKET_BUNDLE: Final = Form("application/x-tar", query=market_shapes.MarketChoice, codes=("too_many_streams", *_TAKE))
 MARKET_OUTDATED: Final = Form(market_shapes.OutdatedList, codes=_UNRECORDED)
 MARKET_INSTALL: Final = Form(market_shapes.TakenRow, body=market_shapes.MarketInstall, codes=_TAKE)
+MARKET_IMPORT: Final = Form(
+    market_shapes.TakenRow,
+    body=market_shapes.MarketImport,
+    codes=(
+        "import_off",
+        "import_invalid",
+        "import_mismatch",
+        "held",
+        "busy",
+        "needs_consent",
+        "version_downgrade",
+        "candidate_bad",
+        "not_found",
+        "store_unavailable",
+        "audit_unavailable",
+        "ledger_unavailable",
+        *_REFUSED_HERE,
+        *(code.value for code in Code),
+    ),
+)
 MARKET_HOLD: Final = Form(market_shapes.HoldSet, codes=_UNKNOWN)
 
 DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))

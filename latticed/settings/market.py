@@ -22,6 +22,11 @@ def names_fault(value: Any) -> str:
     return "" if all(map(_NAME.fullmatch, value)) else "names of 1 to 32 of a-z 0-9 -"
 
 
+def directory_fault(value: Any) -> str:
+    """What the path of a directory has to be, in words, when `value` is none; empty also for no directory."""
+    return "" if not value or (value.startswith("/") and "\0" not in value) else "a path from / on, or nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:
     """One source of the marketplace, `[market.sources.NAME]`."""
@@ -54,3 +59,5 @@ class MarketSettings:
     """Largest index that is read."""
     fetch_s: float = setting(300.0, low=0.1, high=3_600)
     """Longest time for fetching one file."""
+    import_dir: str = setting("", fault=directory_fault)
+    """Directory from which `POST /api/market/import` takes bundles; none: it takes none."""

@@ -100,6 +100,7 @@ ROUTES = [
     GET /api/market/plugins/{id}/bundle operate
     GET /api/market/outdated read
     POST /api/market/install operate
+    POST /api/market/import operate
     PUT /api/market/holds/{id} operate
     DELETE /api/market/holds/{id} operate
     GET /api/ddns operate

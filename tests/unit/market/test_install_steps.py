@@ -1,4 +1,4 @@
-"""What a kill or a full disk at each step of an install leaves: the old bundle or the new one, and nothing besides.
+"""What a kill or a full disk at each step of an install or import leaves: the old bundle or the new one, nothing else.
 
 Steps are all that writes: each piece of a file and its sync, directories and renames of the market, rows of the ledger.
 The state directory is copied before each, which is what a kill at that moment leaves; a daemon is started on each copy.
@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import tarfile
 
 import pytest
 
@@ -29,7 +30,7 @@ def steps(monkeypatch):
     for name in ("stage", "place", "unstage"):
         found.before(MarketShelf, name, monkeypatch)
     for name in ("write", "sync"):
-        found.before(fetch._Taking, name, monkeypatch)
+        found.before(fetch.FileCopy, name, monkeypatch)
     for name in ("sync_directory", "exchange"):
         found.before(files, name, monkeypatch)
     return found
@@ -45,14 +46,31 @@ def source(tmp_path):
     )
     entry = indexes.entry(new, f"file://{new.path}/", indexes.release(old, f"file://{old.path}/"))
     (shelf / "plugins.json").write_bytes(indexes.encoded(indexes.index(entry, signers=[SOURCE])))
-    return f'[market.sources.local]\nurl = "file://{shelf}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    for made in (old, new):
+        with tarfile.open(spool / f"{made.raw['version']}.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+            for name in ("manifest.json", "artifact"):
+                archive.add(made.path / name, name)
+    sources = f'[market.sources.local]\nurl = "file://{shelf}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
+    return f'[market]\nimport_dir = "{spool}"\n{sources}'
 
 
-async def install(home, version):
-    return await home.ask("POST", "/api/market/install", {"id": ID, "version": version})
+@pytest.fixture(params=["install", "import"])
+def install(request):
+    """Takes the bundle of a version, either way."""
+
+    async def taken(home, version):
+        if request.param == "import":
+            body = {"name": f"{version}.tar", "allow_downgrade": True}
+        else:
+            body = {"id": ID, "version": version}
+        return await home.ask("POST", f"/api/market/{request.param}", body)
+
+    return taken
 
 
-async def begun(home):
+async def begun(home, install):
     """1.0.0 placed and seen."""
     assert (await home.ask("POST", "/api/market/refresh", {})).status == 200
     answer = await install(home, "1.0.0")
@@ -68,7 +86,7 @@ def placed(home):
     return json.loads((place / ID / "manifest.json").read_bytes())["version"]
 
 
-async def test_kill_leaves_the_old_or_the_new_bundle(tmp_path, source, steps, monkeypatch):
+async def test_kill_leaves_the_old_or_the_new_bundle(tmp_path, source, install, steps, monkeypatch):
     made = []
 
     def copy(name):
@@ -76,7 +94,7 @@ async def test_kill_leaves_the_old_or_the_new_bundle(tmp_path, source, steps, mo
         shutil.copytree(home.root, made[-1], ignore=shutil.ignore_patterns("run", "lock"))
 
     async with in_process.opened(author=ACME, toml=source) as home:
-        await begun(home)
+        await begun(home, install)
         for name in ("write", "write_floors"):
             steps.before(home.app.api.ledger, name, monkeypatch)
         steps.names.clear()
@@ -99,10 +117,10 @@ async def test_kill_leaves_the_old_or_the_new_bundle(tmp_path, source, steps, mo
     assert (found[0], found[-1], found) == ("1.0.0", "1.1.0", sorted(found))
 
 
-async def test_full_disk_leaves_the_old_or_the_new_bundle(source, steps, monkeypatch):
+async def test_full_disk_leaves_the_old_or_the_new_bundle(source, install, steps, monkeypatch):
     """At the first step, at the second, and so on, until an install comes through."""
     async with in_process.opened(author=ACME, toml=source) as home:
-        await begun(home)
+        await begun(home, install)
         ledger, write = home.app.api.ledger, home.app.api.ledger.write
 
         async def written(change, **named):

@@ -58,7 +58,7 @@ def steps(monkeypatch):
     for name in ("stage_repository", "put_repository", "put_index", "unstage"):
         found.before(MarketShelf, name, monkeypatch)
     for name in ("write", "sync"):
-        found.before(fetch._Taking, name, monkeypatch)
+        found.before(fetch.FileCopy, name, monkeypatch)
     for name in ("sync_directory", "exchange"):
         found.before(files, name, monkeypatch)
     return found

@@ -1,0 +1,283 @@
+"""What a node believes: its state, a document and a clock in, a verdict and the next state out. Pure.
+
+    operator (offline) ── signs ──► intent, certificates of controllers and nodes, revocations, invocations
+    controller (online) ── signs ──► assignment: this node, a generation, the SHA-256 of an intent
+
+A node takes up an intent when both hold. The controller chooses which intent that an operator signed, and when; it can
+have no node run, grant or believe what no operator signed for it. The engine can withhold, and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from latticed.fleet import documents
+from latticed.fleet.documents import (
+    Assignment,
+    ControllerCertificate,
+    Intent,
+    Invocation,
+    Malformed,
+    NodeCertificate,
+    Revocations,
+    Signed,
+    Source,
+    WantedPlugin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DESIRED_BYTES: Final = 64 << 10
+INVOCATION_S: Final = 3_600
+"""Seconds that an invocation may be valid for: nonces are remembered for so long."""
+MAX_NONCES: Final = 10_000
+MAX_REVOKED: Final = 20_000
+"""Keys and intents that are remembered as revoked: only operators add to them."""
+
+
+class Present(Struct, frozen=True, kw_only=True):
+    """The intent that a node has taken up, and the assignment by which it did."""
+
+    generation: int
+    intent: str
+    intent_generation: int
+    back_to: tuple[str, ...]
+    plugins: tuple[WantedPlugin, ...]
+    bundles: tuple[Source, ...]
+
+
+class NodeState(Struct, frozen=True, kw_only=True):
+    """All that a node remembers. `operators`: pinned at enrolment. `highest`: the highest generation of an intent that
+    it has ever taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is
+    carried out no more, as its nonce may be forgotten.
+    """
+
+    fleet: str
+    operators: tuple[str, ...]
+    node: str
+    node_key: str
+    labels: dict[str, str]
+    serial: int = 0
+    generation: int = 0
+    assignment: str = ""
+    highest: int = 0
+    present: Present | None = None
+    revocations: int = 0
+    revoked: frozenset[str] = frozenset()
+    nonces: Annotated[dict[str, int], Meta(max_length=MAX_NONCES)] = {}
+    spent: int = 0
+    events: int = 0
+    head: str = documents.GENESIS
+
+    def operator(self, key: str) -> bool:
+        """Whether this key is a pinned operator's, and not revoked."""
+        return key in self.operators and key not in self.revoked
+
+
+class Refused(Struct, frozen=True, kw_only=True):
+    """Why a document does not count."""
+
+    code: str
+    expected: str
+    found: str
+
+    @property
+    def reason(self) -> str:
+        return f"expected {self.expected}, found {self.found}"
+
+
+class Accepted(Struct, frozen=True, kw_only=True):
+    """A new assignment was taken up: the state's `present` is what is wanted now."""
+
+    generation: int
+
+
+class Unchanged(Struct, frozen=True, kw_only=True):
+    """It is the assignment that was taken up already: what is wanted stays, whatever has expired since."""
+
+
+class Carried(Struct, frozen=True, kw_only=True):
+    """An invocation that is to be carried out, once the state with its nonce is kept."""
+
+    invocation: Invocation
+
+
+Verdict = Accepted | Unchanged | Refused
+
+
+class _No(Exception):
+    """Carries a refusal out of the checks."""
+
+    def __init__(self, code: str, expected: str, found: str) -> None:
+        super().__init__(code)
+        self.refused = Refused(code=code, expected=expected, found=found[:200])
+
+
+def judge(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Verdict]:
+    """The verdict on a desired document, and the state to keep before anything is done.
+
+    Revocations that an operator signed are learnt even when the rest is refused.
+    """
+    try:
+        found = documents.unpack(data, most=DESIRED_BYTES)
+    except Malformed as error:
+        return state, Refused(code="desired_malformed", expected="a desired document", found=str(error)[:200])
+    try:
+        if found.revocations is not None:
+            state = _learnt(state, found.revocations)
+        if found.node is not None:
+            state = _certified(state, found.node)
+        return _judged(state, found, now_s)
+    except _No as no:
+        return state, no.refused
+
+
+def judge_invocation(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Carried | Refused]:
+    """The verdict on an invocation; the state with its nonce is to be kept before it is carried out."""
+    try:
+        signed = _by_operator(state, data, Invocation)
+        wanted: Invocation = signed.document
+        _check_audience(state, wanted.node, wanted.node_key)
+        if not now_s < wanted.expires <= now_s + INVOCATION_S:
+            moment = f"{wanted.expires} at {now_s}"
+            raise _No("invocation_expired", f"an invocation that expires within {INVOCATION_S} s from now", moment)
+        live = {nonce: at for nonce, at in state.nonces.items() if at > now_s}
+        # Also when the clock has gone back since.
+        spent = max((state.spent, *(at for at in state.nonces.values() if at <= now_s)))
+        if wanted.nonce in state.nonces or wanted.expires <= spent:
+            raise _No("invocation_replayed", "an invocation that was not carried out yet", f"nonce {wanted.nonce}")
+        if len(live) >= MAX_NONCES:
+            raise _No("invocations_too_many", f"at most {MAX_NONCES} within {INVOCATION_S} s", "more")
+    except _No as no:
+        return state, no.refused
+    kept = {**live, wanted.nonce: wanted.expires}
+    return msgspec.structs.replace(state, nonces=kept, spent=spent), Carried(invocation=wanted)
+
+
+def _judged(state: NodeState, found: documents.Desired, now_s: int) -> tuple[NodeState, Verdict]:
+    """The verdict on what is left once revocations and labels are learnt; _No."""
+    certificate = _by_operator(state, found.controller, ControllerCertificate)
+    assignment = _read(found.assignment, Assignment)
+    _check_controller(state, certificate, assignment)
+    wanted: Assignment = assignment.document
+    _check_fleet(state, wanted.fleet)
+    _check_audience(state, wanted.node, wanted.node_key)
+    if wanted.generation == state.generation and assignment.sha256 == state.assignment:
+        return state, Unchanged()
+    if wanted.generation <= state.generation:
+        raise _No("generation_old", f"a generation above {state.generation}", str(wanted.generation))
+    # From here on something new would begin: what has expired is no reason for that.
+    _check_unexpired("controller_expired", certificate.document.expires, now_s)
+    _check_unexpired("assignment_expired", wanted.expires, now_s)
+    signed = _by_operator(state, found.intent, Intent)
+    intent: Intent = signed.document
+    if signed.sha256 != wanted.intent:
+        raise _No("intent_mismatch", f"the intent {wanted.intent[:16]}…", f"{signed.sha256[:16]}…")
+    if signed.sha256 in state.revoked:
+        raise _No("intent_revoked", "an intent that is not revoked", f"{signed.sha256[:16]}…")
+    _check_unexpired("intent_expired", intent.expires, now_s)
+    _check_order(state, signed)
+    if not intent.selector.selects(state.node, state.labels):
+        raise _No("not_selected", "an intent whose selector has this node", _labels(intent.selector.labels))
+    if strangers := {one.id for one in wanted.bundles} - {one.id for one in intent.plugins}:
+        raise _No("bundle_unwanted", "bundles of plugins that the intent names", min(strangers))
+    present = Present(
+        generation=wanted.generation,
+        intent=signed.sha256,
+        intent_generation=intent.generation,
+        back_to=intent.back_to,
+        plugins=intent.plugins,
+        bundles=wanted.bundles,
+    )
+    fresh = msgspec.structs.replace(
+        state,
+        generation=wanted.generation,
+        assignment=assignment.sha256,
+        highest=max(state.highest, intent.generation),
+        present=present,
+    )
+    return fresh, Accepted(generation=wanted.generation)
+
+
+def _check_order(state: NodeState, signed: Signed) -> None:
+    """_No unless an intent is newer than all before, the present one, or one that the present one names."""
+    present, intent = state.present, signed.document
+    if intent.generation > state.highest:
+        return
+    if present is not None and (signed.sha256 == present.intent or signed.sha256 in present.back_to):
+        return
+    expected = f"an intent of a generation above {state.highest}, or one that the present one names in back_to"
+    raise _No("intent_old", expected, f"generation {intent.generation}")
+
+
+def _check_controller(state: NodeState, certificate: Signed, assignment: Signed) -> None:
+    if assignment.key in state.revoked:
+        raise _No("controller_revoked", "an assignment by a controller that is not revoked", assignment.key)
+    if assignment.key != certificate.document.controller_key:
+        expected = f"an assignment by the certified controller {certificate.document.controller}"
+        raise _No("controller_unknown", expected, f"one by {assignment.key}")
+
+
+def _learnt(state: NodeState, data: bytes) -> NodeState:
+    """The state with what an operator revokes, which stays revoked; _No for what no operator signed."""
+    found: Revocations = _by_operator(state, data, Revocations).document
+    named = state.revoked.union(found.keys, found.intents)
+    if len(named) > MAX_REVOKED:
+        raise _No("revocations_too_many", f"at most {MAX_REVOKED} of all revocations", str(len(named)))
+    # Of whatever serial: another operator may have signed one at the same time, and none takes anything back.
+    return msgspec.structs.replace(state, revoked=named, revocations=max(state.revocations, found.serial))
+
+
+def _certified(state: NodeState, data: bytes) -> NodeState:
+    """The state with the labels of a newer certificate of this node; one that is older changes nothing. _No."""
+    found: NodeCertificate = _by_operator(state, data, NodeCertificate).document
+    _check_audience(state, found.node, found.node_key)
+    if found.serial <= state.serial:
+        return state
+    return msgspec.structs.replace(state, labels=found.labels, serial=found.serial)
+
+
+def _by_operator(state: NodeState, data: bytes, kind: type[documents.D]) -> Signed:
+    """A document of this fleet that a pinned operator signed who is not revoked; _No."""
+    signed = _read(data, kind)
+    if signed.key not in state.operators:
+        raise _No("operator_unknown", "the signature of an operator whom this node knows", f"one by {signed.key}")
+    if signed.key in state.revoked:
+        raise _No("operator_revoked", "the signature of an operator who is not revoked", f"one by {signed.key}")
+    _check_fleet(state, signed.document.fleet)
+    return signed
+
+
+def _read(data: bytes, kind: type[documents.D]) -> Signed:
+    try:
+        return documents.read(data, kind)
+    except Malformed as error:
+        word = documents.DOMAINS[kind].split(b".")[2].decode()
+        raise _No(f"{word}_malformed", f"a signed document of the kind {word}", str(error)) from error
+
+
+def _check_fleet(state: NodeState, fleet: str) -> None:
+    if fleet != state.fleet:
+        raise _No("other_fleet", f"a document of the fleet {state.fleet}", fleet)
+
+
+def _check_audience(state: NodeState, node: str, key: str) -> None:
+    if node != state.node or key != state.node_key:
+        raise _No("other_node", f"a document for {state.node} and its key", f"one for {node} and {key}")
+
+
+def _check_unexpired(code: str, expires: int, now_s: int) -> None:
+    if now_s >= expires:
+        raise _No(code, f"an expiry after now ({now_s})", str(expires))
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return _joined(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return ", ".join(parts) or "names that are not this one"
