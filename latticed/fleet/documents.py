@@ -51,17 +51,17 @@ class Malformed(ValueError):
     """These bytes are not the document that was asked for; the message says what was expected and found."""
 
 
-class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _DocumentPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What documents are made of: every field has to be there, and no other."""
 
 
-class Document(_Part, frozen=True, kw_only=True):
+class FleetDocument(_DocumentPart, frozen=True, kw_only=True):
     """`fleet`: in which fleet it counts, as one operator may have several under one key."""
 
     fleet: Name
 
 
-class Selector(_Part, frozen=True, kw_only=True):
+class Selector(_DocumentPart, frozen=True, kw_only=True):
     """Which nodes are meant: those that have all these labels; where nodes are named, these alone."""
 
     labels: Labels
@@ -73,7 +73,7 @@ class Selector(_Part, frozen=True, kw_only=True):
         return named and all(labels.get(name) == value for name, value in self.labels.items())
 
 
-class WantedPlugin(_Part, frozen=True, kw_only=True):
+class WantedPlugin(_DocumentPart, frozen=True, kw_only=True):
     """One plugin as it shall be. Which bundle: `identity`, or any version in `versions` by `publisher`.
 
     `accept`: what is consented to by name, as contracts §8 has it. `config`: its whole configuration, null to leave it
@@ -90,7 +90,7 @@ class WantedPlugin(_Part, frozen=True, kw_only=True):
     secrets: Annotated[tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")], ...], Meta(max_length=64)]
 
 
-class Intent(Document, frozen=True, kw_only=True):
+class Intent(FleetDocument, frozen=True, kw_only=True):
     """What an operator wants of the selected nodes, signed by his key.
 
     `generation` grows with each intent. `back_to`: SHA-256 of older intents that a controller may go back to from this
@@ -104,7 +104,7 @@ class Intent(Document, frozen=True, kw_only=True):
     expires: Moment
 
 
-class Source(_Part, frozen=True, kw_only=True):
+class BundleSource(_DocumentPart, frozen=True, kw_only=True):
     """Where the bundle of a plugin is: the SHA-256 of its file, and https addresses of the same bytes."""
 
     id: PluginId
@@ -112,7 +112,7 @@ class Source(_Part, frozen=True, kw_only=True):
     urls: Annotated[tuple[Annotated[str, Meta(pattern=r"^https://[^\s\\]{1,480}\Z")], ...], Meta(max_length=4)]
 
 
-class Assignment(Document, frozen=True, kw_only=True):
+class Assignment(FleetDocument, frozen=True, kw_only=True):
     """What a controller has one node do: take up an intent. Signed by the controller's key.
 
     `node_key` besides the name: a host that was set up anew is another node. `generation` grows with each assignment of
@@ -123,11 +123,11 @@ class Assignment(Document, frozen=True, kw_only=True):
     node_key: Key
     generation: Number
     intent: Sha256
-    bundles: Annotated[tuple[Source, ...], Meta(max_length=500)]
+    bundles: Annotated[tuple[BundleSource, ...], Meta(max_length=500)]
     expires: Moment
 
 
-class ControllerCertificate(Document, frozen=True, kw_only=True):
+class ControllerCertificate(FleetDocument, frozen=True, kw_only=True):
     """An operator says that this key may assign, until it expires."""
 
     controller: Name
@@ -135,7 +135,7 @@ class ControllerCertificate(Document, frozen=True, kw_only=True):
     expires: Moment
 
 
-class NodeCertificate(Document, frozen=True, kw_only=True):
+class NodeCertificate(FleetDocument, frozen=True, kw_only=True):
     """An operator says that this key is of the node of this name, with these labels. The newest has the highest
     `serial`.
     """
@@ -146,7 +146,7 @@ class NodeCertificate(Document, frozen=True, kw_only=True):
     serial: Number
 
 
-class Revocations(Document, frozen=True, kw_only=True):
+class Revocations(FleetDocument, frozen=True, kw_only=True):
     """Keys, of controllers, nodes or operators, and intents (SHA-256) that count no more, for good."""
 
     serial: Number
@@ -154,7 +154,7 @@ class Revocations(Document, frozen=True, kw_only=True):
     intents: Annotated[tuple[Sha256, ...], Meta(max_length=1_000)]
 
 
-class EnrolmentToken(Document, frozen=True, kw_only=True):
+class EnrolmentToken(FleetDocument, frozen=True, kw_only=True):
     """What a host is given once to join: where to, what to trust there, and as whom.
 
     `certificates`: PEM of the CA of the engine's TLS. `operators`: the keys that count from then on.
@@ -172,7 +172,7 @@ class EnrolmentToken(Document, frozen=True, kw_only=True):
     expires: Moment
 
 
-class Invocation(Document, frozen=True, kw_only=True):
+class Invocation(FleetDocument, frozen=True, kw_only=True):
     """One action of one plugin on one node, asked for by an operator; it counts once, and until it expires."""
 
     node: Name
@@ -184,7 +184,7 @@ class Invocation(Document, frozen=True, kw_only=True):
     payload: dict[str, Any]
 
 
-class Event(Document, frozen=True, kw_only=True):
+class NodeEvent(FleetDocument, frozen=True, kw_only=True):
     """One event of a node, signed by its key. `prev`: SHA-256 of the one before, 64 zeros at first."""
 
     node: Name
@@ -197,7 +197,7 @@ class Event(Document, frozen=True, kw_only=True):
     reason: Text
 
 
-class PluginStatus(_Part, frozen=True, kw_only=True):
+class PluginStatus(_DocumentPart, frozen=True, kw_only=True):
     """What a node has of one plugin. `code` and `reason`: why it is not as it was wanted, empty when it is."""
 
     id: PluginId
@@ -212,7 +212,7 @@ class PluginStatus(_Part, frozen=True, kw_only=True):
     reason: Text
 
 
-class Status(Document, frozen=True, kw_only=True):
+class NodeStatus(FleetDocument, frozen=True, kw_only=True):
     """What a node is and does, signed by its key: for people and controllers, never for other nodes.
 
     `refused`: why the newest desired document does not count, empty when it does. `plans`: those that wait for approval
@@ -232,7 +232,7 @@ class Status(Document, frozen=True, kw_only=True):
     head: Sha256
 
 
-DOMAINS: Final[dict[type[Document], bytes]] = {
+DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     Intent: b"latticed.fleet.intent.v1\n",
     Assignment: b"latticed.fleet.assignment.v1\n",
     ControllerCertificate: b"latticed.fleet.controller.v1\n",
@@ -240,17 +240,17 @@ DOMAINS: Final[dict[type[Document], bytes]] = {
     Revocations: b"latticed.fleet.revocations.v1\n",
     EnrolmentToken: b"latticed.fleet.enrolment.v1\n",
     Invocation: b"latticed.fleet.invocation.v1\n",
-    Event: b"latticed.fleet.event.v1\n",
-    Status: b"latticed.fleet.status.v1\n",
+    NodeEvent: b"latticed.fleet.event.v1\n",
+    NodeStatus: b"latticed.fleet.status.v1\n",
 }
 """What precedes the payload of each kind in what is signed."""
 GENESIS: Final = "0" * 64
 """`prev` of a node's first event."""
 
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", bound=FleetDocument)
 
 
-class _Envelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SignedEnvelope(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     payload: str
     signature: str
     key: str
@@ -265,13 +265,13 @@ class Signed(Struct, frozen=True, kw_only=True):
     envelope: bytes
 
 
-def sign(document: Document, key: Ed25519PrivateKey) -> bytes:
+def sign(document: FleetDocument, key: Ed25519PrivateKey) -> bytes:
     """The envelope of a document, as JSON; Malformed for one that nobody would take."""
     payload = _payload(document)
     public = keys.encode_base64(key.public_key().public_bytes_raw())
     signature = keys.encode_base64(key.sign(DOMAINS[type(document)] + payload))
     encoded = base64.urlsafe_b64encode(payload).rstrip(b"=").decode()
-    envelope = msgspec.json.encode(_Envelope(payload=encoded, signature=signature, key=public))
+    envelope = msgspec.json.encode(_SignedEnvelope(payload=encoded, signature=signature, key=public))
     read(envelope, type(document))
     return envelope
 
@@ -284,7 +284,7 @@ def read(envelope: bytes, kind: type[D]) -> Signed:
     if len(envelope) > MAX_BYTES:
         raise Malformed(f"expected at most {MAX_BYTES} bytes, found {len(envelope)}")
     try:
-        found = msgspec.convert(strict_json.loads(envelope, max_depth=1), _Envelope)
+        found = msgspec.convert(strict_json.loads(envelope, max_depth=1), _SignedEnvelope)
         key = keys.decode_base64(found.key, size=keys.KEY_BYTES)
         signature = keys.decode_base64(found.signature, size=keys.SIGNATURE_BYTES)
         keys.check_public(key)
@@ -304,12 +304,12 @@ def read(envelope: bytes, kind: type[D]) -> Signed:
     )
 
 
-def name_of(document: Document) -> str:
+def name_of(document: FleetDocument) -> str:
     """SHA-256 of what is signed of a document, as `Signed.sha256`."""
     return hashlib.sha256(DOMAINS[type(document)] + _payload(document)).hexdigest()
 
 
-class Desired(Struct, frozen=True, kw_only=True):
+class DesiredDocument(Struct, frozen=True, kw_only=True):
     """A node's desired document: envelopes, each as JSON. `revocations` and `node` may be absent."""
 
     assignment: bytes
@@ -322,13 +322,13 @@ class Desired(Struct, frozen=True, kw_only=True):
 _DESIRED: Final = ("assignment", "intent", "controller", "revocations", "node")
 
 
-def pack(desired: Desired) -> bytes:
+def pack(desired: DesiredDocument) -> bytes:
     """A desired document as the engine carries it."""
     found = {name: value for name in _DESIRED if (value := getattr(desired, name)) is not None}
     return msgspec.json.encode({name: msgspec.Raw(value) for name, value in found.items()})
 
 
-def unpack(data: bytes, *, most: int) -> Desired:
+def unpack(data: bytes, *, most: int) -> DesiredDocument:
     """The envelopes in a desired document of at most `most` bytes; Malformed. None of them is judged."""
     if len(data) > most:
         raise Malformed(f"expected at most {most} bytes, found {len(data)}")
@@ -340,10 +340,10 @@ def unpack(data: bytes, *, most: int) -> Desired:
         raise Malformed(f"expected an object with {', '.join(_DESIRED)}, found another")
     if not all(isinstance(one, dict) for one in raw.values()):
         raise Malformed("expected envelopes, found something else")
-    return Desired(**{name: msgspec.json.encode(value) for name, value in raw.items()})
+    return DesiredDocument(**{name: msgspec.json.encode(value) for name, value in raw.items()})
 
 
-def _payload(document: Document) -> bytes:
+def _payload(document: FleetDocument) -> bytes:
     import rfc8785
 
     try:
@@ -366,7 +366,7 @@ def _document(payload: bytes, kind: type[D]) -> D:
     return document
 
 
-def _check_keys(document: Document) -> None:
+def _check_keys(document: FleetDocument) -> None:
     """Malformed unless every key in a document is one, in its one spelling."""
     single = (getattr(document, field, None) for field in ("node_key", "controller_key"))
     named = [one for one in single if one is not None]
@@ -417,7 +417,7 @@ def _from_base64url(text: str) -> bytes:
     return value
 
 
-def _word(kind: type[Document]) -> str:
+def _word(kind: type[FleetDocument]) -> str:
     return DOMAINS[kind].split(b".")[2].decode()
 
 

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from latticed.fleet import documents
 from latticed.fleet.documents import (
     Assignment,
+    BundleSource,
     ControllerCertificate,
     Intent,
     Invocation,
@@ -24,7 +25,6 @@ from latticed.fleet.documents import (
     NodeCertificate,
     Revocations,
     Signed,
-    Source,
     WantedPlugin,
 )
 
@@ -47,7 +47,7 @@ class Present(Struct, frozen=True, kw_only=True):
     intent_generation: int
     back_to: tuple[str, ...]
     plugins: tuple[WantedPlugin, ...]
-    bundles: tuple[Source, ...]
+    bundles: tuple[BundleSource, ...]
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
@@ -78,7 +78,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
         return key in self.operators and key not in self.revoked
 
 
-class Refused(Struct, frozen=True, kw_only=True):
+class Refusal(Struct, frozen=True, kw_only=True):
     """Why a document does not count."""
 
     code: str
@@ -90,7 +90,7 @@ class Refused(Struct, frozen=True, kw_only=True):
         return f"expected {self.expected}, found {self.found}"
 
 
-class Accepted(Struct, frozen=True, kw_only=True):
+class TakenUp(Struct, frozen=True, kw_only=True):
     """A new assignment was taken up: the state's `present` is what is wanted now."""
 
     generation: int
@@ -106,7 +106,7 @@ class Carried(Struct, frozen=True, kw_only=True):
     invocation: Invocation
 
 
-Verdict = Accepted | Unchanged | Refused
+Verdict = TakenUp | Unchanged | Refusal
 
 
 class _No(Exception):
@@ -114,7 +114,7 @@ class _No(Exception):
 
     def __init__(self, code: str, expected: str, found: str) -> None:
         super().__init__(code)
-        self.refused = Refused(code=code, expected=expected, found=found[:200])
+        self.refused = Refusal(code=code, expected=expected, found=found[:200])
 
 
 def judge(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Verdict]:
@@ -125,7 +125,7 @@ def judge(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Verd
     try:
         found = documents.unpack(data, most=DESIRED_BYTES)
     except Malformed as error:
-        return state, Refused(code="desired_malformed", expected="a desired document", found=str(error)[:200])
+        return state, Refusal(code="desired_malformed", expected="a desired document", found=str(error)[:200])
     try:
         if found.revocations is not None:
             state = _learnt(state, found.revocations)
@@ -136,7 +136,7 @@ def judge(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Verd
         return state, no.refused
 
 
-def judge_invocation(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Carried | Refused]:
+def judge_invocation(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Carried | Refusal]:
     """The verdict on an invocation; the state with its nonce is to be kept before it is carried out."""
     try:
         signed = _by_operator(state, data, Invocation)
@@ -158,7 +158,7 @@ def judge_invocation(state: NodeState, data: bytes, *, now_s: int) -> tuple[Node
     return msgspec.structs.replace(state, nonces=kept, spent=spent), Carried(invocation=wanted)
 
 
-def _judged(state: NodeState, found: documents.Desired, now_s: int) -> tuple[NodeState, Verdict]:
+def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> tuple[NodeState, Verdict]:
     """The verdict on what is left once revocations and labels are learnt; _No."""
     certificate = _by_operator(state, found.controller, ControllerCertificate)
     assignment = _read(found.assignment, Assignment)
@@ -200,7 +200,7 @@ def _judged(state: NodeState, found: documents.Desired, now_s: int) -> tuple[Nod
         highest=max(state.highest, intent.generation),
         present=present,
     )
-    return fresh, Accepted(generation=wanted.generation)
+    return fresh, TakenUp(generation=wanted.generation)
 
 
 def _check_order(state: NodeState, signed: Signed) -> None:

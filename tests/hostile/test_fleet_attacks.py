@@ -19,7 +19,7 @@ def state():
     found = HISTORY.fleet.state()
     for desired in HISTORY.desired:
         found, verdict = judging.judge(found, desired, now_s=NOW)
-        assert isinstance(verdict, judging.Accepted), verdict
+        assert isinstance(verdict, judging.TakenUp), verdict
     return found
 
 
@@ -30,15 +30,15 @@ def test_there_are_more_than_two_hundred():
 @pytest.mark.parametrize(("what", "data"), DESIRED, ids=[what for what, _ in DESIRED])
 def test_no_attack_alters_what_a_node_wants_or_knows(state, what, data):
     after, verdict = judging.judge(state, data, now_s=NOW)
-    assert isinstance(verdict, judging.Refused), what
+    assert isinstance(verdict, judging.Refusal), what
     assert after == state, what
     # What is genuine is still taken.
     _, verdict = judging.judge(after, fleets.packed(**HISTORY.next()), now_s=NOW)
-    assert isinstance(verdict, judging.Accepted)
+    assert isinstance(verdict, judging.TakenUp)
 
 
 @pytest.mark.parametrize(("what", "data"), INVOKED, ids=[f"{n}: {what}" for n, (what, _) in enumerate(INVOKED)])
 def test_nobody_but_an_operator_invokes(state, what, data):
     after, verdict = judging.judge_invocation(state, data, now_s=NOW)
-    assert isinstance(verdict, judging.Refused), what
+    assert isinstance(verdict, judging.Refusal), what
     assert after == state, what

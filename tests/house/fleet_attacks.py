@@ -188,7 +188,7 @@ def _controller(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[s
         "what has expired": {"expires": now - 1},
         "what expires now": {"expires": now},
         "a bundle that nobody wants": {
-            "bundles": (documents.Source(id="acme.other", sha256="a" * 64, urls=()),),
+            "bundles": (documents.BundleSource(id="acme.other", sha256="a" * 64, urls=()),),
         },
     }.items():
         yield f"controller: assigns {what}", fleets.packed(**{**own, "assignment": assigned(sixth, **fields)})
@@ -296,7 +296,7 @@ def _other(value: Any) -> Any:
             return {**value, "more": "x"} if isinstance(value, dict) else "x"
 
 
-def _added(history: History, slot: str) -> documents.Document:
+def _added(history: History, slot: str) -> documents.FleetDocument:
     if slot == "revocations":
         return history.fleet.revocations(fleets.public(fleets.OPERATOR), serial=9)
     return history.fleet.node_certificate(labels={"role": "db"}, serial=9)

@@ -150,7 +150,7 @@ class Fleet:
 
 
 def packed(**envelopes: bytes) -> bytes:
-    return documents.pack(documents.Desired(**envelopes))
+    return documents.pack(documents.DesiredDocument(**envelopes))
 
 
 def forged(payload: Any, domain: bytes, private: Ed25519PrivateKey, *, named: str | None = None) -> bytes:

@@ -163,12 +163,12 @@ def test_keys_are_real_and_spelled_once():
 
 
 _TO_NODE = [
-    messages.Desired(document=b"{}"),
+    messages.NewDesired(document=b"{}"),
     messages.BundleHere(sha256="ab" * 32),
     messages.BundleMissing(sha256="ab" * 32, reason="gone"),
-    messages.Invoke(number=7, document=b"x" * 300),
+    messages.InvocationAsked(number=7, document=b"x" * 300),
     messages.EventTaken(number=1),
-    messages.Connection(up=False, reason="refused"),
+    messages.LinkState(up=False, reason="refused"),
 ]
 
 

@@ -17,13 +17,13 @@ FLEET = fleets.Fleet()
 
 def taken(state, desired, *, now_s=NOW):
     state, verdict = judging.judge(state, desired, now_s=now_s)
-    assert isinstance(verdict, judging.Accepted), verdict
+    assert isinstance(verdict, judging.TakenUp), verdict
     return state
 
 
 def refused(state, desired, *, now_s=NOW):
     after, verdict = judging.judge(state, desired, now_s=now_s)
-    assert isinstance(verdict, judging.Refused), verdict
+    assert isinstance(verdict, judging.Refusal), verdict
     assert after.present == state.present
     assert after.generation == state.generation
     return verdict.code
@@ -194,7 +194,7 @@ def test_any_order_of_genuine_documents_keeps_what_must_hold(seed):
         state, verdict = judging.judge(state, desired, now_s=now)
         assert state.revoked >= before.revoked
         assert state.highest >= before.highest
-        if not isinstance(verdict, judging.Accepted):
+        if not isinstance(verdict, judging.TakenUp):
             assert (state.present, state.generation) == (before.present, before.generation)
             continue
         assert state.generation > before.generation
