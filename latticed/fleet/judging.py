@@ -125,7 +125,7 @@ def judge(state: NodeState, data: bytes, *, now_s: int) -> tuple[NodeState, Verd
     try:
         found = documents.unpack(data, most=DESIRED_BYTES)
     except Malformed as error:
-        return state, Refusal(code="desired_malformed", expected="a desired document", found=str(error)[:200])
+        return state, Refusal(code="document_malformed", expected="a desired document", found=str(error)[:200])
     try:
         if found.revocations is not None:
             state = _learnt(state, found.revocations)
@@ -257,7 +257,7 @@ def _read(data: bytes, kind: type[documents.D]) -> Signed:
         return documents.read(data, kind)
     except Malformed as error:
         word = documents.DOMAINS[kind].split(b".")[2].decode()
-        raise _No(f"{word}_malformed", f"a signed document of the kind {word}", str(error)) from error
+        raise _No("document_malformed", f"a signed document of the kind {word}", str(error)) from error
 
 
 def _check_fleet(state: NodeState, fleet: str) -> None:
