@@ -10,19 +10,44 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.house import axes, browsers, bundles, consoles, hosting, netns, pages, programs
+from tests.house import (
+    apply_helpers,
+    axes,
+    browsers,
+    bundles,
+    consoles,
+    hosting,
+    index_servers,
+    market_sites,
+    netns,
+    pages,
+    programs,
+)
 from tests.house.browsers import Browser
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.slow, browsers.needed]
 
 ID = "acme.demo"
+WORKER = (
+    programs.SDK
+    + b"""
+    def do_task(self, payload):
+        return self.task.submit("echo tidy\\n", name="tidy")["id"]
+
+    def do_plan(self, payload):
+        return self.network.plan("file", {"allow": ["admin", "ada"]})["sha256"]
+
+Test().run()
+"""
+)
 PAGES = (
     "/",
     f"/plugins/{ID}",
@@ -33,13 +58,14 @@ PAGES = (
     "/plans",
     "/tasks",
 )
-MORE = ("/audit", "/notifications", "/health")
+MORE = ("/audit", "/notifications", "/health", "/market/acme.mild", "/plugins/acme.grown")
+WIDTHS = (360, 1440)
 PICTURES = {"/": "console-overview", f"/plugins/{ID}": "console-plugin"}
 AXE = """JSON.stringify((await axe.run(document, {resultTypes: ["violations"]})).violations.map(
     one => [one.impact, one.id, one.nodes.map(node => node.html).slice(0, 3)]))"""
 
 SHOWN = "document.getElementById('table').querySelector('tbody').textContent"
-PRESS = "[...document.querySelectorAll('#acts button')].find(one => one.textContent === '{label}').click()"
+PRESS = "[...document.querySelectorAll('button')].find(one => one.textContent === '{label}').click()"
 
 
 def in_a_network(scenario) -> None:
@@ -48,21 +74,74 @@ def in_a_network(scenario) -> None:
     netns.run((), scenario)
 
 
+@dataclass(frozen=True)
+class Open:
+    """What one browser looks at."""
+
+    host: hosting.Host
+    console: consoles.RunningConsole
+    browser: Browser
+    task: str
+    plan: str
+
+    @property
+    def here(self) -> str:
+        return f"{self.console.origin}{self.console.base}"
+
+    async def press(self, path: str, label: str, *before: str) -> str:
+        """The text of the page that follows a click on a button of another one, `before` which scripts fill it in."""
+        await self.browser.go(self.here + path)
+        for script in before:
+            await ran(self.browser, script)
+        loads = self.browser.loads
+        await ran(self.browser, PRESS.format(label=label))
+        async with asyncio.timeout(browsers.PATIENCE_S):
+            while self.browser.loads == loads:
+                await self.browser.call("Page.getLayoutMetrics")
+        return str(await ran(self.browser, "document.querySelector('main').textContent"))
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path) -> Iterator[tuple[hosting.Host, market_sites.Site]]:
+    """A daemon beside a root helper and a source of a market."""
+    with (
+        index_servers.serving(tmp_path) as web,
+        apply_helpers.place() as helper,
+        market_sites.trading(web, ["shop"]) as place,
+    ):
+        place.set(f'{market_sites.settings(web, ["shop"])}\n[apply]\nsocket = "{helper.settings["socket"]}"\n')
+        helper.settings |= {"daemon_user": str(place.uid)}
+        (helper.home / "live").mkdir(exist_ok=True)
+        with helper.running(), place.running() as daemon:
+            site = market_sites.Site(daemon=daemon, web=web, name="shop", parent=tmp_path)
+            yield hosting.Host(daemon=daemon, author=market_sites.ACME), site
+
+
 @contextlib.asynccontextmanager
-async def opened(tmp_path: Path, *options: str) -> AsyncIterator[tuple[hosting.Host, consoles.RunningConsole, Browser]]:
-    """A daemon with an armed plugin, one not decided about and a refused bundle; its console, opened in a browser."""
-    with hosting.hosting() as host, contextlib.ExitStack() as stack:
+async def opened(tmp_path: Path, *options: str) -> AsyncIterator[Open]:
+    """A daemon with something of each kind; its console, opened in a browser."""
+    with contextlib.ExitStack() as stack:
+        host, site = stack.enter_context(serving(tmp_path))
         host.up(ID, programs.GREETER)
         host.result(ID, "greet", {"name": "Ada"})
         host.drop("acme.later", programs.GREETER, capabilities=["kv:read", "http:egress"])
+        host.up("acme.grown", programs.GREETER, version="1.0.0", capabilities=["kv:read"])
+        host.drop("acme.grown", programs.GREETER, version="1.1.0", capabilities=["kv:read", "kv:write"])
+        risky = ["network:plan", "task:run"]
+        host.drop("acme.worker", WORKER, capabilities=risky)
+        host.daemon.activate("acme.worker", accept=risky)
+        task, plan = (host.result("acme.worker", one) for one in ("task", "plan"))
         host.daemon.place.drop("stranger", author=bundles.author("stranger"), id="stranger.demo")
         host.daemon.until_rejected("stranger", "publisher_untrusted")
         host.daemon.until(lambda: host.daemon.plugin("acme.later"), "acme.later to be seen")
+        host.daemon.until(lambda: host.daemon.plugin("acme.grown").get("candidate"), "the candidate")
+        site.publish(site.offer(site.bundle("acme.mild", v2=True, capabilities=["kv:read"]), summary="Counts sheep"))
+        assert site.refresh().status == 200
         console = stack.enter_context(consoles.running(host.daemon, *options))
         async with browsers.opened(tmp_path) as browser:
             await browser.go(console.link)
             assert await browser.address() == f"{console.origin}{console.base}/"
-            yield host, console, browser
+            yield Open(host, console, browser, task, plan)
 
 
 async def ran(browser: Browser, script: str) -> Any:
@@ -99,30 +178,31 @@ def test_the_console_in_a_real_browser(tmp_path):
     axe = axes.script()
 
     async def scenario() -> None:
-        async with opened(tmp_path, "--act") as (host, console, browser):
-            await every_page_on_a_phone_and_a_screen(console, browser, axe, tmp_path)
-            await what_is_clicked_is_carried_out_and_pages_follow(host, console, browser)
-            await it_is_read_with_the_keyboard_and_without_scripts(console, browser)
-            assert {urlsplit(one).netloc for one in browser.asked} == {urlsplit(console.link).netloc}
+        async with opened(tmp_path, "--act") as seen:
+            await every_page_on_a_phone_and_a_screen(seen, axe, tmp_path)
+            await what_is_clicked_is_carried_out(seen)
+            await pages_follow_without_a_reload(seen)
+            await it_is_read_with_the_keyboard_and_without_scripts(seen)
+            assert {urlsplit(one).netloc for one in seen.browser.asked} == {urlsplit(seen.console.link).netloc}
 
     in_a_network(scenario)
 
 
-async def every_page_on_a_phone_and_a_screen(
-    console: consoles.RunningConsole, browser: Browser, axe: str, place: Path
-) -> None:
+async def every_page_on_a_phone_and_a_screen(seen: Open, axe: str, place: Path) -> None:
     """It is as wide as the window, serious barriers there are none, nothing is blocked, and nothing leaves loopback."""
+    browser, every = seen.browser, (*PAGES, *MORE, f"/tasks/{seen.task}", f"/plans/{seen.plan}")
     barriers, grounds = [], {}
     for width, dark, paths in (
-        (360, False, (*PAGES, *MORE)),
+        (360, False, every),
         (360, True, PAGES[:2]),
-        (1440, False, (*PAGES, *MORE)),
+        (1440, False, every),
         (1440, True, PAGES[:1]),
+        (2560, False, PAGES[:1]),
     ):
         await browser.size(width, 900)
         await browser.dark(wanted=dark)
         for path in paths:
-            await browser.go(f"{console.origin}{console.base}{path}")
+            await browser.go(seen.here + path)
             assert (await browser.content_size())[0] == width, path
             # What has the same elements in another width has the same barriers, but for a few that the layout makes.
             if width == 360 or path in PAGES[:2]:
@@ -138,18 +218,47 @@ async def every_page_on_a_phone_and_a_screen(
     assert browser.said == [], "nothing was blocked, nothing was missing"
 
 
-async def what_is_clicked_is_carried_out_and_pages_follow(
-    host: hosting.Host, console: consoles.RunningConsole, browser: Browser
-) -> None:
-    """Buttons act, the overview and the log follow the daemon without a reload, and a command can be copied."""
-    here = f"{console.origin}{console.base}"
+async def what_is_clicked_is_carried_out(seen: Open) -> None:
+    """Each button does in the daemon what it says."""
+    daemon = seen.host.daemon
+    for label, status in (("Install", "installed"), ("Activate", "active"), ("Disable", "disabled")):
+        said = await seen.press("/plugins/acme.later", label)
+        assert daemon.plugin("acme.later")["status"] == status
+        assert f"acme.later is {status}" in said
+    assert "forget of acme.later was carried out" in await seen.press("/plugins/acme.later", "Forget")
+    daemon.until(lambda: (daemon.plugin("acme.later") or {}).get("status") == "verified", "it to be as new")
+    before = seen.host.runtime(ID)["pid"]
+    await seen.press(f"/plugins/{ID}", "Restart")
+    daemon.until(lambda: seen.host.runtime(ID).get("pid") not in {None, before}, "another process")
+    for label, granted in (("Withdraw kv:write", False), ("Grant kv:write", True)):
+        await seen.press(f"/plugins/{ID}", label)
+        assert ("kv:write" in daemon.plugin(ID)["granted"]) is granted
+    daemon.until(lambda: seen.host.runtime(ID)["state"] == "armed", "the plugin to be armed")
+    fields = {"action": "greet", "payload": '{"name": "Lin"}'}
+    filled = [f"document.getElementById('{name}').value = '{value}'" for name, value in fields.items()]
+    assert "said hello" in await seen.press(f"/plugins/{ID}", "Invoke", *filled)
+
+    consent = "document.querySelector('#candidate input[type=checkbox]').click()"
+    await seen.press("/plugins/acme.grown", "Take version 1.1.0", consent)
+    record = daemon.plugin("acme.grown")
+    assert (record["version"], record["granted"]) == ("1.1.0", ["kv:read", "kv:write"])
+    await seen.press("/plugins/acme.grown", "Go back to 1.0.0")
+    assert daemon.plugin("acme.grown")["version"] == "1.0.0"
+
+    assert "as new as can be" in await seen.press("/market", "Fetch the indexes")
+    await seen.press("/market/acme.mild", "Take version 1.0.0")
+    daemon.until(lambda: daemon.plugin("acme.mild"), "acme.mild to be here")
+    for label, held in (("Hold the version that is here", ["acme.mild"]), ("Hold it no more", [])):
+        await seen.press("/market/acme.mild", label)
+        assert daemon.get("/api/market").json()["held"] == held
+    await seen.press(f"/tasks/{seen.task}", "Cancel the task")
+    assert daemon.get(f"/api/tasks/{seen.task}").json()["state"] == "cancelled"
+
+
+async def pages_follow_without_a_reload(seen: Open) -> None:
+    """The overview and the log follow the daemon, and a command can be copied."""
+    host, browser, here = seen.host, seen.browser, seen.here
     await browser.go(f"{here}/plugins/acme.later")
-    for label, status in (("Install", "installed"), ("Activate", "active")):
-        loads = browser.loads
-        await ran(browser, PRESS.format(label=label))
-        await _loaded(browser, loads)
-        assert host.daemon.plugin("acme.later")["status"] == status
-        assert f"acme.later is {status}" in await ran(browser, "document.querySelector('main').textContent")
     assert "latticectl caps grant acme.later http:egress" in await browser.html()
     await until(browser, "document.querySelector('.command .copy') !== null")
 
@@ -160,7 +269,7 @@ async def what_is_clicked_is_carried_out_and_pages_follow(
     async with asyncio.timeout(browsers.PATIENCE_S):
         while "disabled" not in await ran(browser, SHOWN):
             for status in ("active", "disabled"):
-                await asyncio.to_thread(host.daemon.set_status, status, "acme.later")
+                await asyncio.to_thread(host.daemon.set_status, status, "acme.grown")
             await asyncio.sleep(1.5)
     assert browser.loads == loads, "the page was not loaded anew"
 
@@ -171,9 +280,9 @@ async def what_is_clicked_is_carried_out_and_pages_follow(
     assert await ran(browser, "document.getElementById('log').textContent.split('greeting Ada').length") == 2
 
 
-async def it_is_read_with_the_keyboard_and_without_scripts(console: consoles.RunningConsole, browser: Browser) -> None:
+async def it_is_read_with_the_keyboard_and_without_scripts(seen: Open) -> None:
     """Tab leads to the skip link first; without JavaScript each page has the same words."""
-    here = f"{console.origin}{console.base}"
+    browser, here = seen.browser, seen.here
     await browser.go(f"{here}/")
     for kind in ("keyDown", "keyUp"):
         await browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
@@ -184,17 +293,10 @@ async def it_is_read_with_the_keyboard_and_without_scripts(console: consoles.Run
         assert words in await browser.html()
 
 
-async def _loaded(browser: Browser, before: int) -> None:
-    """Wait for another document than the one before."""
-    async with asyncio.timeout(browsers.PATIENCE_S):
-        while browser.loads == before:
-            await browser.call("Page.getLayoutMetrics")
-
-
 def _keep(png: bytes, path: str, width: int, dark: bool, place: Path) -> None:  # noqa: FBT001 - a row of a table
     """Write a picture to look at; those of the docs only when that is asked for."""
     name = f"{path.strip('/').replace('/', '-') or 'overview'}-{width}{'-dark' if dark else ''}.png"
     (place / name).write_bytes(png)
-    wanted = PICTURES.get(path)
+    wanted = PICTURES.get(path) if width in WIDTHS else None
     if os.environ.get("LATTICED_PICTURES") and wanted and not dark:
         shutil.copy(place / name, pages.CHECKOUT / "docs" / "images" / f"{wanted}-{width}.png")

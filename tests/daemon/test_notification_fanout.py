@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.house import fanouts, push_services
+from tests.house import consoles, fanouts, push_services
 
 pytestmark = pytest.mark.daemon
 
@@ -87,3 +87,22 @@ def test_tokens_are_in_no_list_log_audit_or_error(fanout):
     ]
     for value in push_services.SECRETS.values():
         assert not [text for text in texts if value in text]
+
+
+def test_failed_notification_is_sent_again_by_the_consoles_page(fanout):
+    """Once what the channel was refused for is mended."""
+    right = fanout.services.channels()["gotify"]
+    assert fanout.configure(channels={"hook": {**right, "token": "${secret:SLACK}"}}, default=["hook"]).returncode == 0
+    fanout.daemon.until_state("armed", fanouts.ID)
+    (item,) = fanout.send({"title": "once more", "event": "again"})
+    assert fanout.ended(item)[0]["status"] == "failed"
+    with consoles.running(fanout.daemon, "--act") as console:
+        console.enter()
+        page = console.get("/notifications").text
+        assert f'action="{console.base}/notifications/{item}"' in page
+        assert "last sent" in page
+        assert fanout.configure(channels={"hook": right}, default=["hook"]).returncode == 0
+        fanout.daemon.until_state("armed", fanouts.ID)
+        console.post(f"/notifications/{item}")
+        assert "queued again" in console.get("/notifications").text
+    assert fanout.ended(item)[0]["status"] == "done"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from latticed.ledger import state
 from latticed.model import plan as plans
 from latticed.plans import protocol
-from tests.house import apply_helpers, hosting, processes
+from tests.house import apply_helpers, consoles, hosting, processes
 from tests.house.daemons import START_S
 
 pytestmark = [pytest.mark.daemon, pytest.mark.root]
@@ -55,11 +56,11 @@ class Setting:
     """One daemon, one helper, and an operator who is root."""
 
     def __init__(self, host, place, operator):
-        self.host, self.helper, self._operator = host, place, operator
+        self.host, self.helper, self.operator = host, place, operator
         self.daemon = host.daemon
 
     def command(self, *words):
-        options = ("--config", str(self._operator), "--socket", str(self.daemon.place.socket))
+        options = ("--config", str(self.operator), "--socket", str(self.daemon.place.socket))
         return [sys.executable, "-P", "-m", "latticed.ctl.main", *words, *options]
 
     def ctl(self, *words, ends=0):
@@ -138,6 +139,25 @@ def own():
     """A daemon and a helper of the test's own."""
     with set_up() as found, found.helper.running():
         yield found
+
+
+def test_the_console_shows_a_plan_to_who_may_approve_it_and_how_long_is_left(setting):
+    """What would change, and the command that approves just that; then the time in which it has to be confirmed."""
+    with consoles.running(setting.daemon, operator=setting.operator) as console:
+        console.enter()
+        plan = setting.plan(["admin", "bob"])
+        page = console.get(f"/plans/{plan}").text
+        assert f"latticectl plan approve {plan[:12]} {setting.review(plan)}" in page
+        assert re.search(r'<div class="added">\+.*bob', page), page
+        assert "bob" not in (setting.content() or "")
+        setting.ctl("plan", "approve", plan, setting.review(plan))
+        setting.ctl("plan", "apply", plan)
+        setting.until_state(plan, "unconfirmed")
+        left = re.search(r'data-left="(\d+)"', console.get(f"/plans/{plan}").text)
+        assert left
+        assert 0 < int(left[1]) <= 30
+        assert f"Plan {plan[:12]}" in console.get("/").text
+        setting.ctl("plan", "confirm", plan)
 
 
 def test_plan_is_shown_approved_applied_and_confirmed(setting):

@@ -15,6 +15,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -85,17 +86,19 @@ class RunningConsole:
 
 
 @contextlib.contextmanager
-def running(daemon: Daemon, *options: str) -> Iterator[RunningConsole]:
-    """A console of the daemon, ended by Ctrl-C on its terminal."""
+def running(daemon: Daemon, *options: str, operator: Path | None = None) -> Iterator[RunningConsole]:
+    """A console of the daemon, ended by Ctrl-C on its terminal; of the daemon's user, or of root with the settings
+    `operator`.
+    """
     place = daemon.place
     ours, theirs = pty.openpty()
     errors = place.home.parent / f"console-{theirs}.err"
     errors.touch()
     try:
-        command = daemon.ctl_command("ui", *options)
-        with processes.spawned(
-            command, user=place.user, env=place.environment(), stdout=theirs, stderr=errors
-        ) as process:
+        rest = ("--config", str(operator)) if operator else ()
+        command = daemon.ctl_command("ui", *options, *rest)
+        user = None if operator else place.user
+        with processes.spawned(command, user=user, env=place.environment(), stdout=theirs, stderr=errors) as process:
             yield RunningConsole(process, _link(ours, process, errors.read_text))
             process.send_signal(2)
             assert process.wait(processes.PATIENCE_S) == 0, errors.read_text()
