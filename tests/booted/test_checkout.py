@@ -195,6 +195,19 @@ if long.LONG:
         )
         typed(checkout, "latticectl wait acme.demo --for available")
 
+    def test_first_steps_of_troubleshooting_are_answered(checkout):
+        """Whatever they find: none is wrong use."""
+        stands_for = {"-f FILE": "-f guard.toml", "FILE": "backup.tar", "ID": "acme.demo"}
+        stands_for["BUNDLE"] = "/var/lib/latticed-plugins/acme.demo"
+        for block in pages.blocks(test_pages.DOCS / "troubleshooting.md"):
+            text = block.text
+            for name, value in stands_for.items():
+                text = re.sub(rf"(?<![\w.]){name}\b", value, text)
+            for line in text.splitlines():
+                ran = checkout.run("sh", "-c", f"cd /root\n{line}")
+                assert ran.returncode not in {2, 126, 127}, f"{line}\n{ran.stderr}"
+                assert "Traceback" not in ran.stderr, line
+
     def test_older_ledger_is_gone_on_with_as_the_page_says(checkout):
         (go_on,) = blocks("operate/recovery.md")
         state = "/var/lib/latticed"

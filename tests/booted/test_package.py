@@ -310,24 +310,28 @@ def test_change_that_waits_to_be_confirmed_keeps_the_package_as_it_is(upgraded):
     machine.check("systemctl", "stop", f"{unit}.timer")
 
 
-def test_daemon_that_somebody_started_by_hand_keeps_the_package_as_it_is(upgraded):
-    """It goes on with the state, which no other version touches meanwhile; afterwards the units have it again."""
-    machine, _ = upgraded
-    machine.check("systemctl", "stop", "latticed.socket", "latticed.service")
-    machine.check("systemd-run", "--unit=by-hand", "--uid=latticed", "/usr/bin/latticed")
-    pid = machine.property("by-hand.service", "MainPID")
-    processes.until(
-        lambda: machine.journal("LATTICED_EVENT=daemon_ready", f"_PID={pid}"), what="it to be ready", deadline_s=60.0
-    )
-    refused = machine.run("sh", "-c", "cd /root && apt-get -y --reinstall install ./latticed_*.deb")
-    assert refused.returncode != 0
-    assert "a latticed that is no unit of this package uses /var/lib/latticed" in refused.stdout + refused.stderr
-    assert machine.check("dpkg-query", "-W", "-f", "${Status}", "latticed") == "install ok installed"
-    assert machine.property("by-hand.service", "MainPID") == pid
-    machine.check("systemctl", "stop", "by-hand.service")
-    machine.check("systemctl", "restart", "latticed.socket", "latticed.service")
-    _until_active(machine)
-    machine.check("latticectl", "audit", "verify", "--whole")
+if long.LONG:
+
+    def test_daemon_that_somebody_started_by_hand_keeps_the_package_as_it_is(upgraded):
+        """It goes on with the state, which no other version touches meanwhile; afterwards the units have it again."""
+        machine, _ = upgraded
+        machine.check("systemctl", "stop", "latticed.socket", "latticed.service")
+        machine.check("systemd-run", "--unit=by-hand", "--uid=latticed", "/usr/bin/latticed")
+        pid = machine.property("by-hand.service", "MainPID")
+        processes.until(
+            lambda: machine.journal("LATTICED_EVENT=daemon_ready", f"_PID={pid}"),
+            what="it to be ready",
+            deadline_s=60.0,
+        )
+        refused = machine.run("sh", "-c", "cd /root && apt-get -y --reinstall install ./latticed_*.deb")
+        assert refused.returncode != 0
+        assert "a latticed that is no unit of this package uses /var/lib/latticed" in refused.stdout + refused.stderr
+        assert machine.check("dpkg-query", "-W", "-f", "${Status}", "latticed") == "install ok installed"
+        assert machine.property("by-hand.service", "MainPID") == pid
+        machine.check("systemctl", "stop", "by-hand.service")
+        machine.check("systemctl", "restart", "latticed.socket", "latticed.service")
+        _until_active(machine)
+        machine.check("latticectl", "audit", "verify", "--whole")
 
 
 def test_earlier_version_is_refused_and_the_way_out_works(upgraded):
