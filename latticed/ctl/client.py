@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 5.0
 """To connect, waiting for a place in the daemon's backlog included."""
-READ_S: Final = 30.0
-"""For a whole answer, unless said otherwise."""
+READ_S: Final = 60.0
+"""For a whole answer, unless said otherwise. Longer than it takes to end a daemon that hangs (WatchdogSec=30) and to
+start the next one, or to replace its package: who has connected waits in systemd's socket meanwhile.
+"""
 # Three of the daemon's heartbeats (`HEARTBEAT_S` in rpc/events.py).
 QUIET_S: Final = 45.0
 STOPPING_S: Final = 60.0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from latticed.ctl import client
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = CHECKOUT / "systemd"
 EXIT_CODES_NOT_WORTH_A_RESTART = {"2", "74", "75", "78"}
@@ -80,4 +82,7 @@ def test_units_have_the_settings_the_daemon_relies_on():
     assert socket["Socket"]["SocketMode"] == "0660"
     assert service["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert set(service["Service"]["RestartPreventExitStatus"].split()) == EXIT_CODES_NOT_WORTH_A_RESTART
+    # A client that a daemon which hangs has kept waiting is answered by the next one.
+    killed_s, again_s = (float(service["Service"][name]) for name in ("WatchdogSec", "RestartSec"))
+    assert killed_s + again_s + 10 < client.READ_S
     assert "PrivateUsers" not in service["Service"]  # every peer but root would arrive as uid 65534
