@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from latticed.model import audit
 
 _REMEMBERED: Final = 80
-"""Longest text, in characters, whose JSON form is cached: bounds the memory that untrusted texts can take."""
+"""Longest text, in characters, that a form is cached with: bounds the memory that untrusted texts can take."""
+
+_LIMITS: Final = (
+    audit_text.ACTOR,
+    audit_text.ACTION,
+    audit_text.TARGET,
+    audit_text.DECISION,
+    audit_text.CODE,
+    audit_text.REASON,
+)
+"""Of the texts of an event, in the order of their columns."""
 
 
 class Tip(NamedTuple):
@@ -75,20 +85,13 @@ class Chain:
         prev = self.tip.hash
         seq = self.tip.seq + 1
         ts = self._ts
-        actor, actor_json = _text(event.actor, audit_text.ACTOR)
-        action, action_json = _text(event.action, audit_text.ACTION)
-        target, target_json = _text(event.target, audit_text.TARGET)
-        decision, decision_json = _text(event.decision, audit_text.DECISION)
-        code, code_json = _text(event.code, audit_text.CODE)
-        reason, reason_json = _text(event.reason, audit_text.REASON)
+        texts = (event.actor, event.action, event.target, event.decision, event.code, event.reason)
+        form = _form(texts) if max(map(len, texts)) <= _REMEMBERED else _form.__wrapped__(texts)
         detail = _object(audit_text.detail(event.detail)) if event.detail else "{}"
-        # Must equal chain.canonical(), and is twice as fast as the encoder; unit tests compare the two.
-        body = (
-            f'{{"action":{action_json},"actor":{actor_json},"code":{code_json},"decision":{decision_json},'
-            f'"detail":{detail},"prev":"{prev}","reason":{reason_json},"seq":{seq},"target":{target_json},"ts":"{ts}"}}'
-        )
+        # Must equal chain.canonical(), and is far faster than the encoder; unit tests compare the two.
+        body = f'{form.start}{detail},"prev":"{prev}",{form.reason},"seq":{seq},{form.target},"ts":"{ts}"}}'
         found = chain.digest(prev, body.encode("ascii"))
-        self._waiting.append((seq, ts, actor, action, target, decision, code, reason, detail, prev, found))
+        self._waiting.append((seq, ts, *form.columns, detail, prev, found))
         self.tip = Tip(seq, found, self.tip.size + len(body))
         return seq
 
@@ -202,12 +205,27 @@ class Chains:
         self.calls.restore(*before.calls)
 
 
-def _text(text: str, limit: int) -> tuple[str, str]:
-    """(`text` made printable and cut to `limit`, the same as a JSON string)."""
-    if len(text) <= _REMEMBERED:
-        return _remembered(text, limit)
-    kept = printable(text, limit)
-    return kept, quoted(kept)
+class _Form(NamedTuple):
+    """What events with the same texts have in common: these texts made printable and cut, and pieces of the JSON."""
+
+    columns: tuple[str, ...]
+    start: str
+    """Up to the detail."""
+    reason: str
+    target: str
+
+
+# Texts come from peers and plugins: `_REMEMBERED` and this bound what they can make it hold.
+@functools.lru_cache(maxsize=1_024)
+def _form(texts: tuple[str, ...]) -> _Form:
+    """The form of events with this actor, action, target, decision, code and reason.
+
+    Cached: a few of them, of plugins' calls, make up nearly all events.
+    """
+    columns = tuple(printable(text, limit) for text, limit in zip(texts, _LIMITS, strict=True))
+    actor, action, target, decision, code, reason = map(quoted, columns)
+    start = f'{{"action":{action},"actor":{actor},"code":{code},"decision":{decision},"detail":'
+    return _Form(columns, start, f'"reason":{reason}', f'"target":{target}')
 
 
 def _object(found: dict[str, str | int | bool]) -> str:
@@ -220,14 +238,6 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001 - a value, not a swi
     if isinstance(value, str):
         return quoted(value)
     return chain.encode(value) if isinstance(value, bool) else str(value)
-
-
-# Texts come from peers and plugins: `_REMEMBERED` and this bound what they can make it hold.
-@functools.lru_cache(maxsize=4_096)
-def _remembered(text: str, limit: int) -> tuple[str, str]:
-    """`_text`, cached: few distinct actors, actions and codes make up nearly all events."""
-    kept = printable(text, limit)
-    return kept, quoted(kept)
 
 
 def _last(connection: Connection, name: chain.Name) -> Tip:

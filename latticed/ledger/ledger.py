@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.kit.clock import rfc3339
 from latticed.ledger import audit as audit_rows
@@ -15,7 +16,7 @@ from latticed.ledger.coalesce import EVERY_S, Denials
 from latticed.ledger.deferred_events import DeferredEvents
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
-from latticed.ledger.writer import LedgerWriter
+from latticed.ledger.writer import LedgerWriter, resolve
 from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
@@ -97,10 +98,16 @@ class Ledger:
         try:
             yield
         except Problem as problem:
-            if problem.code == "ledger_unavailable":
-                self._unwritten[what] = problem
+            self._note(what, problem)
             raise
-        self._unwritten.pop(what, None)
+        self._note(what, None)
+
+    def _note(self, what: str, error: BaseException | None) -> None:
+        """Note what became of a write."""
+        if error is None:
+            self._unwritten.pop(what, None)
+        elif isinstance(error, Problem) and error.code == "ledger_unavailable":
+            self._unwritten[what] = error
 
     async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
@@ -136,13 +143,21 @@ class Ledger:
 
         Denials beyond a quota are only counted (`ledger.coalesce`): those return the last seq known.
         """
+        return await self._called_back(self.note, event)
+
+    def note(self, event: audit.Event, done: Callable[[Any, BaseException | None], None]) -> None:
+        """As `record`, without waiting: `done(seq, None)` or `done(None, problem)` is called once.
+
+        That may be before this returns, where nothing is written.
+        """
         # Only denials: a caller can cause them without end, and the chain would grow with every one.
         if event.decision == "deny":
             kept = self._denials.take(event, self._clock.monotonic_s())
             if kept is None:
-                return self._last_seq
+                done(self._last_seq, None)
+                return
             event = kept
-        return await self._append(event)
+        self._append(event, done)
 
     def record_later(self, event: audit.Event) -> None:
         """Queue `event` for recording and return at once; it is retried until the disk takes it (`DeferredEvents`)."""
@@ -237,20 +252,25 @@ class Ledger:
         """
         self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
-    async def _append(self, event: audit.Event) -> int:
-        """As `record`, without a quota: the seq, or Problem audit_unavailable for any failure."""
+    def _append(self, event: audit.Event, done: Callable[[Any, BaseException | None], None]) -> None:
+        """As `note`, without a quota: the seq, or Problem audit_unavailable for any failure."""
+
+        def committed(seq: int, error: BaseException | None) -> None:
+            self._note("rows", error)
+            if error is None:
+                self._last_seq = seq
+            done(seq, None if error is None else _unrecorded(error))
+
         try:
-            with self._noted("rows"):
-                seq = await self._writer.append(event)
-        # With the code that callers answer with: what is not on record is not carried out.
-        except Problem as problem:
-            raise Problem(
-                "audit_unavailable", f"the event cannot be recorded: {problem.reason}", problem.hint
-            ) from problem
-        except Exception as error:  # unexpected: callers rely on a record or a Problem, nothing else
-            raise Problem("audit_unavailable", f"the event cannot be recorded: {error!r}") from error
-        self._last_seq = seq
-        return seq
+            self._writer.append(event, committed)
+        except Problem as closed:
+            committed(0, closed)
+
+    async def _called_back(self, work: Callable[..., None], event: audit.Event) -> int:
+        """What `work(event, done)` calls `done` with."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        work(event, functools.partial(resolve, done))
+        return await done
 
     def _start(self) -> list[asyncio.Task[None]]:
         """Begin the work that goes on while the ledger is open; the tasks, for `_cancelled`."""
@@ -296,7 +316,7 @@ class Ledger:
         """Record events with counts; those that are refused are kept for the next round."""
         for event in events:
             try:
-                await self._append(event)
+                await self._called_back(self._append, event)
             # Counted denials are in memory only: back they go, and the next round tries again.
             except Problem:
                 self._denials.put_back(event)
@@ -317,6 +337,15 @@ class Ledger:
 
 def _ignore(_: Head) -> None:
     pass
+
+
+def _unrecorded(error: BaseException) -> Problem:
+    """Why an event is not on record, with the code that callers answer with: what is not recorded is not done."""
+    # Anything else than a Problem is unexpected; callers rely on a record or a Problem, nothing else.
+    reason, hint = (error.reason, error.hint) if isinstance(error, Problem) else (repr(error), "")
+    problem = Problem("audit_unavailable", f"the event cannot be recorded: {reason}", hint)
+    problem.__cause__ = error
+    return problem
 
 
 @contextlib.asynccontextmanager

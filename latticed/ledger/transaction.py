@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     import apsw
@@ -49,13 +48,13 @@ class Transaction:
 class WriteJob:
     """One change, or one event to append (which needs no savepoint: it fails before it changes anything).
 
-    The writer's thread sets `result` or `error`; the event loop then resolves `future` with it. `durable`: fsynced.
-    `essential`: written from the reserve on a full disk.
+    The writer's thread sets `result` or `error`; the event loop then calls `done(result, error)`, one of them None.
+    `durable`: fsynced. `essential`: written from the reserve on a full disk.
     """
 
     change: Callable[[Transaction], Any] | Event
-    future: asyncio.Future[Any]
-    durable: bool
+    done: Callable[[Any, BaseException | None], None]
+    durable: bool = False
     essential: bool = False
     result: Any = None
     error: BaseException | None = None

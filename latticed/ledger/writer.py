@@ -1,4 +1,6 @@
-"""The only thread that writes: it commits all queued changes as one transaction, then resolves their futures.
+"""The only thread that writes: it commits all queued changes as one transaction, then calls back who made them.
+
+What is made in one turn of the event loop is queued together, in its order, and so committed together.
 
 A change that fails is rolled back alone; a commit that fails fails the whole batch, and the next batch tries again.
 Cancelling a waiting caller changes nothing about its write.
@@ -8,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from latticed.kit import logs
 from latticed.ledger import state
 from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Bounds one transaction, and so how long the first caller of a batch waits for the last.
+# Bounds one transaction, give or take one turn's jobs, and so how long the first caller of a batch waits for the last.
 MAX_BATCH: Final = 4_096
+
+log = logs.get_logger()
 
 
 class LedgerWriter:
@@ -47,7 +53,8 @@ class LedgerWriter:
         self._on_head = on_head
         self._loop = asyncio.get_running_loop()
         # Unbounded: `put` never blocks the event loop. None asks the thread to stop.
-        self._queue: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[WriteJob] | None] = queue.SimpleQueue()
+        self._staged: list[WriteJob] = []  # the jobs of this turn
         self._ready: asyncio.Future[state.StateDir] = self._loop.create_future()
         # Not a daemon thread: the interpreter would end it in the middle of a commit at exit.
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
@@ -91,27 +98,37 @@ class LedgerWriter:
         nothing else. Problem ledger_unavailable is raised when closed, and set on the future when the disk would not
         take it.
         """
-        return self._put(change, durable=durable, essential=essential)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._put(WriteJob(change, functools.partial(resolve, future), durable, essential))
+        return future
 
-    def append(self, event: Event) -> asyncio.Future[int]:
-        """Queue one event; the future gets its seq once committed. Problem ledger_unavailable when closed."""
-        return self._put(event, durable=False)
+    def append(self, event: Event, done: Callable[[Any, BaseException | None], None]) -> None:
+        """Queue one event; `done(seq, None)` is called once it is committed, `done(None, error)` if it cannot be.
 
-    def _put(
-        self, change: Callable[[Transaction], Any] | Event, *, durable: bool, essential: bool = False
-    ) -> asyncio.Future[Any]:
-        """Queue a job; Problem ledger_unavailable when closed."""
-        # After `stop` has queued None no job is taken any more: a future made now would never be resolved.
+        Problem ledger_unavailable when closed.
+        """
+        self._put(WriteJob(event, done))
+
+    def _put(self, job: WriteJob) -> None:
+        """Queue a job with the others of this turn; Problem ledger_unavailable when closed."""
+        # After `stop` has queued None no job is taken any more: nobody would ever call it back.
         if not self._open:
             raise Problem("ledger_unavailable", "the ledger is closed")
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(WriteJob(change, future, durable, essential))
-        return future
+        if not self._staged:
+            self._loop.call_soon(self._hand_over)
+        self._staged.append(job)
+
+    def _hand_over(self) -> None:
+        """Give the jobs of this turn to the thread."""
+        staged, self._staged = self._staged, []
+        if staged:
+            self._queue.put(staged)
 
     async def stop(self) -> None:
         """Commit queued jobs, close the database, release the lock and end the thread."""
         # Closed before None is queued, so that no job can come to stand behind it.
         self._open = False
+        self._hand_over()
         self._queue.put(None)
         await joined(self._thread)
 
@@ -124,10 +141,10 @@ class LedgerWriter:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
                 committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
                 # Only once chains and reserve are ready: the first write may come as soon as the loop sees this.
-                self._tell(_resolve, self._ready, entered, None)
+                self._tell(resolve, self._ready, entered, None)
                 self._serve(committer, chains)
         except BaseException as error:  # noqa: BLE001 - `start` raises it; an exception of the thread itself would be lost
-            self._tell(_resolve, self._ready, None, error)
+            self._tell(resolve, self._ready, None, error)
 
     def _serve(self, committer: Committer, chains: Chains) -> None:
         """Commit batch by batch until `stop` has queued None."""
@@ -142,16 +159,16 @@ class LedgerWriter:
 
     def _take(self, batch: list[WriteJob]) -> bool:
         """Fill `batch` with queued jobs, blocking for the first; False when the writer is to stop after it."""
-        job = self._queue.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == MAX_BATCH or self._queue.empty():  # no other thread takes jobs, so get() will not block
+        jobs = self._queue.get()
+        while jobs is not None:
+            batch += jobs
+            if len(batch) >= MAX_BATCH or self._queue.empty():  # no other thread takes jobs, so get() will not block
                 return True
-            job = self._queue.get()
+            jobs = self._queue.get()
         return False
 
     def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
-        """On the event loop: wake waiters, resolve the futures of a batch, hand over its heads."""
+        """On the event loop: wake waiters, call back who made the jobs of a batch, hand over its heads."""
         # The tip is set before waiters are woken, so that a waiter which looks again sees the new events.
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
@@ -159,10 +176,13 @@ class LedgerWriter:
             waiting += self._waiting
             self._waiting = []
         for waiter in waiting:
-            _resolve(waiter, None, None)
+            resolve(waiter, None, None)
         # Before the heads, so that a failing `on_head` leaves no caller waiting.
         for job in batch:
-            _resolve(job.future, job.result, job.error)
+            try:
+                job.done(job.result, job.error)
+            except Exception:  # of one caller: the others wait as well
+                log.error("write_callback_failed", exc_info=True)
         for head in heads:
             self._on_head(head)
 
@@ -172,8 +192,8 @@ class LedgerWriter:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
-def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """Set the result or the exception of a job on its future, unless its caller was cancelled."""
+def resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Set the result or, if there is one, the error on a future, unless its caller was cancelled."""
     if future.done():  # the caller was cancelled
         return
     if error is None:
