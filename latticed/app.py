@@ -177,7 +177,7 @@ class App:
             runners = self._make_runners(spawner, outputs, copies, builtins)
         # Services carry out calls; the broker decides and records them, and gives each plugin its Gate.
         emit = functools.partial(_log_line, outputs)
-        self.broker = Broker(services.table(emit), record=ledger.record, clock=clock, gate_limits=gate_limits(settings))
+        self.broker = Broker(services.table(emit), record=ledger.note, clock=clock, gate_limits=gate_limits(settings))
         # Nothing is done for a plugin yet: before the lifecycle's first scan each counts as `permissions.NOT_SEEN`.
         await stack.enter_async_context(services)
         # What is on disk. `judge` reads the policy at each call, so that a change counts at once.

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from latticed.broker.decide import Allow, CallAttempt, Rights, decide
+from latticed.broker.decide import CallAttempt, Rights, decide
 from latticed.host.call import Caller, HostError
 from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
 from latticed.kit.token_bucket import Rate, TokenBuckets
-from latticed.model.audit import Actor, Event
-from latticed.model.errors import Problem
+from latticed.kit.value import Value
+from latticed.model.audit import HOST_CALL, Actor, Event
 from latticed.model.hostcall import FIX, Denial, Denied
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from latticed.host.call import Params, Served
     from latticed.kit.clock import Clock
 
+    Answer: TypeAlias = Callable[[Any, HostError | None], None]
+    """Takes the JSON result of a call, or the HostError that says why there is none."""
+    Record: TypeAlias = Callable[[Event, Callable[[Any, BaseException | None], None]], None]
+    """Has an audit event recorded, and calls its second argument once with (seq, None) or (anything, error)."""
 
 PAUSE_S: Final = 0.02
 """Delay before a call over its rate is answered: a plugin that retries at once would keep the event loop busy."""
@@ -54,7 +59,7 @@ class Count:
 
 
 class Broker:
-    """Makes Gates: one per running instance. `record` appends an audit event and returns once it is on record.
+    """Makes Gates: one per running instance. `record` is `Ledger.note`.
 
     `services` by method, as `host.call.table` returns them; `counts` by plugin id, kept until it is forgotten.
     """
@@ -63,7 +68,7 @@ class Broker:
         self,
         services: Mapping[str, Served],
         *,
-        record: Callable[[Event], Awaitable[int]],
+        record: Record,
         clock: Clock,
         gate_limits: GateLimits,
     ) -> None:
@@ -122,7 +127,7 @@ class Gate:
 
     def regrant(self, granted: frozenset[str]) -> None:
         """Replace the grants while the plugin runs; calls under way that need others are cancelled and denied."""
-        # Before the calls are cancelled: `_expired_reason` reads it to say why.
+        # Before the calls are cancelled: `_fault` reads it to say why.
         self._rights = replace(self._rights, granted=granted)
         self._expire([one for one, capability in self._under_way.items() if capability not in granted])
 
@@ -138,7 +143,7 @@ class Gate:
 
     def close(self) -> None:
         """Refuse further calls and cancel those under way, with `service_unavailable`. Returns at once; idempotent."""
-        # Before the calls are cancelled: `_expired_reason` reads it to say why.
+        # Before the calls are cancelled: `_fault` reads it to say why.
         self._open = False
         self._expire(self._under_way)
 
@@ -154,18 +159,31 @@ class Gate:
             payload = _encode(params)
         except HostError as error:
             self._count.calls += 1
-            raise await self._denied(method, b"", error) from error
+            denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._deny(method, b"", error, _into(denied))
+            return await denied
         return await self.call_raw(method, payload)
 
     async def call_raw(self, method: str, payload: bytes) -> Any:
-        """The JSON result of one host call; HostError says why it was not carried out.
+        """As `begin`, for callers that wait: returns the result, or raises HostError."""
+        found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        rest = self.begin(method, payload, _into(found))
+        return await (found if rest is None else rest)
+
+    def begin(self, method: str, payload: bytes, answer: Answer) -> Coroutine[Any, Any, Any] | None:
+        """Decide one host call and queue its audit event, in this turn of the loop.
+
+        Returns None if `answer(result, error)` will be called, once, with the JSON result or with the HostError that
+        says why there is none; it may have been called already. The rest of an allowed call whose service waits is
+        returned instead, to be awaited: it returns the result or raises HostError.
 
         `payload` is the parameters as the plugin wrote them, a JSON object, decoded into the service's own struct: an
         unknown field is refused before its value is decoded. Size and hash on record are of these bytes. The audit
         event is on record before the call is carried out, and before a denial is answered.
         """
         if not self._open:
-            raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+            answer(None, _stopped())
+            return None
         # A closed Gate neither counts nor records: a child that does not stop calling would fill the chain.
         self._count.calls += 1
         # The token is taken for every call, refused ones too: refusals are recorded and cost as much.
@@ -173,39 +191,36 @@ class Gate:
         decision = decide(asked, self._rights, max_bytes=self._broker.limits.request_bytes)
         if isinstance(decision, Denied):
             # Name, grant, size and rate are judged on the bytes: nothing refused by them is decoded (docs/adr/0014).
-            denied = await self._denied(method, payload, HostError(decision.code, decision.reason))
             if not asked.within_rate:  # for any denial
-                await asyncio.sleep(PAUSE_S)
-            raise denied
+                answer = _paused(answer)
+            self._deny(method, payload, HostError(decision.code, decision.reason), answer)
+            return None
         try:
-            served, typed = self._typed(method, payload)
+            served, params = self._typed(method, payload)
         except HostError as error:
-            raise await self._denied(method, payload, error) from error
+            self._deny(method, payload, error, answer)
+            return None
+        call = _Allowed(method, payload, served, params, decision.capability)
         # On record before it is made (architecture, decision 8): a kill between the two leaves no unrecorded effect.
-        await self._record(method, payload, decision)
-        if not self._open:  # closed while the event was written
-            raise await self._denied(
-                method, payload, HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
-            )
-        return await self._dispatch(method, payload, served, typed, decision.capability)
+        if not served.waits:
+            self._record(method, payload, None, functools.partial(self._carry_out, call, answer))
+            return None
+        recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._record(method, payload, None, _into(recorded))
+        return self._dispatch(call, recorded)
 
     def _within_rate(self, method: str) -> bool:
         """Take a token from each bucket that applies to this call, under the present limits; False if one was empty."""
-        wanted = self._broker.limits
-        overall = wanted.rate
+        wanted, now_s = self._broker.limits, self._broker.clock.monotonic_s()
+        overall, slower = wanted.rate, wanted.of_call.get(method)
         # A manifest may only lower the operator's rate, never raise it.
         if self._calls_per_s is not None and self._calls_per_s < overall.per_second:
             # A burst of one second.
             overall = Rate(per_second=self._calls_per_s, burst=self._calls_per_s)
         # The empty text is the name of no call.
-        rates = {"": overall}
-        if (slower := wanted.of_call.get(method)) is not None:
-            rates[method] = slower
-        now_s, within = self._broker.clock.monotonic_s(), True
-        for name, rate in rates.items():
-            # `take` comes first in the expression: every bucket loses its token, whatever the others say.
-            within = self._buckets.take(name, rate, now_s) == 0 and within
-        return within
+        within = self._buckets.take("", overall, now_s) == 0
+        # `take` comes first: every bucket loses its token, whatever the other says.
+        return within if slower is None else self._buckets.take(method, slower, now_s) == 0 and within
 
     def _typed(self, method: str, payload: bytes) -> tuple[Served, Params]:
         """The service's call and its decoded parameters; HostError service_unavailable, or bad_params."""
@@ -220,56 +235,124 @@ class Gate:
             found = text.sanitise(str(error), 100)
             raise HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {found}") from error
 
-    async def _dispatch(self, method: str, payload: bytes, served: Served, typed: Params, capability: str) -> Any:
-        """The result of the service, within the deadline. Every other end but cancellation is recorded as a denial."""
+    def _carry_out(self, call: _Allowed, answer: Answer, _: None, unrecorded: HostError | None) -> None:
+        """Carry out a call that waits for nothing, now that it is on record, and answer it."""
+        if unrecorded is not None:
+            answer(None, unrecorded)
+            return
+        try:
+            self._check_still_allowed(call.capability)
+            result = call.served.answer_now(self.caller, call.params)
+        except Exception as error:  # noqa: BLE001 - what is unexpected is logged
+            self._deny(call.method, call.payload, self._fault(call, error), answer)
+        else:
+            answer(result, None)
+
+    async def _dispatch(self, call: _Allowed, recorded: asyncio.Future[None]) -> Any:
+        """The result of a service that waits, within the deadline, once the call is on record.
+
+        Every other end but cancellation is recorded as a denial.
+        """
+        await recorded
         # Made outside the block: `except` and `finally` need it, and its key in `_under_way`.
         deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
+            self._check_still_allowed(call.capability)
             async with deadline:
                 # Within the block: `reschedule` raises RuntimeError for a timeout that was not entered.
-                self._under_way[deadline] = capability
-                return await served.answer(self.caller, typed)
-        except HostError as error:
-            raise await self._denied(method, payload, error) from error
-        except Exception as error:
-            # Asked of the timeout, not of the exception's type: a service may raise a TimeoutError of its own.
-            if deadline.expired():
-                raise await self._denied(method, payload, self._expired_reason(capability)) from error
-            fault = self._broker.failed(method, self.caller.plugin_id, error)
-            raise await self._denied(method, payload, fault) from error
+                self._under_way[deadline] = call.capability
+                return await call.served.answer(self.caller, call.params)
+        except Exception as error:  # noqa: BLE001 - what is unexpected is logged
+            denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._deny(call.method, call.payload, self._fault(call, error, deadline), _into(denied))
+            return await denied
         finally:
             self._under_way.pop(deadline, None)
 
-    def _expired_reason(self, capability: str) -> HostError:
-        """Why a call was ended: the Gate was closed, the capability was taken back, or its deadline passed."""
-        # A deadline moved to now (`_expire`) looks like one that passed: the state says which of the three it was.
+    def _check_still_allowed(self, capability: str) -> None:
+        """HostError when, since the call was allowed, the Gate was closed or the capability taken back."""
         if not self._open:
-            return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+            raise _stopped()
         if capability not in self._rights.granted:
-            return HostError(Denial.CAPABILITY_NOT_GRANTED, f"the operator has taken back {capability} meanwhile")
+            raise HostError(Denial.CAPABILITY_NOT_GRANTED, f"the operator has taken back {capability} meanwhile")
+
+    def _fault(self, call: _Allowed, error: Exception, deadline: asyncio.Timeout | None = None) -> HostError:
+        """Why an allowed call failed: what its service said, why its `deadline` expired, or `internal`."""
+        if isinstance(error, HostError):
+            return error
+        # Asked of the timeout, not of the exception's type: a service may raise a TimeoutError of its own.
+        if deadline is None or not deadline.expired():
+            return self._broker.failed(call.method, self.caller.plugin_id, error)
+        # A deadline moved to now (`_expire`) looks like one that passed: the state says which of them it was.
+        try:
+            self._check_still_allowed(call.capability)
+        except HostError as ended:
+            return ended
         return HostError(Denial.DEADLINE_EXCEEDED, f"no answer within {self._broker.limits.deadline_s:g} s")
 
-    async def _record(self, method: str, payload: bytes, decision: Allow | HostError) -> None:
-        """Record the call as allowed or denied; returns once the event is on record. HostError audit_unavailable."""
-        outcome: dict[str, Any] = {"decision": "allow"}
-        if isinstance(decision, HostError):
-            outcome = {"decision": "deny", "code": decision.code.value, "reason": decision.reason}
-        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
-        detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-        if isinstance(decision, HostError) and decision.fault.fix:
-            detail[FIX] = decision.fault.fix
-        event = Event(actor=self._actor, action="host.call", target=method, detail=detail, **outcome)
-        try:
-            await self._broker.record(event)
-        except Problem as problem:
-            raise HostError(Denial.AUDIT_UNAVAILABLE, "the call cannot be recorded, so it is not made") from problem
-
-    async def _denied(self, method: str, payload: bytes, error: HostError) -> HostError:
-        """`error`, after it was recorded."""
+    def _deny(self, method: str, payload: bytes, error: HostError, answer: Answer) -> None:
+        """Have a denial recorded, then answer with it, or with why it could not be recorded."""
         # Counted before the write, which may fail: the number must not depend on the disk.
         self._count.denied += 1
-        await self._record(method, payload, error)
-        return error
+        self._record(method, payload, error, lambda _, unrecorded: answer(None, unrecorded or error))
+
+    def _record(self, method: str, payload: bytes, denial: HostError | None, done: Answer) -> None:
+        """Have the call recorded as allowed, or as denied; `done(None, error)` is called once it is on record, with the
+        HostError audit_unavailable if it cannot be.
+        """
+        outcome: dict[str, Any] = {"decision": "allow"}
+        if denial is not None:
+            outcome = {"decision": "deny", "code": denial.code.value, "reason": denial.reason}
+        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
+        detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        if denial is not None and denial.fault.fix:
+            detail[FIX] = denial.fault.fix
+        event = Event(actor=self._actor, action=HOST_CALL, target=method, detail=detail, **outcome)
+        self._broker.record(event, lambda _, problem: done(None, None if problem is None else _unrecorded(problem)))
+
+
+class _Allowed(Value, frozen=True):
+    """A call that was allowed: what was asked, and what it takes to carry it out."""
+
+    method: str
+    payload: bytes
+    served: Served
+    params: Params
+    capability: str
+
+
+def _into(future: asyncio.Future[Any]) -> Answer:
+    """An Answer that sets the result or the exception of `future`, unless its caller was cancelled."""
+
+    def answer(result: Any, error: HostError | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+            future.exception()  # retrieved, even if a cancellation comes before its caller looks
+
+    return answer
+
+
+def _paused(answer: Answer) -> Answer:
+    """An Answer that is passed on after PAUSE_S."""
+
+    def later(result: Any, error: HostError | None) -> None:
+        asyncio.get_running_loop().call_later(PAUSE_S, answer, result, error)
+
+    return later
+
+
+def _stopped() -> HostError:
+    return HostError(Denial.SERVICE_UNAVAILABLE, "the plugin is being stopped")
+
+
+def _unrecorded(problem: BaseException) -> HostError:
+    error = HostError(Denial.AUDIT_UNAVAILABLE, "the call cannot be recorded, so it is not made")
+    error.__cause__ = problem
+    return error
 
 
 def _encode(params: dict[str, Any]) -> bytes:

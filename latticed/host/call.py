@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from latticed.model import hostcall
 from latticed.model.errors import FaultError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 Whole = Annotated[int, Meta(ge=0, le=2**53)]
@@ -63,25 +64,43 @@ class Served:
     """One call that a service carries out: `method` as in `model.hostcall`; `params` decodes its parameters.
 
     `serve(caller, params)` returns what becomes the JSON result. It is called after the broker has allowed and recorded
-    the call, and is cancelled at the deadline.
+    the call, and is cancelled at the deadline. A plain function in its place has no deadline and needs no task: for
+    what is answered from memory or by one row, because the event loop does nothing else meanwhile.
     """
 
     method: str
     params: type[Params]
-    serve: Callable[[Caller, Any], Awaitable[Any]]
+    serve: Callable[[Caller, Any], Any]
+    waits: bool = field(init=False)
+    """Whether `serve` is a coroutine function."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "waits", inspect.iscoroutinefunction(self.serve))
 
     async def answer(self, caller: Caller, params: Any) -> Any:
         """What `serve` returns. A Problem whose code is a denial (quota_exceeded, not_found) becomes that HostError;
         any other one, such as ledger_unavailable, becomes service_unavailable.
         """
         try:
-            return await self.serve(caller, params)
+            return await self.serve(caller, params) if self.waits else self.serve(caller, params)
         except Problem as problem:
-            # Not `in hostcall.Denial`: on Python 3.11 that raises TypeError for a str that is no member.
-            known = problem.code in hostcall.Denial._value2member_map_
-            # A plugin sees documented denials only (contracts §10); other codes are for operators.
-            code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
-            raise HostError(code, problem.reason) from problem
+            raise _denial(problem) from problem
+
+    def answer_now(self, caller: Caller, params: Any) -> Any:
+        """As `answer`, for a call that does not wait."""
+        try:
+            return self.serve(caller, params)
+        except Problem as problem:
+            raise _denial(problem) from problem
+
+
+def _denial(problem: Problem) -> HostError:
+    """The denial that a plugin gets for a Problem of a service."""
+    # Not `in hostcall.Denial`: on Python 3.11 that raises TypeError for a str that is no member.
+    known = problem.code in hostcall.Denial._value2member_map_
+    # A plugin sees documented denials only (contracts §10); other codes are for operators.
+    code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
+    return HostError(code, problem.reason)
 
 
 def table(served: Iterable[Served]) -> Mapping[str, Served]:

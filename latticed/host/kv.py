@@ -106,7 +106,7 @@ class KvCalls:
             Served(method="kv.delete", params=KvKey, serve=self._delete),
         )
 
-    async def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
+    def _get(self, caller: Caller, asked: KvGet) -> dict[str, Any]:
         """Serve kv.get: `{ok, value, value_base64, version}`, or `{ok: false}`; no `value` above MAX_TEXT_BYTES."""
         key, bucket = _checked(asked.key), self._readable_bucket(caller, asked.bucket)
         # Read on the event loop: one row by its key, which costs less than handing it to a thread.

@@ -41,7 +41,7 @@ class LogCalls:
         """The call with its parameters and handler, for `host.call.table`."""
         return (Served(method="log.write", params=LogWrite, serve=self._write),)
 
-    async def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
+    def _write(self, caller: Caller, asked: LogWrite) -> dict[str, Any]:
         """Write one record in the plugin's name. Nothing is refused for its level or length: it is a log."""
         # A line with an unknown level is worth more than an error that the plugin may not look at.
         given = asked.level.lower()

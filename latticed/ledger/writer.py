@@ -15,7 +15,6 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from latticed.kit import logs
 from latticed.ledger import state
 from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
@@ -37,8 +36,6 @@ T = TypeVar("T")
 
 # Bounds one transaction, give or take one turn's jobs, and so how long the first caller of a batch waits for the last.
 MAX_BATCH: Final = 4_096
-
-log = logs.get_logger()
 
 
 class LedgerWriter:
@@ -181,8 +178,8 @@ class LedgerWriter:
         for job in batch:
             try:
                 job.done(job.result, job.error)
-            except Exception:  # of one caller: the others wait as well
-                log.error("write_callback_failed", exc_info=True)
+            except Exception as error:  # noqa: BLE001 - of one caller, and the others wait as well
+                self._loop.call_exception_handler({"message": f"{job.done!r} failed", "exception": error})
         for head in heads:
             self._on_head(head)
 

@@ -72,6 +72,11 @@ class PipeWriter(asyncio.BaseProtocol):
         """Whether nothing can be written any more: closed by either side."""
         return self._lost or self._transport is None or self._transport.is_closing()
 
+    @property
+    def may_write(self) -> bool:
+        """Whether `drain` would return at once."""
+        return self._may_write.is_set()
+
     def write(self, data: bytes) -> None:
         """Buffer `data` for the child, without any bound: call `drain` before writing more. BrokenPipeError when the
         pipe is closed.

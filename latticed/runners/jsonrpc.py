@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Literal
+import functools
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from latticed.host.call import HostError
 from latticed.kit import text
-from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import internal_errors, lines, message_memory, unrepresentable
@@ -22,14 +23,21 @@ from latticed.runners.lines import LineSplitter, LineTooLong
 from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from latticed.runners.unrepresentable import PartialMessage
+
+    Answer: TypeAlias = Callable[[Any, BaseException | None], None]
+    """Takes the result of a host call, or why there is none."""
+    Serve: TypeAlias = Callable[[Answer], Coroutine[Any, Any, Any] | None]
+    """Carries out one host call: has its answer told, or returns what is to be awaited for it."""
 
 MAX_LINE_BYTES: Final = 1 << 20
 """The longest message of a plugin in bytes, without its newline; a longer one ends the session."""
 MAX_IN_FLIGHT: Final = 256
 """Host calls of one plugin under way at once; further input is not read until one is answered."""
+SERVED_AT_ONCE: Final = 32
+"""Those of them carried out at a time, while it reads, in their order: bounds the number of buffered results."""
 LINES_A_TURN: Final = 32
 """Messages of one plugin handled before yielding to the event loop."""
 UNREAD_S: Final = 60.0
@@ -70,11 +78,13 @@ async def _at_once() -> None:
 class JsonRpcSession:
     """One session of latticed-stdio-1 with one plugin, over functions that the caller provides.
 
-    `write` takes bytes for the plugin, `serve(method, params)` carries out one of its host calls: params are JSON, an
-    object. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is
-    kept. `drain` waits until the plugin has read enough of what was written: a call is under way until then, so that a
-    plugin that never reads cannot fill the daemon's memory (`message_memory`). `write` and `drain` may raise OSError
-    once the plugin no longer reads.
+    `write` takes bytes for the plugin. `serve(method, params, answer)` carries out one of its host calls, whose params
+    are a JSON object: it has `answer(result, error)` called, or returns what is awaited for the result (`Gate.begin`).
+    Calls are started in the order in which they came, and answers of one turn of the event loop are written together.
+    `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is kept.
+    `drain` waits until the plugin has read enough of what was written, `may_write` says whether it has. Until then a
+    call is under way and no other is started, so that a plugin that never reads cannot fill the daemon's memory
+    (`message_memory`). `write` and `drain` may raise OSError once the plugin no longer reads.
 
     `broken(code, reason)` is called at most once, when the plugin sent an invalid message (`message_too_large`,
     `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
@@ -84,25 +94,38 @@ class JsonRpcSession:
         self,
         *,
         write: Callable[[bytes], None],
-        serve: Callable[[str, bytes], Awaitable[Any]],
+        serve: Callable[[str, bytes, Answer], Coroutine[Any, Any, Any] | None],
         flow: Callable[[bool], None],
         broken: Callable[[str, str], None],
+        may_write: Callable[[], bool] = lambda: True,
         drain: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
         self._write = write
         self._serve = serve
         self._flow = flow
         self._broken = broken
+        self._may_write = may_write
         self._drain = drain
         self._lines = LineSplitter(max_bytes=MAX_LINE_BYTES)
         self._last_id = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}  # our requests, by id
         self._given_up: dict[int, None] = {}  # ids of those whose caller was cancelled, oldest first
-        self._serving: set[asyncio.Task[None]] = set()  # the plugin's host calls, until their answer was read
+        self._queue: deque[tuple[Serve, Answer]] = deque()  # the plugin's host calls that are not started yet
+        self._started = 0  # those that are, until their answer was read
+        self._answers: list[bytes] = []  # of this turn
+        self._answered = 0  # calls among the started whose answer was not read yet, and their bytes of memory
+        self._answered_bytes = 0
+        self._tasks: set[asyncio.Task[Any]] = set()  # of calls whose service waits, and `_until_read`
+        self._until_read: asyncio.Task[None] | None = None  # while answers wait to be read
         self._share = message_memory.ALL.share(self._go_on)
         self._paused = False
         self._next_turn: asyncio.Handle | None = None  # set while lines are left for the next turn of the loop
         self._open = True
+
+    @property
+    def under_way(self) -> int:
+        """How many host calls of the plugin are under way: read, and not answered, or their answer not read."""
+        return self._started + len(self._queue)
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Send a request, return its result; Problem("plugin_error") for an error, ("plugin_gone") when it ends.
@@ -150,9 +173,10 @@ class JsonRpcSession:
         if self._next_turn is not None:
             self._next_turn.cancel()
         self._tell_waiting("plugin_gone", _GONE)
-        for task in self._serving:
+        self._queue.clear()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _take_some(self, found: Iterable[bytes]) -> None:
         """Handle lines until none is left, enough calls are under way, or it is time to yield to the event loop."""
@@ -189,7 +213,7 @@ class JsonRpcSession:
 
     def _is_full(self) -> bool:
         """Whether no further call may begin: too many are under way, or their messages take too much memory."""
-        return len(self._serving) >= MAX_IN_FLIGHT or self._share.must_wait()
+        return self.under_way >= MAX_IN_FLIGHT or self._share.must_wait()
 
     def _pause(self, paused: bool) -> None:  # noqa: FBT001 - a state, set
         """Pause or resume the reading of the plugin's stdout; only a change is passed on."""
@@ -234,7 +258,7 @@ class JsonRpcSession:
             refused = HostError(
                 Denial.BAD_PARAMS, f"params: expected values that can be carried, found {partial.found}"
             )
-            self._begin(number, method, lambda: _refuse(refused), 0)  # 0: nothing of the line is kept
+            self._begin(number, method, lambda answer: answer(None, refused), 0)  # 0: nothing of the line is kept
             return True
         # An answer, which needs a request. Not isinstance: true is an int to Python.
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
@@ -288,39 +312,80 @@ class JsonRpcSession:
         if not params.startswith(b"{"):
             self._break("protocol_error", "expected params that are an object, found something else")
             return
-        self._begin(message.id, method, lambda: self._serve(method, params), size)
+        self._begin(message.id, method, lambda answer: self._serve(method, params, answer), size)
 
-    def _begin(self, number: int | str | None, method: str, serve: Callable[[], Awaitable[Any]], size: int) -> None:
-        """Carry out a host call in a task of its own; `size` counts as pending memory until it is answered."""
-        work = self._answer_call(number, serve)
-        task = fenced(work, lambda error: self._failed(number, method, error), name="host call")
-        self._serving.add(task)
+    def _begin(self, number: int | str | None, method: str, serve: Serve, size: int) -> None:
+        """Carry out a host call in its turn; `size` counts as pending memory until it is answered."""
         self._share.add(size)
-        task.add_done_callback(lambda task: self._served(task, size))
+        self._queue.append((serve, functools.partial(self._take_answer, number, method, size)))
+        self._start_some()
 
-    def _served(self, task: asyncio.Task[None], size: int) -> None:
-        """A host call has ended, answered or not: free what it took."""
-        self._serving.discard(task)
+    def _start_some(self) -> None:
+        """Start calls in the order in which they came, as many as there is room for the results of."""
+        while self._queue and self._started < SERVED_AT_ONCE and self._may_write():
+            self._started += 1
+            serve, answer = self._queue.popleft()
+            try:
+                rest = serve(answer)
+            except Exception as error:  # noqa: BLE001 - answered and logged
+                answer(None, error)
+                continue
+            if rest is not None:
+                self._run(rest).add_done_callback(functools.partial(_tell, answer))
+        if self._queue and not self._may_write():
+            self._wait_for_room()
+
+    def _take_answer(
+        self, number: int | str | None, method: str, size: int, result: Any, error: BaseException | None
+    ) -> None:
+        """Have an answer written with the others of this turn, or none once the session is over.
+
+        For an exception in the daemon, or a result that is no JSON, the plugin gets `internal`.
+        """
+        if not self._open:
+            return
+        try:
+            line = _line({"id": number, "result": result} if error is None else _refusal(number, method, error))
+        except Exception as fault:  # noqa: BLE001 - answered and logged
+            line = _line(_refusal(number, method, fault))
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._write_answers)
+        self._answers.append(line)
+        self._answered += 1
+        self._answered_bytes += size
+
+    def _write_answers(self) -> None:
+        """Write the answers of a turn."""
+        answers, self._answers = self._answers, []
+        with contextlib.suppress(OSError):  # the plugin no longer reads: it is about to exit
+            if self._open:
+                self._write(b"".join(answers))
+        self._free()
+
+    def _free(self) -> None:
+        """Free what answered calls took, and go on; until the plugin has read enough, they count as under way."""
+        if not self._open:
+            return
+        if not self._may_write():
+            self._wait_for_room()
+            return
+        answered, size, self._answered, self._answered_bytes = self._answered, self._answered_bytes, 0, 0
+        self._started -= answered
         self._share.remove(size)
+        self._start_some()
         if self._paused:  # there may be room again
             self._go_on()
 
-    async def _answer_call(self, number: int | str | None, serve: Callable[[], Awaitable[Any]]) -> None:
-        """Carry out one call and write its answer. Any other exception than HostError ends the task, see `_failed`."""
-        try:
-            answer = {"id": number, "result": await serve()}
-        except HostError as error:
-            answer = _refusal(number, error)
-        await self._reply(answer)
+    def _wait_for_room(self) -> None:
+        """Have `_free` called once the plugin has read enough."""
+        if self._until_read is None:
+            self._until_read = self._run(self._read_on())
 
-    async def _reply(self, answer: dict[str, Any]) -> None:
-        """Write an answer and wait until the plugin has read enough; until then its call counts as under way."""
-        line = _line(answer)
+    async def _read_on(self) -> None:
+        """Wait until the plugin has read enough; the session breaks if it reads nothing."""
         try:
-            if self._open:
-                self._write(line)
-                async with asyncio.timeout(UNREAD_S):
-                    await self._drain()
+            async with asyncio.timeout(UNREAD_S):
+                await self._drain()
         # Without this limit MAX_IN_FLIGHT calls would stay under way for ever, and nothing more would be read.
         except TimeoutError:
             self._break(
@@ -328,12 +393,15 @@ class JsonRpcSession:
             )
         except OSError:
             pass  # the plugin no longer reads: it is about to exit
+        self._until_read = None
+        self._free()
 
-    def _failed(self, number: int | str | None, method: str, error: BaseException) -> None:
-        """An exception in the daemon: the plugin gets `internal`, the session goes on."""
-        fault = internal_errors.report(method, error)
-        with contextlib.suppress(OSError):  # the plugin no longer reads: it is about to exit
-            self._send(_refusal(number, fault))
+    def _run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that `close` ends."""
+        task = asyncio.get_running_loop().create_task(work, name="host call")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _send(self, message: dict[str, Any]) -> None:
         """Write a message, unless the session is over. OSError when the plugin no longer reads."""
@@ -365,8 +433,11 @@ class JsonRpcSession:
             self._broken(code, reason)
 
 
-async def _refuse(error: HostError) -> Any:
-    raise error
+def _tell(answer: Answer, task: asyncio.Task[Any]) -> None:
+    """Answer a call whose service waited: the task has ended."""
+    # Cancelled by `close`, which makes `answer` do nothing, or because of what the service awaited.
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    answer(None if error else task.result(), error)
 
 
 def _is_id(number: Any) -> bool:
@@ -378,8 +449,10 @@ def _line(message: dict[str, Any]) -> bytes:
     return lines.encode({"jsonrpc": "2.0", **message}) + b"\n"
 
 
-def _refusal(number: int | str | None, error: HostError) -> dict[str, Any]:
+def _refusal(number: int | str | None, method: str, error: BaseException) -> dict[str, Any]:
     """The answer to a call that failed: the code of the Denial is in `error.data.code`, as docs/write/sdk.md says."""
+    if not isinstance(error, HostError):
+        error = internal_errors.report(method, error)
     fault = {"code": HOST_REFUSED, "message": error.reason, "data": {"code": error.code.value}}
     return {"id": number, "error": fault}
 

@@ -81,8 +81,9 @@ class MessageShare:
         return self._bytes >= self._of_one or (self._bytes > 0 and self._held.must_wait(self))
 
     def close(self) -> None:
-        """The session is over: never call `wake` again. Pending messages are removed as their tasks end."""
+        """The session is over: its messages take no memory any more, and `wake` is not called again."""
         self._held.forget(self)
+        self.remove(self._bytes)
 
 
 ALL: Final = MessageMemory()

@@ -19,9 +19,9 @@ from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.unrepresentable import Unrepresentable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from latticed.broker.gate import Gate
+    from latticed.broker.gate import Answer, Gate
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.processes.pipes import PipeWriter
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     """Starts the child with the protocols of its stdout and stderr, and a callback for its end."""
 
 PROTOCOL: Final = "latticed-stdio-1"
-SERVED_AT_ONCE: Final = 32
-"""Host calls of one plugin carried out at a time, while it reads: bounds the number of buffered results."""
 HANGUP_S: Final = 1.0
 """How long a child that closed its stdin or stdout may take to exit before that counts as a fault."""
 
@@ -86,9 +84,13 @@ class StdioChild:
         self.sandbox = spec.sandbox
         self.reader = _Reader(self)
         self.session = JsonRpcSession(
-            write=self._write, serve=self._serve, flow=self._flow, broken=self._kill, drain=self._drain
+            write=self._write,
+            serve=self._serve,
+            flow=self._flow,
+            broken=self._kill,
+            may_write=lambda: self._stdin().may_write,
+            drain=lambda: self._stdin().drain(),
         )
-        self._room = asyncio.Semaphore(SERVED_AT_ONCE)
         self._spec = spec
         self._on_exit = on_exit
         self._child: Child | None = None
@@ -252,21 +254,15 @@ class StdioChild:
 
         self._hanging_up = asyncio.get_running_loop().call_later(HANGUP_S, kill)
 
-    async def _serve(self, method: str, params: bytes) -> Any:
+    def _serve(self, method: str, params: bytes, answer: Answer) -> Coroutine[Any, Any, Any] | None:
         """Carry out one host call; see `JsonRpcSession`."""
-        async with self._room:
-            # Before the call: while the plugin does not read, no further result is made that would wait in memory.
-            try:
-                await self._drain()
-            except BrokenPipeError as error:
-                raise HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads") from error
-            return await self._spec.gate.call_raw(method, params)
+        if self._stdin().closed:
+            answer(None, HostError(Denial.SERVICE_UNAVAILABLE, "the plugin no longer reads"))
+            return None
+        return self._spec.gate.begin(method, params, answer)
 
     def _write(self, data: bytes) -> None:
         self._stdin().write(data)
-
-    async def _drain(self) -> None:
-        await self._stdin().drain()
 
     def _stdin(self) -> PipeWriter:
         """The pipe to the child's stdin."""

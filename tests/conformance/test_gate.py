@@ -150,8 +150,8 @@ async def test_host_call_that_cannot_be_audited_is_not_carried_out(home, monkeyp
     async def note(_caller, params):
         asked.append(params)
 
-    async def record(_event):
-        raise Problem("audit_unavailable", "the event cannot be recorded: disk full")
+    def record(_event, done):
+        done(None, Problem("audit_unavailable", "the event cannot be recorded: disk full"))
 
     serve(home, kv_put=note)
     with monkeypatch.context() as patch:

@@ -187,8 +187,8 @@ async def test_host_call_that_cannot_be_audited_is_not_carried_out(stage, monkey
     """audit_unavailable: the service is not called; once events can be recorded, calls work again."""
     found, after = {}, {}
 
-    async def record(_event):
-        raise Problem("audit_unavailable", "the event cannot be recorded: disk full")
+    def record(_event, done):
+        done(None, Problem("audit_unavailable", "the event cannot be recorded: disk full"))
 
     for method, row, caller in stage.each():
         await stage.prepare(row, caller)

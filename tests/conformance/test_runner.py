@@ -84,8 +84,9 @@ def start(way, runner, plugin, bundle):
     """Starts an instance, as the supervisor does: from an open pair that is closed afterwards, with a deadline."""
     exits: list[tuple[str, str]] = []
 
-    async def record(_event):
-        return 1
+    def record(_event, done):
+
+        done(1, None)
 
     broker = Broker({}, record=record, clock=SystemClock(), gate_limits=GateLimits())
     rights = Rights(declared=frozenset(plugin.manifest.capabilities), granted=frozenset())

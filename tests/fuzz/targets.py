@@ -62,7 +62,7 @@ def _json(data: bytes) -> None:
         json.dumps(strict_json.loads(data), allow_nan=False).encode()
 
 
-async def _served(method: str, params: dict[str, Any] | bytes) -> Any:
+async def _served(method: str, params: dict[str, Any] | bytes, _answer: object = None) -> Any:
     if method == "refused":
         raise HostError("bad_params", "no")
     return len(params)

@@ -150,8 +150,9 @@ class Stage:
     def _tools(self) -> HandleDeps:
         clock = SystemClock()
 
-        async def record(_event):
-            return 1
+        def record(_event, done):
+
+            done(1, None)
 
         return HandleDeps(
             runners={"system": self.runner},

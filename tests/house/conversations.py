@@ -27,6 +27,8 @@ class _Plugin:
 
     def __init__(self) -> None:
         self.said: list[dict[str, Any]] = []
+        self.writes: list[int] = []
+        """How many lines each write has had."""
         self.calls: list[tuple[str, Any]] = []
         self.serve: Callable[..., Any] = self._echo
         self.room = asyncio.Event()
@@ -40,7 +42,7 @@ class _Plugin:
     async def _echo(self, method: str, params: dict[str, Any]) -> Any:
         return [method, params]
 
-    async def _served(self, method: str, params: dict[str, Any] | bytes) -> Any:
+    async def _served(self, method: str, params: dict[str, Any] | bytes, _answer: object = None) -> Any:
         found = json.loads(params) if isinstance(params, bytes) else params
         self.calls.append((method, found))
         return await self.serve(method, found)
@@ -48,8 +50,9 @@ class _Plugin:
     def _write(self, data: bytes) -> None:
         self._maybe_fail("write")
         assert data.endswith(b"\n")
-        assert data.count(b"\n") == 1
-        self.said.append(json.loads(data))
+        lines = data.splitlines()
+        self.writes.append(len(lines))
+        self.said += map(json.loads, lines)
 
     async def _drain(self) -> None:
         self._maybe_fail("drain")
@@ -73,6 +76,7 @@ class Talk(_Plugin):
             serve=self._served,
             flow=self.flows.append,
             broken=lambda code, reason: self.broken.append((code, reason)),
+            may_write=lambda: self.room.is_set() and self.fail != "drain",
             drain=self._drain,
         )
 

@@ -147,7 +147,7 @@ async def opened(root: Path, *, listen: str = "127.0.0.1:0", hosts: tuple[str, .
     async with open_ledger(root / "state", clock=SystemClock()) as ledger:
         readable: dict[str, frozenset[str]] = {}
         kv = KvCalls(ledger, quota=ROOM, granted=lambda reader: readable.get(reader, frozenset()))
-        broker = Broker(service.table(kv.calls()), record=ledger.record, clock=SystemClock(), gate_limits=GateLimits())
+        broker = Broker(service.table(kv.calls()), record=ledger.note, clock=SystemClock(), gate_limits=GateLimits())
         async with Ingress(routes, HttpSettings(listen=listen, hosts=hosts), clock=clock) as ingress:
             outside = Outside(
                 root=root,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,12 @@ async def standing(root: Path, *, start_deadline_s: float = 10.0, record_fails: 
     clock, driven, author, events = ManualClock(), Driven(), bundles.author(), list[Event]()
     store = Store(root / "store")
 
-    async def record(event: Event) -> int:
+    def record(event: Event, done: Callable[[Any, BaseException | None], None]) -> None:
         if record_fails:
-            raise Problem("audit_unavailable", "the disk is full")
-        events.append(event)
-        return len(events)
+            done(None, Problem("audit_unavailable", "the disk is full"))
+        else:
+            events.append(event)
+            done(len(events), None)
 
     async def judge(identity: str, sha256: str | None) -> Verdict:
         policy, version = catalogs.trusting(author), catalogs.HOST_VERSION

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,9 @@ async def bench(root: Path, *, level: str = "", caps: Caps | None = None, **limi
     events: list[Event] = []
     async with open_ledger(state, clock=SystemClock()) as ledger:
 
-        async def record(event: Event) -> int:
+        def record(event: Event, done: Callable[[Any, BaseException | None], None]) -> None:
             events.append(event)
-            return await ledger.record(event)
+            ledger.note(event, done)
 
         kv = KvCalls(ledger, quota=quota_of(HostCallSettings()))
         log = LogCalls(lambda _level, _plugin_id, message, _fields: lines.append(message))

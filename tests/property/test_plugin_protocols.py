@@ -103,7 +103,7 @@ def _spoken(pieces):
             await asyncio.wait([asked[3]])
             for piece in pieces:
                 talk.session.feed(piece)
-            await conversations.until(lambda: not talk.session._serving)
+            await conversations.until(lambda: talk.broken or not talk.session.under_way)
             broken = list(talk.broken)
             await talk.session.close()
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -154,7 +154,7 @@ def test_host_calls_of_any_session_stay_within_the_limit(bursts):
                 talk.hear(*({"id": n, "method": "kv.get"} for n in range(burst)))
                 await asyncio.sleep(0)
             await talk.until_said(sum(bursts))
-            await conversations.until(lambda: not talk.session._serving)
+            await conversations.until(lambda: talk.broken or not talk.session.under_way)
             assert most <= CAP
             assert talk.flows == [False, True] * (len(talk.flows) // 2)
 

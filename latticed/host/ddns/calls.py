@@ -71,7 +71,7 @@ class DdnsCalls:
         existed = [await self._records.delete(caller.plugin_id, name, kind) for kind in kinds]
         return {"ok": any(existed)}
 
-    async def _status(self, caller: Caller, asked: DdnsStatusQuery) -> dict[str, Any]:
+    def _status(self, caller: Caller, asked: DdnsStatusQuery) -> dict[str, Any]:
         """The caller's records, by name and type, each as `KeptRecord.view`."""
         name = specs.record_name(asked.name) if asked.name else ""
         found = [

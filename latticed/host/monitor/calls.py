@@ -64,7 +64,7 @@ class MonitorCalls:
             Served(method="monitor.delete", params=MonitorName, serve=self._delete),
         )
 
-    async def _list(self, caller: Caller, asked: MonitorList) -> dict[str, Any]:
+    def _list(self, caller: Caller, asked: MonitorList) -> dict[str, Any]:
         """A page of the monitors that the caller may read, by owner and name; `next` is null on the last page."""
         # A plugin id contains no slash, so the first one ends it. The monitor itself need not exist any more.
         owner, _, name = asked.after.partition("/")

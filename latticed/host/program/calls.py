@@ -58,7 +58,7 @@ class ProgramCalls:
             existed |= await self._programs.remove_data(caller.plugin_id, asked.name)
         return {"ok": existed}
 
-    async def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
+    def _status(self, caller: Caller, asked: ProgramStatus) -> dict[str, Any]:
         """The caller's programs, by name; a named one with the end of its output. HostError not_found."""
         mine = self._programs.of(caller.plugin_id)
         if not asked.name:

@@ -72,7 +72,7 @@ class TaskCalls:
         page = found[: asked.limit]
         return {"tasks": [summary(one) for one in page], "next": page[-1].seq if len(found) > len(page) else None}
 
-    async def _get(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
+    def _get(self, caller: Caller, asked: TaskId) -> dict[str, Any]:
         return full(self._tasks.get(asked.id, plugin_id=caller.plugin_id))
 
     async def _submit(self, caller: Caller, asked: spec.TaskSubmit) -> dict[str, Any]:

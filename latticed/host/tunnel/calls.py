@@ -58,7 +58,7 @@ class TunnelCalls:
         """Stop and delete a tunnel of the caller, with its files; `ok` is whether there was one."""
         return {"ok": await self._tunnels.delete(caller.plugin_id, asked.name)}
 
-    async def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:
+    def _status(self, caller: Caller, asked: TunnelStatus) -> dict[str, Any]:
         """The caller's tunnels, by name; a named one with its rules and output. HostError not_found."""
         mine = self._tunnels.of(caller.plugin_id)
         if not asked.name:

@@ -10,6 +10,7 @@ from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.host.call import Caller, HostError, Params, Served, table
 from latticed.kit.clock import SystemClock
+from tests.house import conversations
 
 
 class Nothing(Params, frozen=True):
@@ -18,13 +19,11 @@ class Nothing(Params, frozen=True):
 
 async def test_call_is_not_carried_out_after_gate_closed():
     """The stop comes between recording and dispatch: the call is denied, and audited too."""
-    recording, go_on, recorded, served = asyncio.Event(), asyncio.Event(), [], []
+    recorded, on_record, served = [], [], []
 
-    async def record(event):
+    def record(event, done):
         recorded.append((event.decision, event.code))
-        recording.set()
-        await go_on.wait()
-        return len(recorded)
+        on_record.append(done)
 
     async def serve(caller, asked):
         served.append((caller, asked))
@@ -34,9 +33,11 @@ async def test_call_is_not_carried_out_after_gate_closed():
     rights = Rights(declared=frozenset({"log:write"}), granted=frozenset({"log:write"}))
     gate = broker.gate(Caller(plugin_id="acme.demo"), rights)
     call = asyncio.create_task(gate.call("log.write", {}))
-    await recording.wait()
+    await asyncio.sleep(0)
     gate.close()
-    go_on.set()
+    on_record.pop()(1, None)
+    await conversations.until(lambda: on_record)
+    on_record.pop()(2, None)
     with pytest.raises(HostError, match="being stopped"):
         await call
     assert not served

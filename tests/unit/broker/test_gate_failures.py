@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from latticed.broker import gate as gate_module
@@ -26,8 +28,8 @@ async def test_many_failing_calls_log_one_line_and_then_a_count(monkeypatch):
     async def serve(caller, asked):
         raise ZeroDivisionError
 
-    async def record(event):
-        return 1
+    def record(event, done):
+        done(1, None)
 
     clock = ManualClock()
     monkeypatch.setattr(gate_module, "log", Log())
@@ -50,16 +52,17 @@ async def test_denied_host_call_over_the_rate_is_delayed(monkeypatch, method):
     """Otherwise denied calls, known or not, would load the event loop more than allowed ones."""
     waited = []
 
-    async def pause(seconds):
+    def later(seconds, call, *arguments):
         waited.append(seconds)
+        call(*arguments)
 
     async def serve(caller, asked):
         return {}
 
-    async def record(event):
-        return 1
+    def record(event, done):
+        done(1, None)
 
-    monkeypatch.setattr(gate_module.asyncio, "sleep", pause)
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", later)
     calls = table([Served(method="log.write", params=Nothing, serve=serve)])
     limits = GateLimits(rate=Rate(per_second=1, burst=3))
     broker = Broker(calls, record=record, clock=ManualClock(), gate_limits=limits)

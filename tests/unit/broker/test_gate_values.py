@@ -22,9 +22,9 @@ def gate():
     """(Gate of a plugin that may call log.write, recorded events, values that the service got)."""
     events, served = [], []
 
-    async def record(event):
+    def record(event, done):
         events.append(event)
-        return len(events)
+        done(len(events), None)
 
     async def serve(caller, asked):
         served.append(asked.a)

@@ -301,3 +301,31 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds; the test's timeout is the deadline."""
     while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
         await asyncio.sleep(0.001)
+
+
+async def test_jobs_of_one_turn_are_committed_together_and_called_back_in_order(ledger: Ledger, event: Make) -> None:
+    """Also when a callback fails: that is reported, and the others are called."""
+    called: list[tuple[int, str]] = []
+    reported: list[BaseException] = []
+    batches: list[int] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    writer = ledger._writer
+    deliver = writer._deliver
+    writer._deliver = lambda batch, *rest: (batches.append(len(batch)), deliver(batch, *rest))[1]  # type: ignore[method-assign]
+
+    def done(name: str) -> Callable[[Any, BaseException | None], None]:
+        def tell(seq: int, error: BaseException | None) -> None:
+            assert error is None
+            called.append((seq, name))
+            if name == "b":
+                raise ZeroDivisionError
+
+        return tell
+
+    for name in "abc":
+        ledger.note(event(target=name), done(name))
+    assert await ledger.write(lambda tx: [row[0] for row in tx.execute("SELECT target FROM audit")]) == ["a", "b", "c"]
+    assert called == [(1, "a"), (2, "b"), (3, "c")]
+    assert [type(error) for error in reported] == [ZeroDivisionError]
+    assert batches == [4]

@@ -61,9 +61,9 @@ class Stage:
         return made
 
     def broker(self):
-        async def record(event):
+        def record(event, done):
             self.events.append((event.target, event.decision, event.code))
-            return len(self.events)
+            done(len(self.events), None)
 
         async def get(_caller, asked):
             if asked.key == "slow":

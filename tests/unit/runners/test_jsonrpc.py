@@ -229,7 +229,7 @@ async def test_answer_that_cannot_be_written_keeps_the_session(talk):
     for broken in ("write", "drain"):
         talk.fail = broken
         talk.hear({"id": 1, "method": "kv.get"})
-        await conversations.until(lambda: not talk.session._serving)
+        await conversations.until(lambda: not talk.session.under_way)
     talk.hear({"id": number, "result": 1})
     assert await task == 1
     assert talk.broken == []
@@ -247,18 +247,18 @@ async def test_closing_session_cancels_running_host_calls(talk):
 
     talk.serve = serve
     talk.hear({"id": 1, "method": "kv.get"})
-    await conversations.until(lambda: talk.session._serving and talk.calls)
+    await conversations.until(lambda: talk.session.under_way and talk.calls)
     await talk.session.close()
     assert ended.is_set()
     talk.hear({"id": 2, "method": "kv.get"})
-    assert (talk.said, talk.broken, talk.session._serving) == ([], [], set())
+    assert (talk.said, talk.broken, talk.session._tasks) == ([], [], set())
 
 
 # Limits and back-pressure.
 
 
 async def test_host_calls_beyond_the_cap_pause_reading(talk):
-    """At most MAX_IN_FLIGHT run at once, also when more arrive in one read; reading resumes when all fit."""
+    """At most MAX_IN_FLIGHT are under way, also when more arrive in one read; reading resumes when all fit."""
     gate, running, most = asyncio.Event(), 0, 0
 
     async def serve(method, params):
@@ -271,13 +271,13 @@ async def test_host_calls_beyond_the_cap_pause_reading(talk):
 
     talk.serve = serve
     talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 3)))
-    await conversations.until(lambda: running == CAP)
-    assert talk.flows == [False]
+    await conversations.until(lambda: talk.session.under_way == CAP)
+    assert (running, talk.flows) == (jsonrpc.SERVED_AT_ONCE, [False])
     talk.hear({"id": "more", "method": "kv.get"})  # what was already read is kept
     gate.set()
     await talk.until_said(CAP * 3 + 1)
-    await conversations.until(lambda: not talk.session._serving)
-    assert most == CAP
+    await conversations.until(lambda: not talk.session.under_way)
+    assert most == jsonrpc.SERVED_AT_ONCE
     assert talk.flows[-1] is True
     assert all(now != then for now, then in itertools.pairwise(talk.flows)), "said once each"
     assert len({json.dumps(one["id"]) for one in talk.said}) == CAP * 3 + 1
@@ -291,12 +291,12 @@ async def test_one_host_call_below_the_cap_does_not_pause_reading(talk):
 
     talk.serve = serve
     talk.hear(*({"id": n, "method": "a"} for n in range(CAP - 1)))
-    await conversations.until(lambda: len(talk.session._serving) == CAP - 1)
+    await conversations.until(lambda: talk.session.under_way == CAP - 1)
     assert talk.flows == [False, True]  # while it took turns
     talk.hear({"id": "last", "method": "a"})
     await conversations.until(lambda: talk.flows == [False, True, False])
     gate.set()
-    await conversations.until(lambda: not talk.session._serving)
+    await conversations.until(lambda: not talk.session.under_way)
     assert talk.flows == [False, True, False, True]
 
 
@@ -310,19 +310,48 @@ async def test_reading_is_paused_while_lines_are_unprocessed(talk):
 
 
 async def test_unread_answers_pause_reading(talk):
-    """A call counts until its answer is written, so at most MAX_IN_FLIGHT answers are buffered."""
+    """Calls that were read meanwhile are not carried out: no answer of theirs would wait in memory."""
     talk.room.clear()
     talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP * 2)))
-    await conversations.until(lambda: len(talk.said) == CAP)
+    await conversations.until(lambda: talk.session.under_way == CAP)
     await asyncio.sleep(0)
-    assert (len(talk.said), talk.flows) == (CAP, [False])
+    assert (talk.said, talk.calls, talk.flows) == ([], [], [False])
     asked = asyncio.create_task(talk.session.ask("health", {}))
     await asyncio.sleep(0)
-    assert len(talk.said) == CAP, "a question waits for room too"
+    assert talk.said == [], "a question waits for room too"
     talk.room.set()
     await talk.until_said(CAP * 2 + 1)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
+
+
+async def test_answers_that_nobody_reads_are_those_of_started_calls(talk):
+    """Once the pipe is full no call is started; all are answered after it was read."""
+    gate = asyncio.Event()
+
+    async def serve(method, params):
+        await gate.wait()
+        return method
+
+    talk.serve = serve
+    talk.hear(*({"id": n, "method": "kv.get"} for n in range(CAP)))
+    await conversations.until(lambda: len(talk.calls) == jsonrpc.SERVED_AT_ONCE)
+    talk.room.clear()
+    gate.set()
+    await talk.until_said(jsonrpc.SERVED_AT_ONCE)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (len(talk.said), talk.session.under_way) == (jsonrpc.SERVED_AT_ONCE, CAP)
+    talk.room.set()
+    await talk.until_said(CAP)
+    assert [one["id"] for one in talk.said] == list(range(CAP))
+
+
+async def test_answers_of_one_turn_leave_in_one_write(talk):
+    talk.session._serve = lambda method, params, answer: answer(method, None)
+    talk.hear(*({"id": n, "method": "kv.get"} for n in range(20)))
+    await talk.until_said(20)
+    assert (talk.writes, [one["id"] for one in talk.said]) == ([20], list(range(20)))
 
 
 async def test_many_messages_in_one_read_do_not_delay_other_sessions():
@@ -348,7 +377,7 @@ async def test_large_host_calls_pause_reading_below_the_cap(talk):
     params = {"a": [[]] * 40_000}  # 120 KB on the wire, about 2.5 MB of objects
     talk.hear(*({"id": n, "method": "kv.get", "params": params} for n in range(12)))
     await conversations.until(lambda: talk.flows == [False])
-    assert len(talk.session._serving) < 6
+    assert talk.session.under_way < 6
     talk.room.set()
     await talk.until_said(12)
     await conversations.until(lambda: talk.flows[-1])
@@ -363,8 +392,8 @@ async def test_beyond_the_shared_memory_bound_each_plugin_may_have_one_call(monk
         modest.room.clear()
         greedy.hear({"id": 1, "method": "kv.get", "params": {"a": "x" * 2_000}})
         modest.hear(*({"id": n, "method": "kv.get"} for n in range(3)))
-        await conversations.until(lambda: len(modest.said) == 1)
-        assert modest.flows == [False]
+        await conversations.until(lambda: modest.flows == [False])
+        assert modest.session.under_way == 1
         greedy.room.set()
         await conversations.until(lambda: modest.flows == [False, True])
         modest.room.set()
@@ -514,7 +543,7 @@ async def test_unrepresentable_answer_fails_only_its_request(talk, line, value):
 async def test_params_of_host_call_reach_the_service_undecoded(talk, value):
     """test_gate_values.py tests how they are decoded. Some are refused with bad_params here; the session continues."""
     heard = []
-    talk.session._serve = lambda method, params: talk.serve(method, heard.append(params))
+    talk.session._serve = lambda method, params, _: talk.serve(method, heard.append(params))
     talk.session.feed(CALL + b',"params":{"a":' + value + b"}}\n")
     await talk.until_said(1)
     if heard:

@@ -49,7 +49,7 @@ def _value(key):
     return {"ok": True, "value": key, "value_base64": base64.b64encode(key.encode()).decode(), "version": 1}
 
 
-async def serve(method, params):
+async def serve(method, params, _answer=None):
     params = json.loads(params) if isinstance(params, bytes) else params
     if method == "log.write":
         raise HostError(Denial.CAPABILITY_DENIED, "the manifest does not declare log:write")
