@@ -178,7 +178,7 @@ class _Call(asyncio.Protocol):
         self._stdout: asyncio.ReadTransport | None = None
         self.conversation = stdio_json.Invocation(
             answer=self._answer,
-            serve=spec.gate.call,
+            serve=spec.gate.call_raw,
             max_line_bytes=spec.invoking.line_bytes,
             max_host_calls=spec.invoking.host_calls,
             flow=self._flow,

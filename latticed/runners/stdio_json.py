@@ -32,21 +32,25 @@ ID_CHARACTERS: Final = 128
 """The longest method and id of a call: both are kept while it is under way, and the id is sent back."""
 
 
+_NO_PARAMS: Final = msgspec.Raw(b"null")  # what a call without `params` has
+
+
 class HostCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One host call of the plugin; `params` may be left out."""
+    """One host call of the plugin; `params` may be left out, and are decoded by the service that is called."""
 
     id: int | str
     method: str
-    params: dict[str, Any] | None = None
+    params: msgspec.Raw = _NO_PARAMS
 
 
-class HostCallLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line that is a host call: `{"host_call": {"id": "1", "method": "kv.get", "params": {"key": "a"}}}`."""
+class PluginLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line that is a host call, `{"host_call": {"id": "1", "method": "kv.get", "params": {"key": "a"}}}`, or none."""
 
-    host_call: HostCall
+    host_call: HostCall | msgspec.UnsetType = msgspec.UNSET
 
 
-_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode: Final = msgspec.json.Decoder(PluginLine).decode
+_decode_reply: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def request(action: str, payload: Any) -> bytes:
@@ -61,9 +65,10 @@ async def _at_once() -> None:
 class Invocation:
     """One invocation, over functions that the caller provides: from its request to `close`.
 
-    `answer` takes lines for the descriptor of answers, `serve(method, params)` carries out host calls; at most
-    `max_host_calls` of them. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain`
-    waits until the plugin has read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
+    `answer` takes lines for the descriptor of answers, `serve(method, params)` carries out host calls, whose params are
+    a JSON object; at most `max_host_calls` of them. `flow(False)` pauses the reading of the plugin's stdout,
+    `flow(True)` resumes it; `drain` waits until the plugin has read enough of its answers. `answer` and `drain` may
+    raise OSError once nobody reads.
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
     `output_too_large`, `too_many_host_calls`, `protocol_error`, the code of its exit, or `plugin_error` for a reply
@@ -74,7 +79,7 @@ class Invocation:
         self,
         *,
         answer: Callable[[bytes], None],
-        serve: Callable[[str, dict[str, Any]], Awaitable[Any]],
+        serve: Callable[[str, bytes], Awaitable[Any]],
         max_line_bytes: int,
         max_host_calls: int,
         flow: Callable[[bool], None] = lambda _: None,
@@ -162,18 +167,19 @@ class Invocation:
             self._fail(Unrepresentable(lines.TOO_MANY))
             return
         try:
-            message = _decode(line)
-            deep = lines.too_deep(line, message)
-            call = msgspec.convert(message, HostCallLine).host_call if "host_call" in message and not deep else None
+            if not line.isascii():
+                line.decode("utf-8")  # of the whole line: parameters are not decoded here
+            call = _decode(line).host_call
+            message = _decode_reply(line) if call is msgspec.UNSET else {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._take_partial(line, text.sanitise(str(error), 100))
         else:
-            if deep:
-                self._take_partial(line, "nesting")
-            elif call is None:
-                self._reply(message, line)
-            else:
+            if call is not msgspec.UNSET:
                 self._call(call, lines.weight(line))
+            elif lines.too_deep(line, message):
+                self._take_partial(line, "nesting")
+            else:
+                self._reply(message, line)
 
     def _take_partial(self, line: bytes, why: str) -> None:
         """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`."""
@@ -186,7 +192,7 @@ class Invocation:
         else:
             # Id and method are all that an answer needs. Without them there is no call to refuse.
             try:
-                call = msgspec.convert({**partial.members["host_call"], "params": {}}, HostCall)
+                call = msgspec.convert({**partial.members["host_call"], "params": _NO_PARAMS}, HostCall)
             except (msgspec.DecodeError, TypeError):
                 self._fail(Unrepresentable(partial.found))
             else:
@@ -218,8 +224,13 @@ class Invocation:
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
             self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
+        params = b"{}" if call.params == _NO_PARAMS else bytes(call.params)
+        call = msgspec.structs.replace(call, params=_NO_PARAMS)  # these refer to the whole line, and would keep it
+        if not params.startswith(b"{"):
+            self.fail("protocol_error", "expected params that are an object, found something else")
+            return
         before = next(reversed(self._serving), None)  # the newest under way, after which this one is answered
-        work = self._answer_call(call, refused, before)
+        work = self._answer_call(call, params, refused, before)
         task = fenced(work, lambda error: _tell(call, error), name="host call")
         self._serving[task] = size
         task.add_done_callback(self._served)
@@ -234,11 +245,13 @@ class Invocation:
         if self._paused and not self.outcome.done():
             self._take_all(self._lines.ready())
 
-    async def _answer_call(self, call: HostCall, refused: HostError | None, before: asyncio.Task[None] | None) -> None:
+    async def _answer_call(
+        self, call: HostCall, params: bytes, refused: HostError | None, before: asyncio.Task[None] | None
+    ) -> None:
         """Carry out one call, wait for the answer of the one `before` it, and write the answer."""
         # The semaphore is fair, so a call that waits here for an earlier one never keeps that one out.
         async with self._room:
-            line = await self._answered(call, refused)
+            line = await self._answered(call, params, refused)
             # Calls run at the same time, but are answered in the order in which they came.
             if before is not None:
                 await asyncio.wait({before})
@@ -246,12 +259,12 @@ class Invocation:
                 self._answer(line)
                 await self._drain()
 
-    async def _answered(self, call: HostCall, refused: HostError | None) -> bytes:
+    async def _answered(self, call: HostCall, params: bytes, refused: HostError | None) -> bytes:
         """The answer to one call; for an exception of the host's own, an error that says so."""
         try:
             if refused is not None:
                 raise refused
-            result = await self._serve(call.method, call.params or {})
+            result = await self._serve(call.method, params)
             return lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
         except HostError as error:
             return _refusal(call, error)

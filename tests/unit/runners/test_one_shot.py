@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import os
 from dataclasses import replace
 
@@ -42,8 +43,8 @@ class SlowGate:
     def __init__(self) -> None:
         self.going_on = 0
 
-    async def call(self, method, params):
-        assert (method, params) == ("kv.get", {"key": "a"})
+    async def call_raw(self, method, params):
+        assert (method, json.loads(params)) == ("kv.get", {"key": "a"})
         self.going_on += 1
         try:
             await asyncio.Event().wait()
@@ -99,8 +100,8 @@ class LateGate:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def call(self, method, params):
-        assert (method, len(params["value"])) == ("kv.put", 1_000_000)
+    async def call_raw(self, method, params):
+        assert (method, len(json.loads(params)["value"])) == ("kv.put", 1_000_000)
         self.calls += 1
         for _ in range(100 - 10 * self.calls):
             await asyncio.sleep(0)

@@ -356,6 +356,26 @@ async def test_host_call_with_unrepresentable_params_is_bad_params(call):
     assert await call.invocation.outcome == REPLY
 
 
+async def test_params_of_host_call_reach_the_service_as_they_came(call):
+    """Their size and hash are recorded, and the service judges their depth."""
+    heard = []
+    call.invocation._serve = lambda method, params: call._echo(method, heard.append(params))
+    for params in (b'{ "key" : 1.0 }', b'{"a":' + b"[" * 200 + b"]" * 200 + b"}"):
+        call.invocation.feed(b'{"host_call":{"id":1,"method":"kv.get","params":' + params + b"}}\n")
+        await conversations.until(lambda: heard)
+        assert heard.pop() == params
+    call.hear(REPLY)
+    assert await call.invocation.outcome == REPLY
+
+
+@pytest.mark.parametrize("params", [[], "text", 5, True])
+async def test_params_that_are_no_object_are_a_protocol_error(call, params):
+    call.hear({"host_call": {"id": 1, "method": "kv.get", "params": params}})
+    with pytest.raises(Problem) as failed:
+        await call.invocation.outcome
+    assert failed.value.code == "protocol_error"
+
+
 async def test_text_that_is_no_message_is_quoted_in_the_reason(call):
     """It may even be JSON."""
     call.invocation.feed(b'{"level":"debug"}\n')
