@@ -41,6 +41,7 @@ BENCHES: Final = {
     "LAG": "lag",
     "SCALE": "scale",
     "DEV": "developing",
+    "UI": "console_page",
 }
 PAIRS: Final = 9
 QUICK_PAIRS: Final = 3

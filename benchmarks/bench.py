@@ -102,7 +102,7 @@ class Bench:
                 shutil.copy(found, source / name)
         _run(*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(source))
         (wheel,) = wheels.glob("latticed-*.whl")
-        _run(*pip, "install", str(wheel))
+        _run(*pip, "install", f"{wheel}[ui]")
 
 
 def system_python() -> str:
