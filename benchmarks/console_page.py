@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.server
 import shutil
+import statistics
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -105,6 +106,7 @@ async def _overview(bench: Bench, browser: Browser, base: str, count: int) -> ro
                 if (shown := await browser.value(ROWS)) != 50:
                     raise RuntimeError(f"expected 50 rows at {url}, found {shown}")
                 samples.append(await browser.value(LOADED) / 1e3)
+    say(f"UI: {statistics.median(ours):.3f} s, the file {statistics.median(theirs):.3f} s")
     pairs = rows.Pairs(ours=tuple(ours), theirs=tuple(theirs))
     return rows.Row(
         target="UI",
@@ -161,6 +163,7 @@ def _copies(files: dict[str, tuple[str, bytes]]) -> Iterator[str]:
 async def _hour(bench: Bench, running: daemon.Daemon, browser: Browser, base: str) -> rows.Row:
     """A plugin is activated and disabled in turn; its page asks for itself after each change, and shows it."""
     changes, plugin_id = bench.some(HOUR, HOUR // 12), many.plugin_id(0)
+    running.client.close()  # the daemon has cut it, being idle for so long; it connects anew
     await browser.call("Performance.enable")
     await browser.call("Page.addScriptToEvaluateOnNewDocument", source=FASTER)
     await browser.go(f"{base}/plugins/{plugin_id}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import http.client
+import json
 import os
 import re
 import select
@@ -12,6 +14,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,10 +22,12 @@ import pytest
 
 from latticed.console.connection import MOST
 from latticed.kit import descriptors
-from tests.house import consoles, daemons, processes
+from tests.house import bundles, consoles, daemons, processes
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
 
+ACME = bundles.author("acme")
+ID = "acme.demo"
 STALLED = 2_000
 HALF = {
     "nothing": b"",
@@ -35,15 +40,24 @@ HALF = {
 
 @pytest.fixture(scope="module")
 def daemon():
-    with daemons.placed() as place, place.running() as daemon:
-        yield daemon
+    with daemons.placed() as place:
+        place.trust_us(ACME)
+        place.drop("demo", author=ACME, id=ID)
+        with place.running() as daemon:
+            yield daemon
 
 
 @pytest.fixture(scope="module")
-def console(daemon):
-    with consoles.running(daemon) as console:
+def console(daemon, links):
+    with consoles.running(daemon, "--link-socket", str(links)) as console:
         assert console.enter().status == 303
         yield console
+
+
+@pytest.fixture(scope="module")
+def links(daemon) -> Path:
+    """The socket where the console hands out links."""
+    return daemon.place.run / "links.sock"
 
 
 def port_of(console: consoles.RunningConsole) -> int:
@@ -211,8 +225,8 @@ def spoken(console: consoles.RunningConsole, raw: bytes) -> bytes:
 def test_a_unix_socket_of_the_console_is_for_its_owner_and_group(daemon):
     """Mode 0660 from its first moment; a second console does not take its place, nor remove it; gone at the end."""
     place = daemon.place
-    path, links = place.run / "http.sock", place.run / "link.sock"
-    options = ("--listen", str(path), "--origin", "https://plugins.example.org", "--link-socket", str(links))
+    path, own_links = place.run / "http.sock", place.run / "link.sock"
+    options = ("--listen", str(path), "--origin", "https://plugins.example.org", "--link-socket", str(own_links))
     path.write_bytes(b"")
     assert "cannot listen" in daemon.ctl("ui", *options).stderr
     assert path.read_bytes() == b"", "what is no socket stays"
@@ -223,16 +237,16 @@ def test_a_unix_socket_of_the_console_is_for_its_owner_and_group(daemon):
     with processes.spawned(
         daemon.ctl_command("ui", *options), user=place.user, env=place.environment(), stdout=quiet, stderr=log
     ) as first:
-        processes.until(lambda: path.exists() and links.exists(), what="the sockets")
-        assert {stat.S_IMODE(one.stat().st_mode) for one in (path, links)} == {0o660}
+        processes.until(lambda: path.exists() and own_links.exists(), what="the sockets")
+        assert {stat.S_IMODE(one.stat().st_mode) for one in (path, own_links)} == {0o660}
         second = daemon.ctl("ui", *options)
         assert (second.returncode, "another process listens" in second.stderr) == (1, True), second.stderr
-        link = daemon.ctl("ui", "link", "--link-socket", str(links)).stdout.strip()
+        link = daemon.ctl("ui", "link", "--link-socket", str(own_links)).stdout.strip()
         assert link.startswith("https://plugins.example.org/")
         seen = asked_by_socket(path, urlsplit(link).path)
         assert (seen.status, "; Secure" in (seen.getheader("Set-Cookie") or "")) == (303, True)
         if os.geteuid() == 0:
-            connect = f"import socket; socket.socket(socket.AF_UNIX).connect({str(links)!r})"
+            connect = f"import socket; socket.socket(socket.AF_UNIX).connect({str(own_links)!r})"
             tried = subprocess.run(
                 [processes.reachable_python(), "-I", "-c", connect],
                 check=False,
@@ -247,7 +261,53 @@ def test_a_unix_socket_of_the_console_is_for_its_owner_and_group(daemon):
         first.terminate()
         assert first.wait(processes.PATIENCE_S) == 0
     assert not path.exists()
-    assert not links.exists()
+    assert not own_links.exists()
+
+
+def link_of(path: Path) -> str:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.settimeout(processes.PATIENCE_S)
+        sock.connect(str(path))
+        return str(json.loads(sock.makefile("rb").readline())["link"])
+
+
+def test_a_link_that_many_open_at_once_becomes_one_session(console, links):
+    """Whoever is first has it; who else had read it learns that it was used."""
+    target = urlsplit(link_of(links)).path
+    with ThreadPoolExecutor(16) as threads:
+        seen = list(threads.map(lambda _: console.ask("GET", target), range(32)))
+    assert sorted(one.status for one in seen) == [303, *[401] * 31]
+    assert sum("set-cookie" in one.headers for one in seen) == 1
+
+
+def test_links_are_handed_out_beside_those_who_do_not_take_theirs(console, links):
+    """The oldest of many links end; neither they nor a client that reads nothing keep anybody out."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX))).connect(str(links))
+        assert console.ask("GET", urlsplit(link_of(links)).path).status == 303
+    assert console.get("/").status == 200
+
+
+def test_no_page_shows_a_secret_a_link_or_a_session(daemon, console, links):
+    """Every page that a link of another leads to, and what the stream says, with a secret bound to a plugin."""
+    value, link = "hunter2-do-not-show", link_of(links)
+    assert daemon.ask("PUT", "/api/secrets/TOKEN", value.encode()).status < 300
+    assert daemon.ask("PUT", f"/api/secrets/TOKEN/plugins/{ID}").status < 300
+    kept = [value, console.cookie.partition("=")[2], link.rsplit("/", 1)[1]]
+    left, seen = {f"{console.base}/", f"{console.base}/plugins/{ID}/logs"}, set()
+    while left:
+        path = left.pop()
+        seen.add(path)
+        page = console.ask("GET", path, headers={"Cookie": console.cookie})
+        assert page.status in {200, 404}, (path, page.status)
+        assert not [one for one in kept if one in page.text or one in str(page.headers)], path
+        found = {html.unescape(one) for one in re.findall(r'(?:href|src)="([^"]+)"', page.text)}
+        left |= {one for one in found if one.startswith(f"{console.base}/")} - seen
+    assert f"{console.base}/plugins/{ID}" in seen
+    assert len(seen) > 10
+    for path in ("secrets", "secrets/TOKEN", f"plugins/{ID}/config", "backup"):
+        assert console.get(f"/{path}").status == 404
 
 
 def asked_by_socket(path: Path, target: str) -> http.client.HTTPResponse:
