@@ -37,7 +37,6 @@ COOKIE: Final = "latticed_ui"
 MOST_COOKIES: Final = 8
 THREADS: Final = 12
 """Requests to the daemon under way at a time; logs that follow wait in one each."""
-_FORM_S: Final = 10.0
 _MOST_FIELDS: Final = 200
 _LIVE_PAUSE_S: Final = 0.5
 """A page hears of changes at most twice a second."""
@@ -253,7 +252,7 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
     if request.content_type != _FORM:
         raise Problem("bad_form", f"expected {_FORM}, found {request.content_type[:80]!r}", "")
     try:
-        async with asyncio.timeout(_FORM_S):
+        async with asyncio.timeout(connection.REQUEST_S):
             body = await request.read()
         return parse_qs(body.decode("ascii"), max_num_fields=_MOST_FIELDS, errors="strict")
     except (TimeoutError, ConnectionError, web.RequestPayloadError, web.HTTPRequestEntityTooLarge) as error:

@@ -56,6 +56,7 @@ ROUTES = [
     GET /api/plugins read
     GET /api/plugins/lifecycle operate
     POST /api/plugins/lifecycle operate
+    GET /api/plugins/brief read
     GET /api/plugins/rejected read
     POST /api/plugins/verify operate
     GET /api/plugins/by-id/{id} read

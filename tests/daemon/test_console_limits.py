@@ -38,6 +38,38 @@ HALF = {
 }
 
 
+NO_REQUESTS = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/1.1\r\nHost: {host}\r\nA: " + b"x" * 100_000 + b"\r\n\r\n",
+    b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: {host}\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: {host}\r\n" + b"A: b\r\n" * 500 + b"\r\n",
+    b"GET / HTTP/1.1\r\nHost: {host}\r\nHost: {host}\r\n\r\n",
+    b"GET /\x00 HTTP/1.1\r\nHost: {host}\r\n\r\n",
+    b"GET {base}/ HTTP/1.1\r\nHost: {host}\r\nExpect: the-unexpected\r\n\r\n",
+    b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: {host}\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: {host}\r\n\r\n",
+    b"GET http://{host}{base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+    b"GET //{host}{base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+    b"GET {base}/plugins/%ff HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+    b"GET {base}/audit?actor=\xff HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+    b"GET {base}/?q=%ff%00%0d%0aSet-Cookie:%20a=b HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+    b"TRACE {base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
+]
+FRAMINGS = [
+    b"Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n",
+    b"Content-Length: {length}\r\nContent-Length: 0\r\n",
+    b"Content-Length: +{length}\r\n",
+    b"Content-Length: {length}, 0\r\n",
+    b"Transfer-Encoding: xchunked\r\n",
+    b"Transfer-Encoding: chunked, identity\r\n",
+    b"Transfer-Encoding:\r\n",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+    b"Transfer-Encoding : chunked\r\n",
+    b" Content-Length: {length}\r\n",
+]
+
+
 @pytest.fixture(scope="module")
 def daemon():
     with daemons.placed() as place:
@@ -140,27 +172,7 @@ def test_a_connection_that_owes_its_request_is_cut_in_time(console):
         processes.until(cut, what="all to be cut")
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/1.1\r\nHost: {host}\r\nA: " + b"x" * 100_000 + b"\r\n\r\n",
-        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: {host}\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: {host}\r\n" + b"A: b\r\n" * 500 + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: {host}\r\nHost: {host}\r\n\r\n",
-        b"GET /\x00 HTTP/1.1\r\nHost: {host}\r\n\r\n",
-        b"GET {base}/ HTTP/1.1\r\nHost: {host}\r\nExpect: the-unexpected\r\n\r\n",
-        b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: {host}\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: {host}\r\n\r\n",
-        b"GET http://{host}{base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-        b"GET //{host}{base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-        b"GET {base}/plugins/%ff HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-        b"GET {base}/audit?actor=\xff HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-        b"GET {base}/?q=%ff%00%0d%0aSet-Cookie:%20a=b HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-        b"TRACE {base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n",
-    ],
-    ids=lambda raw: repr(raw[:40]),
-)
+@pytest.mark.parametrize("raw", NO_REQUESTS, ids=lambda raw: repr(raw[:40]))
 def test_bytes_that_are_no_request_of_a_browser_get_a_plain_refusal(console, raw: bytes):
     """Each answer has the headers of every page, tells nothing of the cookie, and the console goes on."""
     answer = spoken(console, raw)
@@ -172,27 +184,12 @@ def test_bytes_that_are_no_request_of_a_browser_get_a_plain_refusal(console, raw
         assert 400 <= code < 500, answer
     assert b"content-security-policy: default-src 'none'" in head, answer
     assert b"set-cookie" not in head, answer
+    assert b"aiohttp" not in answer
     assert console.cookie.partition("=")[2].encode() not in answer
     assert console.get("/").status == 200
 
 
-@pytest.mark.parametrize(
-    "framing",
-    [
-        b"Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n",
-        b"Content-Length: {length}\r\nContent-Length: 0\r\n",
-        b"Content-Length: +{length}\r\n",
-        b"Content-Length: {length}, 0\r\n",
-        b"Transfer-Encoding: xchunked\r\n",
-        b"Transfer-Encoding: chunked, identity\r\n",
-        b"Transfer-Encoding:\r\n",
-        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
-        b"Transfer-Encoding : chunked\r\n",
-        b" Content-Length: {length}\r\n",
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("framing", FRAMINGS, ids=repr)
 def test_no_second_request_is_smuggled_in_a_body(console, framing: bytes):
     """A proxy of the operator may read the same bytes in another way: then nothing of them is answered twice."""
     hidden = b"0\r\n\r\nGET {base}/ HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n\r\n"

@@ -8,6 +8,7 @@ import pytest
 
 from tests.daemon import test_access as access
 from tests.daemon import test_console as console
+from tests.daemon import test_console_limits as limits
 from tests.daemon import test_process_peers as peers
 from tests.hostile import test_artifact_swap as swaps
 from tests.hostile import test_bundles_on_disk as on_disk
@@ -33,6 +34,7 @@ COUNTS = {
     "garbage of a plugin": len(peers.GARBAGE),
     "stalls on the control socket": len(abuse.STALLS),
     "attacks on the console": sum(map(len, (console.FOREIGN, console.ORIGINS, console.BEYOND, console.FORMS))),
+    "misuse of the console's port": sum(map(len, (limits.HALF, limits.NO_REQUESTS, limits.FRAMINGS))),
 }
 LEAST = {"hostile bundles": 200, "writes during an install": 500, "half requests": 12 * 200}
 """The least that each family must have."""
