@@ -122,7 +122,7 @@ class Console:
         """A session for a link that was not used yet."""
         secret = self._keys.opened(link, time.monotonic())
         if secret is None:
-            hint = "each opens once, and within ten minutes: latticectl ui prints a new one when it is started anew"
+            hint = "each opens once, and within ten minutes; a new one: latticectl ui, or of a unit latticectl ui link"
             raise Problem("no_session", "this link was used, or is too old", hint)
         answer = self._to("/")
         answer.headers["Set-Cookie"] = guard.cookie(COOKIE, secret, f"/{self.base}/", called)

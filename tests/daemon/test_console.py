@@ -63,7 +63,9 @@ def host(web):
         place.set(market_sites.settings(web, ["shop"]).replace("fetch_s = 3", "fetch_s = 60"))
         with place.running() as daemon:
             host = hosting.Host(daemon=daemon, author=market_sites.ACME)
-            host.up(ID, programs.GREETER)
+            host.up(
+                ID, programs.GREETER, schedules=[{"name": "hourly", "every_s": 3600, "action": "text", "payload": "x"}]
+            )
             host.drop("acme.later", programs.GREETER, capabilities=["kv:read", "http:egress"])
             place.drop("stranger", author=bundles.author("stranger"), id="stranger.demo")
             daemon.until_rejected("stranger", "publisher_untrusted")
@@ -267,9 +269,20 @@ def test_pages_say_what_the_daemon_says(host, reading):
     assert "No plugin matches" in reading.get("/?q=nothing-of-that-name").text
     page = reading.get(f"/plugins/{ID}").text
     assert "Last 24 hours" in page
+    assert re.search(r"waiting</span> <strong>hourly</strong> every_s:3600, next <time", page), page
     assert reading.get("/plugins/acme.nobody").status == 404
     assert "holds" in reading.get("/audit?within=hour&action=plugin.status").text
     assert "plugin.status" in reading.get("/audit?within=hour").text
+
+
+def test_pages_say_what_doctor_says(host, reading):
+    """With the rights of whoever started the console; what needs a look is on the overview, too."""
+    told = json.loads(host.daemon.ctl("doctor", "--format", "json").stdout)
+    page = reading.get("/health").text
+    assert {one["check"] for one in told} == set(re.findall(r"<p><strong>([^<]+)</strong> <span class=\"word", page))
+    looks = {one["check"] for one in told if one["state"] in {"look", "bad"}} - {"daemon"}
+    processes.until(lambda: "still being looked at" not in reading.get("/").text, what="the findings")
+    assert looks <= set(re.findall(r'/health">([^<]+)</a>', reading.get("/").text))
 
 
 def test_a_unit_hands_out_links_by_its_socket(host):
