@@ -118,6 +118,10 @@ def test_first_plugin_is_active_after_the_pages_commands(fresh):
     assert newer is (machines.VERSIONS[fresh.suite] >= 257)
     helper = fresh.run("latticectl", "plan", "list")
     assert helper.returncode == 0, helper
+    # The console waits for an operator to enable it; the tests below stop it with the rest.
+    assert fresh.run("systemctl", "is-enabled", "latticed-ui.service").stdout.strip() == "disabled"
+    fresh.check("systemctl", "start", "latticed-ui.service")
+    assert "/open/" in fresh.check("latticectl", "ui", "link")
 
 
 def test_python_goes_only_together_with_the_package(fresh):
