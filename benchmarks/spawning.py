@@ -17,7 +17,7 @@ from benchmarks import rows
 from benchmarks.references import bubblewrap
 from latticed.processes import child
 from latticed.processes.ahead import Ahead
-from latticed.sandbox import artifact, elf_programs, levels, probe, spec
+from latticed.sandbox import artifact, elf_programs, levels, probe, rlimits, spec
 from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def _plan(program: artifact.Artifact, level: Level, probed: Probed, more: tuple[
     features |= {levels.PROCESSES} if more else set()
     ids = probe.PROBE_IDS if probed.standing.uid == 0 else None
     chosen = levels.Chosen(level=level, features=frozenset(features))
-    return spec.build(spec.ChildRequest(program=program, ids=ids), chosen, probed)
+    # All have one uid, by which the kernel counts: TOGETHER of them, beside what else probes this host, may be more
+    # than the default of one child.
+    limits = rlimits.ResourceLimits(tasks=rlimits.SHARED_TASKS)
+    return spec.build(spec.ChildRequest(program=program, ids=ids, limits=limits), chosen, probed)
 
 
 async def _live(plan: ChildSpec, ahead: Ahead | None) -> float:
