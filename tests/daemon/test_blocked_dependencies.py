@@ -276,7 +276,9 @@ def test_state_disk_that_hangs_within_a_commit_holds_up_nothing_but_records(plac
         assert "STATUS=reloaded" in daemon.expect_notice("READY=1")
         assert disk.waiting
         disk.let_go()
-        daemon.until(lambda: daemon.events(action="plugin.runtime"), "the plugin's end to be on record")
+        daemon.until(
+            lambda: "failed" in [one["detail"].get("state") for one in daemon.events(action="plugin.runtime")], "record"
+        )
         disk.hold(hanging_disk.WRITES)
         daemon.signal(signal.SIGTERM)
         disk.wait_for_somebody()
