@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -111,9 +112,10 @@ def test_power_cut_at_any_write_of_a_migration_is_one(older, shim):
     """The disk's image is copied while the daemon stands still in the middle of it: what it has not synced is lost."""
     if os.getuid() != 0 or not shutil.which("mkfs.ext4"):
         pytest.skip("no disk of its own can be made here: that needs uid 0 and mkfs.ext4")
-    image, cut = older.home.parent / "disk", older.home.parent / "cut"
     with faults.attached(older, shim) as sick:
         for point in points(older, sick):
+            # Others' mount namespaces may keep a disk of before mounted, and mount(8) would take its loop device again.
+            image, cut = older.home.parent / f"disk-{point}", older.home.parent / f"cut-{point}"
             image.write_bytes(b"")
             os.truncate(image, DISK_BYTES)
             subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
@@ -125,7 +127,7 @@ def test_power_cut_at_any_write_of_a_migration_is_one(older, shim):
                 by = {"by": signal.SIGSTOP, "below": older.state / "ledger.sqlite3"}
                 with sick.halting(point, **by), older.running(ready=False) as daemon:
                     processes.until(lambda: stopped(daemon.process.pid), what=f"write {point}")
-                    subprocess.run(["cp", "--sparse=always", image, cut], check=True)
+                    processes.until(functools.partial(copied, image, cut), what=f"a copy of one moment at {point}")
                     daemon.kill()
             finally:
                 subprocess.run(["umount", older.state], check=True)
@@ -134,6 +136,16 @@ def test_power_cut_at_any_write_of_a_migration_is_one(older, shim):
                 goes_on(older)
             finally:
                 subprocess.run(["umount", older.state], check=True)
+            image.unlink()
+            cut.unlink()
+
+
+def copied(image: Path, cut: Path) -> bool:
+    """Copy a disk to which the kernel may be writing back; whether it is of one moment, as after a power cut: nothing
+    may have changed meanwhile.
+    """
+    subprocess.run(["cp", "--sparse=always", image, cut], check=True)
+    return subprocess.run(["cmp", "--silent", image, cut], check=False).returncode == 0
 
 
 def stopped(pid: int) -> bool:
