@@ -22,7 +22,7 @@ NOT_RUN = {
     "(umask 077 && docker": "the same",
     "tool()": "the same",
     "cp /usr/share/containers": "the same",
-    "make deb": "takes a minute; tests/booted/test_package.py builds and compares them",
+    "make deb": "takes minutes; tests/booted/test_package.py makes both, the first in the long run",
     "latticectl upgrade": "takes another version of that plugin; tests/daemon/test_upgrade_widening.py does it",
     "latticectl dev": "goes on until it is ended; tests/daemon/test_dev.py does",
     "pip install latticed-sdk": "asks an index; tests/unit/sdk/test_sdk_wheel.py installs the wheel",
@@ -125,6 +125,15 @@ def test_commands_that_are_not_run_have_a_reason():
         assert begun, f"{block.page.name}: no reason not to run\n{block.text}"
         used |= begun
     assert used == set(NOT_RUN), "a reason without its block"
+
+
+def test_upgrade_of_the_guide_is_what_the_packages_tests_type():
+    guide, package = (
+        [one.text for one in pages.blocks(pages.CHECKOUT / "docs/operate" / name) if "apt-get install" in one.text]
+        for name in ("README.md", "package.md")
+    )
+    assert set(guide) <= set(package)
+    assert guide
 
 
 def test_reasons_name_tests_that_exist():
