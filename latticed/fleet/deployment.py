@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import nkeys, subjects
-from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EVENT_BYTES, STATUS_BYTES
+from latticed.fleet.engine import BEAT_BYTES, CHUNK_BYTES, DESIRED_BYTES, EVENT_BYTES, STATUS_BYTES
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LOWEST_VERSION: Final = (2, 14)
 """Of nats-server: per-message TTL, quotas per subject and republishing are there, and were tested."""
 EVENTS_PER_NODE: Final = 256
-BEAT_BYTES: Final = 1 << 10
 HEADER_BYTES: Final = 1 << 10
 """What the engine's own headers may add to a message."""
 PRESENT_S: Final = 60

@@ -21,6 +21,7 @@ EVENT_BYTES: Final = 16 << 10
 """Largest event; a node's quota is counted in these."""
 STATUS_BYTES: Final = 64 << 10
 """Largest status, and largest invocation or answer."""
+BEAT_BYTES: Final = 1 << 10
 
 
 class EngineUnavailable(Exception):
@@ -55,7 +56,9 @@ class Stored:
 
 
 class Engine(Protocol):
-    """What a node's link uses. Each method raises EngineUnavailable when there is no connection."""
+    """What a node's link uses. Each method raises EngineUnavailable when there is no connection, and ValueError for
+    what is larger than its kind may be.
+    """
 
     async def desired(self) -> bytes | None:
         """This node's desired document as it is kept now; None when there is none."""
@@ -85,7 +88,9 @@ class Engine(Protocol):
 
 
 class ControllerEngine(Protocol):
-    """What a controller uses. Each method raises EngineUnavailable when there is no connection."""
+    """What a controller uses. Each method raises EngineUnavailable when there is no connection, and ValueError for what
+    is larger than its kind may be.
+    """
 
     async def desired(self, node: str) -> Stored | None:
         """The desired document of `node`; None when there never was one."""

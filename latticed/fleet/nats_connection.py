@@ -15,17 +15,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
-import nats.errors
-from nats.aio.client import Client
-
 from latticed.fleet import nkeys
 from latticed.fleet.engine import EngineUnavailable
-from latticed.kit import files, logs, text
+from latticed.kit import files, lean_imports, logs, text
 from latticed.model.restart import Backoff
+
+with lean_imports.without("aiohttp", "fast_mail_parser"):  # the first is for WebSockets alone, and takes 10 MiB
+    import nats.errors
+    from nats.aio.client import Client
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from nats.aio.msg import Msg
@@ -35,8 +36,8 @@ log = logs.get_logger()
 
 REQUEST_S: Final = 5.0
 """How long an answer may take."""
-PAUSES: Final = Backoff(base_s=2.5, ceiling_s=15.0, jitter=1.0)
-"""Before each new client: any time from 0 to 5 s after the first loss, to 30 s later on. Spread over the whole of it,
+PAUSES: Final = Backoff(base_s=5.0, ceiling_s=15.0, jitter=1.0)
+"""Before each new client: any time from 0 to 10 s after the first loss, to 30 s later on. Spread over the whole of it,
 so that ten thousand that lost a server at once do not come back at once.
 """
 STEADY_S: Final = 60.0
@@ -84,7 +85,8 @@ class _Subscription:
     async def begin(self, client: Client) -> None:
         """Tell a client of it."""
         # The client's own queue is emptied at once by `take`, and drops the newest when full.
-        self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=self.waiting.maxsize)
+        with _cancellable():
+            self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=self.waiting.maxsize)
 
     async def end(self) -> None:
         if self.begun is not None:
@@ -157,13 +159,19 @@ class NatsConnection:
         while not self.up:
             await self._state.changed.wait()
 
+    async def wait_for_another(self, seen: int) -> None:
+        """Returns once there is a connection that is not the one numbered `seen` (`connections`)."""
+        while not self.up or self.connections == seen:
+            await self._state.changed.wait()
+
     async def request(
         self, subject: str, data: bytes, *, headers: dict[str, str] | None = None, timeout_s: float = REQUEST_S
     ) -> NatsReply:
         """The answer to a question; EngineUnavailable when none comes in time, or nobody listens."""
         client = self._client()
         try:
-            answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
+            with _cancellable():
+                answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
         return NatsReply(answer.data, answer.headers or {})
@@ -175,11 +183,14 @@ class NatsConnection:
         client = self._client()
         inbox = client.new_inbox()
         try:
-            subscription = await client.subscribe(inbox)
+            with _cancellable():
+                subscription = await client.subscribe(inbox)
             try:
-                await client.publish(subject, data, reply=inbox)
+                with _cancellable():
+                    await client.publish(subject, data, reply=inbox)
                 while True:
-                    answer = await subscription.next_msg(timeout=timeout_s)
+                    with _cancellable():
+                        answer = await subscription.next_msg(timeout=timeout_s)
                     yield NatsReply(answer.data, answer.headers or {})
             finally:
                 with contextlib.suppress(nats.errors.Error, OSError):
@@ -190,7 +201,8 @@ class NatsConnection:
     async def publish(self, subject: str, data: bytes) -> None:
         """Send without asking for an answer; EngineUnavailable without a connection."""
         try:
-            await self._client().publish(subject, data)
+            with _cancellable():
+                await self._client().publish(subject, data)
         except (nats.errors.Error, OSError) as error:
             raise EngineUnavailable(_words(error)) from error
 
@@ -236,24 +248,25 @@ class NatsConnection:
             heard.expires_s = credentials.expires_s
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
-                await client.connect(
-                    [random.choice(self._endpoint.servers)],  # noqa: S311 - spreads load, hides nothing
-                    name=self._endpoint.name,
-                    tls=self._endpoint.tls,
-                    # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
-                    tls_handshake_first=True,
-                    signature_cb=lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode())),  # ADR-14
-                    user_jwt_cb=credentials.token.encode,
-                    inbox_prefix=self._endpoint.inbox,
-                    error_cb=heard.error,
-                    closed_cb=when_closed,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=int(_CONNECT_S),
-                    ping_interval=_PING_S,
-                    max_outstanding_pings=_MOST_PINGS,
-                )
+                with _cancellable():
+                    await client.connect(
+                        [random.choice(self._endpoint.servers)],  # noqa: S311 - spreads load, hides nothing
+                        name=self._endpoint.name,
+                        tls=self._endpoint.tls,
+                        # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
+                        tls_handshake_first=True,
+                        signature_cb=lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode())),  # ADR-14
+                        user_jwt_cb=credentials.token.encode,
+                        inbox_prefix=self._endpoint.inbox,
+                        error_cb=heard.error,
+                        closed_cb=when_closed,
+                        allow_reconnect=False,
+                        max_reconnect_attempts=1,
+                        reconnect_time_wait=0,
+                        connect_timeout=int(_CONNECT_S),
+                        ping_interval=_PING_S,
+                        max_outstanding_pings=_MOST_PINGS,
+                    )
                 if not client.is_connected:  # it takes a closed connection for an answer to its first ping
                     raise ConnectionResetError("the server closed the connection before it answered")
                 for one in list(self._subscriptions):
@@ -300,6 +313,20 @@ class _Heard:
             # The server says so itself only if its refusal is read before it hangs up.
             return f"the credentials ended {int(now_s - self.expires_s)} s ago by this host's clock ({reason})"
         return reason
+
+
+@contextlib.contextmanager
+def _cancellable() -> Iterator[None]:
+    """For what waits in nats-py, which goes on when it is cancelled while it flushes: whoever cancelled would wait for
+    ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 async def _closed(client: Client) -> None:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import subjects
 from latticed.fleet.engine import (
+    BEAT_BYTES,
     CHUNK_BYTES,
     DESIRED_BYTES,
+    EVENT_BYTES,
     STATUS_BYTES,
     Conflict,
     EngineUnavailable,
@@ -54,7 +56,7 @@ class _Question:
     connection: NatsConnection
 
     async def answer(self, data: bytes) -> None:
-        await self.connection.publish(self.reply, data)
+        await self.connection.publish(self.reply, _own(data, STATUS_BYTES))
 
 
 class NatsEngine:
@@ -85,13 +87,14 @@ class NatsEngine:
         return _at_most(found.data, CHUNK_BYTES)
 
     async def publish_event(self, data: bytes, message_id: str) -> None:
-        await _stored(self._connection, subjects.events(self._node), data, {"Nats-Msg-Id": message_id})
+        own = _own(data, EVENT_BYTES)
+        await _stored(self._connection, subjects.events(self._node), own, {"Nats-Msg-Id": message_id})
 
     async def publish_status(self, data: bytes) -> None:
-        await _stored(self._connection, subjects.status(self._node), data, {})
+        await _stored(self._connection, subjects.status(self._node), _own(data, STATUS_BYTES), {})
 
     async def beat(self, data: bytes) -> None:
-        await self._connection.publish(subjects.presence(self._node), data)
+        await self._connection.publish(subjects.presence(self._node), _own(data, BEAT_BYTES))
 
     async def invocations(self) -> AsyncIterator[_Question]:
         async with contextlib.aclosing(self._connection.messages(subjects.invocation(self._node))) as messages:
@@ -131,13 +134,12 @@ class NatsControllerEngine:
         return await self._leaders(subjects.DESIRED_STREAM, subjects.desired(node))
 
     async def put_desired(self, node: str, data: bytes, expected: int) -> int:
-        _at_most(data, DESIRED_BYTES)
-        return await self._replaced(subjects.desired(node), data, expected, {})
+        return await self._replaced(subjects.desired(node), _own(data, DESIRED_BYTES), expected, {})
 
     async def put_chunk(self, sha256: str, number: int, data: bytes) -> None:
         subject = subjects.chunk(sha256, number)
         try:
-            await _stored(self._connection, subject, _at_most(data, CHUNK_BYTES), {})
+            await _stored(self._connection, subject, _own(data, CHUNK_BYTES), {})
         except QuotaExceeded:
             kept = await self._leaders(subjects.BUNDLES_STREAM, subject)
             if kept is None:  # the stream is full, not the subject
@@ -165,7 +167,7 @@ class NatsControllerEngine:
 
     async def invoke(self, node: str, data: bytes, timeout_s: float) -> bytes:
         answer = await self._connection.request(
-            subjects.invocation(node), _at_most(data, STATUS_BYTES), timeout_s=timeout_s
+            subjects.invocation(node), _own(data, STATUS_BYTES), timeout_s=timeout_s
         )
         return _at_most(answer.data, STATUS_BYTES)
 
@@ -293,6 +295,13 @@ def _description(answer: dict[str, Any]) -> str:
     error = answer.get("error")
     described = error.get("description") if isinstance(error, dict) else "an answer of another form"
     return text.sanitise(str(described), 200)
+
+
+def _own(data: bytes, most: int) -> bytes:
+    """What is to be sent; ValueError when it is larger than the engine takes, for which a server may hang up."""
+    if len(data) > most:
+        raise ValueError(f"expected at most {most} bytes to send, found {len(data)}")
+    return data
 
 
 def _at_most(data: bytes, most: int) -> bytes:

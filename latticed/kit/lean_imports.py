@@ -57,6 +57,20 @@ def lean() -> Iterator[None]:
             os.environ[_PYTHON_ONLY] = before
 
 
+@contextlib.contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Within the block these modules seem not to be installed, unless they are loaded already: for a library that takes
+    them along where it finds them, and does without.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import fail
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 class _WhenUsed:
     """Finds the modules of `_WHEN_USED`, loaded when an attribute of theirs is first read."""
 

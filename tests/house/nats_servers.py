@@ -24,7 +24,9 @@ from pathlib import Path
 import trustme
 
 from latticed.fleet import deployment, nkeys, subjects
+from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_connection import NatsConnection, NatsEndpoint
+from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.model.restart import Backoff
 from tests.house import ports
 
@@ -146,6 +148,16 @@ class Fleet:
         async with NatsConnection(self.endpoint(path, who, urls), pauses=QUICK) as connection:
             await connection.wait_up()
             yield connection
+
+    async def provide(self, connection: NatsConnection) -> NatsControllerEngine:
+        """A controller's engine, and the streams; servers of a cluster take seconds to find each other."""
+        engine = NatsControllerEngine(connection)
+        wanted = deployment.streams(self.sizes, replicas=len(self.servers))
+        while True:
+            with contextlib.suppress(EngineUnavailable):
+                await engine.provide(wanted)
+                return engine
+            await asyncio.sleep(0.1)
 
     def _made(self, name: str, make) -> Path:
         if name not in self.made:

@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 
-from latticed.fleet import deployment
 from latticed.fleet.nats_engine import NatsControllerEngine
 from tests.house import nats_servers
 
@@ -16,7 +15,7 @@ _numbers = itertools.count(1)
 
 async def _provide(fleet: nats_servers.Fleet) -> None:
     async with fleet.connected("controller") as connection:
-        await NatsControllerEngine(connection).provide(deployment.streams(fleet.sizes, replicas=1))
+        await fleet.provide(connection)
 
 
 @pytest.fixture(scope="module")

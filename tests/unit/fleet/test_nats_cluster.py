@@ -7,9 +7,8 @@ import contextlib
 
 import pytest
 
-from latticed.fleet import deployment
 from latticed.fleet.engine import EngineUnavailable
-from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
+from latticed.fleet.nats_engine import NatsEngine
 from tests.house import long, nats_servers
 from tests.house.nats_servers import until
 
@@ -21,15 +20,6 @@ NODES = 3
 def fleet(tmp_path):
     with nats_servers.running(tmp_path / "nats", 3) as running:
         yield running
-
-
-async def provided(controller, fleet):
-    """The servers have found each other and chosen a leader, which takes seconds."""
-    while True:
-        with contextlib.suppress(EngineUnavailable):
-            await controller.provide(deployment.streams(fleet.sizes, replicas=3))
-            return
-        await asyncio.sleep(0.2)
 
 
 async def leader(controller):
@@ -58,8 +48,7 @@ async def test_nothing_acknowledged_is_lost_when_leaders_are_killed(fleet):
                 await asyncio.sleep(0.1)
 
     async with asyncio.timeout(WAIT_S), fleet.connected("controller") as connection:
-        controller = NatsControllerEngine(connection)
-        await provided(controller, fleet)
+        controller = await fleet.provide(connection)
         writers = [asyncio.create_task(write(f"node-{number}")) for number in range(NODES)]
 
         async def all_write_on():

@@ -60,7 +60,7 @@ class TestDesired:
         assert (await controller.desired(node)).data == b"one"
 
     async def test_too_large_is_refused(self, controller, node):
-        with pytest.raises(EngineUnavailable, match="at most"):
+        with pytest.raises(ValueError, match="at most"):
             await controller.put_desired(node, bytes(DESIRED_BYTES + 1), 0)
 
 
@@ -98,9 +98,12 @@ class TestEvents:
         await controller.forget_events(node, found[9].revision)
         await engine.publish_event(b"one more", f"{node}-again")
 
+    async def test_largest_is_taken(self, engine, node):
+        await engine.publish_event(bytes(EVENT_BYTES), f"largest-{node}")
+
     async def test_too_large_is_refused(self, engine, node):
-        with pytest.raises(EngineUnavailable):
-            await engine.publish_event(bytes(EVENT_BYTES + deployment.HEADER_BYTES), f"large-{node}")
+        with pytest.raises(ValueError, match="at most"):
+            await engine.publish_event(bytes(EVENT_BYTES + 1), f"large-{node}")
 
     async def of(self, controller, node, count):
         """The first events of a node, in order."""

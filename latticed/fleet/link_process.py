@@ -1,0 +1,138 @@
+"""The agent's process with the connection, as a program: one end of the socketpair is the descriptor that it is given.
+
+    python -P -m latticed.fleet.link_process --settings FILE --socket FD
+
+    node = "web-1"
+    servers = ["tls://fleet.example.org:4222"]
+    ca = "/etc/latticed/fleet/ca.pem"                          # of the servers; no other authority counts
+    credentials = "/var/lib/latticed-link/nats.creds"          # read at each connection
+    spool = "/var/lib/latticed-link/spool"                     # the daemon's market.import_dir
+
+It ends when the node does, by SIGTERM, or when the node sends what is no message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from latticed.fleet import messages, subjects
+from latticed.fleet.link import Link
+from latticed.fleet.nats_connection import NatsConnection, NatsEndpoint
+from latticed.fleet.nats_engine import NatsEngine
+from latticed.fleet.spool import Spool
+from latticed.kit import logs, process_start, trusted_files
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logs.get_logger()
+
+_SETTINGS_BYTES: Final = 64 << 10
+_SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
+
+
+class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the process is told; sizes in bytes."""
+
+    node: str
+    servers: Annotated[tuple[Annotated[str, Meta(pattern=_SERVER)], ...], Meta(min_length=1, max_length=16)]
+    ca: str
+    credentials: str
+    spool: str
+    spool_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 512 << 20
+    bundle_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 66 << 20
+    """A little more than the daemon's largest manifest and artifact."""
+
+
+def read(path: Path) -> LinkSettings:
+    """The settings in the file `path`, which nobody but root and this process's user may change; Problem
+    settings_invalid.
+    """
+    try:
+        data = trusted_files.read(path, _SETTINGS_BYTES, owners=frozenset({0, os.geteuid()}))
+        found = msgspec.convert(tomllib.loads(data.decode()), LinkSettings)
+    except (OSError, ValueError, trusted_files.ForeignFile) as error:  # of msgspec and tomllib too
+        raise Problem("settings_invalid", f"{path}: {error}") from error
+    subjects.node_name(found.node)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until the node ends. The exit code: 0 then and by SIGTERM, 1 when the node sent what is no message, 78
+    (EX_CONFIG) for settings that are not valid.
+    """
+    if argv is None:
+        process_start.reset_for_server()
+    parser = argparse.ArgumentParser(prog="latticed-link", description="Connect a fleet's node to its message system.")
+    parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--socket", type=int, required=True, metavar="FD", help="one end of a socketpair")
+    options = parser.parse_args(argv)
+    try:
+        settings = read(options.settings)
+        tls = ssl.create_default_context(cafile=settings.ca)
+    except (Problem, OSError) as error:
+        sys.stderr.write(f"latticed-link: {error}\n")
+        return os.EX_CONFIG
+    logs.configure("info")
+    # asyncio warns of each connection that a server closes, because nats-py starts TLS on a plain stream.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    with socket.socket(fileno=options.socket) as end:
+        try:
+            return asyncio.run(_run(settings, tls, end))
+        except messages.BadMessage as error:
+            log.error("node_sent_no_message", reason=str(error))
+            return 1
+        finally:
+            logs.reset()
+
+
+async def _run(settings: LinkSettings, tls: ssl.SSLContext, end: socket.socket) -> int:
+    endpoint = NatsEndpoint(
+        servers=settings.servers,
+        tls=tls,
+        credentials=Path(settings.credentials),
+        name=settings.node,
+        inbox=subjects.inbox(settings.node),
+    )
+    told: list[Link] = []
+
+    def changed(up: bool, reason: str) -> None:  # noqa: FBT001 - what a connection calls
+        log.info("connected" if up else "connection_lost", reason=reason)
+        for link in told:
+            link.connection_changed(up, reason)
+
+    spool = Spool(Path(settings.spool), most_bytes=settings.spool_bytes, bundle_bytes=settings.bundle_bytes)
+    stream = await asyncio.open_connection(sock=end)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with (
+        NatsConnection(endpoint, on_change=changed) as connection,
+        Link(connection, NatsEngine(connection, settings.node), spool, stream) as link,
+    ):
+        told.append(link)
+        ended, stopped = asyncio.create_task(link.ended()), asyncio.create_task(stopping.wait())
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, stopped):
+            task.cancel()
+        await asyncio.wait({ended, stopped})
+        if not ended.cancelled():
+            ended.result()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

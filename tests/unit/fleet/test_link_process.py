@@ -1,0 +1,127 @@
+"""The link as a process: what it takes of memory, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latticed.fleet import link_process, messages
+from latticed.model.errors import Problem
+from tests.house.links import NodesEnd
+
+WAIT_S = 60
+MOST_MIB = 45
+"""Of a whole agent, which is this process and one without a network."""
+
+
+def settings(fleet, node, directory):
+    directory.mkdir(exist_ok=True)
+    path = directory / "link.toml"
+    path.write_text(
+        f'node = "{node}"\nservers = ["{fleet.urls[0]}"]\nca = "{fleet.ca}"\n'
+        f'credentials = "{fleet.node(node)}"\nspool = "{directory}"\n'
+    )
+    return path
+
+
+@contextlib.asynccontextmanager
+async def started(fleet, node, directory):
+    """The process, and the node's end of the socketpair."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "latticed.fleet.link_process"),
+                *("--settings", settings(fleet, node, directory), "--socket", str(theirs.fileno())),
+            ],
+            pass_fds=[theirs.fileno()],
+        )
+    try:
+        mine = NodesEnd(*await asyncio.open_connection(sock=ours))
+        yield mine, process
+        mine.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def ended(process):
+    return await asyncio.to_thread(process.wait, WAIT_S)
+
+
+async def test_connects_hands_over_and_fits_into_its_memory(fleet, controller, node, tmp_path):
+    await controller.put_desired(node, b"document", 0)
+    async with asyncio.timeout(WAIT_S), started(fleet, node, tmp_path / "link") as (mine, process):
+        assert (await mine.following(messages.NewDesired)).document == b"document"
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        (resident,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+        assert resident < MOST_MIB << 10
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process) == 0
+
+
+async def test_ends_with_the_node(fleet, node, tmp_path):
+    async with asyncio.timeout(WAIT_S), started(fleet, node, tmp_path / "link") as (mine, process):
+        await mine.following(messages.LinkState, lambda one: one.up)
+        mine.close()
+        assert await ended(process) == 0
+
+
+async def test_node_that_sends_what_is_no_message_ends_it(fleet, node, tmp_path):
+    async with asyncio.timeout(WAIT_S), started(fleet, node, tmp_path / "link") as (mine, process):
+        mine._writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await ended(process) == 1
+
+
+async def test_killed_one_closes_the_socket_of_the_node(fleet, node, tmp_path):
+    async with asyncio.timeout(WAIT_S), started(fleet, node, tmp_path / "link") as (mine, process):
+        await mine.following(messages.LinkState, lambda one: one.up)
+        process.kill()
+        with pytest.raises(AssertionError, match="the link has ended"):
+            await mine.following(messages.NewStatus)
+        assert await ended(process) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('servers = ["nats://127.0.0.1:4222"]', "servers"),
+        ("servers = []", "servers"),
+        ('node = "web.1"', "a node's name"),
+        ("other = 1", "other"),
+        ("spool_bytes = -1", "spool_bytes"),
+        ("node = ", "settings_invalid"),
+    ],
+)
+def test_settings_that_are_not_valid_name_what_is_wrong(tmp_path, line, said):
+    base = {
+        "node": 'node = "web-1"',
+        "servers": 'servers = ["tls://127.0.0.1:4222"]',
+        "ca": 'ca = "/ca"',
+        "credentials": 'credentials = "/creds"',
+        "spool": 'spool = "/spool"',
+    }
+    path = tmp_path / "link.toml"
+    path.write_text("\n".join([*base.values()]))
+    assert link_process.read(path).node == "web-1"
+    path.write_text("\n".join([*{**base, line.split(" ")[0]: line}.values()]))
+    with pytest.raises(Problem) as found:
+        link_process.read(path)
+    assert said in str(found.value)
+
+
+def test_settings_that_others_may_change_are_refused(tmp_path):
+    path = tmp_path / "link.toml"
+    path.write_text("")
+    path.chmod(0o666)
+    with pytest.raises(Problem, match="writable"):
+        link_process.read(path)
+    os.unlink(path)
