@@ -1,6 +1,6 @@
 """Agents whose engine was gone for an hour come back spread over half a minute, none of them later.
 
-In virtual time, with the pauses that connections make: what is counted is when each tries. A thousand stand for any number.
+In virtual time, with the pauses that connections make: what is counted is when each of a thousand tries.
 """
 
 from __future__ import annotations
