@@ -246,7 +246,7 @@ class Link:
             try:
                 await self._engine.publish_status(waiting.status)
             except ValueError as error:
-                log.error("status_too_large", reason=str(error))
+                log.info("status_too_large", reason=str(error))
                 waiting.status = None
                 continue
             except EngineUnavailable as error:
@@ -270,7 +270,7 @@ class Link:
             try:
                 await self._engine.publish_event(event.document, event.message_id)
             except ValueError as error:  # no engine ever takes it: it stays with the node, and others go on
-                log.error("event_too_large", number=event.number, reason=str(error))
+                log.info("event_too_large", number=event.number, reason=str(error))
                 del waiting.events[event.number]
                 continue
             except EngineUnavailable as error:

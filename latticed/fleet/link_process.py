@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return asyncio.run(_run(settings, tls, end))
         except messages.BadMessage as error:
-            log.error("node_sent_no_message", reason=str(error))
+            sys.stderr.write(f"latticed-link: expected messages of a node, found something else: {error}\n")
             return 1
         finally:
             logs.reset()

@@ -14,7 +14,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import latticed.app, latticed.apply, latticed.ctl.main, latticed.daemon, latticed.journal
+import latticed.app, latticed.ctl.main
 assert not [name for name in sys.modules if name.startswith("latticed.fleet")], "imported at the daemon's start"
 import latticed.fleet.deployment, latticed.fleet.engine, latticed.fleet.messages, latticed.fleet.nkeys
 """
