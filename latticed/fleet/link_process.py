@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logs.get_logger()
 
 _SETTINGS_BYTES: Final = 64 << 10
+_DATA_BYTES: Final = 256 << 20
+"""Most memory of the process: NATS' client holds a message until it is whole, of whatever size a server says it is."""
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
 
 
@@ -87,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Problem, OSError) as error:
         sys.stderr.write(f"latticed-link: {error}\n")
         return os.EX_CONFIG
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
     logs.configure("info")
     # asyncio warns of each connection that a server closes, because nats-py starts TLS on a plain stream.
     logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -154,6 +154,13 @@ class NatsConnection:
         """How many there were, this one included."""
         return self._state.connections
 
+    @property
+    def server(self) -> tuple[tuple[int, int], int]:
+        """Version of the server (major and minor), and the largest message that it takes; EngineUnavailable."""
+        client = self._client()
+        version = client.connected_server_version
+        return (version.major, version.minor), client.max_payload
+
     async def wait_up(self) -> None:
         """Returns once there is a connection; at once when there is one."""
         while not self.up:
@@ -244,7 +251,7 @@ class NatsConnection:
             closed.set()
 
         try:
-            credentials = await asyncio.to_thread(self._credentials)
+            credentials = await asyncio.to_thread(_credentials, self._endpoint)
             heard.expires_s = credentials.expires_s
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
@@ -255,7 +262,7 @@ class NatsConnection:
                         tls=self._endpoint.tls,
                         # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
                         tls_handshake_first=True,
-                        signature_cb=lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode())),  # ADR-14
+                        signature_cb=_signer(credentials),
                         user_jwt_cb=credentials.token.encode,
                         inbox_prefix=self._endpoint.inbox,
                         error_cb=heard.error,
@@ -281,9 +288,6 @@ class NatsConnection:
             await _closed(client)
         return heard.why(time.time())
 
-    def _credentials(self) -> nkeys.UserCredentials:
-        return nkeys.UserCredentials.parse(files.read_at_most(self._endpoint.credentials, _CREDENTIALS_BYTES))
-
     def _told(self, client: Client | None, reason: str) -> None:
         changed = (client is None) != (self._state.client is None) or reason != self._state.reason
         self._state.client, self._state.reason = client, reason
@@ -291,6 +295,52 @@ class NatsConnection:
         self._state.changed = asyncio.Event()
         if changed:
             self._on_change(client is not None, reason)
+
+
+@contextlib.asynccontextmanager
+async def probing(endpoint: NatsEndpoint, *, anonymous: bool = False) -> AsyncGenerator[tuple[Client, list[str]], None]:
+    """A plain client, to find out what a server lets pass, and what it refuses in its words in lower case.
+
+    EngineUnavailable when the server does not take it, or hangs up.
+    """
+    refused = list[str]()
+
+    async def on_error(error: Exception) -> None:
+        refused.append(str(error).lower())
+
+    credentials = None if anonymous else await asyncio.to_thread(_credentials, endpoint)
+    client = Client()
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            with _cancellable():
+                await client.connect(
+                    [endpoint.servers[0]],
+                    tls=endpoint.tls,
+                    tls_handshake_first=True,
+                    signature_cb=_signer(credentials) if credentials else None,
+                    user_jwt_cb=credentials.token.encode if credentials else None,
+                    inbox_prefix=endpoint.inbox,
+                    error_cb=on_error,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                )
+        if not client.is_connected:
+            raise ConnectionResetError("the server closed the connection before it answered")
+        yield client, refused
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise EngineUnavailable(_words(error)) from error
+    finally:
+        await _closed(client)
+
+
+def _credentials(endpoint: NatsEndpoint) -> nkeys.UserCredentials:
+    return nkeys.UserCredentials.parse(files.read_at_most(endpoint.credentials, _CREDENTIALS_BYTES))
+
+
+def _signer(credentials: nkeys.UserCredentials) -> Callable[[str], bytes]:
+    """What signs the server's nonce (ADR-14 of NATS)."""
+    return lambda nonce: base64.b64encode(credentials.key.sign(nonce.encode()))
 
 
 class _Heard:

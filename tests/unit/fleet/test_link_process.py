@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -22,25 +23,30 @@ MOST_MIB = 45
 """Of a whole agent, which is this process and one without a network."""
 
 
-def settings(fleet, node, directory):
+def settings(fleet, node, directory, url):
     directory.mkdir(exist_ok=True)
     path = directory / "link.toml"
     path.write_text(
-        f'node = "{node}"\nservers = ["{fleet.urls[0]}"]\nca = "{fleet.ca}"\n'
+        f'node = "{node}"\nservers = ["{url}"]\nca = "{fleet.ca}"\n'
         f'credentials = "{fleet.node(node)}"\nspool = "{directory}"\n'
     )
     return path
 
 
 @contextlib.asynccontextmanager
-async def started(fleet, node, directory):
+async def started(fleet, node, directory, url=None):
     """The process, and the node's end of the socketpair."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "latticed.fleet.link_process"),
-                *("--settings", settings(fleet, node, directory), "--socket", str(theirs.fileno())),
+                *(
+                    "--settings",
+                    settings(fleet, node, directory, url or fleet.urls[0]),
+                    "--socket",
+                    str(theirs.fileno()),
+                ),
             ],
             pass_fds=[theirs.fileno()],
         )
@@ -88,6 +94,39 @@ async def test_killed_one_closes_the_socket_of_the_node(fleet, node, tmp_path):
         with pytest.raises(AssertionError, match="the link has ended"):
             await mine.following(messages.NewStatus)
         assert await ended(process) == -signal.SIGKILL
+
+
+async def test_server_that_announces_a_message_without_end_costs_bounded_memory(fleet, node, tmp_path):
+    """It has the right certificate: whoever holds the engine can do this."""
+    sent = 0
+
+    async def pretend(reader, writer):
+        nonlocal sent
+        writer.write(b'INFO {"server_name":"x","version":"2.15.1","headers":true,"max_payload":1048576}\r\n')
+        await reader.readline()
+        writer.write(b"PONG\r\nMSG x 1 9999999999\r\n")
+        with contextlib.suppress(OSError):
+            while not writer.is_closing():
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+                sent += 1 << 20
+        writer.close()
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(fleet.place / "server.pem", fleet.place / "server.key")
+    server = await asyncio.start_server(pretend, "127.0.0.1", 0, ssl=context)
+    url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(2 * WAIT_S), started(fleet, node, tmp_path / "link", url) as (mine, process):
+        await mine.following(messages.LinkState, lambda one: one.up)
+        # It ends, or drops that connection: either way no more is taken.
+        lost = asyncio.create_task(mine.following(messages.LinkState, lambda one: not one.up))
+        gone = asyncio.create_task(ended(process))
+        await asyncio.wait({lost, gone}, return_when=asyncio.FIRST_COMPLETED)
+        process.kill()
+        await asyncio.wait({lost, gone})
+        lost.exception()
+    server.close()
+    assert sent < 512 << 20
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,212 @@
+"""Whether a message system is fit for a fleet, found out by trying: for servers that somebody else configured.
+
+found = await check(controller, node, system, sizes=sizes, replicas=3)  # (): nothing is wrong
+
+Beside what it must have, what it must not let a node do is tried with a node's credentials, at names that no node has.
+A server's configuration may say the same in many ways; what counts is what it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.fleet import deployment, nats_connection, subjects
+from latticed.fleet.engine import CHUNK_BYTES, EngineUnavailable
+from latticed.fleet.nats_connection import NatsConnection
+from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
+from latticed.kit import text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from latticed.fleet.nats_connection import NatsEndpoint
+
+_WAIT_S: Final = 15
+_NONE: Final = "0" * 64
+_LOOKS: Final = 5
+_LOOK_S: Final = 0.1
+# May be larger where somebody has the room, and smaller where a cluster is.
+_AS_THEY_LIKE: Final = frozenset({"num_replicas", "max_bytes", "max_consumers"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortcoming:
+    """One thing that is not as it must be."""
+
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}, found {self.found}"
+
+
+def forbidden(node: str, other: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Subjects that `node` must not publish to, and such that it must not listen to; `other` is another node."""
+    desired = subjects.newest(subjects.DESIRED_STREAM, subjects.desired(other))
+    publish = (
+        *(subjects.desired(one) for one in (node, other)),
+        *(subjects.desired_pushed(one) for one in (node, other)),
+        *(subjects.invocation(one) for one in (node, other)),
+        subjects.events(other),
+        subjects.status(other),
+        subjects.presence(other),
+        subjects.chunk(_NONE, 0),
+        subjects.fleet(other),
+        f"{subjects.inbox(other)}.x",
+        desired,
+        f"$JS.API.DIRECT.GET.{subjects.DESIRED_STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{subjects.DESIRED_STREAM}",
+        f"$JS.API.CONSUMER.CREATE.{subjects.DESIRED_STREAM}",
+        "$JS.API.STREAM.NAMES",
+        "$SYS.REQ.SERVER.PING",
+    )
+    listen = (
+        ">",
+        "dn.*",
+        "ev.*.audit",
+        "st.*",
+        "hb.*",
+        "rpc.*.invoke",
+        "$KV.desired.*",
+        "$KV.fleet.*",
+        "_INBOX.>",
+        f"{subjects.inbox(other)}.>",
+        subjects.desired_pushed(other),
+        subjects.invocation(other),
+        "$JS.API.>",
+        "$SYS.>",
+    )
+    return publish, listen
+
+
+async def check(
+    controller: NatsEndpoint,
+    node: NatsEndpoint,
+    system: NatsEndpoint | None,
+    *,
+    sizes: deployment.Sizes,
+    replicas: int,
+) -> tuple[Shortcoming, ...]:
+    """What is not as it must be. EngineUnavailable when one of them cannot connect within some time.
+
+    `node.name` is the node whose credentials these are. Without `system` nobody can see whether servers sync what they
+    acknowledge, which is said.
+    """
+    other = f"check-{secrets.token_hex(8)}"
+    found: list[Shortcoming] = []
+    async with _connected(controller) as connection:
+        engine = NatsControllerEngine(connection)
+        version, payload_bytes = connection.server
+        if version < deployment.LOWEST_VERSION:
+            found.append(Shortcoming(expected="nats-server 2.14 or newer", found=".".join(map(str, version))))
+        if payload_bytes < CHUNK_BYTES + deployment.HEADER_BYTES:
+            expected = f"messages of {CHUNK_BYTES + deployment.HEADER_BYTES} bytes at least (max_payload)"
+            found.append(Shortcoming(expected=expected, found=str(payload_bytes)))
+        found += await _streams(engine, deployment.streams(sizes, replicas=replicas))
+        async with _connected(node) as of_node:
+            found += await _own(NatsEngine(of_node, node.name))
+        found += await _node(engine, node, other)
+    found += await _anonymous(controller)
+    found += await _synced(system)
+    return tuple(found)
+
+
+async def _streams(engine: NatsControllerEngine, wanted: tuple[dict[str, Any], ...]) -> list[Shortcoming]:
+    found = []
+    have = await engine.streams([one["name"] for one in wanted])
+    for one in wanted:
+        configured = have[one["name"]]
+        if configured is None:
+            found.append(Shortcoming(expected=f"the stream {one['name']}", found="none: provide it first"))
+            continue
+        for name, value in one.items():
+            if name not in _AS_THEY_LIKE and configured.get(name) != value:
+                shown = text.sanitise(json.dumps(configured.get(name)), 100)
+                found.append(
+                    Shortcoming(expected=f"the stream {one['name']} with {name} = {json.dumps(value)}", found=shown)
+                )
+    return found
+
+
+async def _own(engine: NatsEngine) -> list[Shortcoming]:
+    """What a node has to be able to do."""
+    found = []
+    try:
+        await engine.desired()
+        with contextlib.suppress(KeyError):
+            await engine.chunk(_NONE, 0)
+    except EngineUnavailable as error:
+        found.append(Shortcoming(expected="a node that can read its document and bundles", found=str(error)))
+    return found
+
+
+async def _node(engine: NatsControllerEngine, node: NatsEndpoint, other: str) -> list[Shortcoming]:
+    """What a node must not be able to do."""
+    found = []
+    async with nats_connection.probing(node) as (client, refused):
+        publish, listen = forbidden(node.name, other)
+        for subject in publish:
+            await client.publish(subject, b"")
+        for subject in listen:
+            await client.subscribe(subject)
+        # Whoever asks chooses where the answer goes: in one account with the streams, into another's document.
+        await client.publish(subjects.presence(node.name), b"{}", reply=subjects.desired(other))
+        for _ in range(2):  # its ping overtakes what it has not sent yet
+            await client.flush(_WAIT_S)
+        for what, several in (("publish to", publish), ("listen to", listen)):
+            found += [
+                Shortcoming(expected=f"a node that may not {what} {one}", found="that it may")
+                for one in several
+                if not any(f'"{one.lower()}"' in words for words in refused)
+            ]
+    for _ in range(_LOOKS):  # the server answers when it has stored the beat, and stores the answer after that
+        if await engine.desired(other) is not None:
+            words = "a node that can have an answer stored as the document of another"
+            return [*found, Shortcoming(expected="nodes in an account without the streams", found=words)]
+        await asyncio.sleep(_LOOK_S)
+    return found
+
+
+async def _anonymous(endpoint: NatsEndpoint) -> list[Shortcoming]:
+    """Nobody may connect without credentials."""
+    try:
+        async with nats_connection.probing(endpoint, anonymous=True) as (client, _):
+            await client.flush(_WAIT_S)
+    except EngineUnavailable:
+        return []
+    return [Shortcoming(expected="servers that want credentials", found="one that lets anybody connect")]
+
+
+async def _synced(system: NatsEndpoint | None) -> list[Shortcoming]:
+    """Whether each server has what it acknowledges on disk."""
+    expected = "jetstream { sync_interval: always } on each server"
+    if system is None:
+        return [Shortcoming(expected=expected, found="no credentials of the system account to see it with")]
+    found = []
+    async with _connected(system) as connection:
+        with contextlib.suppress(EngineUnavailable):  # after the last of them
+            async with contextlib.aclosing(
+                connection.replies("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout_s=2.0)
+            ) as replies:
+                async for reply in replies:
+                    answer = json.loads(reply.data)
+                    if not answer.get("data", {}).get("config", {}).get("sync_always"):
+                        name = text.sanitise(str(answer.get("server", {}).get("name")), 80)
+                        found.append(Shortcoming(expected=expected, found=f"another one on {name}"))
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _connected(endpoint: NatsEndpoint) -> AsyncIterator[NatsConnection]:
+    async with NatsConnection(endpoint) as connection:
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await connection.wait_up()
+        except TimeoutError as error:
+            raise EngineUnavailable(connection.reason) from error
+        yield connection

@@ -1,0 +1,130 @@
+"""Servers of somebody else: what they lack, and what they let pass that they must not, is found by trying."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from latticed.fleet import deployment, nats_check, nkeys, subjects
+from tests.house import nats_servers
+
+WAIT_S = 60
+NODE = "web-1"
+
+
+def issued(fleet, signer, account, name):
+    """A file with credentials for `name` that `signer` signed."""
+    key = nkeys.Key.generate(nkeys.KeyKind.USER)
+    token = deployment.node_token(signer, account, key.public, name, now_s=int(time.time()))
+    path = fleet.place / f"{name}-of-{account[:8]}.creds"
+    path.write_bytes(nkeys.UserCredentials(token=token, key=key, name=name, expires_s=None).text())
+    return path
+
+
+async def checked(fleet, *, node=None, system=False):
+    """What is found, in words; without credentials of SYS, that these are missing is left out."""
+    async with asyncio.timeout(WAIT_S):
+        async with fleet.connected("controller") as connection:
+            await fleet.provide(connection)
+        found = await nats_check.check(
+            fleet.endpoint(fleet.controller, "controller"),
+            fleet.endpoint(node or fleet.node(NODE), NODE),
+            fleet.endpoint(fleet.system, "system") if system else None,
+            sizes=fleet.sizes,
+            replicas=1,
+        )
+    words = [str(one) for one in found]
+    unseen = [one for one in words if "no credentials of the system account" in one]
+    assert len(unseen) == (0 if system else 1)
+    return [one for one in words if one not in unseen]
+
+
+async def test_servers_that_latticed_configures_lack_nothing(fleet):
+    assert await checked(fleet, system=True) == []
+
+
+async def test_streams_that_are_missing_or_changed_are_named(fleet, controller):
+    wanted = {one["name"]: one for one in deployment.streams(fleet.sizes, replicas=1)}
+    await controller.provide([{**wanted["EVENTS"], "max_msgs_per_subject": 7}])
+    found = [str(one) for one in await nats_check._streams(controller, deployment.streams(fleet.sizes, replicas=1))]
+    assert found == [f"expected the stream EVENTS with max_msgs_per_subject = {deployment.EVENTS_PER_NODE}, found 7"]
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Servers whose configuration is another: `change(text)` gives what they get."""
+    stops = []
+
+    def start(change, identities=None):
+        fleet = nats_servers.configured(tmp_path / "nats")
+        (server,) = fleet.servers
+        server.configuration.write_text(change(fleet, server.configuration.read_text()))
+        server.start()
+        stops.append(server.stop)
+        return fleet
+
+    yield start
+    for stop in stops:
+        stop()
+
+
+async def test_server_that_syncs_later_is_named(changed):
+    fleet = changed(lambda _, text: text.replace("sync_interval: always", "sync_interval: 2m"))
+    (found,) = await checked(fleet, system=True)
+    assert found == "expected jetstream { sync_interval: always } on each server, found another one on fleet-1"
+
+
+def one_account(fleet, text):
+    """Nodes are users of the account that has the streams, under the same template of permissions."""
+    keys = fleet.identities
+    tokens = deployment.account_tokens(keys, now_s=int(time.time()))
+    claims = {name: nkeys.unverified(token)["nats"] for name, token in tokens.items()}
+    control = claims[keys.control.public]
+    control["signing_keys"] += claims[keys.nodes.public]["signing_keys"]
+    token = nkeys.token(keys.operator, keys.control.public, "CTRL", control, now_s=int(time.time()))
+    return text.replace(line(text, keys.control.public), f"  {keys.control.public}: {token}")
+
+
+def line(text, start):
+    (found,) = [one for one in text.splitlines() if one.strip().startswith(f"{start}:")]
+    return found
+
+
+async def test_nodes_in_the_account_of_the_streams_are_found_by_what_they_can_overwrite(changed):
+    fleet = changed(one_account)
+    keys = fleet.identities
+    found = await checked(fleet, node=issued(fleet, keys.node_signer, keys.control.public, NODE))
+    assert [one for one in found if "document of another" in one]
+
+
+def wide(fleet, text):
+    """Nodes may publish and listen to all that there is in their account."""
+    keys = fleet.identities
+    tokens = deployment.account_tokens(keys, now_s=int(time.time()))
+    nodes = nkeys.unverified(tokens[keys.nodes.public])["nats"]
+    nodes["signing_keys"][0]["template"] |= {"pub": {"allow": [">"]}, "sub": {"allow": [">"]}}
+    token = nkeys.token(keys.operator, keys.nodes.public, "NODES", nodes, now_s=int(time.time()))
+    return text.replace(line(text, keys.nodes.public), f"  {keys.nodes.public}: {token}")
+
+
+async def test_each_permission_too_many_is_named(changed):
+    found = await checked(changed(wide))
+    publish, listen = nats_check.forbidden(NODE, "other")
+    assert len([one for one in found if "may not publish" in one]) == len(publish)
+    assert len([one for one in found if "may not listen" in one]) == len(listen)
+    assert f"expected a node that may not publish to {subjects.desired(NODE)}, found that it may" in found
+
+
+async def test_node_that_cannot_read_its_document_is_named(changed):
+    def narrow(fleet, text):
+        keys = fleet.identities
+        tokens = deployment.account_tokens(keys, now_s=int(time.time()))
+        nodes = nkeys.unverified(tokens[keys.nodes.public])["nats"]
+        nodes["imports"] = []
+        token = nkeys.token(keys.operator, keys.nodes.public, "NODES", nodes, now_s=int(time.time()))
+        return text.replace(line(text, keys.nodes.public), f"  {keys.nodes.public}: {token}")
+
+    found = await checked(changed(narrow))
+    assert [one for one in found if "can read its document" in one]
