@@ -1,0 +1,222 @@
+"""Which nodes are given a release next, when one goes on, and when it goes back: waves and their gates. Pure.
+
+    rollout = begin("r1", nodes, release=new, before=old, policy=GatePolicy(), now_s=now_s)  # SHA-256 of intents
+    rollout, wanted = decide(rollout, reports, now_s=now_s)  # {node: the release that it is to be assigned}
+
+A node is in exactly one wave, by a hash of the rollout and its name: the same few nodes are not the first each time. A
+wave's gate opens when all of its nodes that are there have had the release for a while and are well; those away are
+counted by rule. When too many are not well, every node that was touched gets what it had before. Nothing is given to
+a node of a later wave before the gate of each earlier one has opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, assert_never
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+WAVES: Final = (10, 90, 400)
+"""Nodes of each wave; the last size again for those that are left. A thousand are five waves."""
+
+
+class RolloutState(StrEnum):
+    """`RUNNING` waits for a gate; `HALTED` for an operator; `RETURNING` for nodes to have what they had before."""
+
+    RUNNING = "running"
+    HALTED = "halted"
+    RETURNING = "returning"
+    RETURNED = "returned"
+    DONE = "done"
+
+
+class NodeOutcome(StrEnum):
+    """What a node's report says of a release."""
+
+    PENDING = "pending"
+    WELL = "well"
+    UNWELL = "unwell"
+    AWAY = "away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """When a wave's gate opens. Shares are of the wave's nodes, seconds from when the wave was given the release."""
+
+    unwell_share: float = 0.02
+    """More than this are not well: back. Of a small wave one is too many."""
+    away_share: float = 0.2
+    """More than this are away: the gate stays shut, and an operator is asked when `patience_s` has passed."""
+    settle_s: float = 30.0
+    """A node is well once it has been so for this long."""
+    patience_s: float = 900.0
+    """A node that is there and has not said anything about the release by then is not well."""
+    denials_per_minute: float = 60.0
+    restarts: int = 2
+    """More than these, since it has the release, and the node is not well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What is known of one node: which release it has, since when, and how that is."""
+
+    release: str
+    since_s: float
+    healthy: bool
+    denials_per_minute: float = 0.0
+    restarts: int = 0
+    present: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A rollout so far. `waves` are nodes in order; those up to `wave` (from 0) have been given the release."""
+
+    name: str
+    release: str
+    before: str
+    waves: tuple[tuple[str, ...], ...]
+    policy: GatePolicy
+    state: RolloutState = RolloutState.RUNNING
+    wave: int = 0
+    wave_began_s: float
+    reason: str = ""
+    """Why it is not running, for people."""
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Nodes that were given the release, in order."""
+        return tuple(node for wave in self.waves[: self.wave + 1] for node in wave)
+
+
+def begin(
+    name: str,
+    nodes: Sequence[str],
+    *,
+    release: str,
+    before: str,
+    policy: GatePolicy,
+    now_s: float,
+    sizes: Sequence[int] = WAVES,
+) -> Rollout:
+    """A rollout of `release` to these nodes, which have `before` now."""
+    return Rollout(
+        name=name,
+        release=release,
+        before=before,
+        waves=waves(name, nodes, sizes),
+        policy=policy,
+        state=RolloutState.RUNNING if nodes else RolloutState.DONE,
+        wave_began_s=now_s,
+    )
+
+
+def waves(name: str, nodes: Sequence[str], sizes: Sequence[int] = WAVES) -> tuple[tuple[str, ...], ...]:
+    """The nodes in waves of these sizes (1 or more each), the last one again and again; each node once."""
+    ordered = sorted(set(nodes), key=lambda node: hashlib.sha256(f"{name}\n{node}".encode()).digest())
+    found: list[tuple[str, ...]] = []
+    begun = 0
+    while begun < len(ordered):
+        size = sizes[min(len(found), len(sizes) - 1)]
+        found.append(tuple(ordered[begun : begun + size]))
+        begun += len(found[-1])
+    return tuple(found)
+
+
+def outcome(rollout: Rollout, report: NodeReport | None, *, now_s: float) -> NodeOutcome:
+    """What a node of a wave that was given the release has made of it."""
+    policy = rollout.policy
+    if report is None or not report.present:
+        return NodeOutcome.AWAY
+    if report.release != rollout.release:
+        late = now_s - rollout.wave_began_s >= policy.patience_s
+        return NodeOutcome.UNWELL if late else NodeOutcome.PENDING
+    if not report.healthy or report.denials_per_minute > policy.denials_per_minute or report.restarts > policy.restarts:
+        return NodeOutcome.UNWELL
+    return NodeOutcome.WELL if now_s - report.since_s >= policy.settle_s else NodeOutcome.PENDING
+
+
+def decide(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> tuple[Rollout, dict[str, str]]:
+    """The rollout as it is now, and which release each node that it touched is to have."""
+    following = _next(rollout, reports, now_s=now_s)
+    return following, wanted(following)
+
+
+def wanted(rollout: Rollout) -> dict[str, str]:
+    """The release that each touched node is to be assigned; assigning it again changes nothing."""
+    match rollout.state:
+        case RolloutState.RUNNING | RolloutState.HALTED | RolloutState.DONE:
+            return dict.fromkeys(rollout.touched, rollout.release)
+        case RolloutState.RETURNING | RolloutState.RETURNED:
+            return dict.fromkeys(rollout.touched, rollout.before)
+        case _:
+            assert_never(rollout.state)
+
+
+def halted(rollout: Rollout, reason: str) -> Rollout:
+    """By an operator: what was given stays, nothing more is given."""
+    running = rollout.state is RolloutState.RUNNING
+    return dataclasses.replace(rollout, state=RolloutState.HALTED, reason=reason) if running else rollout
+
+
+def resumed(rollout: Rollout, *, now_s: float) -> Rollout:
+    """By an operator: the wave that was halted is waited for anew."""
+    if rollout.state is not RolloutState.HALTED:
+        return rollout
+    return dataclasses.replace(rollout, state=RolloutState.RUNNING, reason="", wave_began_s=now_s)
+
+
+def returning(rollout: Rollout, reason: str) -> Rollout:
+    """By an operator or a gate: every node that was touched gets what it had before."""
+    if rollout.state in {RolloutState.RETURNING, RolloutState.RETURNED}:
+        return rollout
+    return dataclasses.replace(rollout, state=RolloutState.RETURNING, reason=reason)
+
+
+def _next(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> Rollout:
+    match rollout.state:
+        case RolloutState.DONE | RolloutState.HALTED | RolloutState.RETURNED:
+            return rollout
+        case RolloutState.RETURNING:
+            there = [report for node in rollout.touched if (report := reports.get(node)) and report.present]
+            back = all(report.release == rollout.before for report in there)
+            return dataclasses.replace(rollout, state=RolloutState.RETURNED) if back else rollout
+        case RolloutState.RUNNING:
+            return _gated(rollout, reports, now_s=now_s)
+        case _:
+            assert_never(rollout.state)
+
+
+def _gated(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> Rollout:
+    policy = rollout.policy
+    if not rollout.waves:
+        return dataclasses.replace(rollout, state=RolloutState.DONE)
+    # Of all that were touched, not of the last wave alone: a release may turn bad after a while.
+    unwell = _those(rollout, rollout.touched, reports, NodeOutcome.UNWELL, now_s=now_s)
+    if len(unwell) > policy.unwell_share * len(rollout.touched):
+        return returning(rollout, f"{len(unwell)} of {len(rollout.touched)} nodes are not well, such as {unwell[0]}")
+    wave = rollout.waves[rollout.wave]
+    away = _those(rollout, wave, reports, NodeOutcome.AWAY, now_s=now_s)
+    if len(away) > policy.away_share * len(wave):
+        late = now_s - rollout.wave_began_s >= policy.patience_s
+        return halted(rollout, f"{len(away)} of {len(wave)} nodes are away, such as {away[0]}") if late else rollout
+    if _those(rollout, wave, reports, NodeOutcome.PENDING, now_s=now_s):
+        return rollout
+    if rollout.wave + 1 == len(rollout.waves):
+        return dataclasses.replace(rollout, state=RolloutState.DONE)
+    return dataclasses.replace(rollout, wave=rollout.wave + 1, wave_began_s=now_s)
+
+
+def _those(
+    rollout: Rollout,
+    nodes: Sequence[str],
+    reports: Mapping[str, NodeReport],
+    which: NodeOutcome,
+    *,
+    now_s: float,
+) -> list[str]:
+    return [node for node in nodes if outcome(rollout, reports.get(node), now_s=now_s) is which]
