@@ -49,6 +49,7 @@ class TestServerIsKilled:
             engine = NatsEngine(connection, node)
             pushed = engine.watch_desired()
             following = asyncio.ensure_future(anext(pushed))
+            await engine.desired()  # a round trip: the subscription was sent before it
             await controller.put_desired(node, b"before", 0)
             assert await following == b"before"
 
