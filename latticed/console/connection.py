@@ -120,9 +120,7 @@ async def listening(runner: web.AppRunner, at: ListenAt) -> AsyncIterator[Listen
     )
     with _bound(at) as sock:
         # asyncio calls accept() `backlog` times per wake-up, before any limit is looked at.
-        server = await loop.create_server(
-            lambda: ConsoleConnection(limiter, http, loop), sock=sock, backlog=1, **unix_listener.SERVER_OPTIONS
-        )
+        server = await loop.create_server(lambda: ConsoleConnection(limiter, http, loop), sock=sock, backlog=1)
         sock.listen(_BACKLOG)
         sweeping = asyncio.create_task(limiter.sweep())
         try:

@@ -26,7 +26,8 @@ def console(machine):
     machine.write("/etc/latticed/latticed.toml", f'{machines.SETTINGS}users = {{ latticed-ui = ["read"] }}\n')
     machine.check("latticectl", "status")
     machine.check("systemctl", "reload", "latticed.service")
-    machine.check("systemctl", "start", UNIT)
+    started = machine.run("systemctl", "start", UNIT)
+    assert started.returncode == 0, machine.check("journalctl", "--no-pager", "-u", UNIT)
     yield machine
     machine.run("systemctl", "stop", UNIT)
     machine.write("/etc/latticed/latticed.toml", machines.SETTINGS)
