@@ -300,14 +300,13 @@ class Gate:
         """Have the call recorded as allowed, or as denied; `done(None, error)` is called once it is on record, with the
         HostError audit_unavailable if it cannot be.
         """
-        outcome: dict[str, Any] = {"decision": "allow"}
-        if denial is not None:
-            outcome = {"decision": "deny", "code": denial.code.value, "reason": denial.reason}
         # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
         detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-        if denial is not None and denial.fault.fix:
-            detail[FIX] = denial.fault.fix
-        event = Event(actor=self._actor, action=HOST_CALL, target=method, detail=detail, **outcome)
+        event = Event(actor=self._actor, action=HOST_CALL, target=method, decision="allow", detail=detail)
+        if denial is not None:
+            if denial.fault.fix:
+                detail[FIX] = denial.fault.fix
+            event = replace(event, decision="deny", code=denial.code.value, reason=denial.reason)
         self._broker.record(event, lambda _, problem: done(None, None if problem is None else _unrecorded(problem)))
 
 
