@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import select
 import socket
 import stat
@@ -103,8 +104,9 @@ def open_files(console: consoles.RunningConsole) -> int:
 @contextlib.contextmanager
 def stalled(console: consoles.RunningConsole, count: int, halves: tuple[bytes, ...]) -> Iterator[list[socket.socket]]:
     """So many connections that owe the rest of a request."""
-    descriptors.raise_limit()
     with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        descriptors.raise_limit()
         sockets = []
         for number in range(count):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(console)), processes.PATIENCE_S))
