@@ -1,11 +1,16 @@
-"""latticectl ui: what it says where it cannot start."""
+"""latticectl ui: that it starts, on each Python, and what it says where it cannot."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+
+from tests.house import processes
 
 SCRIPT = "import sys; sys.modules[sys.argv.pop(1)] = None; from latticed.ctl.main import main; sys.exit(main())"
 
@@ -30,3 +35,29 @@ def test_what_it_cannot_serve_is_a_usage_error(options: list[str], said: str):
     command = [sys.executable, "-P", "-m", "latticed.ctl.main", "ui", *options]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, said in ran.stderr) == (2, True), ran
+
+
+@pytest.mark.parametrize("at", ["127.0.0.1:0", "http.sock"])
+def test_it_opens_its_link_and_ends_without_a_trace(tmp_path: Path, at: str):
+    """No daemon is asked before a page is."""
+    links, listen = tmp_path / "link.sock", at if ":" in at else str(tmp_path / at)
+    asking = [sys.executable, "-P", "-m", "latticed.ctl.main", "ui"]
+    options = ["--listen", listen, "--link-socket", str(links), "--origin", "https://plugins.example.org"]
+    with (tmp_path / "said").open("wb") as said, processes.spawned([*asking, *options], stderr=said) as console:
+        processes.until(lambda: links.exists() or console.poll() is not None, what="the socket of links")
+        told = subprocess.run(
+            [*asking, "link", "--link-socket", str(links)], capture_output=True, text=True, check=False
+        )
+        assert told.stdout.startswith("https://plugins.example.org/"), (told, (tmp_path / "said").read_text())
+        if ":" not in at:
+            with socket.socket(socket.AF_UNIX) as wire:
+                wire.settimeout(processes.PATIENCE_S)
+                wire.connect(listen)
+                path = urlsplit(told.stdout.strip()).path
+                wire.sendall(f"GET {path} HTTP/1.1\r\nHost: plugins.example.org\r\nConnection: close\r\n\r\n".encode())
+                answer = b"".join(iter(lambda: wire.recv(65_536), b""))
+            assert answer.startswith(b"HTTP/1.1 303 ")
+            assert b"; HttpOnly; SameSite=Strict; Secure\r\n" in answer
+        console.terminate()
+        assert console.wait(processes.PATIENCE_S) == 0
+    assert [one.name for one in tmp_path.iterdir()] == ["said"]
