@@ -35,6 +35,7 @@ _PAGE: Final = 1000
 """Events of one request: the most that `GET /api/audit` answers with."""
 _REPLACING: Final = frozenset({"ledger.restored", "ledger.recovered", "ledger.rollback_accepted"})
 """Events that begin a record of which the heads before are none."""
+_SINCE_ALONE: Final = "--since goes with --journal"
 _FILTERS: Final = ("actor", "action", "target", "decision")
 """Options of `query` that are filters of the API under the same name."""
 
@@ -187,6 +188,8 @@ def _verify(session: CtlSession) -> int:
     args = session.args
     if args.public_key is not None:
         raise Problem("usage", "--public-key is for a FILE; the daemon checks with its own key")
+    if args.since is not None:
+        raise Problem("usage", _SINCE_ALONE)
     query = {"progress": "1", "calls": "1" if args.calls else None, "whole": "1" if args.whole else None}
     plain: dict[str, Any] = {}
     with closing(session.client().lines("audit", "verify", query=query)) as lines:
@@ -274,7 +277,7 @@ def _journalled(session: CtlSession) -> JournalHeads | None:
     unit, since = session.args.journal, session.args.since
     if unit is None:
         if since is not None:
-            raise Problem("usage", "--since goes with --journal")
+            raise Problem("usage", _SINCE_ALONE)
         return None
     from latticed.ctl import journal_heads
 

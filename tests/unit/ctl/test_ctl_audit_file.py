@@ -122,3 +122,9 @@ def test_heads_in_the_log_reveal_a_truncated_export(ctl, tmp_path, form):
     assert (refused.code, "tail was cut" in refused.out) == (6, True)
     log.write_text("nothing of the kind\n")
     assert ctl("audit", "verify", str(whole), *options).code == 1
+
+
+@pytest.mark.parametrize("words", [[], ["export.ndjson"]], ids=["the daemon's", "a file"])
+def test_since_goes_with_the_journals_heads_alone(ctl, words):
+    ran = ctl("audit", "verify", *words, "--since", "1h", LATTICED_SOCKET="/nowhere")
+    assert (ran.code, "--since goes with --journal" in ran.err) == (2, True)
