@@ -16,13 +16,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from latticed.fleet import chunks, messages
+from latticed.fleet import chunks, https_source, messages
 from latticed.fleet.engine import EngineUnavailable, QuotaExceeded
 from latticed.fleet.spool import NotFetched
 from latticed.kit import logs, text
 from latticed.model.restart import spread
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Coroutine
 
     from latticed.fleet.engine import Engine, PendingInvocation
@@ -103,9 +104,10 @@ class _Waiting:
 
 
 class Link:
-    """`async with Link(connection, engine, spool, reader, writer) as link: await link.ended()`: until the node ends.
+    """`async with Link(connection, engine, spool, stream) as link: await link.ended()`: until the node ends.
 
-    `reader` and `writer` are this process's end of the socketpair.
+    `stream` is this process's end of the socketpair. `https`: whom to trust for bundles' URLs, instead of the system's
+    authorities.
     """
 
     def __init__(
@@ -116,12 +118,14 @@ class Link:
         stream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         *,
         periods: LinkPeriods | None = None,
+        https: ssl.SSLContext | None = None,
     ) -> None:
         self._connection = connection
         self._engine = engine
         self._spool = spool
         self._reader, self._writer = stream
         self._periods = periods or LinkPeriods()
+        self._https = https
         self._outbox = _Outbox()
         self._waiting = _Waiting()
         self._sent: bytes | None = None
@@ -291,15 +295,32 @@ class Link:
                 waiting.bundle_is_new.clear()
                 await waiting.bundle_is_new.wait()
             needed = waiting.bundles.pop(next(iter(waiting.bundles)))
-            await self._connection.wait_up()
-            try:
-                await chunks.fetch(self._engine, self._spool, needed.sha256)
-            except (NotFetched, EngineUnavailable, OSError) as error:
-                reason = text.sanitise(str(error), 400)
+            if not needed.urls:
+                await self._connection.wait_up()
+            if reason := await self._not_fetched(needed):
                 log.info("bundle_not_fetched", sha256=needed.sha256, reason=reason)
                 self._outbox.put(messages.BundleMissing(sha256=needed.sha256, reason=reason))
             else:
                 self._outbox.put(messages.BundleHere(sha256=needed.sha256))
+
+    async def _not_fetched(self, needed: messages.BundleNeeded) -> str:
+        """Why the bundle is not in the spool, from the last source that was tried; empty when it is there.
+
+        The engine is asked first, then each URL. What came of one is gone on with at the next: the digest is that of
+        the whole.
+        """
+        reason = ""
+        for url in ("", *needed.urls):
+            try:
+                if url:
+                    await https_source.fetch(url, self._spool, needed.sha256, tls=self._https)
+                else:
+                    await chunks.fetch(self._engine, self._spool, needed.sha256)
+            except (NotFetched, EngineUnavailable, OSError) as error:
+                reason = text.sanitise(str(error), 400)
+            else:
+                return ""
+        return reason or "expected a source that has it, found none"
 
     async def _hear_invocations(self) -> None:
         async with asyncio.TaskGroup() as group:

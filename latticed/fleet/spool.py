@@ -130,6 +130,12 @@ class Partial:
             self._digest.update(data)
             self.size += len(data)
 
+    def restart(self) -> None:
+        """Forget what came: it comes from the start."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._digest, self.size = hashlib.sha256(), 0
+
     def write(self, data: bytes) -> None:
         """What comes next. NotFetched when that is too much, or the disk is full: then nothing is left of it, so that
         the host has the room.

@@ -43,7 +43,7 @@ class NodesEnd:
 
 
 @contextlib.asynccontextmanager
-async def linked(fleet, node, directory, urls=None):
+async def linked(fleet, node, directory, urls=None, https=None):
     """The node's end of a link, and the link itself."""
     directory.mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
@@ -57,7 +57,12 @@ async def linked(fleet, node, directory, urls=None):
     spool = Spool(directory, most_bytes=8 << 20, bundle_bytes=4 << 20)
     async with connection:
         link = Link(
-            connection, NatsEngine(connection, node), spool, await asyncio.open_connection(sock=ours), periods=QUICK
+            connection,
+            NatsEngine(connection, node),
+            spool,
+            await asyncio.open_connection(sock=ours),
+            periods=QUICK,
+            https=https,
         )
         told.append(link.connection_changed)
         async with link:

@@ -1,0 +1,169 @@
+"""Bundles from a real https server: whole, resumed, broken off, of another content, without end, by way of the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+
+import pytest
+import trustme
+from aiohttp import web
+
+from latticed.fleet import https_source, messages
+from latticed.fleet.engine import CHUNK_BYTES
+from latticed.fleet.spool import NotFetched, Spool
+from tests.house.links import linked
+
+WAIT_S = 60
+DATA = bytes(range(256)) * 4_000
+SHA256 = hashlib.sha256(DATA).hexdigest()
+AUTHORITY = trustme.CA()
+
+
+@pytest.fixture
+def tls():
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def directory(tmp_path):
+    place = tmp_path / "spool"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def spool(directory):
+    return Spool(directory, most_bytes=8 << 20, bundle_bytes=2 << 20)
+
+
+@contextlib.asynccontextmanager
+async def serving(handler):
+    """The URL of a server that answers with `handler`."""
+    app = web.Application()
+    app.router.add_get("/bundle", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("localhost").configure_cert(context)
+    site = web.TCPSite(runner, "localhost", 0, ssl_context=context)
+    await site.start()
+    try:
+        yield f"https://localhost:{runner.addresses[0][1]}/bundle"
+    finally:
+        await runner.cleanup()
+
+
+def ranged(seen, data=DATA):
+    async def answer(request):
+        seen.append(request.headers.get("Range"))
+        start = request.http_range.start or 0
+        if not start:
+            return web.Response(body=data)
+        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        return web.Response(status=206, body=data[start:], headers=headers)
+
+    return answer
+
+
+async def test_whole_bundle_arrives_and_a_part_is_gone_on_with(spool, directory, tls):
+    seen = []
+    async with asyncio.timeout(WAIT_S), serving(ranged(seen)) as url:
+        await https_source.fetch(url, spool, SHA256, tls=tls)
+        assert (directory / f"{SHA256}.tar").read_bytes() == DATA
+        spool.forget(SHA256)
+        (directory / f"{SHA256}.part").write_bytes(DATA[: 2 * CHUNK_BYTES + 5])
+        await https_source.fetch(url, spool, SHA256, tls=tls)
+    assert (directory / f"{SHA256}.tar").read_bytes() == DATA
+    assert seen == [None, f"bytes={2 * CHUNK_BYTES}-"]
+
+
+async def test_server_that_knows_no_ranges_gives_the_whole_again(spool, directory, tls):
+    async def whole(_):
+        return web.Response(body=DATA)
+
+    (directory / f"{SHA256}.part").write_bytes(DATA[:CHUNK_BYTES])
+    async with asyncio.timeout(WAIT_S), serving(whole) as url:
+        await https_source.fetch(url, spool, SHA256, tls=tls)
+    assert (directory / f"{SHA256}.tar").read_bytes() == DATA
+
+
+async def test_answer_that_breaks_off_is_kept_as_far_as_it_came(spool, directory, tls):
+    async def half(request):
+        answer = web.StreamResponse(headers={"Content-Length": str(len(DATA))})
+        await answer.prepare(request)
+        await answer.write(DATA[: 3 * CHUNK_BYTES])
+        request.transport.abort()
+        return answer
+
+    async with asyncio.timeout(WAIT_S), serving(half) as url:
+        with pytest.raises(NotFetched):
+            await https_source.fetch(url, spool, SHA256, tls=tls)
+    assert DATA.startswith((directory / f"{SHA256}.part").read_bytes())
+    async with asyncio.timeout(WAIT_S), serving(ranged([])) as url:
+        await https_source.fetch(url, spool, SHA256, tls=tls)
+    assert (directory / f"{SHA256}.tar").read_bytes() == DATA
+
+
+async def endless(request):
+    answer = web.StreamResponse()
+    await answer.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await answer.write(bytes(CHUNK_BYTES))
+    return answer
+
+
+async def other_range(_):
+    return web.Response(status=206, body=b"x", headers={"Content-Range": "bytes 7-7/8"})
+
+
+async def moved(_):
+    raise web.HTTPFound("https://192.0.2.1/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (endless, "at most 2097152 bytes"),
+        (other_range, "status 200 or 206"),
+        (moved, "found 302"),
+        (ranged([], b"another"), "with the digest"),
+        (ranged([], b""), "with the digest"),
+    ],
+    ids=["endless", "other range", "moved", "other content", "empty"],
+)
+async def test_what_is_not_the_bundle_is_refused_and_nothing_is_left(spool, directory, tls, handler, said):
+    async with asyncio.timeout(WAIT_S), serving(handler) as url:
+        with pytest.raises(NotFetched, match=said):
+            await https_source.fetch(url, spool, SHA256, tls=tls)
+    assert [one.name for one in directory.iterdir() if one.stat().st_size] == []
+
+
+@pytest.mark.parametrize("url", ["http://localhost/bundle", "file:///etc/passwd", "ftp://x", "", "HTTPS://x"])
+async def test_other_kinds_of_url_are_not_asked(spool, url):
+    with pytest.raises(NotFetched, match="a URL of https"):
+        await https_source.fetch(url, spool, SHA256)
+
+
+async def test_server_of_an_unknown_authority_is_not_asked(spool):
+    seen = []
+    async with asyncio.timeout(WAIT_S), serving(ranged(seen)) as url:
+        with pytest.raises(NotFetched, match="ertificate"):
+            await https_source.fetch(url, spool, SHA256)
+    assert seen == []
+
+
+async def test_link_asks_the_engine_first_and_then_each_url(fleet, node, tmp_path, tls):
+    async with (
+        asyncio.timeout(WAIT_S),
+        serving(ranged([])) as url,
+        linked(fleet, node, tmp_path / "link", https=tls) as (mine, _),
+    ):
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=("https://localhost:1/gone", url)))
+        assert (await mine.following(messages.BundleHere)).sha256 == SHA256
+    assert (tmp_path / "link" / messages.spool_name(SHA256)).read_bytes() == DATA
