@@ -1,7 +1,7 @@
 """A bundle from an https server, for a fleet whose bundles are not in the message system.
 
-URL and digest come with what the operator signed, and the server is believed nothing: it may give less, more or something
-else, and take its time.
+URL and digest come with what the operator signed, and the server is believed nothing: it may give less, more or
+something else, and take its time.
 """
 
 from __future__ import annotations
