@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from latticed.console import guard
 from latticed.kit import descriptors, unix_listener
@@ -31,7 +32,13 @@ REQUEST_S: Final = 5.0
 """From the first byte of a request to its last, and again for the rest of a form whose headers are whole."""
 IDLE_S: Final = 30.0
 """Without a request, or with an answer that nobody reads."""
-_FIELD_BYTES: Final = 8_190
+_LINE_BYTES: Final = 8_190
+_FIELD_BYTES: Final = 65_536
+"""Of one header. Cookies know no ports: a browser sends here, too, what all others of this address have set."""
+_TOO_LONG: Final = f"""expected headers of at most {_FIELD_BYTES} bytes each
+Another page of this address may have set long cookies: delete the cookies of this address in your browser, or open a
+new link by its other name (localhost, 127.0.0.1).
+"""
 _HEADERS: Final = 64
 _BACKLOG: Final = 1024
 
@@ -55,7 +62,7 @@ class ConsoleConnection(LimitedConnection):
             loop=loop,
             # How long the rest of a form is read that was refused unread.
             lingering_time=1.0,
-            max_line_size=_FIELD_BYTES,
+            max_line_size=_LINE_BYTES,
             max_field_size=_FIELD_BYTES,
             max_headers=_HEADERS,
             access_log=None,
@@ -86,6 +93,8 @@ class ConsoleConnection(LimitedConnection):
         if status >= 500:
             self.log_exception("console_failed", exc_info=exc)
         text = "expected an HTTP/1.1 request\n" if status < 500 else "the console failed to answer\n"
+        if isinstance(exc, LineTooLong) and exc.args[1:2] == (_FIELD_BYTES,):
+            status, text = 431, _TOO_LONG
         answer = web.Response(status=status, text=text, headers=guard.HEADERS)
         # Where the next request would begin is unknown.
         answer.force_close()
@@ -144,7 +153,8 @@ def unix_socket(path: str) -> Iterator[socket.socket]:
             with contextlib.suppress(BlockingIOError):  # its queue is full
                 asking.connect(path)
             raise Problem("listen_failed", f"another process listens at {path}", "end it, or choose another path")
-    sock = unix_listener.listen(place)
+    # A client with a deadline is refused at once where this queue is full (unix(7), EAGAIN).
+    sock = unix_listener.listen(place, backlog=_BACKLOG)
     made = place.lstat()
     try:
         yield sock

@@ -191,6 +191,16 @@ def test_bytes_that_are_no_request_of_a_browser_get_a_plain_refusal(console, raw
     assert console.get("/").status == 200
 
 
+def test_cookies_of_other_pages_of_this_address_do_not_keep_the_operator_out(console):
+    """A browser sends them here, too: as many as usual are read past; of more it is said what helps."""
+    asked = "GET {base}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nCookie: %s; {cookie}\r\n\r\n"
+    others = "; ".join(f"other{number}={'x' * 4_000}" for number in range(12))
+    assert spoken(console, (asked % others).encode()).startswith(b"HTTP/1.1 200 ")
+    answer = spoken(console, (asked % f"{others}; {others}").encode())
+    assert answer.split()[1] == b"431"
+    assert b"delete the cookies of this address" in answer
+
+
 @pytest.mark.parametrize("framing", FRAMINGS, ids=repr)
 def test_no_second_request_is_smuggled_in_a_body(console, framing: bytes):
     """A proxy of the operator may read the same bytes in another way: then nothing of them is answered twice."""
