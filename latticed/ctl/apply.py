@@ -116,8 +116,8 @@ def _sit(session: CtlSession, client: HelperClient, plugin_id: str) -> dict[str,
 
 def _configure(session: CtlSession, plugin_id: str) -> dict[str, Any] | None:
     """Check the file and set it; the configuration of before, None when it is the same. Problem config_invalid."""
+    from latticed.client.control import ApiRefusal
     from latticed.ctl import config
-    from latticed.ctl.client import ApiRefusal
 
     wanted = config.document(session.args.file)
     found = session.client().get("plugins", "by-id", plugin_id, "config")

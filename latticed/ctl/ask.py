@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from latticed import wire
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
 
 
 class Asked(Protocol):

@@ -14,7 +14,7 @@ from latticed.model import capability, consents, hostcall
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(

@@ -14,7 +14,7 @@ from latticed.model import runtime
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import ApiRefusal
+    from latticed.client.control import ApiRefusal
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
@@ -78,7 +78,7 @@ def _get(session: CtlSession) -> int:
 
 def _put(session: CtlSession, *, dry_run: bool) -> int:
     """Send the file's document, to be stored or (`dry_run`) only checked, and print what came of it."""
-    from latticed.ctl.client import ApiRefusal
+    from latticed.client.control import ApiRefusal
 
     plugin_id, screen = ask.known_id(session.args.id), session.screen
     try:

@@ -6,8 +6,8 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.client.control import ApiRefusal
 from latticed.ctl import ask, consent, decode
-from latticed.ctl.client import ApiRefusal
 from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from latticed.ctl.table import Cell, Column
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from latticed.client.control import ControlClient
     from latticed.ctl.arguments import Parser
-    from latticed.ctl.client import ControlClient
     from latticed.ctl.session import CtlSession
 
     Shown = str | Callable[[CtlSession, dict[str, Any]], str | Cell]

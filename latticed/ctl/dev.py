@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.client.control import LONG_S
 from latticed.ctl import consent, decode, invoke, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.client import LONG_S
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 

@@ -14,7 +14,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.session import CtlSession
     from latticed.ctl.table import Cell
 

@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
+from latticed.client.control import LONG_S
 from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.client import LONG_S
 from latticed.ctl.exit_codes import ExitCode
 from latticed.kit import strict_json
 from latticed.model.errors import Problem

@@ -17,7 +17,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(

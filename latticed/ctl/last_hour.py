@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TextIO
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.render import Screen
 
 MINUTES: Final = 60

@@ -12,7 +12,7 @@ from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(

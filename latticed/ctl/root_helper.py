@@ -14,8 +14,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import bounded_socket, replies
-from latticed.ctl.bounded_socket import BoundedSocket
+from latticed.client import bounded_socket
+from latticed.client.bounded_socket import BoundedSocket
+from latticed.ctl import replies
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

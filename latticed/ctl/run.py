@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from latticed.client.control import LONG_S
 from latticed.ctl import ask, consent, invoke, replies
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.client import LONG_S
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession

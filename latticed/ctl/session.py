@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.render import Screen
     from latticed.settings import Settings
 
@@ -33,7 +33,7 @@ class CtlSession(NamedTuple):
 
         `read_s`: seconds to wait for an answer; None for the default.
         """
-        from latticed.ctl.client import READ_S, ControlClient
+        from latticed.client.control import READ_S, ControlClient
 
         given = getattr(self.args, "socket", None) or self.environ.get("LATTICED_SOCKET")
         path = given or self._settings_socket()

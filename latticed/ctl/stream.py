@@ -14,7 +14,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
 
 FIRST_PAUSE_S: Final = 0.1
 """Before the first attempt to connect again; doubled with each one."""

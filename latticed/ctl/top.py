@@ -19,7 +19,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from latticed.ctl.client import ControlClient
+    from latticed.client.control import ControlClient
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.bundle import pack, requirements, write
 from latticed.bundle.read import ReadLimits
 from latticed.bundle.refusal import ARTIFACT
+from latticed.client.control import READ_S, ApiRefusal, ControlClient
 from latticed.ctl import ask, decode, offline, policy_file, replies, sign
-from latticed.ctl.client import READ_S, ApiRefusal, ControlClient
 from latticed.kit import files
 from latticed.model.errors import Problem
 from latticed.trust import key_files, policy

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.client.control import ApiRefusal
 from latticed.ctl import ask, consent, decision, decode
 from latticed.ctl.arguments import Parser, examples
-from latticed.ctl.client import ApiRefusal
 from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:

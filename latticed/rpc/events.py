@@ -37,7 +37,7 @@ PAGE: Final = 200
 """Events read at a time: about 1 ms of the event loop. All streams together read one page per turn (`Api.paging`)."""
 SPAN: Final = 2_000
 """Rows scanned at most for one page, since old databases may hold many host calls that the page leaves out."""
-# latticectl takes a stream for dead after 45 s without data: three heartbeats (`QUIET_S` in ctl/client.py).
+# latticectl takes a stream for dead after 45 s without data: three heartbeats (`QUIET_S` in client/control.py).
 HEARTBEAT_S: Final = 15.0
 # A reader that takes nothing for so long is cut: it holds a descriptor, and one of its user's `STREAMS`.
 WRITE_S: Final = 10.0

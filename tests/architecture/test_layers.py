@@ -9,7 +9,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONSOLE_MAY_IMPORT = {"model", "kit"}
-CTL_MAY_IMPORT = {"ctl", "console", "fleet", "wire", "settings", "model", "kit", "bundle", "trust"}
+CTL_MAY_IMPORT = {"ctl", "client", "console", "fleet", "wire", "settings", "model", "kit", "bundle", "trust"}
 
 
 def test_import_contracts_hold():

@@ -56,7 +56,7 @@ start_deadline_s = 120
 """An emulated processor is some twenty times as slow."""
 CHECK = """
 import concurrent.futures, json, pathlib, re, subprocess, time
-from latticed.ctl.client import ControlClient
+from latticed.client.control import ControlClient
 from latticed.model.errors import Problem
 
 UNIT = "latticed.service"

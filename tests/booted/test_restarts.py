@@ -9,7 +9,7 @@ from tests.house import long, machines, processes
 
 HAMMER = """
 import json, os, sys, threading, time
-from latticed.ctl.client import ControlClient
+from latticed.client.control import ControlClient
 from latticed.model.errors import Problem
 
 asked, failed, lock = [0], [], threading.Lock()

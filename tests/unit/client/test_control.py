@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from latticed.client.control import ApiRefusal, ControlClient
 from latticed.ctl import exit_codes
-from latticed.ctl.client import ApiRefusal, ControlClient
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 from tests.house import api_server
@@ -221,7 +221,7 @@ def test_answer_that_is_no_proper_http_is_a_bad_reply(tmp_path, answer):
 
 
 def test_answer_over_the_size_limit_is_an_error(api, monkeypatch):
-    monkeypatch.setattr("latticed.ctl.client.MAX_REPLY_BYTES", 1000)
+    monkeypatch.setattr("latticed.client.control.MAX_REPLY_BYTES", 1000)
     api.override["GET plugins"] = (200, b"x" * 1001)
     with pytest.raises(Problem, match="longer than"):
         ControlClient(str(api.socket)).get("plugins")

@@ -12,8 +12,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from latticed.ctl import socket_peer
-from latticed.ctl.bounded_socket import BoundedSocket
+from latticed.client import socket_peer
+from latticed.client.bounded_socket import BoundedSocket
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

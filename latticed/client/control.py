@@ -13,8 +13,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import bounded_socket
-from latticed.ctl.exchange import REALLY, ConnectionCut, Exchange
+from latticed.client import bounded_socket
+from latticed.client.exchange import REALLY, ConnectionCut, Exchange
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from latticed.ctl import client as clients
-from latticed.ctl.client import ControlClient
+from latticed.client import control as clients
+from latticed.client.control import ControlClient
 from latticed.model.errors import Problem
 from tests.house import processes
 
