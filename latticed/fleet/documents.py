@@ -184,6 +184,16 @@ class Invocation(FleetDocument, frozen=True, kw_only=True):
     payload: dict[str, Any]
 
 
+class InvocationResult(FleetDocument, frozen=True, kw_only=True):
+    """What became of an invocation, signed by the node: the plugin's answer, or `code` and `reason` of what kept it."""
+
+    node: Name
+    nonce: Nonce
+    code: Annotated[str, Meta(max_length=64)]
+    reason: Text
+    answer: dict[str, Any]
+
+
 class NodeEvent(FleetDocument, frozen=True, kw_only=True):
     """One event of a node, signed by its key. `prev`: SHA-256 of the one before, 64 zeros at first."""
 
@@ -240,6 +250,7 @@ DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     Revocations: b"latticed.fleet.revocations.v1\n",
     EnrolmentToken: b"latticed.fleet.enrolment.v1\n",
     Invocation: b"latticed.fleet.invocation.v1\n",
+    InvocationResult: b"latticed.fleet.result.v1\n",
     NodeEvent: b"latticed.fleet.event.v1\n",
     NodeStatus: b"latticed.fleet.status.v1\n",
 }

@@ -66,6 +66,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     assignment: str = ""
     highest: int = 0
     present: Present | None = None
+    settled: frozenset[str] = frozenset()
     revocations: int = 0
     revoked: frozenset[str] = frozenset()
     nonces: Annotated[dict[str, int], Meta(max_length=MAX_NONCES)] = {}
@@ -199,6 +200,7 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         assignment=assignment.sha256,
         highest=max(state.highest, intent.generation),
         present=present,
+        settled=frozenset(),
     )
     return fresh, TakenUp(generation=wanted.generation)
 

@@ -259,6 +259,7 @@ async def show(ask: Ask) -> dict[str, Any]:
     # No trouble means that the accepted bundle is there and verifies.
     report: dict[str, Any] = {
         "plugin": views.plugin(ask.api, record),
+        "identity": record.facts.identity,
         "verdict": {
             "ok": trouble is None,
             "code": trouble.code if trouble else None,

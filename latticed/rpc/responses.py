@@ -318,10 +318,12 @@ class ResourcesView(TypedDict):
 class PluginReport(TypedDict):
     """One plugin with its verdict, grants, kept versions, schedules and last denials (newest first).
 
-    `resources` is null for a plugin that had no process of its own since the daemon started.
+    `resources` is null for a plugin that had no process of its own since the daemon started. `identity`: of the
+    version that was accepted, or verifies.
     """
 
     plugin: wire.PluginView
+    identity: str
     verdict: Judged
     grants: GrantsView
     kept: list[KeptView]

@@ -47,23 +47,26 @@ class History:
     """Genuine documents of a fleet: five intents, and what made the node take up each."""
 
     fleet: fleets.Fleet
+    start: int = 1
+    """The generation of the first."""
     intents: list[documents.Intent] = field(default_factory=list)
     desired: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for generation in range(1, 6):
-            named = (documents.name_of(self.intents[2]),) if generation == 5 else ()
+        for number in range(1, 6):
+            generation = self.start + number - 1
+            named = (documents.name_of(self.intents[2]),) if number == 5 else ()
             intent = self.fleet.intent(
-                generation, plugins=(fleets.plugin(identity=f"{generation}{'0' * 63}"),), back_to=named
+                generation, plugins=(fleets.plugin(identity=f"{number}{'0' * 63}"),), back_to=named
             )
             self.intents.append(intent)
             self.desired.append(self.fleet.desired(generation, intent=intent))
 
     def next(self) -> dict[str, bytes]:
         """The envelopes of a genuine sixth."""
-        intent = self.fleet.intent(6)
+        intent = self.fleet.intent(self.start + 5)
         return {
-            "assignment": documents.sign(self.fleet.assignment(intent, 6), fleets.CONTROLLER),
+            "assignment": documents.sign(self.fleet.assignment(intent, self.start + 5), fleets.CONTROLLER),
             "intent": documents.sign(intent, fleets.OPERATOR),
             "controller": documents.sign(self.fleet.certificate(), fleets.OPERATOR),
         }
@@ -112,7 +115,7 @@ def _strange(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str,
         "another node": fleets.Fleet(history.fleet.name, now=history.fleet.now, node="n2"),
     }
     for what, other in others.items():
-        yield f"engine: what is for {what}", other.desired(6)
+        yield f"engine: what is for {what}", other.desired(history.start + 5)
     for slot, kind in ADDED.items():
         for name, value in genuine.items():
             yield f"engine: {name} as {slot}", fleets.packed(**genuine, **{slot: value})
@@ -165,17 +168,17 @@ def _forgers(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str,
 def _controller(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """The controller's own key, and every document that an operator ever signed."""
     fleet, now = history.fleet, history.fleet.now
-    own = {**genuine}
+    own, sixth_generation = {**genuine}, history.start + 5
 
-    def assigned(meant: documents.Intent, generation: int = 6, **fields: Any) -> bytes:
+    def assigned(meant: documents.Intent, generation: int = sixth_generation, **fields: Any) -> bytes:
         return documents.sign(fleet.assignment(meant, generation, **fields), fleets.CONTROLLER)
 
-    sixth = fleet.intent(6)
+    sixth = fleet.intent(sixth_generation)
     for number in (1, 2, 4):
         intent = history.intents[number - 1]
         envelopes = {"assignment": assigned(intent), "intent": documents.sign(intent, fleets.OPERATOR)}
         yield f"controller: back to intent {number}, which is not named", fleets.packed(**{**own, **envelopes})
-    for generation in (1, 4, 5):
+    for generation in (history.start, history.start + 3, history.start + 4):
         yield (
             f"controller: generation {generation} again",
             fleets.packed(**{**own, "assignment": assigned(sixth, generation)}),
@@ -224,11 +227,11 @@ def _controller(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[s
         envelope = documents.sign(certificate, fleets.OPERATOR)
         yield f"controller: a certificate {what}", fleets.packed(**{**own, "controller": envelope})
     for what, intent in {
-        "for other labels": fleet.intent(6, selector=documents.Selector(labels={"role": "db"}, nodes=())),
-        "for other nodes": fleet.intent(6, selector=documents.Selector(labels={}, nodes=("n2",))),
-        "that has expired": fleet.intent(6, expires=now),
-        "of another fleet": fleet.intent(6, fleet="other"),
-        "of the generation of another": fleet.intent(5, plugins=()),
+        "for other labels": fleet.intent(sixth_generation, selector=_selector({"role": "db"})),
+        "for other nodes": fleet.intent(sixth_generation, selector=_selector({}, "n2")),
+        "that has expired": fleet.intent(sixth_generation, expires=now),
+        "of another fleet": fleet.intent(sixth_generation, fleet="other"),
+        "of the generation of another": fleet.intent(sixth_generation - 1, plugins=()),
     }.items():
         envelopes = {"assignment": assigned(intent), "intent": documents.sign(intent, fleets.OPERATOR)}
         yield f"controller: an intent {what}", fleets.packed(**{**own, **envelopes})
@@ -304,3 +307,7 @@ def _added(history: History, slot: str) -> documents.FleetDocument:
 
 def _raw(envelopes: dict[str, bytes]) -> bytes:
     return b"{" + b",".join(b'"%s":%s' % (name.encode(), value) for name, value in envelopes.items()) + b"}"
+
+
+def _selector(labels: dict[str, str], *nodes: str) -> documents.Selector:
+    return documents.Selector(labels=labels, nodes=nodes)

@@ -50,13 +50,14 @@ class Fleet:
 
     def __init__(self, name: str = "home", *, now: int = NOW, node: str = "n1") -> None:
         self.name, self.now, self.node = name, now, node
+        self.node_key = public(NODE)
 
     def state(self, **fields: Any) -> judging.NodeState:
         plain = {
             "fleet": self.name,
             "operators": (public(OPERATOR), public(SECOND)),
             "node": self.node,
-            "node_key": public(NODE),
+            "node_key": self.node_key,
             "labels": {"role": "web"},
         }
         return judging.NodeState(**{**plain, **fields})
@@ -76,7 +77,7 @@ class Fleet:
         plain = {
             "fleet": self.name,
             "node": self.node,
-            "node_key": public(NODE),
+            "node_key": self.node_key,
             "generation": generation,
             "intent": documents.name_of(meant),
             "bundles": (),
@@ -97,7 +98,7 @@ class Fleet:
         plain = {
             "fleet": self.name,
             "node": self.node,
-            "node_key": public(NODE),
+            "node_key": self.node_key,
             "labels": {"role": "web"},
             "serial": 1,
         }
@@ -110,7 +111,7 @@ class Fleet:
         plain = {
             "fleet": self.name,
             "node": self.node,
-            "node_key": public(NODE),
+            "node_key": self.node_key,
             "nonce": "ab" * 16,
             "expires": self.now + 60,
             "plugin": "acme.demo",

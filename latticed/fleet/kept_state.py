@@ -1,0 +1,193 @@
+"""What a node keeps in its own directory: its key, the token that it joined by, what it believed, events under way.
+
+`key` (PEM), `token` (an envelope), `state` (JSON), `events/NUMBER` (JSON). The first two never change. `state` is
+replaced in one step and synced before anything that follows from it is done; a directory whose state is gone is refused
+rather than begun anew, because the floor of generations would be gone with it. Functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from latticed.fleet import documents, judging, messages
+from latticed.kit import files
+from latticed.model.errors import Problem
+from latticed.trust import key_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.fleet.documents import EnrolmentToken
+
+KEY: Final = "key"
+TOKEN: Final = "token"  # noqa: S105 - the name of a file
+STATE: Final = "state"
+EVENTS: Final = "events"
+_STATE_BYTES: Final = 16 << 20
+_MOST_EVENTS: Final = 256
+"""Events that wait for the engine; further ones are counted in the chain's numbers, and not kept."""
+
+
+class _KeptEvent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    message_id: str
+    document: bytes
+
+
+class KeptState:
+    """The directory of one node, and what is in it. `state` is what was kept last."""
+
+    def __init__(self, directory: Path, key: Ed25519PrivateKey, state: judging.NodeState) -> None:
+        self.key = key
+        self.state = state
+        self._directory = directory
+
+    def keep(self, state: judging.NodeState) -> None:
+        """Have `state` count from now on, also after a kill or power cut. OSError: the one of before counts."""
+        files.replace(self._directory / STATE, msgspec.json.encode(state), mode=0o600)
+        self.state = state
+
+    def add_event(self, action: str, target: str, code: str, reason: str, *, at_s: int) -> messages.NewEvent | None:
+        """Sign and keep the next event of the chain; None when too many wait already: its number is then missing in
+        what is published, which tells that there was one. OSError.
+        """
+        number = self.state.events + 1
+        event = documents.NodeEvent(
+            fleet=self.state.fleet,
+            node=self.state.node,
+            number=number,
+            prev=self.state.head,
+            at=at_s,
+            action=action,
+            target=target,
+            code=code,
+            reason=reason,
+        )
+        envelope = documents.sign(event, self.key)
+        place = self._directory / EVENTS
+        waits = len(os.listdir(place)) < _MOST_EVENTS
+        made = _KeptEvent(message_id=secrets.token_hex(16), document=envelope)
+        if waits:
+            # First the event: of a head without it nobody could tell what it was.
+            files.replace(place / str(number), msgspec.json.encode(made), mode=0o600)
+        self.keep(msgspec.structs.replace(self.state, events=number, head=documents.name_of(event)))
+        if not waits:
+            return None
+        return messages.NewEvent(number=number, message_id=made.message_id, document=envelope)
+
+    def events(self) -> list[messages.NewEvent]:
+        """Those that the engine has not acknowledged, oldest first."""
+        place, found = self._directory / EVENTS, []
+        for name in sorted((one for one in os.listdir(place) if one.isdecimal()), key=int):
+            # One that the chain does not count yet was being added when the process was killed.
+            if int(name) > self.state.events:
+                (place / name).unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # acknowledged meanwhile
+                kept = msgspec.json.decode((place / name).read_bytes(), type=_KeptEvent)
+                found.append(messages.NewEvent(number=int(name), message_id=kept.message_id, document=kept.document))
+        return found
+
+    def forget_event(self, number: int) -> None:
+        """The engine has it."""
+        (self._directory / EVENTS / str(number)).unlink(missing_ok=True)
+
+
+def enrol(directory: Path, token: bytes, *, now_s: int) -> str:
+    """Make the directory of a node that joins by this token, with a key of its own; the public key.
+
+    Problem enrolment_invalid, enrolment_expired, exists, io_error; no directory is left then. That the token is the
+    operator's is the caller's word: by it a host begins to trust.
+    """
+    found = _token(token)
+    if now_s >= found.expires:
+        detail = f"expected a token that is valid now ({now_s}), found one that expired at {found.expires}"
+        raise Problem("enrolment_expired", detail, "latticectl fleet sign makes another one")
+    fresh = directory.with_name(f".{directory.name}.new.{os.getpid()}")
+    if directory.exists() or directory.is_symlink():
+        raise key_files.exists(directory)
+    key = key_files.generate()
+    first = _first(found, key_files.public_text(key))
+    try:
+        fresh.mkdir(mode=0o700)
+        key_files.create(fresh / KEY, key)
+        files.replace(fresh / TOKEN, token, mode=0o600)
+        (fresh / EVENTS).mkdir(mode=0o700)
+        KeptState(fresh, key, first).keep(first)
+        fresh.rename(directory)
+        files.sync_directory(directory.parent)
+    except OSError as error:
+        raise Problem("io_error", f"cannot write {directory}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return first.node_key
+
+
+def opened(directory: Path) -> KeptState:
+    """What is kept in the directory of a node that was enrolled; Problem not_enrolled, fleet_state_invalid."""
+    try:
+        found = directory.stat()
+        if found.st_uid not in {0, os.geteuid()} or stat.S_IMODE(found.st_mode) & 0o077:
+            detail = f"expected {directory} to be this user's alone, found mode {stat.S_IMODE(found.st_mode):04o}"
+            raise _invalid(detail)
+        token = _token(files.read_at_most(directory / TOKEN, documents.MAX_BYTES))
+        key = key_files.read(directory / KEY)
+        data = files.read_at_most(directory / STATE, _STATE_BYTES)
+    except FileNotFoundError as error:
+        raise Problem(
+            "not_enrolled",
+            f"expected key, token and state in {directory}, found no {os.path.basename(error.filename or '')}",
+            "enrol the host; one whose state is lost joins anew, under another key",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _invalid(str(error)) from error
+    try:
+        state = msgspec.json.decode(data, type=judging.NodeState)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise _invalid(str(error)) from error
+    public = key_files.public_text(key)
+    # From what cannot have changed, whatever the state says.
+    pinned: dict[str, Any] = {
+        "fleet": token.fleet,
+        "operators": token.operators,
+        "node": token.node,
+        "node_key": public,
+    }
+    if state.node_key != public:
+        raise _invalid("the state is of another key")
+    return KeptState(directory, key, msgspec.structs.replace(state, **pinned))
+
+
+def _token(data: bytes) -> EnrolmentToken:
+    try:
+        signed = documents.read(data, documents.EnrolmentToken)
+    except documents.Malformed as error:
+        raise Problem("enrolment_invalid", f"expected an enrolment token, found none: {error}") from error
+    token: EnrolmentToken = signed.document
+    if signed.key not in token.operators:
+        detail = "expected a token signed by one of the operators that it names, found another key"
+        raise Problem("enrolment_invalid", detail, "ask the operator for another one")
+    return token
+
+
+def _first(token: EnrolmentToken, public: str) -> judging.NodeState:
+    return judging.NodeState(
+        fleet=token.fleet, operators=token.operators, node=token.node, node_key=public, labels=token.labels
+    )
+
+
+def _invalid(found: str) -> Problem:
+    return Problem(
+        "fleet_state_invalid",
+        f"expected the state of a node, found: {found[:300]}",
+        "a host whose state is damaged joins anew, under another key",
+    )

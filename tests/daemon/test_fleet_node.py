@@ -1,0 +1,308 @@
+"""The node of a fleet beside a real daemon: what operators signed happens, and nothing else does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import pytest
+
+from latticed.fleet import documents, messages
+from tests.house import bundles, fleet_attacks, fleet_hosts, fleets, killing_relays, long, programs
+
+pytestmark = pytest.mark.daemon
+
+SPEAKING = {"protocol": "latticed-stdio-1"}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["city"],
+    "properties": {"city": {"type": "string", "minLength": 2}},
+}
+
+
+PROGRAM = (
+    programs.SDK
+    + b"""
+    def do_config(self, payload):
+        return self.config
+
+Test().run()
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with fleet_hosts.hosted() as found:
+        yield found
+
+
+@pytest.fixture
+def host(shared):
+    with shared.node():
+        yield shared
+
+
+def code_of(status, plugin_id):
+    return next((one.code for one in status.plugins if one.id == plugin_id), None)
+
+
+def test_intent_installs_upgrades_goes_back_and_stops(host):
+    old, new = (host.bundle("acme.waves", version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n) for n in range(2))
+    first = host.intent(host.wanted(old))
+    host.desire(first, old)
+    status = host.settled(first)
+    (row,) = status.plugins
+    assert (row.version, row.status, row.state, row.code) == ("1.0.0", "active", "armed", "")
+    second = host.intent(host.wanted(new), back_to=(documents.name_of(first),))
+    host.desire(second, new)
+    assert host.settled(second).plugins[0].version == "1.1.0"
+    assert host.daemon.plugin("acme.waves")["version"] == "1.1.0"
+    # Back, by the controller alone: the first intent is signed by the operator, and named by the second.
+    host.desire(first, old)
+    assert host.settled(first).plugins[0].version == "1.0.0"
+    last = host.intent(host.wanted(old, status="disabled"))
+    host.desire(last)
+    assert host.settled(last).plugins[0].status == "disabled"
+    assert host.daemon.plugin("acme.waves")["status"] == "disabled"
+    # All of it is on the daemon's record, under the node's own uid.
+    if host.user is not None:
+        actors = {one["actor"].split()[0] for one in host.daemon.events(action="plugin.status", target="acme.waves")}
+        assert actors == {f"uid:{host.user.uid}"}
+
+
+def test_host_risk_takes_the_operators_word_in_the_intent(host):
+    bundle = host.bundle("acme.reach", capabilities=["http:egress"], egress={"hosts": ["api.example.org:443"]})
+    bare = host.intent(host.wanted(bundle))
+    host.desire(bare, bundle)
+    status = host.until(lambda found: code_of(found, "acme.reach") == "needs_consent", "a refusal")
+    assert (status.settled, host.daemon.plugin("acme.reach")) == (False, None)
+    accepted = host.intent(host.wanted(bundle, accept=("http:egress", "host=api.example.org:443")))
+    host.desire(accepted, bundle)
+    host.settled(accepted)
+    assert host.daemon.plugin("acme.reach")["granted"] == ["http:egress"]
+
+
+def test_configuration_and_secrets_come_first(host):
+    bundle = host.bundle("acme.set", artifact=PROGRAM, runtime=SPEAKING, config=SCHEMA)
+    wanted = host.wanted(bundle, config={"city": "Oslo"}, secrets=("TOKEN",))
+    intent = host.intent(wanted)
+    host.desire(intent, bundle)
+    host.until(lambda found: code_of(found, "acme.set") == "secret_missing", "what is missing")
+    assert host.daemon.plugin("acme.set")["status"] == "installed"
+    # Its value is set by hand: no document has one, and the node may not read or write it.
+    assert host.daemon.ask_raw("PUT", "/api/secrets/TOKEN", b"a value of some length").status == 200
+    assert host.settled(intent).plugins[0].state == "armed"
+    config = host.daemon.get("/api/plugins/by-id/acme.set/config").json()["config"]
+    assert config == {"city": "Oslo"}
+    listed = host.daemon.get("/api/secrets").json()["secrets"]
+    assert next(one["plugins"] for one in listed if one["name"] == "TOKEN") == ["acme.set"]
+    moved = host.intent(host.wanted(bundle, config={"city": "Bergen"}, secrets=("TOKEN",)))
+    host.desire(moved, bundle)
+    host.settled(moved)
+    assert host.daemon.get("/api/plugins/by-id/acme.set/config").json()["config"] == {"city": "Bergen"}
+    unfit = host.intent(host.wanted(bundle, config={"city": "X"}, secrets=("TOKEN",)))
+    host.desire(unfit, bundle)
+    host.until(lambda found: code_of(found, "acme.set") == "config_invalid", "a refusal")
+    assert host.daemon.get("/api/plugins/by-id/acme.set/config").json()["config"] == {"city": "Bergen"}
+
+
+def test_what_an_operator_alters_by_hand_stays_and_is_told(host):
+    bundle = host.bundle("acme.byhand")
+    intent = host.intent(host.wanted(bundle))
+    host.desire(intent, bundle)
+    host.settled(intent)
+    assert host.daemon.ctl("disable", "acme.byhand").returncode == 0
+    status = host.until(lambda found: code_of(found, "acme.byhand") == "changed_here", "word of it")
+    assert not status.settled
+    for _ in range(2):  # looks later it is as the operator left it
+        host.until(lambda _: True)
+    assert host.daemon.plugin("acme.byhand")["status"] == "disabled"
+    # The next word of the fleet counts again.
+    again = host.intent(host.wanted(bundle))
+    host.desire(again)
+    host.settled(again)
+    assert host.daemon.plugin("acme.byhand")["status"] == "active"
+
+
+def test_plugin_that_no_intent_names_is_left_alone(host):
+    mine = host.daemon.place.drop("mine", author=fleet_hosts.ACME, id="acme.mine", v2=True)
+    host.daemon.activate(mine.id)
+    bundle = host.bundle("acme.theirs")
+    intent = host.intent(host.wanted(bundle))
+    host.desire(intent, bundle)
+    host.settled(intent)
+    assert host.daemon.plugin("acme.mine")["status"] == "active"
+
+
+def test_bundle_that_is_not_what_the_intent_says_is_never_taken(host):
+    """The controller says where a bundle is, never what it is."""
+    right, wrong = (
+        host.bundle("acme.swapped", version="1.0.0", artifact=bundles.ARTIFACT + end)
+        for end in (b"# right\n", b"# wrong\n")
+    )
+    intent = host.intent(host.wanted(right))
+    host.desire(intent, bundles=(host.source(wrong),))
+    host.until(lambda found: code_of(found, "acme.swapped") == "import_mismatch", "a refusal")
+    assert host.daemon.plugin("acme.swapped") is None
+    # A link that puts other bytes there than it says.
+    sources = [host.source(one) for one in (right, wrong)]
+    host.tars[sources[0].sha256], kept = host.tars[sources[1].sha256], host.tars[sources[0].sha256]
+    host.desire(intent, bundles=(sources[0],))
+    host.until(lambda found: code_of(found, "acme.swapped") == "import_mismatch", "a refusal")
+    assert host.daemon.plugin("acme.swapped") is None
+    host.tars[sources[0].sha256] = kept
+    host.desire(intent, bundles=(sources[0],))
+    host.settled(intent)
+
+
+def test_no_attack_moves_a_real_daemon(host):
+    """All of a hostile engine, controller, node and stranger: nothing is decided, the floor stays where it is."""
+    fleet = fleets.Fleet(now=int(time.time()))
+    fleet.node_key = host.fleet.node_key
+    # Generations that are not above those of other tests would be refused for that alone.
+    history = fleet_attacks.History(fleet, start=host.state()["generation"] + 1_000)
+    for desired in history.desired:
+        host.send(messages.NewDesired(document=desired))
+    last = documents.name_of(history.intents[-1])
+    host.until(lambda found: found.intent == last, "the fifth")
+    before = host.daemon.events(action="plugin.status")
+    hostile = [data for _, data in fleet_attacks.attacks(history) if len(data) <= messages.DESIRED_BYTES]
+    invoked = [data for _, data in fleet_attacks.invocations(history)]
+    assert len(hostile) + len(invoked) > 240
+    for data in hostile:
+        host.send(messages.NewDesired(document=data))
+    for number, data in enumerate(invoked):
+        host.send(messages.InvocationAsked(number=number, document=data))
+    # Judged in their order: once this one is known, all have been.
+    intent = fleet.intent(history.start + 5, plugins=())
+    host.send(messages.NewDesired(document=fleet.desired(history.start + 5, intent=intent)))
+    name = documents.name_of(intent)
+    host.until(lambda found: found.intent == name, "the sixth")
+    assert host.daemon.events(action="plugin.status") == before
+    assert host.answers == {}
+    assert host.state()["highest"] == history.start + 5
+    while next(fleet_hosts.GENERATIONS) <= history.start + 10:
+        pass
+
+
+def test_invocation_is_answered_once_and_signed(host):
+    bundle = host.bundle("acme.asked")
+    intent = host.intent(host.wanted(bundle))
+    host.desire(intent, bundle)
+    host.settled(intent)
+    now = int(time.time())
+    wanted = documents.sign(
+        host.fleet.invocation(plugin="acme.asked", nonce=os.urandom(16).hex(), expires=now + 600), fleets.OPERATOR
+    )
+    for number in (1, 2):
+        host.send(messages.InvocationAsked(number=number, document=wanted))
+    while 1 not in host.answers:
+        assert host.pump()
+    answer = host.answers[1]
+    assert (answer.code, answer.answer["ok"]) == ("", True)
+    host.until(lambda _: True)
+    assert 2 not in host.answers
+    missing = host.fleet.invocation(plugin="acme.none", nonce=os.urandom(16).hex(), expires=now + 600)
+    host.send(messages.InvocationAsked(number=3, document=documents.sign(missing, fleets.OPERATOR)))
+    while 3 not in host.answers:
+        assert host.pump()
+    assert host.answers[3].code == "not_found"
+    host.answers.clear()
+
+
+def test_events_are_one_chain_and_come_again_until_they_are_taken(shared):
+    shared.acknowledging = False
+    with shared.node():
+        bundle = shared.bundle("acme.told")
+        intent = shared.intent(shared.wanted(bundle))
+        shared.desire(intent, bundle)
+        shared.settled(intent)
+        seen = len(shared.events)
+    shared.acknowledging = True
+    with shared.node():
+        shared.events, before = [], shared.events
+        shared.send(messages.LinkState(up=True))
+        shared.until(lambda status: status.events <= (shared.events[-1].number if shared.events else 0), "all events")
+    untaken = [one for one in before if one.number in {again.number for again in shared.events}]
+    assert untaken
+    by_number = {one.number: one for one in [*before, *shared.events]}
+    assert all(by_number[one.number].document == one.document for one in untaken)
+    assert all(by_number[one.number].message_id == one.message_id for one in untaken)
+    chain = [by_number[number] for number in sorted(by_number)]
+    for one, two in itertools.pairwise(chain):
+        signed = documents.read(one.document, documents.NodeEvent)
+        assert fleet_hosts.payload_of(two)["prev"] == signed.sha256
+        assert signed.key == shared.fleet.node_key
+    assert seen > 2
+
+
+def test_node_says_so_while_the_daemon_is_away(shared):
+    with fleet_hosts.hosted() as host, host.node():
+        bundle = host.bundle("acme.away")
+        intent = host.intent(host.wanted(bundle))
+        host.daemon.stop()
+        host.desire(intent, bundle)
+        status = host.until(lambda found: found.refused == "unreachable", "word of it")
+        assert (status.intent, status.settled) == (documents.name_of(intent), False)
+        with host.daemon.place.running() as again:
+            host.daemon = again
+            host.settled(intent)
+            assert again.plugin("acme.away")["status"] == "active"
+
+
+def test_kill_at_each_request_loses_nothing_and_repeats_no_older_word():
+    """SIGKILL before each request, and before each answer: what is asked for is on disk, and all comes out right."""
+    with fleet_hosts.hosted() as host, killing_relays.relayed(host.daemon.place) as relay:
+        host.socket_path = str(relay.path)
+        old, new = (
+            host.bundle("acme.killed", version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n) for n in range(2)
+        )
+        first = host.intent(host.wanted(old))
+        second = host.intent(host.wanted(new))
+        kills = 0
+        for intent, bundle in ((first, old), (second, new)):
+            generation = next(fleet_hosts.GENERATIONS)
+            desired = host.fleet.desired(generation, intent=intent, bundles=(host.source(bundle),))
+            for moment in range(1, 60, long.times(5, 1)):
+                with host.node():
+                    relay.at(moment, host)
+                    host.send(messages.NewDesired(document=desired))
+                    name = documents.name_of(intent)
+                    while host.pump():
+                        if any(one.intent == name and one.settled for one in host.statuses):
+                            break
+                    ended = relay.killed
+                    relay.at(0, host)
+                # Nothing was asked of the daemon for what was not kept.
+                assert all(seen >= generation for seen in relay.generations), relay.generations
+                relay.generations.clear()
+                if not ended:
+                    break
+                kills += 1
+            assert host.daemon.plugin("acme.killed")["version"] == bundle.raw["version"]
+            assert host.daemon.plugin("acme.killed")["status"] == "active"
+        assert kills >= 4
+        with host.node():
+            # The first again, as a controller would have it that was not told.
+            host.send(messages.NewDesired(document=host.fleet.desired(1, intent=first)))
+            host.until(lambda found: found.refused == "generation_old", "a refusal")
+        assert host.daemon.plugin("acme.killed")["version"] == "1.1.0"
+
+
+def test_node_asks_for_nothing_outside_its_table():
+    from latticed.fleet import node
+
+    for method, path in (
+        ("POST", "tasks/x/approve"),
+        ("PUT", "secrets/TOKEN"),
+        ("DELETE", "secrets/TOKEN"),
+        ("POST", "trust/lift"),
+        ("POST", "plugins/by-id/acme.demo/forget"),
+        ("GET", "backup"),
+        ("POST", "plugins/by-id/acme.demo/upgrade/x"),
+        ("POST", "plugins/by-id//upgrade"),
+    ):
+        assert not node.allowed(method, tuple(path.split("/")))

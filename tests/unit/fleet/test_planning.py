@@ -1,0 +1,149 @@
+"""What a node asks next: one step after the other, each only from what an operator signed."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latticed.fleet import documents, node, planning
+from tests.house import fleets
+
+OLD = planning.Version(version="1.0.0", identity="1" * 64, publisher="acme")
+NEW = planning.Version(version="1.1.0", identity="2" * 64, publisher="acme")
+SOURCE = documents.BundleSource(id="acme.demo", sha256="a" * 64, urls=())
+
+
+def has(status, now=OLD, **fields):
+    return planning.Has(id="acme.demo", status=status, now=now, available=True, **fields)
+
+
+def candidate(version=NEW, **fields):
+    plain = {"adds": (), "drops": (), "needs_downgrade": False, "bad": ""}
+    return planning.Candidate(**msgspec.structs.asdict(version), **{**plain, **fields})
+
+
+def step(found, wanted, *, source=SOURCE, settled=False, secrets=frozenset()):
+    return planning.next_step(found, wanted, source=source, settled=settled, secrets=secrets)
+
+
+def asked(found, wanted, **fields):
+    """The request as text, or the code of what blocks."""
+    match step(found, wanted, **fields):
+        case planning.Request() as one:
+            return f"{one.method} {'/'.join(one.parts)}", one.body
+        case planning.Take() as one:
+            return "take", one.then.body
+        case planning.Blocked() as one:
+            return "blocked", one.code
+    return None
+
+
+def wanted(**fields):
+    return fleets.plugin(identity=OLD.identity, **fields)
+
+
+BY_ID = "plugins/by-id/acme.demo"
+
+
+@pytest.mark.parametrize(
+    ("found", "plugin", "expected"),
+    [
+        (planning.Has(id="acme.demo"), wanted(), "take"),
+        (has("verified"), wanted(), "POST plugins/lifecycle"),
+        (has("verified", NEW), wanted(), "take"),
+        (has("installed"), wanted(), "POST plugins/lifecycle"),
+        (has("disabled"), wanted(), "POST plugins/lifecycle"),
+        (has("active"), wanted(), None),
+        (has("installed"), wanted(status="installed"), None),
+        (has("disabled"), wanted(status="installed"), None),
+        (has("active"), wanted(status="installed"), "blocked"),
+        (has("active"), wanted(status="disabled"), "POST plugins/lifecycle"),
+        (has("active", NEW), wanted(status="disabled"), "POST plugins/lifecycle"),
+        (has("verified"), wanted(status="disabled"), None),
+        (planning.Has(id="acme.demo"), wanted(status="disabled"), None),
+        (has("active", NEW, candidate=candidate(OLD)), wanted(), f"POST {BY_ID}/upgrade"),
+        (has("active", NEW, kept=(OLD,)), wanted(), f"POST {BY_ID}/rollback"),
+        (has("active", NEW, candidate=candidate(OLD, bad="unhealthy")), wanted(), "blocked"),
+        (has("active"), wanted(config={"a": 1}), f"PUT {BY_ID}/config"),
+        (has("active", config={"a": 1}), wanted(config={"a": 1}), None),
+        (has("active", config={"a": 1}), wanted(), None),
+        (has("active", declared=("kv:read",)), wanted(accept=("kv:read",)), f"PUT {BY_ID}/grants"),
+        (has("active", declared=("kv:read",), granted=("kv:read",)), wanted(accept=("kv:read",)), None),
+        (has("active"), wanted(accept=("kv:read",)), None),
+    ],
+)
+def test_next_step(found, plugin, expected):
+    result = asked(found, plugin)
+    assert (result and result[0]) == expected
+
+
+def test_range_is_met_by_its_publisher_alone():
+    ranged = fleets.plugin(identity=None, versions="^1.0", publisher="acme")
+    assert asked(has("active"), ranged) is None
+    assert asked(has("active", msgspec.structs.replace(OLD, publisher="other")), ranged)[0] == "take"
+    assert asked(has("active", msgspec.structs.replace(OLD, version="2.0.0")), ranged)[0] == "take"
+
+
+def test_lower_version_takes_the_operators_word_for_this_very_one():
+    """An identity is that word; a range, of which the controller picks, is not."""
+    lower = candidate(OLD, needs_downgrade=True)
+    assert asked(has("active", NEW, candidate=lower), wanted())[1] == {"accept": [], "allow_downgrade": True}
+    assert asked(planning.Has(id="acme.demo"), wanted())[1]["allow_downgrade"] is True
+    ranged = fleets.plugin(identity=None, versions="1.0.0", publisher="acme")
+    assert asked(has("active", NEW, candidate=lower), ranged)[1] == {"accept": []}
+    assert "allow_downgrade" not in asked(planning.Has(id="acme.demo"), ranged)[1]
+    assert asked(has("active", NEW, kept=(OLD,)), ranged)[0] == "take"
+
+
+def test_what_was_settled_and_altered_by_hand_is_told_and_left():
+    assert asked(has("disabled"), wanted(), settled=True) == ("blocked", "changed_here")
+    # A version that the daemon gave up by itself was not altered by hand.
+    bad = has("active", NEW, candidate=candidate(OLD, bad="unhealthy"))
+    assert asked(bad, wanted(), settled=True) == ("blocked", "candidate_bad")
+
+
+def test_secret_is_bound_by_name_once_the_host_has_it():
+    plugin = wanted(secrets=("TOKEN",))
+    assert asked(has("installed"), plugin) == ("blocked", "secret_missing")
+    bound = asked(has("installed"), plugin, secrets=frozenset({"TOKEN"}))
+    assert bound == ("PUT secrets/TOKEN/plugins/acme.demo", {})
+    assert asked(has("active", secrets=frozenset({"TOKEN"})), plugin) is None
+
+
+def test_nothing_is_taken_without_a_bundle_that_is_assigned():
+    assert asked(planning.Has(id="acme.demo"), wanted(), source=None) == ("blocked", "bundle_unknown")
+
+
+_VERSIONS = st.sampled_from([OLD, NEW])
+_HAS = st.builds(
+    planning.Has,
+    id=st.just("acme.demo"),
+    status=st.sampled_from(["", "verified", "installed", "active", "disabled"]),
+    now=_VERSIONS,
+    candidate=st.none() | st.builds(candidate, _VERSIONS, needs_downgrade=st.booleans()),
+    kept=st.lists(_VERSIONS, max_size=2).map(tuple),
+    declared=st.just(("http:egress", "kv:read")),
+    granted=st.sampled_from([(), ("kv:read",)]),
+    config=st.none() | st.just({"a": 1}),
+)
+_WANTED = st.builds(
+    wanted,
+    status=st.sampled_from(["installed", "active", "disabled"]),
+    accept=st.sampled_from([(), ("kv:read",), ("http:egress", "host=a.example.org:443")]),
+    config=st.none() | st.just({"a": 2}),
+)
+
+
+@given(_HAS, _WANTED, st.booleans())
+def test_every_step_is_in_the_table_and_accepts_what_was_signed_alone(found, plugin, settled):
+    result = step(found, plugin, settled=settled)
+    request = result.then if isinstance(result, planning.Take) else result
+    if not isinstance(request, planning.Request):
+        return
+    assert node.allowed(request.method, request.parts)
+    granted = {*request.body.get("accept", ()), *request.body.get("grant", ())}
+    assert granted <= set(plugin.accept)
+    assert set(request.body.get("hosts", ())) <= {"a.example.org:443"}
+    assert not settled
