@@ -29,7 +29,7 @@ from latticed.kit.text import sanitise
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from latticed.fleet.documents import Invocation, WantedPlugin
@@ -143,6 +143,7 @@ class FleetNode:
         self._asked: set[str] = set()
         self._refusal = judging.Refusal(code="", expected="", found="")
         self._told_s = -_REFUSALS_S
+        self._told: dict[str, str] = {}  # the last refusal of the daemon that was put on record, by plugin
         self._invoked: queue.Queue[tuple[int, Invocation]] = queue.Queue(_WAITING)
 
     def received(self, message: messages.ToNode) -> None:
@@ -217,7 +218,7 @@ class FleetNode:
         names = frozenset(str(one["name"]) for one in secrets)
         source = next((one for one in present.bundles if one.id == wanted.id), None)
         settled = wanted.id in self._kept.state.settled
-        trouble = ("", "")
+        trouble: planning.Blocked | None = None
         for _ in range(_STEPS):
             has, report = self._daemon.has(wanted.id, secrets)
             step = planning.next_step(has, wanted, source=source, settled=settled, secrets=names)
@@ -226,17 +227,19 @@ class FleetNode:
                     self._settle(present, wanted.id)
                 break
             if self._stopping or self._kept.state.present is not present:
-                trouble = ("interrupted", "something newer was taken up")
+                trouble = planning.Blocked(plugin=wanted.id, code="superseded", reason="something newer was taken up")
                 break
-            if (trouble := self._take(step)) != ("", ""):
+            if (trouble := self._take(step)) is not None:
                 break
             if isinstance(step, planning.Take) and not self._seen(has, secrets):
-                trouble = ("bundle_awaited", "its bundle was imported, and is not on record yet")
+                reason = "its bundle was imported, and is not on record yet"
+                trouble = planning.Blocked(plugin=wanted.id, code="bundle_awaited", reason=reason)
                 break
             if isinstance(step, planning.Request) and step.binds:
                 secrets = self._daemon.ask("GET", "secrets")["secrets"]
         else:
-            trouble = ("no_end", f"expected it to be settled after {_STEPS} steps, found more")
+            reason = f"expected it to be settled after {_STEPS} steps, found more"
+            trouble = planning.Blocked(plugin=wanted.id, code="no_end", reason=reason)
         has, report = self._daemon.has(wanted.id, secrets)
         return _plugin_status(has, report, trouble)
 
@@ -249,11 +252,11 @@ class FleetNode:
             time.sleep(_PAUSE_S)
         return False
 
-    def _take(self, step: planning.Step) -> tuple[str, str]:
-        """Do one step; (code, reason) of what keeps it from being done, both empty when it was."""
+    def _take(self, step: planning.Step) -> planning.Blocked | None:
+        """Do one step; what keeps it from being done, None when it was."""
         match step:
             case planning.Blocked():
-                return step.code, step.reason
+                return step
             case planning.Take():
                 with self._lock:
                     here, missing = step.sha256 in self._spool, self._missing.get(step.sha256, "")
@@ -263,11 +266,12 @@ class FleetNode:
                     return self._request(step.then)
                 if not asked:
                     self._send(messages.BundleNeeded(sha256=step.sha256, urls=step.urls))
-                return "bundle_awaited", missing or "its bundle is being fetched"
+                reason = missing or "its bundle is being fetched"
+                return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
             case _:
                 return self._request(step)
 
-    def _request(self, step: planning.Request) -> tuple[str, str]:
+    def _request(self, step: planning.Request) -> planning.Blocked | None:
         """Ask the daemon; what it refuses is told, and tried again at the next look."""
         target = f"{step.method} {'/'.join(step.parts)}"
         try:
@@ -279,17 +283,23 @@ class FleetNode:
                 with self._lock:  # have it fetched anew
                     self._spool.discard(str(step.body["sha256"]))
                     self._asked.discard(str(step.body["sha256"]))
-            self._event("fleet.refused", f"{step.plugin}", problem.code, problem.reason)
-            return problem.code, problem.reason
+            # Once: it is tried again at each look.
+            if self._told.get(step.plugin) != problem.code:
+                self._told[step.plugin] = problem.code
+                self._event("fleet.refused", step.plugin, problem.code, problem.reason)
+            return planning.Blocked(plugin=step.plugin, code=problem.code, reason=problem.reason)
         log.info("fleet_asked", plugin=step.plugin, request=target)
+        self._told.pop(step.plugin, None)
         self._event("fleet.asked", step.plugin, "", target)
-        return "", ""
+        return None
 
     def _settle(self, present: judging.Present, plugin_id: str) -> None:
         """From now on what differs of this plugin was altered by hand."""
         with self._lock:
             state = self._kept.state
-            if state.present is present:
+            if state.present is not present:
+                return
+            with _unwritable():
                 self._kept.keep(msgspec.structs.replace(state, settled=state.settled | {plugin_id}))
         self._event("fleet.settled", plugin_id, "", f"generation {present.generation}")
 
@@ -362,8 +372,9 @@ class FleetNode:
         self._send(messages.InvocationDone(number=number, document=signed))
 
     def _event(self, action: str, target: str, code: str, reason: str) -> None:
-        """Chain, sign and keep one event, and give it to the link."""
-        with self._lock:
+        """Chain, sign and keep one event, and give it to the link. What the disk does not take is in the log alone."""
+        message = None
+        with self._lock, _unwritable():
             message = self._kept.add_event(
                 action, sanitise(target, 200), code, sanitise(reason, 400), at_s=int(self._now_s())
             )
@@ -411,7 +422,9 @@ _SPOILT: Final = frozenset(
 """Codes of an import after which the file in the spool is of no use."""
 
 
-def _plugin_status(has: planning.Has, report: Mapping[str, Any], trouble: tuple[str, str]) -> documents.PluginStatus:
+def _plugin_status(
+    has: planning.Has, report: Mapping[str, Any], trouble: planning.Blocked | None
+) -> documents.PluginStatus:
     runtime = report.get("plugin", {}).get("runtime", {})
     return documents.PluginStatus(
         id=has.id,
@@ -422,8 +435,8 @@ def _plugin_status(has: planning.Has, report: Mapping[str, Any], trouble: tuple[
         health=str(runtime.get("health") or ""),
         restarts=int(runtime.get("restart_count") or 0),
         denied=int(report.get("calls", {}).get("denied") or 0),
-        code=trouble[0][:64],
-        reason=sanitise(trouble[1], 400),
+        code=trouble.code[:64] if trouble else "",
+        reason=sanitise(trouble.reason, 400) if trouble else "",
     )
 
 
@@ -513,6 +526,15 @@ def run(
     return int(ended or failed.is_set())
 
 
+@contextlib.contextmanager
+def _unwritable() -> Iterator[None]:
+    """Log that the disk did not take what was to be kept, and go on."""
+    try:
+        yield
+    except OSError as error:
+        log.error("fleet_state_unwritable", reason=error.strerror or str(error))
+
+
 def _read(link: socket.socket, node: FleetNode) -> int:
     """Give the node every message, until the link's end."""
     decoder = messages.Decoder(messages.ToNode)
@@ -532,8 +554,6 @@ def _read(link: socket.socket, node: FleetNode) -> int:
             log.error("fleet_link_malformed", reason=str(error))
             return 1
         for message in found:
-            try:
+            # What the disk does not take has not happened: the link brings it again.
+            with _unwritable():
                 node.received(message)
-            except OSError as error:
-                # The disk does not take it: nothing was done, and the link brings it again.
-                log.error("fleet_state_unwritable", reason=error.strerror or str(error))

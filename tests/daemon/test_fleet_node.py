@@ -9,7 +9,7 @@ import time
 import pytest
 
 from latticed.fleet import documents, messages
-from tests.house import bundles, fleet_attacks, fleet_hosts, fleets, killing_relays, long, programs
+from tests.house import apply_helpers, bundles, fleet_attacks, fleet_hosts, fleets, killing_relays, long, programs
 
 pytestmark = pytest.mark.daemon
 
@@ -31,6 +31,17 @@ PROGRAM = (
 Test().run()
 """
 )
+
+
+PLANNING = b"""#!/usr/bin/env python3
+from latticed.sdk import Plugin
+
+class Guard(Plugin):
+    def do_plan(self, payload):
+        return self.network.plan("file", {"allow": ["admin", "ada"]})
+
+Guard().run()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +301,31 @@ def test_kill_at_each_request_loses_nothing_and_repeats_no_older_word():
             host.send(messages.NewDesired(document=host.fleet.desired(1, intent=first)))
             host.until(lambda found: found.refused == "generation_old", "a refusal")
         assert host.daemon.plugin("acme.killed")["version"] == "1.1.0"
+
+
+@pytest.mark.root
+def test_plan_waits_for_the_host_s_own_operator():
+    """A plugin of the fleet plans a change of the host: the status names the plan, and nobody approves it from here."""
+    with (
+        apply_helpers.place() as helper,
+        fleet_hosts.hosted(settings=f'[apply]\nsocket = "{helper.settings["socket"]}"\n') as host,
+    ):
+        helper.settings |= {"daemon_user": str(host.daemon.place.uid), "kinds": ["file", "other"]}
+        with helper.running(), host.node():
+            bundle = host.bundle("acme.guard", artifact=PLANNING, runtime=SPEAKING, capabilities=["network:plan"])
+            intent = host.intent(host.wanted(bundle, accept=("network:plan",)))
+            host.desire(intent, bundle)
+            host.settled(intent)
+            invoked = host.fleet.invocation(
+                plugin="acme.guard", action="plan", nonce=os.urandom(16).hex(), expires=int(time.time()) + 600
+            )
+            host.send(messages.InvocationAsked(number=1, document=documents.sign(invoked, fleets.OPERATOR)))
+            while 1 not in host.answers:
+                assert host.pump()
+            assert host.answers[1].answer["ok"], host.answers[1]
+            status = host.until(lambda found: found.plans, "the plan")
+            host.until(lambda _: True)
+            assert host.daemon.get(f"/api/plans/{status.plans[0]}").json()["state"] == "planned"
 
 
 def test_node_asks_for_nothing_outside_its_table():

@@ -178,7 +178,7 @@ def test_online_verbs_import_none_of_the_daemons_packages(api, words):
     done = subprocess.run([sys.executable, "-c", code], env=environ(api), capture_output=True, text=True, check=True)
     heavy, packages = done.stderr.splitlines()[-2:]
     assert heavy == "[]"
-    assert set(eval(packages)) <= {"ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
+    assert set(eval(packages)) <= {"client", "ctl", "wire", "model", "kit", "settings"}  # noqa: S307 - our own repr
 
 
 def test_closed_pipe_ends_without_an_error_message(api):
