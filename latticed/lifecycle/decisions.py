@@ -203,11 +203,15 @@ class Decisions:
             await self.upgrades.switch(record, after, event, self._noted(after, change), gated=False)
         return await self._settled(after)
 
-    def foresee_rollback(self, plugin_id: str, wanted: WantedVersion) -> Record:
-        """The record as `rollback` would leave it, by the rules alone; Problem with what would refuse it."""
-        outcome = self._rolled_back(self._known(plugin_id, forgotten=False), wanted)[1]
+    async def foresee_rollback(self, plugin_id: str, wanted: WantedVersion) -> Record:
+        """The record as `rollback` would leave it; Problem with what would refuse it, the stored pair's verdict too."""
+        record = self._known(plugin_id, forgotten=False)
+        number, outcome = self._rolled_back(record, wanted)
         if isinstance(outcome, Problem):
             raise outcome
+        if fault := await self.pairs.judge(outcome):
+            raise Problem.of(fault)
+        await self.need_config(outcome, record, number=number if wanted.snapshot else 0)
         return outcome
 
     def _rolled_back(self, record: Record, wanted: WantedVersion) -> tuple[int, Record | Problem]:

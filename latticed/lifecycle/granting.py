@@ -11,7 +11,7 @@ from msgspec import structs
 from latticed.kit.value import Value
 from latticed.lifecycle import presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
-from latticed.model import accepted, capability, egress, permits
+from latticed.model import accepted, addresses, capability, egress, permits
 from latticed.model.consents import Named
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
@@ -28,7 +28,7 @@ NOTHING: Final = Named()
 """Names nothing: the default of a Regrant."""
 
 
-class _Unfit(Exception):  # its text becomes the reason of bad_request
+class _Unfit(Exception):  # its arguments become reason and hint of bad_request
     pass
 
 
@@ -87,7 +87,7 @@ def regrant(
         unasked = wider.unasked - wanted.trim
         after = _narrowed(replace(wider, masked=masked, unasked=unasked, updated_at=now), wanted.remove, usual)
     except _Unfit as unfit:
-        return Problem("bad_request", str(unfit))
+        return Problem("bad_request", *unfit.args)
     # An active plugin must be able to start again with what is left.
     return _startable(after, manifest) or after
 
@@ -110,7 +110,7 @@ def widened(
             terms, permit = _term(terms, record, manifest, (kind, value), usual)
             allowed = _joined(allowed, permit)
     except _Unfit as unfit:
-        return Problem("bad_request", str(unfit))
+        return Problem("bad_request", *unfit.args)
     except _Metadata as found:
         hint = f"if that is what you want: latticectl caps grant {record.id} {found} --force"
         detail = f"expected an origin other than a cloud's metadata service, which hands out credentials, found {found}"
@@ -214,7 +214,10 @@ def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
             found.append(one)
         else:
             declared = ", ".join(hosts) or "none"
-            raise _Unfit(f"expected a host that the manifest declares ({declared}), found {one}")
+            address = egress.address_in(one)
+            private = manifest is not None and address is not None and addresses.blocked_class(address)
+            hint = f"{one} is {private}: latticectl caps grant {manifest.id} origin=http://{one}" if private else ""
+            raise _Unfit(f"expected a host that the manifest declares ({declared}), found {one}", hint)
     return tuple(found)
 
 

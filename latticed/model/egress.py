@@ -203,6 +203,11 @@ def fix(rights: EgressRights, *, host: str, port: int) -> str:
     return f"host={hosts.bracketed(host)}:{port}"
 
 
+def address_in(pattern: str) -> Address | None:
+    """The address that a pattern of `consent` names; None for one of names."""
+    return hosts.address_of(_parts(pattern)[0]) if pattern != ANY else None
+
+
 def binding(*, scheme: str, host: str, port: int, address: Address) -> str:
     """The permit that binds this target to `address`, as `origin=…`; empty when `origin` would reject it."""
     pin = "" if hosts.address_of(host) else f"={address}"

@@ -209,7 +209,8 @@ async def rollback(ask: Ask) -> dict[str, Any]:
         ask.need(Scope.HOST)
     decide = ask.api.lifecycle.decisions
     if body.dry_run:
-        return views.foreseen(ask.api, _record(ask), decide.foresee_rollback(ask.part("id"), wanted))
+        after = await decide.foresee_rollback(ask.part("id"), wanted)
+        return views.foreseen(ask.api, _record(ask), after)
     return views.plugin(ask.api, await decide.rollback(ask.actor, ask.part("id"), wanted))
 
 

@@ -59,11 +59,17 @@ class Guard:
         # An origin that the operator bound may be private: nothing is looked up, so no DNS answer can move it.
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
+        if (literal := hosts.address_of(name)) is not None:
+            # Before what the manifest says: whoever declares a private address reaches it as little.
+            if reason := self._refusal(literal, self._own_addresses()):
+                fix = egress.binding(scheme=scheme, host=name, port=port, address=literal)
+                raise HostError(Denial.EGRESS_BLOCKED, f"address not public: {name} has one that is {reason}", fix=fix)
         # Before the look-up: a name that is asked for can carry data to its name servers.
         if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
-        literal = hosts.address_of(name)
-        found = await self._lookup(name, rights.owner) if literal is None else (literal,)
+        if literal is not None:
+            return (literal,)
+        found = await self._lookup(name, rights.owner)
         # Read at each call: the addresses of interfaces change while the daemon runs.
         own = self._own_addresses()
         for address in found:  # all must be allowed: DNS may vary which one is used

@@ -66,6 +66,15 @@ async def test_bound_origin_is_not_looked_up():
         assert "host not granted" in await refusal(guard.resolve("backend.lan", 80, rights, scheme="https"))
 
 
+@pytest.mark.parametrize("rights", [EgressRights(hosts=(), declared=("a.example:443",)), EgressRights(), ANYWHERE])
+async def test_a_private_address_that_is_not_bound_is_told_with_the_origin_to_grant(rights):
+    """Whatever the manifest declares: declaring it would not help."""
+    async with guarding({}) as (guard, _, dialled):
+        with pytest.raises(HostError, match="address not public: 192.168.7.5 has one that is private") as caught:
+            await guard.resolve("192.168.7.5", 8080, rights, scheme="http")
+        assert (caught.value.fault.fix, dialled) == ("origin=http://192.168.7.5:8080", [])
+
+
 async def test_host_that_is_not_granted_is_refused_without_dns_lookup():
     """A DNS query alone can carry data out."""
     async with guarding({"a.example": [[PUBLIC]]}) as (guard, names, _):

@@ -135,7 +135,7 @@ async def test_http_do_without_options_is_a_plain_get():
         ({"url": "http://backend.lan/" + "x" * 8192}, "bad_params: url: expected at most 8192"),
         ({"url": "http://backend.lan/" + "ü" * 4000}, "bad_params: url: expected at most 16384"),
         ({"url": "ws://backend.lan/"}, "egress_blocked: scheme not allowed"),
-        ({"url": "http://127.0.0.1/"}, "egress_blocked: host not granted"),
+        ({"url": "http://127.0.0.1/"}, "egress_blocked: address not public: 127.0.0.1 has one that is loopback"),
         ({"url": "http://2130706433/"}, "egress_blocked: host not understood"),
         ({"method": "CONNECT"}, "bad_params: method"),
         ({"method": "GET /x HTTP/1.1\r\n"}, "bad_params: method"),

@@ -284,7 +284,9 @@ async def test_three_earlier_identities_stay_in_store_and_rollback_needs_no_down
     assert (removed.status, removed.code) == (409, "manifest_missing"), removed
     home.trust.write_bytes(bundles.policy_bytes(ACME, revoked={"plugins": [f"{ID}@1.1.0"]}))
     await home.look()
+    foreseen = await home.ask("POST", f"{URL}/rollback", {"to": "1.1.0", "dry_run": True})
     revoked = await home.ask("POST", f"{URL}/rollback", {"to": "1.1.0"})
+    assert foreseen["code"] == revoked["code"]
     assert (revoked.status, revoked.code) == (409, "plugin_revoked"), revoked
     assert (await home.plugin(ID))["version"] == "1.4.0"
     answer = await home.ask("POST", f"{URL}/rollback", {})

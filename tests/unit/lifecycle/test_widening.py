@@ -235,6 +235,16 @@ def test_undeclared_term_cannot_be_accepted(word, says):
     assert says in refused.reason
 
 
+def test_a_private_address_is_told_to_be_bound_as_an_origin():
+    before = record(Status.ACTIVE, claim(v2=True, egress={"hosts": ["a.example.org:443"]}))
+    refused = upgraded(before, consenting("host=192.168.7.5:8080"), egress={"hosts": ["a.example.org:443"]})
+    assert isinstance(refused, Problem)
+    assert refused.hint.endswith("latticectl caps grant acme.demo origin=http://192.168.7.5:8080")
+    other = upgraded(before, consenting("host=8.8.8.8:443"), egress={"hosts": ["a.example.org:443"]})
+    assert isinstance(other, Problem)
+    assert other.hint == ""
+
+
 def test_trim_lowers_a_limit_and_removes_a_feature():
     """They are named as in a grant (`limit=memory_mib:64`). A running instance is restarted; the scope host is not
     needed.
