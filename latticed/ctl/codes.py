@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from latticed.settings import Settings
 
 FILE: Final = Path(__file__).with_name("codes.txt")
 _WORDS: Final = {"digest": "SHA256"}
@@ -67,6 +71,14 @@ def _command(line: str) -> str:
 def shown(command: str) -> str:
     """A command with words in capitals for its placeholders: `latticectl info ID`."""
     return re.sub(r"\{(\w+)\}", lambda found: _WORDS.get(found[1], found[1].upper()), command)
+
+
+def placed(command: str, settings: Settings) -> str:
+    """A command with this host's directories in place of those that latticed has unless set otherwise."""
+    places = {"latticed": settings.state_dir, "latticed-plugins": settings.plugin_dir}
+    return re.sub(
+        r"/var/lib/(latticed|latticed-plugins)(?![\w-])", lambda found: shlex.quote(str(places[found[1]])), command
+    )
 
 
 def text_of(code: str) -> CodeText | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import subprocess
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from latticed.ctl import render, replies
+from latticed.ctl import codes, render, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Column
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from latticed.ctl.session import CtlSession
+    from latticed.settings import Settings
 
 EXAMPLES: Final = examples(
     "latticectl doctor", "latticectl doctor --format json", "sudo latticectl doctor   # the helper too"
@@ -114,7 +116,9 @@ def unit(shown: Mapping[str, str] | None) -> Iterator[Finding]:
         return
     if shown.get("LoadState") != "loaded":
         state = shown.get("LoadState") or "not known"
-        yield Finding("unit", "off", f"{UNIT} is {state}", "see docs/operate/unit.md")
+        yield Finding(
+            "unit", "off", f"{UNIT} is {state}", "apt install latticed, or latticed's systemd/latticed.service"
+        )
         return
     lacking = list(_lacking(shown))
     yield from lacking or [Finding("unit", "ok", f"{UNIT} is {shown.get('ActiveState')}")]
@@ -140,13 +144,16 @@ def _lacking(shown: Mapping[str, str]) -> Iterator[Finding]:
 
 def _daemon(session: CtlSession) -> Iterator[Finding]:
     """The daemon's own problems, its sandbox, and what ends soon; only the first line when it does not answer."""
+    settings: Settings | None = None
     try:
         # Where its socket is may be for the settings to say, and they may be bad.
         health = replies.mapping(session.client().health(), "health")
     except Problem as problem:
         yield Finding("daemon", "bad", problem.reason, problem.hint)
         return
-    yield from daemon(health)
+    with contextlib.suppress(Problem):  # said below
+        settings = session.settings()
+    yield from daemon(health, settings)
     yield from sandbox(health)
     try:
         yield from _keys(session)
@@ -154,11 +161,14 @@ def _daemon(session: CtlSession) -> Iterator[Finding]:
         yield Finding("keys", "off", f"not looked at: {problem.reason}", problem.hint)
 
 
-def daemon(health: Mapping[str, Any]) -> Iterator[Finding]:
-    """The problems of a health report, and what is active and does not run."""
+def daemon(health: Mapping[str, Any], settings: Settings | None = None) -> Iterator[Finding]:
+    """The problems of a health report, and what is active and does not run. `settings`: of the same host, if known."""
     problems = replies.rows(health.get("problems") or [], "list of problems")
     for row in problems:
-        yield Finding("daemon", "bad", f"{row.get('code')}: {row.get('detail')}", "latticectl health")
+        known = codes.text_of(str(row.get("code")))
+        helps = codes.shown(known.command) if known is not None else "latticectl health"
+        helps = helps if settings is None else codes.placed(helps, settings)
+        yield Finding("daemon", "bad", f"{row.get('code')}: {row.get('detail')}", helps)
     for label, cell in replies.not_running(dict(health)):
         yield Finding(
             "plugins", "look", f"{label} {getattr(cell, 'text', cell)}", "latticectl list; latticectl explain ID"
@@ -198,7 +208,7 @@ def _helper(path: str) -> Finding:
 
     if not os.path.exists(path):
         found = f"no latticed-apply at {path}: plans cannot be applied"
-        return Finding("helper", "off", found, "see docs/operate/plans.md")
+        return Finding("helper", "off", found, "systemctl enable --now latticed-apply, where plans are wanted")
     try:
         kinds = HelperClient(path, "").observe().get("kinds")
     except Problem as problem:
@@ -219,7 +229,10 @@ def disk(directory: str) -> Finding:
     free, whole = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     shown = f"{directory} has {free >> 20} MiB left of {whole >> 20}"
     if free < LOW_BYTES and free < LOW_SHARE * whole:
-        helps = "see docs/operate/recovery.md; latticectl notify prune, audit.calls.max_bytes"
+        # In this order: on a full disk latticed itself can remove nothing.
+        helps = (
+            f"remove other files (du -xh {shlex.quote(directory)}), then latticectl notify prune, audit.calls.max_bytes"
+        )
         return Finding("disk", "look", shown, helps)
     return Finding("disk", "ok", shown)
 

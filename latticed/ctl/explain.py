@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import advice, ask, codes, decode, replies, table
@@ -38,7 +39,7 @@ def run(session: CtlSession) -> int:
     """Print the plugin's state, the reason for it and the next command; always exit code 0 for a known id."""
     # No id has an underscore, and most codes do; of the others, such as `busy`, docs/troubleshooting.md tells.
     if "_" in session.args.id and (text := codes.text_of(session.args.id)) is not None:
-        return _code(session.screen, session.args.id, text)
+        return _code(session, session.args.id, text)
     plain, facts = _facts(session, session.client(), session.args.id)
     found = advice.advice(facts)
     screen = session.screen
@@ -50,10 +51,12 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _code(screen: Screen, name: str, text: codes.CodeText) -> int:
+def _code(session: CtlSession, name: str, text: codes.CodeText) -> int:
     """Print what a code means, why it happens and what to type."""
     seen = next(one.title for one in codes.symptoms() if name in one.codes)
-    command = codes.shown(text.command)
+    command, screen = codes.shown(text.command), session.screen
+    with contextlib.suppress(Problem):  # settings that cannot be read are not what is to be explained
+        command = codes.placed(command, session.settings())
     if screen.json_wanted:
         screen.json({"code": name, "seen": seen, "means": text.means, "why": text.why, "what_to_do": command})
         return ExitCode.OK

@@ -192,7 +192,7 @@ def _upgraded(view: wire.PluginView, screen: render.Screen) -> Iterator[_Field]:
     versions = f"{found.before or '-'} to {found.version or '-'}"
     yield "upgrade", Cell(f"{versions}: {found.state}", _TONE_OF.get(found.state, ""))
     if found.until:
-        yield "  watched until", screen.when(found.until)
+        yield "  watch ends", screen.when(found.until)
     if found.at:
         yield "  decided", screen.when(found.at)
     if found.code:

@@ -78,7 +78,7 @@ def _list(session: CtlSession) -> int:
 
 def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     """The cells of one secret."""
-    usable = Cell("yes", "good") if row.get("usable") else Cell("no: other key", "bad")
+    usable = Cell("yes", "good") if row.get("usable") else Cell("no: its key is missing, or another", "bad")
     plugins = ", ".join(replies.texts(row.get("plugins") or []))
     updated = session.screen.when(str(row.get("updated_at") or ""))
     return str(row.get("name") or ""), str(row.get("version") or ""), usable, plugins, updated

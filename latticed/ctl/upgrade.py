@@ -99,6 +99,6 @@ def _tell_watched(session: CtlSession, plain: Any) -> None:
     view, screen = decode.plugin(plain), session.screen
     if view.upgrade is None or not _is_watched(view):
         return
-    until = f" until {screen.when(view.upgrade.until)}" if view.upgrade.until else ""
-    screen.note(f"{view.upgrade.before} stands by{until}, and comes back if {view.upgrade.version} does not do well")
+    ends = f"; the watch ends {screen.when(view.upgrade.until)}" if view.upgrade.until else ""
+    screen.note(f"{view.upgrade.before} stands by, and comes back if {view.upgrade.version} does not do well{ends}")
     screen.hint(f"latticectl upgrade {view.id} --wait waits for that; latticectl rollback {view.id} goes back now")

@@ -7,13 +7,14 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask
+from latticed.ctl import ask, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed import wire
+    from latticed.ctl.ask import Asked
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
@@ -71,7 +72,7 @@ def run(session: CtlSession) -> int:
         if isinstance(found, tuple) and _holds(args.condition, found[1]):
             return _done(session, found[0])
         if time.monotonic() >= deadline_s:
-            raise _too_late(session, found)
+            raise _too_late(session, client, found)
         # Not beyond the deadline, at which there is a last look.
         time.sleep(min(_PAUSE_S, max(0.0, deadline_s - time.monotonic())))
 
@@ -110,10 +111,10 @@ def _done(session: CtlSession, plain: dict[str, Any]) -> int:
     return ExitCode.OK
 
 
-def _too_late(session: CtlSession, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
-    """The Problem for a timeout: the last refusal, or what the plugin is instead."""
+def _too_late(session: CtlSession, client: Asked, found: tuple[dict[str, Any], wire.PluginView] | Problem) -> Problem:
+    """The Problem for a timeout: the last refusal, why its bundle is refused, or what the plugin is instead."""
     if isinstance(found, Problem):
-        return found
+        return _refused(session, client, found) if of(found) is ExitCode.NOT_FOUND else found
     view = found[1]
     is_now = f"status {view.status}, available {'yes' if view.available else 'no'}, runtime {view.runtime.state}, "
     return Problem(
@@ -122,3 +123,17 @@ def _too_late(session: CtlSession, found: tuple[dict[str, Any], wire.PluginView]
         f"{is_now}health {view.runtime.health}",
         f"latticectl info {session.args.id}",
     )
+
+
+def _refused(session: CtlSession, client: Asked, missing: Problem) -> Problem:
+    """`missing`, an id without a record, with what is known of bundles that have it, or its name."""
+    try:
+        rows = replies.rows(client.get("plugins", "rejected"), "list of rejected bundles")
+    except Problem:
+        return missing
+    for row in rows:
+        if session.args.id in {row.get("id"), row.get("name")}:
+            why = f"the bundle {row.get('name')} is refused: {row.get('code')}: {row.get('reason')}"
+            return Problem("not_found", f"{missing.reason}: {why}", f"latticectl explain {session.args.id}")
+    hint = "latticectl rejected; latticectl health says whether the plugin directory can be read"
+    return Problem("not_found", missing.reason, hint)

@@ -214,11 +214,19 @@ def _hosts(named: Iterable[str], manifest: Manifest | None) -> tuple[str, ...]:
             found.append(one)
         else:
             declared = ", ".join(hosts) or "none"
-            address = egress.address_in(one)
-            private = manifest is not None and address is not None and addresses.blocked_class(address)
-            hint = f"{one} is {private}: latticectl caps grant {manifest.id} origin=http://{one}" if private else ""
-            raise _Unfit(f"expected a host that the manifest declares ({declared}), found {one}", hint)
+            raise _Unfit(
+                f"expected a host that the manifest declares ({declared}), found {one}", _origin_of(one, manifest)
+            )
     return tuple(found)
+
+
+def _origin_of(pattern: str, manifest: Manifest | None) -> str:
+    """The command that binds a private address, for who tries to grant it as a host; else empty."""
+    address = egress.address_in(pattern)
+    kind = addresses.blocked_class(address) if address is not None else None
+    if kind is None or manifest is None:
+        return ""
+    return f"{pattern} is {kind}: latticectl caps grant {manifest.id} origin=http://{pattern}"
 
 
 def _permits(named: Iterable[str], known: tuple[str, ...], *, force: bool) -> tuple[str, ...]:

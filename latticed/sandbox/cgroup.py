@@ -39,7 +39,7 @@ _CONTROLLERS: Final = ("memory", "pids", "cpu")
 _PERIOD_US: Final = 100_000  # the kernel's default period of cpu.max
 # White space and backslashes are octal in mountinfo (proc_pid_mountinfo(5)).
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
-FIX: Final = "set Delegate=cpu memory pids in the unit"
+FIX: Final = "run it as a systemd unit with Delegate=cpu memory pids"
 
 
 class Delegation(Value, frozen=True, kw_only=True):

@@ -59,24 +59,20 @@ class Guard:
         # An origin that the operator bound may be private: nothing is looked up, so no DNS answer can move it.
         if pinned := egress.pinned(rights, scheme=scheme, host=name, port=port):
             return pinned
-        if (literal := hosts.address_of(name)) is not None:
-            # Before what the manifest says: whoever declares a private address reaches it as little.
-            if reason := self._refusal(literal, self._own_addresses()):
-                fix = egress.binding(scheme=scheme, host=name, port=port, address=literal)
-                raise HostError(Denial.EGRESS_BLOCKED, f"address not public: {name} has one that is {reason}", fix=fix)
+        literal = hosts.address_of(name)
+        # Before what the manifest says: whoever declares a private address reaches it as little. Not what only this
+        # host knows, its own addresses and those that the operator blocked: that is for who may go there otherwise.
+        if literal is not None and (kind := addresses.blocked_class(literal)) is not None:
+            raise _not_public(kind, literal, scheme=scheme, host=name, port=port)
         # Before the look-up: a name that is asked for can carry data to its name servers.
         if reason := egress.refusal(rights, host=name, port=port):
             raise HostError(Denial.EGRESS_BLOCKED, reason, fix=egress.fix(rights, host=name, port=port))
-        if literal is not None:
-            return (literal,)
-        found = await self._lookup(name, rights.owner)
+        found = await self._lookup(name, rights.owner) if literal is None else (literal,)
         # Read at each call: the addresses of interfaces change while the daemon runs.
         own = self._own_addresses()
         for address in found:  # all must be allowed: DNS may vary which one is used
             if reason := self._refusal(address, own):
-                message = f"address not public: {name} has one that is {reason}"
-                fix = egress.binding(scheme=scheme, host=name, port=port, address=address)
-                raise HostError(Denial.EGRESS_BLOCKED, message, fix=fix)
+                raise _not_public(reason, address, scheme=scheme, host=name, port=port)
         return found
 
     async def connect(
@@ -146,6 +142,12 @@ class Guard:
         if any(address in network for network in self._blocked):
             return "blocked by the operator"
         return None
+
+
+def _not_public(reason: str, address: Address, *, scheme: str, host: str, port: int) -> HostError:
+    """The refusal of an address, with the origin that an operator could bind."""
+    fix = egress.binding(scheme=scheme, host=host, port=port, address=address)
+    return HostError(Denial.EGRESS_BLOCKED, f"address not public: {host} has one that is {reason}", fix=fix)
 
 
 def _normal(host: str) -> str:

@@ -132,10 +132,10 @@ GIVEN_UP = {**GATING, "state": "rolled_back", "code": "exited", "reason": "statu
 
 
 def test_upgrade_says_that_the_new_version_is_watched(ctl, api):
-    api.add(status="installed", candidate=api_server.CANDIDATE, upgrade=GATING)
-    ran = ctl("upgrade", "acme.demo")
+    api.add(status="installed", candidate=api_server.CANDIDATE, upgrade={**GATING, "until": "2999-01-01T00:00:00Z"})
+    ran = ctl("upgrade", "acme.demo", "--abs-time")
     assert (ran.code, ran.out) == (0, "acme.demo upgraded: version 1.1.0\n")
-    assert "1.0.0 stands by, and comes back if 1.1.0 does not do well" in ran.err
+    assert "1.0.0 stands by, and comes back if 1.1.0 does not do well; the watch ends 2999-01-01" in ran.err
     assert "latticectl rollback acme.demo goes back now" in ran.err
 
 

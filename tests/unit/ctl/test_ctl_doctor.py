@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,7 +51,7 @@ def test_daemon_and_sandbox_are_told_by_what_health_answers():
         "sandbox": {"level": "filtered", "missing": [{"token": "cgroup", "step": "claim", "fix": "Delegate=cpu"}]},
     }
     assert [(one.check, one.state, one.helps) for one in (*doctor.daemon(health), *doctor.sandbox(health))] == [
-        ("daemon", "bad", "latticectl health"),
+        ("daemon", "bad", "df -h /var/lib/latticed"),
         ("cgroups", "look", "Delegate=cpu"),
     ]
     well = {"status": "ok", "sandbox": {"level": "isolated", "missing": []}}
@@ -57,12 +59,27 @@ def test_daemon_and_sandbox_are_told_by_what_health_answers():
     assert [one.state for one in doctor.sandbox({"status": "ok"})] == ["off"], "without the scope read"
 
 
+@pytest.mark.parametrize(
+    ("code", "helps"),
+    [
+        ("ledger_unavailable", "df -h '/srv/a b'"),
+        ("catalog_degraded", "ls -ld /srv/plugins"),
+        ("policy_missing", "latticectl trust add PUBLISHER KEY"),
+        ("of_another_version", "latticectl health"),
+    ],
+)
+def test_a_problem_is_told_with_what_helps_on_this_host(code, helps):
+    settings = SimpleNamespace(state_dir=Path("/srv/a b"), plugin_dir=Path("/srv/plugins"))
+    health = {"status": "degraded", "problems": [{"code": code, "detail": "d"}]}
+    assert [one.helps for one in doctor.daemon(health, settings)] == [helps]
+
+
 def test_disk_and_clock_tell_what_helps(tmp_path, monkeypatch):
     assert doctor.disk(str(tmp_path)).state == "ok"
     assert doctor.disk(str(tmp_path / "none")).state == "off"
     nearly = os.statvfs_result((4096, 4096, 1_000_000, 10, 10, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: nearly)
-    assert (doctor.disk("/").state, "recovery.md" in doctor.disk("/").helps) == ("look", True)
+    assert (doctor.disk("/").state, "du -xh /" in doctor.disk("/").helps) == ("look", True)
     assert [doctor.clock(synchronised=said).state for said in (True, False, None)] == ["ok", "look", "off"]
 
 

@@ -203,6 +203,22 @@ def test_wait_does_not_take_a_starting_plugin_for_stopped(ctl, api):
     assert "starting" in ctl("info", "acme.demo").out
 
 
+def test_wait_for_a_plugin_that_is_refused_says_why_and_else_where_to_look(ctl, api):
+    late = ctl("wait", "acme.demo", "--for", "available", "--timeout", "0")
+    assert (late.code, "latticectl health" in late.err) == (4, True)
+    row = {
+        "name": "demo",
+        "id": "acme.demo",
+        "code": "publisher_untrusted",
+        "reason": "expected a, found b",
+        "hint": "",
+    }
+    api.override["GET plugins/rejected"] = (200, [{**row, "version": "1.0.0", "publisher": "acme"}])
+    late = ctl("wait", "acme.demo", "--for", "available", "--timeout", "0")
+    assert (late.code, "hint: latticectl explain acme.demo" in late.err) == (4, True)
+    assert "the bundle demo is refused: publisher_untrusted: expected a, found b" in late.err
+
+
 def test_wait_sees_changes_and_new_plugins(ctl, api):
     """An unknown id may still appear; exit 4 if it does not."""
     assert ctl("wait", "acme.demo", "--for", "available", "--timeout", "0").code == 4

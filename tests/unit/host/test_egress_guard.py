@@ -70,9 +70,17 @@ async def test_bound_origin_is_not_looked_up():
 async def test_a_private_address_that_is_not_bound_is_told_with_the_origin_to_grant(rights):
     """Whatever the manifest declares: declaring it would not help."""
     async with guarding({}) as (guard, _, dialled):
-        with pytest.raises(HostError, match="address not public: 192.168.7.5 has one that is private") as caught:
+        with pytest.raises(HostError, match=r"address not public: 192\.168\.7\.5 has one that is private") as caught:
             await guard.resolve("192.168.7.5", 8080, rights, scheme="http")
         assert (caught.value.fault.fix, dialled) == ("origin=http://192.168.7.5:8080", [])
+
+
+async def test_what_only_this_host_knows_of_an_address_is_not_told_who_may_not_go_there():
+    named = {"blocked": (ip_network("9.9.9.0/24"),), "own_addresses": lambda: frozenset({ip_address("8.8.4.4")})}
+    async with guarding({}, **named) as (guard, _, dialled):
+        for host in ("8.8.4.4", "9.9.9.9", "1.1.1.1"):
+            assert "host not granted" in await refusal(guard.resolve(host, 443, EgressRights()))
+        assert dialled == []
 
 
 async def test_host_that_is_not_granted_is_refused_without_dns_lookup():
