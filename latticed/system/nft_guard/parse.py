@@ -59,7 +59,7 @@ def _table(listing: Any, wanted: Mapping[str, str]) -> Table:
             case "limit":
                 limits[entry["name"]] = _rate(entry)
             case "set":
-                if entry.get("flags") != ["timeout"]:
+                if flags(entry) != ["timeout"]:
                     raise Foreign("a set")
                 sets[entry["name"]] = entry["type"]
             case "chain":
@@ -78,6 +78,12 @@ def _table(listing: Any, wanted: Mapping[str, str]) -> Table:
 def canonical(found: Table) -> Table:
     """The same table with its chains in the order of their names, in which nft need not list them."""
     return replace(found, chains=tuple(sorted(found.chains, key=lambda chain: chain.name)))
+
+
+def flags(entry: dict[str, Any]) -> list[Any]:
+    """The flags of a set. Newer versions of nft list a single one as itself, not as a list."""
+    found = entry.get("flags", [])
+    return found if isinstance(found, list) else [found]
 
 
 def bans(listing: Any) -> tuple[LiveBan, ...]:

@@ -207,7 +207,7 @@ def _without_sets(listing: Any) -> tuple[dict[str, tuple[Network, ...]], dict[st
             rest.append(entry)
             continue
         found = entry["set"]
-        if not _SET.issuperset(found) or found["flags"] != ["interval"]:
+        if not _SET.issuperset(found) or parse.flags(found) != ["interval"]:
             raise parse.Foreign("a set")
         items[found["name"]] = found.get("elem", [])
         networks = tables.networks(network for item in items[found["name"]] for network in parse.element(item))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.system.nft_guard import applied, decode
+from latticed.system.nft_guard import applied, decode, parse
 from latticed.system.nft_guard.render import render
 
 NOW = 1_800_000_000
@@ -190,3 +190,14 @@ def test_no_ban_is_put_back_for_longer_than_was_left_and_none_that_was_left_is_l
     found = {line.split()[6]: int(line.split()[10].rstrip("s")) for line in added(text)}
     assert found == {str(one): left_s - gone_s for one, (left_s, _) in bans.items() if left_s > gone_s}
     assert text == applied.restored(applied.snapshot(json.loads(json.dumps(live)), STATELESS, 50), 50 + gone_s)
+
+
+@pytest.mark.parametrize("flags", [["timeout"], "timeout"])
+def test_a_single_flag_of_a_set_is_read_as_older_and_newer_versions_of_nft_list_it(flags):
+    found = listing("192.0.2.1")
+    for one in found["nftables"][1:]:
+        one["set"]["flags"] = flags
+    assert parse.table(found).chains == ()
+    found["nftables"][1]["set"]["flags"] = ["timeout", "interval"]
+    with pytest.raises(parse.Foreign):
+        parse.table(found)

@@ -91,6 +91,8 @@ def listing(**changes):
     "changes",
     [
         {"flags": ["interval", "timeout"]},
+        {"flags": "timeout"},
+        {"flags": []},
         {"timeout": 60},
         {"auto-merge": True},
         {"name": "group2"},
@@ -103,7 +105,8 @@ def listing(**changes):
     ids=str,
 )
 def test_a_set_that_is_not_written_here_is_foreign(changes):
-    assert "saddr @group1 accept" in reach.listed(listing())[1]
+    for flags in (["interval"], "interval"):
+        assert "saddr @group1 accept" in reach.listed(listing(flags=flags))[1]
     with pytest.raises(parse.Foreign):
         reach.listed(listing(**changes))
 
