@@ -89,7 +89,7 @@ async def test_missing_grant_is_audited_but_not_revealed_to_the_plugin(home):
         assert "origin=" not in str(caught.value)
         return home.events(action="host.call", target="http.do")[-1]["detail"].get("fix")
 
-    assert await denied("http://10.0.0.5:8080/") == "host=10.0.0.5:8080"
+    assert await denied("http://10.0.0.5:8080/") == "origin=http://10.0.0.5:8080"
     grants = f"/api/plugins/by-id/{ID}/grants"
     await home.ask("PUT", grants, {"hosts": ["10.0.0.5:8080", "[fd00::5]:80"]})
     assert await denied("http://10.0.0.5:8080/") == "origin=http://10.0.0.5:8080"
