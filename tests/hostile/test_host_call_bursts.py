@@ -147,6 +147,7 @@ def test_calls_of_a_burst_that_a_full_disk_does_not_take_are_refused_and_not_mad
             assert not recorded, "what waits for nothing is answered once it is on record"
 
 
+@pytest.mark.timeout(1_800)
 def test_millions_of_calls_take_no_memory(tmp_path):
     """After the first tenth, in which caches fill, it grows by no more than allocators round."""
     get = b'{"jsonrpc":"2.0","id":1,"method":"kv.get","params":{"key":"a"}}\n'
