@@ -40,7 +40,8 @@ Another page of this address may have set long cookies: delete the cookies of th
 new link by its other name (localhost, 127.0.0.1).
 """
 _HEADERS: Final = 64
-_BACKLOG: Final = 1024
+BACKLOG: Final = 1024
+"""Who waits to be accepted. Where the queue of a unix socket is full, a client with a deadline is refused (unix(7))."""
 
 
 class ConsoleConnection(LimitedConnection):
@@ -130,7 +131,7 @@ async def listening(runner: web.AppRunner, at: ListenAt) -> AsyncIterator[Listen
     with _bound(at) as sock:
         # asyncio calls accept() `backlog` times per wake-up, before any limit is looked at.
         server = await loop.create_server(lambda: ConsoleConnection(limiter, http, loop), sock=sock, backlog=1)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sweeping = asyncio.create_task(limiter.sweep())
         try:
             yield at if at.path else at._replace(port=sock.getsockname()[1])
@@ -153,8 +154,7 @@ def unix_socket(path: str) -> Iterator[socket.socket]:
             with contextlib.suppress(BlockingIOError):  # its queue is full
                 asking.connect(path)
             raise Problem("listen_failed", f"another process listens at {path}", "end it, or choose another path")
-    # A client with a deadline is refused at once where this queue is full (unix(7), EAGAIN).
-    sock = unix_listener.listen(place, backlog=_BACKLOG)
+    sock = unix_listener.listen(place, backlog=BACKLOG)
     made = place.lstat()
     try:
         yield sock

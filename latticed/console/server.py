@@ -293,5 +293,7 @@ async def _offer_links(console: Console, path: str, stack: contextlib.AsyncExitS
         writer.close()
 
     sock = stack.enter_context(connection.unix_socket(path))
-    server = await asyncio.start_unix_server(answer, sock=sock, **unix_listener.SERVER_OPTIONS)
+    server = await asyncio.start_unix_server(
+        answer, sock=sock, backlog=connection.BACKLOG, **unix_listener.SERVER_OPTIONS
+    )
     stack.callback(server.close)
