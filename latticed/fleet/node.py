@@ -153,12 +153,13 @@ class FleetNode:
         match message:
             case messages.NewDesired():
                 self._judge(message.document)
-            case messages.BundleHere():
+            # Only of what was asked for: nothing grows by what the link says.
+            case messages.BundleHere() if message.sha256 in self._asked:
                 with self._lock:
                     self._spool.add(message.sha256)
                     self._missing.pop(message.sha256, None)
                 self._dirty.set()
-            case messages.BundleMissing():
+            case messages.BundleMissing() if message.sha256 in self._asked:
                 with self._lock:
                     self._missing[message.sha256] = message.reason
                     self._asked.discard(message.sha256)
