@@ -202,7 +202,9 @@ class WireguardKind:
         return renderer.text(_links(found, secrets=True), found.text).encode("ascii")
 
     def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
-        """Interfaces that go first, then the table, then peers: at no moment does one reach more than it may.
+        """Interfaces that go first, and what peers lose; then the table, then peers that come.
+
+        So at no moment does one reach more than it may, also where its address becomes another's.
 
         A peer that stays keeps its session and counters (`_set`); one whose time is over is left out.
         """
@@ -222,10 +224,14 @@ class WireguardKind:
                 raise Problem("apply_failed", f"the interface {min(foreign)} belongs to somebody else")
             for name in sorted(there.keys() - names):
                 _run(tools, "ip", "link", "delete", "dev", name)
-            load(wanted.table.encode("ascii"))
             now_s = _now_s()
-            for link in wanted.links:
-                _make(applied.due(link, now_s), there.get(link.name), tools, ahead.get(link.name))
+            links_due = [applied.due(link, now_s) for link in wanted.links]
+            devices = {
+                link.name: _take_away(link, tools, ahead.get(link.name)) for link in links_due if link.name in there
+            }
+            load(wanted.table.encode("ascii"))
+            for link in links_due:
+                _make(link, there.get(link.name), devices.get(link.name), tools, ahead.get(link.name))
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the host has what was rendered, and each interface is up."""
@@ -318,8 +324,20 @@ def _is_wireguard(link: HostLink, tools: Tools) -> bool:
     return ran(tools, PACKAGES, "wg", "show", link.name, "public-key", ends=(0, 1)).status == 0
 
 
-def _make(link: Link, before: _Standing | None, tools: Tools, peers: _Peers | None) -> None:
-    """Have one interface as it should be; `before` as it was, None for one that is not there.
+def _take_away(link: Link, tools: Tools, peers: _Peers | None) -> Device:
+    """Take from the peers of one interface what they have no more; the interface as it was before.
+
+    While one has it, the table may say already what another may reach by it.
+    """
+    show = _run(tools, "wg", "show", link.name, "dump") if peers is None else peers.show(b"")
+    device: Device = parsed(dump.read, show.stdout)
+    for words in applied.taken(device, link):
+        _run(tools, "wg", "set", link.name, *words)
+    return device
+
+
+def _make(link: Link, before: _Standing | None, device: Device | None, tools: Tools, peers: _Peers | None) -> None:
+    """Have one interface as it should be; `before` and `device` as it was, None for one that is not there.
 
     `peers`: the programs for its peers, where they have been started already.
     """
@@ -330,9 +348,8 @@ def _make(link: Link, before: _Standing | None, tools: Tools, peers: _Peers | No
     if before is None:
         # A file of its own would be one more place with keys: wg reads its standard input.
         _run(tools, "wg", "setconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
-    else:
-        with contextlib.ExitStack() as stack:
-            _set(link, tools, peers or stack.enter_context(_peers(link.name, tools)))
+    elif device is not None:
+        _set(link, device, tools, peers)
     lines = _lines(link, before)
     if lines:
         _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
@@ -371,19 +388,18 @@ def _peers(name: str, tools: Tools) -> Iterator[_Peers]:
         yield _Peers(show, add)
 
 
-def _set(link: Link, tools: Tools, peers: _Peers) -> None:
-    """Have key, port and peers as they should be, and nothing done to peers that are so already.
+def _set(link: Link, device: Device, tools: Tools, peers: _Peers | None) -> None:
+    """Have key, port and peers as they should be, after `_take_away`, and nothing done to peers that are so already.
 
     `wg syncconf` takes the addresses of every peer away and gives them back: what arrives in between is lost.
     """
-    moves = applied.moves(parsed(dump.read, peers.show(b"").stdout), link)
+    moves = applied.moves(device, link)
     if moves is None:
         _run(tools, "wg", "syncconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
-        return
-    if moves.gone:
-        _run(tools, "wg", "set", link.name, *(word for key in moves.gone for word in ("peer", key, "remove")))
-    if moves.due:
+    elif moves.due and peers is not None:
         peers.add(applied.addconf(moves.due))
+    elif moves.due:
+        _run(tools, "wg", "addconf", link.name, "/dev/stdin", stdin=applied.addconf(moves.due))
 
 
 def _create(name: str, tools: Tools) -> None:

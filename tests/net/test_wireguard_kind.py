@@ -281,6 +281,26 @@ def test_a_member_more_replaces_no_rule_and_what_was_changed_since_the_look_is_f
     assert rules() != before
 
 
+def test_who_loses_an_address_has_it_no_more_when_the_table_gives_it_to_another(net, tools, name, tmp_path):
+    """Also in a restore, and where only the addresses of two members who stay are exchanged."""
+    seen, script = tmp_path / "seen", tmp_path / "nft"
+    script.write_text(
+        '#!/bin/sh\n[ "$*" = "-f -" ] || exec /usr/sbin/nft "$@"\nall=$(cat)\n'
+        f'wg show {name} allowed-ips > {seen} || :\nprintf "%s\\n" "$all" | exec /usr/sbin/nft -f -\n'
+    )
+    script.chmod(0o755)
+    spied = ProgramTools({**KIND.programs, "nft": str(script)})
+    narrow, carl = {"may_reach": []}, tunnels.member("carl", 9)
+    first = rendered(document(name, tunnels.member("anna", 2), tunnels.member("ben", 3, **narrow), carl))
+    swapped = rendered(document(name, tunnels.member("anna", 3), tunnels.member("ben", 2, **narrow), carl))
+    replaced = rendered(document(name, tunnels.member("dora", 2, **narrow), tunnels.member("eric", 3), carl))
+    grown(None, first, tools)
+    for wanted in (swapped, replaced, first):
+        grown(None, wanted, spied)
+        (stayed,) = (one for one in seen.read_text().splitlines() if "(none)" not in one)
+        assert stayed == f"{tunnels.key('carl')}\t10.80.0.9/32"
+
+
 def test_a_table_of_a_version_before_is_no_drift_and_is_replaced_by_the_next_change(net, tools, name):
     anna = tunnels.member("anna", 2)
     rendering = committed(document(name, anna), tools)

@@ -28,6 +28,8 @@ UNKNOWN: Final = "unknown"
 """The id of a peer that latticed did not add."""
 SHOWN_SECRET: Final = "(a secret)"  # noqa: S105 - stands for one
 NO_KEY: Final = "A" * 43 + "="
+PEERS_AT_ONCE: Final = 500
+"""Peers that `wg` is given as arguments."""
 _LINE: Final = re.compile(r"(# )?([A-Z][A-Za-z]+) = (.+)")
 
 
@@ -104,6 +106,25 @@ def moves(device: Device, link: Link) -> PeerMoves | None:
     wanted = {one.public_key for one in link.peers}
     due = [one for one in link.peers if one.public_key not in there or not _is(there[one.public_key], one)]
     return PeerMoves(gone=tuple(one for one in there if one not in wanted), due=tuple(due))
+
+
+def taken(device: Device, link: Link) -> list[list[str]]:
+    """What `wg set` is given after the name, for peers that go and for networks that peers who stay have no more.
+
+    More than once for many: the arguments of a program have a limit.
+    """
+    wanted = {one.public_key: set(one.allowed) for one in link.peers}
+    found = []
+    for one in device.peers:
+        if one.public_key not in wanted:
+            found.append(["peer", one.public_key, "remove"])
+        elif not wanted[one.public_key].issuperset(one.allowed):
+            kept = [str(network) for network in one.allowed if network in wanted[one.public_key]]
+            found.append(["peer", one.public_key, "allowed-ips", ",".join(kept)])
+    return [
+        [word for words in found[start : start + PEERS_AT_ONCE] for word in words]
+        for start in range(0, len(found), PEERS_AT_ONCE)
+    ]
 
 
 def _is(live: LivePeer, wanted: LinkPeer) -> bool:

@@ -65,3 +65,16 @@ def test_another_key_or_port_is_a_whole_file():
     link = link_of(4)
     assert applied.moves(device_of(link), replace(link, listen_port=4)) is None
     assert applied.moves(device_of(link), replace(link, private_key=tunnels.key("x"))) is None
+
+
+def test_what_peers_have_no_more_is_taken_from_them_in_turns():
+    link = link_of(6)
+    assert applied.taken(device_of(link), link) == []
+    one, two, *rest = link.peers
+    less = replace(link, peers=(replace(one, allowed=()), replace(two, allowed=(*two.allowed, *one.allowed))))
+    (words,) = applied.taken(device_of(link), less)
+    assert words[:4] == ["peer", one.public_key, "allowed-ips", ""]
+    assert words[4:] == [word for each in rest for word in ("peer", each.public_key, "remove")]
+    many = tuple(replace(one, public_key=tunnels.key(number)) for number in range(1_200))
+    turns = applied.taken(device_of(replace(link, peers=many)), link)
+    assert [len(words) for words in turns] == [1_500, 1_500, 600]
