@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 
 import pytest
@@ -225,6 +226,32 @@ class TestServerIsAnother:
         server.close()
         assert received[0] == 22  # a TLS handshake (RFC 8446 §5.1), and nothing of NATS
         assert b"CONNECT" not in received
+
+    @pytest.mark.parametrize(
+        "greeting",
+        [b"INFO []\r\n", b"INFO 1\r\n", b'INFO {"connect_urls":5}\r\n', b'INFO {"auth_required":true,"nonce":5}\r\n'],
+    )
+    async def test_server_that_greets_with_nonsense_is_one_that_is_lost(self, fleet, node, greeting):
+        """It has the right certificate; whoever holds the engine could keep nodes away for good with one line."""
+        greeted = 0
+
+        async def greet(reader, writer):
+            nonlocal greeted
+            greeted += 1
+            writer.write(greeting)
+            await reader.read()
+            writer.close()
+
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(fleet.place / "server.pem", fleet.place / "server.key")
+        server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
+        url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        endpoint = fleet.endpoint(fleet.node(node), node, (url,))
+        async with asyncio.timeout(WAIT_S), NatsConnection(endpoint, pauses=nats_servers.QUICK) as connection:
+            await until(lambda: _is(greeted > 2))
+            assert not connection.up
+            assert connection.reason
+        server.close()
 
 
 def test_pauses_spread_over_all_of_their_length():
