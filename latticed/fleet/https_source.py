@@ -1,7 +1,7 @@
 """A bundle from an https server, for a fleet whose bundles are not in the message system.
 
-URL and digest come with what the operator signed, and the server is believed nothing: it may give less, more or
-something else, and take its time.
+URL and digest come with an assignment, so from a controller, and neither it nor the server is believed anything: a URL
+may be none, and a server give less, more or something else, and take its time.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ async def _received(url: str, partial: Partial, tls: ssl.SSLContext | None) -> N
         ):
             if answer.status == 200:  # the whole, whether or not the rest was asked for
                 await tasks.in_thread(partial.restart)
+            elif answer.status == 416 and partial.size:
+                await tasks.in_thread(lambda: partial.give_up("expected the rest of it, found no more on the server"))
             elif answer.status != 206 or not _continues(answer.headers.get("Content-Range", ""), partial.size):
                 raise NotFetched(f"expected status 200 or 206 of an https server, found {answer.status}")
             async for data in answer.content.iter_chunked(CHUNK_BYTES):
                 await tasks.in_thread(lambda: partial.write(data))  # noqa: B023 - it is done before the next
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # the last: a host's name that is none
         raise NotFetched(text.sanitise(str(error) or "the server was silent for too long", 200)) from error
 
 

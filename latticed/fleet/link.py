@@ -307,20 +307,29 @@ class Link:
         """Why the bundle is not in the spool, from the last source that was tried; empty when it is there.
 
         The engine is asked first, then each URL. What came of one is gone on with at the next: the digest is that of
-        the whole.
+        the whole. When that does not hold, this one is asked for the whole: no source can spoil it for the others.
         """
         reason = ""
         for url in ("", *needed.urls):
             try:
-                if url:
-                    await https_source.fetch(url, self._spool, needed.sha256, tls=self._https)
-                else:
-                    await chunks.fetch(self._engine, self._spool, needed.sha256)
+                try:
+                    await self._fetch_from(url, needed.sha256)
+                except NotFetched as error:
+                    if not error.begun_elsewhere:
+                        raise
+                    await self._fetch_from(url, needed.sha256)
             except (NotFetched, EngineUnavailable, OSError) as error:
                 reason = text.sanitise(str(error), 400)
             else:
                 return ""
         return reason or "expected a source that has it, found none"
+
+    async def _fetch_from(self, url: str, sha256: str) -> None:
+        """From a URL, or from the engine for none; as these raise."""
+        if url:
+            await https_source.fetch(url, self._spool, sha256, tls=self._https)
+        else:
+            await chunks.fetch(self._engine, self._spool, sha256)
 
     async def _hear_invocations(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -337,8 +346,8 @@ class Link:
                 async with asyncio.timeout(_ANSWER_S):
                     document = await answer
                 await question.answer(document)
-        except (TimeoutError, EngineUnavailable):
-            log.info("invocation_unanswered", number=number)
+        except (TimeoutError, EngineUnavailable, ValueError) as error:  # the last: it is larger than the engine takes
+            log.info("invocation_unanswered", number=number, reason=text.sanitise(str(error), 200))
         finally:
             del self._waiting.answers[number]
 

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from latticed.fleet import messages
 from latticed.fleet.engine import CHUNK_BYTES
@@ -30,7 +30,15 @@ _READ_BYTES: Final = 1 << 20
 
 
 class NotFetched(Exception):
-    """A bundle that could not be had; the message says why. What came of it is kept when it may be of use."""
+    """A bundle that could not be had; the message says why. What came of it is kept when it may be of use.
+
+    `begun_elsewhere`: what came from here was put behind what there was before, the whole is of no use and is gone; so
+    this source may have the right bundle all the same.
+    """
+
+    def __init__(self, message: str, *, begun_elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.begun_elsewhere = begun_elsewhere
 
 
 class Spool:
@@ -103,6 +111,7 @@ class Partial:
         self._fd = fd
         self._most_bytes = most_bytes
         self._digest = hashlib.sha256()
+        self._begun_elsewhere = False
         self.size = 0
         """Bytes so far."""
 
@@ -129,20 +138,20 @@ class Partial:
                 raise NotFetched("expected nobody else to write in the spool, found a file that became shorter")
             self._digest.update(data)
             self.size += len(data)
+        self._begun_elsewhere = self.size > 0
 
     def restart(self) -> None:
         """Forget what came: it comes from the start."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
-        self._digest, self.size = hashlib.sha256(), 0
+        self._digest, self.size, self._begun_elsewhere = hashlib.sha256(), 0, False
 
     def write(self, data: bytes) -> None:
         """What comes next. NotFetched when that is too much, or the disk is full: then nothing is left of it, so that
         the host has the room.
         """
         if self.size + len(data) > self._most_bytes:
-            self._remove()
-            raise NotFetched(f"expected a bundle of at most {self._most_bytes} bytes, found a larger one")
+            self.give_up(f"expected a bundle of at most {self._most_bytes} bytes, found a larger one")
         try:
             files.write_all(self._fd, data)
         except OSError as error:
@@ -156,8 +165,7 @@ class Partial:
     def finish(self) -> None:
         """It is whole: give it its name. NotFetched when it is another one than was asked for, and nothing is left."""
         if (found := self._digest.hexdigest()) != self._sha256:
-            self._remove()
-            raise NotFetched(f"expected a bundle with the digest {self._sha256}, found {found}")
+            self.give_up(f"expected a bundle with the digest {self._sha256}, found {found}")
         os.fchmod(self._fd, _MODE)  # whatever the umask was
         os.fsync(self._fd)
         os.replace(
@@ -167,6 +175,11 @@ class Partial:
             dst_dir_fd=self._directory,
         )
         os.fsync(self._directory)
+
+    def give_up(self, reason: str) -> NoReturn:
+        """Nothing is left of it: NotFetched."""
+        self._remove()
+        raise NotFetched(reason, begun_elsewhere=self._begun_elsewhere)
 
     def _remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from latticed.fleet import https_source, messages
+from latticed.fleet import chunks, https_source, messages
 from latticed.fleet.engine import CHUNK_BYTES
 from latticed.fleet.spool import NotFetched, Spool
 from tests.house.links import linked
@@ -167,3 +167,45 @@ async def test_link_asks_the_engine_first_and_then_each_url(fleet, node, tmp_pat
         mine.send(messages.BundleNeeded(sha256=SHA256, urls=("https://localhost:1/gone", url)))
         assert (await mine.following(messages.BundleHere)).sha256 == SHA256
     assert (tmp_path / "link" / messages.spool_name(SHA256)).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "[::", "a:99999"])
+async def test_url_of_no_host_is_one_that_has_nothing(fleet, node, tmp_path, host):
+    """It is a controller's word, and comes again after each start of the link."""
+    async with asyncio.timeout(WAIT_S), linked(fleet, node, tmp_path / "link") as (mine, _):
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(f"https://{host}/x",)))
+        assert (await mine.following(messages.BundleMissing)).sha256 == SHA256
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES, 2 * len(DATA) // CHUNK_BYTES * CHUNK_BYTES])
+async def test_part_that_somebody_else_spoilt_does_not_keep_the_bundle_away(fleet, node, tmp_path, tls, size):
+    """An engine, or a server that was asked before, can give anything and break off."""
+
+    async def answer(request):
+        start = request.http_range.start or 0
+        if start >= len(DATA):
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{len(DATA)}"})
+        return await ranged([])(request)
+
+    place = tmp_path / "link"
+    async with (
+        asyncio.timeout(WAIT_S),
+        serving(answer) as url,
+        linked(fleet, node, place, https=tls) as (mine, _),
+    ):
+        (place / f"{SHA256}.part").write_bytes(b"?" * size)
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(url,)))
+        await mine.following((messages.BundleHere, messages.BundleMissing))
+    assert (place / messages.spool_name(SHA256)).read_bytes() == DATA
+
+
+async def test_spoilt_part_does_not_keep_a_bundle_of_the_engine_away(fleet, controller, node, tmp_path):
+    place, source = tmp_path / "link", tmp_path / "source"
+    source.write_bytes(DATA)
+    await chunks.put(controller, source)
+    async with asyncio.timeout(WAIT_S), linked(fleet, node, place) as (mine, _):
+        await mine.following(messages.LinkState, lambda one: one.up)
+        (place / f"{SHA256}.part").write_bytes(b"?" * CHUNK_BYTES)
+        mine.send(messages.BundleNeeded(sha256=SHA256))
+        await mine.following((messages.BundleHere, messages.BundleMissing))
+    assert (place / messages.spool_name(SHA256)).read_bytes() == DATA

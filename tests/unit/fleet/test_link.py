@@ -9,7 +9,7 @@ import hashlib
 import pytest
 
 from latticed.fleet import chunks, deployment, messages
-from latticed.fleet.engine import CHUNK_BYTES, EVENT_BYTES, EngineUnavailable
+from latticed.fleet.engine import CHUNK_BYTES, EVENT_BYTES, STATUS_BYTES, EngineUnavailable
 from latticed.fleet.nats_connection import NatsConnection
 from latticed.fleet.nats_engine import NatsEngine
 from tests.house import nats_servers
@@ -194,6 +194,19 @@ async def test_event_larger_than_the_engine_takes_does_not_stop_the_others(pair,
     pair.send(messages.NewEvent(number=1, message_id=f"{node}-large", document=bytes(EVENT_BYTES * 2)))
     pair.send(event(2, node))
     assert (await pair.following(messages.EventTaken)).number == 2
+
+
+async def test_answer_larger_than_the_engine_takes_stops_nothing(pair, controller, node):
+    await pair.following(messages.LinkState, lambda one: one.up)
+    for document, wanted in ((bytes(STATUS_BYTES + 1), EngineUnavailable), (b"answer", None)):
+        asked = asyncio.create_task(controller.invoke(node, b"question", 1.0))
+        question = await pair.following(messages.InvocationAsked)
+        pair.send(messages.InvocationDone(number=question.number, document=document))
+        if wanted:
+            with pytest.raises(wanted):
+                await asked
+        else:
+            assert await asked == document
 
 
 async def test_engine_says_no_more_than_that_it_is_unavailable(fleet, node):
