@@ -33,6 +33,10 @@ PRESENT_S: Final = 60
 """How long a beat counts."""
 DUPLICATES_S: Final = 120
 """Within which an event of the same id is stored once."""
+_SHORTEST_NS: Final = 100_000_000
+"""Of a stream's memory of ids (a server takes no less). Where none counts it would keep each that a node makes up, of
+any length, for two minutes: one node could fill the memory of all.
+"""
 _EVENTS_AGE_S: Final = 7 * 86_400
 _MOST_SUBSCRIPTIONS: Final = 16
 _NAME: Final = "{{name()}}"
@@ -222,6 +226,7 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
             "subjects": ["st.*"],
             "max_msgs_per_subject": 1,
             "max_msg_size": STATUS_BYTES + HEADER_BYTES,
+            "duplicate_window": _SHORTEST_NS,
             "allow_direct": True,
         },
         {
@@ -231,7 +236,7 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
             "storage": "memory",
             "max_msgs_per_subject": 1,
             "max_age": PRESENT_S * _NS,
-            "duplicate_window": PRESENT_S * _NS,
+            "duplicate_window": _SHORTEST_NS,
             "max_msg_size": BEAT_BYTES + HEADER_BYTES,
             "allow_direct": True,
         },

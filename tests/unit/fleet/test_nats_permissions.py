@@ -297,6 +297,17 @@ async def test_header_that_would_remove_or_repeat_events_is_refused(attacker, co
     assert await stored_events(controller) == before
 
 
+@pytest.mark.parametrize("subject", [f"st.{HOSTILE}", f"hb.{HOSTILE}"])
+async def test_ids_that_a_node_makes_up_are_not_kept_in_memory(attacker, subject):
+    """Each may have kilobytes, and a node sends thousands a second."""
+    taken = []
+    while len(taken) < 2 or "duplicate" in taken[-1]:
+        answer = await attacker.client.request(subject, b"x", headers={"Nats-Msg-Id": "id"}, timeout=WAIT_S)
+        taken.append(json.loads(answer.data))
+        assert len(taken) < 20
+        await asyncio.sleep(0.1)
+
+
 async def test_id_of_an_event_cannot_be_squatted_unless_it_is_known(fleet, attacker):
     """Ids are the stream's, not the node's: whoever knows one in advance can have it taken for a repetition."""
     async with fleet.connected(VICTIM) as connection:
