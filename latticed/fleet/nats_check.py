@@ -187,17 +187,23 @@ async def _synced(system: NatsEndpoint | None) -> list[Shortcoming]:
     expected = "jetstream { sync_interval: always } on each server"
     if system is None:
         return [Shortcoming(expected=expected, found="no credentials of the system account to see it with")]
-    found = []
+    found, answers = [], 0
     async with _connected(system) as connection:
         with contextlib.suppress(EngineUnavailable):  # after the last of them
             async with contextlib.aclosing(
                 connection.replies("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout_s=2.0)
             ) as replies:
                 async for reply in replies:
+                    if reply.status:  # of this server, that nobody answers
+                        break
+                    answers += 1
                     answer = json.loads(reply.data)
                     if not answer.get("data", {}).get("config", {}).get("sync_always"):
                         name = text.sanitise(str(answer.get("server", {}).get("name")), 80)
                         found.append(Shortcoming(expected=expected, found=f"another one on {name}"))
+    if not answers:
+        words = "no server that says so: are these of the system account?"
+        found.append(Shortcoming(expected=expected, found=words))
     return found
 
 

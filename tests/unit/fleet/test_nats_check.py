@@ -23,7 +23,7 @@ def issued(fleet, signer, account, name):
     return path
 
 
-async def checked(fleet, *, node=None, system=False):
+async def checked(fleet, *, node=None, system=None):
     """What is found, in words; without credentials of SYS, that these are missing is left out."""
     async with asyncio.timeout(WAIT_S):
         async with fleet.connected("controller") as connection:
@@ -31,7 +31,7 @@ async def checked(fleet, *, node=None, system=False):
         found = await nats_check.check(
             fleet.endpoint(fleet.controller, "controller"),
             fleet.endpoint(node or fleet.node(NODE), NODE),
-            fleet.endpoint(fleet.system, "system") if system else None,
+            fleet.endpoint(system, "system") if system else None,
             sizes=fleet.sizes,
             replicas=1,
         )
@@ -42,7 +42,7 @@ async def checked(fleet, *, node=None, system=False):
 
 
 async def test_servers_that_latticed_configures_lack_nothing(fleet):
-    assert await checked(fleet, system=True) == []
+    assert await checked(fleet, system=fleet.system) == []
 
 
 async def test_streams_that_are_missing_or_changed_are_named(fleet, controller):
@@ -72,8 +72,13 @@ def changed(tmp_path):
 
 async def test_server_that_syncs_later_is_named(changed):
     fleet = changed(lambda _, text: text.replace("sync_interval: always", "sync_interval: 2m"))
-    (found,) = await checked(fleet, system=True)
+    (found,) = await checked(fleet, system=fleet.system)
     assert found == "expected jetstream { sync_interval: always } on each server, found another one on fleet-1"
+
+
+async def test_credentials_of_another_account_do_not_pass_for_servers_that_sync(fleet):
+    (found,) = await checked(fleet, system=fleet.controller)
+    assert "no server that says so" in found
 
 
 def one_account(fleet, text):
