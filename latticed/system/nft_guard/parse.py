@@ -54,8 +54,12 @@ def _table(listing: Any, wanted: Mapping[str, str]) -> Table:
     lines: dict[str, list[Line]] = {}
     for kind, entry in _entries(listing):
         match kind:
-            case "metainfo" | "table":
+            case "metainfo":
                 pass
+            case "table":
+                # A dormant one has no effect at all.
+                if flags(entry):
+                    raise Foreign("a flag of the table")
             case "limit":
                 limits[entry["name"]] = _rate(entry)
             case "set":
@@ -81,7 +85,7 @@ def canonical(found: Table) -> Table:
 
 
 def flags(entry: dict[str, Any]) -> list[Any]:
-    """The flags of a set. Newer versions of nft list a single one as itself, not as a list."""
+    """The flags of a set or table. Newer versions of nft list a single one as itself, not as a list."""
     found = entry.get("flags", [])
     return found if isinstance(found, list) else [found]
 

@@ -111,6 +111,19 @@ def test_a_set_that_is_not_written_here_is_foreign(changes):
         reach.listed(listing(**changes))
 
 
+@pytest.mark.parametrize("flags", ["dormant", ["dormant"], ["dormant", "owner"]], ids=str)
+def test_a_table_with_a_flag_is_foreign(flags):
+    """Made dormant by somebody, it has no effect at all."""
+    table = {"family": "inet", "name": "latticed_wireguard", "handle": 1}
+    plain, flagged = ({"table": {**table, **more}} for more in ({}, {"flags": flags}))
+    assert reach.listed({"nftables": [plain, *listing()["nftables"]]}) == reach.listed(listing())
+    with pytest.raises(parse.Foreign):
+        reach.listed({"nftables": [flagged, *listing()["nftables"]]})
+    assert parse.table({"nftables": [plain]}, sets={}).chains == ()
+    with pytest.raises(parse.Foreign):
+        parse.table({"nftables": [flagged]}, sets={})
+
+
 @pytest.mark.parametrize("plain", [None, [], {}, {"nftables": 3}, {"nftables": [3]}, {"nftables": [{"rule": {}}]}])
 def test_what_is_no_listing_is_foreign(plain):
     with pytest.raises(parse.Foreign):
