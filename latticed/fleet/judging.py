@@ -48,6 +48,8 @@ class Present(Struct, frozen=True, kw_only=True):
     back_to: tuple[str, ...]
     plugins: tuple[WantedPlugin, ...]
     bundles: tuple[BundleSource, ...]
+    operator: str = ""
+    """Whose key signed the intent."""
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
@@ -73,6 +75,11 @@ class NodeState(Struct, frozen=True, kw_only=True):
     spent: int = 0
     events: int = 0
     head: str = documents.GENESIS
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether what is present was revoked: it stays as far as it was carried out, and nothing more follows."""
+        return self.present is not None and not self.revoked.isdisjoint({self.present.intent, self.present.operator})
 
     def operator(self, key: str) -> bool:
         """Whether this key is a pinned operator's, and not revoked."""
@@ -193,6 +200,7 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         back_to=intent.back_to,
         plugins=intent.plugins,
         bundles=wanted.bundles,
+        operator=signed.key,
     )
     fresh = msgspec.structs.replace(
         state,
@@ -210,7 +218,8 @@ def _check_order(state: NodeState, signed: Signed) -> None:
     present, intent = state.present, signed.document
     if intent.generation > state.highest:
         return
-    if present is not None and (signed.sha256 == present.intent or signed.sha256 in present.back_to):
+    named = present is not None and (signed.sha256 == present.intent or signed.sha256 in present.back_to)
+    if named and not state.withdrawn:
         return
     expected = f"an intent of a generation above {state.highest}, or one that the present one names in back_to"
     raise _No("intent_old", expected, f"generation {intent.generation}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
 import os
 import queue
 import select
@@ -24,6 +25,7 @@ import msgspec
 
 from latticed.client.control import ControlClient
 from latticed.fleet import documents, judging, kept_state, messages, planning
+from latticed.fleet.engine import STATUS_BYTES
 from latticed.kit import logs
 from latticed.kit.text import sanitise
 from latticed.model.errors import Problem
@@ -31,6 +33,8 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from latticed.fleet.documents import Invocation, WantedPlugin
     from latticed.fleet.kept_state import KeptState
@@ -67,6 +71,8 @@ _STEPS: Final = 40
 _NOTICE_S: Final = 10.0
 """For the daemon to notice what was imported: it settles, and scans."""
 _PAUSE_S: Final = 0.1
+_AGAIN_S: Final = 55.0
+"""Until a bundle is asked for again: a look is not always a whole `RECONCILE_S` after the last."""
 _WAITING: Final = 16
 """Invocations that wait for their turn."""
 
@@ -140,7 +146,8 @@ class FleetNode:
         self._stopping = False
         self._spool: set[str] = set()
         self._missing: dict[str, str] = {}
-        self._asked: set[str] = set()
+        self._asked: dict[str, float] = {}  # when, by this host's monotonic clock
+        self._unkept: bytes | None = None  # a desired document that the disk did not take
         self._refusal = judging.Refusal(code="", expected="", found="")
         self._told_s = -_REFUSALS_S
         self._told: dict[str, str] = {}  # the last refusal of the daemon that was put on record, by plugin
@@ -162,7 +169,7 @@ class FleetNode:
             case messages.BundleMissing() if message.sha256 in self._asked:
                 with self._lock:
                     self._missing[message.sha256] = message.reason
-                    self._asked.discard(message.sha256)
+                    self._asked.pop(message.sha256, None)
                 self._dirty.set()
             case messages.InvocationAsked():
                 self._ask(message)
@@ -177,6 +184,8 @@ class FleetNode:
         """Converge when something new was taken up, and every `reconcile_s`; until `stop`."""
         while not self._stopping:
             self._dirty.clear()
+            with _unwritable():
+                self._judge_again()
             try:
                 self.converge()
             except Problem as problem:  # the daemon is not there, or says what makes no sense
@@ -230,6 +239,10 @@ class FleetNode:
             if self._stopping or self._kept.state.present is not present:
                 trouble = planning.Blocked(plugin=wanted.id, code="superseded", reason="something newer was taken up")
                 break
+            if self._kept.state.withdrawn:
+                reason = "the intent, or who signed it, was revoked: nothing more follows from it"
+                trouble = planning.Blocked(plugin=wanted.id, code="intent_revoked", reason=reason)
+                break
             if (trouble := self._take(step)) is not None:
                 break
             if isinstance(step, planning.Take) and not self._seen(has, secrets):
@@ -261,11 +274,13 @@ class FleetNode:
             case planning.Take():
                 with self._lock:
                     here, missing = step.sha256 in self._spool, self._missing.get(step.sha256, "")
-                    asked = step.sha256 in self._asked
-                    self._asked.add(step.sha256)
+                    # Again after a while: the link drops what is too much for it, and its answer may be dropped too.
+                    due = time.monotonic() - self._asked.get(step.sha256, -math.inf) >= _AGAIN_S
+                    if due:
+                        self._asked[step.sha256] = time.monotonic()
                 if here:
                     return self._request(step.then)
-                if not asked:
+                if due:
                     self._send(messages.BundleNeeded(sha256=step.sha256, urls=step.urls))
                 reason = missing or "its bundle is being fetched"
                 return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
@@ -283,7 +298,7 @@ class FleetNode:
             if step.parts == ("market", "import") and problem.code in _SPOILT:
                 with self._lock:  # have it fetched anew
                     self._spool.discard(str(step.body["sha256"]))
-                    self._asked.discard(str(step.body["sha256"]))
+                    self._asked.pop(str(step.body["sha256"]), None)
             # Once: it is tried again at each look.
             if self._told.get(step.plugin) != problem.code:
                 self._told[step.plugin] = problem.code
@@ -309,9 +324,13 @@ class FleetNode:
             before = self._kept.state
             after, verdict = judging.judge(before, data, now_s=int(self._now_s()))
             if after != before:
+                self._unkept = data  # unless it is, in a moment
                 self._kept.keep(after)
+            self._unkept = None
             refusal = verdict if isinstance(verdict, judging.Refusal) else _NONE
             changed, self._refusal = refusal != self._refusal, refusal
+        if after.withdrawn != before.withdrawn:
+            self._dirty.set()
         match verdict:
             case judging.TakenUp():
                 with self._lock:
@@ -323,6 +342,12 @@ class FleetNode:
             case judging.Refusal() if changed:
                 self._refused("fleet.desired_refused", verdict)
                 self._dirty.set()
+
+    def _judge_again(self) -> None:
+        """Take up what the disk did not take before: the link does not bring the same document twice. OSError."""
+        with self._lock:
+            if self._unkept is not None:
+                self._judge(self._unkept)
 
     def _ask(self, message: messages.InvocationAsked) -> None:
         """Judge an invocation; one that counts waits for its turn."""
@@ -367,6 +392,8 @@ class FleetNode:
         )
         try:
             signed = documents.sign(made, self._kept.key)
+            if len(signed) > STATUS_BYTES:
+                raise documents.Malformed("larger than the engine takes")
         except documents.Malformed:  # numbers that no JSON of ours carries, or too much of it
             short = msgspec.structs.replace(made, code="too_large", reason="the answer cannot be carried", answer={})
             signed = documents.sign(short, self._kept.key)
@@ -413,7 +440,7 @@ class FleetNode:
             events=state.events,
             head=state.head,
         )
-        self._send(messages.NewStatus(document=documents.sign(made, self._kept.key)))
+        self._send(messages.NewStatus(document=_signed(made, self._kept.key)))
 
 
 _NONE: Final = judging.Refusal(code="", expected="", found="")
@@ -421,6 +448,21 @@ _SPOILT: Final = frozenset(
     {"not_found", "import_invalid", "import_mismatch", "changed_while_reading", "digest_mismatch", "foreign_owner"}
 )
 """Codes of an import after which the file in the spool is of no use."""
+
+
+def _signed(made: documents.NodeStatus, key: Ed25519PrivateKey) -> bytes:
+    """The envelope of a status, with as much of its plugins as the engine takes: of many first without reasons, then of
+    those alone that are not as they were wanted, then none.
+    """
+    bare = tuple(msgspec.structs.replace(one, reason="") for one in made.plugins)
+    for plugins in (made.plugins, bare, tuple(one for one in bare if one.code)):
+        reason = made.reason or ("" if plugins is made.plugins else "too much to tell of each plugin")
+        with contextlib.suppress(documents.Malformed):
+            signed = documents.sign(msgspec.structs.replace(made, plugins=plugins, reason=reason), key)
+            if len(signed) <= STATUS_BYTES:
+                return signed
+    reason = made.reason or "too much to tell of each plugin"
+    return documents.sign(msgspec.structs.replace(made, plugins=(), reason=reason), key)
 
 
 def _plugin_status(

@@ -203,3 +203,19 @@ def test_any_order_of_genuine_documents_keeps_what_must_hold(seed):
         assert found.document.expires > now
         back = before.present is not None and found.sha256 in (before.present.intent, *before.present.back_to)
         assert found.document.generation > before.highest or back
+
+
+@pytest.mark.parametrize("by", ["intent", "operator"])
+def test_intent_that_is_revoked_names_no_way_back_and_is_withdrawn(by):
+    first = FLEET.intent(1)
+    second = FLEET.intent(2, plugins=(), back_to=(documents.name_of(first),))
+    state = taken(FLEET.state(), FLEET.desired(1, intent=first))
+    present = FLEET.desired(2, intent=second, operator=fleets.SECOND)
+    state = taken(state, present)
+    keys, intents = ((), (documents.name_of(second),)) if by == "intent" else ((fleets.public(fleets.SECOND),), ())
+    revoked = documents.sign(FLEET.revocations(*keys, intents=intents), fleets.OPERATOR)
+    assert not state.withdrawn
+    state, verdict = judging.judge(state, with_added(present, revocations=revoked), now_s=NOW)
+    assert (type(verdict), state.withdrawn) == (judging.Unchanged, True)
+    assert refused(state, FLEET.desired(3, intent=first)) == "intent_old"
+    assert not taken(state, FLEET.desired(3, intent=FLEET.intent(3))).withdrawn

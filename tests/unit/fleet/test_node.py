@@ -1,0 +1,139 @@
+"""The node beside a daemon that has nothing: what it asks of its link, and what it keeps."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from latticed.fleet import documents, kept_state, messages, node
+from latticed.fleet.engine import STATUS_BYTES
+from latticed.model.errors import Problem
+from tests.house import fleets
+
+
+class EmptyDaemon(node.Daemon):
+    """It has no plugin; `asked` is what was to be changed."""
+
+    def __init__(self):
+        super().__init__("/nowhere")
+        self.asked = []
+        self.answer = {}
+
+    def ask(self, method, *parts, body=None, query=None):
+        if method != "GET":
+            self.asked.append((method, parts))
+            return self.answer
+        if parts == ("secrets",):
+            return {"secrets": []}
+        raise Problem("not_found", "expected a plugin, found none" + " of this name" * 20)
+
+
+class Beside:
+    def __init__(self, directory):
+        self.fleet = fleets.Fleet()
+        token = documents.sign(self.fleet.token(operators=(fleets.public(fleets.OPERATOR),)), fleets.OPERATOR)
+        self.fleet.node_key = kept_state.enrol(directory, token, now_s=fleets.NOW)
+        self.kept = kept_state.opened(directory)
+        self.daemon, self.sent = EmptyDaemon(), []
+        self.node = node.FleetNode(self.kept, self.daemon, self.sent.append, now_s=lambda: fleets.NOW)
+
+    def desire(self, generation, count, **fields):
+        """Plugins of these numbers, each with a bundle."""
+        names = [f"acme.p{number}" for number in range(count)]
+        plugins = tuple(fleets.plugin(one, identity=None, versions="*", publisher="acme") for one in names)
+        bundles = tuple(
+            documents.BundleSource(id=one, sha256=f"{number:064x}", urls=()) for number, one in enumerate(names)
+        )
+        intent = self.fleet.intent(generation, plugins=plugins)
+        return self.fleet.desired(generation, intent=intent, bundles=bundles, **fields)
+
+    def needed(self):
+        return [one.sha256 for one in self.sent if isinstance(one, messages.BundleNeeded)]
+
+    def status(self):
+        last = [one.document for one in self.sent if isinstance(one, messages.NewStatus)][-1]
+        assert len(last) <= STATUS_BYTES
+        return documents.read(last, documents.NodeStatus).document
+
+
+@pytest.fixture
+def beside(tmp_path):
+    return Beside(tmp_path / "node")
+
+
+def test_bundle_whose_asking_was_lost_is_asked_for_again(beside, monkeypatch):
+    """The link keeps 64 that wait and drops the others, as it does with answers that are too many."""
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 2)))
+    beside.node.converge()
+    beside.node.converge()
+    assert beside.needed() == [f"{0:064x}", f"{1:064x}"]
+    now_s = node.time.monotonic()
+    monkeypatch.setattr(node.time, "monotonic", lambda: now_s + node.RECONCILE_S)
+    beside.node.converge()
+    assert len(beside.needed()) == 4
+
+
+def test_document_that_the_disk_does_not_take_is_taken_up_later(beside, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_state.files, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    assert beside.kept.state.generation == 0
+    monkeypatch.setattr(beside.node, "converge", beside.node.stop)
+    beside.node.work()
+    assert beside.kept.state.generation == 1
+
+
+def test_nothing_follows_from_an_intent_that_was_revoked(beside):
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    beside.node.converge()
+    beside.node.received(messages.BundleHere(sha256="0" * 64))
+    found = documents.unpack(beside.desire(1, 1), most=64 << 10)
+    revoked = beside.fleet.revocations(intents=(beside.kept.state.present.intent,))
+    desired = fleets.packed(
+        assignment=found.assignment,
+        intent=found.intent,
+        controller=found.controller,
+        revocations=documents.sign(revoked, fleets.OPERATOR),
+    )
+    beside.node.received(messages.NewDesired(document=desired))
+    beside.node.converge()
+    assert beside.daemon.asked == []
+    assert [one.code for one in beside.status().plugins] == ["intent_revoked"]
+
+
+def test_status_of_many_plugins_is_one_that_the_engine_takes(beside):
+    plugins = tuple(
+        documents.PluginStatus(
+            id=f"acme.p{number}",
+            version="1.0.0",
+            identity="a" * 64,
+            status="active",
+            state="armed",
+            health="healthy",
+            restarts=0,
+            denied=0,
+            code="" if number else "needs_consent",
+            reason="r" * 400,
+        )
+        for number in range(500)
+    )
+    beside.node._tell_status({one.id: one for one in plugins})
+    assert [one.id for one in beside.status().plugins] == ["acme.p0"]
+    beside.node._tell_status({one.id: one for one in plugins[:100]})
+    assert len(beside.status().plugins) == 100
+    beside.node._tell_status({one.id: one for one in plugins[:10]})
+    assert [one.reason for one in beside.status().plugins] == ["r" * 400] * 10
+
+
+def test_answer_that_is_too_large_is_said_to_be(beside):
+    beside.daemon.answer = {"text": "x" * STATUS_BYTES}
+    invocation = beside.fleet.invocation()
+    beside.node._answer(1, invocation, *beside.node._carried_out(invocation))
+    (done,) = [one for one in beside.sent if isinstance(one, messages.InvocationDone)]
+    assert len(done.document) <= STATUS_BYTES
+    assert documents.read(done.document, documents.InvocationResult).document.code == "too_large"
