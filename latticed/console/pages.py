@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed import __version__
-from latticed.console import overview, plain, plugin
+from latticed.console import overview, plain, plugin, templates
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _LOG_WAIT_S: Final = 20
 _MOST_FOLLOWING: Final = 6
 """Logs that wait for lines, on a thread each; more are answered at once, and ask again a moment later."""
 _LISTED: Final = 100
-_MOST_SCRIPT_LINES: Final = 4_000
+_MOST_LINES: Final = 4_000
+"""Of a script or a difference; a page of more says that it does not show all."""
 _WITHIN: Final = MappingProxyType(
     {"hour": ("the last hour", 3600), "day": ("the last day", 86_400), "week": ("the last week", 7 * 86_400)}
 )
@@ -41,6 +42,13 @@ class Section(NamedTuple):
 
     data: Any = None
     problem: Problem | None = None
+
+
+class ShownText(NamedTuple):
+    """The lines of a text. `whole`: whether a page that shows them shows all of it."""
+
+    lines: list[str]
+    whole: bool
 
 
 class HtmlPage(NamedTuple):
@@ -232,7 +240,7 @@ class Pages:
             "plan": found.data if isinstance(found.data, dict) else {},
             "review": review.data or {},
             "review_problem": review.problem,
-            "diff": plain.text(review.data, "diff").splitlines()[:_MOST_SCRIPT_LINES],
+            "diff": _shown(plain.text(review.data, "diff")),
             "findings": plain.rows(review.data, "findings"),
             "intent": _indented(plain.mapping(found.data, "intent")),
             "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
@@ -250,9 +258,9 @@ class Pages:
         found = await self._section(lambda: self._reader.get("tasks", task))
         if found.problem:
             raise found.problem
-        names = ("script", "stdout", "stderr")
-        lines = {name: plain.text(found.data, name).split("\n")[:_MOST_SCRIPT_LINES] for name in names}
-        return HtmlPage("task", {"task": found.data, "lines": lines}, "*")
+        texts = {name: _shown(plain.text(found.data, name)) for name in ("script", "stdout", "stderr")}
+        context = {"task": found.data, "texts": texts, "arguments": plain.texts(found.data, "targets")}
+        return HtmlPage("task", context, "*")
 
     async def audit(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest events, and whether both chains hold."""
@@ -368,5 +376,11 @@ def _after(query: Mapping[str, str]) -> dict[str, str]:
     return {"after": query["after"][:256]} if query.get("after") else {}
 
 
-def _indented(value: Any) -> list[str]:
-    return json.dumps(value, indent=2, ensure_ascii=False).splitlines()[:_MOST_SCRIPT_LINES] if value else []
+def _shown(said: str) -> ShownText:
+    lines = said.removesuffix("\n").replace("\t", "    ").split("\n") if said else []
+    whole = len(lines) <= _MOST_LINES and all(len(one) <= templates.MOST for one in lines)
+    return ShownText(lines[:_MOST_LINES], whole)
+
+
+def _indented(value: Any) -> ShownText:
+    return _shown(json.dumps(value, indent=2, ensure_ascii=False) if value else "")

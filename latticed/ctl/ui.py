@@ -217,4 +217,6 @@ def _target(data: str) -> str:
         plain = json.loads(data)
     except (ValueError, RecursionError):
         return ""
-    return str(plain.get("target") or "") if isinstance(plain, dict) else ""
+    target = str(plain.get("target") or "") if isinstance(plain, dict) else ""
+    # What a plugin calls a monitor of its own says nothing of the daemon.
+    return "" if target in {"gone", "back"} else target

@@ -279,6 +279,16 @@ async def pages_follow_without_a_reload(seen: Open) -> None:
     await until(browser, "document.getElementById('log').textContent.includes('greeting Grace')")
     assert await ran(browser, "document.getElementById('log').textContent.split('greeting Ada').length") == 2
 
+    # What there is no more goes, and what is new comes.
+    host.drop(ID, programs.GREETER, version="1.1.0")
+    await asyncio.to_thread(host.daemon.until, lambda: host.daemon.plugin(ID).get("candidate"), "a candidate")
+    await browser.go(f"{here}/plugins/{ID}")
+    here_now = "['candidate', 'kept'].map(one => document.getElementById(one) !== null).join()"
+    assert await ran(browser, here_now) == "true,false"
+    answer = await asyncio.to_thread(host.daemon.post, f"/api/plugins/by-id/{ID}/upgrade", {})
+    assert answer.status == 200, answer
+    await until(browser, f"{here_now} === 'false,true'")
+
 
 async def it_is_read_with_the_keyboard_and_without_scripts(seen: Open) -> None:
     """Tab leads to the skip link first; without JavaScript each page has the same words."""

@@ -6,7 +6,7 @@ const MOST_LINES = 2000;
 const REFRESH_MS = 1000;
 const AGAIN_MS = 15000;
 
-// A page asks for itself again; its parts that differ are exchanged, but for one that somebody is typing in.
+// A page asks for itself again; its parts that differ are exchanged, come and go, but for one that somebody is typing in.
 let asked = false;
 let again = false;
 
@@ -38,11 +38,21 @@ async function refresh() {
 
 function exchange(fresh) {
   for (const old of document.querySelectorAll("[data-part]")) {
-    const next = fresh.getElementById(old.id);
-    if (!next || old.contains(document.activeElement)) continue;
+    if (!fresh.getElementById(old.id) && !old.contains(document.activeElement)) old.remove();
+  }
+  let before = null;
+  for (const next of fresh.querySelectorAll("[data-part]")) {
     prepare(next);
-    if (next.outerHTML === old.outerHTML) continue;
-    old.replaceWith(document.adoptNode(next));
+    let here = document.getElementById(next.id);
+    if (!here) {
+      here = document.adoptNode(next);
+      if (before) before.after(here);
+      else document.getElementById("main").append(here);
+    } else if (!here.contains(document.activeElement) && next.outerHTML !== here.outerHTML) {
+      here.replaceWith(document.adoptNode(next));
+      here = next;
+    }
+    before = here;
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from latticed.ctl import ui
 from tests.house import processes
 
 SCRIPT = "import sys; sys.modules[sys.argv.pop(1)] = None; from latticed.ctl.main import main; sys.exit(main())"
@@ -61,3 +63,10 @@ def test_it_opens_its_link_and_ends_without_a_trace(tmp_path: Path, at: str):
         console.terminate()
         assert console.wait(processes.PATIENCE_S) == 0
     assert [one.name for one in tmp_path.iterdir()] == ["said"]
+
+
+@pytest.mark.parametrize("name", ["gone", "back"])
+def test_a_name_of_a_plugin_is_not_taken_for_the_daemon_s_own_state(name: str):
+    """A plugin names its monitors, which are what their events are about."""
+    assert ui._target(json.dumps({"target": name})) == ""
+    assert ui._target(json.dumps({"target": "acme.demo"})) == "acme.demo"
