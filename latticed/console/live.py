@@ -19,9 +19,10 @@ MOST_LISTENERS: Final = 32
 
 
 class PageListener:
-    """One open page. `take` is what it has not been told yet."""
+    """One open page. `take` is what it has not been told yet; `gone`: whether its connection was closed meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Callable[[], bool]) -> None:
+        self.gone = gone
         self.ready = asyncio.Event()
         self._targets: set[str] = set()
         self._everything = False
@@ -60,15 +61,18 @@ class LiveHub:
         self._scheduled = False
         self._thread: threading.Thread | None = None
 
-    def listen(self) -> PageListener | None:
+    def listen(self, gone: Callable[[], bool] = lambda: False) -> PageListener | None:
         """A new listener; None when there are too many."""
+        if len(self._listeners) >= MOST_LISTENERS:
+            # Their streams hear of it with the next line only.
+            self._listeners = {one for one in self._listeners if not one.gone()}
         if len(self._listeners) >= MOST_LISTENERS:
             return None
         if self._thread is None:
             # A daemon thread: it waits at a socket, and ends with the process.
             self._thread = threading.Thread(target=self._read, name="console-live", daemon=True)
             self._thread.start()
-        found = PageListener()
+        found = PageListener(gone)
         self._listeners.add(found)
         return found
 

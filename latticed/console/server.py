@@ -172,7 +172,7 @@ class Console:
 
     async def _live(self, request: web.Request, session: UiSession) -> web.StreamResponse:
         """Tell a page that something changed, until it is closed or its session is over."""
-        listener = self._hub.listen()
+        listener = self._hub.listen(lambda: request.transport is None or request.transport.is_closing())
         if listener is None:
             raise Problem("busy", "too many pages are open", "close some")
         answer = web.StreamResponse(headers={**guard.HEADERS, "Content-Type": "text/event-stream"})

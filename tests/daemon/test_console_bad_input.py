@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from latticed.console import live
 from tests.house import api_server, consoles, long, processes
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
@@ -212,6 +213,13 @@ def test_a_stream_that_is_cut_or_broken_is_asked_for_again(api, console, stream:
     for one in lines:
         if one.startswith(b"data:"):
             assert json.loads(one[5:]).keys() == {"targets", "daemon"}
+
+
+def test_pages_that_were_left_are_not_counted_among_the_open_ones(console):
+    """Whoever goes from page to page leaves a stream each time, and none hears of that before its next line."""
+    for _ in range(2 * live.MOST_LISTENERS):
+        with consoles.listening(console):
+            pass
 
 
 def test_a_stream_ends_with_its_session(console):
