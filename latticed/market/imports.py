@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle.refusal import ARTIFACT, MANIFEST
-from latticed.kit import files, tar, text
+from latticed.kit import files, tar, tasks, text
 from latticed.ledger import market as rows
 from latticed.market import rules
 from latticed.market.fetch import FileCopy, not_written
@@ -81,9 +81,10 @@ class BundleImporter:
     async def _go(self, taking: Import, staged: Path, actor: Actor) -> None:
         """All steps; Problem of the first that fails."""
         deps, wanted, installer = self._deps, taking.wanted, self._installer
-        archive = await asyncio.to_thread(self._open, wanted.name)
+        # A cancellation waits for the thread: the descriptor that it reads is closed then, and may be another's soon.
+        archive = await tasks.in_thread(lambda: self._open(wanted.name), undo=lambda one: one.close())
         try:
-            await asyncio.to_thread(archive.take, MANIFEST, staged, deps.limits.manifest_bytes, taking.progress)
+            await tasks.in_thread(lambda: archive.take(MANIFEST, staged, deps.limits.manifest_bytes, taking.progress))
             taking.passed("file", text.sanitise(wanted.name, 100))
             verdict = await installer.judge_manifest(staged / MANIFEST)
             if isinstance(verdict, Refused):
@@ -97,8 +98,8 @@ class BundleImporter:
             installer.check_held(taking.id, accepted=wanted.accept_held)
             rules.check_consent(manifest, wanted.accept)
             taking.passed("consent", ", ".join(rules.needed(manifest)) or "nothing of host risk")
-            await asyncio.to_thread(archive.take, ARTIFACT, staged, deps.limits.artifact_bytes, taking.progress)
-            sha256 = await asyncio.to_thread(archive.end)
+            await tasks.in_thread(lambda: archive.take(ARTIFACT, staged, deps.limits.artifact_bytes, taking.progress))
+            sha256 = await tasks.in_thread(archive.end)
         finally:
             await asyncio.to_thread(archive.close)
         if wanted.sha256 and sha256 != wanted.sha256:

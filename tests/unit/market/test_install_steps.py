@@ -6,17 +6,20 @@ The state directory is copied before each, which is what a kill at that moment l
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import shutil
 import tarfile
+import threading
 
 import pytest
 
 from latticed.kit import files
-from latticed.market import fetch
+from latticed.market import fetch, imports, rules
 from latticed.market.shelf import MarketShelf
+from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from tests.house import bundles, in_process, indexes, stepping
 
@@ -155,3 +158,31 @@ async def test_full_disk_leaves_the_old_or_the_new_bundle(source, install, steps
         assert set(codes) <= {"store_unavailable", "ledger_unavailable"}
         assert len(codes) >= 6, codes
         await home.until_plugin(ID, lambda view: view["available"] and view["version"] == "1.1.0")
+
+
+async def test_import_that_is_cancelled_closes_its_file_when_nobody_reads_it_any_more(source, monkeypatch):
+    """The number of its descriptor may be another's as soon as it is closed, whose bytes would be read then."""
+    reading, go_on, order = threading.Event(), threading.Event(), []
+
+    def read(archive, size, original=imports._Archive.read):
+        reading.set()
+        go_on.wait(30)
+        order.append("read")
+        return original(archive, size)
+
+    def close(archive, original=imports._Archive.close):
+        order.append("closed")
+        original(archive)
+
+    async with in_process.opened(author=ACME, toml=source) as home:
+        monkeypatch.setattr(imports._Archive, "read", read)
+        monkeypatch.setattr(imports._Archive, "close", close)
+        wanted = rules.WantedImport(name="1.0.0.tar")
+        taking = asyncio.create_task(home.app.api.market().importer.take(wanted, Actor(kind="daemon")))
+        await asyncio.to_thread(reading.wait, 30)
+        taking.cancel()
+        await asyncio.wait({taking}, timeout=0.5)
+        go_on.set()
+        await asyncio.wait({taking})
+    assert taking.cancelled()
+    assert (order[0], order[-1]) == ("read", "closed")
