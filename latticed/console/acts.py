@@ -19,13 +19,17 @@ _PLAIN: Final = frozenset({"restart", "forget"})
 
 
 class ActRequest(NamedTuple):
-    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too."""
+    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too.
+
+    `candidate`: the identity of the version that the page showed, for an act that takes it.
+    """
 
     method: str
     parts: tuple[str, ...]
     body: dict[str, Any]
     said: str
     answer: bool = False
+    candidate: str = ""
 
 
 def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
@@ -47,7 +51,8 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
             name = one(form, "name")
             return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried now")
         case "upgrade":
-            return ActRequest("POST", (*here, act), _accepted(form), f"{plugin_id} takes its new version")
+            said, shown = f"{plugin_id} takes its new version", one(form, "candidate")
+            return ActRequest("POST", (*here, act), _accepted(form), said, candidate=shown)
         case "grant" | "trim":
             name = one(form, "name")
             said = f"{name} was {'granted to' if act == 'grant' else 'withdrawn from'} {plugin_id}"

@@ -48,6 +48,7 @@ class AddedPermission(NamedTuple):
 
 class ShownCandidate(NamedTuple):
     version: str
+    identity: str
     adds: list[AddedPermission]
     drops: list[str]
     bad: str
@@ -115,6 +116,7 @@ def candidate(plugin: Any) -> ShownCandidate | None:
     more = [*accept, *(["--allow-downgrade"] if downgrade else []), *(["--retry"] if bad else [])]
     return ShownCandidate(
         version=plain.text(found, "version") or "without a number",
+        identity=plain.text(found, "identity"),
         adds=adds,
         drops=plain.texts(found, "drops"),
         bad=": ".join(filter(None, (plain.text(bad, "code"), plain.text(bad, "reason")))),

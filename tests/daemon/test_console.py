@@ -215,6 +215,25 @@ def test_a_candidate_is_taken_by_name_and_given_up_by_a_page(host, acting):
     assert host.daemon.plugin(grown)["version"] == "1.0.0"
 
 
+def test_a_page_takes_the_candidate_that_it_showed_and_no_later_one(host, acting):
+    ident, page = "acme.swapped", "/plugins/acme.swapped"
+    host.up(ident, programs.GREETER, version="1.0.0", capabilities=["kv:read"])
+
+    def waits(version: str) -> dict[str, str]:
+        host.drop(ident, programs.GREETER, version=version, capabilities=["kv:read"])
+        host.daemon.until(lambda: (host.daemon.plugin(ident).get("candidate") or {}).get("version") == version, version)
+        shown = re.search(r'name="candidate" value="(\w+)"', acting.get(page).text)
+        assert shown
+        return {"act": "upgrade", "candidate": shown[1]}
+
+    before, now = waits("1.1.0"), waits("1.2.0")
+    acting.post(page, before)
+    assert "what waits is not what the page showed" in acting.get(page).text
+    assert host.daemon.plugin(ident)["version"] == "1.0.0"
+    acting.post(page, now)
+    assert host.daemon.plugin(ident)["version"] == "1.2.0"
+
+
 def test_a_plugin_of_the_market_is_taken_step_by_step_and_held(host, acting, web, tmp_path):
     """Meanwhile the page says which step it is at; host risk takes the command."""
     site = market_sites.Site(daemon=host.daemon, web=web, name="shop", parent=tmp_path)
