@@ -24,6 +24,8 @@ NOT_RUNNING: Final = "helper_unavailable"
 """Code of the Problem for a helper that does not run, is not root, or whose answer cannot be read."""
 LATE: Final = "deadline_exceeded"
 """Code of the Problem for a helper that did not answer in time; it may still carry the request out."""
+BUSY_PAUSE_S: Final = 0.2
+"""Seconds until a helper that has too much to do is asked again: it has not begun with what it refused."""
 _HINT: Final = "systemctl start latticed-apply, or run latticed-apply as root"
 
 
@@ -56,29 +58,36 @@ class ApplyHelper:
     async def ask(self, request: Request, *, within_s: float) -> Answer:
         """The answer to `request`, of the type that `protocol.ANSWERS` names for it.
 
-        HelperRefusal for an ErrorAnswer. Problems: NOT_RUNNING, LATE after `within_s` seconds, too_large.
+        HelperRefusal for an ErrorAnswer. Problems: NOT_RUNNING, LATE after `within_s` seconds, too_large. What is only
+        looked at is asked again while the helper is `busy`; who has it change something tries again by himself, later.
         """
         # In a thread: an intent of 256 KiB, or a page of steps, would hold the loop up for tens of milliseconds.
         line = await asyncio.to_thread(protocol.encode, request)
-        try:
-            async with asyncio.timeout(within_s):
-                received = await self._exchange(line)
-        # Before OSError, of which it is a subclass.
-        except TimeoutError as error:
-            raise Problem(LATE, f"the root helper did not answer within {within_s:g} s") from error
-        # No socket, no listener, or the helper ended before it answered.
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise Problem(NOT_RUNNING, "the root helper is not running", _HINT) from error
-        # LimitOverrunError: an answer longer than any of the helper's.
-        except (asyncio.LimitOverrunError, ValueError) as error:
-            raise _unreadable() from error
-        try:
-            answer = await asyncio.to_thread(protocol.decode_answer, received, request)
-        except Problem as problem:
-            raise _unreadable() from problem
-        if isinstance(answer, protocol.ErrorAnswer):
-            raise HelperRefusal(answer)
-        return answer
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    received = await self._exchange(line)
+            # Before OSError, of which it is a subclass.
+            except TimeoutError as error:
+                raise Problem(LATE, f"the root helper did not answer within {within_s:g} s") from error
+            # No socket, no listener, or the helper ended before it answered.
+            except (OSError, asyncio.IncompleteReadError) as error:
+                raise Problem(NOT_RUNNING, "the root helper is not running", _HINT) from error
+            # LimitOverrunError: an answer longer than any of the helper's.
+            except (asyncio.LimitOverrunError, ValueError) as error:
+                raise _unreadable() from error
+            try:
+                answer = await asyncio.to_thread(protocol.decode_answer, received, request)
+            except Problem as problem:
+                raise _unreadable() from problem
+            if not isinstance(answer, protocol.ErrorAnswer):
+                return answer
+            again = answer.code == "busy" and isinstance(request, protocol.Observe)
+            if not again or loop.time() + BUSY_PAUSE_S >= until:
+                raise HelperRefusal(answer)
+            await asyncio.sleep(BUSY_PAUSE_S)
 
     async def _exchange(self, line: bytes) -> bytes:
         """One line for one line, once the peer is root."""
