@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from latticed.ctl import client
+from latticed.client import control
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = CHECKOUT / "systemd"
@@ -84,5 +84,5 @@ def test_units_have_the_settings_the_daemon_relies_on():
     assert set(service["Service"]["RestartPreventExitStatus"].split()) == EXIT_CODES_NOT_WORTH_A_RESTART
     # A client that a daemon which hangs has kept waiting is answered by the next one.
     killed_s, again_s = (float(service["Service"][name]) for name in ("WatchdogSec", "RestartSec"))
-    assert killed_s + again_s + 10 < client.READ_S
+    assert killed_s + again_s + 10 < control.READ_S
     assert "PrivateUsers" not in service["Service"]  # every peer but root would arrive as uid 65534
