@@ -156,13 +156,14 @@ def delegated(kind: str, answer: Any, plugin_id: str) -> list[dict[str, str]]:
 
 
 _MEMBERS: Final = {"routes": "routes", "monitors": "monitors", "services": "services", "ddns": "records"}
-_BAD: Final = frozenset({"failed", "refused", "down", "broken"})
+_BAD: Final = frozenset({"failed", "refused", "denied", "down", "broken"})
 _GOOD: Final = frozenset({"served", "up", "running", "published", "ok"})
 
 
 def _item(kind: str, row: dict[str, Any]) -> dict[str, str]:
     state = "resting" if plain.flag(row, "resting") else plain.text(row, "state")
-    error = plain.mapping(row, "last_error") or plain.mapping(row, "last")
+    # The last error of a record or a service stays in its row after a success.
+    error = plain.mapping(row, "last") or ({} if state in _GOOD else plain.mapping(row, "last_error"))
     fault = ": ".join(
         filter(None, (plain.text(error, "code"), plain.text(error, "message") or plain.text(error, "reason")))
     )

@@ -105,6 +105,31 @@ def test_no_answer_about_a_plugin_is_an_error(answer: object):
         plain.text(answer, name), plain.rows(answer, name), plain.texts(answer, name), plain.numbers(answer, name)
 
 
+@pytest.mark.parametrize(
+    ("kind", "state", "tone", "told"),
+    [
+        ("ddns", "published", "good", False),
+        ("ddns", "retrying", "warn", True),
+        ("ddns", "denied", "bad", True),
+        ("services", "running", "good", False),
+        ("services", "waiting", "warn", True),
+        ("services", "failed", "bad", True),
+    ],
+)
+def test_last_error_is_shown_until_it_has_come_right(kind: str, state: str, tone: str, told: bool):  # noqa: FBT001 - a row
+    error = {"code": "service_unavailable", "message": "it is down", "at": "2026-01-01T00:00:00Z"}
+    row = {"plugin": "acme.demo", "name": "one", "state": state, "last_error": error}
+    (shown,) = plugin.delegated(kind, {"records": [row], "services": [row]}, "acme.demo")
+    assert (shown["tone"], shown["fault"]) == (tone, "service_unavailable: it is down" if told else "")
+
+
+def test_a_check_that_failed_is_shown_before_it_changes_the_state():
+    last = {"outcome": "down", "code": "refused", "reason": "no connection"}
+    row = {"plugin": "acme.demo", "name": "one", "state": "up", "last": last}
+    (shown,) = plugin.delegated("monitors", {"monitors": [row]}, "acme.demo")
+    assert (shown["tone"], shown["fault"]) == ("good", "refused: no connection")
+
+
 def test_every_capability_has_words():
     assert set(words.CAPABILITIES) == set(RISKS)
     assert set(words.RISKS) == {risk.word for risk in RISKS.values()}
