@@ -24,14 +24,19 @@ from tests.house import (
     browsers,
     bundles,
     consoles,
+    fanouts,
     hosting,
     index_servers,
     market_sites,
     netns,
     pages,
+    ports,
     programs,
+    push_services,
 )
 from tests.house.browsers import Browser
+from tests.house.daemons import Daemon
+from tests.house.push_services import PushServices
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.slow, browsers.needed]
 
@@ -48,6 +53,36 @@ WORKER = (
 Test().run()
 """
 )
+KEEPER_ID = "acme.keeper"
+KEEPER = (
+    programs.SDK
+    + b"""
+    def do_put(self, payload):
+        return [self.call(name, **params) for name, params in payload]
+
+Test().run()
+"""
+)
+RECORD = "home.example.org"
+STATES = {
+    "monitors": {"open": "up", "shut": "down"},
+    "services": {"nap": "running", "over": "failed"},
+    "routes": {f"/{KEEPER_ID}/x/": "served"},
+    "records": {RECORD: "retrying"},
+}
+"""How what the plugin keeps going stands, once everything was tried."""
+TONES = {"up": "good", "running": "good", "served": "good", "retrying": "warn", "down": "bad", "failed": "bad"}
+SETTINGS = """
+[monitor]
+min_interval_s = 1
+[http]
+listen = "127.0.0.1:0"
+[service.programs]
+sh = "/bin/sh"
+[ddns]
+backoff_base_s = 3600
+"""
+"""Of a record that failed there is no second try by itself while the test runs."""
 PAGES = (
     "/",
     f"/plugins/{ID}",
@@ -58,14 +93,19 @@ PAGES = (
     "/plans",
     "/tasks",
 )
-MORE = ("/audit", "/notifications", "/health", "/market/acme.mild", "/plugins/acme.grown")
+MORE = ("/audit", "/notifications", "/health", "/market/acme.mild", "/plugins/acme.grown", f"/plugins/{KEEPER_ID}")
 WIDTHS = (360, 1440)
 PICTURES = {"/": "console-overview", f"/plugins/{ID}": "console-plugin"}
 AXE = """JSON.stringify((await axe.run(document, {resultTypes: ["violations"]})).violations.map(
     one => [one.impact, one.id, one.nodes.map(node => node.html).slice(0, 3)]))"""
 
 SHOWN = "document.getElementById('table').querySelector('tbody').textContent"
-PRESS = "[...document.querySelectorAll('button')].find(one => one.textContent === '{label}').click()"
+LISTED = """[...document.querySelectorAll('#keeps li')].filter(one => one.querySelector('strong')).map(
+    one => [one.querySelector('strong').textContent, one.querySelector('.word').textContent,
+            one.querySelector('.word').classList[1], one.textContent])"""
+# A browser measures a request once it has ended.
+ENDED_STREAMS = "performance.getEntriesByType('resource').filter(one => one.name.endsWith('/live')).length"
+PRESS = "[...document.querySelectorAll('{within} button')].find(one => one.textContent === '{label}').click()"
 
 
 def in_a_network(scenario) -> None:
@@ -81,6 +121,7 @@ class Open:
     host: hosting.Host
     console: consoles.RunningConsole
     browser: Browser
+    services: PushServices
     task: str
     plan: str
 
@@ -88,17 +129,19 @@ class Open:
     def here(self) -> str:
         return f"{self.console.origin}{self.console.base}"
 
-    async def press(self, path: str, label: str, *before: str) -> str:
-        """The text of the page that follows a click on a button of another one, `before` which scripts fill it in."""
+    async def press(self, path: str, label: str, *before: str, within: str = "body") -> str:
+        """The text of the page that follows a click on a button of another one, `before` which scripts fill it in;
+        `within` (CSS) says which of several that read alike.
+        """
         await self.browser.go(self.here + path)
         for script in before:
             await ran(self.browser, script)
         loads = self.browser.loads
-        await ran(self.browser, PRESS.format(label=label))
+        await ran(self.browser, PRESS.format(label=label, within=within))
         async with asyncio.timeout(browsers.PATIENCE_S):
             while self.browser.loads == loads:
                 await self.browser.call("Page.getLayoutMetrics")
-        return str(await ran(self.browser, "document.querySelector('main').textContent"))
+        return str(await ran(self.browser, "(document.querySelector('main') ?? document.body).textContent"))
 
 
 @contextlib.contextmanager
@@ -109,7 +152,10 @@ def serving(tmp_path: Path) -> Iterator[tuple[hosting.Host, market_sites.Site]]:
         apply_helpers.place() as helper,
         market_sites.trading(web, ["shop"]) as place,
     ):
-        place.set(f'{market_sites.settings(web, ["shop"])}\n[apply]\nsocket = "{helper.settings["socket"]}"\n')
+        place.set(
+            f'{market_sites.settings(web, ["shop"])}\n[apply]\nsocket = "{helper.settings["socket"]}"\n{SETTINGS}'
+        )
+        place.builtins = ("notify", "")
         helper.settings |= {"daemon_user": str(place.uid)}
         (helper.home / "live").mkdir(exist_ok=True)
         with helper.running(), place.running() as daemon:
@@ -137,11 +183,62 @@ async def opened(tmp_path: Path, *options: str) -> AsyncIterator[Open]:
         host.daemon.until(lambda: host.daemon.plugin("acme.grown").get("candidate"), "the candidate")
         site.publish(site.offer(site.bundle("acme.mild", v2=True, capabilities=["kv:read"]), summary="Counts sheep"))
         assert site.refresh().status == 200
+        services = stack.enter_context(push_services.serving())
+        a_channel_that_refuses(host.daemon, services)
+        what_a_plugin_keeps_going(host, services.port)
         console = stack.enter_context(consoles.running(host.daemon, *options))
         async with browsers.opened(tmp_path) as browser:
             await browser.go(console.link)
             assert await browser.address() == f"{console.origin}{console.base}/"
-            yield Open(host, console, browser, task, plan)
+            yield Open(host, console, browser, services, task, plan)
+
+
+def a_channel_that_refuses(daemon: Daemon, services: PushServices) -> None:
+    """Have notifications sent where the token is not the right one."""
+    channel = services.channels()["gotify"]
+    answers = [
+        daemon.ask("PUT", "/api/secrets/GOTIFY", b"a token of before"),
+        daemon.ask("PUT", f"/api/secrets/GOTIFY/plugins/{fanouts.ID}", {}),
+        daemon.set_status("installed", fanouts.ID, accept=["http:egress"]),
+        daemon.ask("PUT", f"/api/plugins/by-id/{fanouts.ID}/grants", {"permits": [f"origin={services.origin}"]}),
+        daemon.ask(
+            "PUT",
+            f"/api/plugins/by-id/{fanouts.ID}/config",
+            {"config": {"channels": {"phone": channel}, "default": ["phone"]}},
+        ),
+        daemon.set_status("active", fanouts.ID),
+    ]
+    assert {one.status for one in answers} == {200}, answers
+
+
+def what_a_plugin_keeps_going(host: hosting.Host, port: int) -> None:
+    """Monitors, services, a route and a DNS record, some of which cannot go well; something listens at `port`."""
+    shut = ports.free()
+    risky = ["ddns:admin", "monitor:admin", "task:run"]
+    host.drop(KEEPER_ID, KEEPER, capabilities=[*risky, "worker:route"])
+    host.daemon.activate(KEEPER_ID, accept=risky)
+    permits = [f"origin=tcp://127.0.0.1:{port}", *(f"origin={kind}://127.0.0.1:{shut}" for kind in ("tcp", "dns"))]
+    for path, body in (
+        (f"/api/plugins/by-id/{KEEPER_ID}/grants", {"permits": permits}),
+        ("/api/secrets/UPDATE", b"a2V5IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMgbG9uZyE="),
+        (f"/api/secrets/UPDATE/plugins/{KEEPER_ID}", {}),
+    ):
+        answer = host.daemon.ask("PUT", path, body)
+        assert answer.status == 200, answer
+    watched = {"kind": "tcp", "interval_s": 1, "timeout_s": 1}
+    record = {"name": RECORD, "type": "A", "provider": "rfc2136", "address": "93.184.215.14", "key": "update"}
+    host.result(
+        KEEPER_ID,
+        "put",
+        [
+            ("monitor.put", {"name": "open", "target": f"127.0.0.1:{port}", "failures": 10, **watched}),
+            ("monitor.put", {"name": "shut", "target": f"127.0.0.1:{shut}", "failures": 1, **watched}),
+            ("route.put", {"path": f"/{KEEPER_ID}/x", "target": "template", "template": "hello"}),
+            ("service.put", {"name": "nap", "program": "sh", "args": ["-c", "sleep 100000"]}),
+            ("service.put", {"name": "over", "program": "sh", "args": ["-c", "exit 3"], "restart": "never"}),
+            ("ddns.put", {**record, "server": f"127.0.0.1:{shut}", "secret": "${secret:UPDATE}"}),
+        ],
+    )
 
 
 async def ran(browser: Browser, script: str) -> Any:
@@ -180,9 +277,12 @@ def test_the_console_in_a_real_browser(tmp_path):
     async def scenario() -> None:
         async with opened(tmp_path, "--act") as seen:
             await every_page_on_a_phone_and_a_screen(seen, axe, tmp_path)
+            await a_failed_notification_is_sent_again(seen)
             await what_is_clicked_is_carried_out(seen)
+            await what_a_plugin_keeps_going_is_shown_as_it_is(seen)
             await pages_follow_without_a_reload(seen)
             await it_is_read_with_the_keyboard_and_without_scripts(seen)
+            await a_session_ends_in_all_its_tabs(seen)
             assert {urlsplit(one).netloc for one in seen.browser.asked} == {urlsplit(seen.console.link).netloc}
 
     in_a_network(scenario)
@@ -253,6 +353,71 @@ async def what_is_clicked_is_carried_out(seen: Open) -> None:
         assert daemon.get("/api/market").json()["held"] == held
     await seen.press(f"/tasks/{seen.task}", "Cancel the task")
     assert daemon.get(f"/api/tasks/{seen.task}").json()["state"] == "cancelled"
+
+
+async def what_a_plugin_keeps_going_is_shown_as_it_is(seen: Open) -> None:
+    """Each monitor, service, route and DNS record with its state; a record that failed is tried when somebody asks."""
+    daemon, path = seen.host.daemon, f"/plugins/{KEEPER_ID}"
+
+    def rows(kind: str) -> list[dict[str, Any]]:
+        found = daemon.get(f"/api/{'ddns' if kind == 'records' else kind}?plugin={KEEPER_ID}").json()[kind]
+        return list(found)
+
+    def states() -> dict[str, dict[str, str]]:
+        return {kind: {one.get("name") or one["path"]: one["state"] for one in rows(kind)} for kind in STATES}
+
+    daemon.until(lambda: states() == STATES, "everything to have been tried")
+    await seen.browser.go(seen.here + path)
+    shown = await ran(seen.browser, LISTED)
+    every = {name: state for kind in STATES.values() for name, state in kind.items()}
+    assert sorted(one[:3] for one in shown) == sorted([name, state, TONES[state]] for name, state in every.items())
+    (record,) = rows("records")
+    faults = {one[0]: one[3] for one in shown}
+    assert record["last_error"]["message"] in faults[RECORD]
+    assert "exited 3" in faults["over"]
+    assert "refused" in faults["shut"]
+
+    before = record["last_error"]["at"]
+    assert f"the records of {RECORD} are tried now" in await seen.press(path, f"Try {RECORD} now")
+    daemon.until(lambda: rows("records")[0]["last_error"]["at"] > before, "another try")
+    (event,) = daemon.events(action="ddns.retry", target=KEEPER_ID)
+    assert (event["decision"], event["detail"]["name"]) == ("allow", RECORD)
+
+
+async def a_failed_notification_is_sent_again(seen: Open) -> None:
+    """The alert of the monitor whose target is down, once the channel has the right token."""
+    daemon = seen.host.daemon
+
+    def row(*statuses: str) -> dict[str, Any] | None:
+        found = daemon.get("/api/notifications").json()["notifications"]
+        return next((one for one in found if one["plugin"] == KEEPER_ID and one["status"] in statuses), None)
+
+    failed = daemon.until(lambda: row("failed"), "the channel to refuse the alert")
+    await seen.browser.go(f"{seen.here}/notifications")
+    assert await ran(seen.browser, "document.querySelector('#channels .bad').textContent.includes('http_401')")
+    assert daemon.ask("PUT", "/api/secrets/GOTIFY", push_services.GOTIFY_TOKEN.encode()).status == 200
+    form = f'form[action$="/notifications/{failed["id"]}"]'
+    assert "the notification is queued again" in await seen.press("/notifications", "Send again", within=form)
+    assert daemon.until(lambda: row("done"), "it to be sent")["id"] == failed["id"]
+    assert f"[{failed['severity']}] {failed['title']}" in [one.title for one in seen.services.of("gotify")]
+
+
+async def a_session_ends_in_all_its_tabs(seen: Open) -> None:
+    """One tab ends it: the stream of another ends, no page is shown any more, and what gives a new link is said."""
+    browser = seen.browser
+    await browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    other = await browser.tab(f"{seen.here}/")
+    await until(other, "document.getElementById('link-state').textContent === 'live'")
+    assert await ran(other, ENDED_STREAMS) == 0
+    assert "The session is over." in await seen.press("/", "End session")
+    await until(other, "document.getElementById('link-state').textContent === 'the session is over'")
+    assert await ran(other, ENDED_STREAMS) > 0
+    for path in ("/", f"/plugins/{ID}"):
+        await browser.go(seen.here + path)
+        said = await ran(browser, "document.body.textContent")
+        assert "no_session" in said
+        assert "latticectl ui prints a link to open" in said
+        assert ID not in said
 
 
 async def pages_follow_without_a_reload(seen: Open) -> None:

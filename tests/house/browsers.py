@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,24 @@ class Browser:
                 self.asked.append(params["request"]["url"])
             case "Log.entryAdded":
                 self.said.append(params["entry"]["text"])
-            case "Page.loadEventFired":
+            # Another page of this browser has another session.
+            case "Page.loadEventFired" if found.get("sessionId") == self.session:
                 self.loads += 1
         return dict(found)
 
-    async def attach(self) -> None:
-        """Drive the first page."""
-        targets = (await self.call("Target.getTargets"))["targetInfos"]
-        page = next(one["targetId"] for one in targets if one["type"] == "page")
+    async def tab(self, url: str) -> Browser:
+        """Another page of the same browser, in a window of its own: both are seen. One of them is asked at a time."""
+        # Without a session: that of a page knows no other page.
+        found = replace(self, session="")
+        page = (await found.call("Target.createTarget", url=url, newWindow=True))["targetId"]
+        await found.attach(page)
+        return found
+
+    async def attach(self, page: str = "") -> None:
+        """Drive this page, or the first."""
+        if not page:
+            targets = (await self.call("Target.getTargets"))["targetInfos"]
+            page = next(one["targetId"] for one in targets if one["type"] == "page")
         self.session = (await self.call("Target.attachToTarget", targetId=page, flatten=True))["sessionId"]
         for domain in ("Page", "Network", "Log", "DOM", "CSS"):
             await self.call(f"{domain}.enable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latticed.system import notify
 from latticed.system.registry import BUILTINS
 from tests.house.system import allowlist, allowlist_next, small
 
@@ -10,6 +11,7 @@ SETS = {
     "none": (),
     "latticed": BUILTINS,
     "listed": (*BUILTINS, *SMALL[: 8 - len(BUILTINS)]),
+    "notify": (notify.BUILTIN,),
     "one": (allowlist.BUILTIN,),
     "eight": (allowlist.BUILTIN, *SMALL),
     "next": (allowlist_next.BUILTIN, *SMALL),
