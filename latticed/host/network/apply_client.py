@@ -58,8 +58,8 @@ class ApplyHelper:
     async def ask(self, request: Request, *, within_s: float) -> Answer:
         """The answer to `request`, of the type that `protocol.ANSWERS` names for it.
 
-        HelperRefusal for an ErrorAnswer. Problems: NOT_RUNNING, LATE after `within_s` seconds, too_large. What is only
-        looked at is asked again while the helper is `busy`; who has it change something tries again by himself, later.
+        HelperRefusal for an ErrorAnswer. Problems: NOT_RUNNING, LATE after `within_s` seconds, too_large. An Observe is
+        sent again while the helper is `busy`; requests that change something are repeated by their callers.
         """
         # In a thread: an intent of 256 KiB, or a page of steps, would hold the loop up for tens of milliseconds.
         line = await asyncio.to_thread(protocol.encode, request)
