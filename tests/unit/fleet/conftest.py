@@ -35,3 +35,11 @@ def node() -> str:
 async def controller(fleet):
     async with fleet.connected("controller") as connection:
         yield NatsControllerEngine(connection)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Of a spool of bundles."""
+    place = tmp_path / "spool"
+    place.mkdir()
+    return place

@@ -26,13 +26,6 @@ def content(size):
 
 
 @pytest.fixture
-def directory(tmp_path):
-    place = tmp_path / "spool"
-    place.mkdir()
-    return place
-
-
-@pytest.fixture
 def spool(directory):
     return Spool(directory, most_bytes=4 << 20, bundle_bytes=2 << 20)
 

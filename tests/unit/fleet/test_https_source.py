@@ -30,13 +30,6 @@ def tls():
 
 
 @pytest.fixture
-def directory(tmp_path):
-    place = tmp_path / "spool"
-    place.mkdir()
-    return place
-
-
-@pytest.fixture
 def spool(directory):
     return Spool(directory, most_bytes=8 << 20, bundle_bytes=2 << 20)
 
