@@ -3,6 +3,7 @@
 What is made in one turn of the event loop is queued together, in its order, and so committed together.
 
 A change that fails is rolled back alone; a commit that fails fails the whole batch, and the next batch tries again.
+Who made the jobs of a batch is called back in their order, over several turns of the loop where that takes long.
 Cancelling a waiting caller changes nothing about its write.
 """
 
@@ -15,6 +16,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from latticed.kit.sliced_calls import SlicedCalls
 from latticed.ledger import state
 from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 # Bounds one transaction, give or take one turn's jobs, and so how long the first caller of a batch waits for the last.
 MAX_BATCH: Final = 4_096
+SLICE_S: Final = 0.005
+"""How long callers are called back in one turn of the loop."""
 
 
 class LedgerWriter:
@@ -56,10 +60,11 @@ class LedgerWriter:
         # Not a daemon thread: the interpreter would end it in the middle of a commit at exit.
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
+        self._calls = SlicedCalls(SLICE_S)
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_calls: list[asyncio.Future[None]] = []
         self.tip = Position()
-        """The newest events, as of this process's last commit."""
+        """The newest events that this process has committed, and whose callers were all called back."""
 
     async def start(self) -> state.StateDir:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -122,12 +127,16 @@ class LedgerWriter:
             self._queue.put(staged)
 
     async def stop(self) -> None:
-        """Commit queued jobs, close the database, release the lock and end the thread."""
+        """Commit queued jobs, close the database, release the lock, end the thread and call back every caller."""
         # Closed before None is queued, so that no job can come to stand behind it.
         self._open = False
         self._hand_over()
         self._queue.put(None)
         await joined(self._thread)
+        await asyncio.sleep(0)  # what the thread told the loop last is run before this goes on
+        called_back = self._loop.create_future()
+        self._calls.put([(resolve, (called_back, None, None))])
+        await called_back
 
     # Everything below runs on the thread.
 
@@ -151,7 +160,7 @@ class LedgerWriter:
             going = self._take(batch)
             if batch:
                 heads = committer.perform(batch)
-                # One callback for the whole batch, so the loop is woken once and not for every job.
+                # Told of the whole batch at once, so the loop is woken once and not for every job.
                 self._tell(self._deliver, batch, heads, chains.position)
 
     def _take(self, batch: list[WriteJob]) -> bool:
@@ -165,7 +174,14 @@ class LedgerWriter:
         return False
 
     def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
-        """On the event loop: wake waiters, call back who made the jobs of a batch, hand over its heads."""
+        """On the event loop: have who made a batch's jobs called back, then waiters woken, its heads handed over."""
+        # In slices: a host call is made when it is called back, which takes a millisecond for a large answer, and a
+        # batch may be of 1,500.
+        called_back = [(job.done, (job.result, job.error)) for job in batch]
+        self._calls.put([*called_back, (self._advance, (tip,)), *((self._on_head, (head,)) for head in heads)])
+
+    def _advance(self, tip: Position) -> None:
+        """Set the tip and wake who waits for such events, once those who made them know."""
         # The tip is set before waiters are woken, so that a waiter which looks again sees the new events.
         decided, self.tip = tip.decisions != self.tip.decisions, tip
         waiting, self._waiting_for_calls = self._waiting_for_calls, []
@@ -174,14 +190,6 @@ class LedgerWriter:
             self._waiting = []
         for waiter in waiting:
             resolve(waiter, None, None)
-        # Before the heads, so that a failing `on_head` leaves no caller waiting.
-        for job in batch:
-            try:
-                job.done(job.result, job.error)
-            except Exception as error:  # noqa: BLE001 - of one caller, and the others wait as well
-                self._loop.call_exception_handler({"message": f"{job.done!r} failed", "exception": error})
-        for head in heads:
-            self._on_head(head)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call `callback`; nothing when the loop is closed."""
