@@ -94,7 +94,7 @@ class Desk:
     def run(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self.start("run", str(self.bundle), *words, **pipes) as process:
-            out, err = process.communicate(stdin, processes.PATIENCE_S)
+            out, err = process.communicate(stdin, processes.LONG_PATIENCE_S)
         return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
     def left(self) -> list[str]:
@@ -184,10 +184,10 @@ def test_run_packs_required_packages_beside_the_modules(desk):
 def test_run_tells_that_a_plugin_waits_for_its_log(desk):
     """It may write only so fast; what is wrong then is not that it computes for too long."""
     noisy = PLUGIN.replace('print("asked for", payload, file=sys.stderr)', 'print("x" * (10 << 20), file=sys.stderr)')
-    desk.write(noisy, runtime={"limits": {"invoke_timeout_s": 2}})
+    desk.write(noisy, runtime={"limits": {"invoke_timeout_s": 4}})
     found = desk.run("greet")
     assert found.returncode == 1
-    assert "expected a reply within 2 s, found none: it writes more to its log" in found.stderr
+    assert "expected a reply within 4 s, found none: it writes more to its log" in found.stderr
     assert "hint: write less: of a line 8,192 bytes are kept" in found.stderr
     assert len(found.stderr) < 20_000
     assert desk.left() == []

@@ -443,10 +443,10 @@ DECIDED = (
 
 
 def failing(world: World, name: str) -> None:
-    """A plugin that was activated and failed, for good or until a retry."""
+    """A plugin that was activated and failed for good: while it is tried again, nothing is to be done about it."""
     world.seen(f"acme.{name}")
     world.decide(f"acme.{name}", "installed", "active")
-    world.daemon.until_state("failed", f"acme.{name}")
+    world.daemon.until(lambda: broke(world, name), f"{name} to have failed for good")
 
 
 def broken_down(world: World, name: str) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from tests.house import pages, processes
 
-CALL_S = 50.0
+CALL_S = 10 * processes.PATIENCE_S
+"""For a whole tour or script: a demo is some seventy commands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def started(tour: Tour) -> Iterator[Tour]:
             assert process.poll() is None, log.read_text() + log.with_suffix(".err").read_text()
             return (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0
 
-        processes.until(answers, what="latticed to answer")
+        processes.until(answers, what="latticed to answer", deadline_s=processes.LONG_PATIENCE_S)
         yield tour
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.house import pages, processes, terminal_picture
 from tests.house.transcripts import plain
 
-pytestmark = [pytest.mark.daemon, pytest.mark.slow]
+pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.timeout(1_500)]
 
 _HASH = r"\b[0-9a-f]{16,}\b"
 
@@ -89,7 +89,11 @@ def test_demo_stops_its_daemon_on_sigterm(tour):
     """No process and no directory is left."""
     log = tour.checkout / "demo.log"
     with processes.spawned(tour.command("demo"), stdout=log, stderr=log.with_suffix(".err")) as process:
-        processes.until(lambda: "latticectl list" in log.read_text(), what="the demo to be on its way")
+        processes.until(
+            lambda: "latticectl list" in log.read_text(),
+            what="the demo to be on its way",
+            deadline_s=processes.LONG_PATIENCE_S,
+        )
         assert _left(tour.checkout), "the daemon, while it runs"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=processes.PATIENCE_S) == 1
@@ -123,6 +127,7 @@ def test_make_run_keeps_its_state_across_restarts(tour):
             processes.until(
                 lambda: (tour.home / "env").exists() and tour.type("latticectl status").returncode == 0,
                 what="latticed to answer",
+                deadline_s=processes.LONG_PATIENCE_S,
             )
             listed = tour.type("latticectl list").stdout
             assert re.search(rf"sample\.hello-system +1\.0\.0 +system +{status}", listed), listed

@@ -37,6 +37,8 @@ OTHER_STRANGER = User(uid=65501, gid=65501)
 
 PATIENCE_S = 45.0
 """How long tests wait for what happens within a second on an idle machine: the suite runs beside other load."""
+LONG_PATIENCE_S = 4 * PATIENCE_S
+"""The same, for what takes several seconds then."""
 
 
 def until(condition: Callable[[], T], *, what: str, deadline_s: float = PATIENCE_S) -> T:

@@ -26,6 +26,8 @@ sys.modules.setdefault("tests", ModuleType("tests")).__path__ = [str(Path(__file
 from tests.house import confinements  # noqa: E402 - after the path is made
 
 OWNER = "acme.a"
+OPEN = 6
+"""Tasks that are there at a time: on a busy machine they are run more slowly than they could be submitted."""
 SCRIPT = "echo begun; sleep 0.05; echo over"
 
 
@@ -60,9 +62,10 @@ async def main(directory: Path, place: Path) -> None:
         say("ready")
         told: set[str] = set()
         while True:
-            asked = TaskSubmit(interpreter="sh", script=SCRIPT)
-            made = await tasks.submit(OWNER, asked, spec.checked(asked))
-            await tasks.approve(made.id, sha256=made.sha256, by="uid:0 user:root pid:1")
+            if len(await tasks.page(states=("approved", "running"), limit=OPEN)) < OPEN:
+                asked = TaskSubmit(interpreter="sh", script=SCRIPT)
+                made = await tasks.submit(OWNER, asked, spec.checked(asked))
+                await tasks.approve(made.id, sha256=made.sha256, by="uid:0 user:root pid:1")
             await asyncio.sleep(0.02)
             for task in await tasks.page(states=("done", "failed")):
                 if task.id not in told:
