@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import statistics
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 MAX_S: Final = 60e-6
-PIPELINED: Final = 3.0
+PER_S: Final = 50_000
 DEPTH: Final = 128
 SETTINGS: Final = "[host_calls]\nper_second = 1000000\nburst = 1000000\nlog_per_second = 100000\n"
 _CALLER: Final = Path(__file__).parent / "references" / "caller.py"
@@ -78,39 +77,40 @@ def measure(bench: Bench) -> list[rows.Row]:
         raw(_GET, DEPTH), echoed(1)
         gets = rows.interleave(lambda: sdk("get"), lambda: echoed(1), count=bench.pairs)
         logs = rows.interleave(lambda: sdk("log"), lambda: echoed(1), count=bench.pairs)
-        deep = rows.interleave(lambda: raw(_GET, DEPTH), lambda: raw(_GET, 1), count=bench.pairs)
-        echoes = statistics.median(echoed(DEPTH) for _ in range(bench.pairs))
+        raws = rows.interleave(lambda: raw(_GET, 1), lambda: echoed(1), count=bench.pairs)
+        deep = rows.interleave(lambda: raw(_GET, DEPTH), lambda: echoed(DEPTH), count=bench.pairs)
         where = home.sandbox
     return [
         _alone(f"kv.get by the SDK in a child ({where}), recorded before it is answered", gets),
         _alone("log.write, the same", logs),
-        _pipelined(deep, echoes),
+        _alone("kv.get by JSON-RPC itself, the same", raws, wanted_s=MAX_S),
+        _pipelined(deep),
     ]
 
 
-def _alone(what: str, pairs: rows.Pairs) -> rows.Row:
+def _alone(what: str, pairs: rows.Pairs, *, wanted_s: float | None = None) -> rows.Row:
     return rows.Row(
         target="P5",
         what=what,
         ours=f"{rows.seconds(pairs.our_median)} ({rows.seconds(min(pairs.ours))}–{rows.seconds(max(pairs.ours))})",
         reference=f"{rows.seconds(pairs.their_median)} bare echo, not recorded",
         ratio=rows.spread(pairs.ratios),
-        wanted=f"≤ {rows.seconds(MAX_S)}",
-        met=pairs.our_median <= MAX_S,
+        wanted=f"≤ {rows.seconds(wanted_s)}" if wanted_s is not None else "-",
+        met=pairs.our_median <= wanted_s if wanted_s is not None else None,
         samples=rows.samples(pairs),
     )
 
 
-def _pipelined(pairs: rows.Pairs, echo_s: float) -> rows.Row:
-    ratio, met = rows.times_faster(pairs, PIPELINED)
+def _pipelined(pairs: rows.Pairs) -> rows.Row:
+    rate = 1 / pairs.our_median
     return rows.Row(
         target="P5",
         what=f"kv.get by JSON-RPC itself, {DEPTH} under way",
-        ours=f"{1 / pairs.our_median:,.0f}/s",
-        reference=f"{1 / pairs.their_median:,.0f}/s one at a time; bare echo {1 / echo_s:,.0f}/s",
-        ratio=ratio,
-        wanted=f"≥ {PIPELINED:g}× one at a time",
-        met=met,
+        ours=f"{rate:,.0f}/s",
+        reference=f"{1 / pairs.their_median:,.0f}/s bare echo, not recorded",
+        ratio=rows.spread(pairs.ratios),
+        wanted=f"≥ {PER_S:,}/s",
+        met=rate >= PER_S,
         samples=rows.samples(pairs),
     )
 

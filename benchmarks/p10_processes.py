@@ -17,7 +17,7 @@ from tests.house import bundles
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
-FASTER: Final = 3.0
+FASTER: Final = 1.5
 PAIRS: Final = 3
 STATUS: Final = "/api/status"
 _LOOK_S: Final = 0.02

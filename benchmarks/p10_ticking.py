@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latticed.supervisor.handle import Handle
 
 INTERVAL_S = 30
-MAX_CPU = 0.015
+MAX_CPU = 0.01
 MAX_BYTES = 4096
 _WINDOW_S = 6.0
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from benchmarks.bench import Bench
 
-FASTER = 100
-WANTED_CALL = 1.5
+FASTER = 300
+WANTED_CALL = 1.0
 _SAMPLES = REPOSITORY / "plugins-sample"
 _SUBJECT = Subject(sha256="0" * 64, engine="bench", flags="", target="")
 _REQUEST = {"action": "greet", "payload": {"name": "Ada"}}

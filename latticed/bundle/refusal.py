@@ -21,10 +21,11 @@ ARTIFACT: Final = "artifact"
 class BundleRefused(FaultError):
     """Raised when a bundle cannot be read, decoded or trusted; `fault` is the verdict on it."""
 
-    fault: Refused
+    code: Code
 
     def __init__(self, code: Code, reason: str, hint: str = "", *, manifest: Manifest | None = None) -> None:
-        super().__init__(Refused(code, reason, hint, manifest))
+        super().__init__(code, reason, hint)
+        self.fault = Refused(code, reason, hint, manifest)
 
 
 class _Codes(Value, frozen=True, kw_only=True):

@@ -48,15 +48,11 @@ class HostError(FaultError):
     grant, as `kind=value`; it is recorded in the audit event and not sent to the plugin.
     """
 
-    fault: hostcall.Denied
+    code: hostcall.Denial
 
     def __init__(self, code: hostcall.Denial, reason: str, *, fix: str = "") -> None:
-        super().__init__(hostcall.Denied(code, reason, fix=fix))
-
-    @property
-    def code(self) -> hostcall.Denial:
-        """The code that the plugin gets."""
-        return self.fault.code
+        super().__init__(code, reason, "")
+        self.fault = hostcall.Denied(code, reason, fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

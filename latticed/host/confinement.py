@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from latticed.kit import trusted_files
 from latticed.kit.tasks import in_thread
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.sandbox import artifact, levels
 from latticed.sandbox.levels import Chosen
 from latticed.sandbox.spec import Program

@@ -12,7 +12,7 @@ from typing import Final
 from latticed.kit.value import Value
 from latticed.model import egress, permits
 from latticed.model.egress import EgressRights
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 
 class PluginStanding(Value, frozen=True, kw_only=True):

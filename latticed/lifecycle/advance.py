@@ -11,7 +11,8 @@ from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import facts_of
 from latticed.model import accepted, capability, semver_range
 from latticed.model.consents import Named
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import TRANSITIONS, Record, RecordFacts, Status
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from latticed.lifecycle import advance, granting, handover, kept_data, presence,
 from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.upgrades import ROLLED_BACK
 from latticed.model.audit import Event
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Record, Status
 from latticed.runners.configuration import schema_of
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from latticed.kit.value import Value
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.runtime import Health
 
 LEAST: Final = 3

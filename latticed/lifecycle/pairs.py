@@ -15,7 +15,8 @@ from latticed.kit import logs
 from latticed.kit.tasks import fenced
 from latticed.lifecycle import presence
 from latticed.model.audit import DAEMON, Event
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Status
 from latticed.model.verdict import Code, Refused
 from latticed.trust import keys

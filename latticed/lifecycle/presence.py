@@ -11,7 +11,7 @@ import msgspec
 from latticed.host.permissions import NOT_SEEN, PluginStanding
 from latticed.kit.value import Value
 from latticed.model import accepted, egress
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Record, RecordFacts, Status
 from latticed.model.manifest import Manifest
 from latticed.model.verdict import Code, Refused, Verified

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.state import LifecycleState
     from latticed.lifecycle.write_behind import WriteBehind
     from latticed.model.accepted import Usual
-    from latticed.model.errors import Fault
+    from latticed.model.fault import Fault
     from latticed.model.lifecycle import Record
     from latticed.model.verdict import Verdict
     from latticed.supervisor.supervisor import Supervisor

@@ -13,7 +13,7 @@ from latticed.model.lifecycle import Status
 if TYPE_CHECKING:
     from latticed.host.permissions import PluginStanding
     from latticed.ledger.versions import BadVersion, KeptVersion
-    from latticed.model.errors import Fault
+    from latticed.model.fault import Fault
     from latticed.model.lifecycle import Record
     from latticed.runners.contract import PluginToRun
 

@@ -23,7 +23,8 @@ from latticed.lifecycle import advance, granting, health_gate, presence, recordi
 from latticed.lifecycle.effect_waiter import SETTLE_S
 from latticed.lifecycle.health_gate import Baseline, Condition, GateLook, GateStep, Tally
 from latticed.model.audit import DAEMON
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import RuntimeState
 from latticed.model.verdict import Refused

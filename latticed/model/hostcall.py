@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 _BY_CAPABILITY: Final = {
     "kv:read": ("kv.get", "kv.list"),

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from latticed.model.errors import Fault
+    from latticed.model.fault import Fault
 
 
 class RuntimeState(StrEnum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 if TYPE_CHECKING:
     from latticed.model.manifest import Manifest

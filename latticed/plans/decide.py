@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit.peers import NOBODY
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.plan import PlanState
 from latticed.plans import protocol
 

@@ -20,7 +20,8 @@ from latticed.kit import clock as clocks
 from latticed.kit import logs, text
 from latticed.model import plan as plans
 from latticed.model.audit import Actor
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.plan import PlanState
 from latticed.plans import decide, protocol, review
 from latticed.plans.records import Armed, Bound, PlanRecord, Target

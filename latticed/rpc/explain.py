@@ -16,7 +16,7 @@ from latticed.model.runtime import RuntimeState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from latticed.model.errors import Fault
+    from latticed.model.fault import Fault
     from latticed.model.lifecycle import Record
     from latticed.rpc.api import Api
     from latticed.rpc.responses import Causes, LastEnd, Refusal, Sign

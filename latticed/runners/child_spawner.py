@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.kit.value import Value
 from latticed.model import permits as allowed
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.processes import child
 from latticed.runners.uids import Uids
 from latticed.runners.usage import ChildUsage

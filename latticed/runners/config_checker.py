@@ -20,7 +20,8 @@ import msgspec
 from latticed.bundle import config_schema
 from latticed.host.last_output import LastOutput
 from latticed.kit import files, logs, text
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.runners.configuration import MAX_FAULTS, ConfigFault, ConfigInvalid
 from latticed.sandbox import artifact, levels
 from latticed.sandbox.rlimits import ResourceLimits

@@ -11,7 +11,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from latticed.kit.value import Value
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 if TYPE_CHECKING:
     from latticed.model import manifest

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from latticed.kit.value import Value, field
 from latticed.model import restart
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.runtime import Health
 
 

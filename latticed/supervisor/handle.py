@@ -12,7 +12,8 @@ from latticed.kit import logs
 from latticed.model import hostcall
 from latticed.model.audit import DAEMON
 from latticed.model.audit import Event as AuditEvent
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.runtime import STARTING, Health, Runtime, RuntimeState
 from latticed.runners.builtin import BuiltinInstance
 from latticed.runners.contract import Checkup, ClaimsRoutes

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.kit.value import Value
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
 from latticed.model.runtime import Runtime
 from latticed.supervisor import decide as rules
 from latticed.supervisor.handle import Handle
 
 if TYPE_CHECKING:
+    from latticed.model.fault import Fault
     from collections.abc import Mapping
 
     from latticed.broker.gate import Count

@@ -10,7 +10,7 @@ from latticed.bundle import decode
 from latticed.lifecycle import advance
 from latticed.lifecycle.presence import Presence
 from latticed.model import accepted
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Record, Status
 from latticed.model.verdict import Verified
 from latticed.trust import payload

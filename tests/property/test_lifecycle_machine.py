@@ -14,7 +14,8 @@ from latticed.lifecycle.advance import UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.presence import Presence
 from latticed.model import capability, semver_range
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.trust import claims
 from tests.house import claimants, records

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latticed.kit.value import Value
-from latticed.model.errors import Fault, FaultError
+from latticed.model.errors import FaultError
+from latticed.model.fault import Fault
 
 
 class UpdateJob(Value, frozen=True, kw_only=True):
@@ -42,10 +43,9 @@ class UpdateFailed(Fault):
 class ProviderRefused(FaultError):
     """Raised within a try to end it; `fault` is its outcome. `Providers.publish` turns it into that value."""
 
-    fault: UpdateFailed
-
     def __init__(self, fault: UpdateFailed) -> None:
-        super().__init__(fault)
+        super().__init__(fault.code, fault.reason, fault.hint)
+        self.fault = fault
 
 
 def denied(code: str, reason: str) -> ProviderRefused:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 from latticed.kit.value import Value
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 if TYPE_CHECKING:
     from latticed.ledger.tasks import State

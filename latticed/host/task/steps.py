@@ -10,7 +10,8 @@ from latticed.host.task.rules import ENDS, Step, TaskStatus, decide
 from latticed.ledger import tasks as rows
 from latticed.ledger.tasks import TaskOutcome, TaskRow
 from latticed.model.audit import DAEMON, Event
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 
 if TYPE_CHECKING:
     from latticed.host.task.spec import TaskSubmit

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.host.task.rules import ENDS, Step, TaskStatus, decide
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 
 SHA, OTHER = "a" * 64, "b" * 64
 VERBS = ("approve", "withdraw", "begin", "finish", "fail", "cancel", "expire", "recover")

@@ -14,7 +14,8 @@ from latticed.lifecycle.advance import NO_CONSENT, UpgradeConsent
 from latticed.lifecycle.granting import Regrant
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import Presence, facts_of
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import TRANSITIONS, Record, Status
 from latticed.model.manifest import Dependency
 from tests.house import records

@@ -8,7 +8,7 @@ import pytest
 
 from latticed.lifecycle import health_gate
 from latticed.lifecycle.health_gate import Baseline, Condition, GateLook, GateStep, HealthGate, Tally
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.runtime import Health
 
 GATE_S = 60.0

@@ -7,7 +7,7 @@ import pytest
 from latticed.lifecycle import presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import Presence
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.lifecycle import Status
 from latticed.model.verdict import Code, Refused
 from tests.house.records import claim, record, verified

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from latticed.kit.peers import Peer
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.plan import TRANSITIONS, PlanState
 from latticed.plans import decide, protocol
 from latticed.plans.decide import Role, Way

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.model import manifest
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.sandbox import levels
 from latticed.sandbox.levels import Chosen, Failure, HostSupport, Level, Provided, Required
 

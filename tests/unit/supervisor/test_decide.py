@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from latticed.model import restart
-from latticed.model.errors import Fault
+from latticed.model.fault import Fault
 from latticed.model.runtime import Health
 from latticed.supervisor import decide as rules
 from latticed.supervisor.decide import (

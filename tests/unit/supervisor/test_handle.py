@@ -8,7 +8,8 @@ import os
 import pytest
 
 from latticed.host.call import HostError
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.model.restart import VISITED
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup

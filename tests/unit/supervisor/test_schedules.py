@@ -13,7 +13,8 @@ from msgspec import structs
 from latticed.kit.zone import HostZone
 from latticed.ledger import open_ledger
 from latticed.ledger import schedules as rows
-from latticed.model.errors import Fault, Problem
+from latticed.model.errors import Problem
+from latticed.model.fault import Fault
 from latticed.supervisor.schedules import LOOK_S, Schedules
 from tests.house import supervisors
 from tests.house.in_process import until
