@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from dataclasses import fields, is_dataclass
@@ -10,10 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from generate import source
 from generate.markdown import Page, anchored, code, or_dash, plain, slug
-from latticed.settings import live, market, shapes
-from latticed.settings import load as _load  # noqa: F401 - the package has a function of this name
-
-load = importlib.import_module("latticed.settings.load")
+from latticed.settings import live, market, places, renamed, shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +52,7 @@ def sections() -> Iterator[Section]:
     said = source.below(shapes.Settings)
     paths = [
         Row(name, "see meaning", "text", "", "an absolute path", _since(name), plain(said[name]))
-        for name in load._PATHS
+        for name in places.PATHS
     ]
     yield Section("", "Keys that stand above all tables.", paths)
     for one in fields(shapes.Settings):
@@ -174,12 +170,11 @@ def page() -> str:
     found.table(("variable", "sets"), [(code(name), code(key)) for name, key in variables()])
     found.heading("Renamed keys", anchor="renamed-keys")
     found.text("An old name is taken for one version; `latticed --check-config` says which line to change.")
-    renamed = importlib.import_module("latticed.settings.renamed").RENAMED
     found.table(
         ("old key", "key now", "value"),
         [
             (code(old), code(new), f"{factor} times" if factor > 1 else "the same")
-            for old, (new, factor) in renamed.items()
+            for old, (new, factor) in renamed.RENAMED.items()
         ],
     )
     return str(found)
@@ -187,7 +182,7 @@ def page() -> str:
 
 def variables() -> Iterator[tuple[str, str]]:
     """(variable, the key that it sets)."""
-    for names in (load._ENVIRONMENT, load._SYSTEMD):
+    for names in (places.ENVIRONMENT, places.SYSTEMD):
         yield from ((name, key) for key, name in names.items())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
+    from pathlib import Path
 
     from latticed.client.control import ControlClient
     from latticed.ctl.render import Screen
@@ -50,22 +51,27 @@ class CtlSession(NamedTuple):
             return ""
 
     def _settings_socket(self) -> str:
-        """The socket's path by the settings; the file is read only if no variable takes precedence (contracts §6)."""
-        directory = self.environ.get("LATTICED_RUNTIME_DIR", "")
-        # What `settings.load` would do, without loading and checking the whole file at every start.
-        if directory.startswith("/") and not getattr(self.args, "config", None):
-            return os.path.join(directory, "control.sock")
-        settings = self.settings()
-        here = str(settings.control_socket)
-        if settings.origins["runtime_dir"] == "default" and not os.path.exists(here) and os.path.exists(PACKAGED):
+        """The socket's path by the settings, of which nothing else is looked at (contracts §6)."""
+        from latticed.settings import places
+
+        directory, origin = places.runtime_dir(self._config(), self.environ, os.geteuid())
+        here = str(directory / "control.sock")
+        if os.path.exists(here):
+            return here
+        self.settings()  # what is wrong with them is told first: it may be why there is no daemon
+        if origin == "default" and os.path.exists(PACKAGED):
             return PACKAGED  # an ordinary user's defaults differ from those of the packaged daemon
         return here
 
     def settings(self) -> Settings:
         """The settings the daemon would use here; Problem("settings_invalid") when they are bad."""
-        from pathlib import Path
-
         from latticed import settings
 
+        return settings.load(self._config(), self.environ, os.geteuid())
+
+    def _config(self) -> Path | None:
+        """The settings file that was named."""
+        from pathlib import Path
+
         config = getattr(self.args, "config", None)
-        return settings.load(Path(config) if config else None, self.environ, os.geteuid())
+        return Path(config) if config else None

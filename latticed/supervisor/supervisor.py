@@ -13,10 +13,10 @@ from latticed.supervisor import decide as rules
 from latticed.supervisor.handle import Handle
 
 if TYPE_CHECKING:
-    from latticed.model.fault import Fault
     from collections.abc import Mapping
 
     from latticed.broker.gate import Count
+    from latticed.model.fault import Fault
     from latticed.model.restart import RestartPolicy
     from latticed.runners.contract import PluginToRun
     from latticed.supervisor.deps import HandleDeps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -19,8 +18,6 @@ from latticed.rpc import problems
 from latticed.settings import shapes
 from latticed.trust import policy
 from tests.house import bundles, pages
-
-load = importlib.import_module("latticed.settings.load")  # the package re-exports its function of that name
 
 SETTINGS, PLUGINS, API = "docs/operate/settings.md", "docs/write/plugins.md", "docs/reference/api.md"
 ACCESS, AUDIT = "docs/operate/access.md", "docs/operate/audit.md"

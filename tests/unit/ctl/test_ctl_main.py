@@ -147,6 +147,15 @@ def test_socket_path_defaults_to_the_settings(ctl, api, monkeypatch):
         assert ctl("list", LATTICED_RUNTIME_DIR=str(api.socket.parent)).code == 0
 
 
+def test_daemon_is_found_by_settings_that_it_would_refuse_now(ctl, api, monkeypatch, tmp_path):
+    """A daemon goes on with the settings it has, and answers; of the file only `runtime_dir` is needed to find it."""
+    monkeypatch.delenv("LATTICED_SOCKET")
+    config = tmp_path / "latticed.toml"
+    config.write_text(f"runtime_dir = '{api.socket.parent}'\nplugindir = '/x'\n")
+    with api_server.serving(api.socket.with_name("control.sock")):
+        assert ctl("list", "--config", str(config)).code == 0
+
+
 def test_unknown_setting_exits_with_2_and_names_the_key(ctl, tmp_path):
     """The error also suggests the key that was probably meant."""
     config = tmp_path / "latticed.toml"
