@@ -131,3 +131,20 @@ async def test_jobs_are_returned_when_no_thread_can_be_started(monkeypatch: pyte
         outcome = await pool.run(range(3), str)
     assert (outcome.done, outcome.left) == ({}, (0, 1, 2))
     assert (await pool.run(range(3), str)).done == {0: "0", 1: "1", 2: "2"}
+
+
+async def test_jobs_that_wait_are_done_side_by_side() -> None:
+    """Four wait for each other: they only end on four threads, although a batch begins with one."""
+    together = threading.Barrier(4)
+    outcome = await AbandoningThreads(threads=4, deadline_s=60).run(range(8), lambda _: together.wait(60))
+    assert outcome.done.keys() == set(range(8))
+
+
+async def test_quick_jobs_are_left_to_one_thread() -> None:
+    """Eight would hand the interpreter's lock over at each system call. A second one may come on a busy machine."""
+    threads: set[int] = set()
+    outcome = await AbandoningThreads(threads=8, deadline_s=60).run(
+        range(20_000), lambda _: threads.add(threading.get_ident())
+    )
+    assert len(outcome.done) == 20_000
+    assert len(threads) <= 2
