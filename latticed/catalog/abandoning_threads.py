@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _CHECK_S: Final = 0.25
 _GROW_S: Final = 0.02
 _SLOW_S: Final = 0.003
-"""Jobs that take longer wait for a disk or hash much, and threads do that side by side. Quicker ones, such as bundles of
-64 KiB in the page cache (0.3 ms, two dozen system calls each), take two threads twice as long as one: at each call they
-hand the interpreter's lock over.
+"""Jobs that take longer wait for a disk or hash much, and threads do that side by side. Quicker ones, such as bundles
+of 64 KiB in the page cache (0.3 ms, two dozen system calls each), take two threads twice as long as one: at each call
+they hand the interpreter's lock over.
 """
 
 J = TypeVar("J", bound="Hashable")

@@ -36,15 +36,18 @@ class JudgeMode(IntEnum):
 class JudgeQueue:
     """One task, `run`, judges the names given to `put`.
 
-    `prepare(jobs)` gives the work on one name, which is done on the threads of `pool`. `report(outcome)` is called on
-    the event loop with what has been found so far. `judging` are the jobs that the threads have now.
+    `prepare(jobs)` is a context that gives the work on one name, which is done on the threads of `pool`.
+    `report(outcome)` is called on the event loop with what has been found so far. `judging` are the jobs that the
+    threads have now.
     """
 
     def __init__(
         self,
         pool: AbandoningThreads,
         *,
-        prepare: Callable[[Mapping[str, JudgeMode]], Callable[[str], DirectoryEntry | None]],
+        prepare: Callable[
+            [Mapping[str, JudgeMode]], contextlib.AbstractContextManager[Callable[[str], DirectoryEntry | None]]
+        ],
         report: Callable[[JobOutcome[str, DirectoryEntry | None]], None],
     ) -> None:
         self.pool = pool
@@ -86,7 +89,8 @@ class JudgeQueue:
                 continue
             self.judging = jobs
             try:
-                outcome = await self.pool.run(jobs, self._prepare(jobs), slice_s=_SLICE_S, report=self._report)
+                with self._prepare(jobs) as work:
+                    outcome = await self.pool.run(jobs, work, slice_s=_SLICE_S, report=self._report)
             finally:
                 self.judging = {}
             # Not begun: back into its queue, in a higher mode if one was asked for meanwhile.

@@ -49,7 +49,7 @@ class Root:
 
 
 class Shared:
-    """One Root for the threads of a batch: opened by the first that enters, closed by the last that leaves.
+    """One Root for the threads of a batch: opened by the first that enters, closed by `close` or the last that leaves.
 
     A thread that is stuck keeps it open, so that the number of its descriptor means nothing else meanwhile.
     """
@@ -59,6 +59,13 @@ class Shared:
         self._lock = threading.Lock()
         self._root: Root | None = None
         self._users = 0
+        self._closing = False
+
+    def close(self) -> None:
+        """The batch is over: no thread enters any more."""
+        with self._lock:
+            self._closing = True
+            self._close_unused()
 
     def __enter__(self) -> Root:
         with self._lock:
@@ -70,9 +77,12 @@ class Shared:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self._root is not None:
-                self._root.close()
-                self._root = None
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._closing and self._users == 0 and self._root is not None:
+            self._root.close()
+            self._root = None
 
 
 def open_root(path: Path) -> Root:

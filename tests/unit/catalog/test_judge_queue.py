@@ -19,7 +19,7 @@ class Busy:
 
     def __init__(self, *, urgent):
         self.urgent = urgent
-        self.queue = JudgeQueue(self, prepare=lambda _: lambda _: None, report=lambda _: None)
+        self.queue = JudgeQueue(self, prepare=lambda _: contextlib.nullcontext(lambda _: None), report=lambda _: None)
         self.turns = []
         self.twice = asyncio.Event()
 
