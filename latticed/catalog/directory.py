@@ -13,6 +13,7 @@ from latticed.catalog import root as roots
 from latticed.catalog import scanner
 from latticed.catalog.abandoning_threads import AbandoningThreads
 from latticed.catalog.active_poll import ActivePoll
+from latticed.catalog.ahead import Ahead
 from latticed.catalog.dirty_names import DirtyNames
 from latticed.catalog.judge_queue import JudgeMode, JudgeQueue
 from latticed.catalog.mounts import MountTable
@@ -77,8 +78,14 @@ class Directory:
         self._news = asyncio.Event()
         self._dirty = DirtyNames(self._wake)
         self._watcher = Watcher(path, dirty=self._dirty)
+        self._ahead = Ahead(path, judge)
         self._checker = BundleChecker(
-            path, judge=judge, watcher=self._watcher, recorded=recorded, max_bundles=max_bundles
+            path,
+            judge=judge,
+            watcher=self._watcher,
+            recorded=recorded,
+            max_bundles=max_bundles,
+            ahead=self._ahead,
         )
         # Threads of its own for each: reads that hang in one queue take no thread from the other.
         self._recorded_queue, self._other_queue = (
@@ -146,6 +153,7 @@ class Directory:
         await self._blocking.run(["watcher"], lambda _: self._watcher.start())
         # Before the queues run, so that `idle` below cannot find them empty because nothing was listed yet.
         await self._scan()
+        self._ahead.start(sorted({*self._recorded_queue.waiting, *self._other_queue.waiting}))
         self._tasks = [
             asyncio.create_task(queue.run(), name="catalog queue")
             for queue in (self._recorded_queue, self._other_queue)
@@ -155,6 +163,7 @@ class Directory:
             task.add_done_callback(lambda _: self._news.set())
         await self._recorded_queue.idle()
         await self._other_queue.idle(START_WAIT_S)
+        self._ahead.stop()
 
     async def run(self) -> None:
         """Follow events, timers and mounts, until cancelled; raises what ended one of its queues."""
@@ -175,6 +184,7 @@ class Directory:
 
     async def stop(self) -> None:
         """Stop watching and wait for watchdog's thread, off the event loop. Call it after `run` was cancelled."""
+        self._ahead.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -61,6 +61,11 @@ class JudgeQueue:
         self._found = 0
         self.judging: Mapping[str, JudgeMode] = {}
 
+    @property
+    def waiting(self) -> list[str]:
+        """The names that are queued."""
+        return [*self._urgent, *self._backlog]
+
     def put(self, names: Iterable[str], mode: JudgeMode, *, urgent: bool = False) -> None:
         """Queue these names, or raise the mode of those that are queued; `urgent` ones do not wait for the backlog."""
         for name in names:

@@ -63,6 +63,14 @@ class DirectoryEntry(Value, frozen=True, kw_only=True):
         return (found.artifact_sha256, found.artifact_bytes) if isinstance(found, Verified) else self.artifact
 
 
+class KnownFiles(Value, frozen=True, kw_only=True):
+    """A bundle's files, by `fingerprint`, and what of them needs not be read again: as in DirectoryEntry."""
+
+    fingerprint: Fingerprint
+    hashed: tuple[str, int]
+    interpreter: str
+
+
 class Listing(Value, frozen=True, kw_only=True):
     """The names in a directory that may be bundles; `unlisted` counts further ones, beyond the limit."""
 
@@ -93,7 +101,7 @@ class Judge(Value, frozen=True, kw_only=True):
     clock: Clock
 
     def judge(
-        self, name: str, root: Root, *, known: DirectoryEntry | None = None, compare: bool = False
+        self, name: str, root: Root, *, known: DirectoryEntry | KnownFiles | None = None, compare: bool = False
     ) -> DirectoryEntry:
         """The entry of the bundle directory `name`, as of now.
 
@@ -104,7 +112,7 @@ class Judge(Value, frozen=True, kw_only=True):
         stamps = read.fingerprint(name, beneath=root.fd)
         before = _packed(root, stamps)
         same = known is not None and known.fingerprint == before
-        if compare and same and known is not None:
+        if compare and same and isinstance(known, DirectoryEntry):
             return known
         source: _Source | None = None
         try:
@@ -134,11 +142,11 @@ class _Source:
     """What `trust.verify` reads from: the bundle, except for an artifact whose hash is known already."""
 
     _directory: read.BundleDirectory
-    _known: InitVar[DirectoryEntry | None]
+    _known: InitVar[DirectoryEntry | KnownFiles | None]
     artifact: tuple[str, int] | None = field(init=False, default=None)
     interpreter: str = field(init=False, default="")
 
-    def __post_init__(self, _known: DirectoryEntry | None) -> None:
+    def __post_init__(self, _known: DirectoryEntry | KnownFiles | None) -> None:
         if _known is not None and _known.hashed is not None:
             self.artifact, self.interpreter = _known.hashed, _known.interpreter
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
+    from latticed.catalog.ahead import Ahead
     from latticed.catalog.scanner import Candidate, DirectoryEntry, Judge
     from latticed.catalog.watcher import Watcher
 
@@ -29,13 +30,21 @@ class BundleChecker:
     """
 
     def __init__(
-        self, path: Path, *, judge: Judge, watcher: Watcher, recorded: Collection[str], max_bundles: int
+        self,
+        path: Path,
+        *,
+        judge: Judge,
+        watcher: Watcher,
+        recorded: Collection[str],
+        max_bundles: int,
+        ahead: Ahead,
     ) -> None:
         self._path = path
         self._judge = judge
         self._watcher = watcher
         self._recorded = recorded
         self._max_bundles = max_bundles
+        self._ahead = ahead
         self._slots = BundleSlots(max_bundles)
         self._bare_slots = BundleSlots(max_bundles)
 
@@ -68,6 +77,8 @@ class BundleChecker:
                 # Watch before reading: a change after the reading causes an event, one before it is read.
                 self._watcher.arm(name, root, candidate.inode)
                 before = known[name]
+                if before is None and jobs[name] is JudgeMode.COMPARE:
+                    return self._judge.judge(name, root, known=self._ahead.known(name))
                 # The entry of a surplus bundle says nothing of its files: it was never read.
                 compare = jobs[name] is JudgeMode.COMPARE and before is not None and not before.surplus
                 return self._judge.judge(name, root, known=before, compare=compare)

@@ -6,10 +6,13 @@ import base64
 import binascii
 import hashlib
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
@@ -123,7 +126,19 @@ def verify_signature(key: bytes, message: bytes, signature: bytes) -> bool:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
+    hold([known])
+    return True
+
+
+def hold(known: Iterable[bytes]) -> None:
+    """Remember signatures as holding, by what `take_held` of another process of latticed gave."""
     if len(_HELD) >= _MOST_HELD:
         _HELD.clear()
-    _HELD.add(known)
-    return True
+    _HELD.update(known)
+
+
+def take_held() -> tuple[bytes, ...]:
+    """The signatures that are remembered, which are forgotten here."""
+    found = tuple(_HELD)
+    _HELD.clear()
+    return found
