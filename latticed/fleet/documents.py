@@ -115,12 +115,14 @@ class BundleSource(_DocumentPart, frozen=True, kw_only=True):
 class Assignment(FleetDocument, frozen=True, kw_only=True):
     """What a controller has one node do: take up an intent. Signed by the controller's key.
 
-    `node_key` besides the name: a host that was set up anew is another node. `generation` grows with each assignment of
-    a node. `bundles` only says where to look: what is taken is what the intent says, under its publisher's signature.
+    `node_key` besides the name: a host that was set up anew is another node. `epoch` is that of the controller's
+    certificate; within it `generation` grows with each assignment of a node. `bundles` only says where to look: what is
+    taken is what the intent says, under its publisher's signature.
     """
 
     node: Name
     node_key: Key
+    epoch: Number
     generation: Number
     intent: Sha256
     bundles: Annotated[tuple[BundleSource, ...], Meta(max_length=500)]
@@ -128,10 +130,15 @@ class Assignment(FleetDocument, frozen=True, kw_only=True):
 
 
 class ControllerCertificate(FleetDocument, frozen=True, kw_only=True):
-    """An operator says that this key may assign, until it expires."""
+    """An operator says that this key may assign, until it expires.
+
+    Controllers of one fleet that work together have the same `epoch`. What one of a higher epoch assigns counts before
+    everything of a lower one, whatever its generation: an operator raises it when a controller's key was stolen.
+    """
 
     controller: Name
     controller_key: Key
+    epoch: Number
     expires: Moment
 
 
@@ -225,12 +232,14 @@ class PluginStatus(_DocumentPart, frozen=True, kw_only=True):
 class NodeStatus(FleetDocument, frozen=True, kw_only=True):
     """What a node is and does, signed by its key: for people and controllers, never for other nodes.
 
-    `refused`: why the newest desired document does not count, empty when it does. `plans`: those that wait for approval
-    on the host. `head`: SHA-256 of the newest event.
+    `epoch` and `generation`: of the last assignment that it took up, 0 before the first. `refused`: why the newest
+    desired document does not count, empty when it does. `plans`: those that wait for approval on the host. `head`:
+    SHA-256 of the newest event.
     """
 
     node: Name
     at: Moment
+    epoch: Annotated[int, Meta(ge=0, le=2**53 - 1)]
     generation: Annotated[int, Meta(ge=0, le=2**53 - 1)]
     intent: Annotated[str, Meta(max_length=64)]
     settled: bool

@@ -1,7 +1,7 @@
 """What a node believes: its state, a document and a clock in, a verdict and the next state out. Pure.
 
     operator (offline) ── signs ──► intent, certificates of controllers and nodes, revocations, invocations
-    controller (online) ── signs ──► assignment: this node, a generation, the SHA-256 of an intent
+    controller (online) ── signs ──► assignment: this node, an epoch, a generation, the SHA-256 of an intent
 
 A node takes up an intent when both hold. The controller chooses which intent that an operator signed, and when; it can
 have no node run, grant or believe what no operator signed for it. The engine can withhold, and nothing else.
@@ -53,9 +53,10 @@ class Present(Struct, frozen=True, kw_only=True):
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
-    """All that a node remembers. `operators`: pinned at enrolment. `highest`: the highest generation of an intent that
-    it has ever taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is
-    carried out no more, as its nonce may be forgotten.
+    """All that a node remembers. `operators`: pinned at enrolment. `epoch` and `generation`: of the last assignment
+    that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
+    taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
+    no more, as its nonce may be forgotten.
     """
 
     fleet: str
@@ -64,6 +65,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     node_key: str
     labels: dict[str, str]
     serial: int = 0
+    epoch: int = 0
     generation: int = 0
     assignment: str = ""
     highest: int = 0
@@ -174,10 +176,9 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
     wanted: Assignment = assignment.document
     _check_fleet(state, wanted.fleet)
     _check_audience(state, wanted.node, wanted.node_key)
-    if wanted.generation == state.generation and assignment.sha256 == state.assignment:
+    if assignment.sha256 == state.assignment:
         return state, Unchanged()
-    if wanted.generation <= state.generation:
-        raise _No("generation_old", f"a generation above {state.generation}", str(wanted.generation))
+    _check_turn(state, wanted, certificate.document)
     # From here on something new would begin: what has expired is no reason for that.
     _check_unexpired("controller_expired", certificate.document.expires, now_s)
     _check_unexpired("assignment_expired", wanted.expires, now_s)
@@ -204,6 +205,7 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
     )
     fresh = msgspec.structs.replace(
         state,
+        epoch=wanted.epoch,
         generation=wanted.generation,
         assignment=assignment.sha256,
         highest=max(state.highest, intent.generation),
@@ -211,6 +213,20 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         settled=frozenset(),
     )
     return fresh, TakenUp(generation=wanted.generation)
+
+
+def _check_turn(state: NodeState, wanted: Assignment, certificate: ControllerCertificate) -> None:
+    """_No unless an assignment comes after the last by (epoch, generation), in the epoch that an operator certified.
+
+    Both say the epoch: otherwise a new certificate of the same key would raise everything that the key has signed
+    before, and whoever holds the engine could send any of it again.
+    """
+    if wanted.epoch != certificate.epoch:
+        raise _No("epoch_mismatch", f"an assignment of the certificate's epoch {certificate.epoch}", str(wanted.epoch))
+    if wanted.epoch < state.epoch:
+        raise _No("epoch_old", f"an assignment of epoch {state.epoch} or above", str(wanted.epoch))
+    if wanted.epoch == state.epoch and wanted.generation <= state.generation:
+        raise _No("generation_old", f"a generation above {state.generation}", str(wanted.generation))
 
 
 def _check_order(state: NodeState, signed: Signed) -> None:

@@ -430,6 +430,7 @@ class FleetNode:
             fleet=state.fleet,
             node=state.node,
             at=int(self._now_s()),
+            epoch=state.epoch,
             generation=state.generation,
             intent=present.intent if present else "",
             settled=not trouble and wanted <= state.settled and not any(one.code for one in found.values()),

@@ -78,6 +78,7 @@ def attacks(history: History) -> Iterator[tuple[str, bytes]]:
     yield from _engine(history, genuine)
     yield from _forgers(history, genuine)
     yield from _controller(history, genuine)
+    yield from _epochs(history, genuine)
 
 
 def _engine(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -244,6 +245,20 @@ def _controller(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[s
         yield f"controller: labels {what}", fleets.packed(**own, node=envelope)
     labelled = documents.sign(fleet.node_certificate(labels={"role": "db"}, serial=9), fleets.CONTROLLER)
     yield "controller: labels of its own making", fleets.packed(**own, node=labelled)
+
+
+def _epochs(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """A certificate of the next epoch, which an operator signed, and assignments that are not of it; or the reverse."""
+    fleet, sixth = history.fleet, history.fleet.intent(history.start + 5)
+    renewed = documents.sign(fleet.certificate(epoch=2), fleets.OPERATOR)
+    for number, old in enumerate(history.desired[:4], 1):
+        raised = {slot: json.dumps(json.loads(old)[slot]).encode() for slot in ("assignment", "intent")}
+        yield f"engine: generation {number} under a later certificate", fleets.packed(**raised, controller=renewed)
+    yield "engine: the sixth under a later certificate", fleets.packed(**{**genuine, "controller": renewed})
+    for generation in (1, history.start + 5, 2**53 - 1):
+        ahead = documents.sign(fleet.assignment(sixth, generation, epoch=2), fleets.CONTROLLER)
+        what = f"controller: generation {generation} of an epoch that nobody certified"
+        yield what, fleets.packed(**{**genuine, "assignment": ahead})
 
 
 def invocations(history: History) -> Iterator[tuple[str, bytes]]:

@@ -78,6 +78,7 @@ class Fleet:
             "fleet": self.name,
             "node": self.node,
             "node_key": self.node_key,
+            "epoch": 1,
             "generation": generation,
             "intent": documents.name_of(meant),
             "bundles": (),
@@ -90,6 +91,7 @@ class Fleet:
             "fleet": self.name,
             "controller": "c1",
             "controller_key": public(CONTROLLER),
+            "epoch": 1,
             "expires": self.now + 7 * DAY,
         }
         return documents.ControllerCertificate(**{**plain, **fields})
@@ -139,14 +141,17 @@ class Fleet:
         *,
         intent: documents.Intent | None = None,
         operator: Ed25519PrivateKey = OPERATOR,
+        controller: Ed25519PrivateKey = CONTROLLER,
+        epoch: int = 1,
         **assigned: Any,
     ) -> bytes:
         """A valid desired document of this generation, of the assignment and of the intent unless one is given."""
         intent = intent or self.intent(generation)
+        certificate = self.certificate(controller_key=public(controller), epoch=epoch)
         return packed(
-            assignment=documents.sign(self.assignment(intent, generation, **assigned), CONTROLLER),
+            assignment=documents.sign(self.assignment(intent, generation, epoch=epoch, **assigned), controller),
             intent=documents.sign(intent, operator),
-            controller=documents.sign(self.certificate(), OPERATOR),
+            controller=documents.sign(certificate, OPERATOR),
         )
 
 

@@ -77,6 +77,39 @@ def test_expiry_bars_what_is_new_and_never_what_was_taken_up():
     assert taken(state, lasting, now_s=NOW - 3_600).generation == 2
 
 
+def test_controller_of_a_later_epoch_comes_after_a_stolen_key_that_used_up_the_generations():
+    last = 2**53 - 1
+    state = taken(FLEET.state(), FLEET.desired(last, intent=FLEET.intent(1)))
+    assert refused(state, FLEET.desired(last, intent=FLEET.intent(2))) == "generation_old"
+    fresh = FLEET.desired(1, intent=FLEET.intent(2), controller=fleets.OTHER_CONTROLLER, epoch=2)
+    state = taken(state, fresh)
+    assert (state.epoch, state.generation) == (2, 1)
+    assert refused(state, FLEET.desired(last, intent=FLEET.intent(3))) == "epoch_old"
+
+
+def test_two_controllers_of_one_epoch_take_turns():
+    state = FLEET.state()
+    for generation, controller in enumerate([fleets.CONTROLLER, fleets.OTHER_CONTROLLER, fleets.CONTROLLER], 1):
+        state = taken(state, FLEET.desired(generation, intent=FLEET.intent(generation), controller=controller))
+    other = FLEET.desired(3, intent=FLEET.intent(4), controller=fleets.OTHER_CONTROLLER)
+    assert refused(state, other) == "generation_old"
+
+
+def test_later_certificate_of_the_same_key_raises_nothing_that_it_signed_before():
+    """Whoever holds the engine has all assignments of before, and each certificate that was ever published."""
+    state = taken(FLEET.state(), FLEET.desired(1))
+    state = taken(state, FLEET.desired(2))
+    renewed = documents.sign(FLEET.certificate(epoch=2), fleets.OPERATOR)
+    for generation in (1, 3):
+        found = documents.unpack(FLEET.desired(generation, intent=FLEET.intent(2)), most=64 << 10)
+        mixed = fleets.packed(assignment=found.assignment, intent=found.intent, controller=renewed)
+        assert refused(state, mixed) == "epoch_mismatch"
+    # What was taken up stays so under it.
+    found = documents.unpack(FLEET.desired(2), most=64 << 10)
+    mixed = fleets.packed(assignment=found.assignment, intent=found.intent, controller=renewed)
+    assert isinstance(judging.judge(state, mixed, now_s=NOW)[1], judging.Unchanged)
+
+
 def test_revocations_are_learnt_whatever_the_rest_is_worth_and_kept():
     state = taken(FLEET.state(), FLEET.desired(1))
     revoked = documents.sign(FLEET.revocations(fleets.public(fleets.CONTROLLER), serial=4), fleets.OPERATOR)
