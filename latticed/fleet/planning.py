@@ -164,9 +164,11 @@ def _version_step(has: Has, wanted: WantedPlugin, source: BundleSource | None) -
         what = wanted.identity or f"{wanted.versions or 'any version'} by {wanted.publisher or 'latticed'}"
         reason = f"expected {what}, found {has.now.version or 'nothing'} here and no bundle assigned"
         return Blocked(plugin=wanted.id, code="bundle_unknown", reason=reason)
-    body = {"name": messages.spool_name(source.sha256), "sha256": source.sha256, "accept": list(wanted.accept)}
-    if wanted.identity is not None:
-        body["identity"] = wanted.identity
+    # A controller chose the file: what it may hold is what the operator signed.
+    body = {"name": messages.spool_name(source.sha256), "sha256": source.sha256, "id": wanted.id}
+    signed = {"identity": wanted.identity, "publisher": wanted.publisher, "versions": wanted.versions}
+    body |= {name: value for name, value in signed.items() if value is not None}
+    body["accept"] = list(wanted.accept)
     if lower:
         body["allow_downgrade"] = True
     then = Request(plugin=wanted.id, method="POST", parts=("market", "import"), body=body)

@@ -21,6 +21,7 @@ from latticed.ledger import market as rows
 from latticed.market import rules
 from latticed.market.fetch import FileCopy, not_written
 from latticed.market.install import Underway
+from latticed.model import semver_range
 from latticed.model.errors import Problem
 from latticed.model.ids import is_reserved_plugin
 from latticed.model.verdict import Refused
@@ -132,14 +133,13 @@ class BundleImporter:
         manifest, takings = verdict.manifest, self._installer.takings
         if is_reserved_plugin(manifest.id):
             raise Problem("import_invalid", f"expected a plugin of somebody else, found {manifest.id}")
+        taking.id, taking.version, taking.verified = manifest.id, manifest.version, verdict
+        _check_meant(taking.wanted, verdict)
         if manifest.id in takings:
             raise Problem(
                 "busy", f"expected one install of {manifest.id} at a time, found another going on", "try again"
             )
         takings[manifest.id] = taking
-        taking.id, taking.version, taking.verified = manifest.id, manifest.version, verdict
-        if taking.wanted.identity and verdict.identity != taking.wanted.identity:
-            raise _mismatch("the identity", taking.wanted.identity, verdict.identity)
         taking.passed("publisher", manifest.publisher or "nobody, unsigned")
         taking.passed("manifest", f"{manifest.id} {manifest.version}, identity {verdict.identity}")
 
@@ -272,10 +272,24 @@ def _invalid(name: str, found: str) -> Problem:
     return Problem("import_invalid", f"cannot import {text.sanitise(name, 80)!r}: {found}", _HOW)
 
 
+def _check_meant(wanted: rules.WantedImport, verdict: Verified) -> None:
+    """Problem import_mismatch unless the bundle is the one that the request says, as far as it says which."""
+    manifest = verdict.manifest
+    for what, expected, found in (
+        ("the id", wanted.id, manifest.id),
+        ("the publisher", wanted.publisher, manifest.publisher),
+        ("the identity", wanted.identity, verdict.identity),
+    ):
+        if expected and found != expected:
+            raise _mismatch(what, expected, found)
+    if wanted.versions and not semver_range.contains(wanted.versions, manifest.version):
+        raise _mismatch("the version", wanted.versions, manifest.version)
+
+
 def _mismatch(what: str, expected: str, found: str) -> Problem:
     return Problem(
         "import_mismatch",
-        f"expected {what} to be {expected[:64]}, found {found}",
+        f"expected {what} to be {expected[:64]}, found {found or 'none'}",
         "it is another one: fetch it anew",
     )
 

@@ -43,12 +43,16 @@ class WantedRelease:
 class WantedImport:
     """A file that an operator names, and what is accepted by name (contracts §8).
 
-    `sha256` of the whole file and `identity` of the bundle are compared where they are given.
+    `sha256` of the whole file, and `identity`, `id`, `publisher` and `versions` (a range) of the bundle are compared
+    where they are given.
     """
 
     name: str
     sha256: str = ""
     identity: str = ""
+    id: str = ""
+    publisher: str = ""
+    versions: str = ""
     accept: tuple[str, ...] = ()
     accept_held: bool = False
     allow_downgrade: bool = False

@@ -98,11 +98,26 @@ async def take_in(ask: Ask) -> TakenRow:
         name=body.name,
         sha256=body.sha256,
         identity=body.identity,
+        id=body.id,
+        publisher=body.publisher,
+        versions=_range(body.versions),
         accept=(*body.accept, *(f"host={one}" for one in body.accept_hosts)),
         accept_held=body.accept_held,
         allow_downgrade=body.allow_downgrade,
     )
     return _taken(await ask.api.market().importer.take(wanted, ask.actor))
+
+
+def _range(text: str) -> str:
+    """`text`, a range of versions or empty; Problem bad_request."""
+    from latticed.model import semver_range
+
+    try:
+        if text:
+            semver_range.check(text)
+    except semver_range.InvalidRange as error:
+        raise Problem("bad_request", f"versions: {error}", "say a range such as ^1.2") from error
+    return text
 
 
 def _taken(taking: Underway) -> TakenRow:

@@ -56,13 +56,17 @@ class MarketInstall(Body, frozen=True):
 
 
 class MarketImport(Body, frozen=True):
-    """`name`: of a file in `market.import_dir`, a tar of `manifest.json` and `artifact`. `sha256` of the file and
-    `identity` of the bundle are compared where they are given; the rest as for an install.
+    """`name`: of a file in `market.import_dir`, a tar of `manifest.json` and `artifact`. `sha256` of the file, and
+    `identity`, `id`, `publisher` and `versions` (a range such as `^1.2`) of the bundle have to be these where they are
+    given; the rest as for an install.
     """
 
     name: Annotated[str, Meta(max_length=255)]
     sha256: Annotated[str, Meta(pattern=r"^(?:[0-9a-f]{64})?\Z")] = ""
     identity: Annotated[str, Meta(pattern=r"^(?:[0-9a-f]{64})?\Z")] = ""
+    id: Text = ""
+    publisher: Text = ""
+    versions: Text = ""
     accept: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
     accept_hosts: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
     accept_held: bool = False

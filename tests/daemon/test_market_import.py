@@ -109,6 +109,26 @@ def test_bundle_is_taken_in_and_becomes_the_candidate_of_what_runs(spool):
     spool.nothing_is_left()
 
 
+@pytest.mark.parametrize(
+    ("field", "other"), [("id", "acme.other"), ("publisher", "stranger"), ("versions", ">=1.1"), ("identity", "0" * 64)]
+)
+def test_bundle_that_is_another_than_the_request_says_is_not_placed(spool, field, other):
+    """By somebody whom the host trusts, and not the one who is meant."""
+    plugin_id, members = spool.bundle(version="1.0.0")
+    name = spool.put(archive(members))
+    assert spool.take(name, **{field: other}) == "import_mismatch"
+    assert spool.placed(plugin_id) is None
+    spool.nothing_is_left()
+    event = spool.daemon.events(action="market.imported", newest="1", limit="1")[0]
+    assert (event["target"], event["decision"], event["code"]) == (plugin_id, "deny", "import_mismatch")
+    assert spool.take(name, id=plugin_id, publisher="acme", versions="^1.0")["version"] == "1.0.0"
+    assert spool.placed(plugin_id) == "1.0.0"
+
+
+def test_range_that_is_none_is_refused(spool):
+    assert spool.take("nothing.tar", versions="one") == "bad_request"
+
+
 def test_bundle_of_host_risk_takes_consent_by_name(spool):
     fields = {"capabilities": ["http:egress"], "egress": {"hosts": ["api.example.org:443"]}}
     plugin_id, members = spool.bundle(**fields)

@@ -86,6 +86,15 @@ def test_range_is_met_by_its_publisher_alone():
     assert asked(has("active", msgspec.structs.replace(OLD, version="2.0.0")), ranged)[0] == "take"
 
 
+def test_import_says_all_that_the_operator_signed_of_the_bundle():
+    """A controller chooses the file: of another plugin, publisher or version nothing is placed."""
+    ranged = fleets.plugin(identity=None, versions="^1.0", publisher="acme")
+    file = {"name": f"{'a' * 64}.tar", "sha256": "a" * 64, "id": "acme.demo", "accept": []}
+    nothing = planning.Has(id="acme.demo")
+    assert asked(nothing, ranged)[1] == {**file, "publisher": "acme", "versions": "^1.0"}
+    assert asked(nothing, wanted())[1] == {**file, "identity": OLD.identity, "allow_downgrade": True}
+
+
 def test_lower_version_takes_the_operators_word_for_this_very_one():
     """An identity is that word; a range, of which the controller picks, is not."""
     lower = candidate(OLD, needs_downgrade=True)
