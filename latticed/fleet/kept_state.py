@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -44,9 +45,12 @@ class _KeptEvent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class KeptState:
-    """The directory of one node, and what is in it. `state` is what was kept last."""
+    """The directory of one node, and what is in it. `state` is what was kept last; who makes the next state of it holds
+    `lock` from the one to the other.
+    """
 
     def __init__(self, directory: Path, key: Ed25519PrivateKey, state: judging.NodeState) -> None:
+        self.lock = threading.RLock()
         self.key = key
         self.state = state
         self._directory = directory
@@ -60,6 +64,10 @@ class KeptState:
         """Sign and keep the next event of the chain; None when too many wait already: its number is then missing in
         what is published, which tells that there was one. OSError.
         """
+        with self.lock:
+            return self._add_event(action, target, code, reason, at_s=at_s)
+
+    def _add_event(self, action: str, target: str, code: str, reason: str, *, at_s: int) -> messages.NewEvent | None:
         number = self.state.events + 1
         event = documents.NodeEvent(
             fleet=self.state.fleet,

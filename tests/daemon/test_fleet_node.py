@@ -329,7 +329,7 @@ def test_plan_waits_for_the_host_s_own_operator():
 
 
 def test_node_asks_for_nothing_outside_its_table():
-    from latticed.fleet import node
+    from latticed.fleet import node_daemon
 
     for method, path in (
         ("POST", "tasks/x/approve"),
@@ -341,4 +341,4 @@ def test_node_asks_for_nothing_outside_its_table():
         ("POST", "plugins/by-id/acme.demo/upgrade/x"),
         ("POST", "plugins/by-id//upgrade"),
     ):
-        assert not node.allowed(method, tuple(path.split("/")))
+        assert not node_daemon.allowed(method, tuple(path.split("/")))

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import errno
+import threading
+import time
 
 import pytest
 
-from latticed.fleet import documents, kept_state, messages, node
+from latticed.fleet import convergence, documents, kept_state, messages, node, node_daemon
 from latticed.fleet.engine import STATUS_BYTES
 from latticed.model.errors import Problem
-from tests.house import fleets
+from tests.house import fleets, processes
 
 
-class EmptyDaemon(node.Daemon):
+def until(condition):
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < processes.PATIENCE_S
+        time.sleep(0.01)
+
+
+class EmptyDaemon(node_daemon.Daemon):
     """It has no plugin; `asked` is what was to be changed."""
 
     def __init__(self):
         super().__init__("/nowhere")
         self.asked = []
         self.answer = {}
+        self.refuses = {}
 
     def ask(self, method, *parts, body=None, query=None):
         if method != "GET":
             self.asked.append((method, parts))
+            if problem := self.refuses.get(parts[0]):
+                raise problem
             return self.answer
         if parts == ("secrets",):
             return {"secrets": []}
@@ -68,10 +80,49 @@ def test_bundle_whose_asking_was_lost_is_asked_for_again(beside, monkeypatch):
     beside.node.converge()
     beside.node.converge()
     assert beside.needed() == [f"{0:064x}", f"{1:064x}"]
-    now_s = node.time.monotonic()
-    monkeypatch.setattr(node.time, "monotonic", lambda: now_s + node.RECONCILE_S)
+    now_s = convergence.time.monotonic()
+    monkeypatch.setattr(convergence.time, "monotonic", lambda: now_s + node.RECONCILE_S)
     beside.node.converge()
     assert len(beside.needed()) == 4
+
+
+def test_bundle_that_is_nowhere_is_not_asked_for_in_a_circle(beside):
+    """The link says so at once: looking again because of that, and asking again, would never pause."""
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    beside.node.converge()
+    for _ in range(5):
+        beside.node.received(messages.BundleMissing(sha256="0" * 64, reason="nobody has it"))
+        beside.node.converge()
+    assert beside.needed() == ["0" * 64]
+    assert [one.reason for one in beside.status().plugins] == ["nobody has it"]
+
+
+def test_file_that_is_not_the_bundle_is_not_imported_in_a_circle(beside):
+    """By a link that says again and again that it is here."""
+    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    for _ in range(5):
+        beside.node.converge()
+        beside.node.received(messages.BundleHere(sha256="0" * 64))
+    assert len(beside.daemon.asked) == 1
+
+
+def test_refused_documents_in_turn_have_the_node_look_at_a_bounded_pace(beside, monkeypatch):
+    """Whoever has the engine can send two documents for ever; what is genuine is acted on meanwhile."""
+    looks = []
+    monkeypatch.setattr(beside.node, "converge", lambda: looks.append(beside.kept.state.generation))
+    working = threading.Thread(target=beside.node.work)
+    working.start()
+    try:
+        until(lambda: looks == [0])
+        for number in range(150):
+            beside.node.received(messages.NewDesired(document=b"[%d]" % (number % 2)))
+        assert looks == [0]
+        beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+        until(lambda: looks == [0, 1])
+    finally:
+        beside.node.stop()
+        working.join()
 
 
 def test_document_that_the_disk_does_not_take_is_taken_up_later(beside, monkeypatch):
@@ -133,7 +184,7 @@ def test_status_of_many_plugins_is_one_that_the_engine_takes(beside):
 def test_answer_that_is_too_large_is_said_to_be(beside):
     beside.daemon.answer = {"text": "x" * STATUS_BYTES}
     invocation = beside.fleet.invocation()
-    beside.node._answer(1, invocation, *beside.node._carried_out(invocation))
+    beside.node._carry_out(1, invocation)
     (done,) = [one for one in beside.sent if isinstance(one, messages.InvocationDone)]
     assert len(done.document) <= STATUS_BYTES
     assert documents.read(done.document, documents.InvocationResult).document.code == "too_large"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.fleet import documents, node, planning
+from latticed.fleet import documents, node_daemon, planning
 from tests.house import fleets
 
 OLD = planning.Version(version="1.0.0", identity="1" * 64, publisher="acme")
@@ -151,7 +151,7 @@ def test_every_step_is_in_the_table_and_accepts_what_was_signed_alone(found, plu
     request = result.then if isinstance(result, planning.Take) else result
     if not isinstance(request, planning.Request):
         return
-    assert node.allowed(request.method, request.parts)
+    assert node_daemon.allowed(request.method, request.parts)
     granted = {*request.body.get("accept", ()), *request.body.get("grant", ())}
     assert granted <= set(plugin.accept)
     assert set(request.body.get("hosts", ())) <= {"a.example.org:443"}

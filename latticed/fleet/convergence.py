@@ -1,0 +1,229 @@
+"""Bringing a daemon to what a node has taken up: one step of `planning` at a time, looking again after each."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from latticed.fleet import messages, node_reports, planning
+from latticed.fleet.node_record import unwritable
+from latticed.kit import logs
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latticed.fleet import documents, judging
+    from latticed.fleet.documents import WantedPlugin
+    from latticed.fleet.kept_state import KeptState
+    from latticed.fleet.node_daemon import Daemon
+    from latticed.fleet.node_record import NodeRecord
+
+_STEPS: Final = 40
+"""Steps for one plugin in one look; more would be a circle."""
+_NOTICE_S: Final = 10.0
+"""For the daemon to notice what was imported: it settles, and scans."""
+_PAUSE_S: Final = 0.1
+_AGAIN_S: Final = 55.0
+"""Until a bundle is asked for again: a look is not always a whole `RECONCILE_S` after the last."""
+_SPOILT: Final = frozenset(
+    {"not_found", "import_invalid", "import_mismatch", "changed_while_reading", "digest_mismatch", "foreign_owner"}
+)
+"""Codes of an import after which the file in the spool is of no use."""
+_UNREACHABLE: Final = frozenset({"unreachable", "socket_denied", "socket_foreign"})
+
+log = logs.get_logger()
+
+
+class Bundles:
+    """What is known of bundles that were asked of the link, by SHA-256 of their files. Only of these: nothing grows by
+    what the link says.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here: set[str] = set()
+        self._missing: dict[str, str] = {}
+        self._asked: dict[str, float] = {}  # when, by this host's monotonic clock
+        self._awaited: set[str] = set()
+
+    def came(self, sha256: str) -> bool:
+        """It is in the spool; False when nobody waits for it."""
+        with self._lock:
+            if sha256 not in self._awaited:
+                return False
+            self._awaited.discard(sha256)
+            self._here.add(sha256)
+            self._missing.pop(sha256, None)
+            return True
+
+    def failed(self, sha256: str, reason: str) -> bool:
+        """It could not be fetched; False when nobody waits for it."""
+        with self._lock:
+            if sha256 not in self._awaited:
+                return False
+            self._awaited.discard(sha256)
+            self._missing[sha256] = reason
+            return True
+
+    def spoilt(self, sha256: str) -> None:
+        """What is in the spool is of no use: it is fetched anew, after a while."""
+        with self._lock:
+            self._here.discard(sha256)
+
+    def is_here(self, sha256: str) -> bool:
+        with self._lock:
+            return sha256 in self._here
+
+    def why_missing(self, sha256: str) -> str:
+        with self._lock:
+            return self._missing.get(sha256, "")
+
+    def ask(self, sha256: str) -> bool:
+        """Whether to ask the link for it now. Again after a while, whatever it said: it drops what is too much for it,
+        its answer may be dropped too, and one that says at once that a bundle is missing is not asked in a circle.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now - self._asked.get(sha256, -math.inf) < _AGAIN_S:
+                return False
+            self._asked[sha256] = now
+            self._awaited.add(sha256)
+            return True
+
+    def forget(self) -> None:
+        """Something new was taken up: ask anew. What is in the spool stays."""
+        with self._lock:
+            self._asked.clear()
+            self._awaited.clear()
+            self._missing.clear()
+
+
+class Convergence:
+    """See the module. `send` gives a message to the link; `stopped` ends it after the request that it is at."""
+
+    def __init__(
+        self,
+        kept: KeptState,
+        daemon: Daemon,
+        record: NodeRecord,
+        send: Callable[[messages.ToLink], None],
+        stopped: threading.Event,
+    ) -> None:
+        self.bundles = Bundles()
+        self._kept = kept
+        self._daemon = daemon
+        self._record = record
+        self._send = send
+        self._stopped = stopped
+        self._told: dict[str, str] = {}  # the last refusal of the daemon that was put on record, by plugin
+
+    def look(self) -> dict[str, documents.PluginStatus] | None:
+        """Take the steps that are to be taken; what each plugin is like then. None when something newer was taken up
+        meanwhile; Problem when the daemon cannot be asked.
+        """
+        found: dict[str, documents.PluginStatus] = {}
+        present = self._kept.state.present
+        if present is not None:
+            secrets = self._daemon.ask("GET", "secrets")["secrets"]
+            for wanted in present.plugins:
+                if self._kept.state.present is not present:
+                    return None
+                found[wanted.id] = self._one(present, wanted, secrets)
+        return found
+
+    def _one(
+        self, present: judging.Present, wanted: WantedPlugin, secrets: list[dict[str, Any]]
+    ) -> documents.PluginStatus:
+        """Take the steps that one plugin needs, and say what it is like then."""
+        names = frozenset(str(one["name"]) for one in secrets)
+        source = next((one for one in present.bundles if one.id == wanted.id), None)
+        settled = wanted.id in self._kept.state.settled
+        trouble: planning.Blocked | None = None
+        for _ in range(_STEPS):
+            has, report = self._daemon.has(wanted.id, secrets)
+            step = planning.next_step(has, wanted, source=source, settled=settled, secrets=names)
+            if step is None:
+                if not settled and not has.gating:
+                    self._settle(present, wanted.id)
+                break
+            if (trouble := self._barred(present, wanted.id) or self._take(step)) is not None:
+                break
+            if isinstance(step, planning.Take) and not self._seen(has, secrets):
+                reason = "its bundle was imported, and is not on record yet"
+                trouble = planning.Blocked(plugin=wanted.id, code="bundle_awaited", reason=reason)
+                break
+            if isinstance(step, planning.Request) and step.binds:
+                secrets = self._daemon.ask("GET", "secrets")["secrets"]
+        else:
+            reason = f"expected it to be settled after {_STEPS} steps, found more"
+            trouble = planning.Blocked(plugin=wanted.id, code="no_end", reason=reason)
+        has, report = self._daemon.has(wanted.id, secrets)
+        return node_reports.plugin_status(has, report, trouble)
+
+    def _barred(self, present: judging.Present, plugin_id: str) -> planning.Blocked | None:
+        """Why no step may be taken any more for what was wanted when the look began."""
+        if self._stopped.is_set() or self._kept.state.present is not present:
+            return planning.Blocked(plugin=plugin_id, code="superseded", reason="something newer was taken up")
+        if self._kept.state.withdrawn:
+            reason = "the intent, or who signed it, was revoked: nothing more follows from it"
+            return planning.Blocked(plugin=plugin_id, code="intent_revoked", reason=reason)
+        return None
+
+    def _seen(self, before: planning.Has, secrets: list[dict[str, Any]]) -> bool:
+        """Whether the daemon has noticed a bundle that was imported; it is given some seconds for that."""
+        until = time.monotonic() + _NOTICE_S
+        while time.monotonic() < until and not self._stopped.is_set():
+            if self._daemon.has(before.id, secrets)[0] != before:
+                return True
+            self._stopped.wait(_PAUSE_S)
+        return False
+
+    def _take(self, step: planning.Step) -> planning.Blocked | None:
+        """Do one step; what keeps it from being done, None when it was."""
+        match step:
+            case planning.Blocked():
+                return step
+            case planning.Take() if not self.bundles.is_here(step.sha256):
+                if self.bundles.ask(step.sha256):
+                    self._send(messages.BundleNeeded(sha256=step.sha256, urls=step.urls))
+                reason = self.bundles.why_missing(step.sha256) or "its bundle is being fetched"
+                return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
+            case planning.Take():
+                return self._request(step.then)
+            case _:
+                return self._request(step)
+
+    def _request(self, step: planning.Request) -> planning.Blocked | None:
+        """Ask the daemon; what it refuses is told, and tried again at the next look."""
+        target = f"{step.method} {'/'.join(step.parts)}"
+        try:
+            self._daemon.ask(step.method, *step.parts, body=step.body)
+        except Problem as problem:
+            if problem.code in _UNREACHABLE:
+                raise
+            if step.parts == ("market", "import") and problem.code in _SPOILT:
+                self.bundles.spoilt(str(step.body["sha256"]))
+            # Once: it is tried again at each look.
+            if self._told.get(step.plugin) != problem.code:
+                self._told[step.plugin] = problem.code
+                self._record.add("fleet.refused", step.plugin, problem.code, problem.reason)
+            return planning.Blocked(plugin=step.plugin, code=problem.code, reason=problem.reason)
+        log.info("fleet_asked", plugin=step.plugin, request=target)
+        self._told.pop(step.plugin, None)
+        self._record.add("fleet.asked", step.plugin, "", target)
+        return None
+
+    def _settle(self, present: judging.Present, plugin_id: str) -> None:
+        """From now on what differs of this plugin was altered by hand."""
+        with self._kept.lock:
+            state = self._kept.state
+            if state.present is not present:
+                return
+            with unwritable():
+                self._kept.keep(msgspec.structs.replace(state, settled=state.settled | {plugin_id}))
+        self._record.add("fleet.settled", plugin_id, "", f"generation {present.generation}")
