@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import nkeys, subjects
-from latticed.fleet.engine import BEAT_BYTES, CHUNK_BYTES, DESIRED_BYTES, EVENT_BYTES, STATUS_BYTES
+from latticed.fleet.engine import BEAT_BYTES, CHUNK_BYTES, DESIRED_BYTES, DOCUMENT_BYTES, EVENT_BYTES, STATUS_BYTES
 from latticed.kit import strict_json
 from latticed.model.errors import Problem
 
@@ -331,7 +331,7 @@ def _control(identities: Identities) -> dict[str, Any]:
 def _nodes(identities: Identities, revoked: Mapping[str, int]) -> dict[str, Any]:
     template = {
         **_UNLIMITED,
-        "payload": max(EVENT_BYTES, STATUS_BYTES) + HEADER_BYTES,
+        "payload": DOCUMENT_BYTES + HEADER_BYTES,
         "subs": _MOST_SUBSCRIPTIONS,
         "pub": {"allow": list(NODE_MAY_PUBLISH)},
         "sub": {"allow": list(NODE_MAY_SUBSCRIBE)},

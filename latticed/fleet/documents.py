@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from latticed.fleet.engine import DESIRED_BYTES, DOCUMENT_BYTES, EVENT_BYTES
 from latticed.kit import strict_json
 from latticed.model import consents, ids, semver_range
 from latticed.model.errors import Problem
@@ -26,8 +27,8 @@ from latticed.trust import keys
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-MAX_BYTES: Final = 256 << 10
-"""Largest envelope; what holds several of them has bounds of its own."""
+MAX_BYTES: Final = DOCUMENT_BYTES
+"""Largest envelope of any kind; those that travel together have less each (`MOST_BYTES`)."""
 _DEPTH: Final = 40
 """Of a payload: a plugin's configuration may have 32 levels, and lies below three."""
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
@@ -264,6 +265,17 @@ DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     NodeStatus: b"latticed.fleet.status.v1\n",
 }
 """What precedes the payload of each kind in what is signed."""
+MOST_BYTES: Final[dict[type[FleetDocument], int]] = {
+    Intent: 62 << 10,
+    Assignment: 24 << 10,
+    ControllerCertificate: 1 << 10,
+    NodeCertificate: 12 << 10,
+    Revocations: 28 << 10,
+    NodeEvent: EVENT_BYTES,
+}
+"""Largest envelope of these kinds. The first five are in one desired document together: their sum, and the names of its
+fields, are at most `engine.DESIRED_BYTES`, so that nobody signs what no node could be sent.
+"""
 GENESIS: Final = "0" * 64
 """`prev` of a node's first event."""
 
@@ -301,8 +313,9 @@ def read(envelope: bytes, kind: type[D]) -> Signed:
 
     Whether that key may sign it is the caller's to judge.
     """
-    if len(envelope) > MAX_BYTES:
-        raise Malformed(f"expected at most {MAX_BYTES} bytes, found {len(envelope)}")
+    most = MOST_BYTES.get(kind, MAX_BYTES)
+    if len(envelope) > most:
+        raise Malformed(f"{_word(kind)}: expected an envelope of at most {most} bytes, found {len(envelope)}")
     try:
         found = msgspec.convert(strict_json.loads(envelope, max_depth=1), _SignedEnvelope)
         key = keys.decode_base64(found.key, size=keys.KEY_BYTES)
@@ -348,7 +361,7 @@ def pack(desired: DesiredDocument) -> bytes:
     return msgspec.json.encode({name: msgspec.Raw(value) for name, value in found.items()})
 
 
-def unpack(data: bytes, *, most: int) -> DesiredDocument:
+def unpack(data: bytes, *, most: int = DESIRED_BYTES) -> DesiredDocument:
     """The envelopes in a desired document of at most `most` bytes; Malformed. None of them is judged."""
     if len(data) > most:
         raise Malformed(f"expected at most {most} bytes, found {len(data)}")

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-DESIRED_BYTES: Final = 64 << 10
-"""Largest desired document of a node."""
+DESIRED_BYTES: Final = 128 << 10
+"""Largest desired document of a node: what its envelopes may come to is `documents.MOST_BYTES`."""
 CHUNK_BYTES: Final = 128 << 10
 """Of a bundle: all chunks but the last have exactly so many."""
 EVENT_BYTES: Final = 16 << 10
 """Largest event; a node's quota is counted in these."""
 STATUS_BYTES: Final = 64 << 10
 """Largest status, and largest invocation or answer."""
+DOCUMENT_BYTES: Final = max(EVENT_BYTES, STATUS_BYTES)
+"""Largest of what a node sends."""
 BEAT_BYTES: Final = 1 << 10
 
 

@@ -27,11 +27,11 @@ from latticed.fleet.documents import (
     Signed,
     WantedPlugin,
 )
+from latticed.fleet.engine import DESIRED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DESIRED_BYTES: Final = 64 << 10
 INVOCATION_S: Final = 3_600
 """Seconds that an invocation may be valid for: nonces are remembered for so long."""
 MAX_NONCES: Final = 10_000

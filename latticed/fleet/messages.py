@@ -13,13 +13,10 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from latticed.fleet.engine import DESIRED_BYTES, DOCUMENT_BYTES
 from latticed.kit import strict_json
 
-DESIRED_BYTES: Final = 64 << 10
-"""Largest desired document of a node."""
-DOCUMENT_BYTES: Final = 256 << 10
-"""Largest status, event, invocation or answer."""
-MAX_BYTES: Final = 512 << 10
+MAX_BYTES: Final = 4 * DESIRED_BYTES // 3 + (4 << 10)
 """Largest message: a document as base64, and what is around it."""
 _LENGTH: Final = 4
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)

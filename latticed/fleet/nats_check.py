@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import deployment, nats_connection, subjects
-from latticed.fleet.engine import CHUNK_BYTES, EngineUnavailable
+from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EngineUnavailable
 from latticed.fleet.nats_connection import NatsConnection
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
 from latticed.kit import text
@@ -104,8 +104,8 @@ async def check(
         version, payload_bytes = connection.server
         if version < deployment.LOWEST_VERSION:
             found.append(Shortcoming(expected="nats-server 2.14 or newer", found=".".join(map(str, version))))
-        if payload_bytes < CHUNK_BYTES + deployment.HEADER_BYTES:
-            expected = f"messages of {CHUNK_BYTES + deployment.HEADER_BYTES} bytes at least (max_payload)"
+        if payload_bytes < (least := max(CHUNK_BYTES, DESIRED_BYTES) + deployment.HEADER_BYTES):
+            expected = f"messages of {least} bytes at least (max_payload)"
             found.append(Shortcoming(expected=expected, found=str(payload_bytes)))
         found += await _streams(engine, deployment.streams(sizes, replicas=replicas))
         async with _connected(node) as of_node:

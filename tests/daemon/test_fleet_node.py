@@ -9,6 +9,7 @@ import time
 import pytest
 
 from latticed.fleet import documents, messages
+from latticed.fleet.engine import DESIRED_BYTES
 from tests.house import apply_helpers, bundles, fleet_attacks, fleet_hosts, fleets, killing_relays, long, programs
 
 pytestmark = pytest.mark.daemon
@@ -180,7 +181,7 @@ def test_no_attack_moves_a_real_daemon(host):
     last = documents.name_of(history.intents[-1])
     host.until(lambda found: found.intent == last, "the fifth")
     before = host.daemon.events(action="plugin.status")
-    hostile = [data for _, data in fleet_attacks.attacks(history) if len(data) <= messages.DESIRED_BYTES]
+    hostile = [data for _, data in fleet_attacks.attacks(history) if len(data) <= DESIRED_BYTES]
     invoked = [data for _, data in fleet_attacks.invocations(history)]
     assert len(hostile) + len(invoked) > 240
     for data in hostile:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from latticed.fleet import documents
+from latticed.fleet.engine import DESIRED_BYTES
 from tests.house import fleets
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _strange(history: History, genuine: dict[str, bytes]) -> Iterator[tuple[str,
         "a field too many": whole[:-1] + b',"more":{}}',
         "a field twice": whole[:-1] + b',"intent":' + genuine["intent"] + b"}",
         "a byte order mark": b"\xef\xbb\xbf" + whole,
-        "too large": whole + b" " * (64 << 10),
+        "too large": whole + b" " * DESIRED_BYTES,
         "deep": b"[" * 10_000,
         "texts for envelopes": json.dumps({name: value.decode() for name, value in genuine.items()}).encode(),
     }.items():

@@ -205,7 +205,7 @@ def test_noise_is_no_message(data):
         b'{"type":"invoke","number":-1,"document":""}',
         b'{"type":"invoke","number":1.5,"document":""}',
         b'{"type":"desired","type":"desired","document":""}',
-        b'{"type":"desired","document":"' + b"A" * (90 << 10) + b'"}',
+        b'{"type":"desired","document":"' + b"A" * (172 << 10) + b'"}',
         b"[" * 1000,
     ],
 )
