@@ -130,13 +130,16 @@ class ControlClient:
         *parts: str,
         query: Mapping[str, str | int | None] | None = None,
         headers: Mapping[str, str] | None = None,
+        opened: Callable[[Callable[[], None]], None] = lambda _: None,
     ) -> Generator[bytes, None, None]:
         """The lines of an endless answer as they arrive; close the generator when done.
 
-        Problem("unreachable") after QUIET_S without data: the daemon sends a heartbeat more often than that.
+        Problem("unreachable") after QUIET_S without data: the daemon sends a heartbeat more often than that. `opened`
+        gets a function that ends it from another thread.
         """
         exchange = self._exchange()
         try:
+            opened(exchange.cut)
             exchange.ask(
                 "GET", _target(parts, query), None, {"Accept": "text/event-stream", **(headers or {})}, self._read_s
             )

@@ -77,6 +77,11 @@ class Exchange:
             return self._chunks()
         return self._plain(self.length)
 
+    def cut(self) -> None:
+        """End the answer for whoever reads it in another thread: ConnectionCut. Not before there is a connection."""
+        with contextlib.suppress(OSError):
+            self._wire.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection; twice is fine."""
         self._reader.close()

@@ -211,11 +211,11 @@ class Convergence:
             # Once: it is tried again at each look.
             if self._told.get(step.plugin) != problem.code:
                 self._told[step.plugin] = problem.code
-                self._record.add("fleet.refused", step.plugin, problem.code, problem.reason)
+                self._record.say("fleet.refused", step.plugin, problem.code, problem.reason)
             return planning.Blocked(plugin=step.plugin, code=problem.code, reason=problem.reason)
         log.info("fleet_asked", plugin=step.plugin, request=target)
         self._told.pop(step.plugin, None)
-        self._record.add("fleet.asked", step.plugin, "", target)
+        self._record.say("fleet.asked", step.plugin, "", target)
         return None
 
     def _settle(self, present: judging.Present, plugin_id: str) -> None:
@@ -226,4 +226,4 @@ class Convergence:
                 return
             with unwritable():
                 self._kept.keep(msgspec.structs.replace(state, settled=state.settled | {plugin_id}))
-        self._record.add("fleet.settled", plugin_id, "", f"generation {present.generation}")
+        self._record.say("fleet.settled", plugin_id, "", f"generation {present.generation}")

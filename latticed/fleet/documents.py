@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from latticed.fleet.engine import DESIRED_BYTES, DOCUMENT_BYTES, EVENT_BYTES
+from latticed.fleet.engine import DESIRED_BYTES, EVENT_BYTES, STATUS_BYTES
 from latticed.kit import strict_json
 from latticed.model import consents, ids, semver_range
 from latticed.model.errors import Problem
@@ -27,8 +27,8 @@ from latticed.trust import keys
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-MAX_BYTES: Final = DOCUMENT_BYTES
-"""Largest envelope of any kind; those that travel together have less each (`MOST_BYTES`)."""
+MAX_BYTES: Final = 256 << 10
+"""Largest envelope of any kind; those that go to a node or come from one have less each (`MOST_BYTES`)."""
 _DEPTH: Final = 40
 """Of a payload: a plugin's configuration may have 32 levels, and lies below three."""
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
@@ -203,12 +203,19 @@ class InvocationResult(FleetDocument, frozen=True, kw_only=True):
 
 
 class NodeEvent(FleetDocument, frozen=True, kw_only=True):
-    """One event of a node, signed by its key. `prev`: SHA-256 of the one before, 64 zeros at first."""
+    """One event of a node, signed by its key. `prev`: SHA-256 of the one before, 64 zeros at first.
+
+    `seq`: of the event in the daemon's record whose `actor`, `action`, `target`, `decision`, `code` and `reason` it
+    tells (contracts §11); 0 for one of the agent's own, whose actions begin with `fleet.`.
+    """
 
     node: Name
     number: Number
     prev: Sha256
     at: Moment
+    seq: Annotated[int, Meta(ge=0, le=2**53 - 1)]
+    actor: Annotated[str, Meta(max_length=256)]
+    decision: Literal["allow", "deny", "-"]
     action: Annotated[str, Meta(max_length=64)]
     target: Annotated[str, Meta(max_length=256)]
     code: Annotated[str, Meta(max_length=64)]
@@ -271,7 +278,11 @@ MOST_BYTES: Final[dict[type[FleetDocument], int]] = {
     ControllerCertificate: 1 << 10,
     NodeCertificate: 12 << 10,
     Revocations: 28 << 10,
+    EnrolmentToken: 64 << 10,
+    Invocation: STATUS_BYTES,
+    InvocationResult: STATUS_BYTES,
     NodeEvent: EVENT_BYTES,
+    NodeStatus: STATUS_BYTES,
 }
 """Largest envelope of these kinds. The first five are in one desired document together: their sum, and the names of its
 fields, are at most `engine.DESIRED_BYTES`, so that nobody signs what no node could be sent.

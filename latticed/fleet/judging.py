@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from latticed.fleet import documents
+from latticed.fleet.decisions import Followed
 from latticed.fleet.documents import (
     Assignment,
     BundleSource,
@@ -56,7 +57,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     """All that a node remembers. `operators`: pinned at enrolment. `epoch` and `generation`: of the last assignment
     that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
     taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
-    no more, as its nonce may be forgotten.
+    no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told.
     """
 
     fleet: str
@@ -77,6 +78,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     spent: int = 0
     events: int = 0
     head: str = documents.GENESIS
+    followed: Followed | None = None
 
     @property
     def withdrawn(self) -> bool:

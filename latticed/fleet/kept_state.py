@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from latticed.fleet.decisions import Followed
     from latticed.fleet.documents import EnrolmentToken
 
 KEY: Final = "key"
@@ -42,6 +43,19 @@ _MOST_EVENTS: Final = 256
 class _KeptEvent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     message_id: str
     document: bytes
+
+
+class EventSaid(Struct, frozen=True, kw_only=True):
+    """What an event says, as `documents.NodeEvent` has it."""
+
+    at: int
+    action: str
+    target: str
+    code: str = ""
+    reason: str = ""
+    decision: str = "-"
+    actor: str = ""
+    seq: int = 0
 
 
 class KeptState:
@@ -60,34 +74,35 @@ class KeptState:
         files.replace(self._directory / STATE, msgspec.json.encode(state), mode=0o600)
         self.state = state
 
-    def add_event(self, action: str, target: str, code: str, reason: str, *, at_s: int) -> messages.NewEvent | None:
+    def add_event(self, said: EventSaid, *, followed: Followed | None = None) -> messages.NewEvent | None:
         """Sign and keep the next event of the chain; None when too many wait already: its number is then missing in
-        what is published, which tells that there was one. OSError.
+        what is published, which tells that there was one. With `followed` in the same step, when given. OSError.
         """
         with self.lock:
-            return self._add_event(action, target, code, reason, at_s=at_s)
+            return self._add_event(said, followed or self.state.followed)
 
-    def _add_event(self, action: str, target: str, code: str, reason: str, *, at_s: int) -> messages.NewEvent | None:
+    def waiting(self) -> int:
+        """How many events the engine has not acknowledged."""
+        return len(os.listdir(self._directory / EVENTS))
+
+    def _add_event(self, said: EventSaid, followed: Followed | None) -> messages.NewEvent | None:
         number = self.state.events + 1
         event = documents.NodeEvent(
             fleet=self.state.fleet,
             node=self.state.node,
             number=number,
             prev=self.state.head,
-            at=at_s,
-            action=action,
-            target=target,
-            code=code,
-            reason=reason,
+            **msgspec.structs.asdict(said),
         )
         envelope = documents.sign(event, self.key)
         place = self._directory / EVENTS
-        waits = len(os.listdir(place)) < _MOST_EVENTS
+        waits = self.waiting() < _MOST_EVENTS
         made = _KeptEvent(message_id=secrets.token_hex(16), document=envelope)
         if waits:
             # First the event: of a head without it nobody could tell what it was.
             files.replace(place / str(number), msgspec.json.encode(made), mode=0o600)
-        self.keep(msgspec.structs.replace(self.state, events=number, head=documents.name_of(event)))
+        state = msgspec.structs.replace(self.state, events=number, head=documents.name_of(event), followed=followed)
+        self.keep(state)
         if not waits:
             return None
         return messages.NewEvent(number=number, message_id=made.message_id, document=envelope)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import judging, kept_state, messages, node_reports
 from latticed.fleet.convergence import Convergence
+from latticed.fleet.decision_tail import DecisionTail
 from latticed.fleet.node_daemon import Daemon
 from latticed.fleet.node_outbox import Outbox
 from latticed.fleet.node_record import NodeRecord, unwritable
@@ -109,6 +110,7 @@ class FleetNode:
         self._judging = Pace(burst_s=_BURST_S)
         self._record = NodeRecord(kept, send, now_s)
         self._convergence = Convergence(kept, daemon, self._record, send, self._stopped)
+        self._tail = DecisionTail(kept, daemon, self._record, self._stopped, now_s)
         self._unkept: bytes | None = None  # a desired document that the disk did not take
         self._refusal = ("", "")  # code and reason of the newest desired document, if it does not count
         self._invoked: queue.Queue[tuple[int, Invocation]] = queue.Queue(_WAITING)
@@ -157,10 +159,15 @@ class FleetNode:
                 number, wanted = self._invoked.get(timeout=0.5)
                 self._carry_out(number, wanted)
 
+    def follow(self) -> None:
+        """Tell the daemon's decisions; until `stop`."""
+        self._tail.work()
+
     def stop(self) -> None:
-        """Have `work` and `invoke` end after the request that they are at."""
+        """Have `work`, `invoke` and `follow` end after the request that they are at."""
         self._stopped.set()
         self._looks.wake()
+        self._daemon.cut()
 
     def converge(self) -> None:
         """Bring the daemon to what is wanted, as far as it goes, and tell what became of it. Problem when the daemon
@@ -198,7 +205,7 @@ class FleetNode:
             case judging.TakenUp():
                 self._convergence.bundles.forget()
                 intent = after.present.intent if after.present else ""
-                self._record.add("fleet.taken_up", intent, "", f"generation {after.generation} of epoch {after.epoch}")
+                self._record.say("fleet.taken_up", intent, "", f"generation {after.generation} of epoch {after.epoch}")
                 self._looks.tell(Cause.NEW)
             case judging.Refusal() if changed:
                 self._record.refused("fleet.desired_refused", verdict)
@@ -231,7 +238,7 @@ class FleetNode:
 
     def _carry_out(self, number: int, wanted: Invocation) -> None:
         """Have the daemon do what an operator asked for, and give the link the signed result."""
-        self._record.add("fleet.invoked", f"{wanted.plugin} {wanted.action}", "", "")
+        self._record.say("fleet.invoked", f"{wanted.plugin} {wanted.action}", "", "")
         body = {"action": wanted.action, "payload": wanted.payload}
         code, reason, answer = "", "", {}
         try:
@@ -293,7 +300,7 @@ def run(
                 link.shutdown(socket.SHUT_RDWR)
 
     work = functools.partial(node.work, reconcile_s=reconcile_s)
-    threads = [threading.Thread(target=whole, args=(one,)) for one in (work, node.invoke, outbox.work)]
+    threads = [threading.Thread(target=whole, args=(one,)) for one in (work, node.invoke, node.follow, outbox.work)]
     for thread in threads:
         thread.start()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -33,28 +34,50 @@ class KillingRelay:
         self._listening.bind(str(path))
         path.chmod(0o666)
         self._listening.listen(8)
+        self._following: list[threading.Thread] = []
+        self._closed = threading.Event()
 
     def at(self, moment: int, host: Any) -> None:
         """Kill at this moment from now, counted from 1; 0: never."""
         self._left, self._host, self.killed = moment, host, False
 
     def serve(self) -> None:
-        """One connection after the other, until `close`."""
+        """One connection after the other, until `close`; beside them those that follow the daemon's events."""
         while True:
             try:
                 asking, _ = self._listening.accept()
             except OSError:
                 return
-            with asking, contextlib.suppress(OSError):
-                self._pass_on(asking)
+            with contextlib.suppress(OSError):
+                request = _request(asking)
+                if request.startswith(b"GET /api/events"):
+                    thread = threading.Thread(target=self._stream, args=(asking, request))
+                    self._following.append(thread)
+                    thread.start()
+                    continue
+                self._pass_on(asking, request)
+            asking.close()
 
     def close(self) -> None:
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        for thread in self._following:
+            thread.join()
 
-    def _pass_on(self, asking: socket.socket) -> None:
-        request = _request(asking)
+    def _stream(self, asking: socket.socket, request: bytes) -> None:
+        with asking, socket.socket(socket.AF_UNIX) as daemon, contextlib.suppress(OSError):
+            daemon.connect(str(self._control))
+            daemon.sendall(request)
+            while not self._closed.is_set():
+                ready, _, _ = select.select([daemon, asking], [], [], 0.2)
+                if ready and not (data := ready[0].recv(1 << 16)):
+                    return
+                if ready:
+                    (asking if ready[0] is daemon else daemon).sendall(data)
+
+    def _pass_on(self, asking: socket.socket, request: bytes) -> None:
         if not request.startswith(b"GET ") and self._host is not None:
             self.generations.append(self._host.state()["generation"])
         if self._kills():

@@ -115,9 +115,11 @@ def test_streams_and_credentials_take_the_largest_of_each_kind():
     room = {name: one["max_msg_size"] - deployment.HEADER_BYTES for name, one in streams.items()}
     assert room["KV_desired"] == DESIRED_BYTES
     assert room["BUNDLES"] == CHUNK_BYTES
-    assert room["EVENTS"] == EVENT_BYTES >= MOST[documents.NodeEvent]
-    assert room["STATUS"] == STATUS_BYTES
-    assert DOCUMENT_BYTES == documents.MAX_BYTES >= max(EVENT_BYTES, STATUS_BYTES)
+    assert room["EVENTS"] == EVENT_BYTES == MOST[documents.NodeEvent]
+    assert room["STATUS"] == STATUS_BYTES == MOST[documents.NodeStatus]
+    for kind in (documents.Invocation, documents.InvocationResult, documents.NodeStatus, documents.NodeEvent):
+        assert MOST[kind] <= DOCUMENT_BYTES
+    assert max(MOST.values()) <= documents.MAX_BYTES
     (template,) = [
         key["template"] for key in deployment._nodes(identities, {})["signing_keys"] if key["role"] == "node"
     ]
