@@ -30,6 +30,7 @@ _NOTICE_S: Final = 10.0
 _PAUSE_S: Final = 0.1
 _AGAIN_S: Final = 55.0
 """Until a bundle is asked for again: a look is not always a whole `RECONCILE_S` after the last."""
+_LONGEST_S: Final = 3_600.0
 _SPOILT: Final = frozenset(
     {"not_found", "import_invalid", "import_mismatch", "changed_while_reading", "digest_mismatch", "foreign_owner"}
 )
@@ -50,6 +51,7 @@ class Bundles:
         self._missing: dict[str, str] = {}
         self._asked: dict[str, float] = {}  # when, by this host's monotonic clock
         self._awaited: set[str] = set()
+        self._spoilt: dict[str, int] = {}  # how often
 
     def came(self, sha256: str) -> bool:
         """It is in the spool; False when nobody waits for it."""
@@ -71,9 +73,12 @@ class Bundles:
             return True
 
     def spoilt(self, sha256: str) -> None:
-        """What is in the spool is of no use: it is fetched anew, after a while."""
+        """What is in the spool is of no use: it is fetched anew, each time after twice as long. The file may be as it
+        should be, and the one that a controller chose be another than the operator signed.
+        """
         with self._lock:
             self._here.discard(sha256)
+            self._spoilt[sha256] = self._spoilt.get(sha256, -1) + 1
 
     def is_here(self, sha256: str) -> bool:
         with self._lock:
@@ -89,7 +94,8 @@ class Bundles:
         """
         now = time.monotonic()
         with self._lock:
-            if now - self._asked.get(sha256, -math.inf) < _AGAIN_S:
+            pause_s = min(_AGAIN_S * 2 ** self._spoilt.get(sha256, 0), _LONGEST_S)
+            if now - self._asked.get(sha256, -math.inf) < pause_s:
                 return False
             self._asked[sha256] = now
             self._awaited.add(sha256)
@@ -101,6 +107,7 @@ class Bundles:
             self._asked.clear()
             self._awaited.clear()
             self._missing.clear()
+            self._spoilt.clear()
 
 
 class Convergence:

@@ -22,12 +22,14 @@ _KINDS: Final = frozenset(
 _UNTOLD: Final = frozenset({"market.refreshed", "network.plan"})
 _FREQUENT: Final = frozenset(
     {
+        "bundle.verdict",
         "ledger.backup",
         "market.fetched",
         "plan.drift",
         "plan.drift_restored",
         "plugin.invoke",
         "plugin.runtime",
+        "plugin.verdict",
         "route.login",
         "task.begin",
         "task.cancel",

@@ -31,6 +31,13 @@ HEADER_BYTES: Final = 1 << 10
 """What the engine's own headers may add to a message."""
 PRESENT_S: Final = 60
 """How long a beat counts."""
+STATUSES_PER_NODE: Final = 60
+STATUS_S: Final = 300
+"""Of one node so many statuses are kept for so long, and no further one is taken meanwhile: so it can say something
+every five seconds, and a flood of it costs nobody else. One a minute is usual.
+"""
+BEATS_PER_NODE: Final = 12
+"""Within `PRESENT_S`, in the same way. Four are usual."""
 DUPLICATES_S: Final = 120
 """Within which an event of the same id is stored once."""
 _SHORTEST_NS: Final = 100_000_000
@@ -39,6 +46,7 @@ any length, for two minutes: one node could fill the memory of all.
 """
 _EVENTS_AGE_S: Final = 7 * 86_400
 _MOST_SUBSCRIPTIONS: Final = 16
+_OTHER_CONNECTIONS: Final = 1_024
 _NAME: Final = "{{name()}}"
 _UNLIMITED: Final = {"subs": -1, "data": -1, "payload": -1}
 _NS: Final = 1_000_000_000
@@ -137,7 +145,16 @@ class Sizes:
     def disk_bytes(self) -> int:
         """What the streams may come to: every node with all its events, of the largest size."""
         events = EVENTS_PER_NODE * (EVENT_BYTES + HEADER_BYTES)
-        return self.bundles_bytes + self.nodes * (events + 2 * DESIRED_BYTES + STATUS_BYTES) + (64 << 20)
+        statuses = STATUSES_PER_NODE * (STATUS_BYTES + HEADER_BYTES)
+        return self.bundles_bytes + self.nodes * (events + statuses + 2 * DESIRED_BYTES) + (64 << 20)
+
+    @property
+    def connections(self) -> int:
+        """Most connections of all nodes together."""
+        return 4 * self.nodes + 32
+
+
+SIZES: Final = Sizes()
 
 
 def operator_token(identities: Identities, *, now_s: int) -> str:
@@ -145,16 +162,18 @@ def operator_token(identities: Identities, *, now_s: int) -> str:
     return nkeys.token(identities.operator, identities.operator.public, "latticed", claims, now_s=now_s)
 
 
-def account_tokens(identities: Identities, *, now_s: int, revoked: Mapping[str, int] | None = None) -> dict[str, str]:
+def account_tokens(
+    identities: Identities, *, now_s: int, revoked: Mapping[str, int] | None = None, sizes: Sizes = SIZES
+) -> dict[str, str]:
     """The tokens of the three accounts by their public keys. `revoked`: users' public keys, and the moment (seconds
-    since 1970) up to which what was signed for them does not count.
+    since 1970) up to which what was signed for them does not count. `sizes`: those of the configuration.
 
     A server takes a token in place of the one it has if its `now_s` is later.
     """
     return {
         identities.control.public: _account(identities, identities.control, "CTRL", _control(identities), now_s=now_s),
         identities.nodes.public: _account(
-            identities, identities.nodes, "NODES", _nodes(identities, revoked or {}), now_s=now_s
+            identities, identities.nodes, "NODES", _nodes(identities, revoked or {}, sizes), now_s=now_s
         ),
         identities.system.public: _account(identities, identities.system, "SYS", {"limits": _limits()}, now_s=now_s),
     }
@@ -219,23 +238,30 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
             "max_msg_size": EVENT_BYTES + HEADER_BYTES,
             "duplicate_window": DUPLICATES_S * _NS,
             "allow_direct": True,
+            "republish": _news(subjects.EVENTS_STREAM, "ev.*.audit"),
         },
         {
             **disk,
             "name": subjects.STATUS_STREAM,
             "subjects": ["st.*"],
-            "max_msgs_per_subject": 1,
+            "max_msgs_per_subject": STATUSES_PER_NODE,
+            "max_age": STATUS_S * _NS,
+            "discard": "new",
+            "discard_new_per_subject": True,
             "max_msg_size": STATUS_BYTES + HEADER_BYTES,
             "duplicate_window": _SHORTEST_NS,
             "allow_direct": True,
+            "republish": _news(subjects.STATUS_STREAM, "st.*"),
         },
         {
             **disk,
             "name": subjects.PRESENCE_STREAM,
             "subjects": ["hb.*"],
             "storage": "memory",
-            "max_msgs_per_subject": 1,
+            "max_msgs_per_subject": BEATS_PER_NODE,
             "max_age": PRESENT_S * _NS,
+            "discard": "new",
+            "discard_new_per_subject": True,
             "duplicate_window": _SHORTEST_NS,
             "max_msg_size": BEAT_BYTES + HEADER_BYTES,
             "allow_direct": True,
@@ -250,6 +276,13 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
             "allow_msg_ttl": True,
         },
     )
+
+
+def _news(stream: str, subject: str) -> dict[str, Any]:
+    """Say that something was kept, without what it is: a controller that heard nodes' own messages would get a flood of
+    one whole, also what the stream refuses.
+    """
+    return {"src": subject, "dest": subjects.news(stream), "headers_only": True}
 
 
 def configuration(
@@ -267,7 +300,8 @@ def configuration(
         f"listen: {_quoted(server.listen)}",
         # Before a byte of NATS: a client must not be told by a stranger that TLS is not wanted here.
         f"tls {{ {tls}, handshake_first: true, timeout: 10 }}",
-        "max_connections: 65536",
+        # More than all nodes may have: nothing that they do keeps a controller from connecting.
+        f"max_connections: {max(65_536, sizes.connections + _OTHER_CONNECTIONS)}",
         'write_deadline: "20s"',
         'ping_interval: "60s"',  # clients ask every ten seconds by themselves
         "jetstream {",
@@ -283,7 +317,7 @@ def configuration(
         f'  type: full, dir: {_quoted(server.directory + "/jwt")}, allow_delete: false, interval: "2m"',
         "}",
         "resolver_preload {",
-        *(f"  {account}: {token}" for account, token in account_tokens(identities, now_s=now_s).items()),
+        *(f"  {account}: {token}" for account, token in account_tokens(identities, now_s=now_s, sizes=sizes).items()),
         "}",
     ]
     if len(cluster) == 3:
@@ -307,10 +341,10 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _limits(*, with_streams: bool = False) -> dict[str, Any]:
+def _limits(*, with_streams: bool = False, connections: int = -1) -> dict[str, Any]:
     storage = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1) if with_streams else {}
     # No leaf nodes: they would bring connections that no scope holds.
-    return {**_UNLIMITED, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": 0, **storage}
+    return {**_UNLIMITED, "imports": -1, "exports": -1, "wildcards": True, "conn": connections, "leaf": 0, **storage}
 
 
 def _account(identities: Identities, account: nkeys.Key, name: str, claims: dict[str, Any], *, now_s: int) -> str:
@@ -328,7 +362,7 @@ def _control(identities: Identities) -> dict[str, Any]:
     }
 
 
-def _nodes(identities: Identities, revoked: Mapping[str, int]) -> dict[str, Any]:
+def _nodes(identities: Identities, revoked: Mapping[str, int], sizes: Sizes) -> dict[str, Any]:
     template = {
         **_UNLIMITED,
         "payload": DOCUMENT_BYTES + HEADER_BYTES,
@@ -339,7 +373,8 @@ def _nodes(identities: Identities, revoked: Mapping[str, int]) -> dict[str, Any]
         "allowed_connection_types": ["STANDARD"],
     }
     claims: dict[str, Any] = {
-        "limits": {**_limits(), "disallow_bearer": True},
+        # A server has no limit of connections for a user (nats-server's issue 1552): these are all nodes' together.
+        "limits": {**_limits(connections=sizes.connections), "disallow_bearer": True},
         "signing_keys": [
             {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": template}
         ],

@@ -1,12 +1,14 @@
 """A bundle from an https server, for a fleet whose bundles are not in the message system.
 
 URL and digest come with an assignment, so from a controller, and neither it nor the server is believed anything: a URL
-may be none, and a server give less, more or something else, and take its time.
+may be none, and a server give less, more or something else, and take its time. Which servers are asked at all is for
+the host's own settings: otherwise whoever has a controller could ask any of the host's network, from within.
 """
 
 from __future__ import annotations
 
 import re
+import urllib.parse
 from typing import TYPE_CHECKING, Final
 
 from latticed.fleet.engine import CHUNK_BYTES
@@ -15,6 +17,7 @@ from latticed.kit import tasks, text
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Collection
 
     from latticed.fleet.spool import Partial, Spool
 
@@ -22,6 +25,14 @@ _SILENCE_S: Final = 30
 """Without a byte for so long, a server is given up."""
 _WHOLE_S: Final = 1_800
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", re.ASCII)
+
+
+def is_named(url: str, hosts: Collection[str]) -> bool:
+    """Whether the server of a URL is one of `hosts`: each a name or address, with `:port` unless that is 443."""
+    try:
+        return urllib.parse.urlsplit(url).netloc.lower() in {one.lower() for one in hosts}
+    except ValueError:
+        return False
 
 
 async def fetch(url: str, spool: Spool, sha256: str, *, tls: ssl.SSLContext | None = None) -> None:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from latticed.fleet import chunks, https_source, messages
 from latticed.fleet.engine import EngineUnavailable, QuotaExceeded
+from latticed.fleet.pace import Pace
 from latticed.fleet.spool import NotFetched
 from latticed.kit import logs, text
 from latticed.model.restart import spread
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
 
     from latticed.fleet.engine import Engine, PendingInvocation
     from latticed.fleet.nats_connection import NatsConnection
@@ -39,6 +40,7 @@ _MOST_BUNDLES: Final = 64
 _MOST_INVOCATIONS: Final = 4
 """Asked of the node at once; a further one is not heard, and its asker told by the time."""
 _ANSWER_S: Final = 30.0
+_STATUSES_AT_ONCE: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +50,15 @@ class LinkPeriods:
     reconcile_s: float = 60.0
     """The desired document is looked up, whatever was pushed."""
     beat_s: float = 15.0
-    status_s: float = 600.0
-    """The status is published although it is the same: the engine may have lost the last minutes."""
+    status_s: float = 120.0
+    """The status is published although it is the same: the engine may have lost the last minutes, and forgets it."""
     quota_s: float = 60.0
     """Events are tried again that the engine has refused for being too many."""
     fetch_s: float = 30.0
     """A bundle is tried again that could not be had."""
+
+    statuses_s: float = 7.0
+    """From one status to the next when there were a dozen at once: the engine takes 60 in five minutes."""
 
     share: float = 0.2
 
@@ -106,8 +111,8 @@ class _Waiting:
 class Link:
     """`async with Link(connection, engine, spool, stream) as link: await link.ended()`: until the node ends.
 
-    `stream` is this process's end of the socketpair. `https`: whom to trust for bundles' URLs, instead of the system's
-    authorities.
+    `stream` is this process's end of the socketpair. `https_hosts`: servers that bundles may be fetched from, no other;
+    `https`: whom to trust for that, instead of the system's authorities.
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class Link:
         *,
         periods: LinkPeriods | None = None,
         https: ssl.SSLContext | None = None,
+        https_hosts: Collection[str] = (),
     ) -> None:
         self._connection = connection
         self._engine = engine
@@ -126,6 +132,7 @@ class Link:
         self._reader, self._writer = stream
         self._periods = periods or LinkPeriods()
         self._https = https
+        self._https_hosts = https_hosts
         self._outbox = _Outbox()
         self._waiting = _Waiting()
         self._sent: bytes | None = None
@@ -239,13 +246,16 @@ class Link:
             await self._pause(self._periods.beat_s, seen)
 
     async def _publish_status(self) -> None:
-        waiting = self._waiting
+        waiting, clock = self._waiting, asyncio.get_running_loop().time
+        pace = Pace(burst_s=(_STATUSES_AT_ONCE - 1) * self._periods.statuses_s)
         while True:
             if waiting.status is None:
                 await waiting.status_is_new.wait()
                 continue
+            await asyncio.sleep(pace.wait_s(clock()))
             await self._connection.wait_up()
             waiting.status_is_new.clear()
+            pace = pace.spent(self._periods.statuses_s, clock())
             seen = self._connection.connections
             try:
                 await self._engine.publish_status(waiting.status)
@@ -326,6 +336,8 @@ class Link:
 
     async def _fetch_from(self, url: str, sha256: str) -> None:
         """From a URL, or from the engine for none; as these raise."""
+        if url and not https_source.is_named(url, self._https_hosts):
+            raise NotFetched(f"expected a server that https_hosts of this host names, found {text.sanitise(url, 80)}")
         if url:
             await https_source.fetch(url, self._spool, sha256, tls=self._https)
         else:

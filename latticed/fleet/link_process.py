@@ -7,6 +7,7 @@
     ca = "/etc/latticed/fleet/ca.pem"                          # of the servers; no other authority counts
     credentials = "/var/lib/latticed-link/nats.creds"          # read at each connection
     spool = "/var/lib/latticed-link/spool"                     # the daemon's market.import_dir
+    https_hosts = ["bundles.example.org"]                      # beside the message system; none by default
 
 It ends when the node does, by SIGTERM, or when the node sends what is no message.
 """
@@ -46,6 +47,7 @@ _SETTINGS_BYTES: Final = 64 << 10
 _DATA_BYTES: Final = 256 << 20
 """Most memory of the process: NATS' client holds a message until it is whole, of whatever size a server says it is."""
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
+_HOST: Final = r"^[A-Za-z0-9.:\[\]-]{1,255}\Z"
 
 
 class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +61,8 @@ class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spool_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 512 << 20
     bundle_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 66 << 20
     """A little more than the daemon's largest manifest and artifact."""
+    https_hosts: Annotated[tuple[Annotated[str, Meta(pattern=_HOST)], ...], Meta(max_length=16)] = ()
+    """Servers that a controller may have bundles fetched from, by https: each a name, with `:port` unless it is 443."""
 
 
 def read(path: Path) -> LinkSettings:
@@ -125,7 +129,9 @@ async def _run(settings: LinkSettings, tls: ssl.SSLContext, end: socket.socket) 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with (
         NatsConnection(endpoint, on_change=changed) as connection,
-        Link(connection, NatsEngine(connection, settings.node), spool, stream) as link,
+        Link(
+            connection, NatsEngine(connection, settings.node), spool, stream, https_hosts=settings.https_hosts
+        ) as link,
     ):
         told.append(link)
         ended, stopped = asyncio.create_task(link.ended()), asyncio.create_task(stopping.wait())

@@ -13,10 +13,13 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from latticed.fleet.engine import DESIRED_BYTES, DOCUMENT_BYTES
+from latticed.fleet import engine
+from latticed.fleet.engine import DESIRED_BYTES
 from latticed.kit import strict_json
 
-MAX_BYTES: Final = 4 * DESIRED_BYTES // 3 + (4 << 10)
+DOCUMENT_BYTES: Final = 2 * engine.DOCUMENT_BYTES
+"""Largest status, event, invocation or answer: more than the engine takes, which the link then says of it."""
+MAX_BYTES: Final = 4 * max(DESIRED_BYTES, DOCUMENT_BYTES) // 3 + (4 << 10)
 """Largest message: a document as base64, and what is around it."""
 _LENGTH: Final = 4
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -109,6 +109,8 @@ class NatsControllerEngine:
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
+        self._beats: dict[str, Stored] = {}
+        self._beaten = 0
 
     async def provide(self, streams: Sequence[dict[str, Any]]) -> None:
         """Make the streams that are not there, and have the others as they should be. EngineUnavailable with what the
@@ -160,10 +162,18 @@ class NatsControllerEngine:
             raise EngineUnavailable(_description(done))
 
     async def present(self) -> Sequence[Stored]:
-        found: list[Stored] = []
-        while batch := await self._batch(subjects.PRESENCE_STREAM, "hb.*", found[-1].revision if found else 0):
-            found += batch
-        return found
+        state = (await self._api(f"STREAM.INFO.{subjects.PRESENCE_STREAM}", None)).get("state")
+        first, last = (state.get(name) if isinstance(state, dict) else None for name in ("first_seq", "last_seq"))
+        if not isinstance(first, int) or not isinstance(last, int):
+            raise EngineUnavailable("expected the state of the stream of beats, found another answer")
+        if last < self._beaten:  # it is another stream: this one is in memory
+            self._beats, self._beaten = {}, 0
+        # Each beat is read once; those that the stream has dropped meanwhile are over.
+        while batch := await self._batch(subjects.PRESENCE_STREAM, "hb.*", self._beaten):
+            self._beats |= {one.subject: one for one in batch}
+            self._beaten = batch[-1].revision
+        self._beats = {subject: one for subject, one in self._beats.items() if one.revision >= first}
+        return tuple(self._beats.values())
 
     async def invoke(self, node: str, data: bytes, timeout_s: float) -> bytes:
         answer = await self._connection.request(
@@ -201,7 +211,7 @@ class NatsControllerEngine:
     async def _read(self, stream: str, subject: str, after: int) -> AsyncIterator[Sequence[Stored]]:
         """What is in a stream after that number, in order, then what comes."""
         new = asyncio.Event()
-        hints = asyncio.create_task(self._hints(subject, new), name=f"fleet {stream}")
+        hints = asyncio.create_task(self._hints(subjects.news(stream), new), name=f"fleet {stream}")
         try:
             while True:
                 new.clear()

@@ -58,6 +58,11 @@ def presence(node: str) -> str:
     return f"hb.{node_name(node)}"
 
 
+def news(stream: str) -> str:
+    """Where it is said, to controllers, that a stream has kept something new: nodes cannot publish there."""
+    return f"news.{stream.lower()}"
+
+
 def invocation(node: str) -> str:
     """Where the controller asks a node for an answer, signed by the operator."""
     return f"rpc.{node_name(node)}.invoke"

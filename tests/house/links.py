@@ -43,8 +43,8 @@ class NodesEnd:
 
 
 @contextlib.asynccontextmanager
-async def linked(fleet, node, directory, urls=None, https=None):
-    """The node's end of a link, and the link itself."""
+async def linked(fleet, node, directory, urls=None, https=None, hosts=()):
+    """The node's end of a link, and the link itself. `hosts`: of https servers that it may ask."""
     directory.mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
     mine = NodesEnd(*await asyncio.open_connection(sock=theirs))
@@ -63,6 +63,7 @@ async def linked(fleet, node, directory, urls=None, https=None):
             await asyncio.open_connection(sock=ours),
             periods=QUICK,
             https=https,
+            https_hosts=hosts,
         )
         told.append(link.connection_changed)
         async with link:

@@ -137,6 +137,10 @@ async def test_what_is_not_the_bundle_is_refused_and_nothing_is_left(spool, dire
     assert [one.name for one in directory.iterdir() if one.stat().st_size] == []
 
 
+def host_of(url):
+    return url.split("/")[2]
+
+
 @pytest.mark.parametrize("url", ["http://localhost/bundle", "file:///etc/passwd", "ftp://x", "", "HTTPS://x"])
 async def test_other_kinds_of_url_are_not_asked(spool, url):
     with pytest.raises(NotFetched, match="a URL of https"):
@@ -155,7 +159,7 @@ async def test_link_asks_the_engine_first_and_then_each_url(fleet, node, tmp_pat
     async with (
         asyncio.timeout(WAIT_S),
         serving(ranged([])) as url,
-        linked(fleet, node, tmp_path / "link", https=tls) as (mine, _),
+        linked(fleet, node, tmp_path / "link", https=tls, hosts=("localhost:1", host_of(url))) as (mine, _),
     ):
         mine.send(messages.BundleNeeded(sha256=SHA256, urls=("https://localhost:1/gone", url)))
         assert (await mine.following(messages.BundleHere)).sha256 == SHA256
@@ -165,9 +169,48 @@ async def test_link_asks_the_engine_first_and_then_each_url(fleet, node, tmp_pat
 @pytest.mark.parametrize("host", ["a" * 70, "a..b", "[::", "a:99999"])
 async def test_url_of_no_host_is_one_that_has_nothing(fleet, node, tmp_path, host):
     """It is a controller's word, and comes again after each start of the link."""
-    async with asyncio.timeout(WAIT_S), linked(fleet, node, tmp_path / "link") as (mine, _):
+    async with asyncio.timeout(WAIT_S), linked(fleet, node, tmp_path / "link", hosts=(host,)) as (mine, _):
         mine.send(messages.BundleNeeded(sha256=SHA256, urls=(f"https://{host}/x",)))
         assert (await mine.following(messages.BundleMissing)).sha256 == SHA256
+
+
+async def test_server_that_the_host_does_not_name_is_not_asked(fleet, node, tmp_path, tls):
+    """Whoever has a controller writes URLs; the host's own network is none of his."""
+    seen = []
+    async with (
+        asyncio.timeout(WAIT_S),
+        serving(ranged(seen)) as url,
+        linked(fleet, node, tmp_path / "link", https=tls, hosts=("bundles.example.org", "localhost")) as (mine, _),
+    ):
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(url,)))
+        missing = await mine.following(messages.BundleMissing)
+    assert "https_hosts" in missing.reason
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("https://bundles.example.org/x", True),
+        ("https://BUNDLES.example.org/x", True),
+        ("https://bundles.example.org", True),
+        ("https://packages.example.org:8443/x?y=z", True),
+        ("https://bundles.example.org:8443/x", False),
+        ("https://packages.example.org/x", False),
+        ("https://x.bundles.example.org/x", False),
+        ("https://bundles.example.org.evil.example/x", False),
+        ("https://bundles.example.org@evil.example/x", False),
+        ("https://evil.example/https://bundles.example.org/x", False),
+        ("https://evil.example#bundles.example.org", False),
+        ("https://evil.example?bundles.example.org", False),
+        ("https:bundles.example.org/x", False),
+        ("https://[::1", False),
+        ("https:///x", False),
+        ("", False),
+    ],
+)
+def test_servers_are_named_exactly(url, named):
+    assert https_source.is_named(url, ("bundles.example.org", "Packages.example.org:8443")) is named
 
 
 @pytest.mark.parametrize("size", [CHUNK_BYTES, 2 * len(DATA) // CHUNK_BYTES * CHUNK_BYTES])
@@ -184,7 +227,7 @@ async def test_part_that_somebody_else_spoilt_does_not_keep_the_bundle_away(flee
     async with (
         asyncio.timeout(WAIT_S),
         serving(answer) as url,
-        linked(fleet, node, place, https=tls) as (mine, _),
+        linked(fleet, node, place, https=tls, hosts=(host_of(url),)) as (mine, _),
     ):
         (place / f"{SHA256}.part").write_bytes(b"?" * size)
         mine.send(messages.BundleNeeded(sha256=SHA256, urls=(url,)))

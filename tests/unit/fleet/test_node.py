@@ -107,6 +107,18 @@ def test_file_that_is_not_the_bundle_is_not_imported_in_a_circle(beside):
     assert len(beside.daemon.asked) == 1
 
 
+def test_file_that_is_never_the_bundle_is_fetched_ever_more_rarely(beside, monkeypatch):
+    """Who stole a controller assigns a file that is not what the operator signed: hosts do not fetch on and on."""
+    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    clock = convergence.time.monotonic()
+    for minute in range(24 * 60):
+        monkeypatch.setattr(convergence.time, "monotonic", lambda minute=minute: clock + 60 * minute)
+        beside.node.converge()
+        beside.node.received(messages.BundleHere(sha256="0" * 64))
+    assert 25 <= len(beside.needed()) <= 35
+
+
 def test_refused_documents_in_turn_have_the_node_look_at_a_bounded_pace(beside, monkeypatch):
     """Whoever has the engine can send two documents for ever; what is genuine is acted on meanwhile."""
     looks = []

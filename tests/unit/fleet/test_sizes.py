@@ -94,10 +94,10 @@ def test_certificates_with_the_longest_names_and_most_labels_can_be_signed():
     "message",
     [
         messages.NewDesired(document=bytes(DESIRED_BYTES)),
-        messages.InvocationAsked(number=2**53 - 1, document=bytes(DOCUMENT_BYTES)),
-        messages.NewStatus(document=bytes(DOCUMENT_BYTES)),
-        messages.NewEvent(number=2**53 - 1, message_id="a" * 128, document=bytes(DOCUMENT_BYTES)),
-        messages.InvocationDone(number=2**53 - 1, document=bytes(DOCUMENT_BYTES)),
+        messages.InvocationAsked(number=2**53 - 1, document=bytes(messages.DOCUMENT_BYTES)),
+        messages.NewStatus(document=bytes(messages.DOCUMENT_BYTES)),
+        messages.NewEvent(number=2**53 - 1, message_id="a" * 128, document=bytes(messages.DOCUMENT_BYTES)),
+        messages.InvocationDone(number=2**53 - 1, document=bytes(messages.DOCUMENT_BYTES)),
         messages.BundleNeeded(sha256="a" * 64, urls=("https://" + "a" * 492,) * 8),
         messages.BundleMissing(sha256="a" * 64, reason="\x00" * 500),
     ],
@@ -120,8 +120,11 @@ def test_streams_and_credentials_take_the_largest_of_each_kind():
     for kind in (documents.Invocation, documents.InvocationResult, documents.NodeStatus, documents.NodeEvent):
         assert MOST[kind] <= DOCUMENT_BYTES
     assert max(MOST.values()) <= documents.MAX_BYTES
+    assert messages.DOCUMENT_BYTES >= DOCUMENT_BYTES
     (template,) = [
-        key["template"] for key in deployment._nodes(identities, {})["signing_keys"] if key["role"] == "node"
+        key["template"]
+        for key in deployment._nodes(identities, {}, deployment.SIZES)["signing_keys"]
+        if key["role"] == "node"
     ]
     assert template["payload"] == DOCUMENT_BYTES + deployment.HEADER_BYTES
 
@@ -133,6 +136,9 @@ def test_largest_event_of_a_node_is_one_that_the_engine_takes():
         number=2**53 - 1,
         prev="a" * 64,
         at=2**40,
+        seq=2**53 - 1,
+        actor="\U0001f600" * 256,
+        decision="allow",
         action="\x7f" * 64,
         target="\U0001f600" * 256,
         code="\U0001f600" * 64,
