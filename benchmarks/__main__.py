@@ -42,6 +42,10 @@ BENCHES: Final = {
     "SCALE": "scale",
     "DEV": "developing",
     "UI": "console_page",
+    "FLEET": "fleet_changes",
+    "FLEET10K": "fleet_large",
+    "FLEETWIRE": "fleet_wire",
+    "FLEETHOSTS": "fleet_hosts",
 }
 PAIRS: Final = 9
 QUICK_PAIRS: Final = 3

@@ -5,13 +5,14 @@ async with cut_wires.forwarding(port) as wire:
     wire.hole()  # nothing passes any more, and nobody is told
     wire.cut()  # all connections are reset, new ones too
     wire.heal()
+    wire.after(7, wire.cut)  # in place of the seventh piece of data from now on
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 
 class Wire:
@@ -24,6 +25,17 @@ class Wire:
         self.port = 0
         self.accepted = 0
         """Connections so far."""
+        self._left = 0
+        self._then: Callable[[], None] | None = None
+
+    def after(self, count: int, then: Callable[[], None]) -> None:
+        """Call `then` once in place of the piece of data of that number, counted in both directions; 0: never."""
+        self._left, self._then = count, then
+
+    @property
+    def waits(self) -> bool:
+        """Whether the moment of `after` is still to come."""
+        return self._left > 0
 
     def hole(self) -> None:
         self._passes.clear()
@@ -60,6 +72,10 @@ class Wire:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
+            if self._left > 0:
+                self._left -= 1
+                if self._left == 0 and self._then is not None:
+                    self._then()
             await self._passes.wait()
             writer.write(data)
             await writer.drain()

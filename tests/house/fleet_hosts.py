@@ -1,8 +1,10 @@
 """A host of a fleet: the real daemon, the real node process under a user of its own, and the link's end of its socket.
 
-with fleet_hosts.hosted() as host:
+with fleet_hosts.hosted() as host, host.node():
     host.desire(1, plugins=(host.wanted(bundle),))
     host.until(lambda status: status.settled)
+
+Or with the link's process too, on real servers (`nats_servers`): `with host.joined(servers)`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from latticed.fleet import documents, kept_state, messages
-from tests.house import bundles, daemons, fleets, processes
+from tests.house import bundles, daemons, fleets, nats_servers, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,11 +39,17 @@ if TYPE_CHECKING:
 ACME = bundles.author("acme")
 NODE = processes.User(uid=65540, gid=processes.STRANGER.gid)
 """In the group that may connect to the daemon's socket, and named in its settings."""
+LINK = processes.User(uid=65541, gid=65541)
+"""Without any access to the daemon's socket."""
 GENERATIONS = itertools.count(1)
 _NODE = """
-import socket, sys
+import socket, sys, time
 from pathlib import Path
+real, ahead_s = time.time, float(sys.argv[6])
+time.time = lambda: real() + ahead_s
 from latticed.fleet import node
+from latticed.kit import logs
+logs.configure("info", form="json")
 link = socket.socket(fileno=int(sys.argv[1]))
 sys.exit(node.run(link, Path(sys.argv[2]), sys.argv[3], reconcile_s=float(sys.argv[4]), owner=lambda: sys.argv[5]))
 """
@@ -50,9 +58,12 @@ sys.exit(node.run(link, Path(sys.argv[2]), sys.argv[3], reconcile_s=float(sys.ar
 class FleetHost:
     """One host. Intents and assignments of all tests that share it have growing generations."""
 
-    def __init__(self, daemon: daemons.Daemon, directory: Path, spool: Path, *, user: processes.User | None) -> None:
+    def __init__(
+        self, daemon: daemons.Daemon, directory: Path, spool: Path, *, user: processes.User | None, name: str = "n1"
+    ) -> None:
         self.daemon, self.directory, self.spool, self.user = daemon, directory, spool, user
-        self.fleet = fleets.Fleet(now=int(time.time()))
+        self.name = name
+        self.fleet = fleets.Fleet(now=int(time.time()), node=name)
         self.token = documents.sign(self.fleet.token(operators=(fleets.public(fleets.OPERATOR),)), fleets.OPERATOR)
         public = kept_state.enrol(directory, self.token, now_s=int(time.time()))
         self.fleet.node_key = public
@@ -67,27 +78,14 @@ class FleetHost:
         self.withheld: set[str] = set()
         self.tars: dict[str, bytes] = {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.link_process: subprocess.Popen[bytes] | None = None
         self.socket_path = str(daemon.place.socket)
 
     @contextlib.contextmanager
     def node(self, *, reconcile_s: float = 1.0) -> Iterator[None]:
         """The process, until the end of the block."""
         ours, theirs = socket.socketpair()
-        theirs.set_inheritable(True)
-        place = self.daemon.place
-        command = [*place.python(), "-c", _NODE, str(theirs.fileno()), str(self.directory), self.socket_path]
-        with (
-            ours,
-            processes.spawned(
-                [*command, str(reconcile_s), str(place.uid)],
-                user=self.user,
-                env=place.environment(),
-                pass_fds=(theirs.fileno(),),
-                stdout=self.daemon.place.home / "node.log",
-                stderr=self.daemon.place.home / "node.err",
-            ) as process,
-        ):
-            theirs.close()
+        with ours, self._spawned(theirs, reconcile_s=reconcile_s) as process:
             self.process, self.link, self._decoder = process, ours, messages.Decoder(messages.ToLink)
             # What was said before may be out of date.
             self.statuses.clear()
@@ -95,8 +93,87 @@ class FleetHost:
             ours.shutdown(socket.SHUT_RDWR)
             assert process.wait(processes.PATIENCE_S) == 0 or process.returncode == -9, self.complaints()
 
+    @contextlib.contextmanager
+    def joined(
+        self,
+        servers: nats_servers.Fleet,
+        *,
+        reconcile_s: float = 1.0,
+        ahead_s: float = 0.0,
+        urls: tuple[str, ...] | None = None,
+    ) -> Iterator[None]:
+        """The whole agent, both of its processes, until the end of the block; `ahead_s`: by how much its clock is."""
+        ours, theirs = socket.socketpair()
+        with (
+            self._linked(ours, self._link_settings(servers, urls or servers.urls)) as link,
+            self._spawned(theirs, reconcile_s=reconcile_s, ahead_s=ahead_s) as process,
+        ):
+            self.process, self.link_process = process, link
+            yield
+            assert process.poll() is None, self.complaints()
+            assert link.poll() is None, self.complaints()
+
+    @contextlib.contextmanager
+    def _spawned(
+        self, end: socket.socket, *, reconcile_s: float, ahead_s: float = 0.0
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The node's process with its end of the socketpair, which is closed here."""
+        place = self.daemon.place
+        end.set_inheritable(True)
+        command = [*place.python(), "-c", _NODE, str(end.fileno()), str(self.directory), self.socket_path]
+        with processes.spawned(
+            [*command, str(reconcile_s), str(place.uid), str(ahead_s)],
+            user=self.user,
+            env=place.environment(),
+            pass_fds=(end.fileno(),),
+            stdout=place.home / "node.log",
+            stderr=place.home / "node.err",
+        ) as process:
+            end.close()
+            yield process
+
+    @contextlib.contextmanager
+    def _linked(self, end: socket.socket, settings: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """The link's process with its end, which is closed here."""
+        place = self.daemon.place
+        end.set_inheritable(True)
+        command = [*place.python(), "-m", "latticed.fleet.link_process", "--settings", str(settings)]
+        with processes.spawned(
+            [*command, "--socket", str(end.fileno())],
+            user=LINK if self.user is not None else None,
+            env=place.environment(),
+            pass_fds=(end.fileno(),),
+            stdout=place.home / "link.log",
+            stderr=place.home / "link.err",
+        ) as process:
+            end.close()
+            yield process
+
+    def _link_settings(self, servers: nats_servers.Fleet, urls: tuple[str, ...]) -> Path:
+        """What the link is told, in a directory that its user can read."""
+        place = self.directory.parent / "link"
+        place.mkdir(exist_ok=True)
+        wanted = {"ca.pem": servers.ca.read_bytes(), "nats.creds": servers.node(self.name).read_bytes()}
+        wanted["link.toml"] = (
+            f'node = "{self.name}"\nservers = {json.dumps(urls)}\nca = "{place}/ca.pem"\n'
+            f'credentials = "{place}/nats.creds"\nspool = "{self.spool}"\n'
+        ).encode()
+        for name, data in wanted.items():
+            (place / name).write_bytes(data)
+            (place / name).chmod(0o600)
+        if self.user is not None:
+            for path in (self.spool, *(place / name for name in wanted)):
+                os.chown(path, LINK.uid, LINK.gid)
+        return place / "link.toml"
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Entries of the node's log."""
+        lines = (self.daemon.place.home / "node.log").read_text().splitlines()
+        return [one for one in map(json.loads, lines) if one["event"] == event]
+
     def complaints(self) -> str:
-        return "\n".join((self.daemon.place.home / name).read_text()[-4000:] for name in ("node.log", "node.err"))
+        found = (self.daemon.place.home / f"{who}.{end}" for who in ("node", "link") for end in ("log", "err"))
+        return "\n".join(path.read_text()[-4000:] for path in found if path.exists())
 
     def send(self, message: messages.ToNode) -> None:
         self.link.sendall(messages.encode(message))
@@ -193,7 +270,7 @@ class FleetHost:
 
 
 @contextlib.contextmanager
-def hosted(*, settings: str = "") -> Iterator[FleetHost]:
+def hosted(*, settings: str = "", name: str = "n1") -> Iterator[FleetHost]:
     """A daemon with a directory for imports, and a node that is enrolled."""
     user = NODE if os.getuid() == 0 else None
     parent = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))
@@ -209,7 +286,7 @@ def hosted(*, settings: str = "") -> Iterator[FleetHost]:
             for path in (place.home, place.run, place.home.parent):
                 path.chmod(0o711)
             with place.running() as daemon:
-                yield FleetHost(daemon, parent / "node", spool, user=user)
+                yield FleetHost(daemon, parent / "node", spool, user=user, name=name)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 

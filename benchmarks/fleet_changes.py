@@ -1,0 +1,168 @@
+"""FLEET: a change for each of 1,000 nodes, from its publication to the node's verdict, on one nats-server and on three.
+
+Nodes are simulated (`tests/house/simulated_nodes.py`): the agent's own connection, link and judging, without a daemon.
+The reference is nats-py alone: the same number of plain clients on the same server, each asked a question of the same
+size, as many at once, and nothing kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import processes, rows
+from benchmarks.bench import say
+from benchmarks.references import bare_subscribers
+from latticed.fleet import deployment, nats_connection, subjects
+from tests.house import nats_servers, simulated_fleets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from nats.aio.client import Client
+
+    from benchmarks.bench import Bench
+    from latticed.fleet.nats_engine import NatsControllerEngine
+    from tests.house.simulated_fleets import SimulatedFleet
+
+MAX_S: Final = 0.150
+MAX_KIB: Final = 50
+DOCUMENT_BYTES: Final = 2_000
+"""About what a node's desired document has here."""
+
+
+def measure(bench: Bench) -> list[rows.Row]:
+    with bench.scratch() as place:
+        return [row for servers in (1, 3) for row in asyncio.run(_measure(place / str(servers), bench, servers))]
+
+
+async def _measure(place: Path, bench: Bench, servers: int) -> list[rows.Row]:
+    count = bench.some(1_000, 100)
+    ours, theirs, whole = list[list[float]](), list[list[float]](), list[float]()
+    sizes = deployment.Sizes(nodes=2 * count, bundles_bytes=64 << 20)
+    async with provided(place, servers, sizes) as (fleet, engine):
+        before = memory_mib(fleet)
+        async with simulated_fleets.running(fleet, count, place) as nodes:
+            await nodes.all_up()
+            say(f"FLEET: {count} nodes are connected to {servers} server(s)")
+            memory = [(after - first) * 1024 / count for first, after in zip(before, memory_mib(fleet), strict=True)]
+            await changed(engine, nodes, 1)
+            async with _bare(fleet, count, place) as bare:
+                for pair in range(bench.pairs):
+                    for which in (0, 1) if pair % 2 else (1, 0):
+                        if which:
+                            judged, took_s = await changed(engine, nodes, pair + 2)
+                            ours.append(judged)
+                            whole.append(took_s)
+                        else:
+                            theirs.append(await bare.asked())
+    return [*_rows(servers, count, ours, theirs, whole), *(_memory_row(count, memory) if servers == 1 else [])]
+
+
+@contextlib.asynccontextmanager
+async def provided(
+    place: Path, servers: int, sizes: deployment.Sizes
+) -> AsyncIterator[tuple[nats_servers.Fleet, NatsControllerEngine]]:
+    """Servers, and a controller's engine on them."""
+    with nats_servers.running(place / "nats", servers, sizes) as fleet:
+        async with fleet.connected("controller") as connection:
+            yield fleet, await fleet.provide(connection)
+
+
+async def changed(engine: NatsControllerEngine, nodes: SimulatedFleet, generation: int) -> tuple[list[float], float]:
+    """Give each node a new document: seconds from the publication of each to its verdict, and from the first to all."""
+    await asyncio.sleep(5.0)  # what came of the change before (events, statuses) is over
+    await nodes.assign(engine, nodes.intent(generation), generation)
+    await nodes.all_have(generation)
+    _, judged = await nodes.latencies(generation)
+    heard = await nodes.listed(do="heard", generation=generation)
+    return judged, max(at for _, _, at in heard) - min(nodes.published_s.values())
+
+
+def memory_mib(fleet: nats_servers.Fleet) -> list[float]:
+    """Of each server, resident."""
+    return [processes.memory_mib(server.process.pid) for server in fleet.servers if server.process is not None]
+
+
+class _Bare(simulated_fleets.AskedProcesses):
+    client: Client
+
+    async def asked(self) -> list[float]:
+        """Ask each: seconds from the question to when it was heard."""
+        limit, asked_s = asyncio.Semaphore(simulated_fleets.AT_ONCE), dict[str, float]()
+
+        async def ask(name: str) -> None:
+            async with limit:
+                asked_s[name] = time.monotonic()
+                await self.client.request(subjects.invocation(name), bytes(DOCUMENT_BYTES), timeout=60)
+
+        await asyncio.sleep(5.0)
+        await asyncio.gather(*map(ask, self.names))
+        heard = dict(await self.listed(do="heard"))
+        return [heard[name] - at for name, at in asked_s.items()]
+
+
+@contextlib.asynccontextmanager
+async def _bare(fleet: nats_servers.Fleet, count: int, place: Path) -> AsyncIterator[_Bare]:
+    names = [f"bare-{number}" for number in range(count)]
+    found = _Bare(processes=[], names=names)
+    endpoint = fleet.endpoint(fleet.controller, "bare")
+    async with nats_connection.probing(endpoint) as (found.client, _):
+        try:
+            for which in range(2):
+                told = {
+                    "nodes": [(name, os.fspath(fleet.node(name))) for name in names[which::2]],
+                    "servers": fleet.urls,
+                    "ca": os.fspath(fleet.ca),
+                }
+                plan = place / f"bare-{which}.json"
+                found.processes.append(await simulated_fleets.started(bare_subscribers.__file__, plan, told))
+            await found.all_up()
+            yield found
+        finally:
+            await found.end()
+
+
+def _rows(
+    servers: int, count: int, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], whole: Sequence[float]
+) -> list[rows.Row]:
+    p99 = rows.Pairs(
+        ours=tuple(rows.percentile(one, 0.99) for one in ours),
+        theirs=tuple(rows.percentile(one, 0.99) for one in theirs),
+    )
+    p50 = rows.percentile([rows.percentile(one, 0.5) for one in ours], 0.5)
+    where = "1 server" if servers == 1 else f"{servers} servers"
+    return [
+        rows.Row(
+            target="FLEET",
+            what=f"{count:,} nodes, {where}: a document's publication to the node's verdict, p99 (p50)",
+            ours=f"{rows.seconds(p99.our_median)} ({rows.seconds(p50)})",
+            reference=f"{rows.seconds(p99.their_median)} nats-py, a question, nothing kept",
+            ratio=rows.spread(p99.ratios),
+            wanted=f"≤ {rows.seconds(MAX_S)}",
+            met=p99.our_median <= MAX_S,
+            samples=rows.samples(p99),
+        ),
+        rows.Row(
+            target="FLEET",
+            what=f"... from the first of {count:,} documents to the last verdict",
+            ours=rows.seconds(rows.percentile(whole, 0.5)),
+            samples={"ours": list(whole)},
+        ),
+    ]
+
+
+def _memory_row(count: int, memory: Sequence[float]) -> list[rows.Row]:
+    return [
+        rows.Row(
+            target="FLEET",
+            what=f"the server's memory for each of {count:,} nodes",
+            ours=f"{max(memory):.0f} KiB",
+            wanted=f"≤ {MAX_KIB} KiB",
+            met=max(memory) <= MAX_KIB,
+        )
+    ]
