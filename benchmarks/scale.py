@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 BURST: Final = 2_000
 MAX_MIB: Final = 150
+RESTART_S: Final = 2.5
+SETTINGS: Final = '[runners]\nsystem = "noop"\n'
+"""Plugins that are active take no process here: what is measured is the daemon."""
 LISTING: Final = "/api/plugins/lifecycle"
 STATUS: Final = "/api/status"
 
@@ -23,7 +26,7 @@ def measure(bench: Bench) -> list[rows.Row]:
     burst = min(BURST, count // 2)
     with bench.scratch() as place:
         ours = daemon.Place(home=place, programs=bench.ours())
-        ours.prepare()
+        ours.prepare(SETTINGS)
         say(f"SCALE: writing {count} bundles")
         many.write(ours.plugins, count)
         with daemon.running(ours) as first:
@@ -37,6 +40,17 @@ def measure(bench: Bench) -> list[rows.Row]:
             listing_s = _timed(lambda: again.get(LISTING))
             after_mib = processes.memory_mib(again.process.pid)
             peak_mib = processes.memory_mib(again.process.pid, "VmHWM")
+            # Of those that the burst left as they were.
+            active = [one["id"] for one in again.get(LISTING) if one["available"]][: count // 2]
+            say(f"SCALE: activating {len(active)} plugins")
+            for plugin_id in active:
+                again.decide(plugin_id, "installed")
+                again.decide(plugin_id, "active")
+        with daemon.running(ours) as half:
+            half_s = half.start_s
+            began_s = time.perf_counter()
+            processes.until(lambda: half.get(STATUS)["runtime"].get("armed", 0) == len(active), "all to be armed")
+            armed_s = half_s + time.perf_counter() - began_s
     if known != count + len(BUILTINS):
         raise RuntimeError(f"expected {count} plugins on record beside {len(BUILTINS)} built-in, found {known}")
     return [
@@ -44,6 +58,13 @@ def measure(bench: Bench) -> list[rows.Row]:
             target="SCALE", what=f"{count:,} new bundles: start to READY=1, all on record", ours=rows.seconds(first_s)
         ),
         rows.Row(target="SCALE", what="restart with all on record", ours=rows.seconds(again_s)),
+        rows.Row(
+            target="P1",
+            what=f"restart with {count:,} on record, {len(active):,} of them active",
+            ours=f"{rows.seconds(half_s)}, all started after {rows.seconds(armed_s)}",
+            wanted=f"≤ {RESTART_S:g} s",
+            met=half_s <= RESTART_S,
+        ),
         rows.Row(
             target="SCALE",
             what=f"burst of {burst:,} changed bundles until all are seen",
