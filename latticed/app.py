@@ -17,6 +17,7 @@ from latticed.broker.gate import Broker
 from latticed.bundle import read
 from latticed.catalog.builtins import Builtins
 from latticed.catalog.catalog import Catalog
+from latticed.catalog.pair_judge import PairJudge
 from latticed.catalog.store import Store
 from latticed.host.notify.rules import FANOUT
 from latticed.host.permissions import Permissions
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from latticed.market.market import Market
     from latticed.model.chain import Head
     from latticed.model.manifest import Manifest
-    from latticed.model.verdict import Verdict
     from latticed.runners.contract import Runner
     from latticed.sandbox.host_facts import Probed
     from latticed.settings import Settings
@@ -183,10 +183,7 @@ class App:
         # What is on disk. `judge` reads the policy at each call, so that a change counts at once.
         store = Store(settings.state_dir / "store", limits=self._read_limits(), builtins=builtins)
 
-        async def judge(identity: str, sha256: str | None = None) -> Verdict:
-            verify = functools.partial(store.verify, identity, policy.current, host_version=self._version)
-            return await asyncio.to_thread(verify, sha256=sha256)
-
+        judge = PairJudge(store, lambda: policy.current, host_version=self._version)
         await asyncio.to_thread(self._shelf.clear)  # before the market's directory is watched
         catalog = self._make_catalog(policy, store)
         # Before the first scan, which then judges bundles of installed plugins first.

@@ -288,6 +288,11 @@ def fingerprint(name: str, *, beneath: int) -> tuple[Stamp | None, Stamp | None]
     except OSError:
         return None, None
     # If `name` is swapped for a link meanwhile, another file's stamp comes out: a difference, so the bundle is read.
+    return stamps(name, beneath=beneath)
+
+
+def stamps(name: str, *, beneath: int) -> tuple[Stamp | None, Stamp | None]:
+    """As `fingerprint`, without looking at the directory: the files are found through a link in its place, too."""
     return _stamp(f"{name}/{MANIFEST}", beneath), _stamp(f"{name}/{ARTIFACT}", beneath)
 
 

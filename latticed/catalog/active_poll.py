@@ -1,7 +1,7 @@
 """Polls the bundles of active plugins every second, for changes that inotify does not report.
 
 inotify is silent about a write through a hard link elsewhere or through a mapping, and about another machine's write on
-a network file system. Three calls of stat(2) for each bundle find those, off the event loop.
+a network file system. Two calls of stat(2) for each bundle find those, off the event loop.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ POLL_S: Final = 1.0
 """Seconds from the beginning of one poll of all bundles to that of the next."""
 STUCK_S: Final = 0.5
 """A job that takes longer, in seconds, is abandoned; its names get a job each from then on."""
-# Bundles in one job: opening the plugin directory and handing over a job are paid for once for all of them.
-TOGETHER: Final = 256
+# Bundles in one job: opening the plugin directory and handing over a job are paid for once for all of them. Few enough
+# for a job to be quick (`AbandoningThreads`): a second thread only makes it slower.
+TOGETHER: Final = 64
 _THREADS: Final = 2
 
 Job = tuple[str, ...]
@@ -70,7 +71,9 @@ class ActivePoll:
             began_s = time.monotonic()
             if self._watcher.active:
                 await self.check_all()
-            await asyncio.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
+            took_s = time.monotonic() - began_s
+            # Where thousands are started, a poll takes longer than its second, and would hold them up without a pause.
+            await asyncio.sleep(max(POLL_S - took_s, min(took_s, POLL_S)))
 
     async def check_all(self) -> None:
         """Compare all of them once. A bundle whose file system does not answer delays the others once, by STUCK_S."""
@@ -105,13 +108,14 @@ class ActivePoll:
         if name not in self._every_write:
             self._watcher.arm(name, root)  # first, so that no change falls between the comparison and the watch
             self._every_write.add(name)
-        now, entry = scanner.fingerprint(name, root), self._entries.get(name)
+        entry = self._entries.get(name)
         # Not judged yet, or never read: there is nothing to compare with.
         if entry is None or entry.surplus:
             return False
         if entry.fingerprint is not None:
-            return entry.fingerprint != now
+            return scanner.has_changed(name, root, entry.fingerprint)
         # Judged too soon after a change for the times to tell another one, or while it changed: once more.
+        now = scanner.fingerprint(name, root)
         again = self._noted.get(name) != now
         self._noted[name] = now
         return again

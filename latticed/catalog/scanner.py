@@ -170,6 +170,13 @@ def fingerprint(name: str, root: Root) -> Fingerprint:
     return _packed(root, read.fingerprint(name, beneath=root.fd))
 
 
+def has_changed(name: str, root: Root, known: Fingerprint) -> bool:
+    """Whether the bundle's files are others than those of this fingerprint. A link in the place of its directory that
+    leads to the very same files is no change: the watch of the plugin directory reports it.
+    """
+    return _packed(root, read.stamps(name, beneath=root.fd)) != known
+
+
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
     """Watch the plugin directory and list it, without looking at what it lists.
 

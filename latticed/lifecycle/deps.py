@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from latticed.kit.value import Value
 
 if TYPE_CHECKING:
     from latticed.catalog.catalog import Catalog
+    from latticed.catalog.pair_judge import PairJudge
     from latticed.catalog.store import Store
     from latticed.host.services import HostServices
     from latticed.kit.clock import Clock
@@ -16,17 +17,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.policy import PolicyKeeper
     from latticed.lifecycle.revocations import RevocationKeeper
     from latticed.model.accepted import Usual
-    from latticed.model.verdict import Verdict
     from latticed.supervisor.supervisor import Supervisor
-
-
-class PairJudge(Protocol):
-    """Judges the stored pair of an identity under the policy in force, off the event loop.
-
-    With `sha256`, that is taken as the artifact's hash and the artifact is not read.
-    """
-
-    async def __call__(self, identity: str, sha256: str | None = None) -> Verdict: ...
 
 
 class LifecycleDeps(Value, frozen=True, kw_only=True):

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed.broker.gate import Count
+    from latticed.catalog.pair_judge import PairJudge
     from latticed.host.services import HostServices
     from latticed.kit.clock import Clock
     from latticed.ledger import Ledger, Transaction
-    from latticed.lifecycle.deps import PairJudge
     from latticed.lifecycle.state import LifecycleState
     from latticed.lifecycle.turns import Turns
     from latticed.model.accepted import Usual

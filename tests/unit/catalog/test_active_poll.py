@@ -135,15 +135,15 @@ async def test_hanging_stat_does_not_delay_other_bundles(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop is not delayed either. The bundle is polled again once its file system answers."""
-    hanging, plain = threading.Event(), scanner.fingerprint
+    hanging, plain = threading.Event(), scanner.has_changed
 
-    def fingerprint(name: str, root):
+    def has_changed(name: str, root, known):
         if name == "b-stuck" and threading.current_thread() is not threading.main_thread() and armed.is_set():
             hanging.wait()
-        return plain(name, root)
+        return plain(name, root, known)
 
     armed = threading.Event()
-    monkeypatch.setattr(scanner, "fingerprint", fingerprint)
+    monkeypatch.setattr(scanner, "has_changed", has_changed)
     async with activated(plugins, "a", "b-stuck", "c") as (seen, made):
         armed.set()
         try:
