@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -31,5 +32,10 @@ class SystemClock:
 
 def rfc3339(wall_us: int) -> str:
     """`wall_us` as RFC 3339 UTC with microseconds, the form used on every wire."""
-    whole = datetime.fromtimestamp(wall_us // 1_000_000, tz=UTC).isoformat()  # a third of what strftime takes
-    return f"{whole[:19]}.{wall_us % 1_000_000:06d}Z"
+    second, rest_us = divmod(wall_us, 1_000_000)
+    return f"{_whole(second)}.{rest_us:06d}Z"
+
+
+@functools.lru_cache(maxsize=16)  # thousands of events are recorded in one second
+def _whole(second: int) -> str:
+    return datetime.fromtimestamp(second, tz=UTC).isoformat()[:19]  # a third of what strftime takes

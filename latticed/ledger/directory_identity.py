@@ -28,15 +28,16 @@ class DirectoryIdentity:
     """
 
     def __init__(self, directory: Path, *, database: str, key: str, lock: str) -> None:
-        self._directory = directory
-        self._wal = directory / f"{database}-wal"
+        # As text: a Path takes as long as the call of stat(2), and these are looked at before each commit.
+        self._directory = str(directory)
+        self._wal = str(directory / f"{database}-wal")
+        self._key = str(directory / key)
         self._watched = {
-            directory: "state_replaced",
-            directory / database: "ledger_replaced",
-            directory / key: "host_key_replaced",
-            directory / lock: "state_replaced",
+            self._directory: "state_replaced",
+            str(directory / database): "ledger_replaced",
+            self._key: "host_key_replaced",
+            str(directory / lock): "state_replaced",
         }
-        self._key = directory / key
         self._seen = {path: self._identity(path) for path in self._watched}
 
     def written(self) -> None:
@@ -55,12 +56,12 @@ class DirectoryIdentity:
         for path, code in [*self._watched.items()]:
             found = self._identity(path)
             if found != self._seen[path]:
-                name = "the state directory" if path == self._directory else path.name
+                name = "the state directory" if path == self._directory else os.path.basename(path)
                 what = "found nothing" if found is None else "found another one"
                 return Problem(code, f"expected {name} to be the one that latticed entered, {what}", _HINT)
         return None
 
-    def _identity(self, path: Path) -> Identity | None:
+    def _identity(self, path: str) -> Identity | None:
         """(device, inode) of what is at `path`, of the key with size and mtime.
 
         None when nothing can be found there.
