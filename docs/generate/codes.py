@@ -56,6 +56,13 @@ ELSEWHERE: Final = {
     "ledger/deliveries.py": "no_channel",
     "system/findings.py": "bad_intent",
     "system/proxy/links.py": "bad_link",
+    "fleet/controller/operations.py": "controller_uncertified",
+    "fleet/controller/core.py": "node_key_changed chain_forked events_missed",
+    "fleet/controller/observing.py": "status_forged status_old",
+    "fleet/controller/chains.py": "event_forged",
+    "fleet/controller/leader.py": "desired_foreign",
+    "fleet/controller/views.py": "engine_away certificate_expires lease_lost no_leader controller_clock state_rebuilt"
+    " revocations_untold not_done rollout_halted rollout_returning",
 }
 """Codes in no such call, by the module that has them as a constant."""
 MADE: Final = {

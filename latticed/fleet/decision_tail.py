@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from latticed.fleet import decisions
-from latticed.fleet.decisions import Followed, RecordedDecision
+from latticed.fleet.decisions import Decision, Followed
 from latticed.fleet.node_record import unwritable
 from latticed.kit import logs
 from latticed.model.errors import Problem
@@ -94,7 +94,7 @@ class DecisionTail:
         self._followed = msgspec.structs.replace(before, counted=kept.counted, since_s=kept.since_s)
         self._record.add("fleet.decisions_missing", "", "", reason, followed=self._followed)
 
-    def _heard(self, found: RecordedDecision | None) -> None:
+    def _heard(self, found: Decision | None) -> None:
         """An event, or (None) that there is none now."""
         while found is not None and not self._stopped.is_set():
             after, verdict = decisions.take(
@@ -140,16 +140,16 @@ class DecisionTail:
         newest = self._page(newest="1")
         return _reached(newest[0]) if newest else Followed()
 
-    def _page(self, **query: str) -> list[RecordedDecision]:
+    def _page(self, **query: str) -> list[Decision]:
         """The first event that is asked for; empty when there is none."""
         found: Any = self._daemon.ask("GET", "audit", query={**query, "limit": "1"})
         try:
-            return msgspec.convert(found["events"], list[RecordedDecision])
+            return msgspec.convert(found["events"], list[Decision])
         except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise Problem("bad_reply", f"the daemon's record is not of this version: {error}") from error
 
 
-def _reached(last: RecordedDecision) -> Followed:
+def _reached(last: Decision) -> Followed:
     return Followed(seq=last.seq, hash=last.hash, ts=last.ts)
 
 

@@ -54,7 +54,7 @@ _OTHERS: Final = "others"
 Text = Annotated[str, Meta(max_length=4_096)]
 
 
-class RecordedDecision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True):
     """An event of the daemon's record (contracts §11), as far as it is told."""
 
     seq: Annotated[int, Meta(ge=1, le=2**53 - 1)]
@@ -83,7 +83,7 @@ class Followed(Struct, frozen=True, kw_only=True):
 class Tell(Struct, frozen=True, kw_only=True):
     """The decision is to be told, with `followed` on disk in the same step."""
 
-    decision: RecordedDecision
+    decision: Decision
 
 
 class Passed(Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class Wait(Struct, frozen=True, kw_only=True):
 
 
 def take(
-    followed: Followed, decision: RecordedDecision, paces: dict[str, Pace], *, waiting: int, now_s: float, at_s: int
+    followed: Followed, decision: Decision, paces: dict[str, Pace], *, waiting: int, now_s: float, at_s: int
 ) -> tuple[Followed, Tell | Passed | Wait]:
     """What to do with the next event of the daemon's record, and how far it is followed then.
 
@@ -137,7 +137,7 @@ def sum_of(followed: Followed) -> tuple[str, Followed]:
     return told, Followed(seq=followed.seq, hash=followed.hash, ts=followed.ts)
 
 
-def _counted(followed: Followed, decision: RecordedDecision, at_s: int) -> Followed:
+def _counted(followed: Followed, decision: Decision, at_s: int) -> Followed:
     counted = dict(followed.counted)
     what = f"{decision.action} {decision.code}".strip()[:128]
     if what not in counted and len(counted) >= _MOST_COUNTED:

@@ -259,6 +259,18 @@ class NodeStatus(FleetDocument, frozen=True, kw_only=True):
     head: Sha256
 
 
+class SharedRecord(FleetDocument, frozen=True, kw_only=True):
+    """What one controller leaves for the others in the message system, signed by its key. `step` grows with each record
+    of the same name; `packed` is for controllers alone (`controller.records`).
+    """
+
+    controller: Name
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
+    step: Number
+    at: Moment
+    packed: Annotated[str, Meta(max_length=180 << 10)]
+
+
 DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     Intent: b"latticed.fleet.intent.v1\n",
     Assignment: b"latticed.fleet.assignment.v1\n",
@@ -270,6 +282,7 @@ DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     InvocationResult: b"latticed.fleet.result.v1\n",
     NodeEvent: b"latticed.fleet.event.v1\n",
     NodeStatus: b"latticed.fleet.status.v1\n",
+    SharedRecord: b"latticed.fleet.shared.v1\n",
 }
 """What precedes the payload of each kind in what is signed."""
 MOST_BYTES: Final[dict[type[FleetDocument], int]] = {

@@ -8,7 +8,7 @@ acknowledge only what is on disk.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -57,6 +57,14 @@ class Stored:
     revision: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPosition:
+    """`created` is another one once the stream was made anew; `last`: its highest revision."""
+
+    created: str
+    last: int
+
+
 class Engine(Protocol):
     """What a node's link uses. Each method raises EngineUnavailable when there is no connection, and ValueError for
     what is larger than its kind may be.
@@ -94,14 +102,29 @@ class ControllerEngine(Protocol):
     is larger than its kind may be.
     """
 
+    async def provide(self, streams: Sequence[dict[str, Any]]) -> None:
+        """Make the streams that are not there, and have the others as they should be."""
+
+    async def position(self, stream: str) -> StreamPosition:
+        """Which stream of this name it is, and how far it goes; KeyError when there is none."""
+
     async def desired(self, node: str) -> Stored | None:
         """The desired document of `node`; None when there never was one."""
+
+    def all_desired(self) -> AsyncIterator[Sequence[Stored]]:
+        """Every desired document that is kept now; of one node the newest comes last."""
 
     async def put_desired(self, node: str, data: bytes, expected: int) -> int:
         """Replace the document of that revision (0: there is none); the new revision. Conflict."""
 
     async def put_chunk(self, sha256: str, number: int, data: bytes) -> None:
         """Keep a chunk, once: what is there already stays as it is."""
+
+    async def chunks_kept(self, sha256: str) -> int:
+        """How many chunks of a bundle are kept."""
+
+    def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
+        """Nodes' statuses as they are now, and then an end."""
 
     def statuses(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
         """What nodes' statuses are, then each that changes, with a revision above `after`; never ends."""
@@ -112,6 +135,12 @@ class ControllerEngine(Protocol):
     async def forget_events(self, node: str, revision: int) -> None:
         """Drop a node's events up to that revision, once they are kept elsewhere: this frees its quota."""
 
+    async def event_counts(self) -> dict[str, int]:
+        """How many events of each node are kept."""
+
+    async def thin_events(self, node: str, keep: int) -> None:
+        """Drop a node's events but the newest `keep`, once all are kept elsewhere: this frees its quota."""
+
     async def present(self) -> Sequence[Stored]:
         """The newest beat of each node that gave one within the last minute."""
 
@@ -120,6 +149,11 @@ class ControllerEngine(Protocol):
 
     async def get(self, key: str) -> Stored | None:
         """What the controllers share under `key`, as the leader has it."""
+
+    def all_shared(self) -> AsyncIterator[Sequence[Stored]]:
+        """All that controllers share now; the keys are the last tokens of the subjects. Empty data: nothing any
+        more.
+        """
 
     async def put(self, key: str, data: bytes, expected: int, *, ttl_s: int | None = None) -> int:
         """Replace what has that revision (0: nothing), for `ttl_s` seconds when given; the new revision. Conflict."""

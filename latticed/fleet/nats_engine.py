@@ -24,6 +24,7 @@ from latticed.fleet.engine import (
     EngineUnavailable,
     QuotaExceeded,
     Stored,
+    StreamPosition,
 )
 from latticed.kit import strict_json, text
 
@@ -132,8 +133,21 @@ class NatsControllerEngine:
             found[name] = None if _code(answer) == _NO_STREAM else answer.get("config")
         return found
 
+    async def position(self, stream: str) -> StreamPosition:
+        answer = await self._api(f"STREAM.INFO.{stream}", None)
+        if _code(answer) == _NO_STREAM:
+            raise KeyError(stream)
+        state, created = answer.get("state"), answer.get("created")
+        last = state.get("last_seq") if isinstance(state, dict) else None
+        if not isinstance(last, int) or not isinstance(created, str):
+            raise EngineUnavailable(_description(answer))
+        return StreamPosition(created=created[:64], last=last)
+
     async def desired(self, node: str) -> Stored | None:
         return await self._leaders(subjects.DESIRED_STREAM, subjects.desired(node))
+
+    def all_desired(self) -> AsyncIterator[Sequence[Stored]]:
+        return self._kept(subjects.DESIRED_STREAM, "$KV.desired.*")
 
     async def put_desired(self, node: str, data: bytes, expected: int) -> int:
         return await self._replaced(subjects.desired(node), _own(data, DESIRED_BYTES), expected, {})
@@ -149,6 +163,12 @@ class NatsControllerEngine:
             if kept.data != data:
                 raise Conflict(f"expected chunk {number} of {sha256} as it is here, found another one kept") from None
 
+    async def chunks_kept(self, sha256: str) -> int:
+        return len(await self._subjects(subjects.BUNDLES_STREAM, f"bundle.{subjects.sha256(sha256)}.*"))
+
+    def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
+        return self._kept(subjects.STATUS_STREAM, "st.*")
+
     def statuses(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
         return self._read(subjects.STATUS_STREAM, "st.*", after)
 
@@ -157,6 +177,16 @@ class NatsControllerEngine:
 
     async def forget_events(self, node: str, revision: int) -> None:
         wanted = {"filter": subjects.events(node), "seq": revision + 1}
+        done = await self._api(f"STREAM.PURGE.{subjects.EVENTS_STREAM}", wanted)
+        if "error" in done:
+            raise EngineUnavailable(_description(done))
+
+    async def event_counts(self) -> dict[str, int]:
+        found = await self._subjects(subjects.EVENTS_STREAM, "ev.*.audit")
+        return {subjects.node_of(name): count for name, count in found.items()}
+
+    async def thin_events(self, node: str, keep: int) -> None:
+        wanted = {"filter": subjects.events(node), "keep": keep}
         done = await self._api(f"STREAM.PURGE.{subjects.EVENTS_STREAM}", wanted)
         if "error" in done:
             raise EngineUnavailable(_description(done))
@@ -184,6 +214,9 @@ class NatsControllerEngine:
     async def get(self, key: str) -> Stored | None:
         return await self._leaders(subjects.FLEET_STREAM, subjects.fleet(key))
 
+    def all_shared(self) -> AsyncIterator[Sequence[Stored]]:
+        return self._kept(subjects.FLEET_STREAM, "$KV.fleet.*")
+
     async def put(self, key: str, data: bytes, expected: int, *, ttl_s: int | None = None) -> int:
         headers = {} if ttl_s is None else {"Nats-TTL": f"{max(ttl_s, _TTL_LOWEST_S)}s"}
         return await self._replaced(subjects.fleet(key), data, expected, headers)
@@ -207,6 +240,27 @@ class NatsControllerEngine:
 
         data = base64.b64decode(message.get("data", ""))
         return Stored(subject=subject, data=data, revision=int(message.get("seq", 0)))
+
+    async def _subjects(self, stream: str, matching: str) -> dict[str, int]:
+        """How many messages a stream has of each subject; the server tells a hundred thousand at a time."""
+        found: dict[str, int] = {}
+        while True:
+            wanted = {"subjects_filter": matching, "offset": len(found)}
+            answer = await self._api(f"STREAM.INFO.{stream}", wanted)
+            state = answer.get("state")
+            if not isinstance(state, dict):
+                raise EngineUnavailable(_description(answer))
+            more = state.get("subjects") or {}
+            found.update({str(name): int(count) for name, count in more.items()})
+            if not more or len(found) >= int(answer.get("total", 0)):
+                return found
+
+    async def _kept(self, stream: str, subject: str) -> AsyncIterator[Sequence[Stored]]:
+        """What is in a stream now, in order."""
+        after = 0
+        while batch := await self._batch(stream, subject, after):
+            after = batch[-1].revision
+            yield batch
 
     async def _read(self, stream: str, subject: str, after: int) -> AsyncIterator[Sequence[Stored]]:
         """What is in a stream after that number, in order, then what comes."""

@@ -9,7 +9,7 @@ import msgspec
 
 from latticed.client.control import ControlClient
 from latticed.fleet import planning
-from latticed.fleet.decisions import RecordedDecision
+from latticed.fleet.decisions import Decision
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Daemon:
             case _:
                 return self._client.post(*parts, body=body or {})
 
-    def follow(self, after: int) -> Iterator[RecordedDecision | None]:
+    def follow(self, after: int) -> Iterator[Decision | None]:
         """The decisions in the daemon's record after that number, and those that come; None now and then, while there
         are none. Until `cut`; Problem.
         """
@@ -70,7 +70,7 @@ class Daemon:
             for line in lines:
                 name, _, value = line.partition(b":")
                 try:
-                    yield msgspec.json.decode(value, type=RecordedDecision) if name == b"data" else None
+                    yield msgspec.json.decode(value, type=Decision) if name == b"data" else None
                 except (msgspec.ValidationError, msgspec.DecodeError) as error:
                     raise Problem("bad_reply", f"the daemon's record is not of this version: {error}") from error
 

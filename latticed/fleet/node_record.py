@@ -13,7 +13,7 @@ from latticed.kit.text import sanitise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from latticed.fleet.decisions import Followed, RecordedDecision
+    from latticed.fleet.decisions import Decision, Followed
     from latticed.fleet.judging import Refusal
     from latticed.fleet.kept_state import KeptState
     from latticed.fleet.messages import NewEvent, ToLink
@@ -54,7 +54,7 @@ class NodeRecord:
         )
         self._publish(self._kept.add_event(said, followed=followed))
 
-    def tell(self, decision: RecordedDecision, *, at_s: int, followed: Followed) -> None:
+    def tell(self, decision: Decision, *, at_s: int, followed: Followed) -> None:
         """A decision of the daemon's, with how far its record is followed then. OSError."""
         said = EventSaid(
             at=at_s,

@@ -5,8 +5,8 @@
 
 A node is in exactly one wave, by a hash of the rollout and its name: the same few nodes are not the first each time. A
 wave's gate opens when all of its nodes that are there have had the release for a while and are well; those away are
-counted by rule. When too many are not well, every node that was touched gets what it had before. Nothing is given to
-a node of a later wave before the gate of each earlier one has opened.
+counted by rule. When too many are not well, every node that was touched gets what it had before; one that has no way
+back keeps the release. Nothing is given to a node of a later wave before the gate of each earlier one has opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 WAVES: Final = (10, 90, 400)
 """Nodes of each wave; the last size again for those that are left. A thousand are five waves."""
@@ -86,6 +86,12 @@ class Rollout:
     wave_began_s: float
     reason: str = ""
     """Why it is not running, for people."""
+    befores: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a node had where that is not `before`; empty for one that has no way back."""
+
+    def back(self, node: str) -> str:
+        """What a node gets when this goes back; empty: it keeps what it has."""
+        return self.befores.get(node, self.before)
 
     @property
     def touched(self) -> tuple[str, ...]:
@@ -102,8 +108,9 @@ def begin(
     policy: GatePolicy,
     now_s: float,
     sizes: Sequence[int] = WAVES,
+    befores: Mapping[str, str] | None = None,
 ) -> Rollout:
-    """A rollout of `release` to these nodes, which have `before` now."""
+    """A rollout of `release` to these nodes, which have `before` now, or what `befores` says of them."""
     return Rollout(
         name=name,
         release=release,
@@ -112,6 +119,7 @@ def begin(
         policy=policy,
         state=RolloutState.RUNNING if nodes else RolloutState.DONE,
         wave_began_s=now_s,
+        befores=dict(befores or {}),
     )
 
 
@@ -152,7 +160,7 @@ def wanted(rollout: Rollout) -> dict[str, str]:
         case RolloutState.RUNNING | RolloutState.HALTED | RolloutState.DONE:
             return dict.fromkeys(rollout.touched, rollout.release)
         case RolloutState.RETURNING | RolloutState.RETURNED:
-            return dict.fromkeys(rollout.touched, rollout.before)
+            return {node: rollout.back(node) or rollout.release for node in rollout.touched}
         case _:
             assert_never(rollout.state)
 
@@ -177,13 +185,24 @@ def returning(rollout: Rollout, reason: str) -> Rollout:
     return dataclasses.replace(rollout, state=RolloutState.RETURNING, reason=reason)
 
 
+def without_way_back(rollout: Rollout, nodes: Iterable[str]) -> Rollout:
+    """These nodes cannot go back any more: what they had has expired, or was revoked."""
+    gone = {node: "" for node in nodes if rollout.back(node)}
+    return dataclasses.replace(rollout, befores={**rollout.befores, **gone}) if gone else rollout
+
+
 def _next(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> Rollout:
     match rollout.state:
         case RolloutState.DONE | RolloutState.HALTED | RolloutState.RETURNED:
             return rollout
         case RolloutState.RETURNING:
-            there = [report for node in rollout.touched if (report := reports.get(node)) and report.present]
-            back = all(report.release == rollout.before for report in there)
+            # Those that are away are not waited for: they find it when they come back.
+            there = [
+                (report, rollout.back(node))
+                for node in rollout.touched
+                if (report := reports.get(node)) and report.present
+            ]
+            back = all(report.release == before for report, before in there if before)
             return dataclasses.replace(rollout, state=RolloutState.RETURNED) if back else rollout
         case RolloutState.RUNNING:
             return _gated(rollout, reports, now_s=now_s)
@@ -198,7 +217,10 @@ def _gated(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float)
     # Of all that were touched, not of the last wave alone: a release may turn bad after a while.
     unwell = _those(rollout, rollout.touched, reports, NodeOutcome.UNWELL, now_s=now_s)
     if len(unwell) > policy.unwell_share * len(rollout.touched):
-        return returning(rollout, f"{len(unwell)} of {len(rollout.touched)} nodes are not well, such as {unwell[0]}")
+        reason = f"{len(unwell)} of {len(rollout.touched)} nodes are not well, such as {unwell[0]}"
+        if any(rollout.back(node) for node in rollout.touched):
+            return returning(rollout, reason)
+        return halted(rollout, f"{reason}, and none has a way back")
     wave = rollout.waves[rollout.wave]
     away = _those(rollout, wave, reports, NodeOutcome.AWAY, now_s=now_s)
     if len(away) > policy.away_share * len(wave):

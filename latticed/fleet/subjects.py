@@ -80,6 +80,13 @@ def chunk(sha256: str, number: int) -> str:
     return f"bundle.{sha256}.{number}"
 
 
+def sha256(text: str) -> str:
+    """`text` if it may name a bundle; ValueError else."""
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"expected 64 hex digits, found {text[:80]!r}")
+    return text
+
+
 def fleet(key: str) -> str:
     """Where the controllers keep what they share under `key`: the lease, a rollout's state."""
     if not _KEY.fullmatch(key):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latticed.fleet import decision_tail, decisions, documents, judging, kept_state, node_daemon, node_record
-from latticed.fleet.decisions import Followed, Passed, RecordedDecision, Tell, Wait
+from latticed.fleet.decisions import Decision, Followed, Passed, Tell, Wait
 from latticed.model.errors import Problem
 from tests.house import fleets
 
@@ -18,7 +18,7 @@ NOW = fleets.NOW
 
 
 def decided(seq, action="plugin.status", decision="allow", *, code="", chain="a", ts=None):
-    return RecordedDecision(
+    return Decision(
         seq=seq,
         ts=ts or f"2026-11-30T00:{seq // 60 % 60:02}:{seq % 60:02}.000000Z",
         actor="uid:1000 user:ada pid:7",
@@ -142,7 +142,7 @@ class RecordedDaemon(node_daemon.Daemon):
 
 
 def as_row(one):
-    return {name: getattr(one, name) for name in RecordedDecision.__struct_fields__}
+    return {name: getattr(one, name) for name in Decision.__struct_fields__}
 
 
 class Tailed:

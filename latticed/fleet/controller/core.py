@@ -1,0 +1,492 @@
+"""What a controller knows, in memory as in its database: each change is on disk first.
+
+Changes are made one after the other (`changing`): each is decided over what is here, committed, and then here. What has
+to be on disk before anything follows from it (documents, generations, rollouts, used tokens) is synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import TYPE_CHECKING, Final
+
+from latticed.fleet import documents
+from latticed.fleet.controller import assigning, chains, observing, records, shelf, store
+from latticed.fleet.controller.assigning import FleetNodeKey, KeptAssignment, Turn
+from latticed.fleet.controller.observing import NotBelieved
+from latticed.fleet.controller.records import JoinedRecord, RolloutRecord
+from latticed.fleet.controller.shelf import DocumentShelf, KeptDocument
+from latticed.fleet.controller.store import KeptAlarm
+from latticed.fleet.documents import Assignment, BundleSource, Malformed, NodeCertificate, NodeStatus
+from latticed.kit import logs
+from latticed.kit.text import sanitise
+from latticed.model.errors import Problem
+from latticed.trust import key_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.fleet.controller.chains import ChainHead
+    from latticed.fleet.controller.database import Connection, ControllerDatabase
+    from latticed.fleet.controller.observing import SeenStatus
+    from latticed.fleet.controller.store import KeptFleet
+    from latticed.fleet.engine import Stored
+
+MOST_GENERATION: Final = 2**53 - 2
+"""The last one that another can follow in its epoch."""
+NO_TURN: Final[Turn] = (0, 0)
+_MOST_LEARNT: Final = 100_000
+"""Envelopes that were judged already, by their digest."""
+ALARM_S: Final = 7 * 86_400
+"""How long what happened once is shown."""
+
+log = logs.get_logger()
+
+
+class FleetCore:
+    """See the module. `key` signs assignments; `fleet`, `controller`: names."""
+
+    def __init__(
+        self,
+        database: ControllerDatabase,
+        kept: KeptFleet,
+        *,
+        fleet: str,
+        controller: str,
+        operators: tuple[str, ...],
+        key: Ed25519PrivateKey,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.database = database
+        self.fleet, self.controller, self.key = fleet, controller, key
+        self.signer = key_files.public_text(key)
+        self.clock = clock
+        self.shelf = DocumentShelf(fleet=fleet, operators=operators)
+        for one in kept.documents:
+            self.shelf = self.shelf.taking(one)
+        self.nodes, self.tokens, self.floors = kept.nodes, kept.tokens, kept.floors
+        self.assignments, self.sources, self.rollouts = kept.assignments, kept.sources, kept.rollouts
+        self.seen, self.heads, self.bundles, self.alarms = kept.statuses, kept.heads, kept.bundles, kept.alarms
+        self.statuses: dict[str, NodeStatus] = {}
+        for node, seen in kept.statuses.items():
+            self.statuses[node] = documents.read(seen.envelope, NodeStatus).document
+        self.present: frozenset[str] = frozenset()
+        self.rebuilt = ""
+        """What was not known when this began with an empty database; empty otherwise."""
+        self.full = ""
+        """Why the disk did not take the last change; empty when it did."""
+        self._learnt: set[bytes] = set()
+        self.changing = asyncio.Lock()
+        self.work = asyncio.Event()
+        """Something may follow from what is here now."""
+        self.events_came = asyncio.Event()
+        self.touched: set[str] = set()
+        """Nodes whose desired document may be another one now."""
+
+    def now_s(self) -> int:
+        """Whole seconds since 1970."""
+        return int(self.clock())
+
+    async def write(self, change: Callable[[Connection], None], *, durable: bool = True) -> None:
+        """Commit a change; Problem store_unavailable."""
+        try:
+            await self.database.write(change, durable=durable)
+        except Problem as problem:
+            if self.full != problem.reason:
+                log.error("store_unavailable", reason=problem.reason)
+            self.full = problem.reason
+            raise
+        self.full = ""
+
+    # Documents that operators signed.
+
+    async def take_document(self, envelope: bytes) -> tuple[KeptDocument, bool, tuple[str, ...]]:
+        """Keep a document: itself, whether it is new, and what is worth knowing of it. Problem as `shelf.judged`."""
+        kept = await asyncio.to_thread(shelf.judged, self.shelf, envelope)
+        async with self.changing:
+            if self.shelf.has(kept.kind, kept.signed.sha256):
+                return kept, False, ()
+            taken = self.shelf.taking(kept)
+            if taken is self.shelf:
+                found = kept.signed.document
+                expected = f"expected a certificate of {found.node} with a serial above the last one's"
+                raise Problem("document_old", f"{expected}, found {found.serial}")
+            node, alarms = self._certified(kept)
+            now_s = self.now_s()
+
+            def change(connection: Connection) -> None:
+                store.put_document(connection, kept, now_s=now_s)
+                if node is not None:
+                    store.put_node(connection, node)
+                store.put_alarms(connection, alarms)
+
+            await self.write(change)
+            self.shelf = taken
+            self._alarmed(alarms)
+            if node is not None:
+                self.nodes[node.name] = node
+        if kept.kind in {"revocations", "controller"}:
+            self.touched.update(self.assignments)
+        elif node is not None:
+            self.touched.add(node.name)
+        self.work.set()
+        log.info("document_taken", kind=kept.kind, sha256=kept.signed.sha256, operator=kept.signed.key)
+        return kept, True, shelf.notes(self.shelf, kept)
+
+    def _certified(self, kept: KeptDocument) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
+        """The node as a certificate of it says, if it is newer than what is known."""
+        if kept.kind != "node":
+            return None, []
+        found: NodeCertificate = kept.signed.document
+        return self._node(found.node, found.node_key, found.labels, found.serial)
+
+    def _node(
+        self, name: str, key: str, labels: Mapping[str, str], serial: int
+    ) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
+        before = self.nodes.get(name)
+        if before is not None and before.serial >= serial and before.key == key:
+            return None, []
+        alarms = []
+        if before is not None and before.key != key:
+            reason = f"expected {name} to have the key {before.key}, found {key}"
+            hint = "revoke the key before, if that host is gone (latticectl fleet revoke)"
+            alarms.append(self.alarm("node_key_changed", reason, node=name, hint=hint))
+        since = before.since if before is not None and before.key == key else self.now_s()
+        return FleetNodeKey(name=name, key=key, labels=dict(labels), serial=serial, since=since), alarms
+
+    async def join(self, joined: JoinedRecord) -> None:
+        """Keep that a token was used, and by whom; on disk when this returns. Problem store_unavailable."""
+        async with self.changing:
+            before = self.nodes.get(joined.node)
+            serial = before.serial if before is not None else 0
+            node, alarms = self._node(joined.node, joined.key, joined.labels, serial)
+
+            def change(connection: Connection) -> None:
+                store.put_token(connection, joined)
+                if node is not None:
+                    store.put_node(connection, node)
+                store.put_alarms(connection, alarms)
+
+            await self.write(change)
+            self.tokens.setdefault(joined.token, joined)
+            if node is not None:
+                self.nodes[node.name] = node
+            self._alarmed(alarms)
+        self.touched.add(joined.node)
+        self.work.set()
+
+    # What is in the engine, which anybody may have written there.
+
+    async def learn(self, node: str, data: bytes) -> bool:
+        """Take what a desired document has that is newer than what is here; whether it is the one of this controller's
+        making, or of another's that counts.
+        """
+        found = await asyncio.to_thread(self._unpacked, node, data)
+        if found is None:
+            return False
+        desired, assignment = found
+        for envelope in (desired.revocations, desired.controller, desired.intent, desired.node):
+            if envelope is not None:
+                await self.learn_document(envelope)
+        certificate = self.shelf.certificate(assignment.signer, assignment.epoch)
+        if certificate is None:
+            return False
+        await self._adopt(assignment)
+        return True
+
+    async def learn_document(self, envelope: bytes) -> None:
+        """Keep a document if an operator of this fleet signed it."""
+        digest = hashlib.sha256(envelope).digest()
+        if digest in self._learnt:
+            return
+        if len(self._learnt) >= _MOST_LEARNT:
+            self._learnt.clear()
+        try:
+            await self.take_document(envelope)
+            self._learnt.add(digest)
+        except Problem as problem:
+            if problem.code == "store_unavailable":
+                raise
+            if problem.code == "document_old":
+                self._learnt.add(digest)
+            log.debug("document_refused", code=problem.code, reason=problem.reason)
+
+    def _unpacked(self, node: str, data: bytes) -> tuple[documents.DesiredDocument, KeptAssignment] | None:
+        try:
+            found = documents.unpack(data, most=len(data))
+            signed = documents.read(found.assignment, Assignment)
+        except Malformed:
+            return None
+        document: Assignment = signed.document
+        if document.fleet != self.fleet or document.node != node:
+            return None
+        return found, KeptAssignment(
+            node=node,
+            epoch=document.epoch,
+            generation=document.generation,
+            intent=document.intent,
+            key=document.node_key,
+            signer=signed.key,
+            expires=document.expires,
+            made=self.now_s(),
+            envelope=found.assignment,
+        )
+
+    async def _adopt(self, assignment: KeptAssignment) -> None:
+        """Another controller's assignment that is newer than what is here. Its number counts as used in any case."""
+        async with self.changing:
+            node, kept = assignment.node, self.assignments.get(assignment.node)
+            # Of two with one number the engine's was published, and ours not: whoever lost the lease has made it.
+            newer = kept is None or (assignment.turn >= kept.turn and assignment.envelope != kept.envelope)
+            known = self.nodes.get(node)
+            unknown = known is None and assignment.intent in self.shelf.intents
+            if not newer and assignment.turn <= self.floors.get(node, NO_TURN) and not unknown:
+                return
+            fresh = FleetNodeKey(name=node, key=assignment.key, labels={}, serial=0, since=self.now_s())
+            sources = documents.read(assignment.envelope, Assignment).document.bundles
+            learnt = sources if sources and assignment.intent not in self.sources else None
+
+            def change(connection: Connection) -> None:
+                store.raise_floors(connection, {node: assignment.turn})
+                if newer:
+                    store.put_assignments(connection, [assignment])
+                if known is None:
+                    store.put_node(connection, fresh)
+                if learnt is not None:
+                    store.put_sources(connection, assignment.intent, learnt)
+
+            await self.write(change)
+            self.floors[node] = max(self.floors.get(node, NO_TURN), assignment.turn)
+            if newer:
+                self.assignments[node] = assignment
+            if known is None:
+                self.nodes[node] = fresh
+            if learnt is not None:
+                self.sources[assignment.intent] = learnt
+        self.touched.add(node)
+
+    async def learn_record(self, data: bytes) -> bool:
+        """Take another controller's record if it is newer; whether it is one that counts."""
+        try:
+            found = await asyncio.to_thread(records.found, data, self.shelf)
+        except Malformed as error:
+            log.debug("record_refused", reason=str(error))
+            return False
+        if isinstance(found, JoinedRecord):
+            if found.token not in self.tokens:
+                await self.join(found)
+            return True
+        if self.rebuilt:
+            # It may be an older one that somebody shows again: nothing here can tell.
+            found = records.halted(
+                found, "the controller's state was lost: an operator has to look", now_s=self.now_s()
+            )
+        async with self.changing:
+            kept = self.rollouts.get(found.name)
+            if kept is None or (found.step >= kept.step and found != kept):
+                await self.write(lambda connection: store.put_rollout(connection, found))
+                self.rollouts[found.name] = found
+                if found.sources and found.release not in self.sources:
+                    self.sources[found.release] = found.sources
+        self.work.set()
+        return True
+
+    # What nodes say.
+
+    async def take_statuses(self, batch: Sequence[Stored], names: Mapping[str, str], *, read_before: int = 0) -> None:
+        """Take statuses as they came, by `names` of their subjects; what does not count raises an alarm. Up to the
+        revision `read_before` they may be old ones that are read again.
+        """
+        read, alarms = await asyncio.to_thread(self._read_statuses, batch, names)
+        async with self.changing:
+            fresh: dict[str, SeenStatus] = {}
+            found: dict[str, NodeStatus] = {}
+            floors: dict[str, Turn] = {}
+            for node, data, status, revision in read:
+                last = fresh.get(node) or self.seen.get(node)
+                previous = found.get(node) or self.statuses.get(node)
+                if previous is not None and self.nodes[node].since > (last.received if last else 0):
+                    last = previous = None  # of another host of this name
+                try:
+                    seen = observing.taken(last, data, status, previous=previous, now_s=self.now_s())
+                except NotBelieved as error:
+                    if revision > read_before:
+                        alarms.append(self.alarm(error.code, error.reason, node=node))
+                    continue
+                if seen is None:
+                    continue
+                fresh[node], found[node] = seen, status
+                turn = (status.epoch, status.generation)
+                if turn > self.floors.get(node, NO_TURN) and self._believable(turn):
+                    floors[node] = turn
+
+            def change(connection: Connection) -> None:
+                store.put_statuses(connection, fresh)
+                store.raise_floors(connection, floors)
+                store.put_alarms(connection, alarms)
+
+            if fresh or alarms:
+                await self.write(change, durable=False)
+            self.seen.update(fresh)
+            self.statuses.update(found)
+            self.floors.update(floors)
+            self._alarmed(alarms)
+        if fresh:
+            self.work.set()
+
+    def _read_statuses(
+        self, batch: Sequence[Stored], names: Mapping[str, str]
+    ) -> tuple[list[tuple[str, bytes, NodeStatus, int]], list[KeptAlarm]]:
+        read, alarms = [], []
+        for one in batch:
+            name = names.get(one.subject, "")
+            node, last = self.nodes.get(name), self.seen.get(name)
+            if node is None or (last is not None and last.envelope == one.data):
+                continue
+            try:
+                read.append((name, one.data, observing.read(one.data, node, fleet=self.fleet), one.revision))
+            except NotBelieved as error:
+                alarms.append(self.alarm(error.code, error.reason, node=name))
+        return read, alarms
+
+    async def take_events(self, batch: Sequence[Stored], names: Mapping[str, str]) -> None:
+        """Keep events as they came, each once; what does not follow raises an alarm."""
+        read, alarms = await asyncio.to_thread(self._read_events, batch, names)
+        async with self.changing:
+            heads: dict[str, ChainHead] = {}
+
+            def change(connection: Connection) -> None:
+                heads.clear()
+                for came in read:
+                    node = came.event.node
+                    kept = store.event_hash(connection, node, came.key, came.event.number)
+                    found = chains.linked(heads.get(node) or self.heads.get(node), came, kept)
+                    if found is None:
+                        continue
+                    heads[node] = found.head
+                    store.put_event(connection, found.event, found.head)
+                    if found.forked:
+                        alarms.append(self.alarm("chain_forked", found.forked, node=node))
+                    if found.missed:
+                        reason = f"expected every event, found {found.missed} missing before {came.event.number}"
+                        alarms.append(self.alarm("events_missed", reason, node=node))
+                for node in heads:
+                    store.drop_events(connection, node)
+                store.put_alarms(connection, alarms)
+
+            if read or alarms:
+                # Synced: what is kept here may be dropped from the engine.
+                await self.write(change)
+            self.heads.update(heads)
+            self._alarmed(alarms)
+        if heads:
+            came, self.events_came = self.events_came, asyncio.Event()
+            came.set()
+
+    def _read_events(
+        self, batch: Sequence[Stored], names: Mapping[str, str]
+    ) -> tuple[list[chains.KeptEvent], list[KeptAlarm]]:
+        read, alarms, now_s = [], [], self.now_s()
+        for one in batch:
+            node = self.nodes.get(names.get(one.subject, ""))
+            if node is None:
+                continue
+            try:
+                read.append(chains.read(one.data, node, fleet=self.fleet, now_s=now_s))
+            except NotBelieved as error:
+                alarms.append(self.alarm(error.code, error.reason, node=node.name))
+        return read, alarms
+
+    # What follows.
+
+    async def keep(
+        self,
+        made: Iterable[KeptAssignment] = (),
+        rollouts: Iterable[RolloutRecord] = (),
+        sources: Mapping[str, tuple[BundleSource, ...]] | None = None,
+    ) -> None:
+        """Have assignments and rollouts on disk, in one transaction; before that nobody is told of them. The caller
+        holds `changing`.
+        """
+        made, rollouts, sources = list(made), list(rollouts), sources or {}
+
+        def change(connection: Connection) -> None:
+            store.put_assignments(connection, made)
+            for record in rollouts:
+                store.put_rollout(connection, record)
+            for intent, found in sources.items():
+                store.put_sources(connection, intent, found)
+
+        await self.write(change)
+        for one in made:
+            self.assignments[one.node] = one
+            self.floors[one.node] = max(self.floors.get(one.node, NO_TURN), one.turn)
+            self.touched.add(one.node)
+        self.rollouts.update({one.name: one for one in rollouts})
+        self.sources.update(sources)
+
+    async def raise_alarms(self, alarms: list[KeptAlarm]) -> None:
+        """Keep what happened, if the disk takes it."""
+        fresh = [one for one in alarms if (one.code, one.node) not in self.alarms]
+        if fresh:
+            self._alarmed(fresh)
+            await self.write(lambda connection: store.put_alarms(connection, fresh), durable=False)
+
+    async def forget_alarms(self) -> None:
+        """Those of more than a week ago."""
+        before_s = self.now_s() - ALARM_S
+        old = [place for place, one in self.alarms.items() if one.since < before_s]
+        if old:
+            await self.write(lambda connection: store.drop_alarms(connection, before_s=before_s), durable=False)
+            for place in old:
+                self.alarms.pop(place, None)
+
+    def alarm(self, code: str, reason: str, *, node: str = "", hint: str = "") -> KeptAlarm:
+        """What happened, as of now."""
+        return KeptAlarm(code=code, reason=sanitise(reason, 400), hint=hint, node=node, since=self.now_s())
+
+    def _alarmed(self, alarms: Iterable[KeptAlarm]) -> None:
+        for one in alarms:
+            if (one.code, one.node) not in self.alarms:
+                self.alarms[one.code, one.node] = one
+                log.warning("fleet_alarm", code=one.code, node=one.node, reason=one.reason)
+
+    def epoch(self) -> int:
+        """The epoch that this controller is certified for; 0 when it is not."""
+        certificate = self.shelf.certificate(self.signer)
+        return int(certificate.document.epoch) if certificate is not None else 0
+
+    def _believable(self, turn: Turn) -> bool:
+        """Whether a node can have taken up an assignment of that epoch and generation: an operator certified some
+        controller for it.
+        """
+        return any(one.document.epoch == turn[0] for one in self.shelf.certificates.values())
+
+    def next_turn(self, node: str) -> Turn | None:
+        """What the next assignment of a node has; None when nothing of this controller's would come after what was
+        there before.
+        """
+        epoch, (last_epoch, last) = self.epoch(), self.floors.get(node, NO_TURN)
+        if epoch < last_epoch or (epoch == last_epoch and last > MOST_GENERATION):
+            return None
+        return epoch, last + 1 if last <= MOST_GENERATION else 1
+
+    def selected(self, intent: str, nodes: Iterable[str] | None = None) -> list[str]:
+        """Nodes that an intent's selector means, by name."""
+        signed = self.shelf.intents[intent]
+        asked = None if nodes is None else frozenset(nodes)
+        return sorted(
+            node.name
+            for node in self.nodes.values()
+            if (asked is None or node.name in asked)
+            and node.key not in self.shelf.revoked
+            and signed.document.selector.selects(node.name, node.labels)
+        )
+
+    def sources_for(self, intent: str) -> tuple[BundleSource, ...]:
+        """Where the bundles of an intent are."""
+        named = self.sources.get(intent, ())
+        return assigning.sources_of(self.shelf.intents[intent].document, self.bundles.values(), named)

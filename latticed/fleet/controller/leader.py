@@ -1,0 +1,501 @@
+"""What the controller does that holds the lease: decide, have it on disk, and fill the message system with it.
+
+    take over: make streams, learn what another controller left, take up statuses
+    then, again and again: rollouts decide ──► new assignments, on disk ──► what is published, by compare-and-set
+
+The database is the truth. What the engine has lost, or somebody else put there, is put again; what another controller
+that counts has put there since is learnt first. Nothing is published without the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.fleet import chunks, documents, rollout, subjects
+from latticed.fleet.controller import assigning, observing, records
+from latticed.fleet.documents import Malformed, SharedRecord
+from latticed.fleet.engine import CHUNK_BYTES, Conflict, EngineUnavailable
+from latticed.fleet.rollout import RolloutState
+from latticed.kit import logs
+from latticed.kit.text import sanitise
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from latticed.fleet.controller.assigning import KeptAssignment
+    from latticed.fleet.controller.core import FleetCore
+    from latticed.fleet.controller.lease import Lease
+    from latticed.fleet.controller.records import JoinedRecord, RolloutRecord
+    from latticed.fleet.engine import Stored
+    from latticed.fleet.nats_connection import NatsConnection
+    from latticed.fleet.nats_engine import NatsControllerEngine
+    from latticed.fleet.rollout import NodeReport
+
+_AT_ONCE: Final = 32
+_DOCUMENT: Final = "doc-"
+_CERTIFICATE: Final = "cert-"
+_NAME_DIGITS: Final = 40
+_EVENTS_KEPT: Final = 128
+"""Of a node's events in the engine, so that another controller finds the last ones; its quota is 256."""
+_EVENTS_THINNED: Final = 160
+"""From so many on the oldest go."""
+_TOGETHER_S: Final = 0.05
+"""For what comes close behind to be decided together."""
+_FAILURES: Final = 3
+"""Rounds that failed one after the other, after which everything in the engine is looked at anew."""
+_AHEAD_S: Final = 60
+"""Between two assignments of a node that says it has taken up something else: it may say so as often as it likes."""
+
+log = logs.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerPeriods:
+    """Seconds between two looks of each kind."""
+
+    tick_s: float = 1.0
+    """Decisions, although nothing came: gates open by time."""
+    renew_s: float = 30.0
+    """All assignments are looked at: some may expire."""
+    assert_s: float = 300.0
+    """All that is in the engine is compared with what is to be there."""
+    turn_s: float = 90.0
+    """Where there are several lists of revocations, each node gets the next: longer than it takes to look."""
+    thin_s: float = 30.0
+    shared_s: float = 15.0
+    """What the others share, by one who does not hold the lease."""
+    present_s: float = 10.0
+
+
+class Leader:
+    """`lead` runs for as long as the process, and acts while the lease is held."""
+
+    def __init__(
+        self,
+        core: FleetCore,
+        connection: NatsConnection,
+        engine: NatsControllerEngine,
+        lease: Lease,
+        *,
+        streams: Sequence[dict[str, Any]],
+        bundles: Path,
+        assignment_s: int,
+        periods: ControllerPeriods | None = None,
+    ) -> None:
+        self._core, self._connection, self._engine, self._lease = core, connection, engine, lease
+        self._streams, self._bundles = streams, bundles
+        self._life_s = assignment_s
+        self._periods = periods or ControllerPeriods()
+        self._engine_has: dict[str, tuple[int, bytes]] = {}
+        self._shared: dict[str, tuple[int, bytes]] = {}
+        self._shared_steps: dict[str, int] = {}
+        self._taken_over: tuple[int, int] | None = None
+        self._due = dict.fromkeys(("renew", "assert", "turn", "thin"), 0.0)
+        self._turn = 0
+        self._shelf_shared: object = None
+        self._failed = 0
+        self._lease_changed = asyncio.Event()
+        self.events_read = 0
+        """Up to which revision events are kept here (`events` of `readers`)."""
+        self.troubles: dict[str, str] = {}
+        """What could not be done, by what it is about; for alarms."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether this controller decides and publishes now."""
+        return self._lease.held and self._taken_over == (self._lease.epoch, self._connection.connections)
+
+    def lease_changed(self) -> None:
+        """The lease was taken, or lost."""
+        self._lease_changed.set()
+        self._core.work.set()
+
+    async def lead(self) -> None:
+        """Take over when the lease is held, then decide and publish; until cancelled."""
+        while True:
+            self._lease_changed.clear()
+            try:
+                if self._lease.held and self._connection.up:
+                    if not self.acts:
+                        await self._take_over()
+                    await self.tick()
+                elif self._connection.up:
+                    await self._make_streams()
+                    if self._lease.other_lives:
+                        self._core.rebuilt = ""
+                    await self._follow()
+                self._failed = 0
+            except EngineUnavailable as error:
+                self.troubles["engine"] = sanitise(str(error), 200)
+                self._failed += 1
+                if self._failed >= _FAILURES:
+                    self._taken_over = None  # its streams may be gone
+            except Problem as problem:  # the disk does not take it: nothing was published
+                self.troubles["store"] = problem.reason
+            except Conflict:
+                pass  # the next round reads what is there
+            await self._pause()
+
+    async def tick(self) -> None:
+        """One round."""
+        if not self.acts:
+            return
+        self._core.work.clear()
+        self._look_at_clock()
+        await self.decide()
+        # Before any node is given something: who takes over from here on must not begin an earlier wave.
+        await self._publish_shared()
+        await self._publish_desired()
+        if self._is_due("assert", self._periods.assert_s):
+            await self._compare()
+        if self._is_due("thin", self._periods.thin_s):
+            await self._thin_events()
+        self.troubles.clear()
+
+    async def decide(self) -> None:
+        """Have rollouts decide and assignments made, and both on disk."""
+        core = self._core
+        everyone = self._is_due("renew", self._periods.renew_s)
+        async with core.changing:
+            now_s = core.now_s()
+            may_sign = self.may_sign(now_s)
+            changed, wanted = self._decided(now_s, may_sign=may_sign)
+            looked_at = set(wanted) | (set(core.assignments) if everyone else core.touched & core.assignments.keys())
+            due = {node: wanted.get(node) or core.assignments[node].intent for node in looked_at}
+            made = [] if may_sign else await asyncio.to_thread(self._made, due, now_s)
+            if not (made or changed) or not self._lease.held:
+                return
+            await core.keep(made, changed)
+        for record in changed:
+            log.info("rollout_changed", name=record.name, state=str(record.state), wave=record.wave)
+
+    def _made(self, due: Mapping[str, str], now_s: int) -> list[KeptAssignment]:
+        return [one for node, intent in due.items() if (one := self._another(node, intent, now_s)) is not None]
+
+    def may_sign(self, now_s: int) -> str:
+        """Why nodes would not take up what this controller signs; empty when they would."""
+        core = self._core
+        if core.signer in core.shelf.revoked:
+            return "controller_revoked"
+        certificate = core.shelf.certificate(core.signer)
+        if certificate is None:
+            return "controller_uncertified"
+        return "controller_expired" if now_s >= certificate.document.expires else ""
+
+    def _decided(self, now_s: int, *, may_sign: str) -> tuple[list[RolloutRecord], dict[str, str]]:
+        """The records that change, and what each node of a rollout is to have."""
+        core = self._core
+        changed, wanted = [], {}
+        active = [one for one in core.rollouts.values() if not one.over]
+        for record in sorted(active, key=lambda one: (one.began, one.name)):
+            plain = record.rollout()
+            plain = rollout.without_way_back(
+                plain,
+                [
+                    node
+                    for node in plain.touched
+                    if (back := plain.back(node))
+                    and not assigning.way_back(core.shelf, record.release, back, now_s=now_s)
+                ],
+            )
+            trouble = may_sign or core.shelf.counts(record.release, now_s=now_s)
+            if trouble and plain.state is RolloutState.RUNNING:
+                plain = rollout.halted(plain, f"nodes would not take it up: {trouble}")
+            after, given = rollout.decide(plain, self.reports(plain.touched, now_s), now_s=float(now_s))
+            fresh = record.having(after, now_s=now_s)
+            if fresh is not record:
+                changed.append(fresh)
+            wanted.update(given)
+        return changed, wanted
+
+    def reports(self, nodes: Iterable[str], now_s: float) -> dict[str, NodeReport]:
+        """What gates look at, of these nodes."""
+        core = self._core
+        found = {}
+        for node in nodes:
+            report = observing.report(
+                core.seen.get(node), core.statuses.get(node), present=node in core.present, now_s=now_s
+            )
+            if report is not None:
+                found[node] = report
+        return found
+
+    def _another(self, name: str, intent: str, now_s: int) -> KeptAssignment | None:
+        """Another assignment for a node, if it needs one and would take it up."""
+        core = self._core
+        node, kept, status = core.nodes.get(name), core.assignments.get(name), core.statuses.get(name)
+        if node is None or node.key in core.shelf.revoked or core.shelf.counts(intent, now_s=now_s):
+            return None
+        key = assigning.AssigningKey(private=core.key, public=core.signer, epoch=core.epoch(), life_s=self._life_s)
+        why = assigning.why_another(kept, intent, node, status, shelf=core.shelf, key=key, now_s=now_s)
+        if not why:
+            return None
+        if why == "the node is ahead" and kept is not None and now_s - kept.made < _AHEAD_S:
+            return None
+        turn = core.next_turn(name)
+        if turn is None:
+            last = core.floors[name]
+            self.troubles[f"epoch of {name}"] = f"it has epoch {last[0]}, generation {last[1]}: nothing of ours follows"
+            return None
+        try:
+            return assigning.made(
+                core.shelf, node, intent, generation=turn[1], sources=core.sources_for(intent), key=key, now_s=now_s
+            )
+        except Malformed as error:  # too many bundles with too many addresses
+            self.troubles[f"assignment of {name}"] = str(error)
+            return None
+
+    # Taking over, and following.
+
+    async def _take_over(self) -> None:
+        """Everything that has to be known before this controller decides anything."""
+        epoch, connected = self._lease.epoch, self._connection.connections
+        if self._streams:
+            await self._engine.provide(self._streams)
+        self._shared, self._shared_steps, self._shelf_shared = {}, {}, None
+        await self._follow()
+        self._engine_has.clear()
+        await self._learn_desired()
+        async for batch in self._engine.all_statuses():
+            await self._core.take_statuses(batch, names(batch), read_before=batch[-1].revision)
+        if not self._core.assignments:
+            self._core.rebuilt = ""  # it is the fleet that is new
+        self._core.touched.update(self._core.assignments)
+        self._due = dict.fromkeys(self._due, 0.0)
+        self._due["assert"] = time.monotonic() + self._periods.assert_s
+        self._taken_over = (epoch, connected)
+        if self.acts:
+            log.info("lead_taken", nodes=len(self._core.nodes), assignments=len(self._core.assignments))
+            await self._publish_shared()
+            await self._put_bundles()
+
+    async def _make_streams(self) -> None:
+        """Without them there is no lease to be had."""
+        try:
+            await self._engine.position(subjects.FLEET_STREAM)
+        except KeyError:
+            if self._streams:
+                await self._engine.provide(self._streams)
+            else:
+                raise EngineUnavailable(f"expected the stream {subjects.FLEET_STREAM}, found none") from None
+
+    async def _follow(self) -> None:
+        """Learn what controllers share."""
+        found: dict[str, tuple[int, bytes]] = {}
+        async for batch in self._engine.all_shared():
+            for one in batch:
+                if one.data:
+                    found[one.subject.rpartition(".")[2]] = (one.revision, one.data)
+        # Revocations first: what they revoke is not believed any more.
+        for key in sorted(found, key=lambda one: (not one.startswith(_DOCUMENT), one)):
+            revision, data = found[key]
+            if self._shared.get(key, (0, b""))[0] == revision:
+                continue
+            if key.startswith(records.ROLLOUT) and self._core.rebuilt and not self._lease.held:
+                # With an empty database, and nobody who is seen to lead, an operator has to say whether it goes on.
+                found[key] = (0, data)
+                continue
+            await self._learn_shared(key, data)
+        self._shared = found
+
+    async def _learn_shared(self, key: str, data: bytes) -> None:
+        if key.startswith((_DOCUMENT, _CERTIFICATE)):
+            await self._core.learn_document(data)
+        elif key.startswith((records.ROLLOUT, records.JOINED)) and await self._core.learn_record(data):
+            with contextlib.suppress(Malformed):
+                self._shared_steps[key] = documents.read(data, SharedRecord).document.step
+
+    async def _learn_desired(self) -> None:
+        """Look at every desired document of the engine; those that are not what they should be are put again."""
+        newest: dict[str, Stored] = {}
+        async for batch in self._engine.all_desired():
+            for one in batch:
+                newest[one.subject.rpartition(".")[2]] = one
+        core = self._core
+        for node, stored in newest.items():
+            digest = hashlib.sha256(stored.data).digest()
+            if self._engine_has.get(node, (0, b"")) == (stored.revision, digest):
+                continue
+            self._engine_has[node] = (stored.revision, digest)
+            if stored.data != self._wanted(node) and not await core.learn(node, stored.data) and node in core.nodes:
+                reason = "expected the desired document that a controller put there, found another one"
+                await core.raise_alarms([core.alarm("desired_foreign", reason, node=node)])
+            core.touched.add(node)
+        for node in self._engine_has.keys() - newest.keys():
+            del self._engine_has[node]
+            core.touched.add(node)
+
+    async def _compare(self) -> None:
+        """Put again what the engine has lost."""
+        before = self._shared
+        await self._follow()
+        if before.keys() - self._shared.keys():
+            self._shared_steps = {key: step for key, step in self._shared_steps.items() if key in self._shared}
+            self._shelf_shared = None
+            await self._publish_shared()
+        await self._learn_desired()
+        await self._publish_desired()
+        await self._put_bundles()
+
+    # Publishing.
+
+    async def _publish_shared(self) -> None:
+        """Have the other controllers find documents, rollouts and used tokens."""
+        core = self._core
+        if (present := core.shelf) is not self._shelf_shared:
+            for kind, signed in list(present.envelopes()):
+                name = hashlib.sha256(signed.document.node.encode()).hexdigest() if kind == "node" else signed.sha256
+                key = f"{_CERTIFICATE if kind == 'node' else _DOCUMENT}{name[:_NAME_DIGITS]}"
+                if self._shared.get(key, (0, b""))[1] != signed.envelope:
+                    await self._share(key, signed.envelope)
+            self._shelf_shared = present
+        # Nobody believes a record of a controller that no operator certified.
+        if self.may_sign(core.now_s()) not in {"", "controller_expired"}:
+            return
+        due: list[RolloutRecord | JoinedRecord] = [*core.tokens.values(), *core.rollouts.values()]
+        for record in due:
+            name = records.name_of(record)
+            if self._shared_steps.get(name, 0) < record.step:
+                key, envelope = records.shared(
+                    record, core.key, fleet=core.fleet, controller=core.controller, now_s=core.now_s()
+                )
+                await self._share(key, envelope)
+                self._shared_steps[key] = record.step
+
+    async def _share(self, key: str, data: bytes) -> None:
+        if not self._lease.held:
+            raise EngineUnavailable("the lease is not held any more")
+        try:
+            revision = await self._engine.put(key, data, self._shared.get(key, (0, b""))[0])
+        except Conflict:
+            # Somebody put something there: it is read before it is replaced.
+            kept = await self._engine.get(key)
+            if kept is None:
+                self._shared.pop(key, None)
+            else:
+                self._shared[key] = (kept.revision, kept.data)
+                await self._learn_shared(key, kept.data)
+            raise
+        self._shared[key] = (revision, data)
+
+    async def _publish_desired(self) -> None:
+        """Put the documents that may be others than the engine has."""
+        core = self._core
+        nodes, core.touched = core.touched, set()
+        waiting = [node for node in sorted(nodes) if node in core.assignments]
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def put(node: str) -> None:
+            async with limit:
+                if await self._put(node):
+                    nodes.discard(node)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node in waiting:
+                    group.create_task(put(node))
+        except ExceptionGroup as several:
+            core.touched |= nodes & core.assignments.keys()
+            raise several.exceptions[0] from None
+        core.touched |= nodes & set(waiting)
+
+    async def _put(self, node: str) -> bool:
+        """Put one document; False when it is to be tried again."""
+        data = self._wanted(node)
+        if data is None:
+            return True
+        revision, kept = self._engine_has.get(node, (0, b""))
+        if hashlib.sha256(data).digest() == kept:
+            return True
+        if not self._lease.held:
+            raise EngineUnavailable("the lease is not held any more")
+        try:
+            fresh = await self._engine.put_desired(node, data, revision)
+        except ValueError as error:
+            self.troubles[f"desired {node}"] = str(error)
+            return True
+        except Conflict:
+            found = await self._engine.desired(node)
+            if found is None:
+                self._engine_has.pop(node, None)
+            else:
+                self._engine_has[node] = (found.revision, hashlib.sha256(found.data).digest())
+                await self._core.learn(node, found.data)
+            return False
+        self._engine_has[node] = (fresh, hashlib.sha256(data).digest())
+        return True
+
+    def _wanted(self, node: str) -> bytes | None:
+        kept = self._core.assignments.get(node)
+        return None if kept is None else assigning.desired(self._core.shelf, kept, turn=self._turn)
+
+    async def put_bundle(self, sha256: str, size: int) -> None:
+        """Have the engine keep a bundle's chunks, unless it has all. EngineUnavailable, Conflict, OSError."""
+        if await self._engine.chunks_kept(sha256) < size // CHUNK_BYTES + 1:
+            await chunks.put(self._engine, self._bundles / f"{sha256}.tar")
+
+    async def _put_bundles(self) -> None:
+        for bundle in list(self._core.bundles.values()):
+            if not self._lease.held:
+                return
+            try:
+                await self.put_bundle(bundle.sha256, bundle.size)
+            except (OSError, Conflict) as error:
+                self.troubles[f"bundle {bundle.sha256}"] = sanitise(str(error), 200)
+
+    async def _thin_events(self) -> None:
+        """Make room for nodes' next events, of those that are kept here."""
+        position = await self._engine.position(subjects.EVENTS_STREAM)
+        counts = await self._engine.event_counts()
+        if position.last > self.events_read:
+            self._due["thin"] = 0.0  # not all of them are kept yet: again at the next round
+            return
+        for node, count in counts.items():
+            if count > _EVENTS_THINNED and self._lease.held:
+                await self._engine.thin_events(node, _EVENTS_KEPT)
+
+    # Time.
+
+    def _look_at_clock(self) -> None:
+        turns = assigning.turns(self._core.shelf)
+        if turns > 1 and self._is_due("turn", self._periods.turn_s):
+            self._turn += 1
+            self._core.touched.update(self._core.assignments)
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._due[what]:
+            return False
+        self._due[what] = now_s + every_s
+        return True
+
+    async def _pause(self) -> None:
+        """Until something may follow, or it is time to look."""
+        if not self._lease.held:
+            await _wait(self._lease_changed, self._periods.shared_s)
+        elif self._core.work.is_set():
+            await asyncio.sleep(min(self._periods.tick_s, _TOGETHER_S))
+        else:
+            await _wait(self._core.work, self._periods.tick_s)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+def names(batch: Sequence[Stored]) -> dict[str, str]:
+    """The node of each subject in a batch; others are left out."""
+    found = {}
+    for one in batch:
+        with contextlib.suppress(Problem):
+            found[one.subject] = subjects.node_of(one.subject)
+    return found

@@ -1,0 +1,320 @@
+"""What operators ask of a controller: documents, bundles, rollouts, invocations. What is answered is on disk before."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from latticed.fleet import controller_view as view
+from latticed.fleet import documents, rollout
+from latticed.fleet.controller import assigning, bundle_files, records, store, views
+from latticed.fleet.controller.assigning import AssigningKey
+from latticed.fleet.documents import BundleSource, Invocation, InvocationResult, Malformed
+from latticed.fleet.engine import Conflict, EngineUnavailable
+from latticed.fleet.rollout import GatePolicy, RolloutState
+from latticed.kit import tasks
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from latticed.fleet.controller.records import RolloutRecord
+    from latticed.fleet.controller.running import RunningController
+    from latticed.fleet.rollout import Rollout
+
+_ANSWER_S: Final = 35.0
+"""For a node to answer an invocation; its agent gives up after 30 s."""
+_URL: Final = re.compile(r"https://[^\s\\]{1,480}")
+MOST_ROLLOUTS: Final = 500
+_WHY: Final = {
+    "intent_unknown": "expected an intent that was given to this controller, found none of this name",
+    "intent_revoked": "expected an intent that is not revoked, found one that is",
+    "operator_revoked": "expected an intent by an operator who is not revoked, found one of a revoked key",
+    "intent_expired": "expected an intent that has not expired, found one that has",
+    "controller_revoked": "expected this controller's key not to be revoked, found that it is",
+    "controller_uncertified": "expected a certificate of this controller's key, found none",
+    "controller_expired": "expected a certificate of this controller that has not expired, found one that has",
+}
+_SIGN: Final = "latticectl fleet sign makes another one, with the operator's key"
+
+
+class FleetOperations:
+    """Of one running controller."""
+
+    def __init__(self, running: RunningController) -> None:
+        self._running = running
+        self._core, self._leader = running.core, running.leader
+
+    def check_leader(self) -> None:
+        """Problem not_leader: another controller decides, or none does."""
+        if self._leader.acts:
+            return
+        seen = self._running.lease.seen
+        holder = seen.holder if seen is not None else ""
+        if self._running.lease.held:
+            raise Problem("not_leader", "expected this controller to have taken over, found it at it", "ask again")
+        hint = f"ask the controller {holder}" if holder else "ask again once the message system can be reached"
+        raise Problem(
+            "not_leader", f"expected the controller that holds the lease, found {holder or 'none'} there", hint
+        )
+
+    async def take_document(self, envelope: bytes) -> view.DocumentTaken:
+        """Keep a document that an operator signed. Problem as `shelf.judged`, too_large, document_old."""
+        kept, new, notes = await self._core.take_document(envelope)
+        return view.DocumentTaken(
+            kind=kept.kind, sha256=kept.signed.sha256, new=new, operator=kept.signed.key, notes=notes
+        )
+
+    async def take_bundle(self, sha256: str, body: AsyncIterator[bytes]) -> view.BundleView:
+        """Keep a bundle's file, and have the engine keep it. Problem bundle_invalid, bundle_mismatch, too_large,
+        quota_exceeded, store_unavailable, engine_unavailable: then it is kept here, and put there later.
+        """
+        self.check_leader()
+        settings, core = self._running.settings, self._core
+        kept = core.bundles.get(sha256)
+        if kept is None:
+            used = sum(one.size for one in core.bundles.values())
+            room = settings.engine.bundles_bytes - used
+            kept = await bundle_files.received(
+                settings.bundles, sha256, body, most=min(view.MOST_BUNDLE_BYTES, room), now_s=core.now_s()
+            )
+            found = kept
+            async with core.changing:
+                await core.write(lambda connection: store.put_bundle(connection, found))
+                core.bundles[sha256] = kept
+            new = True
+        else:
+            new = False
+        try:
+            await self._leader.put_bundle(sha256, kept.size)
+        except EngineUnavailable as error:
+            hint = "it is kept here, and put into the message system once that can be reached"
+            raise Problem("engine_unavailable", f"the message system does not take it: {error}", hint) from error
+        except Conflict as error:
+            raise Problem(
+                "bundle_mismatch", str(error), "the message system has other bytes under this name"
+            ) from error
+        return views.bundle(kept, new=new, here=True)
+
+    async def begin(self, wanted: view.RolloutWanted) -> view.RolloutView:
+        """Begin a rollout. Problem intent_*, controller_*, rollout_empty, rollout_running, exists."""
+        self.check_leader()
+        core = self._core
+        async with core.changing:
+            now_s = core.now_s()
+            self.check_counts(wanted.intent, now_s)
+            if trouble := self._leader.may_sign(now_s):
+                raise Problem(trouble, _WHY[trouble], _SIGN)
+            named = sources(wanted.sources)
+            nodes = self.targets(wanted.intent)
+            if not nodes:
+                hint = "latticectl fleet nodes shows their labels, and what each has"
+                raise Problem("rollout_empty", "expected nodes that it selects and that lack it, found none", hint)
+            name = wanted.name or self.name_for(wanted.intent)
+            if name in core.rollouts:
+                raise Problem("exists", f"expected a new name, found a rollout {name}", "choose another name")
+            defaults = self._running.settings.rollout
+            record = records.begun(
+                name,
+                tuple(nodes),
+                release=wanted.intent,
+                has=self.ways_back(wanted.intent, nodes, now_s),
+                policy=_policy(wanted.policy) if wanted.policy is not None else defaults.policy,
+                sizes=wanted.sizes or defaults.sizes,
+                sources=assigning.sources_of(core.shelf.intents[wanted.intent].document, core.bundles.values(), named),
+                now_s=now_s,
+            )
+            self._check_size(record)
+            ended = self._superseding(record, now_s)
+            await core.keep(rollouts=[*ended, record], sources={wanted.intent: record.sources})
+        core.work.set()
+        return self.rollout_view(record)
+
+    async def act(self, name: str, what: str, reason: str) -> view.RolloutView:
+        """Halt, resume or take back a rollout (`what`: halt, resume, back). Problem not_found, invalid_transition."""
+        self.check_leader()
+        core = self._core
+        async with core.changing:
+            record = core.rollouts.get(name)
+            if record is None:
+                raise Problem("not_found", f"expected a rollout, found none of the name {name}", _LIST)
+            now_s = core.now_s()
+            if record.closed or (what == "back" and self._later(record)):
+                raise Problem("invalid_transition", f"expected a rollout whose nodes it has still, found {name} ended")
+            plain = record.rollout()
+            if what == "back" and not any(plain.back(node) for node in plain.touched):
+                hint = "sign an intent whose back_to names what they had (latticectl fleet sign), and roll that"
+                raise Problem("no_way_back", f"expected nodes that can go back from {name}, found none", hint)
+            after = _ACTS[what](plain, reason, float(now_s))
+            if after == plain:
+                raise Problem(
+                    "invalid_transition", f"expected a rollout that can {what}, found it {plain.state}", _LIST
+                )
+            fresh = record.having(after, now_s=now_s)
+            await core.keep(rollouts=[fresh])
+        core.work.set()
+        return self.rollout_view(fresh)
+
+    def rollout_view(self, record: RolloutRecord) -> view.RolloutView:
+        """As the API shows it, with the nodes as they are now."""
+        now_s = self._core.now_s()
+        return views.rollout_view(record, self._leader.reports(record.nodes, now_s), now_s=now_s)
+
+    def targets(self, intent: str, nodes: Iterable[str] | None = None) -> list[str]:
+        """Nodes that the intent selects and that are not assigned it."""
+        kept = self._core.assignments
+        return [
+            node
+            for node in self._core.selected(intent, nodes)
+            if node not in kept or kept[node].intent != intent or kept[node].key != self._core.nodes[node].key
+        ]
+
+    def ways_back(self, intent: str, nodes: Iterable[str], now_s: int) -> dict[str, str]:
+        """What each node would go back to; those that could not are left out."""
+        core = self._core
+        found = {}
+        for node in nodes:
+            kept = core.assignments.get(node)
+            if kept is not None and assigning.way_back(core.shelf, intent, kept.intent, now_s=now_s):
+                found[node] = kept.intent
+        return found
+
+    def sources_with(self, intent: str, named: tuple[BundleSource, ...]) -> tuple[BundleSource, ...]:
+        """Where the bundles of an intent would be, with what is named."""
+        core = self._core
+        return assigning.sources_of(core.shelf.intents[intent].document, core.bundles.values(), named)
+
+    def name_for(self, intent: str) -> str:
+        """A name that no rollout has: of the intent's generation."""
+        plain = f"g{self._core.shelf.intents[intent].document.generation}"
+        number, name = 1, plain
+        while name in self._core.rollouts:
+            number += 1
+            name = f"{plain}-{number}"
+        return name
+
+    def check_counts(self, intent: str, now_s: int) -> None:
+        """Problem for an intent that nodes would not take up."""
+        if trouble := self._core.shelf.counts(intent, now_s=now_s):
+            raise Problem("not_found" if trouble == "intent_unknown" else trouble, _WHY[trouble], _SIGN)
+
+    async def invoke(self, envelope: bytes) -> view.InvocationAnswer:
+        """Have a node carry out an invocation that an operator signed. Problem document_malformed, operator_unknown,
+        operator_revoked, not_found, other_node, invocation_expired, engine_unavailable, answer_forged.
+        """
+        core = self._core
+        try:
+            signed = documents.read(envelope, Invocation)
+        except Malformed as error:
+            raise Problem("document_malformed", f"expected an invocation that an operator signed: {error}") from error
+        wanted: Invocation = signed.document
+        if signed.key not in core.shelf.operators or wanted.fleet != core.fleet:
+            raise Problem("operator_unknown", "expected an invocation by an operator of this fleet, found another")
+        if signed.key in core.shelf.revoked:
+            raise Problem("operator_revoked", "expected an operator who is not revoked, found one who is")
+        node = core.nodes.get(wanted.node)
+        if node is None:
+            raise Problem("not_found", f"expected a node of this fleet, found none that is {wanted.node}", _NODES)
+        if node.key != wanted.node_key:
+            raise Problem("other_node", f"expected an invocation for the key {node.key}, found {wanted.node_key}")
+        if wanted.expires <= core.now_s():
+            raise Problem("invocation_expired", f"expected an invocation that is valid now, found {wanted.expires}")
+        try:
+            answer = await self._running.engine.invoke(wanted.node, envelope, _ANSWER_S)
+        except (EngineUnavailable, ValueError) as error:
+            hint = "it may have been carried out: latticectl fleet events shows it"
+            raise Problem("engine_unavailable", f"{wanted.node} did not answer: {error}", hint) from error
+        try:
+            found = documents.read(answer, InvocationResult)
+        except Malformed as error:
+            raise Problem("answer_forged", f"expected an answer that {wanted.node} signed: {error}") from error
+        result: InvocationResult = found.document
+        if found.key != node.key or (result.node, result.nonce) != (wanted.node, wanted.nonce):
+            raise Problem("answer_forged", f"expected the answer of {wanted.node} to this question, found another")
+        return view.InvocationAnswer(
+            node=result.node,
+            nonce=result.nonce,
+            code=result.code,
+            reason=result.reason,
+            answer=result.answer,
+            envelope=answer.decode("ascii", "replace"),
+        )
+
+    async def backup(self, wanted: view.BackupWanted) -> view.BackupDone:
+        """Write a verified copy of the database. Problem exists, store_unavailable."""
+        directory = self._running.settings.backups
+        name = wanted.name or f"controller-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}.db"
+        target = directory / name
+        try:
+            await tasks.in_thread(lambda: directory.mkdir(mode=0o700, parents=True, exist_ok=True))
+        except OSError as error:
+            raise Problem("store_unavailable", f"cannot write into {directory}: {error.strerror}") from error
+        size, sha256 = await self._core.database.backup(target)
+        return view.BackupDone(path=os.fspath(target), size=size, sha256=sha256)
+
+    def _check_size(self, record: RolloutRecord) -> None:
+        """Problem too_large where an assignment would not be taken by any node."""
+        key = AssigningKey(private=self._core.key, public=self._core.signer, epoch=1, life_s=1)
+        node = self._core.nodes[record.nodes[0]]
+        try:
+            assigning.made(
+                self._core.shelf, node, record.release, generation=2**53 - 1, sources=record.sources, key=key, now_s=0
+            )
+        except Malformed as error:
+            reason = f"expected bundles and addresses that fit into an assignment, found: {error}"
+            raise Problem("too_large", reason, "name fewer addresses") from error
+
+    def _superseding(self, record: RolloutRecord, now_s: int) -> list[RolloutRecord]:
+        """Rollouts that end because another one has their nodes; Problem rollout_running for one that still runs."""
+        nodes, ended = set(record.nodes), []
+        for one in self._core.rollouts.values():
+            if one.over or nodes.isdisjoint(one.nodes):
+                continue
+            if one.state is RolloutState.RUNNING:
+                hint = f"latticectl fleet halt {one.name}, or wait for its end"
+                raise Problem("rollout_running", f"expected nodes of no other rollout, found {one.name} running", hint)
+            ended.append(records.superseded(one, record.name, now_s=now_s))
+        return ended
+
+    def _later(self, record: RolloutRecord) -> bool:
+        """Whether another rollout had nodes of this one since."""
+        nodes = set(record.nodes)
+        return any(
+            one.began > record.began and not nodes.isdisjoint(one.nodes)
+            for one in self._core.rollouts.values()
+            if one is not record
+        )
+
+
+_LIST: Final = "latticectl fleet status shows rollouts"
+_NODES: Final = "latticectl fleet nodes lists them"
+_ACTS: Final[dict[str, Callable[[Rollout, str, float], Rollout]]] = {
+    "halt": lambda plain, reason, _: rollout.halted(plain, reason or "by an operator"),
+    "resume": lambda plain, _, now_s: rollout.resumed(plain, now_s=now_s),
+    "back": lambda plain, reason, _: rollout.returning(plain, reason or "by an operator"),
+}
+
+
+def sources(wanted: Iterable[view.SourceWanted]) -> tuple[BundleSource, ...]:
+    """As assignments have them; Problem bad_request for an address that is none."""
+    found = []
+    for one in wanted:
+        for url in one.urls:
+            if not _URL.fullmatch(url):
+                raise Problem("bad_request", f"expected an https address, found {url[:100]!r}")
+        found.append(BundleSource(id=one.id, sha256=one.sha256, urls=one.urls))
+    return tuple(found)
+
+
+def _policy(wanted: view.PolicyView) -> GatePolicy:
+    return GatePolicy(
+        unwell_share=wanted.unwell_share,
+        away_share=wanted.away_share,
+        settle_s=wanted.settle_s,
+        patience_s=wanted.patience_s,
+        denials_per_minute=wanted.denials_per_minute,
+        restarts=wanted.restarts,
+    )

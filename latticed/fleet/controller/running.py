@@ -1,0 +1,181 @@
+"""One controller while it runs: everything is made in order, and ended in the reverse.
+
+async with RunningController(settings) as running: await running.ended()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from latticed.fleet import deployment, documents, subjects
+from latticed.fleet.controller import database, store
+from latticed.fleet.controller.core import FleetCore
+from latticed.fleet.controller.leader import ControllerPeriods, Leader
+from latticed.fleet.controller.lease import Lease
+from latticed.fleet.controller.readers import NodeReaders
+from latticed.fleet.controller.views import LinkFacts
+from latticed.fleet.nats_connection import PAUSES, NatsConnection, NatsEndpoint
+from latticed.fleet.nats_engine import NatsControllerEngine
+from latticed.kit import logs
+from latticed.model.errors import Problem
+from latticed.trust import key_files
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from latticed.fleet.controller.lease import LeasePeriods
+    from latticed.fleet.controller.settings import ControllerSettings
+    from latticed.model.restart import Backoff
+
+KEY: Final = "key"
+_FORGET_S: Final = 3_600.0
+_LOST: Final = (
+    "the database was empty: documents and assignments are learnt from what the message system has; events of before, "
+    "and documents that were never shared, are not known"
+)
+
+log = logs.get_logger()
+
+
+class RunningController:
+    """See the module. Entering raises the Problems of settings, key and database; what fails later ends `ended`."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        *,
+        lease: LeasePeriods | None = None,
+        periods: ControllerPeriods | None = None,
+        pauses: Backoff = PAUSES,
+    ) -> None:
+        self.settings = settings
+        self.periods = periods or ControllerPeriods()
+        self._lease_periods, self._pauses = lease, pauses
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lost_s = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._enter(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def ended(self) -> None:
+        """Returns never; raises what ended one of the tasks."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
+        state = Path(settings.state_dir)
+        try:
+            tls = ssl.create_default_context(cafile=settings.engine.ca)
+        except OSError as error:
+            raise Problem("settings_invalid", f"engine.ca: {settings.engine.ca}: {error}") from error
+        base = await stack.enter_async_context(database.opened(state))
+        key = await asyncio.to_thread(_own_key, state / KEY)
+        await asyncio.to_thread(settings.bundles.mkdir, 0o700, exist_ok=True)
+        try:
+            kept = await base.read(store.load)
+        except (documents.Malformed, msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+            raise Problem("store_damaged", f"expected rows of a controller, found: {error}", _REBUILD) from error
+        self.core = FleetCore(
+            base,
+            kept,
+            fleet=settings.fleet,
+            controller=settings.controller,
+            operators=settings.operators,
+            key=key,
+        )
+        if base.fresh:
+            self.core.rebuilt = _LOST
+        endpoint = NatsEndpoint(
+            servers=settings.engine.servers,
+            tls=tls,
+            credentials=Path(settings.engine.credentials),
+            name=settings.controller,
+            inbox=subjects.inbox(settings.controller),
+        )
+        self.connection = NatsConnection(endpoint, on_change=self._connection_changed, pauses=self._pauses)
+        self.engine = NatsControllerEngine(self.connection)
+        self.lease = Lease(self.engine, settings.controller, periods=self._lease_periods, changed=self._lease_changed)
+        sizes = deployment.Sizes(nodes=settings.engine.nodes, bundles_bytes=settings.engine.bundles_bytes)
+        self.leader = Leader(
+            self.core,
+            self.connection,
+            self.engine,
+            self.lease,
+            streams=deployment.streams(sizes, replicas=settings.engine.replicas) if settings.engine.provide else (),
+            bundles=settings.bundles,
+            assignment_s=settings.assignment_s,
+            periods=self.periods,
+        )
+        self.readers = NodeReaders(
+            self.core, self.connection, self.engine, self.leader, present_s=self.periods.present_s
+        )
+        await stack.enter_async_context(self.connection)
+        stack.push_async_callback(self.lease.release)
+        work = (self.lease.keep, self.leader.lead, self.readers.read, self._forget)
+        self._tasks = [asyncio.create_task(one(), name=f"controller {one.__name__}") for one in work]
+        stack.push_async_callback(self._end_tasks)
+
+    def facts(self) -> LinkFacts:
+        """What is known of the connection and the lease."""
+        now_s, lease = time.monotonic(), self.lease
+        return LinkFacts(
+            connected=self.connection.up,
+            reason=self.connection.reason,
+            away_s=0.0 if self.connection.up else now_s - self._lost_s,
+            leader=self.leader.acts,
+            held=lease.held,
+            lost=lease.lost,
+            seen=lease.seen,
+            unseen_s=now_s - lease.seen_s,
+            troubles=dict(self.leader.troubles),
+        )
+
+    def _connection_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - what a connection calls
+        self._lost_s = time.monotonic()
+        log.info("connected" if up else "connection_lost", reason=reason)
+
+    def _lease_changed(self) -> None:
+        self.leader.lease_changed()
+
+    async def _forget(self) -> None:
+        while True:
+            with contextlib.suppress(Problem):
+                await self.core.forget_alarms()
+            await asyncio.sleep(_FORGET_S)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+_REBUILD: Final = "restore a backup, or have it made anew from what the fleet has: latticed-controller --rebuild"
+
+
+def _own_key(path: Path) -> Ed25519PrivateKey:
+    """The key that signs assignments, made at the first start. An operator certifies it."""
+    try:
+        return key_files.read(path)
+    except Problem as problem:
+        if problem.code != "not_found":
+            raise
+    key = key_files.generate()
+    key_files.create(path, key)
+    log.info("controller_key_made", key=key_files.public_text(key))
+    return key

@@ -1,0 +1,207 @@
+"""The documents that operators signed, as a controller keeps them: judged, found again, and what they revoke. Pure.
+
+A shelf is a value: taking a document in gives another one. What is on it stays on it; whether something counts now,
+with all that was revoked since, is what its questions answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from latticed.fleet import documents
+from latticed.fleet.documents import (
+    ControllerCertificate,
+    EnrolmentToken,
+    Intent,
+    Malformed,
+    NodeCertificate,
+    Revocations,
+    Signed,
+)
+from latticed.kit.value import Value, field
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+KINDS: Final[dict[str, type[documents.FleetDocument]]] = {
+    "intent": Intent,
+    "controller": ControllerCertificate,
+    "node": NodeCertificate,
+    "revocations": Revocations,
+    "enrolment": EnrolmentToken,
+}
+"""What operators sign and a controller keeps, by the words of its API."""
+MOST_INTENTS: Final = 2_000
+MOST_LISTS: Final = 200
+"""Lists of revocations."""
+
+
+class KeptDocument(Value, frozen=True, kw_only=True):
+    """One document on the shelf."""
+
+    kind: str
+    signed: Signed
+
+
+class DocumentShelf(Value, frozen=True, kw_only=True):
+    """`operators`: the keys that count, of the settings. The documents by SHA-256 of what was signed."""
+
+    fleet: str
+    operators: tuple[str, ...]
+    intents: Mapping[str, Signed] = field(default_factory=dict)
+    certificates: Mapping[str, Signed] = field(default_factory=dict)
+    nodes: Mapping[str, Signed] = field(default_factory=dict)
+    """Of each node's name the certificate of the highest serial."""
+    lists: Mapping[str, Signed] = field(default_factory=dict)
+    tokens: Mapping[str, Signed] = field(default_factory=dict)
+    revoked: frozenset[str] = frozenset()
+    """Every key and every document (SHA-256) that an operator revoked. A list counts by whoever was an operator when it
+    came: what it says stays said.
+    """
+    told: tuple[Signed, ...] = ()
+    """The lists that together say all that nodes can be told: each by an operator who was not revoked, none that
+    another one contains. One is the rule; of several each node is given each in its turn.
+    """
+
+    def has(self, kind: str, sha256: str) -> bool:
+        """Whether this very document is here."""
+        kept = {
+            "intent": self.intents,
+            "controller": self.certificates,
+            "revocations": self.lists,
+            "enrolment": self.tokens,
+        }
+        if kind == "node":
+            return any(one.sha256 == sha256 for one in self.nodes.values())
+        return sha256 in kept[kind]
+
+    def taking(self, kept: KeptDocument) -> DocumentShelf:
+        """The shelf with one document more."""
+        signed = kept.signed
+        match kept.kind:
+            case "node":
+                before = self.nodes.get(signed.document.node)
+                if before is not None and before.document.serial >= signed.document.serial:
+                    return self
+                return dataclasses.replace(self, nodes={**self.nodes, signed.document.node: signed})
+            case "intent":
+                return dataclasses.replace(self, intents={**self.intents, signed.sha256: signed})
+            case "controller":
+                return dataclasses.replace(self, certificates={**self.certificates, signed.sha256: signed})
+            case "revocations":
+                said = _of(signed) if signed.key in self.operators else frozenset[str]()
+                lists = {**self.lists, signed.sha256: signed}
+                taken = dataclasses.replace(self, lists=lists, revoked=self.revoked | said)
+                return dataclasses.replace(taken, told=_spread(taken))
+            case _:
+                return dataclasses.replace(self, tokens={**self.tokens, signed.sha256: signed})
+
+    def operator(self, key: str) -> bool:
+        """Whether a key is an operator's that counts."""
+        return key in self.operators and key not in self.revoked
+
+    def certificate(self, key: str, epoch: int | None = None) -> Signed | None:
+        """The certificate of a controller's key for this epoch, or for the last one, that ends last, of those that were
+        not revoked with who signed them; None as well for a key that is revoked. It may have expired.
+        """
+        if key in self.revoked:
+            return None
+        found = [
+            one
+            for one in self.certificates.values()
+            if one.document.controller_key == key and epoch in {None, one.document.epoch} and self.operator(one.key)
+        ]
+        return max(found, key=lambda one: (one.document.epoch, one.document.expires), default=None)
+
+    def counts(self, intent: str, *, now_s: int) -> str:
+        """Why nodes would not take up this intent now; empty when they would."""
+        signed = self.intents.get(intent)
+        if signed is None:
+            return "intent_unknown"
+        if intent in self.revoked:
+            return "intent_revoked"
+        if not self.operator(signed.key):
+            return "operator_revoked"
+        return "intent_expired" if now_s >= signed.document.expires else ""
+
+    def envelopes(self) -> Iterator[tuple[str, Signed]]:
+        """Every document with its kind."""
+        for kind, kept in (
+            ("revocations", self.lists),
+            ("controller", self.certificates),
+            ("intent", self.intents),
+            ("node", self.nodes),
+            ("enrolment", self.tokens),
+        ):
+            for signed in kept.values():
+                yield kind, signed
+
+
+def untold(shelf: DocumentShelf) -> frozenset[str]:
+    """What is revoked by operators alone who were revoked since: no node believes it, until another one says it."""
+    return shelf.revoked - frozenset[str]().union(*(_of(one) for one in shelf.told))
+
+
+def judged(shelf: DocumentShelf, envelope: bytes) -> KeptDocument:
+    """A document that an operator of this fleet signed; Problem document_malformed, operator_unknown, operator_revoked,
+    other_fleet, document_expired (of what is to count now this is for its user to say).
+    """
+    kept = _read(envelope)
+    if kept.signed.key not in shelf.operators:
+        expected = "expected the signature of an operator whom the controller's settings name"
+        raise Problem("operator_unknown", f"{expected}, found one by {kept.signed.key}", "[operators] in the settings")
+    if kept.signed.key in shelf.revoked:
+        raise Problem("operator_revoked", f"expected an operator who is not revoked, found {kept.signed.key}")
+    if kept.signed.document.fleet != shelf.fleet:
+        found = kept.signed.document.fleet
+        raise Problem("other_fleet", f"expected a document of the fleet {shelf.fleet}, found one of {found}")
+    if kept.kind == "intent" and len(shelf.intents) >= MOST_INTENTS and kept.signed.sha256 not in shelf.intents:
+        raise Problem("quota_exceeded", f"expected at most {MOST_INTENTS} intents, found one more")
+    if kept.kind == "revocations" and len(shelf.lists) >= MOST_LISTS and kept.signed.sha256 not in shelf.lists:
+        raise Problem("quota_exceeded", f"expected at most {MOST_LISTS} lists of revocations, found one more")
+    return kept
+
+
+def notes(shelf: DocumentShelf, kept: KeptDocument) -> tuple[str, ...]:
+    """What an operator should know of a document that was taken in just now; `shelf` has it."""
+    found = []
+    if kept.kind == "revocations" and (left := shelf.revoked - _of(kept.signed)):
+        found.append(f"{len(left)} keys or documents of earlier lists are not in this one: sign one that has all")
+    if kept.kind == "intent":
+        newest = max((one.document.generation for one in shelf.intents.values()), default=0)
+        if kept.signed.document.generation < newest:
+            found.append(f"an intent of generation {newest} is here: nodes that have it do not take up this one")
+        missing = [one for one in kept.signed.document.back_to if one not in shelf.intents]
+        if missing:
+            found.append(f"{len(missing)} intents of back_to are not here: nodes cannot be given them")
+    return tuple(found)
+
+
+def _read(envelope: bytes) -> KeptDocument:
+    """The document in an envelope, of whichever kind its signature is of; Problem document_malformed."""
+    last = ""
+    for kind, shape in KINDS.items():
+        try:
+            return KeptDocument(kind=kind, signed=documents.read(envelope, shape))
+        except Malformed as error:
+            # That of the one kind whose signature holds says more than that of the others.
+            if "signature of" not in str(error) or not last:
+                last = str(error)
+    hint = "latticectl fleet sign writes one"
+    raise Problem("document_malformed", f"expected a document that an operator signed: {last}", hint)
+
+
+def _spread(shelf: DocumentShelf) -> tuple[Signed, ...]:
+    told = [one for one in shelf.lists.values() if shelf.operator(one.key)]
+    told.sort(key=lambda one: (-len(_of(one)), -int(one.document.serial), one.sha256))
+    found: list[Signed] = []
+    for one in told:
+        if not any(_of(one) <= _of(other) for other in found):
+            found.append(one)
+    return tuple(found)
+
+
+def _of(signed: Signed) -> frozenset[str]:
+    return frozenset({*signed.document.keys, *signed.document.intents})
