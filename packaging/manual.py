@@ -21,7 +21,7 @@ sys.path.insert(0, str(DOCS))
 # Help is wrapped to this width, whatever terminal the build runs on.
 os.environ["COLUMNS"] = "80"
 
-from generate import cli, settings  # noqa: E402
+from generate import cli, settings, source  # noqa: E402
 from generate import manifest as manifests  # noqa: E402
 from generate.markdown import plain, sentence  # noqa: E402
 
@@ -29,6 +29,7 @@ import latticed  # noqa: E402
 from latticed import apply, daemon, journal  # noqa: E402
 from latticed.ctl import completion  # noqa: E402
 from latticed.ctl import main as ctl  # noqa: E402
+from latticed.fleet import agent_settings  # noqa: E402
 from latticed.model import capability  # noqa: E402
 
 FILES: Final = (
@@ -182,6 +183,33 @@ def latticed_journal() -> Page:
     return page
 
 
+def latticed_fleet() -> Page:
+    programs = cli.programs()
+    page = Page("latticed-fleet", 8, "have this host run what the operator of its fleet signs")
+    page.heading("SYNOPSIS")
+    page.verbatim(cli.usage("latticed-fleet", programs["latticed-fleet"]))
+    page.verbatim(cli.usage("latticed-fleet join", programs["latticed-fleet join"]))
+    page.heading("DESCRIPTION")
+    page.text(
+        "The agent of a host that is of a fleet. It takes documents that the fleet's operator signed, and asks latticed"
+        " for what they want, as any operator of the host would: its user is latticed-fleet, and [access] of"
+        " latticed.toml(5) says what it may. latticed-fleet.service runs it once the host has joined.",
+        "latticed-fleet join, run as root, has the host join by an invitation that latticectl fleet enroll made. It may"
+        " be run again at any moment, and gives a host new credentials that was off for longer than they last.",
+    )
+    page.heading("OPTIONS")
+    _options(page, programs["latticed-fleet"], common=True)
+    page.text("Of join:")
+    _options(page, programs["latticed-fleet join"], common=False)
+    _exit_codes(page, "latticed-fleet")
+    page.heading("SETTINGS")
+    page.text("/etc/latticed/fleet.toml, root's alone to change; each has a default.")
+    for name, meaning in source.below(agent_settings.AgentSettings).items():
+        page.item(name, meaning)
+    _ending(page, "latticed(8)", "latticectl(1)", "latticed.toml(5)")
+    return page
+
+
 def latticed_toml() -> Page:
     page = Page("latticed.toml", 5, "settings of latticed")
     page.heading("DESCRIPTION")
@@ -266,7 +294,15 @@ def _table(name: str, first: str) -> list[tuple[str, ...]]:
     return rows
 
 
-PAGES: Final = (latticectl, latticed_8, latticed_apply, latticed_journal, latticed_toml, latticed_manifest)
+PAGES: Final = (
+    latticectl,
+    latticed_8,
+    latticed_apply,
+    latticed_journal,
+    latticed_fleet,
+    latticed_toml,
+    latticed_manifest,
+)
 
 if __name__ == "__main__":
     for make in PAGES:

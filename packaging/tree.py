@@ -2,7 +2,7 @@
 
     usr/lib/latticed        a virtual environment of the suite's own Python, with the wheels that
                             packaging/requirements/SUITE.txt pins by hash
-    usr/bin                 links to its four programs
+    usr/bin                 links to its programs
     usr/lib/systemd …       units, users, directories
     usr/share               completions, man pages, documentation with examples, the bill of materials
     etc/latticed            settings
@@ -45,6 +45,7 @@ PROGRAMS: Final = {
     "latticectl": "ctl.main",
     "latticed-apply": "apply",
     "latticed-journal": "journal",
+    "latticed-fleet": "fleet.agent",
 }
 # -I: neither the caller's directory nor PYTHON* variables count, of root's least of all.
 PROGRAM: Final = """#!/usr/lib/latticed/bin/python3 -I

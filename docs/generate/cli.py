@@ -13,6 +13,7 @@ from generate import codes, source
 from generate.markdown import Page, code, or_dash, sentence, slug
 from latticed import apply, daemon, journal
 from latticed.ctl import completion, exit_codes, main
+from latticed.fleet import agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +119,8 @@ def programs() -> dict[str, argparse.ArgumentParser]:
         "latticed": daemon._parser(),
         "latticed-apply": apply._parser(Path),
         "latticed-journal": parser_of(journal.main),
+        "latticed-fleet": (of_agent := agent._parser()),
+        "latticed-fleet join": dict(verbs(of_agent))["join"],
     }
 
 
@@ -126,7 +129,8 @@ def exit_statuses(program: str) -> list[tuple[str, str]]:
     if program == "latticectl":
         said = source.below(exit_codes.ExitCode)
         return [(str(int(one)), said[one.name]) for one in exit_codes.ExitCode]
-    by_code = daemon.EXIT_CODES if program == "latticed" else apply.EXIT_CODES if program == "latticed-apply" else {}
+    all_codes = {"latticed": daemon.EXIT_CODES, "latticed-apply": apply.EXIT_CODES, "latticed-fleet": agent.EXIT_CODES}
+    by_code: dict[str, int] = all_codes.get(program, {})
     found = {0: "Ended by a signal, in good order.", 1: "Any other error, named on stderr.", 2: "Wrong usage."}
     if program == "latticed":
         found[1] = "Any other error at the start, named on stderr; or it was ended at once by a second signal."
@@ -171,7 +175,7 @@ def page() -> str:
         found.text("Examples:")
         found.block("text", main.load(verb).EXAMPLES.partition("\n")[2])
     for name, parser in programs().items():
-        found.heading(name, anchor=name)
+        found.heading(name, anchor=slug(name))
         found.text(sentence(parser.description))
         found.block("text", usage(name, parser))
         _table(found, parser)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(latticed.__file__).parent
 CALLS: Final = {
     **dict.fromkeys("Problem Fault Refused HostError BundleRefused PermissionRefused Finding GuestFailed".split(), 0),
-    **dict.fromkeys("refuse transient denied down note_error fail _broken _No _check_unexpired".split(), 0),
+    **dict.fromkeys("refuse transient denied down note_error fail _broken _No _unfit _check_unexpired".split(), 0),
     "twice": 1,
     "_overlaps": 1,
     "_no_verdict": 1,

@@ -107,6 +107,13 @@ def descriptor(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """An argument's type: a whole number of at most 15 digits."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
+    return int(text)
+
+
 def cursor(text: str) -> str:
     """An argument's type: a cursor of the audit chains, which is a seq of the decisions or `<decisions>.<calls>`."""
     from latticed.model import chain

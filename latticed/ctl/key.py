@@ -41,7 +41,8 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     """Make keys, or show the public half of one."""
-    found = _generate(session) if session.args.action == "generate" else [_show(session)]
+    args = session.args
+    found = generate(session, args.files) if args.action == "generate" else [show(session)]
     if session.screen.json_wanted:
         session.screen.json(found if len(found) > 1 else found[0])
     else:
@@ -50,21 +51,21 @@ def run(session: CtlSession) -> int:
     return ExitCode.OK
 
 
-def _generate(session: CtlSession) -> list[dict[str, str]]:
-    """Make a key in each file; none when one of the files exists."""
+def generate(session: CtlSession, files: list[str]) -> list[dict[str, str]]:
+    """Make a key in each file; none when one of the files exists. `--passphrase` and `--passphrase-fd` are observed."""
     from latticed.trust import key_files
 
     args = session.args
-    for one in args.files:
+    for one in files:
         if os.path.lexists(one):
             raise key_files.exists(Path(one))
-    ask = author_key.passphrase(args, "the new keys" if len(args.files) > 1 else args.files[0], twice=True)
+    ask = author_key.passphrase(args, "the new keys" if len(files) > 1 else files[0], twice=True)
     if args.passphrase and ask is None:
         raise Problem("usage", "expected a terminal to ask for the passphrase on, found none", "use --passphrase-fd N")
     wanted = args.passphrase or args.passphrase_fd is not None
     passphrase = ask() if wanted and ask is not None else b""
     made = []
-    for one in args.files:
+    for one in files:
         key = key_files.generate()
         key_files.create(Path(one), key, passphrase)
         session.screen.note(f"wrote the private key to {one}: keep it secret; below is its public half")
@@ -72,7 +73,7 @@ def _generate(session: CtlSession) -> list[dict[str, str]]:
     return made
 
 
-def _show(session: CtlSession) -> dict[str, str]:
+def show(session: CtlSession) -> dict[str, str]:
     """The public half of the key that was named."""
     from latticed.trust import key_files
 

@@ -49,6 +49,7 @@ _WATCH: Final = "Watch and ask why"
 _DECIDE: Final = "Decide about a plugin"
 _DATA: Final = "Data and permissions"
 _RECORD: Final = "Trust and record"
+_FLEET: Final = "Many hosts"
 _AUTHOR: Final = "Make bundles (offline)"
 _SELF: Final = "latticectl itself"
 
@@ -90,6 +91,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "market": Verb(_RECORD, "signed indexes: search, show, install, fetch, outdated, hold"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
         "backup": Verb(_RECORD, "write the whole state to a file, for latticed --restore"),
+        "fleet": Verb(_FLEET, "key, init, sign, enroll, revoke: what its operator does without a network"),
         "verify": Verb(_AUTHOR, "judge bundles as the daemon would"),
         "sign": Verb(_AUTHOR, "sign bundles with a private key"),
         "key": Verb(_AUTHOR, "make and show signing keys"),
@@ -103,7 +105,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
     }
 )
 
-_LATER: Final = frozenset(("fleet",))
+_LATER: Final = frozenset[str]()
 """Verbs that are announced and not built yet (contracts §8)."""
 
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(

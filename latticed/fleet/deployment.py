@@ -61,6 +61,8 @@ _EXPORTS: Final = (
     ("events", "ev.*.audit", "service"),
     ("status", "st.*", "service"),
     ("presence", "hb.*", "service"),
+    ("enrolment", "enrol.*", "service"),
+    ("renewal", "renew.*", "service"),
     ("pushed", "dn.*", "stream"),
 )
 NODE_MAY_PUBLISH: Final = (
@@ -69,15 +71,19 @@ NODE_MAY_PUBLISH: Final = (
     f"ev.{_NAME}.audit",
     f"st.{_NAME}",
     f"hb.{_NAME}",
+    f"renew.{_NAME}",
 )
 NODE_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>", f"dn.{_NAME}", f"rpc.{_NAME}.invoke")
+INVITED_MAY_PUBLISH: Final = (f"enrol.{_NAME}",)
+INVITED_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>",)
+"""Of who has an invitation and is no node yet; the user's name is the invitation's nonce."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identities:
     """The keys of a deployment. `operator`, `system`, `control` and `nodes` stay offline: what the key `nodes` signs
     itself is held by no template (the server's default permissions do not hold it either). A controller that enrols
-    nodes holds `node_signer`.
+    nodes holds `node_signer`; who makes invitations holds `enrol_signer`.
     """
 
     operator: nkeys.Key
@@ -86,6 +92,7 @@ class Identities:
     nodes: nkeys.Key
     control_signer: nkeys.Key
     node_signer: nkeys.Key
+    enrol_signer: nkeys.Key
 
     @staticmethod
     def generate() -> Identities:
@@ -98,6 +105,7 @@ class Identities:
             nodes=nkeys.Key.generate(account),
             control_signer=nkeys.Key.generate(account),
             node_signer=nkeys.Key.generate(account),
+            enrol_signer=nkeys.Key.generate(account),
         )
 
     @staticmethod
@@ -186,6 +194,17 @@ def node_token(
     nkeys.check_public(user, nkeys.KeyKind.USER)
     claims = {"type": "user", "version": 2, "issuer_account": account, "pub": {}, "sub": {}}
     return nkeys.token(signer, user, subjects.node_name(node), claims, now_s=now_s, expires_s=expires_s)
+
+
+def invitation_credentials(
+    signer: nkeys.Key, account: str, nonce: str, *, now_s: int, expires_s: int
+) -> nkeys.UserCredentials:
+    """What lets a host ask to be enrolled by the invitation of this nonce, and nothing else; `signer` is
+    `Identities.enrol_signer`, `account` the public key of `nodes`.
+    """
+    key = nkeys.Key.generate(nkeys.KeyKind.USER)
+    token = node_token(signer, account, key.public, nonce, now_s=now_s, expires_s=expires_s)
+    return nkeys.UserCredentials(token=token, key=key, name=nonce, expires_s=expires_s)
 
 
 def controller_credentials(
@@ -363,20 +382,17 @@ def _control(identities: Identities) -> dict[str, Any]:
 
 
 def _nodes(identities: Identities, revoked: Mapping[str, int], sizes: Sizes) -> dict[str, Any]:
-    template = {
-        **_UNLIMITED,
-        "payload": DOCUMENT_BYTES + HEADER_BYTES,
-        "subs": _MOST_SUBSCRIPTIONS,
-        "pub": {"allow": list(NODE_MAY_PUBLISH)},
-        "sub": {"allow": list(NODE_MAY_SUBSCRIBE)},
+    node = {
+        **_template(NODE_MAY_PUBLISH, NODE_MAY_SUBSCRIBE, subscriptions=_MOST_SUBSCRIPTIONS),
         "resp": {"max": 1, "ttl": _ANSWER_S * _NS},
-        "allowed_connection_types": ["STANDARD"],
     }
+    invited = _template(INVITED_MAY_PUBLISH, INVITED_MAY_SUBSCRIBE, subscriptions=2)
     claims: dict[str, Any] = {
         # A server has no limit of connections for a user (nats-server's issue 1552): these are all nodes' together.
         "limits": {**_limits(connections=sizes.connections), "disallow_bearer": True},
         "signing_keys": [
-            {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": template}
+            {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": node},
+            {"kind": "user_scope", "key": identities.enrol_signer.public, "role": "invited", "template": invited},
         ],
         "imports": [_import(name, subject, kind, identities.control) for name, subject, kind in _EXPORTS],
         "exports": [{"name": "invoke", "subject": "rpc.*.invoke", "type": "service"}],
@@ -384,6 +400,18 @@ def _nodes(identities: Identities, revoked: Mapping[str, int], sizes: Sizes) -> 
     if revoked:
         claims["revocations"] = dict(revoked)
     return claims
+
+
+def _template(publish: Sequence[str], subscribe: Sequence[str], *, subscriptions: int) -> dict[str, Any]:
+    """What users of a scoped signing key may do."""
+    return {
+        **_UNLIMITED,
+        "payload": DOCUMENT_BYTES + HEADER_BYTES,
+        "subs": subscriptions,
+        "pub": {"allow": list(publish)},
+        "sub": {"allow": list(subscribe)},
+        "allowed_connection_types": ["STANDARD"],
+    }
 
 
 def _import(name: str, subject: str, kind: str, account: nkeys.Key) -> dict[str, Any]:

@@ -38,6 +38,8 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?\Z")]
 Key = Annotated[str, Meta(min_length=44, max_length=44)]
 """An Ed25519 public key, base64, padded: one spelling only (`_check_keys`)."""
+UserKey = Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
+"""The public key of a user of the message system, as `nkeys` writes it."""
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Number = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Moment = Annotated[int, Meta(ge=0, le=2**40)]
@@ -180,6 +182,37 @@ class EnrolmentToken(FleetDocument, frozen=True, kw_only=True):
     expires: Moment
 
 
+class EnrolmentRequest(FleetDocument, frozen=True, kw_only=True):
+    """A host asks to be the node that a token names. Signed by the invitation's key, whose public half the token's
+    nonce stands for: so nobody who only carries the request can put another key in.
+
+    `node_key` signs the node's documents from then on; `user` is the public key that it connects with.
+    """
+
+    token: Nonce
+    node: Name
+    node_key: Key
+    user: UserKey
+
+
+class RenewalRequest(FleetDocument, frozen=True, kw_only=True):
+    """A node asks for credentials that last longer. Signed by the node's key."""
+
+    node: Name
+    node_key: Key
+    user: UserKey
+
+
+class NodeCredentials(FleetDocument, frozen=True, kw_only=True):
+    """What a node connects with: `jwt` is for the key `user`, and ends at `expires`. Signed by the controller's key."""
+
+    node: Name
+    node_key: Key
+    user: UserKey
+    jwt: Annotated[str, Meta(min_length=1, max_length=4 << 10)]
+    expires: Moment
+
+
 class Invocation(FleetDocument, frozen=True, kw_only=True):
     """One action of one plugin on one node, asked for by an operator; it counts once, and until it expires."""
 
@@ -278,6 +311,9 @@ DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     NodeCertificate: b"latticed.fleet.node.v1\n",
     Revocations: b"latticed.fleet.revocations.v1\n",
     EnrolmentToken: b"latticed.fleet.enrolment.v1\n",
+    EnrolmentRequest: b"latticed.fleet.enrolment-request.v1\n",
+    RenewalRequest: b"latticed.fleet.renewal.v1\n",
+    NodeCredentials: b"latticed.fleet.credentials.v1\n",
     Invocation: b"latticed.fleet.invocation.v1\n",
     InvocationResult: b"latticed.fleet.result.v1\n",
     NodeEvent: b"latticed.fleet.event.v1\n",

@@ -96,6 +96,9 @@ class Engine(Protocol):
     def invocations(self) -> AsyncIterator[PendingInvocation]:
         """Questions to this node as they come."""
 
+    async def renew(self, data: bytes) -> bytes:
+        """A controller's answer to this node's request for new credentials (`enrolment`)."""
+
 
 class ControllerEngine(Protocol):
     """What a controller uses. Each method raises EngineUnavailable when there is no connection, and ValueError for what

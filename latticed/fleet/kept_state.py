@@ -155,14 +155,17 @@ def enrol(directory: Path, token: bytes, *, now_s: int) -> str:
     return first.node_key
 
 
-def opened(directory: Path) -> KeptState:
-    """What is kept in the directory of a node that was enrolled; Problem not_enrolled, fleet_state_invalid."""
+def opened(directory: Path, pinned: EnrolmentToken | None = None) -> KeptState:
+    """What is kept in the directory of a node that was enrolled; Problem not_enrolled, fleet_state_invalid.
+
+    `pinned`: the token that counts, which nobody but root may change, in place of the one in the directory.
+    """
     try:
         found = directory.stat()
         if found.st_uid not in {0, os.geteuid()} or stat.S_IMODE(found.st_mode) & 0o077:
             detail = f"expected {directory} to be this user's alone, found mode {stat.S_IMODE(found.st_mode):04o}"
             raise _invalid(detail)
-        token = _token(files.read_at_most(directory / TOKEN, documents.MAX_BYTES))
+        token = pinned or _token(files.read_at_most(directory / TOKEN, documents.MAX_BYTES))
         key = key_files.read(directory / KEY)
         data = files.read_at_most(directory / STATE, _STATE_BYTES)
     except FileNotFoundError as error:
@@ -179,7 +182,7 @@ def opened(directory: Path) -> KeptState:
         raise _invalid(str(error)) from error
     public = key_files.public_text(key)
     # From what cannot have changed, whatever the state says.
-    pinned: dict[str, Any] = {
+    pinned_fields: dict[str, Any] = {
         "fleet": token.fleet,
         "operators": token.operators,
         "node": token.node,
@@ -187,7 +190,9 @@ def opened(directory: Path) -> KeptState:
     }
     if state.node_key != public:
         raise _invalid("the state is of another key")
-    return KeptState(directory, key, msgspec.structs.replace(state, **pinned))
+    if not state.serial:  # the operator has certified no other labels than those of the token
+        pinned_fields["labels"] = token.labels
+    return KeptState(directory, key, msgspec.structs.replace(state, **pinned_fields))
 
 
 def _token(data: bytes) -> EnrolmentToken:

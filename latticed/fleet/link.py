@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from latticed.fleet.engine import Engine, PendingInvocation
     from latticed.fleet.nats_connection import NatsConnection
+    from latticed.fleet.renewing import Renewing
     from latticed.fleet.spool import Spool
 
 log = logs.get_logger()
@@ -112,7 +113,8 @@ class Link:
     """`async with Link(connection, engine, spool, stream) as link: await link.ended()`: until the node ends.
 
     `stream` is this process's end of the socketpair. `https_hosts`: servers that bundles may be fetched from, no other;
-    `https`: whom to trust for that, instead of the system's authorities.
+    `https`: whom to trust for that, instead of the system's authorities. `renewing`: whose credentials are renewed;
+    none's without it.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Link:
         periods: LinkPeriods | None = None,
         https: ssl.SSLContext | None = None,
         https_hosts: Collection[str] = (),
+        renewing: Renewing | None = None,
     ) -> None:
         self._connection = connection
         self._engine = engine
@@ -133,6 +136,7 @@ class Link:
         self._periods = periods or LinkPeriods()
         self._https = https
         self._https_hosts = https_hosts
+        self._renewing = renewing
         self._outbox = _Outbox()
         self._waiting = _Waiting()
         self._sent: bytes | None = None
@@ -150,6 +154,7 @@ class Link:
             self._publish_events,
             self._fetch,
             self._hear_invocations,
+            self._renew,
         ]
         self._tasks = [asyncio.create_task(one(), name=f"link {one.__name__}") for one in work]
         return self
@@ -199,6 +204,8 @@ class Link:
                 answer = waiting.answers.get(message.number)
                 if answer is not None and not answer.done():
                     answer.set_result(message.document)
+            case messages.RenewalSigned() if self._renewing is not None:
+                self._renewing.signed(message)
 
     async def _write(self) -> None:
         while True:
@@ -362,6 +369,13 @@ class Link:
             log.info("invocation_unanswered", number=number, reason=text.sanitise(str(error), 200))
         finally:
             del self._waiting.answers[number]
+
+    async def _renew(self) -> None:
+        """Have the credentials renewed before they end, for as long as there are some that end."""
+        if self._renewing is None:
+            await asyncio.Event().wait()
+        else:
+            await self._renewing.work(self._connection, self._engine, self._outbox.put, self._periods.spread)
 
     def _told(self, what: str, error: EngineUnavailable) -> None:
         log.info("not_published", what=what, reason=text.sanitise(str(error), 200))

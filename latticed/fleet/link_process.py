@@ -32,20 +32,23 @@ from msgspec import Meta, Struct
 
 from latticed.fleet import messages, subjects
 from latticed.fleet.link import Link
-from latticed.fleet.nats_connection import NatsConnection, NatsEndpoint
+from latticed.fleet.nats_connection import CREDENTIALS_ENDED, NatsConnection, NatsEndpoint
 from latticed.fleet.nats_engine import NatsEngine
 from latticed.fleet.spool import Spool
 from latticed.kit import logs, process_start, trusted_files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from latticed.fleet.renewing import Renewing
 
 log = logs.get_logger()
 
 _SETTINGS_BYTES: Final = 64 << 10
 _DATA_BYTES: Final = 256 << 20
 """Most memory of the process: NATS' client holds a message until it is whole, of whatever size a server says it is."""
+_BEAT_S: Final = 5.0
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
 _HOST: Final = r"^[A-Za-z0-9.:\[\]-]{1,255}\Z"
 
@@ -94,21 +97,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Problem, OSError) as error:
         sys.stderr.write(f"latticed-link: {error}\n")
         return os.EX_CONFIG
-    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
     logs.configure("info")
+    try:
+        return run(settings, tls, socket.socket(fileno=options.socket))
+    finally:
+        logs.reset()
+
+
+def run(
+    settings: LinkSettings,
+    tls: ssl.SSLContext,
+    end: socket.socket,
+    *,
+    renewing: Renewing | None = None,
+    tell: Callable[[str], None] = lambda _said: None,
+) -> int:
+    """Be the link until the node ends, or SIGTERM; 0 then, 1 when the node sent what is no message.
+
+    `renewing`: whose word renews the credentials; without it they are not renewed. `tell` is called with how the
+    connection is, and with nothing every few seconds.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
     # asyncio warns of each connection that a server closes, because nats-py starts TLS on a plain stream.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    with socket.socket(fileno=options.socket) as end:
+    with end:
         try:
-            return asyncio.run(_run(settings, tls, end))
+            return asyncio.run(_run(settings, tls, end, renewing, tell))
         except messages.BadMessage as error:
             sys.stderr.write(f"latticed-link: expected messages of a node, found something else: {error}\n")
             return 1
-        finally:
-            logs.reset()
 
 
-async def _run(settings: LinkSettings, tls: ssl.SSLContext, end: socket.socket) -> int:
+async def _run(
+    settings: LinkSettings,
+    tls: ssl.SSLContext,
+    end: socket.socket,
+    renewing: Renewing | None,
+    tell: Callable[[str], None],
+) -> int:
     endpoint = NatsEndpoint(
         servers=settings.servers,
         tls=tls,
@@ -120,6 +146,9 @@ async def _run(settings: LinkSettings, tls: ssl.SSLContext, end: socket.socket) 
 
     def changed(up: bool, reason: str) -> None:  # noqa: FBT001 - what a connection calls
         log.info("connected" if up else "connection_lost", reason=reason)
+        # Nothing but another invitation helps a host that was off for longer than its credentials last.
+        ended = "invite this host anew, then latticed-fleet join; " if reason.startswith(CREDENTIALS_ENDED) else ""
+        tell("connected" if up else f"not connected: {ended}{reason}")
         for link in told:
             link.connection_changed(up, reason)
 
@@ -127,21 +156,34 @@ async def _run(settings: LinkSettings, tls: ssl.SSLContext, end: socket.socket) 
     stream = await asyncio.open_connection(sock=end)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    tell("not connected yet")
     async with (
         NatsConnection(endpoint, on_change=changed) as connection,
         Link(
-            connection, NatsEngine(connection, settings.node), spool, stream, https_hosts=settings.https_hosts
+            connection,
+            NatsEngine(connection, settings.node),
+            spool,
+            stream,
+            https_hosts=settings.https_hosts,
+            renewing=renewing,
         ) as link,
     ):
         told.append(link)
-        ended, stopped = asyncio.create_task(link.ended()), asyncio.create_task(stopping.wait())
-        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (ended, stopped):
+        ended = asyncio.create_task(link.ended())
+        others = [asyncio.create_task(stopping.wait()), asyncio.create_task(_beat(tell))]
+        await asyncio.wait({ended, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, *others):
             task.cancel()
-        await asyncio.wait({ended, stopped})
+        await asyncio.wait({ended, *others})
         if not ended.cancelled():
             ended.result()
     return 0
+
+
+async def _beat(tell: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(_BEAT_S)
+        tell("")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ class LinkState(_Message, frozen=True, kw_only=True, tag="connection"):
     reason: Annotated[str, Meta(max_length=500)] = ""
 
 
+class RenewalWanted(_Message, frozen=True, kw_only=True, tag="renew"):
+    """Link to node: the credentials for this public key end before long; sign a request for new ones."""
+
+    user: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
+
+
 class BundleNeeded(_Message, frozen=True, kw_only=True, tag="need"):
     """Node to link: fetch this into the spool, from the engine or one of the `urls` (https)."""
 
@@ -100,6 +106,13 @@ class NewEvent(_Message, frozen=True, kw_only=True, tag="event"):
     document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
 
 
+class RenewalSigned(_Message, frozen=True, kw_only=True, tag="renewal"):
+    """Node to link: the request for new credentials, signed by the node's key (`node_key`, base64)."""
+
+    node_key: Annotated[str, Meta(min_length=44, max_length=44)]
+    document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
+
+
 class InvocationDone(_Message, frozen=True, kw_only=True, tag="answer"):
     """Node to link: what became of the invocation `number`."""
 
@@ -107,8 +120,8 @@ class InvocationDone(_Message, frozen=True, kw_only=True, tag="answer"):
     document: Annotated[bytes, Meta(max_length=DOCUMENT_BYTES)]
 
 
-ToNode = NewDesired | BundleHere | BundleMissing | InvocationAsked | EventTaken | LinkState
-ToLink = BundleNeeded | NewStatus | NewEvent | InvocationDone
+ToNode = NewDesired | BundleHere | BundleMissing | InvocationAsked | EventTaken | LinkState | RenewalWanted
+ToLink = BundleNeeded | NewStatus | NewEvent | InvocationDone | RenewalSigned
 
 
 def spool_name(sha256: str) -> str:

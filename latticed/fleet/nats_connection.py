@@ -20,7 +20,8 @@ from latticed.fleet.engine import EngineUnavailable
 from latticed.kit import files, lean_imports, logs, text
 from latticed.model.restart import Backoff
 
-with lean_imports.without("aiohttp", "fast_mail_parser"):  # the first is for WebSockets alone, and takes 10 MiB
+# The first is for WebSockets alone, and takes 10 MiB; the last tells nats-py its own version, for 1 MiB.
+with lean_imports.without("aiohttp", "fast_mail_parser", "importlib.metadata"):
     import nats.errors
     from nats.aio.client import Client
 
@@ -42,6 +43,8 @@ so that ten thousand that lost a server at once do not come back at once.
 """
 STEADY_S: Final = 60.0
 """A connection that was up for so long starts the pauses anew."""
+CREDENTIALS_ENDED: Final = "the credentials ended"
+"""What the reason of a lost connection begins with, when that is it."""
 _CONNECT_S: Final = 15.0
 _CLOSE_S: Final = 1.0
 _PING_S: Final = 10
@@ -361,7 +364,7 @@ class _Heard:
         reason = self._reason or "the server closed the connection"
         if self.expires_s is not None and self.expires_s <= now_s:
             # The server says so itself only if its refusal is read before it hangs up.
-            return f"the credentials ended {int(now_s - self.expires_s)} s ago by this host's clock ({reason})"
+            return f"{CREDENTIALS_ENDED} {int(now_s - self.expires_s)} s ago by this host's clock ({reason})"
         return reason
 
 

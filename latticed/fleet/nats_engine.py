@@ -104,6 +104,10 @@ class NatsEngine:
                 if message.reply and len(message.data) <= STATUS_BYTES:
                     yield _Question(message.data, message.reply, self._connection)
 
+    async def renew(self, data: bytes) -> bytes:
+        answer = await self._connection.request(subjects.renewal(self._node), _own(data, STATUS_BYTES))
+        return _at_most(answer.data, STATUS_BYTES)
+
 
 class NatsControllerEngine:
     """`engine.ControllerEngine` over a connection with a controller's credentials."""

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.fleet import judging, kept_state, messages, node_reports
+from latticed.fleet import enrolment, judging, kept_state, messages, node_reports
 from latticed.fleet.convergence import Convergence
 from latticed.fleet.decision_tail import DecisionTail
 from latticed.fleet.node_daemon import Daemon
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latticed.fleet import documents
-    from latticed.fleet.documents import Invocation
+    from latticed.fleet.documents import EnrolmentToken, Invocation
     from latticed.fleet.kept_state import KeptState
 
 RECONCILE_S: Final = 60.0
@@ -47,6 +47,7 @@ _JUDGE_S: Final = 0.02
 """What a look, and judging a document, costs at least."""
 _SEND_S: Final = 60.0
 """For the link to take a message; it is of no use when it takes longer."""
+_BEAT_S: Final = 5.0
 _WAITING: Final = 16
 """Invocations that wait for their turn."""
 
@@ -91,7 +92,7 @@ class _Looks:
 
 
 class FleetNode:
-    """See the module. `send` gives a message to the link; `now_s` is the wall clock."""
+    """See the module. `send` gives a message to the link; `now_s` is the wall clock; `tell` hears how it goes."""
 
     def __init__(
         self,
@@ -100,11 +101,13 @@ class FleetNode:
         send: Callable[[messages.ToLink], None],
         *,
         now_s: Callable[[], float] = time.time,
+        tell: Callable[[str], None] = lambda _said: None,
     ) -> None:
         self._kept = kept
         self._daemon = daemon
         self._send = send
         self._now_s = now_s
+        self._tell = tell
         self._stopped = threading.Event()
         self._looks = _Looks(self._stopped)
         self._judging = Pace(burst_s=_BURST_S)
@@ -132,6 +135,8 @@ class FleetNode:
                     self._looks.tell(Cause.NEW)
             case messages.EventTaken():
                 self._kept.forget_event(message.number)
+            case messages.RenewalWanted():
+                self._paced(functools.partial(self._sign_renewal, message))
             case messages.LinkState():
                 self._paced(functools.partial(self._link_changed, message))
 
@@ -218,6 +223,11 @@ class FleetNode:
         if message.up:
             self._record.repeat()
 
+    def _sign_renewal(self, message: messages.RenewalWanted) -> None:
+        state = self._kept.state
+        made = enrolment.renewal(self._kept.key, fleet=state.fleet, node=state.node, user=message.user)
+        self._send(messages.RenewalSigned(node_key=state.node_key, document=made))
+
     def _judge_again(self) -> None:
         """Take up what the disk did not take before: the link does not bring the same document twice. OSError."""
         with self._kept.lock:
@@ -261,6 +271,7 @@ class FleetNode:
             plans=self._plans(),
             at_s=int(self._now_s()),
         )
+        self._tell(node_reports.in_words(made))
         self._send(messages.NewStatus(document=node_reports.signed_status(made, self._kept.key)))
 
     def _plans(self) -> tuple[str, ...]:
@@ -278,15 +289,19 @@ def run(
     *,
     reconcile_s: float = RECONCILE_S,
     owner: Callable[[], str] = lambda: "",
+    pinned: EnrolmentToken | None = None,
+    tell: Callable[[str], None] = lambda _said: None,
 ) -> int:
     """Be the node until the link closes its end; 0 then, 1 when the link sent what is no message or takes nothing.
 
-    `directory` as `kept_state` has it. Problem for one that was not enrolled, or is another's.
+    `directory` as `kept_state` has it. `pinned`: the token that counts, in place of the one in there. `tell` is called
+    with how it goes, and with nothing every few seconds. Problem for one that was not enrolled, or is another's.
     """
-    kept = kept_state.opened(directory)
+    kept = kept_state.opened(directory, pinned)
     link.settimeout(_SEND_S)
     outbox = Outbox(link)
-    node = FleetNode(kept, Daemon(socket_path, owner=owner), outbox.put)
+    node = FleetNode(kept, Daemon(socket_path, owner=owner), outbox.put, tell=tell)
+    tell("looking at the daemon")
     failed = threading.Event()
 
     def whole(work: Callable[[], None]) -> None:
@@ -304,7 +319,7 @@ def run(
     for thread in threads:
         thread.start()
     try:
-        ended = _read(link, node)
+        ended = _read(link, node, tell)
     finally:
         node.stop()
         outbox.stop()
@@ -313,11 +328,13 @@ def run(
     return int(ended or failed.is_set())
 
 
-def _read(link: socket.socket, node: FleetNode) -> int:
+def _read(link: socket.socket, node: FleetNode, tell: Callable[[str], None]) -> int:
     """Give the node every message, until the link's end."""
     decoder = messages.Decoder(messages.ToNode)
     while True:
-        select.select([link], [], [])
+        tell("")
+        if not select.select([link], [], [], _BEAT_S)[0]:
+            continue
         try:
             data = os.read(link.fileno(), 64 << 10)
         except BlockingIOError:

@@ -72,6 +72,17 @@ def status(
     )
 
 
+def in_words(made: documents.NodeStatus) -> str:
+    """A status in a line, for a person on the host."""
+    if made.refused:
+        return f"{made.refused}: {made.reason}"
+    if not made.intent:
+        return "nothing assigned yet"
+    waits = ", ".join(f"{one.id} {one.code}" for one in made.plugins if one.code)
+    plans = f"; {len(made.plans)} plans wait for approval here (latticectl plan list)" if made.plans else ""
+    return f"generation {made.generation} {'settled' if made.settled else f'under way {waits}'.rstrip()}{plans}"
+
+
 def signed_status(made: documents.NodeStatus, key: Ed25519PrivateKey) -> bytes:
     """The envelope of a status, with as much of its plugins as the engine takes: of many first without reasons, then of
     those alone that are not as they were wanted, then none.

@@ -68,6 +68,16 @@ def invocation(node: str) -> str:
     return f"rpc.{node_name(node)}.invoke"
 
 
+def enrolment(nonce: str) -> str:
+    """Where a host asks a controller to let it join, by the invitation of this nonce."""
+    return f"enrol.{node_name(nonce)}"
+
+
+def renewal(node: str) -> str:
+    """Where a node asks a controller for credentials that last longer."""
+    return f"renew.{node_name(node)}"
+
+
 def inbox(name: str) -> str:
     """What a client's inboxes begin with; nobody but this client may listen there."""
     return f"_INBOX_{node_name(name)}"

@@ -19,7 +19,12 @@ from latticed.model import manifest
 from latticed.settings import shapes
 from tests.house import pages
 
-PROGRAMS = {"latticed": "daemon", "latticed-apply": "apply", "latticed-journal": "journal"}
+PROGRAMS = {
+    "latticed": "daemon",
+    "latticed-apply": "apply",
+    "latticed-journal": "journal",
+    "latticed-fleet": "fleet.agent",
+}
 SECTIONS = {"latticectl": 1, "latticed.toml": 5, "latticed-manifest": 5, **dict.fromkeys(PROGRAMS, 8)}
 
 
@@ -69,7 +74,7 @@ def _helps_below(parser):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_page_of_each_program_has_all_its_options(plain, program):
     # In a process of its own: what a program does first, such as to its limits, would stay with the tests.
-    asked = f"from latticed import {PROGRAMS[program]} as program; program.main(['--help'])"
+    asked = f"import latticed.{PROGRAMS[program]} as program; program.main(['--help'])"
     done = subprocess.run([sys.executable, "-P", "-c", asked], check=True, capture_output=True, text=True)
     options = set(re.findall(r"--[a-z-]+", done.stdout)) - {"--help"}
     assert options

@@ -1,0 +1,293 @@
+"""What the operator of a fleet does without a network: keys, a directory, signatures, invitations, revocations."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import time
+
+import pytest
+
+from latticed.fleet import documents, enrolment, fleet_directory, nkeys
+from tests.house import nats_servers
+
+INTENT = """
+[selector]
+labels = { role = "web" }
+
+[[plugins]]
+id = "acme.demo"
+versions = ">=1.2, <2"
+publisher = "acme"
+accept = ["kv:read", "http:egress", "host=api.example.org:443"]
+secrets = ["TOKEN"]
+config = { interval_s = 60 }
+"""
+
+
+@pytest.fixture
+def home(ctl, tmp_path, monkeypatch):
+    """The directory of a new fleet; the operator's key is beside it."""
+    monkeypatch.chdir(tmp_path)
+    made = ctl("fleet", "key", "operator.key")
+    assert made.code == 0, made.err
+    key = made.out.strip()
+    ran = ctl("fleet", "init", "home", "--operator", key, "--server", "fleet.example.org")
+    assert ran.code == 0, ran.err
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+SIGNED = ("--key", "../operator.key", "--yes")
+
+
+def signed(path, kind):
+    return documents.read(path.read_bytes().strip(), kind)
+
+
+def operator(home):
+    return fleet_directory.opened(home).facts.operators[0]
+
+
+def test_key_is_made_once_and_for_one_s_own_eyes(ctl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = ctl("fleet", "key", "operator.key", "--format", "json")
+    shown = ctl("fleet", "key", "operator.key", "--show")
+    assert json.loads(made.data)["public_key"] == shown.out.strip()
+    assert stat.S_IMODE((tmp_path / "operator.key").stat().st_mode) == 0o600
+    again = ctl("fleet", "key", "operator.key")
+    assert (again.code, "never overwritten" in again.err) == (1, True)
+    before = (tmp_path / "operator.key").read_bytes()
+    assert ctl("fleet", "key", "operator.key", "--show").code == 0
+    assert (tmp_path / "operator.key").read_bytes() == before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_directory_has_what_real_servers_take(ctl, tmp_path, count):
+    key = ctl("fleet", "key", str(tmp_path / "operator.key")).out.strip()
+    servers = [word for number in range(count) for word in ("--server", f"127.0.0.1:{14_000 + number}")]
+    place = tmp_path / "home"
+    ran = ctl(
+        *("fleet", "init", str(place), "--operator", key, *servers, "--controller", "c1", "--controller", "c2"),
+        *("--server-files", str(place / "servers"), "--server-data", str(tmp_path / "data"), "--format", "json"),
+    )
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.data)
+    assert (told["fleet"], len(told["servers"]), told["controllers"]) == (
+        "home",
+        count,
+        ["controllers/c1", "controllers/c2"],
+    )
+    for below in told["servers"]:
+        configuration = place / below / "nats-server.conf"
+        checked = subprocess.run(
+            [nats_servers.PROGRAM, "-t", "-c", configuration], capture_output=True, text=True, check=False
+        )
+        assert checked.returncode == 0, checked.stderr
+        assert "sync_interval: always" in configuration.read_text()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    secret = [place / one for one in told["files"] if re.search(r"\.key$|creds$|signer|secret/", one)]
+    assert {stat.S_IMODE(one.stat().st_mode) for one in secret} == {0o600}
+    assert len(secret) == 3 + count + 2 * 3
+    # Each controller has a key and credentials of its own, and none what is the operator's.
+    keys = {(place / f"controllers/{one}/controller.key").read_bytes() for one in ("c1", "c2")}
+    assert len(keys) == 2
+    seeds = json.loads((place / "secret/identities.json").read_text())
+    given = b"".join(one.read_bytes() for one in (place / "controllers").rglob("*") if one.is_file())
+    assert [name for name, seed in seeds.items() if seed.encode() in given] == ["node_signer"]
+    assert ctl("fleet", "init", str(place), "--operator", key, *servers).code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--server", "a", "--server", "b"), "one server or three"),
+        (("--server", "a", "--server", "a", "--server", "a"), "one server or three"),
+        (("--server", "a:0"), "HOST:PORT"),
+        (("--server", "a:70000"), "HOST:PORT"),
+        (("--server", "a b"), "server's name"),
+        (("--server", "a", "--controller", "C.1"), "node's name"),
+        (("--server", "a", "--controller", "c1", "--controller", "c1"), "each once"),
+        (("--server", "a", "--name", "Home"), "node's name"),
+        (("--server", "a", "--server-files", "etc"), "absolute path"),
+        (("--server", "a", "--server-data", '/var/"x'), "printable ASCII"),
+        (("--server", "a", "--operator", "x"), "--operator"),
+    ],
+)
+def test_fleet_that_cannot_be_is_not_made(ctl, tmp_path, words, said):
+    key = ctl("fleet", "key", str(tmp_path / "operator.key")).out.strip()
+    ran = ctl("fleet", "init", str(tmp_path / "home"), "--operator", key, *words)
+    assert ran.code in {1, 2}
+    assert said in ran.err
+    assert [one.name for one in tmp_path.iterdir()] == ["operator.key"]
+
+
+def test_intent_is_shown_with_what_to_look_at_and_signed(ctl, home):
+    (home / "web.toml").write_text(INTENT)
+    ran = ctl("fleet", "sign", "web.toml", *SIGNED)
+    assert ran.code == 0, ran.err
+    for said in ("hosts with role=web", ">=1.2, <2 by acme", "http:egress (host)", '{"interval_s": 60}', "TOKEN"):
+        assert said in ran.out
+    assert "look: acme.demo can act on its host or reach others: http:egress, host=api.example.org:443" in ran.out
+    found = signed(home / "web.intent", documents.Intent)
+    assert found.key == operator(home)
+    made = found.document
+    assert (made.fleet, made.generation, made.back_to, made.plugins[0].config) == ("home", 1, (), {"interval_s": 60})
+    assert abs(made.expires - time.time() - 30 * 86_400) < 3_600
+    # The next one is of a higher generation, and a controller may go back from it to this one.
+    assert ctl("fleet", "sign", "web.toml", "--out", "next.intent", *SIGNED).code == 0
+    later = signed(home / "next.intent", documents.Intent).document
+    assert (later.generation, later.back_to) == (2, (found.sha256,))
+
+
+def test_nothing_is_signed_without_a_yes(ctl, home, monkeypatch):
+    (home / "web.toml").write_text(INTENT)
+    refused = ctl("fleet", "sign", "web.toml", "--key", "../operator.key")
+    assert (refused.code, "--yes" in refused.err) == (1, True)
+    dry = ctl("fleet", "sign", "web.toml", "--dry-run", "--key", "../operator.key", "--format", "json")
+    assert (dry.code, json.loads(dry.data)["signed"]) == (0, False)
+    assert not (home / "web.intent").exists()
+    assert not list((home / "signed").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('id = "acme.demo"', 'id = "Acme demo"'), "id of a plugin"),
+        (('publisher = "acme"', ""), "versions and a publisher"),
+        (('">=1.2, <2"', '">=1.2 or so"'), "acme.demo"),
+        (('"kv:read"', '"kv:reed"'), "kv:reed"),
+        (('"host=api.example.org:443"', '"hots=api.example.org:443"'), "hots"),
+        (("accept =", "acept ="), "acept"),
+        (("config = { interval_s = 60 }", "config = 7"), "config"),
+        (('role = "web"', 'role = "we b"'), "selector.labels"),
+        (("[selector]", "generation = 0\n[selector]"), "generation"),
+        (("[selector]", 'kind = "other"\n[selector]'), "the kind 'other'"),
+        (("[selector]", 'fleet = "elsewhere"\n[selector]'), "expected home"),
+        (("[selector]", 'back_to = ["abc"]\n[selector]'), "back_to"),
+        (("[selector]", "days = 0\n[selector]"), "days"),
+        (("[selector]", "["), "web.toml"),
+        (("interval_s = 60", f'interval_s = "{"x" * 60_000}"'), "bytes"),
+    ],
+)
+def test_intent_that_no_host_would_take_is_not_signed(ctl, home, change, said):
+    (home / "web.toml").write_text(INTENT.replace(*change))
+    ran = ctl("fleet", "sign", "web.toml", *SIGNED)
+    assert (ran.code, said in ran.err) == (1, True), ran.err
+    assert "Traceback" not in ran.err
+    assert not (home / "web.intent").exists()
+    assert not list((home / "signed").iterdir())
+
+
+def test_stranger_s_key_signs_nothing(ctl, home):
+    (home / "web.toml").write_text(INTENT)
+    ctl("fleet", "key", "../other.key")
+    for words in (
+        ("sign", "web.toml", "--yes"),
+        ("sign", "controllers/c1/request.json", "--yes"),
+        ("enroll", "web-1"),
+        ("revoke", "0" * 64, "--yes"),
+    ):
+        ran = ctl("fleet", *words, "--key", "../other.key")
+        assert (ran.code, "operator of the fleet home" in ran.err) == (1, True), ran.err
+    assert not list((home / "signed").iterdir())
+
+
+def test_controller_is_certified_and_revoked_by_name(ctl, home):
+    request = json.loads((home / "controllers/c1/request.json").read_text())
+    ran = ctl("fleet", "sign", "controllers/c1/request.json", *SIGNED)
+    assert ran.code == 0, ran.err
+    found = signed(home / "controllers/c1/certificate.json", documents.ControllerCertificate).document
+    assert (found.controller, found.controller_key, found.epoch) == ("c1", request["controller_key"], 1)
+    revoked = ctl("fleet", "revoke", "c1", *SIGNED)
+    assert revoked.code == 0, revoked.err
+    assert "epoch = 2" in revoked.err
+    (home / "controllers/c1/request.json").write_text(json.dumps({**request, "epoch": 2}))
+    ctl("fleet", "sign", "controllers/c1/request.json", *SIGNED)
+    assert signed(home / "controllers/c1/certificate.json", documents.ControllerCertificate).document.epoch == 2
+
+
+def test_revocations_grow_and_take_nothing_back(ctl, home):
+    first, second = "ab" * 32, "cd" * 32
+    path = home / "signed/revocations.json"
+    assert ctl("fleet", "revoke", first, *SIGNED).code == 0
+    assert ctl("fleet", "revoke", second, operator(home), *SIGNED).code == 0
+    found = signed(path, documents.Revocations).document
+    assert (found.serial, found.intents, found.keys) == (2, (first, second), (operator(home),))
+    again = ctl("fleet", "revoke", first, *SIGNED)
+    assert (again.code, "counts still" in again.err) == (1, True)
+    wrong = ctl("fleet", "revoke", "web-1", *SIGNED)
+    assert (wrong.code, "latticectl fleet node" in wrong.err) == (2, True)
+    assert signed(path, documents.Revocations).document.serial == 2
+
+
+def test_labels_of_a_node_are_certified_with_growing_serials(ctl, home):
+    key = operator(home)
+    (home / "web-1.json").write_text(
+        json.dumps({"kind": "node", "node": "web-1", "node_key": key, "labels": {"role": "db"}})
+    )
+    for serial in (1, 2):
+        ran = ctl("fleet", "sign", "web-1.json", *SIGNED)
+        assert ran.code == 0, ran.err
+        found = signed(home / "web-1.certificate", documents.NodeCertificate).document
+        assert (found.node, found.labels, found.serial) == ("web-1", {"role": "db"}, serial)
+
+
+def test_invitation_is_a_secret_for_one_host(ctl, home):
+    ran = ctl("fleet", "enroll", "web-1", "--label", "role=web", "--label", "site=oslo", "--key", "../operator.key")
+    assert ran.code == 0, ran.err
+    place = home / "web-1.invitation"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    found = enrolment.read_invitation(place.read_bytes(), now_s=int(time.time()))
+    token = found.document
+    assert (token.node, token.labels, token.operators) == (
+        "web-1",
+        {"role": "web", "site": "oslo"},
+        (operator(home),),
+    )
+    assert token.addresses == ("tls://fleet.example.org:4222",)
+    assert token.certificates == (home / "ca.pem").read_text()
+    claims = nkeys.unverified(found.credentials.token)
+    assert claims["exp"] == token.expires
+    assert found.token.sha256 in ran.err
+    again = ctl("fleet", "enroll", "web-1", "--key", "../operator.key")
+    assert (again.code, "exists" in again.err or "found one" in again.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("Web.1",), "node's name"),
+        (("w", "--label", "role"), "NAME=VALUE"),
+        (("w", "--label", "a=1", "--label", "a=2"), "each label once"),
+        (("w", "--label", "a=b c"), "letters, digits"),
+        (("w", "--days", "31"), "1 to 30"),
+        (("w", "--days", "0"), "1 to 30"),
+    ],
+)
+def test_host_that_cannot_be_is_not_invited(ctl, home, words, said):
+    ran = ctl("fleet", "enroll", *words, "--key", "../operator.key")
+    assert (ran.code in {1, 2}, said in ran.err) == (True, True), ran.err
+    assert not list(home.glob("*.invitation"))
+
+
+def test_directory_is_found_around_and_named_where_it_is_not(ctl, home, tmp_path, monkeypatch):
+    (home / "below").mkdir()
+    monkeypatch.chdir(home / "below")
+    assert ctl("fleet", "enroll", "web-1", "--key", "../../operator.key").code == 0
+    monkeypatch.chdir(tmp_path)
+    lost = ctl("fleet", "enroll", "web-2", "--key", "operator.key")
+    assert (lost.code, "--fleet DIR" in lost.err) == (4, True)
+    assert ctl("fleet", "enroll", "web-2", "--key", "operator.key", "--fleet", "home").code == 0
+
+
+def test_damaged_record_of_signatures_stops_signing(ctl, home):
+    """A generation that was given away must not be given away again."""
+    (home / "web.toml").write_text(INTENT)
+    assert ctl("fleet", "sign", "web.toml", *SIGNED).code == 0
+    (kept,) = (home / "signed").iterdir()
+    kept.write_bytes(kept.read_bytes().replace(b"payload", b"payloda"))
+    ran = ctl("fleet", "sign", "web.toml", *SIGNED)
+    assert (ran.code, "fleet's directory" in ran.err) == (1, True), ran.err
