@@ -160,6 +160,8 @@ class NodeView(_ControllerAnswer, frozen=True, kw_only=True):
 
     `epoch` is that of its assignment; `reported` and `reported_epoch` are of the one that it has taken up. `rollout`:
     the one that touches it now. `events`: number of its newest event here; `missed`: events that were never seen here.
+    `enrolment`: the request with which it joined, JSON (`enrolment.read_request`): proof of its key under the
+    operator's, who invited it; empty where there is none here.
     """
 
     node: NodeRow
@@ -176,6 +178,7 @@ class NodeView(_ControllerAnswer, frozen=True, kw_only=True):
     events: int = 0
     head: str = ""
     missed: int = 0
+    enrolment: str = ""
     alarms: tuple[AlarmView, ...] = ()
 
 

@@ -98,13 +98,16 @@ class RolloutRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class JoinedRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A host that joined by a token: nobody else can use it any more. `labels` are those of the token."""
+    """A host that joined by a token: nobody else can use it any more. `labels` are those of the token; `request` is
+    what it asked with, JSON: proof of its key under the operator's.
+    """
 
     token: str
     node: str
     key: str
     labels: dict[str, str]
     expires: _Number
+    request: str = ""
     step: _Number = 1
 
 

@@ -69,8 +69,10 @@ def load(connection: Connection) -> KeptFleet:
             for name, key, labels, serial, since in connection.execute("SELECT * FROM nodes")
         },
         tokens={
-            token: JoinedRecord(token=token, node=node, key=key, labels=json.loads(labels), expires=expires)
-            for token, node, key, labels, expires in connection.execute("SELECT * FROM tokens")
+            token: JoinedRecord(
+                token=token, node=node, key=key, labels=json.loads(labels), expires=expires, request=request
+            )
+            for token, node, key, labels, expires, request in connection.execute("SELECT * FROM tokens")
         },
         floors={node: (epoch, generation) for node, epoch, generation in connection.execute("SELECT * FROM floors")},
         assignments={
@@ -139,8 +141,8 @@ def put_node(connection: Connection, node: FleetNodeKey) -> None:
 
 def put_token(connection: Connection, joined: JoinedRecord) -> None:
     connection.execute(
-        "INSERT OR IGNORE INTO tokens VALUES (?, ?, ?, ?, ?)",
-        (joined.token, joined.node, joined.key, json.dumps(joined.labels), joined.expires),
+        "INSERT OR IGNORE INTO tokens VALUES (?, ?, ?, ?, ?, ?)",
+        (joined.token, joined.node, joined.key, json.dumps(joined.labels), joined.expires, joined.request),
     )
 
 

@@ -198,6 +198,7 @@ def node_view(core: FleetCore, name: str) -> view.NodeView:
         events=head.number if head is not None else 0,
         head=head.hash if head is not None else "",
         missed=head.missed if head is not None else 0,
+        enrolment=next((one.request for one in core.tokens.values() if one.key == node.key and one.node == name), ""),
         alarms=tuple(_alarm(one) for (_, about), one in core.alarms.items() if about == name),
     )
 
