@@ -59,6 +59,23 @@ class ApiRefusal(Problem):
         self.more = False
 
 
+class AskedServer(NamedTuple):
+    """Who is asked, in the words of what is said when it does not answer.
+
+    `unit`: of systemd, and the name in its journal; `option`: what names another socket; `group`: the setting that
+    opens it to a group; `look`: the commands that show whether a change was made.
+    """
+
+    name: str = "the daemon"
+    unit: str = "latticed"
+    option: str = "--socket or LATTICED_SOCKET"
+    group: str = "[access] socket_group"
+    look: str = "latticectl info or latticectl audit query"
+
+
+DAEMON: Final = AskedServer()
+
+
 class ApiReply(NamedTuple):
     """An answer: HTTP status and body; `undone`: nothing was done, and it may be asked again (Retry-After)."""
 
@@ -82,8 +99,10 @@ class ControlClient:
         connect_s: float = CONNECT_S,
         read_s: float = READ_S,
         owner: Callable[[], str] = lambda: "",
+        asked: AskedServer = DAEMON,
     ) -> None:
         self.path = path
+        self._asked = asked
         self._connect_s = connect_s
         self._read_s = read_s
         self._owner = owner
@@ -262,20 +281,23 @@ class ControlClient:
 
         The hint depends on `method`. `within_s`: how long it was waited for; None: as long as this client waits.
         """
-        where = f"it was looked for at {self.path}; name another with --socket or LATTICED_SOCKET"
+        who, within_s = self._asked, within_s or self._read_s
+        where = f"it was looked for at {self.path}; name another with {who.option}"
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-                return Problem("unreachable", "the daemon is not running", f"systemctl start latticed; {where}")
+                return Problem("unreachable", f"{who.name} is not running", f"systemctl start {who.unit}; {where}")
             case PermissionError():
-                hint = f"join the group of {self.path} ([access] socket_group), or run this as root"
-                return Problem("socket_denied", "the daemon may be running, but you may not use its socket", hint)
+                hint = f"join the group of {self.path} ({who.group}), or run this as root"
+                return Problem("socket_denied", f"{who.name} may be running, but you may not use its socket", hint)
             case TimeoutError():
-                return Problem("unreachable", f"no answer within {within_s or self._read_s:g} s", _unsure(method))
+                return Problem("unreachable", f"no answer within {within_s:g} s", _unsure(method, who))
             case ConnectionError():
-                return Problem("unreachable", "the daemon closed the connection before it answered", _unsure(method))
+                return Problem(
+                    "unreachable", f"{who.name} closed the connection before it answered", _unsure(method, who)
+                )
             case _:
-                return Problem("unreachable", f"cannot talk to the daemon at {self.path}: {error}", where)
+                return Problem("unreachable", f"cannot talk to {who.name} at {self.path}: {error}", where)
 
 
 def _is_stopping(reply: ApiReply) -> bool:
@@ -289,11 +311,11 @@ def _is_stopping(reply: ApiReply) -> bool:
     return isinstance(plain, dict) and plain.get("code") == "stopping"
 
 
-def _unsure(method: str) -> str:
+def _unsure(method: str, who: AskedServer) -> str:
     """The hint after a request whose connection broke. A change may have been made all the same, unlike with GET."""
     if method == "GET":
-        return "see journalctl -t latticed"
-    return "whether the change was made is not known: look with latticectl info or latticectl audit query"
+        return f"see journalctl -t {who.unit}"
+    return f"whether the change was made is not known: look with {who.look}"
 
 
 def _target(parts: tuple[str, ...], query: Mapping[str, str | int | None] | None) -> str:

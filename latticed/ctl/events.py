@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, decode, event_table, render, replies, stream, times
-from latticed.ctl.arguments import Parser, cursor, examples
+from latticed.ctl.arguments import Parser, count, cursor, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
@@ -39,7 +39,7 @@ def arguments(parser: Parser) -> None:
         "--after", metavar="SEQ", type=cursor, help="only events after this one (with host calls: SEQ.CALL)"
     )
     parser.add_argument("--since", dest="since", type=cursor, help=argparse.SUPPRESS)
-    parser.add_argument("--last", metavar="N", type=_count, help=f"the newest so many (default {_LAST}; with -f: 0)")
+    parser.add_argument("--last", metavar="N", type=count, help=f"the newest so many (default {_LAST}; with -f: 0)")
     parser.add_argument("--host-calls", action="store_true", help="also the calls that plugins make")
     parser.add_argument("--plugin", metavar="ID", help="only events about or by this plugin")
 
@@ -67,13 +67,6 @@ def run(session: CtlSession) -> int:
     if args.follow:
         _show_all(session, stream.follow(client, after, query, note=session.screen.note))
     return ExitCode.OK
-
-
-def _count(text: str) -> int:
-    """An argument's type: a whole number of at most 15 digits."""
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
-    return int(text)
 
 
 def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:

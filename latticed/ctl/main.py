@@ -91,7 +91,7 @@ VERBS: Final[Mapping[str, Verb]] = MappingProxyType(
         "market": Verb(_RECORD, "signed indexes: search, show, install, fetch, outdated, hold"),
         "audit": Verb(_RECORD, "the record of every decision: query, verify, export"),
         "backup": Verb(_RECORD, "write the whole state to a file, for latticed --restore"),
-        "fleet": Verb(_FLEET, "key, init, sign, enroll, revoke: what its operator does without a network"),
+        "fleet": Verb(_FLEET, "many hosts that take what their operator signs: init, enroll, sign, plan, roll, nodes"),
         "verify": Verb(_AUTHOR, "judge bundles as the daemon would"),
         "sign": Verb(_AUTHOR, "sign bundles with a private key"),
         "key": Verb(_AUTHOR, "make and show signing keys"),

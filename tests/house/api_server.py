@@ -19,12 +19,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from latticed.model import lifecycle
 
 Answer = tuple[int, Any]
+
+A = TypeVar("A", bound="Api")
 
 CANDIDATE: dict[str, Any] = {
     "version": "1.1.0",
@@ -350,9 +352,9 @@ class _Server(socketserver.UnixStreamServer):
 
 
 @contextlib.contextmanager
-def serving(socket: Path) -> Iterator[Api]:
-    """The simulated API, listening at `socket` while the context lasts."""
-    api = Api(socket=socket)
+def serving(socket: Path, kind: type[A] = Api) -> Iterator[A]:  # type: ignore[assignment]
+    """The simulated API, listening at `socket` while the context lasts; `kind`: another's."""
+    api = kind(socket=socket)
     with _Server(api) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

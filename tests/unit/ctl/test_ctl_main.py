@@ -170,7 +170,7 @@ def test_unknown_setting_exits_with_2_and_names_the_key(ctl, tmp_path):
     "words",
     [
         *(("status",), ("list",), ("info", "acme.demo"), ("activate", "acme.demo"), ("health",)),
-        *(("explain", "acme.demo"), ("events",), ("top",)),
+        *(("explain", "acme.demo"), ("events",), ("top",), ("fleet", "--help")),
     ],
 )
 def test_online_verbs_import_none_of_the_daemons_packages(api, words):

@@ -1,0 +1,130 @@
+"""latticectl fleet check: whether a message system is fit for the fleet, found out by trying; for one of your own."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from latticed.ctl import fleet_signing
+from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.exit_codes import ExitCode
+from latticed.ctl.table import Column
+from latticed.model.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latticed.ctl.session import CtlSession
+    from latticed.fleet.fleet_directory import FleetDirectory
+
+EXAMPLES: Final = examples(
+    "latticectl fleet check --fleet home                # servers as latticectl fleet init configures them",
+    "latticectl fleet check --fleet home --controller-credentials c1.creds --system-credentials sys.creds \\",
+    "    --node web-1 --node-credentials web-1.creds    # your own, with users of your own",
+)
+_COLUMNS: Final = (Column("EXPECTED"), Column("FOUND"))
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("--fleet", metavar="DIR", type=str, help="the fleet's directory (default: the one around here)")
+    for who, default in (
+        ("controller", "of the first one in the fleet's directory"),
+        ("system", "those in the fleet's directory"),
+        ("node", "some that are made for this"),
+    ):
+        parser.add_argument(
+            f"--{who}-credentials", metavar="FILE", type=str, default="", help=f"its credentials (default: {default})"
+        )
+    parser.add_argument("--node", metavar="NODE", default="", help="whose --node-credentials these are")
+
+
+def run(session: CtlSession) -> int:
+    """Try what it must do and must not let a node do, at names that no node has; exit code 3 for what is wrong."""
+    import asyncio
+
+    fleet = fleet_signing.directory(session)
+    try:
+        from latticed.fleet import engine, nats_check
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "nats":
+            raise
+        raise Problem("fleet_missing", "this needs the package nats-py", "pip install 'latticed[fleet]'") from error
+    from latticed.fleet import deployment
+
+    with _credentials(session, fleet) as (node, paths):
+        names = {"controller": "check", "system": "check", "node": node}
+        ends = {who: _endpoint(fleet, names[who], path) for who, path in paths.items()}
+        try:
+            found = asyncio.run(
+                nats_check.check(
+                    ends["controller"], ends["node"], ends.get("system"), sizes=deployment.Sizes(), replicas=1
+                )
+            )
+        except engine.EngineUnavailable as error:
+            hint = f"are its servers {', '.join(fleet.facts.addresses)} reached from here?"
+            raise Problem("unreachable", f"no connection to the message system: {error}", hint) from error
+    rows = [{"expected": one.expected, "found": one.found} for one in found]
+    if session.screen.json_wanted:
+        session.screen.json(rows)
+    elif rows:
+        session.screen.rows(_COLUMNS, [tuple(one.values()) for one in rows])
+    else:
+        session.screen.line("the message system has what a fleet needs, and lets a node do nothing else")
+    return ExitCode.UNHEALTHY if rows else ExitCode.OK
+
+
+@contextlib.contextmanager
+def _credentials(session: CtlSession, fleet: FleetDirectory) -> Iterator[tuple[str, dict[str, Path]]]:
+    """The node's name, and the credentials file of each; Problem usage, not_found."""
+    args = session.args
+    if bool(args.node) != bool(args.node_credentials):
+        raise Problem("usage", "expected --node NODE and --node-credentials FILE together, found one of them")
+    with tempfile.TemporaryDirectory(prefix="latticectl-") as place:  # mode 0700
+        node, of_node = args.node, Path(args.node_credentials)
+        if not node:
+            node, of_node = f"check-{secrets.token_hex(8)}", Path(place) / "node.creds"
+            of_node.touch(mode=0o600)
+            of_node.write_bytes(_made(fleet, node))
+        first = next(
+            iter(sorted(fleet.path.glob("controllers/*/nats.creds"))), fleet.path / "controllers/c1/nats.creds"
+        )
+        given = {
+            "controller": Path(args.controller_credentials or first),
+            "system": Path(args.system_credentials or fleet.path / "secret/system.creds"),
+            "node": of_node,
+        }
+        for who, path in given.items():
+            if who != "system" and not path.is_file():
+                raise Problem("not_found", f"expected credentials at {path}, found none", f"--{who}-credentials FILE")
+        # Without them it is said that nobody can see whether servers sync.
+        yield node, {who: path for who, path in given.items() if path.is_file()}
+
+
+def _made(fleet: FleetDirectory, node: str) -> bytes:
+    """Credentials for a node that there is not, for some minutes."""
+    from latticed.fleet import deployment, nkeys
+
+    identities, key = fleet.identities(), nkeys.Key.generate(nkeys.KeyKind.USER)
+    now_s = int(time.time())
+    token = deployment.node_token(
+        identities.node_signer, identities.nodes.public, key.public, node, now_s=now_s, expires_s=now_s + 600
+    )
+    return nkeys.UserCredentials(token=token, key=key, name=node, expires_s=now_s + 600).text()
+
+
+def _endpoint(fleet: FleetDirectory, name: str, path: Path) -> Any:
+    import ssl
+
+    from latticed.fleet import nats_connection, subjects
+
+    return nats_connection.NatsEndpoint(
+        servers=fleet.facts.addresses,
+        tls=ssl.create_default_context(cadata=fleet.authority()),
+        credentials=path,
+        name=name,
+        inbox=subjects.inbox(name),
+    )
