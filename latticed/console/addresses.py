@@ -48,6 +48,8 @@ ADDRESSES: Final = _table(
     "GET /notifications notifications",
     "POST /notifications/* retry",
     "GET /health health",
+    "GET /fleet fleet",
+    "GET /fleet/* fleet_node",
     "GET /live live",
     "GET /static/* static",
     "GET /open/* open",

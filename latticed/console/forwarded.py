@@ -69,6 +69,8 @@ READING: Final = _reading(
     "services",
     "routes",
 )
+FLEET: Final = _reading("fleet", "fleet/nodes", "fleet/nodes/{node}", "fleet/events")
+"""These are asked of a fleet's controller, where the console was given one. No page acts on a fleet."""
 ACTING: Final = (
     ForwardedRoute("POST", "plugins/lifecycle", frozenset({"id", "status", "accept"})),
     ForwardedRoute("POST", "plugins/by-id/{id}/upgrade", frozenset({"accept"})),
@@ -87,7 +89,9 @@ ACTING: Final = (
 )
 _BY_SHAPE: Final = MappingProxyType(
     {
-        method: tuple((one, tuple(one.template.split("/"))) for one in (*READING, *ACTING) if one.method == method)
+        method: tuple(
+            (one, tuple(one.template.split("/"))) for one in (*READING, *FLEET, *ACTING) if one.method == method
+        )
         for method in ("GET", "POST", "PUT", "DELETE")
     }
 )

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed import __version__
-from latticed.console import overview, plain, plugin, templates
+from latticed.console import fleet, overview, plain, plugin, templates
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -305,6 +305,27 @@ class Pages:
         status = await self._section(lambda: self._reader.get("status"))
         context = {"problem": found.problem, "findings": found.data or [], "status": status.data or {}}
         return HtmlPage("health", context, "*")
+
+    async def fleet(self, query: Mapping[str, str]) -> HtmlPage:
+        """What the fleet's controller has of all nodes."""
+        after = query.get("after", "")[:256]
+        asked = {"limit": fleet.PER_PAGE, "after": after or None}
+        found, page = await asyncio.gather(
+            self._fresh("fleet", lambda: self._reader.get("fleet")),
+            self._section(lambda: self._reader.get("fleet", "nodes", query=asked)),
+        )
+        problem = found.problem or page.problem
+        return HtmlPage("fleet", fleet.overview(found.data, page.data, problem=problem, after=after), "*")
+
+    async def fleet_node(self, _query: Mapping[str, str], name: str) -> HtmlPage:
+        """What the fleet's controller has of one node."""
+        found, events = await asyncio.gather(
+            self._section(lambda: self._reader.get("fleet", "nodes", name)),
+            self._section(lambda: self._reader.get("fleet", "events", query={"node": name, "limit": fleet.EVENTS})),
+        )
+        if found.problem:
+            raise found.problem
+        return HtmlPage("fleet_node", fleet.node(found.data, events.data, problem=events.problem), "*")
 
     async def _delegated(self, kind: str, plugin_id: str) -> Section:
         query = {"plugin": plugin_id, "limit": _LISTED}

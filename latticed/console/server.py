@@ -53,27 +53,30 @@ _STATUS: Final = {
     "not_found": 404,
     "bad_form": 400,
 }
+_OF_FLEET: Final = frozenset({"fleet", "fleet_node"})
 _FORM: Final = "application/x-www-form-urlencoded"
 _READ_HEADER: Final = "Latticed-Live"
 """Sent by a page that asks for itself again: what acts came to stays for the next page that somebody opens."""
 
 
 class ConsoleOptions(NamedTuple):
-    """`act`: acts too; `link_socket`: where `latticectl ui link` asks, or empty."""
+    """`act`: acts too; `link_socket`: where `latticectl ui link` asks, or empty; `with_fleet`: asks a controller."""
 
     at: ListenAt
     origins: tuple[PageOrigin, ...]
     act: bool
     link_socket: str
+    with_fleet: bool = False
 
 
 class Console:
     """One start: its path, its keys, its pages."""
 
-    def __init__(self, operator: Operator, *, act: bool) -> None:
+    def __init__(self, operator: Operator, *, act: bool, with_fleet: bool = False) -> None:
         self.base = secrets.token_urlsafe(16)
         self.origins: frozenset[PageOrigin] = frozenset()
         self._act = act
+        self._with_fleet = with_fleet
         self._operator = operator
         self._keys = SessionKeys()
         self._threads = WaitingThreads(THREADS)
@@ -81,7 +84,13 @@ class Console:
         self._pages = Pages(operator, self._reader, self._threads, act=act)
         self._hub = LiveHub(operator.changes)
         self._html = templates.environment()
-        self._html.globals.update(base=f"/{self.base}", act=act, when=operator.when, may_consent=forwarded.may_consent)
+        self._html.globals.update(
+            base=f"/{self.base}",
+            act=act,
+            with_fleet=with_fleet,
+            when=operator.when,
+            may_consent=forwarded.may_consent,
+        )
 
     def link(self) -> str:
         """A new one-time link, by the first of the names of this console: that of --origin, if there is one."""
@@ -104,7 +113,7 @@ class Console:
                 raise Problem(
                     "no_session", "this is not a session of this console", "latticectl ui prints a link to open"
                 )
-            if found is None:
+            if found is None or (found.page in _OF_FLEET and not self._with_fleet):
                 raise Problem("not_found", "there is no such page", "")
             asked = dict(parse_qsl(query, max_num_fields=_MOST_FIELDS)) if query else {}
             return await self._page(request, found, session, asked)
@@ -268,7 +277,7 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
 
 async def serve(operator: Operator, options: ConsoleOptions, *, started: Callable[[Console], None]) -> None:
     """Serve until SIGINT or SIGTERM; `started` is called once it listens. Problem listen_failed."""
-    console = Console(operator, act=options.act)
+    console = Console(operator, act=options.act, with_fleet=options.with_fleet)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import replies
+from latticed.ctl import fleet_controller, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.kit import sd_notify
@@ -26,6 +26,7 @@ EXAMPLES: Final = examples(
     "latticectl ui --act                                # the page may install, activate, disable, invoke",
     "latticectl ui --listen 127.0.0.1:8790              # from elsewhere: ssh -L 8790:127.0.0.1:8790 HOST",
     "latticectl ui --listen /run/latticed-ui/http.sock --origin https://plugins.example.org",
+    "latticectl ui --controller /run/latticed-controller/control.sock   # with a page of the fleet",
     "latticectl ui link                                 # a new link of the console that runs as a unit",
 )
 LINK_SOCKET: Final = "/run/latticed-ui/link.sock"
@@ -53,6 +54,13 @@ def arguments(parser: Parser) -> None:
         action="append",
         default=[],
         help="by what browsers call it besides: https://NAME of your TLS proxy (repeatable)",
+    )
+    parser.add_argument(
+        "--controller",
+        metavar="PATH",
+        type=str,
+        default="",
+        help=f"also a page of the fleet, by this socket of its controller: {fleet_controller.SOCKET}",
     )
     parser.add_argument(
         "--link-socket",
@@ -85,6 +93,7 @@ def _serve(session: CtlSession) -> int:
         origins=tuple(guard.origin(one) for one in args.origin),
         act=args.act,
         link_socket=args.link_socket,
+        with_fleet=bool(args.controller),
     )
     if options.at.path and not options.origins:
         raise Problem(
@@ -137,7 +146,9 @@ class _Caller:
         self._session = session
 
     def ask(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
-        client = self._session.client()
+        # Only with --controller is there a page that asks for it.
+        fleet = parts[0] == "fleet"
+        client = fleet_controller.client(self._session) if fleet else self._session.client()
         match method:
             case "GET" if parts == ("health",):
                 return client.health()

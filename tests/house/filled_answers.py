@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from latticed.rpc import openapi
 from latticed.rpc.routes import ROUTES
 
@@ -21,6 +23,12 @@ def of(method: str, path: str, text: str) -> Any:
     answers = document["paths"][path][method.lower()]["responses"]
     content = next(one["content"] for status, one in answers.items() if status.startswith("2") and "content" in one)
     return _filled(content["application/json"]["schema"], document["components"]["schemas"], text, _DEPTH)
+
+
+def of_shape(kind: type, text: str) -> Any:
+    """An answer of this shape (a msgspec Struct) with `text` in every field."""
+    (schema,), shapes = msgspec.json.schema_components([kind])
+    return _filled(schema, shapes, text, _DEPTH)
 
 
 def _filled(schema: dict[str, Any], shapes: dict[str, Any], text: str, depth: int) -> Any:

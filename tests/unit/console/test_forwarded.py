@@ -21,7 +21,7 @@ def test_each_route_is_one_of_the_api_that_takes_no_more_than_operate(one: forwa
     assert known[one.method, one.template.replace("{item}", "{x}")].scope in {Scope.NONE, Scope.READ, Scope.OPERATE}
 
 
-@pytest.mark.parametrize("one", forwarded.READING, ids=str)
+@pytest.mark.parametrize("one", [*forwarded.READING, *forwarded.FLEET], ids=str)
 def test_reading_is_by_get(one: forwarded.ForwardedRoute):
     assert not one.acting
     assert forwarded.route("GET", _parts(one.template), act=False) == one
@@ -53,6 +53,7 @@ def test_no_value_of_a_placeholder_leads_elsewhere(part: str):
         ("plugins", "by-id", part),
         ("plugins", "by-id", part, "logs"),
         ("market", "plugins", part),
+        ("fleet", "nodes", part),
     ):
         with pytest.raises(Problem) as refused:
             forwarded.route("GET", parts, act=True)

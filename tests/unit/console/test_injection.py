@@ -15,6 +15,7 @@ import pytest
 from latticed.console import forwarded, templates
 from latticed.console.operator import ExplainedPlugin, HealthFinding, Reader
 from latticed.console.pages import HtmlPage, Pages
+from latticed.fleet import controller_view
 from latticed.model.errors import Problem
 from tests.house import corpora, filled_answers
 
@@ -36,6 +37,13 @@ MARKS = [
 ]
 UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"}
 ID = "acme.demo"
+FLEET = {
+    "fleet": controller_view.FleetView,
+    "fleet/nodes": controller_view.NodesPage,
+    "fleet/nodes/{node}": controller_view.NodeView,
+    "fleet/events": controller_view.EventsPage,
+}
+"""What a controller answers by route."""
 PLAN = "ab" * 32
 
 
@@ -47,6 +55,8 @@ class Saying:
 
     def ask(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
         route = forwarded.route(method, parts, act=True)
+        if route in forwarded.FLEET:
+            return filled_answers.of_shape(FLEET[route.template], self.text)
         path = next(one for one in filled_paths() if one == f"/api/{route.template}")
         return _known(filled_answers.of(method, path, self.text), parts[0], self.text)
 
@@ -110,7 +120,7 @@ async def every_page(text: str) -> dict[str, str]:
     """The HTML of every page."""
     html = HTML
     operator = Saying(text)
-    html.globals.update(base="/base", act=True, when=operator.when, may_consent=forwarded.may_consent)
+    html.globals.update(base="/base", act=True, with_fleet=True, when=operator.when, may_consent=forwarded.may_consent)
     with ThreadPoolExecutor(4) as threads:
         pages = Pages(operator, Reader(operator, act=True), threads, act=True)
         query = {"q": text[:1], "actor": text}
@@ -130,6 +140,8 @@ async def every_page(text: str) -> dict[str, str]:
             await pages.audit(query),
             await pages.notifications({}),
             await pages.health({}),
+            await pages.fleet({"after": text}),
+            await pages.fleet_node({}, "web-1"),
         ]
     notes = [("bad", text)]
     problem = Problem(text, text, text)

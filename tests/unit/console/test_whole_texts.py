@@ -44,7 +44,7 @@ class Daemon:
 
 async def shown(daemon: Any, name: str, *arguments: str) -> str:
     made = templates.environment()
-    made.globals.update(base="/base", act=False, when=daemon.when, may_consent=forwarded.may_consent)
+    made.globals.update(base="/base", act=False, with_fleet=False, when=daemon.when, may_consent=forwarded.may_consent)
     with ThreadPoolExecutor(4) as threads:
         pages = Pages(daemon, Reader(daemon, act=False), threads, act=False)
         page = await getattr(pages, name)({}, *arguments)
