@@ -76,9 +76,12 @@ async def provided(
 async def changed(engine: NatsControllerEngine, nodes: SimulatedFleet, generation: int) -> tuple[list[float], float]:
     """Give each node a new document: seconds from the publication of each to its verdict, and from the first to all."""
     await asyncio.sleep(5.0)  # what came of the change before (events, statuses) is over
+    began_s = time.monotonic()
     await nodes.assign(engine, nodes.intent(generation), generation)
     await nodes.all_have(generation)
     _, judged = await nodes.latencies(generation)
+    if lost := len(await nodes.listed(do="connected", since=began_s)):
+        say(f"FLEET: {lost} nodes lost their connection meanwhile, and have another")
     heard = await nodes.listed(do="heard", generation=generation)
     return judged, max(at for _, _, at in heard) - min(nodes.published_s.values())
 

@@ -220,6 +220,9 @@ class SimulatedNode:
             number=number,
             prev=self.state.head,
             at=int(self.now_s()),
+            seq=0,
+            actor="",
+            decision="-",
             action=action,
             target=target,
             code="",
@@ -239,6 +242,7 @@ class SimulatedNode:
             fleet=state.fleet,
             node=state.node,
             at=int(self.now_s()),
+            epoch=state.epoch,
             generation=state.generation,
             intent=present.intent if present else "",
             settled=bool(plugins) and {one.id for one in plugins} <= state.settled and not _bad(plugins),
@@ -271,7 +275,7 @@ def _plugin_status(wanted: documents.WantedPlugin) -> documents.PluginStatus:
         health="unhealthy" if bad else "healthy",
         restarts=9 if bad else 0,
         denied=0,
-        code="",
+        code="candidate_bad" if bad else "",  # as of a host whose daemon gave it up at its own gate
         reason="",
     )
 

@@ -1,169 +1,241 @@
-"""Rollouts over real servers to simulated nodes: a bad release ends with its first wave, a good one needs nobody, and
-servers that die or are restarted meanwhile stop neither.
+"""Rollouts by a real controller over real servers to many simulated nodes: a bad release ends with its first wave, a
+good one needs nobody, and servers that die, restart or lose what they had stop neither.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
-import itertools
+import json
+import shutil
 import time
+from dataclasses import dataclass, field
 
 import pytest
 
-from latticed.fleet import deployment, documents
+from latticed.fleet import deployment
+from latticed.fleet.controller.settings import GateSettings
 from latticed.fleet.engine import EngineUnavailable
-from latticed.fleet.rollout import WAVES, RolloutState
-from tests.house import fleets, long, nats_servers, rollout_driver, simulated_fleets
+from latticed.fleet.rollout import WAVES
+from tests.house import fleet_controllers, fleet_reports, fleets, long, nats_servers, simulated_fleets, simulated_nodes
 
 WAIT_S = long.times(150, 1_500)
 NODES = long.times(30, 1_000)
 SIZES = WAVES if long.LONG else (2, 4, 8)
-QUICK = {"install_s": 0.1, "pauses_s": (0.2, 0.5), "periods": {"reconcile_s": 2.0, "beat_s": long.times(1, 10)}}
+QUICK = {
+    "install_s": 0.1,
+    "pauses_s": (0.2, 0.5),
+    "periods": {"reconcile_s": long.times(2, 20), "beat_s": long.times(1, 10)},
+}
+GATE = GateSettings(sizes=SIZES, settle_s=0.0, patience_s=float(WAIT_S))
+
+
+@dataclass
+class Rolling:
+    """Servers, a controller and nodes that have the release `old`."""
+
+    servers: nats_servers.Fleet
+    controlled: fleet_controllers.Controlled
+    nodes: simulated_fleets.SimulatedFleet
+    reports: fleet_reports.Reports
+    old: str = ""
+    made: int = field(default=0)
+
+    async def release(self, *, bad: bool = False, back_to: tuple[str, ...] | None = None) -> str:
+        """Another intent, which the controller has."""
+        self.made += 1
+        identity = (simulated_nodes.BAD if bad else "000") + f"{self.made:061x}"
+        back_to = ((self.old,) if self.old else ()) if back_to is None else back_to
+        wanted = self.controlled.operator.intent(plugins=(fleets.plugin(identity=identity),), back_to=back_to)
+        return await self.controlled.give(wanted)
+
+    async def all_have(self, intent: str) -> None:
+        """Until each node says that it has it, and is well."""
+        await self.reports.until(lambda: all(self.settled(name, intent) for name in self.nodes.names))
+        assert await self.nodes.counted(do="have") == {intent: len(self.nodes.names)}
+
+    def settled(self, name: str, intent: str) -> bool:
+        status = self.reports.statuses.get(name)
+        return status is not None and status.settled and status.intent == intent
+
+    async def all_told(self) -> None:
+        """Until each event that a node's newest status counts is there, once and in order."""
+        for name in self.nodes.names:
+            await self.reports.until(
+                lambda name=name: self.reports.numbers(name) == list(range(1, self.reports.statuses[name].events + 1))
+            )
+
+    async def all_gone(self) -> None:
+        """Until each node knows that it has no connection."""
+        await self.nodes.all_up(0)
 
 
 @contextlib.asynccontextmanager
 async def rolling(place, count, servers=1):
-    """Servers, `count` nodes that have a first release, and who drives rollouts."""
+    operator = fleet_controllers.Operator("home")
     sizes = deployment.Sizes(nodes=count, bundles_bytes=8 << 20)
     with nats_servers.running(place / "nats", servers, sizes) as fleet:
         async with (
             asyncio.timeout(WAIT_S),
-            fleet.connected("controller") as connection,
+            fleet_controllers.running(fleet, place, operator=operator, gate=GATE) as controlled,
             simulated_fleets.running(fleet, count, place, **QUICK) as nodes,
+            fleet_reports.followed(controlled.running.engine) as reports,
         ):
-            engine = await fleet.provide(connection)
-            async with rollout_driver.driven(engine, nodes) as driver:
-                await nodes.all_up()
-                old = nodes.intent(1)
-                await driver.assign(old)
-                await driver.reports.until(lambda: all(driver.reports.settled(one, old) for one in nodes.names))
-                yield fleet, driver, old
+            await controlled.leads()
+            await nodes.all_up()
+            for number, name in enumerate(nodes.names):
+                await controlled.give(operator.node(name, simulated_fleets.key_of(number)))
+            found = Rolling(fleet, controlled, nodes, reports)
+            found.old = await found.release()
+            await controlled.reaches(await controlled.roll(found.old, sizes=(count,)), "done")
+            await found.all_have(found.old)
+            yield found
 
 
 async def test_bad_release_touches_its_first_wave_alone_and_is_back_by_itself(tmp_path):
-    async with rolling(tmp_path, NODES) as (_, driver, old):
-        bad = driver.nodes.intent(2, bad=True, back_to=(documents.name_of(old),))
-        ended = await driver.roll(bad, before=old, sizes=SIZES)
-        assert ended.state is RolloutState.RETURNED
+    async with rolling(tmp_path, NODES) as fleet:
+        bad = await fleet.release(bad=True)
+        ended = await fleet.controlled.reaches(await fleet.controlled.roll(bad), "returned")
         assert "not well" in ended.reason
-        assert set(await driver.nodes.listed(do="touched", intent=documents.name_of(bad))) == set(ended.waves[0])
-        await driver.reports.until(lambda: all(driver.reports.settled(one, old) for one in driver.nodes.names))
-        assert await driver.nodes.counted(do="have") == {documents.name_of(old): NODES}
+        assert ended.touched == SIZES[0]
+        assert len(await fleet.nodes.listed(do="touched", intent=bad)) == SIZES[0]
+        await fleet.all_have(fleet.old)
 
 
 async def test_good_release_goes_through_five_waves_and_nobody_is_asked(tmp_path):
-    async with rolling(tmp_path, NODES) as (_, driver, old):
-        good = driver.nodes.intent(2, back_to=(documents.name_of(old),))
-        ended = await driver.roll(good, before=old, sizes=SIZES)
-        assert ended.state is RolloutState.DONE
-        assert [len(one) for one in ended.waves] == ([10, 90, 400, 400, 100] if long.LONG else [2, 4, 8, 8, 8])
-        assert await driver.nodes.counted(do="have") == {documents.name_of(good): NODES}
-        # Nobody of a wave was given it before all of the one before had it.
-        given = driver.given_s[documents.name_of(good)]
-        had = {name: at for name, _, at in await driver.nodes.listed(do="heard", generation=None)}
-        for one, two in itertools.pairwise(ended.waves):
-            assert max(had[name] for name in one) < min(given[name] for name in two)
-
-
-async def test_controller_that_is_revoked_in_mid_rollout_moves_no_node_any_more(tmp_path):
-    """Another one goes on with what an operator signed; each node refuses the revoked one, whatever it assigns."""
-    async with rolling(tmp_path, NODES) as (_, driver, old):
-        nodes, good = driver.nodes, driver.nodes.intent(2, back_to=(documents.name_of(old),))
-        await driver.assign(good, nodes.names[:3])
-        nodes.controller = fleets.OTHER_CONTROLLER
-        listed = nodes.fleet.revocations(fleets.public(fleets.CONTROLLER))
-        nodes.revocations = documents.sign(listed, fleets.OPERATOR)
-        assert (await driver.roll(good, before=old, sizes=SIZES)).state is RolloutState.DONE
-        await driver.assign(nodes.intent(3))
-        await nodes.all_have(driver.generation)
-
-        nodes.controller, nodes.revocations = fleets.CONTROLLER, None
-        had = await nodes.counted(do="have")
-        await driver.assign(good)
-        await nats_servers.until(lambda: all_refuse(nodes, "controller_revoked"))
-        assert await nodes.counted(do="have") == had
-
-
-async def all_refuse(nodes, code):
-    return (await nodes.counted(do="refused"))[code] >= len(nodes.names)
+    async with rolling(tmp_path, NODES) as fleet:
+        good = await fleet.release()
+        name = await fleet.controlled.roll(good)
+        ended = await fleet.controlled.reaches(name, "done")
+        assert [one.nodes for one in ended.waves] == ([10, 90, 400, 400, 100] if long.LONG else [2, 4, 8, 8, 8])
+        await fleet.all_have(good)
+        # Nobody of a wave had it before all of the one before.
+        heard = await fleet.nodes.listed(do="touched_s", intent=good)
+        wave_of = {
+            node: number
+            for number, wave in enumerate(fleet.controlled.core.rollouts[name].rollout().waves)
+            for node in wave
+        }
+        times = collections.defaultdict(list)
+        for node, at in heard:
+            times[wave_of[node]].append(at)
+        for number in range(4):
+            assert max(times[number]) < min(times[number + 1])
 
 
 async def test_engine_that_was_gone_in_mid_rollout_comes_back_to_each_node_once(tmp_path):
     """For so long that every node knows; nobody does anything when it is back, and none connects again and again."""
-    async with rolling(tmp_path, NODES) as (fleet, driver, old):
-        good = driver.nodes.intent(2, back_to=(documents.name_of(old),))
-        rolled = asyncio.create_task(driver.roll(good, before=old, sizes=SIZES))
-        await nats_servers.until(lambda: has(driver.given_s.get(documents.name_of(good))))
-        fleet.servers[0].kill()
-        await driver.nodes.all_up(0)
+    async with rolling(tmp_path, NODES) as fleet:
+        good = await fleet.release()
+        name = await fleet.controlled.roll(good)
+        await nats_servers.until(lambda: touched(fleet, good, SIZES[0]))
+        fleet.servers.servers[0].kill()
+        await fleet.all_gone()
         began_s = time.monotonic()
-        await asyncio.to_thread(fleet.servers[0].start)
-        assert (await rolled).state is RolloutState.DONE
-        assert await driver.nodes.counted(do="have") == {documents.name_of(good): NODES}
-        assert len(await driver.nodes.listed(do="connected", since=began_s)) == NODES
-        await driver.reports.until(lambda: all(complete(driver, one) for one in driver.nodes.names))
+        await asyncio.to_thread(fleet.servers.servers[0].start)
+        await fleet.controlled.reaches(name, "done")
+        await fleet.all_have(good)
+        assert len(await fleet.nodes.listed(do="connected", since=began_s)) == NODES
+        await fleet.all_told()
+
+
+async def test_engine_that_lost_its_last_minutes_is_filled_again_and_no_node_goes_back(tmp_path):
+    """Its data of before a rollout is put in place of what it has: the controller puts there again what is missing."""
+    async with rolling(tmp_path, NODES) as fleet:
+        server = fleet.servers.servers[0]
+        await asyncio.to_thread(server.stop)
+        kept = shutil.copytree(server.directory, tmp_path / "kept")
+        await asyncio.to_thread(server.start)
+        good = await fleet.release()
+        name = await fleet.controlled.roll(good)
+        await fleet.controlled.reaches(name, "done")
+        await fleet.all_have(good)
+        newest = {one: fleet.controlled.core.assignments[one].generation for one in fleet.nodes.names}
+
+        await asyncio.to_thread(server.kill)
+        shutil.rmtree(server.directory)
+        shutil.copytree(kept, server.directory)
+        await asyncio.to_thread(server.start)
+        await fleet_controllers.until(lambda: fleet.controlled.leader.acts)
+        await nats_servers.until(lambda: engine_has(fleet, good))
+        assert await fleet.nodes.counted(do="have") == {good: NODES}
+        assert {one: fleet.controlled.core.assignments[one].generation for one in fleet.nodes.names} == newest
+        # It goes on from there.
+        last = await fleet.release(back_to=(good,))
+        await fleet.controlled.reaches(await fleet.controlled.roll(last, sizes=(NODES,)), "done")
+        await fleet.all_have(last)
+
+
+async def engine_has(fleet, intent):
+    """Whether the engine has, for each node, a document by which it is to have this intent."""
+    with contextlib.suppress(EngineUnavailable):
+        for name in fleet.nodes.names:
+            found = await fleet.controlled.running.engine.desired(name)
+            if found is None or assigned(found.data) != intent:
+                return False
+        return True
+    return False
+
+
+def assigned(document):
+    """The intent that a desired document assigns."""
+    return fleets.opened(json.dumps(json.loads(document)["assignment"]).encode())["intent"]
 
 
 @pytest.mark.slow
 async def test_waves_go_on_while_a_server_of_three_is_dead(tmp_path):
     count = long.times(14, 300)
-    sizes = (2, 4, 8) if not long.LONG else (10, 90, 100)
-    async with rolling(tmp_path, count, 3) as (fleet, driver, old):
-        good = driver.nodes.intent(2, back_to=(documents.name_of(old),))
-        rolled = asyncio.create_task(driver.roll(good, before=old, sizes=sizes))
-        name = documents.name_of(good)
-        await nats_servers.until(lambda: has(len(driver.given_s.get(name, ())) >= sizes[0]))
-        killed = fleet.servers[await leader(driver.engine, "KV_desired")]
+    async with rolling(tmp_path, count, 3) as fleet:
+        good = await fleet.release()
+        name = await fleet.controlled.roll(good)
+        await nats_servers.until(lambda: touched(fleet, good, SIZES[0]))
+        engine = fleet.controlled.running.engine
+        killed = fleet.servers.servers[await leader(engine, "KV_desired")]
         killed.kill()
-        ended = await rolled
-        assert ended.state is RolloutState.DONE
-        assert await driver.nodes.counted(do="have") == {name: count}
+        await fleet.controlled.reaches(name, "done")
+        await fleet.all_have(good)
         # What was acknowledged is there, also where it was not when it was written.
         killed.start()
-        await whole(driver.engine)
-        for one in driver.nodes.names:
-            assert (await driver.engine.desired(one)).revision == driver.nodes.revisions[one]
-        await driver.reports.until(lambda: all(complete(driver, one) for one in driver.nodes.names))
+        await whole(engine)
+        assert await engine_has(fleet, good)
+        await fleet.all_told()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, *long.only(3)])
 async def test_servers_are_restarted_in_turn_under_load(tmp_path, stopped):
-    """Documents go on to be written, each until it is acknowledged, while servers are stopped and started in turn."""
-    async with rolling(tmp_path, long.times(10, 300), 3) as (fleet, driver, _):
-        generations = itertools.count(2)
-        restarted = asyncio.Event()
-        last = None
+    """One release after the other is given to all nodes, while servers are stopped and started in turn."""
+    async with rolling(tmp_path, long.times(10, 300), 3) as fleet:
+        restarted, rolled = asyncio.Event(), []
 
         async def load():
-            nonlocal last
             while not restarted.is_set():
-                last = driver.nodes.intent(next(generations))
-                await driver.assign(last)
+                release = await fleet.release(back_to=tuple(rolled[-1:]))
+                name = await fleet.controlled.roll(release, sizes=(len(fleet.nodes.names),))
+                await fleet.controlled.reaches(name, "done")
+                rolled.append(release)
+                await asyncio.sleep(1.0)  # a node may say something sixty times in five minutes
 
         loading = asyncio.create_task(load())
-        for server in fleet.servers[:stopped]:
-            seen = driver.generation
+        for server in fleet.servers.servers[:stopped]:
+            seen = len(rolled)
             await asyncio.to_thread(server.stop)
-            await nats_servers.until(lambda seen=seen: has(driver.generation >= seen + 2))
+            await nats_servers.until(lambda seen=seen: more(rolled, seen + 2))
             await asyncio.to_thread(server.start)
-            await whole(driver.engine)
+            await whole(fleet.controlled.running.engine)
         restarted.set()
         await loading
-        await driver.reports.until(lambda: all(driver.reports.settled(one, last) for one in driver.nodes.names))
-        assert await driver.nodes.counted(do="have") == {documents.name_of(last): len(driver.nodes.names)}
-        await driver.reports.until(lambda: all(complete(driver, one) for one in driver.nodes.names))
+        await fleet.all_have(rolled[-1])
+        await fleet.all_told()
 
 
-def complete(driver, node):
-    """Whether each event that a node's newest status counts is there, once and in order."""
-    numbers = driver.reports.numbers(node)
-    return numbers == list(range(1, driver.reports.statuses[node].events + 1))
+async def more(found, count):
+    return len(found) >= count
 
 
-async def has(value):
-    return value
+async def touched(fleet, intent, count):
+    return len(await fleet.nodes.listed(do="touched", intent=intent)) >= count
 
 
 async def leader(engine, stream):
