@@ -119,6 +119,25 @@ def test_file_that_is_never_the_bundle_is_fetched_ever_more_rarely(beside, monke
     assert 25 <= len(beside.needed()) <= 35
 
 
+def test_assignments_without_end_are_taken_up_and_looked_for_at_a_bounded_pace(beside, monkeypatch):
+    """Who stole a controller may sign one after the other: each counts, and the daemon is asked no more for that."""
+    looks = []
+    monkeypatch.setattr(beside.node, "converge", lambda: looks.append(beside.kept.state.generation))
+    began_s = time.monotonic()
+    working = threading.Thread(target=beside.node.work)
+    working.start()
+    try:
+        intent = beside.fleet.intent(1)
+        for generation in range(1, 80):
+            beside.node.received(messages.NewDesired(document=beside.fleet.desired(generation, intent=intent)))
+        until(lambda: looks[-1:] == [79])
+    finally:
+        beside.node.stop()
+        working.join()
+    # A look costs a second at least, of which ten may be spent at once.
+    assert len(looks) <= 12 + (time.monotonic() - began_s)
+
+
 def test_refused_documents_in_turn_have_the_node_look_at_a_bounded_pace(beside, monkeypatch):
     """Whoever has the engine can send two documents for ever; what is genuine is acted on meanwhile."""
     looks = []
