@@ -145,6 +145,8 @@ class App:
         settings, clock = self._settings, self._clock
         # A file or directory service that hangs must not block the loop: SIGTERM has to work during the start.
         allowed, gid = await asyncio.to_thread(resolved, settings)
+        for sentence in allowed.without_effect:
+            log.warning("access_without_effect", reason=sentence)
         # Locks the state directory: a second daemon on it ends here.
         ledger = await stack.enter_async_context(self._open_ledger())
         set_retention(ledger, settings)

@@ -171,12 +171,12 @@ def _show(settings: Settings) -> int:
     """`--check-config`: print each setting with its origin; 0. Problem for settings that a start would refuse."""
     from latticed.rpc import access  # what a start would refuse is refused here too
 
-    access.resolve(settings.access, own_uid=os.geteuid())
+    allowed = access.resolve(settings.access, own_uid=os.geteuid())
     access.socket_gid(settings.access.socket_group)
     for key, value, origin in settings_room.describe(settings):
         when = "" if live.takes_effect(key) else "; a change needs a restart"
         sys.stdout.write(f"{key} = {json.dumps(value)}  # {origin}{when}\n")
-    for sentence in settings_room.advice(settings.renamed):
+    for sentence in (*settings_room.advice(settings.renamed), *allowed.without_effect):
         sys.stderr.write(f"warning: {sentence}\n")
     return 0
 

@@ -169,6 +169,8 @@ class Reloader:
         logs.configure(applied.log.level, form=applied.log.format)
         for sentence in settings_room.advice(fresh.renamed):
             log.warning("setting_renamed", reason=sentence)
+        for sentence in allowed.without_effect:
+            log.warning("access_without_effect", reason=sentence)
         log.info("settings_loaded")
 
 

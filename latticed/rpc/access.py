@@ -13,7 +13,7 @@ from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from latticed.kit.peers import Peer
     from latticed.settings import AccessSettings as Wanted
@@ -50,12 +50,14 @@ BY_WORD: Final = {
 class Access(Value, frozen=True, kw_only=True):
     """Scopes by uid and gid. Root has all; uid 65534, which stands for peers of another user namespace, has none.
 
-    `names`: user names by uid, for audit events. Nothing here asks the system's user database.
+    `names`: user names by uid, for audit events. `without_effect`: a sentence for each entry of the settings that gives
+    nobody anything. Nothing here asks the system's user database.
     """
 
     users: Mapping[int, Scope]
     groups: Mapping[int, Scope]
     names: Mapping[int, str]
+    without_effect: tuple[str, ...] = ()
 
     def scopes(self, peer: Peer) -> Scope:
         """The scopes of `peer`: its uid's and all its groups' together."""
@@ -81,17 +83,45 @@ def resolve(wanted: Wanted, *, own_uid: int) -> Access:
     Blocking: it asks the system's user database, so it is called when settings are loaded. With `own_user` the daemon's
     own uid (`own_uid`) has all scopes.
     """
-    users = {_uid(name): _scopes(words) for name, words in wanted.users.items()}
-    groups = {_gid(name): _scopes(words) for name, words in wanted.groups.items()}
+    users, groups = _by_number(_uid, wanted.users), _by_number(_gid, wanted.groups)
     if wanted.own_user:
         users[own_uid] = Scope.ALL
     # Names are looked up here, not for each request: NSS may ask a server over the network (nsswitch.conf(5)).
-    return Access(users=users, groups=groups, names={uid: _name(uid) for uid in {0, own_uid, *users}})
+    names = {uid: _name(uid) for uid in {0, own_uid, *users}}
+    return Access(users=users, groups=groups, names=names, without_effect=tuple(_without_effect(wanted, own_uid)))
+
+
+def _without_effect(wanted: Wanted, own_uid: int) -> Iterator[str]:
+    """A sentence for each entry that gives nobody anything."""
+    for section, entries in (("users", wanted.users), ("groups", wanted.groups)):
+        for name, words in entries.items():
+            why = _of_no_use(_uid(name), own_uid if wanted.own_user else -1) if section == "users" else ""
+            if not words:
+                why = f"expected some of {', '.join(BY_WORD)}, found none"
+            if why:
+                yield f"access.{section}.{name} has no effect: {why}"
+
+
+def _of_no_use(uid: int, own_uid: int) -> str:
+    """Why whatever is given to this user changes nothing; empty when it may. `own_uid`: has all scopes besides root."""
+    if uid == NOBODY:
+        return f"uid {NOBODY} is what the kernel shows for everybody whom it cannot name; give it to a user of its own"
+    if uid == 0:
+        return "root has all scopes whatever is said here"
+    return "the daemon's own user has all scopes unless access.own_user = false" if uid == own_uid else ""
 
 
 def socket_gid(group: str) -> int:
     """The gid of the control socket's group, -1 for none named; Problem settings_invalid. Blocking, as `resolve`."""
     return _gid(group) if group else -1
+
+
+def _by_number(number: Callable[[str], int], wanted: Mapping[str, Iterable[str]]) -> dict[int, Scope]:
+    """The scopes by number; what is given to one number under two names is added up."""
+    found: dict[int, Scope] = {}
+    for name, words in wanted.items():
+        found[number(name)] = found.get(number(name), Scope.NONE) | _scopes(words)
+    return found
 
 
 def _scopes(words: Iterable[str]) -> Scope:

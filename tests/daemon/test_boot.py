@@ -149,6 +149,19 @@ def test_deprecated_key_is_accepted_with_a_warning(place):
         assert "tunnel.total_tunnels" in entry["reason"]
 
 
+def test_access_that_gives_nobody_anything_is_a_warning(place):
+    """--check-config warns on stderr, the daemon in its log, at its start and when it reads the settings again."""
+    place.set('[access.users]\nnobody = ["read"]')
+    said = "access.users.nobody has no effect: "
+    assert place.once("--check-config").stderr.startswith(f"warning: {said}")
+    with place.running() as daemon:
+        (entry,) = daemon.logged("access_without_effect")
+        assert entry["reason"].startswith(said)
+        place.set('[access.users]\nroot = ["read"]')
+        daemon.until(lambda: len(daemon.logged("access_without_effect")) == 2, "the settings to be read again")
+        assert daemon.logged("access_without_effect")[1]["reason"].startswith("access.users.root has no effect: ")
+
+
 def test_environment_overrides_the_settings_file(place, acme):
     """LATTICE_PLUGIN_DIR, the name that plugin hosts of this family use."""
     elsewhere = place.home / "elsewhere"

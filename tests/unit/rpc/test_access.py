@@ -57,6 +57,34 @@ def test_scopes_follow_uid_and_groups(wanted, who, expected):
     assert resolved(**wanted).scopes(who) == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"users": {"4242": ("read",)}, "groups": {"0": ("read",), "65534": ("read",)}}, []),
+        ({"users": {"nobody": ("read",)}}, [("access.users.nobody", "give it to a user of its own")]),
+        ({"users": {"65534": ("read",)}}, [("access.users.65534", "whom it cannot name")]),
+        ({"users": {"root": ("read",), "0": ("host",)}}, [("access.users.root", "all"), ("access.users.0", "all")]),
+        ({"users": {str(OWN): ("read",)}}, [(f"access.users.{OWN}", "own_user = false")]),
+        ({"own_user": False, "users": {str(OWN): ("read",)}}, []),
+        (
+            {"users": {"4242": ()}, "groups": {"500": ()}},
+            [("access.users.4242", "read"), ("access.groups.500", "read")],
+        ),
+    ],
+)
+def test_entries_that_give_nobody_anything_are_named(wanted, said):
+    found = resolved(**wanted).without_effect
+    assert len(found) == len(said)
+    for line, (entry, why) in zip(found, said, strict=True):
+        assert line.startswith(f"{entry} has no effect: ")
+        assert why in line
+
+
+def test_what_one_user_is_given_under_two_names_is_added_up():
+    me = pwd.getpwuid(2).pw_name
+    assert resolved(users={me: ("read",), "2": ("host",)}).scopes(peer(2)) == Scope.READ | Scope.HOST
+
+
 def test_user_and_group_names_are_resolved_once():
     """They may be numbers; audit events use the user name known when settings were loaded."""
     root, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
