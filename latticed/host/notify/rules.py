@@ -131,7 +131,10 @@ def own(event: dict[str, Any]) -> NotificationRow | None:
         found = "bundle.refused", severity, "is refused"
     elif action == "trust.revoked":
         found = "trust.revoked", "warning", "is revoked"
-    elif action in _PLAN and event["decision"] != "deny" and not (action == "plan.apply" and detail.get("narrows")):
+    elif action in _PLAN and event["decision"] != "deny":
+        # Nobody has to confirm what only takes away; an operator who undoes a change knows of it.
+        if (action == "plan.apply" and detail.get("narrows")) or (action == "plan.rollback" and code == "operator"):
+            return None
         name, severity, words = _PLAN[action]
         found = name, severity, words.format(short=target[:12])
     elif action in _LOST:
