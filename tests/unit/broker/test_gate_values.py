@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 from latticed.broker.decide import Rights
 from latticed.broker.gate import Broker, GateLimits
 from latticed.host.call import Caller, HostError, Params, Served, table
+from latticed.host.log import LogCalls
 from latticed.kit.clock import SystemClock
+from latticed.model.errors import Problem
+from tests.house import conversations
+from tests.house.processes import PATIENCE_S
 
 
 class Asked(Params, frozen=True):
@@ -67,3 +72,37 @@ async def test_audited_size_and_hash_are_of_the_received_params(gate):
     assert await found.call_raw("log.write", said) == "done"
     assert events[0].detail == {"bytes": len(said), "sha256": hashlib.sha256(said).hexdigest()}
     assert served == ["é"]
+
+
+@pytest.mark.parametrize(("depth", "code"), [(101, ""), (500, ""), (1_000, "bad_params"), (100_000, "bad_params")])
+@pytest.mark.parametrize("protocol", ["latticed-stdio-1", "stdio-json-v1"])
+async def test_params_may_be_nested_deeper_than_answers(protocol, depth, code):
+    """Where the call takes any value, as docs/write/sdk.md says. A thousand levels end no session."""
+    written = []
+    services = table(LogCalls(lambda *line: written.append(line)).calls())
+    broker = Broker(services, record=lambda _, done: done(1, None), clock=SystemClock(), gate_limits=GateLimits())
+    rights = Rights(declared=frozenset({"log:write"}), granted=frozenset({"log:write"}))
+    gate = broker.gate(Caller(plugin_id="acme.demo"), rights)
+    params = b'{"message":"m","fields":{"a":' + b"[" * depth + b"]" * depth + b"}}"
+    call = b'"id":1,"method":"log.write","params":' + params
+    if protocol == "latticed-stdio-1":
+        async with conversations.session() as talk:
+            talk.session._serve = gate.begin
+            talk.session.feed(b'{"jsonrpc":"2.0",' + call + b"}\n")
+            await talk.until_said(1)
+            assert talk.broken == []
+            (answer,) = talk.said
+            found = answer.get("error", {}).get("data", {}).get("code", "")
+    else:
+        async with conversations.invocation() as talk:
+            talk.invocation._serve = gate.call_raw
+            talk.invocation.feed(b'{"host_call":{' + call + b"}}\n")
+            if code:  # not even its id can be read, so that the invocation ends
+                with pytest.raises(Problem, match="plugin_error"):
+                    await asyncio.wait_for(talk.invocation.outcome, PATIENCE_S)
+                assert (talk.said, written) == ([], [])
+                return
+            await talk.until_said(1)
+            found = (talk.said[0]["host_response"]["error"] or {}).get("code", "")
+    assert found == code
+    assert len(written) == (not code)
