@@ -15,6 +15,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.client.control import ApiRefusal
+    from latticed.ctl.render import Screen
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
@@ -140,25 +141,20 @@ def _refused(session: CtlSession, refusal: ApiRefusal) -> int:
     if screen.json_wanted:
         screen.json({"ok": False, "code": refusal.code, "errors": refusal.errors, "more": refusal.more})
         return ExitCode.FAILED
-    screen.error(misfit(session, refusal))
+    screen.error(misfit(screen, refusal, session.args.file, session.args.id))
     return ExitCode.FAILED
 
 
-def misfit(session: CtlSession, refusal: ApiRefusal) -> Problem:
-    """The Problem for a file that does not fit, once each fault is printed on stderr."""
-    screen, source = session.screen, session.args.file
+def misfit(screen: Screen, refusal: ApiRefusal, source: str, plugin_id: str) -> Problem:
+    """The Problem for the file `source`, which does not fit, once each fault is printed on stderr."""
     for one in refusal.errors:
         where, expected, found = (one.get(name, "") for name in ("path", "expected", "found"))
         screen.note(f"{where or 'the document'}: expected {expected}, found {found}")
     if refusal.more:
         screen.note("… and more")
     name = "standard input" if source == "-" else source
-    return Problem(refusal.code, f"{name} does not fit the schema of {session.args.id}", _schema(session))
-
-
-def _schema(session: CtlSession) -> str:
-    """The hint at the command that prints the schema."""
-    return f"latticectl config get {session.args.id} --schema shows what it may hold"
+    hint = f"latticectl config get {plugin_id} --schema shows what it may hold"
+    return Problem(refusal.code, f"{name} does not fit the schema of {plugin_id}", hint)
 
 
 def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None:
@@ -172,7 +168,7 @@ def _unbound(session: CtlSession, plugin_id: str, found: dict[str, Any]) -> None
 
 def document(source: str) -> dict[str, Any]:
     """The object in a file of TOML or JSON, - for stdin. Problem usage when it cannot be read or sent; too_large."""
-    data = _read(source)
+    data = read(source)
     name = "standard input" if source == "-" else source
     try:
         text = data.decode("utf-8")
@@ -233,7 +229,7 @@ def _check(name: str, value: Any, path: str, depth: int) -> None:
         raise _unfit(name, f"{path}: expected an integer within ±(2^53-1), found a larger one")
 
 
-def _read(source: str) -> bytes:
+def read(source: str) -> bytes:
     """The bytes of a file, or of stdin for `-`; Problem usage, or too_large beyond _FILE_BYTES."""
     if source == "-":
         data = sys.stdin.buffer.read(_FILE_BYTES + 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.client.control import LONG_S
-from latticed.ctl import consent, decode, invoke, replies
+from latticed.ctl import consent, decode, invoke, replies, trial_input
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.ctl.dev_sources import News
     from latticed.ctl.session import CtlSession
     from latticed.ctl.trial import Trial
+    from latticed.ctl.trial_input import TrialInput
 
 EXAMPLES: Final = examples(
     "latticectl dev ./acme.demo",
@@ -36,6 +37,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--build", metavar="COMMAND", help="run this in DIR, by sh, before each start")
     parser.add_argument("--invoke", metavar="ACTION", help="what the Enter key has it do, until another is typed")
     parser.add_argument("--payload", metavar="JSON", help="the payload of that")
+    trial_input.arguments(parser)
     consent.granting(parser, dry_run=False)
 
 
@@ -48,6 +50,7 @@ def run(session: CtlSession) -> int:
         raise Problem("usage", "expected --format text: dev is for people", "latticectl run answers in JSON")
     source = Path(args.directory)
     asked = (args.invoke, invoke.payload(args.payload)) if args.invoke else None
+    given = trial_input.read(args, session.environ)
     with trial.interrupted_once():
         dev_sources.build(source, args.build)
     with trial.opened(source, session.environ) as own:
@@ -58,18 +61,21 @@ def run(session: CtlSession) -> int:
         screen.line("type ACTION [JSON] to invoke, Enter to repeat it, quit to end")
         built = args.build is not None
         with contextlib.suppress(KeyboardInterrupt), dev_sources.opened(source, own, built=built) as news:
-            _Bench(session, own, news, asked).serve()
+            _Bench(session, own, news, asked, given).serve()
     return ExitCode.OK
 
 
 class _Bench:
     """What is done about the news: one after the other, so that lines are not mixed and no build overtakes another."""
 
-    def __init__(self, session: CtlSession, own: Trial, news: News, asked: tuple[str, Any] | None) -> None:
+    def __init__(
+        self, session: CtlSession, own: Trial, news: News, asked: tuple[str, Any] | None, given: TrialInput
+    ) -> None:
         self.session = session
         self.own = own
         self.news = news
         self.asked = asked
+        self.given = given
         self.agreed = consent.given(session.args)
         self.declined: set[str] = set()
 
@@ -102,7 +108,8 @@ class _Bench:
         """Install and start it, with what is agreed to."""
         view = self.own.view()
         self._agree(("plugins", "lifecycle"), {"id": view.id, "status": "installed"})
-        self._tell(self.own.activated(self.agreed), "runs")
+        give = functools.partial(trial_input.give, self.session.screen, self.own, self.given)
+        self._tell(self.own.activated(self.agreed, give), "runs")
 
     def _reload(self) -> None:
         """Build it and take it over; what runs stays when it cannot be built, signed or verified."""

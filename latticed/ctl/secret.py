@@ -107,7 +107,11 @@ def _read_value(name: str, *, twice: bool) -> bytes:
     found = sys.stdin.buffer.read(wire.MAX_BODY_BYTES + 1)
     if len(found) > wire.MAX_BODY_BYTES:
         raise Problem("too_large", f"expected at most {wire.MAX_BODY_BYTES} bytes on stdin, found more")
-    # Editors and echo add one line end; a value that is to keep one must have two.
+    return trimmed(found)
+
+
+def trimmed(found: bytes) -> bytes:
+    """The value in what was read: editors and echo add one line end, so one that is to keep it must have two."""
     return found.removesuffix(b"\n").removesuffix(b"\r")
 
 

@@ -37,7 +37,7 @@ from latticed.model.errors import Problem
 from latticed.trust import key_files, policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -49,8 +49,8 @@ REQUIREMENTS: Final = "requirements.txt"
 """A file of this name beside it names packages of others that are packed too (`latticectl pack --requirements`)."""
 PUBLISHER: Final = "dev.local"
 """The publisher where a manifest names none."""
-START_S: Final = 30.0
-"""For the daemon to be ready, and for it to see a bundle that was put in its directory."""
+START_S: Final = 120.0
+"""For the daemon to be ready, and for it to see a bundle that was put in its directory: a machine may be busy."""
 END_S: Final = 10.0
 _PAUSE_S: Final = 0.02
 _NAME: Final = "latticed-trial-"
@@ -135,13 +135,15 @@ class Trial:
         for row in decode.rejected(self.client().get("plugins", "rejected")):
             raise Problem(row.code, row.reason, row.hint)
 
-    def activated(self, agreed: Mapping[str, Any]) -> wire.PluginView:
+    def activated(self, agreed: Mapping[str, Any], prepare: Callable[[], None] = lambda: None) -> wire.PluginView:
         """Install and start it with these consents (`consent.given`), and wait until it is armed.
 
-        Problem with the code of its last error when it could not be, or of the refusal.
+        `prepare` is called in between, once it may be configured. Problem with the code of its last error when it could
+        not be, or of the refusal.
         """
         client = self.client(read_s=START_S)
         client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "installed", **agreed})
+        prepare()
         plain = client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "active"})
         return self.armed(decode.plugin(plain))
 
@@ -359,6 +361,8 @@ def _until_ready(process: subprocess.Popen[bytes], notified: socket.socket, log:
         with contextlib.suppress(TimeoutError):
             if b"READY=1" in notified.recv(4_096).split(b"\n"):
                 return
+    if process.poll() is None:
+        raise Problem("unreachable", f"expected a daemon to try it in to start within {START_S:g} s, found it did not")
     last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
     hint = "" if last else f"is there room in {log.parent.parent}? TMPDIR names another directory"
     raise Problem("io_error", f"a daemon to try it in did not start: {last[-500:] or 'it said nothing'}", hint)

@@ -15,7 +15,9 @@ import termios
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,15 @@ class Try(Plugin):
         self.static.put("page.txt", "hello")
         return "published"
 
+    def do_configured(self, payload):
+        return self.config
+
+    def do_fetch(self, url):
+        return self.http.get(url, headers={"Authorization": "Bearer ${secret:API_TOKEN}"}).status
+
 Try().run()
 """
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 MANIFEST = {
     "schema": "latticed.manifest.v2",
     "id": ID,
@@ -140,6 +149,79 @@ def test_run_grants_what_is_named_and_tells_what_was_denied(desk):
     assert desk.run("count").stdout == "1\n"
 
 
+def test_run_configures_the_plugin(desk):
+    """From a file or stdin, TOML or JSON; what does not fit is told, and nothing is left."""
+    desk.write(config=SCHEMA)
+    (desk.home / "try.toml").write_text('city = "Bonn"')
+    (desk.home / "other.json").write_text('{"city": 1}')
+    assert json.loads(desk.run("configured", "-f", "try.toml").stdout) == {"city": "Bonn"}
+    assert json.loads(desk.run("configured", "-f", "-", stdin=b'{"city": "Ulm"}').stdout) == {"city": "Ulm"}
+    misfit = desk.run("configured", "--file", "other.json")
+    assert (misfit.returncode, misfit.stdout) == (1, "")
+    assert "city: expected" in misfit.stderr
+    assert "error: other.json does not fit the schema of acme.try\nhint: `config` in its manifest" in misfit.stderr
+    lacking = desk.run("configured")
+    assert (lacking.returncode, "hint: -f FILE configures it\n" in lacking.stderr) == (1, True), lacking.stderr
+    assert desk.left() == []
+
+
+def test_run_lets_the_plugin_use_secrets_whose_values_nobody_sees(desk):
+    """From a file, stdin or the environment, never from an argument, which others see."""
+    heard = []
+
+    class Web(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers["Authorization"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    (desk.home / "token").write_text("from a file\n")
+    desk.environ = {"API_TOKEN": "of the environment"}
+    desk.write(capabilities=["http:egress"], egress={"hosts": ["127.0.0.1:1"]})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server, ThreadPoolExecutor(1) as threads:
+        threads.submit(server.serve_forever)
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        fetch = ("fetch", json.dumps(url), "--accept", "http:egress", "--accept", f"origin={url}")
+        try:
+            told = [
+                desk.run(*fetch, "--secret", "API_TOKEN=@token"),
+                desk.run(*fetch, "--secret", "API_TOKEN=@-", stdin=b"from stdin"),
+                desk.run(*fetch, "--secret", "API_TOKEN=env"),
+            ]
+            without = desk.run(*fetch)
+        finally:
+            server.shutdown()
+    assert [(one.returncode, one.stdout) for one in told] == [(0, "204\n")] * 3, told
+    assert heard == ["Bearer from a file", "Bearer from stdin", "Bearer of the environment"]
+    assert not any("from" in one.stderr or "environment" in one.stderr for one in told)
+    assert (without.returncode, "bound no secret 'API_TOKEN' to this plugin" in without.stderr) == (1, True), without
+    assert desk.left() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--secret", "API_TOKEN=sesame"), "--secret API_TOKEN: expected =@FILE or =env, found another form"),
+        (("--secret", "API_TOKEN"), "--secret API_TOKEN: expected =@FILE or =env, found another form"),
+        (("--secret", "API_TOKEN=env"), "--secret API_TOKEN: expected a value, found nothing"),
+        (("--secret", "A=@/dev/null", "--secret", "B=env"), "--secret A: expected a value, found nothing"),
+        (("--secret", "A=@try/artifact", "--secret", "A=env"), "--secret A: expected it once, found it twice"),
+        (("--secret", "A=@/nonexistent"), "cannot read /nonexistent"),
+        (("--secret", "A=@-", "-f", "-"), "expected one thing to be read from stdin, found several"),
+        (("-", "-f", "-"), "expected one thing to be read from stdin, found several"),
+        (("-f", "/nonexistent.toml"), "cannot read /nonexistent.toml"),
+    ],
+)
+def test_what_a_trial_is_given_is_checked_before_anything_is_started(desk, words, said):
+    done = desk.run("greet", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert "sesame" not in done.stderr
+
+
 def test_run_packs_a_directory_of_modules(desk):
     desk.write("")
     (desk.bundle / "src").mkdir()
@@ -191,6 +273,13 @@ def test_run_tells_that_a_plugin_waits_for_its_log(desk):
     assert "hint: write less: of a line 8,192 bytes are kept" in found.stderr
     assert len(found.stderr) < 20_000
     assert desk.left() == []
+
+
+def test_run_says_why_a_bundle_is_not_installed(desk):
+    """Not that it cannot be stopped then."""
+    refused = desk.run("greet", "--accept", "http:egress")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: expected capabilities that the manifest declares (kv:read, kv:write)")
 
 
 def test_run_says_what_is_wrong_with_a_bundle(desk):
@@ -329,6 +418,23 @@ def test_dev_takes_each_change_and_repeats_what_was_asked(desk):
         dev.until("error: ", "deny capability_not_granted")
         dev.type("nonsense")
         dev.until("error: ")
+        dev.type("quit")
+        assert dev.process.wait(processes.PATIENCE_S) == 0
+    assert desk.left() == []
+
+
+def test_dev_configures_the_plugin_and_binds_its_secrets(desk):
+    desk.write(config=SCHEMA)
+    (desk.home / "try.toml").write_text('city = "Bonn"')
+    (desk.home / "token").write_text("sesame")
+    with developing(desk, "-f", "try.toml", "--secret", "API_TOKEN=@token", "--invoke", "configured") as dev:
+        dev.until(f"{ID} runs")
+        dev.type()
+        dev.until('"city": "Bonn"')
+        desk.write(PLUGIN.replace('"hello"', '"goodbye"'), config=SCHEMA)
+        dev.until("reloaded in")
+        dev.type()
+        dev.until('"city": "Bonn"')
         dev.type("quit")
         assert dev.process.wait(processes.PATIENCE_S) == 0
     assert desk.left() == []
