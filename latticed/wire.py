@@ -143,7 +143,7 @@ class PluginView:
     `status` is the operator's decision (`verified`, `installed`, `active`, `disabled`), `available` whether the bundle
     verifies now. `capabilities` are declared, `granted` those that were granted. `withheld`: what else of the manifest
     was not accepted, as `kind=value`. `candidate`: what an upgrade would take; `upgrade`: what became of the last one.
-    `adds` and `drops`: of a dry run.
+    `adds`, `drops` and `identity`: of a dry run. `changed`: in the answer to a request, false where it was so already.
     """
 
     id: str
@@ -179,6 +179,10 @@ class PluginView:
     """What a dry run would add."""
     drops: list[str] | None = None
     """What a dry run would drop."""
+    identity: str | None = None
+    """What a dry run would take, or has: a request with this `identity` takes nothing else."""
+    changed: bool | None = None
+    """False where what was asked for with `already_so` was so already."""
     builtin: bool
     """Whether latticed brings it."""
     verified_at: str | None = None

@@ -19,17 +19,13 @@ _PLAIN: Final = frozenset({"restart", "forget"})
 
 
 class ActRequest(NamedTuple):
-    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too.
-
-    `candidate`: the identity of the version that the page showed, for an act that takes it.
-    """
+    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too."""
 
     method: str
     parts: tuple[str, ...]
     body: dict[str, Any]
     said: str
     answer: bool = False
-    candidate: str = ""
 
 
 def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
@@ -37,7 +33,7 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
     act = one(form, "act")
     here = ("plugins", "by-id", plugin_id)
     if act in _STATUSES:
-        body = {"id": plugin_id, "status": _STATUSES[act], **_accepted(form)}
+        body = {"id": plugin_id, "status": _STATUSES[act], **_accepted(form), **_shown(form)}
         return ActRequest("POST", ("plugins", "lifecycle"), body, f"{plugin_id} is {_STATUSES[act]}")
     if act in _PLAIN:
         return ActRequest("POST", (*here, act), {}, f"{act} of {plugin_id} was carried out")
@@ -51,8 +47,8 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
             name = one(form, "name")
             return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried now")
         case "upgrade":
-            said, shown = f"{plugin_id} takes its new version", one(form, "candidate")
-            return ActRequest("POST", (*here, act), _accepted(form), said, candidate=shown)
+            body = {**_accepted(form), **_shown(form)}
+            return ActRequest("POST", (*here, act), body, f"{plugin_id} takes its new version")
         case "grant" | "trim":
             name = one(form, "name")
             said = f"{name} was {'granted to' if act == 'grant' else 'withdrawn from'} {plugin_id}"
@@ -95,6 +91,12 @@ def one(form: Mapping[str, Sequence[str]], name: str) -> str:
 
 def _accepted(form: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"accept": list(form["accept"])} if form.get("accept") else {}
+
+
+def _shown(form: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The version that the page showed, for an act that takes it: no other one is taken."""
+    identity = one(form, "identity")
+    return {"identity": identity} if identity else {}
 
 
 def _payload(text: str) -> Any:

@@ -72,8 +72,8 @@ READING: Final = _reading(
 FLEET: Final = _reading("fleet", "fleet/nodes", "fleet/nodes/{node}", "fleet/events")
 """These are asked of a fleet's controller, where the console was given one. No page acts on a fleet."""
 ACTING: Final = (
-    ForwardedRoute("POST", "plugins/lifecycle", frozenset({"id", "status", "accept"})),
-    ForwardedRoute("POST", "plugins/by-id/{id}/upgrade", frozenset({"accept"})),
+    ForwardedRoute("POST", "plugins/lifecycle", frozenset({"id", "status", "accept", "identity"})),
+    ForwardedRoute("POST", "plugins/by-id/{id}/upgrade", frozenset({"accept", "identity"})),
     ForwardedRoute("POST", "plugins/by-id/{id}/rollback", frozenset({"to"})),
     ForwardedRoute("POST", "plugins/by-id/{id}/restart"),
     ForwardedRoute("POST", "plugins/by-id/{id}/forget"),

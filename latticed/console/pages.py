@@ -112,6 +112,7 @@ class Pages:
         context = {
             "id": plugin_id,
             "plugin": record,
+            "identity": plain.text(about.data, "identity"),
             "runtime": plain.mapping(record, "runtime"),
             "explained": explained.data,
             "steps": plugin.steps(explained.data.steps) if explained.data else [],

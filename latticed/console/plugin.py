@@ -113,10 +113,17 @@ def candidate(plugin: Any) -> ShownCandidate | None:
     accept = [part for name in must for part in ("--accept", name)]
     downgrade = plain.flag(found, "needs_downgrade")
     bad = plain.mapping(found, "bad")
-    more = [*accept, *(["--allow-downgrade"] if downgrade else []), *(["--retry"] if bad else [])]
+    identity = plain.text(found, "identity")
+    more = [
+        "--identity",
+        identity,
+        *accept,
+        *(["--allow-downgrade"] if downgrade else []),
+        *(["--retry"] if bad else []),
+    ]
     return ShownCandidate(
         version=plain.text(found, "version") or "without a number",
-        identity=plain.text(found, "identity"),
+        identity=identity,
         adds=adds,
         drops=plain.texts(found, "drops"),
         bad=": ".join(filter(None, (plain.text(bad, "code"), plain.text(bad, "reason")))),
@@ -214,7 +221,8 @@ def hosts(grants: Any, usage: Any) -> list[tuple[str, str, str]]:
 
 def withheld(plugin_id: str, grants: Any) -> list[tuple[str, str]]:
     """What was declared besides capabilities and not accepted, with the command that does."""
-    names = [name for name in plain.texts(grants, "withheld") if name not in RISKS]
+    names = [f"host={name}" for name in plain.texts(grants, "withheld_hosts")]
+    names += [name for name in plain.texts(grants, "withheld") if name not in RISKS]
     return [(name, shlex.join(["latticectl", "caps", "grant", plugin_id, name])) for name in names]
 
 

@@ -23,4 +23,4 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     """Have the plugin activated and wait for its start; exit code 1 when it could not be armed."""
-    return decision.change(session, "active", "activated", suffices={"active"})
+    return decision.change(session, "active", "activated")

@@ -126,7 +126,9 @@ def _configure(session: CtlSession, plugin_id: str) -> dict[str, Any] | None:
         config.send(session, plugin_id, wanted, dry_run=True)
         done = config.send(session, plugin_id, wanted, dry_run=False)
     except ApiRefusal as refusal:
-        raise (config.misfit(session, refusal) if refusal.code == "config_invalid" else refusal) from refusal
+        if refusal.code != "config_invalid":
+            raise
+        raise config.misfit(session.screen, refusal, session.args.file, plugin_id) from refusal
     if not done.get("changed"):
         return None
     session.screen.note(f"{plugin_id} configured")
@@ -158,7 +160,7 @@ def _plan(session: CtlSession, plugin_id: str) -> tuple[str, str]:
     reply = replies.mapping(client.post("plugins", "by-id", plugin_id, "invoke", body=body), "reply")
     if reply.get("ok") is not True:
         detail = str(reply.get("error") or reply.get("message") or "it gave no reason")
-        hint = f"latticectl logs {plugin_id} shows what it says"
+        hint = ask.where_it_tells(client, plugin_id)
         raise Problem("action_failed", f"planning: {plugin_id} refused: {detail}; nothing was changed", hint)
     result = reply.get("result")
     if not isinstance(result, dict):

@@ -45,3 +45,19 @@ def plugin(client: ControlClient, plugin_id: str) -> tuple[dict[str, Any], wire.
     """One plugin's record, as it was sent and decoded; Problems not_found, bad_reply."""
     plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
     return plain, decode.plugin(plain)
+
+
+def where_it_tells(client: ControlClient, plugin_id: str) -> str:
+    """The command that shows more about a failure of a plugin, for a hint: its log, or what it was denied.
+
+    Empty when there is neither, or the daemon does not say.
+    """
+    try:
+        found = replies.mapping(client.get("plugins", "by-id", plugin_id, "logs", query={"limit": 1}), "logs")
+        if found.get("lines"):
+            return f"latticectl logs {plugin_id} shows what it says"
+        if about(client, plugin_id).get("denials"):
+            return f"latticectl explain {plugin_id} shows which of its calls were denied"
+    except Problem:  # the failure itself is what is to be told
+        pass
+    return ""

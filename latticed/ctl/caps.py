@@ -156,7 +156,7 @@ def _show(session: CtlSession, plain: dict[str, Any]) -> None:
         session.screen.line("host", host)
     for permit in replies.texts(plain.get("permits") or []):
         session.screen.line(*permit.partition("=")[::2])
-    for one in replies.texts(plain.get("withheld") or []):
+    for one in replies.withheld(plain):
         session.screen.line("not accepted", one)
 
 

@@ -23,6 +23,7 @@ def arguments(parser: Parser) -> None:
     """Add the flags that give consent."""
     granting(parser)
     parser.add_argument("--allow-downgrade", action="store_true", help="accept a version below the highest so far")
+    parser.add_argument("--identity", metavar="HEX", help="only this one, as --dry-run shows it; else nothing is done")
 
 
 def granting(parser: Parser, *, dry_run: bool = True) -> None:
@@ -54,6 +55,8 @@ def given(args: Namespace) -> dict[str, Any]:
         fields["accept_hosts"] = list(dict.fromkeys(args.accept_host))
     if getattr(args, "allow_downgrade", False):
         fields["allow_downgrade"] = True
+    if getattr(args, "identity", None) is not None:
+        fields["identity"] = args.identity
     return fields
 
 

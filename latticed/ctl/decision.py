@@ -1,4 +1,4 @@
-"""Shared by install, activate, disable, upgrade and restart: request a status, accept "already so", report."""
+"""Shared by install, activate, disable, upgrade and restart: request a status, report it or that it is so already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Collection
 
     from latticed import wire
     from latticed.ctl.session import CtlSession
@@ -21,31 +20,21 @@ WAIT_S: Final = 60.0
 """How long to wait for a start beyond the daemon's answer, which comes within 10 s."""
 _PAUSE_S: Final = 0.2
 """Between two looks at a plugin that is being started."""
-_CONFLICT: Final = 409
-"""HTTP status of a refusal; among these invalid_transition may mean that the status holds already."""
 
 
-def change(session: CtlSession, wanted: str, done: str, *, suffices: Collection[str]) -> int:
-    """Request the status `wanted` and report the result; returns the exit code.
-
-    `done` is its past tense. A refusal is success if the plugin has one of the statuses in `suffices`.
-    """
+def change(session: CtlSession, wanted: str, done: str) -> int:
+    """Request the status `wanted` and report the result; returns the exit code. `done` is its past tense."""
     args = session.args
-    client = session.client()
     agreed = consent.given(args) if hasattr(args, "accept") else {}
-    asked = {"id": ask.known_id(args.id), "status": wanted, **agreed, **dry_run(args)}
+    asked = {"id": ask.known_id(args.id), "status": wanted, "already_so": True, **agreed, **dry_run(args)}
     try:
-        plain = client.post("plugins", "lifecycle", body=asked)
+        plain = session.client().post("plugins", "lifecycle", body=asked)
     except ApiRefusal as refusal:
-        if refusal.status != _CONFLICT or refusal.code != "invalid_transition":
-            raise with_command(refusal, session) from refusal
-        # A refused transition may mean that the plugin is there already: its record says.
-        plain, view = ask.plugin(client, args.id)
-        if view.status not in suffices:
-            raise
+        raise with_command(refusal, session) from refusal
+    view = decode.plugin(plain)
+    if view.changed is False:
         done = f"already {wanted}" if view.status == wanted else f"already {wanted} (status {view.status})"
-        # The daemon refused the request as a whole, the consents in it too.
-        if agreed:
+        if agreed.keys() & {"accept", "accept_hosts"}:  # the daemon did nothing at all
             session.screen.note("nothing was granted by this: use latticectl caps grant")
     return report(session, plain, done)
 
@@ -113,6 +102,8 @@ def _foretell(session: CtlSession, plain: Any, done: str) -> int:
             screen.line(label, ", ".join(words) or "nothing")
     screen.line("granted:", ", ".join(view.granted) or "nothing")
     screen.note("nothing was changed: this was a dry run")
+    if view.identity:
+        screen.hint(f"--identity {view.identity} has this version and no other one {done}")
     consent.remind(screen, view, dry_run=True)
     return ExitCode.OK
 

@@ -19,4 +19,4 @@ def arguments(parser: Parser) -> None:
 
 def run(session: CtlSession) -> int:
     """Have the plugin disabled; success too when it is disabled already."""
-    return decision.change(session, "disabled", "disabled", suffices={"disabled"})
+    return decision.change(session, "disabled", "disabled")

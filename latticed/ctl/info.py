@@ -138,7 +138,7 @@ def _allowed(grants: dict[str, Any]) -> Iterator[_Field]:
     accepted = grants.get("accepted")
     if isinstance(accepted, dict):
         yield "accepted", ", ".join(_terms(accepted))
-    if withheld := replies.texts(grants.get("withheld") or []):
+    if withheld := replies.withheld(grants):
         yield "not accepted", Cell(", ".join(withheld), "warn")
 
 

@@ -23,6 +23,5 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
-    """Have the plugin installed; success too when it is installed already."""
-    # An active or disabled plugin is installed already.
-    return decision.change(session, "installed", "installed", suffices={"installed", "active", "disabled"})
+    """Have the plugin installed; success too when it is installed already: active or disabled ones are."""
+    return decision.change(session, "installed", "installed")

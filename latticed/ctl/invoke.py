@@ -42,7 +42,8 @@ def run(session: CtlSession) -> int:
     if args.qr and reply.get("ok") is True:
         _draw(session, reply)
         return ExitCode.OK
-    return show(session, reply, args.id, args.action, hint=f"latticectl logs {args.id} shows what it says")
+    failed = reply.get("ok") is not True and not session.screen.json_wanted
+    return show(session, reply, args.id, args.action, hint=ask.where_it_tells(client, args.id) if failed else "")
 
 
 def show(session: CtlSession, reply: dict[str, Any], plugin_id: str, action: str, *, hint: str) -> int:

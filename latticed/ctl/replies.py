@@ -35,6 +35,12 @@ def texts(plain: Any) -> list[str]:
     return [str(item) for item in plain] if isinstance(plain, list) else []
 
 
+def withheld(grants: dict[str, Any]) -> list[str]:
+    """What else a plugin asks for and was not granted, as `kind=value`; of an answer about grants."""
+    hosts = (f"host={one}" for one in texts(grants.get("withheld_hosts")))
+    return [*hosts, *texts(grants.get("withheld"))]
+
+
 def counts(plain: Any) -> str:
     """`{"active": 2, "verified": 1}` as `2 active, 1 verified`."""
     if not isinstance(plain, dict):

@@ -18,7 +18,8 @@ EXAMPLES: Final = examples(
     "latticectl info acme.demo              # shows the candidate and what it adds",
     "latticectl upgrade acme.demo --wait    # until the new version stays, or is given up",
     "latticectl upgrade acme.demo --accept kv:write --accept limit=memory_mib:512",
-    "latticectl upgrade acme.demo --allow-downgrade --dry-run",
+    "latticectl upgrade acme.demo --allow-downgrade --dry-run   # shows its identity",
+    "latticectl upgrade acme.demo --identity 5f0c…",
 )
 _PAUSE_S: Final = 0.2
 """Between two looks at an upgrade that is being watched."""
@@ -39,21 +40,16 @@ def run(session: CtlSession) -> int:
     """
     args = session.args
     client = session.client()
-    body = {**consent.given(args), **decision.dry_run(args)}
+    body = {"already_so": True, **consent.given(args), **decision.dry_run(args)}
     if args.accept_publisher is not None:  # '' means the unsigned bundle
         body["accept_publisher"] = args.accept_publisher
     if args.retry:
         body["retry"] = True
-    done = "upgraded"
     try:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
     except ApiRefusal as refusal:
-        if refusal.code != "no_candidate" or args.accept_publisher is not None:
-            raise decision.with_command(refusal, session) from refusal
-        plain, view = ask.plugin(client, args.id)
-        if view.status == "verified" or not view.available:  # not "already so": there is nothing to run
-            raise
-        done = "already up to date"
+        raise decision.with_command(refusal, session) from refusal
+    done = "already up to date" if decode.plugin(plain).changed is False else "upgraded"
     if args.dry_run:
         return decision.report(session, plain, done)
     # Of an upgrade of before this command nothing is said, unless this command has waited for its end.
@@ -90,7 +86,8 @@ def _went_back(session: CtlSession, plain: Any, found: wire.UpgradeView) -> int:
         screen.line(view.id, f"is at version {view.version or '-'} again")
     screen.note(f"error: {view.id} {found.version} was given up: {found.code}: {found.reason}")
     screen.note(f"what it had written is gone: the values are those of {found.before}")
-    screen.hint(f"latticectl logs {view.id}; latticectl upgrade {view.id} --retry tries it again")
+    more = ask.where_it_tells(session.client(), view.id)
+    screen.hint("; ".join(filter(None, (more, f"latticectl upgrade {view.id} --retry tries it again"))))
     return ExitCode.FAILED
 
 

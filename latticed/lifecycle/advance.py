@@ -32,6 +32,8 @@ class UpgradeConsent(Value, frozen=True, kw_only=True):
     `accept` are capabilities, `hosts` egress patterns, `permits` are `kind=value`, `terms` (kind, value) pairs
     (`model.consents`). `allow_downgrade` accepts a version below the floor. `publisher` lets that other publisher take
     over the id. `retry` takes a version that was given up before.
+
+    `identity` is that of the version he saw: no other one is taken. `already_so`: what holds already is no refusal.
     """
 
     accept: frozenset[str] = frozenset()
@@ -41,6 +43,8 @@ class UpgradeConsent(Value, frozen=True, kw_only=True):
     allow_downgrade: bool = False
     publisher: str | None = None
     retry: bool = False
+    identity: str | None = None
+    already_so: bool = False
 
     @property
     def needs_host_scope(self) -> bool:
@@ -123,9 +127,11 @@ def transition(
 
     `seen` is what the disk says of it, `now` microseconds since the epoch, `usual` the settings' values for what a
     manifest leaves out. Installing takes over the facts and, the first time, all terms of the bundle on disk.
-    Dependencies are not looked at (`unmet`). Problems: invalid_transition, not_available, version_downgrade,
-    bad_request, metadata_origin, needs_consent.
+    Dependencies are not looked at (`unmet`). Problems: invalid_transition, not_available, identity_mismatch,
+    version_downgrade, bad_request, metadata_origin, needs_consent.
     """
+    if wanted is not Status.DISABLED and (fault := _other(record.id, record.facts.identity, consent)):
+        return fault
     # Is it allowed now? Disabling always must be, whatever is on disk.
     if wanted not in TRANSITIONS[record.status]:
         allowed = ", ".join(sorted(TRANSITIONS[record.status]))
@@ -153,6 +159,20 @@ def transition(
     return replace(_stamped(after, wanted, now), status=wanted, floor=floor, updated_at=now)
 
 
+def holds(record: Record, wanted: Status, consent: UpgradeConsent) -> bool:
+    """Whether what is wanted is so already, and that is success for who asks."""
+    if not consent.already_so or consent.identity not in {None, record.facts.identity}:
+        return False
+    return record.accepted if wanted is Status.INSTALLED else record.status is wanted
+
+
+def is_up_to_date(record: Record, seen: Presence, consent: UpgradeConsent) -> bool:
+    """Whether there is nothing to upgrade to, and that is success for who asks: what was accepted is there."""
+    if not consent.already_so or consent.identity not in {None, record.facts.identity}:
+        return False
+    return record.accepted and consent.publisher is None and seen.available and seen.candidate(record) is None
+
+
 def upgrade(
     record: Record, claim: IdClaim | None, consent: UpgradeConsent, now: int, usual: Usual = DEFAULTS
 ) -> Record | Problem:
@@ -160,7 +180,7 @@ def upgrade(
 
     `claim` is the candidate, None when there is none. Capabilities that were not granted before stay masked, and
     another publisher inherits no grants. Of a tombstone it makes a `verified` record. Problems: no_candidate,
-    version_downgrade, bad_request, metadata_origin, needs_consent.
+    identity_mismatch, version_downgrade, bad_request, metadata_origin, needs_consent.
     """
     if claim is None or claim.verdict.identity == record.facts.identity:
         return Problem(
@@ -169,6 +189,8 @@ def upgrade(
             "put the new bundle in place; `latticectl rejected` shows bundles that do not verify",
         )
     facts = facts_of(claim.verdict, accepted=record.accepted)
+    if fault := _other(record.id, facts.identity, consent):
+        return fault
     # May this version be taken?
     if fault := _downgrade(record, facts.version, consent):
         return fault
@@ -392,6 +414,14 @@ def _downgrade(record: Record, version: str, consent: UpgradeConsent) -> Problem
         return None
     detail = f"version {version or '(none)'} is not known to be newer than {record.floor}, which was accepted before"
     return Problem("version_downgrade", detail, "if that is what you want, add --allow-downgrade")
+
+
+def _other(plugin_id: str, found: str, consent: UpgradeConsent) -> Problem | None:
+    """Problem identity_mismatch when the operator named another version than the one that would be taken."""
+    if consent.identity in {None, found}:
+        return None
+    detail = f"expected {plugin_id} with the identity {str(consent.identity)[:64]!r}, found {found}"
+    return Problem("identity_mismatch", detail, f"latticectl info {plugin_id}")
 
 
 def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:

@@ -105,9 +105,10 @@ class Decisions:
 
     async def change(
         self, actor: Actor, plugin_id: str, wanted: Status, consent: UpgradeConsent = NO_CONSENT
-    ) -> Record:
+    ) -> tuple[Record, bool]:
         """Install, activate or disable, for `wanted`; returns once it is armed, stopped or failed (10 s at most).
 
+        With the record whether this changed it: False for what is so already, of which nothing is recorded then.
         Disabling never fails because of the disk. Problems besides those of `advance.transition`: dependency_unmet, the
         code of a verdict when the pair does not verify, store_unavailable, and those of the runner
         (`sandbox_unavailable`, ...).
@@ -115,39 +116,51 @@ class Decisions:
         if wanted is Status.DISABLED:
             return await self._disable(actor, plugin_id, consent)
         async with self._deciding(actor, plugin_id) as record:
-            seen = self.state.presence(plugin_id)
-            after = await self._accepted(actor, record, self._changed(record, wanted, consent), wanted)
-            # For what starts, in this order: pair in the store, host able to run it, record on disk, then armed.
-            await self._prepared(actor, after, wanted, self._store(actor, after, seen.winner))
-            if wanted is Status.ACTIVE:
-                await self._prepared(actor, after, wanted, self._admit(actor, after, record))
-            await self.turns.write(after, self._status_event(actor, record, after), self._noted(after, None))
-        return await self._settled(after)
+            changes = not advance.holds(record, wanted, consent)
+            after = await self._take_up(actor, record, wanted, consent) if changes else record
+        return await self._settled(after), changes
 
-    async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> Record:
-        """Switch to the candidate, or to the bundle of another publisher that `consent` names.
+    async def _take_up(self, actor: Actor, record: Record, wanted: Status, consent: UpgradeConsent) -> Record:
+        """Install or activate; the record after it."""
+        seen = self.state.presence(record.id)
+        after = await self._accepted(actor, record, self._changed(record, wanted, consent), wanted)
+        # For what starts, in this order: pair in the store, host able to run it, record on disk, then armed.
+        await self._prepared(actor, after, wanted, self._store(actor, after, seen.winner))
+        if wanted is Status.ACTIVE:
+            await self._prepared(actor, after, wanted, self._admit(actor, after, record))
+        await self.turns.write(after, self._status_event(actor, record, after), self._noted(after, None))
+        return after
+
+    async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> tuple[Record, bool]:
+        """Switch to the candidate, or to the bundle of another publisher that `consent` names; returns as `change`.
 
         Problems besides those of `advance.upgrade`: as `change`. When another publisher takes over, the old one's
         plugin is stopped first and its data set aside (`handover.set_aside`).
         """
         async with self._deciding(actor, plugin_id, forgotten=consent.publisher is not None) as record:
             await self._not_given_up(actor, record, "upgrade")
-            claim = self._candidate(record, consent)
-            after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
-            if after.accepted:
-                await self._prepared(actor, after, "upgrade", self._store(actor, after, claim))
-            if after.status is Status.ACTIVE:
-                await self._prepared(actor, after, "upgrade", self._admit(actor, after, record))
-            event = self._status_event(actor, record, after)
-            if after.facts.publisher != record.facts.publisher:
-                await self._take_over(record, after, event)
-            elif record.accepted and not record.builtin:
-                await self.upgrades.switch(record, after, event, self._noted(after, None), gated=True)
-            else:
-                await self.turns.write(after, event, self._noted(after, None))
+            changes = not advance.is_up_to_date(record, self.state.presence(plugin_id), consent)
+            after = await self._take(actor, record, consent) if changes else record
         # After the block: a gate may have to be decided first, which takes its own turn.
         await self.upgrades.armed(plugin_id)
-        return await self._settled(after)
+        return await self._settled(after), changes
+
+    async def _take(self, actor: Actor, record: Record, consent: UpgradeConsent) -> Record:
+        """Switch to the candidate; the record after it."""
+        claim = self._candidate(record, consent)
+        after = await self._accepted(actor, record, self._upgraded(record, claim, consent), "upgrade")
+        if after.accepted:
+            await self._prepared(actor, after, "upgrade", self._store(actor, after, claim))
+        if after.status is Status.ACTIVE:
+            await self._prepared(actor, after, "upgrade", self._admit(actor, after, record))
+        event = self._status_event(actor, record, after)
+        if after.facts.publisher != record.facts.publisher:
+            await self._take_over(record, after, event)
+        elif record.accepted and not record.builtin:
+            await self.upgrades.switch(record, after, event, self._noted(after, None), gated=True)
+        else:
+            await self.turns.write(after, event, self._noted(after, None))
+        return after
 
     async def _take_over(self, before: Record, after: Record, event: Event) -> None:
         """Hand the id over to another publisher."""
@@ -238,7 +251,11 @@ class Decisions:
         """
         record = self._known(plugin_id, forgotten=wanted == "upgrade" and consent.publisher is not None)
         if wanted == "upgrade":
+            if advance.is_up_to_date(record, self.state.presence(plugin_id), consent):
+                return record
             outcome = self._upgraded(record, self._candidate(record, consent), consent)
+        elif advance.holds(record, wanted, consent):
+            return record
         else:
             outcome = self._changed(record, wanted, consent)
         if isinstance(outcome, Problem):
@@ -444,7 +461,7 @@ class Decisions:
             self.supervisor.disarm(self.state.plugins[record.id])
             await self.effects.settled(record.id)
 
-    async def _disable(self, actor: Actor, plugin_id: str, consent: UpgradeConsent) -> Record:
+    async def _disable(self, actor: Actor, plugin_id: str, consent: UpgradeConsent) -> tuple[Record, bool]:
         """Stop first, record when possible: a full disk must not keep a plugin running."""
         # Before its turn, for which it does not wait while an activation or an upgrade is prepared.
         self._disabling[plugin_id] += 1
@@ -453,6 +470,8 @@ class Decisions:
         try:
             async with self._deciding(actor, plugin_id) as before:
                 wanted = Status.DISABLED
+                if advance.holds(before, wanted, consent):
+                    return before, False
                 after = await self._accepted(actor, before, self._changed(before, wanted, consent), wanted)
                 self.supervisor.disarm(self.state.plugins[plugin_id])
                 ends_gate = None
@@ -463,7 +482,7 @@ class Decisions:
                     ends_gate = lambda tx: versions.end_gate(tx, plugin_id)  # noqa: E731
                 await self._tighten(after, recording.status_event(actor, before, after), ends_gate)
                 await self.effects.settled(plugin_id)
-                return after
+                return after, True
         finally:
             self._disabling[plugin_id] -= 1
             if not self._disabling[plugin_id]:

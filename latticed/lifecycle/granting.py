@@ -167,6 +167,13 @@ def withheld(record: Record, usual: Usual) -> tuple[str, ...]:
     return tuple(one for one in accepted.beyond(wants, record.terms, usual) if one not in given)
 
 
+def withheld_hosts(record: Record, manifest: Manifest | None) -> tuple[str, ...]:
+    """The hosts that `manifest` declares and that were not granted, or not all that a pattern covers."""
+    declared = manifest.declared_hosts if manifest is not None else None
+    granted = egress.meet(record.hosts, declared or ())
+    return tuple(one for one in declared or () if not egress.within(one, granted))
+
+
 def hosts_after(record: Record, manifest: Manifest) -> tuple[str, ...]:
     """The granted hosts that remain after an upgrade: those that `manifest` declares; all of them if it declares none
     (`Manifest.declared_hosts`).

@@ -48,7 +48,9 @@ log = logs.get_logger()
 class Decision(Body, frozen=True):
     """`accept` has capabilities and `kind=value` (contracts §8).
 
-    With `dry_run`, the answer is the plugin as it would become, and nothing changes or is audited.
+    With `dry_run`, the answer is the plugin as it would become, and nothing changes or is audited. `identity`: what is
+    to be installed or activated, as a dry run shows it; another one is `identity_mismatch`. With `already_so`, a status
+    that the plugin has already is no refusal: nothing changes or is audited, and the answer has `changed` false.
     """
 
     id: str
@@ -57,10 +59,14 @@ class Decision(Body, frozen=True):
     accept_hosts: tuple[str, ...] = ()
     allow_downgrade: bool = False
     dry_run: bool = False
+    identity: str | None = None
+    already_so: bool = False
 
 
 class Upgrade(Body, frozen=True):
-    """`accept` and `dry_run` as in `Decision`; `retry` takes a version that was given up before."""
+    """`retry` takes a version that was given up before; the others as in `Decision`. `identity`: of the candidate.
+    `already_so`: that there is none is no refusal, where the accepted version is there.
+    """
 
     accept: tuple[str, ...] = ()
     accept_hosts: tuple[str, ...] = ()
@@ -68,6 +74,8 @@ class Upgrade(Body, frozen=True):
     accept_publisher: str | None = None
     retry: bool = False
     dry_run: bool = False
+    identity: str | None = None
+    already_so: bool = False
 
 
 class RollbackBody(Body, frozen=True):
@@ -181,9 +189,9 @@ async def decide(ask: Ask) -> dict[str, Any]:
     if body.dry_run:
         after = decide.foresee(body.id, wanted, consent)
         await decide.need_config(after)
-        return views.plugin(ask.api, after)
-    record = await decide.change(ask.actor, body.id, wanted, consent)
-    return views.plugin(ask.api, record)
+        return _foreseen(ask, views.plugin(ask.api, after), after)
+    record, changed = await decide.change(ask.actor, body.id, wanted, consent)
+    return _decided(ask, record, changed)
 
 
 async def upgrade(ask: Ask) -> dict[str, Any]:
@@ -196,9 +204,20 @@ async def upgrade(ask: Ask) -> dict[str, Any]:
     if body.dry_run:
         after = decide.foresee(ask.part("id"), "upgrade", consent)
         await decide.need_config(after)
-        return views.foreseen(ask.api, _record(ask), after)
-    record = await decide.upgrade(ask.actor, ask.part("id"), consent)
-    return views.plugin(ask.api, record)
+        return _foreseen(ask, views.foreseen(ask.api, _record(ask), after), after)
+    record, changed = await decide.upgrade(ask.actor, ask.part("id"), consent)
+    return _decided(ask, record, changed)
+
+
+def _decided(ask: Ask, record: Record, changed: bool) -> dict[str, Any]:  # noqa: FBT001 - as the lifecycle has it
+    """The plugin after a decision; `changed` is false of one that was so already."""
+    return views.plugin(ask.api, record) | ({} if changed else {"changed": False})
+
+
+def _foreseen(ask: Ask, plain: dict[str, Any], after: Record) -> dict[str, Any]:
+    """`plain`, the plugin as a dry run foresees it, with what it takes to have exactly that."""
+    now = ask.api.lifecycle.records.get(after.id)
+    return plain | {"identity": after.facts.identity} | ({"changed": False} if after is now else {})
 
 
 async def rollback(ask: Ask) -> dict[str, Any]:
@@ -341,6 +360,8 @@ def _consent(body: Decision | Upgrade | RollbackBody) -> UpgradeConsent:
         permits=named.permits,
         terms=named.terms,
         allow_downgrade=not isinstance(body, RollbackBody) and body.allow_downgrade,
+        identity=None if isinstance(body, RollbackBody) else body.identity,
+        already_so=not isinstance(body, RollbackBody) and body.already_so,
     )
 
 

@@ -53,6 +53,7 @@ STATUS_OF: Final = {
     "dependency_unmet": HTTPStatus.CONFLICT,
     "version_downgrade": HTTPStatus.CONFLICT,
     "no_candidate": HTTPStatus.CONFLICT,
+    "identity_mismatch": HTTPStatus.CONFLICT,
     "candidate_bad": HTTPStatus.CONFLICT,
     "needs_consent": HTTPStatus.CONFLICT,
     "needs_config": HTTPStatus.CONFLICT,

@@ -203,7 +203,9 @@ class AcceptedView(TypedDict):
 
 
 class GrantsView(TypedDict):
-    """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named."""
+    """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named,
+    `withheld_hosts` the hosts of the rest.
+    """
 
     id: str
     declared: list[str]
@@ -213,6 +215,7 @@ class GrantsView(TypedDict):
     permits: list[str]
     accepted: AcceptedView | None
     withheld: list[str]
+    withheld_hosts: list[str]
 
 
 class CallCount(TypedDict):

@@ -78,6 +78,7 @@ _DECIDED: Final = (
     "dependency_unmet",
     "version_downgrade",
     "no_candidate",
+    "identity_mismatch",
     "candidate_bad",
     "needs_config",
     *_CONSENT,

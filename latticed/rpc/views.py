@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed import wire
 from latticed.kit.clock import rfc3339
 from latticed.kit.text import escape
-from latticed.lifecycle import advance, granting
+from latticed.lifecycle import advance, granting, presence
 from latticed.model.accepted import LIMITS
 from latticed.model.capability import RISKS
 from latticed.model.runtime import Health
@@ -161,6 +161,10 @@ def resources(api: Api, plugin_id: str) -> dict[str, Any] | None:
 
 def grants(api: Api, record: Record) -> dict[str, Any]:
     """A plugin's declared and granted capabilities and accepted terms, as `responses.GrantsView`."""
+    seen = api.lifecycle.presence(record.id).winner
+    # Before the install a record keeps no manifest.
+    there = seen.verdict.manifest if seen is not None and not record.accepted else None
+    manifest = presence.manifest_of(record.facts) or there
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -170,6 +174,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "permits": list(record.permits),
         "accepted": _accepted(record.terms),
         "withheld": list(granting.withheld(record, api.lifecycle.deps.defaults)),
+        "withheld_hosts": list(granting.withheld_hosts(record, manifest)),
     }
 
 

@@ -222,13 +222,13 @@ def test_a_page_takes_the_candidate_that_it_showed_and_no_later_one(host, acting
     def waits(version: str) -> dict[str, str]:
         host.drop(ident, programs.GREETER, version=version, capabilities=["kv:read"])
         host.daemon.until(lambda: (host.daemon.plugin(ident).get("candidate") or {}).get("version") == version, version)
-        shown = re.search(r'name="candidate" value="(\w+)"', acting.get(page).text)
+        shown = re.search(r'"upgrade"><input type="hidden" name="identity" value="(\w+)"', acting.get(page).text)
         assert shown
-        return {"act": "upgrade", "candidate": shown[1]}
+        return {"act": "upgrade", "identity": shown[1]}
 
     before, now = waits("1.1.0"), waits("1.2.0")
     acting.post(page, before)
-    assert "what waits is not what the page showed" in acting.get(page).text
+    assert "identity_mismatch" in acting.get(page).text
     assert host.daemon.plugin(ident)["version"] == "1.0.0"
     acting.post(page, now)
     assert host.daemon.plugin(ident)["version"] == "1.2.0"

@@ -105,6 +105,7 @@ class Api:
     socket: Path
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, list[str]] = field(default_factory=dict)
+    declared_hosts: dict[str, list[str]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     denials: list[dict[str, Any]] = field(default_factory=list)
     values: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -195,6 +196,9 @@ class Api:
             return problem(404, "not_found", f"no plugin {wanted['id']}")
         if wanted.get("dry_run"):
             found = copy.deepcopy(found)
+        accepted = wanted["status"] == "installed" and found["status"] != "verified"
+        if wanted.get("already_so") and (accepted or found["status"] == wanted["status"]):
+            return 200, {**found, "changed": False}
         if wanted["status"] not in lifecycle.TRANSITIONS[lifecycle.Status(found["status"])]:
             return problem(409, "invalid_transition", f"{found['id']} is {found['status']}", "see latticectl info")
         found["status"] = wanted["status"]
@@ -239,7 +243,9 @@ class Api:
     def _grants(self, found: dict[str, Any]) -> dict[str, Any]:
         masked = [name for name in found["capabilities"] if name not in found["granted"]]
         grants = {"declared": found["capabilities"], "granted": found["granted"], "masked": masked}
-        return copy.deepcopy({"id": found["id"], **grants, "hosts": self.hosts.get(found["id"], [])})
+        hosts = self.hosts.get(found["id"], [])
+        withheld = [one for one in self.declared_hosts.get(found["id"], []) if one not in hosts]
+        return copy.deepcopy({"id": found["id"], **grants, "hosts": hosts, "withheld_hosts": withheld})
 
     def _regrant(self, found: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         caps = {field: {one for one in change[field] if "=" not in one} for field in ("grant", "trim")}
@@ -254,11 +260,17 @@ class Api:
     def _upgrade(self, found: dict[str, Any], consent: dict[str, Any]) -> Answer:
         candidate = found.get("candidate")
         if candidate is None:
+            there = found["status"] != "verified" and found["available"] and "accept_publisher" not in consent
+            if there and consent.get("already_so"):
+                return 200, {**found, "changed": False}
             return problem(409, "no_candidate", f"{found['id']} has no candidate")
         if candidate["needs_downgrade"] and not consent.get("allow_downgrade"):
             return problem(409, "version_downgrade", f"{candidate['version']} is below {found['version']}")
+        if consent.get("identity", candidate["identity"]) != candidate["identity"]:
+            return problem(409, "identity_mismatch", f"found {candidate['identity']}", "latticectl info acme.demo")
         if consent.get("dry_run"):
             found = copy.deepcopy(found)
+            found["identity"] = candidate["identity"]
         del found["candidate"]
         found["version"] = candidate["version"]
         return 200, found

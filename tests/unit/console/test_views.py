@@ -159,12 +159,16 @@ def test_what_it_may_do_is_by_risk_with_its_use():
 def test_hosts_that_it_may_reach_have_their_use_and_what_is_withheld_its_command():
     usage = {"hosts": [{"host": "a.example:443", "last_at": "2026-01-01T00:00:00Z"}], "unused_hosts": ["b.example:443"]}
     grants = {"hosts": ["a.example:443", "b.example:443", "c.example:443"], "withheld": ["kv:read", "limit=fuel:9"]}
+    grants["withheld_hosts"] = ["*.example:443"]
     assert plugin.hosts(grants, usage) == [
         ("a.example:443", "2026-01-01T00:00:00Z", ""),
         ("b.example:443", "", "not used in the last 14 days"),
         ("c.example:443", "", ""),
     ]
-    assert plugin.withheld("acme.demo", grants) == [("limit=fuel:9", "latticectl caps grant acme.demo limit=fuel:9")]
+    assert plugin.withheld("acme.demo", grants) == [
+        ("host=*.example:443", "latticectl caps grant acme.demo 'host=*.example:443'"),
+        ("limit=fuel:9", "latticectl caps grant acme.demo limit=fuel:9"),
+    ]
 
 
 def test_a_taking_has_the_steps_behind_it_the_one_under_way_and_those_to_come():
@@ -193,7 +197,8 @@ def test_a_page_takes_only_candidates_that_ask_for_no_host_risk(fields: dict[str
     one = api_server.plugin(candidate={**api_server.CANDIDATE, "adds": [], **fields})
     found = plugin.candidate(one)
     assert found is not None
-    assert (found.by_page, found.command) == (by_page, command)
+    shown = f"latticectl upgrade acme.demo --identity {api_server.CANDIDATE['identity']}"
+    assert (found.by_page, found.command) == (by_page, command.replace("latticectl upgrade acme.demo", shown))
 
 
 @given(st.lists(st.none() | st.floats(0, 1e17), max_size=200))
@@ -219,12 +224,18 @@ def test_what_is_not_known_is_a_gap_and_what_is_small_is_not_nothing():
     ("form", "method", "path", "body"),
     [
         ({"act": ["install"]}, "POST", "plugins/lifecycle", {"id": "acme.demo", "status": "installed"}),
+        (
+            {"act": ["activate"], "identity": ["5f0c"]},
+            "POST",
+            "plugins/lifecycle",
+            {"id": "acme.demo", "status": "active", "identity": "5f0c"},
+        ),
         ({"act": ["restart"]}, "POST", "plugins/by-id/acme.demo/restart", {}),
         (
-            {"act": ["upgrade"], "accept": ["kv:write"]},
+            {"act": ["upgrade"], "accept": ["kv:write"], "identity": ["5f0c"]},
             "POST",
             "plugins/by-id/acme.demo/upgrade",
-            {"accept": ["kv:write"]},
+            {"accept": ["kv:write"], "identity": "5f0c"},
         ),
         ({"act": ["rollback"], "to": ["1.0.0"]}, "POST", "plugins/by-id/acme.demo/rollback", {"to": "1.0.0"}),
         ({"act": ["retry_dns"], "name": ["a.example"]}, "POST", "ddns/acme.demo/a.example/retry", {}),

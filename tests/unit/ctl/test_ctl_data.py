@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 
 import pytest
 import segno
@@ -75,7 +76,11 @@ def test_capabilities_of_one_plugin_are_listed_granted_and_trimmed(ctl, api):
     assert ctl("caps", "grant", "acme.demo", "cap=http:egress").out == "acme.demo granted http:egress\n"
     assert json.loads(api.bodies[-1]) == {"grant": ["http:egress"], "trim": []}
     assert ctl("caps", "grant", "acme.demo", "http:egress").out == "acme.demo already granted http:egress\n"
-    assert ctl("caps", "grant", "acme.demo", "host=a:1", "host=b:2").code == 0
+    api.declared_hosts["acme.demo"] = ["a:1", "b:2"]
+    assert ctl("caps", "grant", "acme.demo", "host=a:1").code == 0
+    assert ctl("caps", "list", "acme.demo").out.endswith("host a:1\nnot accepted host=b:2\n")
+    assert re.search("not accepted +host=b:2\n", ctl("info", "acme.demo").out)
+    assert ctl("caps", "grant", "acme.demo", "host=b:2").code == 0
     assert ctl("caps", "list", "acme.demo").out.endswith("host a:1\nhost b:2\n")
     assert ctl("caps", "trim", "acme.demo", "host=a:1", "cap=kv:read").out == "acme.demo taken away host=a:1, kv:read\n"
     assert ctl("caps", "list", "acme.demo", "--format", "json").json == {
@@ -84,6 +89,7 @@ def test_capabilities_of_one_plugin_are_listed_granted_and_trimmed(ctl, api):
         "granted": ["http:egress"],
         "masked": ["kv:read"],
         "hosts": ["b:2"],
+        "withheld_hosts": ["a:1"],
     }
 
 
@@ -137,6 +143,28 @@ def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
     assert (ran.code, ran.data) == (2, b"")
     assert "expected UTF-8, found byte 0xe9 at offset 4" in ran.err
     assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "denials", "hint"),
+    [
+        ([{"text": "no such file"}], [{"target": "http.do"}], "latticectl logs acme.demo shows what it says"),
+        ([], [{"target": "http.do"}], "latticectl explain acme.demo shows which of its calls were denied"),
+        ([], [], ""),
+        (None, [], ""),
+    ],
+)
+def test_a_refused_invocation_hints_at_what_there_is(ctl, api, lines, denials, hint):
+    """A log that is empty, or may not be read, is not named."""
+    api.add(status="active")
+    api.override["POST plugins/by-id/acme.demo/invoke"] = 200, {"ok": False, "error": "no page"}
+    page = 200, {"lines": lines, "next": 1}
+    denied = api_server.problem(403, "access_denied", "this takes the scope operate")
+    api.override["GET plugins/by-id/acme.demo/logs"] = denied if lines is None else page
+    api.denials = denials
+    ran = ctl("invoke", "acme.demo", "greet")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "error: acme.demo refused 'greet': no page\n" + (f"hint: {hint}\n" if hint else "")
 
 
 @pytest.mark.parametrize(

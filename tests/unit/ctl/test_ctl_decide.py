@@ -80,7 +80,7 @@ def test_activation_that_cannot_be_armed_fails_with_its_reason(ctl, api):
 def test_consent_is_sent_by_name_and_only_when_given(ctl, api):
     api.add()
     ctl("install", "acme.demo")
-    assert json.loads(api.bodies[-1]) == {"id": "acme.demo", "status": "installed"}
+    assert json.loads(api.bodies[-1]) == {"id": "acme.demo", "status": "installed", "already_so": True}
     api.add()
     ctl(
         "install",
@@ -92,10 +92,14 @@ def test_consent_is_sent_by_name_and_only_when_given(ctl, api):
         "--accept-host",
         "a:443",
         "--allow-downgrade",
+        "--identity",
+        "ef" * 32,
     )
     assert json.loads(api.bodies[-1]) == {
         "id": "acme.demo",
         "status": "installed",
+        "already_so": True,
+        "identity": "ef" * 32,
         "accept": ["http:egress", "kv:write"],
         "accept_hosts": ["a:443"],
         "allow_downgrade": True,
@@ -125,6 +129,18 @@ def test_upgrade_requires_consent_to_a_downgrade(ctl, api):
     assert refused.code == 1
     assert "hint: latticectl upgrade acme.demo --allow-downgrade\n" in refused.err
     assert ctl("upgrade", "acme.demo", "--allow-downgrade").out == "acme.demo upgraded: version 0.9.0\n"
+
+
+def test_upgrade_takes_what_the_dry_run_showed_and_nothing_else(ctl, api):
+    api.add(status="installed", candidate=api_server.CANDIDATE)
+    shown = f"--identity {api_server.CANDIDATE['identity']}"
+    assert f"hint: {shown} has this version and no other one upgraded\n" in ctl("upgrade", "acme.demo", "--dry-run").err
+    api.plugins["acme.demo"]["candidate"] = {**api_server.CANDIDATE, "version": "1.2.0", "identity": "0" * 64}
+    refused = ctl("upgrade", "acme.demo", *shown.split())
+    assert (refused.code, refused.out) == (1, "")
+    assert "hint: latticectl info acme.demo\n" in refused.err
+    api.plugins["acme.demo"]["candidate"] = api_server.CANDIDATE
+    assert ctl("upgrade", "acme.demo", *shown.split()).out == "acme.demo upgraded: version 1.1.0\n"
 
 
 GATING = {"state": "gating", "version": "1.1.0", "before": "1.0.0"}
@@ -161,7 +177,7 @@ def test_upgrade_of_an_unavailable_plugin_fails(ctl, api):
     assert ctl("upgrade", "acme.demo").code == 1
     api.add(status="installed")
     assert ctl("upgrade", "acme.demo", "--accept-publisher", "evil").code == 1
-    assert json.loads(api.bodies[-1]) == {"accept_publisher": "evil"}
+    assert json.loads(api.bodies[-1]) == {"accept_publisher": "evil", "already_so": True}
 
 
 def test_denied_decision_exits_5_and_names_the_missing_scope(ctl, api):

@@ -427,3 +427,14 @@ async def test_bundle_tampered_while_daemon_was_down_is_not_armed(tmp_path):
             view = await home.until_plugin(plugin_id, lambda view: view["runtime"]["state"] == "failed")
             assert (view["status"], view["available"], view["runtime"]["last_error"]["code"]) == ("active", False, code)
         assert not home.driven.attempts
+
+
+async def test_hosts_that_are_declared_and_not_granted_are_listed_before_the_install_too(home):
+    home.drop(id=ID, v2=True, capabilities=["http:egress"], egress={"hosts": ["a.example:443", "b.example:443"]})
+    await home.seen(ID)
+    declared = ["a.example:443", "b.example:443"]
+    assert (await home.ask("GET", f"{URL}/grants"))["withheld_hosts"] == declared
+    await home.decide(ID, "installed", accept=["http:egress"])
+    assert (await home.ask("GET", f"{URL}/grants"))["withheld_hosts"] == declared
+    found = await home.ask("PUT", f"{URL}/grants", {"grant": ["host=b.example:443"]})
+    assert (found["hosts"], found["withheld_hosts"]) == (["b.example:443"], ["a.example:443"])

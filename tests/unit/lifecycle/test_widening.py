@@ -245,6 +245,21 @@ def test_a_private_address_is_told_to_be_bound_as_an_origin():
     assert other.hint == ""
 
 
+@pytest.mark.parametrize(
+    ("granted", "left"),
+    [
+        ((), ("*.a.example:443", "b.example:8080")),
+        (("x.a.example:443",), ("*.a.example:443", "b.example:8080")),
+        (("*.a.example:443",), ("b.example:8080",)),
+        (("*", "b.example:8080"), ()),
+    ],
+)
+def test_declared_hosts_that_were_not_granted_are_named(granted, left):
+    before = record(Status.ACTIVE, claim(v2=True, egress={"hosts": ["*.a.example:443", "b.example:8080"]}))
+    assert granting.withheld_hosts(replace(before, hosts=granted), whole(before)) == left
+    assert granting.withheld_hosts(before, None) == ()
+
+
 def test_trim_lowers_a_limit_and_removes_a_feature():
     """They are named as in a grant (`limit=memory_mib:64`). A running instance is restarted; the scope host is not
     needed.
