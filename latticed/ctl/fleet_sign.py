@@ -87,7 +87,7 @@ def _signed(
     out: Path,
 ) -> int:
     """Sign a document that was shown, keep a copy in the fleet's directory, and write it."""
-    from latticed.fleet import documents, written
+    from latticed.fleet import documents
 
     args, screen = session.args, session.screen
     kind = name.partition("-")[0]
@@ -95,7 +95,7 @@ def _signed(
         # All that is judged when it is signed is judged of a key that nobody has.
         from latticed.trust import key_files
 
-        written.fits(_envelope(document, key_files.generate()))
+        _envelope(document, key_files.generate())
         if screen.json_wanted:
             screen.json({"kind": kind, "signed": False, **shown})
         else:
@@ -103,7 +103,6 @@ def _signed(
         return ExitCode.OK
     key = fleet_signing.operator_key(session, fleet)
     envelope = _envelope(document, key)
-    written.fits(envelope)
     fleet_signing.agreed(session, f"this {kind}")
     place = Path(args.out) if args.out else out
     # First the copy: a generation that left this directory without being known here could be signed twice.

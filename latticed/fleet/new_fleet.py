@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PORT: Final = 4222
+CONTROLLER_FILES: Final = "/etc/latticed-controller"
+"""Where a controller's files are copied to, on its host."""
 _ROUTES: Final = 2_000
 """Servers of a cluster reach each other at their port and this."""
 _MOST_PORT: Final = 65_535 - _ROUTES
@@ -179,33 +181,42 @@ def _controller(
         "controller_key": key_files.public_text(key),
     }
     credentials = deployment.controller_credentials(identities, name, now_s=now_s)
-    signer = json.dumps({"account": identities.nodes.public, "seed": identities.node_signer.seed}, indent=1)
     below = f"controllers/{name}"
     return [
-        NewFile(path=f"{below}/controller.key", data=key_files.private_text(key), secret=True),
+        NewFile(path=f"{below}/key", data=key_files.private_text(key), secret=True),
         NewFile(path=f"{below}/request.json", data=json.dumps(request, indent=1).encode() + b"\n"),
         NewFile(path=f"{below}/nats.creds", data=credentials.text(), secret=True),
-        NewFile(path=f"{below}/node-signer.json", data=signer.encode() + b"\n", secret=True),
+        NewFile(path=f"{below}/node-signer", data=identities.node_signer.seed.encode() + b"\n", secret=True),
         NewFile(path=f"{below}/ca.pem", data=authority.certificate),
-        NewFile(path=f"{below}/controller.toml", data=controller_settings(wanted, name).encode()),
+        NewFile(
+            path=f"{below}/controller.toml",
+            data=controller_settings(wanted, name, account=identities.nodes.public).encode(),
+        ),
     ]
 
 
-def controller_settings(wanted: NewFleet, name: str) -> str:
-    """/etc/latticed/controller.toml for the controller of this name."""
+def controller_settings(wanted: NewFleet, name: str, *, account: str) -> str:
+    """/etc/latticed/controller.toml for the controller of this name; `account`: the public key of the account NODES."""
 
     def texts(values: Sequence[str]) -> str:
         return json.dumps(list(values))
 
-    return "\n".join(
-        [
-            f"fleet = {json.dumps(wanted.fleet)}",
-            f"controller = {json.dumps(name)}",
-            f"operators = {texts(wanted.operators)}",
-            f"servers = {texts([f'tls://{one.text}' for one in wanted.servers])}",
-            f"nodes = {wanted.sizes.nodes}",
-            f"bundles_bytes = {wanted.sizes.bundles_bytes}",
-            f"replicas = {len(wanted.servers)}",
-            "",
-        ]
-    )
+    lines = [
+        f"fleet = {json.dumps(wanted.fleet)}",
+        f"controller = {json.dumps(name)}",
+        f"operators = {texts(wanted.operators)}",
+        "",
+        "[engine]",
+        f"servers = {texts([f'tls://{one.text}' for one in wanted.servers])}",
+        f"ca = {json.dumps(f'{CONTROLLER_FILES}/ca.pem')}",
+        f"credentials = {json.dumps(f'{CONTROLLER_FILES}/nats.creds')}",
+        f"replicas = {len(wanted.servers)}",
+        f"nodes = {wanted.sizes.nodes}",
+        f"bundles_bytes = {wanted.sizes.bundles_bytes}",
+        "",
+        "[enrolment]",
+        f"node_signer = {json.dumps(f'{CONTROLLER_FILES}/node-signer')}",
+        f"account = {json.dumps(account)}",
+        "",
+    ]
+    return "\n".join(lines)

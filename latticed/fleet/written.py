@@ -23,7 +23,6 @@ from msgspec import Meta, Struct
 
 from latticed.fleet import documents
 from latticed.fleet.documents import Intent, Name, Selector, WantedPlugin
-from latticed.fleet.engine import DESIRED_BYTES
 from latticed.model import capability, consents
 from latticed.model.errors import Problem
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 PREVIOUS: Final = "previous"
 """In `back_to`: the intent that was signed before this one."""
-INTENT_BYTES: Final = 40 << 10
-"""Largest envelope of an intent: an assignment, certificates and revocations have to fit beside it."""
 DAY_S: Final = 86_400
 Days = Annotated[int, Meta(ge=1, le=3_650)]
 
@@ -159,13 +156,6 @@ def intent(written: WrittenIntent, before: Sequence[Signed], *, fleet: str, now_
         if unknown := [one for one in consents_of(plugin).caps if one not in capability.RISKS]:
             raise invalid(plugin.id, f"accept: the capability {unknown[0]!r}, which there is none of")
     return made
-
-
-def fits(envelope: bytes) -> None:
-    """Problem written_invalid for an intent that no node's desired document has room for."""
-    if len(envelope) > INTENT_BYTES:
-        detail = f"{len(envelope)} bytes once signed, of at most {INTENT_BYTES} (a node takes {DESIRED_BYTES} in all)"
-        raise invalid("intent", detail)
 
 
 def consents_of(plugin: WantedPlugin) -> consents.Named:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import ctypes
+import os
 import threading
 import time
 from collections.abc import Coroutine, Iterator
@@ -33,6 +35,7 @@ from tests.house import nats_servers, ports
 
 NAME = "home"
 WAIT_S = 60
+_CLONE_NEWNET = 0x40000000
 SIZES = deployment.Sizes(nodes=20, bundles_bytes=64 << 20)
 
 
@@ -120,9 +123,14 @@ class OperatedFleet:
     """See the module. What goes over the server is done on a thread of its own, where the office answers too."""
 
     def __init__(
-        self, directory: fleet_directory.FleetDirectory, operator: Any, server: nats_servers.NatsServer
+        self,
+        directory: fleet_directory.FleetDirectory,
+        operator: Any,
+        server: nats_servers.NatsServer,
+        network: str | None,
     ) -> None:
         self.directory = directory
+        self._network = network
         self.operator = operator
         self.server = server
         self.office = Office(directory, operator)
@@ -215,6 +223,9 @@ class OperatedFleet:
         return signed.document
 
     def _work(self) -> None:
+        if self._network is not None:
+            _enter(self._network)
+        self.server.start()
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._serve())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -266,17 +277,27 @@ def made(place: Path, *, port: int) -> tuple[fleet_directory.FleetDirectory, Any
     return fleet_directory.opened(place), operator
 
 
+def _enter(network: str) -> None:
+    """Have this thread, and what it starts, be in that network namespace (setns(2))."""
+    fd = os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        assert ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
-def opened(place: Path) -> Iterator[OperatedFleet]:
-    """A fleet whose server runs and whose office answers, until the end of the block."""
+def opened(place: Path, *, network: str | None = None) -> Iterator[OperatedFleet]:
+    """A fleet whose server runs and whose office answers, until the end of the block; `network`: the namespace in
+    which, as a path below /proc.
+    """
     port = ports.free()
     directory, operator = made(place, port=port)
     data = place / "data/nats-1"
     data.mkdir(parents=True)
     server = nats_servers.NatsServer("nats-1", port, data, place / "servers/nats-1/nats-server.conf")
-    server.start()
     try:
-        fleet = OperatedFleet(directory, operator, server)
+        fleet = OperatedFleet(directory, operator, server, network)
         with fleet.working():
             yield fleet
     finally:

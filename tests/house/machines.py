@@ -47,6 +47,7 @@ VERSIONS = {"bookworm": 252, "trixie": 257}
 UNITS = (
     *("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket"),
     *("latticed-apply.service", "latticed-apply.socket", "latticed-apply-boot.service", "latticed-ui.service"),
+    "latticed-fleet.service",
 )
 SOCKETS = ("latticed.socket", "latticed-journal.socket", "latticed-apply.socket")
 SETTINGS = """
@@ -75,6 +76,7 @@ PROGRAMS = {
     "latticectl": "ctl.main",
     "latticed-journal": "journal",
     "latticed-apply": "apply",
+    "latticed-fleet": "fleet.agent",
 }
 DROP_IN = "/etc/systemd/system/latticed.service.d/257.conf"
 SECRETS_KEY = """
@@ -171,10 +173,11 @@ def _pip(suite: str, place: Path) -> None:
 
 
 def _needs() -> list[str]:
-    """What pip installs of PyPI: the console's too."""
+    """What pip installs of PyPI: the console's and the fleet's too."""
     setup = _setup()
-    lines = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['ui']}".splitlines()
-    return [line for line in lines if line]
+    extras = setup["options.extras_require"]
+    lines = f"{setup['options']['install_requires']}\n{extras['ui']}\n{extras['fleet']}".splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _setup() -> ConfigParser:
@@ -218,6 +221,10 @@ class Machine:
             self.write(f"/etc/systemd/system/{unit}", (CHECKOUT / "systemd" / unit).read_text())
         if VERSIONS[self.suite] >= 257:
             self.write(DROP_IN, (CHECKOUT / "systemd/latticed-257.conf").read_text())
+            self.write(
+                DROP_IN.replace("latticed.service", "latticed-fleet.service"),
+                (CHECKOUT / "systemd/latticed-fleet-257.conf").read_text(),
+            )
         self.check("sh", "-c", SECRETS_KEY)
         self.write("/etc/sysusers.d/latticed.conf", (CHECKOUT / "systemd/latticed.sysusers").read_text())
         self.write("/etc/tmpfiles.d/latticed.conf", (CHECKOUT / "systemd/latticed.tmpfiles").read_text())

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from latticed.fleet import documents, enrolment, fleet_directory, nkeys
+from latticed.fleet.controller import settings as controller_settings
 from tests.house import nats_servers
 
 INTENT = """
@@ -88,15 +89,21 @@ def test_directory_has_what_real_servers_take(ctl, tmp_path, count):
         assert checked.returncode == 0, checked.stderr
         assert "sync_interval: always" in configuration.read_text()
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
-    secret = [place / one for one in told["files"] if re.search(r"\.key$|creds$|signer|secret/", one)]
+    secret = [place / one for one in told["files"] if re.search(r"key$|creds$|signer|secret/", one)]
     assert {stat.S_IMODE(one.stat().st_mode) for one in secret} == {0o600}
     assert len(secret) == 3 + count + 2 * 3
     # Each controller has a key and credentials of its own, and none what is the operator's.
-    keys = {(place / f"controllers/{one}/controller.key").read_bytes() for one in ("c1", "c2")}
+    keys = {(place / f"controllers/{one}/key").read_bytes() for one in ("c1", "c2")}
     assert len(keys) == 2
     seeds = json.loads((place / "secret/identities.json").read_text())
     given = b"".join(one.read_bytes() for one in (place / "controllers").rglob("*") if one.is_file())
     assert [name for name, seed in seeds.items() if seed.encode() in given] == ["node_signer"]
+    for one in ("c1", "c2"):
+        found = controller_settings.read(place / f"controllers/{one}/controller.toml")
+        assert (found.fleet, found.controller, found.operators, found.engine.replicas) == ("home", one, (key,), count)
+        signer = nkeys.Key.from_seed((place / f"controllers/{one}/node-signer").read_text().strip())
+        assert signer.public == nkeys.Key.from_seed(seeds["node_signer"]).public
+        assert found.enrolment.account == nkeys.Key.from_seed(seeds["nodes"]).public
     assert ctl("fleet", "init", str(place), "--operator", key, *servers).code == 1
 
 

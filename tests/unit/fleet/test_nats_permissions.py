@@ -9,13 +9,15 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 
 import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from latticed.fleet import nkeys
+from latticed.fleet import deployment, nkeys
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
+from tests.house import nats_servers
 
 WAIT_S = 30
 VICTIM, HOSTILE = "victim", "hostile"
@@ -344,3 +346,69 @@ async def test_controller_sees_nothing_of_the_servers_own_account(fleet):
         following.cancel()
         await asyncio.wait({following})
         await heard.aclose()
+
+
+INVITED = "ab" * 16
+"""The nonce of an invitation."""
+
+
+@pytest.fixture
+def invited(fleet, tmp_path):
+    now_s = int(time.time())
+    made = deployment.invitation_credentials(
+        fleet.identities.enrol_signer, fleet.identities.nodes.public, INVITED, now_s=now_s, expires_s=now_s + 600
+    )
+    path = tmp_path / "invited.creds"
+    path.write_bytes(made.text())
+    return path
+
+
+INVITED_SENDS = [
+    f"enrol.{'cd' * 16}",
+    "enrol.web-1",
+    f"renew.{INVITED}",
+    f"renew.{VICTIM}",
+    f"ev.{INVITED}.audit",
+    f"st.{INVITED}",
+    f"hb.{INVITED}",
+    f"rpc.{VICTIM}.invoke",
+    f"dn.{VICTIM}",
+    f"$KV.desired.{VICTIM}",
+    f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{INVITED}",
+    f"$JS.API.DIRECT.GET.BUNDLES.bundle.{'0' * 64}.0",
+    "$JS.API.INFO",
+    f"_INBOX_{VICTIM}.x",
+]
+INVITED_LISTENS = [f"enrol.{INVITED}", "enrol.>", f"dn.{INVITED}", f"rpc.{INVITED}.invoke", f"_INBOX_{VICTIM}.>", ">"]
+
+
+async def test_who_is_invited_may_ask_to_join_and_nothing_else(fleet, invited):
+    async with asyncio.timeout(WAIT_S), raw(fleet, INVITED, invited) as attacker:
+        for subject in INVITED_SENDS:
+            await attacker.client.publish(subject, b"x")
+            assert await attacker.refused(subject), subject
+        for subject in INVITED_LISTENS:
+            attacker.denied.clear()
+            with contextlib.suppress(nats.errors.Error):
+                await attacker.client.subscribe(subject)
+            assert await attacker.refused(subject), subject
+        attacker.denied.clear()
+        async with fleet.connected("controller") as controller:
+            heard = asyncio.create_task(anext(controller.messages("enrol.*")))
+            await asyncio.sleep(0)
+            await nats_servers.until(lambda: _asked(attacker, heard))
+            assert (await heard).data == b"let me in"
+        assert attacker.denied == []
+
+
+async def _asked(attacker, heard):
+    await attacker.client.publish(f"enrol.{INVITED}", b"let me in", reply=f"_INBOX_{INVITED}.x")
+    await attacker.settled()
+    return heard.done()
+
+
+@pytest.mark.parametrize("subject", [f"renew.{VICTIM}", "renew.*", f"enrol.{INVITED}", f"enrol.{HOSTILE}"])
+async def test_node_asks_for_no_other_s_credentials(attacker, subject):
+    with contextlib.suppress(nats.errors.Error):
+        await attacker.client.publish(subject, b"x")
+    assert await attacker.refused(subject)
