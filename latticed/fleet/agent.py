@@ -65,16 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         process_start.reset_for_server()
-    options = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # As the unit has it, without any: argparse would stay in the memory of both halves.
+    options = _parser().parse_args(words) if words else None
     try:
-        if options.action == "join":
-            from latticed.fleet import joining
+        if options is None:
+            return _run(agent_settings.SETTINGS, agent_settings.PINNED, agent_settings.STATE)
+        if options.action is None:
+            return _run(options.settings, options.pinned, options.state)
+        from latticed.fleet import joining
 
-            return joining.run(options)
-        return _run(options)
+        return joining.run(options)
     except Problem as problem:
         _complain("latticed-fleet", problem)
-        return EXIT_CODES.get(problem.code, 1) if options.action is None else 1
+        return EXIT_CODES.get(problem.code, 1) if options is None or options.action is None else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,12 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(settings: Path, pinned: Path, state: Path) -> int:
     """Fork the link, then be the node."""
     host = AgentHost(
-        settings=agent_settings.read(options.settings),
-        state=agent_settings.AgentState(options.state),
-        token=agent_settings.pinned(options.pinned),
+        settings=agent_settings.read(settings),
+        state=agent_settings.AgentState(state),
+        token=agent_settings.pinned(pinned),
     )
     notifier = sd_notify.from_environment(os.environ)
     watched = sd_notify.watchdog_interval_s(os.environ) is not None

@@ -59,7 +59,7 @@ def status_text(host, wanted):
 
 def pids(host):
     """{name: pid there} of both halves."""
-    rows = host.check("ps", "-C", "fleet-node,fleet-link", "-o", "pid=,user:20=,comm=").split("\n")
+    rows = host.run("ps", "-C", "fleet-node,fleet-link", "-o", "pid=,user:20=,comm=").stdout.split("\n")
     return {row.split()[2]: row.split()[:2] for row in rows if row.strip()}
 
 
@@ -134,7 +134,7 @@ def test_log_of_both_halves_is_in_the_journal_with_its_fields(host):
     host.check("systemctl", "start", UNIT)
     status_text(host, "connected;")
     (ready, *_) = host.until_logged("LATTICED_EVENT=fleet_agent_ready", f"_SYSTEMD_UNIT={UNIT}")
-    assert ready["SYSLOG_IDENTIFIER"] == "latticed-fleet"
+    assert ready["_COMM"] == "fleet-node"
     assert {one["_COMM"] for one in host.until_logged("LATTICED_EVENT=connected", f"_SYSTEMD_UNIT={UNIT}")} == {
         "fleet-link"
     }
