@@ -49,6 +49,8 @@ _CONNECT_S: Final = 15.0
 _CLOSE_S: Final = 1.0
 _PING_S: Final = 10
 _MOST_PINGS: Final = 2
+_READ_AHEAD: Final = 8_192
+"""Messages that NATS' client may hold of a subscription before they are sorted by subject."""
 _CREDENTIALS_BYTES: Final = 64 << 10
 
 
@@ -77,6 +79,26 @@ class NatsReply:
         return self.headers.get("Status", "")
 
 
+class _OneEach(asyncio.Queue["Msg"]):
+    """Of each subject the newest message alone, in the turn of the first."""
+
+    def _init(self, _maxsize: int) -> None:
+        self._queue: dict[str, Msg] = {}
+
+    def _put(self, item: Msg) -> None:
+        self._queue[item.subject] = item
+
+    def _get(self) -> Msg:
+        return self._queue.pop(next(iter(self._queue)))
+
+    def replaced(self, message: Msg) -> bool:
+        """Whether it took the place of one of its subject."""
+        if message.subject not in self._queue:
+            return False
+        self._queue[message.subject] = message
+        return True
+
+
 @dataclass(slots=True)
 class _Subscription:
     """Messages of one subject, over all connections; the oldest go when nobody takes them."""
@@ -89,7 +111,8 @@ class _Subscription:
         """Tell a client of it."""
         # The client's own queue is emptied at once by `take`, and drops the newest when full.
         with _cancellable():
-            self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=self.waiting.maxsize)
+            most = _READ_AHEAD if isinstance(self.waiting, _OneEach) else self.waiting.maxsize
+            self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=most)
 
     async def end(self) -> None:
         if self.begun is not None:
@@ -97,6 +120,8 @@ class _Subscription:
                 await self.begun.unsubscribe()
 
     async def take(self, message: Msg) -> None:
+        if isinstance(self.waiting, _OneEach) and self.waiting.replaced(message):
+            return
         if self.waiting.full():
             self.waiting.get_nowait()
         self.waiting.put_nowait(message)
@@ -216,9 +241,13 @@ class NatsConnection:
         except (nats.errors.Error, OSError) as error:
             raise EngineUnavailable(_words(error)) from error
 
-    async def messages(self, subject: str, *, most: int = 16) -> AsyncGenerator[Msg, None]:
-        """Messages of `subject` as they come, over all connections; beyond `most` that wait, the oldest go."""
-        mine = _Subscription(subject, asyncio.Queue(most))
+    async def messages(self, subject: str, *, most: int = 16, one_each: bool = False) -> AsyncGenerator[Msg, None]:
+        """Messages of `subject` as they come, over all connections; beyond `most` that wait, the oldest go.
+
+        `one_each`: of the subjects that it stands for, each has one message that waits, the newest. So whoever floods
+        one of them takes nobody else's place.
+        """
+        mine = _Subscription(subject, _OneEach(most) if one_each else asyncio.Queue(most))
         self._subscriptions.append(mine)
         try:
             if (client := self._state.client) is not None:

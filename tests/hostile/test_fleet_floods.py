@@ -9,6 +9,7 @@ import time
 import pytest
 
 from latticed.fleet import deployment, subjects
+from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
 from tests.house import long, nats_floods, nats_servers
 
@@ -88,6 +89,47 @@ async def told(engines, what, heard):
     wanted = {one.ljust(SIZE) for pair in said.values() for one in pair}
     await nats_servers.until(lambda: _all(wanted, heard))
     return sorted(heard.at[one] - began for one in wanted)
+
+
+async def test_flood_of_one_nodes_requests_keeps_nobody_elses_from_being_answered(fleet):
+    """Requests for credentials go to a controller and no stream: it hears them apart from what it leads the fleet by,
+    and one of each node at a time.
+    """
+    names = [f"asking-{number}" for number in range(20)]
+    async with (
+        asyncio.timeout(WAIT_S),
+        fleet.connected("controller") as leading,
+        fleet.connected("controller") as hearing,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        engine = NatsControllerEngine(leading)
+
+        async def answer():
+            async with contextlib.aclosing(hearing.messages("renew.*", most=1_024, one_each=True)) as requests:
+                async for one in requests:
+                    await asyncio.sleep(0.01)  # what it takes to look at a request
+                    with contextlib.suppress(EngineUnavailable):
+                        await hearing.publish(one.reply, b"answer to " + one.data)
+
+        answering = asyncio.create_task(answer())
+        nodes = {name: NatsEngine(await stack.enter_async_context(fleet.connected(name)), name) for name in names}
+        try:
+            with nats_floods.flooding(fleet, HOSTILE, subjects.renewal(HOSTILE), SIZE, reply=True) as sent:
+                # One that is not answered in time asks again, as the link does.
+                answers = await asyncio.gather(*(_renewed(nodes[name], name.encode()) for name in names))
+                revision = await engine.put("flooded", b"1", 0)
+                assert (await engine.get("flooded")).revision == revision
+        finally:
+            answering.cancel()
+            await asyncio.wait({answering})
+    assert answers == [f"answer to {name}".encode() for name in names]
+    assert sent[0] > 1_000
+
+
+async def _renewed(engine, data):
+    while True:
+        with contextlib.suppress(EngineUnavailable):
+            return await engine.renew(data)
 
 
 async def _all(wanted, heard):
