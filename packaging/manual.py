@@ -30,6 +30,7 @@ from latticed import apply, daemon, journal  # noqa: E402
 from latticed.ctl import completion  # noqa: E402
 from latticed.ctl import main as ctl  # noqa: E402
 from latticed.fleet import agent_settings  # noqa: E402
+from latticed.fleet.controller import settings as controller_settings  # noqa: E402
 from latticed.model import capability  # noqa: E402
 
 FILES: Final = (
@@ -210,6 +211,39 @@ def latticed_fleet() -> Page:
     return page
 
 
+def latticed_controller() -> Page:
+    parser = cli.programs()["latticed-controller"]
+    page = Page("latticed-controller", 8, "give the hosts of a fleet what their operator signed")
+    page.heading("SYNOPSIS")
+    page.verbatim(cli.usage("latticed-controller", parser))
+    page.heading("DESCRIPTION")
+    page.text(
+        "The controller of a fleet. It keeps documents that operators signed, gives hosts the signed intents in waves,"
+        " goes back by itself when a release is bad, and keeps what hosts report. It has no right on any host: what no"
+        " operator signed no host takes.",
+        "Of two controllers one acts, by a lease in the message system. It is asked with latticectl fleet, on"
+        " /run/latticed-controller/control.sock, where GET /metrics is answered too.",
+        "latticectl fleet init makes its files, which belong into /etc/latticed-controller, root's alone.",
+    )
+    page.heading("OPTIONS")
+    _options(page, parser, common=True)
+    _exit_codes(page, "latticed-controller")
+    page.heading("SETTINGS")
+    page.text("/etc/latticed/controller.toml, or /etc/latticed-controller/controller.toml without it.")
+    for name, meaning in source.below(controller_settings.ControllerSettings).items():
+        page.item(name, meaning)
+    for section, kind in (
+        ("engine", controller_settings.EngineSettings),
+        ("rollout", controller_settings.GateSettings),
+        ("access", controller_settings.ApiAccess),
+        ("enrolment", controller_settings.EnrolmentSettings),
+    ):
+        for name, meaning in source.below(kind).items():
+            page.item(f"{section}.{name}", meaning)
+    _ending(page, "latticed-fleet(8)", "latticectl(1)")
+    return page
+
+
 def latticed_toml() -> Page:
     page = Page("latticed.toml", 5, "settings of latticed")
     page.heading("DESCRIPTION")
@@ -300,6 +334,7 @@ PAGES: Final = (
     latticed_apply,
     latticed_journal,
     latticed_fleet,
+    latticed_controller,
     latticed_toml,
     latticed_manifest,
 )

@@ -46,6 +46,7 @@ PROGRAMS: Final = {
     "latticed-apply": "apply",
     "latticed-journal": "journal",
     "latticed-fleet": "fleet.agent",
+    "latticed-controller": "fleet.controller.process",
 }
 # -I: neither the caller's directory nor PYTHON* variables count, of root's least of all.
 PROGRAM: Final = """#!/usr/lib/latticed/bin/python3 -I

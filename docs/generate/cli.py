@@ -14,6 +14,7 @@ from generate.markdown import Page, code, or_dash, sentence, slug
 from latticed import apply, daemon, journal
 from latticed.ctl import completion, exit_codes, main
 from latticed.fleet import agent
+from latticed.fleet.controller import process as controller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,6 +122,7 @@ def programs() -> dict[str, argparse.ArgumentParser]:
         "latticed-journal": parser_of(journal.main),
         "latticed-fleet": (of_agent := agent._parser()),
         "latticed-fleet join": dict(verbs(of_agent))["join"],
+        "latticed-controller": controller.parser(),
     }
 
 
@@ -129,7 +131,12 @@ def exit_statuses(program: str) -> list[tuple[str, str]]:
     if program == "latticectl":
         said = source.below(exit_codes.ExitCode)
         return [(str(int(one)), said[one.name]) for one in exit_codes.ExitCode]
-    all_codes = {"latticed": daemon.EXIT_CODES, "latticed-apply": apply.EXIT_CODES, "latticed-fleet": agent.EXIT_CODES}
+    all_codes = {
+        "latticed": daemon.EXIT_CODES,
+        "latticed-apply": apply.EXIT_CODES,
+        "latticed-fleet": agent.EXIT_CODES,
+        "latticed-controller": controller.EXIT_CODES,
+    }
     by_code: dict[str, int] = all_codes.get(program, {})
     found = {0: "Ended by a signal, in good order.", 1: "Any other error, named on stderr.", 2: "Wrong usage."}
     if program == "latticed":

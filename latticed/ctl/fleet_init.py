@@ -78,8 +78,7 @@ def run(session: CtlSession) -> int:
     for address, below in zip(wanted.servers, servers, strict=True):
         screen.line(f"  {below:<20} to {address.host}:{args.server_files}/, for nats-server -c nats-server.conf")
     for below in controllers:
-        screen.line(f"  {below:<20} to its host: {new_fleet.CONTROLLER_FILES}/, for root and its user alone;")
-        screen.line(f"  {'':<20} there controller.toml to /etc/latticed/, key to /var/lib/latticed-controller/")
+        screen.line(f"  {below:<20} to its host: {new_fleet.CONTROLLER_FILES}/, root's alone (mode 0700)")
     screen.line("  secret, signed       to nobody: they stay with the operator's key")
     screen.hint(f"latticectl fleet sign --fleet {place} --key FILE {place}/{controllers[0]}/request.json")
     return ExitCode.OK

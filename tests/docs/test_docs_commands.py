@@ -34,6 +34,8 @@ NOT_RUN = {
     "install -d -m 755 /etc/latticed/tunnels": "writes to /etc; tests/daemon/test_cloudflared.py has such a directory",
     "latticectl fleet": "takes the operator's directory; tests/unit/ctl/test_ctl_fleet.py types them",
     "latticed-fleet join": "is for root; tests/daemon/test_fleet_agent.py has hosts that join",
+    "install -d -m 0700 /etc/latticed-controller": "is for root; tests/booted/test_controller_unit.py starts the unit",
+    "systemctl stop latticed-controller": "is for root; tests/unit/fleet/test_controller_process.py restores a backup",
     "systemctl restart latticed &&": "is for a host that joined; tests/daemon/test_fleet_agent.py runs what it starts",
     "jq -Rs": "jq is not everywhere; tests/net/test_wireguard_plugin.py adopts a file",
     "latticectl invoke latticed.proxy": "needs the root helper; tests/net/test_proxy_plugin.py asks for them",
@@ -116,6 +118,7 @@ def test_pages_without_a_command_to_run_are_known():
     for page in pages.PAGES:
         known = {"api.md", "container.md", "market.md", "package.md", "performance.md", "CONTRIBUTING.md"}
         known |= {"unit.md", "root-helper.md", "access.md"}  # for root, on a machine: tests/booted
+        known |= {"fleet-controller.md"}  # for root: tests/booted/test_controller_unit.py
         known |= {"fleet-hosts.md"}  # for an operator with his keys, and for root: test_ctl_fleet, test_fleet_agent
         known |= {"README.md", "tutorial.md", "demo.md", "what-it-is.md"}  # what they run: test_tutorial, test_tour
         named = page.name in known or page.parent.name in {"docs", "internals", "reference"}

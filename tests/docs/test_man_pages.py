@@ -24,6 +24,7 @@ PROGRAMS = {
     "latticed-apply": "apply",
     "latticed-journal": "journal",
     "latticed-fleet": "fleet.agent",
+    "latticed-controller": "fleet.controller.process",
 }
 SECTIONS = {"latticectl": 1, "latticed.toml": 5, "latticed-manifest": 5, **dict.fromkeys(PROGRAMS, 8)}
 

@@ -68,6 +68,7 @@ controller = "{name}"
 operators = ["{operator.public}"]
 state_dir = "{self.state}"
 runtime_dir = "{self.socket.parent}"
+key = "{place}/no-key"
 [engine]
 servers = {urls}
 ca = "{servers.ca}"

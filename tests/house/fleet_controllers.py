@@ -155,6 +155,7 @@ def settings_of(
             nodes=servers.sizes.nodes,
             bundles_bytes=servers.sizes.bundles_bytes,
         ),
+        key=str(place / "no-key"),
         state_dir=str(place / name),
         runtime_dir=str(place / f"run-{name}"),
         rollout=gate,

@@ -47,7 +47,7 @@ VERSIONS = {"bookworm": 252, "trixie": 257}
 UNITS = (
     *("latticed.service", "latticed.socket", "latticed-journal.service", "latticed-journal.socket"),
     *("latticed-apply.service", "latticed-apply.socket", "latticed-apply-boot.service", "latticed-ui.service"),
-    "latticed-fleet.service",
+    *("latticed-fleet.service", "latticed-controller.service"),
 )
 SOCKETS = ("latticed.socket", "latticed-journal.socket", "latticed-apply.socket")
 SETTINGS = """
@@ -77,6 +77,7 @@ PROGRAMS = {
     "latticed-journal": "journal",
     "latticed-apply": "apply",
     "latticed-fleet": "fleet.agent",
+    "latticed-controller": "fleet.controller.process",
 }
 DROP_IN = "/etc/systemd/system/latticed.service.d/257.conf"
 SECRETS_KEY = """

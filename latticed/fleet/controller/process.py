@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         process_start.reset_for_server()
     options = parser().parse_args(argv)
     try:
-        found = settings.read(options.config)
+        found = settings.read(settings.place(options.config))
         if options.new_key:
             return _new_key(found)
         logs.configure(found.log_level)
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"latticed {latticed.__version__}")
     made.add_argument(
-        "--config", type=Path, default=settings.DEFAULT, metavar="FILE", help=f"settings (default: {settings.DEFAULT})"
+        "--config", type=Path, metavar="FILE", help=f"settings (default: {settings.DEFAULT}, else {settings.BESIDE})"
     )
     made.add_argument(
         "--rebuild",
@@ -133,7 +133,12 @@ def _new_key(found: ControllerSettings) -> int:
     """Make another key while no controller runs on this state."""
     from latticed.trust import key_files
 
+    given = settings.secret(found.key)
+    if given.exists():
+        hint = "latticectl fleet init makes keys of controllers; put another one there, or none"
+        raise Problem("exists", f"expected no key at {given}, found one, which is used", hint)
     state = Path(found.state_dir)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state / KEY
     with contextlib.suppress(FileNotFoundError):
         path.rename(state / f"{KEY}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")

@@ -16,7 +16,9 @@ import msgspec
 
 from latticed.fleet import deployment, documents, subjects
 from latticed.fleet.controller import database, store
+from latticed.fleet.controller import settings as settings_of
 from latticed.fleet.controller.core import FleetCore
+from latticed.fleet.controller.joining import Joining, NodeSigner
 from latticed.fleet.controller.leader import ControllerPeriods, Leader
 from latticed.fleet.controller.lease import Lease
 from latticed.fleet.controller.readers import NodeReaders
@@ -85,7 +87,8 @@ class RunningController:
         except OSError as error:
             raise Problem("settings_invalid", f"engine.ca: {settings.engine.ca}: {error}") from error
         base = await stack.enter_async_context(database.opened(state))
-        key = await asyncio.to_thread(_own_key, state / KEY)
+        key = await asyncio.to_thread(_own_key, settings_of.secret(settings.key), state / KEY)
+        credentials = await asyncio.to_thread(settings_of.secret, settings.engine.credentials)
         await asyncio.to_thread(settings.bundles.mkdir, 0o700, exist_ok=True)
         try:
             kept = await base.read(store.load)
@@ -104,7 +107,7 @@ class RunningController:
         endpoint = NatsEndpoint(
             servers=settings.engine.servers,
             tls=tls,
-            credentials=Path(settings.engine.credentials),
+            credentials=credentials,
             name=settings.controller,
             inbox=subjects.inbox(settings.controller),
         )
@@ -125,9 +128,11 @@ class RunningController:
         self.readers = NodeReaders(
             self.core, self.connection, self.engine, self.leader, present_s=self.periods.present_s
         )
+        signer = await asyncio.to_thread(NodeSigner.read, settings.enrolment)
+        self.joining = Joining(self.core, self.connection, self.leader, signer, life_s=settings.enrolment.credentials_s)
         await stack.enter_async_context(self.connection)
         stack.push_async_callback(self.lease.release)
-        work = (self.lease.keep, self.leader.lead, self.readers.read, self._forget)
+        work = (self.lease.keep, self.leader.lead, self.readers.read, self.joining.serve, self._forget)
         self._tasks = [asyncio.create_task(one(), name=f"controller {one.__name__}") for one in work]
         stack.push_async_callback(self._end_tasks)
 
@@ -168,14 +173,15 @@ class RunningController:
 _REBUILD: Final = "restore a backup, or have it made anew from what the fleet has: latticed-controller --rebuild"
 
 
-def _own_key(path: Path) -> Ed25519PrivateKey:
-    """The key that signs assignments, made at the first start. An operator certifies it."""
-    try:
-        return key_files.read(path)
-    except Problem as problem:
-        if problem.code != "not_found":
-            raise
+def _own_key(given: Path, own: Path) -> Ed25519PrivateKey:
+    """The key that signs assignments: the one that is given, or its own, made at the first start."""
+    for path in (given, own):
+        try:
+            return key_files.read(path)
+        except Problem as problem:
+            if problem.code != "not_found":
+                raise
     key = key_files.generate()
-    key_files.create(path, key)
+    key_files.create(own, key)
     log.info("controller_key_made", key=key_files.public_text(key))
     return key

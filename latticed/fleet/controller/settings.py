@@ -1,13 +1,15 @@
 """The controller's settings: /etc/latticed/controller.toml, which nobody but root and its own user may change.
 
-fleet = "home"
-controller = "c1"
-operators = ["MCowBQ…"]                                    # public keys, base64: whose signatures count
+    fleet = "home"
+    controller = "c1"
+    operators = ["MCowBQ…"]                                    # public keys, base64: whose signatures count
 
-[engine]
-servers = ["tls://fleet.example.org:4222"]
-ca = "/etc/latticed/fleet/ca.pem"                          # of the servers; no other authority counts
-credentials = "/etc/latticed/fleet/controller.creds"       # read at each connection
+    [engine]
+    servers = ["tls://fleet.example.org:4222"]
+
+Beside it, in /etc/latticed-controller, are the files that `latticectl fleet init` makes for each controller: its key,
+credentials, the servers' authority, and what signs nodes' credentials. The service manager may hand over those that are
+secret (systemd.exec(5), LoadCredential=).
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from latticed.model.errors import Problem
 from latticed.trust import keys
 
 DEFAULT: Final = Path("/etc/latticed/controller.toml")
+FILES: Final = "/etc/latticed-controller"
+BESIDE: Final = Path(f"{FILES}/controller.toml")
+"""Where it is read when there is none at `DEFAULT`."""
 _BYTES: Final = 256 << 10
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
 _Path = Annotated[str, Meta(pattern=r"^/[^\x00]{0,1023}\Z")]
@@ -44,8 +49,11 @@ class EngineSettings(_Section, frozen=True, kw_only=True):
     """`[engine]`: the message system."""
 
     servers: Annotated[tuple[Annotated[str, Meta(pattern=_SERVER)], ...], Meta(min_length=1, max_length=16)]
-    ca: _Path
-    credentials: _Path
+    """One of these is tried at each connection."""
+    ca: _Path = f"{FILES}/ca.pem"
+    """The authority of the servers' certificates; no other one counts."""
+    credentials: _Path = f"{FILES}/nats.creds"
+    """What it connects with; read at each connection."""
     provide: bool = True
     """Make the streams that are not there; off where somebody else does."""
     replicas: Literal[1, 3] = 1
@@ -121,6 +129,8 @@ class ControllerSettings(_Section, frozen=True, kw_only=True):
     operators: Annotated[tuple[documents.Key, ...], Meta(min_length=1, max_length=8)]
     """Public keys of the operators whose documents are taken."""
     engine: EngineSettings
+    key: _Path = f"{FILES}/key"
+    """Signs assignments. Where there is none, one is made in the state directory."""
     state_dir: _Path = "/var/lib/latticed-controller"
     """Database, key and bundles."""
     runtime_dir: _Path = "/run/latticed-controller"
@@ -130,6 +140,7 @@ class ControllerSettings(_Section, frozen=True, kw_only=True):
     assignment_s: Annotated[int, Meta(ge=3_600, le=366 * 86_400)] = 7 * 86_400
     """How long a node may take up what it is assigned; renewed while it has not."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is written to the log from: debug, info, warning or error."""
     rollout: GateSettings = GateSettings()
     access: ApiAccess = ApiAccess()
     enrolment: EnrolmentSettings = EnrolmentSettings()
@@ -167,6 +178,22 @@ class Peers(Struct, frozen=True, kw_only=True):
         for gid in {peer.gid, *peer.groups}:
             found |= self.groups.get(gid, frozenset())
         return found | {"read"} if "operate" in found else found
+
+
+def place(named: Path | None) -> Path:
+    """The settings file: the one that is named, or the first that there is. Blocks."""
+    if named is not None:
+        return named
+    return BESIDE if BESIDE.exists() and not DEFAULT.exists() else DEFAULT
+
+
+def secret(path: str) -> Path:
+    """Where a secret file is: at its own path, or handed over by the service manager with all of its directory
+    (`LoadCredential=fleet:/etc/latticed-controller`). Blocks.
+    """
+    given, own = os.environ.get("CREDENTIALS_DIRECTORY"), Path(path)
+    handed = Path(given) / f"fleet_{own.name}" if given and own.parent == Path(FILES) else None
+    return handed if handed is not None and handed.exists() else own
 
 
 def read(path: Path) -> ControllerSettings:

@@ -1,0 +1,230 @@
+"""Hosts that join by a real controller over a real nats-server, once, and renew their credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+
+import pytest
+
+from latticed.fleet import deployment, documents, enrolment, nkeys, subjects
+from latticed.fleet.controller.settings import EnrolmentSettings
+from latticed.fleet.engine import EngineUnavailable
+from latticed.fleet.nats_engine import NatsEngine
+from latticed.model.errors import Problem
+from latticed.trust import key_files
+from tests.house import fleet_controllers as house
+from tests.house.fleet_controllers import until
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def operator():
+    return house.Operator(f"joining-{next(_numbers)}")
+
+
+@pytest.fixture
+def signer(fleet, tmp_path):
+    """By which a controller signs nodes' credentials, as `latticectl fleet init` writes it."""
+    path = tmp_path / "node-signer"
+    path.write_text(fleet.identities.node_signer.seed + "\n")
+    return EnrolmentSettings(node_signer=str(path), account=fleet.identities.nodes.public)
+
+
+@pytest.fixture
+async def controlled(fleet, operator, tmp_path, signer):
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer) as made:
+        await made.leads()
+        yield made
+
+
+@pytest.fixture
+def name():
+    return f"host-{next(_numbers)}"
+
+
+class Host:
+    """A host with an invitation, its keys, and what it connects with."""
+
+    def __init__(self, fleet, operator, name, place):
+        self.fleet, self.operator, self.name, self.place = fleet, operator, name, place
+        self.key = key_files.generate()
+        self.user = nkeys.Key.generate(nkeys.KeyKind.USER)
+
+    @property
+    def public(self):
+        return key_files.public_text(self.key)
+
+    def invited(self, **fields):
+        """An invitation for this name, as the operator makes it."""
+        now_s = int(time.time())
+        key = key_files.generate()
+        plain = {
+            "fleet": self.operator.fleet,
+            "token": enrolment.nonce_of(key_files.public_text(key)),
+            "addresses": ("tls://fleet.example.org:4222",),
+            "certificates": "-----BEGIN CERTIFICATE-----\n",
+            "operators": (self.operator.public,),
+            "node": self.name,
+            "labels": {"role": "web"},
+            "expires": now_s + 3_600,
+        }
+        token = documents.EnrolmentToken(**{**plain, **fields})
+        identities = self.fleet.identities
+        credentials = deployment.invitation_credentials(
+            identities.enrol_signer, identities.nodes.public, token.token, now_s=now_s, expires_s=now_s + 3_600
+        )
+        made = enrolment.invite(self.operator.key, token=token, key=key, credentials=credentials)
+        return enrolment.read_invitation(made, now_s=now_s)
+
+    async def ask(self, invited):
+        """The controller's answer to this host's request to join."""
+        nonce = invited.document.token
+        path = self.place / f"{nonce}.creds"
+        path.write_bytes(invited.credentials.text())
+        async with self.fleet.connected(nonce, credentials=path) as connection:
+            asked = enrolment.request(invited, self.public, self.user.public)
+            return self.answered((await connection.request(subjects.enrolment(nonce), asked)).data)
+
+    def answered(self, data):
+        return enrolment.answered(
+            data,
+            fleet=self.operator.fleet,
+            operators=(self.operator.public,),
+            node=self.name,
+            node_key=self.public,
+            user=self.user.public,
+            now_s=int(time.time()),
+        )
+
+    @contextlib.asynccontextmanager
+    async def connected(self, granted):
+        """As a node, by the credentials that it was given."""
+        path = self.place / f"{self.name}.creds"
+        own = nkeys.UserCredentials(token=granted.jwt, key=self.user, name=self.name, expires_s=granted.expires)
+        path.write_bytes(own.text())
+        async with self.fleet.connected(self.name, credentials=path) as connection:
+            yield NatsEngine(connection, self.name)
+
+
+async def code_of(asking):
+    with pytest.raises(Problem) as refused:
+        await asking
+    return refused.value.code
+
+
+async def test_host_joins_and_is_given_what_its_labels_select(fleet, controlled, operator, name, tmp_path):
+    host = Host(fleet, operator, name, tmp_path)
+    granted = await host.ask(host.invited())
+    assert controlled.core.nodes[name].key == host.public
+    assert controlled.core.nodes[name].labels == {"role": "web"}
+    async with host.connected(granted) as engine:
+        await engine.beat(b"{}")
+        await until(lambda: name in controlled.core.present)
+        intent = await controlled.give(operator.intent())
+        await controlled.roll(intent)
+        await until(lambda: name in controlled.core.assignments)
+        node = house.SimulatedNode(engine, operator, name)
+        node.key, node.state = (
+            host.key,
+            house.judging.NodeState(
+                fleet=operator.fleet,
+                operators=(operator.public,),
+                node=name,
+                node_key=host.public,
+                labels={"role": "web"},
+            ),
+        )
+        while (found := await engine.desired()) is None:
+            pass
+        await node.judge(found)
+        assert node.state.present.intent == intent
+        await until(lambda: controlled.core.statuses.get(name) is not None)
+
+
+async def test_invitation_counts_once_also_after_a_restart(fleet, operator, name, tmp_path, signer):
+    first, second = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer) as controlled:
+        await controlled.leads()
+        invited = first.invited()
+        await first.ask(invited)
+        assert await code_of(second.ask(invited)) == "enrolment_used"
+        # Its answer was lost: the same host asks again, with the same keys.
+        await first.ask(invited)
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer) as controlled:
+        await controlled.leads()
+        assert await code_of(second.ask(invited)) == "enrolment_used"
+        assert controlled.core.nodes[name].key == first.public
+    # Nor with another controller, which was told.
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer, name="c2") as other:
+        await other.leads()
+        assert await code_of(second.ask(invited)) == "enrolment_used"
+
+
+async def test_name_that_another_host_has_is_given_to_nobody_until_that_key_is_revoked(
+    fleet, controlled, operator, name, tmp_path
+):
+    first, second = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    await first.ask(first.invited())
+    assert await code_of(second.ask(second.invited())) == "node_exists"
+    await controlled.give(operator.revocations(first.public))
+    await second.ask(second.invited())
+    assert controlled.core.nodes[name].key == second.public
+    assert ("node_key_changed", name) in controlled.core.alarms
+
+
+async def test_credentials_are_renewed_by_the_nodes_own_key_alone(fleet, controlled, operator, name, tmp_path):
+    host, thief = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    granted = await host.ask(host.invited())
+    async with host.connected(granted) as engine:
+        asked = enrolment.renewal(host.key, fleet=operator.fleet, node=name, user=host.user.public)
+        renewed = host.answered(await engine.renew(asked))
+        assert renewed.expires >= granted.expires
+        stolen = enrolment.renewal(thief.key, fleet=operator.fleet, node=name, user=thief.user.public)
+        with pytest.raises(Problem) as refused:
+            thief.answered(await engine.renew(stolen))
+        assert refused.value.code == "node_unknown"
+        await controlled.give(operator.revocations(host.public))
+        with pytest.raises(Problem) as refused:
+            host.answered(await engine.renew(asked))
+        assert refused.value.code == "node_revoked"
+    async with host.connected(renewed) as engine:
+        await engine.desired()
+
+
+async def test_what_is_no_request_is_refused_and_the_next_one_is_answered(fleet, controlled, operator, name, tmp_path):
+    host = Host(fleet, operator, name, tmp_path)
+    invited = host.invited()
+    path = tmp_path / "invited.creds"
+    path.write_bytes(invited.credentials.text())
+    nonce = invited.document.token
+    async with fleet.connected(nonce, credentials=path) as connection:
+        for rubbish in (b"", b"{}", b"\xff" * 1000, b"[" * 5_000, b"x" * 60_000):
+            answer = await connection.request(subjects.enrolment(nonce), rubbish)
+            with pytest.raises(Problem) as refused:
+                host.answered(answer.data)
+            assert refused.value.code == "enrolment_invalid"
+        # A question to nobody is none.
+        await connection.publish(subjects.enrolment(nonce), b"{}")
+    await host.ask(invited)
+
+
+async def test_controller_that_no_operator_certified_lets_nobody_join(fleet, operator, name, tmp_path, signer):
+    host = Host(fleet, operator, name, tmp_path)
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer, certify=False) as controlled:
+        await controlled.leads()
+        invited = host.invited()
+        assert await code_of(host.ask(invited)) == "controller_uncertified"
+        assert name not in controlled.core.nodes
+        await controlled.certified()
+        await host.ask(invited)
+
+
+async def test_controller_without_the_signing_key_answers_nothing(fleet, operator, name, tmp_path):
+    host = Host(fleet, operator, name, tmp_path)
+    async with house.running(fleet, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        with pytest.raises(EngineUnavailable):
+            await host.ask(host.invited())
