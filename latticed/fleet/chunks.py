@@ -38,7 +38,7 @@ async def put(engine: ControllerEngine, path: Path) -> str:
     with files.closing(fd):
         sha256 = await tasks.in_thread(lambda: _digest(fd))
         limit = asyncio.Semaphore(_PUT_AT_ONCE)
-        try:
+        with tasks.first_error():
             async with asyncio.TaskGroup() as group:
                 number = 0
                 while True:
@@ -49,8 +49,6 @@ async def put(engine: ControllerEngine, path: Path) -> str:
                     number += 1
                     if len(data) < CHUNK_BYTES:
                         break
-        except ExceptionGroup as several:  # the first of them is what the caller can act on
-            raise several.exceptions[0] from None
     return sha256
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from latticed.kit import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
 log = logs.get_logger()
 T = TypeVar("T")
@@ -34,6 +34,23 @@ def fenced(
     task.add_done_callback(_running.discard)
     task.add_done_callback(lambda _: work.close())  # cancelled before it began: `work` is never awaited
     return task
+
+
+@contextlib.contextmanager
+def first_error() -> Iterator[None]:
+    """Around a whole `asyncio.TaskGroup`: of the errors of its tasks the first is raised, as it is.
+
+    Before Python 3.13 a group that failed leaves the caller counted as cancelled (`Task.cancelling`), by which 3.11's
+    `asyncio.timeout` lets out CancelledError in place of TimeoutError: the caller would end without a trace.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        yield
+    except ExceptionGroup as several:
+        while task is not None and task.cancelling() > before:
+            task.uncancel()
+        raise several.exceptions[0] from None
 
 
 async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseException], None]) -> None:

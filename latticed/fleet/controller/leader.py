@@ -21,7 +21,7 @@ from latticed.fleet.controller import assigning, observing, records
 from latticed.fleet.documents import Malformed, SharedRecord
 from latticed.fleet.engine import CHUNK_BYTES, Conflict, EngineUnavailable
 from latticed.fleet.rollout import RolloutState
-from latticed.kit import logs
+from latticed.kit import logs, tasks
 from latticed.kit.text import sanitise
 from latticed.model.errors import Problem
 
@@ -398,13 +398,12 @@ class Leader:
                     nodes.discard(node)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for node in waiting:
-                    group.create_task(put(node))
-        except ExceptionGroup as several:
+            with tasks.first_error():
+                async with asyncio.TaskGroup() as group:
+                    for node in waiting:
+                        group.create_task(put(node))
+        finally:
             core.touched |= nodes & core.assignments.keys()
-            raise several.exceptions[0] from None
-        core.touched |= nodes & set(waiting)
 
     async def _put(self, node: str) -> bool:
         """Put one document; False when it is to be tried again."""

@@ -73,6 +73,22 @@ async def test_exception_in_on_error_is_logged(capsys):
     assert "error_report_failed" in capsys.readouterr().out
 
 
+async def test_first_error_of_a_group_is_raised_and_the_caller_is_not_left_cancelled():
+    """What it waits for later ends by its time, as ever."""
+
+    async def ask():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_fail(ValueError("first")))
+            group.create_task(asyncio.sleep(60))
+
+    with pytest.raises(ValueError, match="first"), tasks.first_error():
+        await ask()
+    assert asyncio.current_task().cancelling() == 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+
+
 async def test_unreferenced_task_is_not_garbage_collected():
     """The loop has weak references only."""
     import gc
