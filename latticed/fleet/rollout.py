@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 WAVES: Final = (10, 90, 400)
 """Nodes of each wave; the last size again for those that are left. A thousand are five waves."""
@@ -148,9 +148,13 @@ def outcome(rollout: Rollout, report: NodeReport | None, *, now_s: float) -> Nod
     return NodeOutcome.WELL if now_s - report.since_s >= policy.settle_s else NodeOutcome.PENDING
 
 
-def decide(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> tuple[Rollout, dict[str, str]]:
-    """The rollout as it is now, and which release each node that it touched is to have."""
-    following = _next(rollout, reports, now_s=now_s)
+def decide(
+    rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float, gone: Collection[str] = frozenset()
+) -> tuple[Rollout, dict[str, str]]:
+    """The rollout as it is now, and which release each node that it touched is to have. `gone`: nodes that are given
+    nothing any more; no gate waits for them, and nothing that they say counts.
+    """
+    following = _next(rollout, reports, gone, now_s=now_s)
     return following, wanted(following)
 
 
@@ -191,7 +195,7 @@ def without_way_back(rollout: Rollout, nodes: Iterable[str]) -> Rollout:
     return dataclasses.replace(rollout, befores={**rollout.befores, **gone}) if gone else rollout
 
 
-def _next(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> Rollout:
+def _next(rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float) -> Rollout:
     match rollout.state:
         case RolloutState.DONE | RolloutState.HALTED | RolloutState.RETURNED:
             return rollout
@@ -200,28 +204,29 @@ def _next(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) 
             there = [
                 (report, rollout.back(node))
                 for node in rollout.touched
-                if (report := reports.get(node)) and report.present
+                if (report := reports.get(node)) and report.present and node not in gone
             ]
             back = all(report.release == before for report, before in there if before)
             return dataclasses.replace(rollout, state=RolloutState.RETURNED) if back else rollout
         case RolloutState.RUNNING:
-            return _gated(rollout, reports, now_s=now_s)
+            return _gated(rollout, reports, gone, now_s=now_s)
         case _:
             assert_never(rollout.state)
 
 
-def _gated(rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float) -> Rollout:
+def _gated(rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float) -> Rollout:
     policy = rollout.policy
     if not rollout.waves:
         return dataclasses.replace(rollout, state=RolloutState.DONE)
     # Of all that were touched, not of the last wave alone: a release may turn bad after a while.
-    unwell = _those(rollout, rollout.touched, reports, NodeOutcome.UNWELL, now_s=now_s)
-    if len(unwell) > policy.unwell_share * len(rollout.touched):
-        reason = f"{len(unwell)} of {len(rollout.touched)} nodes are not well, such as {unwell[0]}"
-        if any(rollout.back(node) for node in rollout.touched):
+    touched = [node for node in rollout.touched if node not in gone]
+    unwell = _those(rollout, touched, reports, NodeOutcome.UNWELL, now_s=now_s)
+    if len(unwell) > policy.unwell_share * len(touched):
+        reason = f"{len(unwell)} of {len(touched)} nodes are not well, such as {unwell[0]}"
+        if any(rollout.back(node) for node in touched):
             return returning(rollout, reason)
         return halted(rollout, f"{reason}, and none has a way back")
-    wave = rollout.waves[rollout.wave]
+    wave = [node for node in rollout.waves[rollout.wave] if node not in gone]
     away = _those(rollout, wave, reports, NodeOutcome.AWAY, now_s=now_s)
     if len(away) > policy.away_share * len(wave):
         late = now_s - rollout.wave_began_s >= policy.patience_s

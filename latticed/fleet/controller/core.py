@@ -486,6 +486,11 @@ class FleetCore:
             and signed.document.selector.selects(node.name, node.labels)
         )
 
+    def revoked(self, nodes: Iterable[str]) -> frozenset[str]:
+        """Those of these nodes whose key was revoked."""
+        found = ((name, self.nodes.get(name)) for name in nodes)
+        return frozenset(name for name, node in found if node is not None and node.key in self.shelf.revoked)
+
     def sources_for(self, intent: str) -> tuple[BundleSource, ...]:
         """Where the bundles of an intent are."""
         named = self.sources.get(intent, ())

@@ -132,7 +132,7 @@ class Leader:
                         self._core.rebuilt = ""
                     await self._follow()
                 self._failed = 0
-            except EngineUnavailable as error:
+            except (EngineUnavailable, KeyError) as error:  # KeyError: a stream that was deleted
                 self.troubles["engine"] = sanitise(str(error), 200)
                 self._failed += 1
                 if self._failed >= _FAILURES:
@@ -208,7 +208,9 @@ class Leader:
             trouble = may_sign or core.shelf.counts(record.release, now_s=now_s)
             if trouble and plain.state is RolloutState.RUNNING:
                 plain = rollout.halted(plain, f"nodes would not take it up: {trouble}")
-            after, given = rollout.decide(plain, self.reports(plain.touched, now_s), now_s=float(now_s))
+            after, given = rollout.decide(
+                plain, self.reports(plain.touched, now_s), now_s=float(now_s), gone=core.revoked(plain.touched)
+            )
             fresh = record.having(after, now_s=now_s)
             if fresh is not record:
                 changed.append(fresh)
@@ -334,6 +336,8 @@ class Leader:
 
     async def _compare(self) -> None:
         """Put again what the engine has lost."""
+        if self._streams:
+            await self._engine.provide(self._streams)
         before = self._shared
         await self._follow()
         if before.keys() - self._shared.keys():

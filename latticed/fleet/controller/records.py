@@ -199,7 +199,17 @@ def found(data: bytes, shelf: DocumentShelf) -> RolloutRecord | JoinedRecord:
         raise Malformed(f"expected a record of a controller, found: {str(error)[:200]}") from error
     if (name_of(record), record.step) != (document.name, document.step):
         raise Malformed("expected the record that its name says, found another")
+    if isinstance(record, RolloutRecord):
+        _check_places(record)
     return record
+
+
+def _check_places(record: RolloutRecord) -> None:
+    """Malformed for a wave or a node that the rollout does not have: whoever signed it has not made it by `begun`."""
+    waves = rollout.waves(record.name, record.nodes, record.sizes)
+    places = max((place for found in record.befores.values() for place in found), default=-1)
+    if record.wave >= max(1, len(waves)) or places >= len(record.nodes):
+        raise Malformed(f"expected waves and nodes that the rollout {record.name} has, found others")
 
 
 def halted(record: RolloutRecord, reason: str, *, now_s: int) -> RolloutRecord:

@@ -1,0 +1,137 @@
+"""What who has stolen something, or holds the message system, can make a controller do: nothing that lasts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from latticed.fleet import subjects
+from latticed.fleet.controller import records
+from latticed.fleet.controller.shelf import DocumentShelf, judged
+from latticed.fleet.documents import Malformed
+from latticed.fleet.nats_engine import NatsControllerEngine
+from tests.house import fleet_controllers as house
+from tests.house import fleets, nats_servers
+from tests.house.fleet_controllers import until
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def operator():
+    return house.Operator(f"attacked-{next(_numbers)}")
+
+
+@pytest.fixture
+def servers(tmp_path):
+    """A server of the test's own: its streams are deleted."""
+    with nats_servers.running(tmp_path / "own") as running:
+        yield running
+
+
+def record(**fields):
+    plain = records.begun(
+        "evil", ("n1", "n2"), release="a" * 64, has={}, policy=house.GATE.policy, sizes=(1,), sources=(), now_s=1
+    )
+    return msgspec.structs.replace(plain, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"wave": 2}, {"wave": 2**53 - 1}, {"befores": {"b" * 64: (2,)}}, {"befores": {"b" * 64: (2**53 - 1,)}}],
+    ids=["wave", "wave of the largest", "place", "place of the largest"],
+)
+def test_record_of_a_stolen_key_that_no_rollout_can_be_is_not_taken(operator, fields):
+    stolen = Ed25519PrivateKey.generate()
+    shelf = DocumentShelf(fleet=operator.fleet, operators=(operator.public,))
+    shelf = shelf.taking(judged(shelf, operator.controller(fleets.public(stolen), "c2")))
+    _, good = records.shared(record(), stolen, fleet=operator.fleet, controller="c2", now_s=1)
+    assert records.found(good, shelf).rollout().touched
+    _, bad = records.shared(record(**fields), stolen, fleet=operator.fleet, controller="c2", now_s=1)
+    with pytest.raises(Malformed):
+        records.found(bad, shelf)
+
+
+async def test_streams_that_are_deleted_are_made_again_by_the_controller_that_leads(servers, operator, tmp_path):
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        async with house.node(servers, controlled, "s1") as node, servers.connected("controller") as connection:
+            await until(lambda: "s1" in controlled.core.present)
+            engine = NatsControllerEngine(connection)
+            deleted = (subjects.EVENTS_STREAM, subjects.STATUS_STREAM, subjects.DESIRED_STREAM)
+            for stream in deleted:
+                await connection.request(f"$JS.API.STREAM.DELETE.{stream}", b"")
+
+            async def made_again():
+                return None not in (await engine.streams(deleted)).values()
+
+            await nats_servers.until(made_again)
+            await controlled.leads()
+            intent = await controlled.give(operator.intent())
+            await controlled.reaches(await controlled.roll(intent), "done")
+            assert node.state.present.intent == intent
+            ended = [task for task in controlled.running._tasks if task.done()]
+            assert ended == []
+
+
+async def test_nodes_that_are_revoked_in_mid_rollout_neither_hold_it_up_nor_turn_it_back(servers, operator, tmp_path):
+    gate = msgspec.structs.replace(house.GATE, sizes=(2, 1, 1, 1))
+    async with house.running(servers, tmp_path, operator=operator, gate=gate) as controlled:
+        await controlled.leads()
+        async with house.nodes(servers, controlled, [f"v{one}" for one in range(5)]) as nodes:
+            first = await controlled.give(operator.intent())
+            await controlled.reaches(await controlled.roll(first), "done")
+            second = await controlled.give(operator.intent(back_to=(first,)))
+            for one in nodes.values():
+                one.settles = False
+            name = await controlled.roll(second)
+            waves = controlled.core.rollouts[name].rollout().waves
+            of_first, of_last = nodes[waves[0][0]], nodes[waves[-1][0]]
+            await until(lambda: of_first.state.present.intent == second)
+            await controlled.give(operator.revocations(of_first.public, of_last.public))
+            of_first.outcome = house.bad(second)
+            await of_first.report()
+            for one in nodes.values():
+                one.settles = True
+                await one.report()
+            await controlled.reaches(name, "done")
+            have = {one.name for one in nodes.values() if one.state.present.intent == second}
+            assert have == nodes.keys() - {of_last.name}
+
+
+async def test_events_under_a_name_that_no_node_can_have_keep_nobody_from_being_heard(servers, operator, tmp_path):
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        async with house.node(servers, controlled, "e1") as node, servers.connected("controller") as connection:
+            await until(lambda: "e1" in controlled.core.present)
+            answer = json.loads((await connection.request("ev.No_Name.audit", b"{}")).data)
+            assert answer["stream"] == subjects.EVENTS_STREAM
+            engine = NatsControllerEngine(connection)
+            for _ in range(170):
+                await node.tell(node.event())
+
+            async def thinned():
+                return (await engine.event_counts()).get("e1", 999) <= 160
+
+            await nats_servers.until(thinned)
+
+
+async def test_answer_that_is_no_base64_is_as_none():
+    class Lying:
+        async def request(self, *_args, **_fields):
+            return nats_reply({"message": {"data": "*", "seq": "x"}})
+
+    from latticed.fleet.engine import EngineUnavailable
+
+    with pytest.raises(EngineUnavailable):
+        await NatsControllerEngine(Lying()).get("lease")
+
+
+def nats_reply(answer):
+    from latticed.fleet.nats_connection import NatsReply
+
+    return NatsReply(data=json.dumps(answer).encode(), headers={})
