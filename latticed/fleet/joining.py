@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pwd
 import shutil
@@ -49,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
         raise Problem(
             "not_root", "expected root, who alone pins what this host is to believe", "sudo latticed-fleet join"
         )
+    # It warns of each connection that a server closes, because nats-py starts TLS on a plain stream.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     invited = enrolment.read_invitation(_data(options.invitation), now_s=int(time.time()))
     token = invited.document
     if options.operator is not None and options.operator != invited.token.key:

@@ -19,8 +19,9 @@ from latticed.fleet import documents, nkeys
 from tests.house import agents, bundles, enrolling, fleets, long, processes
 from tests.house.processes import until
 
-pytestmark = [pytest.mark.daemon, pytest.mark.root]
+pytestmark = [pytest.mark.daemon, pytest.mark.root, pytest.mark.timeout(600)]
 ACME = bundles.author("acme")
+SETTLE_S = 4 * processes.PATIENCE_S
 MOST_MB = 45
 """Of a whole agent (10**6 bytes), as the issue has it."""
 
@@ -28,6 +29,13 @@ MOST_MB = 45
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     with enrolling.opened(tmp_path_factory.mktemp("fleet")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_fleet(tmp_path):
+    """For a test that does something to its server."""
+    with enrolling.opened(tmp_path / "fleet") as opened:
         yield opened
 
 
@@ -78,7 +86,7 @@ def settled(fleet, node, meant):
         status = fleet.status(node)
         return status if status is not None and status.intent == name and status.settled else None
 
-    return until(found, what="the node to have settled")
+    return until(found, what="the node to have settled", deadline_s=SETTLE_S)
 
 
 def credentials(host):
@@ -256,17 +264,37 @@ def test_host_that_was_off_for_too_long_says_so_and_joins_anew_as_what_it_was(fl
         assert host.join(fleet.invitation(node)).returncode == 0
     finally:
         fleet.office.life_s = 14 * 86_400
-    key, state = (host.state.node / "key").read_bytes(), (host.state.node / "state").read_bytes()
     until(lambda: credentials(host).expires_s < time.time(), what="the credentials to end")
     with host.place.running():
         with host.running() as agent:
             assert "latticed-fleet join" in agent.until("the credentials ended")
+        key, state = (host.state.node / "key").read_bytes(), (host.state.node / "state").read_bytes()
         again = host.join(fleet.invitation(node))
         assert again.returncode == 0, again.stderr
         assert "its key and its state are those that it had" in again.stdout
         assert ((host.state.node / "key").read_bytes(), (host.state.node / "state").read_bytes()) == (key, state)
         with host.running() as agent:
             agent.until("connected; nothing assigned yet")
+
+
+def test_host_that_is_cut_off_runs_on_and_is_mended_by_another_invitation(own_fleet, host, node):
+    """Its credentials are revoked in the servers; its key is not."""
+    fleet = own_fleet
+    assert host.join(fleet.invitation(node)).returncode == 0
+    made, path = packed(host, "acme.cut", version="1.0.0")
+    meant = intent(fleet, 1, wanted(made.id))
+    with host.place.running() as daemon:
+        with host.running() as agent:
+            agent.until("connected")
+            fleet.desire(node, meant, {made.id: path})
+            settled(fleet, node, meant)
+            fleet.cut_off(credentials(host).key.public)
+            agent.until("not connected: ")
+            assert daemon.plugin(made.id)["runtime"]["state"] == "armed"
+        again = host.join(fleet.invitation(node))
+        assert again.returncode == 0, again.stderr
+        with host.running() as agent:
+            agent.until(": connected; generation 1 settled")
 
 
 @pytest.mark.parametrize("half", ["node", "link"])
@@ -288,7 +316,7 @@ def test_halves_end_together_and_the_next_start_goes_on(fleet, host, node, half)
             agent.until("generation 1 settled")
 
 
-@pytest.mark.parametrize("number", range(long.times(4, 40)))
+@pytest.mark.parametrize("number", range(long.times(2, 40)))
 def test_agent_that_is_killed_at_any_moment_goes_on_to_what_was_wanted(fleet, host, node, number):
     """An intent of three plugins, of which each kill may find another step."""
     assert host.join(fleet.invitation(node)).returncode == 0
@@ -316,13 +344,6 @@ def test_agent_stops_at_once_and_nothing_else_does(fleet, host, node):
         assert agent.ended() == -signal.SIGTERM
         until(lambda: not any(map(agents.is_alive, both)), what="both halves to end")
         assert daemon.get("/api/health").status == 200
-
-
-@pytest.fixture
-def own_fleet(tmp_path):
-    """For a test that stops its server."""
-    with enrolling.opened(tmp_path / "fleet") as opened:
-        yield opened
 
 
 def test_daemon_and_engine_may_be_away(own_fleet, host, node):

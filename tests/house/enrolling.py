@@ -210,6 +210,20 @@ class OperatedFleet:
         kept = await engine.desired(node)
         await engine.put_desired(node, documents.pack(desired), kept.revision if kept else 0)
 
+    def cut_off(self, user: str) -> None:
+        """Have the servers refuse what was signed for this public key of a user so far, and hang up on it."""
+        self.done(self._cut_off(user))
+
+    async def _cut_off(self, user: str) -> None:
+        now_s = int(time.time())
+        identities = self.directory.identities()
+        tokens = deployment.account_tokens(identities, sizes=SIZES, now_s=now_s + 1, revoked={user: now_s + 1})
+        async with self.servers.connected(
+            "system", credentials=self.directory.path / "secret/system.creds"
+        ) as connection:
+            answer = await connection.request("$SYS.REQ.CLAIMS.UPDATE", tokens[identities.nodes.public].encode())
+            assert b'"code":200' in answer.data, answer.data
+
     def status(self, node: str) -> documents.NodeStatus | None:
         """The newest status of a node, if its signature holds."""
         return self.done(self._status(node))
