@@ -58,7 +58,8 @@ class ControllerProcess:
         self.name, self.place, self.operator = name, place, operator
         self.state = place / f"state-{name}"
         self.socket = place / f"run-{name}/control.sock"
-        self.config = place / f"{name}.toml"
+        self.config: Path | None = place / f"{name}.toml"
+        self.environment = {"PYTHONDONTWRITEBYTECODE": "1"}
         self.log = place / f"{name}.log"
         urls = json.dumps(list(servers.urls))
         self.config.write_text(
@@ -95,13 +96,14 @@ patience_s = 60
             time.sleep(0.02)
 
     def launch(self, *options: str) -> None:
+        named = ("--config", self.config) if self.config is not None else ()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, "--config", self.config, *options],
+                [sys.executable, "-P", "-c", _PROGRAM, *named, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, **self.environment},
             )
 
     def _answers(self) -> bool:

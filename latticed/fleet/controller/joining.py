@@ -71,7 +71,7 @@ class Joining:
             group.create_task(self._hear("renew.*", renewing=True), name="fleet renewals")
 
     async def _hear(self, subject: str, *, renewing: bool) -> None:
-        async with contextlib.aclosing(self._connection.messages(subject, most=_WAITING)) as messages:
+        async with contextlib.aclosing(self._connection.messages(subject, most=_WAITING, one_each=True)) as messages:
             async for message in messages:
                 # Another controller answers when this one does not act.
                 if not message.reply or not self._leader.acts:

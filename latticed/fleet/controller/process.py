@@ -134,7 +134,7 @@ def _new_key(found: ControllerSettings) -> int:
     from latticed.trust import key_files
 
     given = settings.secret(found.key)
-    if given.exists():
+    if settings.is_there(given):
         hint = "latticectl fleet init makes keys of controllers; put another one there, or none"
         raise Problem("exists", f"expected no key at {given}, found one, which is used", hint)
     state = Path(found.state_dir)

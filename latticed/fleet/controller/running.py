@@ -83,7 +83,7 @@ class RunningController:
         settings = self.settings
         state = Path(settings.state_dir)
         try:
-            tls = ssl.create_default_context(cafile=settings.engine.ca)
+            tls = ssl.create_default_context(cafile=settings_of.secret(settings.engine.ca))
         except OSError as error:
             raise Problem("settings_invalid", f"engine.ca: {settings.engine.ca}: {error}") from error
         base = await stack.enter_async_context(database.opened(state))
@@ -176,11 +176,8 @@ _REBUILD: Final = "restore a backup, or have it made anew from what the fleet ha
 def _own_key(given: Path, own: Path) -> Ed25519PrivateKey:
     """The key that signs assignments: the one that is given, or its own, made at the first start."""
     for path in (given, own):
-        try:
+        if settings_of.is_there(path):
             return key_files.read(path)
-        except Problem as problem:
-            if problem.code != "not_found":
-                raise
     key = key_files.generate()
     key_files.create(own, key)
     log.info("controller_key_made", key=key_files.public_text(key))

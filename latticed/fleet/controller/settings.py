@@ -8,8 +8,8 @@
     servers = ["tls://fleet.example.org:4222"]
 
 Beside it, in /etc/latticed-controller, are the files that `latticectl fleet init` makes for each controller: its key,
-credentials, the servers' authority, and what signs nodes' credentials. The service manager may hand over those that are
-secret (systemd.exec(5), LoadCredential=).
+credentials, the servers' authority, and what signs nodes' credentials. They are root's alone: the service manager hands
+them over, these settings too (systemd.exec(5), LoadCredential=).
 """
 
 from __future__ import annotations
@@ -184,16 +184,26 @@ def place(named: Path | None) -> Path:
     """The settings file: the one that is named, or the first that there is. Blocks."""
     if named is not None:
         return named
-    return BESIDE if BESIDE.exists() and not DEFAULT.exists() else DEFAULT
+    beside = secret(str(BESIDE))
+    return beside if is_there(beside) and not is_there(DEFAULT) else DEFAULT
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file that this process can get at. Blocks."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def secret(path: str) -> Path:
-    """Where a secret file is: at its own path, or handed over by the service manager with all of its directory
-    (`LoadCredential=fleet:/etc/latticed-controller`). Blocks.
+    """Where a file of root's directory is: at its own path, or handed over by the service manager with all of that
+    directory (`LoadCredential=fleet:/etc/latticed-controller`). Blocks.
     """
     given, own = os.environ.get("CREDENTIALS_DIRECTORY"), Path(path)
     handed = Path(given) / f"fleet_{own.name}" if given and own.parent == Path(FILES) else None
-    return handed if handed is not None and handed.exists() else own
+    return handed if handed is not None and is_there(handed) else own
 
 
 def read(path: Path) -> ControllerSettings:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from latticed.fleet.controller import settings
+from latticed.trust import key_files
 from tests.house import bundles, fleets, prometheus
 from tests.house.controller_processes import ControllerProcess
 from tests.house.fleet_controllers import Operator
@@ -267,6 +270,34 @@ def test_new_key_is_made_while_it_does_not_run(made):
     made.start()
     assert made.get("fleet")["certificate"]["key"] == done.stdout.strip() != first
     assert len(list(made.state.glob("key.*"))) == 1
+
+
+def test_files_that_only_root_reads_are_handed_over_by_the_service_manager(fleet, operator, tmp_path):
+    """As the unit has it: no path of them can be read by the controller's user."""
+    controller = ControllerProcess(fleet, tmp_path, operator=operator)
+    handed = tmp_path / "credentials"
+    handed.mkdir(0o700)
+    key = key_files.generate()
+    key_files.create(handed / "fleet_key", key)
+    (handed / "fleet_ca.pem").write_bytes(fleet.ca.read_bytes())
+    (handed / "fleet_nats.creds").write_bytes(fleet.controller.read_bytes())
+    (handed / "fleet_node-signer").write_text(fleet.identities.node_signer.seed + "\n")
+    plain = controller.config.read_text()
+    for line in ("key = ", "ca = ", "credentials = "):
+        plain = re.sub(rf"^{line}.*\n", "", plain, flags=re.MULTILINE)
+    signer = f'[enrolment]\nnode_signer = "{settings.FILES}/node-signer"\naccount = "{fleet.identities.nodes.public}"\n'
+    (handed / "fleet_controller.toml").write_text(plain + signer)
+    controller.config = None
+    controller.environment["CREDENTIALS_DIRECTORY"] = str(handed)
+    controller.start()
+    try:
+        assert controller.get("fleet")["certificate"]["key"] == key_files.public_text(key)
+        controller.certified()
+        controller.leads()
+        assert "joining_off" not in controller.said
+        assert not (controller.state / "key").exists()
+    finally:
+        controller.stop()
 
 
 def test_stopped_by_sigint_as_well(running):
