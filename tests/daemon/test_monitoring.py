@@ -259,7 +259,7 @@ def test_promtool_takes_the_rules():
 def test_each_alert_fires_for_what_it_is_for_and_no_other_does(tmp_path):
     """And none for a daemon that is well."""
     assert {case.alert for case in CASES} == set(prometheus.alerts())
-    done = prometheus.tested(CASES, WELL, tmp_path)
+    done = prometheus.tested(CASES, WELL, tmp_path, rules=prometheus.RULES)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

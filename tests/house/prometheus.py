@@ -16,6 +16,8 @@ from tests.house import pages
 
 RULES = pages.CHECKOUT / "packaging/prometheus/latticed.rules.yml"
 DASHBOARD = pages.CHECKOUT / "packaging/grafana/latticed.json"
+FLEET_RULES = pages.CHECKOUT / "packaging/prometheus/latticed-fleet.rules.yml"
+FLEET_DASHBOARD = pages.CHECKOUT / "packaging/grafana/latticed-fleet.json"
 _SAMPLE = re.compile(r"^([a-z_:0-9]+)(?:\{(.*)\})? \S+$", re.MULTILINE)
 _USE = re.compile(r"\b((?:latticed|process)_[a-z_]+)(?:\{([^}]*)\})?")
 _LABEL = re.compile(r'(\w+)(?:=~|!~|!=|=)"')
@@ -41,7 +43,9 @@ def promtool() -> str:
     return found
 
 
-def tested(cases: list[Case], well: dict[str, str], directory: Path) -> subprocess.CompletedProcess[str]:
+def tested(
+    cases: list[Case], well: dict[str, str], directory: Path, *, rules: Path
+) -> subprocess.CompletedProcess[str]:
     """`promtool test rules` of all cases, each besides what a daemon that is `well` shows."""
     files = []
     # A file for each step, at which rules are evaluated, too: those that take days would else take minutes.
@@ -49,7 +53,7 @@ def tested(cases: list[Case], well: dict[str, str], directory: Path) -> subproce
         tests = [_plain(case, well) for case in cases if case.step == step]
         files.append(directory / f"{step}.yml")
         # JSON is YAML.
-        files[-1].write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": step, "tests": tests}))
+        files[-1].write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": step, "tests": tests}))
     return subprocess.run([promtool(), "test", "rules", *files], capture_output=True, text=True, check=False)
 
 
@@ -71,15 +75,15 @@ def _plain(case: Case, well: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def alerts() -> list[str]:
-    return re.findall(r"^ +- alert: (\w+)$", RULES.read_text(), re.MULTILINE)
+def alerts(rules: Path = RULES) -> list[str]:
+    return re.findall(r"^ +- alert: (\w+)$", rules.read_text(), re.MULTILINE)
 
 
-def expressions() -> list[str]:
+def expressions(rules: Path = RULES, dashboard: Path = DASHBOARD) -> list[str]:
     """All queries of the rules and of the dashboard."""
-    rules = re.findall(r"^ +expr: (.+)$", RULES.read_text(), re.MULTILINE)
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    return rules + [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    found = re.findall(r"^ +expr: (.+)$", rules.read_text(), re.MULTILINE)
+    panels = json.loads(dashboard.read_text())["panels"]
+    return found + [target["expr"] for panel in panels for target in panel.get("targets", [])]
 
 
 def used(expression: str) -> dict[str, set[str]]:
