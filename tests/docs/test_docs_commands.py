@@ -57,7 +57,7 @@ NOT_RUN = {
     "systemctl reload latticed.service": "is for root, on a machine; tests/booted/test_console_unit.py does it",
 }
 """How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`, and
-test_checkout.py, in the long run, those marked `checkout`.
+test_checkout.py, in the long run, those marked `checkout`; tests/docs/test_fleet_page.py those marked `fleet`.
 """
 
 
@@ -74,7 +74,7 @@ def _shell(page):
 
 def _run(page):
     """The blocks of a page that are run."""
-    return [block for block in _shell(page) if not {"norun", "machine", "checkout"} & set(block.words)]
+    return [block for block in _shell(page) if not {"norun", "machine", "checkout", "fleet"} & set(block.words)]
 
 
 def _by_tour():
@@ -117,6 +117,7 @@ def test_commands_of_each_page_exit_as_the_page_says(shared, page):
 def test_pages_without_a_command_to_run_are_known():
     for page in pages.PAGES:
         known = {"api.md", "container.md", "market.md", "package.md", "performance.md", "CONTRIBUTING.md"}
+        known |= {"fleet.md"}  # test_fleet_page
         known |= {"unit.md", "root-helper.md", "access.md"}  # for root, on a machine: tests/booted
         known |= {"fleet-controller.md"}  # for root: tests/booted/test_controller_unit.py
         known |= {"fleet-hosts.md"}  # for an operator with his keys, and for root: test_ctl_fleet, test_fleet_agent
